@@ -1,0 +1,1 @@
+"""Kubeflow components, one file each: a thin edge around training and evaluation."""

@@ -1,0 +1,1 @@
+"""Scoring a checkpoint: Frechet distances, likelihood, early stopping, reports. Imports training only."""

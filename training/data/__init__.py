@@ -1,0 +1,1 @@
+"""Images in, training-ready shards out, batches into the loop."""

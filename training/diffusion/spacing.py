@@ -1,0 +1,116 @@
+"""Which of the T timesteps a sampler or a likelihood visits.
+
+Pure Python, so that an experiment can be validated on a client that has no torch.
+"""
+
+from __future__ import annotations
+
+
+def uniform_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
+    """K timesteps from 0 to T - 1 at an even stride, both ends included; K = 1 keeps timestep 0 alone.
+
+    Args:
+        num_timesteps: The paper's T.
+        num_steps: The paper's K, between 1 and T.
+
+    Raises:
+        ValueError: K is not between 1 and T.
+    """
+    return section_spacing(num_timesteps, (num_steps,))
+
+
+def section_spacing(num_timesteps: int, counts: tuple[int, ...]) -> tuple[int, ...]:
+    """Splits 0..T-1 into equal sections (the first ones longer by one where T does not divide) and strides each.
+
+    Rounding is to the even neighbour on a half, as the released code's.
+
+    Raises:
+        ValueError: A section has fewer timesteps than its count asks for.
+    """
+    if not counts or len(counts) > num_timesteps:
+        raise ValueError(f"{len(counts)} sections do not fit into {num_timesteps} timesteps")
+    size, longer = divmod(num_timesteps, len(counts))
+    kept: list[int] = []
+    start = 0
+    for index, count in enumerate(counts):
+        length = size + (index < longer)
+        if not 1 <= count <= length:
+            raise ValueError(f"a section of {length} timesteps cannot give {count}; ask for 1 to {length}")
+        stride = (length - 1) / (count - 1) if count > 1 else 0.0
+        position = 0.0
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += stride
+        start += length
+    return tuple(kept)
+
+
+def ddim_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
+    """Every i-th timestep from 0, for the integer i that gives exactly K of them (the released code's `ddimK`).
+
+    The last one is near T - T/K, never T - 1 unless K = T.
+
+    Raises:
+        ValueError: No integer stride gives K timesteps.
+    """
+    for stride in range(1, num_timesteps + 1):
+        if len(range(0, num_timesteps, stride)) == num_steps:
+            return tuple(range(0, num_timesteps, stride))
+    possible = sorted({len(range(0, num_timesteps, stride)) for stride in range(1, num_timesteps + 1)})
+    nearest = sorted(possible, key=lambda n: abs(n - num_steps))[:2]
+    raise ValueError(
+        f"no integer stride over {num_timesteps} timesteps gives {num_steps} of them; "
+        f"the nearest that do are {' and '.join(f'ddim{n}' for n in sorted(nearest))}"
+    )
+
+
+def likelihood_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
+    """Supplement section 5: the uniform K timesteps, and every t from 1 to T/K (1-based; 0 to T/K - 1 here).
+
+    A bound over a strided chain loses most at the smallest timesteps; including all of them repairs it.
+    """
+    strided = uniform_spacing(num_timesteps, num_steps)
+    return tuple(sorted(set(strided) | set(range(num_timesteps // num_steps))))
+
+
+def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
+    """Reads a spacing as an experiment spells it.
+
+    Args:
+        spacing: "" (all timesteps), "250" (uniform), "10,10,5" (section counts), "ddim50", "nll:100"
+            (supplement section 5) or "t:0,5,10" (an explicit list).
+        num_timesteps: The paper's T.
+
+    Returns:
+        Kept timesteps, 0-based, increasing, without duplicates.
+
+    Raises:
+        ValueError: The words are none of these, or ask for what T timesteps cannot give.
+    """
+    text = spacing.strip().replace(" ", "")
+    if not text:
+        return tuple(range(num_timesteps))
+    numbers: tuple[int, ...]
+    try:
+        if text.startswith("ddim"):
+            kind, numbers = "ddim", (int(text.removeprefix("ddim")),)
+        elif text.startswith("nll:"):
+            kind, numbers = "nll", (int(text.removeprefix("nll:")),)
+        elif text.startswith("t:"):
+            kind, numbers = "t", tuple(int(part) for part in text.removeprefix("t:").split(","))
+        else:
+            kind, numbers = "sections", tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"spacing {spacing!r} is not understood; use '250', '10,10,5', 'ddim50', 'nll:100' or 't:0,5,10'") from None
+    if kind == "t":
+        bad = [t for t in numbers if not 0 <= t < num_timesteps]
+        if bad:
+            raise ValueError(f"timesteps {bad} of {spacing!r} are not in 0..{num_timesteps - 1}")
+        return tuple(sorted(set(numbers)))
+    if kind != "sections" and not 1 <= numbers[0] <= num_timesteps:
+        raise ValueError(f"spacing {spacing!r} asks for {numbers[0]} of {num_timesteps} timesteps; use 1 to {num_timesteps}")
+    if kind == "ddim":
+        return ddim_spacing(num_timesteps, numbers[0])
+    if kind == "nll":
+        return likelihood_spacing(num_timesteps, numbers[0])
+    return section_spacing(num_timesteps, numbers)
