@@ -1,0 +1,44 @@
+"""The one image that every component runs in: which reference the compiled pipelines carry.
+
+The reference is part of KFP's cache key, so a tag that moves would give stale cache hits: it must be a digest or a
+tag that is never written twice. It is read when a pipeline is compiled, from the environment:
+
+    IDDPM_IMAGE=ghcr.io/me/iddpm@sha256:... iddpm compile compiled/
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+VERSION = "0.1.0"
+DEFAULT_IMAGE = f"iddpm-pipelines:{VERSION}"
+"""What `make image` builds: named by the release, never `latest`."""
+
+_REFERENCE = re.compile(r"[\w.\-]+(:\d+)?(/[\w.\-]+)*(:(?P<tag>[\w][\w.\-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?")
+_MOVING_TAGS = ("latest", "main", "master", "dev", "edge", "nightly", "stable")
+
+
+class ImageError(ValueError):
+    """The image reference is malformed, or its tag can move."""
+
+
+def image_from(reference: str) -> str:
+    """The reference, once it is known to be immutable.
+
+    Args:
+        reference: `name:tag` or `name@sha256:digest`, with or without a registry in front.
+
+    Raises:
+        ImageError: The reference is malformed, has neither tag nor digest, or its tag is one that moves.
+    """
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise ImageError(f"IDDPM_IMAGE: {reference!r} is not an image reference like name:tag or name@sha256:<64 hexadecimal digits>")
+    if match["digest"] is None and (match["tag"] is None or match["tag"] in _MOVING_TAGS):
+        raise ImageError(f"IDDPM_IMAGE: {reference!r} can change under a cached step; name a digest or a tag that is never written twice")
+    return reference
+
+
+BASE_IMAGE = image_from(os.environ.get("IDDPM_IMAGE") or DEFAULT_IMAGE)
+"""What `@dsl.component(base_image=...)` is given, by this compilation."""
