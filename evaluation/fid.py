@@ -1,0 +1,257 @@
+"""The Frechet distance between two sets of images, from moments that merge.
+
+For Gaussians N(m_1, S_1) and N(m_2, S_2) fitted to the features of two sets of images,
+
+    d^2 = |m_1 - m_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1^(1/2) S_2 S_1^(1/2))^(1/2)        (Heusel et al. 2017, equation 6)
+
+The symmetric form under the root has real, non-negative eigenvalues by construction, and the reference's root is
+computed once and kept. Everything here is float64: in float32 the distance of a thousand images is wrong by 0.1.
+Only with the features of the standard Inception network is this number an FID.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.shapes import Float, Float64
+
+
+class MomentsError(ValueError):
+    """Moments that can't give the number asked for: too few images, another dimension, not finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """Mean and covariance of a set of feature vectors, as the distance needs them.
+
+    Attributes:
+        mean: The mean feature.
+        covariance: The unbiased covariance (divided by n - 1).
+        num_images: How many images were seen; None where a foreign file does not say. It bounds the covariance's rank.
+        stored_root: The covariance's symmetric root, where a file keeps it; `root` computes it otherwise.
+    """
+
+    mean: Float64[Tensor, " dim"]
+    covariance: Float64[Tensor, "dim dim"]
+    num_images: int | None = None
+    stored_root: Float64[Tensor, "dim dim"] | None = None
+    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+        return int(self.mean.shape[0])
+
+    @property
+    def max_rank(self) -> int:
+        """Largest possible rank of the covariance: n images span n - 1 directions around their mean."""
+        return self.dim if self.num_images is None else min(self.dim, max(self.num_images - 1, 0))
+
+    @property
+    def root(self) -> Float64[Tensor, "dim dim"]:
+        """The symmetric square root S^(1/2) of the covariance, computed once."""
+        if self.stored_root is not None:
+            return self.stored_root
+        if "root" not in self._cache:
+            self._cache["root"] = symmetric_root(self.covariance, max_rank=self.max_rank)
+        return self._cache["root"]
+
+
+class Moments:
+    """Count, sum and sum of outer products of feature vectors in float64: the whole state behind a mean and covariance.
+
+    Merging is addition, so that the moments of shards, of workers and of resumed runs are those of all images at once,
+    and no feature matrix is kept. 2,048 dimensions take 33.6 MB.
+    """
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        self.num_images = 0
+        self.total = torch.zeros(dim, dtype=torch.float64, device=device)
+        self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+        return int(self.total.shape[0])
+
+    def update(self, features: Float[Tensor, "batch dim"]) -> None:
+        """Adds the features of a batch of images.
+
+        Raises:
+            MomentsError: The features have another dimension, or are not finite.
+        """
+        if features.shape[1] != self.dim:
+            raise MomentsError(f"features of {features.shape[1]} dimensions do not fit moments of {self.dim}")
+        rows = features.to(device=self.total.device, dtype=torch.float64)
+        if not bool(torch.isfinite(rows).all()):
+            raise MomentsError("features are not finite: the images, or the extractor's weights, are damaged")
+        self.num_images += rows.shape[0]
+        self.total += rows.sum(dim=0)
+        self.outer.addmm_(rows.T, rows)
+
+    def merge(self, other: Moments) -> None:
+        """Adds the images that another accumulator has seen.
+
+        Raises:
+            MomentsError: The other's features have another dimension.
+        """
+        if other.dim != self.dim:
+            raise MomentsError(f"moments of {other.dim} and {self.dim} dimensions do not merge")
+        self.num_images += other.num_images
+        self.total += other.total.to(self.total.device)
+        self.outer += other.outer.to(self.outer.device)
+
+    def mean(self) -> Float64[Tensor, " dim"]:
+        """The mean feature.
+
+        Raises:
+            MomentsError: No image was seen.
+        """
+        if self.num_images < 1:
+            raise MomentsError("no image was seen, so there is no mean")
+        return self.total / self.num_images
+
+    def covariance(self) -> Float64[Tensor, "dim dim"]:
+        """The unbiased covariance (sum x x^T - n m m^T) / (n - 1).
+
+        Raises:
+            MomentsError: Fewer than two images were seen.
+        """
+        if self.num_images < 2:
+            raise MomentsError(f"a covariance needs at least 2 images, got {self.num_images}")
+        mean = self.mean()
+        covariance = (self.outer - self.num_images * torch.outer(mean, mean)) / (self.num_images - 1)
+        return (covariance + covariance.T) / 2
+
+    def statistics(self) -> FeatureStatistics:
+        """Mean and covariance, on the CPU."""
+        return FeatureStatistics(mean=self.mean().cpu(), covariance=self.covariance().cpu(), num_images=self.num_images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, to be stored and merged later."""
+        return {"num_images": self.num_images, "total": self.total.cpu(), "outer": self.outer.cpu()}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Moments:
+        """Moments as `state_dict` gave them."""
+        moments = cls(len(state["total"]))
+        moments.num_images = int(state["num_images"])
+        moments.total = state["total"].to(torch.float64).clone()
+        moments.outer = state["outer"].to(torch.float64).clone()
+        return moments
+
+
+class BlockedMoments:
+    """Moments of a sample in equal blocks, by image index, from which the distance's standard error follows.
+
+    Image i belongs to block i mod B, so that the blocks are the same for any number of workers.
+    """
+
+    def __init__(self, dim: int, num_blocks: int = 10, device: torch.device | str = "cpu") -> None:
+        self.blocks = tuple(Moments(dim, device) for _ in range(num_blocks))
+
+    def update(self, indices: Tensor, features: Float[Tensor, "batch dim"]) -> None:
+        """Adds the features of the images of those indices."""
+        block_of = indices.to(features.device) % len(self.blocks)
+        for number, block in enumerate(self.blocks):
+            rows = features[block_of == number]
+            if len(rows):
+                block.update(rows)
+
+    def merge(self, other: BlockedMoments) -> None:
+        """Adds the images that another accumulator of as many blocks has seen."""
+        if len(other.blocks) != len(self.blocks):
+            raise MomentsError(f"{len(other.blocks)} blocks do not merge into {len(self.blocks)}")
+        for mine, theirs in zip(self.blocks, other.blocks, strict=True):
+            mine.merge(theirs)
+
+    def total(self) -> Moments:
+        """The moments of all images."""
+        return merged(self.blocks)
+
+
+def merged(parts: Sequence[Moments]) -> Moments:
+    """The moments of all images of the parts, added in their order.
+
+    Raises:
+        MomentsError: There is no part, or the parts' dimensions differ.
+    """
+    if not parts:
+        raise MomentsError("there are no moments to merge")
+    whole = Moments(parts[0].dim, parts[0].total.device)
+    for part in parts:
+        whole.merge(part)
+    return whole
+
+
+def symmetric_root(matrix: Float64[Tensor, "dim dim"], max_rank: int | None = None) -> Float64[Tensor, "dim dim"]:
+    """The symmetric R with R R = S, for a symmetric positive semi-definite S.
+
+    Args:
+        matrix: S.
+        max_rank: A bound on its rank that is known from elsewhere. Directions beyond it carry rounding of the size
+            eps * |S|, whose root (1e-8) would otherwise enter the distance.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    values = _without_rounding(values, max_rank)
+    root: Tensor = (vectors * values.sqrt()) @ vectors.T
+    return (root + root.T) / 2
+
+
+def frechet_distance(reference: FeatureStatistics | Moments, sample: FeatureStatistics | Moments) -> float:
+    """The Frechet distance d^2 between the two fitted Gaussians (see the module's first lines).
+
+    Args:
+        reference: Its root is computed once and kept, so that scoring many samples against it costs one
+            `eigvalsh` each.
+        sample: The other set. The distance is symmetric; only the cost is not.
+
+    Raises:
+        MomentsError: The dimensions differ, a set has fewer than two images, or a statistic is not finite.
+    """
+    first = reference.statistics() if isinstance(reference, Moments) else reference
+    second = sample.statistics() if isinstance(sample, Moments) else sample
+    if first.dim != second.dim:
+        raise MomentsError(f"statistics of {first.dim} and {second.dim} dimensions are features of different extractors")
+    if not all(bool(torch.isfinite(t).all()) for t in (first.mean, first.covariance, second.mean, second.covariance)):
+        raise MomentsError("the statistics are not finite")
+    difference = first.mean - second.mean
+    product = first.root @ second.covariance @ first.root
+    values = torch.linalg.eigvalsh((product + product.T) / 2)
+    cross = _without_rounding(values, min(first.max_rank, second.max_rank)).sqrt().sum()
+    distance = difference @ difference + first.covariance.trace() + second.covariance.trace() - 2 * cross
+    return float(distance)
+
+
+def standard_error(reference: FeatureStatistics, blocks: BlockedMoments) -> float:
+    """Standard error of the distance over the draw of the sample, by the delete-a-group jackknife.
+
+    With d_(b) the distance without block b, of B blocks: SE^2 = (B - 1)/B * sum_b (d_(b) - mean d)^2. It says how far
+    another draw of as many samples would fall, not how far the distance of infinitely many samples is.
+
+    Returns:
+        The standard error, or NaN where fewer than two blocks hold images or a rest has fewer than two images.
+    """
+    filled = [block for block in blocks.blocks if block.num_images]
+    if len(filled) < 2 or sum(block.num_images for block in filled) - max(block.num_images for block in filled) < 2:
+        return math.nan
+    without = torch.tensor(
+        [frechet_distance(reference, merged(filled[:b] + filled[b + 1 :])) for b in range(len(filled))],
+        dtype=torch.float64,
+    )
+    spread = (without - without.mean()).square().sum()
+    return float(((len(filled) - 1) / len(filled) * spread).sqrt())
+
+
+def _without_rounding(values: Float64[Tensor, " dim"], max_rank: int | None) -> Float64[Tensor, " dim"]:
+    """Ascending eigenvalues of a positive semi-definite matrix with what can only be rounding set to zero."""
+    values = values.clamp(min=0.0)
+    if max_rank is not None and max_rank < len(values):
+        values[: len(values) - max_rank] = 0.0
+    return values

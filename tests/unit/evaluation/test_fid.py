@@ -1,0 +1,176 @@
+"""The Frechet distance against its closed forms, its merging, and the library that others use."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from evaluation.fid import (
+    BlockedMoments,
+    FeatureStatistics,
+    Moments,
+    MomentsError,
+    frechet_distance,
+    merged,
+    standard_error,
+    symmetric_root,
+)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _rotation(dim: int, seed: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(dim, dim, generator=_generator(seed), dtype=torch.float64)).Q
+
+
+def _spd(dim: int, seed: int) -> Tensor:
+    """A covariance with a power-law spectrum from 1 down to 1e-3, as features have."""
+    rotation = _rotation(dim, seed)
+    return rotation * torch.logspace(0, -3, dim, dtype=torch.float64) @ rotation.T
+
+
+def _moments(features: Tensor) -> Moments:
+    moments = Moments(features.shape[1])
+    moments.update(features)
+    return moments
+
+
+def _features(num: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
+    return torch.randn(num, dim, generator=_generator(seed), dtype=torch.float64) @ _rotation(dim, seed + 1) + shift
+
+
+@pytest.mark.parametrize("dim", [1, 2, 64, 256])
+def test_distance_of_gaussians_with_common_axes_is_the_sum_over_the_axes(dim: int) -> None:
+    rotation = _rotation(dim, 0)
+    a, b = torch.rand(2, dim, generator=_generator(1), dtype=torch.float64) + 0.01
+    shift = torch.randn(dim, generator=_generator(2), dtype=torch.float64)
+    first = FeatureStatistics(mean=torch.zeros(dim, dtype=torch.float64), covariance=rotation * a @ rotation.T)
+    second = FeatureStatistics(mean=shift, covariance=rotation * b @ rotation.T)
+    exact = float(shift @ shift + (a.sqrt() - b.sqrt()).square().sum())
+    assert frechet_distance(first, second) == pytest.approx(exact, abs=1e-8)
+
+
+@pytest.mark.parametrize("dim", [3, 64, 300])
+def test_distance_of_a_gaussian_and_its_linear_image_is_known_without_a_root(dim: int) -> None:
+    # With S_2 = T S_1 T for a symmetric T > 0, (S_1^(1/2) S_2 S_1^(1/2))^(1/2) = S_1^(1/2) T S_1^(1/2), whose trace is tr(S_1 T).
+    covariance, transport = _spd(dim, 3), _spd(dim, 5) + 0.5 * torch.eye(dim, dtype=torch.float64)
+    image = transport @ covariance @ transport
+    zero = torch.zeros(dim, dtype=torch.float64)
+    exact = float(covariance.trace() + image.trace() - 2 * (covariance @ transport).trace())
+    first, second = FeatureStatistics(mean=zero, covariance=covariance), FeatureStatistics(mean=zero, covariance=(image + image.T) / 2)
+    assert frechet_distance(first, second) == pytest.approx(exact, abs=1e-8)
+    assert frechet_distance(second, first) == pytest.approx(exact, abs=1e-8)
+
+
+def test_distance_to_itself_is_zero() -> None:
+    moments = _moments(_features(500, 64, seed=7))
+    assert frechet_distance(moments, moments) == pytest.approx(0.0, abs=1e-8)
+
+
+@pytest.mark.parametrize("num", [2, 20, 63, 64])
+def test_distance_of_fewer_images_than_dimensions_equals_the_gram_form(num: int) -> None:
+    # With centred rows A, B: tr (S_1^(1/2) S_2 S_1^(1/2))^(1/2) is the nuclear norm of A B^T, which needs no root of a singular matrix.
+    a, b = _features(num, 64, seed=11), _features(num + 5, 64, seed=13, shift=0.1)
+    centred_a, centred_b = (a - a.mean(0)) / math.sqrt(len(a) - 1), (b - b.mean(0)) / math.sqrt(len(b) - 1)
+    difference = a.mean(0) - b.mean(0)
+    nuclear = torch.linalg.svdvals(centred_a @ centred_b.T).sum()
+    exact = float(difference @ difference + centred_a.square().sum() + centred_b.square().sum() - 2 * nuclear)
+    assert frechet_distance(_moments(a), _moments(b)) == pytest.approx(exact, abs=1e-8)
+
+
+def test_features_that_never_fire_do_not_move_the_distance() -> None:
+    a, b = _features(400, 32, seed=17), _features(300, 32, seed=19)
+    dead = torch.zeros(400, 32, dtype=torch.float64)
+    alive = frechet_distance(_moments(a), _moments(b))
+    assert frechet_distance(_moments(torch.cat([a, dead], 1)), _moments(torch.cat([b, dead[:300]], 1))) == pytest.approx(alive, abs=1e-8)
+
+
+@pytest.mark.parametrize("splits", [[1000], [1, 999], [250, 250, 250, 250], [3, 500, 497]])
+def test_merged_moments_are_those_of_all_images_at_once(splits: list[int]) -> None:
+    features = _features(1000, 64, seed=23, shift=3.0)
+    whole = _moments(features)
+    parts = merged([_moments(part) for part in features.split(splits)])
+    assert parts.num_images == 1000
+    torch.testing.assert_close(parts.mean(), features.mean(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(parts.covariance(), torch.cov(features.T), rtol=0, atol=1e-10)
+    reference = _moments(_features(800, 64, seed=29))
+    assert frechet_distance(reference, parts) == pytest.approx(frechet_distance(reference, whole), abs=1e-9)
+
+
+def test_moments_come_back_from_their_state() -> None:
+    moments = _moments(_features(50, 8, seed=31))
+    again = Moments.from_state_dict(moments.state_dict())
+    assert again.num_images == 50
+    assert torch.equal(again.covariance(), moments.covariance())
+
+
+@pytest.mark.parametrize("num", [500, 3000])
+def test_torch_fidelity_finds_the_same_distance(num: int) -> None:
+    metric_fid = pytest.importorskip("torch_fidelity.metric_fid")
+    a, b = _features(num, 256, seed=37), _features(num, 256, seed=41, shift=0.05)
+    statistics = [metric_fid.fid_features_to_statistics(x) for x in (a, b)]
+    theirs = metric_fid.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    assert frechet_distance(_moments(a), _moments(b)) == pytest.approx(theirs, abs=1e-6)
+
+
+def test_root_squares_to_the_matrix() -> None:
+    matrix = _spd(128, 43)
+    root = symmetric_root(matrix)
+    torch.testing.assert_close(root @ root, matrix, rtol=0, atol=1e-12)
+    assert torch.equal(root, root.T)
+
+
+def test_root_is_computed_once() -> None:
+    statistics = _moments(_features(100, 16, seed=47)).statistics()
+    assert statistics.root is statistics.root
+
+
+def test_blocks_do_not_depend_on_how_the_images_arrive() -> None:
+    features, indices = _features(100, 8, seed=53), torch.arange(100)
+    once, split = BlockedMoments(8, 5), BlockedMoments(8, 5)
+    once.update(indices, features)
+    for part in torch.randperm(100, generator=_generator(59)).split(17):
+        split.update(indices[part], features[part])
+    for a, b in zip(once.blocks, split.blocks, strict=True):
+        assert a.num_images == b.num_images == 20
+        torch.testing.assert_close(a.outer, b.outer, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(once.total().covariance(), torch.cov(features.T), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_standard_error_predicts_the_spread_over_independent_samples() -> None:
+    reference = _moments(_features(5000, 16, seed=61)).statistics()
+    distances, errors = [], []
+    for seed in range(200):
+        sample = 1.1 * torch.randn(400, 16, generator=_generator(1000 + seed), dtype=torch.float64) + 0.1
+        blocks = BlockedMoments(16, 10)
+        blocks.update(torch.arange(400), sample)
+        distances.append(frechet_distance(reference, blocks.total()))
+        errors.append(standard_error(reference, blocks))
+    spread = torch.tensor(distances).std()
+    predicted = torch.tensor(errors).square().mean().sqrt()
+    assert 0.8 < float(predicted / spread) < 1.3
+
+
+def test_standard_error_of_too_few_blocks_is_not_a_number() -> None:
+    blocks = BlockedMoments(4, 10)
+    blocks.update(torch.zeros(5, dtype=torch.int64), _features(5, 4, seed=67))
+    assert math.isnan(standard_error(_moments(_features(50, 4, seed=71)).statistics(), blocks))
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(MomentsError, match="not finite"):
+        Moments(2).update(torch.tensor([[1.0, math.nan]]))
+
+
+def test_one_image_has_no_covariance() -> None:
+    with pytest.raises(MomentsError, match="at least 2 images, got 1"):
+        _moments(torch.ones(1, 3)).covariance()
+
+
+def test_statistics_of_different_extractors_are_not_compared() -> None:
+    with pytest.raises(MomentsError, match="different extractors"):
+        frechet_distance(_moments(_features(10, 3, seed=73)), _moments(_features(10, 4, seed=73)))
