@@ -1,0 +1,315 @@
+"""Bytes by name, in S3 (`s3://bucket/key`) or on disk (`file:///path` or a path): one meaning for both.
+
+A write is seen whole or not at all. A directory is only a common beginning of names, so an empty one doesn't exist.
+Every failure is a `StorageError` whose one line names the thing and the remedy. S3 is whatever the environment says:
+`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`; credentials come from nowhere else in
+this project. `training.s3`, and with it boto3, is imported at the first S3 address, so that local paths need the
+standard library alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from training.progress import format_bytes, format_duration, say
+from training.storage_errors import ObjectNotFoundError as ObjectNotFoundError
+from training.storage_errors import StorageError as StorageError
+from training.storage_errors import explained_disk
+
+_Result = TypeVar("_Result")
+
+_PARTIAL_SUFFIX = ".partial"
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with `parts` below it, one slash between each."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
+
+
+def is_s3(uri: str) -> bool:
+    """Whether `uri` lies in S3 rather than on disk."""
+    return uri.startswith("s3://")
+
+
+def read_bytes(uri: str) -> bytes:
+    """Everything stored under `uri`.
+
+    Raises:
+        ObjectNotFoundError: There is nothing.
+        StorageError: It can't be read.
+    """
+    if is_s3(uri):
+        from training import s3
+
+        return s3.read(uri)
+    with explained_disk(uri):
+        return _path(uri).read_bytes()
+
+
+def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
+    """Stores `data` under `uri`; readers see the old content or the new, never a part.
+
+    Args:
+        uri: Where. Missing directories on disk are made; a bucket has to exist.
+        data: What.
+        if_absent: Write only where nothing is stored yet, atomically: of any number of writers one succeeds. (If
+            that one's answer is lost on the way and the request sent again, even it is told False.)
+
+    Returns:
+        Whether it was written: False only with `if_absent`, where something was there.
+
+    Raises:
+        StorageError: It can't be written.
+    """
+    if is_s3(uri):
+        from training import s3
+
+        return s3.write(uri, data, if_absent=if_absent)
+    with explained_disk(uri), _partial_file(_path(uri), num_bytes=len(data)) as partial:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # the new name must not reach the disk before the data
+        return _put_in_place(partial, _path(uri), if_absent=if_absent)
+
+
+def read_json(uri: str) -> Any:
+    """The JSON value stored under `uri`.
+
+    Raises:
+        ObjectNotFoundError: There is nothing.
+        StorageError: It can't be read, or isn't JSON.
+    """
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"{uri}: is not JSON ({error}); it was damaged, or isn't the file that was meant") from error
+
+
+def write_json(uri: str, value: Any, *, if_absent: bool = False) -> bool:
+    """Stores `value` as JSON with two spaces and a newline at the end; the rest is `write_bytes`."""
+    return write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode(), if_absent=if_absent)
+
+
+def exists(uri: str) -> bool:
+    """Whether something is stored under exactly `uri`; a directory is not something.
+
+    Raises:
+        StorageError: It can't be told: missing bucket, refused credentials, no answer.
+    """
+    try:
+        size(uri)
+    except ObjectNotFoundError:
+        return False
+    return True
+
+
+def size(uri: str) -> int:
+    """Bytes stored under `uri`.
+
+    Raises:
+        ObjectNotFoundError: There is nothing.
+        StorageError: It can't be told.
+    """
+    if is_s3(uri):
+        from training import s3
+
+        return s3.size(uri)
+    with explained_disk(uri):
+        path = _path(uri)
+        if path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "is a directory", str(path))
+        return path.stat().st_size
+
+
+def list_uris(prefix_uri: str) -> list[str]:
+    """Everything stored below the directory `prefix_uri`, at any depth, sorted; empty where there is no such thing."""
+    if is_s3(prefix_uri):
+        from training import s3
+
+        return sorted(s3.keys(prefix_uri))
+    with explained_disk(prefix_uri):
+        return sorted(_uri_of(path, prefix_uri) for path in _files_below(_path(prefix_uri)))
+
+
+def list_dirs(prefix_uri: str) -> list[str]:
+    """The directories directly below `prefix_uri` that hold something, sorted, without a slash at the end."""
+    if is_s3(prefix_uri):
+        from training import s3
+
+        return sorted(s3.directories(prefix_uri))
+    with explained_disk(prefix_uri):
+        root = _path(prefix_uri)
+        children = root.iterdir() if root.is_dir() else ()
+        return sorted(_uri_of(child, prefix_uri) for child in children if child.is_dir() and any(_files_below(child)))
+
+
+def delete(uri: str) -> None:
+    """Removes what is stored under exactly `uri`; nothing there is no error.
+
+    Raises:
+        StorageError: It can't be removed.
+    """
+    if is_s3(uri):
+        from training import s3
+
+        s3.delete(uri)
+        return
+    with explained_disk(uri):
+        _path(uri).unlink(missing_ok=True)
+
+
+def delete_prefix(uri: str) -> int:
+    """Removes everything below the directory `uri`.
+
+    Returns:
+        How many objects or files were removed.
+
+    Raises:
+        StorageError: Something can't be removed, or `uri` is a whole bucket or the root of the disk.
+    """
+    if is_s3(uri):
+        from training import s3
+
+        return s3.delete_below(uri)
+    root = _path(uri).absolute()
+    if root == Path(root.anchor):
+        raise StorageError(f"{uri}: is the root of the disk; name a directory below it")
+    with explained_disk(uri):
+        count = sum(1 for _ in _files_below(root))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(root)
+        return count
+
+
+def download(uri: str, path: str | Path) -> Path:
+    """Copies what is stored under `uri` to the file `path`, which appears whole or not at all.
+
+    Raises:
+        ObjectNotFoundError: There is nothing.
+        StorageError: It can't be read, or the disk has no room for it.
+    """
+    target = Path(path)
+    num_bytes = size(uri)
+    with explained_disk(f"{uri} to {target}"), _partial_file(target, num_bytes=num_bytes) as partial:
+        if is_s3(uri):
+            from training import s3
+
+            s3.download(uri, partial)
+        else:
+            shutil.copyfile(_path(uri), partial)
+        partial.replace(target)
+    return target
+
+
+def upload(path: str | Path, uri: str) -> None:
+    """Stores the file `path` under `uri`, in parallel parts where it is large; seen whole or not at all.
+
+    Raises:
+        StorageError: The file can't be read, or the other end can't be written.
+    """
+    source = Path(path)
+    num_bytes = size(str(source))
+    if is_s3(uri):
+        from training import s3
+
+        s3.upload(source, uri)
+        return
+    with explained_disk(f"{source} to {uri}"), _partial_file(_path(uri), num_bytes=num_bytes) as partial:
+        shutil.copyfile(source, partial)
+        partial.replace(_path(uri))
+
+
+@contextlib.contextmanager
+def open_local(uri: str) -> Iterator[Path]:
+    """A local file with the content of `uri`, to read only: the file itself, or a copy that goes at the end.
+
+    Raises:
+        ObjectNotFoundError: There is nothing.
+        StorageError: It can't be read, or the disk has no room for it.
+    """
+    if not is_s3(uri):
+        size(uri)
+        yield _path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="iddpm-") as directory:
+        yield download(uri, Path(directory) / uri.rpartition("/")[2])
+
+
+def patiently(action: Callable[[], _Result], *, seconds: float, pause_seconds: float = 2.0) -> _Result:
+    """Calls `action` again while it fails for a reason that may pass, for instance a store that restarts.
+
+    Args:
+        action: What to do; it has to be harmless to do twice.
+        seconds: How long to go on trying from the first failure.
+        pause_seconds: Wait between attempts.
+
+    Raises:
+        StorageError: The last failure, once the time is over; any failure that waiting can't mend, at once.
+    """
+    deadline: float | None = None
+    while True:
+        try:
+            return action()
+        except StorageError as error:
+            now = time.monotonic()
+            if not error.transient or (deadline is not None and now >= deadline):
+                raise
+            if deadline is None:
+                deadline = now + seconds
+                say(f"{error}; trying again for {format_duration(seconds)}")
+            time.sleep(pause_seconds)
+
+
+def _path(uri: str) -> Path:
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return Path(uri)
+    if scheme != "file":
+        raise StorageError(f"{uri}: {scheme}:// is not supported; use s3://, file:// or a path")
+    return Path(unquote(rest.removeprefix("localhost")))
+
+
+def _uri_of(path: Path, like: str) -> str:
+    return path.absolute().as_uri() if like.startswith("file://") else str(path)
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    return (path for path in directory.rglob("*") if path.suffix != _PARTIAL_SUFFIX and path.is_file())
+
+
+@contextlib.contextmanager
+def _partial_file(target: Path, *, num_bytes: int) -> Iterator[Path]:
+    """A new name beside `target` to write to; whatever is left under it afterwards goes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if num_bytes > free:
+        raise OSError(errno.ENOSPC, f"needs {format_bytes(num_bytes)}, {format_bytes(free)} free", str(target))
+    partial = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}{_PARTIAL_SUFFIX}"
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _put_in_place(partial: Path, target: Path, *, if_absent: bool) -> bool:
+    if not if_absent:
+        partial.replace(target)
+        return True
+    try:
+        os.link(partial, target)  # unlike a rename, fails where the name is taken
+    except FileExistsError:
+        return False
+    return True
