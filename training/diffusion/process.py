@@ -1,0 +1,293 @@
+"""The forward process q, its posterior, and what a network says about the reverse process p.
+
+x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, over T timesteps or over the K of them that are kept. Ho et
+al. (2020) section 2, and sections 2.1 and 3.1 of the paper. Here t counts from 0: the paper's t is t + 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from training.config import DiffusionConfig
+from training.diffusion.schedules import beta_schedule
+from training.shapes import Float, Float64, Int64
+
+# A network: (x_t, timesteps as `GaussianProcess.model_timesteps` gives them, **model_kwargs) -> its output channels.
+Model = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A diagonal Gaussian over images. `variance` and `log_variance` broadcast against `mean`."""
+
+    mean: Tensor
+    variance: Tensor
+    log_variance: Tensor
+
+
+@dataclass(frozen=True)
+class ModelPrediction:
+    """p(x_{t-1} | x_t), with the x_0 that its mean was made from and the eps that goes with that x_0."""
+
+    mean: Tensor
+    variance: Tensor
+    log_variance: Tensor
+    x_0: Tensor
+    eps: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianProcess:
+    """A chain of noising steps, one for each kept timestep; make one with `make_process`.
+
+    The tables are float64, index 0 for the paper's t = 1. Maths on images is in their own precision, float32 or more.
+
+    Attributes:
+        config: What a network predicts, how its variance is read, and the original T.
+        timesteps: The kept timesteps of the original chain, increasing. A t of this class counts the kept ones.
+        alpha_bars: alpha_bar at the kept timesteps.
+    """
+
+    config: DiffusionConfig
+    timesteps: tuple[int, ...]
+    alpha_bars: Float64[Tensor, " timesteps"]
+    _on_device: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of kept timesteps K; T for the whole chain."""
+        return len(self.timesteps)
+
+    @property
+    def original_num_timesteps(self) -> int:
+        """The paper's T, which the network was trained with."""
+        return self.config.num_timesteps
+
+    @cached_property
+    def alpha_bars_prev(self) -> Float64[Tensor, " timesteps"]:
+        """alpha_bar of the kept timestep before; 1 before the first."""
+        return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bars[:-1]])
+
+    @cached_property
+    def betas(self) -> Float64[Tensor, " timesteps"]:
+        """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1} over the kept timesteps (equation 19). Not clipped again."""
+        return 1.0 - self.alpha_bars / self.alpha_bars_prev
+
+    @cached_property
+    def log_betas(self) -> Float64[Tensor, " timesteps"]:
+        """Upper end of the learned range: log beta_t."""
+        return self.betas.log()
+
+    @cached_property
+    def sqrt_alpha_bars(self) -> Float64[Tensor, " timesteps"]:
+        """What is left of x_0 in x_t (equation 8)."""
+        return self.alpha_bars.sqrt()
+
+    @cached_property
+    def sqrt_one_minus_alpha_bars(self) -> Float64[Tensor, " timesteps"]:
+        """How much noise is in x_t (equation 8)."""
+        return (1.0 - self.alpha_bars).sqrt()
+
+    @cached_property
+    def sqrt_recip_alpha_bars(self) -> Float64[Tensor, " timesteps"]:
+        """sqrt(1 / alpha_bar_t)."""
+        return (1.0 / self.alpha_bars).sqrt()
+
+    @cached_property
+    def sqrt_recipm1_alpha_bars(self) -> Float64[Tensor, " timesteps"]:
+        """sqrt(1 / alpha_bar_t - 1); 81,165 at the end of the cosine chain, more than float16 holds."""
+        return (1.0 / self.alpha_bars - 1.0).sqrt()
+
+    @cached_property
+    def posterior_variance(self) -> Float64[Tensor, " timesteps"]:
+        """beta_tilde_t = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t (equation 10); 0 for the first timestep."""
+        return self.betas * (1.0 - self.alpha_bars_prev) / (1.0 - self.alpha_bars)
+
+    @cached_property
+    def posterior_log_variance_clipped(self) -> Float64[Tensor, " timesteps"]:
+        """Lower end of the learned range: log beta_tilde_t, the second one in place of the first, which is log 0.
+
+        A chain of one timestep has no second one: log beta, the other end of the range, stands there.
+        """
+        if self.num_timesteps == 1:
+            return self.log_betas
+        return torch.cat([self.posterior_variance[1:2], self.posterior_variance[1:]]).log()
+
+    @cached_property
+    def fixed_large_log_variance(self) -> Float64[Tensor, " timesteps"]:
+        """Ho et al.: log beta_t, with beta_tilde_2 for the first timestep, where it gives the better likelihood."""
+        return torch.cat([self.posterior_log_variance_clipped[:1], self.log_betas[1:]])
+
+    @cached_property
+    def posterior_mean_coef_x_0(self) -> Float64[Tensor, " timesteps"]:
+        """sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t): the weight of x_0 in equation 11."""
+        return self.betas * self.alpha_bars_prev.sqrt() / (1.0 - self.alpha_bars)
+
+    @cached_property
+    def posterior_mean_coef_x_t(self) -> Float64[Tensor, " timesteps"]:
+        """sqrt(alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t): the weight of x_t in equation 11."""
+        return (1.0 - self.alpha_bars_prev) * (1.0 - self.betas).sqrt() / (1.0 - self.alpha_bars)
+
+    def at(self, name: str, t: Int64[Tensor, " batch"], like: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """Looks a table up at each image's t.
+
+        Args:
+            name: A table of this class, such as "betas".
+            t: Kept timestep of each image, 0 to K - 1.
+            like: Images to shape the result for: one value an image, float32 at least.
+        """
+        key = (name, t.device)
+        if key not in self._on_device:
+            self._on_device[key] = getattr(self, name).to(t.device)
+        values = self._on_device[key][t].to(torch.promote_types(like.dtype, torch.float32))
+        return values.view(-1, *[1] * (like.ndim - 1))
+
+    def model_timesteps(self, t: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """What the network is told: the original timestep, as a float, in units of T/1000 where the config rescales."""
+        key = ("timesteps", t.device)
+        if key not in self._on_device:
+            self._on_device[key] = torch.tensor(self.timesteps, device=t.device)
+        original = self._on_device[key][t].float()
+        return original * (1000.0 / self.original_num_timesteps) if self.config.rescale_timesteps else original
+
+    def q_sample(
+        self, x_0: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"], eps: Float[Tensor, "batch channels *size"]
+    ) -> Float[Tensor, "batch channels *size"]:
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (equation 9)."""
+        return self.at("sqrt_alpha_bars", t, x_0) * x_0 + self.at("sqrt_one_minus_alpha_bars", t, x_0) * eps
+
+    def q_posterior(
+        self, x_0: Float[Tensor, "batch channels *size"], x_t: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"]
+    ) -> Gaussian:
+        """q(x_{t-1} | x_t, x_0), equations 10 to 12. Its log-variance is finite at t = 0, where its variance is 0."""
+        return Gaussian(
+            mean=self.at("posterior_mean_coef_x_0", t, x_0) * x_0 + self.at("posterior_mean_coef_x_t", t, x_t) * x_t,
+            variance=self.at("posterior_variance", t, x_0),
+            log_variance=self.at("posterior_log_variance_clipped", t, x_0),
+        )
+
+    def predict_x_0_from_eps(
+        self, x_t: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"], eps: Float[Tensor, "batch channels *size"]
+    ) -> Float[Tensor, "batch channels *size"]:
+        """x_0 = x_t / sqrt(alpha_bar_t) - sqrt(1 / alpha_bar_t - 1) eps: equation 9 solved for x_0."""
+        return self.at("sqrt_recip_alpha_bars", t, x_t) * x_t - self.at("sqrt_recipm1_alpha_bars", t, x_t) * eps
+
+    def predict_eps_from_x_0(
+        self, x_t: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"], x_0: Float[Tensor, "batch channels *size"]
+    ) -> Float[Tensor, "batch channels *size"]:
+        """Noise in x_t: eps = (x_t / sqrt(alpha_bar_t) - x_0) / sqrt(1 / alpha_bar_t - 1): equation 9 solved for eps."""
+        return (self.at("sqrt_recip_alpha_bars", t, x_t) * x_t - x_0) / self.at("sqrt_recipm1_alpha_bars", t, x_t)
+
+    def p_mean_variance(
+        self,
+        model: Model,
+        x_t: Float[Tensor, "batch channels *size"],
+        t: Int64[Tensor, " batch"],
+        *,
+        clip_denoised: bool,
+        model_kwargs: Mapping[str, Tensor] | None = None,
+    ) -> ModelPrediction:
+        """p(x_{t-1} | x_t): runs the network and reads its output with `read_output`.
+
+        Args:
+            model: The network.
+            x_t: Noisy images.
+            t: Kept timestep of each.
+            clip_denoised: Clamp the predicted x_0 to [-1, 1].
+            model_kwargs: What else the network is given: labels `y`, low-resolution images `low_res`.
+        """
+        output = model(x_t, self.model_timesteps(t), **(model_kwargs or {}))
+        return self.read_output(output, x_t, t, clip_denoised=clip_denoised)
+
+    def read_output(
+        self,
+        output: Float[Tensor, "batch outputs *size"],
+        x_t: Float[Tensor, "batch channels *size"],
+        t: Int64[Tensor, " batch"],
+        *,
+        clip_denoised: bool,
+    ) -> ModelPrediction:
+        """p(x_{t-1} | x_t) from the network's output: the posterior of the x_0 that it predicts.
+
+        Args:
+            output: Channels that predict eps or x_0, then as many for the variance where it is learned.
+            x_t: Noisy images that the network saw.
+            t: Kept timestep of each.
+            clip_denoised: Clamp the predicted x_0 to [-1, 1].
+
+        Raises:
+            ValueError: The number of output channels does not fit the config's variance.
+        """
+        output = output.to(torch.promote_types(x_t.dtype, torch.float32))
+        prediction, v = self.split_output(output, x_t.shape[1])
+        if self.config.prediction == "eps":
+            x_0, eps = self.predict_x_0_from_eps(x_t, t, prediction), prediction
+        else:
+            x_0, eps = prediction, self.predict_eps_from_x_0(x_t, t, prediction)
+        if clip_denoised:
+            x_0 = x_0.clamp(-1.0, 1.0)
+            eps = self.predict_eps_from_x_0(x_t, t, x_0)
+        log_variance = self._model_log_variance(v, x_t, t)
+        return ModelPrediction(
+            mean=self.q_posterior(x_0, x_t, t).mean, variance=log_variance.exp(), log_variance=log_variance, x_0=x_0, eps=eps
+        )
+
+    def split_output(self, output: Float[Tensor, "batch outputs *size"], num_channels: int) -> tuple[Tensor, Tensor | None]:
+        """Parts a network's output into its prediction and v, which is None where the variance is not learned.
+
+        Raises:
+            ValueError: The number of output channels does not fit the config's variance.
+        """
+        learned = self.config.variance == "learned_range"
+        expected = num_channels * (2 if learned else 1)
+        if output.shape[1] != expected:
+            raise ValueError(
+                f"the network gives {output.shape[1]} channels; diffusion.variance={self.config.variance!r} "
+                f"on images of {num_channels} channels needs {expected}"
+            )
+        return (output[:, :num_channels], output[:, num_channels:]) if learned else (output, None)
+
+    def _model_log_variance(self, v: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
+        """Equation 15: log Sigma = f log beta_t + (1 - f) log beta_tilde_t; -1 to 1 spans the range: f = (v + 1) / 2."""
+        if v is None:
+            fixed = "fixed_large_log_variance" if self.config.variance == "fixed_large" else "posterior_log_variance_clipped"
+            return self.at(fixed, t, x_t).expand_as(x_t)
+        fraction = (v + 1.0) / 2.0
+        return fraction * self.at("log_betas", t, x_t) + (1.0 - fraction) * self.at("posterior_log_variance_clipped", t, x_t)
+
+    def prior_bits_per_dim(self, x_0: Float[Tensor, "batch channels *size"]) -> Float[Tensor, " batch"]:
+        """L_T = KL(q(x_T | x_0) || N(0, I)) (equation 7), mean over dimensions, in bits.
+
+        With a = alpha_bar_T it is (a x_0^2 - a - log(1 - a)) / 2 a dimension, in nats: written so that nothing
+        cancels, in float64, because a is near 1e-10.
+        """
+        a = self.alpha_bars[-1].item()
+        mean_square = x_0.double().square().flatten(1).mean(1)
+        nats = 0.5 * (a * mean_square - a - math.log1p(-a))
+        return (nats / math.log(2.0)).to(x_0.dtype)
+
+
+def make_process(config: DiffusionConfig, timesteps: Sequence[int] | None = None) -> GaussianProcess:
+    """The chain over the given timesteps, with betas that keep alpha_bar at each of them (equation 19).
+
+    Args:
+        config: The diffusion that the network was trained with.
+        timesteps: Kept timesteps, 0-based and increasing, from `training.diffusion.spacing`; None keeps all T.
+
+    Raises:
+        ValueError: The timesteps are none, not increasing, or not of this chain.
+    """
+    kept = tuple(range(config.num_timesteps)) if timesteps is None else tuple(timesteps)
+    if not kept or kept[0] < 0 or kept[-1] >= config.num_timesteps or any(a >= b for a, b in itertools.pairwise(kept)):
+        raise ValueError(
+            f"kept timesteps must increase within 0..{config.num_timesteps - 1}, got {list(kept[:8])}{'...' if kept[8:] else ''}"
+        )
+    alpha_bars = (1.0 - beta_schedule(config.schedule, config.num_timesteps)).cumprod(0)
+    return GaussianProcess(config, kept, alpha_bars[list(kept)])
