@@ -1,0 +1,152 @@
+"""The objectives: L_simple, L_vlb and L_hybrid, and the terms of the variational bound in bits/dim.
+
+A term of the bound is a mean over an image's dimensions, in bits. L_vlb is the sum of T such terms, so that one of
+them, at a t drawn uniformly, times T estimates it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.config import DiffusionConfig
+from training.diffusion.process import GaussianProcess, Model, ModelPrediction
+from training.shapes import Float, Int64
+
+# Half the distance between neighbouring 8-bit levels, which are 2/255 apart in [-1, 1].
+HALF_BIN = 1.0 / 255.0
+# An x_0 beyond these is level 0 or 255, whose bin is open on the outside.
+LOWEST, HIGHEST = -0.999, 0.999
+MIN_PROBABILITY = 1e-12
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Of each image in a batch, float32.
+
+    Attributes:
+        loss: What training minimises: L_simple, L_vlb or L_hybrid.
+        l_simple: Mean squared error of the network's prediction.
+        l_vlb: T times the bound's term at the image's t, in bits/dim; None under L_simple, which has no use for it.
+    """
+
+    loss: Float[Tensor, " batch"]
+    l_simple: Float[Tensor, " batch"]
+    l_vlb: Float[Tensor, " batch"] | None
+
+
+def training_losses(
+    process: GaussianProcess,
+    config: DiffusionConfig,
+    model: Model,
+    x_0: Float[Tensor, "batch channels *size"],
+    t: Int64[Tensor, " batch"],
+    eps: Float[Tensor, "batch channels *size"],
+    model_kwargs: Mapping[str, Tensor] | None = None,
+) -> LossTerms:
+    """Each image's contribution to the objective, at one t: equations 14, 4 and 16.
+
+    Only the network may run under autocast: the rest is float32, whatever the surrounding context.
+
+    Args:
+        process: The chain; its number of timesteps is the T that multiplies a term of the bound.
+        config: The objective, its vlb_weight (the paper's lambda) and its stop-gradient.
+        model: The network.
+        x_0: Images in [-1, 1].
+        t: Timestep of each, 0-based.
+        eps: N(0, 1) noise.
+        model_kwargs: What else the network is given: labels `y`, low-resolution images `low_res`.
+    """
+    x_t = process.q_sample(x_0, t, eps)
+    output = model(x_t, process.model_timesteps(t), **(model_kwargs or {})).to(x_t.dtype)
+    prediction, v = process.split_output(output, x_0.shape[1])
+    target = eps if config.prediction == "eps" else x_0
+    l_simple = mean_over_dims((target - prediction).square())
+    if config.objective == "simple":
+        return LossTerms(loss=l_simple, l_simple=l_simple, l_vlb=None)
+    if config.objective == "hybrid" and config.stop_gradient and v is not None:
+        output = torch.cat([prediction.detach(), v], dim=1)
+    p = process.read_output(output, x_t, t, clip_denoised=False)
+    l_vlb = process.num_timesteps * vlb_term_bits_per_dim(process, p, x_0, x_t, t)
+    loss = l_vlb if config.objective == "vlb" else l_simple + config.vlb_weight * l_vlb
+    return LossTerms(loss=loss, l_simple=l_simple, l_vlb=l_vlb)
+
+
+def vlb_term_bits_per_dim(
+    process: GaussianProcess,
+    p: ModelPrediction,
+    x_0: Float[Tensor, "batch channels *size"],
+    x_t: Float[Tensor, "batch channels *size"],
+    t: Int64[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1) for the first t.
+
+    Equations 6 and 5. Both are computed for every image, and both are finite, so that the choice has a gradient.
+
+    Args:
+        process: The chain.
+        p: The network's p(x_{t-1} | x_t).
+        x_0: Images on the 8-bit grid in [-1, 1].
+        x_t: Noisy images.
+        t: Kept timestep of each; 0 is the paper's t = 1.
+
+    Returns:
+        Mean over dimensions, in bits.
+    """
+    q = process.q_posterior(x_0, x_t, t)
+    kl = mean_over_dims(normal_kl(q.mean, q.log_variance, p.mean, p.log_variance))
+    nll = -mean_over_dims(discretized_gaussian_log_likelihood(x_0, p.mean, 0.5 * p.log_variance))
+    return torch.where(t == 0, nll, kl) / math.log(2.0)
+
+
+def normal_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_variance_p: Tensor) -> Tensor:
+    """KL(q || p) of two Gaussians, elementwise, in nats; the arguments broadcast.
+
+    (log s_p^2 - log s_q^2 - 1 + s_q^2 / s_p^2 + (m_q - m_p)^2 / s_p^2) / 2.
+    """
+    return 0.5 * (
+        log_variance_p
+        - log_variance_q
+        - 1.0
+        + (log_variance_q - log_variance_p).exp()
+        + (mean_q - mean_p).square() * (-log_variance_p).exp()
+    )
+
+
+def discretized_gaussian_log_likelihood(
+    x_0: Float[Tensor, "*image"], mean: Float[Tensor, "*image"], log_scale: Float[Tensor, "*image"], *, exact: bool = False
+) -> Float[Tensor, "*image"]:
+    """Log of a Gaussian's mass on the 8-bit level that x_0 is, elementwise, in nats.
+
+    Ho et al. (2020) equation 13: the bin is x_0 -+ 1/255, open downwards for level 0 and upwards for level 255.
+
+    Args:
+        x_0: Images on the 8-bit grid in [-1, 1].
+        mean: The Gaussian's mean.
+        log_scale: Log of its standard deviation.
+        exact: Take the normal distribution function itself rather than the released code's tanh approximation, which
+            is off by up to 1.8e-4; published likelihoods were computed with the approximation.
+
+    Returns:
+        At least log 1e-12.
+    """
+    cdf = torch.special.ndtr if exact else approximate_normal_cdf
+    inverse_scale = (-log_scale).exp()
+    upper = cdf((x_0 - mean + HALF_BIN) * inverse_scale)
+    lower = cdf((x_0 - mean - HALF_BIN) * inverse_scale)
+    mass = torch.where(x_0 < LOWEST, upper, torch.where(x_0 > HIGHEST, 1.0 - lower, upper - lower))
+    return mass.clamp(min=MIN_PROBABILITY).log()
+
+
+def approximate_normal_cdf(x: Float[Tensor, "*image"]) -> Float[Tensor, "*image"]:
+    """(1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, within 1.8e-4 of the normal distribution function."""
+    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def mean_over_dims(x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+    """Mean over all dimensions of an image."""
+    return x.flatten(1).mean(1)

@@ -1,0 +1,147 @@
+"""How t is drawn in training: uniformly, or in proportion to how much its loss varies.
+
+A draw is keyed by the seed, the step and the image's index, so that it doesn't depend on how many workers share a
+batch. Every draw comes with a weight that keeps the weighted loss an unbiased estimate of its mean over t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from training.config import DiffusionConfig
+from training.diffusion.noise import Stream, keyed_uniform
+from training.shapes import Float, Float32, Float64, Int64
+
+HISTORY_LENGTH = 10
+UNIFORM_SHARE = 0.001
+
+
+class TimestepSampler(Protocol):
+    """A law for t, which may learn from the losses that it led to."""
+
+    def sample(self, seed: int, step: int, indices: Int64[Tensor, " batch"]) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
+        """Draws t in 0..T-1 for each index, and its weight 1 / (T p_t), on the indices' device."""
+        ...
+
+    def update(self, t: Int64[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
+        """Learns from a step.
+
+        Args:
+            t: Timesteps of the global batch, in an order that is the same on every rank.
+            losses: The unweighted loss of each, in the same order.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint needs to continue."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `state_dict` gave."""
+        ...
+
+
+class UniformTimesteps:
+    """Every t with probability 1/T, weight 1."""
+
+    def __init__(self, num_timesteps: int) -> None:
+        self.num_timesteps = num_timesteps
+
+    def sample(self, seed: int, step: int, indices: Int64[Tensor, " batch"]) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
+        """Draws t; see `TimestepSampler`."""
+        u = keyed_uniform(seed, Stream.TRAIN_TIMESTEP, indices, counter=step)
+        return (u * self.num_timesteps).long(), torch.ones(len(indices), device=indices.device)
+
+    def update(self, t: Int64[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
+        """Learns nothing."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes nothing.
+
+        Raises:
+            ValueError: The state is another sampler's.
+        """
+        if state:
+            raise ValueError("the checkpoint's timestep sampler is not uniform; resume with its own diffusion.timestep_sampler")
+
+
+class LossSecondMoment:
+    """p_t proportional to sqrt(E[L_t^2]), from the last ten losses of each t (equation 18 and the text below it).
+
+    Uniform until every t has ten. From then on 0.1 % of the probability stays uniform, so that no t is forgotten.
+    """
+
+    def __init__(self, num_timesteps: int) -> None:
+        self.num_timesteps = num_timesteps
+        # Ring buffers: the mean of squares does not care about the order within a history.
+        self._history = torch.zeros(num_timesteps, HISTORY_LENGTH, dtype=torch.float64)
+        self._counts = torch.zeros(num_timesteps, dtype=torch.int64)
+
+    @property
+    def is_warmed_up(self) -> bool:
+        """Whether every t has a full history."""
+        return bool((self._counts >= HISTORY_LENGTH).all())
+
+    def probabilities(self) -> Float64[Tensor, " timesteps"]:
+        """p_t, summing to 1. Uniform before the histories are full, and where all losses are 0."""
+        uniform = torch.full((self.num_timesteps,), 1.0 / self.num_timesteps, dtype=torch.float64)
+        root_mean_square = self._history.square().mean(1).sqrt()
+        total = root_mean_square.sum()
+        if not self.is_warmed_up or total == 0:
+            return uniform
+        return (1.0 - UNIFORM_SHARE) * root_mean_square / total + UNIFORM_SHARE * uniform
+
+    def sample(self, seed: int, step: int, indices: Int64[Tensor, " batch"]) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
+        """Draws t by inverting its distribution function; see `TimestepSampler`."""
+        p = self.probabilities()
+        u = keyed_uniform(seed, Stream.TRAIN_TIMESTEP, indices, counter=step)
+        # The last sum may round to less than 1, and u may lie above it.
+        t = torch.searchsorted(p.cumsum(0).to(u.device), u, right=True).clamp(max=self.num_timesteps - 1)
+        return t, (1.0 / (self.num_timesteps * p)).float().to(u.device)[t]
+
+    def update(self, t: Int64[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
+        """Appends each loss to its t's history; see `TimestepSampler`.
+
+        Raises:
+            ValueError: A loss is not finite: it would make every later probability meaningless.
+        """
+        if not bool(losses.isfinite().all()):
+            raise ValueError("a loss is not finite, and would spoil the timestep sampler's history")
+        for timestep, loss in zip(t.tolist(), losses.tolist(), strict=True):
+            self._history[timestep, self._counts[timestep] % HISTORY_LENGTH] = loss
+            self._counts[timestep] += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The histories and how many losses each t has seen."""
+        return {"history": self._history.clone(), "counts": self._counts.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `state_dict` gave.
+
+        Raises:
+            ValueError: The state is another sampler's, or for another T.
+        """
+        for name, own in (("history", self._history), ("counts", self._counts)):
+            if name not in state or state[name].shape != own.shape:
+                found = tuple(state[name].shape) if name in state else "none"
+                raise ValueError(
+                    f"the checkpoint's timestep sampler has {name} of shape {found}, not {tuple(own.shape)}; "
+                    "resume with its own diffusion.timestep_sampler and diffusion.num_timesteps"
+                )
+        self._history.copy_(state["history"])
+        self._counts.copy_(state["counts"])
+
+
+def make_timestep_sampler(config: DiffusionConfig) -> TimestepSampler:
+    """The sampler that the config names, over its T timesteps."""
+    if config.timestep_sampler == "loss_second_moment":
+        return LossSecondMoment(config.num_timesteps)
+    return UniformTimesteps(config.num_timesteps)
