@@ -1,0 +1,96 @@
+"""The networks in whose features images are compared, by name."""
+
+from __future__ import annotations
+
+from typing import Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from evaluation import digit_classifier, inception
+from evaluation.inception import ExtractorError
+from training.config import Extractor
+from training.shapes import Float32, UInt8
+
+__all__ = ["DigitsExtractor", "ExtractorError", "FeatureExtractor", "distance_name", "load_extractor"]
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """Images in, feature vectors out; named and hashed, because distances in different features can't be compared.
+
+    Attributes:
+        name: As an experiment names it.
+        dim: Length of a feature vector.
+        sha256: Of its weights' file.
+    """
+
+    name: str
+    dim: int
+    sha256: str
+
+    def __call__(self, images: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch dim"]:
+        """One feature vector an image."""
+
+    def outputs(self, images: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
+        """`features`, the class `logits`, and where the network has them `spatial` features, from one pass."""
+
+
+class DigitsExtractor:
+    """The 64 features of the committed classifier of 8x8 digits; see `evaluation.digit_classifier`."""
+
+    name = "digits-classifier"
+    dim = digit_classifier.NUM_FEATURES
+    sha256 = digit_classifier.WEIGHTS_SHA256
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._model = digit_classifier.load_classifier().to(self.device)
+
+    def __call__(self, images: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch 64"]:
+        """The features of 8x8 grey images.
+
+        Raises:
+            ExtractorError: The images are not 8x8 and grey.
+        """
+        return self.outputs(images)["features"]
+
+    @torch.inference_mode()
+    def outputs(self, images: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
+        """`features` [N, 64] and `logits` [N, 10].
+
+        Raises:
+            ExtractorError: The images are not 8x8 and grey.
+        """
+        if tuple(images.shape[1:]) != (1, 8, 8):
+            shape = "x".join(str(n) for n in images.shape[1:])
+            raise ExtractorError(f"the digits classifier sees 1x8x8 images, not {shape}; use the extractor 'inception'")
+        features = self._model.features(images.to(self.device, torch.float32) / 127.5 - 1.0)
+        return {"features": features, "logits": self._model.classify(features)}
+
+
+def load_extractor(name: Extractor, *, weights: str | None = None, device: torch.device | str = "cpu") -> FeatureExtractor:
+    """The extractor of that name, its weights checked against their sha256 before anything is computed with them.
+
+    Args:
+        name: "inception" or "digits-classifier".
+        weights: For "inception", a path or `s3://` URI of its weights; None uses torch's hub cache, or downloads.
+        device: Where it will run.
+
+    Raises:
+        ExtractorError: There is no such extractor, or its weights can't be had or are not the right ones.
+    """
+    if name == "digits-classifier":
+        if weights is not None:
+            raise ExtractorError("the digits classifier carries its own weights; give none")
+        return DigitsExtractor(device)
+    if name == "inception":
+        return inception.load_inception(weights, device)
+    raise ExtractorError(f"there is no extractor {name!r}; use one of {', '.join(get_args(Extractor))}")
+
+
+def distance_name(name: str, sha256: str) -> str:
+    """What a Frechet distance in these features may be called: "FID" for the standard Inception network alone."""
+    if name == "inception" and sha256 == inception.WEIGHTS_SHA256:
+        return "FID"
+    return f"FD({name})"

@@ -1,0 +1,328 @@
+"""Bits per dimension of images under a model: the variational bound, whole, over fewer steps, or estimated.
+
+For an image x_0 the bound is prior + sum over t of L_t (Ho et al. 2020, equation 5): the prior KL(q(x_T | x_0) || N(0, I)),
+the decoder's -log p(x_0 | x_1) (L_0 here) and a KL for each step between. All are means over an image's dimensions in
+bits. Three forms:
+
+- "full": every L_t once. T network evaluations an image.
+- "spaced": the bound of the shorter chain that keeps the strided timesteps and every t from 1 to T/K (supplement
+  section 5). A looser bound of its own, not an estimate of the full one.
+- "stratified": an unbiased estimate of the full bound from K evaluations; see `strata`.
+
+Noise is keyed by (seed, image, original timestep): the result depends on neither batches nor workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import DiffusionConfig, LikelihoodForm
+from training.diffusion.bound import bound_terms
+from training.diffusion.noise import Stream, keyed_uniform
+from training.diffusion.process import GaussianProcess, Model, make_process
+from training.diffusion.spacing import likelihood_spacing
+from training.shapes import Float64, Int64
+
+ImageBatch = tuple[Tensor, Tensor, Tensor | None]
+MakeKwargs = Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]
+
+
+class LikelihoodError(ValueError):
+    """Images or parts of a likelihood that cannot be used: the message says which and why."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Likelihood:
+    """Bits/dim of a set of images; parts from several workers or batches merge into the whole.
+
+    Attributes:
+        form: How the bound was evaluated.
+        num_evaluations_per_image: Network evaluations that each image took.
+        indices: Which images, increasing.
+        per_image: Bits/dim of each.
+        prior_per_image: Its part KL(q(x_T | x_0) || N(0, I)).
+        decoder_per_image: Its part -log p(x_0 | x_1).
+        timesteps: Original timesteps of the chain, increasing; empty for the stratified form.
+        term_sums: Sum of L_t over the images, for each of `timesteps`.
+    """
+
+    form: LikelihoodForm
+    num_evaluations_per_image: int
+    indices: Int64[Tensor, " images"]
+    per_image: Float64[Tensor, " images"]
+    prior_per_image: Float64[Tensor, " images"]
+    decoder_per_image: Float64[Tensor, " images"]
+    timesteps: tuple[int, ...] = ()
+    term_sums: Float64[Tensor, " terms"]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self.indices)
+
+    @property
+    def bits_per_dim(self) -> float:
+        """Mean over the images."""
+        return float(self.per_image.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean: over the choice of images, of noise and, if stratified, of timesteps. NaN for one image."""
+        return float(self.per_image.std()) / math.sqrt(self.num_images) if self.num_images > 1 else math.nan
+
+    @property
+    def prior(self) -> float:
+        """Mean prior part, in bits/dim."""
+        return float(self.prior_per_image.mean())
+
+    @property
+    def decoder(self) -> float:
+        """Mean decoder part, in bits/dim."""
+        return float(self.decoder_per_image.mean())
+
+    @property
+    def per_t(self) -> Float64[Tensor, " terms"]:
+        """Mean L_t for each of `timesteps` (index 0 is the decoder); empty for the stratified form."""
+        return self.term_sums / self.num_images
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as JSON carries it, without the per-image values; an unknown standard error is null."""
+        return {
+            "form": self.form,
+            "bits_per_dim": self.bits_per_dim,
+            "standard_error": self.standard_error if self.num_images > 1 else None,
+            "num_images": self.num_images,
+            "num_evaluations_per_image": self.num_evaluations_per_image,
+            "prior": self.prior,
+            "decoder": self.decoder,
+            "timesteps": list(self.timesteps),
+            "per_t": self.per_t.tolist(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as plain values and tensors that `torch.load(weights_only=True)` reads back."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Likelihood:
+        """What `state_dict` gave."""
+        return cls(**{**state, "timesteps": tuple(state["timesteps"])})
+
+
+def merge(parts: Sequence[Likelihood]) -> Likelihood:
+    """The likelihood of all images of the parts; the same whatever the split was.
+
+    Raises:
+        LikelihoodError: There are no parts, they were evaluated differently, or an image is in two of them.
+    """
+    if not parts:
+        raise LikelihoodError("there are no images to take the likelihood of")
+    protocols = {(part.form, part.num_evaluations_per_image, part.timesteps) for part in parts}
+    if len(protocols) > 1:
+        words = " and ".join(sorted(f"{form!r} with {evaluations} evaluations" for form, evaluations, _ in protocols))
+        raise LikelihoodError(f"parts of a likelihood were evaluated differently: {words}")
+    indices = torch.cat([part.indices for part in parts])
+    order = indices.argsort()
+    indices = indices[order]
+    twice = indices[1:][indices[1:] == indices[:-1]]
+    if len(twice):
+        raise LikelihoodError(f"image {int(twice[0])} is in two parts of the likelihood; each image counts once")
+    return Likelihood(
+        form=parts[0].form,
+        num_evaluations_per_image=parts[0].num_evaluations_per_image,
+        indices=indices,
+        per_image=torch.cat([part.per_image for part in parts])[order],
+        prior_per_image=torch.cat([part.prior_per_image for part in parts])[order],
+        decoder_per_image=torch.cat([part.decoder_per_image for part in parts])[order],
+        timesteps=parts[0].timesteps,
+        term_sums=torch.stack([part.term_sums for part in parts]).sum(0),
+    )
+
+
+def evaluate_likelihood(
+    diffusion: DiffusionConfig,
+    model: Model,
+    batches: Iterable[ImageBatch],
+    *,
+    form: LikelihoodForm = "full",
+    num_steps: int = 100,
+    seed: int = 0,
+    clip_denoised: bool = True,
+    make_kwargs: MakeKwargs | None = None,
+    device: torch.device | str | None = None,
+) -> Likelihood:
+    """Bits/dim of all images; `likelihood_parts` merged.
+
+    Raises:
+        LikelihoodError: There are no images, an image comes twice, or a batch is not uint8.
+    """
+    parts = likelihood_parts(
+        diffusion,
+        model,
+        batches,
+        form=form,
+        num_steps=num_steps,
+        seed=seed,
+        clip_denoised=clip_denoised,
+        make_kwargs=make_kwargs,
+        device=device,
+    )
+    return merge(list(parts))
+
+
+def likelihood_parts(
+    diffusion: DiffusionConfig,
+    model: Model,
+    batches: Iterable[ImageBatch],
+    *,
+    form: LikelihoodForm = "full",
+    num_steps: int = 100,
+    seed: int = 0,
+    clip_denoised: bool = True,
+    make_kwargs: MakeKwargs | None = None,
+    device: torch.device | str | None = None,
+) -> Iterator[Likelihood]:
+    """Bits/dim batch by batch, so that a caller can store each part and go on after a kill where it was.
+
+    Args:
+        diffusion: The process that the model was trained for.
+        model: The network, in evaluation mode. It runs in float32 whatever autocast says: rounding its mean to bfloat16
+            alone would cost some hundredths of a bit.
+        batches: Of (indices, images, labels or None): indices within the split, int64; uint8 NCHW images as stored,
+            neither flipped nor resized.
+        form: "full", "spaced" or "stratified".
+        num_steps: K of the spacing, or of the stratified estimate; not used by "full".
+        seed: Keys the noise and the stratified timesteps.
+        clip_denoised: Clamp the predicted x_0 to [-1, 1], as the paper's released code does.
+        make_kwargs: Gives the network's further inputs from (x_0, labels). None passes labels, where there are any,
+            as `y`; a model that takes no labels needs `lambda x_0, labels: {}`.
+        device: Where to evaluate; None is the device of each batch's images.
+
+    Yields:
+        One part a batch, on the CPU.
+
+    Raises:
+        LikelihoodError: A batch is not uint8, or K is not possible.
+    """
+    spacing = likelihood_spacing(diffusion.num_timesteps, num_steps) if form == "spaced" else None
+    process = make_process(diffusion, spacing)
+    bounds = strata(process.num_timesteps, num_steps) if form == "stratified" else ()
+    for indices, images, labels in batches:
+        if images.dtype != torch.uint8:
+            raise LikelihoodError(f"bits/dim is defined on stored uint8 images; the batch's are {images.dtype}")
+        target = torch.device(device) if device is not None else images.device
+        indices, images = indices.to(target), images.to(target)
+        x_0 = images.float() / 127.5 - 1
+        labels = labels.to(target) if labels is not None else None
+        kwargs = dict(make_kwargs(x_0, labels)) if make_kwargs is not None else ({} if labels is None else {"y": labels})
+
+        def term(t: Tensor, x_0: Tensor = x_0, indices: Tensor = indices, kwargs: Mapping[str, Tensor] = kwargs) -> Tensor:
+            drawn = bound_terms(process, model, x_0, t, indices=indices, seed=seed, clip_denoised=clip_denoised, model_kwargs=kwargs)
+            return drawn.double()
+
+        with torch.no_grad(), _full_precision(target.type):
+            prior = process.prior_bits_per_dim(x_0).double()
+            if form == "stratified":
+                total, decoder = _stratified_sum(term, bounds, indices, seed)
+                sums, evaluations = total.new_zeros(0), len(bounds) - 1
+            else:
+                total, decoder, sums = _whole_sum(term, process, indices)
+                evaluations = process.num_timesteps
+        yield Likelihood(
+            form=form,
+            num_evaluations_per_image=evaluations,
+            indices=indices.cpu(),
+            per_image=(prior + total).cpu(),
+            prior_per_image=prior.cpu(),
+            decoder_per_image=decoder.cpu(),
+            timesteps=() if form == "stratified" else process.timesteps,
+            term_sums=sums.cpu(),
+        )
+
+
+def strata(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
+    """Boundaries 0 = b_0 < ... < b_K = T of the strata from which the stratified estimate draws one timestep each.
+
+    sum over t of L_t = sum over strata of (width * mean of L_t within), and one t drawn uniformly from a stratum gives an
+    unbiased estimate of its summand. A stratum of one timestep is exact. Variance is least when a stratum's share of
+    the timesteps falls with the size and the change of L_t there, and L_t falls about as 1/t: near x_0 the signal-to-noise
+    ratio goes as 1/t^2, and the error of the predicted x_0, which its difference multiplies, as t^2. So the strata have
+    equal mass under 1 / (t + 1), which makes the low timesteps exact, plus a smaller 1 / (T - t) for the last ones, where a
+    model that does not know pure noise well can be far off (figure 3). Timestep 0, the decoder, is always exact.
+
+    Args:
+        num_timesteps: T.
+        num_steps: K.
+
+    Raises:
+        LikelihoodError: K is not in 2..T.
+    """
+    if not 2 <= num_steps <= num_timesteps:
+        raise LikelihoodError(f"a stratified likelihood over {num_timesteps} timesteps takes 2 to {num_timesteps} steps, got {num_steps}")
+    t = torch.arange(num_timesteps, dtype=torch.float64)
+    mass = 1 / (t + 1) + _LAST_TIMESTEPS_WEIGHT / (num_timesteps - t)
+    cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
+    bounds = [0, 1]
+    for remaining in range(num_steps - 1, 0, -1):
+        here = bounds[-1]
+        target = cumulative[here] + (cumulative[-1] - cumulative[here]) / remaining
+        following = int((cumulative - target).abs().argmin())
+        bounds.append(min(max(following, here + 1), num_timesteps - (remaining - 1)))
+    return tuple(bounds)
+
+
+# Share of the last timesteps against the first ones in `strata`.
+_LAST_TIMESTEPS_WEIGHT = 0.2
+
+
+def _stratified_sum(
+    term: Callable[[Tensor], Tensor], bounds: Sequence[int], indices: Int64[Tensor, " batch"], seed: int
+) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"]]:
+    """The estimated sum of L_t, and L_0; each image draws its own timestep from each stratum."""
+    total = decoder = term(torch.zeros_like(indices))
+    for stratum in range(1, len(bounds) - 1):
+        start, stop = bounds[stratum], bounds[stratum + 1]
+        t = torch.full_like(indices, start)
+        if stop - start > 1:
+            u = keyed_uniform(seed, Stream.LIKELIHOOD_TIMESTEP, indices, counter=stratum)
+            t = t + (u * (stop - start)).long()
+        total = total + (stop - start) * term(t)
+    return total, decoder
+
+
+def _whole_sum(
+    term: Callable[[Tensor], Tensor], process: GaussianProcess, indices: Int64[Tensor, " batch"]
+) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"], Float64[Tensor, " terms"]]:
+    """The sum of L_t over the chain, L_0, and each L_t summed over the images."""
+    total = decoder = term(torch.zeros_like(indices))
+    sums = [total.sum()]
+    for k in range(1, process.num_timesteps):
+        drawn = term(torch.full_like(indices, k))
+        total = total + drawn
+        sums.append(drawn.sum())
+    return total, decoder, torch.stack(sums)
+
+
+@contextlib.contextmanager
+def _full_precision(device_type: str) -> Iterator[None]:
+    """Float32 as IEEE means it: no autocast, and no TF32 in matrix products and convolutions, which CUDA uses unasked."""
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn
+    # The three are set together: PyTorch refuses to say whether TF32 is on where its parts disagree.
+    backends = (cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

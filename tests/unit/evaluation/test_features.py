@@ -1,0 +1,126 @@
+"""The feature extractors: the committed digit classifier, and Inception against torch-fidelity's own module."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from evaluation import digit_classifier, inception
+from evaluation.features import DigitsExtractor, ExtractorError, FeatureExtractor, distance_name, load_extractor
+from evaluation.inception import InceptionExtractor, load_inception
+
+
+@pytest.fixture(scope="module")
+def digits_test() -> tuple[Tensor, Tensor]:
+    return digit_classifier.digits("test")
+
+
+@pytest.fixture(scope="module")
+def seeded_inception() -> dict[str, Tensor]:
+    """Weights of the Inception network's shapes, drawn so that features differ from image to image."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+
+    class Unloaded(module.FeatureExtractorInceptionV3):  # type: ignore[misc, name-defined]
+        def load_state_dict(self, state_dict: object, *args: object, **kwargs: object) -> None:
+            """Keeps the initial weights."""
+
+    buffer = io.BytesIO()
+    torch.save({}, buffer)
+    buffer.seek(0)
+    network = Unloaded("seeded", ["2048"], feature_extractor_weights_path=buffer)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim == 4:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+        elif name.endswith(("running_mean", "bn.bias")):
+            tensor.normal_(0, 0.1, generator=generator)
+        elif name.endswith(("running_var", "bn.weight")):
+            tensor.uniform_(0.8, 1.2, generator=generator)
+    return dict(network.state_dict())
+
+
+def _images(num: int, size: int, seed: int) -> Tensor:
+    return torch.randint(0, 256, (num, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_digit_classifier_names_the_held_out_digits(digits_test: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits_test
+    assert len(images) == 300
+    assert digit_classifier.accuracy(digit_classifier.load_classifier(), images, labels) >= 0.97
+
+
+def test_digit_classifier_file_is_small_and_is_the_one_that_the_code_names() -> None:
+    data = digit_classifier.WEIGHTS_PATH.read_bytes()
+    assert len(data) < 200_000
+    assert hashlib.sha256(data).hexdigest() == digit_classifier.WEIGHTS_SHA256
+
+
+@pytest.mark.slow
+def test_training_the_digit_classifier_again_gives_the_same_classifier(digits_test: tuple[Tensor, Tensor]) -> None:
+    again = digit_classifier.train(*digit_classifier.digits("train"))
+    images = digits_test[0].float() / 127.5 - 1
+    same = again(images).argmax(1) == digit_classifier.load_classifier()(images).argmax(1)
+    assert float(same.float().mean()) >= 0.985
+
+
+def test_a_digit_has_the_same_features_in_any_batch(digits_test: tuple[Tensor, Tensor]) -> None:
+    extractor = load_extractor("digits-classifier")
+    together = extractor(digits_test[0][:50])
+    alone = torch.cat([extractor(image[None]) for image in digits_test[0][:50]])
+    assert together.shape == (50, extractor.dim)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_every_extractor_keeps_the_protocol(seeded_inception: dict[str, Tensor]) -> None:
+    assert isinstance(DigitsExtractor(), FeatureExtractor)
+    assert isinstance(InceptionExtractor(seeded_inception, name="seeded", sha256=""), FeatureExtractor)
+
+
+def test_digits_classifier_refuses_other_images() -> None:
+    with pytest.raises(ExtractorError, match="sees 1x8x8 images, not 3x32x32"):
+        load_extractor("digits-classifier")(_images(2, 32, 0))
+
+
+@pytest.mark.slow
+def test_inception_features_equal_torch_fidelitys(seeded_inception: dict[str, Tensor]) -> None:
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    buffer = io.BytesIO()
+    torch.save(seeded_inception, buffer)
+    buffer.seek(0)
+    theirs = module.FeatureExtractorInceptionV3("seeded", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer)
+    images = _images(6, 32, 1)
+    with torch.inference_mode():
+        features, logits = theirs(images)
+    ours = InceptionExtractor(seeded_inception, name="seeded", sha256="").outputs(images)
+    assert float(features.std(0).mean()) > 1e-3, "the seeded network must tell images apart"
+    for mine, reference in ((ours["features"], features), (ours["logits"], logits)):
+        assert float((mine - reference).norm() / reference.norm()) < 1e-5
+    assert ours["spatial"].shape == (6, 17 * 17 * 7)
+
+
+@pytest.mark.slow
+def test_grey_images_are_seen_as_three_equal_colours(seeded_inception: dict[str, Tensor]) -> None:
+    extractor = InceptionExtractor(seeded_inception, name="seeded", sha256="")
+    grey = _images(2, 8, 2)[:, :1]
+    torch.testing.assert_close(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)), rtol=1e-5, atol=1e-6)
+
+
+def test_inception_weights_of_another_hash_are_refused_before_they_are_loaded(tmp_path: Path) -> None:
+    path = tmp_path / inception.WEIGHTS_FILE
+    path.write_bytes(b"not weights")
+    with pytest.raises(ExtractorError, match="a distance in other weights is not an FID"):
+        load_inception(str(path))
+
+
+def test_inception_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ExtractorError, match=r"absent\.pth"):
+        load_extractor("inception", weights=str(tmp_path / "absent.pth"))
+
+
+def test_only_the_standard_weights_may_be_called_fid() -> None:
+    assert distance_name("inception", inception.WEIGHTS_SHA256) == "FID"
+    assert distance_name("inception", "0" * 64) == "FD(inception)"
+    assert distance_name("digits-classifier", digit_classifier.WEIGHTS_SHA256) == "FD(digits-classifier)"
