@@ -1,0 +1,208 @@
+"""The network against the released implementation's numbers, and its own laws."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.config import DataConfig, DiffusionConfig, Experiment, ModelConfig
+from training.models.layers import timestep_embedding
+from training.models.unet import ModelInputError, UNet, make_model
+from training.models.upsampler import make_low_res, with_low_res
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "reference_values.json").read_text())
+
+
+def wave(shape: tuple[int, ...], phase: float, scale: float = 1.0) -> Tensor:
+    i = torch.arange(math.prod(shape), dtype=torch.float64)
+    values = scale * math.sqrt(2) * torch.sin(0.7391 * i + 0.1117 * (i * i % 9973) + phase)
+    return values.float().view(shape)
+
+
+def fill(model: nn.Module, scale: float) -> nn.Module:
+    with torch.no_grad():
+        for k, (name, parameter) in enumerate(model.named_parameters()):
+            parameter.copy_(wave(tuple(parameter.shape), 0.31 * k, scale))
+            if parameter.ndim == 1 and name.endswith("weight"):
+                parameter += 1.0
+    return model
+
+
+def golden_image() -> Tensor:
+    return (((torch.arange(2 * 3 * 32 * 32) * 37) % 256) / 127.5 - 1).view(2, 3, 32, 32).float()
+
+
+def small(
+    *, num_classes: int = 0, image_size: int = 32, out_channels: int = 6, gradient_checkpointing: bool = False, **changes: object
+) -> UNet:
+    options: dict[str, object] = {"model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2, 2, 2)} | changes
+    return UNet(
+        ModelConfig(**options),  # type: ignore[arg-type]
+        image_size=image_size,
+        image_channels=3,
+        out_channels=out_channels,
+        num_classes=num_classes,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+
+
+def tiny(**changes: object) -> UNet:
+    """Two stages at 8 pixels: fast."""
+    options: dict[str, object] = {"channel_mult": (1, 2), "attention_resolutions": (4,), "image_size": 8} | changes
+    return small(**options)  # type: ignore[arg-type]
+
+
+def assert_matches(actual: Tensor, golden: dict[str, object], rtol: float = 1e-5) -> None:
+    flat = actual.detach().double().flatten()
+    rms = math.sqrt(float(flat.square().mean()))
+    expected = torch.tensor([*golden["first8"], *golden["last4"]], dtype=torch.float64)  # type: ignore[misc]
+    torch.testing.assert_close(torch.cat([flat[:8], flat[-4:]]), expected, rtol=0, atol=rtol * rms)
+    for name, value in (("mean", flat.mean()), ("std", flat.std())):
+        assert abs(float(value) - golden[name]) <= rtol * rms, name  # type: ignore[operator]
+    assert float(flat.abs().sum()) == pytest.approx(golden["abs_sum"], rel=rtol)
+
+
+@pytest.mark.parametrize("t", ["0.0", "0.25", "1.0", "999.75", "3999.0"])
+def test_timestep_embedding_is_the_released_one(t: str) -> None:
+    assert_matches(timestep_embedding(torch.tensor([float(t)]), 128), GOLDEN["timestep_embedding_128"][t])
+
+
+@pytest.mark.parametrize(("name", "y"), [("base", None), ("cond", torch.tensor([3, 7]))])
+def test_forward_gives_the_released_networks_numbers(name: str, y: Tensor | None) -> None:
+    model = fill(small(num_classes=0 if y is None else 1000), 0.06)
+    golden = GOLDEN["model_forward"][name]
+    assert sum(p.numel() for p in model.parameters()) == golden["params"]
+    assert len(model.state_dict()) == golden["tensors"]
+    assert_matches(model(golden_image(), torch.tensor([0.0, 999.75]), y=y), golden)
+
+
+@pytest.mark.parametrize("scale_shift", [True, False])
+@pytest.mark.parametrize("num_classes", [0, 10])
+def test_output_is_exactly_zero_at_initialisation(scale_shift: bool, num_classes: int) -> None:
+    model = tiny(use_scale_shift_norm=scale_shift, num_classes=num_classes)
+    y = torch.tensor([1, 9]) if num_classes else None
+    output = model(torch.randn(2, 3, 8, 8), torch.tensor([0.0, 500.0]), y=y)
+    assert output.shape == (2, 6, 8, 8)
+    assert torch.count_nonzero(output) == 0
+
+
+def test_without_scale_shift_the_embedding_is_added_before_the_norm() -> None:
+    """A constant per group is removed by GroupNorm, so an embedding that is constant within groups has no effect."""
+    model = fill(tiny(use_scale_shift_norm=False), 0.06)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([0.0, 500.0])
+    before = model(x, t)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "emb_layers.1.bias" in name:
+                parameter += 3.0
+    torch.testing.assert_close(model(x, t), before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_number_of_channels_and_sizes_other_than_the_papers_works() -> None:
+    model = UNet(
+        ModelConfig(model_channels=32, channel_mult=(1, 2, 3), num_res_blocks=2, attention_resolutions=(5,)),
+        image_size=20,
+        image_channels=1,
+        out_channels=2,
+    )
+    assert model(torch.randn(3, 1, 20, 20), torch.zeros(3)).shape == (3, 2, 20, 20)
+    assert model(torch.randn(1, 1, 24, 12), torch.zeros(1)).shape == (1, 2, 24, 12)
+
+
+def test_the_experiment_decides_the_output_channels() -> None:
+    data = DataConfig(name="digits", image_size=8, image_channels=1, num_classes=10)
+    model = ModelConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=())
+    learned = Experiment(name="x", data=data, model=model)
+    fixed = Experiment(name="x", data=data, model=model, diffusion=DiffusionConfig(objective="simple", variance="fixed_large"))
+    x, t = torch.zeros(1, 1, 8, 8), torch.zeros(1)
+    assert make_model(learned)(x, t).shape[1] == 2
+    assert make_model(fixed)(x, t).shape[1] == 1
+
+
+def test_gradient_checkpointing_with_dropout_changes_no_gradient() -> None:
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 900.0])
+    gradients = []
+    for checkpointing in (False, True):
+        model = fill(tiny(dropout=0.3, gradient_checkpointing=checkpointing), 0.06).train()
+        torch.manual_seed(0)
+        model(x, t).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_dropout_acts_in_training_and_not_in_evaluation() -> None:
+    model = fill(tiny(dropout=0.3), 0.06)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 900.0])
+    assert not torch.equal(model.train()(x, t), model(x, t))
+    assert torch.equal(model.eval()(x, t), model(x, t))
+
+
+def test_autocast_keeps_the_output_float32_and_close() -> None:
+    model = fill(tiny(), 0.06)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 900.0])
+    with torch.no_grad():
+        exact = model(x, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = model(x, t)
+    assert mixed.dtype == torch.float32
+    assert float((mixed - exact).square().mean().sqrt() / exact.square().mean().sqrt()) < 0.03
+
+
+def test_group_norm_is_float32_under_autocast() -> None:
+    """The mean of a group near 300 with spread 1 is lost in bfloat16 arithmetic; it isn't here."""
+    norm = tiny().out[0]
+    x = (300 + torch.randn(1, 32, 8, 8)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), norm(x.float()), rtol=1e-2, atol=1e-2)
+
+
+def test_the_upsampler_sees_the_small_image_enlarged_with_half_pixel_centres() -> None:
+    low_res = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
+    enlarged = with_low_res(torch.zeros(1, 1, 4, 4), low_res)[:, 1:]
+    row = torch.tensor([0.0, 0.25, 0.75, 1.0])  # align_corners=True would give thirds
+    torch.testing.assert_close(enlarged[0, 0], row + 2 * row.unsqueeze(1))
+
+
+def test_the_small_image_of_training_is_the_area_average() -> None:
+    x_0 = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(make_low_res(x_0, 4), nn.functional.avg_pool2d(x_0, 4))
+
+
+def test_an_upsampler_is_the_same_network_with_twice_the_input_channels() -> None:
+    base, upsampler = tiny(), fill(tiny(low_res_size=4), 0.06)
+    shapes = {name: tuple(p.shape) for name, p in base.state_dict().items()}
+    assert {name: tuple(p.shape) for name, p in upsampler.state_dict().items()} == shapes | {"input_blocks.0.0.weight": (32, 6, 3, 3)}
+    x, t, low_res = torch.randn(2, 3, 8, 8), torch.zeros(2), torch.randn(2, 3, 4, 4)
+    assert not torch.allclose(upsampler(x, t, low_res=low_res), upsampler(x, t, low_res=-low_res))
+
+
+IMAGES, TIMES, LABELS, SMALL_IMAGES = torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.tensor([0, 9]), torch.zeros(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ({}, {"y": LABELS}, "y: this model is not class-conditional and takes no labels"),
+        ({"num_classes": 10}, {}, "y: this model is class-conditional and needs one label per image, of 0 to 9"),
+        ({"num_classes": 10}, {"y": torch.tensor([0, 10])}, "y: labels must be of 0 to 9, got 0 to 10"),
+        ({"num_classes": 10}, {"y": torch.tensor([1])}, r"y: must be \[batch\], one label per image: \[2\], got \[1\]"),
+        ({"low_res_size": 4}, {}, "low_res: this model is an upsampler and needs the 4x4 images"),
+        ({"low_res_size": 4}, {"low_res": torch.zeros(2, 3, 2, 2)}, r"low_res: must be \[2, 3, 4, 4\], got \[2, 3, 2, 2\]"),
+        ({}, {"low_res": SMALL_IMAGES}, "low_res: this model is not an upsampler"),
+        ({}, {"timesteps": torch.zeros(1)}, r"timesteps: must be \[batch\], one per image: \[2\], got \[1\]"),
+        ({}, {"timesteps": torch.zeros(2, 1)}, r"timesteps: must be \[batch\], one per image: \[2\], got \[2, 1\]"),
+        ({}, {"x": torch.zeros(2, 1, 8, 8)}, r"x: must be \[batch, 3, height, width\]"),
+        ({}, {"x": torch.zeros(2, 3, 9, 8)}, "divisible by 2"),
+    ],
+)
+def test_bad_input_gives_one_error_that_names_what_is_allowed(model: dict[str, object], arguments: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ModelInputError, match=message):
+        tiny(**model)(**({"x": IMAGES, "timesteps": TIMES} | arguments))

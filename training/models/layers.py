@@ -1,0 +1,183 @@
+"""The blocks that the UNet is made of (supplement section 1).
+
+Module names, and so parameter names, are the released code's, for its checkpoints to load key for key.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from training.models.dropout import KeyedDropout
+from training.shapes import Float, Int64
+
+NUM_GROUPS = 32
+
+
+def timestep_embedding(timesteps: Float[Tensor, " batch"], width: int, *, max_period: float = 10_000.0) -> Float[Tensor, "batch width"]:
+    """[cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})], w_i = max_period^(-i/h), h = width / 2.
+
+    The transformer's position embedding (Vaswani et al. 2017, section 3.5), cosines first. Fractional t count: t is
+    scaled by 1000/T before it comes here.
+
+    Args:
+        timesteps: One per image; any real number.
+        width: Even.
+        max_period: 2 pi times this is the longest wavelength.
+    """
+    half = width // 2
+    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=timesteps.device))
+    angles = timesteps.float().unsqueeze(1) * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def zero_(module: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
+    """Sets weight and bias to 0: a residual branch that starts as the identity, or an output that starts at 0."""
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+class GroupNorm32(nn.GroupNorm):
+    """GroupNorm of 32 groups, in float32 whatever comes in, and back in the type that came."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(NUM_GROUPS, channels, eps=1e-5)
+
+    def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
+        """Normalises each group of channels of each image to mean 0 and variance 1, then scales and shifts."""
+        return nn.functional.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+
+
+class Float32Sequential(nn.Sequential):
+    """Layers that stay in float32 under autocast: the time path and the output, which are cheap and sensitive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the layers in turn; the result is float32."""
+        if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
+            return self._apply_layers(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._apply_layers(x.float())
+
+    def _apply_layers(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class ResBlock(nn.Module):
+    """A residual block that is told the time.
+
+    With scale and shift, the embedding gives (w, b) and h becomes GroupNorm(h)(w + 1) + b; without, the embedding
+    gives v and h becomes GroupNorm(h + v) (supplement section 1). The last convolution starts at 0.
+
+    Args:
+        in_channels: Channels of the input.
+        emb_channels: Width of the time embedding.
+        out_channels: Channels of the output; where they differ from the input's, the skip is a 1x1 convolution.
+        dropout: Probability of dropping an activation before the last convolution.
+        use_scale_shift_norm: Which of the two injections.
+    """
+
+    def __init__(self, in_channels: int, emb_channels: int, out_channels: int, *, dropout: float, use_scale_shift_norm: bool) -> None:
+        super().__init__()
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.in_layers = nn.Sequential(GroupNorm32(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
+        self.emb_layers = Float32Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
+        self.out_layers = nn.Sequential(
+            GroupNorm32(out_channels), nn.SiLU(), KeyedDropout(dropout), zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        )
+        self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch in_channels height width"],
+        emb: Float[Tensor, "batch emb_channels"],
+        dropout_key: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch out_channels height width"]:
+        """Adds the residual branch to the (projected) input."""
+        norm, silu, dropout, conv = self.out_layers
+        h: Tensor = self.in_layers(x)
+        injected = self.emb_layers(emb)[:, :, None, None]
+        if self.use_scale_shift_norm:
+            scale, shift = injected.chunk(2, dim=1)
+            h = torch.addcmul(shift.to(h.dtype), norm(h), (scale + 1.0).to(h.dtype))
+        else:
+            h = norm(h + injected.to(h.dtype))
+        h = conv(dropout(silu(h), dropout_key))
+        skip: Tensor = self.skip_connection(x)
+        return skip + h
+
+
+class AttentionBlock(nn.Module):
+    """Multi-head self-attention over the pixels, with a residual connection (supplement section 1: four heads).
+
+    The channels are split into heads first and into q, k, v within each head, as in the released weights. Those are
+    1x1 convolutions over a sequence; here they act as matrices on tokens, which is what the fused kernel wants.
+
+    Args:
+        channels: Channels of input and output.
+        num_heads: Heads; each has channels / num_heads channels.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = GroupNorm32(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """Gives x + proj(softmax(q k^T / sqrt(channels / num_heads)) v)."""
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = nn.functional.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
+        q, k, v = qkv.view(batch, height * width, self.num_heads, 3, channels // self.num_heads).permute(3, 0, 2, 1, 4).unbind(0)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height * width, channels)
+        h = nn.functional.linear(attended, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        return x + h.transpose(1, 2).view(batch, channels, height, width)
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a 3x3 convolution of stride 2, padded by 1 on every side."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels half_height half_width"]:
+        """Applies the convolution."""
+        h: Tensor = self.op(x)
+        return h
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repeating each pixel, then applies a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels double_height double_width"]:
+        """Repeats and convolves."""
+        h: Tensor = self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return h
+
+
+class TimestepEmbedSequential(nn.Sequential):
+    """Layers in turn, of which the residual blocks are told the time and the dropout key."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        emb: Float[Tensor, "batch emb_channels"],
+        dropout_key: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Applies the layers in turn."""
+        for layer in self:
+            x = layer(x, emb, dropout_key) if isinstance(layer, ResBlock) else layer(x)
+        return x

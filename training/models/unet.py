@@ -1,0 +1,205 @@
+"""The UNet of supplement section 1, and its variants."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from training.config import Experiment, ModelConfig
+from training.models.dropout import KeyedDropout
+from training.models.layers import (
+    AttentionBlock,
+    Downsample,
+    Float32Sequential,
+    GroupNorm32,
+    ResBlock,
+    TimestepEmbedSequential,
+    Upsample,
+    timestep_embedding,
+    zero_,
+)
+from training.models.upsampler import with_low_res
+from training.shapes import Float, Int64
+
+
+class ModelInputError(ValueError):
+    """The network was given what it can't take: the message names the argument and what is allowed."""
+
+
+def make_model(experiment: Experiment, *, gradient_checkpointing: bool = False) -> UNet:
+    """The network of an experiment, freshly initialised from torch's global generator.
+
+    Args:
+        experiment: Says the sizes of everything.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more compute.
+    """
+    return UNet(
+        experiment.model,
+        image_size=experiment.data.image_size,
+        image_channels=experiment.data.image_channels,
+        out_channels=experiment.out_channels,
+        num_classes=experiment.data.num_classes if experiment.model.class_conditional else 0,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+
+
+class UNet(nn.Module):
+    """eps_theta(x_t, t), and v_theta where the variance is learned (the last half of the output's channels).
+
+    Stages of `num_res_blocks` residual blocks, from the highest resolution to the lowest; a middle of block,
+    attention, block; and the stages mirrored, each block of which is also given what its counterpart made. A
+    resolution in `attention_resolutions` has attention after each of its blocks; the middle always has.
+
+    At initialisation the output is exactly 0.
+
+    Args:
+        config: Widths, depths and options.
+        image_size: Height and width that `config.attention_resolutions` refer to.
+        image_channels: Channels of an image.
+        out_channels: Channels of the output.
+        num_classes: Number of labels; 0 for a model without.
+        gradient_checkpointing: Recompute activations in the backward pass, with the same dropout.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        image_size: int,
+        image_channels: int,
+        out_channels: int,
+        num_classes: int = 0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.image_channels = image_channels
+        self.num_classes = num_classes
+        self.gradient_checkpointing = gradient_checkpointing
+        width, emb_channels = config.model_channels, 4 * config.model_channels
+        in_channels = image_channels * (2 if config.low_res_size is not None else 1)
+
+        def res_block(channels: int, out: int) -> ResBlock:
+            return ResBlock(channels, emb_channels, out, dropout=config.dropout, use_scale_shift_norm=config.use_scale_shift_norm)
+
+        def attention(channels: int, size: int) -> list[nn.Module]:
+            return [AttentionBlock(channels, config.num_heads)] if size in config.attention_resolutions else []
+
+        self.time_embed = Float32Sequential(nn.Linear(width, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels))
+        if num_classes:
+            self.label_emb = nn.Embedding(num_classes, emb_channels)
+
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
+        channels, size = width, image_size
+        skips = [width]
+        for level, mult in enumerate(config.channel_mult):
+            for _ in range(config.num_res_blocks):
+                block = [res_block(channels, mult * width), *attention(mult * width, size)]
+                channels = mult * width
+                self.input_blocks.append(TimestepEmbedSequential(*block))
+                skips.append(channels)
+            if level < len(config.channel_mult) - 1:
+                self.input_blocks.append(TimestepEmbedSequential(Downsample(channels)))
+                skips.append(channels)
+                size //= 2
+
+        self.middle_block = TimestepEmbedSequential(
+            res_block(channels, channels), AttentionBlock(channels, config.num_heads), res_block(channels, channels)
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
+            for position in range(config.num_res_blocks + 1):
+                block = [res_block(channels + skips.pop(), mult * width), *attention(mult * width, size)]
+                channels = mult * width
+                if level and position == config.num_res_blocks:
+                    block.append(Upsample(channels))
+                    size *= 2
+                self.output_blocks.append(TimestepEmbedSequential(*block))
+
+        self.out = Float32Sequential(GroupNorm32(channels), nn.SiLU(), zero_(nn.Conv2d(channels, out_channels, 3, padding=1)))
+        for layer, dropout in enumerate(module for module in self.modules() if isinstance(module, KeyedDropout)):
+            dropout.layer = layer
+
+    def forward(
+        self,
+        x: Float[Tensor, "..."],
+        timesteps: Float[Tensor, "..."],
+        y: Int64[Tensor, "..."] | None = None,
+        low_res: Float[Tensor, "..."] | None = None,
+        dropout_key: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch out_channels height width"]:
+        """The prediction at x_t.
+
+        Args:
+            x: The noisy images x_t, [batch, channels, height, width]; any size that halves in each stage but the last.
+            timesteps: [batch]; t, already scaled by 1000/T where the experiment says so.
+            y: [batch]; labels, for a class-conditional model and for no other.
+            low_res: [batch, channels, low_res_size, low_res_size] in [-1, 1]; for an upsampler and for no other.
+            dropout_key: From `training.models.dropout.dropout_key`; None draws masks from the device's generator.
+
+        Returns:
+            Predicted channels, then (where the variance is learned) as many for the variance.
+
+        Raises:
+            ModelInputError: An argument is missing, too many, or of a wrong shape or range.
+        """
+        self._check(x, timesteps, y, low_res)
+        emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels))
+        if y is not None:
+            emb = emb + self.label_emb(y)
+        h = x if low_res is None else with_low_res(x, low_res)
+        skips = []
+        for block in self.input_blocks:
+            h = self._run(block, h, emb, dropout_key)
+            skips.append(h)
+        h = self._run(self.middle_block, h, emb, dropout_key)
+        for block in self.output_blocks:
+            h = self._run(block, torch.cat([h, skips.pop()], dim=1), emb, dropout_key)
+        prediction: Tensor = self.out(h)
+        return prediction
+
+    def _run(self, block: nn.Module, h: Tensor, emb: Tensor, dropout_key: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            # preserve_rng_state gives the recomputation the dropout masks of the first computation.
+            recomputed: Tensor = checkpoint(block, h, emb, dropout_key, use_reentrant=False, preserve_rng_state=True)
+            return recomputed
+        computed: Tensor = block(h, emb, dropout_key)
+        return computed
+
+    def _check(self, x: Tensor, timesteps: Tensor, y: Tensor | None, low_res: Tensor | None) -> None:
+        batch, factor = x.shape[0], 2 ** (len(self.config.channel_mult) - 1)
+        if x.ndim != 4 or x.shape[1] != self.image_channels or x.shape[2] % factor or x.shape[3] % factor:
+            raise ModelInputError(
+                f"x: must be [batch, {self.image_channels}, height, width] with height and width divisible by {factor} "
+                f"({len(self.config.channel_mult)} stages), got {list(x.shape)}"
+            )
+        if timesteps.shape != (batch,):
+            raise ModelInputError(f"timesteps: must be [batch], one per image: [{batch}], got {list(timesteps.shape)}")
+        if (y is not None) != bool(self.num_classes):
+            raise ModelInputError(
+                f"y: this model is class-conditional and needs one label per image, of 0 to {self.num_classes - 1}"
+                if self.num_classes
+                else "y: this model is not class-conditional and takes no labels"
+            )
+        if y is not None:
+            if y.shape != (batch,):
+                raise ModelInputError(f"y: must be [batch], one label per image: [{batch}], got {list(y.shape)}")
+            # On a GPU, looking at the labels would make each step wait for the device.
+            if (
+                y.device.type == "cpu"
+                and not torch.compiler.is_compiling()
+                and batch
+                and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes
+            ):
+                raise ModelInputError(f"y: labels must be of 0 to {self.num_classes - 1}, got {int(y.min())} to {int(y.max())}")
+        size = self.config.low_res_size
+        if (low_res is not None) != (size is not None):
+            raise ModelInputError(
+                f"low_res: this model is an upsampler and needs the {size}x{size} images"
+                if size is not None
+                else "low_res: this model is not an upsampler and takes no low-resolution images"
+            )
+        if low_res is not None and low_res.shape != (batch, self.image_channels, size, size):
+            raise ModelInputError(f"low_res: must be {[batch, self.image_channels, size, size]}, got {list(low_res.shape)}")
