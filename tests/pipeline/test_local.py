@@ -1,0 +1,129 @@
+"""The local runner, with pipelines small enough to see every way in which a run can end."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import pytest
+
+from pipelines.local import PipelineError, run_pipeline
+
+_TOY = Path(__file__).with_name("toy_run.py")
+
+
+@pytest.fixture(scope="module")
+def toy() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("toy_run", _TOY)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run(pipeline: object, arguments: dict[str, object], home: Path) -> tuple[dict[str, object], list[str]]:
+    lines: list[str] = []
+    outputs = run_pipeline(pipeline, arguments, home=home, env={"TOY_PLACE": "a test"}, show=lines.append)
+    return outputs, lines
+
+
+def test_only_progress_lines_are_shown_and_each_says_which_stage_of_how_many(toy: ModuleType, tmp_path: Path) -> None:
+    outputs, lines = _run(toy.toy_sum, {"first": 5}, tmp_path)
+    assert outputs == {"Output": 14}
+    assert [line for line in lines if "done in" not in line] == ["[1/2 sum] 5 + 2 in a test", "[2/2 double] twice 7"]
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "chatter that belongs in the log" in log.read_text()
+
+
+def test_lines_of_components_that_run_at_once_keep_their_stage(toy: ModuleType, tmp_path: Path) -> None:
+    _, lines = _run(toy.toy_loop, {}, tmp_path)
+    assert sorted(line for line in lines if "done in" not in line) == [f"[1/1 add] {n} + {n} in a test" for n in (1, 2, 3)]
+
+
+def test_a_failing_component_is_named_with_its_error_and_is_not_tried_again(toy: ModuleType, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(
+        PipelineError, match="toy-failure failed in refuse: ValueError: 2 is not a number that this component takes"
+    ) as caught:
+        _run(toy.toy_failure, {}, tmp_path)
+    assert time.monotonic() - started < 30
+    assert caught.value.log_path is not None
+    assert "Traceback" in caught.value.log_path.read_text()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_parameter_is_refused_before_anything_runs(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="no parameter 'third'; it has first, second"):
+        _run(toy.toy_sum, {"third": 3}, tmp_path)
+
+
+def test_a_value_that_kfp_would_rewrite_in_silence_is_refused(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="started_path"):
+        _run(toy.toy_work, {"started_path": "data/python3/x"}, tmp_path)
+
+
+def _start(tmp_path: Path) -> tuple["subprocess.Popen[str]", int]:
+    started_path = tmp_path / "started"
+    started_path.unlink(missing_ok=True)
+    command = [sys.executable, str(_TOY), str(tmp_path / "home"), "toy_work", json.dumps({"started_path": str(started_path)})]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_TOY.parents[2])
+    deadline = time.monotonic() + 60
+    while not (started_path.exists() and started_path.read_text()):
+        assert time.monotonic() < deadline, "the component did not start"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    return process, int(started_path.read_text())
+
+
+def _left(tmp_path: Path) -> list[psutil.Process]:
+    mark = f"{(tmp_path / 'home').resolve()}:"
+    left = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("IDDPM_LOCAL_RUN", "").startswith(mark) and process.status() != psutil.STATUS_ZOMBIE:
+                left.append(process)
+        except psutil.Error:
+            continue
+    return left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_no_process_behind(tmp_path: Path, how: signal.Signals) -> None:
+    process, helper = _start(tmp_path)
+    assert psutil.pid_exists(helper)
+    process.send_signal(how)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "goes on from the last checkpoint" in printed
+    assert _left(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_run_is_refused_while_another_one_holds_the_state_folder(toy: ModuleType, tmp_path: Path) -> None:
+    process, _ = _start(tmp_path)
+    try:
+        with pytest.raises(PipelineError, match=f"another run is under way \\(process {process.pid}\\)"):
+            run_pipeline(toy.toy_sum, {}, home=tmp_path / "home", env={"TOY_PLACE": "x"})
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_leaves_is_stopped_by_the_next(toy: ModuleType, tmp_path: Path) -> None:
+    process, helper = _start(tmp_path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    lines: list[str] = []
+    outputs = run_pipeline(toy.toy_sum, {}, home=tmp_path / "home", env={"TOY_PLACE": "x"}, show=lines.append)
+    assert outputs == {"Output": 6}
+    assert not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE
+    assert "stopped what an earlier run, which was killed, had left behind" in lines
