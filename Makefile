@@ -1,0 +1,77 @@
+# `make` or `make help` lists the targets. Everything sets itself up in .venv first.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+MAKEFLAGS += --no-print-directory
+
+# Where the pip that sets us up finds its packages is pip's own business (PIP_INDEX_URL, pip.conf). Its words go to a
+# log, which is not shown: it may hold an index's address with a password in it.
+SETUP_LOG := .venv/setup.log
+
+.PHONY: help setup demo down test test-fast lint format golden golden-check ci mutations clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+setup: .venv/.stamp  ## create .venv and install the project in it
+
+# PYTHON=/path/to/python chooses the interpreter.
+.venv/.stamp: pyproject.toml constraints.txt
+	@set -u; \
+	fail() { echo "setup: $$1" >&2; exit 1; }; \
+	python=; found=; \
+	for candidate in $${PYTHON:-python3.11 python3.12 python3.13 python3}; do \
+	  command -v "$$candidate" >/dev/null 2>&1 || continue; \
+	  version=$$("$$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	  found="$$found $$candidate($$version)"; \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then python=$$candidate; break; fi; \
+	done; \
+	[ -n "$$python" ] || { [ -n "$$found" ] && fail "Python 3.11 or later is needed; there is only$$found. Install it (Debian, Ubuntu: apt-get install python3 python3-venv) or name one: make setup PYTHON=/path/to/python3.11"; \
+	  fail "Python 3.11 or later is needed and none was found. Install it (Debian, Ubuntu: apt-get install python3 python3-venv) or name one: make setup PYTHON=/path/to/python3.11"; }; \
+	[ -x $(BIN)/python ] || { \
+	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$$python has no venv module. Install it (Debian, Ubuntu: apt-get install python3-venv, or python$$version-venv)"; \
+	  echo "setup: creating .venv with Python $$version"; \
+	  "$$python" -m venv .venv || fail "$$python could not create .venv here (is the disk full, or the folder read-only?)"; }; \
+	echo "setup: installing the project into .venv (some minutes the first time; torch is large)"; \
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' >$(SETUP_LOG) 2>&1 || { \
+	  if grep -qiE 'no space left|disk quota' $(SETUP_LOG); then fail "the disk is full; .venv needs about 3 GB (with a CUDA torch 8 GB)"; fi; \
+	  if grep -qiE 'connection (broken|refused|reset|timed out|error)|NewConnectionError|name resolution|ConnectTimeout|ReadTimeout|Network is unreachable|ProxyError|SSLError' $(SETUP_LOG); then \
+	    fail "pip can't reach its package index. Is there a network? Behind a mirror or proxy, set PIP_INDEX_URL or https_proxy; then the same command goes on"; fi; \
+	  fail "pip could not install the project; what it said is in $(SETUP_LOG)"; }; \
+	touch $@
+
+demo: setup  ## train, score and report a model of handwritten digits on this machine
+	@$(BIN)/iddpm demo
+
+down: setup  ## stop the local services that demo left running; their data stays
+	@$(BIN)/iddpm down
+
+test: setup  ## all tests that this machine can run
+	@$(BIN)/python -m pytest
+
+test-fast: setup  ## the tests of a few seconds each, about two minutes
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: setup  ## formatting, ruff, mypy --strict, import rules
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted as 'make format' would" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@said=$$($(BIN)/lint-imports 2>&1) || { echo "$$said"; exit 1; }
+
+format: setup  ## format, and repair what ruff can
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --fix --quiet .
+
+golden: setup  ## rewrite the golden files (presets, compiled pipelines); read the diff before you commit it
+	@$(BIN)/python tests/golden/regenerate.py
+
+golden-check: setup
+	@$(BIN)/python tests/golden/regenerate.py --check
+
+ci: lint golden-check test  ## what CI runs: lint, golden check, all tests
+
+mutations: setup  ## break the mathematics in known ways and show which test notices
+	@$(BIN)/python tests/mutations.py
+
+clean: down  ## stop the services and delete what runs left here (models, data, MLflow's records); keeps .venv
+	rm -rf .iddpm compiled .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
