@@ -57,7 +57,7 @@ def keyed_dropout(
     positions = torch.arange(-(-entries // _LANES), device=x.device) * _INCREMENT
     words = _mix(start.unsqueeze(1) + positions)
     kept = words.view(torch.int16)[:, :entries] >= threshold - 0x8000
-    return x * kept.view(x.shape) * (0x10000 / (0x10000 - threshold))
+    return (x * kept.view(x.shape)).mul_(0x10000 / (0x10000 - threshold))
 
 
 class KeyedDropout(nn.Module):

@@ -1,0 +1,129 @@
+"""Parameter counts and tensors of the paper's networks, and the same network from another library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.config import ModelConfig
+from training.models.unet import UNet
+
+IMAGENET_64 = ModelConfig()
+CIFAR_10 = ModelConfig(channel_mult=(1, 2, 2, 2))
+LSUN = ModelConfig(channel_mult=(1, 1, 2, 2, 4, 4), num_res_blocks=2, attention_resolutions=(16,), num_heads=1, use_scale_shift_norm=False)
+UPSAMPLER = ModelConfig(model_channels=192, channel_mult=(1, 1, 2, 2, 4, 4), num_res_blocks=2, low_res_size=64)
+
+
+@pytest.mark.parametrize(
+    ("config", "image_size", "out_channels", "num_classes", "num_parameters", "num_tensors"),
+    [
+        (ModelConfig(model_channels=64), 64, 6, 0, 30_303_494, 450),
+        (ModelConfig(model_channels=96), 64, 6, 0, 68_126_598, 450),
+        (IMAGENET_64, 64, 6, 0, 121_063_942, 450),
+        (IMAGENET_64, 64, 3, 0, 121_060_483, 450),
+        (IMAGENET_64, 64, 6, 1000, 121_575_942, 451),
+        (ModelConfig(model_channels=192), 64, 6, 1000, 273_049_350, 451),
+        (CIFAR_10, 32, 6, 0, 52_546_438, 446),
+        (LSUN, 256, 6, 0, 113_676_678, None),
+        (UPSAMPLER, 256, 6, 1000, 279_792_390, None),
+    ],
+)
+def test_the_papers_networks_have_the_released_ones_parameters(
+    config: ModelConfig, image_size: int, out_channels: int, num_classes: int, num_parameters: int, num_tensors: int | None
+) -> None:
+    with torch.device("meta"):
+        model = UNet(config, image_size=image_size, image_channels=3, out_channels=out_channels, num_classes=num_classes)
+    assert sum(p.numel() for p in model.parameters()) == num_parameters
+    if num_tensors is not None:
+        assert len(model.state_dict()) == num_tensors
+
+
+def to_diffusers(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Our state dict under diffusers' names; its attention keeps q, k and v apart, ours interleaves them by head."""
+    stages, blocks = len(config.channel_mult), config.num_res_blocks
+    names = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2", "input_blocks.0.0": "conv_in"}
+    names |= {"out.0": "conv_norm_out", "out.2": "conv_out"}
+    for stage in range(stages):
+        for block in range(blocks):
+            here = 1 + stage * (blocks + 1) + block
+            names |= {f"input_blocks.{here}.0": f"down_blocks.{stage}.resnets.{block}"}
+            names |= {f"input_blocks.{here}.1": f"down_blocks.{stage}.attentions.{block}"}
+        names |= {f"input_blocks.{(stage + 1) * (blocks + 1)}.0.op": f"down_blocks.{stage}.downsamplers.0.conv"}
+        for block in range(blocks + 1):
+            here = stage * (blocks + 1) + block
+            names |= {f"output_blocks.{here}.0": f"up_blocks.{stage}.resnets.{block}"}
+            names |= {f"output_blocks.{here}.1": f"up_blocks.{stage}.attentions.{block}"}
+        for position in (1, 2):
+            names |= {f"output_blocks.{stage * (blocks + 1) + blocks}.{position}.conv": f"up_blocks.{stage}.upsamplers.0.conv"}
+    names |= {"middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0", "middle_block.2": "mid_block.resnets.1"}
+    inner = {
+        "in_layers.0": "norm1",
+        "in_layers.2": "conv1",
+        "emb_layers.1": "time_emb_proj",
+        "out_layers.0": "norm2",
+        "out_layers.3": "conv2",
+    }
+    inner |= {"skip_connection": "conv_shortcut", "norm": "group_norm", "proj_out": "to_out.0"}
+    mapped = {}
+    for name, tensor in state.items():
+        module, kind = name.rsplit(".", 1)
+        prefix = max((old for old in names if module == old or module.startswith(old + ".")), key=len)
+        rest = module.removeprefix(prefix).removeprefix(".")
+        if rest == "qkv":
+            heads = tensor.squeeze(-1).unflatten(0, (config.num_heads, 3, -1))
+            for part, letter in enumerate("qkv"):
+                mapped[f"{names[prefix]}.to_{letter}.{kind}"] = heads[:, part].flatten(0, 1)
+        else:
+            new = f"{names[prefix]}.{inner.get(rest, rest)}".rstrip(".")
+            mapped[f"{new}.{kind}"] = tensor.squeeze(-1) if rest == "proj_out" else tensor
+    return mapped
+
+
+def diffusers_twin(config: ModelConfig, image_size: int) -> Any:
+    """Diffusers' network of the same architecture (`.heads` and the norm's groups have no option of their own)."""
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    attends = [image_size // 2**stage in config.attention_resolutions for stage in range(len(config.channel_mult))]
+    twin = UNet2DModel(
+        sample_size=image_size,
+        in_channels=3,
+        out_channels=6,
+        layers_per_block=config.num_res_blocks,
+        block_out_channels=tuple(config.model_channels * mult for mult in config.channel_mult),
+        down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
+        up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
+        attention_head_dim=None,
+        attn_norm_num_groups=32,
+        norm_eps=1e-5,
+        resnet_time_scale_shift="scale_shift",
+        flip_sin_to_cos=True,
+        freq_shift=0,
+    )
+    for module in twin.modules():
+        if isinstance(module, Attention):
+            module.heads = config.num_heads
+    return twin
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "image_size"), [(CIFAR_10, 32), (IMAGENET_64, 64)], ids=["cifar10", "imagenet64"])
+def test_diffusers_network_with_mapped_weights_gives_the_same_numbers(config: ModelConfig, image_size: int) -> None:
+    torch.manual_seed(0)
+    model = UNet(config, image_size=image_size, image_channels=3, out_channels=6).eval()
+    with torch.no_grad():
+        for module in model.modules():  # no branch may be zero: those of the initial network hide everything behind them
+            if isinstance(module, nn.Conv1d | nn.Conv2d) and not module.weight.any():
+                module.reset_parameters()
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        twin = diffusers_twin(config, image_size).eval()
+        twin.load_state_dict(to_diffusers(model.state_dict(), config))
+        x, t = torch.randn(2, 3, image_size, image_size), torch.tensor([0.25, 999.75])
+        ours, theirs = model(x, t), twin(x, t).sample
+    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in model.parameters())
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
