@@ -168,22 +168,44 @@ def split(uri: str, *, root_allowed: bool = False) -> tuple[str, str]:
 def client() -> S3Client:
     """Client of this process for the S3 that the environment names now."""
     environment = os.environ
-    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
-    # A fork must not share its parent's sockets, hence the process id.
-    return _client(
-        os.getpid(),
+    return _connect_once(
+        os.getpid(),  # a fork must not share its parent's sockets
         environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL"),
         environment.get("AWS_ACCESS_KEY_ID"),
         environment.get("AWS_SECRET_ACCESS_KEY"),
         environment.get("AWS_SESSION_TOKEN"),
-        region or "us-east-1",
+        environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1",
     )
 
 
 @functools.lru_cache(maxsize=4)
-def _client(process_id: int, endpoint: str | None, key_id: str | None, secret: str | None, token: str | None, region: str) -> S3Client:
+def _connect_once(
+    process_id: int, endpoint: str | None, key_id: str | None, secret: str | None, token: str | None, region: str
+) -> S3Client:
+    return connect(endpoint, key_id, secret, token=token, region=region)
+
+
+def connect(
+    endpoint: str | None,
+    key_id: str | None,
+    secret: str | None,
+    *,
+    token: str | None = None,
+    region: str = "us-east-1",
+    attempts: int = _ATTEMPTS,
+) -> S3Client:
+    """A new client.
+
+    Args:
+        endpoint: URL of the server; None is AWS.
+        key_id: Access key; None leaves the search for credentials to boto3 (a pod's role, for instance).
+        secret: Its secret.
+        token: Session token of temporary credentials.
+        region: Any name where the server isn't AWS.
+        attempts: Requests in all before a failure counts, with growing pauses.
+    """
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 4},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=5,
         read_timeout=60,
         max_pool_connections=32,
