@@ -1,0 +1,325 @@
+"""From a source of images to a data set: plan the whole order first, make each shard independently, publish last.
+
+The order of all images is drawn before any is read, so every shard is a piece of work of its own, and the outcome
+depends neither on how many workers there are, nor on who finishes first, nor on how often the work was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from training import storage
+from training.config import DataConfig, Resize
+from training.data.catalog import open_splits
+from training.data.order import Purpose, permutation
+from training.data.shard_work import PARTIAL, ShardJob, ShardRecord, Target, make_shard, read_record, too_many_errors
+from training.data.shards import MANIFEST, ROW_GROUP_ROWS, SCHEMA_VERSION, DatasetError, Manifest, Unreadable, content_digest, read_manifest
+from training.data.sources import Item, Listing, Source, SourceError
+from training.data.spread import spread
+from training.progress import format_bytes, format_rate, format_remaining, say
+
+_SHARD_BYTES = 160_000_000
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How images become a data set.
+
+    Attributes:
+        resize: See `training.data.images`.
+        seed: Seed of the global order of the rows.
+        image_channels: 1 or 3; None takes the source's.
+        rows_per_shard: None takes as many as make 128 to 256 MB.
+        num_workers: Processes; more than 1 are Ray tasks. Does not change the outcome.
+        on_error: What an unreadable image does: stop the work, or be left out and listed in the manifest.
+        max_errors: With "skip", how many may be left out before the work stops.
+        allow_upscale: Enlarge images that are too small instead of refusing them.
+        reduced_decode: Faster and less exact; see `training.data.images.prepare_image`.
+    """
+
+    resize: Resize = "area"
+    seed: int = 0
+    image_channels: int | None = None
+    rows_per_shard: int | None = None
+    num_workers: int = 1
+    on_error: Literal["fail", "skip"] = "fail"
+    max_errors: int = 100
+    allow_upscale: bool = False
+    reduced_decode: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rows_per_shard", "num_workers", "max_errors"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise DatasetError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.image_channels not in (None, 1, 3):
+            raise DatasetError(f"image-channels must be 1 (grey) or 3 (RGB), got {self.image_channels}")
+
+
+def prepare(source: Source, dataset_uri: str, *, image_size: int, options: Options | None = None) -> Manifest:
+    """Makes the data set in that directory, or finishes it, or finds that it is there.
+
+    Args:
+        source: The images.
+        dataset_uri: Where to; one directory holds one data set (one split at one size).
+        image_size: Height and width in pixels.
+        options: How; the defaults are the paper's area downsampling in this process.
+
+    Raises:
+        DatasetError: Another data set is there, or the images can't be used.
+        SourceError: The source can't be listed.
+        StorageError: The place can't be read or written.
+    """
+    return prepare_sizes(source, {image_size: dataset_uri}, options=options)[image_size]
+
+
+def prepare_sizes(source: Source, dataset_uris: Mapping[int, str], *, options: Options | None = None) -> dict[int, Manifest]:
+    """Makes several sizes of the same images, each image decoded once.
+
+    Args:
+        source: The images.
+        dataset_uris: Directory by image size, each a data set of its own.
+        options: As for `prepare`.
+
+    Returns:
+        Manifest by image size.
+
+    Raises:
+        DatasetError: As for `prepare`.
+    """
+    options = options or Options()
+    if not dataset_uris or min(dataset_uris) < 1:
+        raise DatasetError(f"image sizes must be at least 1, got {sorted(dataset_uris)}")
+    listing = source.listing()
+    _check_listing(source, listing)
+    plan = _plan(source, listing, dataset_uris, options)
+    published = {target.image_size: _published(target, plan) for target in plan.targets}
+    missing = tuple(target for target in plan.targets if published[target.image_size] is None)
+    if missing:
+        published |= _make(source, dataclasses.replace(plan, targets=missing), options)
+    return {size: manifest for size, manifest in published.items() if manifest is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    listing: Listing
+    targets: tuple[Target, ...]
+    identities: dict[int, dict[str, object]]
+    order: Sequence[int]
+    rows_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self.order) // self.rows_per_shard)
+
+    def items(self, number: int) -> list[Item]:
+        rows = self.order[number * self.rows_per_shard : (number + 1) * self.rows_per_shard]
+        return [self.listing.items[row] for row in rows]
+
+
+def _check_listing(source: Source, listing: Listing) -> None:
+    if not listing.items:
+        raise SourceError(f"{source.name}: has no images")
+    keys = Counter(item.key for item in listing.items)
+    if len(keys) < len(listing.items):
+        raise SourceError(f"{source.name}: lists {keys.most_common(1)[0][0]!r} more than once")
+
+
+def _plan(source: Source, listing: Listing, dataset_uris: Mapping[int, str], options: Options) -> _Plan:
+    channels = options.image_channels or source.image_channels
+    image_bytes = max(dataset_uris) ** 2 * channels
+    rows = options.rows_per_shard or max(ROW_GROUP_ROWS, _SHARD_BYTES // image_bytes // ROW_GROUP_ROWS * ROW_GROUP_ROWS)
+    listing_digest = listing.digest()
+    targets, identities = [], {}
+    for size, uri in dataset_uris.items():
+        identity: dict[str, object] = {
+            "name": source.name,
+            "split": source.split,
+            "image_size": size,
+            "image_channels": channels,
+            "resize": options.resize,
+            "reduced_decode": options.reduced_decode,
+            "shuffle_seed": options.seed,
+            "split_seed": source.split_seed,
+        }
+        everything = {
+            **identity,
+            "schema_version": SCHEMA_VERSION,
+            "rows_per_shard": rows,
+            "allow_upscale": options.allow_upscale,
+            "decoded_for": max(dataset_uris) if options.reduced_decode else 0,
+            "listing": listing_digest,
+        }
+        plan_sha256 = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+        targets.append(Target(dataset_uri=uri, image_size=size, plan_sha256=plan_sha256))
+        identities[size] = identity
+    order = permutation(len(listing.items), options.seed, Purpose.SHUFFLE).tolist()
+    return _Plan(listing=listing, targets=tuple(targets), identities=identities, order=order, rows_per_shard=rows)
+
+
+def _published(target: Target, plan: _Plan) -> Manifest | None:
+    """The complete data set, where the same plan made one; None where there is none."""
+    if not storage.exists(storage.join(target.dataset_uri, MANIFEST)):
+        return None
+    manifest = read_manifest(target.dataset_uri)
+    if manifest.plan_sha256 != target.plan_sha256:
+        wanted = plan.identities[target.image_size]
+        differing = [
+            f"{name} {getattr(manifest, name)!r} there, {value!r} here"
+            for name, value in wanted.items()
+            if getattr(manifest, name) != value
+        ]
+        raise DatasetError(
+            f"{target.dataset_uri}: already holds another data set ({', '.join(differing) or 'of other source files or options'}); "
+            "choose another place, or delete that one"
+        )
+    say(f"{target.dataset_uri}: {manifest.num_images:,} images are there already")
+    return manifest
+
+
+def _make(source: Source, plan: _Plan, options: Options) -> dict[int, Manifest]:
+    done: dict[int, dict[int, ShardRecord]] = {}
+    for number in range(plan.num_shards):
+        stored = ((target.image_size, read_record(target, number)) for target in plan.targets)
+        found = {size: record for size, record in stored if record is not None}
+        if len(found) == len(plan.targets):
+            done[number] = found
+    jobs = [
+        ShardJob(
+            number=number,
+            source=source,
+            items=plan.items(number),
+            targets=plan.targets,
+            image_channels=options.image_channels or source.image_channels,
+            resize=options.resize,
+            allow_upscale=options.allow_upscale,
+            reduced_decode=options.reduced_decode,
+            max_errors=options.max_errors if options.on_error == "skip" else -1,
+        )
+        for number in range(plan.num_shards)
+        if number not in done
+    ]
+    if done:
+        say(f"{source.name}: {len(done)} of {plan.num_shards} shards are there from before")
+    errors = [error for number in done for error in _errors(done[number])]
+    progress = _Progress(source.name, jobs)
+    for number, records in spread(_make_numbered, jobs, num_workers=options.num_workers):
+        done[number] = records
+        errors += _errors(records)
+        if len(errors) > options.max_errors:
+            raise too_many_errors(source.name, errors, options.max_errors)
+        progress.finished(number)
+    return {
+        target.image_size: _publish(target, plan, [done[n][target.image_size] for n in range(plan.num_shards)]) for target in plan.targets
+    }
+
+
+def _make_numbered(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
+    return job.number, make_shard(job)
+
+
+def _errors(records: Mapping[int, ShardRecord]) -> tuple[Unreadable, ...]:
+    return next(iter(records.values())).errors
+
+
+class _Progress:
+    """Images and bytes done, at most a line every few seconds."""
+
+    def __init__(self, name: str, jobs: Sequence[ShardJob]) -> None:
+        self._name = name
+        self._parts = {job.number: (len(job.items), sum(item.num_bytes for item in job.items)) for job in jobs}
+        self._total = sum(images for images, _ in self._parts.values())
+        self._start = self._last = time.monotonic()
+        self._images = self._bytes = 0
+
+    def finished(self, number: int) -> None:
+        images, num_bytes = self._parts[number]
+        self._images += images
+        self._bytes += num_bytes
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES or self._images == self._total:
+            self._last = now
+            rate = format_rate(self._images, now - self._start, "images")
+            left = format_remaining(self._images, self._total, now - self._start)
+            say(f"{self._name}: {self._images:,} of {self._total:,} images, {format_bytes(self._bytes)} read, {rate}, {left}")
+
+
+def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Manifest:
+    counts = functools.reduce(lambda total, record: total + Counter(record.label_counts), records, Counter[int]())
+    kept = [record.shard for record in records if record.shard.num_rows]
+    if not kept:
+        raise DatasetError(f"{target.dataset_uri}: not one image could be read")
+    class_names = plan.listing.class_names
+    identity = {**plan.identities[target.image_size], "class_names": class_names}
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        num_images=sum(shard.num_rows for shard in kept),
+        num_classes=len(class_names),
+        class_counts=tuple(counts[label] for label in range(len(class_names))),
+        num_upscaled=sum(record.num_upscaled for record in records),
+        plan_sha256=target.plan_sha256,
+        content_digest=content_digest(**identity, shards=[[shard.num_rows, shard.rows_sha256] for shard in kept]),
+        shards=tuple(kept),
+        errors=tuple(error for record in records for error in record.errors),
+        **identity,  # type: ignore[arg-type]
+    )
+    names = {shard.file for shard in kept}
+    for uri in storage.list_uris(target.dataset_uri):
+        name = uri.rpartition("/")[2]
+        if name.endswith(".parquet") and name not in names:
+            storage.delete(uri)  # of a plan that was given up, or a shard without one readable image
+    storage.write_bytes(storage.join(target.dataset_uri, MANIFEST), manifest.to_json().encode())
+    storage.delete_prefix(storage.join(target.dataset_uri, PARTIAL))
+    say(
+        f"{target.dataset_uri}: {manifest.num_images:,} images in {len(kept)} shards"
+        + (f", {len(manifest.errors)} left out" if manifest.errors else "")
+    )
+    return manifest
+
+
+def prepare_splits(data: DataConfig, data_uri: str, *, source: str = "", options: Options | None = None) -> dict[str, Manifest]:
+    """Makes the data sets that an experiment trains and is tested on: `<data_uri>/train`, and `/test` where there is one.
+
+    Args:
+        data: The experiment's data section: which size, channels and resize, and what has to come out.
+        data_uri: Directory of the splits.
+        source: Word for `training.data.catalog.open_splits`; empty is the data set's own name.
+        options: The rest; its `resize` and `image_channels` are the experiment's.
+
+    Returns:
+        Manifest by split.
+
+    Raises:
+        DatasetError: The result is not what the experiment says, or as for `prepare`.
+        SourceError: There is no such source.
+    """
+    options = dataclasses.replace(options or Options(), resize=data.resize, image_channels=data.image_channels)
+    manifests = {}
+    for split, images in open_splits(source or data.name).items():
+        manifests[split] = prepare(images, storage.join(data_uri, split), image_size=data.image_size, options=options)
+        check_matches(manifests[split], data)
+    return manifests
+
+
+def check_matches(manifest: Manifest, data: DataConfig) -> None:
+    """Compares a data set with what an experiment says of it.
+
+    Raises:
+        DatasetError: They differ.
+    """
+    for name in ("name", "image_size", "image_channels", "num_classes", "resize"):
+        found, wanted = getattr(manifest, name), getattr(data, name)
+        if found != wanted:
+            raise DatasetError(
+                f"data.{name} is {wanted!r} in the experiment, but the data set ({manifest.name}, {manifest.split}) has {found!r}; "
+                f"use another data set, or override data.{name}={found}"
+            )

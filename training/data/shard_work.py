@@ -1,0 +1,207 @@
+"""One shard of a data set as a piece of work that any process can do: read, decode, resize, write, upload, record."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from training import storage
+from training.config import Resize
+from training.data.images import ImageError, prepare_image
+from training.data.shards import DatasetError, Images, Shard, ShardWriter, Unreadable
+from training.data.sources import Item, Reader, Source
+
+PARTIAL = "_partial"
+"""Directory below a data set that is being made, with a record of each shard that is done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """One size of the images, and where it goes.
+
+    Attributes:
+        dataset_uri: Directory of the data set.
+        image_size: Height and width in pixels.
+        plan_sha256: Everything that decides its content; a record of another plan does not count.
+    """
+
+    dataset_uri: str
+    image_size: int
+    plan_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """One shard's part of the plan.
+
+    Attributes:
+        number: Position of the shard in the data set.
+        source: Where its images are read.
+        items: They, in their final order.
+        targets: What to make of them.
+        image_channels, resize, allow_upscale, reduced_decode: See `training.data.images.prepare_image`.
+        max_errors: Unreadable images to skip before giving up; -1 gives up at the first.
+    """
+
+    number: int
+    source: Source
+    items: Sequence[Item]
+    targets: tuple[Target, ...]
+    image_channels: int
+    resize: Resize
+    allow_upscale: bool
+    reduced_decode: bool
+    max_errors: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardRecord:
+    """What became of a shard at one size; stored beside it, it lets a later run skip the work.
+
+    Attributes:
+        plan_sha256: The plan that it belongs to.
+        shard: The file.
+        label_counts: Images by label.
+        num_upscaled: Images that were enlarged.
+        errors: Images that were left out.
+    """
+
+    plan_sha256: str
+    shard: Shard
+    label_counts: dict[int, int]
+    num_upscaled: int
+    errors: tuple[Unreadable, ...]
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.parquet"
+
+
+def record_uri(target: Target, number: int) -> str:
+    """Where the record of a shard is kept while the data set is incomplete."""
+    return storage.join(target.dataset_uri, PARTIAL, f"shard-{number:05d}.json")
+
+
+def read_record(target: Target, number: int) -> ShardRecord | None:
+    """The record of a shard that an earlier run of the same plan finished, or None."""
+    try:
+        value = storage.read_json(record_uri(target, number))
+        record = ShardRecord(
+            plan_sha256=value["plan_sha256"],
+            shard=Shard(**value["shard"]),
+            label_counts={int(label): count for label, count in value["label_counts"].items()},
+            num_upscaled=value["num_upscaled"],
+            errors=tuple(Unreadable(**error) for error in value["errors"]),
+        )
+        if record.plan_sha256 != target.plan_sha256:
+            return None
+        stored = storage.size(storage.join(target.dataset_uri, record.shard.file))
+    except (storage.ObjectNotFoundError, KeyError, TypeError):
+        return None
+    return record if stored == record.shard.num_bytes else None
+
+
+def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
+    """Makes a shard at every size, and records it once it is stored.
+
+    Returns:
+        The record by image size.
+
+    Raises:
+        DatasetError: An image can't be read and none may be skipped, or too many can't.
+        StorageError: The result can't be stored.
+    """
+    cv2.setNumThreads(1)  # the pieces of work are what runs in parallel
+    sizes = [target.image_size for target in job.targets]
+    counts: collections.Counter[int] = collections.Counter()
+    upscaled = np.zeros(len(sizes), dtype=np.int64)
+    errors: list[Unreadable] = []
+    with tempfile.TemporaryDirectory(prefix="iddpm-shard-") as directory, job.source.open() as reader:
+        paths = [Path(directory) / f"{size}.parquet" for size in sizes]
+        try:
+            writers = [ShardWriter(path, size * size * job.image_channels) for path, size in zip(paths, sizes, strict=True)]
+            for item, data in _read_ahead(reader, job.items, job.source.concurrency):
+                try:
+                    if isinstance(data, ImageError):
+                        raise data
+                    prepared = prepare_image(
+                        data,
+                        sizes,
+                        job.resize,
+                        channels=job.image_channels,
+                        allow_upscale=job.allow_upscale,
+                        reduced_decode=job.reduced_decode,
+                    )
+                except ImageError as error:
+                    errors.append(Unreadable(source=item.key, reason=str(error)))
+                    if len(errors) > job.max_errors:
+                        raise too_many_errors(job.source.name, errors, job.max_errors) from error
+                    continue
+                for writer, image in zip(writers, prepared.images, strict=True):
+                    writer.add(image, item.label, item.key)
+                counts[item.label] += 1
+                upscaled += prepared.upscaled
+            shards = [writer.close(shard_name(job.number)) for writer in writers]
+        except OSError as error:
+            if isinstance(error, storage.StorageError):
+                raise
+            raise DatasetError(f"{directory}: {error.strerror or error}; free some space there, or point TMPDIR elsewhere") from error
+        records = {}
+        for target, path, shard, num_upscaled in zip(job.targets, paths, shards, upscaled, strict=True):
+            storage.upload(path, storage.join(target.dataset_uri, shard.file))
+            record = ShardRecord(
+                plan_sha256=target.plan_sha256,
+                shard=shard,
+                label_counts=dict(counts),
+                num_upscaled=int(num_upscaled),
+                errors=tuple(errors),
+            )
+            storage.write_json(record_uri(target, job.number), dataclasses.asdict(record))
+            records[target.image_size] = record
+    return records
+
+
+def too_many_errors(name: str, errors: Sequence[Unreadable], max_errors: int) -> DatasetError:
+    """The message that ends a preparation, with the first few images by name."""
+    first = "; ".join(f"{error.source} {error.reason}" for error in errors[:5])
+    if max_errors < 0:
+        return DatasetError(f"{name}: {first}. Mend or remove it, or skip such images (--on-error skip)")
+    more = f" and {len(errors) - 5} more" if len(errors) > 5 else ""
+    return DatasetError(f"{name}: more than {max_errors} images can't be used: {first}{more}. Mend the source, or raise --max-errors")
+
+
+def _read_ahead(reader: Reader, items: Sequence[Item], concurrency: int) -> Iterator[tuple[Item, bytes | Images | ImageError]]:
+    """Each item with its data or the reason why it has none, in order, `concurrency` reads in flight."""
+
+    def read(item: Item) -> bytes | Images | ImageError:
+        try:
+            return reader(item.locator)
+        except ImageError as error:
+            return error
+
+    if concurrency <= 1:
+        yield from ((item, read(item)) for item in items)
+        return
+    pending: collections.deque[tuple[Item, Future[Any]]] = collections.deque()
+    with ExitStack() as stack:
+        pool = ThreadPoolExecutor(concurrency)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        for item in items:
+            pending.append((item, pool.submit(read, item)))
+            if len(pending) >= concurrency:
+                first, future = pending.popleft()
+                yield first, future.result()
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result()

@@ -1,0 +1,65 @@
+"""Independent pieces of work, in this process or as Ray tasks: the same function either way."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
+
+def spread(function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, num_workers: int) -> Iterator[_Result]:
+    """The result of each job, in order of completion.
+
+    No more than `num_workers` jobs are in flight, so that stopping early loses little and a shared cluster isn't flooded.
+
+    Args:
+        function: Importable by name; it must be harmless to run twice, because a lost worker's job runs again.
+        jobs: Picklable pieces of work.
+        num_workers: 1 runs in this process; more use the Ray cluster that this process has joined, the one that
+            `RAY_ADDRESS` names, or a local one that ends with the work.
+
+    Raises:
+        Exception: What the function raised, as it raised it; the other jobs are cancelled.
+    """
+    if num_workers <= 1 or len(jobs) <= 1:
+        yield from map(function, jobs)
+        return
+
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        local: dict[str, Any] = {"num_cpus": num_workers, "include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **local)
+    try:
+        yield from _on_ray(function, jobs, num_workers)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _on_ray(function: Callable[[_Job], _Result], jobs: Sequence[_Job], num_workers: int) -> Iterator[_Result]:
+    import ray
+
+    remote = ray.remote(function).options(num_cpus=1, max_retries=3)
+    waiting = iter(jobs)
+    running = [remote.remote(job) for job, _ in zip(waiting, range(num_workers), strict=False)]
+    try:
+        while running:
+            done, running = ray.wait(running, num_returns=1)
+            for job in waiting:
+                running.append(remote.remote(job))
+                break
+            try:
+                result: _Result = ray.get(done[0])
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            yield result
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)

@@ -1,0 +1,155 @@
+"""A data set on this node's disk: every shard fetched and checked once, memory-mapped by every process that reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from training import storage
+from training.data.shards import DatasetError, Images, Manifest, Shard, file_sha256, row_groups
+from training.progress import format_bytes, say
+
+_DOWNLOADS = 4
+_QUIET_BYTES = 256 * 1024**2  # below this, staging is over before anybody wonders
+
+
+def default_cache_dir() -> Path:
+    """Where data is staged unless somebody says otherwise: one directory a user and node, on the temporary disk."""
+    return Path(tempfile.gettempdir()) / f"iddpm-data-{os.getuid()}"
+
+
+@contextlib.contextmanager
+def node_lock(path: Path) -> Iterator[None]:
+    """Holds the lock file `path` against other processes of this node; the kernel frees it if this one dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class StagedRows:
+    """All rows of a data set, memory-mapped.
+
+    Attributes:
+        images: uint8 `[rows, channels, height, width]`.
+        labels: int64 `[rows]`, -1 where there is none.
+    """
+
+    def __init__(self, dataset_uri: str, manifest: Manifest, cache_dir: Path) -> None:
+        """Stages the data set unless an earlier process of this node did.
+
+        Raises:
+            DatasetError: A shard is missing or damaged, or the disk has too little room.
+            StorageError: The data set can't be read.
+        """
+        directory = cache_dir / manifest.content_digest[:32]
+        with node_lock(cache_dir / f"{directory.name}.lock"):
+            if not directory.is_dir():
+                _stage(dataset_uri, manifest, directory)
+        self.images: Images = np.load(directory / "images.npy", mmap_mode="r")
+        self.labels: npt.NDArray[np.int64] = np.load(directory / "labels.npy")
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> tuple[Images, npt.NDArray[np.int64]]:
+        """Copies of these rows' images and labels."""
+        return np.take(self.images, rows, axis=0), self.labels[rows]
+
+
+def _stage(dataset_uri: str, manifest: Manifest, directory: Path) -> None:
+    partial = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that died
+    pixels = manifest.num_images * manifest.image_bytes
+    downloads = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)[:_DOWNLOADS] if storage.is_s3(dataset_uri) else []
+    require_space(directory.parent, pixels + sum(downloads))
+    if pixels > _QUIET_BYTES:
+        say(f"{manifest.name}: staging {format_bytes(pixels)} on this node's disk")
+    partial.mkdir()
+    height, width, channels = manifest.image_shape
+    images = np.lib.format.open_memmap(
+        partial / "images.npy", mode="w+", dtype=np.uint8, shape=(manifest.num_images, channels, height, width)
+    )
+    labels = np.empty(manifest.num_images, dtype=np.int64)
+    starts = np.cumsum([0, *(shard.num_rows for shard in manifest.shards)])
+
+    def fetch(number: int) -> None:
+        shard = manifest.shards[number]
+        with local_shard(dataset_uri, shard, partial) as path:
+            row = int(starts[number])
+            with _parquet(dataset_uri, shard, path) as file:
+                for pixels, group_labels, _ in row_groups(file, manifest.image_shape):
+                    images[row : row + len(pixels)] = pixels.transpose(0, 3, 1, 2)
+                    labels[row : row + len(pixels)] = group_labels
+                    row += len(pixels)
+
+    try:
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+            for _ in pool.map(fetch, range(len(manifest.shards))):
+                pass
+        images.flush()
+        np.save(partial / "labels.npy", labels)
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def require_space(directory: Path, num_bytes: int) -> None:
+    """Makes the directory, and checks that so many bytes fit on its disk.
+
+    Raises:
+        DatasetError: They don't.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if num_bytes > free:
+        raise DatasetError(
+            f"{directory}: staging the data needs {format_bytes(num_bytes)}, but {format_bytes(free)} are free; "
+            "free some, choose another cache directory, or set a disk budget to stream the data"
+        )
+
+
+@contextlib.contextmanager
+def local_shard(dataset_uri: str, shard: Shard, directory: Path) -> Iterator[Path]:
+    """A verified local file of the shard; a copy in `directory` that goes at the end, where the data set isn't local.
+
+    Raises:
+        DatasetError: The shard is missing, or its bytes are not those that the manifest promises.
+    """
+    uri = storage.join(dataset_uri, shard.file)
+    copy = directory / shard.file
+    try:
+        with contextlib.ExitStack() as stack:
+            path = storage.download(uri, copy) if storage.is_s3(uri) else stack.enter_context(storage.open_local(uri))
+            found = path.stat().st_size
+            if found != shard.num_bytes:
+                raise DatasetError(f"{uri}: has {found:,} bytes, the manifest says {shard.num_bytes:,}; prepare the data set again")
+            if file_sha256(path) != shard.sha256:
+                raise DatasetError(f"{uri}: its sha256 is not the manifest's, so it was damaged; prepare the data set again")
+            yield path
+    except storage.ObjectNotFoundError as error:
+        raise DatasetError(f"{uri}: the shard is missing, but the manifest lists it; prepare the data set again") from error
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _parquet(dataset_uri: str, shard: Shard, path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            if file.metadata.num_rows != shard.num_rows:
+                raise DatasetError(
+                    f"{storage.join(dataset_uri, shard.file)}: has {file.metadata.num_rows:,} rows, the manifest says {shard.num_rows:,}"
+                )
+            yield file
+    except pa.ArrowException as error:
+        raise DatasetError(f"{storage.join(dataset_uri, shard.file)}: is not a shard ({error})") from error
