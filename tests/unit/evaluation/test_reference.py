@@ -1,0 +1,196 @@
+"""Reference statistics: cached by what they are of, refused for what they are not of, and readable from elsewhere."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import npz
+from evaluation.features import load_extractor
+from evaluation.fid import frechet_distance
+from evaluation.npz import NpzError
+from evaluation.reference import (
+    Provenance,
+    ProvenanceError,
+    adopt,
+    compute_reference,
+    load_reference,
+    moments_of,
+    reference_name,
+)
+from training.data.loader import iterate
+from training.data.prepare import Options, prepare
+from training.data.shards import read_manifest
+from training.data.sources import digits
+from training.presets import preset
+
+
+@pytest.fixture(scope="module")
+def digits_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("digits")
+    for split in ("train", "test"):
+        prepare(digits(split), str(directory / split), image_size=8, options=Options(resize="none"))
+    return str(directory)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> str:
+    return str(tmp_path / "cache")
+
+
+def test_statistics_come_back_with_their_provenance(digits_uri: str, tmp_path: Path, cache: str) -> None:
+    extractor = load_extractor("digits-classifier")
+    made = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path), cache_dir=cache)
+    again = load_reference(made.uri)
+    provenance = again.require(
+        extractor=extractor, experiment=preset("digits-hybrid-cosine"), manifest=read_manifest(f"{digits_uri}/train")
+    )
+    assert provenance.num_images == again.features.num_images == 1497
+    assert sum(provenance.class_counts) == 1497
+    assert provenance.distance_name == "FD(digits-classifier)"
+    images = torch.cat([images for _, images, _ in iterate(f"{digits_uri}/train", 100, cache_dir=cache)])
+    torch.testing.assert_close(again.features.covariance, torch.cov(extractor(images).double().T), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(again.features.root @ again.features.root, again.features.covariance, rtol=1e-9, atol=1e-9)
+
+
+def test_stored_statistics_are_read_and_not_redone(digits_uri: str, tmp_path: Path, cache: str) -> None:
+    extractor = load_extractor("digits-classifier")
+    first = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path), cache_dir=cache)
+    stored = Path(first.uri)
+    assert stored.name == reference_name(read_manifest(f"{digits_uri}/train"), extractor)
+    before = stored.stat().st_mtime_ns
+    assert compute_reference(f"{digits_uri}/train", extractor, str(tmp_path), cache_dir=cache).uri == first.uri
+    assert stored.stat().st_mtime_ns == before
+
+
+def test_real_digits_are_nearer_to_the_training_set_than_noise_is(digits_uri: str, tmp_path: Path, cache: str) -> None:
+    extractor = load_extractor("digits-classifier")
+    reference = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path), cache_dir=cache)
+    held_out, _ = moments_of((images for _, images, _ in iterate(f"{digits_uri}/test", 100, cache_dir=cache)), extractor)
+    noise = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noisy, _ = moments_of([noise], extractor)
+    assert frechet_distance(reference.features, held_out) * 20 < frechet_distance(reference.features, noisy)
+
+
+def test_statistics_of_other_data_are_refused_with_what_differs(digits_uri: str, tmp_path: Path, cache: str) -> None:
+    extractor = load_extractor("digits-classifier")
+    reference = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path / "train.npz"), cache_dir=cache)
+    with pytest.raises(ProvenanceError, match="split: 'train', not 'test'"):
+        reference.require(extractor=extractor, manifest=read_manifest(f"{digits_uri}/test"))
+    other = preset("digits-hybrid-cosine", ["data.image_size=16", "data.name=cifar10", "model.attention_resolutions=8"])
+    with pytest.raises(ProvenanceError, match="data_name: 'digits', not 'cifar10'; image_size: 8, not 16"):
+        reference.require(extractor=extractor, experiment=other)
+    with pytest.raises(ProvenanceError, match=r"split: 'train', not 'test'"):
+        compute_reference(f"{digits_uri}/test", extractor, str(tmp_path / "train.npz"), cache_dir=cache)
+
+
+def test_statistics_of_another_count_are_not_taken_for_these(digits_uri: str, tmp_path: Path, cache: str) -> None:
+    extractor = load_extractor("digits-classifier")
+    uri = str(tmp_path / "some.npz")
+    assert compute_reference(f"{digits_uri}/train", extractor, uri, num_images=200, cache_dir=cache).features.num_images == 200
+    with pytest.raises(ProvenanceError, match="statistics of 200 images, not 1,497"):
+        compute_reference(f"{digits_uri}/train", extractor, uri, cache_dir=cache)
+
+
+def _provenance(**changes: object) -> Provenance:
+    fields = {
+        "data_name": "cifar10",
+        "data_digest": "d",
+        "split": "train",
+        "image_size": 32,
+        "image_channels": 3,
+        "resize": "none",
+        "num_images": 50_000,
+        "extractor": "inception",
+        "extractor_sha256": "s",
+    }
+    return Provenance(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_foreign_statistics_are_refused_until_someone_vouches_for_them(tmp_path: Path) -> None:
+    extractor = load_extractor("digits-classifier")
+    uri = str(tmp_path / "edm.npz")
+    np.savez(uri, mu=np.zeros(4, np.float32), sigma=np.eye(4))
+    foreign = load_reference(uri)
+    assert foreign.provenance is None
+    with pytest.raises(ProvenanceError, match="do not say which images, extractor and resize"):
+        foreign.require(extractor=extractor)
+    vouched = adopt(uri, str(tmp_path / "ours.npz"), _provenance())
+    assert vouched.provenance == _provenance()
+    assert vouched.features.num_images == 50_000
+    with pytest.raises(ProvenanceError, match="extractor: 'inception', not 'digits-classifier'"):
+        vouched.require(extractor=extractor)
+
+
+def test_adm_reference_batches_bring_their_spatial_statistics(tmp_path: Path) -> None:
+    uri = str(tmp_path / "adm.npz")
+    np.savez(uri, mu=np.zeros(4), sigma=np.eye(4), mu_s=np.ones(6), sigma_s=2 * np.eye(6), arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+    reference = load_reference(uri)
+    assert reference.spatial is not None
+    assert reference.spatial.dim == 6
+    assert npz.read_images(uri)[0].shape == (2, 3, 8, 8)
+
+
+def test_statistics_that_others_read_come_back(tmp_path: Path) -> None:
+    moments, _ = moments_of(
+        [torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))],
+        load_extractor("digits-classifier"),
+    )
+    uri = str(tmp_path / "statistics.npz")
+    npz.write_statistics(uri, moments.statistics())
+    with np.load(uri) as file:
+        assert sorted(file.files) == ["mu", "sigma"]
+    assert frechet_distance(load_reference(uri).features, moments) == pytest.approx(0, abs=1e-8)
+
+
+def test_image_batches_come_back_with_their_labels(tmp_path: Path) -> None:
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4)
+    uri = str(tmp_path / "samples.npz")
+    npz.write_images(uri, images, torch.tensor([7, 1]))
+    with np.load(uri) as file:
+        assert file["arr_0"].shape == (2, 4, 4, 3)
+    again, labels = npz.read_images(uri)
+    assert torch.equal(again, images)
+    assert labels is not None
+    assert labels.tolist() == [7, 1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, "arr_0 is float32"),
+        ({"x": np.zeros(1)}, "arr_0 is absent"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3)}, "labels do not fit 2 images"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_said(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    uri = str(tmp_path / "bad.npz")
+    npz.write_arrays(uri, arrays)
+    with pytest.raises(NpzError, match=message):
+        npz.read_images(uri)
+
+
+def test_what_is_no_statistics_file_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "bad.npz"
+    path.write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(NpzError, match="not an npz file"):
+        load_reference(str(path))
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(4))
+    with pytest.raises(NpzError, match="not a mean and its covariance"):
+        load_reference(str(path))
+
+
+def test_pickled_objects_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pickled.npz"
+    np.savez(path, mu=np.array([{"a": 1}], dtype=object), sigma=np.eye(1))
+    with pytest.raises(NpzError, match="not an npz file of plain arrays"):
+        load_reference(str(path))
+
+
+def test_provenance_survives_json() -> None:
+    provenance = _provenance(class_counts=(1, 2))
+    again = Provenance(**{**provenance.to_dict(), "class_counts": tuple(provenance.to_dict()["class_counts"])})
+    assert again == provenance
+    assert dataclasses.asdict(again)["class_counts"] == (1, 2)
