@@ -79,7 +79,7 @@ def test_statistics_of_other_data_are_refused_with_what_differs(digits_uri: str,
     reference = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path / "train.npz"), cache_dir=cache)
     with pytest.raises(ProvenanceError, match="split: 'train', not 'test'"):
         reference.require(extractor=extractor, manifest=read_manifest(f"{digits_uri}/test"))
-    other = preset("digits-hybrid-cosine", ["data.image_size=16", "data.name=cifar10", "model.attention_resolutions=8"])
+    other = preset("digits-hybrid-cosine", ["data.image_size=16", "data.name=cifar10", "model.attention_resolutions=[8]"])
     with pytest.raises(ProvenanceError, match="data_name: 'digits', not 'cifar10'; image_size: 8, not 16"):
         reference.require(extractor=extractor, experiment=other)
     with pytest.raises(ProvenanceError, match=r"split: 'train', not 'test'"):
