@@ -1,0 +1,1 @@
+"""What the command line can do, grouped by what it is about. Each command imports what it needs when it runs."""
