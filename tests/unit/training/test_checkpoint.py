@@ -1,0 +1,209 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import checkpoint, storage
+from training.checkpoint import AsyncWriter, CheckpointError
+from training.presets import preset
+
+EXPERIMENT = preset("digits-hybrid-cosine")
+
+
+def files(value=1.0):
+    model = torch.nn.Linear(3, 2)
+    torch.nn.init.constant_(model.weight, value)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return {
+        "experiment.json": EXPERIMENT.to_json().encode(),
+        "model.pt": model.state_dict(),
+        "ema_0.99.pt": {"weight": torch.full((2, 3), value)},
+        "ema_0.995.pt": {"weight": torch.full((2, 3), -value)},
+        "optimizer.pt": optimizer.state_dict(),
+        "state.json": {"step": 10, "scores": [1.5, None]},
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    return str(tmp_path / "run")
+
+
+def same(left, right):
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right) and left.dtype == right.dtype and left.stride() == right.stride()
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(run):
+    saved = files()
+    uri = checkpoint.save(run, 10, saved)
+    assert uri.endswith("/checkpoints/step=00000010")
+    for name in ("model.pt", "optimizer.pt", "ema_0.99.pt", "state.json"):
+        assert same(checkpoint.load(uri, name), dict(saved[name]))
+    assert checkpoint.load_experiment(uri) == EXPERIMENT
+
+
+def test_strides_survive_as_a_bitwise_resume_needs(run):
+    weight = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    uri = checkpoint.save(run, 0, {"model.pt": {"weight": weight}})
+    assert checkpoint.load(uri, "model.pt")["weight"].stride() == weight.stride()
+
+
+def test_a_view_is_stored_without_the_buffer_around_it(run):
+    buffer = torch.zeros(1_000_000)
+    uri = checkpoint.save(run, 0, {"model.pt": {"part": buffer[10:20]}})
+    assert storage.size(f"{uri}/model.pt") < 10_000
+
+
+def test_the_first_average_is_the_default_weights(run):
+    uri = checkpoint.save(run, 10, files(3.0))
+    assert checkpoint.weights_names(uri) == ("ema_0.99", "ema_0.995", "model")
+    assert checkpoint.load_model_state(uri)["weight"][0, 0] == 3.0
+    assert checkpoint.load_model_state(uri, "ema_0.995")["weight"][0, 0] == -3.0
+    with pytest.raises(CheckpointError, match=r"no weights 'ema_0\.9'; it has ema_0\.99, ema_0\.995, model"):
+        checkpoint.load_model_state(uri, "ema_0.9")
+
+
+def test_the_latest_complete_checkpoint_counts_and_half_a_one_does_not(run):
+    assert checkpoint.latest(run) is None
+    for step in (20, 10, 9):
+        checkpoint.save(run, step, files())
+    storage.write_bytes(f"{run}/checkpoints/step=00000030/model.pt", b"half")
+    assert checkpoint.steps(run) == [9, 10, 20]
+    assert checkpoint.latest(run) == checkpoint.checkpoint_uri(run, 20)
+    with pytest.raises(CheckpointError, match=r"complete\.json is missing"):
+        checkpoint.load(checkpoint.checkpoint_uri(run, 30), "model.pt")
+    assert checkpoint.clean(run) == [30]
+    assert storage.list_uris(checkpoint.checkpoint_uri(run, 30)) == []
+    assert checkpoint.steps(run) == [9, 10, 20]
+
+
+def test_pruning_keeps_what_is_named_and_the_latest(run):
+    for step in range(5):
+        checkpoint.save(run, step, {"state.json": {}})
+    assert checkpoint.prune(run, {1}) == [0, 2, 3]
+    assert checkpoint.steps(run) == [1, 4]
+    assert len(storage.list_uris(run)) == 4
+
+
+def test_the_same_content_again_is_not_written_again(run):
+    torch.manual_seed(0)
+    uri = checkpoint.save(run, 10, files())
+    before = Path(uri, "model.pt").stat().st_mtime_ns
+    torch.manual_seed(0)
+    checkpoint.save(run, 10, files())
+    assert Path(uri, "model.pt").stat().st_mtime_ns == before
+
+
+def test_other_content_for_a_step_replaces_the_old(run):
+    checkpoint.save(run, 10, files(1.0))
+    uri = checkpoint.save(run, 10, files(2.0))
+    assert checkpoint.load_model_state(uri)["weight"][0, 0] == 2.0
+
+
+def test_a_flipped_bit_is_found(run):
+    path = Path(checkpoint.save(run, 10, files()), "model.pt")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.pt: its bytes are not those that were written"):
+        checkpoint.load(str(path.parent), "model.pt")
+
+
+def test_a_missing_file_and_an_unknown_name_are_named(run):
+    uri = checkpoint.save(run, 10, files())
+    Path(uri, "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt: is missing"):
+        checkpoint.load(uri, "optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"has no file 'scaler\.pt'; it has .*model\.pt"):
+        checkpoint.load(uri, "scaler.pt")
+    with pytest.raises(CheckpointError, match="is not a checkpoint's directory"):
+        checkpoint.load(run, "model.pt")
+
+
+def test_a_value_that_would_need_code_is_refused_when_it_is_saved(run):
+    with pytest.raises(CheckpointError, match=r"state\.pt:loss:0: a float64 is neither a tensor nor plain data"):
+        checkpoint.save(run, 10, {"state.pt": {"loss": [np.float64(1.0)]}})
+    assert checkpoint.latest(run) is None
+
+
+def test_a_file_that_runs_code_when_unpickled_is_refused(run):
+    uri = checkpoint.save(run, 10, {"model.pt": {}})
+    torch.save({"weight": os.system}, Path(uri, "model.pt"))
+    listing = json.loads(Path(uri, "complete.json").read_text())
+    listing["files"]["model.pt"] = checkpoint._describe(Path(uri, "model.pt"))
+    Path(uri, "complete.json").write_text(json.dumps(listing))
+    with pytest.raises(CheckpointError, match="can't be read as plain tensors"):
+        checkpoint.load(uri, "model.pt")
+
+
+def test_the_writer_saves_what_the_weights_were_when_it_was_told(run):
+    weight = torch.ones(1000)
+    writer = AsyncWriter(run)
+    done = []
+    writer.save(1, {"model.pt": {"weight": weight}}, done.append)
+    weight.zero_()
+    writer.close()
+    assert done == [checkpoint.checkpoint_uri(run, 1)]
+    assert checkpoint.load(done[0], "model.pt")["weight"].sum() == 1000
+
+
+def test_a_failure_in_the_background_is_raised_by_the_next_call(run):
+    Path(run).parent.mkdir(exist_ok=True)
+    Path(run).write_text("a file where the run's directory should be")
+    writer = AsyncWriter(run, retry_seconds=0)
+    writer.save(1, {"state.json": {}})
+    with pytest.raises(storage.StorageError):
+        writer.save(2, {"state.json": {}})
+    writer.close()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(run):
+    release = threading.Event()
+    writer = AsyncWriter(run)
+    started = time.monotonic()
+    writer.save(1, {"state.json": {}}, lambda uri: release.wait(30) and None)
+    assert time.monotonic() - started < 15
+    release.set()
+    writer.wait()
+    assert checkpoint.steps(run) == [1]
+    writer.close()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_latest_checkpoint_is_whole(run):
+    program = (
+        "import sys, torch; from training import checkpoint\n"
+        "for step in range(1, 100000):\n"
+        "    value = torch.full((200_000,), float(step))\n"
+        "    checkpoint.save(sys.argv[1], step, {'model.pt': {'w': value}, 'ema_0.99.pt': {'w': value}})\n"
+        "    checkpoint.prune(sys.argv[1], set())\n"
+    )
+    for attempt in range(3):
+        process = subprocess.Popen([sys.executable, "-c", program, run], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 60
+        while checkpoint.latest(run) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3 + 0.11 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        uri = checkpoint.latest(run)
+        for name in ("model.pt", "ema_0.99.pt"):
+            assert (checkpoint.load(uri, name)["w"] == checkpoint.step_of(uri)).all()
+        checkpoint.clean(run)
+        storage.delete_prefix(run)
