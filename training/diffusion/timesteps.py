@@ -7,7 +7,7 @@ batch. Every draw comes with a weight that keeps the weighted loss an unbiased e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ HISTORY_LENGTH = 10
 UNIFORM_SHARE = 0.001
 
 
+@runtime_checkable
 class TimestepSampler(Protocol):
     """A law for t, which may learn from the losses that it led to."""
 
