@@ -1,0 +1,223 @@
+"""The loop's laws: the same numbers whatever the workers, the microbatch and the interruptions."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training.bare import RandomImages
+from training.config import DataConfig, DiffusionConfig, EvaluationConfig, Experiment, ModelConfig, OptimConfig, Resources, SamplingConfig
+from training.loop import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, learning_rate_at, log_interval
+
+CURVE = Path(__file__).parents[2] / "golden" / "training_curve.json"
+
+
+def tiny(**optim: Any) -> Experiment:
+    return Experiment(
+        name="tiny",
+        data=DataConfig(name="random", image_size=8, image_channels=1, num_classes=3, random_flip=True),
+        model=ModelConfig(
+            model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), class_conditional=True, dropout=0.1
+        ),
+        diffusion=DiffusionConfig(num_timesteps=10, timestep_sampler="loss_second_moment"),
+        evaluation=EvaluationConfig(sampling=SamplingConfig(), scoring_sampling=SamplingConfig(), likelihood_steps=10),
+        optim=OptimConfig(
+            **{
+                "global_batch_size": 7,
+                "learning_rate": 1e-3,
+                "num_steps": 24,
+                "checkpoint_interval": 4,
+                "ema_decays": (0.5, 0.9),
+                "ema_snapshot_stds": (0.05, 0.1),
+                **optim,
+            }
+        ),
+    )
+
+
+class Record:
+    """Hooks that keep what they are given."""
+
+    def __init__(self) -> None:
+        self.logged: dict[int, dict[str, float]] = {}
+        self.saved: dict[int, Mapping[str, Any]] = {}
+
+    def hooks(self, stop_at: int | None = None) -> Hooks:
+        return Hooks(
+            log=lambda step, metrics: self.logged.update({step: dict(metrics)}),
+            save=lambda step, files: self.saved.update({step: copy.deepcopy(dict(files))}),
+            should_stop=lambda step: "enough" if stop_at is not None and step >= stop_at else None,
+        )
+
+
+def trainer(experiment: Experiment, record: Record | None = None, resources: Resources | None = None, **kwargs: Any) -> Trainer:
+    torch.set_num_threads(1)
+    hooks = kwargs.pop("hooks", (record or Record()).hooks())
+    return Trainer(experiment, resources or Resources(), RandomImages(experiment, torch.device("cpu")), hooks=hooks, **kwargs)
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{path}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for key, item in enumerate(value) for k, v in flat(item, f"{path}/{key}").items()}
+    return {path: value}
+
+
+def assert_identical(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    left, right = flat(a), flat(b)
+    assert left.keys() == right.keys()
+    for path, value in left.items():
+        same = torch.equal(value, right[path]) if isinstance(value, torch.Tensor) else value == right[path]
+        assert same, path
+
+
+def steady(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without what a clock measured."""
+    return {name: value for name, value in metrics.items() if name not in ("seconds", "images_per_second")}
+
+
+def test_an_interrupted_and_resumed_run_is_bitwise_the_undisturbed_one() -> None:
+    whole, first, second = Record(), Record(), Record()
+    trainer(tiny(), whole).train()
+    trainer(tiny(), first).train(12)
+    resumed = trainer(tiny(), second)
+    resumed.restore(lambda name: first.saved[12][name])
+    outcome = resumed.train()
+    assert outcome.step == 24
+    assert_identical(whole.saved[24], second.saved[24])
+    for step in (16, 20, 24):
+        assert steady(whole.logged[step]) == steady(second.logged[step])
+
+
+@pytest.mark.parametrize("microbatch_size", [1, 2, 3])
+def test_microbatches_give_the_gradient_of_the_whole_batch(microbatch_size: int) -> None:
+    runs = []
+    for resources in (Resources(), Resources(microbatch_size=microbatch_size)):
+        run = trainer(tiny(), resources=resources)
+        with torch.no_grad():  # at initialisation most gradients are 0, as the last convolutions are
+            for index, parameter in enumerate(run.parameters):
+                parameter.add_(0.05 * torch.sin(torch.arange(parameter.numel()) + index).view_as(parameter))
+        run._update(next(run.batches.batches(0, 1)))
+        runs.append([p.grad for p in run.parameters])
+    largest = max(float(gradient.abs().max()) for gradient in runs[0])
+    for whole, parts in zip(*runs, strict=True):
+        # Summation in another order rounds otherwise; a bias in front of a GroupNorm has no gradient but rounding.
+        torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5 * largest)
+
+
+def one_of_two_ranks(rank: int, port: int, folder: str) -> None:
+    world_size = 2
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    record = Record()
+    trainer(tiny(), record, rank=rank, world_size=world_size).train()
+    if rank == 0:
+        torch.save({"logged": record.logged, "model": record.saved[24]["model.pt"]}, f"{folder}/rank0.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_train_what_one_worker_trains(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(port), str(tmp_path)]) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    two = torch.load(tmp_path / "rank0.pt")
+    one = Record()
+    trainer(tiny(), one).train()
+    for step, metrics in one.logged.items():
+        for name in ("loss", "l_simple", "l_vlb", "grad_norm"):
+            assert two["logged"][step][name] == pytest.approx(metrics[name], rel=2e-3), (step, name)
+    for name, value in one.saved[24]["model.pt"].items():
+        # Adam divides by the square root of tiny second moments, which turns rounding into steps of up to the learning rate.
+        assert (two["model"][name] - value).abs().max() < 5e-3, name
+
+
+def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted() -> None:
+    record = Record()
+    run = trainer(tiny(), record)
+    run.train(4)
+    before = [p.clone() for p in run.parameters]
+    calls = []
+
+    def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return output * float("nan") if len(calls) == 1 else output
+
+    handle = run.model.register_forward_hook(spoil)
+    run._update(next(run.batches.batches(4, 1)))
+    assert all(torch.equal(p, q) for p, q in zip(before, run.parameters, strict=True))
+    run.step += 1
+    run.train(8)
+    handle.remove()
+    assert record.logged[8]["skipped_updates"] == 1
+    assert not any(torch.equal(p, q) for p, q in zip(before, run.parameters, strict=True))
+    assert all(value == value for value in record.logged[8].values())
+
+
+def test_a_run_that_stays_not_finite_ends_with_one_clear_error() -> None:
+    run = trainer(tiny())
+    run.model.register_forward_hook(lambda module, arguments, output: output * float("nan"))
+    with pytest.raises(DivergedError, match=rf"{MAX_CONSECUTIVE_SKIPS} updates in a row"):
+        run.train()
+
+
+def test_training_stops_when_asked_and_leaves_a_checkpoint() -> None:
+    record = Record()
+    outcome = trainer(tiny(), hooks=record.hooks(stop_at=8)).train()
+    assert (outcome.step, outcome.stop_reason) == (8, "enough")
+    assert max(record.saved) == 8
+
+
+def test_after_going_back_the_draws_differ() -> None:
+    losses = []
+    for rollbacks in (0, 1):
+        record = Record()
+        run = trainer(tiny(), record)
+        run.rollbacks = rollbacks
+        run.train(4)
+        losses.append(record.logged[4]["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_the_learning_rate_anneals_to_zero_and_its_first_update_is_whole() -> None:
+    assert learning_rate_at(0, 1e-4, 100) == 1e-4
+    assert learning_rate_at(50, 1e-4, 100) == pytest.approx(5e-5)
+    assert learning_rate_at(100, 1e-4, 100) == learning_rate_at(500, 1e-4, 100) == 0.0
+    assert learning_rate_at(10**9, 1e-4, 0) == 1e-4
+
+
+@pytest.mark.parametrize(("checkpoint_interval", "expected"), [(10_000, 50), (200, 50), (7, 7), (53, 1), (60, 30)])
+def test_the_log_interval_divides_the_checkpoint_interval(checkpoint_interval: int, expected: int) -> None:
+    assert log_interval(checkpoint_interval) == expected
+
+
+def test_a_batch_smaller_than_the_workers_is_refused() -> None:
+    with pytest.raises(TrainingError, match="global_batch_size 7 is smaller than the 8 workers"):
+        trainer(tiny(), world_size=8)
+
+
+def test_the_first_steps_of_training_follow_the_golden_curve() -> None:
+    record = Record()
+    trainer(tiny(), record).train()
+    golden = {int(step): values for step, values in json.loads(CURVE.read_text()).items()}
+    assert golden.keys() == record.logged.keys()
+    for step, values in golden.items():
+        for name, value in values.items():
+            assert record.logged[step][name] == pytest.approx(value, rel=1e-3), (step, name)
+
+
+if __name__ == "__main__":
+    one_of_two_ranks(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,461 @@
+"""The training loop: data-parallel, resumable to the bit, and ignorant of who started it.
+
+It runs under Ray Train (`training.launch`), under torchrun and under plain Python alike. Every random draw is keyed
+by (seed, step, index of the image in the global batch), so the number of workers, the microbatch and interruptions
+change nothing that the model sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training.config import Experiment, Resources
+from training.diffusion.losses import training_losses
+from training.diffusion.noise import Stream, keyed_normal, keyed_uniform
+from training.diffusion.process import make_process
+from training.diffusion.timesteps import make_timestep_sampler
+from training.models.dropout import dropout_key
+from training.models.ema import EMA, PowerEMA
+from training.models.unet import make_model
+from training.models.upsampler import make_low_res
+
+MAX_CONSECUTIVE_SKIPS = 10
+MAX_ROLLBACKS = 2
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+class DivergedError(TrainingError):
+    """The loss or its gradient stayed non-finite: the caller goes back to the last good checkpoint."""
+
+
+class Batch(Protocol):
+    """Images of one step: uint8 NCHW, labels or None, and each image's position in the stream of all batches."""
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [batch, channels, height, width]."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [batch], or None where the data set has none."""
+
+    @property
+    def indices(self) -> Tensor:
+        """int64 [batch]: step * global batch size + place in the global batch."""
+
+
+class BatchSource(Protocol):
+    """Gives the images of each step: a pure function of its arguments."""
+
+    def batches(
+        self, first_step: int, num_steps: int, start: int = 0, stop: int | None = None, *, pin_memory: bool = False
+    ) -> Iterator[Batch]:
+        """Images `start` to `stop` of the global batch of each step in turn, made ahead of their use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hooks:
+    """What the surroundings do at the loop's boundaries; called on rank 0 alone.
+
+    Attributes:
+        log: Takes the step (updates done) and the mean metrics since the last call.
+        save: Takes the step and the files of a checkpoint, by name; copies the tensors, which training goes on to change.
+        should_stop: Asked at every log boundary; a reason ends training on all ranks after a checkpoint.
+    """
+
+    log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+    save: Callable[[int, Mapping[str, Any]], None] = lambda step, files: None
+    should_stop: Callable[[int], str | None] = lambda step: None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How training ended: updates done, and the reason where it stopped before its last step."""
+
+    step: int
+    stop_reason: str | None
+
+
+def log_interval(checkpoint_interval: int) -> int:
+    """Updates between logged metrics: the largest divisor of the checkpoint interval up to 50.
+
+    A divisor, so that no sum is open when a checkpoint is taken and a resumed run logs what an undisturbed one does.
+    """
+    return max(n for n in range(1, min(50, checkpoint_interval) + 1) if checkpoint_interval % n == 0)
+
+
+def learning_rate_at(step: int, learning_rate: float, lr_anneal_steps: int) -> float:
+    """Constant, or linear to 0 over `lr_anneal_steps` updates; the first update has the full rate."""
+    if lr_anneal_steps == 0:
+        return learning_rate
+    return learning_rate * max(0.0, 1.0 - step / lr_anneal_steps)
+
+
+class Trainer:
+    """One worker of a training run.
+
+    Args:
+        experiment: What to train.
+        resources: How; changes speed only.
+        batches: The source of images.
+        device: Where this worker computes.
+        rank: This worker's number.
+        world_size: Number of workers; each takes an equal share of the global batch (the first ones one more).
+        hooks: The surroundings.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        resources: Resources,
+        batches: BatchSource,
+        *,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        hooks: Hooks | None = None,
+    ) -> None:
+        if experiment.optim.global_batch_size < world_size:
+            raise TrainingError(
+                f"optim.global_batch_size {experiment.optim.global_batch_size} is smaller than the {world_size} workers; "
+                "use fewer workers or a larger batch"
+            )
+        self.experiment = experiment
+        self.resources = resources
+        self.batches = batches
+        self.device = torch.device(device)
+        self.rank, self.world_size = rank, world_size
+        self.hooks = hooks or Hooks()
+        self.step = 0
+        self.rollbacks = 0
+        self.skipped_total = 0
+
+        # Every rank builds the same initial weights: the seed, not a broadcast, decides them.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(experiment.seed)
+            self.model = make_model(experiment, gradient_checkpointing=resources.gradient_checkpointing)
+        self.model.to(self.device).train()
+        if resources.compile and self.device.type == "cuda":
+            # Pays only with compile: eager CUDA GroupNorm returns NCHW.
+            nn.utils.convert_conv2d_weight_memory_format(self.model, torch.channels_last)
+        self.parameters = list(self.model.parameters())
+        self.process = make_process(experiment.diffusion)
+        self.timestep_sampler = make_timestep_sampler(experiment.diffusion)
+        optim = experiment.optim
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=optim.learning_rate,
+            betas=optim.adam_betas,
+            eps=optim.adam_eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self.ema = EMA(self.model, optim.ema_decays)
+        self.power_ema = PowerEMA(self.model, optim.ema_snapshot_stds) if optim.ema_snapshot_stds else None
+        self._forward = self._wrap(self.model)
+        self._meter = _Meter(self.device)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def checkpoint_files(self) -> dict[str, Any]:
+        """The files of a checkpoint, by name; the tensors are the live ones, for `Hooks.save` to copy."""
+        state = {
+            "step": self.step,
+            "rollbacks": self.rollbacks,
+            "skipped_total": self.skipped_total,
+            "images_seen": self.step * self.experiment.optim.global_batch_size,
+        }
+        files: dict[str, Any] = {
+            "experiment.json": self.experiment.to_json().encode(),
+            "state.json": state,
+            "model.pt": self.model.state_dict(),
+            "optimizer.pt": self.optimizer.state_dict(),
+            "timestep_sampler.pt": self.timestep_sampler.state_dict(),
+        }
+        for decay in self.experiment.optim.ema_decays:
+            files[f"ema_{decay:g}.pt"] = self.ema.state_dict(decay)
+        if self.power_ema is not None:
+            for std in self.experiment.optim.ema_snapshot_stds:
+                files[f"power_ema_{std:g}.pt"] = self.power_ema.state_dict(std)
+        return files
+
+    def restore(self, read: Callable[[str], Any]) -> None:
+        """Goes back to a checkpoint.
+
+        Args:
+            read: Gives a file of the checkpoint by name, as `checkpoint_files` named it.
+        """
+        state = read("state.json")
+        self.model.load_state_dict(read("model.pt"))
+        self.optimizer.load_state_dict(read("optimizer.pt"))
+        self.timestep_sampler.load_state_dict(read("timestep_sampler.pt"))
+        for decay in self.experiment.optim.ema_decays:
+            self.ema.load_state_dict(decay, read(f"ema_{decay:g}.pt"))
+        if self.power_ema is not None:
+            for std in self.experiment.optim.ema_snapshot_stds:
+                self.power_ema.load_state_dict(std, read(f"power_ema_{std:g}.pt"))
+        self.step = int(state["step"])
+        self.rollbacks = int(state["rollbacks"])
+        self.skipped_total = int(state["skipped_total"])
+        self._meter = _Meter(self.device)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def train(self, num_steps: int | None = None) -> Outcome:
+        """Trains to the experiment's last step, or to `num_steps` updates in all.
+
+        Raises:
+            DivergedError: More than `MAX_CONSECUTIVE_SKIPS` updates in a row had a non-finite loss or gradient.
+        """
+        last = min(num_steps or self.experiment.optim.num_steps, self.experiment.optim.num_steps)
+        interval = log_interval(self.experiment.optim.checkpoint_interval)
+        reason: str | None = None
+        self._meter.restart_clock()
+        batches = self.batches.batches(self.step, last - self.step, *self._share(), pin_memory=self.device.type == "cuda")
+        with contextlib.closing(batches) as stream:  # type: ignore[type-var]
+            for batch in stream:
+                self._update(batch)
+                self.step += 1
+                if self.step % interval == 0 or self.step == last:
+                    reason = self._log_and_ask()
+                if self.step % self.experiment.optim.checkpoint_interval == 0 or self.step == last or reason is not None:
+                    self._save()
+                if reason is not None:
+                    break
+        return Outcome(step=self.step, stop_reason=reason)
+
+    def _share(self) -> tuple[int, int]:
+        size, longer = divmod(self.experiment.optim.global_batch_size, self.world_size)
+        start = self.rank * size + min(self.rank, longer)
+        return start, start + size + (self.rank < longer)
+
+    def _draw_seed(self) -> int:
+        # After going back to a checkpoint the draws must differ, or the run would diverge in the same way again.
+        return (self.experiment.seed + 0x9E3779B1 * self.rollbacks) % 2**32
+
+    def _update(self, batch: Batch) -> None:
+        """One optimiser update on the global batch of this step, of which `batch` is this worker's share."""
+        optim = self.experiment.optim
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.step, optim.learning_rate, optim.lr_anneal_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        images, indices = (x.to(self.device, non_blocking=True) for x in (batch.images, batch.indices))
+        labels = batch.labels.to(self.device, non_blocking=True) if batch.labels is not None else None
+        size = self.resources.microbatch_size or len(images)
+        drawn: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            with self._no_sync() if start + size < len(images) else contextlib.nullcontext():
+                drawn.append(self._backward(images[part], labels[part] if labels is not None else None, indices[part]))
+        self._apply_gradient()
+        self._observe_timesteps(drawn)
+
+    def _backward(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the gradient of some of the global batch's images; returns their (t, unweighted loss)."""
+        optim, seed = self.experiment.optim, self._draw_seed()
+        x_0 = normalize(images)
+        if self.experiment.data.random_flip:
+            flip = keyed_uniform(seed, Stream.TRAIN_FLIP, indices) < 0.5
+            x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
+        t, weights = self.timestep_sampler.sample(seed, self.step, indices)
+        eps = keyed_normal(seed, Stream.TRAIN_NOISE, indices, tuple(x_0.shape[1:]))
+        model_kwargs = self._model_kwargs(x_0, labels, indices, seed)
+        terms = training_losses(self.process, self.experiment.diffusion, self._forward, x_0, t, eps, model_kwargs)
+        # DDP averages over ranks, so each rank's part of the mean over the global batch is multiplied by their number.
+        loss = (terms.loss * weights).sum() * (self.world_size / optim.global_batch_size)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._meter.add_losses(t, weights, terms, self.process.num_timesteps)
+        return t, terms.loss.detach()
+
+    def _model_kwargs(self, x_0: Tensor, labels: Tensor | None, indices: Tensor, seed: int) -> dict[str, Tensor]:
+        config = self.experiment.model
+        kwargs: dict[str, Tensor] = {}
+        if config.class_conditional:
+            if labels is None:
+                raise TrainingError(f"the experiment is class-conditional but data set {self.experiment.data.name!r} gives no labels")
+            kwargs["y"] = labels
+        if config.low_res_size is not None:
+            kwargs["low_res"] = make_low_res(x_0, config.low_res_size)
+        if config.dropout > 0:
+            kwargs["dropout_key"] = dropout_key(seed, self.step, indices)
+        return kwargs
+
+    def _apply_gradient(self) -> None:
+        """Clips if asked, and updates the weights and their averages, unless the gradient is not finite.
+
+        The skip is decided on the device (the fused optimiser's `found_inf`), so that no step waits for the host.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        clip = self.experiment.optim.grad_clip_norm
+        if clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
+        found_inf = (~torch.isfinite(norm)).to(torch.float32)
+        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self._meter.add_gradient(norm, found_inf)
+        self.ema.update(self.model)
+        if self.power_ema is not None:
+            self.power_ema.update(self.model, self.step + 1)
+
+    def _observe_timesteps(self, drawn: list[tuple[Tensor, Tensor]]) -> None:
+        """Tells the sampler of t the losses of the global batch, in the batch's order on every rank."""
+        if self.experiment.diffusion.timestep_sampler == "uniform":
+            return
+        t, losses = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        if self.world_size > 1:
+            t, losses = _gather(t, self.world_size), _gather(losses, self.world_size)
+        finite = losses.isfinite()
+        self.timestep_sampler.update(t[finite], losses[finite])
+
+    # -- boundaries ----------------------------------------------------------------------------------------------
+
+    def _log_and_ask(self) -> str | None:
+        """Logs the mean metrics of all ranks and learns whether to stop; every rank gets the same answer."""
+        metrics = self._meter.reduce(self.world_size)
+        skipped = int(metrics.pop("skipped"))
+        self.skipped_total += skipped
+        if metrics.pop("consecutive_skips") >= MAX_CONSECUTIVE_SKIPS:
+            raise DivergedError(
+                f"the gradient was not finite for {MAX_CONSECUTIVE_SKIPS} updates in a row before step {self.step}; "
+                f"try a lower optim.learning_rate or optim.grad_clip_norm=1"
+            )
+        reason: str | None = None
+        if self.rank == 0:
+            optim = self.experiment.optim
+            metrics |= {
+                "learning_rate": learning_rate_at(self.step - 1, optim.learning_rate, optim.lr_anneal_steps),
+                "images_per_second": optim.global_batch_size * metrics.pop("updates") / metrics["seconds"],
+                "skipped_updates": float(self.skipped_total),
+            } | {f"ema_distance_{decay:g}": value for decay, value in self.ema.distances(self.model).items()}
+            self.hooks.log(self.step, metrics)
+            reason = self.hooks.should_stop(self.step)
+        if self.world_size > 1:
+            answer = [reason]
+            dist.broadcast_object_list(answer, src=0)
+            reason = answer[0]
+        return reason
+
+    def _save(self) -> None:
+        if self.rank == 0:
+            self.hooks.save(self.step, self.checkpoint_files())
+
+    # -- the network ---------------------------------------------------------------------------------------------
+
+    def _wrap(self, model: nn.Module) -> Callable[..., Tensor]:
+        network: Callable[..., Tensor] = model
+        if self.resources.compile:
+            network = torch.compile(network, dynamic=False)
+        self._ddp: DistributedDataParallel | None = None
+        if self.world_size > 1:
+            assert isinstance(network, nn.Module)
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            network = self._ddp = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+        autocast = self.resources.precision == "bf16"
+
+        def forward(x_t: Tensor, timesteps: Tensor, **kwargs: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+                return network(x_t, timesteps, **kwargs).float()
+
+        return forward
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        return self._ddp.no_sync() if self._ddp is not None else contextlib.nullcontext()
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 NCHW to float32 in [-1, 1]: k / 127.5 - 1, on the device of the images."""
+    return images.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+class _Meter:
+    """Sums of what is logged, kept on the device; read once per log boundary."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.consecutive = torch.zeros((), device=device)
+        self._reset()
+        self.restart_clock()
+
+    def _reset(self) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, l_simple, l_vlb
+        self.images = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.has_vlb = False
+        self.quartile_sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.quartile_weights = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.skipped = torch.zeros((), device=self.device)
+        self.updates = 0
+
+    def restart_clock(self) -> None:
+        self.clock = time.perf_counter()
+
+    def add_losses(self, t: Tensor, weights: Tensor, terms: Any, num_timesteps: int) -> None:
+        with torch.no_grad():
+            weights = weights.double()
+            loss = terms.loss.detach().double()
+            finite = loss.isfinite().double()  # what is skipped is counted, and stays out of the means
+            columns = [loss, terms.l_simple, terms.l_vlb if terms.l_vlb is not None else torch.zeros_like(loss)]
+            self.sums += torch.stack([(column.detach().double() * weights).nan_to_num(0.0, 0.0, 0.0).sum() for column in columns])
+            self.has_vlb = terms.l_vlb is not None
+            self.images += finite.sum()
+            quartile = (4 * t) // num_timesteps
+            self.quartile_sums.index_add_(0, quartile, (loss * weights).nan_to_num(0.0, 0.0, 0.0))
+            self.quartile_weights.index_add_(0, quartile, weights * finite)
+
+    def add_gradient(self, norm: Tensor, found_inf: Tensor) -> None:
+        self.updates += 1
+        self.norm_sum += torch.where(found_inf > 0, torch.zeros_like(norm), norm).double()
+        self.skipped += found_inf
+        self.consecutive = (self.consecutive + 1) * found_inf
+
+    def reduce(self, world_size: int) -> dict[str, float]:
+        """Means over the images of all ranks since the last call; the one place that waits for the device."""
+        packed = torch.cat([self.sums, self.images.reshape(1), self.quartile_sums, self.quartile_weights])
+        if world_size > 1:
+            dist.all_reduce(packed)
+        values = packed.tolist()
+        loss, l_simple, l_vlb = values[:3]
+        count = max(values[3], 1.0)
+        used = max(self.updates - float(self.skipped), 1.0)
+        metrics = {
+            "loss": loss / count,
+            "l_simple": l_simple / count,
+            "grad_norm": float(self.norm_sum) / used,
+            "skipped": float(self.skipped),
+            "consecutive_skips": float(self.consecutive),
+            "updates": float(self.updates),
+            "seconds": time.perf_counter() - self.clock,
+        }
+        if self.has_vlb:
+            metrics["l_vlb"] = l_vlb / count
+        for quartile in range(4):
+            if values[8 + quartile] > 0:
+                metrics[f"loss_q{quartile}"] = values[4 + quartile] / values[8 + quartile]
+        self._reset()
+        self.restart_clock()
+        return metrics
+
+
+def _gather(values: Tensor, world_size: int) -> Tensor:
+    """Concatenates a vector of every rank, in rank order; lengths may differ."""
+    lengths = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(world_size)]
+    dist.all_gather(lengths, torch.tensor([len(values)], device=values.device))
+    longest = int(max(lengths))
+    padded = torch.nn.functional.pad(values, (0, longest - len(values)))
+    parts = [torch.zeros_like(padded) for _ in range(world_size)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])
