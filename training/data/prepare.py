@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from training import storage
-from training.config import DataConfig, Resize
-from training.data.catalog import open_splits
+from training.config import Resize
 from training.data.order import Purpose, permutation
 from training.data.shard_work import PARTIAL, ShardJob, ShardRecord, Target, make_shard, read_record, too_many_errors
 from training.data.shards import MANIFEST, ROW_GROUP_ROWS, SCHEMA_VERSION, DatasetError, Manifest, Unreadable, content_digest, read_manifest
@@ -284,42 +283,3 @@ def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Man
         + (f", {len(manifest.errors)} left out" if manifest.errors else "")
     )
     return manifest
-
-
-def prepare_splits(data: DataConfig, data_uri: str, *, source: str = "", options: Options | None = None) -> dict[str, Manifest]:
-    """Makes the data sets that an experiment trains and is tested on: `<data_uri>/train`, and `/test` where there is one.
-
-    Args:
-        data: The experiment's data section: which size, channels and resize, and what has to come out.
-        data_uri: Directory of the splits.
-        source: Word for `training.data.catalog.open_splits`; empty is the data set's own name.
-        options: The rest; its `resize` and `image_channels` are the experiment's.
-
-    Returns:
-        Manifest by split.
-
-    Raises:
-        DatasetError: The result is not what the experiment says, or as for `prepare`.
-        SourceError: There is no such source.
-    """
-    options = dataclasses.replace(options or Options(), resize=data.resize, image_channels=data.image_channels)
-    manifests = {}
-    for split, images in open_splits(source or data.name).items():
-        manifests[split] = prepare(images, storage.join(data_uri, split), image_size=data.image_size, options=options)
-        check_matches(manifests[split], data)
-    return manifests
-
-
-def check_matches(manifest: Manifest, data: DataConfig) -> None:
-    """Compares a data set with what an experiment says of it.
-
-    Raises:
-        DatasetError: They differ.
-    """
-    for name in ("name", "image_size", "image_channels", "num_classes", "resize"):
-        found, wanted = getattr(manifest, name), getattr(data, name)
-        if found != wanted:
-            raise DatasetError(
-                f"data.{name} is {wanted!r} in the experiment, but the data set ({manifest.name}, {manifest.split}) has {found!r}; "
-                f"use another data set, or override data.{name}={found}"
-            )

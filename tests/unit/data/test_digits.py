@@ -7,9 +7,10 @@ from sklearn.datasets import load_digits
 
 from training.config import DataConfig
 from training.data.loader import Loader, iterate
-from training.data.prepare import Options, check_matches, prepare, prepare_splits
+from training.data.prepare import Options, prepare
 from training.data.shards import DatasetError, read_manifest
 from training.data.sources import digits
+from training.data.splits import check_matches, prepare_splits
 from training.presets import preset
 
 DIGITS = preset("digits-hybrid-cosine").data

@@ -1,0 +1,58 @@
+"""The step that makes the data set: images in, shards and a manifest in S3 out."""
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def preprocess(
+    manifest: dsl.Output[dsl.Dataset],
+    data_uri: str,
+    preset: str = "digits-hybrid-cosine",
+    overrides: list[str] = [],  # noqa: B006 - KFP copies the source and needs a literal
+    source: str = "",
+    labels: str = "auto",
+    num_test: int = 0,
+    num_workers: int = 1,
+    on_error: str = "fail",
+    max_errors: int = 100,
+    allow_upscale: bool = False,
+    reduced_decode: bool = False,
+) -> str:
+    """Prepares the training and test images of an experiment, or finds that they are there.
+
+    Args:
+        manifest: The manifests, as JSON by split.
+        data_uri: Directory of the data set; the splits are train and test below it.
+        preset: Preset of the experiment, whose data section says size, channels and resize.
+        overrides: Its overrides, each section.field=value.
+        source: Where images come from; empty is the data set's own name.
+        labels: Where labels come from: auto, none, folders, filename, or the address of a CSV or JSON file.
+        num_test: Test images to hold out of a source that has no test split.
+        num_workers: Ray tasks at once; 1 works in this process.
+        on_error: What an unreadable image does: fail, or skip.
+        max_errors: With skip, how many images may be left out.
+        allow_upscale: Enlarge images that are smaller than the experiment's size.
+        reduced_decode: Decode large JPEGs at reduced size: faster, about two grey levels off the exact average.
+
+    Returns:
+        The data set's directory.
+    """
+    from training.data.splits import prepare_experiment
+
+    return prepare_experiment(
+        preset,
+        overrides,
+        data_uri,
+        source=source,
+        source_options={"labels": labels, "num_test": num_test},
+        options={
+            "num_workers": num_workers,
+            "on_error": on_error,
+            "max_errors": max_errors,
+            "allow_upscale": allow_upscale,
+            "reduced_decode": reduced_decode,
+        },
+        manifest_path=manifest.path,
+    )

@@ -1,0 +1,109 @@
+"""The data sets that one experiment needs: a training split and a test split, as its data section says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training import storage
+from training.config import DataConfig
+from training.data.catalog import SourceOptions, open_splits
+from training.data.prepare import Options, prepare
+from training.data.shards import DatasetError, Manifest
+from training.presets import preset as make_experiment
+
+
+def prepare_splits(
+    data: DataConfig, data_uri: str, *, source: str = "", source_options: SourceOptions | None = None, options: Options | None = None
+) -> dict[str, Manifest]:
+    """Makes `<data_uri>/train`, and `<data_uri>/test` where the source has test images or some are held out.
+
+    Args:
+        data: The experiment's data section: which size, channels and resize, and what has to come out.
+        data_uri: Directory of the splits.
+        source: Word for `training.data.catalog.open_splits`; empty is the data set's own name.
+        source_options: How the source is read: labels, held-out test images. A source without a name of its own takes
+            the experiment's.
+        options: The rest; its `resize` and `image_channels` are the experiment's.
+
+    Returns:
+        Manifest by split.
+
+    Raises:
+        DatasetError: The result is not what the experiment says, or as for `prepare`.
+        SourceError: There is no such source.
+    """
+    options = dataclasses.replace(options or Options(), resize=data.resize, image_channels=data.image_channels)
+    named = dataclasses.replace(source_options or SourceOptions(), name=data.name)
+    manifests = {}
+    for split, images in open_splits(source or data.name, named).items():
+        if images.name != data.name:
+            raise DatasetError(
+                f"data.name is {data.name!r} in the experiment, but the source is {images.name!r}; override data.name={images.name}"
+            )
+        manifests[split] = prepare(images, storage.join(data_uri, split), image_size=data.image_size, options=options)
+        check_matches(manifests[split], data)
+    return manifests
+
+
+def check_matches(manifest: Manifest, data: DataConfig) -> None:
+    """Compares a data set with what an experiment says of it.
+
+    Raises:
+        DatasetError: They differ.
+    """
+    for name in ("name", "image_size", "image_channels", "num_classes", "resize"):
+        found, wanted = getattr(manifest, name), getattr(data, name)
+        if found != wanted:
+            raise DatasetError(
+                f"data.{name} is {wanted!r} in the experiment, but the data set ({manifest.name}, {manifest.split}) has {found!r}; "
+                f"use another data set, or override data.{name}={found}"
+            )
+
+
+def prepare_experiment(
+    preset: str,
+    overrides: Sequence[str],
+    data_uri: str,
+    *,
+    source: str = "",
+    source_options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    manifest_path: str = "",
+) -> str:
+    """`prepare_splits` in words that a pipeline can carry.
+
+    Args:
+        preset: The experiment's preset.
+        overrides: Its overrides.
+        data_uri: Directory of the splits.
+        source: As for `prepare_splits`.
+        source_options: Fields of `SourceOptions`.
+        options: Fields of `Options`.
+        manifest_path: Local file for the manifests as one JSON object by split; empty writes none.
+
+    Returns:
+        `data_uri`, for the steps that follow.
+
+    Raises:
+        ConfigError: There is no such preset, or an override is wrong.
+        DatasetError: As for `prepare_splits`.
+    """
+    if not data_uri:
+        raise DatasetError("the data set needs a place: give data_uri, for instance s3://bucket/datasets/digits")
+    manifests = prepare_splits(
+        make_experiment(preset, overrides).data,
+        data_uri,
+        source=source,
+        source_options=SourceOptions(**(source_options or {})),
+        options=Options(**(options or {})),
+    )
+    if manifest_path:
+        Path(manifest_path).parent.mkdir(parents=True, exist_ok=True)
+        Path(manifest_path).write_text(
+            json.dumps({split: dataclasses.asdict(manifest) for split, manifest in manifests.items()}, indent=2) + "\n"
+        )
+    return data_uri
