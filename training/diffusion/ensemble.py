@@ -1,0 +1,113 @@
+"""Several models as one, each on its own range of timesteps (supplement section 4).
+
+A model trained with L_vlb is better at both ends of the diffusion process and one trained with L_hybrid in between
+(figure 3). Together they keep the second one's sample quality and have a better likelihood than either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from training.config import DiffusionConfig
+from training.diffusion.process import Model
+from training.shapes import Float
+
+
+class EnsembleError(ValueError):
+    """Models or ranges that cannot stand for one model: the message says which and why."""
+
+
+class Ensemble:
+    """A model that passes each image to the member whose range holds its original timestep.
+
+    The network's input says which timestep that is, so an ensemble goes wherever a model goes: in any chain, spaced or
+    not, for sampling and for likelihood.
+    """
+
+    def __init__(self, members: Sequence[tuple[Model, range]], diffusion: DiffusionConfig) -> None:
+        """Members and the original timesteps (0-based) that each is responsible for.
+
+        Args:
+            members: Models with ranges of step 1 that cover 0..T-1, each timestep once. A model may appear twice.
+            diffusion: The process that all members were trained for.
+
+        Raises:
+            EnsembleError: The ranges leave a timestep out, overlap, or leave 0..T-1.
+        """
+        covered = sorted((part for _, part in members if len(part)), key=lambda part: part.start)
+        expected = 0
+        for part in covered:
+            if part.step != 1 or part.start != expected:
+                break
+            expected = part.stop
+        else:
+            if expected == diffusion.num_timesteps:
+                self._members = tuple(members)
+                self._timesteps_per_unit = diffusion.num_timesteps / 1000 if diffusion.rescale_timesteps else 1.0
+                return
+        words = ", ".join(f"{part.start}..{part.stop - 1}" for part in covered) or "none"
+        raise EnsembleError(f"the members' ranges must cover timesteps 0..{diffusion.num_timesteps - 1}, each once; they are {words}")
+
+    def __call__(
+        self, x_t: Float[Tensor, "batch channels *size"], timesteps: Float[Tensor, " batch"], **model_kwargs: Tensor
+    ) -> Float[Tensor, "batch outputs *size"]:
+        """The responsible members' outputs.
+
+        Args:
+            x_t: Noisy images.
+            timesteps: Original timesteps as a network sees them (scaled by 1000/T where the members were trained so).
+            **model_kwargs: One row an image: labels, low-resolution images.
+        """
+        original = torch.round(timesteps.double() * self._timesteps_per_unit).long()
+        out: Tensor | None = None
+        for model, part in self._members:
+            mine = (original >= part.start) & (original < part.stop)
+            rows = mine.nonzero().squeeze(1)
+            if len(rows) == len(x_t):
+                return model(x_t, timesteps, **model_kwargs)
+            if len(rows) == 0:
+                continue
+            own = model(x_t[rows], timesteps[rows], **{name: value[rows] for name, value in model_kwargs.items()})
+            if out is None:
+                out = own.new_empty(len(x_t), *own.shape[1:])
+            out[rows] = own
+        assert out is not None, "the ranges cover every timestep"
+        return out
+
+
+def ends_and_middle(ends: Model, middle: Model, diffusion: DiffusionConfig, *, width: int = 100) -> Ensemble:
+    """Supplement section 4: `middle` for t in [width, T - width), `ends` for the first and last `width` timesteps.
+
+    Args:
+        ends: The paper's theta_vlb.
+        middle: The paper's theta_hybrid.
+        diffusion: The process that both were trained for.
+        width: Original timesteps at each end.
+
+    Raises:
+        EnsembleError: The two ends would meet.
+    """
+    num_timesteps = diffusion.num_timesteps
+    if not 0 <= 2 * width <= num_timesteps:
+        raise EnsembleError(f"two ends of {width} timesteps do not fit into {num_timesteps}; use a width of 0 to {num_timesteps // 2}")
+    parts = ((ends, range(width)), (middle, range(width, num_timesteps - width)), (ends, range(num_timesteps - width, num_timesteps)))
+    return Ensemble(parts, diffusion)
+
+
+def require_same_process(configs: Sequence[DiffusionConfig]) -> DiffusionConfig:
+    """The process that all models share; how each was trained may differ, what its output means may not.
+
+    Raises:
+        EnsembleError: Two of them differ in a field that gives the output its meaning, which is named.
+    """
+    first = configs[0]
+    for other in configs[1:]:
+        for name in ("num_timesteps", "schedule", "variance", "prediction", "rescale_timesteps"):
+            ours, theirs = getattr(first, name), getattr(other, name)
+            if ours != theirs:
+                raise EnsembleError(f"models of one ensemble must share diffusion.{name}; one has {ours!r}, another {theirs!r}")
+    return dataclasses.replace(first)
