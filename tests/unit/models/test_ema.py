@@ -1,0 +1,171 @@
+"""Averages of the weights: closed forms, and averages rebuilt from snapshots."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.models.ema import EMA, PowerEMA, power_exponent
+from training.models.posthoc import ReconstructionError, Snapshot, combine, reconstruct
+
+
+def model_with(value: float) -> nn.Linear:
+    model = nn.Linear(2, 1)
+    set_to(model, value)
+    return model
+
+
+def set_to(model: nn.Module, value: float) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
+def test_after_n_updates_to_a_constant_the_start_counts_decay_to_the_n(decay: float) -> None:
+    model = model_with(1.0)
+    ema = EMA(model, [decay])
+    set_to(model, 0.0)
+    for _ in range(100):
+        ema.update(model)
+    assert float(ema.state_dict(decay)["bias"]) == pytest.approx(decay**100, rel=1e-4)
+
+
+def test_the_average_is_the_weighted_sum_of_all_weights() -> None:
+    model = model_with(0.3)
+    ema = EMA(model, [0.9])
+    values = [math.sin(n) for n in range(1, 41)]
+    for value in values:
+        set_to(model, value)
+        ema.update(model)
+    expected = 0.9**40 * 0.3 + sum(0.1 * 0.9 ** (40 - n) * value for n, value in enumerate(values, start=1))
+    assert float(ema.state_dict(0.9)["bias"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_several_decays_at_once_equal_separate_runs() -> None:
+    decays = [0.9, 0.99, 0.9999]
+    model = nn.Linear(3, 3)
+    together, apart = EMA(model, decays), [EMA(model, [decay]) for decay in decays]
+    for _ in range(10):
+        nn.init.normal_(model.weight)
+        for ema in (together, *apart):
+            ema.update(model)
+    for decay, single in zip(decays, apart, strict=True):
+        assert torch.equal(together.state_dict(decay)["weight"], single.state_dict(decay)["weight"])
+
+
+def test_an_average_begins_as_a_copy_and_does_not_follow_by_itself() -> None:
+    model = model_with(1.0)
+    ema = EMA(model, [0.9])
+    set_to(model, 5.0)
+    assert float(ema.state_dict(0.9)["bias"]) == 1.0
+    assert ema.distances(model)[0.9] == pytest.approx(0.8)
+
+
+def test_a_stored_average_continues_where_it_was() -> None:
+    model = nn.Linear(3, 3)
+    ema = EMA(model, [0.9])
+    nn.init.normal_(model.weight)
+    ema.update(model)
+    stored = {name: tensor.clone() for name, tensor in ema.state_dict(0.9).items()}
+    resumed = EMA(nn.Linear(3, 3), [0.9])
+    resumed.load_state_dict(0.9, stored)
+    nn.init.normal_(model.weight)
+    for each in (ema, resumed):
+        each.update(model)
+    assert torch.equal(ema.state_dict(0.9)["weight"], resumed.state_dict(0.9)["weight"])
+
+
+def test_an_average_of_another_model_is_refused_by_name() -> None:
+    ema = EMA(nn.Linear(3, 3), [0.9])
+    with pytest.raises(ValueError, match="of another model: 'weight' differs"):
+        ema.load_state_dict(0.9, {"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
+    with pytest.raises(ValueError, match="'bias' differs"):
+        ema.load_state_dict(0.9, {"weight": torch.zeros(3, 3)})
+
+
+@pytest.mark.parametrize("std", [0.05, 0.1, 0.2])
+def test_a_power_averages_profile_has_the_relative_standard_deviation_it_is_named_by(std: float) -> None:
+    steps = 4000
+    tau = torch.arange(1, steps + 1, dtype=torch.float64)
+    profile = (tau / steps) ** (power_exponent(std) + 1) - ((tau - 1) / steps) ** (power_exponent(std) + 1)
+    mean = (profile * tau).sum()
+    assert float(profile.sum()) == pytest.approx(1.0)
+    assert float((profile * (tau - mean).square()).sum().sqrt()) / steps == pytest.approx(std, rel=1e-3)
+
+
+def test_the_power_averages_recursion_gives_its_profile_and_forgets_the_start() -> None:
+    steps, std = 50, 0.1
+    model = model_with(1e6)
+    ema = PowerEMA(model, [std])
+    values = [math.sin(n) for n in range(1, steps + 1)]
+    for step, value in enumerate(values, start=1):
+        set_to(model, value)
+        ema.update(model, step)
+    exponent = power_exponent(std) + 1
+    expected = sum(((n / steps) ** exponent - ((n - 1) / steps) ** exponent) * value for n, value in enumerate(values, start=1))
+    assert float(ema.state_dict(std)["bias"]) == pytest.approx(expected, rel=1e-4)
+
+
+def train(
+    num_steps: int, every: int, decays: list[float], drift: float
+) -> tuple[dict[Snapshot, dict[str, Tensor]], EMA, nn.Module, dict[str, Tensor]]:
+    """A random walk with drift, standing for training; its snapshots, its true averages, its ends."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8).double()
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stds = (0.05, 0.1)
+    ema, power, stored = EMA(model, decays), PowerEMA(model, stds), {}
+    with torch.no_grad():
+        for step in range(1, num_steps + 1):
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter)).add_(drift)
+            ema.update(model)
+            power.update(model, step)
+            if step % every == 0:
+                for std in stds:
+                    stored[Snapshot(step=step, std=std)] = {name: tensor.clone() for name, tensor in power.state_dict(std).items()}
+    return stored, ema, model, initial
+
+
+def error(rebuilt: dict[str, Tensor], wanted: dict[str, Tensor], current: dict[str, Tensor]) -> float:
+    gap = math.sqrt(sum(float((rebuilt[name] - wanted[name]).square().sum()) for name in wanted))
+    return gap / math.sqrt(sum(float((current[name] - wanted[name]).square().sum()) for name in wanted))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drift", [0.0, 0.05])
+def test_any_decay_as_slow_as_a_snapshot_interval_is_rebuilt_to_half_a_percent(drift: float) -> None:
+    """The interval is one horizon 1/(1 - decay) of the fastest decay: 10,000 updates for 0.9999, a tenth of it here."""
+    decays = [0.999, 0.9995, 0.9999]
+    stored, ema, model, initial = train(12_000, 1_000, decays, drift)
+    for decay in decays:
+        rebuilt = reconstruct(list(stored), stored.__getitem__, step=12_000, decay=decay, initial=initial)
+        assert error(rebuilt, ema.state_dict(decay), model.state_dict()) < 0.005, decay
+
+
+@pytest.mark.parametrize("decay", [0.9999, 0.99995, 0.99999])
+@pytest.mark.parametrize(("step", "stds"), [(50_000, (0.05, 0.1, 0.2)), (100_000, (0.05, 0.1)), (300_000, (0.05, 0.1))])
+def test_the_papers_decays_are_within_half_a_percent_from_snapshots_every_10k(decay: float, step: int, stds: tuple[float, ...]) -> None:
+    snapshots = [Snapshot(step=at, std=std) for at in range(10_000, step + 1, 10_000) for std in stds]
+    combination = combine(snapshots, step=step, decay=decay, with_initial=True)
+    assert combination.error < 0.005
+    assert sum(combination.coefficients) == pytest.approx(1.0)
+
+
+def test_a_stored_average_is_its_own_reconstruction() -> None:
+    snapshots = [Snapshot(step=at, std=std) for at in (1000, 2000, 3000) for std in (0.05, 0.1)]
+    combination = combine(snapshots, step=3000, std=0.1)
+    assert combination.coefficients == pytest.approx([0, 0, 0, 0, 0, 1], abs=1e-6)
+    assert combination.error < 1e-6
+
+
+def test_an_average_that_snapshots_do_not_determine_is_refused_with_what_would_help() -> None:
+    snapshots = [Snapshot(step=at, std=std) for at in range(10_000, 300_001, 10_000) for std in (0.05, 0.1)]
+    with pytest.raises(ReconstructionError, match=r"decay 0.999 at step 300000 would be off by .*more frequent snapshots would do"):
+        reconstruct(snapshots, lambda snapshot: {}, step=300_000, decay=0.999)
+    with pytest.raises(ReconstructionError, match="ema_snapshot_stds"):
+        reconstruct([], lambda snapshot: {}, step=300_000, decay=0.9999)

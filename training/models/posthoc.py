@@ -1,0 +1,143 @@
+"""Averages of the weights rebuilt after training, from snapshots of power-function averages.
+
+Write theta(tau) for the weights after update tau, theta(0) for the initial ones. Every average at hand is a sum of
+theta(tau) p(tau), and so is the wanted one; the wanted profile is approximated by a linear combination of the stored
+ones, and the same combination of the stored weights is the answer (Karras et al. 2024, section 3.2 and appendix C,
+which minimises the distance of the profiles themselves).
+
+Here the distance is taken between the cumulative profiles C(tau) = p(0) + ... + p(tau), and coefficients sum to 1.
+For sum_tau theta(tau) dp(tau) = - sum_tau dC(tau) (theta(tau + 1) - theta(tau)): where updates are uncorrelated, the
+sum of dC(tau)^2 is the expected squared error of the weights, up to the size of an update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.models.ema import power_exponent
+from training.shapes import Float64
+
+_CHUNK = 1 << 16
+
+
+class ReconstructionError(ValueError):
+    """The wanted average can't be rebuilt from the snapshots at hand; the message says what would help."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A stored power-function average: the number of updates done, and the relative standard deviation."""
+
+    step: int
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Combination:
+    """A linear combination of snapshots.
+
+    Attributes:
+        coefficients: One per snapshot; then one for the initial weights, where they take part.
+        error: Expected |rebuilt - wanted| / |current - wanted|, between weights, where updates are uncorrelated.
+    """
+
+    coefficients: tuple[float, ...]
+    error: float
+
+
+def combine(
+    snapshots: Sequence[Snapshot], *, step: int, decay: float | None = None, std: float | None = None, with_initial: bool = False
+) -> Combination:
+    """The combination of snapshots that is nearest to an average at `step`.
+
+    Args:
+        snapshots: What is stored.
+        step: Number of updates of the wanted average.
+        decay: Of a wanted exponential average (begun as a copy of the initial weights).
+        std: Relative standard deviation of a wanted power-function average. Exactly one of the two is given.
+        with_initial: The initial weights take part too: an exponential average still holds a trace of them, decay^step.
+
+    Raises:
+        ReconstructionError: There is no snapshot, or not exactly one of `decay` and `std`.
+    """
+    if not snapshots:
+        raise ReconstructionError("there are no snapshots; set optim.ema_snapshot_stds (such as 0.05,0.1) before training")
+    if (decay is None) == (std is None):
+        raise ReconstructionError("give exactly one of a decay and a relative standard deviation")
+    count = len(snapshots) + with_initial
+    gram = torch.zeros(count + 1, count + 1, dtype=torch.float64)
+    last = max(step, *(snapshot.step for snapshot in snapshots))
+    for start in range(0, last, _CHUNK):
+        tau = torch.arange(start, min(start + _CHUNK, last), dtype=torch.float64)
+        rows = [_power_profile(tau, snapshot.step, snapshot.std) for snapshot in snapshots]
+        rows += [torch.ones_like(tau)] * with_initial
+        rows.append(_power_profile(tau, step, std) if std is not None else _exponential_profile(tau, step, decay or 0.0))
+        stacked = torch.stack(rows)
+        gram += stacked @ stacked.T
+    # Least squares under the constraint that coefficients sum to 1 (with a Lagrange multiplier).
+    scale = gram[-1, -1]
+    system = torch.ones(count + 1, count + 1, dtype=torch.float64)
+    system[-1, -1] = 0.0
+    system[:count, :count] = gram[:count, :count] / scale
+    target = torch.cat([gram[:count, -1] / scale, torch.ones(1, dtype=torch.float64)])
+    x = torch.linalg.lstsq(system, target.unsqueeze(1), rcond=1e-14, driver="gelsd").solution[:count, 0]
+    residual = torch.cat([x, -torch.ones(1, dtype=torch.float64)])
+    behind = float(gram[-1, -1]) - (last - step)  # the current weights' cumulative profile is 0 before `step`, 1 from it on
+    error = max(0.0, float(residual @ gram @ residual)) / max(behind, 1e-300)
+    return Combination(coefficients=tuple(x.tolist()), error=error**0.5)
+
+
+def reconstruct(
+    snapshots: Sequence[Snapshot],
+    load: Callable[[Snapshot], Mapping[str, Tensor]],
+    *,
+    step: int,
+    decay: float | None = None,
+    std: float | None = None,
+    initial: Mapping[str, Tensor] | None = None,
+    max_error: float = 0.005,
+) -> dict[str, Tensor]:
+    """The weights of an average that training did not keep.
+
+    Args:
+        snapshots: What is stored.
+        load: Gives a snapshot's weights; called for one at a time.
+        step: Number of updates of the wanted average.
+        decay: Of a wanted exponential average.
+        std: Relative standard deviation of a wanted power-function average. Exactly one of the two is given.
+        initial: The weights before the first update, which the experiment's seed gives again; needed where
+            decay^step is not small.
+        max_error: Largest expected |rebuilt - wanted| / |current - wanted| that is accepted.
+
+    Raises:
+        ReconstructionError: The snapshots do not determine the average to `max_error`.
+    """
+    combination = combine(snapshots, step=step, decay=decay, std=std, with_initial=initial is not None)
+    if combination.error > max_error:
+        wanted = f"decay {decay:g}" if decay is not None else f"relative standard deviation {std:g}"
+        raise ReconstructionError(
+            f"the average of {wanted} at step {step} would be off by {combination.error:.2%} from these {len(snapshots)} snapshots "
+            f"(allowed: {max_error:.2%}); a longer average, a step that has a snapshot, or more frequent snapshots would do"
+            + (", or giving the initial weights" if initial is None else "")
+        )
+    total: dict[str, Tensor] = {}
+    for index, coefficient in enumerate(combination.coefficients):
+        state = load(snapshots[index]) if index < len(snapshots) else (initial or {})
+        for name, tensor in state.items():
+            part = tensor.to(torch.float64) * coefficient
+            total[name] = total[name].add_(part) if name in total else part
+    return {name: tensor.to(torch.float32) for name, tensor in total.items()}
+
+
+def _power_profile(tau: Float64[Tensor, " steps"], step: int, std: float) -> Float64[Tensor, " steps"]:
+    """C(tau) = min(tau / t, 1)^(gamma + 1): what `PowerEMA`'s recursion gives, exactly."""
+    return (tau / step).clamp(max=1.0) ** (power_exponent(std) + 1.0)
+
+
+def _exponential_profile(tau: Float64[Tensor, " steps"], step: int, decay: float) -> Float64[Tensor, " steps"]:
+    """C(tau) = decay^(t - tau) up to t, with the initial weights' share decay^t at tau = 0; then 1."""
+    return torch.where(tau < step, decay ** (step - tau).clamp(min=0.0), 1.0)
