@@ -1,0 +1,73 @@
+"""The command line as a person meets it: quick, and one line where something is wrong."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+_IDDPM = str(Path(sys.executable).with_name("iddpm"))
+
+
+def _iddpm(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([_IDDPM, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+
+
+def test_help_answers_within_half_a_second() -> None:
+    def seconds() -> float:
+        started = time.monotonic()
+        assert _iddpm("--help").returncode == 0
+        return time.monotonic() - started
+
+    # The best of some, as other work on the machine only ever adds.
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_help_names_every_command() -> None:
+    printed = _iddpm("--help").stdout
+    for command in ("up", "down", "status", "demo", "run", "compile", "presets", "show"):
+        assert f" {command} " in printed
+
+
+def test_an_error_is_one_line_on_standard_error() -> None:
+    result = _iddpm("show", "digits-hybrid-cosine", "--set", "optim.learning_rat=1")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: optim.learning_rat: there is no 'learning_rat'")
+    assert result.stderr.count("\n") == 1
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = _iddpm("show", "nothing-like-it", "--debug")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    result = _iddpm("tarin")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_show_prints_the_experiment_with_its_overrides() -> None:
+    result = _iddpm("show", "digits-hybrid-cosine", "--set", "optim.num_steps=7")
+    assert json.loads(result.stdout)["optim"]["num_steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "tarin"), "there is no pipeline 'tarin'; the pipelines are train, ablation, nightly-fid"),
+        (("run", "train", "--preset", "digits"), "there is no preset 'digits'"),
+        (("run", "train", "--set", "optim.num_steps=few"), "optim.num_steps"),
+        (("run", "train", "--param", "train_workers=1"), "pipeline 'train' has no parameter 'train_workers'"),
+        (("run", "train", "--param", "train_num_workers=two"), "train_num_workers is of type Integer, written as JSON"),
+    ],
+)
+def test_a_run_that_can_not_work_is_refused_before_anything_starts(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    result = _iddpm(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
