@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from training.shapes import Bool, Float32, Float64, Int64
+from training.shapes import Float32, Float64, Int64
 
 _Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -33,21 +33,17 @@ _CPU_CHUNK = 1 << 15
 
 
 class Stream(enum.IntEnum):
-    """What a draw is for. Draws for different purposes are independent, whatever else they share.
-
-    From `TRAIN_DROPOUT` on, each layer with dropout has a stream of its own: the k-th one uses `TRAIN_DROPOUT + k`.
-    """
+    """What a draw is for. Draws for different purposes are independent, whatever else they share."""
 
     TRAIN_NOISE = 1
     TRAIN_TIMESTEP = 2
     TRAIN_FLIP = 3
-    SAMPLE_START = 4
-    SAMPLE_STEP = 5
-    LIKELIHOOD = 6
-    LIKELIHOOD_TIMESTEP = 7
-    LABELS = 8
-    SHUFFLE = 9
-    TRAIN_DROPOUT = 0x1000
+    TRAIN_DROPOUT = 4
+    SAMPLE_START = 5
+    SAMPLE_STEP = 6
+    LIKELIHOOD = 7
+    LIKELIHOOD_TIMESTEP = 8
+    LABELS = 9
 
 
 def keyed_normal(
@@ -84,39 +80,6 @@ def keyed_uniform(
     for rows, (w_0, w_1, _, _) in _blocks(seed, stream, indices, 1, counter):
         out[rows] = (((w_0 << 21) ^ (w_1 >> 11)).double() * 2.0**-53).squeeze(1)
     return out
-
-
-def keyed_bernoulli(
-    seed: int,
-    stream: int,
-    indices: Int64[Tensor, " batch"],
-    shape: tuple[int, ...],
-    probability: float,
-    *,
-    counter: int | Int64[Tensor, " batch"] = 0,
-) -> Bool[Tensor, "batch ..."]:
-    """One field of independent booleans per index, each true with the given probability.
-
-    Each takes 16 bits, which is what makes a mask for every activation affordable: the probability is rounded to a
-    multiple of 2^-16.
-
-    Args:
-        seed: As `keyed_normal`, like the other arguments that are not described here.
-        stream: For the k-th layer with dropout, `Stream.TRAIN_DROPOUT + k`.
-        indices: Index of each image.
-        shape: Shape of one field.
-        probability: Of true, in [0, 1].
-        counter: The training step or the timestep.
-    """
-    size = math.prod(shape)
-    num_blocks = -(-size // 8)
-    threshold = round(probability * 0x10000)
-    out = torch.empty(len(indices), 8, num_blocks, dtype=torch.bool, device=indices.device)
-    for rows, words in _blocks(seed, stream, indices, num_blocks, counter):
-        for lane, word in enumerate(words):
-            torch.lt(word & 0xFFFF, threshold, out=out[rows, 2 * lane])
-            torch.lt(word >> 16, threshold, out=out[rows, 2 * lane + 1])
-    return out.flatten(1)[:, :size].reshape(len(indices), *shape)
 
 
 def _box_muller(
