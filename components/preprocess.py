@@ -8,9 +8,10 @@ from components.image import BASE_IMAGE
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def preprocess(
     manifest: dsl.Output[dsl.Dataset],
-    data_uri: str,
-    preset: str = "digits-hybrid-cosine",
-    overrides: list[str] = [],  # noqa: B006 - KFP copies the source and needs a literal
+    data_uri: str = "",
+    storage_root_uri: str = "",
+    experiment_preset: str,
+    experiment_overrides: list[str],
     source: str = "",
     labels: str = "auto",
     num_test: int = 0,
@@ -24,9 +25,11 @@ def preprocess(
 
     Args:
         manifest: The manifests, as JSON by split.
-        data_uri: Directory of the data set; the splits are train and test below it.
-        preset: Preset of the experiment, whose data section says size, channels and resize.
-        overrides: Its overrides, each section.field=value.
+        data_uri: Directory of the data set; the splits are train and test below it. Empty is one under
+            storage_root_uri that is named by name, size and resize.
+        storage_root_uri: Where everything is kept.
+        experiment_preset: Preset of the experiment, whose data section says size, channels and resize.
+        experiment_overrides: Its overrides, each section.field=value.
         source: Where images come from; empty is the data set's own name.
         labels: Where labels come from: auto, none, folders, filename, or the address of a CSV or JSON file.
         num_test: Test images to hold out of a source that has no test split.
@@ -42,9 +45,10 @@ def preprocess(
     from training.data.splits import prepare_experiment
 
     return prepare_experiment(
-        preset,
-        overrides,
+        experiment_preset,
+        experiment_overrides,
         data_uri,
+        storage_root_uri=storage_root_uri,
         source=source,
         source_options={"labels": labels, "num_test": num_test},
         options={

@@ -49,6 +49,11 @@ def prepare_splits(
     return manifests
 
 
+def default_data_uri(data: DataConfig, storage_root_uri: str) -> str:
+    """Where a data set stands that was given no place: experiments on the same images share it, others never do."""
+    return storage.join(storage_root_uri, "data", f"{data.name}-{data.image_size}x{data.image_size}x{data.image_channels}-{data.resize}")
+
+
 def check_matches(manifest: Manifest, data: DataConfig) -> None:
     """Compares a data set with what an experiment says of it.
 
@@ -69,6 +74,7 @@ def prepare_experiment(
     overrides: Sequence[str],
     data_uri: str,
     *,
+    storage_root_uri: str = "",
     source: str = "",
     source_options: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -79,23 +85,26 @@ def prepare_experiment(
     Args:
         preset: The experiment's preset.
         overrides: Its overrides.
-        data_uri: Directory of the splits.
+        data_uri: Directory of the splits; empty is `default_data_uri` under `storage_root_uri`.
+        storage_root_uri: Where everything is kept.
         source: As for `prepare_splits`.
         source_options: Fields of `SourceOptions`.
         options: Fields of `Options`.
         manifest_path: Local file for the manifests as one JSON object by split; empty writes none.
 
     Returns:
-        `data_uri`, for the steps that follow.
+        The directory of the splits, for the steps that follow.
 
     Raises:
         ConfigError: There is no such preset, or an override is wrong.
         DatasetError: As for `prepare_splits`.
     """
-    if not data_uri:
+    data = make_experiment(preset, overrides).data
+    if not data_uri and not storage_root_uri:
         raise DatasetError("the data set needs a place: give data_uri, for instance s3://bucket/datasets/digits")
+    data_uri = data_uri or default_data_uri(data, storage_root_uri)
     manifests = prepare_splits(
-        make_experiment(preset, overrides).data,
+        data,
         data_uri,
         source=source,
         source_options=SourceOptions(**(source_options or {})),
