@@ -492,12 +492,12 @@ def run_key(experiment: Experiment, data_digest: str) -> str:
 
 
 def _parse_word(word: str, *, as_list: bool) -> Any:
+    if as_list and not word.startswith("["):
+        return [_parse_word(part.strip(), as_list=False) for part in word.strip("()").split(",") if part.strip()]
     try:
         return json.loads(word)
     except json.JSONDecodeError:
         pass
-    if as_list:
-        return [_parse_word(part.strip(), as_list=False) for part in word.strip("()").split(",") if part.strip()]
     return {"none": None, "true": True, "false": False}.get(word.lower(), word)
 
 

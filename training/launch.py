@@ -300,7 +300,7 @@ class _Beside:
         self.tracked: TrackedRun | None = attach(job.tracking_run_id) if job.tracking_run_id else None
         self.progress = _Progress(job.experiment.optim.num_steps)
         self.saved: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.control = ray.get_actor(job.control_name, namespace="iddpm")
+        self.control: Any = ray.get_actor(job.control_name, namespace="iddpm")
         self.pending: dict[int, ray.ObjectRef[Any]] = {}
         self.history = list(job.scorer.history(job.run_uri)) if job.scorer else []
         self.logged = {int(score["step"]) for score in self.history}
