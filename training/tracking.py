@@ -1,0 +1,106 @@
+"""One MLflow run for one experiment, found or made by its run key, whoever is cut off and comes back.
+
+Everything is addressed by run id through `MlflowClient`; MLflow's "active run" of the process, which ends runs behind
+one's back, is not used. A step is never logged twice: what the server has is asked first. Logging never waits for the
+server and never ends training (`training.outbox`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from training.mlflow_client import TrackingError as TrackingError
+from training.mlflow_client import connect, insist
+from training.tracked_run import PARENT_TAG
+from training.tracked_run import TrackedRun as TrackedRun
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+RUN_KEY_TAG = "iddpm.run_key"
+
+
+def open_run(
+    *,
+    run_key: str,
+    experiment_name: str,
+    run_name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, Any],
+    parent_run_id: str | None = None,
+) -> TrackedRun:
+    """The run of that key, marked as running: found where there is one, else made.
+
+    Args:
+        run_key: Identity of the run (`training.config.run_key`).
+        experiment_name: MLflow experiment that it belongs to; made where there is none.
+        run_name: What people see.
+        tags: Set on the run, new or not.
+        params: Nested mappings become dotted names. What a run already has stays; see `TrackedRun.log_params`.
+        parent_run_id: The run that this one is a part of; None takes the one that KFP injects as `MLFLOW_RUN_ID`.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or refuses.
+    """
+    client = connect()
+    parent_run_id = parent_run_id or os.environ.get("MLFLOW_RUN_ID")
+    all_tags = {RUN_KEY_TAG: run_key, **tags, **({PARENT_TAG: parent_run_id} if parent_run_id else {})}
+
+    def find_or_create() -> Run:
+        experiment_id = _experiment_id(client, experiment_name)
+        run = _find(client, experiment_id, run_key)
+        if run is not None:
+            client.update_run(run.info.run_id, status="RUNNING")
+            return run
+        created = client.create_run(experiment_id, run_name=run_name, tags=all_tags)
+        first = _find(client, experiment_id, run_key) or created
+        if first.info.run_id != created.info.run_id:  # somebody else made one at the same moment; all take the oldest
+            client.delete_run(created.info.run_id)
+        return first
+
+    run = insist(find_or_create)
+    tracked = TrackedRun(client, run)
+    tracked.set_tags(all_tags)
+    tracked.log_params(params)
+    return tracked
+
+
+def attach(run_id: str) -> TrackedRun:
+    """A run that exists, from another process than the one that opened it.
+
+    Raises:
+        TrackingError: There is no such run, or MLflow can't be reached.
+    """
+    client = connect()
+    return TrackedRun(client, insist(lambda: client.get_run(run_id)))
+
+
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)  # somebody else made it at the same moment
+    if experiment is None or experiment.lifecycle_stage != "active":
+        raise TrackingError(f"MLflow's experiment {name!r} is deleted; restore it there, or use another name")
+    return str(experiment.experiment_id)
+
+
+def _find(client: MlflowClient, experiment_id: str, run_key: str) -> Run | None:
+    if "'" in run_key:
+        raise TrackingError(f"{run_key!r} is not a run key: it holds a quote")
+    runs = client.search_runs(
+        [experiment_id],
+        filter_string=f"tags.`{RUN_KEY_TAG}` = '{run_key}'",
+        order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
