@@ -1,0 +1,58 @@
+"""Training on Ray, with each checkpoint scored beside it and early stopping."""
+
+from typing import List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def train(
+    experiment_preset: str,
+    experiment_overrides: List[str],  # noqa: UP006
+    data_uri: str,
+    reference_uri: str,
+    storage_root_uri: str,
+    tracking_experiment: str,
+    num_workers: int,
+    num_gpus_per_worker: int,
+    microbatch_size: int,
+    precision: str,
+    use_compile: bool,
+) -> str:
+    """Trains the experiment, or goes on with it from its latest checkpoint.
+
+    Args:
+        experiment_preset: Name of the experiment.
+        experiment_overrides: Its overrides.
+        data_uri: The data set.
+        reference_uri: Reference statistics for the scores beside training.
+        storage_root_uri: Where everything is kept.
+        tracking_experiment: MLflow experiment.
+        num_workers: Data-parallel workers.
+        num_gpus_per_worker: 1 trains on GPUs, 0 on the CPU.
+        microbatch_size: Images a worker passes through the network at once; 0 takes its whole share.
+        precision: "fp32" or "bf16".
+        use_compile: Pass the network through torch.compile.
+
+    Returns:
+        URI of the run's directory.
+    """
+    from components.training_run import train_run
+
+    return train_run(
+        experiment_preset,
+        experiment_overrides,
+        data_uri,
+        reference_uri,
+        storage_root_uri,
+        tracking_experiment,
+        {
+            "num_workers": num_workers,
+            "num_gpus_per_worker": num_gpus_per_worker,
+            "microbatch_size": microbatch_size,
+            "precision": precision,
+            "compile": use_compile,
+        },
+    )

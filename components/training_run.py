@@ -1,0 +1,152 @@
+"""The training step: the run's directory and MLflow run found or made, training with scores beside it, the outcome kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from training import storage
+from training.config import ConfigError, Experiment, Resources, run_key
+from training.presets import preset
+from training.progress import say
+
+RESULT = "result.json"
+
+
+class StoppedError(RuntimeError):
+    """Training was asked to end before it was done; the same command goes on from its last checkpoint."""
+
+
+def train_run(
+    experiment_preset: str,
+    experiment_overrides: Sequence[str],
+    data_uri: str,
+    reference_uri: str,
+    storage_root_uri: str,
+    tracking_experiment: str,
+    resources: Mapping[str, Any],
+    *,
+    ray_address: str = "local",
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Trains an experiment, or goes on with it, or finds it done.
+
+    Args:
+        experiment_preset: Name of the experiment.
+        experiment_overrides: Its overrides.
+        data_uri: Data set with a `train` split.
+        reference_uri: Reference statistics for the scores beside training; empty scores nothing.
+        storage_root_uri: Where everything is kept; the run's directory is `<root>/runs/<run key>`.
+        tracking_experiment: MLflow experiment.
+        resources: Fields of `training.config.Resources`.
+        ray_address: "local", or a Ray cluster's address.
+        tags: More tags for the MLflow run.
+
+    Returns:
+        The run's directory; `result.json` in it says how training ended, and which weights scored best.
+
+    Raises:
+        ConfigError: The preset, an override or the data set does not fit.
+        StoppedError: SIGTERM ended training early, after a last checkpoint.
+        TrainingError: Training cannot go on.
+    """
+    from training.data.shards import read_manifest
+    from training.tracking import open_run
+
+    experiment = preset(experiment_preset, experiment_overrides)
+    manifest = read_manifest(storage.join(data_uri, "train"))
+    require_data_fits(experiment, manifest)
+    key = run_key(experiment, manifest.content_digest)
+    run_uri = storage.join(storage_root_uri, "runs", key)
+    result_uri = storage.join(run_uri, RESULT)
+    if storage.exists(result_uri):
+        say(f"run {key} is already trained to step {storage.read_json(result_uri)['step']:,}; nothing to do")
+        return run_uri
+    storage.write_bytes(storage.join(run_uri, "experiment.json"), experiment.to_json().encode())
+    tracked = open_run(
+        run_key=key,
+        experiment_name=tracking_experiment,
+        run_name=key,
+        tags={"iddpm.preset": experiment.name, "iddpm.run_uri": run_uri, "iddpm.data_uri": data_uri, **(tags or {})},
+        params=experiment.to_dict(),
+    )
+    tracked.log_dataset(manifest.name, manifest.content_digest, storage.join(data_uri, "train"))
+    say(f"run {key}, followed at {tracked.url}")
+    status = "FAILED"
+    try:
+        result = _train(experiment, Resources.from_dict(resources), data_uri, reference_uri, run_uri, tracked.run_id, manifest, ray_address)
+        if result["stop_reason"] == "SIGTERM":
+            status = "KILLED"
+            raise StoppedError(f"training was told to stop at step {result['step']:,}, and saved; the same command resumes it")
+        storage.write_json(result_uri, {**result, "tracking_run_id": tracked.run_id, "run_key": key, "data_uri": data_uri})
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracked.finish(status)  # type: ignore[arg-type]
+    return run_uri
+
+
+def _train(
+    experiment: Experiment,
+    resources: Resources,
+    data_uri: str,
+    reference_uri: str,
+    run_uri: str,
+    tracking_run_id: str,
+    manifest: Any,
+    ray_address: str,
+) -> dict[str, Any]:
+    from evaluation import early_stopping
+    from evaluation.scoring import CheckpointScorer, read_history
+    from training import checkpoint
+    from training.launch import Job, train
+
+    scorer = CheckpointScorer(evaluation=experiment.evaluation, reference_uri=reference_uri, class_names=manifest.class_names)
+    job = Job(
+        experiment=experiment,
+        resources=resources,
+        data_uri=data_uri,
+        run_uri=run_uri,
+        tracking_run_id=tracking_run_id,
+        scorer=scorer if reference_uri else None,
+    )
+    outcome = train(job, ray_address=ray_address)
+    history = read_history(run_uri)
+    decision = early_stopping.decide(history, experiment.evaluation)
+    best_step = decision.best_step if decision.best_step is not None else outcome.step
+    best_weights = decision.best_weights or f"ema_{experiment.optim.ema_decays[0]:g}" if experiment.optim.ema_decays else "model"
+    if outcome.stop_reason:
+        say(f"stopped at step {outcome.step:,} of {experiment.optim.num_steps:,}: {outcome.stop_reason}")
+    return {
+        "step": outcome.step,
+        "stop_reason": outcome.stop_reason,
+        "best_step": best_step,
+        "best_weights": best_weights,
+        "best_score": decision.best_score if decision.best_step is not None else None,
+        "best_checkpoint_uri": checkpoint.checkpoint_uri(run_uri, best_step),
+        "num_scored": len(history),
+    }
+
+
+def require_data_fits(experiment: Experiment, manifest: Any) -> None:
+    """Refuses a data set that the experiment was not written for.
+
+    Raises:
+        ConfigError: Name, size, channels or labels differ; the message says which.
+    """
+    data = experiment.data
+    differences = [
+        f"data.{name} is {ours!r}, the data set's is {theirs!r}"
+        for name, ours, theirs in (
+            ("name", data.name, manifest.name),
+            ("image_size", data.image_size, manifest.image_size),
+            ("image_channels", data.image_channels, manifest.image_channels),
+            ("num_classes", data.num_classes, manifest.num_classes),
+            ("resize", data.resize, manifest.resize),
+        )
+        if ours != theirs
+    ]
+    if differences:
+        raise ConfigError(f"the data set does not fit the experiment: {'; '.join(differences)}")
