@@ -1,61 +1,32 @@
-"""The paper's experiments by name, and small ones that run on a laptop."""
+"""The paper's experiments by name, and small ones that run on a laptop; the table is `training.preset_table`."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
-from training.config import (
-    ConfigError,
-    DataConfig,
-    DiffusionConfig,
-    EvaluationConfig,
-    Experiment,
-    ModelConfig,
-    OptimConfig,
-    SamplingConfig,
-)
-
-_DIGITS = DataConfig(name="digits", image_size=8, image_channels=1, num_classes=10)
-
-_PRESETS: dict[str, Experiment] = {
-    preset.name: preset
-    for preset in (
-        Experiment(
-            name="digits-hybrid-cosine",
-            data=_DIGITS,
-            model=ModelConfig(
-                model_channels=32,
-                channel_mult=(1, 2),
-                num_res_blocks=1,
-                attention_resolutions=(4,),
-                class_conditional=True,
-            ),
-            diffusion=DiffusionConfig(num_timesteps=1000),
-            optim=OptimConfig(
-                global_batch_size=64,
-                learning_rate=1e-3,
-                num_steps=2000,
-                ema_decays=(0.99, 0.995),
-                checkpoint_interval=200,
-            ),
-            evaluation=EvaluationConfig(
-                extractor="digits-classifier",
-                num_samples=2000,
-                sampling=SamplingConfig(spacing="100"),
-                scoring_num_samples=500,
-                scoring_sampling=SamplingConfig(method="ddim", spacing="ddim20"),
-                patience=4,
-                likelihood_steps=50,
-            ),
-        ),
-    )
-}
+from training.config import ConfigError, Experiment
+from training.preset_table import PRESETS, PaperResult, Preset
 
 
 def names() -> tuple[str, ...]:
     """Every preset's name, in the table's order."""
-    return tuple(_PRESETS)
+    return tuple(PRESETS)
+
+
+def cited(name: str) -> Preset:
+    """The table's row of that name: the experiment, where its numbers come from, and what the paper reports.
+
+    Raises:
+        ConfigError: No preset has that name.
+    """
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"the presets are {', '.join(PRESETS)}"
+        raise ConfigError(f"there is no preset {name!r}; {hint}")
+    return PRESETS[name]
 
 
 def preset(name: str, overrides: Iterable[str] = ()) -> Experiment:
@@ -68,8 +39,40 @@ def preset(name: str, overrides: Iterable[str] = ()) -> Experiment:
     Raises:
         ConfigError: No preset has that name, or an override is invalid.
     """
-    if name not in _PRESETS:
-        close = difflib.get_close_matches(name, _PRESETS, n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else f"the presets are {', '.join(_PRESETS)}"
-        raise ConfigError(f"there is no preset {name!r}; {hint}")
-    return _PRESETS[name].override(overrides)
+    return cited(name).experiment.override(overrides)
+
+
+def paper_results(experiment: Experiment) -> tuple[PaperResult, ...]:
+    """What the paper reports of exactly this experiment, but for its seed; empty where it reports nothing.
+
+    Args:
+        experiment: Of any preset, with or without overrides.
+    """
+    if experiment.name not in PRESETS:
+        return ()
+    row = PRESETS[experiment.name]
+    return tuple(result for result in row.results if row.experiment.override([*result.overrides, f"seed={experiment.seed}"]) == experiment)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A row of the table as plain data: name, source, assumptions, the paper's results, and the experiment."""
+    row = cited(name)
+    return {
+        "name": name,
+        "source": row.source,
+        "assumed": row.assumed,
+        "results": [
+            {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in dataclasses.asdict(result).items()
+                if value not in (None, ())
+            }
+            for result in row.results
+        ],
+        "experiment": row.experiment.to_dict(),
+    }
+
+
+def table() -> list[dict[str, Any]]:
+    """Every row of the table, as `describe` gives it."""
+    return [describe(name) for name in PRESETS]
