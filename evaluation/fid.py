@@ -150,24 +150,25 @@ class Moments:
 class BlockedMoments:
     """Moments of a sample in equal blocks, by image index, from which the distance's standard error follows.
 
-    Image i belongs to block i mod B, so that the blocks are the same for any number of workers.
+    Blocks are runs of neighbouring indices, so that they are the same for any number of workers, and each holds all
+    classes where labels go in turn.
     """
 
-    def __init__(self, dim: int, num_blocks: int = 10, device: torch.device | str = "cpu") -> None:
+    def __init__(self, dim: int, num_images: int, num_blocks: int = 10, device: torch.device | str = "cpu") -> None:
+        """Empty blocks for the images 0..num_images - 1."""
+        self.num_images = num_images
         self.blocks = tuple(Moments(dim, device) for _ in range(num_blocks))
 
     def update(self, indices: Tensor, features: Float[Tensor, "batch dim"]) -> None:
         """Adds the features of the images of those indices."""
-        block_of = indices.to(features.device) % len(self.blocks)
-        for number, block in enumerate(self.blocks):
-            rows = features[block_of == number]
-            if len(rows):
-                block.update(rows)
+        block_of = indices.to(features.device) * len(self.blocks) // self.num_images
+        for number in torch.unique(block_of).tolist():
+            self.blocks[number].update(features[block_of == number])
 
     def merge(self, other: BlockedMoments) -> None:
-        """Adds the images that another accumulator of as many blocks has seen."""
-        if len(other.blocks) != len(self.blocks):
-            raise MomentsError(f"{len(other.blocks)} blocks do not merge into {len(self.blocks)}")
+        """Adds the images that another accumulator for the same images has seen."""
+        if (other.num_images, len(other.blocks)) != (self.num_images, len(self.blocks)):
+            raise MomentsError(f"{len(other.blocks)} blocks of {other.num_images} images do not merge into other blocks")
         for mine, theirs in zip(self.blocks, other.blocks, strict=True):
             mine.merge(theirs)
 

@@ -130,7 +130,7 @@ def test_root_is_computed_once() -> None:
 
 def test_blocks_do_not_depend_on_how_the_images_arrive() -> None:
     features, indices = _features(100, 8, seed=53), torch.arange(100)
-    once, split = BlockedMoments(8, 5), BlockedMoments(8, 5)
+    once, split = BlockedMoments(8, 100, 5), BlockedMoments(8, 100, 5)
     once.update(indices, features)
     for part in torch.randperm(100, generator=_generator(59)).split(17):
         split.update(indices[part], features[part])
@@ -146,7 +146,7 @@ def test_standard_error_predicts_the_spread_over_independent_samples() -> None:
     distances, errors = [], []
     for seed in range(200):
         sample = 1.1 * torch.randn(400, 16, generator=_generator(1000 + seed), dtype=torch.float64) + 0.1
-        blocks = BlockedMoments(16, 10)
+        blocks = BlockedMoments(16, 400, 10)
         blocks.update(torch.arange(400), sample)
         distances.append(frechet_distance(reference, blocks.total()))
         errors.append(standard_error(reference, blocks))
@@ -156,7 +156,7 @@ def test_standard_error_predicts_the_spread_over_independent_samples() -> None:
 
 
 def test_standard_error_of_too_few_blocks_is_not_a_number() -> None:
-    blocks = BlockedMoments(4, 10)
+    blocks = BlockedMoments(4, 100, 10)
     blocks.update(torch.zeros(5, dtype=torch.int64), _features(5, 4, seed=67))
     assert math.isnan(standard_error(_moments(_features(50, 4, seed=71)).statistics(), blocks))
 

@@ -1,0 +1,74 @@
+"""A prepared data set of digits, its reference statistics, and a run with two checkpoints of a network that makes some images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluation.features import load_extractor
+from evaluation.reference import compute_reference
+from training import checkpoint
+from training.config import Experiment
+from training.data.prepare import Options, prepare
+from training.data.sources import digits
+from training.models.unet import make_model
+from training.presets import preset
+
+
+@pytest.fixture(scope="session")
+def experiment() -> Experiment:
+    return preset(
+        "digits-hybrid-cosine",
+        [
+            "diffusion.num_timesteps=40",
+            "evaluation.scoring_num_samples=60",
+            "evaluation.scoring_sampling.spacing=ddim5",
+            "evaluation.num_samples=80",
+            'evaluation.sampling.spacing="8"',
+            "evaluation.likelihood_steps=10",
+            "evaluation.rescore_best=2",
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def digits_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IDDPM_CACHE_DIR", str(directory / "cache"))
+        for split in ("train", "test"):
+            prepare(digits(split), str(directory / split), image_size=8, options=Options(resize="none"))
+        yield str(directory)
+
+
+@pytest.fixture(scope="session")
+def reference_uri(digits_uri: str) -> str:
+    return compute_reference(f"{digits_uri}/train", load_extractor("digits-classifier"), f"{digits_uri}/reference").uri
+
+
+def write_run(run_uri: str, experiment: Experiment, steps: tuple[int, ...] = (100, 200)) -> str:
+    """Checkpoints of a network whose last layers, which are zero at first, are random; the later step, the more so."""
+    for step in steps:
+        torch.manual_seed(7)
+        files: dict[str, object] = {"experiment.json": experiment.to_dict()}
+        network = make_model(experiment)
+        generator = torch.Generator().manual_seed(step)
+        states = {"model": 0.05, **{f"ema_{decay}": 0.02 for decay in experiment.optim.ema_decays}}
+        for name, size in states.items():
+            state = {key: value + size * torch.randn(value.shape, generator=generator) for key, value in network.state_dict().items()}
+            files[f"{name}.pt"] = state
+        checkpoint.save(run_uri, step, files)  # type: ignore[arg-type]
+    return run_uri
+
+
+@pytest.fixture(scope="session")
+def kept_run_uri(tmp_path_factory: pytest.TempPathFactory, experiment: Experiment) -> str:
+    """A run that tests only read."""
+    return write_run(str(tmp_path_factory.mktemp("run")), experiment)
+
+
+@pytest.fixture
+def run_uri(tmp_path: Path, experiment: Experiment) -> str:
+    """A run that a test may write to."""
+    return write_run(str(tmp_path / "run"), experiment)

@@ -1,0 +1,113 @@
+"""Generation: image i of a seed is image i, whatever the batch, and its label is what was asked for."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from evaluation.generate import GenerationError, concatenated, generate, labels_for
+from evaluation.models import TrainedModel, ensemble, load_model
+from training import checkpoint
+from training.config import SamplingConfig
+from training.diffusion.ensemble import EnsembleError
+
+_DDIM = SamplingConfig(method="ddim", spacing="5")
+_ANCESTRAL = SamplingConfig(spacing="5")
+
+
+@pytest.fixture(scope="module")
+def model(kept_run_uri: str) -> TrainedModel:
+    return load_model(checkpoint.checkpoint_uri(kept_run_uri, 200))
+
+
+def _images(model: TrainedModel, num_images: int, sampling: SamplingConfig = _ANCESTRAL, **kwargs: object) -> Tensor:
+    return concatenated(generate(model, num_images=num_images, seed=3, sampling=sampling, **kwargs))[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampling", [_DDIM, _ANCESTRAL, SamplingConfig(method="dpm_solver_pp", spacing="5")])
+def test_an_image_does_not_depend_on_its_batch(model: TrainedModel, sampling: SamplingConfig) -> None:
+    together = _images(model, 24, sampling, batch_size=24).int()
+    apart = _images(model, 24, sampling, batch_size=7).int()
+    later = _images(model, 4, sampling, start=20).int()
+    assert together.float().std() > 10, "the images must differ"
+    assert int((together - apart).abs().max()) <= 1
+    assert int((together[20:] - later).abs().max()) <= 1
+
+
+def test_the_same_batches_give_the_same_bytes(model: TrainedModel) -> None:
+    assert torch.equal(_images(model, 8), _images(model, 8))
+
+
+def test_another_seed_gives_other_images(model: TrainedModel) -> None:
+    other = concatenated(generate(model, num_images=8, seed=4, sampling=_ANCESTRAL))[0]
+    assert not torch.equal(_images(model, 8), other)
+
+
+def test_a_checkpoints_address_and_its_loaded_model_draw_the_same(kept_run_uri: str, model: TrainedModel) -> None:
+    uri = checkpoint.checkpoint_uri(kept_run_uri, 200)
+    drawn = concatenated(generate(uri, num_images=4, seed=3, sampling=_ANCESTRAL))[0]
+    assert torch.equal(drawn, _images(model, 4))
+    other = concatenated(generate(uri, num_images=4, seed=3, sampling=_ANCESTRAL, weights="model"))[0]
+    assert not torch.equal(drawn, other)
+
+
+def test_loading_a_model_leaves_torchs_generator_alone(kept_run_uri: str) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load_model(checkpoint.checkpoint_uri(kept_run_uri, 200))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_balanced_labels_give_every_class_the_same_number() -> None:
+    labels = labels_for(torch.arange(50), 10, "balanced", seed=0)
+    assert labels is not None
+    assert torch.bincount(labels).tolist() == [5] * 10
+
+
+def test_labels_as_the_datas_follow_its_counts_and_not_the_batch() -> None:
+    counts = [100, 0, 300]
+    labels = labels_for(torch.arange(8000), 3, "data", seed=1, class_counts=counts)
+    assert labels is not None
+    shares = torch.bincount(labels, minlength=3) / 8000
+    torch.testing.assert_close(shares, torch.tensor([0.25, 0.0, 0.75]), atol=0.02, rtol=0)
+    part = labels_for(torch.arange(5000, 5010), 3, "data", seed=1, class_counts=counts)
+    assert part is not None
+    assert torch.equal(part, labels[5000:5010])
+
+
+def test_listed_labels_are_repeated_in_turn() -> None:
+    labels = labels_for(torch.arange(5), 10, [3, 7], seed=0)
+    assert labels is not None
+    assert labels.tolist() == [3, 7, 3, 7, 3]
+
+
+def test_labels_that_the_model_does_not_know_are_refused() -> None:
+    with pytest.raises(GenerationError, match=r"not all in 0\.\.9"):
+        labels_for(torch.arange(2), 10, [3, 10], seed=0)
+    with pytest.raises(GenerationError, match="takes no labels"):
+        labels_for(torch.arange(2), 0, [3], seed=0)
+    with pytest.raises(GenerationError, match="need the counts of 10 classes"):
+        labels_for(torch.arange(2), 10, "data", seed=0)
+
+
+def test_only_an_upsampler_is_given_images(model: TrainedModel) -> None:
+    with pytest.raises(GenerationError, match="is not an upsampler"):
+        next(generate(model, num_images=1, seed=0, sampling=_DDIM, low_res=lambda indices: (torch.zeros(1, 1, 4, 4), None)))
+
+
+def test_an_ensemble_of_a_model_with_itself_draws_what_the_model_draws(model: TrainedModel) -> None:
+    both = ensemble(model, model, width=10)
+    assert torch.equal(_images(both, 4), _images(model, 4))
+    assert "first and last 10 of 40 timesteps" in both.description
+
+
+def test_an_ensemble_uses_both_models(kept_run_uri: str, model: TrainedModel) -> None:
+    other = load_model(checkpoint.checkpoint_uri(kept_run_uri, 100))
+    drawn = _images(ensemble(other, model, width=10), 4)
+    assert not torch.equal(drawn, _images(model, 4))
+    assert not torch.equal(drawn, _images(other, 4))
+
+
+def test_an_ensemble_that_does_not_fit_is_refused(model: TrainedModel) -> None:
+    with pytest.raises(EnsembleError, match="do not fit into 40"):
+        ensemble(model, model, width=21)

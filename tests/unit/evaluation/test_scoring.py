@@ -1,0 +1,97 @@
+"""Scores beside training: common noise, kept in the run's directory, read again rather than redone."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from evaluation.early_stopping import decide
+from evaluation.reference import ProvenanceError
+from evaluation.scoring import CheckpointScorer, read_history, run_uri_of, score_checkpoint, score_uri
+from training import checkpoint
+from training.config import Experiment
+
+
+@pytest.fixture
+def scorer(experiment: Experiment, reference_uri: str) -> CheckpointScorer:
+    return CheckpointScorer(evaluation=experiment.evaluation, reference_uri=reference_uri)
+
+
+def test_a_score_names_every_decay_and_is_kept_with_its_protocol(run_uri: str, scorer: CheckpointScorer) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 100)
+    score = scorer.score(uri)
+    assert set(score["scores"]) == {"ema_0.99", "ema_0.995"}
+    assert all(math.isfinite(value) and value > 0 for value in score["scores"].values())
+    assert all(value > 0 for value in score["standard_errors"].values())
+    assert score["distance_name"] == "FD(digits-classifier)"
+    assert score["protocol"]["sampler"] == "DDIM, eta 0, 5 of 40 steps"
+    assert json.loads(Path(score_uri(uri)).read_text()) == score
+    assert scorer.history(run_uri) == [score]
+    assert scorer.metrics(score)["score/best"] == min(score["scores"].values())
+
+
+def test_a_score_does_not_depend_on_the_batch_size(run_uri: str, experiment: Experiment, reference_uri: str) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 100)
+    first = score_checkpoint(uri, reference_uri, batch_size=60)
+    Path(score_uri(uri)).unlink()
+    second = score_checkpoint(uri, reference_uri, batch_size=13)
+    for weights, value in first["scores"].items():
+        assert second["scores"][weights] == pytest.approx(value, rel=1e-3)
+
+
+def test_a_kept_score_is_read_and_not_redone(run_uri: str, scorer: CheckpointScorer) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 100)
+    first = scorer.score(uri)
+    before = Path(score_uri(uri)).stat().st_mtime_ns
+    assert scorer.score(uri) == first
+    assert Path(score_uri(uri)).stat().st_mtime_ns == before
+
+
+def test_a_checkpoint_that_was_written_anew_is_scored_anew(run_uri: str, scorer: CheckpointScorer) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 100)
+    first = scorer.score(uri)
+    files = {name: checkpoint.load_bytes(uri, name) for name in checkpoint.file_names(uri)}
+    files["ema_0.99.pt"] = checkpoint.load_bytes(uri, "model.pt")
+    checkpoint.save(run_uri, 100, files)
+    second = scorer.score(uri)
+    assert second["scores"]["ema_0.99"] != first["scores"]["ema_0.99"]
+    assert second["scores"]["ema_0.995"] == first["scores"]["ema_0.995"], "the same noise gives the same score"
+
+
+def test_the_grid_has_a_column_for_each_digit(run_uri: str, scorer: CheckpointScorer) -> None:
+    score = scorer.score(checkpoint.checkpoint_uri(run_uri, 200))
+    assert score["grid_uri"] == f"{run_uri}/samples/step=00000200.png"
+    image = scorer.image(score)
+    assert image is not None
+    assert image.shape[2] == 3
+    assert image.shape[1] > 10 * 48
+    Path(score["grid_uri"]).unlink()
+    assert scorer.image(score) is None
+
+
+def test_the_history_decides(run_uri: str, scorer: CheckpointScorer, experiment: Experiment) -> None:
+    for step in (100, 200):
+        scorer.score(checkpoint.checkpoint_uri(run_uri, step))
+    history = read_history(run_uri)
+    assert [score["step"] for score in history] == [100, 200]
+    assert scorer.stop_reason(history) is None
+    assert scorer.keep(history) == {100, 200}
+    best = decide(history, experiment.evaluation)
+    assert best.best_score == min(value for score in history for value in score["scores"].values())
+
+
+def test_a_reference_of_other_images_is_refused(run_uri: str, reference_uri: str, tmp_path: Path) -> None:
+    from evaluation.reference import load_reference, save_reference
+
+    reference = load_reference(reference_uri)
+    assert reference.provenance is not None
+    other = str(tmp_path / "other.npz")
+    changed = type(reference.provenance)(**{**reference.provenance.to_dict(), "data_name": "letters"})
+    save_reference(other, reference.features, changed)
+    with pytest.raises(ProvenanceError, match="data_name: 'letters', not 'digits'"):
+        score_checkpoint(checkpoint.checkpoint_uri(run_uri, 100), other)
+
+
+def test_the_runs_directory_is_found_from_a_checkpoint() -> None:
+    assert run_uri_of("s3://bucket/runs/x/checkpoints/step=00000100/") == "s3://bucket/runs/x"
