@@ -153,6 +153,7 @@ def evaluate_likelihood(
     *,
     form: LikelihoodForm = "full",
     num_steps: int = 100,
+    timesteps: Sequence[int] | None = None,
     seed: int = 0,
     clip_denoised: bool = True,
     make_kwargs: MakeKwargs | None = None,
@@ -169,6 +170,7 @@ def evaluate_likelihood(
         batches,
         form=form,
         num_steps=num_steps,
+        timesteps=timesteps,
         seed=seed,
         clip_denoised=clip_denoised,
         make_kwargs=make_kwargs,
@@ -184,6 +186,7 @@ def likelihood_parts(
     *,
     form: LikelihoodForm = "full",
     num_steps: int = 100,
+    timesteps: Sequence[int] | None = None,
     seed: int = 0,
     clip_denoised: bool = True,
     make_kwargs: MakeKwargs | None = None,
@@ -199,6 +202,7 @@ def likelihood_parts(
             neither flipped nor resized.
         form: "full", "spaced" or "stratified".
         num_steps: K of the spacing, or of the stratified estimate; not used by "full".
+        timesteps: Another chain for "spaced", in place of the one that K gives.
         seed: Keys the noise and the stratified timesteps.
         clip_denoised: Clamp the predicted x_0 to [-1, 1], as the paper's released code does.
         make_kwargs: Gives the network's further inputs from (x_0, labels). None passes labels, where there are any,
@@ -210,9 +214,13 @@ def likelihood_parts(
 
     Raises:
         LikelihoodError: A batch is not uint8, or K is not possible.
+        ValueError: `timesteps` are not increasing, or not of this process.
     """
-    spacing = likelihood_spacing(diffusion.num_timesteps, num_steps) if form == "spaced" else None
-    process = make_process(diffusion, spacing)
+    if form == "spaced" and timesteps is None:
+        if not 1 <= num_steps <= diffusion.num_timesteps:
+            raise LikelihoodError(f"a spaced likelihood takes 1 to {diffusion.num_timesteps} steps, got {num_steps}")
+        timesteps = likelihood_spacing(diffusion.num_timesteps, num_steps)
+    process = make_process(diffusion, timesteps if form == "spaced" else None)
     bounds = strata(process.num_timesteps, num_steps) if form == "stratified" else ()
     for indices, images, labels in batches:
         if images.dtype != torch.uint8:

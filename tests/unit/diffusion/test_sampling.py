@@ -1,0 +1,218 @@
+"""Samplers: identities between them, the released numbers, and the independence of a sample from its batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from oracles import GaussianOracle, PointOracle
+from torch import Tensor
+
+from training.config import DiffusionConfig, ModelConfig, SamplingConfig
+from training.diffusion.noise import Stream, keyed_normal
+from training.diffusion.process import make_process
+from training.diffusion.sampling import ddim_encode, ddim_sample, make_sampling_process, p_sample, quantize, sample
+from training.diffusion.spacing import parse_spacing
+from training.models.unet import UNet
+
+SHAPE = (3, 4, 4)
+METHODS = [
+    SamplingConfig(spacing="12"),
+    SamplingConfig(method="ddim", spacing="ddim10"),
+    SamplingConfig(method="ddim", spacing="ddim10", eta=0.7),
+    SamplingConfig(method="dpm_solver_pp", spacing="12"),
+]
+
+
+def fixed_small() -> DiffusionConfig:
+    return DiffusionConfig(objective="simple", variance="fixed_small")
+
+
+def draw(config: SamplingConfig, indices: list[int], *, seed: int = 5, model_kwargs: dict[str, Tensor] | None = None) -> Tensor:
+    process = make_sampling_process(DiffusionConfig(), config)
+    model = GaussianOracle(process, std=0.3, mean=0.1)
+    return sample(process, model, indices=torch.tensor(indices), shape=SHAPE, seed=seed, config=config, model_kwargs=model_kwargs)
+
+
+def test_ten_ddim_steps_are_the_released_ones(golden: dict[str, Any], golden_model: UNet, golden_noise: Tensor) -> None:
+    process = make_process(DiffusionConfig(), parse_spacing("ddim10", 4000))
+    x = golden_noise
+    for k in reversed(range(10)):
+        x = ddim_sample(process, golden_model, x, torch.full((2,), k), torch.zeros_like(x))
+    expected = golden["ddim10_eta0_cosine_clip"]
+    flat = x.double().flatten()
+    torch.testing.assert_close(flat[:8], torch.tensor(expected["first8"], dtype=torch.float64), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(flat[-4:], torch.tensor(expected["last4"], dtype=torch.float64), rtol=1e-5, atol=1e-5)
+    assert float(flat.mean()) == pytest.approx(expected["mean"], rel=1e-5, abs=1e-6)
+    assert float(flat.std()) == pytest.approx(expected["std"], rel=1e-5)
+    assert float(flat.abs().sum()) == pytest.approx(expected["abs_sum"], rel=1e-5)
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_a_sample_is_bitwise_the_same_in_any_batch_and_order(config: SamplingConfig) -> None:
+    together = draw(config, [3, 0, 7, 2**40])
+    apart = torch.cat([draw(config, [2**40, 3]).flip(0), draw(config, [7]), draw(config, [0])])
+    assert torch.equal(together, apart[[0, 3, 2, 1]])
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_another_seed_or_index_gives_another_sample(config: SamplingConfig) -> None:
+    first = draw(config, [0, 1])
+    assert not torch.allclose(first[0], first[1], atol=0.1)
+    assert not torch.allclose(first, draw(config, [0, 1], seed=6), atol=0.1)
+
+
+def test_step_noise_is_keyed_by_the_original_timestep() -> None:
+    config = SamplingConfig(spacing="t:0,10,500")
+    process = make_sampling_process(DiffusionConfig(), config)
+    model = GaussianOracle(process, std=0.3)
+    indices = torch.tensor([4, 9])
+    x = keyed_normal(1, Stream.SAMPLE_START, indices, SHAPE)
+    for k, original in ((2, 500), (1, 10), (0, 0)):
+        noise = keyed_normal(1, Stream.SAMPLE_STEP, indices, SHAPE, counter=original)
+        x = p_sample(process, model, x, torch.full((2,), k), noise)
+    assert torch.equal(x, sample(process, model, indices=indices, shape=SHAPE, seed=1, config=config))
+
+
+@pytest.mark.parametrize("config", METHODS)
+@pytest.mark.parametrize(("num_timesteps", "rescale", "unit"), [(4000, True, 0.25), (4000, False, 1.0), (1000, True, 1.0)])
+def test_the_network_sees_original_timesteps(config: SamplingConfig, num_timesteps: int, rescale: bool, unit: float) -> None:
+    process = make_sampling_process(DiffusionConfig(num_timesteps=num_timesteps, rescale_timesteps=rescale), config)
+    seen: list[Tensor] = []
+
+    def spy(x_t: Tensor, timesteps: Tensor) -> Tensor:
+        seen.append(timesteps)
+        return torch.cat([x_t, x_t], 1)
+
+    sample(process, spy, indices=torch.arange(2), shape=SHAPE, seed=0, config=config)
+    expected = [t * unit for t in reversed(parse_spacing(config.spacing, num_timesteps))]
+    assert torch.equal(torch.stack(seen), torch.tensor([[t, t] for t in expected]))
+
+
+def test_ddim_with_eta_one_is_ancestral_sampling_with_the_fixed_small_variance() -> None:
+    process = make_process(fixed_small(), parse_spacing("50", 4000))
+    model = GaussianOracle(process, std=0.3)
+    x = keyed_normal(0, Stream.SAMPLE_START, torch.arange(4), SHAPE)
+    for k in reversed(range(50)):
+        t, noise = torch.full((4,), k), keyed_normal(0, Stream.SAMPLE_STEP, torch.arange(4), SHAPE, counter=k)
+        ancestral = p_sample(process, model, x, t, noise, clip_denoised=False)
+        torch.testing.assert_close(ddim_sample(process, model, x, t, noise, eta=1.0, clip_denoised=False), ancestral, rtol=1e-5, atol=1e-5)
+        x = ancestral
+
+
+def test_ddim_with_eta_zero_uses_no_noise() -> None:
+    process = make_process(DiffusionConfig(), parse_spacing("ddim10", 4000))
+    model = GaussianOracle(process, std=0.3)
+    x, t = torch.randn(3, *SHAPE), torch.tensor([9, 4, 0])
+    still = ddim_sample(process, model, x, t, torch.zeros_like(x))
+    assert torch.equal(ddim_sample(process, model, x, t, torch.randn_like(x)), still)
+    assert not torch.allclose(ddim_sample(process, model, x, t, torch.randn_like(x), eta=0.5)[:2], still[:2])
+
+
+@pytest.mark.parametrize("variance", ["learned_range", "fixed_small"])
+def test_no_noise_is_added_in_the_last_step(variance: str) -> None:
+    config = DiffusionConfig() if variance == "learned_range" else fixed_small()
+    process = make_process(config, parse_spacing("10", 4000))
+    model = GaussianOracle(process, std=0.3)
+    x, t = torch.randn(2, *SHAPE), torch.tensor([0, 1])
+    first, second = (p_sample(process, model, x, t, torch.randn_like(x)) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[1], second[1])
+
+
+def test_ddim_undoes_its_reverse_where_eps_is_known() -> None:
+    process = make_process(DiffusionConfig(), parse_spacing("ddim100", 4000))
+    x_0 = torch.rand(2, *SHAPE) * 2 - 1
+    model = PointOracle(process, x_0)
+    x = process.q_sample(x_0, torch.zeros(2, dtype=torch.int64), torch.randn_like(x_0))
+    noisy = ddim_encode(process, model, x, clip_denoised=False)
+    back = noisy
+    for k in reversed(range(1, 100)):
+        back = ddim_sample(process, model, back, torch.full((2,), k), torch.zeros_like(x), clip_denoised=False)
+    assert float((noisy - x).abs().mean()) > 0.5
+    torch.testing.assert_close(back, x, rtol=0, atol=2e-4)
+
+
+def test_ddim_encoding_follows_the_exact_flow_of_gaussian_data_ever_closer() -> None:
+    errors = []
+    for num_steps in (100, 1000):
+        process = make_process(DiffusionConfig(), parse_spacing(f"ddim{num_steps}", 4000))
+        model = GaussianOracle(process, std=0.3, mean=0.2)
+        x = torch.linspace(-0.8, 0.9, 48).view(1, *SHAPE)
+        exact = model.flow(x.double(), float(process.alpha_bars[0]), float(process.alpha_bars[-1]))
+        errors.append(float((ddim_encode(process, model, x, clip_denoised=False) - exact).abs().max()))
+    assert errors[1] < errors[0] / 5
+    assert errors[1] < 0.02
+
+
+@pytest.mark.slow
+def test_ancestral_samples_have_the_distribution_of_the_data() -> None:
+    """With the optimal variance every step is exact for Gaussian data, however few there are."""
+    config = SamplingConfig(spacing="30", clip_denoised=False)
+    process = make_sampling_process(DiffusionConfig(), config)
+    model = GaussianOracle(process, std=0.25, mean=0.1)
+    x = sample(process, model, indices=torch.arange(2000), shape=(1, 8, 8), seed=0, config=config).flatten()
+    # 128,000 pixels: the standard errors of mean and standard deviation are 7e-4 and 5e-4.
+    assert float(x.mean()) == pytest.approx(0.1, abs=0.003)
+    assert float(x.std()) == pytest.approx(0.25, abs=0.002)
+    assert float(((x - 0.1) / 0.25).pow(4).mean()) == pytest.approx(3.0, abs=0.1)
+
+
+def test_each_step_is_reported_and_labels_reach_the_network() -> None:
+    config = SamplingConfig(spacing="5")
+    process = make_sampling_process(DiffusionConfig(), config)
+    oracle = GaussianOracle(process, std=0.3)
+    labels, steps = [], []
+
+    def model(x_t: Tensor, timesteps: Tensor, *, y: Tensor) -> Tensor:
+        labels.append(y.tolist())
+        return oracle(x_t, timesteps)
+
+    sample(
+        process,
+        model,
+        indices=torch.arange(2),
+        shape=SHAPE,
+        seed=0,
+        config=config,
+        model_kwargs={"y": torch.tensor([3, 7])},
+        on_step=lambda done, x: steps.append((done, tuple(x.shape))),
+    )
+    assert labels == [[3, 7]] * 5
+    assert steps == [(done, (2, *SHAPE)) for done in range(1, 6)]
+
+
+def test_a_network_samples_the_same_alone_or_in_a_batch() -> None:
+    network = UNet(
+        ModelConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,)),
+        image_size=8,
+        image_channels=1,
+        out_channels=2,
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    network.eval()
+    config = SamplingConfig(spacing="8")
+    process = make_sampling_process(DiffusionConfig(), config)
+
+    def run(indices: list[int]) -> Tensor:
+        return sample(process, network, indices=torch.tensor(indices), shape=(1, 8, 8), seed=0, config=config)
+
+    torch.testing.assert_close(run([5, 2, 9]), torch.cat([run([5]), run([2]), run([9])]), rtol=1e-4, atol=1e-4)
+
+
+def test_quantising_truncates_like_the_released_code_or_rounds() -> None:
+    levels = torch.arange(256).view(1, 1, 16, 16)
+    x = levels.float() / 127.5 - 1
+    truncated = quantize(x)
+    assert int((truncated != levels).sum()) == 63
+    assert set((levels - truncated.long()).unique().tolist()) == {0, 1}
+    assert torch.equal(quantize(x, "round").long(), levels)
+    assert quantize(torch.tensor([[[[-1.5, 1.5]]]])).flatten().tolist() == [0, 255]
+
+
+def test_an_impossible_spacing_is_refused_with_what_is_possible() -> None:
+    with pytest.raises(ValueError, match="the nearest that do are ddim"):
+        make_sampling_process(DiffusionConfig(num_timesteps=1000), SamplingConfig(method="ddim", spacing="ddim60"))
