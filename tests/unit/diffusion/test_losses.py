@@ -233,6 +233,16 @@ def gradients(config: DiffusionConfig, t: int, golden_image: Tensor, golden_nois
     return found
 
 
+def test_a_process_that_was_first_used_without_gradients_still_trains(golden_image: Tensor, golden_noise: Tensor) -> None:
+    x_0, eps, out = case(torch.float32, golden_image, golden_noise)
+    config, leaf = DiffusionConfig(), out.clone().requires_grad_()
+    process = make_process(config)
+    with torch.inference_mode():
+        training_losses(process, config, lambda x_t, _t: leaf, x_0, torch.tensor([5]), eps)
+    training_losses(process, config, lambda x_t, _t: leaf, x_0, torch.tensor([5]), eps).loss.sum().backward()
+    assert leaf.grad is not None
+
+
 @pytest.mark.parametrize("t", [0, 1, 100, 3999])
 def test_with_stop_gradient_the_bound_teaches_the_variance_only(t: int, golden_image: Tensor, golden_noise: Tensor) -> None:
     found = gradients(DiffusionConfig(stop_gradient=True), t, golden_image, golden_noise)

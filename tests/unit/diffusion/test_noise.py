@@ -112,3 +112,14 @@ def test_an_empty_batch_gives_an_empty_field() -> None:
 def test_a_key_that_would_collide_is_refused(stream: int, counter: int) -> None:
     with pytest.raises(ValueError, match="not in"):
         keyed_normal(0, stream, torch.arange(2), (1,), counter=counter)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_uniforms_and_normals_that_differ_by_rounding() -> None:
+    indices = torch.arange(7, 18)
+    on_gpu = indices.cuda()
+    assert torch.equal(keyed_uniform(1, 2, on_gpu).cpu(), keyed_uniform(1, 2, indices))
+    whole = keyed_normal(1, 2, on_gpu, (3, 32, 32))
+    torch.testing.assert_close(whole.cpu(), keyed_normal(1, 2, indices, (3, 32, 32)), rtol=1e-5, atol=1e-6)
+    assert torch.equal(torch.cat([keyed_normal(1, 2, part, (3, 32, 32)) for part in on_gpu.split(4)]), whole)
