@@ -8,7 +8,6 @@ one is lost.
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import os
 import queue
@@ -33,6 +32,7 @@ from training.config import Experiment, Resources
 from training.data.loader import Loader
 from training.loop import MAX_ROLLBACKS, DivergedError, Hooks, Outcome, Trainer, TrainingError
 from training.progress import format_rate, format_remaining, say
+from training.ray_session import ray_session
 from training.tracking import TrackedRun, attach
 
 MAX_WORKER_FAILURES = 3
@@ -109,7 +109,9 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
     Raises:
         TrainingError: The workers failed more than `MAX_WORKER_FAILURES` times, or the run diverged for good.
     """
-    with _ray_session(ray_address, job.resources), tempfile.TemporaryDirectory(prefix="iddpm-ray-") as scratch:
+    # One more than the workers, so that a score finds a place beside training.
+    num_cpus = max(os.cpu_count() or 1, job.resources.num_workers + 1)
+    with ray_session(ray_address, num_cpus=num_cpus), tempfile.TemporaryDirectory(prefix="iddpm-ray-") as scratch:
         control = _Control.options(name=job.control_name, namespace="iddpm").remote()  # type: ignore[attr-defined]
         on_gpu = job.resources.num_gpus_per_worker > 0
         trainer = TorchTrainer(
@@ -137,35 +139,6 @@ def _failure_message(error: Exception, job: Job) -> str:
     causes = getattr(error, "worker_failures", None) or {}
     told = "; ".join(f"worker {rank}: {str(cause).strip().splitlines()[-1]}" for rank, cause in sorted(causes.items()))
     return f"training stopped: {told or error}. The same command resumes from the latest checkpoint of {job.run_uri}"
-
-
-@contextmanager
-def _ray_session(address: str, resources: Resources) -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
-    # Ray would change the workers' directory to one of its own, and relative paths with it.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    if address == "local":
-        # A token that lives as long as this process: other users of the machine cannot join, and no file is written.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # One more than the workers, so that a score finds a place beside training.
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, resources.num_workers + 1),
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            logging_level=logging.WARNING,
-        )
-    else:
-        ray.init(address=address, logging_level=logging.WARNING)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

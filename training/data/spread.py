@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from training.ray_session import ray_session
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -29,18 +30,8 @@ def spread(function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, num_wor
         yield from map(function, jobs)
         return
 
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        local: dict[str, Any] = {"num_cpus": num_workers, "include_dashboard": False} if address == "local" else {}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **local)
-    try:
+    with ray_session(os.environ.get("RAY_ADDRESS") or "local", num_cpus=num_workers):
         yield from _on_ray(function, jobs, num_workers)
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def _on_ray(function: Callable[[_Job], _Result], jobs: Sequence[_Job], num_workers: int) -> Iterator[_Result]:

@@ -1,0 +1,47 @@
+"""One way to join Ray: a cluster where there is one, else a local one on loopback that ends with the work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Each line of a worker is one line of the driver: progress must not be folded away, nor coloured.
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # Ray would change the workers' directory to one of its own, and the meaning of relative paths with it.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@contextmanager
+def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Iterator[None]:
+    """Joins Ray for the time of the block; inside another session it joins that one.
+
+    Args:
+        address: "local" starts a cluster in this machine; otherwise one that runs: "auto", or its address.
+        num_cpus: Tasks of one CPU that a local cluster runs at once; None takes the machine's cores.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if address == "local":
+        # A token that lives as long as this process: no other user of the machine can join, and no file is written.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", logging_level=logging.WARNING)
+    else:
+        ray.init(address=address, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
