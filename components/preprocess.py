@@ -8,10 +8,10 @@ from components.image import BASE_IMAGE
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def preprocess(
     manifest: dsl.Output[dsl.Dataset],
-    data_uri: str = "",
-    storage_root_uri: str = "",
     experiment_preset: str,
     experiment_overrides: list[str],
+    data_uri: str = "",
+    storage_root_uri: str = "",
     source: str = "",
     labels: str = "auto",
     num_test: int = 0,
