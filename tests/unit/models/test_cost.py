@@ -1,0 +1,100 @@
+"""Operations and memory against the released networks' known numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from training import presets
+from training.cost import CostError, activation_bytes, count_forward_passes, count_macs, estimate
+from training.models.unet import make_model
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "gmacs"),
+    [
+        ("imagenet64-hybrid-cosine-width64", [], 10.04),
+        ("imagenet64-hybrid-cosine-width96", [], 22.43),
+        ("imagenet64-hybrid-cosine", [], 39.736),
+        ("imagenet64-simple-cosine", [], 39.72),
+        ("imagenet64-cond-hybrid-cosine-small", [], 39.74),
+        ("imagenet64-cond-hybrid-cosine-large", [], 89.09),
+        ("cifar10-hybrid-cosine", [], 8.387),
+        ("lsun-bedroom-hybrid-linear-bs64-released", [], 248.7),
+        ("imagenet256-upsampler-hybrid-linear", [], 560.0),
+        ("imagenet256-cond-hybrid-linear", [], 249.1),
+    ],
+)
+def test_forward_passes_take_the_released_networks_macs(name: str, overrides: list[str], gmacs: float) -> None:
+    macs = count_macs(presets.preset(name, overrides))
+    assert sum(macs.values()) / 1e9 == pytest.approx(gmacs, rel=6e-4)
+
+
+def test_the_papers_39_billion_are_macs_of_which_attention_is_a_hundredth() -> None:
+    macs = count_macs(presets.preset("imagenet64-hybrid-cosine"))
+    assert macs["attention"] == pytest.approx(0.386e9, rel=2e-3)
+    assert int(sum(macs.values()) / 1e9) == 39
+
+
+def test_the_papers_sizes() -> None:
+    cost = estimate(presets.preset("imagenet64-hybrid-cosine"))
+    assert (cost.parameters, cost.tensors) == (121_063_942, 450)
+    assert cost.forward_flops == 2 * cost.forward_macs == 2 * sum(cost.macs_by_kind.values())
+    assert cost.phases["training"].flops == pytest.approx(6.1e18, rel=0.01)
+    cifar = estimate(presets.preset("cifar10-hybrid-cosine"))
+    assert (cifar.parameters, cifar.tensors) == (52_546_438, 446)
+    assert cifar.phases["training"].flops == pytest.approx(3.2e18, rel=0.01)
+    assert cifar.phases["training"].card_hours == pytest.approx(3.0, rel=0.02)
+
+
+def test_evaluation_is_counted_as_the_experiment_says() -> None:
+    experiment = presets.preset("cifar10-hybrid-cosine", ["evaluation.sampling.spacing=", "evaluation.likelihood_form=full"])
+    passes = count_forward_passes(experiment)
+    assert passes["sampling"] == 50_000 * 4000
+    assert passes["likelihood"] == 10_000 * 4000
+    assert passes["training"] == 3 * 500_000 * 128
+    assert passes["scoring"] == 50 * 10_000 * 20
+    spaced = presets.preset("cifar10-hybrid-cosine", ["evaluation.likelihood_form=spaced", "evaluation.likelihood_num_images=100"])
+    assert count_forward_passes(spaced)["likelihood"] == 100 * 139
+    unknown = presets.preset("cifar10-hybrid-cosine", ["data.name=my-images"])
+    assert "likelihood" not in count_forward_passes(unknown)
+
+
+def test_activation_memory_is_what_autograd_keeps() -> None:
+    experiment = presets.preset("digits-hybrid-cosine")
+    model = make_model(experiment).train()
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(torch.zeros(16, 1, 8, 8), torch.zeros(16), y=torch.zeros(16, dtype=torch.int64))
+    measured = sum(storage.nbytes() for storage in kept.values())
+    assert output.shape[0] == 16
+    assert activation_bytes(experiment, 16, bf16=False) == pytest.approx(measured, rel=0.02)
+
+
+def test_memory_grows_with_averages_and_fits_a_larger_microbatch_on_a_larger_card() -> None:
+    experiment = presets.preset("digits-hybrid-cosine")
+    one, three = (estimate(experiment.override([f"optim.ema_decays={decays}"])) for decays in ("0.9", "0.9,0.99,0.999"))
+    assert three.memory.state - one.memory.state == 2 * 4 * one.parameters
+    small, large = (estimate(experiment, card).memory.largest_microbatch_bf16 for card in ("L4", "H200"))
+    assert 0 < small < large
+
+
+def test_a_cost_is_plain_data() -> None:
+    cost = json.loads(json.dumps(estimate(presets.preset("digits-hybrid-cosine"), "a100").to_dict()))
+    assert cost["card"] == "A100"
+    assert cost["phases"]["sampling"]["forward_passes"] == 2000 * 100
+
+
+@pytest.mark.parametrize(("card", "utilisation", "message"), [("H900", 0.3, "the cards are H100"), ("H100", 1.5, "at most 1, got 1.5")])
+def test_an_unknown_card_or_utilisation_is_answered_with_what_is_allowed(card: str, utilisation: float, message: str) -> None:
+    with pytest.raises(CostError, match=message):
+        estimate(presets.preset("digits-hybrid-cosine"), card, utilisation=utilisation)
