@@ -442,29 +442,44 @@ class Resources:
 
     Attributes:
         num_workers: Data-parallel training processes.
+        min_workers: With fewer machines at hand, go on with as few as this; 0 insists on `num_workers`.
         num_gpus_per_worker: GPUs of each (0 trains on the CPU).
-        microbatch_size: Images a worker passes through the network at once; 0 takes its whole share.
+        microbatch_size: Images a worker passes through the network at once; 0 takes its whole share, or on a GPU the
+            largest part of it that fits, found by trial.
         precision: "fp32", or "bf16" for autocast around the network.
         compile: Pass the network through torch.compile.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
         num_threads: CPU threads of each worker; 0 shares the cores evenly.
+        collective_timeout_seconds: How long workers wait for one that does not answer before they give it up.
     """
 
     __pydantic_config__: ClassVar[Any] = _FORBID_UNKNOWN
 
     num_workers: int = 1
+    min_workers: int = 0
     num_gpus_per_worker: int = 0
     microbatch_size: int = 0
     precision: Precision = "fp32"
     compile: bool = False
     gradient_checkpointing: bool = False
     num_threads: int = 0
+    collective_timeout_seconds: int = 600
 
     def __post_init__(self) -> None:
         _require(self.num_workers >= 1, "resources.num_workers", f"must be at least 1, got {self.num_workers}")
         _require(self.num_gpus_per_worker in (0, 1), "resources.num_gpus_per_worker", f"must be 0 or 1, got {self.num_gpus_per_worker}")
         for name in ("microbatch_size", "num_threads"):
             _require(getattr(self, name) >= 0, f"resources.{name}", f"must be 0 or more, got {getattr(self, name)}")
+        _require(
+            0 <= self.min_workers <= self.num_workers,
+            "resources.min_workers",
+            f"must be 0 to num_workers ({self.num_workers}), got {self.min_workers}",
+        )
+        _require(
+            self.collective_timeout_seconds >= 1,
+            "resources.collective_timeout_seconds",
+            f"must be at least 1, got {self.collective_timeout_seconds}",
+        )
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Resources:

@@ -24,7 +24,7 @@ _BYTES_PER_WEIGHT = 4
 # Weights, gradients, and Adam's two moments, in float32 under bf16 autocast too.
 _COPIES_IN_TRAINING = 4
 # A backward pass computes a gradient for inputs and one for weights, each as dear as the forward pass.
-_PASSES_PER_TRAINING_IMAGE = 3
+TRAINING_PASSES = 3
 # Images of the split on which bits/dim is reported, of the data sets whose size is known beforehand.
 _LIKELIHOOD_IMAGES = {"digits": 300, "cifar10": 10_000, "imagenet64-official": 49_999, "imagenet": 50_000, "lsun-bedroom": 300}
 
@@ -168,7 +168,7 @@ def count_forward_passes(experiment: Experiment) -> dict[str, int]:
     num_averages = max(1, len(optim.ema_decays))
     checkpoints = math.ceil(optim.num_steps / optim.checkpoint_interval)
     counts = {
-        "training": _PASSES_PER_TRAINING_IMAGE * optim.num_steps * optim.global_batch_size,
+        "training": TRAINING_PASSES * optim.num_steps * optim.global_batch_size,
         "scoring": checkpoints * num_averages * evaluation.scoring_num_samples * steps(evaluation.scoring_sampling),
         "sampling": evaluation.num_samples * steps(evaluation.sampling),
     }

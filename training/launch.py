@@ -30,13 +30,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from training import checkpoint, storage
 from training.config import Experiment, Resources
 from training.data.loader import Loader
+from training.gauges import Gauge, watch_system
 from training.loop import MAX_ROLLBACKS, DivergedError, Hooks, Outcome, Trainer, TrainingError
 from training.progress import format_rate, format_remaining, say
 from training.ray_session import ray_session
 from training.tracking import TrackedRun, attach
 
 MAX_WORKER_FAILURES = 3
-COLLECTIVE_TIMEOUT_SECONDS = 600
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -117,8 +117,8 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]  # Ray's stubs miss that what a worker returns is the result's
             train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
-            scaling_config=ScalingConfig(num_workers=job.resources.num_workers, use_gpu=on_gpu),
+            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=job.resources.collective_timeout_seconds),
+            scaling_config=ScalingConfig(num_workers=_workers(job.resources), use_gpu=on_gpu),  # type: ignore[arg-type]  # a range is allowed
             run_config=RunConfig(
                 name="train",
                 # Nothing of ours goes through Ray's storage; on a cluster its own snapshot needs a place that all nodes see.
@@ -133,6 +133,12 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
                 raise TrainingError(_failure_message(error, job)) from error
     outcome: Outcome = result.return_value  # type: ignore[attr-defined]
     return outcome
+
+
+def _workers(resources: Resources) -> int | tuple[int, int]:
+    if 0 < resources.min_workers < resources.num_workers:
+        return resources.min_workers, resources.num_workers
+    return resources.num_workers
 
 
 def _failure_message(error: Exception, job: Job) -> str:
@@ -186,7 +192,7 @@ def _worker(config: dict[str, Any]) -> Outcome:
         seed=job.experiment.seed,
         global_batch_size=job.experiment.optim.global_batch_size,
     )
-    side = _Beside(job) if rank == 0 else None
+    side = _Beside(job, world_size) if rank == 0 else None
     hooks = side.hooks() if side is not None else Hooks()
     try:
         outcome = _train_with_rollbacks(
@@ -267,10 +273,12 @@ class _Progress:
 class _Beside:
     """What rank 0 does beside the loop: saves, scores, logs, shows progress, and asks whether to stop."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, world_size: int) -> None:
         self.job = job
         self.writer = checkpoint.AsyncWriter(job.run_uri)
         self.tracked: TrackedRun | None = attach(job.tracking_run_id) if job.tracking_run_id else None
+        self.gauge = Gauge(job.experiment, world_size)
+        self.system = watch_system(job.tracking_run_id) if job.tracking_run_id else None
         self.progress = _Progress(job.experiment.optim.num_steps)
         self.saved: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.control: Any = ray.get_actor(job.control_name, namespace="iddpm")
@@ -286,7 +294,8 @@ class _Beside:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.tracked is not None:
-            self.tracked.log_metrics({f"train/{name}": value for name, value in metrics.items()}, step)
+            told = {**metrics, **self.gauge.read(metrics["images_per_second"])}
+            self.tracked.log_metrics({f"train/{name}": value for name, value in told.items()}, step)
         self.progress.show(step, metrics["loss"], metrics["images_per_second"])
 
     def save(self, step: int, files: Mapping[str, Any]) -> None:
@@ -314,6 +323,8 @@ class _Beside:
         self._collect(wait=True)
 
     def close(self) -> None:
+        if self.system is not None:
+            self.system.finish()
         self.writer.close()
         if self.tracked is not None:
             self.tracked.flush()

@@ -23,6 +23,8 @@ from training.diffusion.losses import training_losses
 from training.diffusion.noise import Stream, keyed_normal, keyed_uniform
 from training.diffusion.process import make_process
 from training.diffusion.timesteps import make_timestep_sampler
+from training.heartbeat import Heartbeats
+from training.microbatch import largest_that_fits
 from training.models.dropout import dropout_key
 from training.models.ema import EMA, PowerEMA
 from training.models.unet import make_model
@@ -166,6 +168,8 @@ class Trainer:
         self.power_ema = PowerEMA(self.model, optim.ema_snapshot_stds) if optim.ema_snapshot_stds else None
         self._forward = self._wrap(self.model)
         self._meter = _Meter(self.device)
+        self._heartbeats = Heartbeats(rank, world_size) if world_size > 1 else None
+        self._microbatch_size = resources.microbatch_size
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -217,8 +221,21 @@ class Trainer:
         """Trains to the experiment's last step, or to `num_steps` updates in all.
 
         Raises:
-            DivergedError: More than `MAX_CONSECUTIVE_SKIPS` updates in a row had a non-finite loss or gradient.
+            DivergedError: `MAX_CONSECUTIVE_SKIPS` updates in a row had a gradient that is not finite.
+            TrainingError: Another rank does not answer; the message names it.
         """
+        try:
+            return self._train(num_steps)
+        except RuntimeError as error:
+            hung = isinstance(error, dist.DistBackendError) or "timed out" in str(error).lower()
+            if self._heartbeats is None or isinstance(error, TrainingError) or not hung:
+                raise
+            raise TrainingError(
+                f"{self._heartbeats.verdict()}; rank {self.rank} waited {self.resources.collective_timeout_seconds} s. "
+                "See that worker's machine; training resumes from the latest checkpoint"
+            ) from error
+
+    def _train(self, num_steps: int | None) -> Outcome:
         last = min(num_steps or self.experiment.optim.num_steps, self.experiment.optim.num_steps)
         interval = log_interval(self.experiment.optim.checkpoint_interval)
         reason: str | None = None
@@ -226,6 +243,8 @@ class Trainer:
         batches = self.batches.batches(self.step, last - self.step, *self._share(), pin_memory=self.device.type == "cuda")
         with contextlib.closing(batches) as stream:  # type: ignore[type-var]
             for batch in stream:
+                if self._heartbeats is not None:
+                    self._heartbeats.beat(self.step)
                 self._update(batch)
                 self.step += 1
                 if self.step % interval == 0 or self.step == last:
@@ -253,7 +272,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         images, indices = (x.to(self.device, non_blocking=True) for x in (batch.images, batch.indices))
         labels = batch.labels.to(self.device, non_blocking=True) if batch.labels is not None else None
-        size = self.resources.microbatch_size or len(images)
+        if not self._microbatch_size:
+            self._microbatch_size = self._find_microbatch(images, labels, indices) if self.device.type == "cuda" else len(images)
+        size = self._microbatch_size
         drawn: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(images), size):
             part = slice(start, start + size)
@@ -278,6 +299,18 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self._meter.add_losses(t, weights, terms, self.process.num_timesteps)
         return t, terms.loss.detach()
+
+    def _find_microbatch(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> int:
+        """Tries sizes on the first batch; the gradients and the sums that the trial leaves are dropped."""
+
+        def attempt(size: int) -> None:
+            with self._no_sync():
+                self._backward(images[:size], labels[:size] if labels is not None else None, indices[:size])
+
+        size = largest_that_fits(attempt, len(images))
+        self.optimizer.zero_grad(set_to_none=True)
+        self._meter = _Meter(self.device)
+        return size
 
     def _model_kwargs(self, x_0: Tensor, labels: Tensor | None, indices: Tensor, seed: int) -> dict[str, Tensor]:
         config = self.experiment.model
