@@ -1,0 +1,50 @@
+"""What all tests share: few threads, shapes checked at run time, and real S3 and MLflow where a test asks for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from pipelines.services import Services
+
+# torch reads these when it is imported, which nothing above does: a test takes one core, and leaves the rest to others.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# Every call of these packages has its shapes and types checked, in the test run only. None of ours is imported before.
+install_import_hook(["training.diffusion", "training.models", "evaluation"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Services]:
+    """Real S3 and MLflow for this test session alone, with the client's environment set."""
+    from pipelines import services as local_services
+
+    home = Path(tempfile.mkdtemp(prefix="iddpm-tests-"))
+    before = dict(os.environ)
+    try:
+        running = local_services.up(home)
+        os.environ.update(running.env)
+        yield running
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        local_services.down(home)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def bucket_uri(services: Services) -> str:
+    """A directory in S3 that no other test uses."""
+    return f"{services.bucket_uri}/tests/{uuid.uuid4().hex[:12]}"
