@@ -48,6 +48,37 @@ class TrainedModel:
         return data.image_channels, data.image_size, data.image_size
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """Which network, as plain data that travels to another process.
+
+    Attributes:
+        checkpoint_uri: A checkpoint's directory.
+        weights: "ema_0.9999" or "model"; None is the experiment's first average.
+        ends_checkpoint_uri: For an ensemble, the checkpoint of theta_vlb; empty for a single model.
+        ends_weights: Its weights.
+        ends_width: How many timesteps at each end are its.
+    """
+
+    checkpoint_uri: str
+    weights: str | None = None
+    ends_checkpoint_uri: str = ""
+    ends_weights: str | None = None
+    ends_width: int = 100
+
+    def load(self, device: torch.device | str = "cpu") -> TrainedModel:
+        """The network.
+
+        Raises:
+            CheckpointError: A checkpoint or its weights are missing.
+            EnsembleError: The two don't go together.
+        """
+        model = load_model(self.checkpoint_uri, self.weights, device=device)
+        if not self.ends_checkpoint_uri:
+            return model
+        return ensemble(load_model(self.ends_checkpoint_uri, self.ends_weights, device=device), model, width=self.ends_width)
+
+
 def load_model(checkpoint_uri: str, weights: str | None = None, *, device: torch.device | str = "cpu") -> TrainedModel:
     """The network of a checkpoint.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,11 @@ class Provenance:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**dataclasses.asdict(self), "class_counts": list(self.class_counts)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Provenance:
+        """What `to_dict` gave."""
+        return cls(**{**value, "class_counts": tuple(value["class_counts"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +217,7 @@ def load_reference(uri: str) -> ReferenceStatistics:
     provenance = None
     if "provenance" in arrays:
         try:
-            fields = json.loads(str(arrays["provenance"]))
-            provenance = Provenance(**{**fields, "class_counts": tuple(fields["class_counts"])})
+            provenance = Provenance.from_dict(json.loads(str(arrays["provenance"])))
         except (KeyError, TypeError, ValueError) as error:
             raise NpzError(f"{uri}: its provenance can't be read ({error}); compute it again") from error
     spatial = npz.statistics_of(arrays, uri, "_s") if "mu_s" in arrays else None

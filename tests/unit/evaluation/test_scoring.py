@@ -1,5 +1,6 @@
 """Scores beside training: common noise, kept in the run's directory, read again rather than redone."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.early_stopping import decide
-from evaluation.reference import ProvenanceError
+from evaluation.reference import ProvenanceError, load_reference, save_reference
 from evaluation.scoring import CheckpointScorer, read_history, run_uri_of, score_checkpoint, score_uri
 from training import checkpoint
 from training.config import Experiment
@@ -82,12 +83,10 @@ def test_the_history_decides(run_uri: str, scorer: CheckpointScorer, experiment:
 
 
 def test_a_reference_of_other_images_is_refused(run_uri: str, reference_uri: str, tmp_path: Path) -> None:
-    from evaluation.reference import load_reference, save_reference
-
     reference = load_reference(reference_uri)
     assert reference.provenance is not None
     other = str(tmp_path / "other.npz")
-    changed = type(reference.provenance)(**{**reference.provenance.to_dict(), "data_name": "letters"})
+    changed = dataclasses.replace(reference.provenance, data_name="letters")
     save_reference(other, reference.features, changed)
     with pytest.raises(ProvenanceError, match="data_name: 'letters', not 'digits'"):
         score_checkpoint(checkpoint.checkpoint_uri(run_uri, 100), other)

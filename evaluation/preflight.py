@@ -1,0 +1,197 @@
+"""What an evaluation will do, settled and checked before the first image is drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.features import FeatureExtractor, load_extractor
+from evaluation.generate import QUANTIZATION, Labels
+from evaluation.metrics import Metric, parse_metrics
+from evaluation.models import ModelSpec
+from evaluation.protocol import as_plain, derived_seed, describe_sampling, versions
+from evaluation.reference import Provenance, ProvenanceError, ReferenceStatistics, load_reference
+from evaluation.sample_set import SamplePlan
+from evaluation.scoring import EVALUATIONS, SAMPLES, checkpoint_digest, run_uri_of
+from evaluation.split_likelihood import LikelihoodPlan
+from training import storage
+from training.config import Experiment, Precision, SamplingConfig
+from training.data.shards import read_manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationOptions:
+    """What may differ from the experiment's own protocol, and how the work is done.
+
+    Attributes:
+        num_samples: Images drawn; None takes the experiment's.
+        sampling: Sampler; None takes the experiment's.
+        labels: Labels of the samples; see `evaluation.generate.labels_for`.
+        metrics: Further measures; see `evaluation.metrics`.
+        likelihood: Whether bits/dim is taken.
+        likelihood_num_images: Images of the split; None takes the experiment's.
+        purpose: Which draw: "report" for the reported number; another word gives independent noise.
+        extractor_weights: Path or `s3://` URI of the extractor's weights, where it needs some.
+        batch_size: Images at a time.
+        num_workers: 1 works in this process; more are Ray tasks.
+        device: Where each of them works.
+        precision: Of the network while sampling.
+        keep_images: Leave the drawn images in the run's directory.
+        result_name: Name of the result's file, without its ending.
+    """
+
+    num_samples: int | None = None
+    sampling: SamplingConfig | None = None
+    labels: Labels = "balanced"
+    metrics: tuple[str, ...] = ()
+    likelihood: bool = True
+    likelihood_num_images: int | None = None
+    purpose: str = "report"
+    extractor_weights: str | None = None
+    batch_size: int = 250
+    num_workers: int = 1
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    keep_images: bool = False
+    result_name: str = "final"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that was checked before the first image is drawn."""
+
+    experiment: Experiment
+    weights: str
+    step: int
+    run_uri: str
+    data_uri: str
+    extractor: FeatureExtractor
+    reference: ReferenceStatistics
+    provenance: Provenance
+    metrics: frozenset[Metric]
+    class_names: tuple[str, ...]
+    plan: SamplePlan
+    likelihood_plan: LikelihoodPlan | None
+    images_uri: str
+    work_uri: str
+    card: dict[str, Any]
+
+
+def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> Job:
+    """Refuses what can't work, and settles the protocol."""
+    loaded = spec.load("cpu")  # refuses missing and ill-matched weights now rather than in a worker
+    experiment = loaded.experiment
+    metrics = parse_metrics(options.metrics)
+    extractor = load_extractor(experiment.evaluation.extractor, weights=options.extractor_weights, device=options.device)
+    train = read_manifest(storage.join(data_uri, "train"))
+    reference = load_reference(reference_uri)
+    provenance = reference.require(extractor=extractor, experiment=experiment, manifest=train)
+    expected = experiment.evaluation.num_reference_images or train.num_images
+    if provenance.num_images != min(expected, train.num_images):
+        raise ProvenanceError(f"the reference is of {provenance.num_images:,} images, the experiment's protocol takes {expected:,}")
+
+    sampling = options.sampling or experiment.evaluation.sampling
+    seed = derived_seed(experiment.seed, options.purpose)
+    plan = SamplePlan(
+        model=spec,
+        num_images=options.num_samples or experiment.evaluation.num_samples,
+        seed=seed,
+        sampling=sampling,
+        labels=options.labels,
+        class_counts=provenance.class_counts,
+        batch_size=options.batch_size,
+        chunk_size=_chunk_size(options.num_samples or experiment.evaluation.num_samples, options.batch_size),
+        precision=options.precision,
+    )
+    likelihood_plan = _likelihood_plan(spec, experiment, data_uri, options, seed) if options.likelihood else None
+    run_uri = run_uri_of(spec.checkpoint_uri)
+    identity = json.dumps([plan.to_dict(), as_plain(dataclasses.asdict(likelihood_plan)) if likelihood_plan else None, _digests(spec)])
+    key = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return Job(
+        experiment=experiment,
+        weights=loaded.weights,
+        step=loaded.step,
+        run_uri=run_uri,
+        data_uri=data_uri,
+        extractor=extractor,
+        reference=reference,
+        provenance=provenance,
+        metrics=metrics,
+        class_names=tuple(train.class_names),
+        plan=plan,
+        likelihood_plan=likelihood_plan,
+        images_uri=storage.join(run_uri, SAMPLES, f"images-{key}"),
+        work_uri=storage.join(run_uri, EVALUATIONS, f"work-{key}"),
+        card=_card(loaded.description, experiment, provenance, plan, likelihood_plan, options),
+    )
+
+
+def _chunk_size(num_images: int, batch_size: int) -> int:
+    """About twenty chunks: enough to spread and to show progress, few enough files."""
+    return batch_size * max(1, -(-num_images // (20 * batch_size)))
+
+
+def _digests(spec: ModelSpec) -> list[str]:
+    uris = [spec.checkpoint_uri, *([spec.ends_checkpoint_uri] if spec.ends_checkpoint_uri else [])]
+    return [checkpoint_digest(uri) for uri in uris]
+
+
+def _likelihood_plan(spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:
+    evaluation = experiment.evaluation
+    dataset_uri = storage.join(data_uri, evaluation.likelihood_split)
+    available = read_manifest(dataset_uri).num_images
+    wanted = options.likelihood_num_images or evaluation.likelihood_num_images or available
+    return LikelihoodPlan(
+        model=spec,
+        dataset_uri=dataset_uri,
+        num_images=min(wanted, available),
+        form=evaluation.likelihood_form,
+        num_steps=evaluation.likelihood_steps,
+        seed=seed,
+        batch_size=min(options.batch_size, 100),
+        chunk_size=_chunk_size(min(wanted, available), min(options.batch_size, 100)),
+    )
+
+
+def _card(
+    model: str,
+    experiment: Experiment,
+    provenance: Provenance,
+    plan: SamplePlan,
+    likelihood: LikelihoodPlan | None,
+    options: EvaluationOptions,
+) -> dict[str, Any]:
+    card: dict[str, Any] = {
+        "model": model,
+        "distance": {
+            "name": provenance.distance_name,
+            "num_samples": plan.num_images,
+            "sampler": describe_sampling(plan.sampling, experiment.diffusion.num_timesteps),
+            "sampling": dataclasses.asdict(plan.sampling),
+            "labels": plan.labels if experiment.model.class_conditional else None,
+            "quantization": QUANTIZATION,
+            "seed": plan.seed,
+            "purpose": options.purpose,
+            "precision": plan.precision,
+            "batch_size": plan.batch_size,
+            "reference": provenance.to_dict(),
+        },
+        "likelihood": None,
+        "device": options.device,
+        "versions": versions(),
+    }
+    if likelihood is not None:
+        card["likelihood"] = {
+            "split": experiment.evaluation.likelihood_split,
+            "num_images": likelihood.num_images,
+            "form": likelihood.form,
+            "num_steps": likelihood.num_steps,
+            "num_timesteps": experiment.diffusion.num_timesteps,
+            "seed": likelihood.seed,
+            "decoder": "discretized Gaussian, tanh approximation",
+        }
+    plain: dict[str, Any] = as_plain(card)
+    return plain

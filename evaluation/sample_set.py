@@ -1,0 +1,180 @@
+"""A set of generated images in storage: drawn in chunks by any number of workers, and never the same chunk twice.
+
+    <uri>/plan.json  images-00000.npz  images-00001.npz  ...
+
+A chunk is a function of the plan alone, so that who draws it, and after which interruption, makes no difference. Chunks
+are the field's sample batches (uint8 `arr_0`, labels `arr_1`), so that other evaluators can read them too.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation import npz
+from evaluation.generate import Generated, GenerationError, Labels, concatenated, generate
+from evaluation.models import ModelSpec, TrainedModel
+from evaluation.protocol import as_plain
+from training import storage
+from training.config import Precision, SamplingConfig
+from training.data.spread import spread
+from training.progress import format_duration, format_rate, format_remaining, say
+
+PLAN = "plan.json"
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplePlan:
+    """Everything that the images are a function of.
+
+    Attributes:
+        model: Which network.
+        num_images: How many.
+        seed: Of all noise and of drawn labels.
+        sampling: Sampler and spacing.
+        labels: "balanced", "data", or a list; see `evaluation.generate.labels_for`.
+        class_counts: Images of each label in the data, for "data".
+        batch_size: Images at a time.
+        chunk_size: Images of one file, a multiple of the batch size; what an interruption costs at most.
+        precision: Of the network.
+        low_res_uri: For an upsampler: the set of images to enlarge, with as many images in chunks of the same size.
+    """
+
+    model: ModelSpec
+    num_images: int
+    seed: int
+    sampling: SamplingConfig
+    labels: Labels = "balanced"
+    class_counts: tuple[int, ...] = ()
+    batch_size: int = 250
+    chunk_size: int = 1000
+    precision: Precision = "fp32"
+    low_res_uri: str = ""
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1 or self.batch_size < 1 or self.chunk_size < 1 or self.chunk_size % self.batch_size:
+            raise GenerationError(
+                f"{self.num_images} images in chunks of {self.chunk_size} and batches of {self.batch_size}: "
+                "each must be at least 1, and a chunk a multiple of a batch"
+            )
+
+    @property
+    def num_chunks(self) -> int:
+        """Files of the set."""
+        return -(-self.num_images // self.chunk_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        plain: dict[str, Any] = as_plain(asdict(self))
+        return plain
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    plan: SamplePlan
+    uri: str
+    number: int
+    device: str
+
+
+def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu") -> None:
+    """Draws what of the set is not there yet.
+
+    Args:
+        plan: The images.
+        uri: The set's directory.
+        num_workers: 1 draws in this process; more are Ray tasks.
+        device: Where each of them samples.
+
+    Raises:
+        GenerationError: The directory holds a set of another plan.
+    """
+    plan_uri = storage.join(uri, PLAN)
+    if not storage.write_json(plan_uri, plan.to_dict(), if_absent=True) and storage.read_json(plan_uri) != plan.to_dict():
+        raise GenerationError(f"{uri} holds images of another plan; give another directory, or delete it")
+    present = set(storage.list_uris(uri))
+    missing = [number for number in range(plan.num_chunks) if chunk_uri(uri, number) not in present]
+    if len(missing) < plan.num_chunks:
+        say(f"{plan.num_chunks - len(missing)} of {plan.num_chunks} chunks of images are there already")
+    _loaded.cache_clear()  # the checkpoint may have been written anew since
+    started = shown = time.monotonic()
+    done = 0
+    for count in spread(_draw_chunk, [_Chunk(plan, uri, number, device) for number in missing], num_workers=num_workers):
+        done += count
+        now = time.monotonic()
+        if now - shown > _SECONDS_BETWEEN_LINES:
+            shown = now
+            total = sum(_size(plan, number) for number in missing)
+            rate, left = format_rate(done, now - started, "images"), format_remaining(done, total, now - started)
+            say(f"drew {done:,}/{total:,} images  {rate}  {left}")
+    if done:
+        say(f"drew {done:,} images in {format_duration(time.monotonic() - started)}")
+
+
+def read(uri: str) -> Iterator[Generated]:
+    """The images of a set, chunk by chunk: indices, uint8 NCHW images, labels.
+
+    Raises:
+        GenerationError: The set is not complete.
+    """
+    plan = storage.read_json(storage.join(uri, PLAN))
+    num_images, chunk_size = int(plan["num_images"]), int(plan["chunk_size"])
+    for number, first in enumerate(range(0, num_images, chunk_size)):
+        images, labels = _read_chunk(uri, number)
+        if len(images) != min(chunk_size, num_images - first):
+            raise GenerationError(f"{chunk_uri(uri, number)} holds {len(images)} images; delete it and draw again")
+        yield torch.arange(first, first + len(images)), images, labels
+
+
+def chunk_uri(uri: str, number: int) -> str:
+    """Where a chunk of the set is."""
+    return storage.join(uri, f"images-{number:05d}.npz")
+
+
+def _read_chunk(uri: str, number: int) -> tuple[Tensor, Tensor | None]:
+    try:
+        return npz.read_images(chunk_uri(uri, number))
+    except storage.ObjectNotFoundError as error:
+        raise GenerationError(f"{uri}: chunk {number} is missing; the set is not complete, draw it again") from error
+
+
+def _size(plan: SamplePlan, number: int) -> int:
+    return min(plan.chunk_size, plan.num_images - number * plan.chunk_size)
+
+
+def _draw_chunk(chunk: _Chunk) -> int:
+    plan, first = chunk.plan, chunk.number * chunk.plan.chunk_size
+
+    def below(indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        images, labels = _read_chunk(plan.low_res_uri, chunk.number)
+        rows = indices - first
+        return images[rows], None if labels is None else labels[rows]
+
+    images, labels = concatenated(
+        generate(
+            _loaded(plan.model, chunk.device),
+            num_images=_size(plan, chunk.number),
+            start=first,
+            seed=plan.seed,
+            sampling=plan.sampling,
+            labels=plan.labels,
+            class_counts=plan.class_counts,
+            batch_size=plan.batch_size,
+            precision=plan.precision,
+            low_res=below if plan.low_res_uri else None,
+        )
+    )
+    npz.write_images(chunk_uri(chunk.uri, chunk.number), images, labels)
+    return len(images)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(spec: ModelSpec, device: str) -> TrainedModel:
+    return spec.load(device)

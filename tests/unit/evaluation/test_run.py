@@ -1,0 +1,123 @@
+"""The whole evaluation of a checkpoint: refused early, resumed, reproducible, and kept with its protocol."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from evaluation import sample_set
+from evaluation.features import load_extractor
+from evaluation.generate import GenerationError
+from evaluation.metrics import MetricError
+from evaluation.models import ModelSpec
+from evaluation.reference import ProvenanceError, compute_reference
+from evaluation.run import EvaluationOptions, EvaluationResult, evaluate
+from evaluation.sample_set import SamplePlan, chunk_uri
+from evaluation.split_likelihood import LikelihoodPlan, split_likelihood
+from training import checkpoint
+from training.checkpoint import CheckpointError
+from training.config import SamplingConfig
+
+_FEW = EvaluationOptions(likelihood_num_images=20, batch_size=20)
+
+
+@pytest.fixture
+def plan(kept_run_uri: str) -> SamplePlan:
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(kept_run_uri, 200))
+    return SamplePlan(model=spec, num_images=25, seed=1, sampling=SamplingConfig(spacing="4"), batch_size=5, chunk_size=10)
+
+
+def test_an_evaluation_writes_numbers_grid_and_card(run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 200)
+    options = EvaluationOptions(likelihood_num_images=20, batch_size=20, metrics=("label_agreement", "precision_recall"))
+    result = evaluate(uri, digits_uri, reference_uri, options=options)
+    stored = json.loads((Path(run_uri) / "evaluations" / "final.json").read_text())
+    assert EvaluationResult.from_dict(stored) == result
+    assert result.distance > 0
+    assert result.distance_standard_error is not None
+    assert 0 < result.distance_standard_error < result.distance
+    assert result.likelihood is not None
+    assert result.likelihood["num_images"] == 20
+    assert result.held_out is not None
+    assert result.held_out["real"] < result.held_out["generated"], "the test images are nearer than a random network's"
+    assert set(result.metrics) == {"label_agreement", "precision", "recall"}
+    assert Path(result.grid_uri).exists()
+    card = result.protocol
+    assert card["distance"]["num_samples"] == 80
+    assert card["distance"]["sampler"] == "ancestral, 8 of 40 steps"
+    assert card["distance"]["reference"]["num_images"] == 1497
+    assert card["likelihood"]["split"] == "test"
+    assert {"python", "torch", "numpy"} <= set(card["versions"])
+    leftovers = [path for path in Path(run_uri).rglob("*") if "work-" in path.name or "images-" in path.name]
+    assert not [path for path in leftovers if path.is_file()], "working files go when the result is there"
+
+
+def test_the_same_evaluation_gives_the_same_numbers(run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 200)
+    first, second = (evaluate(uri, digits_uri, reference_uri, options=_FEW) for _ in range(2))
+    assert first.distance == second.distance
+    assert first.likelihood == second.likelihood
+
+
+def test_another_purpose_draws_other_samples(run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 200)
+    first = evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(likelihood=False))
+    second = evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(likelihood=False, purpose="again"))
+    assert first.distance != second.distance
+    assert first.distance_standard_error is not None
+    assert abs(first.distance - second.distance) < 10 * first.distance_standard_error
+
+
+def test_what_can_be_refused_is_refused_before_anything_is_drawn(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 200)
+    with pytest.raises(MetricError, match="there is no measure 'fidd'"):
+        evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(metrics=("fidd",)))
+    with pytest.raises(CheckpointError):
+        evaluate(uri, digits_uri, reference_uri, weights="ema_0.5")
+    some = compute_reference(f"{digits_uri}/train", load_extractor("digits-classifier"), str(tmp_path / "some.npz"), num_images=100)
+    with pytest.raises(ProvenanceError, match="reference is of 100 images, the experiment's protocol takes 1,497"):
+        evaluate(uri, digits_uri, some.uri)
+    other_split = compute_reference(f"{digits_uri}/test", load_extractor("digits-classifier"), str(tmp_path / "test.npz"))
+    with pytest.raises(ProvenanceError, match="split: 'test', not 'train'"):
+        evaluate(uri, digits_uri, other_split.uri)
+    assert not (Path(run_uri) / "samples").exists()
+
+
+def test_a_set_of_images_goes_on_after_a_kill_where_it_was(plan: SamplePlan, tmp_path: Path) -> None:
+    whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
+    sample_set.draw(plan, whole)
+    sample_set.draw(plan, broken)
+    Path(chunk_uri(broken, 1)).unlink()
+    kept = Path(chunk_uri(broken, 0)).stat().st_mtime_ns
+    with pytest.raises(GenerationError, match="chunk 1 is missing"):
+        list(sample_set.read(broken))
+    sample_set.draw(plan, broken)
+    assert Path(chunk_uri(broken, 0)).stat().st_mtime_ns == kept, "what is there is not drawn again"
+    for number in range(3):
+        assert Path(chunk_uri(broken, number)).read_bytes() == Path(chunk_uri(whole, number)).read_bytes()
+    assert [len(images) for _, images, _ in sample_set.read(whole)] == [10, 10, 5]
+
+
+def test_a_set_of_another_plan_is_not_mixed_in(plan: SamplePlan, tmp_path: Path) -> None:
+    sample_set.draw(plan, str(tmp_path / "set"))
+    with pytest.raises(GenerationError, match="images of another plan"):
+        sample_set.draw(dataclasses.replace(plan, seed=2), str(tmp_path / "set"))
+
+
+def test_a_chunk_must_be_whole_batches(plan: SamplePlan) -> None:
+    with pytest.raises(GenerationError, match="a chunk a multiple of a batch"):
+        dataclasses.replace(plan, batch_size=4)
+
+
+def test_likelihood_in_pieces_is_likelihood_at_once_and_goes_on_after_a_kill(plan: SamplePlan, digits_uri: str, tmp_path: Path) -> None:
+    likelihood = LikelihoodPlan(
+        model=plan.model, dataset_uri=f"{digits_uri}/test", num_images=25, form="stratified", num_steps=10, seed=3, chunk_size=7
+    )
+    pieces = split_likelihood(likelihood, str(tmp_path / "pieces"))
+    Path(tmp_path / "pieces" / "likelihood-00002.pt").unlink()
+    again = split_likelihood(likelihood, str(tmp_path / "pieces"))
+    at_once = split_likelihood(dataclasses.replace(likelihood, chunk_size=100), str(tmp_path / "once"))
+    assert pieces.num_images == at_once.num_images == 25
+    assert again.bits_per_dim == pieces.bits_per_dim
+    assert pieces.bits_per_dim == pytest.approx(at_once.bits_per_dim, rel=1e-4)
