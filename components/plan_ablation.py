@@ -17,6 +17,6 @@ def plan_ablation(ablation_name: str, experiment_preset: str, experiment_overrid
     Returns:
         Of each trial its `label` and its `overrides`. (A field called `name` would be lost: a loop's item has its own.)
     """
-    from components.steps import list_trials
+    from components.ablation_run import list_trials
 
     return list_trials(ablation_name, experiment_preset, experiment_overrides)

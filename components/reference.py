@@ -18,6 +18,6 @@ def reference(experiment_preset: str, experiment_overrides: list[str], data_uri:
     Returns:
         URI of the statistics.
     """
-    from components.steps import make_reference
+    from components.evaluation_run import make_reference
 
     return make_reference(experiment_preset, experiment_overrides, data_uri, storage_root_uri)

@@ -13,8 +13,8 @@ from training.progress import say
 RESULT = "result.json"
 
 
-class StoppedError(RuntimeError):
-    """Training was asked to end before it was done; the same command goes on from its last checkpoint."""
+STOPPED_EXIT_CODE = 128 + 15
+"""Of a step that SIGTERM ended in good order, with a checkpoint: what a shell makes of a process that SIGTERM ended."""
 
 
 def train_run(
@@ -47,7 +47,7 @@ def train_run(
 
     Raises:
         ConfigError: The preset, an override or the data set does not fit.
-        StoppedError: SIGTERM ended training early, after a last checkpoint.
+        SystemExit: SIGTERM ended training early, after a last checkpoint; the code is `STOPPED_EXIT_CODE`.
         TrainingError: Training cannot go on.
     """
     from training.data.shards import read_manifest
@@ -77,7 +77,8 @@ def train_run(
         result = _train(experiment, Resources.from_dict(resources), data_uri, reference_uri, run_uri, tracked.run_id, manifest, ray_address)
         if result["stop_reason"] == "SIGTERM":
             status = "KILLED"
-            raise StoppedError(f"training was told to stop at step {result['step']:,}, and saved; the same command resumes it")
+            say(f"told to stop: saved at step {result['step']:,}; the same command goes on from there")
+            raise SystemExit(STOPPED_EXIT_CODE)
         storage.write_json(result_uri, {**result, "tracking_run_id": tracked.run_id, "run_key": key, "data_uri": data_uri})
         status = "FINISHED"
     except KeyboardInterrupt:

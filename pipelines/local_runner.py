@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import io
+import itertools
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ _EXECUTING = re.compile(r"Executing task '([^']+)'")
 _FINISHED = re.compile(r"Task '([^']+)' finished with status (SUCCESS|FAILURE)")
 _ERROR = re.compile(r"^\s*((?:\w+\.)*)(\w*(?:Error|Exception|Interrupt|Exit|Invalid|Failed|Refused|Timeout))(?:: (.*))?$")
 _INTERRUPTED = 130
+_OURS = ("training", "evaluation", "components", "pipelines")
 
 
 @dataclasses.dataclass
@@ -110,15 +112,20 @@ def last_error(lines: collections.deque[str]) -> str:
     """The error that ended a component, from the last lines that it printed.
 
     Returns:
-        The message of the last exception printed. Its class leads where the message alone would not say enough.
+        The message of the last exception printed, in one line. Its class leads where the message alone would not say
+        enough.
     """
-    for line in reversed(lines):
-        match = _ERROR.match(line)
+    printed = [line.strip() for line in lines]
+    for index in reversed(range(len(printed))):
+        match = _ERROR.match(printed[index])
         if match:
-            _, kind, message = match.groups()
+            module, kind, first = match.groups()
+            rest = itertools.takewhile(bool, printed[index + 1 : index + 6])  # a message of several lines
+            message = " ".join([first or "", *rest]).strip()
             if not message:
                 return kind
-            return message if kind.endswith(("ConfigError", "DatasetError", "StorageError", "CheckpointError")) else f"{kind}: {message}"
+            # What our modules raise says what to do; anything else needs its class to be understood.
+            return message if module.split(".")[0] in _OURS else f"{kind}: {message}"
     return "it ended without an error message (was it killed, or out of memory?)"
 
 

@@ -1,0 +1,26 @@
+"""The judgement of a nightly score."""
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def compare_with_history(
+    page: dsl.Output[dsl.HTML], evaluation_uri: str, tracking_run_id: str, num_standard_errors: float, min_difference: float
+) -> str:
+    """Compares a score with the model's history and fails on a regression, naming both numbers.
+
+    Args:
+        page: The comparison.
+        evaluation_uri: The score.
+        tracking_run_id: The model's MLflow run, which keeps the history.
+        num_standard_errors: How many standard deviations are noise.
+        min_difference: What is too little to matter, in units of the distance.
+
+    Returns:
+        The verdict in one sentence.
+    """
+    from components.nightly_run import compare_with_history
+
+    return compare_with_history(evaluation_uri, tracking_run_id, num_standard_errors, min_difference, page_path=page.path)

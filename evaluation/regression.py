@@ -1,0 +1,75 @@
+"""Whether a model that is scored again has become worse: a pure function of its history."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """The judgement of one score.
+
+    Attributes:
+        regressed: Whether it lies above the limit.
+        distance: The score.
+        baseline: What it was compared with: the median of the history.
+        spread: Standard deviation of one score.
+        limit: Above it, a score is a regression.
+        reason: One sentence with both numbers.
+    """
+
+    regressed: bool
+    distance: float
+    baseline: float
+    spread: float
+    limit: float
+    reason: str
+
+
+class RegressionError(ValueError):
+    """There is nothing to compare with, or the thresholds make no sense."""
+
+
+def judge(
+    distance: float,
+    standard_error: float | None,
+    history: Sequence[float],
+    *,
+    num_standard_errors: float = 4.0,
+    min_difference: float = 0.0,
+) -> Verdict:
+    """Compares a score with its history.
+
+    A score is a regression if it exceeds the history's median m by more than `num_standard_errors` * s and by more than
+    `min_difference`. s is the history's standard deviation once it has three scores, but never less than the score's
+    own standard error: a short history that happens to agree would otherwise raise alarms about noise.
+
+    Args:
+        distance: The new score; smaller is better. A score that is not finite is a regression.
+        standard_error: Of the new score over the draw of samples; None if unknown.
+        history: Earlier scores by the same protocol, at least one.
+        num_standard_errors: How many standard deviations are noise.
+        min_difference: What is too little to matter, in units of the distance.
+
+    Raises:
+        RegressionError: There is no history, or a threshold is negative.
+    """
+    if not history:
+        raise RegressionError("there is no earlier score to compare with")
+    if num_standard_errors < 0 or min_difference < 0:
+        raise RegressionError(
+            f"thresholds must be at least 0, got {num_standard_errors} standard errors and a difference of {min_difference}"
+        )
+    baseline = statistics.median(history)
+    spread = max(standard_error or 0.0, statistics.stdev(history) if len(history) >= 3 else 0.0)
+    limit = baseline + max(num_standard_errors * spread, min_difference)
+    regressed = not math.isfinite(distance) or distance > limit
+    scores = "score" if len(history) == 1 else "scores"
+    reason = (
+        f"{distance:.4g} against {baseline:.4g} (median of {len(history)} earlier {scores}); "
+        f"the limit is {limit:.4g}, {num_standard_errors:g} x {spread:.3g} above" + (f" or {min_difference:g}" if min_difference else "")
+    )
+    return Verdict(regressed=regressed, distance=distance, baseline=baseline, spread=spread, limit=limit, reason=reason)

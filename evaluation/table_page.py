@@ -1,0 +1,54 @@
+"""A self-contained HTML page with one table: what a pipeline's page, MLflow and a browser show alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+_TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid #8886; font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; }
+.bad { color: #b3261e; font-weight: 600; } .note { opacity: .8; }
+@media (prefers-color-scheme: dark) { .bad { color: #ff8a80; } }
+</style></head><body>
+<h1>{{ title }}</h1>
+{% for line in lead %}<p>{{ line }}</p>{% endfor %}
+<table><thead><tr>{% for header in headers %}<th scope="col">{{ header }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table>
+{% for line in failures %}<p class="bad">{{ line }}</p>{% endfor %}
+{% for line in notes %}<p class="note">{{ line }}</p>{% endfor %}
+{% for text, url in links.items() %}<p><a href="{{ url }}">{{ text }}</a></p>{% endfor %}
+</body></html>
+"""
+
+
+def table_page(
+    title: str,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    lead: Sequence[str] = (),
+    failures: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    links: Mapping[str, str] | None = None,
+) -> str:
+    """The page; every word is escaped.
+
+    Args:
+        title: Its heading.
+        headers: Of the columns; the first column is words, the others numbers.
+        rows: Cells as they are shown.
+        lead: Paragraphs above the table.
+        failures: What went wrong, below it.
+        notes: What to know in order to read it.
+        links: Text -> address.
+    """
+    from jinja2 import Environment
+
+    template = Environment(autoescape=True).from_string(_TEMPLATE)
+    return template.render(title=title, headers=headers, rows=rows, lead=lead, failures=failures, notes=notes, links=links or {})
