@@ -141,7 +141,8 @@ def list_uris(prefix_uri: str) -> list[str]:
 
         return sorted(s3.keys(prefix_uri))
     with explained_disk(prefix_uri):
-        return sorted(_uri_of(path, prefix_uri) for path in _files_below(_path(prefix_uri)))
+        root = _path(prefix_uri)
+        return sorted(_uri_of(path, root, prefix_uri) for path in _files_below(root))
 
 
 def list_dirs(prefix_uri: str) -> list[str]:
@@ -153,7 +154,7 @@ def list_dirs(prefix_uri: str) -> list[str]:
     with explained_disk(prefix_uri):
         root = _path(prefix_uri)
         children = root.iterdir() if root.is_dir() else ()
-        return sorted(_uri_of(child, prefix_uri) for child in children if child.is_dir() and any(_files_below(child)))
+        return sorted(_uri_of(child, root, prefix_uri) for child in children if child.is_dir() and any(_files_below(child)))
 
 
 def delete(uri: str) -> None:
@@ -282,8 +283,11 @@ def _path(uri: str) -> Path:
     return Path(unquote(rest.removeprefix("localhost")))
 
 
-def _uri_of(path: Path, like: str) -> str:
-    return path.absolute().as_uri() if like.startswith("file://") else str(path)
+def _uri_of(path: Path, root: Path, root_uri: str) -> str:
+    if "://" not in root_uri:
+        return str(path)
+    # Only what `_path` would read as an escape is escaped, so that a listing equals what `join` makes.
+    return join(root_uri, path.relative_to(root).as_posix().replace("%", "%25"))
 
 
 def _files_below(directory: Path) -> Iterator[Path]:

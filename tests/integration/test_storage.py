@@ -1,0 +1,293 @@
+"""S3 and the disk behind one interface, against a real S3 server and a real file system."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from training import storage
+from training.storage import ObjectNotFoundError, StorageError
+
+EVERYWHERE = ["s3", "file", "path"]
+
+
+@pytest.fixture(params=EVERYWHERE)
+def root(request, tmp_path):
+    """An empty directory in S3, as file:// and as a plain path."""
+    if request.param == "s3":
+        return request.getfixturevalue("bucket_uri")
+    return (tmp_path / "root").as_uri() if request.param == "file" else str(tmp_path / "root")
+
+
+@pytest.fixture
+def s3_env(services, monkeypatch):
+    """Changes the S3 environment for one test."""
+    return monkeypatch.setenv
+
+
+def below(root: str, uris: list[str]) -> list[str]:
+    return [uri.removeprefix(root + "/") for uri in uris]
+
+
+def test_what_is_written_is_read_listed_measured_and_deleted(root):
+    uri = storage.join(root, "a", "b", "data.bin")
+    assert not storage.exists(uri)
+    assert storage.write_bytes(uri, b"one")
+    assert storage.write_bytes(uri, b"three")
+    assert (storage.read_bytes(uri), storage.size(uri), storage.exists(uri)) == (b"three", 5, True)
+    assert storage.list_uris(root) == [uri]
+    storage.delete(uri)
+    storage.delete(uri)  # nothing there is no error
+    assert not storage.exists(uri)
+    assert storage.list_uris(root) == []
+
+
+def test_json_comes_back_as_it_went(root):
+    value = {"step": 7, "nested": [1.5, None, "ü"]}
+    storage.write_json(storage.join(root, "v.json"), value)
+    assert storage.read_json(storage.join(root, "v.json")) == value
+
+
+def test_bytes_that_are_not_json_are_named(root):
+    storage.write_bytes(storage.join(root, "v.json"), b'{"half":')
+    with pytest.raises(StorageError, match=r"v\.json: is not JSON"):
+        storage.read_json(storage.join(root, "v.json"))
+
+
+def test_all_three_places_show_the_same_tree(bucket_uri, tmp_path):
+    names = ["top.txt", "a/one", "a/two", "a/deep/er/three", "ab/four", "sp ace/ü %41", "z/.hidden"]
+    seen = []
+    for root in (bucket_uri, (tmp_path / "f").as_uri(), str(tmp_path / "p")):
+        for name in names:
+            storage.write_bytes(storage.join(root, name), name.encode())
+        uris = storage.list_uris(root)
+        assert [storage.read_bytes(uri).decode() for uri in uris] == sorted(names)  # each URI in a listing can be read
+        listing = sorted(storage.read_bytes(uri).decode() for uri in storage.list_uris(storage.join(root, "a")))
+        folders = [uri.rpartition("/")[2].replace("%20", " ") for uri in storage.list_dirs(root)]
+        seen.append((listing, folders, storage.exists(storage.join(root, "a")), storage.list_uris(storage.join(root, "none"))))
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0] == (["a/deep/er/three", "a/one", "a/two"], ["a", "ab", "sp ace", "z"], False, [])
+
+
+def test_an_emptied_directory_no_longer_exists(root):
+    for name in ("run/checkpoints/step=1/model", "run/checkpoints/step=2/model"):
+        storage.write_bytes(storage.join(root, name), b"x")
+    assert storage.delete_prefix(storage.join(root, "run/checkpoints/step=1")) == 1
+    assert below(root, storage.list_dirs(storage.join(root, "run/checkpoints"))) == ["run/checkpoints/step=2"]
+    storage.delete(storage.join(root, "run/checkpoints/step=2/model"))
+    assert storage.list_dirs(root) == []
+
+
+def test_deleting_below_a_name_spares_the_names_that_only_begin_alike(root):
+    for name in ("step=1/x", "step=10/x", "step=1.json"):
+        storage.write_bytes(storage.join(root, name), b"")
+    storage.delete_prefix(storage.join(root, "step=1"))
+    assert below(root, storage.list_uris(root)) == ["step=1.json", "step=10/x"]
+
+
+def test_of_many_writers_that_want_an_absent_name_one_succeeds(root):
+    uri = storage.join(root, "lock")
+    start, won = threading.Barrier(8), []
+
+    def write(number: int) -> None:
+        start.wait()
+        if storage.write_bytes(uri, str(number).encode(), if_absent=True):
+            won.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [str(number).encode() for number in won] == [storage.read_bytes(uri)]
+
+
+def test_a_reader_sees_the_old_content_or_the_new_but_never_a_part(root):
+    uri = storage.join(root, "state")
+    contents = [bytes([letter]) * 2_000_000 for letter in b"ab"]
+    storage.write_bytes(uri, contents[0])
+    done = threading.Event()
+
+    def rewrite() -> None:
+        for turn in range(12):
+            storage.write_bytes(uri, contents[turn % 2])
+        done.set()
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    while not done.is_set():
+        assert storage.read_bytes(uri) in contents
+    writer.join()
+
+
+def test_a_writer_that_is_killed_leaves_nothing_half_written_to_be_listed(tmp_path):
+    code = (
+        "import sys; from training import storage\n"
+        "while True: storage.write_bytes(sys.argv[1], b'x' * 50_000_000); print('written', flush=True)"
+    )
+    target = tmp_path / "d" / "big"
+    child = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    time.sleep(0.03)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert storage.list_uris(str(tmp_path)) == [str(target)]
+    assert storage.size(str(target)) == 50_000_000
+
+
+def test_a_listing_goes_on_beyond_a_thousand_names_and_all_can_be_deleted(bucket_uri):
+    from concurrent.futures import ThreadPoolExecutor
+
+    names = [f"{bucket_uri}/n/{number:04d}" for number in range(1005)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda uri: storage.write_bytes(uri, b""), names))
+    assert storage.list_uris(f"{bucket_uri}/n") == names
+    assert storage.delete_prefix(f"{bucket_uri}/n") == 1005
+    assert storage.list_uris(bucket_uri) == []
+
+
+def test_files_go_up_and_come_down_whole(root, tmp_path):
+    data = os.urandom(20_000_000)  # more than one part of an upload
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    storage.upload(source, storage.join(root, "big"))
+    assert storage.read_bytes(storage.join(root, "big")) == data
+    assert storage.download(storage.join(root, "big"), tmp_path / "new" / "copy").read_bytes() == data
+    with storage.open_local(storage.join(root, "big")) as path:
+        assert path.read_bytes() == data
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["copy"]
+    assert storage.exists(storage.join(root, "big"))
+
+
+@pytest.mark.parametrize("act", [storage.read_bytes, storage.size, lambda uri: storage.download(uri, "unused"), storage.read_json])
+def test_nothing_there_is_its_own_error_and_names_the_uri(root, act):
+    with pytest.raises(ObjectNotFoundError, match="none/such"):
+        act(storage.join(root, "none/such"))
+    assert not Path("unused").exists()
+
+
+ACTS = {
+    "read": storage.read_bytes,
+    "exists": storage.exists,
+    "list": storage.list_uris,
+    "list_dirs": storage.list_dirs,
+    "write": lambda uri: storage.write_bytes(uri, b"x"),
+    "write if absent": lambda uri: storage.write_bytes(uri, b"x", if_absent=True),
+    "upload": lambda uri: storage.upload(__file__, uri),
+    "download": lambda uri: storage.download(uri, "unused"),
+    "delete_prefix": storage.delete_prefix,
+}
+
+
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
+def test_a_missing_bucket_is_said_to_be_missing(services, act):
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket: there is no such bucket at http://127.*AWS_ENDPOINT_URL") as caught:
+        act("s3://no-such-bucket/a/b")
+    assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, ObjectNotFoundError)  # or a lost bucket would look like a fresh start
+
+
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
+def test_a_wrong_secret_is_refused_in_words_that_do_not_show_it(bucket_uri, s3_env, act):
+    s3_env("AWS_SECRET_ACCESS_KEY", "wrong-secret-value")
+    with pytest.raises(StorageError, match=r"refused the credentials .* check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") as caught:
+        act(f"{bucket_uri}/a")
+    assert "wrong-secret-value" not in str(caught.value)
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
+def test_an_endpoint_where_nobody_listens_is_named_with_the_remedy(bucket_uri, s3_env, act):
+    s3_env("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match=r"no answer from S3 at http://127\.0\.0\.1:9 .*iddpm up") as caught:
+        act(f"{bucket_uri}/a")
+    assert caught.value.transient
+
+
+def test_an_environment_without_credentials_is_named(s3_env, services, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    with pytest.raises(StorageError, match="no S3 credentials in the environment; set AWS_ACCESS_KEY_ID"):
+        storage.read_bytes("s3://iddpm/a")
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x"])
+def test_another_scheme_is_refused_with_those_that_work(uri):
+    with pytest.raises(StorageError, match="not supported; use s3://, file:// or a path"):
+        storage.read_bytes(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://iddpm", "s3://iddpm/", "/", "file:///"])
+def test_a_whole_bucket_or_disk_is_never_deleted(services, uri):
+    with pytest.raises(StorageError, match=r"names a whole bucket|root of the disk"):
+        storage.delete_prefix(uri)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False)
+    if mount.returncode != 0:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_download_that_has_no_room_says_what_it_needs_and_leaves_nothing(bucket_uri, small_disk):
+    storage.write_bytes(f"{bucket_uri}/big", bytes(3 * 2**20))
+    with pytest.raises(StorageError, match=r"disk is full \(needs 3.00 MiB, .* free\); free some space"):
+        storage.download(f"{bucket_uri}/big", small_disk / "big")
+    with pytest.raises(StorageError, match="disk is full"):
+        storage.write_bytes(str(small_disk / "other"), bytes(3 * 2**20))
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_during_the_download_says_so_and_leaves_nothing(bucket_uri, small_disk, monkeypatch):
+    storage.write_bytes(f"{bucket_uri}/big", bytes(3 * 2**20))
+    elsewhere = storage.shutil.disk_usage("/")
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: elsewhere)  # as if there had been room at the beginning
+    with pytest.raises(StorageError, match="the disk is full; free some space") as caught:
+        storage.download(f"{bucket_uri}/big", small_disk / "big")
+    assert "\n" not in str(caught.value)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_patience_waits_out_a_server_that_comes_back_and_not_a_wrong_name(capsys):
+    failures = [StorageError("s3://b/k: no answer", transient=True)] * 2
+
+    def act() -> str:
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    assert storage.patiently(act, seconds=10, pause_seconds=0.01) == "done"
+    assert capsys.readouterr().out.count("trying again") == 1
+    with pytest.raises(ObjectNotFoundError):
+        storage.patiently(lambda: storage.read_bytes("/none/such"), seconds=10)
+
+    def never() -> None:
+        raise StorageError("still away", transient=True)
+
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="still away"):
+        storage.patiently(never, seconds=0.2, pause_seconds=0.05)
+    assert 0.2 <= time.monotonic() - started < 2
+
+
+def test_local_paths_need_no_boto3():
+    code = (
+        "import sys; from training import storage; storage.exists('/x'); assert not {'boto3', 'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
