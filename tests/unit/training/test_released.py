@@ -1,0 +1,182 @@
+"""Published checkpoints, as state dicts of the published names and shapes: recognised, imported, exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from training import checkpoint, presets
+from training.config import ConfigError
+from training.exchange import export_checkpoint, import_checkpoint, read_weights
+from training.models.unet import make_model
+from training.released import RELEASED, ReleasedError, describe_difference, expected_shapes, recognise, reference_flags
+
+DIGITS = "digits-hybrid-cosine"
+
+
+@pytest.fixture
+def digits_state() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn_like(tensor) for name, tensor in make_model(presets.preset(DIGITS)).state_dict().items()}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_published_file_is_recognised_by_its_name_and_verified_by_its_shapes(name: str) -> None:
+    released = RELEASED[name]
+    shapes = expected_shapes(presets.preset(released.preset))
+    assert recognise(shapes, f"{name}.pt").name == released.preset
+    assert recognise(shapes, f"{name} (1).pt").name == released.preset
+    spoiled = dict(shapes) | {"out.2.weight": (1, 2, 3, 3)}
+    with pytest.raises(ReleasedError, match=rf"is not a network of {released.preset}: out\.2\.weight is \[1, 2, 3, 3\] where"):
+        recognise(spoiled, f"{name}.pt")
+
+
+def test_published_presets_have_the_flags_that_the_files_were_trained_with() -> None:
+    flags = {name: presets.preset(released.preset).diffusion for name, released in RELEASED.items()}
+    not_rescaled = {name for name, diffusion in flags.items() if not diffusion.rescale_timesteps}
+    assert not_rescaled == {
+        "imagenet64_cond_270M_250K",
+        "upsample_cond_500K",
+        "lsun_uncond_100M_1200K_bs128",
+        "lsun_uncond_100M_2400K_bs64",
+    }
+    # The published code's weight of the per-t term is 1 where it isn't rescaled, and T/1000 where it is.
+    for name, diffusion in flags.items():
+        expected = 1.0 if name in not_rescaled else diffusion.num_timesteps / 1000
+        assert diffusion.vlb_weight * diffusion.num_timesteps == pytest.approx(expected), name
+
+
+def test_the_number_of_tensors_is_the_published_one() -> None:
+    assert len(expected_shapes(presets.preset("imagenet64-hybrid-cosine-1500k"))) == 450
+    assert len(expected_shapes(presets.preset("imagenet64-cond-hybrid-cosine-large"))) == 451
+    assert len(expected_shapes(presets.preset("cifar10-hybrid-cosine"))) == 446
+
+
+def test_shapes_alone_tell_an_upsampler_and_do_not_tell_the_objective() -> None:
+    upsampler = expected_shapes(presets.preset("imagenet256-upsampler-hybrid-linear"))
+    assert recognise(upsampler, "model.pt").name == "imagenet256-upsampler-hybrid-linear"
+    with pytest.raises(ReleasedError, match=r"fit cifar10-hybrid-cosine, cifar10-vlb-cosine, .* name the preset that it is"):
+        recognise(expected_shapes(presets.preset("cifar10-hybrid-cosine")), "model.pt")
+    named = recognise(expected_shapes(presets.preset("cifar10-hybrid-cosine")), "model.pt", preset="cifar10-vlb-cosine")
+    assert named.diffusion.objective == "vlb"
+
+
+def test_another_architecture_is_answered_with_the_nearest_and_its_differences() -> None:
+    narrow = expected_shapes(presets.preset("cifar10-hybrid-cosine", ["model.num_res_blocks=2"]))
+    with pytest.raises(ReleasedError, match=r"no published network's; the nearest, \S+, differs: .* name a preset and overrides"):
+        recognise(narrow, "model.pt")
+    assert recognise(narrow, "model.pt", preset="cifar10-hybrid-cosine", overrides=["model.num_res_blocks=2"]).model.num_res_blocks == 2
+    with pytest.raises(ReleasedError, match="name the preset too"):
+        recognise(narrow, "model.pt", overrides=["model.num_res_blocks=2"])
+    with pytest.raises(ConfigError, match="no preset .cifar10-hybrid.; did you mean"):
+        recognise(narrow, "model.pt", preset="cifar10-hybrid")
+
+
+def test_a_difference_names_the_first_of_each_kind_and_counts_the_rest() -> None:
+    expected = {"a": (1,), "b": (2,), "c": (3,), "d": (4,)}
+    found = {"a": (1,), "b": (5,), "e": (6,)}
+    assert describe_difference(expected, found) == "b is [5] where [2] is expected; c [3] is missing (and 1 more); e [6] is not expected"
+    assert describe_difference(expected, expected) == ""
+
+
+def test_an_imported_file_is_a_checkpoint_with_its_experiment_and_bitwise_weights(tmp_path: Path, digits_state: dict[str, Tensor]) -> None:
+    torch.save(digits_state, tmp_path / "ema_0.9999_020000.pt")
+    result = import_checkpoint(str(tmp_path / "ema_0.9999_020000.pt"), str(tmp_path / "run"), preset=DIGITS)
+    assert json.loads(json.dumps(result)) == result
+    assert (result["step"], result["preset"], result["tensors"]) == (20_000, DIGITS, len(digits_state))
+    uri = result["checkpoint_uri"]
+    assert checkpoint.latest(str(tmp_path / "run")) == uri
+    assert checkpoint.load_experiment(uri) == presets.preset(DIGITS)
+    assert checkpoint.weights_names(uri) == ("model",)
+    for name, tensor in checkpoint.load_model_state(uri).items():
+        assert torch.equal(tensor, digits_state[name])
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_export_gives_back_what_was_imported(tmp_path: Path, digits_state: dict[str, Tensor], suffix: str) -> None:
+    torch.save(digits_state, tmp_path / "model.pt")
+    uri = import_checkpoint(str(tmp_path / "model.pt"), str(tmp_path / "run"), preset=DIGITS)["checkpoint_uri"]
+    exported = tmp_path / f"exported{suffix}"
+    result = export_checkpoint(uri, str(exported))
+    assert result["num_bytes"] == exported.stat().st_size
+    again = read_weights(str(exported), preset=DIGITS if suffix == ".pt" else None)
+    assert again.experiment == presets.preset(DIGITS)
+    assert list(again.state) == list(digits_state) or suffix == ".safetensors"
+    assert all(torch.equal(again.state[name], tensor) for name, tensor in digits_state.items())
+
+
+def test_an_exported_pt_is_a_bare_state_dict_in_the_released_codes_order(tmp_path: Path, digits_state: dict[str, Tensor]) -> None:
+    torch.save(digits_state, tmp_path / "model.pt")
+    uri = import_checkpoint(str(tmp_path / "model.pt"), str(tmp_path / "run"), preset=DIGITS)["checkpoint_uri"]
+    export_checkpoint(uri, str(tmp_path / "out.pt"))
+    bare = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert list(bare) == list(digits_state)
+    make_model(presets.preset(DIGITS)).load_state_dict(bare, strict=True)
+
+
+@pytest.mark.slow
+def test_a_published_network_is_imported_whole_without_being_told_what_it_is(tmp_path: Path) -> None:
+    shapes = expected_shapes(presets.preset("cifar10-hybrid-cosine"))
+    torch.save({name: torch.full((1,), 0.5).expand(shape) for name, shape in shapes.items()}, tmp_path / "cifar10_uncond_50M_500K.pt")
+    result = import_checkpoint(str(tmp_path / "cifar10_uncond_50M_500K.pt"), str(tmp_path / "run"))
+    assert (result["parameters"], result["step"]) == (52_546_438, 500_000)
+    assert result["diffusion"]["rescale_timesteps"] is True
+
+
+def test_half_precision_weights_become_float32(tmp_path: Path, digits_state: dict[str, Tensor]) -> None:
+    torch.save({name: tensor.half() for name, tensor in digits_state.items()}, tmp_path / "model.pt")
+    state = read_weights(str(tmp_path / "model.pt"), preset=DIGITS).state
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("code ran",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a checkpoint", "opt000000.pt: can't be read as plain tensors"),
+        ({"state": {}, "param_groups": []}, "does not hold the weights of a network"),
+        (Trap(), "can't be read as plain tensors"),
+    ],
+)
+def test_a_file_that_is_no_network_is_refused_and_runs_no_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: object, message: str
+) -> None:
+    path = tmp_path / "opt000000.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ReleasedError, match=message):
+        read_weights(str(path))
+    assert "code ran" not in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    with pytest.raises(ReleasedError, match="is not a safetensors file, or is damaged"):
+        read_weights(str(tmp_path / "x.safetensors"))
+
+
+def test_a_file_is_exported_to_the_formats_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ReleasedError, match=r"ends in \.pt .* or \.safetensors"):
+        export_checkpoint(str(tmp_path), str(tmp_path / "model.onnx"))
+
+
+def test_the_released_codes_flags_are_given_where_it_can_build_the_network() -> None:
+    flags = reference_flags(presets.preset("imagenet64-cond-hybrid-cosine-large"))
+    assert flags is not None
+    assert "--image_size 64 --num_channels 192 --num_res_blocks 3 --num_heads 4 --attention_resolutions 16,8" in flags
+    assert "--class_cond True --learn_sigma True --diffusion_steps 4000 --noise_schedule cosine --rescale_timesteps False" in flags
+    upsampler = reference_flags(presets.preset("imagenet256-upsampler-hybrid-linear"))
+    assert upsampler is not None
+    assert upsampler.startswith("--large_size 256 --small_size 64 --num_channels 192")
+    assert reference_flags(presets.preset(DIGITS)) is None
