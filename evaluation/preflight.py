@@ -166,6 +166,7 @@ def _card(
 ) -> dict[str, Any]:
     card: dict[str, Any] = {
         "model": model,
+        "checkpoint_sha256": _digests(plan.model),
         "distance": {
             "name": provenance.distance_name,
             "num_samples": plan.num_images,

@@ -1,0 +1,67 @@
+"""The final choice: the best few again, at full protocol, on noise that neither scoring nor report uses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evaluation.choose import ChoiceError, choose_best
+from evaluation.run import EvaluationOptions, evaluate
+from evaluation.scoring import read_history, score_checkpoint, score_uri
+from training import checkpoint
+
+_OPTIONS = EvaluationOptions(batch_size=20)
+
+
+@pytest.fixture
+def scored_run_uri(run_uri: str, reference_uri: str) -> str:
+    for step in (100, 200):
+        score_checkpoint(checkpoint.checkpoint_uri(run_uri, step), reference_uri)
+    return run_uri
+
+
+def test_the_choice_is_the_best_at_full_protocol(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    choice = choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS)
+    distances = {
+        item.candidate.step: evaluate(
+            checkpoint.checkpoint_uri(scored_run_uri, item.candidate.step),
+            digits_uri,
+            reference_uri,
+            weights=item.candidate.weights,
+            options=EvaluationOptions(batch_size=20, likelihood=False, purpose="choose", result_name="mine"),
+        ).distance
+        for item in choice.candidates
+    }
+    assert len(distances) == 2
+    assert choice.step == min(distances, key=lambda step: distances[step])
+    assert {item.candidate.step: item.distance for item in choice.candidates} == distances
+    stored = json.loads((Path(scored_run_uri) / "evaluations" / "choice.json").read_text())
+    assert stored["step"] == choice.step
+    assert stored["weights"] == choice.weights
+
+
+def test_what_was_rescored_is_not_drawn_again(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    first = choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS)
+    results = sorted((Path(scored_run_uri) / "evaluations").glob("choose-*.json"))
+    before = [path.stat().st_mtime_ns for path in results]
+    assert len(results) == 2
+    assert choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS) == first
+    assert [path.stat().st_mtime_ns for path in results] == before
+
+
+def test_an_only_candidate_needs_no_second_look(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    Path(score_uri(checkpoint.checkpoint_uri(scored_run_uri, 100))).unlink()
+    choice = choose_best(scored_run_uri, digits_uri, reference_uri)
+    assert choice.step == 200
+    assert choice.candidates[0].distance is None
+
+
+def test_a_checkpoint_that_is_gone_is_not_chosen(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    checkpoint.prune(scored_run_uri, keep={100})
+    assert choose_best(scored_run_uri, digits_uri, reference_uri).step == 100
+    assert len(read_history(scored_run_uri)) == 2
+
+
+def test_a_run_without_scores_has_no_choice(run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    with pytest.raises(ChoiceError, match="none of 2 checkpoints has a finite score"):
+        choose_best(run_uri, digits_uri, reference_uri)
