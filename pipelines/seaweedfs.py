@@ -54,7 +54,8 @@ def environment(base: Mapping[str, str], key_id: str, secret: str) -> dict[str, 
         **base,
         "AWS_ACCESS_KEY_ID": key_id,
         "AWS_SECRET_ACCESS_KEY": secret,
-        "GOMEMLIMIT": "200MiB",  # without it uploads take up to 1.5 GB; with it they are slower
+        # Without a limit large uploads leave 750 MB resident; with 200MiB the idle server burns a sixth of a core collecting.
+        "GOMEMLIMIT": "300MiB",
     }
 
 
