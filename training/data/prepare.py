@@ -64,7 +64,9 @@ class Options:
             raise DatasetError(f"image-channels must be 1 (grey) or 3 (RGB), got {self.image_channels}")
 
 
-def prepare(source: Source, dataset_uri: str, *, image_size: int, options: Options | None = None) -> Manifest:
+def prepare(
+    source: Source, dataset_uri: str, *, image_size: int, options: Options | None = None, num_classes: int | None = None
+) -> Manifest:
     """Makes the data set in that directory, or finishes it, or finds that it is there.
 
     Args:
@@ -72,22 +74,26 @@ def prepare(source: Source, dataset_uri: str, *, image_size: int, options: Optio
         dataset_uri: Where to; one directory holds one data set (one split at one size).
         image_size: Height and width in pixels.
         options: How; the defaults are the paper's area downsampling in this process.
+        num_classes: How many labels the source has to have; None takes any.
 
     Raises:
         DatasetError: Another data set is there, or the images can't be used.
         SourceError: The source can't be listed.
         StorageError: The place can't be read or written.
     """
-    return prepare_sizes(source, {image_size: dataset_uri}, options=options)[image_size]
+    return prepare_sizes(source, {image_size: dataset_uri}, options=options, num_classes=num_classes)[image_size]
 
 
-def prepare_sizes(source: Source, dataset_uris: Mapping[int, str], *, options: Options | None = None) -> dict[int, Manifest]:
+def prepare_sizes(
+    source: Source, dataset_uris: Mapping[int, str], *, options: Options | None = None, num_classes: int | None = None
+) -> dict[int, Manifest]:
     """Makes several sizes of the same images, each image decoded once.
 
     Args:
         source: The images.
         dataset_uris: Directory by image size, each a data set of its own.
         options: As for `prepare`.
+        num_classes: As for `prepare`.
 
     Returns:
         Manifest by image size.
@@ -99,7 +105,7 @@ def prepare_sizes(source: Source, dataset_uris: Mapping[int, str], *, options: O
     if not dataset_uris or min(dataset_uris) < 1:
         raise DatasetError(f"image sizes must be at least 1, got {sorted(dataset_uris)}")
     listing = source.listing()
-    _check_listing(source, listing)
+    _check_listing(source, listing, num_classes)
     plan = _plan(source, listing, dataset_uris, options)
     published = {target.image_size: _published(target, plan) for target in plan.targets}
     missing = tuple(target for target in plan.targets if published[target.image_size] is None)
@@ -125,9 +131,15 @@ class _Plan:
         return [self.listing.items[row] for row in rows]
 
 
-def _check_listing(source: Source, listing: Listing) -> None:
+def _check_listing(source: Source, listing: Listing, num_classes: int | None) -> None:
     if not listing.items:
         raise SourceError(f"{source.name}: has no images")
+    found = len(listing.class_names)
+    if num_classes is not None and found != num_classes:
+        raise DatasetError(
+            f"{source.name}: the source has {found} labels, but the experiment says data.num_classes={num_classes}; "
+            "choose another rule for labels, or override data.num_classes"
+        )
     keys = Counter(item.key for item in listing.items)
     if len(keys) < len(listing.items):
         raise SourceError(f"{source.name}: lists {keys.most_common(1)[0][0]!r} more than once")
@@ -216,7 +228,7 @@ def _make(source: Source, plan: _Plan, options: Options) -> dict[int, Manifest]:
         errors += _errors(records)
         if len(errors) > options.max_errors:
             raise too_many_errors(source.name, errors, options.max_errors)
-        progress.finished(number)
+        progress.finished(number, records)
     return {
         target.image_size: _publish(target, plan, [done[n][target.image_size] for n in range(plan.num_shards)]) for target in plan.targets
     }
@@ -235,15 +247,14 @@ class _Progress:
 
     def __init__(self, name: str, jobs: Sequence[ShardJob]) -> None:
         self._name = name
-        self._parts = {job.number: (len(job.items), sum(item.num_bytes for item in job.items)) for job in jobs}
-        self._total = sum(images for images, _ in self._parts.values())
+        self._parts = {job.number: len(job.items) for job in jobs}
+        self._total = sum(self._parts.values())
         self._start = self._last = time.monotonic()
         self._images = self._bytes = 0
 
-    def finished(self, number: int) -> None:
-        images, num_bytes = self._parts[number]
-        self._images += images
-        self._bytes += num_bytes
+    def finished(self, number: int, records: Mapping[int, ShardRecord]) -> None:
+        self._images += self._parts[number]
+        self._bytes += next(iter(records.values())).num_bytes_read
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES or self._images == self._total:
             self._last = now

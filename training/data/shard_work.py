@@ -73,6 +73,7 @@ class ShardRecord:
         shard: The file.
         label_counts: Images by label.
         num_upscaled: Images that were enlarged.
+        num_bytes_read: Bytes of the images as they came from the source.
         errors: Images that were left out.
     """
 
@@ -80,6 +81,7 @@ class ShardRecord:
     shard: Shard
     label_counts: dict[int, int]
     num_upscaled: int
+    num_bytes_read: int
     errors: tuple[Unreadable, ...]
 
 
@@ -102,6 +104,7 @@ def read_record(target: Target, number: int) -> ShardRecord | None:
             shard=Shard(**value["shard"]),
             label_counts={int(label): count for label, count in value["label_counts"].items()},
             num_upscaled=value["num_upscaled"],
+            num_bytes_read=value["num_bytes_read"],
             errors=tuple(Unreadable(**error) for error in value["errors"]),
         )
         if record.plan_sha256 != target.plan_sha256:
@@ -127,6 +130,7 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
     counts: collections.Counter[int] = collections.Counter()
     upscaled = np.zeros(len(sizes), dtype=np.int64)
     errors: list[Unreadable] = []
+    num_bytes_read = 0
     with tempfile.TemporaryDirectory(prefix="iddpm-shard-") as directory, job.source.open() as reader:
         paths = [Path(directory) / f"{size}.parquet" for size in sizes]
         try:
@@ -135,6 +139,7 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
                 try:
                     if isinstance(data, ImageError):
                         raise data
+                    num_bytes_read += len(data) if isinstance(data, bytes) else data.nbytes
                     prepared = prepare_image(
                         data,
                         sizes,
@@ -165,6 +170,7 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
                 shard=shard,
                 label_counts=dict(counts),
                 num_upscaled=int(num_upscaled),
+                num_bytes_read=num_bytes_read,
                 errors=tuple(errors),
             )
             storage.write_json(record_uri(target, job.number), dataclasses.asdict(record))

@@ -11,6 +11,7 @@ from typing import Any
 from training import storage
 from training.config import DataConfig
 from training.data.catalog import SourceOptions, open_splits
+from training.data.files import FileSource
 from training.data.prepare import Options, prepare
 from training.data.shards import DatasetError, Manifest
 from training.presets import preset as make_experiment
@@ -38,13 +39,17 @@ def prepare_splits(
     """
     options = dataclasses.replace(options or Options(), resize=data.resize, image_channels=data.image_channels)
     named = dataclasses.replace(source_options or SourceOptions(), name=data.name)
-    manifests = {}
+    manifests: dict[str, Manifest] = {}
     for split, images in open_splits(source or data.name, named).items():
         if images.name != data.name:
             raise DatasetError(
                 f"data.name is {data.name!r} in the experiment, but the source is {images.name!r}; override data.name={images.name}"
             )
-        manifests[split] = prepare(images, storage.join(data_uri, split), image_size=data.image_size, options=options)
+        if isinstance(images, FileSource) and "train" in manifests:
+            images.class_names = manifests["train"].class_names
+        manifests[split] = prepare(
+            images, storage.join(data_uri, split), image_size=data.image_size, options=options, num_classes=data.num_classes
+        )
         check_matches(manifests[split], data)
     return manifests
 

@@ -1,0 +1,381 @@
+import gzip
+import hashlib
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+
+import lmdb
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+
+from training.data.catalog import SourceOptions, open_splits
+from training.data.files import file_source
+from training.data.labels import assign_labels
+from training.data.sources import SourceError, digits
+
+
+@pytest.fixture(autouse=True)
+def own_node_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+
+
+def png(seed, size=8):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(seed, size)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pixels(seed, size=8):
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def decoded(data):
+    return np.asarray(Image.open(io.BytesIO(data))) if isinstance(data, bytes) else data
+
+
+def contents(source):
+    """Key to label and pixels, read through the source's own reader."""
+    listing = source.listing()
+    with source.open() as read:
+        return {item.key: (item.label, decoded(read(item.locator))) for item in listing.items}, listing.class_names
+
+
+FILES = {"cat/1.png": png(1), "cat/2.PNG": png(2), "dog/deep/3.png": png(3)}
+NOISE = {"README.txt": b"hello", ".hidden/4.png": png(4), "__MACOSX/cat/1.png": b"resource fork", "cat/._1.png": b"x"}
+
+
+def write_folder(root, files):
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return str(root)
+
+
+def write_zip(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return str(path)
+
+
+def tar_bytes(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def write_tar(path, files):
+    data = tar_bytes(files)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+@pytest.fixture(params=["folder", "zip", "tar", "tar.gz"])
+def anything(request, tmp_path):
+    files = {**FILES, **NOISE}
+    if request.param == "folder":
+        return write_folder(tmp_path / "images", files)
+    if request.param == "zip":
+        return write_zip(tmp_path / "images.zip", files)
+    return write_tar(tmp_path / f"images.{request.param}", files)
+
+
+def test_a_folder_a_zip_and_a_tar_are_the_same_source(anything):
+    source = open_splits(anything, SourceOptions(name="pets"))["train"]
+    found, class_names = contents(source)
+    assert class_names == ("cat", "dog")
+    assert {key: label for key, (label, _) in found.items()} == {"cat/1.png": 0, "cat/2.PNG": 0, "dog/deep/3.png": 1}
+    for seed, key in enumerate(FILES, start=1):
+        assert np.array_equal(found[key][1], pixels(seed))
+
+
+def test_their_listings_agree_so_their_data_sets_do(tmp_path):
+    paths = [write_folder(tmp_path / "images", FILES), write_zip(tmp_path / "i.zip", FILES), write_tar(tmp_path / "i.tar", FILES)]
+    assert len({open_splits(path)["train"].listing().digest() for path in paths}) == 1
+
+
+def test_a_link_that_leads_back_up_does_not_go_round(tmp_path):
+    root = write_folder(tmp_path / "images", FILES)
+    (tmp_path / "images" / "cat" / "up").symlink_to(tmp_path / "images")
+    assert len(open_splits(root)["train"].listing().items) == 3
+
+
+def test_a_name_that_is_not_utf8_is_kept_readable(tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    (root / "caf\udce9.png").write_bytes(png(7))
+    found, _ = contents(open_splits(str(root))["train"])
+    assert np.array_equal(found["caf\\xe9.png"][1], pixels(7))
+
+
+def test_train_and_val_folders_are_two_splits_with_the_same_labels(tmp_path):
+    root = write_folder(
+        tmp_path / "data", {f"train/{key}": data for key, data in FILES.items()} | {"val/dog/9.png": png(9), "val/cat/8.png": png(8)}
+    )
+    splits = open_splits(root)
+    assert {split: len(source.listing().items) for split, source in splits.items()} == {"train": 3, "test": 2}
+
+
+def test_held_out_images_are_disjoint_complete_and_drawn_by_the_seed(tmp_path):
+    root = write_folder(tmp_path / "images", {f"{i}.png": png(i) for i in range(20)})
+    splits = {seed: open_splits(root, SourceOptions(num_test=5, split_seed=seed)) for seed in (1, 2)}
+    keys = {seed: {split: {item.key for item in s.listing().items} for split, s in both.items()} for seed, both in splits.items()}
+    assert len(keys[1]["test"]) == 5
+    assert keys[1]["train"] | keys[1]["test"] == {f"{i}.png" for i in range(20)}
+    assert not keys[1]["train"] & keys[1]["test"]
+    assert keys[1]["test"] != keys[2]["test"]
+    with pytest.raises(SourceError, match="can't hold out 20 test images of 20"):
+        open_splits(root, SourceOptions(num_test=20))["test"].listing()
+
+
+@pytest.mark.parametrize(
+    ("keys", "rule", "labels", "names"),
+    [
+        (["b/1.png", "a/2.png", "b/3.png"], "auto", [1, 0, 1], ("a", "b")),
+        (["b/1.png", "b/2.png"], "auto", [-1, -1], ()),
+        (["b/1.png", "2.png"], "auto", [-1, -1], ()),
+        (["b/1.png", "b/2.png"], "folders", [0, 0], ("b",)),
+        (["x/cat_1.png", "x/bird_2.png", "cat_10_3.png"], "filename", [1, 0, 1], ("bird", "cat")),
+        (["b/1.png", "a/2.png"], "none", [-1, -1], ()),
+    ],
+)
+def test_labels_follow_the_rule(keys, rule, labels, names):
+    assert assign_labels(keys, rule) == (labels, names)
+
+
+def test_file_name_labels_of_cifar_are_the_released_codes_order():
+    # Reference conventions 1.11: sorted names, which is not torchvision's order.
+    names = "airplane automobile bird cat deer dog frog horse ship truck".replace("airplane", "plane").replace("automobile", "car").split()
+    _, classes = assign_labels([f"{name}_00000.png" for name in names], "filename")
+    assert classes == ("bird", "car", "cat", "deer", "dog", "frog", "horse", "plane", "ship", "truck")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        ("t.csv", "file,label\n1.png,cat\nx/2.png,ape\n"),
+        ("t.csv", "1.png,cat\r\n2.png,ape\r\n"),
+        ("t.json", json.dumps({"1.png": "cat", "x/2.png": "ape"})),
+        ("t.json", json.dumps({"labels": [["1.png", "cat"], ["x/2.png", "ape"]]})),
+    ],
+)
+def test_labels_come_from_a_table(tmp_path, table):
+    (tmp_path / table[0]).write_text(table[1])
+    assert assign_labels(["1.png", "x/2.png"], str(tmp_path / table[0])) == ([1, 0], ("ape", "cat"))
+
+
+def test_numbers_in_a_table_stay_what_they_are(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": [["1.png", 2], ["2.png", 0]]}))
+    assert assign_labels(["1.png", "2.png"], str(tmp_path / "dataset.json")) == ([2, 0], ("0", "1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "rule", "message"),
+    [
+        (["a/1.png", "2.png"], "folders", r"2\.png lies in no folder"),
+        (["1.png"], "filename", r"1\.png has no '_'"),
+        (["1.png"], "flickr", r"labels 'flickr' are not understood; use 'auto'"),
+    ],
+)
+def test_an_image_without_a_label_is_named(keys, rule, message):
+    with pytest.raises(SourceError, match=message):
+        assign_labels(keys, rule)
+
+
+def test_a_table_with_holes_or_too_many_columns_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("1.png,cat\n")
+    with pytest.raises(SourceError, match=r"has no label for 1 of 2 images, the first of them 2\.png"):
+        assign_labels(["1.png", "2.png"], str(tmp_path / "t.csv"))
+    (tmp_path / "t.csv").write_text("1.png,cat,3\n")
+    with pytest.raises(SourceError, match="a row has 3 columns"):
+        assign_labels(["1.png"], str(tmp_path / "t.csv"))
+
+
+def test_a_test_image_of_a_class_that_training_lacks_is_refused():
+    with pytest.raises(SourceError, match="'emu', which no training image is"):
+        assign_labels(["emu/1.png"], "folders", ("cat", "dog"))
+    assert assign_labels(["dog/1.png"], "folders", ("cat", "dog")) == ([1], ("cat", "dog"))
+
+
+def cifar_standin(root, monkeypatch):
+    """A folder in CIFAR-10's true form, with torchvision's checksums replaced by its own."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    tables = {"train_list": [f"data_batch_{i}" for i in range(1, 6)], "test_list": ["test_batch"]}
+    rng = np.random.default_rng(0)
+    images = {}
+    for table, names in tables.items():
+        entries = []
+        for name in names:
+            rows = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
+            images.setdefault(table, []).append(rows.reshape(4, 3, 32, 32).transpose(0, 2, 3, 1))
+            (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": [0, 3, 9, 1]}))
+            entries.append([name, hashlib.md5((folder / name).read_bytes()).hexdigest()])
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, table, entries)
+    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    meta = pickle.dumps({"label_names": classes})
+    (folder / "batches.meta").write_bytes(meta)
+    monkeypatch.setitem(torchvision.datasets.CIFAR10.meta, "md5", hashlib.md5(meta).hexdigest())
+    return {table: np.concatenate(parts) for table, parts in images.items()}
+
+
+def test_cifar10_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
+    images = cifar_standin(tmp_path, monkeypatch)
+    splits = open_splits(f"cifar10:{tmp_path}")
+    train, names = contents(splits["train"])
+    assert names[0] == "airplane"
+    assert np.array_equal(np.stack([image for _, image in train.values()]), images["train_list"])
+    assert [label for label, _ in train.values()] == [0, 3, 9, 1] * 5
+    test, _ = contents(splits["test"])
+    assert np.array_equal(np.stack([image for _, image in test.values()]), images["test_list"])
+
+
+def test_cifar10_that_is_missing_or_altered_is_refused(tmp_path, monkeypatch):
+    cifar_standin(tmp_path, monkeypatch)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"changed")
+    with pytest.raises(SourceError, match="CIFAR-10 is not there or not whole"):
+        open_splits(f"cifar10:{tmp_path}")["train"].listing()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_the_labelled_imagenet64_is_read_from_its_npz_files(tmp_path, save):
+    rng = np.random.default_rng(1)
+    names = ("train_data_batch_1", "train_data_batch_10", "train_data_batch_2", "val_data")
+    data = {name: rng.integers(0, 256, (3, 12288), dtype=np.uint8) for name in names}
+    for number, (name, rows) in enumerate(data.items()):
+        save(tmp_path / f"{name}.npz", data=rows, labels=np.array([1, 1000, number + 2]), mean=rows.mean(0))
+    splits = open_splits(f"imagenet64-labelled:{tmp_path}")
+    found, names = contents(splits["train"])
+    assert len(names) == 1000
+    assert list(found)[::3] == ["train_data_batch_1/000000", "train_data_batch_2/000000", "train_data_batch_10/000000"]
+    label, image = found["train_data_batch_10/000002"]
+    assert label == 2
+    assert np.array_equal(image, data["train_data_batch_10"][2].reshape(3, 64, 64).transpose(1, 2, 0))
+    assert len(splits["test"].listing().items) == 3
+
+
+def test_labels_that_are_not_chrabaszczs_are_refused(tmp_path):
+    np.savez(tmp_path / "val_data.npz", data=np.zeros((2, 12288), np.uint8), labels=np.array([0, 999]))
+    with pytest.raises(SourceError, match=r"labels run from 0 to 999; they should be in 1\.\.1000"):
+        open_splits(f"imagenet64-labelled:{tmp_path}")["test"].listing()
+    np.savez(tmp_path / "val_data.npz", data=np.zeros((2, 3072), np.uint8), labels=np.array([1, 2]))
+    with pytest.raises(SourceError, match=r"it should be uint8 \[rows, 12288\]"):
+        open_splits(f"imagenet64-labelled:{tmp_path}")["test"].listing()
+
+
+def test_an_npz_with_pickled_objects_is_not_opened(tmp_path):
+    np.savez(tmp_path / "val_data.npz", data=np.array([{}], dtype=object), labels=np.array([1]))
+    with pytest.raises(SourceError, match="pickled objects"):
+        open_splits(f"imagenet64-labelled:{tmp_path}")["test"].listing()
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_the_official_imagenet64_is_read_without_labels(tmp_path, form):
+    for stem, seeds in (("train_64x64", (1, 2, 3)), ("valid_64x64", (4,))):
+        files = {f"{stem}/{seed:07d}.png": png(seed, 64) for seed in seeds}
+        if form == "tar":
+            write_tar(tmp_path / f"{stem}.tar", files)
+        else:
+            write_folder(tmp_path, files)
+    splits = open_splits(f"imagenet64-official:{tmp_path}")
+    found, names = contents(splits["train"])
+    assert names == ()
+    assert [label for label, _ in found.values()] == [-1, -1, -1]
+    assert np.array_equal(list(found.values())[1][1], pixels(2, 64))
+    assert splits["train"].name == "imagenet64-official"
+
+
+def test_the_two_releases_of_imagenet64_are_never_taken_for_each_other(tmp_path):
+    np.savez(tmp_path / "val_data.npz", data=np.zeros((1, 12288), np.uint8), labels=np.array([1]))
+    with pytest.raises(SourceError, match="that is the source 'imagenet64-labelled'"):
+        open_splits(f"imagenet64-official:{tmp_path}")
+    (tmp_path / "val_data.npz").unlink()
+    write_folder(tmp_path, {"train_64x64/1.png": png(1, 64)})
+    with pytest.raises(SourceError, match="not the labelled ImageNet-64"):
+        open_splits(f"imagenet64-labelled:{tmp_path}")["train"].listing()
+
+
+def test_ilsvrc2012_is_read_from_its_tar_of_tars_and_a_table(tmp_path):
+    inner = {wnid: tar_bytes({f"{wnid}_{i}.JPEG": png(i + 10 * k) for i in range(3)}) for k, wnid in enumerate(("n02", "n01"))}
+    write_tar(tmp_path / "ILSVRC2012_img_train.tar", {f"{wnid}.tar": data for wnid, data in inner.items()})
+    write_tar(tmp_path / "ILSVRC2012_img_val.tar", {"ILSVRC2012_val_00000001.JPEG": png(50)})
+    (tmp_path / "val.csv").write_text("ILSVRC2012_val_00000001.JPEG,n02\n")
+    splits = open_splits(f"imagenet:{tmp_path}")
+    found, names = contents(splits["train"])
+    assert names == ("n01", "n02")
+    label, image = found["n02/n02_1.JPEG"]
+    assert label == 1
+    assert np.array_equal(image, pixels(1))
+    assert np.array_equal(found["n01/n01_2.JPEG"][1], pixels(12))
+    labelled = open_splits(f"imagenet:{tmp_path}", SourceOptions(labels=str(tmp_path / "val.csv")))
+    assert contents(labelled["train"])[1] == names
+    test = labelled["test"]
+    test.class_names = names
+    assert next(iter(contents(test)[0].values()))[0] == 1
+
+
+def test_lsun_is_read_from_its_lmdb(tmp_path):
+    for folder, seeds in (("bedroom_train_lmdb", range(5)), ("bedroom_val_lmdb", range(5, 7))):
+        with lmdb.open(str(tmp_path / folder), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+            for seed in seeds:
+                transaction.put(hashlib.sha1(bytes([seed])).hexdigest().encode(), png(seed))
+    splits = open_splits(f"lsun-bedroom:{tmp_path}")
+    found, names = contents(splits["train"])
+    assert names == ()
+    assert len(found) == 5
+    assert np.array_equal(found[hashlib.sha1(bytes([3])).hexdigest()][1], pixels(3))
+    assert len(splits["test"].listing().items) == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("cifar", "there is no source 'cifar'; did you mean 'cifar10'"),
+        ("imagenet", "imagenet needs the folder"),
+        ("lsun-church:/nowhere", "/nowhere: there is no such folder"),
+        ("/nowhere/images", "there is no such file or folder"),
+        ("/nowhere/images.tar", "there is no such file"),
+    ],
+)
+def test_a_source_that_is_not_there_says_so(spec, message):
+    with pytest.raises(SourceError, match=message):
+        open_splits(spec)
+
+
+def test_an_empty_folder_and_broken_archives_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="holds no image"):
+        open_splits(str(tmp_path / "empty"))["train"].listing()
+    for name in ("x.zip", "x.tar", "x.tar.gz"):
+        (tmp_path / name).write_bytes(b"this is not an archive" * 100)
+        with pytest.raises(SourceError, match=r"is not a whole (zip|tar|compressed) file"):
+            open_splits(str(tmp_path / name))["train"].listing()
+    whole = tar_bytes({"1.png": png(1, 64), "2.png": png(2, 64)})
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(SourceError, match="is not a whole tar file"):
+        open_splits(str(tmp_path / "cut.tar"))["train"].listing()
+
+
+def test_options_that_a_source_can_not_take_are_refused(tmp_path):
+    with pytest.raises(SourceError, match="labels of digits are its own"):
+        open_splits("digits", SourceOptions(labels="none"))
+    with pytest.raises(SourceError, match="digits has its own test images"):
+        open_splits("digits", SourceOptions(num_test=5))
+
+
+def test_a_listing_tells_a_changed_source(tmp_path):
+    root = tmp_path / "images"
+    before = file_source(write_folder(root, FILES), name="x", split="train").listing().digest()
+    (root / "cat" / "1.png").write_bytes(png(1) + b"longer")
+    after = file_source(str(root), name="x", split="train").listing().digest()
+    assert before != after
+    assert digits("train").listing().digest() != digits("test").listing().digest()

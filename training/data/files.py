@@ -1,0 +1,214 @@
+"""Image files in a folder, an S3 prefix, a zip or a tar: listed once, each read by where it lies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tarfile
+import zipfile
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from training import storage
+from training.data.images import ImageError
+from training.data.labels import assign_labels
+from training.data.node_cache import local_archive
+from training.data.sources import Item, Listing, Reader, Source, SourceError
+
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
+"""What counts as an image by its name; anything else in a folder or archive is left alone."""
+
+
+class FileSource(Source):
+    """Image files with names, whose labels follow from the names or a table.
+
+    Attributes:
+        class_names: Names of the labels, where another split has fixed them; empty takes what is found.
+    """
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, uri: str, *, name: str, split: str, labels: str = "auto") -> None:
+        """Args: where the files are; what to call the data set; which split this is; see `training.data.labels`."""
+        self.uri = uri
+        self.name = name
+        self.split = split
+        self.labels = labels
+
+    def listing(self) -> Listing:
+        """Every image file, sorted by name."""
+        found = sorted((key, num_bytes, locator) for key, num_bytes, locator in self.find() if is_image_name(key))
+        if not found:
+            raise SourceError(f"{self.uri}: holds no image (no name ends in {', '.join(sorted(IMAGE_SUFFIXES))})")
+        labels, class_names = assign_labels([key for key, _, _ in found], self.labels, self.class_names)
+        items = [Item(key, label, num_bytes, locator) for (key, num_bytes, locator), label in zip(found, labels, strict=True)]
+        return Listing(items, class_names)
+
+    @abstractmethod
+    def find(self) -> Iterator[tuple[str, int, Any]]:
+        """Name, size (0 where it costs too much to know) and locator of every file."""
+
+
+def is_image_name(key: str) -> bool:
+    """Whether the name is an image's, and not one of those that archivers and editors hide beside images."""
+    path = PurePosixPath(key)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+
+
+class FolderSource(FileSource):
+    """A folder on a disk that every worker sees, at any depth; links are followed."""
+
+    def find(self) -> Iterator[tuple[str, int, str]]:
+        """Walks the folder."""
+        root = Path(self.uri)
+        seen = set()
+        for directory, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
+            real = os.path.realpath(directory)
+            if real in seen:  # a link that leads back up
+                folders.clear()
+                continue
+            seen.add(real)
+            for name in names:
+                path = Path(directory) / name
+                key = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+                yield key, path.stat().st_size if path.exists() else 0, str(path)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Reader]:
+        """Reads whole files."""
+        yield _read_path
+
+
+class BucketSource(FileSource):
+    """Everything below an S3 prefix."""
+
+    concurrency = 16
+
+    def find(self) -> Iterator[tuple[str, int, str]]:
+        """Lists the prefix."""
+        prefix = self.uri.rstrip("/") + "/"
+        for uri in storage.list_uris(self.uri):
+            yield uri.removeprefix(prefix), 0, uri
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Reader]:
+        """Reads whole objects."""
+        yield _read_object
+
+
+class ZipSource(FileSource):
+    """A zip file; one in S3 is copied once to each node that works."""
+
+    def find(self) -> Iterator[tuple[str, int, str]]:
+        """Reads the central directory."""
+        with self._opened() as archive:
+            for entry in archive.infolist():
+                if not entry.is_dir():
+                    if entry.flag_bits & 1:
+                        raise SourceError(f"{self.uri}: {entry.filename} is encrypted; unpack it first")
+                    yield entry.filename, entry.file_size, entry.filename
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Reader]:
+        """Unpacks one member at a time."""
+        with self._opened() as archive:
+
+            def read(name: str) -> bytes:
+                try:
+                    return archive.read(name)
+                except (zipfile.BadZipFile, ValueError, EOFError) as error:
+                    raise ImageError(f"is damaged in the archive ({error})") from error
+
+            yield read
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[zipfile.ZipFile]:
+        try:
+            with local_archive(self.uri) as path, zipfile.ZipFile(path) as archive:
+                yield archive
+        except zipfile.BadZipFile as error:
+            raise SourceError(f"{self.uri}: is not a whole zip file ({error})") from error
+
+
+class TarSource(FileSource):
+    """A tar, with tars inside as ILSVRC2012 has them: the inner one's name becomes a folder.
+
+    A compressed one is unpacked to a plain tar once on each node that works, because a compressed stream can't be
+    entered in the middle.
+    """
+
+    def find(self) -> Iterator[tuple[str, int, tuple[int, int]]]:
+        """Reads the headers only, also those inside."""
+        try:
+            with local_archive(self.uri) as path, tarfile.open(path, "r:") as archive:
+                yield from self._members(archive, "", 0)
+        except (tarfile.TarError, EOFError) as error:
+            raise SourceError(f"{self.uri}: is not a whole tar file ({error})") from error
+
+    def _members(self, archive: tarfile.TarFile, folder: str, base: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
+        for member in archive:
+            if not member.isfile():
+                continue
+            name = member.name.removeprefix("./")
+            if name.endswith(".tar"):
+                inside = archive.extractfile(member)
+                with tarfile.open(fileobj=inside, mode="r:") as inner:
+                    yield from self._members(inner, f"{folder}{PurePosixPath(name).stem}/", base + member.offset_data)
+            else:
+                yield folder + name, member.size, (base + member.offset_data, member.size)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Reader]:
+        """Reads by offset."""
+        with local_archive(self.uri) as path, path.open("rb") as file:
+            yield lambda locator: _read_part(file, *locator)
+
+
+def file_source(uri: str, *, name: str, split: str, labels: str = "auto") -> FileSource:
+    """The source for what lies at that address.
+
+    Raises:
+        SourceError: It is none of a folder, an S3 prefix, a zip or a tar, or there is nothing.
+    """
+    lower = uri.lower()
+    kind: type[FileSource]
+    if lower.endswith(".zip"):
+        kind = ZipSource
+    elif lower.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+        kind = TarSource
+    elif storage.is_s3(uri):
+        return BucketSource(uri, name=name, split=split, labels=labels)
+    elif Path(uri).is_dir():
+        return FolderSource(uri, name=name, split=split, labels=labels)
+    else:
+        raise SourceError(
+            f"{uri}: is neither a folder nor a .zip or .tar" if Path(uri).exists() else f"{uri}: there is no such file or folder"
+        )
+    if not storage.exists(uri):
+        raise SourceError(f"{uri}: there is no such file")
+    return kind(uri, name=name, split=split, labels=labels)
+
+
+def _refuse(error: OSError) -> None:
+    raise SourceError(f"{error.filename}: can't be listed ({error.strerror})") from error
+
+
+def _read_path(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"can't be read ({error.strerror})") from error
+
+
+def _read_object(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except storage.ObjectNotFoundError as error:
+        raise ImageError("is gone since it was listed") from error
+
+
+def _read_part(file: IO[bytes], offset: int, num_bytes: int) -> bytes:
+    file.seek(offset)
+    return file.read(num_bytes)
