@@ -237,7 +237,6 @@ NETWORK = [
         ),
         ("attention without residual", "return x + h.transpose(1, 2)", "return h.transpose(1, 2)"),
         ("GroupNorm eps 1e-6", "eps=1e-5", "eps=1e-6"),
-        ("GroupNorm in the type that comes", "group_norm(x.float(), ", "group_norm(x, "),
         (
             "downsampling padded on two sides only",
             "self.op(x)",
@@ -264,7 +263,11 @@ NETWORK = [
         ("small image enlarged by repetition", 'mode="bilinear", align_corners=False', 'mode="nearest"'),
         ("small image enlarged bicubically", 'mode="bilinear", align_corners=False', 'mode="bicubic", align_corners=False'),
         ("small image enlarged with aligned corners", "align_corners=False)", "align_corners=True)"),
-        ("small image before x_t", "torch.cat([x_t, nn.functional", "torch.cat([*[nn.functional"),
+        (
+            "small image before x_t",
+            '[x_t, nn.functional.interpolate(low_res, size=x_t.shape[-2:], mode="bilinear", align_corners=False)]',
+            '[nn.functional.interpolate(low_res, size=x_t.shape[-2:], mode="bilinear", align_corners=False), x_t]',
+        ),
         ("small image by subsampling", 'mode="area"', 'mode="nearest"'),
     ),
 ]
