@@ -20,7 +20,16 @@ from training import storage
 from training.config import Resize
 from training.data.order import Purpose, permutation
 from training.data.shard_work import PARTIAL, ShardJob, ShardRecord, Target, make_shard, read_record, too_many_errors
-from training.data.shards import MANIFEST, ROW_GROUP_ROWS, SCHEMA_VERSION, DatasetError, Manifest, Unreadable, content_digest, read_manifest
+from training.data.shards import (
+    MANIFEST,
+    ROW_GROUP_ROWS,
+    SCHEMA_VERSION,
+    DatasetError,
+    Manifest,
+    Unreadable,
+    manifest_digest,
+    read_manifest,
+)
 from training.data.sources import Item, Listing, Source, SourceError
 from training.data.spread import spread
 from training.progress import format_bytes, format_rate, format_remaining, say
@@ -277,11 +286,12 @@ def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Man
         class_counts=tuple(counts[label] for label in range(len(class_names))),
         num_upscaled=sum(record.num_upscaled for record in records),
         plan_sha256=target.plan_sha256,
-        content_digest=content_digest(**identity, shards=[[shard.num_rows, shard.rows_sha256] for shard in kept]),
+        content_digest="",
         shards=tuple(kept),
         errors=tuple(error for record in records for error in record.errors),
         **identity,  # type: ignore[arg-type]
     )
+    manifest = dataclasses.replace(manifest, content_digest=manifest_digest(manifest))
     names = {shard.file for shard in kept}
     for uri in storage.list_uris(target.dataset_uri):
         name = uri.rpartition("/")[2]

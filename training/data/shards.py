@@ -125,8 +125,13 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-def content_digest(**identity: Any) -> str:
-    """One digest for the whole content: sha256 of the canonical JSON of its identity and its shards' row digests."""
+_IDENTITY = ("name", "split", "image_size", "image_channels", "resize", "reduced_decode", "shuffle_seed", "split_seed", "class_names")
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """The content digest that a manifest ought to have: of what the data set is, and of its shards' rows in order."""
+    identity: dict[str, Any] = {name: getattr(manifest, name) for name in _IDENTITY}
+    identity["shards"] = [[shard.num_rows, shard.rows_sha256] for shard in manifest.shards]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

@@ -74,33 +74,53 @@ def _stage(dataset_uri: str, manifest: Manifest, directory: Path) -> None:
     if pixels > _QUIET_BYTES:
         say(f"{manifest.name}: staging {format_bytes(pixels)} on this node's disk")
     partial.mkdir()
+    try:
+        _fill(dataset_uri, manifest, partial)
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _fill(dataset_uri: str, manifest: Manifest, partial: Path) -> None:
     height, width, channels = manifest.image_shape
-    images = np.lib.format.open_memmap(
-        partial / "images.npy", mode="w+", dtype=np.uint8, shape=(manifest.num_images, channels, height, width)
-    )
+    shape = (manifest.num_images, channels, height, width)
+    images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    reserve(partial / "images.npy")
     labels = np.empty(manifest.num_images, dtype=np.int64)
     starts = np.cumsum([0, *(shard.num_rows for shard in manifest.shards)])
 
     def fetch(number: int) -> None:
         shard = manifest.shards[number]
-        with local_shard(dataset_uri, shard, partial) as path:
+        with local_shard(dataset_uri, shard, partial) as path, _parquet(dataset_uri, shard, path) as file:
             row = int(starts[number])
-            with _parquet(dataset_uri, shard, path) as file:
-                for pixels, group_labels, _ in row_groups(file, manifest.image_shape):
-                    images[row : row + len(pixels)] = pixels.transpose(0, 3, 1, 2)
-                    labels[row : row + len(pixels)] = group_labels
-                    row += len(pixels)
+            for pixels, group_labels, _ in row_groups(file, manifest.image_shape):
+                images[row : row + len(pixels)] = pixels.transpose(0, 3, 1, 2)
+                labels[row : row + len(pixels)] = group_labels
+                row += len(pixels)
 
-    try:
-        with ThreadPoolExecutor(_DOWNLOADS) as pool:
-            for _ in pool.map(fetch, range(len(manifest.shards))):
-                pass
-        images.flush()
-        np.save(partial / "labels.npy", labels)
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        for _ in pool.map(fetch, range(len(manifest.shards))):
+            pass
+    images.flush()
+    np.save(partial / "labels.npy", labels)
+
+
+def reserve(path: Path) -> None:
+    """Takes the room on the disk that the file's size promises: a memory map that finds the disk full ends the process.
+
+    Raises:
+        DatasetError: The disk has not so much room.
+    """
+    with path.open("r+b") as file:
+        num_bytes = path.stat().st_size
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            raise DatasetError(
+                f"{path.parent.parent}: no room for {format_bytes(num_bytes)} of data ({error.strerror}); "
+                "free some, choose another cache directory, or set a disk budget to stream the data"
+            ) from error
 
 
 def require_space(directory: Path, num_bytes: int) -> None:

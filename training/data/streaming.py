@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from training import storage
-from training.data.shards import ROW_GROUP_ROWS, DatasetError, Images, Manifest, decode_row_group
+from training.data.shards import ROW_GROUP_ROWS, DatasetError, Images, Manifest, Shard, decode_row_group
 from training.data.staging import node_lock, require_space
 from training.progress import format_bytes
 
@@ -120,22 +120,33 @@ class StreamedRows:
                 total -= sizes[path]
 
     def _read(self, group: int) -> npt.NDArray[np.void]:
-        shard, number = self._origins[group]
-        uri = storage.join(self._dataset_uri, shard.file)
-        try:
-            filesystem, path = _filesystem(uri)
-            # The manifest's sha256 is of the whole file; what guards a part of it is the checksum of its pages.
-            with pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
-                images, labels, _ = decode_row_group(file.read_row_group(number), self._manifest.image_shape)
-        except FileNotFoundError as error:
-            raise DatasetError(f"{uri}: the shard is missing, but the manifest lists it; prepare the data set again") from error
-        except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{uri}: row group {number} can't be read ({error})") from error
+        images, labels, _ = read_row_group(self._dataset_uri, self._manifest, *self._origins[group])
         size, channels = self._manifest.image_size, self._manifest.image_channels
         rows = np.empty(len(labels), dtype=[("image", np.uint8, (channels, size, size)), ("label", np.int64)])
         rows["image"] = images.transpose(0, 3, 1, 2)
         rows["label"] = labels
         return rows
+
+
+def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: int) -> tuple[Images, npt.NDArray[np.int32], list[str]]:
+    """Images `[rows, height, width, channels]`, labels and source ids of one row group, fetching no more than it.
+
+    Raises:
+        DatasetError: The shard is missing, or the row group is damaged.
+    """
+    uri = storage.join(dataset_uri, shard.file)
+    try:
+        filesystem, path = _filesystem(uri)
+        # The manifest's sha256 is of the whole file; what guards a part of it is the checksum of its pages.
+        with pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
+            return decode_row_group(file.read_row_group(number), manifest.image_shape)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{uri}: the shard is missing, but the manifest lists it; prepare the data set again") from error
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(
+            f"{uri}: row group {number} can't be read, so the shard was damaged ({reason}); prepare the data set again"
+        ) from error
 
 
 def _filesystem(uri: str) -> tuple[pafs.FileSystem | None, str]:
