@@ -30,7 +30,8 @@ class EvaluationOptions:
         num_samples: Images drawn; None takes the experiment's.
         sampling: Sampler; None takes the experiment's.
         labels: Labels of the samples; see `evaluation.generate.labels_for`.
-        metrics: Further measures; see `evaluation.metrics`.
+        metrics: Further measures; see `evaluation.metrics`. None takes those that cost nothing more: agreement with the
+            labels, where the extractor knows them.
         likelihood: Whether bits/dim is taken.
         likelihood_num_images: Images of the split; None takes the experiment's.
         purpose: Which draw: "report" for the reported number; another word gives independent noise.
@@ -46,7 +47,7 @@ class EvaluationOptions:
     num_samples: int | None = None
     sampling: SamplingConfig | None = None
     labels: Labels = "balanced"
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[str, ...] | None = None
     likelihood: bool = True
     likelihood_num_images: int | None = None
     purpose: str = "report"
@@ -84,7 +85,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     """Refuses what can't work, and settles the protocol."""
     loaded = spec.load("cpu")  # refuses missing and ill-matched weights now rather than in a worker
     experiment = loaded.experiment
-    metrics = parse_metrics(options.metrics)
+    metrics = parse_metrics(_default_metrics(experiment) if options.metrics is None else options.metrics)
     extractor = load_extractor(experiment.evaluation.extractor, weights=options.extractor_weights, device=options.device)
     train = read_manifest(storage.join(data_uri, "train"))
     reference = load_reference(reference_uri)
@@ -127,6 +128,11 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         work_uri=storage.join(run_uri, EVALUATIONS, f"work-{key}"),
         card=_card(loaded.description, experiment, provenance, plan, likelihood_plan, options),
     )
+
+
+def _default_metrics(experiment: Experiment) -> tuple[str, ...]:
+    knows_labels = experiment.evaluation.extractor == "digits-classifier" and experiment.model.class_conditional
+    return ("label_agreement",) if knows_labels else ()
 
 
 def _chunk_size(num_images: int, batch_size: int) -> int:

@@ -1,0 +1,225 @@
+"""One self-contained page for one evaluation: numbers with their errors, samples, curves, protocol, and what they mean.
+
+Nothing is loaded from elsewhere, so that the page is the same in the KFP UI, in MLflow and on disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation import figures, paper
+from evaluation.choose import CHOICE
+from evaluation.result import EvaluationResult
+from evaluation.scoring import EVALUATIONS, read_history, run_uri_of
+from training import storage
+from training.progress import format_duration
+
+TEMPLATE_PATH = Path(__file__).parent / "report.html.jinja"
+REPORT = "report.html"
+
+_METRIC_WORDS = {
+    "kid": "KID",
+    "inception_score": "Inception score",
+    "precision": "Precision",
+    "recall": "Recall",
+    "sfid": "sFID",
+    "label_agreement": "Label agreement",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tile:
+    name: str
+    value: str
+    error: str
+    note: str
+
+
+def write_report(
+    run_uri: str,
+    *,
+    losses: Sequence[tuple[int, float]] = (),
+    links: Mapping[str, str] | None = None,
+    result_name: str = "final",
+) -> str:
+    """Makes the report of a run's evaluation from what is in its directory, and keeps it there.
+
+    Args:
+        run_uri: The run's directory.
+        losses: (step, training loss), by step, where they are at hand.
+        links: Words and addresses: the MLflow run, the pipeline's page.
+        result_name: Which evaluation.
+
+    Returns:
+        The page's address, `<run>/evaluations/report.html`.
+
+    Raises:
+        ObjectNotFoundError: The run has no such evaluation.
+    """
+    directory = storage.join(run_uri, EVALUATIONS)
+    result = EvaluationResult.from_dict(storage.read_json(storage.join(directory, f"{result_name}.json")))
+    choice_uri = storage.join(directory, CHOICE)
+    html = render_report(
+        result,
+        history=read_history(run_uri),
+        losses=losses,
+        choice=storage.read_json(choice_uri) if storage.exists(choice_uri) else None,
+        grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri else None,
+        links=links,
+    )
+    uri = storage.join(directory, REPORT)
+    storage.write_bytes(uri, html.encode())
+    return uri
+
+
+def render_report(
+    result: EvaluationResult,
+    *,
+    history: Sequence[Mapping[str, Any]] = (),
+    losses: Sequence[tuple[int, float]] = (),
+    choice: Mapping[str, Any] | None = None,
+    grid_png: bytes | None = None,
+    links: Mapping[str, str] | None = None,
+) -> str:
+    """The page as HTML.
+
+    Args:
+        result: The evaluation.
+        history: Scores beside training.
+        losses: (step, training loss), by step.
+        choice: The choice among the best few checkpoints, as `evaluation.choose` keeps it.
+        grid_png: Sample grid.
+        links: Words and addresses.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE_PATH.read_text()
+    )
+    likelihood = result.likelihood or {}
+    experiment = result.experiment
+    return template.render(
+        result=result,
+        experiment=experiment,
+        tiles=_tiles(result),
+        is_fid=result.distance_name == "FID",
+        grid=base64.b64encode(grid_png).decode() if grid_png else "",
+        conditional=experiment["model"]["class_conditional"],
+        distance_figure=figures.distance_by_step(
+            history, distance_name=result.distance_name, chosen_step=result.step, chosen_weights=result.weights
+        )
+        if history
+        else "",
+        score_protocol=history[-1]["protocol"] if history else None,
+        loss_figure=figures.loss_by_step(losses, objective=experiment["diffusion"]["objective"]) if losses else "",
+        bound_figure=figures.bound_by_timestep(likelihood["timesteps"], likelihood["per_t"]) if likelihood.get("timesteps") else "",
+        candidates=_candidates(choice),
+        paper_rows=paper.rows_for(experiment["data"]["name"], class_conditional=experiment["model"]["class_conditional"]),
+        card=_card_rows(result),
+        experiment_json=json.dumps(experiment, indent=2),
+        links={"Checkpoint": result.checkpoint_uri, "Run directory": run_uri_of(result.checkpoint_uri), **(links or {})},
+        duration=format_duration(result.seconds),
+    )
+
+
+def _tiles(result: EvaluationResult) -> list[_Tile]:
+    """The numbers that are read first."""
+    distance = result.protocol["distance"]
+    tiles = [
+        _Tile(
+            name=result.distance_name,
+            value=_digits(result.distance, result.distance_standard_error),
+            error=_error(result.distance_standard_error),
+            note=f"Frechet distance of {distance['num_samples']:,} samples, lower is better",
+        )
+    ]
+    if result.likelihood is not None:
+        likelihood = result.likelihood
+        tiles.append(
+            _Tile(
+                name="Bits/dim",
+                value=_digits(likelihood["bits_per_dim"], likelihood["standard_error"]),
+                error=_error(likelihood["standard_error"]),
+                note=f"upper bound on {likelihood['num_images']:,} {result.protocol['likelihood']['split']} images, lower is better",
+            )
+        )
+    for name, item in result.metrics.items():
+        percent = name in ("label_agreement", "precision", "recall")
+        scale, unit = (100.0, " %") if percent else (1.0, "")
+        error = item["standard_error"] * scale if item["standard_error"] is not None else None
+        tiles.append(
+            _Tile(
+                name=_METRIC_WORDS.get(name, name),
+                value=_digits(item["value"] * scale, error) + unit,
+                error=_error(error, unit),
+                note=item["note"],
+            )
+        )
+    return tiles
+
+
+def _digits(value: float, error: float | None) -> str:
+    """A value to the first two digits of its error, or to four digits where that is unknown."""
+    if error is None or not error > 0:
+        return f"{value:.4g}"
+    return f"{value:,.{max(0, 1 - math.floor(math.log10(error)))}f}"
+
+
+def _error(error: float | None, unit: str = "") -> str:
+    return f"± {_digits(error, error)}{unit}" if error else ""
+
+
+def _candidates(choice: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    if choice is None or len(choice["candidates"]) < 2:
+        return []
+    return [
+        {
+            "step": f"{item['candidate']['step']:,}",
+            "weights": item["candidate"]["weights"],
+            "score": f"{item['candidate']['score']:.4g}",
+            "distance": f"{_digits(item['distance'], item['standard_error'])} {_error(item['standard_error'])}",
+        }
+        for item in choice["candidates"]
+    ]
+
+
+def _card_rows(result: EvaluationResult) -> list[tuple[str, str]]:
+    """The protocol card in words."""
+    card = result.protocol
+    distance, likelihood = card["distance"], card["likelihood"]
+    reference = distance["reference"]
+    rows = [
+        ("Model", card["model"]),
+        ("Samples", f"{distance['num_samples']:,}, {distance['quantization']}"),
+        ("Sampler", distance["sampler"]),
+        ("Labels", f"{distance['labels']}" if distance["labels"] else "none, the model is unconditional"),
+        ("Seed", f"{distance['seed']} (purpose: {distance['purpose']})"),
+        ("Precision", distance["precision"]),
+        (
+            "Reference",
+            f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}, "
+            f"{reference['image_size']}x{reference['image_size']}, resize: {reference['resize']}, "
+            f"digest {reference['data_digest'][:12]}",
+        ),
+        ("Features", f"{reference['extractor']}, weights sha256 {reference['extractor_sha256'][:12]}"),
+        ("Standard error", "delete-a-group jackknife over ten blocks of samples: the spread over draws, not the bias of a finite sample"),
+    ]
+    if likelihood is not None:
+        rows += [
+            (
+                "Likelihood",
+                f"{likelihood['num_images']:,} {likelihood['split']} images, {likelihood['form']} over "
+                f"{likelihood['num_timesteps']:,} timesteps, {(result.likelihood or {}).get('num_evaluations_per_image', '?')} "
+                f"network evaluations an image, seed {likelihood['seed']}",
+            ),
+            ("Decoder", likelihood["decoder"]),
+        ]
+    rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())))
+    rows.append(("Device", card["device"]))
+    return rows

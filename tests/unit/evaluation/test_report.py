@@ -1,0 +1,235 @@
+"""The report: self-contained, says what its number is, and shows what it was given."""
+
+import dataclasses
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluation import figures, grids, paper
+from evaluation.inception import WEIGHTS_SHA256
+from evaluation.report import render_report, write_report
+from evaluation.result import EvaluationResult
+from training.config import Experiment
+
+_VOID = {"meta", "img", "br", "link", "input", "path", "use", "rect"}
+
+
+@pytest.fixture
+def result(experiment: Experiment) -> EvaluationResult:
+    reference = {
+        "data_name": "digits",
+        "data_digest": "d" * 64,
+        "split": "train",
+        "image_size": 8,
+        "image_channels": 1,
+        "resize": "none",
+        "num_images": 1497,
+        "extractor": "digits-classifier",
+        "extractor_sha256": "e" * 64,
+        "class_counts": [],
+    }
+    card = {
+        "model": "runs/x/checkpoints/step=00000200 (ema_0.99)",
+        "checkpoint_sha256": ["c" * 64],
+        "distance": {
+            "name": "FD(digits-classifier)",
+            "num_samples": 80,
+            "sampler": "ancestral, 8 of 40 steps",
+            "sampling": {},
+            "labels": "balanced",
+            "quantization": "truncated",
+            "seed": 1,
+            "purpose": "report",
+            "precision": "fp32",
+            "batch_size": 20,
+            "reference": reference,
+        },
+        "likelihood": {
+            "split": "test",
+            "num_images": 300,
+            "form": "full",
+            "num_steps": 10,
+            "num_timesteps": 40,
+            "seed": 1,
+            "decoder": "tanh",
+        },
+        "device": "cpu",
+        "versions": {"python": "3.11"},
+    }
+    return EvaluationResult(
+        checkpoint_uri="runs/x/checkpoints/step=00000200",
+        weights="ema_0.99",
+        step=200,
+        distance_name="FD(digits-classifier)",
+        distance=1.23456,
+        distance_standard_error=0.0321,
+        held_out={"num_images": 80, "real": 3.5, "generated": 4.5},
+        likelihood={
+            "form": "full",
+            "bits_per_dim": 4.23456,
+            "standard_error": 0.0257,
+            "num_images": 300,
+            "num_evaluations_per_image": 40,
+            "prior": 0.0,
+            "decoder": 1.0,
+            "timesteps": [0, 1, 2],
+            "per_t": [1.0, 0.5, 0.25],
+        },
+        metrics={"label_agreement": {"value": 0.98, "standard_error": 0.01, "note": "as asked for"}},
+        protocol=card,
+        experiment=experiment.to_dict(),
+        created_at="2026-11-24T15:42:00+00:00",
+        seconds=12.0,
+    )
+
+
+def _history() -> list[dict[str, object]]:
+    protocol = {"num_samples": 60, "sampler": "DDIM, eta 0, 5 of 40 steps"}
+    return [
+        {
+            "step": step,
+            "scores": {"ema_0.99": 100.0 / step, "ema_0.995": None if step == 100 else 120.0 / step},
+            "standard_errors": {"ema_0.99": 0.1, "ema_0.995": None},
+            "protocol": protocol,
+        }
+        for step in (100, 200, 300)
+    ]
+
+
+class _Page(HTMLParser):
+    """What a page loads, whether its elements close, and its words."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in _VOID:
+            self.open.append(tag)
+        values = dict(attrs)
+        self.loads += [value for name in ("src", "srcset") if (value := values.get(name))]
+        if tag in ("script", "link", "iframe"):
+            self.loads.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Opens nothing."""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_page_loads_nothing_and_is_well_formed(result: EvaluationResult) -> None:
+    png = grids.to_png(grids.sample_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), num_columns=2))
+    html = render_report(result, history=_history(), losses=[(i, 1 / (i + 1)) for i in range(100)], grid_png=png)
+    page = _Page(html)
+    assert page.open == []
+    assert [address[:22] for address in page.loads] == ["data:image/png;base64,"]
+    assert "url(http" not in html
+    assert html.count("<svg") == 3
+
+
+def test_numbers_are_shown_to_the_digits_that_their_errors_allow(result: EvaluationResult) -> None:
+    words = _Page(render_report(result)).words
+    assert "1.235" in words
+    assert "± 0.032" in words
+    assert "4.235" in words
+    assert "98.0 %" in words
+
+
+def test_a_distance_in_other_features_is_said_not_to_be_an_fid(result: EvaluationResult) -> None:
+    words = " ".join(_Page(render_report(result)).words.split())
+    assert "not an FID" in words
+    assert "small digit classifier" in words
+    assert "compares with no published number" in words
+
+
+def test_an_fid_is_called_one_and_stands_beside_the_papers(result: EvaluationResult) -> None:
+    experiment = {**result.experiment, "data": {**result.experiment["data"], "name": "cifar10"}}
+    reference = {**result.protocol["distance"]["reference"], "extractor": "inception", "extractor_sha256": WEIGHTS_SHA256}
+    protocol = {**result.protocol, "distance": {**result.protocol["distance"], "reference": reference}}
+    words = _Page(render_report(dataclasses.replace(result, distance_name="FID", experiment=experiment, protocol=protocol))).words
+    assert "not an FID" not in words
+    assert "Beside the paper" in words
+    assert "2.94" in words
+
+
+def test_words_from_outside_are_escaped(result: EvaluationResult) -> None:
+    html = render_report(result, links={"<script>alert(1)</script>": "javascript:alert(1)"})
+    assert "<script>" not in html
+    assert 'href="javascript' not in html
+
+
+def test_an_evaluation_without_likelihood_samples_or_history_has_a_report(result: EvaluationResult) -> None:
+    bare = dataclasses.replace(result, likelihood=None, held_out=None, metrics={}, distance_standard_error=None)
+    bare = dataclasses.replace(bare, protocol={**bare.protocol, "likelihood": None})
+    words = _Page(render_report(bare)).words
+    assert "1.235" in words
+    assert "Bits/dim" not in words
+
+
+def test_the_candidates_of_the_choice_are_listed(result: EvaluationResult) -> None:
+    candidates = [
+        {"candidate": {"step": step, "weights": "ema_0.99", "score": 2.0}, "distance": 1.5 + step / 1000, "standard_error": 0.05}
+        for step in (200, 300)
+    ]
+    words = _Page(render_report(result, choice={"candidates": candidates})).words
+    assert "scored again" in words
+    assert words.index("1.700 ± 0.050") < words.index("1.800 ± 0.050")
+
+
+def test_the_chosen_checkpoint_is_marked_in_the_figure() -> None:
+    svg = figures.distance_by_step(_history(), distance_name="FD(x)", chosen_step=200, chosen_weights="ema_0.99")
+    assert "chosen: step 200" in svg
+    assert "decay 0.995" in svg
+    assert "training step" in svg
+    assert svg == figures.distance_by_step(_history(), distance_name="FD(x)", chosen_step=200, chosen_weights="ema_0.99")
+
+
+def test_the_report_of_a_run_is_made_from_its_directory(result: EvaluationResult, tmp_path: Path) -> None:
+    directory = tmp_path / "run" / "evaluations"
+    directory.mkdir(parents=True)
+    (directory / "final.json").write_text(json.dumps(result.to_dict()))
+    for score in _history():
+        (directory / f"step={score['step']:08d}.json").write_text(json.dumps(score))
+    uri = write_report(str(tmp_path / "run"), links={"MLflow run": "http://127.0.0.1:5000"})
+    assert uri == f"{tmp_path}/run/evaluations/report.html"
+    html = Path(uri).read_text()
+    assert '<a href="http://127.0.0.1:5000">' in html
+    assert "Distance during training" in html
+
+
+def test_a_grid_keeps_every_pixel_as_a_square() -> None:
+    images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    grid = grids.sample_grid(images, num_columns=3, tile_pixels=48)
+    assert grid.shape == (2 * 51 + 3, 3 * 51 + 3, 3)
+    assert torch.equal(torch.from_numpy(grid[3 : 3 + 48 : 6, 3 : 3 + 48 : 6, 0].copy()), images[0, 0])
+    assert grids.from_png(grids.to_png(grid)).tolist() == grid.tolist()
+
+
+def test_a_class_grid_has_each_class_in_its_column() -> None:
+    labels = torch.tensor([2, 0, 1, 1, 2, 0])
+    images = (labels * 100).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    grid = grids.class_grid(images, labels, ["a", "b", "c"])
+    bottom = grid[-20]
+    assert [int(bottom[3 + 24 + column * 51, 0]) for column in range(3)] == [0, 100, 200]
+
+
+def test_the_papers_rows_are_those_of_its_tables() -> None:
+    row = paper.ablation_row(0.01, True)
+    assert row is not None
+    assert (row.bits_per_dim, row.fid) == (3.62, 27.36)
+    assert len(paper.TABLE_1) == 4
+    assert {row.fid for row in paper.TABLE_2} == {38.1, 31.5, 12.3, 7.7, 7.0}
+    assert min(row.fid for row in paper.rows_for("cifar10") if row.fid is not None) == 2.90
+    assert all(row.source for row in paper.ALL)
+    assert paper.rows_for("digits") == ()
