@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -31,6 +32,8 @@ BUCKET = "iddpm"
 _S3, _MLFLOW = "seaweedfs", "mlflow"
 _START_SECONDS = 120.0
 _STARTS = 3
+# In the log of a server that failed: Python's exceptions, Go's fatal lines and panics, and what the system said.
+_TELLING = re.compile(r"^[\w.]*(Error|Exception): |^F\d{4} |^panic: |already in use|no space left", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,11 +283,10 @@ def _service_status(home: Path, name: str, port: int | None) -> ServiceStatus:
 def _last_words(home: Path, name: str) -> str:
     """The end of a service's log as one line, and where the rest is."""
     path = _log_path(home, name)
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    telling = [
-        line.strip() for line in lines[-40:] if any(word in line.lower() for word in ("error", "fatal", "in use", "no space", "panic"))
-    ]
-    return f"{(telling or lines or ['it said nothing'])[-1].strip()} (the whole log: {path})"
+    text = path.read_text(errors="replace") if path.exists() else ""
+    lines = [line.strip() for line in text.splitlines()[-40:] if line.strip()]
+    telling = [line for line in lines if _TELLING.search(line)]
+    return f"{(telling or lines or ['it said nothing'])[-1]} (the whole log: {path})"
 
 
 def _data_path(home: Path, name: str) -> Path:

