@@ -39,7 +39,8 @@ def _on_ray(function: Callable[[_Job], _Result], jobs: Sequence[_Job], num_worke
 
     remote = ray.remote(function).options(num_cpus=1, max_retries=3)
     waiting = iter(jobs)
-    running = [remote.remote(job) for job, _ in zip(waiting, range(num_workers), strict=False)]
+    # The range comes first: zip stops there, where the jobs' iterator would have given one away already.
+    running = [remote.remote(job) for _, job in zip(range(num_workers), waiting, strict=False)]
     try:
         while running:
             done, running = ray.wait(running, num_returns=1)

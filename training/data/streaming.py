@@ -25,6 +25,9 @@ GROUPS_PER_BLOCK = 8
 _BLOCKS_ON_DISK = 3
 """The one that is read, the next, and the one that a batch across their border still needs."""
 
+_LABEL_BYTES = 8
+_HEADER_BYTES = 256
+
 
 def group_sizes(manifest: Manifest) -> list[int]:
     """Rows of each row group of the data set, shard after shard."""
@@ -47,7 +50,8 @@ class StreamedRows:
         sizes = group_sizes(manifest)
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self._origins = [(shard, group) for shard in manifest.shards for group in range(-(-shard.num_rows // ROW_GROUP_ROWS))]
-        needed = min(len(sizes), _BLOCKS_ON_DISK * GROUPS_PER_BLOCK) * ROW_GROUP_ROWS * manifest.image_bytes
+        group_bytes = ROW_GROUP_ROWS * (manifest.image_bytes + _LABEL_BYTES) + _HEADER_BYTES
+        needed = min(len(sizes), _BLOCKS_ON_DISK * GROUPS_PER_BLOCK) * group_bytes
         if disk_budget_bytes < needed:
             raise DatasetError(
                 f"a disk budget of {format_bytes(disk_budget_bytes)} is too small to stream; it needs {format_bytes(needed)}"
@@ -140,7 +144,7 @@ def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: i
         # The manifest's sha256 is of the whole file; what guards a part of it is the checksum of its pages.
         with pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
             return decode_row_group(file.read_row_group(number), manifest.image_shape)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, storage.ObjectNotFoundError) as error:
         raise DatasetError(f"{uri}: the shard is missing, but the manifest lists it; prepare the data set again") from error
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]

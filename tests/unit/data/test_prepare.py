@@ -1,0 +1,345 @@
+import dataclasses
+import io
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.config import DataConfig
+from training.data.catalog import SourceOptions, open_splits
+from training.data.inspection import describe, preview, verify
+from training.data.loader import Loader, iterate
+from training.data.prepare import Options, prepare, prepare_sizes
+from training.data.shards import DatasetError, read_manifest
+from training.data.splits import prepare_experiment, prepare_splits
+
+SMALL_SHARDS = Options(rows_per_shard=16)
+
+
+def photo(seed, size=24):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (size, size + seed % 7, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    for seed in range(200):
+        path = root / f"class{seed % 3}" / f"{seed:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        photo(seed).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    return prepare(source_of(folder), str(tmp_path_factory.mktemp("whole")), image_size=16, options=SMALL_SHARDS)
+
+
+def source_of(folder):
+    return open_splits(str(folder), SourceOptions(name="photos"))["train"]
+
+
+def copy_with(folder, target, files):
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).symlink_to(path)
+    for name, data in files.items():
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_bytes(data)
+    return source_of(target)
+
+
+def encode(size, format):
+    buffer = io.BytesIO()
+    photo(1, size).save(buffer, format)
+    return buffer.getvalue()
+
+
+BROKEN = {
+    "class3/empty.png": b"",
+    "class3/text.png": b"dear diary",
+    "class3/cut.jpg": encode(64, "JPEG")[:-400],
+    "class3/tiny.png": encode(8, "PNG"),
+    "class3/bomb.png": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x01\x00\x00\x00\x01\x00\x00\x08\x02\x00\x00\x00\x10\x84\xa4\xd5",
+}
+
+
+def test_the_manifest_counts_what_is_there(undisturbed):
+    assert (undisturbed.num_images, len(undisturbed.shards), undisturbed.class_counts) == (200, 13, (67, 67, 66))
+    assert undisturbed.class_names == ("class0", "class1", "class2")
+    assert [shard.num_rows for shard in undisturbed.shards] == [16] * 12 + [8]
+
+
+@pytest.mark.slow
+def test_a_program_that_is_killed_ten_times_makes_the_same_data_set(folder, undisturbed, tmp_path):
+    uri = str(tmp_path / "data")
+    program = (
+        "import sys; from training.data import prepare, catalog\n"
+        "source = catalog.open_splits(sys.argv[1], catalog.SourceOptions(name='photos'))['train']\n"
+        "print('ready', flush=True)\n"
+        "prepare.prepare(source, sys.argv[2], image_size=16, options=prepare.Options(rows_per_shard=16))\n"
+    )
+    clock = random.Random(3)
+    finished: set[str] = set()
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, "-c", program, str(folder), uri], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(clock.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        records = {path.name: path.stat().st_mtime_ns for path in Path(uri, "_partial").glob("*.json")}
+        assert all(records.get(name) == written for name, written in finished), "a finished shard was made again"
+        finished = set(records.items())
+        if Path(uri, "manifest.json").exists():
+            break
+        with pytest.raises(DatasetError, match="there is no data set"):
+            read_manifest(uri)
+    manifest = prepare(source_of(folder), uri, image_size=16, options=SMALL_SHARDS)
+    assert manifest == undisturbed
+    assert sorted(path.name for path in Path(uri).iterdir()) == sorted(["manifest.json", *(shard.file for shard in manifest.shards)])
+
+
+def test_the_work_goes_on_where_it_stopped(folder, tmp_path, undisturbed):
+    uri = str(tmp_path / "data")
+    partial = copy_with(folder, tmp_path / "photos", {})
+    bad = tmp_path / "photos" / "class1"
+    bad.unlink()
+    bad.mkdir()
+    for path in (folder / "class1").iterdir():
+        (bad / path.name).write_bytes(path.read_bytes())
+    whole = (bad / "100.png").read_bytes()
+    (bad / "100.png").write_bytes(b"\0" * len(whole))  # of the same size, as a copy that is still under way may be
+    with pytest.raises(DatasetError, match=r"class1/100\.png is not an image"):
+        prepare(partial, uri, image_size=16, options=SMALL_SHARDS)
+    made = {path.name: path.stat().st_mtime_ns for path in Path(uri).glob("*.parquet")}
+    assert made
+    (bad / "100.png").write_bytes(whole)
+    assert prepare(partial, uri, image_size=16, options=SMALL_SHARDS) == undisturbed
+    assert all(Path(uri, name).stat().st_mtime_ns == written for name, written in made.items())
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_the_data_set(folder, undisturbed, tmp_path):
+    for num_workers in (2, 3):
+        options = dataclasses.replace(SMALL_SHARDS, num_workers=num_workers)
+        assert prepare(source_of(folder), str(tmp_path / str(num_workers)), image_size=16, options=options) == undisturbed
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_the_same_error(folder, tmp_path):
+    source = copy_with(folder, tmp_path / "photos", {"class3/text.png": b"dear diary"})
+    with pytest.raises(DatasetError, match=r"class3/text\.png is not an image of a known format"):
+        prepare(source, str(tmp_path / "data"), image_size=16, options=dataclasses.replace(SMALL_SHARDS, num_workers=2))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_image_stops_the_work_and_nothing_is_published(folder, tmp_path, name):
+    source = copy_with(folder, tmp_path / "photos", {name: BROKEN[name]})
+    with pytest.raises(DatasetError, match=rf"photos: {name.replace('.', '[.]')} (is|has) .*--on-error skip"):
+        prepare(source, str(tmp_path / "data"), image_size=16, options=SMALL_SHARDS)
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_broken_images_can_be_skipped_and_are_listed_with_their_reasons(folder, tmp_path):
+    source = copy_with(folder, tmp_path / "photos", BROKEN)
+    options = dataclasses.replace(SMALL_SHARDS, on_error="skip", max_errors=5)
+    manifest = prepare(source, str(tmp_path / "data"), image_size=16, options=options)
+    assert {error.source for error in manifest.errors} == set(BROKEN)
+    assert manifest.num_images == 200
+    reasons = {error.source: error.reason for error in manifest.errors}
+    assert reasons["class3/empty.png"] == "is empty (0 bytes)"
+    assert "smaller than 16" in reasons["class3/tiny.png"]
+    assert verify(str(tmp_path / "data")) == manifest
+    assert "5 unreadable images" in describe(manifest)["left out"]
+
+
+def test_too_many_broken_images_stop_the_work(folder, tmp_path):
+    source = copy_with(folder, tmp_path / "photos", BROKEN)
+    with pytest.raises(DatasetError, match=r"more than 4 images can't be used: class3/.*--max-errors"):
+        prepare(source, str(tmp_path / "data"), image_size=16, options=dataclasses.replace(SMALL_SHARDS, on_error="skip", max_errors=4))
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_small_images_are_enlarged_only_where_allowed_and_counted(folder, tmp_path):
+    source = copy_with(folder, tmp_path / "photos", {"class3/tiny.png": BROKEN["class3/tiny.png"]})
+    manifest = prepare(source, str(tmp_path / "data"), image_size=16, options=Options(allow_upscale=True))
+    assert (manifest.num_images, manifest.num_upscaled) == (201, 1)
+
+
+def test_several_sizes_from_one_decode_are_the_single_data_sets(folder, undisturbed, tmp_path):
+    both = prepare_sizes(source_of(folder), {16: str(tmp_path / "16"), 8: str(tmp_path / "8")}, options=SMALL_SHARDS)
+    assert both[16] == undisturbed
+    alone = prepare(source_of(folder), str(tmp_path / "alone"), image_size=8, options=SMALL_SHARDS)
+    assert both[8] == alone
+
+
+def test_another_source_or_option_in_the_same_place_is_refused(folder, tmp_path):
+    uri = str(tmp_path / "data")
+    prepare(source_of(folder), uri, image_size=16)
+    with pytest.raises(DatasetError, match=r"resize 'area' there, 'adm' here"):
+        prepare(source_of(folder), uri, image_size=16, options=Options(resize="adm"))
+    with pytest.raises(DatasetError, match="of other source files or options"):
+        prepare(_fewer(folder, tmp_path), uri, image_size=16)
+
+
+def _fewer(folder, tmp_path):
+    (tmp_path / "fewer").mkdir()
+    (tmp_path / "fewer" / "class0").symlink_to(folder / "class0")
+    (tmp_path / "fewer" / "class1").symlink_to(folder / "class1")
+    return source_of(tmp_path / "fewer")
+
+
+def test_shards_of_a_plan_that_was_given_up_do_not_stay(folder, undisturbed, tmp_path):
+    Path(tmp_path, "shard-00099.parquet").write_bytes(b"left over")
+    prepare(source_of(folder), str(tmp_path), image_size=16, options=SMALL_SHARDS)
+    assert not (tmp_path / "shard-00099.parquet").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_work_with_one_line_and_nothing_is_published(folder, tmp_path):
+    program = (
+        "import resource, signal, sys; from training.data import prepare, catalog\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        "source = catalog.open_splits(sys.argv[1])['train']\n"
+        "try:\n    prepare.prepare(source, sys.argv[2], image_size=16, options=prepare.Options(rows_per_shard=16))\n"
+        "except (ValueError, OSError) as error:\n    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder), str(tmp_path / "data")], capture_output=True, text=True, check=True)
+    assert "DatasetError" in done.stdout
+    assert "point TMPDIR elsewhere" in done.stdout
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_a_disk_without_room_for_the_data_is_told_before_staging(undisturbed, folder, tmp_path, monkeypatch):
+    uri = str(tmp_path / "data")
+    prepare(source_of(folder), uri, image_size=16, options=SMALL_SHARDS)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 1000}))
+    with pytest.raises(DatasetError, match=r"needs 150 KiB, but 0.98 KiB are free"):
+        Loader(uri, seed=0, global_batch_size=8, cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture
+def damaged(folder, tmp_path):
+    uri = tmp_path / "data"
+    prepare(source_of(folder), str(uri), image_size=16, options=SMALL_SHARDS)
+    return uri
+
+
+def load(uri, tmp_path, **options):
+    return Loader(str(uri), seed=0, global_batch_size=8, cache_dir=tmp_path / "cache", **options)
+
+
+def test_a_flipped_byte_in_a_shard_is_found_by_loader_and_verification(damaged, tmp_path):
+    data = bytearray((damaged / "shard-00003.parquet").read_bytes())
+    data[1000] ^= 1
+    (damaged / "shard-00003.parquet").write_bytes(data)
+    with pytest.raises(DatasetError, match=r"shard-00003\.parquet: its sha256 is not the manifest's"):
+        load(damaged, tmp_path)
+    with pytest.raises(DatasetError, match=r"shard-00003\.parquet"):
+        verify(str(damaged))
+    assert list((tmp_path / "cache").glob("*.partial")) == []
+
+
+def test_a_missing_and_a_short_shard_are_named(damaged, tmp_path):
+    (damaged / "shard-00003.parquet").unlink()
+    with pytest.raises(DatasetError, match=r"shard-00003\.parquet: the shard is missing"):
+        load(damaged, tmp_path)
+    (damaged / "shard-00003.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match=r"shard-00003\.parquet: has 4 bytes"):
+        verify(str(damaged))
+
+
+def test_a_manifest_that_was_edited_does_not_pass(damaged):
+    text = (damaged / "manifest.json").read_text()
+    (damaged / "manifest.json").write_text(text.replace('"class0"', '"cats"'))
+    with pytest.raises(DatasetError, match="content digest does not fit"):
+        verify(str(damaged))
+    (damaged / "manifest.json").write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(DatasetError, match="schema version 2, but this program reads 1"):
+        read_manifest(str(damaged))
+    (damaged / "manifest.json").write_text(text[:100])
+    with pytest.raises(DatasetError, match="is not JSON"):
+        read_manifest(str(damaged))
+    value = json.loads(text)
+    del value["shards"]
+    (damaged / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(DatasetError, match="shards: Field required"):
+        read_manifest(str(damaged))
+
+
+def test_an_unlabelled_data_set_has_no_labels(folder, tmp_path):
+    source = open_splits(str(folder), SourceOptions(labels="none"))["train"]
+    prepare(source, str(tmp_path / "data"), image_size=16)
+    assert load(tmp_path / "data", tmp_path).batch(0).labels is None
+    assert all(labels is None for _, _, labels in iterate(str(tmp_path / "data"), 50, cache_dir=tmp_path))
+
+
+def test_a_staged_copy_that_was_interrupted_is_made_again(damaged, tmp_path):
+    digest = read_manifest(str(damaged)).content_digest[:32]
+    left = tmp_path / "cache" / f"{digest}.partial"
+    left.mkdir(parents=True)
+    (left / "images.npy").write_bytes(b"half")
+    assert load(damaged, tmp_path).batch(0).images.shape == (8, 3, 16, 16)
+    assert not left.exists()
+
+
+@pytest.mark.slow
+def test_processes_of_a_node_stage_once(damaged, tmp_path):
+    program = (
+        "import sys; from training.data.loader import Loader\n"
+        "loader = Loader(sys.argv[1], seed=0, global_batch_size=8, cache_dir=sys.argv[2])\n"
+        "print(int(loader.batch(5).images.sum()))\n"
+    )
+    command = [sys.executable, "-c", program, str(damaged), str(tmp_path / "cache")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    sums = {process.communicate()[0] for process in processes}
+    assert all(process.returncode == 0 for process in processes)
+    assert sums == {f"{int(load(damaged, tmp_path).batch(5).images.sum())}\n"}
+
+
+def test_the_contact_sheet_shows_the_first_images(damaged, tmp_path):
+    preview(str(damaged), tmp_path / "sheet.png", num_images=20)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    _, images, _ = next(iterate(str(damaged), 1, cache_dir=tmp_path))
+    assert np.array_equal(sheet[4:68:4, 4:68:4], images[0].permute(1, 2, 0).numpy())
+
+
+def test_an_experiment_gets_both_splits_or_is_told_why_not(folder, tmp_path):
+    data = DataConfig(name="photos", image_size=16, num_classes=3, resize="area")
+    options = SourceOptions(num_test=20)
+    manifests = prepare_splits(data, str(tmp_path / "data"), source=str(folder), source_options=options)
+    assert {split: manifest.num_images for split, manifest in manifests.items()} == {"train": 180, "test": 20}
+    assert manifests["train"].class_names == manifests["test"].class_names
+    with pytest.raises(DatasetError, match=r"the source has 3 labels, but the experiment says data\.num_classes=10"):
+        prepare_splits(dataclasses.replace(data, num_classes=10), str(tmp_path / "other"), source=str(folder))
+    with pytest.raises(DatasetError, match=r"the source is 'digits'; override data\.name=digits"):
+        prepare_splits(data, str(tmp_path / "other"), source="digits")
+
+
+def test_a_pipelines_step_writes_the_manifests(tmp_path):
+    uri = prepare_experiment("digits-hybrid-cosine", [], str(tmp_path / "data"), manifest_path=str(tmp_path / "out" / "manifest"))
+    written = json.loads((tmp_path / "out" / "manifest").read_text())
+    assert written["test"]["content_digest"] == read_manifest(f"{uri}/test").content_digest
+
+
+@pytest.mark.parametrize("field", [{"rows_per_shard": 0}, {"num_workers": 0}, {"max_errors": 0}, {"image_channels": 2}])
+def test_options_out_of_range_are_refused(field):
+    with pytest.raises(DatasetError, match=next(iter(field)).replace("_", "-")):
+        Options(**field)
+
+
+def test_the_shape_of_a_batch_is_that_of_the_manifest(damaged, tmp_path):
+    batch = load(damaged, tmp_path).batch(3)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.shape == (8, 3, 16, 16)
