@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,3 +208,31 @@ IMAGES, TIMES, LABELS, SMALL_IMAGES = torch.zeros(2, 3, 8, 8), torch.zeros(2), t
 def test_bad_input_gives_one_error_that_names_what_is_allowed(model: dict[str, object], arguments: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ModelInputError, match=message):
         tiny(**model)(**({"x": IMAGES, "timesteps": TIMES} | arguments))
+
+
+COMPILED = """
+import torch
+from training import presets
+from training.models.dropout import dropout_key
+from training.models.unet import make_model
+
+graphs = []
+experiment = presets.preset("digits-hybrid-cosine", ["model.dropout=0.3"])
+model = make_model(experiment, gradient_checkpointing=CHECKPOINTING).train()
+for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, std=0.05)
+compiled = torch.compile(model, dynamic=False, fullgraph=True, backend=lambda graph, inputs: graphs.append(graph) or graph)
+for step in range(3):
+    x, t, y, key = torch.randn(2, 1, 8, 8), torch.rand(2) * 1000, torch.tensor([0, 9]), dropout_key(0, step, torch.arange(2))
+    assert torch.equal(compiled(x, t, y=y, dropout_key=key), model(x, t, y=y, dropout_key=key))
+print(len(graphs))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_torch_compile_takes_the_network_whole_and_once_for_all_steps(checkpointing: bool) -> None:
+    """In a process of its own: the shape checks of the test run can't be compiled."""
+    code = COMPILED.replace("CHECKPOINTING", str(checkpointing))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

@@ -1,0 +1,56 @@
+"""An average rebuilt from a run's checkpoints is the one that training would have kept."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import checkpoint, presets
+from training.averages import initial_weights, rebuild_average, snapshots
+from training.models.ema import EMA, PowerEMA
+from training.models.posthoc import ReconstructionError
+from training.models.unet import make_model
+
+DECAY = 0.98
+STDS = (0.05, 0.1, 0.2)
+EXPERIMENT = presets.preset(
+    "digits-hybrid-cosine",
+    ["model.channel_mult=1", "model.attention_resolutions=", "optim.ema_snapshot_stds=0.05,0.1,0.2", "optim.ema_decays=0.9", "seed=3"],
+)
+
+
+def test_a_rebuilt_average_is_a_checkpoint_that_equals_the_average_kept_in_training(tmp_path: Path) -> None:
+    torch.manual_seed(EXPERIMENT.seed)
+    model = make_model(EXPERIMENT)
+    for name, tensor in initial_weights(EXPERIMENT).items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    ema, power = EMA(model, [DECAY]), PowerEMA(model, STDS)
+    run = str(tmp_path / "run")
+    for step in range(1, 501):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter) + 0.001)
+        ema.update(model)
+        power.update(model, step)
+        if step % 50 == 0:
+            files = {f"power_ema_{std:g}.pt": power.state_dict(std) for std in STDS}
+            checkpoint.save(run, step, {"experiment.json": EXPERIMENT.to_json().encode(), **files})
+
+    result = rebuild_average(run, str(tmp_path / "rebuilt"), decay=DECAY)
+    assert (result["weights"], result["step"], result["num_snapshots"]) == (f"ema_{DECAY}", 500, 30)
+    assert len(snapshots(run)) == 30
+    assert checkpoint.weights_names(result["checkpoint_uri"]) == (f"ema_{DECAY}",)
+    rebuilt, kept = checkpoint.load_model_state(result["checkpoint_uri"]), ema.state_dict(DECAY)
+    gap = math.sqrt(sum(float((rebuilt[name] - kept[name]).square().sum()) for name in kept))
+    assert gap / (ema.distances(model)[DECAY] * math.sqrt(sum(float(t.square().sum()) for t in model.state_dict().values()))) < 0.005
+
+
+def test_a_run_without_snapshots_is_told_so(tmp_path: Path) -> None:
+    checkpoint.save(str(tmp_path), 1, {"experiment.json": EXPERIMENT.to_json().encode()})
+    with pytest.raises(ReconstructionError, match=r"has no snapshots; set optim\.ema_snapshot_stds"):
+        rebuild_average(str(tmp_path), str(tmp_path / "rebuilt"), decay=DECAY)
+    with pytest.raises(ReconstructionError, match="a directory of its own"):
+        rebuild_average(str(tmp_path), str(tmp_path), decay=DECAY)
