@@ -1,0 +1,267 @@
+"""Everything that ends a training run before its time, for real: two Ray workers, S3 and MLflow on loopback.
+
+Each fault is compared with a run that nothing disturbed: the same weights to the bit, the same logged steps, once each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from pipelines import services as local_services
+from training import checkpoint, storage
+from training.data.splits import prepare_experiment
+from training.tracking import attach
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+DRIVER = Path(__file__).with_name("train_driver.py")
+PRESET = "digits-hybrid-cosine"
+NUM_STEPS = 60
+OVERRIDES = [
+    f"optim.num_steps={NUM_STEPS}",
+    "optim.checkpoint_interval=10",
+    "optim.global_batch_size=16",
+    "diffusion.timestep_sampler=loss_second_moment",
+    "diffusion.num_timesteps=20",
+    "evaluation.sampling.spacing=",
+    "evaluation.scoring_sampling.spacing=",
+    "evaluation.likelihood_steps=5",
+    "model.dropout=0.1",
+]
+
+
+_RUNNING: list[Run] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    yield
+    while _RUNNING:
+        _RUNNING.pop().end()
+
+
+class Run:
+    """A training step in its own process group, read line by line."""
+
+    def __init__(self, root: str, data_uri: str, resources: dict[str, Any] | None = None, env: dict[str, str] | None = None) -> None:
+        arguments = {
+            "experiment_preset": PRESET,
+            "experiment_overrides": OVERRIDES,
+            "data_uri": data_uri,
+            "reference_uri": "",
+            "storage_root_uri": root,
+            "tracking_experiment": "faults",
+            "resources": {"num_workers": 2, "num_threads": 1, **(resources or {})},
+        }
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, str(DRIVER), json.dumps(arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, **(env or {})},
+        )
+        _RUNNING.append(self)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(line for line in iter(self.process.stdout.readline, "") if "PlacementGroupCleaner" not in line)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    def wait(self, timeout: float = 200) -> int:
+        code = self.process.wait(timeout)
+        self._reader.join(5)
+        return code
+
+    def end(self) -> None:
+        """Ends what a failed test has left."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                process.kill()
+
+    def workers(self) -> list[psutil.Process]:
+        """The two training processes, by rank as far as the order of their start tells."""
+        found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        return sorted(found, key=lambda p: p.create_time())
+
+    def until(self, condition: Callable[[], bool], timeout: float = 120) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self.process.poll() is None, self.text[-3000:]
+            assert time.monotonic() < deadline, self.text[-3000:]
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def data_uri(services: local_services.Services) -> str:
+    return prepare_experiment(
+        PRESET,
+        [],
+        "",
+        storage_root_uri=f"{services.bucket_uri}/faults",
+        source="",
+        source_options={"labels": "auto", "num_test": 0},
+        options={},
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(services: local_services.Services, data_uri: str) -> dict[str, Any]:
+    run = Run(f"{services.bucket_uri}/faults/undisturbed", data_uri)
+    assert run.wait() == 0, run.text[-3000:]
+    return outcome(run)
+
+
+def run_uri_of(root: str) -> str:
+    return next(uri.rpartition("/experiment.json")[0] for uri in storage.list_uris(f"{root}/runs") if uri.endswith("/experiment.json"))
+
+
+def has_checkpoint(root: str, step: int) -> Callable[[], bool]:
+    return lambda: any(f"step={step:08d}/complete.json" in uri for uri in storage.list_uris(f"{root}/runs"))
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """What a finished run left: its result, its last checkpoint's tensors, its logged losses."""
+    run_uri = run.lines[-1].strip()
+    result = storage.read_json(f"{run_uri}/result.json")
+    tracked = attach(result["tracking_run_id"])
+    uri = checkpoint.checkpoint_uri(run_uri, NUM_STEPS)
+    files = {name: checkpoint.load(uri, f"{name}.pt") for name in ("model", "ema_0.995", "optimizer", "timestep_sampler")}
+    return {
+        "result": result,
+        "files": files,
+        "losses": tracked.metric_history("train/loss"),
+        "status": tracked._client.get_run(result["tracking_run_id"]).info.status,
+    }
+
+
+def tensors(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from tensors(item, f"{path}/{key}")
+    if isinstance(value, torch.Tensor):
+        yield path, value
+
+
+def assert_the_same(run: Run, undisturbed: dict[str, Any]) -> None:
+    told = outcome(run)
+    assert told["status"] == "FINISHED"
+    assert told["losses"] == undisturbed["losses"]
+    assert [step for step, _ in told["losses"]] == list(range(10, NUM_STEPS + 1, 10))
+    expected = dict(tensors(undisturbed["files"]))
+    found = dict(tensors(told["files"]))
+    assert expected.keys() == found.keys()
+    for path, value in expected.items():
+        assert torch.equal(value, found[path]), path
+
+
+def test_a_worker_killed_at_once_is_started_again_and_the_run_ends_as_if_nothing_had_happened(
+    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]
+) -> None:
+    run = Run(bucket_uri, data_uri)
+    run.until(has_checkpoint(bucket_uri, 20))
+    run.workers()[-1].kill()
+    assert run.wait() == 0, run.text[-3000:]
+    assert "resuming from step" in run.text
+    assert_the_same(run, undisturbed)
+
+
+def test_a_driver_killed_at_once_leaves_nothing_running_and_the_same_command_resumes(
+    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]
+) -> None:
+    run = Run(bucket_uri, data_uri)
+    run.until(has_checkpoint(bucket_uri, 20))
+    family = psutil.Process(run.process.pid).children(recursive=True)
+    run.process.kill()
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    again = Run(bucket_uri, data_uri)
+    assert again.wait() == 0, again.text[-3000:]
+    assert "resuming from step" in again.text
+    assert_the_same(again, undisturbed)
+
+
+def test_sigterm_saves_a_checkpoint_says_so_in_the_exit_code_and_the_same_command_resumes(
+    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]
+) -> None:
+    run = Run(bucket_uri, data_uri)
+    run.until(has_checkpoint(bucket_uri, 10))
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 143, run.text[-3000:]
+    assert "told to stop: saved at step" in run.text
+    run_uri = run_uri_of(bucket_uri)
+    assert not storage.exists(f"{run_uri}/result.json")
+    again = Run(bucket_uri, data_uri)
+    assert again.wait() == 0, again.text[-3000:]
+    assert_the_same(again, undisturbed)
+
+
+def test_a_hung_rank_is_named_and_replaced(bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]) -> None:
+    run = Run(bucket_uri, data_uri, {"collective_timeout_seconds": 8})
+    run.until(has_checkpoint(bucket_uri, 20))
+    stopped = run.workers()[-1]
+    stopped.send_signal(signal.SIGSTOP)
+    try:
+        assert run.wait() == 0, run.text[-3000:]
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stopped.kill()
+    assert "stopped answering in step" in run.text or "does not answer" in run.text, run.text[-3000:]
+    assert_the_same(run, undisturbed)
+
+
+def test_a_run_of_two_workers_goes_on_with_one(bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]) -> None:
+    run = Run(bucket_uri, data_uri)
+    run.until(has_checkpoint(bucket_uri, 20))
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 143, run.text[-3000:]
+    again = Run(bucket_uri, data_uri, {"num_workers": 1})
+    assert again.wait() == 0, again.text[-3000:]
+    told = outcome(again)
+    for (step, loss), (expected_step, expected) in zip(told["losses"], undisturbed["losses"], strict=True):
+        assert step == expected_step
+        assert loss == pytest.approx(expected, rel=5e-3)
+
+
+def test_a_store_that_is_gone_for_a_while_loses_nothing(
+    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], services: local_services.Services
+) -> None:
+    run = Run(bucket_uri, data_uri)
+    run.until(has_checkpoint(bucket_uri, 10))
+    store = next(service for service in local_services.status(services.home).services if service.name == "seaweedfs")
+    assert store.pid is not None
+    # Stopped, it times out; killed and started again, it refuses in between.
+    os.kill(store.pid, signal.SIGSTOP)
+    time.sleep(5)
+    os.kill(store.pid, signal.SIGKILL)
+    time.sleep(10)
+    local_services.up(services.home)
+    assert run.wait() == 0, run.text[-3000:]
+    assert_the_same(run, undisturbed)
+
+
+def test_a_finished_run_is_found_and_not_trained_again(bucket_uri: str, data_uri: str) -> None:
+    run = Run(bucket_uri, data_uri)
+    assert run.wait() == 0, run.text[-3000:]
+    again = Run(bucket_uri, data_uri)
+    assert again.wait(60) == 0
+    assert "already trained to step 60" in again.text
