@@ -1,0 +1,153 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training import checkpoint, storage
+from training.checkpoint import AsyncWriter
+from training.data.catalog import SourceOptions, open_splits
+from training.data.inspection import preview, verify
+from training.data.loader import Loader, iterate
+from training.data.prepare import Options, prepare
+from training.data.shards import DatasetError, read_manifest
+from training.data.sources import digits
+from training.data.splits import prepare_splits
+from training.presets import preset
+from training.storage import StorageError
+
+DIGITS = preset("digits-hybrid-cosine").data
+COLOUR = Options(resize="none", image_channels=3, rows_per_shard=1024)
+
+
+def write_images(target, form, count=24):
+    """Small PNG files in two folders, in a folder or an archive."""
+    folder = target if form == "folder" else target.with_name("packed")
+    for seed in range(count):
+        path = folder / f"class{seed % 2}" / f"{seed:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(path)
+    if form != "folder":
+        shutil.make_archive(str(target).removesuffix(f".{form}"), {"zip": "zip", "tar.gz": "gztar"}[form], folder)
+    return str(target)
+
+
+@pytest.fixture
+def data_uri(bucket_uri):
+    prepare_splits(DIGITS, f"{bucket_uri}/data")
+    return f"{bucket_uri}/data"
+
+
+def test_a_data_set_in_s3_is_the_one_on_disk(data_uri, tmp_path):
+    local = prepare_splits(DIGITS, str(tmp_path / "data"))
+    assert verify(f"{data_uri}/train") == local["train"]
+    theirs = Loader(f"{data_uri}/train", seed=3, global_batch_size=32, cache_dir=tmp_path / "s3")
+    ours = Loader(str(tmp_path / "data" / "train"), seed=3, global_batch_size=32, cache_dir=tmp_path / "disk")
+    assert torch.equal(theirs.batch(50).images, ours.batch(50).images)
+    assert [uri.rpartition("/")[2] for uri in storage.list_uris(f"{data_uri}/train")] == ["manifest.json", "shard-00000.parquet"]
+
+
+def test_row_groups_stream_out_of_s3(bucket_uri, tmp_path, monkeypatch):
+    manifest = prepare(digits("train"), f"{bucket_uri}/colour", image_size=8, options=COLOUR)
+    everything = torch.cat([images for _, images, _ in iterate(f"{bucket_uri}/colour", 500, cache_dir=tmp_path / "staged")])
+    monkeypatch.setattr("training.data.loader.GROUPS_PER_BLOCK", 1)
+    monkeypatch.setattr("training.data.streaming.GROUPS_PER_BLOCK", 1)
+    monkeypatch.setattr("training.data.streaming._BLOCKS_ON_DISK", 1)
+    budget = 1024 * 200 + 1000
+    assert manifest.num_images * manifest.image_bytes > budget
+    loader = Loader(f"{bucket_uri}/colour", seed=3, global_batch_size=499, cache_dir=tmp_path / "stream", disk_budget_bytes=budget)
+    seen = torch.cat([batch.images for batch in loader.batches(0, 3)])
+    assert sorted(bytes(i.numpy()) for i in seen) == sorted(bytes(i.numpy()) for i in everything)
+
+
+def test_a_byte_that_flips_in_s3_is_found(data_uri, tmp_path):
+    uri = f"{data_uri}/train/shard-00000.parquet"
+    data = bytearray(storage.read_bytes(uri))
+    data[2000] ^= 4
+    storage.write_bytes(uri, bytes(data))
+    with pytest.raises(DatasetError, match="its sha256 is not the manifest's"):
+        Loader(f"{data_uri}/train", seed=0, global_batch_size=8, cache_dir=tmp_path)
+    storage.delete(uri)
+    with pytest.raises(DatasetError, match="the shard is missing"):
+        Loader(f"{data_uri}/train", seed=0, global_batch_size=8, cache_dir=tmp_path)
+
+
+def test_a_bucket_that_does_not_exist_is_named(services):
+    with pytest.raises(StorageError, match="no-such-bucket"):
+        prepare_splits(DIGITS, "s3://no-such-bucket/data")
+    with pytest.raises(StorageError, match="no-such-bucket"):
+        read_manifest("s3://no-such-bucket/data")
+
+
+@pytest.mark.parametrize("form", ["prefix", "zip", "tar.gz"])
+def test_images_are_read_from_s3(bucket_uri, tmp_path, form, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    local = prepare(open_splits(write_images(tmp_path / "images", "folder"))["train"], str(tmp_path / "local"), image_size=8)
+    if form == "prefix":
+        for path in sorted((tmp_path / "images").rglob("*.png")):
+            storage.upload(path, f"{bucket_uri}/images/{path.relative_to(tmp_path / 'images').as_posix()}")
+        place = f"{bucket_uri}/images"
+    else:
+        place = f"{bucket_uri}/images.{form}"
+        storage.upload(write_images(tmp_path / f"images.{form}", form), place)
+    manifest = prepare(open_splits(place, SourceOptions())["train"], f"{bucket_uri}/data", image_size=8)
+    assert manifest.content_digest == local.content_digest
+
+
+def test_the_contact_sheet_can_go_to_s3(data_uri, bucket_uri):
+    preview(f"{data_uri}/test", f"{bucket_uri}/sheet.png", num_images=10)
+    assert storage.read_bytes(f"{bucket_uri}/sheet.png").startswith(b"\x89PNG")
+
+
+def test_checkpoints_in_s3_are_whole_or_not_there(bucket_uri):
+    weights = {"weight": torch.randn(100, 100)}
+    for step in (1, 2, 3):
+        checkpoint.save(bucket_uri, step, {"model.pt": weights})
+    storage.write_bytes(f"{bucket_uri}/checkpoints/step=00000004/model.pt", b"half")
+    assert checkpoint.latest(bucket_uri) == f"{bucket_uri}/checkpoints/step=00000003"
+    assert torch.equal(checkpoint.load(checkpoint.latest(bucket_uri), "model.pt")["weight"], weights["weight"])
+    assert checkpoint.clean(bucket_uri) == [4]
+    assert checkpoint.prune(bucket_uri, {1}) == [2]
+    assert checkpoint.steps(bucket_uri) == [1, 3]
+
+
+def test_a_checkpoint_waits_for_a_store_that_comes_back(bucket_uri, services, monkeypatch):
+    # The address of nothing, until the real one is put back: what a store that restarts looks like from here.
+    real = os.environ["AWS_ENDPOINT_URL"]
+    writer = AsyncWriter(bucket_uri, retry_seconds=60)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    started = time.monotonic()
+    writer.save(1, {"state.json": {}})
+    assert time.monotonic() - started < 2, "training waited for the store"
+    time.sleep(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", real)
+    writer.close()
+    assert checkpoint.steps(bucket_uri) == [1]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_its_shard_and_nothing_else(bucket_uri, tmp_path):
+    """Two Ray workers; the whole program killed -9 in the middle, then run again with three."""
+    place = write_images(tmp_path / "images", "folder", count=400)
+    whole = prepare(open_splits(place)["train"], str(tmp_path / "whole"), image_size=8, options=Options(rows_per_shard=8))
+    program = (
+        "import sys; from training.data import prepare, catalog\n"
+        "options = prepare.Options(rows_per_shard=8, num_workers=2)\n"
+        "prepare.prepare(catalog.open_splits(sys.argv[1])['train'], sys.argv[2], image_size=8, options=options)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, place, f"{bucket_uri}/data"], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(storage.list_uris(f"{bucket_uri}/data/_partial")) < 5 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = set(storage.list_uris(f"{bucket_uri}/data/_partial"))
+    assert done, "nothing was done before the kill"
+    options = Options(rows_per_shard=8, num_workers=3)
+    assert prepare(open_splits(place)["train"], f"{bucket_uri}/data", image_size=8, options=options) == whole
