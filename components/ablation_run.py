@@ -15,11 +15,15 @@ from training.presets import preset
 from training.progress import say
 
 
-def list_trials(ablation_name: str, experiment_preset: str, experiment_overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """The trials of an ablation as the pipeline's loop takes them."""
+def list_trials(
+    ablation_name: str, experiment_preset: str, experiment_overrides: Sequence[str], data_uri: str, reference_uri: str
+) -> list[dict[str, Any]]:
+    """The trials of an ablation as the pipeline's loop takes them: each item is all that a trial needs."""
     planned = trials(ablation_name, experiment_preset, experiment_overrides)
     say(f"{ablation_name}: {len(planned)} trials")
-    return [{"label": trial.name, "overrides": list(trial.overrides)} for trial in planned]
+    return [
+        {"label": trial.name, "overrides": list(trial.overrides), "data_uri": data_uri, "reference_uri": reference_uri} for trial in planned
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

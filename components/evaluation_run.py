@@ -6,7 +6,6 @@ Nothing here knows Kubeflow, so every step is also a function for Python and for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from components.training_run import RESULT
 from training import storage
@@ -48,16 +47,25 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, *, log_metric:
     Returns:
         URI of the result.
     """
-    from evaluation.run import EvaluationOptions
+    from evaluation.choose import choose_best, kept_result
+    from evaluation.models import ModelSpec
+    from evaluation.run import EvaluationOptions, evaluate
+    from evaluation.scoring import EVALUATIONS
     from training.registry import register
     from training.tracking import attach
 
-    trained = storage.read_json(storage.join(run_uri, RESULT))
     options = EvaluationOptions()
-    result, uri = kept_or_new(trained["best_checkpoint_uri"], trained["best_weights"], data_uri, reference_uri, options)
+    choice = choose_best(run_uri, data_uri, reference_uri, options=options)
+    model = ModelSpec(checkpoint_uri=choice.checkpoint_uri, weights=choice.weights)
+    result = kept_result(model, data_uri, reference_uri, options)
+    if result is not None:
+        say(f"this checkpoint was evaluated by this protocol before: {result.distance_name} {result.distance:.4g}")
+    else:
+        result = evaluate(model, data_uri, reference_uri, options=options)
+    uri = storage.join(run_uri, EVALUATIONS, f"{options.result_name}.json")
     for name, value in result.flat_metrics().items():
         log_metric(name.rpartition("/")[2], value)
-    tracked = attach(trained["tracking_run_id"])
+    tracked = attach(storage.read_json(storage.join(run_uri, RESULT))["tracking_run_id"])
     tracked.log_metrics(result.flat_metrics(), result.step)
     tracked.set_tags(
         {"iddpm.best_checkpoint_uri": result.checkpoint_uri, "iddpm.best_weights": result.weights, "iddpm.evaluation_uri": uri}
@@ -75,19 +83,25 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, *, log_metric:
     return uri
 
 
-def kept_or_new(checkpoint_uri: str, weights: str | None, data_uri: str, reference_uri: str, options: Any) -> tuple[Any, str]:
-    """The kept result where one stands under the same protocol for the same weights, else a new one; and its URI."""
-    from evaluation.models import ModelSpec
-    from evaluation.preflight import preflight
-    from evaluation.result import EvaluationResult
-    from evaluation.run import evaluate
-    from evaluation.scoring import EVALUATIONS, run_uri_of
+def report_run(run_uri: str, evaluation_uri: str, page_path: str) -> str:
+    """The page about a run, in its directory, in MLflow and as a local file.
 
-    uri = storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"{options.result_name}.json")
-    if storage.exists(uri):
-        kept = EvaluationResult.from_dict(storage.read_json(uri))
-        spec = ModelSpec(checkpoint_uri=checkpoint_uri, weights=weights)
-        if kept.protocol == preflight(spec, data_uri, reference_uri, options).card and storage.exists(kept.grid_uri):
-            say(f"step {kept.step:,} ({kept.weights}) was evaluated by this protocol before: {kept.distance_name} {kept.distance:.4g}")
-            return kept, uri
-    return evaluate(checkpoint_uri, data_uri, reference_uri, weights=weights, options=options), uri
+    Args:
+        run_uri: An evaluated run's directory.
+        evaluation_uri: Its evaluation.
+        page_path: Local file for the page.
+
+    Returns:
+        URI of the page.
+    """
+    from evaluation.report import write_report
+    from training.tracking import attach
+
+    tracked = attach(storage.read_json(storage.join(run_uri, RESULT))["tracking_run_id"])
+    result_name = evaluation_uri.rpartition("/")[2].removesuffix(".json")
+    uri = write_report(run_uri, result_name=result_name, losses=tracked.metric_history("train/loss"), links={"MLflow run": tracked.url})
+    storage.download(uri, page_path)
+    tracked.log_file(page_path, "report.html")
+    tracked.flush()
+    say(f"the report is {uri}")
+    return uri

@@ -95,7 +95,13 @@ def ablation_pipeline(
         memory=data_memory,
     )
     plan = place(
-        plan_ablation(ablation_name=ablation_name, experiment_preset=experiment_preset, experiment_overrides=experiment_overrides),
+        plan_ablation(
+            ablation_name=ablation_name,
+            experiment_preset=experiment_preset,
+            experiment_overrides=experiment_overrides,
+            data_uri=data.outputs["Output"],
+            reference_uri=statistics.output,
+        ),
         cpu=data_cpu,
         memory=data_memory,
     ).set_display_name("plan")
@@ -104,8 +110,8 @@ def ablation_pipeline(
             train(
                 experiment_preset=experiment_preset,
                 experiment_overrides=trial.overrides,
-                data_uri=data.outputs["Output"],
-                reference_uri=statistics.output,
+                data_uri=trial.data_uri,
+                reference_uri=trial.reference_uri,
                 storage_root_uri=storage_root_uri,
                 tracking_experiment=tracking_experiment,
                 num_workers=train_num_workers,
@@ -120,7 +126,7 @@ def ablation_pipeline(
         )
         trained.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(train_gpus)
         scored = place(
-            evaluate(run_uri=trained.output, data_uri=data.outputs["Output"], reference_uri=statistics.output),
+            evaluate(run_uri=trained.output, data_uri=trial.data_uri, reference_uri=trial.reference_uri),
             cpu=evaluate_cpu,
             memory=evaluate_memory,
         )

@@ -64,14 +64,8 @@ def compiled(name: str) -> str:
     Raises:
         CompileError: See `check`.
     """
-    from kfp import compiler
-
-    pipeline = load(name)
+    documents = specification(load(name))
     literals: Mapping[str, Sequence[Any]] = importlib.import_module(PIPELINES[name]).LITERALS
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pipeline.yaml"
-        compiler.Compiler().compile(pipeline, str(path))
-        documents = list(yaml.safe_load_all(path.read_text()))
     parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
     for parameter, values in literals.items():
         # The SDK has no enumerations yet; the specification, the server (2.17) and the UI do.
@@ -79,6 +73,43 @@ def compiled(name: str) -> str:
     text = yaml.safe_dump_all(documents, sort_keys=True, width=140, allow_unicode=True)
     check(text)
     return text
+
+
+def specification(pipeline: Any) -> list[dict[str, Any]]:
+    """What the SDK compiles a pipeline to, with one of its mistakes repaired: the specification, and Kubernetes' part.
+
+    The SDK (2.17) forgets to hand a loop those parameters of the pipeline that only say how much processor or memory
+    a step in the loop gets; the driver would then not find them.
+    """
+    from kfp import compiler
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, str(path))
+        documents = list(yaml.safe_load_all(path.read_text()))
+    spec = documents[0]
+    _hand_down(spec, spec["root"])
+    return documents
+
+
+def _hand_down(spec: dict[str, Any], parent: dict[str, Any]) -> None:
+    """Gives each nested graph the inputs that its steps read and that it was not given."""
+    for task in parent["dag"]["tasks"].values():
+        component = spec["components"][task["componentRef"]["name"]]
+        if "dag" not in component:
+            continue
+        _hand_down(spec, component)
+        known = component.setdefault("inputDefinitions", {}).setdefault("parameters", {})
+        for name in sorted(_inputs_read(component["dag"]) - set(known)):
+            parameter = name.removeprefix("pipelinechannel--")
+            known[name] = {"parameterType": spec["root"]["inputDefinitions"]["parameters"][parameter]["parameterType"]}
+            source = parameter if parent is spec["root"] else name
+            task.setdefault("inputs", {}).setdefault("parameters", {})[name] = {"componentInputParameter": source}
+
+
+def _inputs_read(dag: dict[str, Any]) -> set[str]:
+    inputs = [value for task in dag["tasks"].values() for value in task.get("inputs", {}).get("parameters", {}).values()]
+    return {value["componentInputParameter"] for value in inputs if "componentInputParameter" in value}
 
 
 def check(text: str) -> None:

@@ -100,11 +100,11 @@ def _check_arguments(pipeline: Any, arguments: Mapping[str, Any]) -> None:
 
 def _write_job(pipeline: Any, arguments: Mapping[str, Any], home: Path, log_path: Path, folder: Path) -> Path:
     import yaml
-    from kfp import compiler
+
+    from pipelines.compile import specification
 
     spec_path = folder / "pipeline.yaml"
-    compiler.Compiler().compile(pipeline, str(spec_path))
-    spec = next(yaml.safe_load_all(spec_path.read_text()))
+    spec = specification(pipeline)[0]
     # A laptop's user wants to see the error, not to wait for it to happen three times.
     for component in (spec["root"], *spec["components"].values()):
         for task in component.get("dag", {}).get("tasks", {}).values():

@@ -29,6 +29,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _EXECUTING = re.compile(r"Executing task '([^']+)'")
 _FINISHED = re.compile(r"Task '([^']+)' finished with status (SUCCESS|FAILURE)")
 _ERROR = re.compile(r"^\s*((?:\w+\.)*)(\w*(?:Error|Exception|Interrupt|Exit|Invalid|Failed|Refused|Timeout))(?:: (.*))?$")
+_ITERATION = re.compile(r"/for-loop-\d+-iteration-(\d+)/")  # in the paths that kfp's executor is given
 _INTERRUPTED = 130
 _OURS = ("training", "evaluation", "components", "pipelines")
 
@@ -39,6 +40,7 @@ class _Task:
 
     name: str
     started: float
+    iteration: str = ""
     last_lines: collections.deque[str] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=400))
 
 
@@ -90,8 +92,10 @@ class StageLog(io.TextIOBase):
             self._finish(thread, finished[1], failed=finished[2] == "FAILURE")
         elif task:
             task.last_lines.append(plain)
+            if not task.iteration and (in_loop := _ITERATION.search(plain)):
+                task.iteration = f" {int(in_loop[1]) + 1}"
             if (message := heard(plain)) is not None:
-                self._show(task.name, message)
+                self._show(task, message)
 
     def _finish(self, thread: int, name: str, *, failed: bool) -> None:
         task = self._running.pop(thread, None)
@@ -100,11 +104,11 @@ class StageLog(io.TextIOBase):
         if failed:
             self.failures[name] = last_error(task.last_lines)
         elif not self.stopping:
-            self._show(name, f"done in {format_duration(time.monotonic() - task.started)}")
+            self._show(task, f"done in {format_duration(time.monotonic() - task.started)}")
 
-    def _show(self, name: str, message: str) -> None:
-        position, display = self._stages.get(name, (0, name))
-        self._shown.write(f"[{position}/{self._total} {display}] {message}\n")
+    def _show(self, task: _Task, message: str) -> None:
+        position, display = self._stages.get(task.name, (0, task.name))
+        self._shown.write(f"[{position}/{self._total} {display}{task.iteration}] {message}\n")
         self._shown.flush()
 
 
@@ -200,7 +204,7 @@ def main() -> int:
             task = components.load_component_from_text(spec_text)(**job["arguments"])
             result = {"outputs": {name: _plain(value) for name, value in task.outputs.items()}}
         except Exception as error:
-            result = {"failures": stage_log.failures or {"kfp": f"{type(error).__name__}: {error}"}}
+            result = {"failures": stage_log.failures or {"kfp": _ANSI.sub("", f"{type(error).__name__}: {error}")}}
         finally:
             sys.stdout = shown
         if stage_log.stopping:

@@ -42,9 +42,9 @@ def test_only_progress_lines_are_shown_and_each_says_which_stage_of_how_many(toy
     assert "chatter that belongs in the log" in log.read_text()
 
 
-def test_lines_of_components_that_run_at_once_keep_their_stage(toy: ModuleType, tmp_path: Path) -> None:
+def test_lines_of_components_that_run_at_once_keep_their_stage_and_iteration(toy: ModuleType, tmp_path: Path) -> None:
     _, lines = _run(toy.toy_loop, {}, tmp_path)
-    assert sorted(line for line in lines if "done in" not in line) == [f"[1/1 add] {n} + {n} in a test" for n in (1, 2, 3)]
+    assert sorted(line for line in lines if "done in" not in line) == [f"[1/1 add {n}] {n} + {n} in a test" for n in (1, 2, 3)]
 
 
 def test_a_failing_component_is_named_with_its_error_and_is_not_tried_again(toy: ModuleType, tmp_path: Path) -> None:

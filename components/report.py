@@ -1,0 +1,22 @@
+"""The page about a run."""
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def report(page: dsl.Output[dsl.HTML], run_uri: str, evaluation_uri: str) -> str:
+    """Makes one self-contained page of a run's evaluation: numbers, samples, curves, protocol.
+
+    Args:
+        page: The page.
+        run_uri: The run's directory.
+        evaluation_uri: The evaluation, which has to be there first.
+
+    Returns:
+        URI of the page.
+    """
+    from components.evaluation_run import report_run
+
+    return report_run(run_uri, evaluation_uri, page_path=page.path)
