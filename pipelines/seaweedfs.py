@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sysconfig
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from pipelines.ports import are_free
 
 PORT_NAMES = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "admin.grpc")
+_SOCKET_PATH_LIMIT = 100  # the system's own is 104 to 108 bytes
 
 
 def program() -> Path | None:
@@ -42,6 +44,10 @@ def command(weed: Path, data_path: Path, bucket: str, ports: Mapping[str, int]) 
         "admin.ui": "false",
         "volume.preStopSeconds": "0",
     }
+    for service in ("s3", "filer"):
+        socket_path = data_path / f"{service}.sock"
+        if len(os.fsencode(socket_path)) < _SOCKET_PATH_LIMIT:  # else weed leaves them in /tmp
+            flags[f"{service}.localSocket"] = str(socket_path)
     for name in PORT_NAMES:
         service, _, grpc = name.partition(".")
         flags[f"{service}.port.grpc" if grpc else f"{service}.port"] = str(ports[name])

@@ -5,7 +5,6 @@ Whoever puts a message never waits for the network, so a server that restarts co
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from training.progress import say
 
 _GATHER_SECONDS = 1.0
 _MAX_PAUSE_SECONDS = 30.0
+_HURRIED_PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Outbox:
     A message is sent until it arrives, fails for good or the process ends; so sending it twice has to be harmless.
     """
 
-    def __init__(self, destination: str, is_transient: Callable[[Exception], bool], *, capacity: int = 4096) -> None:
+    def __init__(self, destination: str, is_transient: Callable[[Exception], bool], *, capacity: int = 512) -> None:
         """Starts no thread yet.
 
         Args:
@@ -111,12 +111,9 @@ class Outbox:
         return True
 
     def _pause(self) -> None:
-        pause = min(2.0 ** min(self._failures - 1, 10), _MAX_PAUSE_SECONDS)
-        end = time.monotonic() + pause
-        with self._changed, contextlib.suppress(RuntimeError):
-            # Somebody who waits in `flush` gets an attempt every half second.
-            while (left := end - time.monotonic()) > 0:
-                self._changed.wait(timeout=min(left, 0.5))
-                if self._hurried:
-                    self._changed.wait(timeout=0.5)
-                    return
+        end = time.monotonic() + min(2.0 ** min(self._failures - 1, 10), _MAX_PAUSE_SECONDS)
+        with self._changed:
+            while (now := time.monotonic()) < end:
+                if self._hurried:  # somebody waits in `flush`: an attempt every half second
+                    end = min(end, now + _HURRIED_PAUSE_SECONDS)
+                self._changed.wait(timeout=end - now)

@@ -1,0 +1,315 @@
+"""One run in a real MLflow, through restarts of either end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+
+import numpy as np
+import pytest
+
+from pipelines import daemons
+from pipelines import services as local_services
+from training import mlflow_client, tracking
+from training.tracking import TrackingError
+
+
+@pytest.fixture
+def key(services) -> str:
+    return f"run-{uuid.uuid4().hex[:10]}"
+
+
+def open_run(key: str, **changes) -> tracking.TrackedRun:
+    given = {"run_key": key, "experiment_name": "tests", "run_name": key, "tags": {}, "params": {}}
+    return tracking.open_run(**{**given, **changes})
+
+
+def server():
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def points(run: tracking.TrackedRun, metric: str) -> list[tuple[int, float]]:
+    """What the server has, without any help of ours."""
+    return sorted((point.step, point.value) for point in server().get_metric_history(run.run_id, metric))
+
+
+def test_the_same_key_finds_the_same_run_and_marks_it_running(key):
+    first = open_run(key, params={"seed": 1}, tags={"variant": "a"})
+    assert first.finish("KILLED")
+    second = open_run(key, params={"seed": 1})
+    assert second.flush()
+    assert second.run_id == first.run_id != open_run(key + "-other").run_id
+    run = server().get_run(first.run_id)
+    assert (run.info.status, run.info.run_name, run.data.tags["iddpm.run_key"]) == ("RUNNING", key, key)
+    assert run.data.tags["variant"] == "a"
+    assert first.url.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{first.run_id}")
+
+
+def test_openers_at_the_same_moment_share_one_run(key):
+    start, found = threading.Barrier(4), []
+
+    def open_it() -> None:
+        start.wait()
+        found.append(open_run(key, experiment_name=f"new-{key}").run_id)
+
+    threads = [threading.Thread(target=open_it) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    experiment = server().get_experiment_by_name(f"new-{key}")
+    active = server().search_runs([experiment.experiment_id])
+    assert {run.info.run_id for run in active} == set(found)
+    assert len(active) == 1
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_a_run_ends_as_it_is_told_after_everything_has_arrived(key, status):
+    run = open_run(key)
+    run.log_metrics({"loss": 1.0}, 3)
+    assert run.finish(status)
+    assert server().get_run(run.run_id).info.status == status
+    assert points(run, "loss") == [(3, 1.0)]
+
+
+def test_steps_that_are_replayed_after_a_resume_are_not_logged_again(key):
+    run = open_run(key)
+    for step in range(50):
+        run.log_metrics({"loss": step, "grad_norm": 1.0}, step)
+    run.flush()
+    again = open_run(key)
+    for step in range(30, 80):
+        again.log_metrics({"loss": 1000 + step, "grad_norm": 1.0}, step)
+    again.flush()
+    assert points(run, "loss") == [(step, step if step < 50 else 1000 + step) for step in range(80)]
+    assert [step for step, _ in points(run, "grad_norm")] == list(range(80))
+
+
+def test_a_step_repeated_within_one_process_keeps_its_first_value(key):
+    run = open_run(key)
+    run.log_metrics({"loss": 1.0}, 5)
+    run.log_metrics({"loss": 2.0}, 5)  # in the same request
+    run.flush()
+    run.log_metrics({"loss": 3.0}, 5)  # after a roll-back, in a later one
+    run.flush()
+    assert points(run, "loss") == [(5, 1.0)]
+
+
+def test_a_score_that_arrives_late_still_finds_its_place(key):
+    run = open_run(key)
+    run.log_metrics({"distance": 2.0}, 200)
+    run.flush()
+    again = open_run(key)
+    again.log_metrics({"distance": 1.0}, 100)
+    assert again.metric_history("distance") == [(100, 1.0), (200, 2.0)]
+    assert again.metric_history("never logged") == []
+
+
+def test_more_points_than_one_request_takes_all_arrive(key):
+    run = open_run(key)
+    for step in range(1300):
+        run.log_metrics({"a": step, "b": -step}, step)
+    assert run.flush()
+    assert points(run, "a") == [(step, step) for step in range(1300)]
+    assert len(points(run, "b")) == 1300
+
+
+def test_values_that_are_not_numbers_are_shown_as_such(key):
+    run = open_run(key)
+    for step, value in enumerate([1.0, float("nan"), float("inf"), -float("inf")]):
+        run.log_metrics({"loss": value}, step)
+    run.flush()
+    assert [str(value) for _, value in points(run, "loss")] == ["1.0", "nan", "nan", "nan"]
+
+
+def test_a_process_killed_in_the_middle_and_started_again_leaves_every_step_once(key):
+    code = (
+        "import os, signal, sys; from training import tracking\n"
+        "run = tracking.open_run(run_key=sys.argv[1], experiment_name='tests', run_name='n', tags={}, params={})\n"
+        "for step in range(int(sys.argv[2]), int(sys.argv[3])):\n"
+        "    run.log_metrics({'loss': step}, step)\n"
+        "    if step % 10 == 9: run.flush()\n"
+        "    if step == 36: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, key, "0", "60"], timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    run = open_run(key)
+    for step in range(20, 60):  # from the checkpoint before
+        run.log_metrics({"loss": step}, step)
+    run.flush()
+    assert points(run, "loss") == [(step, step) for step in range(60)]
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_and_comes_back_misses_nothing(key, services, capsys):
+    run = open_run(key)
+    run.log_metrics({"loss": 0}, 0)
+    run.log_image("samples", np.zeros((8, 8, 1), np.uint8), 0)
+    assert run.flush()
+    for process in daemons.find(services.home, "mlflow"):
+        process.kill()
+    started = time.monotonic()
+    for step in range(1, 40):
+        run.log_metrics({"loss": step}, step)
+    run.log_image("samples", np.zeros((8, 8, 3), np.uint8), 20)
+    run.log_text("text", "report/note.txt")
+    run.set_tags({"checkpoint": "s3://x"})
+    assert time.monotonic() - started < 1.0  # nobody waited for the server
+    assert not run.flush(timeout_seconds=2.0)
+    assert local_services.up(services.home) == services
+    assert run.flush(timeout_seconds=60)
+    assert points(run, "loss") == [(step, step) for step in range(40)]
+    assert [file.path for file in server().list_artifacts(run.run_id, "report")] == ["report/note.txt"]
+    assert server().get_run(run.run_id).data.tags["checkpoint"] == "s3://x"
+    assert len(server().list_artifacts(run.run_id, "images")) == 4
+    said = capsys.readouterr().out
+    assert said.count("does not answer; training goes on") == 1
+    assert said.count("MLflow answers again") == 1
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_costs_no_time_and_gets_each_step_once(key, services, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    run = open_run(key)
+    run.log_metrics({"loss": 0}, 0)
+    assert run.flush()
+    hung = daemons.find(services.home, "mlflow")
+    for process in hung:
+        process.suspend()
+    try:
+        started = time.monotonic()
+        for step in range(1, 200):
+            run.log_metrics({"loss": step}, step)
+        assert time.monotonic() - started < 0.5
+        assert not run.flush(timeout_seconds=5.0)  # a few requests are lost on the way, and will be answered all the same
+    finally:
+        for process in hung:
+            process.resume()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    assert run.flush(timeout_seconds=60)
+    time.sleep(1.0)
+    assert points(run, "loss") == [(step, step) for step in range(200)]
+
+
+def test_a_step_has_one_picture_however_often_it_is_drawn(key):
+    from PIL import Image
+
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), dtype=np.uint8)
+    run = open_run(key)
+    for step in (10, 20, 10):
+        run.log_image("train/samples", pictures[step // 20], step)
+    run.log_image("grey", pictures[0][..., :1], 10)
+    assert run.flush()
+    again = open_run(key)
+    again.log_image("train/samples", pictures[1], 10)
+    assert again.flush()
+    names = [file.path for file in server().list_artifacts(run.run_id, "images") if file.path.endswith(".png")]
+    assert sorted(name.partition("+timestamp")[0] for name in names) == [
+        "images/grey+step+10",
+        "images/train~samples+step+10",
+        "images/train~samples+step+20",
+    ]
+    stored = next(name for name in names if "train~samples+step+10" in name)
+    assert np.array_equal(np.asarray(Image.open(server().download_artifacts(run.run_id, stored))), pictures[0])
+
+
+def test_the_parent_is_the_one_that_is_named_or_else_the_one_that_the_pipeline_injects(key, monkeypatch):
+    parent = open_run(key)
+    named = open_run(key + "-a", parent_run_id=parent.run_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", parent.run_id)
+    injected = open_run(key + "-b")
+    assert os.environ["MLFLOW_RUN_ID"] == parent.run_id  # MLflow's own start_run would have taken it away
+    found = server().search_runs([server().get_run(parent.run_id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+    assert {run.info.run_id for run in found} == {named.run_id, injected.run_id}
+    assert parent.run_id in parent.parts_url(order_by_metric="FID")
+
+
+def test_parameters_are_dotted_and_a_later_value_becomes_a_tag(key):
+    run = open_run(
+        key, params={"data": {"name": "digits"}, "seed": 0, "resources": {"num_workers": 2}, "many": {str(i): i for i in range(150)}}
+    )
+    run.flush()
+    again = open_run(key, params={"data": {"name": "digits"}, "seed": 0, "resources": {"num_workers": 1}})
+    again.flush()
+    data = server().get_run(run.run_id).data
+    assert (data.params["data.name"], data.params["seed"], data.params["resources.num_workers"]) == ("digits", "0", "2")
+    assert len(data.params) == 153
+    assert {name: value for name, value in data.tags.items() if name.startswith("resumed.")} == {"resumed.resources.num_workers": "1"}
+
+
+def test_files_texts_and_the_data_set_are_kept_with_the_run(key, tmp_path):
+    run = open_run(key)
+    (tmp_path / "r.html").write_text("<p>report</p>")
+    run.log_file(tmp_path / "r.html", "report/report.html")
+    (tmp_path / "r.html").unlink()  # it was read when it was logged
+    run.log_text("note", "note.txt")
+    for _ in range(2):
+        run.log_dataset("digits", "0123456789abcdef" * 4, "s3://iddpm/data/digits/train")
+    assert run.flush()
+    report = server().download_artifacts(run.run_id, "report/report.html")
+    assert open(report).read() == "<p>report</p>"  # noqa: SIM115, PTH123
+    (dataset,) = [entry.dataset for entry in server().get_run(run.run_id).inputs.dataset_inputs]
+    assert (dataset.name, dataset.digest) == ("digits", ("0123456789abcdef" * 4)[:36])
+    with pytest.raises(TrackingError, match="No such file"):
+        run.log_file(tmp_path / "none", "x")
+
+
+def test_another_process_writes_to_the_same_run_by_its_id(key):
+    run = open_run(key)
+    code = "import sys; from training import tracking\nr = tracking.attach(sys.argv[1]); r.log_metrics({'score': 2.5}, 7); assert r.flush()"
+    subprocess.run([sys.executable, "-c", code, run.run_id], check=True, timeout=120)
+    run.log_metrics({"loss": 1.0}, 7)
+    assert run.metric_history("score") == [(7, 2.5)]
+    assert run.metric_history("loss") == [(7, 1.0)]
+
+
+def test_what_mlflow_refuses_is_said_once_and_the_rest_goes_on(key, capsys):
+    run = open_run(key)
+    server().set_terminated(run.run_id)
+    server().delete_run(run.run_id)
+    run.log_metrics({"loss": 1.0}, 1)
+    assert run.flush()
+    assert "MLflow refused metrics" in capsys.readouterr().out
+    server().restore_run(run.run_id)
+    run.log_metrics({"loss": 2.0}, 2)
+    assert run.flush()
+    assert points(run, "loss") == [(2, 2.0)]
+
+
+def test_an_address_where_nobody_listens_is_named_with_the_remedy(key, monkeypatch):
+    monkeypatch.setattr(mlflow_client, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer; .*iddpm up") as caught:
+        open_run(key)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_environment_without_an_address_is_named(key, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI is not set"):
+        open_run(key)
+
+
+def test_what_can_never_work_is_refused_at_once(key):
+    with pytest.raises(TrackingError, match=r"refused: .*not found"):
+        tracking.attach("0" * 32)
+    with pytest.raises(TrackingError, match="is not a metric's name"):
+        open_run(key).log_metrics({"loss:x": 1.0}, 0)
+    with pytest.raises(TrackingError, match="holds a quote"):
+        open_run("it's")
+    experiment = server().create_experiment(f"gone-{key}")
+    server().delete_experiment(experiment)
+    with pytest.raises(TrackingError, match=r"experiment 'gone-.*' is deleted; restore it there, or use another name"):
+        open_run(key, experiment_name=f"gone-{key}")
+
+
+def test_importing_it_does_not_import_mlflow():
+    code = "import sys; from training import tracking; assert not {'boto3', 'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
