@@ -102,6 +102,9 @@ def _train(
     from evaluation import early_stopping
     from evaluation.scoring import CheckpointScorer, read_history
     from training import checkpoint
+    from training.ray_session import set_defaults
+
+    set_defaults()
     from training.launch import Job, train
 
     scorer = CheckpointScorer(evaluation=experiment.evaluation, reference_uri=reference_uri, class_names=manifest.class_names)

@@ -20,6 +20,12 @@ _DEFAULTS = {
 }
 
 
+def set_defaults() -> None:
+    """Sets our defaults in the environment, where the user has not. Ray reads some when it is first imported."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
 @contextmanager
 def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Iterator[None]:
     """Joins Ray for the time of the block; inside another session it joins that one.
@@ -28,13 +34,12 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
         address: "local" starts a cluster in this machine; otherwise one that runs: "auto", or its address.
         num_cpus: Tasks of one CPU that a local cluster runs at once; None takes the machine's cores.
     """
+    set_defaults()
     import ray
 
     if ray.is_initialized():
         yield
         return
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
     if address == "local":
         # A token that lives as long as this process: no other user of the machine can join, and no file is written.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
