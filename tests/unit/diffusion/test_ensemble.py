@@ -10,7 +10,7 @@ from oracles import DiscreteOracle, discrete_images
 from torch import Tensor
 
 from training.config import DiffusionConfig, SamplingConfig
-from training.diffusion.bound import bound_terms, vlb_ratio
+from training.diffusion.bound import bound_terms
 from training.diffusion.ensemble import Ensemble, EnsembleError, ends_and_middle, require_same_process
 from training.diffusion.process import Model, make_process
 from training.diffusion.sampling import make_sampling_process, sample
@@ -93,17 +93,6 @@ def test_the_bound_of_an_ensemble_is_the_sum_of_the_better_terms_exactly() -> No
     assert torch.equal(both, better)
     assert torch.equal(both.sum(0), better.sum(0))
     assert both.sum() < min(ends.sum(), mid.sum()) - 0.01
-
-
-def test_the_ratio_of_the_terms_says_which_model_is_better_where() -> None:
-    images, _ = discrete_images(LEVELS, PROBABILITIES, 4)
-    process = make_process(SMALL)
-    oracle = DiscreteOracle(process, LEVELS, PROBABILITIES)
-    late = wrong_where(oracle, lambda t: t >= 50, 0.1)
-    ratio = vlb_ratio(process, oracle, late, images.float() / 127.5 - 1, indices=torch.arange(4), seed=0)
-    assert ratio.shape == (100,)
-    assert torch.equal(ratio[1:50], torch.ones(49, dtype=torch.float64))
-    assert (ratio[50:] < 1).all()
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,17 @@ def test_ddim_with_eta_zero_uses_no_noise() -> None:
     assert not torch.allclose(ddim_sample(process, model, x, t, torch.randn_like(x), eta=0.5)[:2], still[:2])
 
 
+def test_a_ddim_step_between_the_extremes_is_equation_12() -> None:
+    process = make_process(DiffusionConfig(), (100, 900, 2000))
+    x_0, x_t, noise = torch.rand(1, *SHAPE) * 2 - 1, torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
+    before, now, eta = float(process.alpha_bars[0]), float(process.alpha_bars[1]), 0.3
+    sigma = eta * ((1 - before) / (1 - now)) ** 0.5 * (1 - now / before) ** 0.5
+    eps = (x_t - now**0.5 * x_0) / (1 - now) ** 0.5
+    expected = before**0.5 * x_0 + (1 - before - sigma**2) ** 0.5 * eps + sigma * noise
+    actual = ddim_sample(process, PointOracle(process, x_0), x_t, torch.tensor([1]), noise, eta=eta)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("variance", ["learned_range", "fixed_small"])
 def test_no_noise_is_added_in_the_last_step(variance: str) -> None:
     config = DiffusionConfig() if variance == "learned_range" else fixed_small()
