@@ -99,7 +99,8 @@ def _progress(history: Sequence[Any]) -> str:
     if not scored:
         return "no checkpoint was scored"
     first, best = scored[0], min(scored)
-    return f"{history[0]['distance_name']} {first[0]:.3g} at step {first[1]:,} -> {best[0]:.3g} at step {best[1]:,} (few-step scores beside training)"
+    change = f"{first[0]:.3g} at step {first[1]:,} -> {best[0]:.3g} at step {best[1]:,}"
+    return f"{history[0]['distance_name']} {change} (few-step scores beside training)"
 
 
 def _with_error(value: float, error: float | None) -> str:
