@@ -106,7 +106,8 @@ def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu
     _loaded.cache_clear()  # the checkpoint may have been written anew since
     started = shown = time.monotonic()
     done = 0
-    for count in spread(_draw_chunk, [_Chunk(plan, uri, number, device) for number in missing], num_workers=num_workers):
+    jobs = [_Chunk(plan, uri, number, device) for number in missing]
+    for count in spread(_draw_chunk, jobs, num_workers=num_workers, num_gpus_per_worker=int(device != "cpu")):
         done += count
         now = time.monotonic()
         if now - shown > _SECONDS_BETWEEN_LINES:

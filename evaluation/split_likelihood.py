@@ -78,7 +78,8 @@ def split_likelihood(plan: LikelihoodPlan, work_uri: str, *, num_workers: int = 
     missing = [number for number in range(num_pieces) if _piece_uri(work_uri, number) not in present]
     started = shown = time.monotonic()
     done, total = 0, sum(_size(plan, number) for number in missing)
-    for count in spread(_evaluate_piece, [_Piece(plan, work_uri, number, device) for number in missing], num_workers=num_workers):
+    jobs = [_Piece(plan, work_uri, number, device) for number in missing]
+    for count in spread(_evaluate_piece, jobs, num_workers=num_workers, num_gpus_per_worker=int(device != "cpu")):
         done += count
         now = time.monotonic()
         if now - shown > _SECONDS_BETWEEN_LINES:

@@ -12,7 +12,9 @@ _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
 
-def spread(function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, num_workers: int) -> Iterator[_Result]:
+def spread(
+    function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, num_workers: int, num_gpus_per_worker: int = 0
+) -> Iterator[_Result]:
     """The result of each job, in order of completion.
 
     No more than `num_workers` jobs are in flight, so that stopping early loses little and a shared cluster isn't flooded.
@@ -22,6 +24,7 @@ def spread(function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, num_wor
         jobs: Picklable pieces of work.
         num_workers: 1 runs in this process; more use the Ray cluster that this process has joined, the one that
             `RAY_ADDRESS` names, or a local one that ends with the work.
+        num_gpus_per_worker: GPUs that each of the Ray tasks holds; this process uses what it sees.
 
     Raises:
         Exception: What the function raised, as it raised it; the other jobs are cancelled.
@@ -31,13 +34,13 @@ def spread(function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, num_wor
         return
 
     with ray_session(os.environ.get("RAY_ADDRESS") or "local", num_cpus=num_workers):
-        yield from _on_ray(function, jobs, num_workers)
+        yield from _on_ray(function, jobs, num_workers, num_gpus_per_worker)
 
 
-def _on_ray(function: Callable[[_Job], _Result], jobs: Sequence[_Job], num_workers: int) -> Iterator[_Result]:
+def _on_ray(function: Callable[[_Job], _Result], jobs: Sequence[_Job], num_workers: int, num_gpus_per_worker: int) -> Iterator[_Result]:
     import ray
 
-    remote = ray.remote(function).options(num_cpus=1, max_retries=3)
+    remote = ray.remote(function).options(num_cpus=1, num_gpus=num_gpus_per_worker, max_retries=3)
     waiting = iter(jobs)
     # The range comes first: zip stops there, where the jobs' iterator would have given one away already.
     running = [remote.remote(job) for _, job in zip(range(num_workers), waiting, strict=False)]

@@ -1,0 +1,19 @@
+"""Work spread over Ray: every job once, and what a job raises comes back as it was raised."""
+
+import pytest
+
+from training.checkpoint import CheckpointError, checkpoint_uri, step_of
+from training.data.spread import spread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_every_job_is_done_once(num_workers: int) -> None:
+    jobs = [checkpoint_uri("run", step) for step in range(8)]
+    assert sorted(spread(step_of, jobs, num_workers=num_workers)) == list(range(8))
+
+
+@pytest.mark.slow
+def test_what_a_job_raises_comes_back() -> None:
+    with pytest.raises(CheckpointError, match="elsewhere: is not a checkpoint's directory"):
+        list(spread(step_of, ["elsewhere", checkpoint_uri("run", 1)], num_workers=2))
