@@ -122,20 +122,36 @@ def tabulate(
 
 
 def _outcomes(name: str, preset_name: str, overrides: Sequence[str], digest: str, root_uri: str) -> list[TrialOutcome]:
-    from evaluation.result import EvaluationResult
-
     found = []
     for trial in trials(name, preset_name, overrides):
         run_uri = storage.join(root_uri, "runs", run_key(preset(preset_name, trial.overrides), digest))
-        trained_uri, evaluated_uri = storage.join(run_uri, RESULT), storage.join(run_uri, "evaluations", "final.json")
-        trained = storage.read_json(trained_uri) if storage.exists(trained_uri) else {}
-        result = EvaluationResult.from_dict(storage.read_json(evaluated_uri)) if trained and storage.exists(evaluated_uri) else None
+        trained = _stored(storage.join(run_uri, RESULT))
+        evaluated = _stored(storage.join(run_uri, "evaluations", "final.json")) if trained else None
         found.append(
             TrialOutcome(
-                label=trial.name, values=trial.values, run_uri=run_uri, tracking_run_id=trained.get("tracking_run_id", ""), result=result
+                label=trial.name,
+                values=trial.values,
+                run_uri=run_uri,
+                tracking_run_id=(trained or {}).get("tracking_run_id", ""),
+                result=_result(evaluated) if evaluated else None,
             )
         )
     return found
+
+
+def _stored(uri: str) -> Any:
+    """What a trial left, or None; what can't be read is said and does not take the table down."""
+    try:
+        return storage.read_json(uri) if storage.exists(uri) else None
+    except storage.StorageError as error:
+        say(str(error))
+        return None
+
+
+def _result(value: Any) -> Any:
+    from evaluation.result import EvaluationResult
+
+    return EvaluationResult.from_dict(value)
 
 
 def _headers(finished: Sequence[TrialOutcome]) -> list[str]:

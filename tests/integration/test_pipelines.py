@@ -1,0 +1,154 @@
+"""The three pipelines for real: kfp.local, Ray, S3 and MLflow, on the digits at tiny settings."""
+
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.compile import load
+from pipelines.local import PipelineError, run_pipeline
+from pipelines.services import Services
+from training import checkpoint, storage
+from training.ablations import trials
+from training.config import run_key
+from training.data.shards import read_manifest
+from training.presets import preset
+from training.registry import resolve
+from training.tracking import attach
+
+pytestmark = pytest.mark.slow
+
+_PRESET = "digits-hybrid-cosine"
+_FAST = (
+    "evaluation.scoring_num_samples=100",
+    "evaluation.num_samples=200",
+    "evaluation.sampling.spacing=10",
+    "evaluation.scoring_sampling.spacing=ddim5",
+    "evaluation.rescore_best=1",
+    "evaluation.likelihood_num_images=20",
+    "evaluation.likelihood_steps=10",
+)
+_TRAINED = ["optim.num_steps=300", "optim.checkpoint_interval=100", *_FAST]
+
+
+class _Here:
+    """A place of its own in S3 and MLflow, and the runner for it."""
+
+    def __init__(self, services: Services, home: Path) -> None:
+        self.services = services
+        self.home = home
+        self.name = f"test-{uuid.uuid4().hex[:8]}"
+        self.root_uri = f"{services.bucket_uri}/{self.name}"
+
+    def run(self, pipeline: str, **arguments: Any) -> tuple[dict[str, Any], list[str]]:
+        lines: list[str] = []
+        everywhere = {"storage_root_uri": self.root_uri}
+        if pipeline != "nightly-fid":
+            everywhere["tracking_experiment"] = self.name
+        outputs = run_pipeline(load(pipeline), {**everywhere, **arguments}, home=self.home, env=self.services.env, show=lines.append)
+        return outputs, lines
+
+
+@pytest.fixture(scope="module")
+def here(services: Services, tmp_path_factory: pytest.TempPathFactory) -> _Here:
+    return _Here(services, tmp_path_factory.mktemp("pipelines"))
+
+
+@pytest.fixture(scope="module")
+def run_uri(here: _Here) -> str:
+    outputs, lines = here.run("train", experiment_overrides=_TRAINED)
+    assert [line for line in lines if "done in" in line][-1].startswith("[5/5 report]")
+    return str(outputs["Output"])
+
+
+def test_the_train_pipeline_leaves_a_scored_reported_and_registered_model(here: _Here, run_uri: str) -> None:
+    trained = storage.read_json(f"{run_uri}/result.json")
+    final = storage.read_json(f"{run_uri}/evaluations/final.json")
+    assert trained["step"] == 300
+    assert final["distance_name"] == "FD(digits-classifier)"
+    assert final["distance"] < 60  # of noise it is above 80
+    assert b"FD(digits-classifier)" in storage.read_bytes(f"{run_uri}/evaluations/report.html")
+    tracked = attach(trained["tracking_run_id"])
+    assert tracked.metric_history("final/distance") == [(final["step"], pytest.approx(final["distance"]))]
+    assert [step for step, _ in tracked.metric_history("score/best")] == [100, 200, 300]
+    champion = resolve(_PRESET)
+    assert storage.exists(f"{champion.checkpoint_uri}/complete.json")
+    pages = list(here.home.glob("pipelines/*/report/page"))
+    assert pages
+    assert "<html" in pages[0].read_text()
+
+
+def test_the_same_pipeline_again_reuses_what_is_there_and_says_so(here: _Here, run_uri: str) -> None:
+    outputs, lines = here.run("train", experiment_overrides=_TRAINED)
+    said = "\n".join(lines)
+    assert outputs["Output"] == run_uri
+    assert "are there already" in said
+    assert "is already trained to step 300" in said
+    assert "was evaluated by this protocol before" in said
+    assert not re.search(r"\] step \d", said)
+
+
+def test_the_nightly_check_passes_a_healthy_model_and_fails_a_damaged_one_with_both_numbers(here: _Here, run_uri: str) -> None:
+    outputs, lines = here.run("nightly-fid", model=run_uri)
+    assert "median of 1 earlier score" in outputs["Output"]
+    assert any("healthy" in line for line in lines)
+    here.run("nightly-fid", model=run_uri)
+    tracking_run_id = storage.read_json(f"{run_uri}/result.json")["tracking_run_id"]
+    healthy = [value for _, value in attach(tracking_run_id).metric_history("nightly/distance")]
+    assert len(healthy) == 2
+
+    best = storage.read_json(f"{run_uri}/evaluations/choice.json")
+    _damage(run_uri, int(best["step"]))
+    with pytest.raises(PipelineError, match=r"FD\(digits-classifier\) has regressed: (\S+) against (\S+) \(median of 2") as caught:
+        here.run("nightly-fid", model=run_uri)
+    numbers = re.search(r"regressed: (\S+) against (\S+)", str(caught.value))
+    assert numbers is not None
+    assert float(numbers[1]) > float(numbers[2])
+    assert [value for _, value in attach(tracking_run_id).metric_history("nightly/distance")] == healthy
+
+
+def _damage(run_uri: str, step: int) -> None:
+    """Adds noise to every weight of a checkpoint."""
+    uri = checkpoint.checkpoint_uri(run_uri, step)
+    files: dict[str, Any] = {}
+    for name in checkpoint.file_names(uri):
+        if not name.endswith(".pt"):
+            files[name] = checkpoint.load_bytes(uri, name)
+            continue
+        state = checkpoint.load(uri, name)
+        generator = torch.Generator().manual_seed(0)
+        files[name] = {
+            key: value + 0.5 * torch.randn(value.shape, generator=generator) if name.startswith(("ema", "model")) else value
+            for key, value in state.items()
+        }
+    checkpoint.save(run_uri, step, files)
+
+
+def test_a_failed_trial_is_named_takes_no_other_down_and_alone_runs_again(here: _Here) -> None:
+    overrides = ["optim.num_steps=4", "optim.checkpoint_interval=4", *_FAST]
+    data_uri = f"{here.root_uri}/data/digits-8x8x1-none"
+    if not storage.exists(f"{data_uri}/train/manifest.json"):
+        here.run("train", experiment_overrides=_TRAINED)
+    digest = read_manifest(f"{data_uri}/train").content_digest
+    planned = trials("hybrid-weight", _PRESET, overrides)
+    victim = planned[2]
+    victim_uri = f"{here.root_uri}/runs/{run_key(preset(_PRESET, victim.overrides), digest)}"
+    storage.write_bytes(f"{victim_uri}/evaluations/final.json", b"not JSON")
+
+    with pytest.raises(PipelineError, match="evaluate"):
+        here.run("ablation", experiment_overrides=overrides)
+    (table_uri,) = [uri for uri in storage.list_uris(f"{here.root_uri}/ablations") if uri.endswith("table.json")]
+    table = storage.read_json(table_uri)
+    assert [row["label"] for row in table if row["result"] is None] == [victim.name]
+    assert f"Failed: {victim.name}" in storage.read_bytes(table_uri.replace("table.json", "report.html")).decode()
+
+    storage.delete(f"{victim_uri}/evaluations/final.json")
+    _, lines = here.run("ablation", experiment_overrides=overrides)
+    assert sum("was evaluated by this protocol before" in line for line in lines) == 3
+    assert sum("is already trained" in line for line in lines) == 4
+    table = storage.read_json(table_uri)
+    assert [row["values"] for row in table] == [trial.values for trial in planned]
+    assert all(row["result"]["distance"] > 0 for row in table)
