@@ -10,33 +10,24 @@ checkpoint, which nothing here reads. `.pt` files are state dicts of tensors, nu
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import pickle
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from training import storage
+from training.checkpoint_files import CheckpointError as CheckpointError
+from training.checkpoint_files import Files, describe, plain, read_file, write_file
 from training.config import ConfigError, Experiment
 
 DIRECTORY = "checkpoints"
 COMPLETE = "complete.json"
 EXPERIMENT = "experiment.json"
 MODEL = "model"
-
-Files = Mapping[str, Mapping[str, Any] | bytes]
-"""By file name: a state dict for `.pt`, a JSON object for `.json`, or the bytes themselves."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, half-written, damaged or can't be written; the message has the remedy."""
 
 
 def checkpoint_uri(run_uri: str, step: int) -> str:
@@ -81,7 +72,7 @@ def save(run_uri: str, step: int, files: Files) -> str:
     if wrong:
         raise CheckpointError(f"{wrong[0]!r} can't be the name of a checkpoint's file")
     with tempfile.TemporaryDirectory(prefix="iddpm-checkpoint-") as directory:
-        listing = {name: _write_local(Path(directory) / name, value) for name, value in sorted(files.items())}
+        listing = {name: write_file(Path(directory) / name, value) for name, value in sorted(files.items())}
         complete = {"step": step, "files": listing}
         if _read_complete(uri) == complete:
             return uri
@@ -162,14 +153,7 @@ def load(uri: str, name: str) -> dict[str, Any]:
         StorageError: It can't be read.
     """
     with _checked(uri, name) as path:
-        try:
-            value = json.loads(path.read_bytes()) if name.endswith(".json") else torch.load(path, map_location="cpu", weights_only=True)
-        except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{storage.join(uri, name)}: can't be read as plain tensors and data ({reason})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{storage.join(uri, name)}: holds a {type(value).__name__} instead of a dictionary")
-    return value
+        return read_file(path, storage.join(uri, name))
 
 
 def load_experiment(uri: str) -> Experiment:
@@ -236,7 +220,7 @@ class AsyncWriter:
             StorageError: The previous checkpoint failed so.
         """
         self.wait()
-        copies = {name: value if isinstance(value, bytes) else _plain(value, name, copy=True) for name, value in files.items()}
+        copies = {name: value if isinstance(value, bytes) else plain(value, name, copy=True) for name, value in files.items()}
         self._pending = self._pool.submit(self._write, step, copies, on_saved)
 
     def wait(self) -> None:
@@ -300,45 +284,8 @@ def _checked(uri: str, name: str) -> Iterator[Path]:
             path = stack.enter_context(storage.open_local(storage.join(uri, name)))
         except storage.ObjectNotFoundError as error:
             raise CheckpointError(f"{storage.join(uri, name)}: is missing, but {COMPLETE} lists it; take an earlier checkpoint") from error
-        if _describe(path) != files[name]:
+        if describe(path) != files[name]:
             raise CheckpointError(
                 f"{storage.join(uri, name)}: its bytes are not those that were written (sha256 differs); take an earlier checkpoint"
             )
         yield path
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"num_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _write_local(path: Path, value: Mapping[str, Any] | bytes) -> dict[str, Any]:
-    try:
-        if isinstance(value, bytes):
-            path.write_bytes(value)
-        elif path.suffix == ".json":
-            path.write_text(json.dumps(value, indent=2) + "\n")
-        else:
-            torch.save(_plain(value, path.name, copy=False), path)
-    except TypeError as error:
-        raise CheckpointError(f"{path.name}: {error}") from error
-    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as RuntimeError
-        raise CheckpointError(f"{path}: can't be written ({error}); free some space there, or point TMPDIR elsewhere") from error
-    return _describe(path)
-
-
-def _plain(value: Any, path: str, *, copy: bool) -> Any:
-    """The value with every tensor on the CPU and no larger than itself (a view would drag its whole storage along)."""
-    if isinstance(value, Tensor):
-        detached = value.detach()
-        moved = detached.cpu()
-        shares = moved.data_ptr() == detached.data_ptr()
-        larger = moved.untyped_storage().nbytes() > moved.numel() * moved.element_size()
-        return moved.clone() if larger or (copy and shares) else moved
-    if isinstance(value, Mapping):
-        return {key: _plain(item, f"{path}:{key}", copy=copy) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item, f"{path}:{index}", copy=copy) for index, item in enumerate(value))
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise CheckpointError(f"{path}: a {type(value).__name__} is neither a tensor nor plain data, so it would need code to be read again")

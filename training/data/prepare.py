@@ -149,9 +149,9 @@ def _check_listing(source: Source, listing: Listing, num_classes: int | None) ->
             f"{source.name}: the source has {found} labels, but the experiment says data.num_classes={num_classes}; "
             "choose another rule for labels, or override data.num_classes"
         )
-    keys = Counter(item.key for item in listing.items)
-    if len(keys) < len(listing.items):
-        raise SourceError(f"{source.name}: lists {keys.most_common(1)[0][0]!r} more than once")
+    if len({item.key for item in listing.items}) < len(listing.items):
+        twice = Counter(item.key for item in listing.items).most_common(1)[0][0]
+        raise SourceError(f"{source.name}: lists {twice!r} more than once")
 
 
 def _plan(source: Source, listing: Listing, dataset_uris: Mapping[int, str], options: Options) -> _Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ class StreamedRows:
     def _load(self, group: int) -> npt.NDArray[np.void]:
         started = self._ahead.pop(group, None)
         if started is not None:
-            started.result()
+            wait([started])  # if it failed, so does the line below, unless the reason has passed
         while True:
             path = self._fetched(group)
             # Another process may make room between the two lines; then it is fetched again.

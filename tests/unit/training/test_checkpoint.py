@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from training import checkpoint, storage
-from training.checkpoint import AsyncWriter, CheckpointError
+from training.checkpoint import AsyncWriter
+from training.checkpoint_files import CheckpointError, describe
 from training.presets import preset
 
 EXPERIMENT = preset("digits-hybrid-cosine")
@@ -146,7 +147,7 @@ def test_a_file_that_runs_code_when_unpickled_is_refused(run):
     uri = checkpoint.save(run, 10, {"model.pt": {}})
     torch.save({"weight": os.system}, Path(uri, "model.pt"))
     listing = json.loads(Path(uri, "complete.json").read_text())
-    listing["files"]["model.pt"] = checkpoint._describe(Path(uri, "model.pt"))
+    listing["files"]["model.pt"] = describe(Path(uri, "model.pt"))
     Path(uri, "complete.json").write_text(json.dumps(listing))
     with pytest.raises(CheckpointError, match="can't be read as plain tensors"):
         checkpoint.load(uri, "model.pt")

@@ -1,0 +1,95 @@
+"""What a checkpoint's files hold, and how they get to this machine's disk: plain tensors, numbers, strings and JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Files = Mapping[str, Mapping[str, Any] | bytes]
+"""By file name: a state dict for `.pt`, a JSON object for `.json`, or the bytes themselves."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, half-written, damaged or can't be written; the message has the remedy."""
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file, as `complete.json` lists them."""
+    with path.open("rb") as file:
+        return {"num_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_file(path: Path, value: Mapping[str, Any] | bytes) -> dict[str, Any]:
+    """Writes a value in the form that its file's name asks for.
+
+    Returns:
+        Its description.
+
+    Raises:
+        CheckpointError: It is neither tensors nor plain data, or the disk is full.
+    """
+    try:
+        if isinstance(value, bytes):
+            path.write_bytes(value)
+        elif path.suffix == ".json":
+            path.write_text(json.dumps(value, indent=2) + "\n")
+        else:
+            torch.save(plain(value, path.name, copy=False), path)
+    except TypeError as error:
+        raise CheckpointError(f"{path.name}: {error}") from error
+    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as RuntimeError
+        raise CheckpointError(f"{path}: can't be written ({error}); free some space there, or point TMPDIR elsewhere") from error
+    return describe(path)
+
+
+def plain(value: Any, path: str, *, copy: bool) -> Any:
+    """The value with every tensor on the CPU and no larger than itself (a view would drag its whole storage along).
+
+    Args:
+        value: Tensors, numbers, strings, and dictionaries, lists and tuples of them.
+        path: Its name, for the message.
+        copy: Never share memory with `value`.
+
+    Raises:
+        CheckpointError: There is something else inside.
+    """
+    if isinstance(value, Tensor):
+        detached = value.detach()
+        moved = detached.cpu()
+        shares = moved.data_ptr() == detached.data_ptr()
+        larger = moved.untyped_storage().nbytes() > moved.numel() * moved.element_size()
+        return moved.clone() if larger or (copy and shares) else moved
+    if isinstance(value, Mapping):
+        return {key: plain(item, f"{path}:{key}", copy=copy) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item, f"{path}:{index}", copy=copy) for index, item in enumerate(value))
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise CheckpointError(f"{path}: a {type(value).__name__} is neither a tensor nor plain data, so it would need code to be read again")
+
+
+def read_file(path: Path, uri: str) -> dict[str, Any]:
+    """The state dict (tensors on the CPU) or JSON object in a file.
+
+    Args:
+        path: The file.
+        uri: Where it came from, for the message.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
+    try:
+        value = json.loads(path.read_bytes()) if uri.endswith(".json") else torch.load(path, map_location="cpu", weights_only=True)
+    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{uri}: can't be read as plain tensors and data ({reason})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{uri}: holds a {type(value).__name__} instead of a dictionary")
+    return value
