@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("training", "tests/unit/diffusion", "tests/unit/models", "tests/golden", "tests/conftest.py", "pyproject.toml")
+COPIED = (
+    *("training", "evaluation", "pyproject.toml"),
+    *(f"tests/{name}" for name in ("unit/diffusion", "unit/models", "unit/evaluation", "golden", "conftest.py", "oracles.py")),
+)
 DIFFUSION, MODELS = "training/diffusion", "training/models"
 
 
@@ -272,6 +275,77 @@ NETWORK = [
     ),
 ]
 
+SAMPLERS = [
+    *_diffusion(
+        "sampling",
+        ("noise in the last step", "prediction.mean + _unless_last(t, x_t) *", "prediction.mean +"),
+        ("variance for deviation in an ancestral step", "torch.exp(0.5 * prediction.log_variance)", "torch.exp(prediction.log_variance)"),
+        ("eta not squared", "eta**2 *", "eta *"),
+        ("sigma not taken from eps's share", "(1 - alpha_bar_prev - variance)", "(1 - alpha_bar_prev)"),
+        ("DDIM towards the step it is at", "process.alpha_bars_prev.to(t.device)[t]", "process.alpha_bars.to(t.device)[t]"),
+        ("step noise keyed by the kept timestep", "counter=process.timesteps[k])", "counter=k)"),
+        ("step noise from the start's stream", "Stream.SAMPLE_STEP", "Stream.SAMPLE_START"),
+        (
+            "one noise for all images",
+            "keyed_normal(seed, Stream.SAMPLE_START, indices, shape)",
+            "keyed_normal(seed, Stream.SAMPLE_START, 0 * indices, shape)",
+        ),
+        (
+            "encoding towards the step it is at",
+            "torch.cat([process.alpha_bars[1:], process.alpha_bars.new_zeros(1)])",
+            "process.alpha_bars",
+        ),
+        ("images rounded by default", '= "truncate"', '= "round"'),
+        ("seed not used", "keyed_normal(seed, Stream.SAMPLE_START", "keyed_normal(0, Stream.SAMPLE_START"),
+    ),
+    *_diffusion(
+        "dpm_solver",
+        ("first order only", "if before is not None:", "if False:"),
+        ("extrapolation not halved", "0.5 * min(h / h_before, 1.0)", "1.0 * min(h / h_before, 1.0)"),
+        ("extrapolation not limited", "min(h / h_before, 1.0)", "h / h_before"),
+        ("extrapolation whatever the step", "min(h / h_before, 1.0)", "1.0"),
+        ("log signal-to-noise ratio not halved", "0.5 * (math.log(alpha_bar)", "1.0 * (math.log(alpha_bar)"),
+        ("no step to x_0 at the end", "x_0 if k == 0 else", "x if k == 0 else"),
+    ),
+    *_diffusion(
+        "ensemble",
+        ("routing by the network's own timesteps", "timesteps.double() * self._timesteps_per_unit", "timesteps.double()"),
+        (
+            "first range one too long",
+            "((ends, range(width)), (middle, range(width, num",
+            "((ends, range(width + 1)), (middle, range(width + 1, num",
+        ),
+        ("members exchanged", "((ends, range(width)), (middle,", "((middle, range(width)), (ends,"),
+        ("labels not taken apart", "{name: value[rows] for", "{name: value[: len(rows)] for"),
+    ),
+    *_diffusion(
+        "bound",
+        ("bound's noise keyed by the kept timestep", "counter=original)", "counter=t)"),
+        ("ratio upside down", "ratios.append(first_term / second_term)", "ratios.append(second_term / first_term)"),
+    ),
+]
+
+LIKELIHOOD = _in(
+    "evaluation/likelihood.py",
+    "tests/unit/evaluation/test_likelihood.py",
+    ("no prior", "per_image=(prior + total).cpu()", "per_image=total.cpu()"),
+    (
+        "decoder counted twice",
+        "total = decoder = term(torch.zeros_like(indices))\n    sums",
+        "decoder = term(torch.zeros_like(indices))\n    total = 2 * decoder\n    sums",
+    ),
+    ("strata not weighted by their width", "total = total + (stop - start) * term(t)", "total = total + term(t)"),
+    ("one timestep of a stratum for all images", "Stream.LIKELIHOOD_TIMESTEP, indices,", "Stream.LIKELIHOOD_TIMESTEP, 0 * indices,"),
+    ("last timestep of a stratum never drawn", "(u * (stop - start)).long()", "(u * (stop - start - 1)).long()"),
+    ("an image counted twice", "if len(twice):", "if False:"),
+    ("standard error without the root", "math.sqrt(self.num_images)", "self.num_images"),
+    ("autocast left on", "enabled=False", "enabled=True"),
+    ("TF32 left on", 'backend.fp32_precision = "ieee"', "pass"),
+    ("terms of float images", "if images.dtype != torch.uint8:", "if False:"),
+    ("every timestep of equal mass", "mass = 1 / (t + 1) +", "mass = 1 + 0 * t +"),
+    ("images in the parts' order", "order = indices.argsort()", "order = torch.arange(len(indices))"),
+)
+
 GROUPS = {
     "Schedules": SCHEDULES,
     "Process": PROCESS,
@@ -279,6 +353,8 @@ GROUPS = {
     "Samplers of t": TIMESTEPS,
     "Keyed noise": NOISE,
     "Spacing": SPACING,
+    "Samplers and ensembles": SAMPLERS,
+    "Likelihood": LIKELIHOOD,
     "Network": NETWORK,
 }
 

@@ -88,6 +88,23 @@ def test_forms_share_their_noise(images: Tensor) -> None:
     torch.testing.assert_close(every.per_image, full.per_image, rtol=1e-12, atol=0)
 
 
+def test_the_stratified_form_is_each_drawn_term_times_its_stratums_width(images: Tensor) -> None:
+    process, good = make_process(SMALL), oracle()
+    drawn: list[Tensor] = []
+
+    def spy(x_t: Tensor, timesteps: Tensor) -> Tensor:
+        drawn.append((timesteps / 10).round().long())
+        return good(x_t, timesteps)
+
+    result = evaluate_likelihood(SMALL, spy, batches(images, 12), form="stratified", num_steps=6, seed=3)
+    x_0, indices = images.float() / 127.5 - 1, torch.arange(12)
+    by_hand = process.prior_bits_per_dim(x_0).double()
+    for t, (start, stop) in zip(drawn, itertools.pairwise(strata(100, 6)), strict=True):
+        assert ((start <= t) & (t < stop)).all()
+        by_hand += (stop - start) * bound_terms(process, good, x_0, t, indices=indices, seed=3)
+    torch.testing.assert_close(result.per_image, by_hand, rtol=1e-6, atol=0)
+
+
 @pytest.mark.slow
 def test_the_stratified_estimate_is_unbiased_for_the_full_bound(images: Tensor) -> None:
     """Averaged over 2,000 draws (of noise and timesteps) of one image, it lies within three standard errors of the full bound."""
