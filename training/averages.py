@@ -1,4 +1,4 @@
-"""Averages of a run's weights that it did not keep, from the snapshots in its checkpoints.
+"""Averages of a run's weights that it did not keep, from the snapshots that it stored with its checkpoints.
 
 The sweep of supplement figure 7 from a single run: each rebuilt average is a checkpoint of its own, for sampling and
 scoring.
@@ -7,19 +7,35 @@ scoring.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from training import checkpoint
+from training import checkpoint, storage
 from training.config import Experiment
 from training.models.posthoc import ReconstructionError, Snapshot, combine, reconstruct
 from training.models.unet import make_model
 
+DIRECTORY = "averages"
+_PREFIX = "power_ema_"
+
+
+def snapshots_uri(run_uri: str) -> str:
+    """Where a run keeps its snapshots: apart from its checkpoints, of which only some are kept."""
+    return storage.join(run_uri, DIRECTORY)
+
+
+def snapshot_files(files: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a checkpoint's files is a snapshot of the averages, and what says whose it is."""
+    averages = {name: value for name, value in files.items() if name.startswith(_PREFIX)}
+    return {checkpoint.EXPERIMENT: files[checkpoint.EXPERIMENT], **averages} if averages else {}
+
 
 def snapshots(run_uri: str) -> list[Snapshot]:
-    """The power-function averages in the run's complete checkpoints, earliest first."""
+    """The power-function averages that the run stored, earliest first."""
+    run_uri = snapshots_uri(run_uri)
     found = []
     for step in checkpoint.steps(run_uri):
         uri = checkpoint.checkpoint_uri(run_uri, step)
@@ -60,10 +76,11 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
     if not stored:
         raise ReconstructionError(f"{run_uri}: has no snapshots; set optim.ema_snapshot_stds (such as 0.05,0.1) before training")
     step = step if step is not None else stored[-1].step
-    experiment = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, stored[-1].step))
+    source_uri = snapshots_uri(run_uri)
+    experiment = checkpoint.load_experiment(checkpoint.checkpoint_uri(source_uri, stored[-1].step))
 
     def load(snapshot: Snapshot) -> dict[str, Tensor]:
-        return checkpoint.load(checkpoint.checkpoint_uri(run_uri, snapshot.step), _file_name(snapshot.std))
+        return checkpoint.load(checkpoint.checkpoint_uri(source_uri, snapshot.step), _file_name(snapshot.std))
 
     state = reconstruct(stored, load, step=step, decay=decay, initial=initial_weights(experiment), max_error=max_error)
     rebuilt = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, ema_decays=(decay,)))
@@ -81,4 +98,4 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
 
 
 def _file_name(std: float) -> str:
-    return f"power_ema_{std:g}.pt"
+    return f"{_PREFIX}{std:g}.pt"

@@ -27,7 +27,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from training import checkpoint, storage
+from training import averages, checkpoint, storage
 from training.config import Experiment, Resources
 from training.data.loader import Loader
 from training.gauges import Gauge, watch_system
@@ -275,7 +275,9 @@ class _Beside:
 
     def __init__(self, job: Job, world_size: int) -> None:
         self.job = job
+        checkpoint.clean(job.run_uri)
         self.writer = checkpoint.AsyncWriter(job.run_uri)
+        self.snapshot_writer = checkpoint.AsyncWriter(averages.snapshots_uri(job.run_uri))
         self.tracked: TrackedRun | None = attach(job.tracking_run_id) if job.tracking_run_id else None
         self.gauge = Gauge(job.experiment, world_size)
         self.system = watch_system(job.tracking_run_id) if job.tracking_run_id else None
@@ -300,6 +302,9 @@ class _Beside:
 
     def save(self, step: int, files: Mapping[str, Any]) -> None:
         self.writer.save(step, files, lambda uri: self.saved.put(step))
+        snapshots = averages.snapshot_files(files)
+        if snapshots:
+            self.snapshot_writer.save(step, snapshots)
 
     def should_stop(self, step: int) -> str | None:
         self._submit_saved()
@@ -311,10 +316,11 @@ class _Beside:
 
     def finish_saving(self) -> None:
         self.writer.wait()
+        self.snapshot_writer.wait()
 
     def finish(self, outcome: Outcome) -> None:
         """Waits for the last checkpoint, and for its score unless training was told to end at once."""
-        self.writer.wait()
+        self.finish_saving()
         self._submit_saved()
         if outcome.stop_reason == "SIGTERM":
             return
@@ -326,6 +332,7 @@ class _Beside:
         if self.system is not None:
             self.system.finish()
         self.writer.close()
+        self.snapshot_writer.close()
         if self.tracked is not None:
             self.tracked.flush()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training import checkpoint, presets
-from training.averages import initial_weights, rebuild_average, snapshots
+from training.averages import initial_weights, rebuild_average, snapshot_files, snapshots, snapshots_uri
 from training.models.ema import EMA, PowerEMA
 from training.models.posthoc import ReconstructionError
 from training.models.unet import make_model
@@ -37,7 +37,8 @@ def test_a_rebuilt_average_is_a_checkpoint_that_equals_the_average_kept_in_train
         power.update(model, step)
         if step % 50 == 0:
             files = {f"power_ema_{std:g}.pt": power.state_dict(std) for std in STDS}
-            checkpoint.save(run, step, {"experiment.json": EXPERIMENT.to_json().encode(), **files})
+            whole = {"experiment.json": EXPERIMENT.to_json().encode(), "model.pt": model.state_dict(), **files}
+            checkpoint.save(snapshots_uri(run), step, snapshot_files(whole))
 
     result = rebuild_average(run, str(tmp_path / "rebuilt"), decay=DECAY)
     assert (result["weights"], result["step"], result["num_snapshots"]) == (f"ema_{DECAY}", 500, 30)
