@@ -18,6 +18,7 @@ from evaluation.choose import CHOICE
 from evaluation.result import EvaluationResult
 from evaluation.scoring import EVALUATIONS, read_history, run_uri_of
 from training import storage
+from training.config import Experiment
 from training.progress import format_duration
 
 TEMPLATE_PATH = Path(__file__).parent / "report.html.jinja"
@@ -120,7 +121,7 @@ def render_report(
         loss_figure=figures.loss_by_step(losses, objective=experiment["diffusion"]["objective"]) if losses else "",
         bound_figure=figures.bound_by_timestep(likelihood["timesteps"], likelihood["per_t"]) if likelihood.get("timesteps") else "",
         candidates=_candidates(choice),
-        paper_rows=paper.rows_for(experiment["data"]["name"], class_conditional=experiment["model"]["class_conditional"]),
+        paper_rows=paper.rows_beside(Experiment.from_dict(experiment)),
         card=_card_rows(result),
         experiment_json=json.dumps(experiment, indent=2),
         links={"Checkpoint": result.checkpoint_uri, "Run directory": run_uri_of(result.checkpoint_uri), **(links or {})},

@@ -13,6 +13,7 @@ from evaluation.inception import WEIGHTS_SHA256
 from evaluation.report import render_report, write_report
 from evaluation.result import EvaluationResult
 from training.config import Experiment
+from training.presets import preset
 
 _VOID = {"meta", "img", "br", "link", "input", "path", "use", "rect"}
 
@@ -154,7 +155,7 @@ def test_a_distance_in_other_features_is_said_not_to_be_an_fid(result: Evaluatio
 
 
 def test_an_fid_is_called_one_and_stands_beside_the_papers(result: EvaluationResult) -> None:
-    experiment = {**result.experiment, "data": {**result.experiment["data"], "name": "cifar10"}}
+    experiment = preset("cifar10-vlb-cosine").to_dict()
     reference = {**result.protocol["distance"]["reference"], "extractor": "inception", "extractor_sha256": WEIGHTS_SHA256}
     protocol = {**result.protocol, "distance": {**result.protocol["distance"], "reference": reference}}
     words = _Page(render_report(dataclasses.replace(result, distance_name="FID", experiment=experiment, protocol=protocol))).words
@@ -224,12 +225,11 @@ def test_a_class_grid_has_each_class_in_its_column() -> None:
     assert [int(bottom[3 + 24 + column * 51, 0]) for column in range(3)] == [0, 100, 200]
 
 
-def test_the_papers_rows_are_those_of_its_tables() -> None:
-    row = paper.ablation_row(0.01, True)
-    assert row is not None
-    assert (row.bits_per_dim, row.fid) == (3.62, 27.36)
-    assert len(paper.TABLE_1) == 4
-    assert {row.fid for row in paper.TABLE_2} == {38.1, 31.5, 12.3, 7.7, 7.0}
-    assert min(row.fid for row in paper.rows_for("cifar10") if row.fid is not None) == 2.90
-    assert all(row.source for row in paper.ALL)
-    assert paper.rows_for("digits") == ()
+def test_the_papers_rows_are_those_for_the_same_images() -> None:
+    cifar10 = paper.rows_beside(preset("cifar10-hybrid-cosine"))
+    assert min(row.fid for row in cifar10 if row.fid is not None) == 2.90
+    assert min(row.bits_per_dim for row in cifar10 if row.bits_per_dim is not None) == 2.94
+    table_2 = paper.rows_beside(preset("imagenet256-cond-hybrid-linear"))
+    assert {row.fid for row in table_2} == {38.1, 31.5, 12.3, 7.7, 7.0}
+    assert all(row.source for row in (*cifar10, *table_2))
+    assert paper.rows_beside(preset("digits-hybrid-cosine")) == ()

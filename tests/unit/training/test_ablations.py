@@ -2,15 +2,17 @@
 
 import pytest
 
-from evaluation import paper
 from training import ablations
 from training.config import ConfigError
-from training.presets import preset
+from training.presets import cited, preset
 
 
 def test_hybrid_weight_is_the_grid_of_the_supplements_table_1() -> None:
-    ours = {tuple(sorted(trial.values.items())) for trial in ablations.trials("hybrid-weight", "imagenet64-hybrid-cosine")}
-    assert ours == {tuple(sorted(row.settings.items())) for row in paper.TABLE_1}
+    name = "imagenet64-hybrid-cosine"
+    ours = {preset(name, trial.overrides).to_json() for trial in ablations.trials("hybrid-weight", name)}
+    reported = [result.overrides for result in cited(name).results if result.where == "supplement table 1"]
+    assert len(reported) == 4
+    assert ours == {preset(name, overrides).to_json() for overrides in reported}
 
 
 @pytest.mark.parametrize("name", ablations.names())
