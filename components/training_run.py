@@ -120,7 +120,7 @@ def _train(
     history = read_history(run_uri)
     decision = early_stopping.decide(history, experiment.evaluation)
     best_step = decision.best_step if decision.best_step is not None else outcome.step
-    best_weights = decision.best_weights or f"ema_{experiment.optim.ema_decays[0]:g}" if experiment.optim.ema_decays else "model"
+    best_weights = decision.best_weights or f"ema_{experiment.optim.ema_decays[0]}" if experiment.optim.ema_decays else "model"
     if outcome.stop_reason:
         say(f"stopped at step {outcome.step:,} of {experiment.optim.num_steps:,}: {outcome.stop_reason}")
     return {

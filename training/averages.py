@@ -98,4 +98,4 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
 
 
 def _file_name(std: float) -> str:
-    return f"{_PREFIX}{std:g}.pt"
+    return f"{_PREFIX}{std}.pt"

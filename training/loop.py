@@ -189,10 +189,10 @@ class Trainer:
             "timestep_sampler.pt": self.timestep_sampler.state_dict(),
         }
         for decay in self.experiment.optim.ema_decays:
-            files[f"ema_{decay:g}.pt"] = self.ema.state_dict(decay)
+            files[f"ema_{decay}.pt"] = self.ema.state_dict(decay)
         if self.power_ema is not None:
             for std in self.experiment.optim.ema_snapshot_stds:
-                files[f"power_ema_{std:g}.pt"] = self.power_ema.state_dict(std)
+                files[f"power_ema_{std}.pt"] = self.power_ema.state_dict(std)
         return files
 
     def restore(self, read: Callable[[str], Any]) -> None:
@@ -206,10 +206,10 @@ class Trainer:
         self.optimizer.load_state_dict(read("optimizer.pt"))
         self.timestep_sampler.load_state_dict(read("timestep_sampler.pt"))
         for decay in self.experiment.optim.ema_decays:
-            self.ema.load_state_dict(decay, read(f"ema_{decay:g}.pt"))
+            self.ema.load_state_dict(decay, read(f"ema_{decay}.pt"))
         if self.power_ema is not None:
             for std in self.experiment.optim.ema_snapshot_stds:
-                self.power_ema.load_state_dict(std, read(f"power_ema_{std:g}.pt"))
+                self.power_ema.load_state_dict(std, read(f"power_ema_{std}.pt"))
         self.step = int(state["step"])
         self.rollbacks = int(state["rollbacks"])
         self.skipped_total = int(state["skipped_total"])
@@ -373,7 +373,7 @@ class Trainer:
                 "learning_rate": learning_rate_at(self.step - 1, optim.learning_rate, optim.lr_anneal_steps),
                 "images_per_second": optim.global_batch_size * metrics.pop("updates") / metrics["seconds"],
                 "skipped_updates": float(self.skipped_total),
-            } | {f"ema_distance_{decay:g}": value for decay, value in self.ema.distances(self.model).items()}
+            } | {f"ema_distance_{decay}": value for decay, value in self.ema.distances(self.model).items()}
             self.hooks.log(self.step, metrics)
             reason = self.hooks.should_stop(self.step)
         if self.world_size > 1:

@@ -36,7 +36,7 @@ def test_a_rebuilt_average_is_a_checkpoint_that_equals_the_average_kept_in_train
         ema.update(model)
         power.update(model, step)
         if step % 50 == 0:
-            files = {f"power_ema_{std:g}.pt": power.state_dict(std) for std in STDS}
+            files = {f"power_ema_{std}.pt": power.state_dict(std) for std in STDS}
             whole = {"experiment.json": EXPERIMENT.to_json().encode(), "model.pt": model.state_dict(), **files}
             checkpoint.save(snapshots_uri(run), step, snapshot_files(whole))
 
