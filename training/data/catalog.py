@@ -37,6 +37,10 @@ class SourceOptions:
     num_test: int = 0
     split_seed: int = DIGITS_SPLIT_SEED
 
+    def __post_init__(self) -> None:
+        if self.num_test < 0:
+            raise SourceError(f"num-test must be 0 or more, got {self.num_test}")
+
 
 def open_splits(spec: str, options: SourceOptions | None = None) -> dict[str, Source]:
     """The splits of a source: "train", and "test" where it has test images or some are held out.

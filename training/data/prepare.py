@@ -69,6 +69,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DatasetError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.on_error not in ("fail", "skip"):
+            raise DatasetError(f"on-error must be 'fail' or 'skip', got {self.on_error!r}")
         if self.image_channels not in (None, 1, 3):
             raise DatasetError(f"image-channels must be 1 (grey) or 3 (RGB), got {self.image_channels}")
 

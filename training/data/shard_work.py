@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from training import storage
 from training.config import Resize
-from training.data.images import ImageError, prepare_image
+from training.data.images import ImageError, Prepared, prepare_image
 from training.data.shards import DatasetError, Images, Shard, ShardWriter, Unreadable
 from training.data.sources import Item, Reader, Source
 
@@ -133,35 +134,24 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
     num_bytes_read = 0
     with tempfile.TemporaryDirectory(prefix="iddpm-shard-") as directory, job.source.open() as reader:
         paths = [Path(directory) / f"{size}.parquet" for size in sizes]
-        try:
+        with _room(directory):
             writers = [ShardWriter(path, size * size * job.image_channels) for path, size in zip(paths, sizes, strict=True)]
-            for item, data in _read_ahead(reader, job.items, job.source.concurrency):
-                try:
-                    if isinstance(data, ImageError):
-                        raise data
-                    num_bytes_read += len(data) if isinstance(data, bytes) else data.nbytes
-                    prepared = prepare_image(
-                        data,
-                        sizes,
-                        job.resize,
-                        channels=job.image_channels,
-                        allow_upscale=job.allow_upscale,
-                        reduced_decode=job.reduced_decode,
-                    )
-                except ImageError as error:
-                    errors.append(Unreadable(source=item.key, reason=str(error)))
-                    if len(errors) > job.max_errors:
-                        raise too_many_errors(job.source.name, errors, job.max_errors) from error
-                    continue
+        for item, data in _read_ahead(reader, job.items, job.source.concurrency):
+            try:
+                prepared, num_bytes = _prepared(data, sizes, job)
+            except ImageError as error:
+                errors.append(Unreadable(source=item.key, reason=str(error)))
+                if len(errors) > job.max_errors:
+                    raise too_many_errors(job.source.name, errors, job.max_errors) from error
+                continue
+            with _room(directory):
                 for writer, image in zip(writers, prepared.images, strict=True):
                     writer.add(image, item.label, item.key)
-                counts[item.label] += 1
-                upscaled += prepared.upscaled
+            counts[item.label] += 1
+            upscaled += prepared.upscaled
+            num_bytes_read += num_bytes
+        with _room(directory):
             shards = [writer.close(shard_name(job.number)) for writer in writers]
-        except OSError as error:
-            if isinstance(error, storage.StorageError):
-                raise
-            raise DatasetError(f"{directory}: {error.strerror or error}; free some space there, or point TMPDIR elsewhere") from error
         records = {}
         for target, path, shard, num_upscaled in zip(job.targets, paths, shards, upscaled, strict=True):
             storage.upload(path, storage.join(target.dataset_uri, shard.file))
@@ -176,6 +166,24 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
             storage.write_json(record_uri(target, job.number), dataclasses.asdict(record))
             records[target.image_size] = record
     return records
+
+
+def _prepared(data: bytes | Images | ImageError, sizes: Sequence[int], job: ShardJob) -> tuple[Prepared, int]:
+    if isinstance(data, ImageError):
+        raise data
+    prepared = prepare_image(
+        data, sizes, job.resize, channels=job.image_channels, allow_upscale=job.allow_upscale, reduced_decode=job.reduced_decode
+    )
+    return prepared, len(data) if isinstance(data, bytes) else data.nbytes
+
+
+@contextlib.contextmanager
+def _room(directory: str) -> Iterator[None]:
+    """A disk that is full while a shard is written there gets the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(f"{directory}: {error.strerror or error}; free some space there, or point TMPDIR elsewhere") from error
 
 
 def too_many_errors(name: str, errors: Sequence[Unreadable], max_errors: int) -> DatasetError:

@@ -21,6 +21,7 @@ from training.data.shards import DatasetError, Images, Manifest, Shard, file_sha
 from training.progress import format_bytes, say
 
 _DOWNLOADS = 4
+_REMEDY = "free some space, choose another cache directory, or set a disk budget to stream the data"
 _QUIET_BYTES = 256 * 1024**2  # below this, staging is over before anybody wonders
 
 
@@ -77,16 +78,21 @@ def _stage(dataset_uri: str, manifest: Manifest, directory: Path) -> None:
     try:
         _fill(dataset_uri, manifest, partial)
         partial.rename(directory)
-    except BaseException:
+    except OSError as error:
+        if isinstance(error, storage.StorageError):
+            raise
+        raise DatasetError(f"{directory.parent}: staging {format_bytes(pixels)} of data: {error.strerror or error}; {_REMEDY}") from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _fill(dataset_uri: str, manifest: Manifest, partial: Path) -> None:
     height, width, channels = manifest.image_shape
     shape = (manifest.num_images, channels, height, width)
     images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    reserve(partial / "images.npy")
+    with (partial / "images.npy").open("r+b") as file:
+        # The map's file has its size, but no room on the disk yet; to find the disk full later would end the process.
+        os.posix_fallocate(file.fileno(), 0, (partial / "images.npy").stat().st_size)
     labels = np.empty(manifest.num_images, dtype=np.int64)
     starts = np.cumsum([0, *(shard.num_rows for shard in manifest.shards)])
 
@@ -106,23 +112,6 @@ def _fill(dataset_uri: str, manifest: Manifest, partial: Path) -> None:
     np.save(partial / "labels.npy", labels)
 
 
-def reserve(path: Path) -> None:
-    """Takes the room on the disk that the file's size promises: a memory map that finds the disk full ends the process.
-
-    Raises:
-        DatasetError: The disk has not so much room.
-    """
-    with path.open("r+b") as file:
-        num_bytes = path.stat().st_size
-        try:
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
-        except OSError as error:
-            raise DatasetError(
-                f"{path.parent.parent}: no room for {format_bytes(num_bytes)} of data ({error.strerror}); "
-                "free some, choose another cache directory, or set a disk budget to stream the data"
-            ) from error
-
-
 def require_space(directory: Path, num_bytes: int) -> None:
     """Makes the directory, and checks that so many bytes fit on its disk.
 
@@ -132,10 +121,7 @@ def require_space(directory: Path, num_bytes: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free
     if num_bytes > free:
-        raise DatasetError(
-            f"{directory}: staging the data needs {format_bytes(num_bytes)}, but {format_bytes(free)} are free; "
-            "free some, choose another cache directory, or set a disk budget to stream the data"
-        )
+        raise DatasetError(f"{directory}: staging the data needs {format_bytes(num_bytes)}, but {format_bytes(free)} are free; {_REMEDY}")
 
 
 @contextlib.contextmanager

@@ -229,6 +229,23 @@ def test_a_disk_without_room_for_the_data_is_told_before_staging(undisturbed, fo
         Loader(uri, seed=0, global_batch_size=8, cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_staging_does_not_end_the_process(folder, tmp_path):
+    uri = str(tmp_path / "data")
+    prepare(source_of(folder), uri, image_size=16)
+    program = (
+        "import resource, signal, sys; from training.data.loader import Loader\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try:\n    Loader(sys.argv[1], seed=0, global_batch_size=8, cache_dir=sys.argv[2])\n"
+        "except (ValueError, OSError) as error:\n    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, uri, str(tmp_path / "cache")], capture_output=True, text=True, check=True)
+    assert "DatasetError" in done.stdout
+    assert "set a disk budget to stream the data" in done.stdout
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
 @pytest.fixture
 def damaged(folder, tmp_path):
     uri = tmp_path / "data"
@@ -333,7 +350,9 @@ def test_a_pipelines_step_writes_the_manifests(tmp_path):
     assert written["test"]["content_digest"] == read_manifest(f"{uri}/test").content_digest
 
 
-@pytest.mark.parametrize("field", [{"rows_per_shard": 0}, {"num_workers": 0}, {"max_errors": 0}, {"image_channels": 2}])
+@pytest.mark.parametrize(
+    "field", [{"rows_per_shard": 0}, {"num_workers": 0}, {"max_errors": 0}, {"image_channels": 2}, {"on_error": "ignore"}]
+)
 def test_options_out_of_range_are_refused(field):
     with pytest.raises(DatasetError, match=next(iter(field)).replace("_", "-")):
         Options(**field)
