@@ -7,7 +7,7 @@ bits. Three forms:
 - "full": every L_t once. T network evaluations an image.
 - "spaced": the bound of the shorter chain that keeps the strided timesteps and every t from 1 to T/K (supplement
   section 5). A looser bound of its own, not an estimate of the full one.
-- "stratified": an unbiased estimate of the full bound from K evaluations; see `strata`.
+- "stratified": an unbiased estimate of the full bound from K evaluations; see `evaluation.strata`.
 
 Noise is keyed by (seed, image, original timestep): the result depends on neither batches nor workers.
 """
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluation.strata import strata
 from training.config import DiffusionConfig, LikelihoodForm
 from training.diffusion.bound import bound_terms
 from training.diffusion.noise import Stream, keyed_uniform
@@ -216,9 +217,12 @@ def likelihood_parts(
         LikelihoodError: A batch is not uint8, or K is not possible.
         ValueError: `timesteps` are not increasing, or not of this process.
     """
+    if timesteps is not None and form != "spaced":
+        raise LikelihoodError(f"only the 'spaced' form takes timesteps; this one is {form!r}")
+    fewest = 2 if form == "stratified" else 1
+    if form != "full" and timesteps is None and not fewest <= num_steps <= diffusion.num_timesteps:
+        raise LikelihoodError(f"a {form} likelihood takes {fewest} to {diffusion.num_timesteps} steps, got {num_steps}")
     if form == "spaced" and timesteps is None:
-        if not 1 <= num_steps <= diffusion.num_timesteps:
-            raise LikelihoodError(f"a spaced likelihood takes 1 to {diffusion.num_timesteps} steps, got {num_steps}")
         timesteps = likelihood_spacing(diffusion.num_timesteps, num_steps)
     process = make_process(diffusion, timesteps if form == "spaced" else None)
     bounds = strata(process.num_timesteps, num_steps) if form == "stratified" else ()
@@ -253,41 +257,6 @@ def likelihood_parts(
             timesteps=() if form == "stratified" else process.timesteps,
             term_sums=sums.cpu(),
         )
-
-
-def strata(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
-    """Boundaries 0 = b_0 < ... < b_K = T of the strata from which the stratified estimate draws one timestep each.
-
-    sum over t of L_t = sum over strata of (width * mean of L_t within), and one t drawn uniformly from a stratum gives an
-    unbiased estimate of its summand. A stratum of one timestep is exact. Variance is least when a stratum's share of
-    the timesteps falls with the size and the change of L_t there, and L_t falls about as 1/t: near x_0 the signal-to-noise
-    ratio goes as 1/t^2, and the error of the predicted x_0, which its difference multiplies, as t^2. So the strata have
-    equal mass under 1 / (t + 1), which makes the low timesteps exact, plus a smaller 1 / (T - t) for the last ones, where a
-    model that does not know pure noise well can be far off (figure 3). Timestep 0, the decoder, is always exact.
-
-    Args:
-        num_timesteps: T.
-        num_steps: K.
-
-    Raises:
-        LikelihoodError: K is not in 2..T.
-    """
-    if not 2 <= num_steps <= num_timesteps:
-        raise LikelihoodError(f"a stratified likelihood over {num_timesteps} timesteps takes 2 to {num_timesteps} steps, got {num_steps}")
-    t = torch.arange(num_timesteps, dtype=torch.float64)
-    mass = 1 / (t + 1) + _LAST_TIMESTEPS_WEIGHT / (num_timesteps - t)
-    cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
-    bounds = [0, 1]
-    for remaining in range(num_steps - 1, 0, -1):
-        here = bounds[-1]
-        target = cumulative[here] + (cumulative[-1] - cumulative[here]) / remaining
-        following = int((cumulative - target).abs().argmin())
-        bounds.append(min(max(following, here + 1), num_timesteps - (remaining - 1)))
-    return tuple(bounds)
-
-
-# Share of the last timesteps against the first ones in `strata`.
-_LAST_TIMESTEPS_WEIGHT = 0.2
 
 
 def _stratified_sum(

@@ -325,26 +325,32 @@ SAMPLERS = [
     ),
 ]
 
-LIKELIHOOD = _in(
-    "evaluation/likelihood.py",
-    "tests/unit/evaluation/test_likelihood.py",
-    ("no prior", "per_image=(prior + total).cpu()", "per_image=total.cpu()"),
-    (
-        "decoder counted twice",
-        "total = decoder = term(torch.zeros_like(indices))\n    sums",
-        "decoder = term(torch.zeros_like(indices))\n    total = 2 * decoder\n    sums",
+LIKELIHOOD = [
+    *_in(
+        "evaluation/likelihood.py",
+        "tests/unit/evaluation/test_likelihood.py",
+        ("no prior", "per_image=(prior + total).cpu()", "per_image=total.cpu()"),
+        (
+            "decoder counted twice",
+            "total = decoder = term(torch.zeros_like(indices))\n    sums",
+            "decoder = term(torch.zeros_like(indices))\n    total = 2 * decoder\n    sums",
+        ),
+        ("strata not weighted by their width", "total = total + (stop - start) * term(t)", "total = total + term(t)"),
+        ("one timestep of a stratum for all images", "Stream.LIKELIHOOD_TIMESTEP, indices,", "Stream.LIKELIHOOD_TIMESTEP, 0 * indices,"),
+        ("last timestep of a stratum never drawn", "(u * (stop - start)).long()", "(u * (stop - start - 1)).long()"),
+        ("an image counted twice", "if len(twice):", "if False:"),
+        ("standard error without the root", "math.sqrt(self.num_images)", "self.num_images"),
+        ("autocast left on", "enabled=False", "enabled=True"),
+        ("TF32 left on", 'backend.fp32_precision = "ieee"', "pass"),
+        ("terms of float images", "if images.dtype != torch.uint8:", "if False:"),
+        ("images in the parts' order", "order = indices.argsort()", "order = torch.arange(len(indices))"),
     ),
-    ("strata not weighted by their width", "total = total + (stop - start) * term(t)", "total = total + term(t)"),
-    ("one timestep of a stratum for all images", "Stream.LIKELIHOOD_TIMESTEP, indices,", "Stream.LIKELIHOOD_TIMESTEP, 0 * indices,"),
-    ("last timestep of a stratum never drawn", "(u * (stop - start)).long()", "(u * (stop - start - 1)).long()"),
-    ("an image counted twice", "if len(twice):", "if False:"),
-    ("standard error without the root", "math.sqrt(self.num_images)", "self.num_images"),
-    ("autocast left on", "enabled=False", "enabled=True"),
-    ("TF32 left on", 'backend.fp32_precision = "ieee"', "pass"),
-    ("terms of float images", "if images.dtype != torch.uint8:", "if False:"),
-    ("every timestep of equal mass", "mass = 1 / (t + 1) +", "mass = 1 + 0 * t +"),
-    ("images in the parts' order", "order = indices.argsort()", "order = torch.arange(len(indices))"),
-)
+    *_in(
+        "evaluation/strata.py",
+        "tests/unit/evaluation/test_likelihood.py",
+        ("every timestep of equal mass", "mass = 1 / (t + 1) +", "mass = 1 + 0 * t +"),
+    ),
+]
 
 GROUPS = {
     "Schedules": SCHEDULES,

@@ -12,7 +12,8 @@ import torch
 from oracles import DiscreteOracle, GaussianOracle, discrete_images
 from torch import Tensor
 
-from evaluation.likelihood import Likelihood, LikelihoodError, evaluate_likelihood, likelihood_parts, merge, strata
+from evaluation.likelihood import Likelihood, LikelihoodError, evaluate_likelihood, likelihood_parts, merge
+from evaluation.strata import strata
 from training.config import DiffusionConfig, LikelihoodForm
 from training.diffusion.bound import bound_terms
 from training.diffusion.process import Model, make_process
@@ -255,6 +256,8 @@ def test_what_cannot_be_evaluated_is_refused_clearly(images: Tensor) -> None:
         evaluate_likelihood(SMALL, oracle(), batches(images, 4), form="stratified", num_steps=1)
     with pytest.raises(LikelihoodError, match="takes 1 to 100 steps, got 101"):
         evaluate_likelihood(SMALL, oracle(), batches(images, 4), form="spaced", num_steps=101)
+    with pytest.raises(LikelihoodError, match="only the 'spaced' form takes timesteps; this one is 'full'"):
+        evaluate_likelihood(SMALL, oracle(), batches(images, 4), timesteps=(0, 50))
 
 
 def test_the_prior_is_negligible_for_the_cosine_schedule(images: Tensor) -> None:
