@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from evaluation.low_res import LowRes
 from evaluation.models import TrainedModel, load_model
 from training.config import Precision, SamplingConfig
 from training.diffusion.noise import Stream, keyed_uniform
@@ -42,7 +43,7 @@ def generate(
     start: int = 0,
     precision: Precision = "fp32",
     device: torch.device | str = "cpu",
-    low_res: Callable[[Int64[Tensor, " batch"]], tuple[Tensor, Tensor | None]] | None = None,
+    low_res: LowRes | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[Generated]:
     """Draws the images `start` up to `start + num_images`, batch by batch.
@@ -59,7 +60,7 @@ def generate(
         start: Index of the first image.
         precision: "bf16" runs the network under autocast (for scores, not for reported numbers).
         device: Where; a loaded model stays where it is.
-        low_res: For an upsampler: the uint8 images and labels of the stage below, by index.
+        low_res: For an upsampler: the small images and their labels, by index.
         on_step: Called with the number of images that a sampling step was done for, for progress.
 
     Yields:
@@ -83,7 +84,7 @@ def generate(
             y = labels_for(indices, model.num_classes, labels, seed=seed, class_counts=class_counts)
         else:
             below, y = low_res(indices)
-            kwargs["low_res"] = below.to(model.device, torch.float32) / 127.5 - 1.0
+            kwargs["low_res"] = below.float() / 127.5 - 1.0 if below.dtype == torch.uint8 else below
         if y is not None and model.num_classes:
             kwargs["y"] = y
         images = sample(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.features import FeatureExtractor, load_extractor
-from evaluation.generate import QUANTIZATION, Labels
+from evaluation.generate import QUANTIZATION, GenerationError, Labels
 from evaluation.metrics import Metric, parse_metrics
 from evaluation.models import ModelSpec
 from evaluation.protocol import as_plain, derived_seed, describe_sampling, versions
@@ -30,6 +30,8 @@ class EvaluationOptions:
         num_samples: Images drawn; None takes the experiment's.
         sampling: Sampler; None takes the experiment's.
         labels: Labels of the samples; see `evaluation.generate.labels_for`.
+        low_res_uri: For an upsampler: the first stage's images (`evaluation.sample_set`), as many and in the same chunks.
+            Empty gives it real training images, downsampled.
         metrics: Further measures; see `evaluation.metrics`. None takes those that cost nothing more: agreement with the
             labels, where the extractor knows them.
         likelihood: Whether bits/dim is taken.
@@ -47,6 +49,7 @@ class EvaluationOptions:
     num_samples: int | None = None
     sampling: SamplingConfig | None = None
     labels: Labels = "balanced"
+    low_res_uri: str = ""
     metrics: tuple[str, ...] | None = None
     likelihood: bool = True
     likelihood_num_images: int | None = None
@@ -94,6 +97,9 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     if provenance.num_images != min(expected, train.num_images):
         raise ProvenanceError(f"the reference is of {provenance.num_images:,} images, the experiment's protocol takes {expected:,}")
 
+    upsampler = experiment.model.low_res_size is not None
+    if options.low_res_uri and not upsampler:
+        raise GenerationError(f"{loaded.description} is not an upsampler, it enlarges nothing")
     sampling = options.sampling or experiment.evaluation.sampling
     seed = derived_seed(experiment.seed, options.purpose)
     plan = SamplePlan(
@@ -106,6 +112,8 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         batch_size=options.batch_size,
         chunk_size=_chunk_size(options.num_samples or experiment.evaluation.num_samples, options.batch_size),
         precision=options.precision,
+        low_res_uri=options.low_res_uri,
+        low_res_data_uri=storage.join(data_uri, "train") if upsampler and not options.low_res_uri else "",
     )
     likelihood_plan = _likelihood_plan(spec, experiment, data_uri, options, seed) if options.likelihood else None
     run_uri = run_uri_of(spec.checkpoint_uri)
@@ -128,6 +136,10 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         work_uri=storage.join(run_uri, EVALUATIONS, f"work-{key}"),
         card=_card(loaded.description, experiment, provenance, plan, likelihood_plan, options),
     )
+
+
+def _labels_of(plan: SamplePlan) -> Labels | str:
+    return "those of the small images" if plan.low_res_uri or plan.low_res_data_uri else plan.labels
 
 
 def _default_metrics(experiment: Experiment) -> tuple[str, ...]:
@@ -178,7 +190,8 @@ def _card(
             "num_samples": plan.num_images,
             "sampler": describe_sampling(plan.sampling, experiment.diffusion.num_timesteps),
             "sampling": dataclasses.asdict(plan.sampling),
-            "labels": plan.labels if experiment.model.class_conditional else None,
+            "labels": _labels_of(plan) if experiment.model.class_conditional else None,
+            "low_res": plan.low_res_uri or ("real training images, downsampled by area" if plan.low_res_data_uri else None),
             "quantization": QUANTIZATION,
             "seed": plan.seed,
             "purpose": options.purpose,

@@ -200,6 +200,7 @@ def _card_rows(result: EvaluationResult) -> list[tuple[str, str]]:
         ("Samples", f"{distance['num_samples']:,}, {distance['quantization']}"),
         ("Sampler", distance["sampler"]),
         ("Labels", f"{distance['labels']}" if distance["labels"] else "none, the model is unconditional"),
+        *([("Enlarged", distance["low_res"])] if distance.get("low_res") else []),
         ("Seed", f"{distance['seed']} (purpose: {distance['purpose']})"),
         ("Precision", distance["precision"]),
         (

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from evaluation import npz
 from evaluation.generate import Generated, GenerationError, Labels, concatenated, generate
+from evaluation.low_res import LowRes, RealLowRes
 from evaluation.models import ModelSpec, TrainedModel
 from evaluation.protocol import as_plain
 from training import storage
@@ -45,6 +46,7 @@ class SamplePlan:
         chunk_size: Images of one file, a multiple of the batch size; what an interruption costs at most.
         precision: Of the network.
         low_res_uri: For an upsampler: the set of images to enlarge, with as many images in chunks of the same size.
+        low_res_data_uri: Or a data set (one split) whose images, downsampled, it is to enlarge again.
     """
 
     model: ModelSpec
@@ -57,6 +59,7 @@ class SamplePlan:
     chunk_size: int = 1000
     precision: Precision = "fp32"
     low_res_uri: str = ""
+    low_res_data_uri: str = ""
 
     def __post_init__(self) -> None:
         if self.num_images < 1 or self.batch_size < 1 or self.chunk_size < 1 or self.chunk_size % self.batch_size:
@@ -153,14 +156,10 @@ def _size(plan: SamplePlan, number: int) -> int:
 def _draw_chunk(chunk: _Chunk) -> int:
     plan, first = chunk.plan, chunk.number * chunk.plan.chunk_size
 
-    def below(indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        images, labels = _read_chunk(plan.low_res_uri, chunk.number)
-        rows = indices - first
-        return images[rows], None if labels is None else labels[rows]
-
+    model = _loaded(plan.model, chunk.device)
     images, labels = concatenated(
         generate(
-            _loaded(plan.model, chunk.device),
+            model,
             num_images=_size(plan, chunk.number),
             start=first,
             seed=plan.seed,
@@ -169,11 +168,28 @@ def _draw_chunk(chunk: _Chunk) -> int:
             class_counts=plan.class_counts,
             batch_size=plan.batch_size,
             precision=plan.precision,
-            low_res=below if plan.low_res_uri else None,
+            low_res=_low_res(plan, chunk.number, model),
         )
     )
     npz.write_images(chunk_uri(chunk.uri, chunk.number), images, labels)
     return len(images)
+
+
+def _low_res(plan: SamplePlan, number: int, model: TrainedModel) -> LowRes | None:
+    size = model.experiment.model.low_res_size
+    if plan.low_res_data_uri and size is not None:
+        return RealLowRes(plan.low_res_data_uri, size)
+    if not plan.low_res_uri:
+        return None
+    images, labels = _read_chunk(plan.low_res_uri, number)
+    if images.shape[-1] != size:
+        raise GenerationError(f"{plan.low_res_uri} holds images of {images.shape[-1]} pixels; {model.description} enlarges {size}")
+
+    def below(indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        rows = indices - number * plan.chunk_size
+        return images[rows], None if labels is None else labels[rows]
+
+    return below
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,6 +20,7 @@ from evaluation import early_stopping, grids
 from evaluation.features import FeatureExtractor, load_extractor
 from evaluation.fid import BlockedMoments, FeatureStatistics, frechet_distance, standard_error
 from evaluation.generate import QUANTIZATION, generate
+from evaluation.low_res import LowRes, RealLowRes
 from evaluation.models import TrainedModel, load_model
 from evaluation.protocol import as_plain, derived_seed, describe_sampling, versions
 from evaluation.reference import ReferenceStatistics, load_reference
@@ -40,6 +41,7 @@ class CheckpointScorer:
         reference_uri: Reference statistics.
         extractor_weights: Path or `s3://` URI of the extractor's weights, where it needs some.
         class_names: Names of the labels, for the sample grids.
+        data_uri: The data set; an upsampler is given its training images, downsampled.
         batch_size: Images at a time.
         precision: "bf16" is good enough for a score, and several times as fast on a GPU.
         device: Where.
@@ -49,6 +51,7 @@ class CheckpointScorer:
     reference_uri: str
     extractor_weights: str | None = None
     class_names: tuple[str, ...] = ()
+    data_uri: str = ""
     batch_size: int = 250
     precision: Precision = "fp32"
     device: str = "cpu"
@@ -60,6 +63,7 @@ class CheckpointScorer:
             self.reference_uri,
             extractor_weights=self.extractor_weights,
             class_names=self.class_names,
+            data_uri=self.data_uri,
             batch_size=self.batch_size,
             precision=self.precision,
             device=self.device,
@@ -96,6 +100,7 @@ def score_checkpoint(
     *,
     extractor_weights: str | None = None,
     class_names: Sequence[str] = (),
+    data_uri: str = "",
     batch_size: int = 250,
     precision: Precision = "fp32",
     device: torch.device | str = "cpu",
@@ -107,6 +112,7 @@ def score_checkpoint(
         reference_uri: Reference statistics; refused if they are of other images or another extractor.
         extractor_weights: Path or `s3://` URI of the extractor's weights.
         class_names: Names of the labels, for the grid.
+        data_uri: The data set, for an upsampler.
         batch_size: Images at a time.
         precision: Of the network.
         device: Where.
@@ -119,6 +125,7 @@ def score_checkpoint(
         CheckpointError: There is no such checkpoint.
         ProvenanceError: The reference can't be compared with it.
         ExtractorError: The extractor's weights can't be had.
+        GenerationError: It is an upsampler, and `data_uri` is not given.
     """
     started = time.monotonic()
     experiment = checkpoint.load_experiment(checkpoint_uri)
@@ -132,13 +139,15 @@ def score_checkpoint(
         if kept.get("protocol") == protocol and kept.get("checkpoint_digest") == identity:
             return kept
 
+    low_res_size = experiment.model.low_res_size
+    low_res = RealLowRes(storage.join(data_uri, "train"), low_res_size) if data_uri and low_res_size is not None else None
     scores: dict[str, float] = {}
     errors: dict[str, float] = {}
     pictures: dict[str, grids.Pixels] = {}
     for weights in [name for name in checkpoint.weights_names(checkpoint_uri) if name != checkpoint.MODEL]:
         model = load_model(checkpoint_uri, weights, device=device)
         scores[weights], errors[weights], pictures[weights] = _score(
-            model, reference.features, extractor, class_names=class_names, batch_size=batch_size, precision=precision
+            model, reference.features, extractor, class_names=class_names, batch_size=batch_size, precision=precision, low_res=low_res
         )
     best = min(scores, key=lambda name: (scores[name] != scores[name], scores[name]), default=None)
     grid_uri = ""
@@ -172,6 +181,7 @@ def _score(
     class_names: Sequence[str],
     batch_size: int,
     precision: Precision,
+    low_res: LowRes | None,
 ) -> tuple[float, float, grids.Pixels]:
     evaluation = model.experiment.evaluation
     batches = generate(
@@ -181,6 +191,7 @@ def _score(
         sampling=evaluation.scoring_sampling,
         batch_size=batch_size,
         precision=precision,
+        low_res=low_res,
     )
     blocks = BlockedMoments(extractor.dim, evaluation.scoring_num_samples)
     shown = []

@@ -1,0 +1,80 @@
+"""Two stages: the small images' labels and order are kept, and an upsampler alone is scored on real small images."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluation import npz, sample_set
+from evaluation.generate import GenerationError
+from evaluation.low_res import RealLowRes
+from evaluation.models import ModelSpec
+from evaluation.run import EvaluationOptions, evaluate
+from evaluation.sample_set import SamplePlan
+from evaluation.scoring import score_checkpoint
+from training import checkpoint
+from training.config import Experiment, SamplingConfig
+from training.data.loader import iterate
+from training.models.unet import make_model
+
+
+@pytest.fixture
+def upsampler_run_uri(experiment: Experiment, tmp_path: Path) -> str:
+    upsampler = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, low_res_size=4))
+    torch.manual_seed(0)
+    state = {name: value + 0.02 * torch.randn(value.shape) for name, value in make_model(upsampler).state_dict().items()}
+    files = {"experiment.json": upsampler.to_dict(), **{f"{name}.pt": state for name in ("model", "ema_0.99", "ema_0.995")}}
+    checkpoint.save(str(tmp_path / "upsampler"), 100, files)
+    return str(tmp_path / "upsampler")
+
+
+def _plan(run_uri: str, step: int, **changes: object) -> SamplePlan:
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, step))
+    plan = SamplePlan(model=spec, num_images=25, seed=1, sampling=SamplingConfig(spacing="4"), batch_size=5, chunk_size=10)
+    return dataclasses.replace(plan, **changes)  # type: ignore[arg-type]
+
+
+def test_the_second_stage_keeps_the_firsts_labels_and_order(kept_run_uri: str, upsampler_run_uri: str, tmp_path: Path) -> None:
+    small = str(tmp_path / "small")
+    sample_set.draw(_plan(kept_run_uri, 200, labels=(3, 1, 4)), small)
+    for number in range(3):  # the first stage's images are 8x8 here; halve them to what the second one takes
+        images, labels = npz.read_images(sample_set.chunk_uri(small, number))
+        npz.write_images(sample_set.chunk_uri(small, number), images[:, :, ::2, ::2].contiguous(), labels)
+    plan = _plan(upsampler_run_uri, 100, low_res_uri=small)
+    sample_set.draw(plan, str(tmp_path / "large"))
+    large = list(sample_set.read(str(tmp_path / "large")))
+    labels = torch.cat([y for _, _, y in large if y is not None])
+    assert labels.tolist() == [[3, 1, 4][i % 3] for i in range(25)]
+    # The pairing matters: other small images give other large ones, where all noise is the same.
+    images, labels_of_first = npz.read_images(sample_set.chunk_uri(small, 0))
+    npz.write_images(sample_set.chunk_uri(small, 0), images.flip(0), labels_of_first)
+    sample_set.draw(plan, str(tmp_path / "again"))
+    again = next(iter(sample_set.read(str(tmp_path / "again"))))[1]
+    assert not torch.equal(again, large[0][1])
+
+
+def test_images_of_another_size_are_refused(kept_run_uri: str, upsampler_run_uri: str, tmp_path: Path) -> None:
+    sample_set.draw(_plan(kept_run_uri, 200), str(tmp_path / "small"))
+    with pytest.raises(GenerationError, match="holds images of 8 pixels"):
+        sample_set.draw(_plan(upsampler_run_uri, 100, low_res_uri=str(tmp_path / "small")), str(tmp_path / "large"))
+
+
+def test_real_small_images_are_the_area_averages_with_their_labels(digits_uri: str) -> None:
+    small, labels = RealLowRes(f"{digits_uri}/test", 4)(torch.tensor([5, 305, 7]))
+    _, images, expected = next(iter(iterate(f"{digits_uri}/test", 300)))
+    assert expected is not None
+    assert labels is not None
+    assert labels.tolist() == [int(expected[i]) for i in (5, 5, 7)]
+    torch.testing.assert_close(small[0], torch.nn.functional.avg_pool2d(images[5].float() / 127.5 - 1, 2))
+
+
+def test_an_upsampler_is_scored_and_evaluated_on_real_small_images(upsampler_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    uri = checkpoint.checkpoint_uri(upsampler_run_uri, 100)
+    with pytest.raises(GenerationError, match="low_res must be given"):
+        score_checkpoint(uri, reference_uri)
+    score = score_checkpoint(uri, reference_uri, data_uri=digits_uri)
+    assert score["scores"]["ema_0.99"] == score["scores"]["ema_0.995"]
+    result = evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(batch_size=20, likelihood_num_images=10))
+    assert result.protocol["distance"]["low_res"] == "real training images, downsampled by area"
+    assert result.likelihood is not None
