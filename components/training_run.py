@@ -107,7 +107,9 @@ def _train(
     set_defaults()
     from training.launch import Job, train
 
-    scorer = CheckpointScorer(evaluation=experiment.evaluation, reference_uri=reference_uri, class_names=manifest.class_names)
+    scorer = CheckpointScorer(
+        evaluation=experiment.evaluation, reference_uri=reference_uri, class_names=manifest.class_names, data_uri=data_uri
+    )
     job = Job(
         experiment=experiment,
         resources=resources,
