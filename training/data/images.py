@@ -169,8 +169,8 @@ def _decode(data: bytes, mode: Resize, channels: int, reduced_size: int) -> tupl
         return _loaded(image), None
     plain = image.format == "JPEG" and image.mode == "RGB" and channels == 3 and _orientation(image) == 1
     if plain and data.find(_JPEG_END, stream.tell()) > 0:
-        # The same library as Pillow's and the same pixels, without Pillow's way through four bytes a pixel. It would
-        # also decode a truncated file, hence the look for the end.
+        # The same library as Pillow's and the same pixels, without Pillow's way through four bytes a pixel. OpenCV
+        # before 5 also returns what it has of a truncated file, hence the look for the end.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         # At least twice the size is kept, so that the exact average has the last word: half the error of once the size.
         halvings = (min(image.size) // (2 * reduced_size)).bit_length() - 1 if reduced_size else 0

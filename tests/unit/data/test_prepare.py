@@ -128,6 +128,14 @@ def test_the_work_goes_on_where_it_stopped(folder, tmp_path, undisturbed):
     assert all(Path(uri, name).stat().st_mtime_ns == written for name, written in made.items())
 
 
+def test_shards_that_other_options_left_behind_are_made_again(folder, undisturbed, tmp_path):
+    other = copy_with(folder, tmp_path / "photos", {"class3/zzz.png": b"broken, so that this never ends"})
+    with pytest.raises(DatasetError, match="zzz"):
+        prepare(other, str(tmp_path / "data"), image_size=16, options=dataclasses.replace(SMALL_SHARDS, resize="lanczos", seed=1))
+    assert list((tmp_path / "data" / "_partial").iterdir())
+    assert prepare(source_of(folder), str(tmp_path / "data"), image_size=16, options=SMALL_SHARDS) == undisturbed
+
+
 @pytest.mark.slow
 def test_workers_do_not_change_the_data_set(folder, undisturbed, tmp_path):
     for num_workers in (2, 3):
