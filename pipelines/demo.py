@@ -36,7 +36,7 @@ def run_demo(overrides: Sequence[str] = ()) -> None:
     running = services.up()
     print(f"MLflow is {running.mlflow_url}; the state is in {running.home}", flush=True)
     arguments = {"experiment_preset": PRESET, "experiment_overrides": list(overrides), "train_num_workers": NUM_WORKERS}
-    outputs = run_pipeline(load("train"), arguments, home=running.home, env=running.env, show=lambda line: print(line, flush=True))
+    outputs = run_pipeline(load("train"), arguments, running, show=lambda line: print(line, flush=True))
     os.environ.update(running.env)
     print(summary(outputs["Output"], running.home / "demo", seconds=time.monotonic() - started))
 

@@ -20,9 +20,12 @@ import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from pipelines.services import Services
 
 _MARK = "IDDPM_LOCAL_RUN"
 _GRACE_SECONDS = 20.0
@@ -46,9 +49,8 @@ class PipelineInterruptedError(PipelineError):
 def run_pipeline(
     pipeline: Any,
     arguments: Mapping[str, Any],
+    services: Services,
     *,
-    home: Path,
-    env: Mapping[str, str],
     show: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Runs a pipeline to its end.
@@ -56,8 +58,8 @@ def run_pipeline(
     Args:
         pipeline: What `@dsl.pipeline` made.
         arguments: Its parameters by name; the others keep their defaults.
-        home: The state folder: logs, small artifacts and the lock that allows one run at a time.
-        env: What the components find in their environment beside ours: the services' addresses and credentials.
+        services: What the components find in their environment; their state folder takes the logs, small artifacts and
+            the lock that allows one run at a time.
         show: Is given each progress line, led by its stage.
 
     Returns:
@@ -68,14 +70,14 @@ def run_pipeline(
         PipelineInterruptedError: Ctrl-C, or SIGTERM.
     """
     _check_arguments(pipeline, arguments)
-    home = home.resolve()
+    home = services.home.resolve()
     log_path = home / "logs" / f"{pipeline.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with _one_run_at_a_time(home), tempfile.TemporaryDirectory(prefix="iddpm-run-") as folder:
         if _stop_leftovers(home):
             show("stopped what an earlier run, which was killed, had left behind")
         job = _write_job(pipeline, arguments, home, log_path, Path(folder))
-        status = _supervise(job, {**os.environ, **env, _MARK: f"{home}:{uuid.uuid4().hex}"}, home, log_path, show)
+        status = _supervise(job, services, log_path, show)
         result_path = Path(folder) / "result.json"
         result = json.loads(result_path.read_text()) if result_path.exists() else {}
     if "outputs" in result:
@@ -126,8 +128,10 @@ def _write_job(pipeline: Any, arguments: Mapping[str, Any], home: Path, log_path
     return job_path
 
 
-def _supervise(job: Path, env: Mapping[str, str], home: Path, log_path: Path, show: Callable[[str], None]) -> int:
+def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[str], None]) -> int:
     """Starts the run, shows its lines, and returns its exit status once nothing of it is left."""
+    home = services.home.resolve()
+    mark = {_MARK: f"{home}:{uuid.uuid4().hex}"}
     with _terminate_as_interrupt(), log_path.open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.local_runner", str(job)],
@@ -136,7 +140,7 @@ def _supervise(job: Path, env: Mapping[str, str], home: Path, log_path: Path, sh
             stderr=log,
             text=True,
             bufsize=1,
-            env={**env, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **services.env, **mark, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
         assert process.stdout is not None

@@ -432,7 +432,9 @@ class Experiment:
             _require(leaf in node, path, _unknown(leaf, node, ".".join(parents)))
             if isinstance(node[leaf], dict):
                 raise ConfigError(f"{path}: is a section; name one of its fields: {', '.join(node[leaf])}")
-            node[leaf] = _parse_word(word.strip(), as_list=isinstance(node[leaf], list))
+            value = _parse_word(word.strip(), as_list=isinstance(node[leaf], list))
+            # A word stays a word where one is wanted: `evaluation.sampling.spacing=250`.
+            node[leaf] = word.strip() if isinstance(node[leaf], str) and not isinstance(value, str) else value
         return Experiment.from_dict(plain)
 
 

@@ -34,7 +34,7 @@ def run(
         arguments["experiment_overrides"] = list(overrides)
     _check_experiment(pipeline, arguments)
     running = services.up()
-    outputs = run_pipeline(load(pipeline), arguments, home=running.home, env=running.env)
+    outputs = run_pipeline(load(pipeline), arguments, running)
     for name, value in outputs.items():
         print(f"{name}: {value}")
     print(f"MLflow: {running.mlflow_url}")

@@ -1,5 +1,6 @@
 """The three pipelines for real: kfp.local, Ray, S3 and MLflow, on the digits at tiny settings."""
 
+import dataclasses
 import re
 import uuid
 from pathlib import Path
@@ -38,7 +39,7 @@ class _Here:
     """A place of its own in S3 and MLflow, and the runner for it."""
 
     def __init__(self, services: Services, home: Path) -> None:
-        self.services = services
+        self.services = dataclasses.replace(services, home=home)
         self.home = home
         self.name = f"test-{uuid.uuid4().hex[:8]}"
         self.root_uri = f"{services.bucket_uri}/{self.name}"
@@ -48,7 +49,7 @@ class _Here:
         everywhere = {"storage_root_uri": self.root_uri}
         if pipeline != "nightly-fid":
             everywhere["tracking_experiment"] = self.name
-        outputs = run_pipeline(load(pipeline), {**everywhere, **arguments}, home=self.home, env=self.services.env, show=lines.append)
+        outputs = run_pipeline(load(pipeline), {**everywhere, **arguments}, self.services, show=lines.append)
         return outputs, lines
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from pipelines.local import PipelineError, run_pipeline
+from pipelines.services import Services
 
 _TOY = Path(__file__).with_name("toy_run.py")
 
@@ -28,9 +29,13 @@ def toy() -> ModuleType:
     return module
 
 
+def _services(home: Path) -> Services:
+    return Services(home=home, s3_endpoint="", mlflow_url="", env={"TOY_PLACE": "a test"})
+
+
 def _run(pipeline: object, arguments: dict[str, object], home: Path) -> tuple[dict[str, object], list[str]]:
     lines: list[str] = []
-    outputs = run_pipeline(pipeline, arguments, home=home, env={"TOY_PLACE": "a test"}, show=lines.append)
+    outputs = run_pipeline(pipeline, arguments, _services(home), show=lines.append)
     return outputs, lines
 
 
@@ -111,7 +116,7 @@ def test_a_run_is_refused_while_another_one_holds_the_state_folder(toy: ModuleTy
     process, _ = _start(tmp_path)
     try:
         with pytest.raises(PipelineError, match=f"another run is under way \\(process {process.pid}\\)"):
-            run_pipeline(toy.toy_sum, {}, home=tmp_path / "home", env={"TOY_PLACE": "x"})
+            run_pipeline(toy.toy_sum, {}, _services(tmp_path / "home"))
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
@@ -123,7 +128,7 @@ def test_what_a_killed_run_leaves_is_stopped_by_the_next(toy: ModuleType, tmp_pa
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     lines: list[str] = []
-    outputs = run_pipeline(toy.toy_sum, {}, home=tmp_path / "home", env={"TOY_PLACE": "x"}, show=lines.append)
+    outputs = run_pipeline(toy.toy_sum, {}, _services(tmp_path / "home"), show=lines.append)
     assert outputs == {"Output": 6}
     assert not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE
     assert "stopped what an earlier run, which was killed, had left behind" in lines

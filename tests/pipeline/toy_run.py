@@ -6,6 +6,8 @@ from pathlib import Path
 
 from kfp import dsl
 
+from pipelines.services import Services
+
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
 def add(a: int, b: int) -> int:
@@ -70,12 +72,17 @@ def toy_work(started_path: str) -> int:
     return work_for_ever(started_path=started_path).output
 
 
+def services(home: Path, place: str) -> Services:
+    """No services, but their place and an environment."""
+    return Services(home=home, s3_endpoint="", mlflow_url="", env={"TOY_PLACE": place})
+
+
 def main() -> int:
     from pipelines.local import PipelineError, run_pipeline
 
     home, name, arguments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     try:
-        run_pipeline(globals()[name], arguments, home=Path(home), env={"TOY_PLACE": "here"})
+        run_pipeline(globals()[name], arguments, services(Path(home), "here"))
     except PipelineError as error:
         print(f"stopped: {error}", flush=True)
         return 1

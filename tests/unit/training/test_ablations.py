@@ -39,3 +39,7 @@ def test_a_trial_is_named_by_what_differs() -> None:
 def test_an_ablation_that_can_not_work_is_refused(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         ablations.trials(*arguments)
+
+
+def test_a_number_stays_a_word_where_an_override_wants_one() -> None:
+    assert preset("digits-hybrid-cosine", ["evaluation.sampling.spacing=250"]).evaluation.sampling.spacing == "250"
