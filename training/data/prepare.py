@@ -98,7 +98,10 @@ def prepare(
 def prepare_sizes(
     source: Source, dataset_uris: Mapping[int, str], *, options: Options | None = None, num_classes: int | None = None
 ) -> dict[int, Manifest]:
-    """Makes several sizes of the same images, each image decoded once.
+    """Makes several sizes of the same images, each image decoded once, all cut into shards of the same rows.
+
+    The rows of a shard follow from the largest size, and are part of the plan: a size that was made alone is another
+    data set than one that was made beside a larger one, unless `rows_per_shard` says the same for both.
 
     Args:
         source: The images.

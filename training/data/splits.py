@@ -12,13 +12,19 @@ from training import storage
 from training.config import DataConfig
 from training.data.catalog import SourceOptions, open_splits
 from training.data.files import FileSource
-from training.data.prepare import Options, prepare
+from training.data.prepare import Options, prepare_sizes
 from training.data.shards import DatasetError, Manifest
 from training.presets import preset as make_experiment
 
 
 def prepare_splits(
-    data: DataConfig, data_uri: str, *, source: str = "", source_options: SourceOptions | None = None, options: Options | None = None
+    data: DataConfig,
+    data_uri: str,
+    *,
+    source: str = "",
+    source_options: SourceOptions | None = None,
+    options: Options | None = None,
+    other_sizes: Mapping[int, str] | None = None,
 ) -> dict[str, Manifest]:
     """Makes `<data_uri>/train`, and `<data_uri>/test` where the source has test images or some are held out.
 
@@ -29,9 +35,11 @@ def prepare_splits(
         source_options: How the source is read: labels, held-out test images. A source without a name of its own takes
             the experiment's.
         options: The rest; its `resize` and `image_channels` are the experiment's.
+        other_sizes: Data directories by further image sizes, made from the same decoding of each image: what the models
+            of a cascade train on.
 
     Returns:
-        Manifest by split.
+        Manifest by split, at the experiment's size.
 
     Raises:
         DatasetError: The result is not what the experiment says, or as for `prepare`.
@@ -47,9 +55,10 @@ def prepare_splits(
             )
         if isinstance(images, FileSource) and "train" in manifests:
             images.class_names = manifests["train"].class_names
-        manifests[split] = prepare(
-            images, storage.join(data_uri, split), image_size=data.image_size, options=options, num_classes=data.num_classes
-        )
+        uris = {**(other_sizes or {}), data.image_size: data_uri}
+        split_uris = {size: storage.join(uri, split) for size, uri in uris.items()}
+        made = prepare_sizes(images, split_uris, options=options, num_classes=data.num_classes)
+        manifests[split] = made[data.image_size]
         check_matches(manifests[split], data)
     return manifests
 
@@ -83,6 +92,7 @@ def prepare_experiment(
     source: str = "",
     source_options: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    other_sizes: Mapping[int, str] | None = None,
     manifest_path: str = "",
 ) -> str:
     """`prepare_splits` in words that a pipeline can carry.
@@ -95,6 +105,7 @@ def prepare_experiment(
         source: As for `prepare_splits`.
         source_options: Fields of `SourceOptions`.
         options: Fields of `Options`.
+        other_sizes: As for `prepare_splits`.
         manifest_path: Local file for the manifests as one JSON object by split; empty writes none.
 
     Returns:
@@ -114,6 +125,7 @@ def prepare_experiment(
         source=source,
         source_options=SourceOptions(**(source_options or {})),
         options=Options(**(options or {})),
+        other_sizes=other_sizes,
     )
     if manifest_path:
         Path(manifest_path).parent.mkdir(parents=True, exist_ok=True)

@@ -352,6 +352,15 @@ def test_an_experiment_gets_both_splits_or_is_told_why_not(folder, tmp_path):
         prepare_splits(data, str(tmp_path / "other"), source="digits")
 
 
+def test_the_models_of_a_cascade_get_their_sizes_from_one_decoding(folder, tmp_path):
+    data = DataConfig(name="photos", image_size=16, num_classes=3, resize="area")
+    small = str(tmp_path / "8")
+    prepare_splits(data, str(tmp_path / "16"), source=str(folder), source_options=SourceOptions(num_test=20), other_sizes={8: small})
+    for split in ("train", "test"):
+        one, other = read_manifest(f"{tmp_path}/16/{split}"), read_manifest(f"{small}/{split}")
+        assert (one.image_size, other.image_size, one.num_images) == (16, 8, other.num_images)
+
+
 def test_a_pipelines_step_writes_the_manifests(tmp_path):
     uri = prepare_experiment("digits-hybrid-cosine", [], str(tmp_path / "data"), manifest_path=str(tmp_path / "out" / "manifest"))
     written = json.loads((tmp_path / "out" / "manifest").read_text())
