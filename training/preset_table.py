@@ -126,11 +126,12 @@ def _digits() -> Iterator[Preset]:
         optim=OptimConfig(global_batch_size=64, learning_rate=1e-3, num_steps=2000, ema_decays=(0.99, 0.995), checkpoint_interval=200),
         evaluation=EvaluationConfig(
             extractor="digits-classifier",
-            num_samples=2000,
-            sampling=SamplingConfig(spacing="100"),
+            num_samples=1000,
+            sampling=SamplingConfig(spacing="50"),
             scoring_num_samples=500,
             scoring_sampling=SamplingConfig(method="ddim", spacing="ddim20"),
             patience=4,
+            rescore_best=2,
             likelihood_steps=50,
         ),
     )
