@@ -20,6 +20,8 @@ def preprocess(
     max_errors: int = 100,
     allow_upscale: bool = False,
     reduced_decode: bool = False,
+    max_pixels: int = 89478485,
+    other_sizes: list[int] = [],  # noqa: B006 - KFP wants a literal
 ) -> str:
     """Prepares the training and test images of an experiment, or finds that they are there.
 
@@ -38,6 +40,9 @@ def preprocess(
         max_errors: With skip, how many images may be left out.
         allow_upscale: Enlarge images that are smaller than the experiment's size.
         reduced_decode: Decode large JPEGs at reduced size: faster, about two grey levels off the exact average.
+        max_pixels: Width times height above which an image is refused as a decompression bomb.
+        other_sizes: Further image sizes to make from the same decoding, for the other models of a cascade. Each goes
+            to its own default place where the data set has one, otherwise below it, to 64x64 for size 64.
 
     Returns:
         The data set's directory.
@@ -57,6 +62,8 @@ def preprocess(
             "max_errors": max_errors,
             "allow_upscale": allow_upscale,
             "reduced_decode": reduced_decode,
+            "max_pixels": max_pixels,
         },
+        other_sizes=other_sizes,
         manifest_path=manifest.path,
     )

@@ -34,6 +34,8 @@ def train_pipeline(
     data_max_errors: int = 100,
     data_allow_upscale: bool = False,
     data_reduced_decode: bool = False,
+    data_max_pixels: int = 89478485,
+    data_other_sizes: list[int] = [],  # noqa: B006
     data_cpu: str = "2",
     data_memory: str = "4Gi",
     train_num_workers: int = 2,
@@ -63,6 +65,8 @@ def train_pipeline(
         data_max_errors: With skip, how many images may be left out.
         data_allow_upscale: Whether to enlarge images that are too small.
         data_reduced_decode: Whether to decode large JPEGs at reduced size, faster and less exact.
+        data_max_pixels: Width times height above which an image is refused as a decompression bomb.
+        data_other_sizes: Further image sizes to make from the same decoding, for the other models of a cascade, a JSON list.
         data_cpu: Cores of the preprocess and reference steps.
         data_memory: Memory of the preprocess and reference steps.
         train_num_workers: Data-parallel training processes.
@@ -95,6 +99,8 @@ def train_pipeline(
             max_errors=data_max_errors,
             allow_upscale=data_allow_upscale,
             reduced_decode=data_reduced_decode,
+            max_pixels=data_max_pixels,
+            other_sizes=data_other_sizes,
         ),
         cpu=data_cpu,
         memory=data_memory,

@@ -34,6 +34,8 @@ def preprocess(
     max_errors: int = typer.Option(100, help="With skip, how many images may be left out."),
     allow_upscale: bool = typer.Option(False, help="Enlarge images that are too small."),
     reduced_decode: bool = typer.Option(False, help="Decode large JPEGs at reduced size: faster, less exact."),
+    max_pixels: int = typer.Option(89478485, help="Width times height above which an image is refused as a decompression bomb."),
+    other_sizes: list[int] = typer.Option([], "--other-size", help="Make this size too, in 64x64 below DATA for size 64; repeat it."),
 ) -> None:
     """Prepare images as shards with a manifest, or finish what was begun."""
     connect()
@@ -47,9 +49,11 @@ def preprocess(
         "max_errors": max_errors,
         "allow_upscale": allow_upscale,
         "reduced_decode": reduced_decode,
+        "max_pixels": max_pixels,
     }
+    source_options = {"labels": labels, "num_test": num_test}
     print(
-        prepare_experiment(preset, overrides, data, source=source, source_options={"labels": labels, "num_test": num_test}, options=options)
+        prepare_experiment(preset, overrides, data, source=source, source_options=source_options, options=options, other_sizes=other_sizes)
     )
 
 

@@ -13,10 +13,10 @@ Modes, recorded in the data set's manifest because statistics of one say little 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -27,7 +27,10 @@ from training.config import Resize
 from training.data.shards import Images
 
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit for an image that somebody may have made to exhaust memory (a third of 256 MiB)."""
+"""Unless somebody says otherwise, a larger image is taken for one that was made to exhaust memory: Pillow's own limit."""
+
+LARGEST_MAX_PIXELS = 2**30
+"""OpenCV decodes no more."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What is decoded: the raster formats. Pillow would also start programs for some others."""
@@ -73,6 +76,7 @@ def prepare_image(
     channels: int = 3,
     allow_upscale: bool = False,
     reduced_decode: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Prepared:
     """Decodes once and resizes to each size.
 
@@ -84,16 +88,29 @@ def prepare_image(
         allow_upscale: Enlarge an image that is smaller than a size (bicubic) instead of refusing it.
         reduced_decode: Let the JPEG decoder itself halve large RGB images while they stay at least twice the largest
             size: about twice to four times as fast, one to two grey levels off the exact average. Not for "adm".
+        max_pixels: Width times height of the largest image that is decoded; up to `LARGEST_MAX_PIXELS`.
 
     Raises:
         ImageError: It isn't an image, is damaged, too large, or too small.
     """
     if isinstance(data, bytes):
-        image, square = _decode(data, mode, channels, max(sizes) if reduced_decode else 0)
+        with _own_limit():
+            image, square = _decode(data, mode, channels, max(sizes) if reduced_decode else 0, max_pixels)
     else:
         image, square = _from_array(data, channels, mode)
     results = [_resize(image, square, size, mode, channels, allow_upscale) for size in sizes]
     return Prepared(tuple(result for result, _ in results), tuple(upscaled for _, upscaled in results))
+
+
+@contextlib.contextmanager
+def _own_limit() -> Iterator[None]:
+    """Pillow's limit is the process's, so it is put aside only while ours is looked at."""
+    theirs = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = theirs
 
 
 def _resize(image: Image.Image, pixels: Images | None, size: int, mode: Resize, channels: int, allow_upscale: bool) -> tuple[Images, bool]:
@@ -161,10 +178,10 @@ def _from_array(pixels: Images, channels: int, mode: Resize) -> tuple[Image.Imag
     return image, None if mode == "adm" else _convert(image, channels)
 
 
-def _decode(data: bytes, mode: Resize, channels: int, reduced_size: int) -> tuple[Image.Image, Images | None]:
+def _decode(data: bytes, mode: Resize, channels: int, reduced_size: int, max_pixels: int) -> tuple[Image.Image, Images | None]:
     """The file as Pillow reads it, and its pixels; no pixels for "adm", which resizes before it converts."""
     stream = io.BytesIO(data)
-    image = _open(data, stream)
+    image = _open(data, stream, max_pixels)
     if mode == "adm":  # the released code looks at no orientation
         return _loaded(image), None
     plain = image.format == "JPEG" and image.mode == "RGB" and channels == 3 and _orientation(image) == 1
@@ -191,19 +208,18 @@ def _orientation(image: Image.Image) -> int:
         return 1  # a camera's broken notes are no reason to lose the picture
 
 
-def _open(data: bytes, stream: io.BytesIO) -> Image.Image:
+def _open(data: bytes, stream: io.BytesIO, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the same limit is an error below
-            image = Image.open(stream, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"is too large: over {MAX_PIXELS:,} pixels, which may be a decompression bomb") from error
+        image = Image.open(stream, formats=FORMATS)
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"is not an image of a known format (it begins with {data[:8]!r}); known are {', '.join(FORMATS)}") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"is too large: {image.width}x{image.height} is over {MAX_PIXELS:,} pixels, which may be a decompression bomb")
+    if image.width * image.height > max_pixels:
+        raise ImageError(
+            f"is too large: {image.width}x{image.height} is over {max_pixels:,} pixels, which may be a decompression bomb; "
+            "if it is meant, raise --max-pixels"
+        )
     return image
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 from training import storage
 from training.config import Resize
+from training.data.images import LARGEST_MAX_PIXELS, MAX_PIXELS
 from training.data.order import Purpose, permutation
 from training.data.shard_work import PARTIAL, ShardJob, ShardRecord, Target, make_shard, read_record, too_many_errors
 from training.data.shards import (
@@ -46,12 +47,13 @@ class Options:
         resize: See `training.data.images`.
         seed: Seed of the global order of the rows.
         image_channels: 1 or 3; None takes the source's.
-        rows_per_shard: None takes as many as make 128 to 256 MB.
+        rows_per_shard: None takes as many as make 128 to 256 MB. Changes neither the images nor their order.
         num_workers: Processes; more than 1 are Ray tasks. Does not change the outcome.
         on_error: What an unreadable image does: stop the work, or be left out and listed in the manifest.
         max_errors: With "skip", how many may be left out before the work stops.
         allow_upscale: Enlarge images that are too small instead of refusing them.
         reduced_decode: Faster and less exact; see `training.data.images.prepare_image`.
+        max_pixels: Width times height above which an image is refused as a decompression bomb.
     """
 
     resize: Resize = "area"
@@ -63,12 +65,15 @@ class Options:
     max_errors: int = 100
     allow_upscale: bool = False
     reduced_decode: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         for name in ("rows_per_shard", "num_workers", "max_errors"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DatasetError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+        if not 1 <= self.max_pixels <= LARGEST_MAX_PIXELS:
+            raise DatasetError(f"max-pixels must be 1 to {LARGEST_MAX_PIXELS:,}, got {self.max_pixels:,}")
         if self.on_error not in ("fail", "skip"):
             raise DatasetError(f"on-error must be 'fail' or 'skip', got {self.on_error!r}")
         if self.image_channels not in (None, 1, 3):
@@ -100,8 +105,9 @@ def prepare_sizes(
 ) -> dict[int, Manifest]:
     """Makes several sizes of the same images, each image decoded once, all cut into shards of the same rows.
 
-    The rows of a shard follow from the largest size, and are part of the plan: a size that was made alone is another
-    data set than one that was made beside a larger one, unless `rows_per_shard` says the same for both.
+    The rows of a shard follow from the largest size. A size that was made beside a larger one is therefore cut more
+    finely than one that was made alone, and has another content digest, but the same images in the same order: whoever
+    asks for it alone later finds it there.
 
     Args:
         source: The images.
@@ -179,13 +185,13 @@ def _plan(source: Source, listing: Listing, dataset_uris: Mapping[int, str], opt
         everything = {
             **identity,
             "schema_version": SCHEMA_VERSION,
-            "rows_per_shard": rows,
             "allow_upscale": options.allow_upscale,
+            "max_pixels": options.max_pixels,
             "decoded_for": max(dataset_uris) if options.reduced_decode else 0,
             "listing": listing_digest,
         }
         plan_sha256 = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-        targets.append(Target(dataset_uri=uri, image_size=size, plan_sha256=plan_sha256))
+        targets.append(Target(dataset_uri=uri, image_size=size, plan_sha256=plan_sha256, rows_per_shard=rows))
         identities[size] = identity
     order = permutation(len(listing.items), options.seed, Purpose.SHUFFLE).tolist()
     return _Plan(listing=listing, targets=tuple(targets), identities=identities, order=order, rows_per_shard=rows)
@@ -228,6 +234,7 @@ def _make(source: Source, plan: _Plan, options: Options) -> dict[int, Manifest]:
             resize=options.resize,
             allow_upscale=options.allow_upscale,
             reduced_decode=options.reduced_decode,
+            max_pixels=options.max_pixels,
             max_errors=options.max_errors if options.on_error == "skip" else -1,
         )
         for number in range(plan.num_shards)

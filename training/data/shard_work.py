@@ -33,12 +33,14 @@ class Target:
     Attributes:
         dataset_uri: Directory of the data set.
         image_size: Height and width in pixels.
-        plan_sha256: Everything that decides its content; a record of another plan does not count.
+        plan_sha256: Of everything that decides its images; a record of another plan does not count.
+        rows_per_shard: Where they are cut; neither does a record of another cut.
     """
 
     dataset_uri: str
     image_size: int
     plan_sha256: str
+    rows_per_shard: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +52,7 @@ class ShardJob:
         source: Where its images are read.
         items: They, in their final order.
         targets: What to make of them.
-        image_channels, resize, allow_upscale, reduced_decode: See `training.data.images.prepare_image`.
+        image_channels, resize, allow_upscale, reduced_decode, max_pixels: See `training.data.images.prepare_image`.
         max_errors: Unreadable images to skip before giving up; -1 gives up at the first.
     """
 
@@ -62,6 +64,7 @@ class ShardJob:
     resize: Resize
     allow_upscale: bool
     reduced_decode: bool
+    max_pixels: int
     max_errors: int
 
 
@@ -71,6 +74,7 @@ class ShardRecord:
 
     Attributes:
         plan_sha256: The plan that it belongs to.
+        rows_per_shard: The cut that it belongs to.
         shard: The file.
         label_counts: Images by label.
         num_upscaled: Images that were enlarged.
@@ -79,6 +83,7 @@ class ShardRecord:
     """
 
     plan_sha256: str
+    rows_per_shard: int
     shard: Shard
     label_counts: dict[int, int]
     num_upscaled: int
@@ -102,13 +107,14 @@ def read_record(target: Target, number: int) -> ShardRecord | None:
         value = storage.read_json(record_uri(target, number))
         record = ShardRecord(
             plan_sha256=value["plan_sha256"],
+            rows_per_shard=value["rows_per_shard"],
             shard=Shard(**value["shard"]),
             label_counts={int(label): count for label, count in value["label_counts"].items()},
             num_upscaled=value["num_upscaled"],
             num_bytes_read=value["num_bytes_read"],
             errors=tuple(Unreadable(**error) for error in value["errors"]),
         )
-        if record.plan_sha256 != target.plan_sha256:
+        if (record.plan_sha256, record.rows_per_shard) != (target.plan_sha256, target.rows_per_shard):
             return None
         stored = storage.size(storage.join(target.dataset_uri, record.shard.file))
     except (storage.ObjectNotFoundError, KeyError, TypeError):
@@ -157,6 +163,7 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
             storage.upload(path, storage.join(target.dataset_uri, shard.file))
             record = ShardRecord(
                 plan_sha256=target.plan_sha256,
+                rows_per_shard=target.rows_per_shard,
                 shard=shard,
                 label_counts=dict(counts),
                 num_upscaled=int(num_upscaled),
@@ -172,7 +179,13 @@ def _prepared(data: bytes | Images | ImageError, sizes: Sequence[int], job: Shar
     if isinstance(data, ImageError):
         raise data
     prepared = prepare_image(
-        data, sizes, job.resize, channels=job.image_channels, allow_upscale=job.allow_upscale, reduced_decode=job.reduced_decode
+        data,
+        sizes,
+        job.resize,
+        channels=job.image_channels,
+        allow_upscale=job.allow_upscale,
+        reduced_decode=job.reduced_decode,
+        max_pixels=job.max_pixels,
     )
     return prepared, len(data) if isinstance(data, bytes) else data.nbytes
 

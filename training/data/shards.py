@@ -85,8 +85,9 @@ class Manifest:
         num_upscaled: Images that were smaller than `image_size`, and enlarged because an option allowed it.
         shuffle_seed: Seed of the global order of the rows.
         split_seed: Seed that drew the test images out of a source that has no test split; None where it has one.
-        plan_sha256: Of everything that decides the content: the source's listing and every option of the preparation.
-        content_digest: Of the content itself, independent of workers, restarts and library versions.
+        plan_sha256: Of everything that decides the images and their order: the source's listing and the options.
+        content_digest: Of the content itself and its cut into shards, independent of workers, restarts and library
+            versions.
         shards: The files, in the order of the rows.
         errors: Images that could not be read and were skipped.
     """

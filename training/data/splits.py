@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,17 @@ def default_data_uri(data: DataConfig, storage_root_uri: str) -> str:
     return storage.join(storage_root_uri, "data", f"{data.name}-{data.image_size}x{data.image_size}x{data.image_channels}-{data.resize}")
 
 
+def other_data_uri(data: DataConfig, data_uri: str, image_size: int) -> str:
+    """Where another size of the images goes: beside a data set in its default place, otherwise below it.
+
+    Beside it is the other size's own default place, where an experiment of that size looks.
+    """
+    root, separator, _ = data_uri.rpartition("/data/")
+    if separator and data_uri == default_data_uri(data, root):
+        return default_data_uri(dataclasses.replace(data, image_size=image_size), root)
+    return storage.join(data_uri, f"{image_size}x{image_size}")
+
+
 def check_matches(manifest: Manifest, data: DataConfig) -> None:
     """Compares a data set with what an experiment says of it.
 
@@ -92,7 +103,7 @@ def prepare_experiment(
     source: str = "",
     source_options: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
-    other_sizes: Mapping[int, str] | None = None,
+    other_sizes: Collection[int] = (),
     manifest_path: str = "",
 ) -> str:
     """`prepare_splits` in words that a pipeline can carry.
@@ -105,7 +116,7 @@ def prepare_experiment(
         source: As for `prepare_splits`.
         source_options: Fields of `SourceOptions`.
         options: Fields of `Options`.
-        other_sizes: As for `prepare_splits`.
+        other_sizes: Further image sizes to make from the same decoding; each goes to its `other_data_uri`.
         manifest_path: Local file for the manifests as one JSON object by split; empty writes none.
 
     Returns:
@@ -125,7 +136,7 @@ def prepare_experiment(
         source=source,
         source_options=SourceOptions(**(source_options or {})),
         options=Options(**(options or {})),
-        other_sizes=other_sizes,
+        other_sizes={size: other_data_uri(data, data_uri, size) for size in map(int, other_sizes) if size != data.image_size},
     )
     if manifest_path:
         Path(manifest_path).parent.mkdir(parents=True, exist_ok=True)

@@ -237,6 +237,17 @@ def test_a_decompression_bomb_is_refused_from_its_header(side):
         prepare_image(bomb(side, side), [64], "area")
 
 
+def test_the_limit_is_ours_to_set_whatever_pillows_is(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # which refuses more than twice as many
+    for mode in ("area", "adm"):
+        assert prepare_image(encode(PHOTOS[0]), [64], mode).images[0].shape == (64, 64, 3)
+    height, width = PHOTOS[0].shape[:2]
+    assert prepare_image(encode(PHOTOS[0]), [64], "area", max_pixels=width * height)
+    with pytest.raises(ImageError, match=rf"is too large: {width}x{height} is over .*raise --max-pixels"):
+        prepare_image(encode(PHOTOS[0]), [64], "area", max_pixels=width * height - 1)
+    assert Image.MAX_IMAGE_PIXELS == 10_000
+
+
 def test_a_jpeg_decoded_the_fast_way_has_pillows_pixels():
     for options in ({}, {"progressive": True}, {"subsampling": 0}, {"quality": 30, "restart_marker_rows": 1}):
         data = encode(PHOTOS[0][:427, :427], "JPEG", **options)

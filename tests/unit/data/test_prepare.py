@@ -191,6 +191,34 @@ def test_several_sizes_from_one_decode_are_the_single_data_sets(folder, undistur
     assert both[8] == alone
 
 
+def test_a_size_that_was_made_beside_a_larger_one_is_found_by_whoever_wants_it_alone(folder, tmp_path):
+    sizes = {200: str(tmp_path / "200"), 8: str(tmp_path / "8")}
+    beside = prepare_sizes(source_of(folder), sizes, options=Options(allow_upscale=True))[8]
+    assert len(beside.shards) == 1
+    cut = Options(allow_upscale=True, rows_per_shard=64)
+    assert prepare(source_of(folder), sizes[8], image_size=8, options=cut) == beside
+    alone = prepare(source_of(folder), str(tmp_path / "alone"), image_size=8, options=cut)
+    assert (alone.plan_sha256, len(alone.shards)) == (beside.plan_sha256, 4)
+    assert torch.equal(load(tmp_path / "alone", tmp_path).batch(7).images, load(sizes[8], tmp_path).batch(7).images)
+
+
+def test_shards_of_another_cut_are_made_again(folder, undisturbed, tmp_path):
+    other = copy_with(folder, tmp_path / "photos", {"class3/zzz.png": b"broken, so that this never ends"})
+    with pytest.raises(DatasetError, match="zzz"):
+        prepare(other, str(tmp_path / "data"), image_size=16, options=Options(rows_per_shard=10))
+    (tmp_path / "photos" / "class3" / "zzz.png").unlink()
+    (tmp_path / "photos" / "class3").rmdir()
+    assert prepare(other, str(tmp_path / "data"), image_size=16, options=SMALL_SHARDS) == undisturbed
+
+
+def test_the_limit_for_bombs_is_part_of_the_plan(folder, tmp_path):
+    with pytest.raises(DatasetError, match=r"is too large: 2[4-9]x24 is over 575 pixels.*raise --max-pixels"):
+        prepare(source_of(folder), str(tmp_path / "data"), image_size=16, options=Options(max_pixels=575))
+    prepare(source_of(folder), str(tmp_path / "data"), image_size=16, options=Options(max_pixels=24 * 30))
+    with pytest.raises(DatasetError, match="of other source files or options"):
+        prepare(source_of(folder), str(tmp_path / "data"), image_size=16)
+
+
 def test_another_source_or_option_in_the_same_place_is_refused(folder, tmp_path):
     uri = str(tmp_path / "data")
     prepare(source_of(folder), uri, image_size=16)
@@ -361,6 +389,21 @@ def test_the_models_of_a_cascade_get_their_sizes_from_one_decoding(folder, tmp_p
         assert (one.image_size, other.image_size, one.num_images) == (16, 8, other.num_images)
 
 
+def test_a_pipelines_step_makes_other_sizes_below_the_data_set_or_in_their_own_default_place(folder, tmp_path):
+    named = ["data.name=photos", "data.image_channels=3", "data.num_classes=3", "data.resize=area"]
+    large = [*named, "data.image_size=16", "model.attention_resolutions=[8]"]
+    words = {"source": str(folder), "source_options": {"num_test": 20}}
+    sizes = [8.0, 16.0]  # as JSON's numbers come
+    prepare_experiment("digits-hybrid-cosine", large, str(tmp_path / "here"), other_sizes=sizes, **words)
+    assert read_manifest(f"{tmp_path}/here/8x8/test").image_size == 8
+    root = str(tmp_path / "root")
+    prepare_experiment("digits-hybrid-cosine", large, "", storage_root_uri=root, other_sizes=sizes, **words)
+    made = read_manifest(f"{root}/data/photos-8x8x3-area/train")
+    small = prepare_experiment("digits-hybrid-cosine", named, "", storage_root_uri=root, **words)
+    assert small == f"{tmp_path}/root/data/photos-8x8x3-area"
+    assert read_manifest(f"{small}/train") == read_manifest(f"{tmp_path}/here/8x8/train") == made
+
+
 def test_a_pipelines_step_writes_the_manifests(tmp_path):
     uri = prepare_experiment("digits-hybrid-cosine", [], str(tmp_path / "data"), manifest_path=str(tmp_path / "out" / "manifest"))
     written = json.loads((tmp_path / "out" / "manifest").read_text())
@@ -368,7 +411,8 @@ def test_a_pipelines_step_writes_the_manifests(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "field", [{"rows_per_shard": 0}, {"num_workers": 0}, {"max_errors": 0}, {"image_channels": 2}, {"on_error": "ignore"}]
+    "field",
+    [{"rows_per_shard": 0}, {"num_workers": 0}, {"max_errors": 0}, {"image_channels": 2}, {"on_error": "ignore"}, {"max_pixels": 0}],
 )
 def test_options_out_of_range_are_refused(field):
     with pytest.raises(DatasetError, match=next(iter(field)).replace("_", "-")):
