@@ -4,8 +4,9 @@ For Gaussians N(m_1, S_1) and N(m_2, S_2) fitted to the features of two sets of 
 
     d^2 = |m_1 - m_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1^(1/2) S_2 S_1^(1/2))^(1/2)        (Heusel et al. 2017, equation 6)
 
-The symmetric form under the root has real, non-negative eigenvalues by construction, and the reference's root is
-computed once and kept. Everything here is float64: in float32 the distance of a thousand images is wrong by 0.1.
+With any S_1 = L L^T the eigenvalues under the root are those of L^T S_2 L, which is symmetric and non-negative by
+construction. The reference's L is computed once and kept, and it is triangular, so that its two products cost a quarter
+of those with a full root. Everything here is float64: in float32 the distance of a thousand images is wrong by 0.1.
 Only with the features of the standard Inception network is this number an FID.
 """
 
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from training.shapes import Float, Float64
 
+_BLOCK = 256
+
 
 class MomentsError(ValueError):
     """Moments that can't give the number asked for: too few images, another dimension, not finite."""
@@ -34,13 +37,13 @@ class FeatureStatistics:
         mean: The mean feature.
         covariance: The unbiased covariance (divided by n - 1).
         num_images: How many images were seen; None where a foreign file does not say. It bounds the covariance's rank.
-        stored_root: The covariance's symmetric root, where a file keeps it; `root` computes it otherwise.
+        stored_factor: The covariance's triangular factor, where a file keeps it; `factor` computes it otherwise.
     """
 
     mean: Float64[Tensor, " dim"]
     covariance: Float64[Tensor, "dim dim"]
     num_images: int | None = None
-    stored_root: Float64[Tensor, "dim dim"] | None = None
+    stored_factor: Float64[Tensor, "dim dim"] | None = None
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -54,13 +57,13 @@ class FeatureStatistics:
         return self.dim if self.num_images is None else min(self.dim, max(self.num_images - 1, 0))
 
     @property
-    def root(self) -> Float64[Tensor, "dim dim"]:
-        """The symmetric square root S^(1/2) of the covariance, computed once."""
-        if self.stored_root is not None:
-            return self.stored_root
-        if "root" not in self._cache:
-            self._cache["root"] = symmetric_root(self.covariance, max_rank=self.max_rank)
-        return self._cache["root"]
+    def factor(self) -> Float64[Tensor, "dim dim"]:
+        """The lower triangular L with L L^T = S, computed once."""
+        if self.stored_factor is not None:
+            return self.stored_factor
+        if "factor" not in self._cache:
+            self._cache["factor"] = triangular_factor(self.covariance, max_rank=self.max_rank)
+        return self._cache["factor"]
 
 
 class Moments:
@@ -191,8 +194,10 @@ def merged(parts: Sequence[Moments]) -> Moments:
     return whole
 
 
-def symmetric_root(matrix: Float64[Tensor, "dim dim"], max_rank: int | None = None) -> Float64[Tensor, "dim dim"]:
-    """The symmetric R with R R = S, for a symmetric positive semi-definite S.
+def triangular_factor(matrix: Float64[Tensor, "dim dim"], max_rank: int | None = None) -> Float64[Tensor, "dim dim"]:
+    """The lower triangular L with L L^T = S, for a symmetric positive semi-definite S, singular or not.
+
+    From S = B B^T with B = V diag(w)^(1/2) by eigenvalues, and B^T = Q U: then S = U^T U, and L = U^T.
 
     Args:
         matrix: S.
@@ -200,16 +205,16 @@ def symmetric_root(matrix: Float64[Tensor, "dim dim"], max_rank: int | None = No
             eps * |S|, whose root (1e-8) would otherwise enter the distance.
     """
     values, vectors = torch.linalg.eigh(matrix)
-    values = _without_rounding(values, max_rank)
-    root: Tensor = (vectors * values.sqrt()) @ vectors.T
-    return (root + root.T) / 2
+    half = vectors * _without_rounding(values, max_rank).sqrt()
+    factor: Tensor = torch.linalg.qr(half.T, mode="r").R.T.contiguous()
+    return factor
 
 
 def frechet_distance(reference: FeatureStatistics | Moments, sample: FeatureStatistics | Moments) -> float:
     """The Frechet distance d^2 between the two fitted Gaussians (see the module's first lines).
 
     Args:
-        reference: Its root is computed once and kept, so that scoring many samples against it costs one
+        reference: Its factor is computed once and kept, so that scoring many samples against it costs one
             `eigvalsh` each.
         sample: The other set. The distance is symmetric; only the cost is not.
 
@@ -220,11 +225,10 @@ def frechet_distance(reference: FeatureStatistics | Moments, sample: FeatureStat
     second = sample.statistics() if isinstance(sample, Moments) else sample
     if first.dim != second.dim:
         raise MomentsError(f"statistics of {first.dim} and {second.dim} dimensions are features of different extractors")
-    if not all(bool(torch.isfinite(t).all()) for t in (first.mean, first.covariance, second.mean, second.covariance)):
+    if not all(bool(torch.isfinite(t.sum())) for t in (first.mean, first.covariance, second.mean, second.covariance)):
         raise MomentsError("the statistics are not finite")
     difference = first.mean - second.mean
-    product = first.root @ second.covariance @ first.root
-    values = torch.linalg.eigvalsh((product + product.T) / 2)
+    values = torch.linalg.eigvalsh(_congruence(first.factor, second.covariance))
     cross = _without_rounding(values, min(first.max_rank, second.max_rank)).sqrt().sum()
     distance = difference @ difference + first.covariance.trace() + second.covariance.trace() - 2 * cross
     return float(distance)
@@ -248,6 +252,23 @@ def standard_error(reference: FeatureStatistics, blocks: BlockedMoments) -> floa
     )
     spread = (without - without.mean()).square().sum()
     return float(((len(filled) - 1) / len(filled) * spread).sqrt())
+
+
+def _congruence(factor: Float64[Tensor, "dim dim"], matrix: Float64[Tensor, "dim dim"]) -> Float64[Tensor, "dim dim"]:
+    """The lower triangle of L^T S L, which is all that `eigvalsh` reads, for a lower triangular L.
+
+    Block by block, leaving out what is zero or not read: about dim^3 operations rather than 4 dim^3.
+    """
+    dim = len(factor)
+    right = torch.zeros_like(matrix)
+    for start in range(0, dim, _BLOCK):
+        columns = slice(start, start + _BLOCK)
+        right[start:, columns] = matrix[start:, start:] @ factor[start:, columns]
+    product = torch.zeros_like(matrix)
+    for start in range(0, dim, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        product[rows, : start + _BLOCK] = factor[start:, rows].T @ right[start:, : start + _BLOCK]
+    return product
 
 
 def _without_rounding(values: Float64[Tensor, " dim"], max_rank: int | None) -> Float64[Tensor, " dim"]:

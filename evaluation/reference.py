@@ -79,7 +79,7 @@ class ReferenceStatistics:
     """Statistics of the real images.
 
     Attributes:
-        features: Mean, covariance and its root.
+        features: Mean, covariance and its triangular factor.
         spatial: The same of the spatial features, for the sFID; None where they were not taken.
         provenance: Where they come from; None for a file from elsewhere that does not say (see `adopt`).
         uri: Where they are stored.
@@ -190,11 +190,11 @@ def moments_of(images: Iterable[Tensor], extractor: FeatureExtractor) -> tuple[M
 
 
 def save_reference(uri: str, features: FeatureStatistics, provenance: Provenance, *, spatial: FeatureStatistics | None = None) -> None:
-    """Writes statistics, their root and their provenance; other tools find their mu and sigma in the file too."""
+    """Writes statistics, their factor and their provenance; other tools find their mu and sigma in the file too."""
     arrays: npz.Arrays = {
         "mu": features.mean.numpy(),
         "sigma": features.covariance.numpy(),
-        "root": features.root.numpy(),
+        "factor": features.factor.numpy(),
         "num_images": np.array(provenance.num_images),
         "provenance": np.array(json.dumps(provenance.to_dict())),
     }
@@ -212,8 +212,8 @@ def load_reference(uri: str) -> ReferenceStatistics:
     """
     arrays = npz.read_arrays(uri)
     features = npz.statistics_of(arrays, uri)
-    if "root" in arrays:
-        features = dataclasses.replace(features, stored_root=torch.from_numpy(arrays["root"]))
+    if "factor" in arrays:
+        features = dataclasses.replace(features, stored_factor=torch.from_numpy(arrays["factor"]))
     provenance = None
     if "provenance" in arrays:
         try:

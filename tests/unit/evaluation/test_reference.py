@@ -42,7 +42,7 @@ def test_statistics_come_back_with_their_provenance(digits_uri: str, tmp_path: P
     assert provenance.distance_name == "FD(digits-classifier)"
     images = torch.cat([images for _, images, _ in iterate(f"{digits_uri}/train", 100, cache_dir=cache)])
     torch.testing.assert_close(again.features.covariance, torch.cov(extractor(images).double().T), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(again.features.root @ again.features.root, again.features.covariance, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(again.features.factor @ again.features.factor.T, again.features.covariance, rtol=1e-9, atol=1e-9)
 
 
 def test_stored_statistics_are_read_and_not_redone(digits_uri: str, tmp_path: Path, cache: str) -> None:
