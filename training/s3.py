@@ -32,6 +32,7 @@ from training.storage_errors import ObjectNotFoundError, StorageError, explained
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 _ATTEMPTS = 4
 _NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
@@ -76,10 +77,20 @@ def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
 
 def size(uri: str) -> int:
     """The object's bytes, counted."""
+    return _head(uri)["ContentLength"]
+
+
+def version(uri: str) -> str:
+    """Size, entity tag and time: one of them changes when the object is overwritten."""
+    head = _head(uri)
+    return f"{head['ContentLength']}-{head['ETag'].strip(chr(34))}-{head['LastModified'].timestamp():.0f}"
+
+
+def _head(uri: str) -> HeadObjectOutputTypeDef:
     bucket, key = split(uri)
     with _explained(uri):
         try:
-            return client().head_object(Bucket=bucket, Key=key)["ContentLength"]
+            return client().head_object(Bucket=bucket, Key=key)
         except ClientError as error:
             if _status(error) == 404:  # a HEAD has no body that could tell a missing bucket from a missing object
                 _require_bucket(bucket, client().meta.endpoint_url)

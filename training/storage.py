@@ -134,6 +134,24 @@ def size(uri: str) -> int:
         return path.stat().st_size
 
 
+def version(uri: str) -> str:
+    """A word that changes whenever something else is stored under `uri`, even of the same size.
+
+    In S3 it is the entity tag, which follows the content, with size and time; on disk, size, time and inode.
+
+    Raises:
+        ObjectNotFoundError: There is nothing.
+        StorageError: It can't be told.
+    """
+    if is_s3(uri):
+        from training import s3
+
+        return s3.version(uri)
+    with explained_disk(uri):
+        found = _path(uri).stat()
+        return f"{found.st_size}-{found.st_mtime_ns}-{found.st_dev}-{found.st_ino}"
+
+
 def list_uris(prefix_uri: str) -> list[str]:
     """Everything stored below the directory `prefix_uri`, at any depth, sorted; empty where there is no such thing."""
     if is_s3(prefix_uri):

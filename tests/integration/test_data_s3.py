@@ -1,8 +1,11 @@
+import gzip
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
@@ -98,6 +101,31 @@ def test_images_are_read_from_s3(bucket_uri, tmp_path, form, monkeypatch):
         storage.upload(write_images(tmp_path / f"images.{form}", form), place)
     manifest = prepare(open_splits(place, SourceOptions())["train"], f"{bucket_uri}/data", image_size=8)
     assert manifest.content_digest == local.content_digest
+
+
+@pytest.mark.parametrize("form", ["tar", "tar.gz"])
+def test_an_archive_that_is_overwritten_in_s3_by_one_of_its_size_is_copied_again(bucket_uri, tmp_path, form, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    digests = []
+    for level in (1, 2):
+        archive = io.BytesIO()
+        # Stored pixels, and a compression that stores, so that both archives have the same size.
+        packed = gzip.GzipFile(fileobj=archive, mode="wb", compresslevel=0, mtime=0) if form == "tar.gz" else archive
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for name in ("a", "b"):
+                pixels = b"P6 8 8 255\n" + bytes([level]) * 192
+                entry = tarfile.TarInfo(f"{name}.ppm")
+                entry.size = len(pixels)
+                tar.addfile(entry, io.BytesIO(pixels))
+        if packed is not archive:
+            packed.close()
+        storage.write_bytes(f"{bucket_uri}/images.{form}", archive.getvalue())
+        source = open_splits(f"{bucket_uri}/images.{form}")["train"]
+        uri = str(tmp_path / str(level))
+        prepare(source, uri, image_size=8)
+        digests.append((len(archive.getvalue()), int(next(iterate(uri, 1, cache_dir=tmp_path / "cache"))[1][0, 0, 0, 0])))
+    assert [pixel for _, pixel in digests] == [1, 2]
+    assert digests[0][0] == digests[1][0]
 
 
 def test_the_contact_sheet_can_go_to_s3(data_uri, bucket_uri):

@@ -49,6 +49,18 @@ def test_what_is_written_is_read_listed_measured_and_deleted(root):
     assert storage.list_uris(root) == []
 
 
+def test_a_version_tells_an_overwrite_of_the_same_size(root):
+    uri = storage.join(root, "archive.tar")
+    with pytest.raises(ObjectNotFoundError, match=r"archive\.tar"):
+        storage.version(uri)
+    versions = []
+    for content in (b"one", b"two", b"six"):
+        storage.write_bytes(uri, content)
+        versions += [storage.version(uri), storage.version(uri)]
+    assert versions[::2] == versions[1::2]
+    assert len(set(versions)) == 3
+
+
 def test_json_comes_back_as_it_went(root):
     value = {"step": 7, "nested": [1.5, None, "ü"]}
     storage.write_json(storage.join(root, "v.json"), value)
@@ -177,6 +189,7 @@ def test_nothing_there_is_its_own_error_and_names_the_uri(root, act):
 ACTS = {
     "read": storage.read_bytes,
     "exists": storage.exists,
+    "version": storage.version,
     "list": storage.list_uris,
     "list_dirs": storage.list_dirs,
     "write": lambda uri: storage.write_bytes(uri, b"x"),

@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import hashlib
 import lzma
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -50,7 +49,12 @@ def local_archive(uri: str) -> Iterator[Path]:
         with storage.open_local(uri) as packed, _opened(decompress, packed, uri) as source, partial.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
 
-    yield kept(f"{uri} {_version(uri)}", make)
+    version = storage.version(uri)
+    path = kept(f"{uri} {version}", make)
+    if storage.version(uri) != version:
+        path.unlink(missing_ok=True)
+        raise SourceError(f"{uri}: was overwritten while it was copied to this node; run this again")
+    yield path
 
 
 def kept(identity: str, make: Callable[[Path], None]) -> Path:
@@ -129,9 +133,3 @@ def _opened(decompress: Callable[[Path], Any], packed: Path, uri: str) -> Iterat
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise SourceError(f"{uri}: is not a whole compressed file ({error})") from error
-
-
-def _version(uri: str) -> str:
-    if storage.is_s3(uri):
-        return str(storage.size(uri))
-    return str(Path(uri).stat().st_mtime_ns) + str(storage.size(uri)) + os.path.realpath(uri)
