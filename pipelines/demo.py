@@ -85,10 +85,14 @@ def summary(run_uri: str, directory: Path, *, seconds: float) -> str:
             *lines,
             "",
             "Try next:",
-            f"  iddpm sample {result['checkpoint_uri']} more.png        more samples of the same model",
-            "  iddpm demo --set diffusion.schedule=linear              the same with the linear schedule: compare the two in MLflow",
-            "  iddpm run ablation                                      lambda against stop-gradient, the paper's table 1, on the digits",
-            "  iddpm down                                              stop S3 and MLflow; data stays",
+            f"  iddpm sample {result['checkpoint_uri']} more.png --weights {result['weights']}",
+            "      more samples of this model",
+            "  iddpm demo --set diffusion.schedule=linear",
+            "      the same with the linear schedule; MLflow compares the two",
+            "  iddpm run ablation",
+            "      lambda against the stop-gradient, the paper's table 1, on the digits",
+            "  iddpm down",
+            "      stop S3 and MLflow; their data stays",
         ]
     )
 
