@@ -1,0 +1,237 @@
+"""The RayJob that is sent to a cluster, against KubeRay's schema and the rules that the schema misses."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gzip
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components import rayjob_spec
+from components.rayjob_rules import violations
+from components.rayjob_spec import Owner, PodShape, RayJob, RayJobSpecError, rayjob_name, render
+from pipelines import resources
+
+_BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[4] / "shared" / "schemas" / "rayjob.schema.json.gz"
+_SCHEMA = Path(os.environ.get("IDDPM_RAYJOB_SCHEMA") or _BESIDE_THE_CHECKOUT)
+
+_PLAIN: dict[str, Any] = {
+    "run_key": "digits-hybrid-cosine-0123456789",
+    "run_uri": "s3://iddpm/runs/digits-hybrid-cosine-0123456789",
+    "entrypoint": ("python", "-m", "components.rayjob_driver", "s3://iddpm/a b's.json"),
+    "namespace": "kubeflow",
+    "image": "iddpm-pipelines:0.1.0",
+    "ray_version": "2.60.0",
+    "worker": PodShape(cpu="4", memory="16Gi"),
+}
+_JOBS = {
+    "plain": RayJob(**_PLAIN),
+    "gpu": RayJob(
+        **{
+            **_PLAIN,
+            "worker": PodShape(
+                cpu="12",
+                memory="96Gi",
+                num_gpus=8,
+                node_selector={"pool": "gpu"},
+                tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            ),
+            "num_worker_pods": 4,
+        }
+    ),
+    "queued": RayJob(**_PLAIN, queue_name="training"),
+    "owned": RayJob(
+        **_PLAIN,
+        owner=Owner(api_version="argoproj.io/v1alpha1", kind="Workflow", name="train-x", uid="4c1d"),
+        image_pull_secrets=("registry",),
+        head_env={"MLFLOW_RUN_ID": "abc"},
+    ),
+}
+
+
+@functools.cache
+def _schema() -> Any:
+    if not _SCHEMA.is_file():
+        pytest.skip("KubeRay's schema is not here; IDDPM_RAYJOB_SCHEMA names it")
+    return jsonschema.Draft202012Validator(json.loads(gzip.decompress(_SCHEMA.read_bytes())))
+
+
+@pytest.mark.parametrize("name", _JOBS)
+def test_every_kind_of_job_fits_kuberays_schema(name):
+    errors = [f"{error.json_path}: {error.message}" for error in _schema().iter_errors(render(_JOBS[name]))]
+    assert errors == []
+
+
+def test_the_schema_would_notice_a_misspelt_field():
+    manifest = render(_JOBS["plain"])
+    manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["terminationGracePeriod"] = 120
+    assert list(_schema().iter_errors(manifest))
+
+
+@pytest.mark.parametrize("name", _JOBS)
+def test_every_kind_of_job_keeps_the_rules_that_the_schema_misses(name):
+    assert violations(render(_JOBS[name])) == []
+
+
+def _spec(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(manifest: dict[str, Any]) -> None:
+        node = manifest["spec"]
+        for part in path[:-1]:
+            node = node[part]
+        if value is None:
+            del node[path[-1]]
+        else:
+            node[path[-1]] = value
+
+    return change
+
+
+_HEAD = ("rayClusterSpec", "headGroupSpec")
+_WORKERS = ("rayClusterSpec", "workerGroupSpecs", 0)
+_CONTAINER = ("template", "spec", "containers", 0)
+
+
+def _named(name: str) -> Callable[[dict[str, Any]], None]:
+    return lambda manifest: manifest["metadata"].update(name=name)
+
+
+def _suspended_without_shutdown(manifest: dict[str, Any]) -> None:
+    manifest["spec"].update(suspend=True, shutdownAfterJobFinishes=False)
+    del manifest["spec"]["ttlSecondsAfterFinished"]
+
+
+_BREAKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "long name": (_named("a" * 48), "48 characters"),
+    "name begins with a digit": (_named("1abc"), "begin with a letter"),
+    "mode": (_spec("submissionMode", value="K8SJobMode"), "submissionMode"),
+    "no entrypoint": (_spec("entrypoint", value=""), "entrypoint"),
+    "ttl without shutdown": (_spec("shutdownAfterJobFinishes", value=False), "ttlSecondsAfterFinished needs"),
+    "suspend without shutdown": (_suspended_without_shutdown, "suspend needs"),
+    "deletion rules and shutdown": (_spec("deletionStrategy", value={"deletionRules": [{}]}), "exclude each other"),
+    "deadline": (_spec("activeDeadlineSeconds", value=0), "activeDeadlineSeconds"),
+    "backoff": (_spec("backoffLimit", value=-1), "backoffLimit"),
+    "sidecar with submitter": (_spec("submissionMode", value="SidecarMode"), "SidecarMode can't be used with submitterPodTemplate"),
+    "no cluster": (_spec("rayClusterSpec", value=None), "one of rayClusterSpec"),
+    "number as a start parameter": (_spec(*_WORKERS, "rayStartParams", value={"num-gpus": 1}), "must be a string"),
+    "workers on the head": (_spec(*_HEAD, "rayStartParams", value={}), "land on it"),
+    "resources twice": (_spec(*_HEAD, "resources", value={"cpu": "1"}), "in the group as well"),
+    "replicas over the maximum": (_spec(*_WORKERS, "replicas", value=9), "maxReplicas does not hold"),
+    "requests below limits": (_spec(*_WORKERS, *_CONTAINER, "resources", "requests", "cpu", value="1"), "requests equal to limits"),
+    "no limits": (_spec(*_WORKERS, *_CONTAINER, "resources", value={}), "requests equal to limits"),
+    "GB": (
+        _spec(
+            *_WORKERS,
+            *_CONTAINER,
+            "resources",
+            value={"requests": {"cpu": "1", "memory": "32GB"}, "limits": {"cpu": "1", "memory": "32GB"}},
+        ),
+        "no quantity",
+    ),
+    "number in the environment": (_spec(*_HEAD, *_CONTAINER, "env", 0, value={"name": "A", "value": 1}), "must be a string"),
+    "autoscaler without autoscaling": (
+        _spec(*_HEAD, *_CONTAINER, "env", 0, value={"name": "RAY_enable_autoscaler_v2", "value": "1"}),
+        "autoscaling is off",
+    ),
+    "no time to drain": (_spec(*_WORKERS, "template", "spec", "terminationGracePeriodSeconds", value=30), "must exceed"),
+    "token with an old Ray": (_spec("rayClusterSpec", "rayVersion", value="2.51.1"), "2.52 or later"),
+    "token without a version": (_spec("rayClusterSpec", "rayVersion", value=None), "rayVersion to be set"),
+    "token of Kubernetes": (_spec("rayClusterSpec", "authOptions", "enableK8sTokenAuth", value=True), "enableK8sTokenAuth"),
+}
+
+
+@pytest.mark.parametrize("name", _BREAKS)
+def test_each_rule_notices_what_it_is_there_for(name):
+    change, words = _BREAKS[name]
+    manifest = copy.deepcopy(render(_JOBS["plain"]))
+    change(manifest)
+    assert any(words in line for line in violations(manifest))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=120))
+def test_any_run_key_gives_a_name_that_kuberay_takes(run_key):
+    name = rayjob_name(run_key)
+    assert len(name) <= 47
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert rayjob_name(run_key) == name
+
+
+def test_keys_that_begin_alike_have_different_names():
+    assert rayjob_name("x" * 60 + "a") != rayjob_name("x" * 60 + "b")
+
+
+def test_the_same_job_gives_the_same_manifest():
+    assert render(_JOBS["gpu"]) == render(copy.deepcopy(_JOBS["gpu"]))
+
+
+def test_the_workflow_owns_the_job_without_controlling_it():
+    metadata = render(_JOBS["owned"])["metadata"]
+    assert metadata["ownerReferences"] == [
+        {
+            "apiVersion": "argoproj.io/v1alpha1",
+            "kind": "Workflow",
+            "name": "train-x",
+            "uid": "4c1d",
+            "controller": False,
+            "blockOwnerDeletion": False,
+        }
+    ]
+
+
+def test_a_queued_job_waits_for_kueue_and_another_does_not():
+    queued, plain = render(_JOBS["queued"]), render(_JOBS["plain"])
+    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    assert queued["spec"]["suspend"] is True
+    assert "suspend" not in plain["spec"]
+
+
+def test_gpus_and_where_they_are_reach_the_workers_and_only_them():
+    cluster = render(_JOBS["gpu"])["spec"]["rayClusterSpec"]
+    worker, head = cluster["workerGroupSpecs"][0], cluster["headGroupSpec"]["template"]["spec"]
+    assert worker["replicas"] == worker["minReplicas"] == worker["maxReplicas"] == 4
+    assert worker["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert worker["template"]["spec"]["nodeSelector"] == {"pool": "gpu"}
+    assert worker["template"]["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert "nvidia.com/gpu" not in head["containers"][0]["resources"]["limits"]
+    assert "nodeSelector" not in head
+
+
+def test_nothing_is_tried_twice_behind_the_launchers_back():
+    spec = render(_JOBS["plain"])["spec"]
+    assert spec["backoffLimit"] == 0
+    assert spec["submitterConfig"]["backoffLimit"] == 0
+
+
+def test_credentials_are_named_and_never_written(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret-value")
+    manifest = render(_JOBS["owned"])
+    assert "very-secret-value" not in json.dumps(manifest)
+    sources = manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["envFrom"]
+    assert {"secretRef": {"name": "iddpm-s3"}} in sources
+
+
+def test_ray_pods_take_the_same_secret_and_addresses_as_pipeline_steps():
+    assert rayjob_spec.S3_SECRET == resources.SECRET_NAME
+    assert rayjob_spec.SERVICES_CONFIG_MAP == resources.CONFIG_MAP_NAME
+
+
+def test_the_entrypoint_survives_a_shell():
+    import shlex
+
+    assert shlex.split(render(_JOBS["plain"])["spec"]["entrypoint"]) == list(_PLAIN["entrypoint"])
+
+
+@pytest.mark.parametrize("shape", [{"cpu": "4 cores"}, {"memory": "16GB"}, {"num_gpus": -1}])
+def test_a_shape_that_kubernetes_does_not_know_is_refused(shape):
+    with pytest.raises(RayJobSpecError):
+        PodShape(**{"cpu": "1", "memory": "1Gi", **shape})
