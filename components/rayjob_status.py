@@ -1,0 +1,119 @@
+"""What a RayJob's status says: whether it ended, whether well, and if not, why and what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_RESUMES = "the same command goes on from the latest checkpoint"
+
+_REMEDIES = {
+    "SubmissionFailed": f"the driver could not be handed to Ray, or what handed it over died; {_RESUMES}",
+    "DeadlineExceeded": f"it ran into its deadline; {_RESUMES}, and a longer deadline lets it run through",
+    "PreRunningDeadlineExceeded": "its pods did not come up in time; ask for less, for other nodes, or wait longer before giving up",
+    "AppFailed": f"training itself failed, its last lines say why; once that is mended {_RESUMES}",
+    "JobDeploymentStatusTransitionGracePeriodExceeded": f"Ray ended the job but its cluster did not answer to the end; {_RESUMES}",
+    "JobStatusCheckTimeoutExceeded": f"Ray's head did not answer, as when it runs out of memory; give the head more memory, and {_RESUMES}",
+    "ValidationFailed": "KubeRay refuses the manifest; is its operator 1.7 or later?",
+}
+_TROUBLED = (
+    "ImagePullBackOff",
+    "ErrImagePull",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "CrashLoopBackOff",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """A RayJob's status.
+
+    Attributes:
+        deployment: `jobDeploymentStatus`: how far KubeRay is; "" before it looked.
+        job: `jobStatus`: what Ray says of the driver; "" before there is one.
+        reason: KubeRay's word for a failure.
+        message: Its sentence.
+        dashboard_url: Of the cluster's dashboard, as seen inside Kubernetes.
+    """
+
+    deployment: str
+    job: str
+    reason: str
+    message: str
+    dashboard_url: str
+
+    @property
+    def succeeded(self) -> bool:
+        """Complete alone is not enough: a stopped job is complete as well."""
+        return self.deployment == "Complete" and self.job == "SUCCEEDED"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended otherwise than well."""
+        return self.deployment in ("Failed", "ValidationFailed") or (self.deployment == "Complete" and self.job != "SUCCEEDED")
+
+    @property
+    def words(self) -> str:
+        """Where it is, for a person."""
+        if self.deployment == "Suspended":
+            return "waits in the queue until there is room for all its pods"
+        return {"": "is not yet seen by KubeRay", "Initializing": "is starting its cluster", "Waiting": "waits to be submitted"}.get(
+            self.deployment, f"is {self.deployment}" + (f" ({self.job})" if self.job else "")
+        )
+
+
+def read_status(manifest: Mapping[str, Any]) -> Status:
+    """The status of a RayJob as the API gave it."""
+    status = manifest.get("status") or {}
+    return Status(
+        deployment=status.get("jobDeploymentStatus") or "",
+        job=status.get("jobStatus") or "",
+        reason=status.get("reason") or "",
+        message=" ".join((status.get("message") or "").split()),
+        dashboard_url=status.get("dashboardURL") or "",
+    )
+
+
+def failure_message(name: str, status: Status, troubles: Sequence[str] = ()) -> str:
+    """Why a job failed and what helps, in one line."""
+    if status.deployment == "Complete":
+        what, remedy = f"ended as {status.job or 'unknown'}", f"somebody stopped it by hand; {_RESUMES}"
+    else:
+        reason = status.reason or status.deployment
+        what, remedy = f"failed ({reason})", _REMEDIES.get(reason, _RESUMES)
+    said = f": {status.message[:400]}" if status.message else ""
+    trouble = f"; seen: {'; '.join(troubles)}" if troubles else ""
+    return f"RayJob {name} {what}{said}{trouble}; {remedy}"
+
+
+def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What keeps pods from running, each trouble once: no node fits, no image, no Secret, out of memory."""
+    troubles: dict[str, None] = {}
+    for pod in pods:
+        status = pod.get("status") or {}
+        for condition in status.get("conditions") or ():
+            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+                troubles[
+                    f"no node for {_role(pod)}: {' '.join((condition.get('message') or condition.get('reason') or '').split())[:200]}"
+                ] = None
+        for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+            waiting = (container.get("state") or {}).get("waiting") or {}
+            if waiting.get("reason") in _TROUBLED:
+                troubles[f"{_role(pod)}: {waiting['reason']}: {' '.join((waiting.get('message') or '').split())[:200]}"] = None
+            for state in (container.get("state"), container.get("lastState")):
+                if ((state or {}).get("terminated") or {}).get("reason") == "OOMKilled":
+                    troubles[f"{_role(pod)}: out of memory; give it more"] = None
+    return list(troubles)
+
+
+def is_live(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod may still run something; one being deleted may, until it is gone."""
+    return ((pod.get("status") or {}).get("phase") or "Pending") not in ("Succeeded", "Failed")
+
+
+def _role(pod: Mapping[str, Any]) -> str:
+    labels = pod["metadata"].get("labels") or {}
+    return str(labels.get("ray.io/node-type") or "submitter")

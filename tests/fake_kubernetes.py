@@ -1,0 +1,215 @@
+"""A small Kubernetes API over real HTTP: RayJobs, pods and their logs, tokens that expire, and faults on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+NAMESPACE = "runs"
+_RAYJOBS = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayjobs"
+_PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+
+@dataclass
+class FakeKubernetes:
+    """State of the cluster, and what it was asked.
+
+    Attributes:
+        script: Statuses that a RayJob goes through, one at each look; the last one stays.
+        faults: Consumed one a request by method: a status to answer, "drop" to hang up before acting, or "lose" to hang
+            up after it.
+        on_look: Called with each RayJob that is read, before it is answered.
+        seconds_to_create: How long a POST takes to act.
+    """
+
+    url: str = ""
+    tokens: set[str] = field(default_factory=lambda: {"first-token"})
+    script: list[dict[str, Any]] = field(default_factory=list)
+    faults: dict[str, list[int | str]] = field(default_factory=dict)
+    rayjobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    requests: list[tuple[float, str, str]] = field(default_factory=list)
+    created: list[dict[str, Any]] = field(default_factory=list)
+    has_kuberay: bool = True
+    looks_until_gone: int = 0
+    seconds_to_create: float = 0.0
+    on_look: Callable[[dict[str, Any]], None] = lambda rayjob: None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    _uids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def count(self, method: str, path: str = "") -> int:
+        """How many requests of that method came, to paths that end so."""
+        return sum(1 for _, asked, where in self.requests if asked == method and where.endswith(path))
+
+    def add_rayjob(self, manifest: dict[str, Any], status: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Puts a RayJob there as the API keeps it."""
+        kept = json.loads(json.dumps(manifest))
+        kept["metadata"]["uid"] = f"uid-{next(self._uids)}"
+        kept["looks"] = 0
+        if status is not None:
+            kept["status"] = status
+        self.rayjobs[kept["metadata"]["name"]] = kept
+        return kept
+
+    def add_pod(self, name: str, labels: dict[str, str], **more: Any) -> None:
+        """Puts a pod there."""
+        self.pods[name] = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": NAMESPACE, "uid": f"uid-of-{name}", "labels": labels, **more.pop("metadata", {})},
+            "spec": {"containers": [{"name": "main", "image": "iddpm:test"}], **more.pop("spec", {})},
+            "status": {"phase": "Running", **more.pop("status", {})},
+        }
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
+        if path == _RAYJOBS and method == "POST":
+            time.sleep(self.seconds_to_create)
+        with self.lock:
+            if path.startswith(_RAYJOBS):
+                return self._rayjob(method, path, body)
+            if path == _PODS:
+                wanted = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
+                found = [pod for pod in self.pods.values() if wanted.items() <= pod["metadata"]["labels"].items()]
+                return 200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": found}
+            if path.startswith(_PODS + "/"):
+                pod = self.pods.get(path.removeprefix(_PODS + "/"))
+                return (200, pod) if pod else _problem(404, "not found")
+        return _problem(404, "no such path")
+
+    def _rayjob(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        if not self.has_kuberay:
+            return _problem(404, "page not found")
+        if method == "POST":
+            name = body["metadata"]["name"]
+            if name in self.rayjobs:
+                return _problem(409, f"rayjobs.ray.io {name} already exists")
+            kept = self.add_rayjob(body)
+            self.created.append(kept)
+            return 201, kept
+        name = path.removeprefix(_RAYJOBS + "/")
+        kept = self.rayjobs.get(name)
+        if kept is None:
+            return _problem(404, f"rayjobs.ray.io {name} not found")
+        if method == "DELETE":
+            wanted = ((body or {}).get("preconditions") or {}).get("uid")
+            if wanted and wanted != kept["metadata"]["uid"]:
+                return _problem(409, "the uid differs")
+            kept["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            if self.looks_until_gone <= 0:
+                del self.rayjobs[name]
+            return 200, kept
+        if "deletionTimestamp" in kept["metadata"]:
+            self.looks_until_gone -= 1
+            if self.looks_until_gone < 0:
+                del self.rayjobs[name]
+                return _problem(404, f"rayjobs.ray.io {name} not found")
+        elif self.script and kept in self.created:
+            kept["status"] = self.script[min(kept["looks"], len(self.script) - 1)]
+            kept["looks"] += 1
+        self.on_look(kept)
+        return 200, kept
+
+
+def _problem(code: int, message: str) -> tuple[int, Any]:
+    return code, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
+
+
+def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _serve(self) -> None:
+            split = urlsplit(self.path)
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            with fake.lock:
+                fake.requests.append((time.monotonic(), self.command, split.path))
+                queue = fake.faults.get(self.command, [])
+                fault = queue.pop(0) if queue else None
+            if self.headers.get("Authorization", "").removeprefix("Bearer ") not in fake.tokens:
+                return self._send(*_problem(401, "Unauthorized"))
+            if fault == "drop":
+                self.close_connection = True
+                return None
+            if isinstance(fault, int):
+                return self._send(*_problem(fault, f"told to answer {fault}"))
+            if split.path.endswith("/log"):
+                return self._log(split.path.removeprefix(_PODS + "/").removesuffix("/log"))
+            code, answer = fake.answer(self.command, split.path, parse_qs(split.query), body)
+            if fault == "lose":
+                self.close_connection = True
+                return None
+            return self._send(code, answer)
+
+        def _send(self, code: int, answer: Any) -> None:
+            with fake.lock:
+                data = json.dumps(answer).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client was ended meanwhile
+                self.wfile.write(data)
+
+        def _log(self, pod: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write("".join(f"{line}\n" for line in fake.logs.get(pod, ())).encode())
+            self.close_connection = True
+
+        do_GET = do_POST = do_DELETE = _serve  # noqa: N815 - http.server's names
+
+        def log_message(self, format: str, *words: Any) -> None:
+            pass
+
+    return Handler
+
+
+@contextmanager
+def serve(directory: Path) -> Iterator[tuple[FakeKubernetes, Path]]:
+    """Serves an empty cluster on loopback, and writes a kubeconfig for it into the directory."""
+    fake = FakeKubernetes()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
+    server.daemon_threads = True
+    fake.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    kubeconfig = directory / "kubeconfig.json"
+    write_kubeconfig(kubeconfig, fake.url, "first-token")
+    try:
+        yield fake, kubeconfig
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def write_kubeconfig(path: Path, url: str, token: str) -> None:
+    """A kubeconfig with one cluster and one user."""
+    path.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "fake",
+                "clusters": [{"name": "fake", "cluster": {"server": url}}],
+                "users": [{"name": "me", "user": {"token": token}}],
+                "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "me", "namespace": NAMESPACE}}],
+            }
+        )
+    )

@@ -1,0 +1,379 @@
+"""The life of a RayJob, told by the real Kubernetes client to a small API over real HTTP."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_kubernetes
+import pytest
+from fake_kubernetes import NAMESPACE, FakeKubernetes
+
+from components.kubernetes_api import KubernetesApi, KubernetesError
+from components.rayjob import Pace, RayJobError, run_rayjob
+from components.rayjob_spec import RUN_LABEL, Owner, PodShape, RayJob, RayJobSpecError, render
+
+_PACE = Pace(poll_seconds=0.02, teardown_seconds=0.5, slack_seconds=0.2)
+_RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "dashboardURL": "x-head-svc.runs.svc.cluster.local:8265"}
+_GOOD = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+_FAILED = {
+    "jobDeploymentStatus": "Failed",
+    "jobStatus": "FAILED",
+    "reason": "AppFailed",
+    "message": "Job failed due to an\napplication error",
+}
+_WORKFLOW = Owner(api_version="argoproj.io/v1alpha1", kind="Workflow", name="train-x", uid="workflow-1")
+
+
+def _job(**changes: Any) -> RayJob:
+    return RayJob(
+        **{
+            "run_key": "digits-0123456789",
+            "run_uri": "s3://iddpm/runs/digits-0123456789",
+            "entrypoint": ("python", "-m", "components.rayjob_driver", "s3://iddpm/x.json"),
+            "namespace": NAMESPACE,
+            "image": "iddpm:test",
+            "ray_version": "2.60.0",
+            "worker": PodShape(cpu="2", memory="4Gi"),
+            "owner": _WORKFLOW,
+            **changes,
+        }
+    )
+
+
+_NAME = _job().name
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubernetes]:
+    with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        fake.script = [{}, {"jobDeploymentStatus": "Initializing"}, _RUNNING, _GOOD]
+        yield fake
+
+
+def _run(job: RayJob | None = None, *, patience: float = 5.0, done: bool = True, pace: Pace = _PACE) -> None:
+    api = KubernetesApi(NAMESPACE, patience_seconds=patience, first_pause_seconds=0.02)
+    run_rayjob(job or _job(), api, is_done=lambda: done, pace=pace)
+
+
+def test_a_job_is_created_once_and_watched_to_its_good_end(cluster, capsys):
+    _run()
+    assert cluster.count("POST") == 1
+    assert cluster.count("DELETE") == 0
+    assert cluster.rayjobs[_NAME]["metadata"]["ownerReferences"][0]["name"] == "train-x"
+    told = capsys.readouterr().out
+    assert "is starting its cluster" in told
+    assert "port-forward svc/x-head-svc 8265" in told
+
+
+def test_a_launcher_that_is_tried_again_finds_its_job_and_creates_none(cluster):
+    cluster.created.append(cluster.add_rayjob(render(_job()), _RUNNING))
+    cluster.script = [_RUNNING, _RUNNING, _GOOD]
+    _run()
+    assert cluster.count("POST") == 0
+    assert cluster.count("DELETE") == 0
+
+
+def test_a_job_that_succeeded_before_the_launcher_came_back_is_not_run_again(cluster):
+    cluster.add_rayjob(render(_job()), _GOOD)
+    _run()
+    assert cluster.count("POST") == 0
+
+
+def test_a_job_that_succeeded_but_whose_result_is_gone_is_run_again(cluster):
+    cluster.add_rayjob(render(_job()), _GOOD)
+    _run(done=False)
+    assert cluster.count("POST") == 1
+
+
+def test_a_failed_job_is_created_again_only_when_it_and_its_pods_are_gone(cluster):
+    cluster.add_rayjob(render(_job()), _FAILED)
+    cluster.looks_until_gone = 3
+    cluster.add_pod("old-head", {RUN_LABEL: _NAME})
+    cluster.add_pod("old-submitter", {RUN_LABEL: _NAME}, status={"phase": "Failed"})
+    alive_at_creation: list[bool] = []
+
+    def remove_pod_later() -> None:
+        time.sleep(0.3)
+        alive_at_creation.append(bool(cluster.created))
+        del cluster.pods["old-head"]
+
+    remover = threading.Thread(target=remove_pod_later)
+    remover.start()
+    _run()
+    remover.join()
+    assert alive_at_creation == [False]
+    assert cluster.count("POST") == 1
+    assert cluster.count("DELETE") == 1
+
+
+def test_pods_that_never_go_are_named(cluster):
+    cluster.add_pod("stuck-head", {RUN_LABEL: _NAME})
+    with pytest.raises(RayJobError, match="stuck-head"):
+        _run()
+    assert cluster.count("POST") == 0
+
+
+def test_a_job_that_is_never_removed_points_at_the_operator(cluster):
+    cluster.add_rayjob(render(_job()), _FAILED)
+    cluster.looks_until_gone = 10**6
+    with pytest.raises(RayJobError, match="operator"):
+        _run()
+
+
+def test_a_job_of_the_same_name_for_another_directory_is_refused(cluster):
+    cluster.add_rayjob(render(_job(run_uri="s3://elsewhere/runs/x")), _RUNNING)
+    with pytest.raises(RayJobError, match="s3://elsewhere/runs/x"):
+        _run()
+    assert cluster.count("DELETE") == 0
+
+
+def test_a_rayjob_that_is_not_ours_is_left_alone(cluster):
+    manifest = render(_job())
+    del manifest["metadata"]["labels"][RUN_LABEL]
+    cluster.add_rayjob(manifest, _FAILED)
+    with pytest.raises(RayJobError, match="did not make"):
+        _run()
+    assert cluster.count("DELETE") == 0
+
+
+def test_two_launchers_of_one_run_share_one_job(cluster):
+    cluster.seconds_to_create = 0.2  # both have looked, and found nothing, before either creates
+    failures: list[BaseException] = []
+
+    def launch() -> None:
+        try:
+            _run()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=launch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert cluster.count("POST") > 1
+    assert len(cluster.created) == 1
+
+
+# -- how it ends badly -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (_FAILED, ["AppFailed", "application error", "latest checkpoint"]),
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, ["STOPPED", "by hand"]),
+        ({"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"}, ["deadline", "latest checkpoint"]),
+        ({"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}, ["did not come up in time"]),
+        ({"jobDeploymentStatus": "Failed", "reason": "SubmissionFailed"}, ["handed to Ray"]),
+        ({"jobDeploymentStatus": "Failed", "reason": "JobStatusCheckTimeoutExceeded"}, ["head more memory"]),
+        ({"jobDeploymentStatus": "Failed", "reason": "JobDeploymentStatusTransitionGracePeriodExceeded"}, ["did not answer"]),
+        ({"jobDeploymentStatus": "ValidationFailed", "reason": "ValidationFailed", "message": "bad"}, ["refuses the manifest", "1.7"]),
+        ({"jobDeploymentStatus": "Failed", "reason": "SomethingNew"}, ["SomethingNew"]),
+    ],
+)
+def test_why_a_job_failed_is_told_in_one_line_with_a_remedy(cluster, status, words):
+    cluster.script = [_RUNNING, status]
+    with pytest.raises(RayJobError) as caught:
+        _run()
+    message = str(caught.value)
+    assert all(word in message for word in words)
+    assert "\n" not in message
+
+
+def test_what_keeps_pods_from_running_is_told_while_it_does_and_at_the_end(cluster, capsys):
+    waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}, "name": "ray-head"}
+    status = {"phase": "Pending", "containerStatuses": [{**waiting, "image": "i", "imageID": "", "ready": False, "restartCount": 0}]}
+    cluster.script = [{"jobDeploymentStatus": "Initializing"}] * 3 + [
+        {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}
+    ]
+    # Not before the job: a pod with the run's label would be waited for.
+    cluster.on_look = lambda rayjob: cluster.add_pod("head", {RUN_LABEL: _NAME, "ray.io/node-type": "head"}, status=status)
+    with pytest.raises(RayJobError, match="ImagePullBackOff"):
+        _run()
+    assert capsys.readouterr().out.count("head: ImagePullBackOff") == 1
+
+
+def test_a_job_that_is_deleted_by_somebody_says_so(cluster):
+    cluster.script = [_RUNNING]
+
+    def delete_soon(rayjob: dict[str, Any]) -> None:
+        if rayjob["looks"] == 3:
+            cluster.rayjobs.pop(_NAME)
+
+    cluster.on_look = delete_soon
+    with pytest.raises(RayJobError, match="deleted while it ran"):
+        _run()
+
+
+def test_a_job_that_outlives_its_deadline_is_deleted(cluster):
+    cluster.script = [_RUNNING]
+    with pytest.raises(RayJobError, match="outlived its deadline"):
+        _run(_job(active_deadline_seconds=1))
+    assert _NAME not in cluster.rayjobs
+
+
+def test_a_manifest_that_kuberay_would_refuse_is_not_sent(cluster):
+    with pytest.raises(RayJobSpecError, match=r"2\.52"):
+        _run(_job(ray_version="2.40.0"))
+    assert cluster.requests == []
+
+
+# -- an API with bad minutes -------------------------------------------------------------------------------------------
+
+
+def test_server_errors_and_lost_connections_are_survived(cluster):
+    cluster.faults = {"GET": [503, "drop", 500, 429, "drop", 502], "POST": [500, "drop"]}
+    _run()
+    assert len(cluster.created) == 1
+
+
+def test_a_create_whose_answer_is_lost_makes_one_job(cluster):
+    cluster.faults = {"POST": ["lose"]}
+    _run()
+    assert cluster.count("POST") == 2
+    assert len(cluster.created) == 1
+
+
+def test_a_token_that_expires_is_read_anew(cluster, tmp_path):
+    def rotate(rayjob: dict[str, Any]) -> None:
+        if rayjob["looks"] == 2:
+            cluster.tokens = {"second-token"}
+            fake_kubernetes.write_kubeconfig(tmp_path / "kubeconfig.json", cluster.url, "second-token")
+
+    cluster.on_look = rotate
+    _run()
+    assert cluster.tokens == {"second-token"}
+    assert len(cluster.created) == 1
+
+
+def test_an_api_that_stays_away_is_given_up_and_the_job_left_running(cluster):
+    cluster.script = [_RUNNING]
+
+    def break_down(rayjob: dict[str, Any]) -> None:
+        cluster.faults["GET"] = [503] * 10**4
+
+    cluster.on_look = break_down
+    with pytest.raises(KubernetesError, match="finds it again"):
+        _run(patience=0.3)
+    assert cluster.count("DELETE") == 0
+
+
+def test_a_missing_permission_names_the_role(cluster):
+    cluster.faults = {"GET": [403]}
+    with pytest.raises(KubernetesError, match="k8s/base/runs"):
+        _run()
+
+
+def test_a_cluster_without_kuberay_says_what_to_install(cluster):
+    cluster.has_kuberay = False
+    with pytest.raises(KubernetesError, match="install KubeRay"):
+        _run()
+
+
+def test_a_refusal_of_the_manifest_is_told_in_the_servers_words(cluster):
+    cluster.faults = {"POST": [422]}
+    with pytest.raises(KubernetesError, match=r"422.*told to answer 422"):
+        _run()
+
+
+def test_no_cluster_at_all_says_what_to_set(monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
+    with pytest.raises(KubernetesError, match="KUBECONFIG"):
+        KubernetesApi(NAMESPACE)
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+
+
+def _with_log(cluster: FakeKubernetes) -> Callable[[dict[str, Any]], None]:
+    def add(rayjob: dict[str, Any]) -> None:
+        if rayjob["looks"] == 2:
+            cluster.add_pod("submitter", {RUN_LABEL: _NAME}, spec={"containers": [{"name": "ray-job-submitter", "image": "i"}]})
+            cluster.logs["submitter"] = ["2026-01-01T00:00:01Z iddpm| step 1", "2026-01-01T00:00:02Z iddpm| step 2"]
+
+    return add
+
+
+def test_the_drivers_log_is_shown_once_line_by_line(cluster, capsys):
+    cluster.on_look = _with_log(cluster)
+    _run()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "step" in line]
+    assert lines == ["iddpm| step 1", "iddpm| step 2"]
+
+
+def test_a_log_that_breaks_off_harms_nothing(cluster, capsys):
+    cluster.on_look = _with_log(cluster)
+    cluster.logs["submitter"] = ["no stamp"]
+    _run()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# -- SIGTERM -----------------------------------------------------------------------------------------------------------
+
+_LAUNCHER = """
+import sys
+from components.kubernetes_api import KubernetesApi
+from components.rayjob import Pace, run_rayjob
+from components.rayjob_spec import Owner, PodShape, RayJob
+job = RayJob(
+    run_key="digits-0123456789", run_uri="s3://iddpm/runs/digits-0123456789", entrypoint=("true",), namespace="runs",
+    image="iddpm:test", ray_version="2.60.0", worker=PodShape(cpu="2", memory="4Gi"),
+    owner=Owner(api_version="argoproj.io/v1alpha1", kind="Workflow", name="w", uid=sys.argv[1]),
+)
+run_rayjob(job, KubernetesApi("runs"), is_done=lambda: True, pace=Pace(poll_seconds=float(sys.argv[2])))
+"""
+
+
+def _launch_and_stop(cluster: FakeKubernetes, workflow: str, ready: Callable[[], bool], *, poll_seconds: float) -> tuple[int, float]:
+    """Exit code, and seconds from SIGTERM to the first DELETE (infinite without one)."""
+    child = subprocess.Popen([sys.executable, "-c", _LAUNCHER, workflow, str(poll_seconds)], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not ready():
+            assert time.monotonic() < deadline
+            assert child.poll() is None
+            time.sleep(0.01)
+        sent = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        code = child.wait(timeout=20)
+    finally:
+        child.kill()
+        child.wait()
+    deletes = [when - sent for when, method, _ in cluster.requests if method == "DELETE"]
+    return code, min(deletes, default=float("inf"))
+
+
+@pytest.mark.parametrize("poll_seconds", [0.02, 30.0], ids=["in the middle of requests", "while it waits"])
+def test_sigterm_deletes_the_job_within_a_second(cluster, poll_seconds):
+    cluster.script = [_RUNNING]
+    code, seconds = _launch_and_stop(cluster, "workflow-1", lambda: cluster.count("GET", _NAME) >= 2, poll_seconds=poll_seconds)
+    assert code == 143
+    assert seconds < 1.0
+    assert cluster.rayjobs == {}
+
+
+def test_sigterm_while_the_job_is_being_created_leaves_none_behind(cluster):
+    cluster.seconds_to_create = 0.5
+    code, _ = _launch_and_stop(cluster, "workflow-1", lambda: cluster.count("POST") == 1, poll_seconds=0.02)
+    assert code == 143
+    time.sleep(0.8)
+    assert cluster.rayjobs == {}
+
+
+def test_sigterm_leaves_a_job_alone_that_another_workflow_started(cluster):
+    cluster.script = [_RUNNING]
+    cluster.created.append(cluster.add_rayjob(render(_job()), _RUNNING))
+    code, seconds = _launch_and_stop(cluster, "workflow-2", lambda: cluster.count("GET", _NAME) >= 3, poll_seconds=0.05)
+    assert code == 143
+    assert seconds == float("inf")
+    assert _NAME in cluster.rayjobs
