@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training import storage
+from training.data.cache import default_cache_dir
 from training.data.files import file_source
-from training.data.node_cache import archives_dir
 from training.data.published import Cifar10, LabelledImageNet64, Lsun, ilsvrc2012, official_imagenet64
 from training.data.sources import DIGITS_SPLIT_SEED, HeldOut, Source, SourceError, digits
 
@@ -78,7 +78,7 @@ def _published(word: str, place: str) -> dict[str, Source]:
     if word == "digits":
         return {split: digits(split) for split in both}
     if word == "cifar10":
-        root = place or str(archives_dir() / "cifar10")
+        root = place or str(default_cache_dir() / "cifar10")
         return {split: Cifar10(root, split, download=not place) for split in both}
     makers: dict[str, Callable[[str, str], Source]] = {
         "imagenet64-official": official_imagenet64,

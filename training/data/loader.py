@@ -21,9 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from training.data.cache import default_cache_dir
 from training.data.order import BlockOrder, GlobalOrder
 from training.data.shards import DatasetError, Manifest, read_manifest
-from training.data.staging import StagedRows, default_cache_dir
+from training.data.staging import StagedRows
 from training.data.streaming import GROUPS_PER_BLOCK, StreamedRows, group_sizes
 from training.shapes import Int64, UInt8
 
@@ -74,7 +75,9 @@ class Loader:
             global_batch_size: Images an update, over all workers.
             cache_dir: Where on this node's disk; None takes a directory for this user under the temporary directory.
             disk_budget_bytes: A data set larger than this is not staged but streamed, a block of row groups after
-                another; its order is then a shuffle within blocks. None stages any size.
+                another; its order is then a shuffle within blocks. Data sets that no process of this node uses any more
+                are removed from the cache as far as this needs room. None stages any size, and removes them only
+                where the disk is full.
             device: Keep the whole data set in this device's memory and draw batches there (small data on a GPU);
                 None keeps it on disk.
 
@@ -94,7 +97,8 @@ class Loader:
             order = BlockOrder(group_sizes(self.manifest), seed, groups_per_block=GROUPS_PER_BLOCK)
             self._order, self._store = order, StreamedRows(dataset_uri, self.manifest, cache, disk_budget_bytes)
         else:
-            self._order, self._store = GlobalOrder(self.manifest.num_images, seed), StagedRows(dataset_uri, self.manifest, cache)
+            self._order = GlobalOrder(self.manifest.num_images, seed)
+            self._store = StagedRows(dataset_uri, self.manifest, cache, disk_budget_bytes)
             if device is not None:
                 images, labels = self._store.gather(np.arange(self.manifest.num_images))
                 self._resident = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)

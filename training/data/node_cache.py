@@ -17,15 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from training import storage
+from training.data.cache import Hold, default_cache_dir, hold, make_room, making_room
 from training.data.sources import SourceError
-from training.data.staging import default_cache_dir, node_lock
 
 _DECOMPRESSORS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-
-
-def archives_dir() -> Path:
-    """Where they are kept."""
-    return default_cache_dir() / "archives"
+_REMEDY = "free some space there, or point TMPDIR elsewhere"
 
 
 @contextlib.contextmanager
@@ -50,34 +46,40 @@ def local_archive(uri: str) -> Iterator[Path]:
             shutil.copyfileobj(source, target, 1 << 20)
 
     version = storage.version(uri)
-    path = kept(f"{uri} {version}", make)
+    held = kept(f"{uri} {version}", make, storage.size(uri))
     if storage.version(uri) != version:
-        path.unlink(missing_ok=True)
+        held.path.unlink(missing_ok=True)
         raise SourceError(f"{uri}: was overwritten while it was copied to this node; run this again")
-    yield path
+    try:
+        yield held.path
+    finally:
+        held.release()
 
 
-def kept(identity: str, make: Callable[[Path], None]) -> Path:
+def kept(identity: str, make: Callable[[Path], None], num_bytes: int) -> Hold:
     """The file of that identity on this node, made by `make` if no process made it before.
 
     Args:
         identity: What the file depends on.
         make: Writes it to the path that it is given.
+        num_bytes: Its size, or the least that it will be.
+
+    Raises:
+        DatasetError: The disk has no room for it.
+        SourceError: It had, but not until the end.
     """
-    path = archives_dir() / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    with node_lock(path.with_suffix(".lock")):
-        if not path.exists():
-            partial = path.with_suffix(".partial")
-            try:
-                make(partial)
-                partial.rename(path)
-            except OSError as error:
-                if isinstance(error, storage.StorageError):
-                    raise
-                raise SourceError(f"{path.parent}: {error.strerror or error}; free some space there, or point TMPDIR elsewhere") from error
-            finally:
-                partial.unlink(missing_ok=True)
-    return path
+
+    def fill(partial: Path) -> None:
+        try:
+            with making_room(partial.parent):
+                make_room(partial.parent, num_bytes, remedy=_REMEDY)
+            make(partial)
+        except OSError as error:
+            if isinstance(error, storage.StorageError):
+                raise
+            raise SourceError(f"{partial.parent}: {error.strerror or error}; {_REMEDY}") from error
+
+    return hold(default_cache_dir() / f"archive-{hashlib.sha256(identity.encode()).hexdigest()[:32]}", fill)
 
 
 def npz_array(path: Path, name: str) -> npt.NDArray[Any]:
@@ -96,8 +98,9 @@ def npz_array(path: Path, name: str) -> npt.NDArray[Any]:
             if entry.compress_type == zipfile.ZIP_STORED:
                 return _map_stored(path, entry.header_offset)
             identity = f"{path} {name} {path.stat().st_size} {path.stat().st_mtime_ns}"
-            unpacked = kept(identity, lambda partial: _extract(archive, entry, partial))
-        mapped: npt.NDArray[Any] = np.load(unpacked, mmap_mode="r", allow_pickle=False)
+            # Once mapped it is there even if another process removes its name.
+            held = kept(identity, lambda partial: _extract(archive, entry, partial), entry.file_size)
+            mapped: npt.NDArray[Any] = np.load(held.path, mmap_mode="r", allow_pickle=False)
         return mapped
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         if isinstance(error, SourceError):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,26 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training import storage
+from training.data.cache import hold, make_room, making_room, out_of_room
 from training.data.shards import DatasetError, Images, Manifest, Shard, file_sha256, row_groups
 from training.progress import format_bytes, say
 
 _DOWNLOADS = 4
-_REMEDY = "free some space, choose another cache directory, or set a disk budget to stream the data"
 _QUIET_BYTES = 256 * 1024**2  # below this, staging is over before anybody wonders
-
-
-def default_cache_dir() -> Path:
-    """Where data is staged unless somebody says otherwise: one directory a user and node, on the temporary disk."""
-    return Path(tempfile.gettempdir()) / f"iddpm-data-{os.getuid()}"
-
-
-@contextlib.contextmanager
-def node_lock(path: Path) -> Iterator[None]:
-    """Holds the lock file `path` against other processes of this node; the kernel frees it if this one dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class StagedRows:
@@ -47,52 +31,58 @@ class StagedRows:
         labels: int64 `[rows]`, -1 where there is none.
     """
 
-    def __init__(self, dataset_uri: str, manifest: Manifest, cache_dir: Path) -> None:
-        """Stages the data set unless an earlier process of this node did.
+    def __init__(self, dataset_uri: str, manifest: Manifest, cache_dir: Path, budget_bytes: int | None = None) -> None:
+        """Stages the data set unless an earlier process of this node did; it stays as long as this object does.
+
+        Args:
+            dataset_uri: Directory of the data set.
+            manifest: Its manifest.
+            cache_dir: Where to.
+            budget_bytes: What this node's cache should take at most; see `training.data.cache.make_room`.
 
         Raises:
             DatasetError: A shard is missing or damaged, or the disk has too little room.
             StorageError: The data set can't be read.
         """
-        directory = cache_dir / manifest.content_digest[:32]
-        with node_lock(cache_dir / f"{directory.name}.lock"):
-            if not directory.is_dir():
-                _stage(dataset_uri, manifest, directory)
-        self.images: Images = np.load(directory / "images.npy", mmap_mode="r")
-        self.labels: npt.NDArray[np.int64] = np.load(directory / "labels.npy")
+        entry = cache_dir / manifest.content_digest[:32]
+        self._hold = hold(entry, lambda partial: _stage(dataset_uri, manifest, partial, budget_bytes))
+        self.images: Images = np.load(entry / "images.npy", mmap_mode="r")
+        self.labels: npt.NDArray[np.int64] = np.load(entry / "labels.npy")
 
     def gather(self, rows: npt.NDArray[np.int64]) -> tuple[Images, npt.NDArray[np.int64]]:
         """Copies of these rows' images and labels."""
         return np.take(self.images, rows, axis=0), self.labels[rows]
 
 
-def _stage(dataset_uri: str, manifest: Manifest, directory: Path) -> None:
-    partial = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that died
+def _stage(dataset_uri: str, manifest: Manifest, partial: Path, budget_bytes: int | None) -> None:
+    cache_dir = partial.parent
     pixels = manifest.num_images * manifest.image_bytes
     downloads = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)[:_DOWNLOADS] if storage.is_s3(dataset_uri) else []
-    require_space(directory.parent, pixels + sum(downloads))
     if pixels > _QUIET_BYTES:
         say(f"{manifest.name}: staging {format_bytes(pixels)} on this node's disk")
-    partial.mkdir()
     try:
-        _fill(dataset_uri, manifest, partial)
-        partial.rename(directory)
+        with making_room(cache_dir):
+            make_room(cache_dir, pixels + sum(downloads), budget_bytes)
+            partial.mkdir()
+            images = _allocated(partial / "images.npy", manifest)
+        _fill(dataset_uri, manifest, partial, images)
     except OSError as error:
         if isinstance(error, storage.StorageError):
             raise
-        raise DatasetError(f"{directory.parent}: staging {format_bytes(pixels)} of data: {error.strerror or error}; {_REMEDY}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise out_of_room(cache_dir, pixels, error) from error
 
 
-def _fill(dataset_uri: str, manifest: Manifest, partial: Path) -> None:
+def _allocated(path: Path, manifest: Manifest) -> np.memmap[Any, np.dtype[np.uint8]]:
     height, width, channels = manifest.image_shape
     shape = (manifest.num_images, channels, height, width)
-    images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    with (partial / "images.npy").open("r+b") as file:
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("r+b") as file:
         # The map's file has its size, but no room on the disk yet; to find the disk full later would end the process.
-        os.posix_fallocate(file.fileno(), 0, (partial / "images.npy").stat().st_size)
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return images
+
+
+def _fill(dataset_uri: str, manifest: Manifest, partial: Path, images: np.memmap[Any, np.dtype[np.uint8]]) -> None:
     labels = np.empty(manifest.num_images, dtype=np.int64)
     starts = np.cumsum([0, *(shard.num_rows for shard in manifest.shards)])
 
@@ -110,18 +100,6 @@ def _fill(dataset_uri: str, manifest: Manifest, partial: Path) -> None:
             pass
     images.flush()
     np.save(partial / "labels.npy", labels)
-
-
-def require_space(directory: Path, num_bytes: int) -> None:
-    """Makes the directory, and checks that so many bytes fit on its disk.
-
-    Raises:
-        DatasetError: They don't.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
-    if num_bytes > free:
-        raise DatasetError(f"{directory}: staging the data needs {format_bytes(num_bytes)}, but {format_bytes(free)} are free; {_REMEDY}")
 
 
 @contextlib.contextmanager

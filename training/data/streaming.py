@@ -15,8 +15,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from training import storage
+from training.data.cache import hold, make_room, making_room, node_lock
 from training.data.shards import ROW_GROUP_ROWS, DatasetError, Images, Manifest, Shard, decode_row_group
-from training.data.staging import node_lock, require_space
 from training.progress import format_bytes
 
 GROUPS_PER_BLOCK = 8
@@ -56,8 +56,10 @@ class StreamedRows:
             raise DatasetError(
                 f"a disk budget of {format_bytes(disk_budget_bytes)} is too small to stream; it needs {format_bytes(needed)}"
             )
-        present = sum(path.stat().st_size for path in self._directory.glob("*.npy")) if self._directory.is_dir() else 0
-        require_space(self._directory, disk_budget_bytes - present)
+        self._hold = hold(self._directory, Path.mkdir)
+        with making_room(cache_dir):
+            present = sum(path.stat().st_size for path in self._directory.glob("*.npy"))
+            make_room(cache_dir, max(0, disk_budget_bytes - present))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="iddpm-stream")
         self._ahead: dict[int, Future[Path]] = {}
 

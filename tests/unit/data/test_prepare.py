@@ -261,7 +261,7 @@ def test_a_disk_without_room_for_the_data_is_told_before_staging(undisturbed, fo
     uri = str(tmp_path / "data")
     prepare(source_of(folder), uri, image_size=16, options=SMALL_SHARDS)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 1000}))
-    with pytest.raises(DatasetError, match=r"needs 150 KiB, but 0.98 KiB are free"):
+    with pytest.raises(DatasetError, match=r"needs 150 KiB for a copy of the data, but 0.98 KiB are free"):
         Loader(uri, seed=0, global_batch_size=8, cache_dir=tmp_path / "cache")
 
 
@@ -279,7 +279,7 @@ def test_a_disk_that_fills_up_while_staging_does_not_end_the_process(folder, tmp
     done = subprocess.run([sys.executable, "-c", program, uri, str(tmp_path / "cache")], capture_output=True, text=True, check=True)
     assert "DatasetError" in done.stdout
     assert "set a disk budget to stream the data" in done.stdout
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
 
 
 @pytest.fixture

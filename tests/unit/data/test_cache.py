@@ -1,0 +1,171 @@
+"""A node's cache is bounded, and nothing is taken from a process that uses it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.data import cache
+from training.data.cache import hold, make_room
+from training.data.loader import Loader
+from training.data.prepare import Options, prepare
+from training.data.shards import DatasetError
+from training.data.sources import digits
+
+KIB = 1024
+
+
+def entry(directory: Path, name: str, num_bytes: int = KIB) -> cache.Hold:
+    return hold(directory / name, lambda partial: partial.write_bytes(name[:1].encode() * num_bytes))
+
+
+def kept(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir() if path.suffix != ".lock"}
+
+
+def fill(directory: Path, names: str) -> None:
+    """Unheld entries, used in that order."""
+    for age, name in enumerate(names):
+        entry(directory, name).release()
+        os.utime(directory / name, (age, age))
+
+
+def test_the_entry_that_was_used_longest_ago_goes_first(tmp_path):
+    fill(tmp_path, "abcd")
+    entry(tmp_path, "a").release()  # so it is the latest
+    make_room(tmp_path, 2 * KIB, budget_bytes=4 * KIB)
+    assert kept(tmp_path) == {"d", "a"}
+
+
+def test_nothing_goes_while_there_is_room(tmp_path):
+    fill(tmp_path, "abcd")
+    make_room(tmp_path, KIB, budget_bytes=5 * KIB)
+    make_room(tmp_path, KIB)
+    assert kept(tmp_path) == {"a", "b", "c", "d"}
+
+
+def test_what_is_held_stays_even_over_the_budget(tmp_path):
+    fill(tmp_path, "abc")
+    held = entry(tmp_path, "a")
+    os.utime(tmp_path / "a", (0, 0))
+    make_room(tmp_path, KIB, budget_bytes=KIB)
+    assert kept(tmp_path) == {"a"}
+    held.release()
+    make_room(tmp_path, KIB, budget_bytes=KIB)
+    assert kept(tmp_path) == set()
+
+
+def test_a_full_disk_makes_room_without_a_budget_and_says_when_that_is_not_enough(tmp_path, monkeypatch):
+    fill(tmp_path, "ab")
+
+    def usage(_: object) -> object:
+        return type("usage", (), {"free": 3 * KIB - KIB * len(kept(tmp_path))})
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    make_room(tmp_path, 2 * KIB)
+    assert kept(tmp_path) == {"b"}
+    with pytest.raises(DatasetError, match=r"needs 4.00 KiB for a copy of the data, but 3.00 KiB are free; free some space"):
+        make_room(tmp_path, 4 * KIB)
+
+
+def test_an_entry_that_could_not_be_made_leaves_nothing(tmp_path):
+    def make(partial: Path) -> None:
+        partial.write_bytes(b"half")
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        hold(tmp_path / "a", make)
+    assert kept(tmp_path) == set()
+    entry(tmp_path, "a")
+    assert kept(tmp_path) == {"a"}
+
+
+def test_what_another_process_holds_stays_until_that_is_killed(tmp_path):
+    fill(tmp_path, "ab")
+    program = (
+        "import sys, time, pathlib; from training.data.cache import hold\n"
+        "held = hold(pathlib.Path(sys.argv[1]), print); print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    make_room(tmp_path, KIB, budget_bytes=KIB)
+    assert kept(tmp_path) == {"a"}
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    make_room(tmp_path, KIB, budget_bytes=KIB)
+    assert kept(tmp_path) == set()
+
+
+_CONTENDER = """
+import pathlib, random, sys
+from training.data import cache
+directory, clock = pathlib.Path(sys.argv[1]), random.Random(int(sys.argv[2]))
+
+def make(partial):
+    with cache.making_room(directory):
+        cache.make_room(directory, 4096, budget_bytes=3 * 4096)
+        with partial.open("wb") as file:
+            for _ in range(4):
+                file.write(partial.name[:1].encode() * 1024)
+                file.flush()
+    made.append(partial.name)
+
+made = []
+for _ in range(60):
+    name = clock.choice("abcdef")
+    held = cache.hold(directory / name, make)
+    for _ in range(clock.randrange(4)):
+        assert held.path.read_bytes() == name.encode() * 4096, name
+    held.release()
+sys.stderr.write(f"{len(made)}\\n")
+"""
+
+
+def test_processes_that_make_room_for_themselves_never_take_what_others_read(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _CONTENDER, str(tmp_path), str(seed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for seed in range(4)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    assert sum(map(int, said)) > 6, "nothing was ever removed and made again"
+    make_room(tmp_path, 0, budget_bytes=3 * 4096)
+    assert len(kept(tmp_path)) <= 3
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_loader_keeps_its_data_and_makes_room_for_others(tmp_path):
+    uris = []
+    for name, split in (("a", "train"), ("b", "test")):
+        uris.append(str(tmp_path / name))
+        prepare(digits(split), uris[-1], image_size=8)
+    directory = tmp_path / "cache"
+
+    def load(uri: str, budget: int | None) -> Loader:
+        return Loader(uri, seed=0, global_batch_size=8, cache_dir=directory, disk_budget_bytes=budget)
+
+    enough = 1497 * 64
+    held = load(uris[0], enough)
+    before = held.batch(3).images
+    load(uris[1], enough)
+    assert len(kept(directory)) == 2, "data in use was removed"
+    assert torch.equal(held.batch(3).images, before)
+    del held
+    time.sleep(0.01)
+    fresh = load(uris[1], None)
+    assert len(kept(directory)) == 2
+    del fresh
+    load(uris[0], enough)  # there already: nothing has to go
+    assert len(kept(directory)) == 2
+    prepare(digits("test"), str(tmp_path / "c"), image_size=8, options=Options(seed=1))
+    load(str(tmp_path / "c"), enough)
+    assert len(kept(directory)) == 1
