@@ -1,21 +1,30 @@
-"""Which rank hangs: each one writes down the step that it begins, where the others can read it.
+"""Which rank hangs: each one writes down how far it is, where the others can read it.
 
-A collective that times out says only that somebody did not come. The one whose step is behind is the one.
+A collective that times out says only that somebody did not come. Whoever times out reads here who that is: a process that
+stands still, or one that has not come as far as the others.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but its stubs do not say so
 
 _PATIENCE = timedelta(seconds=10)
+_PULSE_SECONDS = 1.0
+_LISTEN_SECONDS = 4.0
 
 
 class Heartbeats:
-    """The last step that each rank began, in a store that lives in rank 0; made by all ranks together."""
+    """Progress and pulse of each rank, in a store that lives in rank 0; made by all ranks together.
+
+    Progress is the step, and within it whether the rank computes or waits for the others. The pulse is a thread's count, so
+    that a process that is stopped, or whose machine is gone, is known by its silence.
+    """
 
     def __init__(self, rank: int, world_size: int) -> None:
         self._rank, self._world_size = rank, world_size
@@ -27,23 +36,50 @@ class Heartbeats:
         dist.broadcast_object_list(port, src=0)
         if rank != 0:
             self._store = TCPStore(host, port[0], is_master=False, timeout=_PATIENCE)
-        self.beat(-1)
+        self.beat(-1, waiting=False)
+        self._write("pulse", 0)
+        self._ended = threading.Event()
+        threading.Thread(target=self._pulse, name="iddpm-pulse", daemon=True).start()
 
-    def beat(self, step: int) -> None:
-        """Notes that this rank begins a step. Tens of microseconds; a store that is gone is no reason to stop."""
-        try:
-            self._store.set(str(self._rank), str(step))
-        except RuntimeError:
-            return
+    def beat(self, step: int, *, waiting: bool) -> None:
+        """Notes how far this rank is. Tens of microseconds.
+
+        Args:
+            step: Update that it works on.
+            waiting: Whether it has done its share and now meets the others.
+        """
+        self._write("progress", 2 * step + waiting)
+
+    def end(self) -> None:
+        """Ends the pulse."""
+        self._ended.set()
 
     def verdict(self) -> str:
-        """One clause that names who is behind."""
+        """One clause that names who is behind; takes a few seconds."""
         try:
-            steps = [int(self._store.get(str(rank))) for rank in range(self._world_size)]
+            before = self._read("pulse")
+            time.sleep(_LISTEN_SECONDS)
+            silent = [rank for rank, (a, b) in enumerate(zip(before, self._read("pulse"), strict=True)) if a == b]
+            progress = self._read("progress")
         except RuntimeError:
             return "rank 0 does not answer"
-        behind = [rank for rank, step in enumerate(steps) if step < max(steps)]
+        behind = silent or [rank for rank, value in enumerate(progress) if value < max(progress)]
         if not behind:
-            return f"all ranks began step {max(steps):,} and one of them does not finish it"
-        named = ", ".join(f"rank {rank} stopped answering in step {steps[rank]:,}" for rank in behind)
-        return f"{named} (the others began step {max(steps):,})"
+            return f"all ranks wait for each other in step {max(progress) // 2:,}; the network between them is the likely cause"
+        word = "stands still" if silent else "did not finish its share"
+        return ", ".join(f"rank {rank} {word} in step {progress[rank] // 2:,}" for rank in behind)
+
+    def _pulse(self) -> None:
+        count = 0
+        while not self._ended.wait(_PULSE_SECONDS):
+            count += 1
+            self._write("pulse", count)
+
+    def _write(self, what: str, value: int) -> None:
+        try:
+            self._store.set(f"{what}/{self._rank}", str(value))
+        except RuntimeError:  # a store that is gone is no reason to stop
+            return
+
+    def _read(self, what: str) -> list[int]:
+        return [int(self._store.get(f"{what}/{rank}")) for rank in range(self._world_size)]

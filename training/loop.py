@@ -227,6 +227,7 @@ class Trainer:
         try:
             return self._train(num_steps)
         except RuntimeError as error:
+            # DistBackendError is NCCL's; gloo says it in words.
             hung = isinstance(error, dist.DistBackendError) or "timed out" in str(error).lower()
             if self._heartbeats is None or isinstance(error, TrainingError) or not hung:
                 raise
@@ -243,8 +244,7 @@ class Trainer:
         batches = self.batches.batches(self.step, last - self.step, *self._share(), pin_memory=self.device.type == "cuda")
         with contextlib.closing(batches) as stream:  # type: ignore[type-var]
             for batch in stream:
-                if self._heartbeats is not None:
-                    self._heartbeats.beat(self.step)
+                self._beat(waiting=False)
                 self._update(batch)
                 self.step += 1
                 if self.step % interval == 0 or self.step == last:
@@ -296,6 +296,7 @@ class Trainer:
         terms = training_losses(self.process, self.experiment.diffusion, self._forward, x_0, t, eps, model_kwargs)
         # DDP averages over ranks, so each rank's part of the mean over the global batch is multiplied by their number.
         loss = (terms.loss * weights).sum() * (self.world_size / optim.global_batch_size)
+        self._beat(waiting=True)  # DDP meets the other ranks within the backward pass
         loss.backward()  # type: ignore[no-untyped-call]
         self._meter.add_losses(t, weights, terms, self.process.num_timesteps)
         return t, terms.loss.detach()
@@ -404,6 +405,10 @@ class Trainer:
                 return network(x_t, timesteps, **kwargs).float()
 
         return forward
+
+    def _beat(self, *, waiting: bool) -> None:
+        if self._heartbeats is not None:
+            self._heartbeats.beat(self.step, waiting=waiting)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         return self._ddp.no_sync() if self._ddp is not None else contextlib.nullcontext()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -193,7 +194,7 @@ def test_a_driver_killed_at_once_leaves_nothing_running_and_the_same_command_res
     run.until(has_checkpoint(bucket_uri, 20))
     family = psutil.Process(run.process.pid).children(recursive=True)
     run.process.kill()
-    assert not psutil.wait_procs(family, timeout=60)[1]
+    assert not psutil.wait_procs(family, timeout=180)[1]  # Ray's agents take their time to notice
     again = Run(bucket_uri, data_uri)
     assert again.wait() == 0, again.text[-3000:]
     assert "resuming from step" in again.text
@@ -215,17 +216,22 @@ def test_sigterm_saves_a_checkpoint_says_so_in_the_exit_code_and_the_same_comman
     assert_the_same(again, undisturbed)
 
 
+def rank_line(run: Run, rank: int) -> str:
+    """The line in which Ray says which process is that rank."""
+    return next(line for line in run.lines if f"world_rank={rank}," in line)
+
+
 def test_a_hung_rank_is_named_and_replaced(bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]) -> None:
     run = Run(bucket_uri, data_uri, {"collective_timeout_seconds": 8})
     run.until(has_checkpoint(bucket_uri, 20))
-    stopped = run.workers()[-1]
+    stopped = next(p for p in run.workers() if str(p.pid) in rank_line(run, 1))
     stopped.send_signal(signal.SIGSTOP)
     try:
         assert run.wait() == 0, run.text[-3000:]
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             stopped.kill()
-    assert "stopped answering in step" in run.text or "does not answer" in run.text, run.text[-3000:]
+    assert re.search(r"rank 1 stands still in step [23]\d; rank 0 waited 8 s", run.text), run.text[-3000:]
     assert_the_same(run, undisturbed)
 
 
