@@ -246,18 +246,6 @@ def test_a_whole_bucket_or_disk_is_never_deleted(services, uri):
         storage.delete_prefix(uri)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False)
-    if mount.returncode != 0:
-        pytest.skip("mounting a small file system is not allowed here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_download_that_has_no_room_says_what_it_needs_and_leaves_nothing(bucket_uri, small_disk):
     storage.write_bytes(f"{bucket_uri}/big", bytes(3 * 2**20))
     with pytest.raises(StorageError, match=r"disk is full \(needs 3.00 MiB, .* free\); free some space"):

@@ -20,6 +20,8 @@ from training.data.shards import DatasetError, Images, Manifest, Shard, file_sha
 from training.progress import format_bytes, say
 
 _DOWNLOADS = 4
+_LABEL_BYTES = 8
+_HEADER_BYTES = 8192  # of two files, and what a disk rounds them up by
 _QUIET_BYTES = 256 * 1024**2  # below this, staging is over before anybody wonders
 
 
@@ -56,20 +58,20 @@ class StagedRows:
 
 def _stage(dataset_uri: str, manifest: Manifest, partial: Path, budget_bytes: int | None) -> None:
     cache_dir = partial.parent
-    pixels = manifest.num_images * manifest.image_bytes
+    num_bytes = manifest.num_images * (manifest.image_bytes + _LABEL_BYTES) + _HEADER_BYTES
     downloads = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)[:_DOWNLOADS] if storage.is_s3(dataset_uri) else []
-    if pixels > _QUIET_BYTES:
-        say(f"{manifest.name}: staging {format_bytes(pixels)} on this node's disk")
+    if num_bytes > _QUIET_BYTES:
+        say(f"{manifest.name}: staging {format_bytes(num_bytes)} on this node's disk")
     try:
         with making_room(cache_dir):
-            make_room(cache_dir, pixels + sum(downloads), budget_bytes)
+            make_room(cache_dir, num_bytes + sum(downloads), budget_bytes)
             partial.mkdir()
             images = _allocated(partial / "images.npy", manifest)
         _fill(dataset_uri, manifest, partial, images)
     except OSError as error:
         if isinstance(error, storage.StorageError):
             raise
-        raise out_of_room(cache_dir, pixels, error) from error
+        raise out_of_room(cache_dir, num_bytes, error) from error
 
 
 def _allocated(path: Path, manifest: Manifest) -> np.memmap[Any, np.dtype[np.uint8]]:

@@ -261,7 +261,7 @@ def test_a_disk_without_room_for_the_data_is_told_before_staging(undisturbed, fo
     uri = str(tmp_path / "data")
     prepare(source_of(folder), uri, image_size=16, options=SMALL_SHARDS)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 1000}))
-    with pytest.raises(DatasetError, match=r"needs 150 KiB for a copy of the data, but 0.98 KiB are free"):
+    with pytest.raises(DatasetError, match=r"needs 160 KiB for a copy of the data, but 0.98 KiB are free"):
         Loader(uri, seed=0, global_batch_size=8, cache_dir=tmp_path / "cache")
 
 
