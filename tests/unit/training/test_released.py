@@ -72,7 +72,7 @@ def test_another_architecture_is_answered_with_the_nearest_and_its_differences()
     assert recognise(narrow, "model.pt", preset="cifar10-hybrid-cosine", overrides=["model.num_res_blocks=2"]).model.num_res_blocks == 2
     with pytest.raises(ReleasedError, match="name the preset too"):
         recognise(narrow, "model.pt", overrides=["model.num_res_blocks=2"])
-    with pytest.raises(ConfigError, match="no preset .cifar10-hybrid.; did you mean"):
+    with pytest.raises(ConfigError, match=r"no preset .cifar10-hybrid.; did you mean"):
         recognise(narrow, "model.pt", preset="cifar10-hybrid")
 
 

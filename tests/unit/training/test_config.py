@@ -1,0 +1,131 @@
+"""The experiment: what it refuses, how words from outside become fields, and what identifies a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training import presets
+from training.config import ConfigError, Experiment, Resources, run_key
+
+DEMO = presets.preset("digits-hybrid-cosine")
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_json_carries_every_preset_there_and_back(name: str) -> None:
+    experiment = presets.preset(name)
+    assert Experiment.from_json(experiment.to_json()) == experiment
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("diffusion.vlb_weight=0.01", lambda e: e.diffusion.vlb_weight == 0.01),
+        ("diffusion.vlb_weight=1e-2", lambda e: e.diffusion.vlb_weight == 0.01),
+        ("model.channel_mult=1,2", lambda e: e.model.channel_mult == (1, 2)),
+        ("model.channel_mult=[1, 2]", lambda e: e.model.channel_mult == (1, 2)),
+        ("model.attention_resolutions=4", lambda e: e.model.attention_resolutions == (4,)),
+        ("model.attention_resolutions=", lambda e: e.model.attention_resolutions == ()),
+        ("optim.grad_clip_norm=1", lambda e: e.optim.grad_clip_norm == 1.0),
+        ("optim.grad_clip_norm=null", lambda e: e.optim.grad_clip_norm is None),
+        ("diffusion.stop_gradient=False", lambda e: e.diffusion.stop_gradient is False),
+        ("diffusion.schedule=linear", lambda e: e.diffusion.schedule == "linear"),
+        ("evaluation.sampling.spacing=250", lambda e: e.evaluation.sampling.spacing == "250"),
+        ("evaluation.sampling.spacing=ddim50", lambda e: e.evaluation.sampling.spacing == "ddim50"),
+        (" seed = 7", lambda e: e.seed == 7),
+    ],
+)
+def test_an_override_becomes_its_field(override: str, read: object) -> None:
+    assert read(DEMO.override([override]))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("diffusion.vlb_wieght=1", r"diffusion\.vlb_wieght: .*did you mean 'vlb_weight'"),
+        ("difusion.vlb_weight=1", r"difusion\.vlb_weight: .*did you mean 'diffusion'"),
+        ("evaluation.sampling.spacng=3", r"did you mean 'spacing'"),
+        ("model=3", r"model: is a section; name one of its fields: model_channels"),
+        ("model.dropout", r"reads section\.field=value"),
+        ("diffusion.objective=elbo", r"diffusion\.objective: .*'simple', 'vlb' or 'hybrid'"),
+        ("diffusion.schedule=linear2", r"diffusion\.schedule: .*'linear' or 'cosine'"),
+        ("model.channel_mult=a,b", r"model\.channel_mult\.0: .*valid integer"),
+        ("optim.num_steps=0.5", r"optim\.num_steps: .*integer"),
+        ("optim.num_steps=0", r"optim\.num_steps: must be at least 1"),
+        ("optim.learning_rate=nan", r"optim\.learning_rate"),
+        ("data.image_size=9", r"data\.image_size: 9 is not divisible by 2"),
+        ("model.model_channels=48", r"model\.model_channels: must be a multiple of 32"),
+        ("model.num_heads=5", r"model\.num_heads: 5 heads do not divide"),
+        ("model.attention_resolutions=16", r"model\.attention_resolutions: \[16\] is not among .* \[8, 4\]"),
+        ("model.dropout=1", r"model\.dropout: must be in \[0, 1\)"),
+        ("diffusion.variance=fixed_small", r"diffusion\.variance: L_hybrid exists to learn the variance"),
+        ("diffusion.objective=simple", r"diffusion\.variance: L_simple has no gradient for a learned variance"),
+        ("diffusion.num_timesteps=20", r"evaluation\.sampling\.spacing"),
+        ("evaluation.sampling.spacing=ddim60", r"evaluation\.sampling\.spacing: no integer stride .*ddim59 and ddim63"),
+        ("evaluation.sampling.eta=0.5", r"only 'ddim' has an eta"),
+        ("evaluation.likelihood_steps=1001", r"evaluation\.likelihood_steps: 1001 is more than"),
+        ("data.num_classes=0", r"model\.class_conditional: .* has no labels"),
+        ("seed=-1", r"seed: must be in"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_the_field_and_what_it_allows(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        DEMO.override([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_linear_schedule_refuses_a_t_at_which_beta_reaches_one() -> None:
+    small = ["evaluation.sampling.spacing=", "evaluation.scoring_sampling.spacing=", "evaluation.likelihood_steps=5"]
+    with pytest.raises(ConfigError, match=r"needs more than 20 timesteps"):
+        DEMO.override([*small, "diffusion.schedule=linear", "diffusion.num_timesteps=20"])
+    assert DEMO.override([*small, "diffusion.schedule=linear", "diffusion.num_timesteps=21"]).diffusion.num_timesteps == 21
+
+
+def test_an_unknown_preset_names_the_nearest_ones() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean .*cifar10-hybrid-cosine"):
+        presets.preset("cifar10-hybrid-cosin")
+
+
+def test_a_file_that_is_not_an_experiment_is_told_so() -> None:
+    with pytest.raises(ConfigError, match="not an experiment's JSON"):
+        Experiment.from_json("{")
+    with pytest.raises(ConfigError, match="colour"):
+        Experiment.from_dict({**DEMO.to_dict(), "colour": "red"})
+
+
+@given(seed=st.integers(0, 2**32 - 1), digest=st.text("0123456789abcdef", min_size=8, max_size=8))
+def test_a_run_key_is_one_for_one_with_experiment_and_data(seed: int, digest: str) -> None:
+    experiment = replace(DEMO, seed=seed)
+    key = run_key(experiment, digest)
+    assert key == run_key(Experiment.from_json(experiment.to_json()), digest)
+    assert key != run_key(replace(experiment, seed=(seed + 1) % 2**32), digest)
+    assert key != run_key(experiment, digest + "0")
+    assert key.startswith("digits-hybrid-cosine-")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_workers": 0}, r"resources\.num_workers: must be at least 1"),
+        ({"min_workers": 3, "num_workers": 2}, r"resources\.min_workers: must be 0 to num_workers"),
+        ({"precision": "fp16"}, r"precision: .*'fp32' or 'bf16'"),
+        ({"gpus": 1}, "gpus"),
+        ({"collective_timeout_seconds": 0}, r"collective_timeout_seconds: must be at least 1"),
+    ],
+)
+def test_wrong_resources_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Resources.from_dict(fields)
+
+
+def test_an_experiment_is_validated_without_torch() -> None:
+    code = (
+        "import sys; from training.presets import preset; preset('cifar10-hybrid-cosine', ['seed=3']); "
+        "assert not {'torch', 'ray', 'mlflow', 'boto3'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
