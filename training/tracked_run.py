@@ -59,8 +59,8 @@ class TrackedRun:
 
     @property
     def url(self) -> str:
-        """Page of the run."""
-        return f"{tracking_uri()}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
+        """Page of the run, in the mode for training; MLflow opens others as evaluations of language models."""
+        return f"{tracking_uri()}/#/experiments/{self._experiment_id}/runs/{self._run_id}?workflowType=machine_learning"
 
     def parts_url(self, *, order_by_metric: str) -> str:
         """Page of the runs whose parent this one is, as a flat table and charts, best first.

@@ -49,7 +49,7 @@ def test_the_same_key_finds_the_same_run_and_marks_it_running(key):
     run = server().get_run(first.run_id)
     assert (run.info.status, run.info.run_name, run.data.tags["iddpm.run_key"]) == ("RUNNING", key, key)
     assert run.data.tags["variant"] == "a"
-    assert first.url.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{first.run_id}")
+    assert first.url.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{first.run_id}?workflowType=machine_learning")
 
 
 def test_openers_at_the_same_moment_share_one_run(key):
