@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup demo down test test-fast lint format golden golden-check ci mutations bench-eval clean
+.PHONY: help setup demo down test test-fast lint format golden golden-check ci mutations bench-data bench-train bench-eval clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -72,6 +72,12 @@ ci: lint golden-check test  ## what CI runs: lint, golden check, all tests
 
 mutations: setup  ## break the mathematics in known ways and show which test notices
 	@$(BIN)/python tests/mutations.py
+
+bench-data: setup  ## preparing and loading images beside what they replace, with their goals
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/test_data_speed.py
+
+bench-train: setup  ## a training step beside diffusers' network, with its goals
+	@$(BIN)/python tests/benchmarks/bench_train.py
 
 bench-eval: setup  ## the distance and the extractor against scipy and torch-fidelity, with their goals
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_eval.py

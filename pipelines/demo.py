@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +79,8 @@ def summary(run_uri: str, directory: Path, *, seconds: float) -> str:
         ("checkpoint", result["checkpoint_uri"]),
         ("MLflow", attach(trained["tracking_run_id"]).url),
     ]
+    # Who came by `make demo` has not activated .venv.
+    command = "iddpm" if shutil.which("iddpm") else _shown(Path(sys.executable).with_name("iddpm"))
     lines = [f"{name:>12}  {value}" for name, value in rows]
     return "\n".join(
         [
@@ -85,13 +89,13 @@ def summary(run_uri: str, directory: Path, *, seconds: float) -> str:
             *lines,
             "",
             "Try next:",
-            f"  iddpm sample {result['checkpoint_uri']} more.png --weights {result['weights']}",
+            f"  {command} sample {result['checkpoint_uri']} more.png --weights {result['weights']}",
             "      more samples of this model",
-            "  iddpm demo --set diffusion.schedule=linear",
+            f"  {command} demo --set diffusion.schedule=linear",
             "      the same with the linear schedule; MLflow compares the two",
-            "  iddpm run ablation",
+            f"  {command} run ablation",
             "      lambda against the stop-gradient, the paper's table 1, on the digits",
-            "  iddpm down",
+            f"  {command} down",
             "      stop S3 and MLflow; their data stays",
         ]
     )
