@@ -107,8 +107,14 @@ def _train(
     set_defaults()
     from training.launch import Job, train
 
+    on_gpu = resources.num_gpus_per_worker > 0
     scorer = CheckpointScorer(
-        evaluation=experiment.evaluation, reference_uri=reference_uri, class_names=manifest.class_names, data_uri=data_uri
+        evaluation=experiment.evaluation,
+        reference_uri=reference_uri,
+        class_names=manifest.class_names,
+        data_uri=data_uri,
+        device="cuda" if on_gpu else "cpu",
+        precision="bf16" if on_gpu else "fp32",
     )
     job = Job(
         experiment=experiment,

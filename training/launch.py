@@ -38,6 +38,8 @@ from training.tracking import TrackedRun, attach
 
 MAX_WORKER_FAILURES = 3
 SECONDS_BETWEEN_LINES = 5.0
+# A score shares a worker's GPU: with one of its own to wait for it might wait for ever, while training waits for it.
+SCORE_GPU_SHARE = 0.25
 
 
 class Scorer(Protocol):
@@ -118,7 +120,11 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
             _worker,  # type: ignore[arg-type]  # Ray's stubs miss that what a worker returns is the result's
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=job.resources.collective_timeout_seconds),
-            scaling_config=ScalingConfig(num_workers=_workers(job.resources), use_gpu=on_gpu),  # type: ignore[arg-type]  # a range is allowed
+            scaling_config=ScalingConfig(
+                num_workers=_workers(job.resources),  # type: ignore[arg-type]  # a range is allowed
+                use_gpu=on_gpu,
+                resources_per_worker={"CPU": 1, "GPU": 1 - SCORE_GPU_SHARE} if on_gpu and job.scorer else None,
+            ),
             run_config=RunConfig(
                 name="train",
                 # Nothing of ours goes through Ray's storage; on a cluster its own snapshot needs a place that all nodes see.
@@ -342,7 +348,9 @@ class _Beside:
 
     def _submit(self, step: int) -> None:
         if self.job.scorer is not None and step not in self.pending and step not in self.logged:
-            self.pending[step] = _score.remote(self.job.scorer, checkpoint.checkpoint_uri(self.job.run_uri, step))
+            share = SCORE_GPU_SHARE if self.job.resources.num_gpus_per_worker else 0
+            uri = checkpoint.checkpoint_uri(self.job.run_uri, step)
+            self.pending[step] = _score.options(num_gpus=share).remote(self.job.scorer, uri)
 
     def _collect(self, *, wait: bool) -> None:
         scorer = self.job.scorer

@@ -1,0 +1,62 @@
+"""A run that diverges goes back to its last good checkpoint with other draws, a few times, and then says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training import checkpoint
+from training.bare import RandomImages
+from training.config import Experiment, Resources
+from training.launch import _train_with_rollbacks
+from training.loop import MAX_ROLLBACKS, Hooks, Trainer, TrainingError
+from training.presets import preset
+
+
+def experiment() -> Experiment:
+    small = ["optim.num_steps=40", "optim.checkpoint_interval=4", "optim.global_batch_size=4", "diffusion.num_timesteps=10"]
+    protocol = ["evaluation.sampling.spacing=", "evaluation.scoring_sampling.spacing=", "evaluation.likelihood_steps=5"]
+    return preset("digits-hybrid-cosine", [*small, *protocol])
+
+
+def poisoned(run_uri: str, made: list[Trainer], poisons: Callable[[Trainer], bool]) -> Callable[[], Trainer]:
+    """Makes trainers whose network gives NaN whenever `poisons` says so; they save to the run's directory."""
+
+    def make() -> Trainer:
+        torch.set_num_threads(1)
+        config = experiment()
+        hooks = Hooks(save=lambda step, files: checkpoint.save(run_uri, step, files) and None)
+        trainer = Trainer(config, Resources(), RandomImages(config, torch.device("cpu")), hooks=hooks)
+
+        def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+            return output * float("nan") if poisons(trainer) else output
+
+        trainer.model.register_forward_hook(spoil)
+        made.append(trainer)
+        return trainer
+
+    return make
+
+
+def test_a_run_that_diverges_goes_back_and_ends_well_with_other_draws(tmp_path: Path) -> None:
+    made: list[Trainer] = []
+    make = poisoned(str(tmp_path), made, lambda trainer: trainer.rollbacks == 0 and trainer.step >= 8)
+    outcome = _train_with_rollbacks(make, str(tmp_path), 0, 1, finish_saving=lambda: None)
+    assert outcome.step == 40
+    assert [trainer.rollbacks for trainer in made] == [0, 1]
+    state = checkpoint.load(checkpoint.checkpoint_uri(str(tmp_path), 40), "state.json")
+    assert state["rollbacks"] == 1, "a resumed run must go on with the same draws"
+    weights = checkpoint.load_model_state(checkpoint.checkpoint_uri(str(tmp_path), 40), "model")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+
+
+def test_a_run_that_diverges_again_and_again_stops_and_says_what_was_tried(tmp_path: Path) -> None:
+    made: list[Trainer] = []
+    make = poisoned(str(tmp_path), made, lambda trainer: trainer.step >= 8)
+    with pytest.raises(TrainingError, match=rf"going back to the last checkpoint {MAX_ROLLBACKS} times did not help"):
+        _train_with_rollbacks(make, str(tmp_path), 0, 1, finish_saving=lambda: None)
+    assert len(made) == MAX_ROLLBACKS + 1
