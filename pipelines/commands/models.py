@@ -44,7 +44,18 @@ def presets(as_json: bool = _JSON) -> None:
         experiment = row["experiment"]
         data, diffusion, optim = experiment["data"], experiment["diffusion"], experiment["optim"]
         settings = f"{data['image_size']:>3} px  T {diffusion['num_timesteps']:<5} {diffusion['schedule']:<7} {diffusion['objective']:<7}"
-        print(f"{row['name']:<44} {settings} {optim['num_steps']:>9,} steps of {optim['global_batch_size']:<5} {row['source']}")
+        told = "; ".join(
+            _paper_words(result) for result in row["results"] if not result.get("overrides") and {"fid", "bits_per_dim"} & result.keys()
+        )
+        print(f"{row['name']:<46} {settings} {optim['num_steps']:>9,} x {optim['global_batch_size']:<5} {told}".rstrip())
+    print("\nsteps x batch, then what the paper reports; `iddpm show NAME --json` has the source, the assumptions and all results")
+
+
+def _paper_words(result: dict[str, Any]) -> str:
+    """One reported result: "FID 19.2, 3.57 bits/dim (main table 1)"."""
+    numbers = [f"FID {result['fid']}"] if "fid" in result else []
+    numbers += [f"{result['bits_per_dim']} bits/dim"] if "bits_per_dim" in result else []
+    return f"{', '.join(numbers)} ({result['where']})"
 
 
 def show(preset: str, overrides: list[str] = _SET, as_json: bool = _JSON) -> None:
