@@ -128,7 +128,7 @@ class RayJob:
         queue_name: Kueue's local queue; the job then starts when all its pods fit at once. Empty asks no queue.
         active_deadline_seconds: KubeRay ends the job this long after it began.
         pre_running_deadline_seconds: KubeRay gives up a job whose pods did not come up in this time.
-        ttl_seconds: How long a finished job's pods stay, for their logs.
+        ttl_seconds: How long a finished job's pods, with their GPUs, stay for the last lines of their logs.
         service_account: Of the pods; it needs no permission, and its token is not mounted.
         image_pull_policy: Of all containers.
         image_pull_secrets: Names of Secrets for the image's registry.
@@ -150,7 +150,7 @@ class RayJob:
     queue_name: str = ""
     active_deadline_seconds: int = 48 * 3600
     pre_running_deadline_seconds: int = 3600
-    ttl_seconds: int = 600
+    ttl_seconds: int = 60
     service_account: str = "iddpm-ray"
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: Sequence[str] = ()
