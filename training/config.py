@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from training.diffusion.spacing import parse_spacing
 
@@ -533,8 +533,10 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 
 
 def _validate(cls: type, value: Mapping[str, Any]) -> Any:
-    from pydantic import ValidationError
-
+    try:
+        from pydantic import ValidationError
+    except ImportError:
+        return _build(cls, value)
     try:
         return _adapter(cls).validate_python(value)
     except ValidationError as error:
@@ -546,3 +548,19 @@ def _validate(cls: type, value: Mapping[str, Any]) -> Any:
             else:
                 messages.append(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}, got {problem['input']!r}")
         raise ConfigError("; ".join(messages)) from error
+
+
+def _build(cls: type, value: Mapping[str, Any]) -> Any:
+    """For a machine that has torch alone: types are taken as they come, ranges are checked all the same."""
+    kinds = get_type_hints(cls)
+    fields = {}
+    for name, item in value.items():
+        kind = kinds.get(name)
+        _require(kind is not None, name, f"{cls.__name__} has no such field")
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            item = _build(kind, item)
+        fields[name] = tuple(item) if isinstance(item, list) else item
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise ConfigError(f"{cls.__name__}: {error}") from error

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from training.bare import RandomImages
 from training.config import DataConfig, DiffusionConfig, EvaluationConfig, Experiment, ModelConfig, OptimConfig, Resources, SamplingConfig
-from training.loop import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, learning_rate_at, log_interval
+from training.loop import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, learning_rate_at, log_interval, normalize
 
 CURVE = Path(__file__).parents[2] / "golden" / "training_curve.json"
 
@@ -190,6 +191,22 @@ def test_after_going_back_the_draws_differ() -> None:
         run.train(4)
         losses.append(record.logged[4]["loss"])
     assert losses[0] != losses[1]
+
+
+def test_an_upsampler_is_given_the_area_average_of_each_training_image() -> None:
+    experiment = replace(tiny(), model=replace(tiny().model, low_res_size=4))
+    record = Record()
+    run = trainer(experiment, record)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    run.model.register_forward_pre_hook(lambda module, arguments, kwargs: seen.append(kwargs["low_res"]), with_kwargs=True)
+    run.train(4)
+    assert record.logged[4]["loss"] > 0
+    images = normalize(next(run.batches.batches(0, 1)).images)
+    average = images.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean(dim=(3, 5))
+    matches = (seen[0] - average).abs().amax(dim=(1, 2, 3)) < 1e-6
+    mirrored = (seen[0] - average.flip(-1)).abs().amax(dim=(1, 2, 3)) < 1e-6
+    assert bool((matches | mirrored).all())
+    assert bool(mirrored.any()), "the experiment flips half of the images, and the small one with each"
 
 
 def test_the_learning_rate_anneals_to_zero_and_its_first_update_is_whole() -> None:

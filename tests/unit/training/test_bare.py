@@ -1,0 +1,72 @@
+"""The loop with torch alone: no other package installed, in one process and under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+SMALL = [
+    *("--preset", "digits-hybrid-cosine", "--steps", "3", "--warmup", "1"),
+    *("--set", "optim.global_batch_size=4", "--set", "model.channel_mult=1,1", "--set", "diffusion.vlb_weight=0.01"),
+]
+
+# All that we depend on but torch and numpy; torch imports numpy itself where it finds it, and the loop does not.
+ALONE = textwrap.dedent(
+    """
+    import sys
+
+    class Absent:
+        names = {"pydantic", "jaxtyping", "ray", "mlflow", "boto3", "pyarrow", "rich", "typer", "kfp", "cv2", "sklearn"}
+
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in self.names:
+                raise ModuleNotFoundError(f"{name} is not installed", name=name)
+
+    import torch
+
+    sys.meta_path.insert(0, Absent())
+    for name in [name for name in sys.modules if name.partition(".")[0] in Absent.names]:
+        del sys.modules[name]
+    from training.bare import main
+
+    raise SystemExit(main(sys.argv[1:]))
+    """
+)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200, check=False)
+
+
+@pytest.mark.slow
+def test_the_loop_runs_where_torch_is_all_that_is_installed() -> None:
+    done = run([sys.executable, "-c", ALONE, *SMALL])
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert report["steps"] == 3
+    assert report["images_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_torchrun_trains_what_one_process_trains() -> None:
+    one = run([sys.executable, "-m", "training.bare", *SMALL])
+    two = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training.bare", *SMALL])
+    assert one.returncode == two.returncode == 0, one.stderr[-1000:] + two.stderr[-1000:]
+    alone, together = json.loads(one.stdout), json.loads(two.stdout.strip().splitlines()[-1])
+    assert together["world_size"] == 2
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+
+
+def test_a_wrong_override_is_one_line_and_an_exit_code() -> None:
+    done = run([sys.executable, "-m", "training.bare", "--preset", "digits-hybrid-cosine", "--set", "model.dropout=2"])
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: model.dropout: must be in [0, 1), got 2.0"
