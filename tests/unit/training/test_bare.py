@@ -27,7 +27,7 @@ ALONE = textwrap.dedent(
             if name.partition(".")[0] in self.names:
                 raise ModuleNotFoundError(f"{name} is not installed", name=name)
 
-    import torch
+    import torch._dynamo  # which looks around for other packages
 
     sys.meta_path.insert(0, Absent())
     for name in [name for name in sys.modules if name.partition(".")[0] in Absent.names]:
