@@ -1,4 +1,4 @@
-"""presets, show, cost; import-checkpoint, export-checkpoint; sample, evaluate: experiments, and what was made of them."""
+"""presets, show, cost; sample, evaluate; import-, export-checkpoint, rebuild-average: experiments, and what was made of them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
         "evaluate": evaluate,
         "import-checkpoint": import_checkpoint,
         "export-checkpoint": export_checkpoint,
+        "rebuild-average": rebuild_average,
     }
     for name, command in commands.items():
         app.command(name, rich_help_panel=_PANEL)(command)
@@ -179,3 +180,16 @@ def export_checkpoint(
     from training.exchange import export_checkpoint as write
 
     print(json.dumps(write(checkpoint, file, weights=weights or None), indent=2))
+
+
+def rebuild_average(
+    run: str = typer.Argument(..., help="Directory of a run that stored snapshots (optim.ema_snapshot_stds)."),
+    out: str = typer.Argument(..., help="Directory of another run, which gets the checkpoint; one for each decay."),
+    decay: float = typer.Option(..., help="Decay of the exponential average, 0.9999 or slower."),
+    step: int = typer.Option(0, help="Updates; 0 takes the last snapshot's."),
+) -> None:
+    """Make the average of any decay from a finished run's snapshots, as a checkpoint to sample and score."""
+    connect()
+    from training.averages import rebuild_average as rebuild
+
+    print(json.dumps(rebuild(run, out, decay=decay, step=step or None), indent=2))
