@@ -29,16 +29,22 @@ def run_demo(overrides: Sequence[str] = ()) -> None:
     """
     from pipelines import services
     from pipelines.compile import load
-    from pipelines.local import run_pipeline
+    from pipelines.local import PipelineInterruptedError, run_pipeline
     from training.presets import preset
 
     started = time.monotonic()
     preset(PRESET, overrides)
     print("starting S3 and MLflow on this machine ...", flush=True)
+    were_running = services.status().running
     running = services.up()
     print(f"MLflow is {running.mlflow_url}; the state is in {running.home}", flush=True)
     arguments = {"experiment_preset": PRESET, "experiment_overrides": list(overrides), "train_num_workers": NUM_WORKERS}
-    outputs = run_pipeline(load("train"), arguments, running, show=lambda line: print(line, flush=True))
+    try:
+        outputs = run_pipeline(load("train"), arguments, running, show=lambda line: print(line, flush=True))
+    except PipelineInterruptedError:
+        if not were_running:  # nothing that this command started stays
+            services.down()
+        raise
     os.environ.update(running.env)
     print(summary(outputs["Output"], running.home / "demo", seconds=time.monotonic() - started))
 
