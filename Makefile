@@ -35,7 +35,7 @@ setup: .venv/.stamp  ## create .venv and install the project in it
 	echo "setup: installing the project into .venv (some minutes the first time; torch is large)"; \
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' >$(SETUP_LOG) 2>&1 || { \
 	  if grep -qiE 'no space left|disk quota' $(SETUP_LOG); then fail "the disk is full; .venv needs about 3 GB (with a CUDA torch 8 GB)"; fi; \
-	  if grep -qiE 'connection (broken|refused|reset|timed out|error)|NewConnectionError|name resolution|ConnectTimeout|ReadTimeout|Network is unreachable|ProxyError|SSLError' $(SETUP_LOG); then \
+	  if grep -qiE 'connection (broken|refused|reset|timed out|error)|NewConnectionError|name resolution|ConnectTimeout|ReadTimeout|Network is unreachable|ProxyError|SSLError|from versions: none' $(SETUP_LOG); then \
 	    fail "pip can't reach its package index. Is there a network? Behind a mirror or proxy, set PIP_INDEX_URL or https_proxy; then the same command goes on"; fi; \
 	  fail "pip could not install the project; what it said is in $(SETUP_LOG)"; }; \
 	touch $@
