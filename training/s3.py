@@ -243,7 +243,7 @@ def _explained(uri: str) -> Iterator[None]:
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise StorageError(
             f"{uri}: no S3 credentials in the environment; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-            "(and AWS_ENDPOINT_URL where it isn't AWS)"
+            "(and AWS_ENDPOINT_URL where it isn't AWS), or start the local one by 'iddpm up'"
         ) from error
     except _NO_ANSWER as error:
         raise StorageError(

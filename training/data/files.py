@@ -37,6 +37,11 @@ class FileSource(Source):
         self.split = split
         self.labels = labels
 
+    @property
+    def place(self) -> str:
+        """The address."""
+        return self.uri
+
     def listing(self) -> Listing:
         """Every image file, sorted by name."""
         found = sorted((key, num_bytes, locator) for key, num_bytes, locator in self.find() if is_image_name(key))
@@ -129,7 +134,7 @@ class ZipSource(FileSource):
             with local_archive(self.uri) as path, zipfile.ZipFile(path) as archive:
                 yield archive
         except zipfile.BadZipFile as error:
-            raise SourceError(f"{self.uri}: is not a whole zip file ({error})") from error
+            raise SourceError(f"{self.uri}: is not a whole zip file ({error}); copy it again") from error
 
 
 class TarSource(FileSource):
@@ -145,7 +150,7 @@ class TarSource(FileSource):
             with local_archive(self.uri) as path, tarfile.open(path, "r:") as archive:
                 yield from self._members(archive, "", 0)
         except (tarfile.TarError, EOFError) as error:
-            raise SourceError(f"{self.uri}: is not a whole tar file ({error})") from error
+            raise SourceError(f"{self.uri}: is not a whole tar file ({error}); copy it again") from error
 
     def _members(self, archive: tarfile.TarFile, folder: str, base: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
         for member in archive:

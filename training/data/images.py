@@ -119,7 +119,7 @@ def _resize(image: Image.Image, pixels: Images | None, size: int, mode: Resize, 
         raise ImageError(f"is {width}x{height}, but resize 'none' needs exactly {size}x{size}; choose 'area'")
     small = min(width, height) < size
     if small and not allow_upscale:
-        raise ImageError(f"is {width}x{height}, smaller than {size}; use a smaller image size, or allow upscaling")
+        raise ImageError(f"is {width}x{height}, smaller than {size}; use a smaller image size, or --allow-upscale")
     if pixels is None:
         return _convert(_adm(image, size), channels), small
     if mode == "none":

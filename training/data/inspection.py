@@ -30,7 +30,8 @@ from training.data.streaming import read_row_group
 from training.progress import format_bytes
 
 _TILE = 64
-_CAPTION = 14
+_CAPTION = 16
+_TITLE = 20
 _MARGIN = 4
 
 
@@ -40,7 +41,7 @@ def describe(manifest: Manifest) -> dict[str, str]:
     lines = {
         "name": f"{manifest.name}, {manifest.split}",
         "images": f"{manifest.num_images:,} of {manifest.image_size}x{manifest.image_size}x{manifest.image_channels}",
-        "classes": f"{manifest.num_classes}, of {min(counts):,} to {max(counts):,} images" if counts else "none",
+        "classes": f"{manifest.num_classes}, of {_range(counts)} images" if counts else "none",
         "resize": manifest.resize + (" after a reduced decode" if manifest.reduced_decode else ""),
         "shards": f"{len(manifest.shards)}, {format_bytes(sum(shard.num_bytes for shard in manifest.shards))}",
         "order": f"shuffled by seed {manifest.shuffle_seed}",
@@ -51,8 +52,16 @@ def describe(manifest: Manifest) -> dict[str, str]:
     if manifest.num_upscaled:
         lines["upscaled"] = f"{manifest.num_upscaled:,} images were smaller"
     if manifest.errors:
-        lines["left out"] = f"{len(manifest.errors):,} unreadable images, the first of them {manifest.errors[0].source}"
+        first = manifest.errors[0]
+        lines["left out"] = (
+            f"{len(manifest.errors):,} unreadable images (--json lists them), the first of them: {first.source} {first.reason}"
+        )
     return lines
+
+
+def _range(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least:,} to {most:,}" if least < most else f"{least:,}"
 
 
 def verify(dataset_uri: str) -> Manifest:
@@ -117,7 +126,9 @@ def preview(dataset_uri: str, path: str | Path, *, num_images: int = 64) -> Mani
     names = [manifest.class_names[label] if label >= 0 else "" for label in labels]
     with tempfile.TemporaryDirectory(prefix="iddpm-preview-") as directory:
         local = Path(directory) / "sheet.png"
-        contact_sheet(images, names).save(local, "PNG")
+        size, channels = manifest.image_size, manifest.image_channels
+        title = f"{manifest.name}, {manifest.split}: {len(images):,} of {manifest.num_images:,} images, {size}x{size}x{channels}"
+        contact_sheet(images, names, title).save(local, "PNG")
         storage.upload(local, str(path))
     return manifest
 
@@ -135,25 +146,36 @@ def _first_rows(dataset_uri: str, manifest: Manifest, count: int) -> tuple[list[
     return images, labels
 
 
-def contact_sheet(images: Sequence[Images], captions: Sequence[str]) -> Image.Image:
+def contact_sheet(images: Sequence[Images], captions: Sequence[str], title: str = "") -> Image.Image:
     """A grid of images `[height, width, channels]`, small ones enlarged by a whole factor without smoothing.
 
     Args:
         images: All of one size.
-        captions: A word beneath each.
+        captions: A word beneath each, shortened where it is wider than the image.
+        title: A line beneath them all.
     """
     factor = max(1, _TILE // images[0].shape[0])
     tile = images[0].shape[0] * factor
     columns = math.ceil(math.sqrt(len(images)))
+    rows = -(-len(images) // columns)
     caption = _CAPTION if any(captions) else 0
     step_x, step_y = tile + _MARGIN, tile + caption + _MARGIN
-    sheet = Image.new("RGB", (columns * step_x + _MARGIN, -(-len(images) // columns) * step_y + _MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    font = ImageFont.load_default(11)
+    width = max(columns * step_x + _MARGIN, math.ceil(font.getlength(title)) + 2 * _MARGIN)
+    sheet = Image.new("RGB", (width, rows * step_y + _MARGIN + (_TITLE if title else 0)), "white")
+    draw = ImageDraw.Draw(sheet)
     for index, (pixels, word) in enumerate(zip(images, captions, strict=True)):
         x, y = _MARGIN + index % columns * step_x, _MARGIN + index // columns * step_y
         picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         sheet.paste(picture.resize((tile, tile), Image.Resampling.NEAREST), (x, y))
-        while word and draw.textlength(word, font) > tile:
-            word = word[:-1]
-        draw.text((x, y + tile), word, "black", font)
+        draw.text((x + tile / 2, y + tile + 1), _shortened(word, tile, font), "black", font, anchor="ma")
+    draw.text((_MARGIN, rows * step_y + _MARGIN), title, "black", font)
     return sheet
+
+
+def _shortened(word: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if font.getlength(word) <= width:
+        return word
+    while word and font.getlength(f"{word}...") > width:
+        word = word[:-1]
+    return f"{word.rstrip()}..."

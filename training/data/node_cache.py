@@ -135,4 +135,4 @@ def _opened(decompress: Callable[[Path], Any], packed: Path, uri: str) -> Iterat
     except (gzip.BadGzipFile, EOFError, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise SourceError(f"{uri}: is not a whole compressed file ({error})") from error
+        raise SourceError(f"{uri}: is not a whole compressed file ({error}); copy it again") from error

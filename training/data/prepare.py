@@ -248,7 +248,7 @@ def _make(source: Source, plan: _Plan, options: Options) -> dict[int, Manifest]:
         done[number] = records
         errors += _errors(records)
         if len(errors) > options.max_errors:
-            raise too_many_errors(source.name, errors, options.max_errors)
+            raise too_many_errors(source.place, errors, options.max_errors)
         progress.finished(number, records)
     return {
         target.image_size: _publish(target, plan, [done[n][target.image_size] for n in range(plan.num_shards)]) for target in plan.targets
@@ -312,7 +312,7 @@ def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Man
     storage.write_bytes(storage.join(target.dataset_uri, MANIFEST), manifest.to_json().encode())
     storage.delete_prefix(storage.join(target.dataset_uri, PARTIAL))
     say(
-        f"{target.dataset_uri}: {manifest.num_images:,} images in {len(kept)} shards"
+        f"{target.dataset_uri}: {manifest.num_images:,} images in {len(kept)} {'shard' if len(kept) == 1 else 'shards'}"
         + (f", {len(manifest.errors)} left out" if manifest.errors else "")
     )
     return manifest

@@ -148,7 +148,7 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
             except ImageError as error:
                 errors.append(Unreadable(source=item.key, reason=str(error)))
                 if len(errors) > job.max_errors:
-                    raise too_many_errors(job.source.name, errors, job.max_errors) from error
+                    raise too_many_errors(job.source.place, errors, job.max_errors) from error
                 continue
             with _room(directory):
                 for writer, image in zip(writers, prepared.images, strict=True):
@@ -199,13 +199,13 @@ def _room(directory: str) -> Iterator[None]:
         raise DatasetError(f"{directory}: {error.strerror or error}; free some space there, or point TMPDIR elsewhere") from error
 
 
-def too_many_errors(name: str, errors: Sequence[Unreadable], max_errors: int) -> DatasetError:
+def too_many_errors(place: str, errors: Sequence[Unreadable], max_errors: int) -> DatasetError:
     """The message that ends a preparation, with the first few images by name."""
     first = "; ".join(f"{error.source} {error.reason}" for error in errors[:5])
     if max_errors < 0:
-        return DatasetError(f"{name}: {first}. Mend or remove it, or skip such images (--on-error skip)")
+        return DatasetError(f"{place}: {first}. Mend or remove it, or skip such images (--on-error skip)")
     more = f" and {len(errors) - 5} more" if len(errors) > 5 else ""
-    return DatasetError(f"{name}: more than {max_errors} images can't be used: {first}{more}. Mend the source, or raise --max-errors")
+    return DatasetError(f"{place}: more than {max_errors} images can't be used: {first}{more}. Mend the source, or raise --max-errors")
 
 
 def _read_ahead(reader: Reader, items: Sequence[Item], concurrency: int) -> Iterator[tuple[Item, bytes | Images | ImageError]]:

@@ -147,6 +147,10 @@ def read_manifest(dataset_uri: str) -> Manifest:
     try:
         text = storage.read_bytes(uri)
     except storage.ObjectNotFoundError as error:
+        below = [split for split in ("train", "test") if storage.exists(storage.join(dataset_uri, split, MANIFEST))]
+        if below:
+            choice = " or ".join(storage.join(dataset_uri, split) for split in below)
+            raise DatasetError(f"{dataset_uri}: holds the splits of a data set; name one of them: {choice}") from error
         raise DatasetError(f"{dataset_uri}: there is no data set ({MANIFEST} is missing); prepare one with `iddpm preprocess`") from error
     return parse_manifest(text, uri)
 

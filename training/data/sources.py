@@ -88,6 +88,11 @@ class Source(ABC):
     split_seed: int | None = None
     concurrency: int = 1
 
+    @property
+    def place(self) -> str:
+        """What to call it in a message: where its files are, if it has files."""
+        return self.name
+
     @abstractmethod
     def listing(self) -> Listing:
         """Every image of the source.
@@ -113,11 +118,16 @@ class HeldOut(Source):
         self.seed = self.split_seed = seed
         self.num_test = num_test
 
+    @property
+    def place(self) -> str:
+        """The whole source's."""
+        return self.whole.place
+
     def listing(self) -> Listing:
         """The first `num_test` images of a seeded permutation are the test images; each side keeps the source's order."""
         whole = self.whole.listing()
         if not 0 < self.num_test < len(whole.items):
-            raise SourceError(f"{self.name}: can't hold out {self.num_test} test images of {len(whole.items)}")
+            raise SourceError(f"{self.name}: can't hold out {self.num_test} test images of {len(whole.items)}; lower --num-test")
         order = permutation(len(whole.items), self.seed, Purpose.SPLIT)
         chosen = order[: self.num_test] if self.split == "test" else order[self.num_test :]
         return Listing([whole.items[i] for i in np.sort(chosen)], whole.class_names)

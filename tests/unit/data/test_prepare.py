@@ -15,7 +15,7 @@ from PIL import Image
 
 from training.config import DataConfig
 from training.data.catalog import SourceOptions, open_splits
-from training.data.inspection import describe, preview, verify
+from training.data.inspection import contact_sheet, describe, preview, verify
 from training.data.loader import Loader, iterate
 from training.data.prepare import Options, prepare, prepare_sizes
 from training.data.shards import DatasetError, read_manifest
@@ -153,7 +153,7 @@ def test_an_error_in_a_worker_is_the_same_error(folder, tmp_path):
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_image_stops_the_work_and_nothing_is_published(folder, tmp_path, name):
     source = copy_with(folder, tmp_path / "photos", {name: BROKEN[name]})
-    with pytest.raises(DatasetError, match=rf"photos: {name.replace('.', '[.]')} (is|has) .*--on-error skip"):
+    with pytest.raises(DatasetError, match=rf"{tmp_path}/photos: {name.replace('.', '[.]')} (is|has) .*--on-error skip"):
         prepare(source, str(tmp_path / "data"), image_size=16, options=SMALL_SHARDS)
     assert not (tmp_path / "data" / "manifest.json").exists()
 
@@ -366,6 +366,19 @@ def test_the_contact_sheet_shows_the_first_images(damaged, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     _, images, _ = next(iterate(str(damaged), 1, cache_dir=tmp_path))
     assert np.array_equal(sheet[4:68:4, 4:68:4], images[0].permute(1, 2, 0).numpy())
+
+
+def test_a_long_caption_is_shortened_to_its_image():
+    black = np.zeros((8, 8, 3), dtype=np.uint8)
+    sheet = np.asarray(contact_sheet([black] * 2, ["an uncommonly long name of a class", ""]))
+    assert sheet[68:, :72].min() < 128
+    assert sheet[68:, 72:].min() == 255, "the caption runs beneath the next image"
+
+
+def test_the_directory_of_the_splits_is_told_from_no_data_set(folder, tmp_path):
+    prepare(source_of(folder), str(tmp_path / "data" / "train"), image_size=16)
+    with pytest.raises(DatasetError, match=rf"holds the splits of a data set; name one of them: {tmp_path}/data/train$"):
+        read_manifest(str(tmp_path / "data"))
 
 
 def test_an_experiment_gets_both_splits_or_is_told_why_not(folder, tmp_path):
