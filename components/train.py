@@ -1,6 +1,6 @@
 """Training on Ray, with each checkpoint scored beside it and early stopping."""
 
-from typing import List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
+from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
 
 from kfp import dsl
 
@@ -20,6 +20,9 @@ def train(
     microbatch_size: int,
     precision: str,
     use_compile: bool,
+    ray_mode: str = "local",
+    ray_address: str = "",
+    rayjob_options: Dict[str, Any] = {},  # noqa: B006, UP006 - KFP wants a literal, and knows this name
 ) -> str:
     """Trains the experiment, or goes on with it from its latest checkpoint.
 
@@ -35,24 +38,34 @@ def train(
         microbatch_size: Images a worker passes through the network at once; 0 takes its whole share.
         precision: "fp32" or "bf16".
         use_compile: Pass the network through torch.compile.
+        ray_mode: "local" runs Ray in this step, "rayjob" on a cluster that KubeRay makes for the run, "address" on one that stands.
+        ray_address: With "address", where that cluster is.
+        rayjob_options: With "rayjob", what the cluster should be.
 
     Returns:
         URI of the run's directory.
     """
-    from components.training_run import train_run
+    import json
 
-    return train_run(
-        experiment_preset,
-        experiment_overrides,
-        data_uri,
-        reference_uri,
-        storage_root_uri,
-        tracking_experiment,
+    from components.ray_modes import train_in_mode
+
+    return train_in_mode(
         {
-            "num_workers": num_workers,
-            "num_gpus_per_worker": num_gpus_per_worker,
-            "microbatch_size": microbatch_size,
-            "precision": precision,
-            "compile": use_compile,
+            "experiment_preset": experiment_preset,
+            "experiment_overrides": experiment_overrides,
+            "data_uri": data_uri,
+            "reference_uri": reference_uri,
+            "storage_root_uri": storage_root_uri,
+            "tracking_experiment": tracking_experiment,
+            "resources": {
+                "num_workers": num_workers,
+                "num_gpus_per_worker": num_gpus_per_worker,
+                "microbatch_size": microbatch_size,
+                "precision": precision,
+                "compile": use_compile,
+            },
         },
+        ray_mode=ray_mode,
+        ray_address=ray_address,
+        rayjob_options=json.dumps(rayjob_options),
     )

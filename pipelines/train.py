@@ -6,10 +6,13 @@ Steps hand each other URIs, since KFP would download every artifact that is a st
 name and shows nothing else of them, so their names begin with what they are about.
 """
 
+from typing import Any
+
 from kfp import dsl
 
 from components.evaluate import evaluate
 from components.preprocess import preprocess
+from components.ray_modes import RAY_MODES
 from components.reference import reference
 from components.report import report
 from components.train import train
@@ -43,6 +46,9 @@ def train_pipeline(
     train_microbatch_size: int = 0,
     train_precision: str = "fp32",
     train_use_compile: bool = False,
+    train_ray_mode: str = "local",
+    train_ray_address: str = "",
+    train_rayjob_options: dict[str, Any] = {},  # noqa: B006 - KFP wants a literal
     train_cpu: str = "4",
     train_memory: str = "8Gi",
     train_gpus: int = 0,
@@ -74,6 +80,10 @@ def train_pipeline(
         train_microbatch_size: Images that a worker passes through the network at once; 0 takes its whole share.
         train_precision: Of the network in training (fp32, or bf16 for GPUs).
         train_use_compile: Whether to pass the network through torch.compile.
+        train_ray_mode: Where Ray runs (local is the train step's own pod, rayjob a cluster that KubeRay makes for the run, address one
+            that stands).
+        train_ray_address: With address, where that cluster is.
+        train_rayjob_options: With rayjob, what the cluster should be, as k8s/README.md says.
         train_cpu: Cores of the train step.
         train_memory: Memory of the train step.
         train_gpus: GPUs of the train step.
@@ -128,6 +138,9 @@ def train_pipeline(
             microbatch_size=train_microbatch_size,
             precision=train_precision,
             use_compile=train_use_compile,
+            ray_mode=train_ray_mode,
+            ray_address=train_ray_address,
+            rayjob_options=train_rayjob_options,
         ),
         cpu=train_cpu,
         memory=train_memory,
@@ -148,4 +161,9 @@ def train_pipeline(
 
 
 PIPELINE = train_pipeline
-LITERALS = {"experiment_preset": presets.names(), "data_on_error": ("fail", "skip"), "train_precision": ("fp32", "bf16")}
+LITERALS = {
+    "experiment_preset": presets.names(),
+    "data_on_error": ("fail", "skip"),
+    "train_precision": ("fp32", "bf16"),
+    "train_ray_mode": RAY_MODES,
+}
