@@ -59,6 +59,8 @@ class DataConfig:
         resize: How a larger image becomes `image_size`: "area" (supplement section 1: centre crop and area
             downsample), "adm" (the released code's box halvings and bicubic), "box-squash", "lanczos", "none".
         random_flip: Mirror half of the training images. The paper's released code does not.
+        disk_budget_bytes: A data set larger than this is streamed rather than staged on each node, in an order that is a
+            shuffle within blocks; 0 stages any size and shuffles the whole. It is here because it changes the order.
     """
 
     __pydantic_config__: ClassVar[Any] = _FORBID_UNKNOWN
@@ -69,12 +71,14 @@ class DataConfig:
     num_classes: int = 0
     resize: Resize = "none"
     random_flip: bool = False
+    disk_budget_bytes: int = 0
 
     def __post_init__(self) -> None:
         _require(bool(re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name)), "data.name", f"{self.name!r} is not a name like 'cifar10'")
         _require(self.image_size >= 1, "data.image_size", f"must be at least 1, got {self.image_size}")
         _require(self.image_channels >= 1, "data.image_channels", f"must be at least 1, got {self.image_channels}")
         _require(self.num_classes >= 0, "data.num_classes", f"must be 0 (unlabelled) or more, got {self.num_classes}")
+        _require(self.disk_budget_bytes >= 0, "data.disk_budget_bytes", f"must be 0 (any size) or more, got {self.disk_budget_bytes}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -452,6 +456,8 @@ class Resources:
         compile: Pass the network through torch.compile.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
         num_threads: CPU threads of each worker; 0 shares the cores evenly.
+        cache_dir: Where data is staged on a node's disk; empty is a directory of this user's under the temporary one.
+        resident_data: Keep the whole data set in each training device's memory.
         collective_timeout_seconds: How long workers wait for one that does not answer before they give it up.
     """
 
@@ -465,6 +471,8 @@ class Resources:
     compile: bool = False
     gradient_checkpointing: bool = False
     num_threads: int = 0
+    cache_dir: str = ""
+    resident_data: bool = False
     collective_timeout_seconds: int = 600
 
     def __post_init__(self) -> None:

@@ -197,6 +197,9 @@ def _worker(config: dict[str, Any]) -> Outcome:
         storage.join(job.data_uri, "train"),
         seed=job.experiment.seed,
         global_batch_size=job.experiment.optim.global_batch_size,
+        cache_dir=job.resources.cache_dir or None,
+        disk_budget_bytes=job.experiment.data.disk_budget_bytes or None,
+        device=device if job.resources.resident_data else None,
     )
     side = _Beside(job, world_size) if rank == 0 else None
     hooks = side.hooks() if side is not None else Hooks()
