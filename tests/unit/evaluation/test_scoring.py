@@ -26,7 +26,7 @@ def test_a_score_names_every_decay_and_is_kept_with_its_protocol(run_uri: str, s
     assert all(math.isfinite(value) and value > 0 for value in score["scores"].values())
     assert all(value > 0 for value in score["standard_errors"].values())
     assert score["distance_name"] == "FD(digits-classifier)"
-    assert score["protocol"]["sampler"] == "DDIM, eta 0, 5 of 40 steps"
+    assert score["protocol"]["sampler"] == "DPM-Solver++ (2M), 5 of 40 steps"
     assert json.loads(Path(score_uri(uri)).read_text()) == score
     assert scorer.history(run_uri) == [score]
     assert scorer.metrics(score)["score/best"] == min(score["scores"].values())

@@ -91,7 +91,7 @@ def test_memory_grows_with_averages_and_fits_a_larger_microbatch_on_a_larger_car
 def test_a_cost_is_plain_data() -> None:
     cost = json.loads(json.dumps(estimate(presets.preset("digits-hybrid-cosine"), "a100").to_dict()))
     assert cost["card"] == "A100"
-    assert cost["phases"]["sampling"]["forward_passes"] == 2000 * 100
+    assert cost["phases"]["sampling"]["forward_passes"] == 1000 * 50
 
 
 @pytest.mark.parametrize(("card", "utilisation", "message"), [("H900", 0.3, "the cards are H100"), ("H100", 1.5, "at most 1, got 1.5")])
