@@ -8,7 +8,6 @@ change nothing that the model sees.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from training.diffusion.noise import Stream, keyed_normal, keyed_uniform
 from training.diffusion.process import make_process
 from training.diffusion.timesteps import make_timestep_sampler
 from training.heartbeat import Heartbeats
+from training.meter import Meter
 from training.microbatch import largest_that_fits
 from training.models.dropout import dropout_key
 from training.models.ema import EMA, PowerEMA
@@ -167,7 +167,7 @@ class Trainer:
         self.ema = EMA(self.model, optim.ema_decays)
         self.power_ema = PowerEMA(self.model, optim.ema_snapshot_stds) if optim.ema_snapshot_stds else None
         self._forward = self._wrap(self.model)
-        self._meter = _Meter(self.device)
+        self._meter = Meter(self.device)
         self._heartbeats = Heartbeats(rank, world_size) if world_size > 1 else None
         self._microbatch_size = resources.microbatch_size
 
@@ -213,7 +213,7 @@ class Trainer:
         self.step = int(state["step"])
         self.rollbacks = int(state["rollbacks"])
         self.skipped_total = int(state["skipped_total"])
-        self._meter = _Meter(self.device)
+        self._meter = Meter(self.device)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ class Trainer:
 
         size = largest_that_fits(attempt, len(images))
         self.optimizer.zero_grad(set_to_none=True)
-        self._meter = _Meter(self.device)
+        self._meter = Meter(self.device)
         return size
 
     def _model_kwargs(self, x_0: Tensor, labels: Tensor | None, indices: Tensor, seed: int) -> dict[str, Tensor]:
@@ -417,75 +417,6 @@ class Trainer:
 def normalize(images: Tensor) -> Tensor:
     """uint8 NCHW to float32 in [-1, 1]: k / 127.5 - 1, on the device of the images."""
     return images.to(torch.float32).div_(127.5).sub_(1.0)
-
-
-class _Meter:
-    """Sums of what is logged, kept on the device; read once per log boundary."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.consecutive = torch.zeros((), device=device)
-        self._reset()
-        self.restart_clock()
-
-    def _reset(self) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, l_simple, l_vlb
-        self.images = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.has_vlb = False
-        self.quartile_sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self.quartile_weights = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.skipped = torch.zeros((), device=self.device)
-        self.updates = 0
-
-    def restart_clock(self) -> None:
-        self.clock = time.perf_counter()
-
-    def add_losses(self, t: Tensor, weights: Tensor, terms: Any, num_timesteps: int) -> None:
-        with torch.no_grad():
-            weights = weights.double()
-            loss = terms.loss.detach().double()
-            finite = loss.isfinite().double()  # what is skipped is counted, and stays out of the means
-            columns = [loss, terms.l_simple, terms.l_vlb if terms.l_vlb is not None else torch.zeros_like(loss)]
-            self.sums += torch.stack([(column.detach().double() * weights).nan_to_num(0.0, 0.0, 0.0).sum() for column in columns])
-            self.has_vlb = terms.l_vlb is not None
-            self.images += finite.sum()
-            quartile = (4 * t) // num_timesteps
-            self.quartile_sums.index_add_(0, quartile, (loss * weights).nan_to_num(0.0, 0.0, 0.0))
-            self.quartile_weights.index_add_(0, quartile, weights * finite)
-
-    def add_gradient(self, norm: Tensor, found_inf: Tensor) -> None:
-        self.updates += 1
-        self.norm_sum += torch.where(found_inf > 0, torch.zeros_like(norm), norm).double()
-        self.skipped += found_inf
-        self.consecutive = (self.consecutive + 1) * found_inf
-
-    def reduce(self, world_size: int) -> dict[str, float]:
-        """Means over the images of all ranks since the last call; the one place that waits for the device."""
-        packed = torch.cat([self.sums, self.images.reshape(1), self.quartile_sums, self.quartile_weights])
-        if world_size > 1:
-            dist.all_reduce(packed)
-        values = packed.tolist()
-        loss, l_simple, l_vlb = values[:3]
-        count = max(values[3], 1.0)
-        used = max(self.updates - float(self.skipped), 1.0)
-        metrics = {
-            "loss": loss / count,
-            "l_simple": l_simple / count,
-            "grad_norm": float(self.norm_sum) / used,
-            "skipped": float(self.skipped),
-            "consecutive_skips": float(self.consecutive),
-            "updates": float(self.updates),
-            "seconds": time.perf_counter() - self.clock,
-        }
-        if self.has_vlb:
-            metrics["l_vlb"] = l_vlb / count
-        for quartile in range(4):
-            if values[8 + quartile] > 0:
-                metrics[f"loss_q{quartile}"] = values[4 + quartile] / values[8 + quartile]
-        self._reset()
-        self.restart_clock()
-        return metrics
 
 
 def _gather(values: Tensor, world_size: int) -> Tensor:
