@@ -9,7 +9,8 @@ from typing import Any
 
 from components.training_run import RESULT
 from training import storage
-from training.ablations import ablation, trials
+from training.ablation_plan import trials
+from training.ablations import named
 from training.config import run_key
 from training.presets import preset
 from training.progress import say
@@ -19,10 +20,11 @@ def list_trials(
     ablation_name: str, experiment_preset: str, experiment_overrides: Sequence[str], data_uri: str, reference_uri: str
 ) -> list[dict[str, Any]]:
     """The trials of an ablation as the pipeline's loop takes them: each item is all that a trial needs."""
-    planned = trials(ablation_name, experiment_preset, experiment_overrides)
+    planned = trials(named(ablation_name), "tiny", preset_name=experiment_preset, overrides=experiment_overrides)
     say(f"{ablation_name}: {len(planned)} trials")
     return [
-        {"label": trial.name, "overrides": list(trial.overrides), "data_uri": data_uri, "reference_uri": reference_uri} for trial in planned
+        {"label": trial.label, "overrides": list(trial.overrides), "data_uri": data_uri, "reference_uri": reference_uri}
+        for trial in planned
     ]
 
 
@@ -80,7 +82,7 @@ def tabulate(
     base = preset(experiment_preset, experiment_overrides)
     digest = read_manifest(storage.join(data_uri, "train")).content_digest
     outcomes = _outcomes(ablation_name, experiment_preset, experiment_overrides, digest, storage_root_uri)
-    grid = ablation(ablation_name)
+    grid = named(ablation_name)
     key = run_key(base, f"{ablation_name}/{digest}").replace(base.name, f"{ablation_name}-{base.name}")
     parent = open_run(
         run_key=key,
@@ -98,7 +100,7 @@ def tabulate(
     failed = [outcome.label for outcome in outcomes if outcome.result is None]
     page = table_page(
         f"Ablation {ablation_name}",
-        [*(path.rpartition(".")[2] for path in grid.axes), *_headers(finished)],
+        [*(path.rpartition(".")[2] for path in grid.varied), *_headers(finished)],
         [_row(outcome) for outcome in outcomes],
         lead=[f"{grid.source}.", f"Varied: {experiment_preset}, on {base.data.name} at {base.data.image_size} pixels."],
         failures=[f"Failed: {label}. Run the same ablation again; it alone runs." for label in failed],
@@ -123,13 +125,13 @@ def tabulate(
 
 def _outcomes(name: str, preset_name: str, overrides: Sequence[str], digest: str, root_uri: str) -> list[TrialOutcome]:
     found = []
-    for trial in trials(name, preset_name, overrides):
+    for trial in trials(named(name), "tiny", preset_name=preset_name, overrides=overrides):
         run_uri = storage.join(root_uri, "runs", run_key(preset(preset_name, trial.overrides), digest))
         trained = _stored(storage.join(run_uri, RESULT))
         evaluated = _stored(storage.join(run_uri, "evaluations", "final.json")) if trained else None
         found.append(
             TrialOutcome(
-                label=trial.name,
+                label=trial.label,
                 values=trial.values,
                 run_uri=run_uri,
                 tracking_run_id=(trained or {}).get("tracking_run_id", ""),

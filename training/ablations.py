@@ -1,110 +1,229 @@
-"""Named ablations: which settings of an experiment are varied, so that each is a few lines to check against the paper."""
+"""The paper's ablations, tables and figures by name, each a few lines to check against the paper.
+
+"Supplement" is the supplementary material, "main" the paper. At the tiny scale the same grid is run on the digits, every count
+of timesteps divided by ten, and lengths and learning rates those of a laptop.
+"""
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
-
+from training.ablation_plan import Ablation, Row, choices, grid
 from training.config import ConfigError
-from training.presets import preset
 
-MAX_TRIALS = 64
-"""KFP fails on loops of some hundred iterations; a grid that needs more wants to be several ablations."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ablation:
-    """A grid over an experiment.
-
-    Attributes:
-        name: What a user asks for.
-        source: Where the paper reports it.
-        axes: Override path -> the values that it takes, as JSON would say them. The grid is their product.
-    """
-
-    name: str
-    source: str
-    axes: dict[str, tuple[Any, ...]]
+_TINY = "digits-tiny-hybrid-cosine"
+_EVERY_STEP_COUNT = (50, 100, 200, 400, 1000, 4000)  # figures 8-19
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """One point of a grid.
-
-    Attributes:
-        name: What differs, in words: "vlb_weight=0.01 stop_gradient=false".
-        values: Override path -> value.
-        overrides: All overrides of the trial's experiment: the user's, then the grid's.
-    """
-
-    name: str
-    values: dict[str, Any]
-    overrides: tuple[str, ...]
+def _presets(*names: str) -> tuple[Row, ...]:
+    return tuple(Row(preset=name, overrides={}) for name in names)
 
 
-_ABLATIONS: dict[str, Ablation] = {
-    ablation.name: ablation
-    for ablation in (
-        Ablation(
-            name="hybrid-weight",
-            source="Supplement, table 1: lambda and the stop-gradient of L_hybrid",
-            axes={"diffusion.vlb_weight": (0.001, 0.01), "diffusion.stop_gradient": (True, False)},
+def _roles(**presets: str) -> tuple[Row, ...]:
+    return tuple(Row(preset=name, overrides={}, role=role.replace("_", "-")) for role, name in presets.items())
+
+
+_LAMBDA_AND_STOP = {"diffusion.stop_gradient": (True, False), "diffusion.vlb_weight": (0.001, 0.01)}
+
+# Main tables 1 and 2: T, schedule and objective; no T in the name is 4000.
+_OBJECTIVES_AND_SCHEDULES = ("simple-linear-t{}", "simple-linear", "hybrid-linear", "simple-cosine", "hybrid-cosine", "vlb-cosine")
+
+# Supplement section 2: batch 64 at 2e-5, batch 128 at 1e-4, each 153.6M examples. Tiny: half the batch, a fifth of the rate.
+_TINY_LSUN = {"diffusion.num_timesteps": 100, "evaluation.sampling.spacing": "25"}
+_TINY_BATCHES = (
+    {"optim.global_batch_size": 32, "optim.learning_rate": 0.0002, "optim.num_steps": 1000, "optim.checkpoint_interval": 250},
+    {"optim.global_batch_size": 64, "optim.learning_rate": 0.001, "optim.num_steps": 500, "optim.checkpoint_interval": 125},
+)
+
+_TINY_LONG = {"optim.num_steps": 2000, "optim.checkpoint_interval": 200}  # long enough to overfit 1,497 digits
+_TINY_CONDITIONAL = {"model.class_conditional": True}
+_FEWER = {"optim.num_steps": 300, "optim.checkpoint_interval": 75}
+
+_ABLATIONS: tuple[Ablation, ...] = (
+    Ablation(
+        name="hybrid-weight",
+        title="Lambda and the stop-gradient of L_hybrid",
+        source="Supplement, section 1 and table 1",
+        varied=("diffusion.stop_gradient", "diffusion.vlb_weight"),
+        paper=grid("imagenet64-hybrid-cosine", _LAMBDA_AND_STOP),
+        tiny=grid(_TINY, _LAMBDA_AND_STOP),
+    ),
+    Ablation(
+        name="objective-schedule",
+        title="Timesteps, schedule and objective",
+        source="Main paper, tables 1 (ImageNet 64x64) and 2 (CIFAR-10)",
+        varied=("data.name", "diffusion.num_timesteps", "diffusion.schedule", "diffusion.objective"),
+        paper=_presets(*(f"{data}-{row.format(1000)}" for data in ("imagenet64", "cifar10") for row in _OBJECTIVES_AND_SCHEDULES)),
+        tiny=_presets(*(f"digits-tiny-{row.format(100)}" for row in _OBJECTIVES_AND_SCHEDULES)),
+    ),
+    Ablation(
+        name="lsun-batch-size",
+        title="Batch size and learning rate, by sampling steps",
+        source="Supplement, section 2 and figure 1",
+        varied=("diffusion.objective", "optim.global_batch_size", "optim.learning_rate"),
+        paper=_presets(*(f"lsun-bedroom-{objective}-linear-bs{batch}" for objective in ("hybrid", "simple") for batch in (64, 128))),
+        tiny=tuple(
+            Row(preset=f"digits-tiny-{objective}-linear", overrides={**_TINY_LSUN, **batch})
+            for objective in ("hybrid", "simple")
+            for batch in _TINY_BATCHES
         ),
-    )
-}
+        measures=("final", "sampling-steps"),
+        counts=(50, 100, 200, 400, 1000),
+    ),
+    Ablation(
+        name="cifar10-dropout",
+        title="Dropout and schedule: learning and overfitting",
+        source="Supplement, sections 1 and 6, figure 6",
+        varied=("diffusion.schedule", "model.dropout"),
+        paper=(
+            *grid("cifar10-hybrid-linear", {"model.dropout": (0.1, 0.2, 0.3)}),
+            *_presets("cifar10-hybrid-cosine-dropout01", "cifar10-hybrid-cosine-dropout02", "cifar10-hybrid-cosine"),
+        ),
+        tiny=(
+            *grid("digits-tiny-hybrid-linear", {"model.dropout": (0.1, 0.2, 0.3)}, **_TINY_LONG),
+            *grid("digits-tiny-hybrid-cosine", {"model.dropout": (0.1, 0.2, 0.3)}, **_TINY_LONG),
+        ),
+        measures=("final", "history", "history-likelihood"),
+        shared=("optim.ema_snapshot_stds=0.05,0.1",),  # averages at every checkpoint are rebuilt from them
+    ),
+    Ablation(
+        name="cond64-overfitting",
+        title="Dropout and averaging, class-conditional: when to stop",
+        source="Supplement, section 7 and figure 7",
+        varied=("model.dropout",),
+        paper=_presets(*(f"imagenet64-cond-hybrid-cosine-small{suffix}" for suffix in ("", "-dropout01", "-dropout03"))),
+        tiny=grid(
+            _TINY,
+            {"model.dropout": (0.0, 0.1, 0.3)},
+            **{**_TINY_LONG, **_TINY_CONDITIONAL, "optim.ema_decays": [0.9, 0.98, 0.995, 0.999]},
+        ),
+        measures=("final", "history", "raw-weights"),
+    ),
+    Ablation(
+        name="width",
+        title="Width, the learning rate with it, by training compute",
+        source="Main paper, scaling; supplement, section 1",
+        varied=("model.model_channels", "optim.learning_rate"),
+        paper=_presets(*(f"imagenet64-hybrid-cosine-width{width}" for width in (64, 96, 128, 192))),
+        tiny=tuple(
+            Row(preset=_TINY, overrides={**_FEWER, "model.model_channels": width, "optim.learning_rate": rate})
+            for width, rate in ((32, 0.001), (64, 0.000707), (96, 0.000577))  # in proportion to 1 / sqrt(C)
+        ),
+    ),
+    Ablation(
+        name="sampling-steps",
+        title="Distance and samples by number of sampling steps",
+        source="Supplement, sections 2 and 8, figures 1 and 8-19",
+        varied=("data.name", "diffusion.schedule", "diffusion.objective"),
+        paper=_roles(
+            imagenet64_hybrid="imagenet64-hybrid-cosine-1500k",
+            cifar10_hybrid="cifar10-hybrid-cosine",
+            cifar10_hybrid_linear="cifar10-hybrid-linear",
+            cifar10_simple="cifar10-simple-cosine",
+        ),
+        tiny=_roles(hybrid="digits-tiny-hybrid-cosine", hybrid_linear="digits-tiny-hybrid-linear", simple="digits-tiny-simple-cosine"),
+        measures=("sampling-steps",),
+        trains=False,
+        runs_of="objective-schedule",
+        counts=_EVERY_STEP_COUNT,
+    ),
+    Ablation(
+        name="likelihood-steps",
+        title="Bits/dim by number of evaluation steps",
+        source="Supplement, section 5 and figure 5",
+        varied=("data.name", "diffusion.schedule", "diffusion.objective"),
+        paper=_roles(
+            imagenet64_hybrid="imagenet64-hybrid-cosine-1500k",
+            imagenet64_vlb="imagenet64-vlb-cosine-1500k",
+            cifar10_hybrid="cifar10-hybrid-cosine",
+            cifar10_vlb="cifar10-vlb-cosine",
+        ),
+        tiny=_roles(hybrid="digits-tiny-hybrid-cosine", vlb="digits-tiny-vlb-cosine"),
+        measures=("likelihood-steps",),
+        trains=False,
+        runs_of="objective-schedule",
+        counts=_EVERY_STEP_COUNT,
+    ),
+    Ablation(
+        name="vlb-ratio",
+        title="Terms of the bound, theta_hybrid over theta_vlb",
+        source="Supplement, section 4 and figure 3",
+        varied=("diffusion.objective",),
+        paper=_roles(hybrid="imagenet64-hybrid-cosine-1500k", vlb="imagenet64-vlb-cosine-1500k"),
+        tiny=_roles(hybrid="digits-tiny-hybrid-cosine", vlb="digits-tiny-vlb-cosine"),
+        measures=("bound",),
+        trains=False,
+        runs_of="objective-schedule",
+    ),
+    Ablation(
+        name="ensemble",
+        title="theta_vlb for the first and last timesteps, theta_hybrid between",
+        source="Supplement, section 4 and figure 4",
+        varied=("diffusion.objective",),
+        paper=_roles(hybrid="imagenet64-hybrid-cosine-1500k", vlb="imagenet64-vlb-cosine-1500k"),
+        tiny=_roles(hybrid="digits-tiny-hybrid-cosine", vlb="digits-tiny-vlb-cosine"),
+        measures=("final", "samples"),
+        joint="ensemble",
+        trains=False,
+        runs_of="objective-schedule",
+    ),
+    Ablation(
+        name="same-noise",
+        title="L_hybrid and L_vlb from the same noise",
+        source="Supplement, section 8, figures 20 and 21",
+        varied=("data.name", "diffusion.objective"),
+        paper=_roles(
+            imagenet64_hybrid="imagenet64-hybrid-cosine-1500k",
+            imagenet64_vlb="imagenet64-vlb-cosine-1500k",
+            cifar10_hybrid="cifar10-hybrid-cosine",
+            cifar10_vlb="cifar10-vlb-cosine",
+        ),
+        tiny=_roles(hybrid="digits-tiny-hybrid-cosine", vlb="digits-tiny-vlb-cosine"),
+        measures=("samples",),
+        trains=False,
+        runs_of="objective-schedule",
+    ),
+    Ablation(
+        name="two-stage",
+        title="A single model of large images, or two stages",
+        source="Supplement, section 3, table 2 and figure 2",
+        varied=("data.image_size", "model.low_res_size"),
+        paper=(
+            Row(preset="imagenet256-cond-hybrid-linear", overrides={}, role="single-stage"),
+            Row(preset="imagenet64-cond-hybrid-cosine-large", overrides={}, role="first-stage"),
+            Row(preset="imagenet256-upsampler-hybrid-linear", overrides={}, role="second-stage"),
+        ),
+        tiny=(
+            Row(preset="digits-tiny-hybrid-linear", overrides=_TINY_CONDITIONAL, role="single-stage"),
+            Row(
+                preset=_TINY,
+                overrides={
+                    **_TINY_CONDITIONAL,
+                    "data.image_size": 4,
+                    "data.resize": "area",
+                    "model.channel_mult": [1],
+                },
+                role="first-stage",
+                measures=("samples",),  # the digits' classifier sees 8x8 images alone
+            ),
+            Row(preset="digits-tiny-hybrid-linear", overrides={**_TINY_CONDITIONAL, "model.low_res_size": 4}, role="second-stage"),
+        ),
+        joint="cascade",
+    ),
+)
+
+ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _ABLATIONS}
 
 
 def names() -> tuple[str, ...]:
-    """Every ablation's name."""
-    return tuple(_ABLATIONS)
+    """Every ablation's name, in the table's order: those that look at runs come after those that train them."""
+    return tuple(ABLATIONS)
 
 
-def ablation(name: str) -> Ablation:
+def named(name: str) -> Ablation:
     """The ablation of that name.
 
     Raises:
         ConfigError: There is none.
     """
-    if name not in _ABLATIONS:
-        close = difflib.get_close_matches(name, _ABLATIONS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the ablations are {', '.join(_ABLATIONS)}"
-        raise ConfigError(f"there is no ablation {name!r}; {hint}")
-    return _ABLATIONS[name]
-
-
-def trials(name: str, preset_name: str, overrides: Iterable[str] = ()) -> tuple[Trial, ...]:
-    """The trials of an ablation of an experiment, each valid.
-
-    Args:
-        name: The ablation.
-        preset_name: The experiment that it varies.
-        overrides: Applied to every trial, before the trial's own.
-
-    Raises:
-        ConfigError: A name is unknown, an override is invalid or is what the grid varies, or there are too many trials.
-    """
-    grid = ablation(name)
-    shared = tuple(overrides)
-    for item in shared:
-        path = item.partition("=")[0].strip()
-        if path in grid.axes:
-            raise ConfigError(f"{item}: the ablation {name!r} varies {path} itself, over {', '.join(map(_word, grid.axes[path]))}")
-    combinations = list(itertools.product(*grid.axes.values()))
-    if len(combinations) > MAX_TRIALS:
-        raise ConfigError(f"the ablation {name!r} has {len(combinations)} trials; at most {MAX_TRIALS} fit in one pipeline run")
-    planned = []
-    for combination in combinations:
-        values = dict(zip(grid.axes, combination, strict=True))
-        own = tuple(f"{path}={_word(value)}" for path, value in values.items())
-        label = " ".join(word.split(".", 1)[1] for word in own)
-        preset(preset_name, shared + own)  # refuse now what would fail in the middle of a sweep
-        planned.append(Trial(name=label, values=values, overrides=shared + own))
-    return tuple(planned)
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if name not in ABLATIONS:
+        raise ConfigError(f"there is no ablation {name!r}; {choices(name, ABLATIONS)}")
+    return ABLATIONS[name]

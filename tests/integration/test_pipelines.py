@@ -13,7 +13,8 @@ from pipelines.compile import load
 from pipelines.local import PipelineError, run_pipeline
 from pipelines.services import Services
 from training import checkpoint, storage
-from training.ablations import trials
+from training.ablation_plan import trials
+from training.ablations import named
 from training.config import run_key
 from training.data.shards import read_manifest
 from training.presets import preset
@@ -134,7 +135,7 @@ def test_a_failed_trial_is_named_takes_no_other_down_and_alone_runs_again(here: 
     if not storage.exists(f"{data_uri}/train/manifest.json"):
         here.run("train", experiment_overrides=_TRAINED)
     digest = read_manifest(f"{data_uri}/train").content_digest
-    planned = trials("hybrid-weight", _PRESET, overrides)
+    planned = trials(named("hybrid-weight"), "tiny", preset_name=_PRESET, overrides=overrides)
     victim = planned[2]
     victim_uri = f"{here.root_uri}/runs/{run_key(preset(_PRESET, victim.overrides), digest)}"
     storage.write_bytes(f"{victim_uri}/evaluations/final.json", b"not JSON")
@@ -143,8 +144,8 @@ def test_a_failed_trial_is_named_takes_no_other_down_and_alone_runs_again(here: 
         here.run("ablation", experiment_overrides=overrides)
     (table_uri,) = [uri for uri in storage.list_uris(f"{here.root_uri}/ablations") if uri.endswith("table.json")]
     table = storage.read_json(table_uri)
-    assert [row["label"] for row in table if row["result"] is None] == [victim.name]
-    assert f"Failed: {victim.name}" in storage.read_bytes(table_uri.replace("table.json", "report.html")).decode()
+    assert [row["label"] for row in table if row["result"] is None] == [victim.label]
+    assert f"Failed: {victim.label}" in storage.read_bytes(table_uri.replace("table.json", "report.html")).decode()
 
     storage.delete(f"{victim_uri}/evaluations/final.json")
     _, lines = here.run("ablation", experiment_overrides=overrides)

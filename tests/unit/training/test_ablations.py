@@ -1,45 +1,231 @@
-"""Named grids: the paper's settings, every trial valid, and misuse refused before a sweep starts."""
+"""The named ablations: the paper's settings, every trial valid at both scales, and misuse refused before anything starts."""
+
+import math
 
 import pytest
 
-from training import ablations
-from training.config import ConfigError
-from training.presets import cited, preset
+from training import ablations, presets
+from training.ablation_plan import MAX_TRIALS, SCALES, Scale, Trial, counts, own_grid, parse_grid, trials
+from training.ablations import named
+from training.config import ConfigError, Objective
+from training.presets import cited, paper_results, preset
+
+_BOTH = pytest.mark.parametrize("scale", SCALES)
+_EACH = pytest.mark.parametrize("name", ablations.names())
+
+
+def _experiments(planned: tuple[Trial, ...]) -> list[str]:
+    return [trial.experiment.to_json() for trial in planned]
+
+
+def test_the_papers_tables_and_figures_are_all_named() -> None:
+    assert set(ablations.names()) == {
+        "hybrid-weight",
+        "objective-schedule",
+        "lsun-batch-size",
+        "cifar10-dropout",
+        "cond64-overfitting",
+        "width",
+        "sampling-steps",
+        "likelihood-steps",
+        "vlb-ratio",
+        "ensemble",
+        "same-noise",
+        "two-stage",
+    }
+
+
+@_BOTH
+@_EACH
+def test_every_trial_is_a_valid_experiment_of_its_own(name: str, scale: Scale) -> None:
+    planned = trials(named(name), scale)
+    assert len(set(_experiments(planned))) == len(planned) > 1
+    assert len({trial.label for trial in planned}) == len(planned)
+    assert all(trial.measures for trial in planned)
+
+
+@_BOTH
+@_EACH
+def test_the_columns_tell_the_trials_apart(name: str, scale: Scale) -> None:
+    planned = trials(named(name), scale)
+    told = {tuple(map(str, (trial.role, *trial.values.values()))) for trial in planned}
+    assert len(told) == len(planned)
+
+
+@_EACH
+def test_what_is_varied_takes_more_than_one_value(name: str) -> None:
+    planned = trials(named(name), "paper")
+    for column in planned[0].values:
+        values = {str(trial.values[column]) for trial in planned}
+        assert len(values) > 1 or named(name).joint != "none" or not named(name).trains, column
+
+
+@_EACH
+def test_the_tiny_scale_varies_what_the_papers_does(name: str) -> None:
+    ablation = named(name)
+    paper, tiny = trials(ablation, "paper"), trials(ablation, "tiny")
+    assert list(paper[0].values) == list(tiny[0].values)
+    assert all(trial.experiment.data.name == "digits" for trial in tiny)
+    assert all(trial.experiment.optim.num_steps <= 2000 for trial in tiny)
+    assert counts(ablation, "tiny") == tuple(count // 10 for count in ablation.counts)
 
 
 def test_hybrid_weight_is_the_grid_of_the_supplements_table_1() -> None:
     name = "imagenet64-hybrid-cosine"
-    ours = {preset(name, trial.overrides).to_json() for trial in ablations.trials("hybrid-weight", name)}
     reported = [result.overrides for result in cited(name).results if result.where == "supplement table 1"]
     assert len(reported) == 4
-    assert ours == {preset(name, overrides).to_json() for overrides in reported}
+    assert set(_experiments(trials(named("hybrid-weight"), "paper"))) == {preset(name, overrides).to_json() for overrides in reported}
 
 
-@pytest.mark.parametrize("name", ablations.names())
-def test_every_trial_is_another_experiment_and_keeps_the_shared_overrides(name: str) -> None:
-    planned = ablations.trials(name, "digits-hybrid-cosine", ["optim.num_steps=10"])
-    experiments = {preset("digits-hybrid-cosine", trial.overrides).to_json() for trial in planned}
-    assert len(experiments) == len(planned) > 1
-    assert all(preset("digits-hybrid-cosine", trial.overrides).optim.num_steps == 10 for trial in planned)
+def test_every_trial_of_the_main_tables_has_the_papers_numbers() -> None:
+    planned = trials(named("objective-schedule"), "paper")
+    rows = [(trial.values["data"], *next((r.bits_per_dim, r.fid) for r in paper_results(trial.experiment))) for trial in planned]
+    assert [row for row in rows if row[0] == "imagenet64-official"] == [
+        ("imagenet64-official", *numbers)
+        for numbers in ((3.99, 32.5), (3.77, 31.3), (3.66, 32.2), (3.68, 27.0), (3.62, 28.0), (3.57, 56.7))
+    ]
+    assert [row for row in rows if row[0] == "cifar10"] == [
+        ("cifar10", *numbers) for numbers in ((3.73, 3.29), (3.37, 2.90), (3.26, 3.07), (3.26, 3.05), (3.17, 3.19), (2.94, 11.47))
+    ]
+
+
+@_BOTH
+def test_batch_sizes_of_figure_1_see_equally_many_examples_and_the_larger_has_five_times_the_rate(scale: Scale) -> None:
+    optims = [trial.experiment.optim for trial in trials(named("lsun-batch-size"), scale)]
+    assert len({optim.num_steps * optim.global_batch_size for optim in optims}) == 1
+    rates = {optim.global_batch_size: optim.learning_rate for optim in optims}
+    small, large = sorted(rates)
+    assert large == 2 * small
+    assert rates[large] == pytest.approx(5 * rates[small])
+
+
+@_BOTH
+def test_the_learning_rate_falls_with_the_root_of_the_width(scale: Scale) -> None:
+    planned = trials(named("width"), scale)
+    first = planned[0].values
+    for trial in planned:
+        expected = first["learning_rate"] * math.sqrt(first["width"] / trial.values["width"])
+        assert trial.values["learning_rate"] == pytest.approx(expected, rel=1e-3)
+
+
+@_BOTH
+def test_both_schedules_meet_every_dropout_of_the_papers_sweep(scale: Scale) -> None:
+    met = {(trial.values["schedule"], trial.values["dropout"]) for trial in trials(named("cifar10-dropout"), scale)}
+    assert met == {(schedule, dropout) for schedule in ("linear", "cosine") for dropout in (0.1, 0.2, 0.3)}
+
+
+def test_evaluations_at_the_tiny_scale_look_at_runs_that_an_ablation_trains() -> None:
+    for name in ablations.names():
+        ablation = named(name)
+        if not ablation.trains:
+            trained = _experiments(trials(named(ablation.runs_of), "tiny"))
+            assert set(_experiments(trials(ablation, "tiny"))) <= set(trained)
+
+
+def test_the_plain_trial_of_hybrid_weight_is_a_row_of_the_main_tables_and_so_one_run() -> None:
+    shared = set(_experiments(trials(named("hybrid-weight"), "tiny"))) & set(_experiments(trials(named("objective-schedule"), "tiny")))
+    assert len(shared) == 1
+
+
+@_BOTH
+@_EACH
+def test_overrides_reach_every_trial(name: str, scale: Scale) -> None:
+    assert all(trial.experiment.seed == 7 for trial in trials(named(name), scale, overrides=["seed=7"]))
+
+
+def test_a_users_override_wins_over_a_trials_own() -> None:
+    planned = trials(named("width"), "tiny", overrides=["optim.num_steps=10"])
+    assert {trial.experiment.optim.num_steps for trial in planned} == {10}
+
+
+@pytest.mark.parametrize("objective", ["simple", "vlb", "hybrid"])
+def test_another_objective_brings_its_variance_with_it(objective: Objective) -> None:
+    for trial in trials(named("width"), "paper", objective=objective):
+        diffusion = trial.experiment.diffusion
+        assert diffusion.objective == objective
+        assert (diffusion.variance == "learned_range") == (objective != "simple")
+        assert (diffusion.timestep_sampler == "loss_second_moment") == (objective == "vlb")
+
+
+def test_another_preset_can_be_varied_by_a_grid() -> None:
+    planned = trials(named("hybrid-weight"), "paper", preset_name="cifar10-hybrid-cosine")
+    assert {trial.preset for trial in planned} == {"cifar10-hybrid-cosine"}
+
+
+def test_a_run_of_ones_own_takes_the_place_of_a_role() -> None:
+    planned = trials(named("vlb-ratio"), "paper", runs={"vlb": "s3://bucket/runs/mine"})
+    assert {trial.role: trial.run_uri for trial in planned} == {"hybrid": "", "vlb": "s3://bucket/runs/mine"}
 
 
 def test_a_trial_is_named_by_what_differs() -> None:
-    assert ablations.trials("hybrid-weight", "digits-hybrid-cosine")[-1].name == "vlb_weight=0.01 stop_gradient=false"
+    assert trials(named("hybrid-weight"), "tiny")[-1].label == "stop_gradient=false vlb_weight=0.01"
+
+
+def test_a_grid_of_ones_own_has_every_combination() -> None:
+    axes = parse_grid(["diffusion.vlb_weight=0.1,0.2", "diffusion.schedule=linear,cosine"])
+    planned = trials(own_grid("mine", axes, "digits-tiny-hybrid-cosine", shared=["seed=3"]), "tiny")
+    assert [trial.values for trial in planned] == [
+        {"vlb_weight": weight, "schedule": schedule} for weight in (0.1, 0.2) for schedule in ("linear", "cosine")
+    ]
+    assert {trial.experiment.seed for trial in planned} == {3}
+
+
+def _own(*words: str, preset_name: str = "digits-tiny-hybrid-cosine") -> tuple[Trial, ...]:
+    return trials(own_grid("mine", parse_grid(words), preset_name), "tiny")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("words", "said"),
     [
-        (("hybrid-wait", "digits-hybrid-cosine"), "did you mean 'hybrid-weight'"),
-        (("hybrid-weight", "digits"), "there is no preset 'digits'"),
-        (("hybrid-weight", "digits-hybrid-cosine", ["diffusion.vlb_weight=1"]), "varies diffusion.vlb_weight itself"),
-        (("hybrid-weight", "digits-hybrid-cosine", ["optim.num_steps=0"]), "optim.num_steps"),
+        ((), "varies nothing"),
+        (("diffusion.vlb_weight",), "reads section.field=a,b,c"),
+        (("diffusion.vlb_weight=0.1", "diffusion.vlb_weight=0.2"), "twice"),
+        (("diffusion.vlb_weight=0.1,0.1",), "a value twice"),
+        (("diffusion.vlb_wait=0.1,0.2",), "did you mean 'vlb_weight'"),
+        (("optim.num_steps=0,1",), "optim.num_steps"),
+        ((f"seed={','.join(map(str, range(MAX_TRIALS + 1)))}",), f"at most {MAX_TRIALS}"),
     ],
 )
-def test_an_ablation_that_can_not_work_is_refused(arguments: tuple[str, ...], said: str) -> None:
+def test_a_grid_that_can_not_work_is_refused(words: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        ablations.trials(*arguments)
+        _own(*words)
+
+
+def test_an_ablation_with_too_many_trials_is_refused_before_they_are_made() -> None:
+    with pytest.raises(ConfigError, match=r"'mine' has 1,000,000 trials; at most 64"):
+        _own(f"seed={','.join(map(str, range(1000)))}", f"diffusion.num_timesteps={','.join(map(str, range(1000)))}")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("hybrid-weight", {"overrides": ["diffusion.vlb_weight=1"]}, "varies diffusion.vlb_weight itself"),
+        ("hybrid-weight", {"overrides": ["optim.num_steps=0"]}, "optim.num_steps"),
+        ("hybrid-weight", {"preset_name": "digits"}, "there is no preset 'digits'"),
+        ("hybrid-weight", {"runs": {"vlb": "s3://x"}}, "takes no run 'vlb'; it trains its own runs"),
+        ("objective-schedule", {"objective": "vlb"}, "varies diffusion.objective itself"),
+        ("objective-schedule", {"preset_name": "cifar10-hybrid-cosine"}, "compares presets of its own"),
+        ("vlb-ratio", {"runs": {"vbl": "s3://x"}}, "takes no run 'vbl'; it looks at hybrid, vlb"),
+    ],
+)
+def test_an_ablation_that_can_not_work_is_refused(name: str, arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        trials(named(name), "tiny", **arguments)  # type: ignore[arg-type]
+
+
+def test_an_unknown_ablation_is_answered_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'hybrid-weight'"):
+        named("hybrid-wait")
 
 
 def test_a_number_stays_a_word_where_an_override_wants_one() -> None:
     assert preset("digits-hybrid-cosine", ["evaluation.sampling.spacing=250"]).evaluation.sampling.spacing == "250"
+
+
+def test_tiny_presets_are_the_main_tables_rows_with_every_count_of_timesteps_divided_by_ten() -> None:
+    for name in presets.names():
+        if name.startswith("digits-tiny-"):
+            experiment = preset(name)
+            original = preset(name.replace("digits-tiny", "imagenet64").replace("t100", "t1000")).diffusion
+            assert experiment.diffusion.num_timesteps * 10 == original.num_timesteps
+            assert (experiment.diffusion.schedule, experiment.diffusion.objective) == (original.schedule, original.objective)
