@@ -7,12 +7,12 @@ from typing import Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
-from evaluation import digit_classifier, inception
-from evaluation.inception import ExtractorError
+from evaluation import digit_classifier, inception, pretrained
+from evaluation.extractor_weights import ExtractorError, WeightsFile
 from training.config import Extractor
 from training.shapes import Float32, UInt8
 
-__all__ = ["DigitsExtractor", "ExtractorError", "FeatureExtractor", "distance_name", "load_extractor"]
+__all__ = ["DigitsExtractor", "ExtractorError", "FeatureExtractor", "distance_name", "load_extractor", "weights_file"]
 
 
 @runtime_checkable
@@ -23,17 +23,19 @@ class FeatureExtractor(Protocol):
         name: As an experiment names it.
         dim: Length of a feature vector.
         sha256: Of its weights' file.
+        provides: The names in what `outputs` gives.
     """
 
     name: str
     dim: int
     sha256: str
+    provides: tuple[str, ...]
 
     def __call__(self, images: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch dim"]:
         """One feature vector an image."""
 
     def outputs(self, images: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
-        """`features`, the class `logits`, and where the network has them `spatial` features, from one pass."""
+        """`features`, and where the network has them the class `logits` and `spatial` features, from one pass."""
 
 
 class DigitsExtractor:
@@ -42,6 +44,7 @@ class DigitsExtractor:
     name = "digits-classifier"
     dim = digit_classifier.NUM_FEATURES
     sha256 = digit_classifier.WEIGHTS_SHA256
+    provides: tuple[str, ...] = ("features", "logits")
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -73,8 +76,8 @@ def load_extractor(name: Extractor, *, weights: str | None = None, device: torch
     """The extractor of that name, its weights checked against their sha256 before anything is computed with them.
 
     Args:
-        name: "inception" or "digits-classifier".
-        weights: For "inception", a path or `s3://` URI of its weights; None uses torch's hub cache, or downloads.
+        name: "inception", whose distance is the FID; "digits-classifier"; "vgg16" or "clip-vit-b-32" (`evaluation.pretrained`).
+        weights: A path or `s3://` URI of a published network's weights; None uses torch's hub cache, or downloads.
         device: Where it will run.
 
     Raises:
@@ -86,11 +89,18 @@ def load_extractor(name: Extractor, *, weights: str | None = None, device: torch
         return DigitsExtractor(device)
     if name == "inception":
         return inception.load_inception(weights, device)
+    if name in pretrained.NETWORKS:
+        return pretrained.load_pretrained(name, weights, device)
     raise ExtractorError(f"there is no extractor {name!r}; use one of {', '.join(get_args(Extractor))}")
+
+
+def weights_file(name: Extractor) -> WeightsFile | None:
+    """The published file that an extractor needs; None for one that carries its own."""
+    return inception.WEIGHTS if name == "inception" else pretrained.NETWORKS.get(name)
 
 
 def distance_name(name: str, sha256: str) -> str:
     """What a Frechet distance in these features may be called: "FID" for the standard Inception network alone."""
-    if name == "inception" and sha256 == inception.WEIGHTS_SHA256:
+    if name == "inception" and sha256 == inception.WEIGHTS.sha256:
         return "FID"
     return f"FD({name})"

@@ -237,21 +237,39 @@ def frechet_distance(reference: FeatureStatistics | Moments, sample: FeatureStat
 def standard_error(reference: FeatureStatistics, blocks: BlockedMoments) -> float:
     """Standard error of the distance over the draw of the sample, by the delete-a-group jackknife.
 
-    With d_(b) the distance without block b, of B blocks: SE^2 = (B - 1)/B * sum_b (d_(b) - mean d)^2. It says how far
-    another draw of as many samples would fall, not how far the distance of infinitely many samples is.
+    It says how far another draw of as many samples would fall, not how far the distance of infinitely many samples is.
 
     Returns:
         The standard error, or NaN where fewer than two blocks hold images or a rest has fewer than two images.
     """
+    return jackknife_error(without_each_block(reference, blocks))
+
+
+def without_each_block(reference: FeatureStatistics, blocks: BlockedMoments) -> list[float]:
+    """The distance without the first block, without the second, and so on: what the jackknife needs.
+
+    Of two models on the same noise, the differences of these say how sure the difference of the distances is.
+
+    Returns:
+        The distances, or nothing where fewer than two blocks hold images or a rest has fewer than two images.
+    """
     filled = [block for block in blocks.blocks if block.num_images]
     if len(filled) < 2 or sum(block.num_images for block in filled) - max(block.num_images for block in filled) < 2:
+        return []
+    return [frechet_distance(reference, merged(filled[:b] + filled[b + 1 :])) for b in range(len(filled))]
+
+
+def jackknife_error(without: Sequence[float]) -> float:
+    """With d_(b) the statistic without block b, of B blocks: SE^2 = (B - 1)/B * sum_b (d_(b) - mean d)^2.
+
+    Returns:
+        The standard error, or NaN for fewer than two values.
+    """
+    if len(without) < 2:
         return math.nan
-    without = torch.tensor(
-        [frechet_distance(reference, merged(filled[:b] + filled[b + 1 :])) for b in range(len(filled))],
-        dtype=torch.float64,
-    )
-    spread = (without - without.mean()).square().sum()
-    return float(((len(filled) - 1) / len(filled) * spread).sqrt())
+    values = torch.tensor(without, dtype=torch.float64)
+    spread = (values - values.mean()).square().sum()
+    return float(((len(values) - 1) / len(values) * spread).sqrt())
 
 
 def _congruence(factor: Float64[Tensor, "dim dim"], matrix: Float64[Tensor, "dim dim"]) -> Float64[Tensor, "dim dim"]:

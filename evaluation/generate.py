@@ -17,6 +17,7 @@ from training.config import Precision, SamplingConfig
 from training.diffusion.noise import Stream, keyed_uniform
 from training.diffusion.process import Model
 from training.diffusion.sampling import make_sampling_process, quantize, sample
+from training.progress import say
 from training.shapes import Int64, UInt8
 
 Labels = Literal["balanced", "data"] | Sequence[int]
@@ -39,7 +40,7 @@ def generate(
     weights: str | None = None,
     labels: Labels = "balanced",
     class_counts: Sequence[int] = (),
-    batch_size: int = 256,
+    batch_size: int = 250,
     start: int = 0,
     precision: Precision = "fp32",
     device: torch.device | str = "cpu",
@@ -56,7 +57,8 @@ def generate(
         weights: Which weights of the checkpoint; None is its first average.
         labels: For a class-conditional model, see `labels_for`.
         class_counts: Images of each label in the data, for `labels="data"`.
-        batch_size: Images at a time. It changes an image by no more than the rounding of the network's arithmetic.
+        batch_size: Images at a time; halved where the device has no room for so many. It changes an image by no more than
+            the rounding of the network's arithmetic.
         start: Index of the first image.
         precision: "bf16" runs the network under autocast (for scores, not for reported numbers).
         device: Where; a loaded model stays where it is.
@@ -77,8 +79,8 @@ def generate(
         )
     process = make_sampling_process(model.experiment.diffusion, sampling)
     network = _with_precision(model.network, precision, model.device)
-    for first in range(start, start + num_images, batch_size):
-        indices = torch.arange(first, min(first + batch_size, start + num_images))
+
+    def draw(indices: Tensor) -> Generated:
         kwargs: dict[str, Tensor] = {}
         if low_res is None:
             y = labels_for(indices, model.num_classes, labels, seed=seed, class_counts=class_counts)
@@ -98,7 +100,29 @@ def generate(
             device=model.device,
             on_step=(lambda done, x: on_step(len(x))) if on_step is not None else None,
         )
-        yield indices, quantize(images).cpu(), y
+        return indices, quantize(images).cpu(), y
+
+    first, size = start, batch_size
+    while first < start + num_images:
+        indices = torch.arange(first, min(first + size, start + num_images))
+        drawn = _if_it_fits(draw, indices, model)
+        if drawn is None:
+            size = max(1, len(indices) // 2)
+            say(f"no memory for {len(indices)} images at a time on {model.device}; going on with {size}, which gives the same images")
+            continue
+        yield drawn
+        first += len(indices)
+
+
+def _if_it_fits(draw: Callable[[Tensor], Generated], indices: Tensor, model: TrainedModel) -> Generated | None:
+    """The images of those indices; None where the device has no room for so many at a time."""
+    try:
+        return draw(indices)
+    except torch.OutOfMemoryError as error:
+        if len(indices) == 1:
+            raise GenerationError(f"{model.device} has no memory for a single image of {model.description}; use another device") from error
+    torch.cuda.empty_cache()  # outside of the handler, whose traceback holds the tensors of the failed attempt
+    return None
 
 
 def labels_for(

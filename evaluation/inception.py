@@ -7,30 +7,28 @@ first seven channels of mixed_6 (17 x 17) for the sFID.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import io
-import os
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from training import storage
+from evaluation.devices import full_precision
+from evaluation.extractor_weights import ExtractorError, WeightsFile
 from training.shapes import Float32, UInt8
 
-WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
-WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS = WeightsFile(
+    network="Inception",
+    name="weights-inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+)
+BATCH_SIZE = 64
+"""Images of 299 pixels that the network has in memory at a time."""
 
 _SPATIAL_CHANNELS = 7
-
-
-class ExtractorError(ValueError):
-    """A feature extractor that can't be had, or is not the one that it is said to be."""
 
 
 class InceptionExtractor:
@@ -43,10 +41,12 @@ class InceptionExtractor:
         name: "inception" for the standard weights; anything else for others, whose distance is not an FID.
         sha256: Of the weights' file.
         dim: 2,048.
+        provides: What `outputs` gives.
         device: Where it runs.
     """
 
     dim = 2048
+    provides: tuple[str, ...] = ("features", "logits", "spatial")
 
     def __init__(
         self, state: Mapping[str, Tensor], *, name: str, sha256: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -67,8 +67,12 @@ class InceptionExtractor:
     @torch.inference_mode()
     def outputs(self, images: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
         """All features of one pass: `features` [N, 2048], `logits` [N, 1008] without bias, `spatial` [N, 2023]."""
+        parts = [self._pass(part) for part in torch.split(images, BATCH_SIZE)]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.provides}
+
+    def _pass(self, images: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
         colour = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with self._arithmetic():
             features, logits = self._network(colour.to(self.device).contiguous(memory_format=torch.channels_last))
         if self._spatial is None:
             raise RuntimeError("the network did not pass through Mixed_6d")
@@ -76,6 +80,11 @@ class InceptionExtractor:
         spatial = self._spatial[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).reshape(len(images), -1)
         self._spatial = None
         return {"features": features.float(), "logits": logits.float(), "spatial": spatial.float()}
+
+    def _arithmetic(self) -> contextlib.AbstractContextManager[None]:
+        if self.dtype == torch.float32:
+            return full_precision(self.device.type)
+        return torch.autocast(self.device.type, dtype=self.dtype)
 
     def _keep_spatial(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._spatial = output
@@ -91,45 +100,9 @@ def load_inception(weights: str | None = None, device: torch.device | str = "cpu
     Raises:
         ExtractorError: The file can't be had, or its sha256 is not the standard weights'.
     """
-    data = _read_weights(weights)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise ExtractorError(
-            f"{weights or WEIGHTS_FILE} has sha256 {digest}, the standard Inception weights have {WEIGHTS_SHA256}; "
-            f"a distance in other weights is not an FID. Delete the file, or give the path of {WEIGHTS_FILE}"
-        )
+    data = WEIGHTS.read(weights)
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return InceptionExtractor(state, name="inception", sha256=digest, device=device)
-
-
-def _read_weights(weights: str | None) -> bytes:
-    if weights is not None:
-        try:
-            return storage.read_bytes(weights)
-        except storage.StorageError as error:
-            raise ExtractorError(f"the Inception weights can't be read: {error}") from error
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
-    if not cached.exists():
-        _download(cached)
-    return cached.read_bytes()
-
-
-def _download(target: Path) -> None:
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=target.parent)
-    os.close(handle)
-    try:
-        urllib.request.urlretrieve(URL_INCEPTION_V3, partial)
-        Path(partial).replace(target)
-    except (urllib.error.URLError, OSError) as error:
-        raise ExtractorError(
-            f"the Inception weights can't be downloaded ({error}); fetch {URL_INCEPTION_V3} where there is a network and give its "
-            f"path or s3:// address as the weights, or put the file at {target}"
-        ) from error
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    return InceptionExtractor(state, name="inception", sha256=WEIGHTS.sha256, device=device)
 
 
 def _network(state: Mapping[str, Tensor]) -> nn.Module:

@@ -14,7 +14,6 @@ Noise is keyed by (seed, image, original timestep): the result depends on neithe
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluation.devices import full_precision
 from evaluation.strata import strata
 from training.config import DiffusionConfig, LikelihoodForm
 from training.diffusion.bound import bound_terms
@@ -226,37 +226,72 @@ def likelihood_parts(
         timesteps = likelihood_spacing(diffusion.num_timesteps, num_steps)
     process = make_process(diffusion, timesteps if form == "spaced" else None)
     bounds = strata(process.num_timesteps, num_steps) if form == "stratified" else ()
-    for indices, images, labels in batches:
-        if images.dtype != torch.uint8:
-            raise LikelihoodError(f"bits/dim is defined on stored uint8 images; the batch's are {images.dtype}")
-        target = torch.device(device) if device is not None else images.device
-        indices, images = indices.to(target), images.to(target)
-        x_0 = images.float() / 127.5 - 1
-        labels = labels.to(target) if labels is not None else None
-        kwargs = dict(make_kwargs(x_0, labels)) if make_kwargs is not None else ({} if labels is None else {"y": labels})
 
-        def term(t: Tensor, x_0: Tensor = x_0, indices: Tensor = indices, kwargs: Mapping[str, Tensor] = kwargs) -> Tensor:
-            drawn = bound_terms(process, model, x_0, t, indices=indices, seed=seed, clip_denoised=clip_denoised, model_kwargs=kwargs)
-            return drawn.double()
-
-        with torch.no_grad(), _full_precision(target.type):
-            prior = process.prior_bits_per_dim(x_0).double()
-            if form == "stratified":
-                total, decoder = _stratified_sum(term, bounds, indices, seed)
-                sums, evaluations = total.new_zeros(0), len(bounds) - 1
-            else:
-                total, decoder, sums = _whole_sum(term, process, indices)
-                evaluations = process.num_timesteps
-        yield Likelihood(
-            form=form,
-            num_evaluations_per_image=evaluations,
-            indices=indices.cpu(),
-            per_image=(prior + total).cpu(),
-            prior_per_image=prior.cpu(),
-            decoder_per_image=decoder.cpu(),
-            timesteps=() if form == "stratified" else process.timesteps,
-            term_sums=sums.cpu(),
+    def part(batch: ImageBatch) -> Likelihood:
+        return _part(
+            batch, process, model, form=form, bounds=bounds, seed=seed, clip_denoised=clip_denoised, make_kwargs=make_kwargs, device=device
         )
+
+    for batch in batches:
+        if batch[1].dtype != torch.uint8:
+            raise LikelihoodError(f"bits/dim is defined on stored uint8 images; the batch's are {batch[1].dtype}")
+        yield _in_halves(part, batch)
+
+
+def _in_halves(part: Callable[[ImageBatch], Likelihood], batch: ImageBatch) -> Likelihood:
+    """The part of a batch; where the device has no room for it, of its halves, which gives the same numbers."""
+    try:
+        return part(batch)
+    except torch.OutOfMemoryError as error:
+        if len(batch[0]) == 1:
+            raise LikelihoodError("the device has no memory for the likelihood of a single image; use a larger one, or the CPU") from error
+    torch.cuda.empty_cache()  # outside of the handler, whose traceback holds the tensors of the failed attempt
+    indices, images, labels = batch
+    middle = len(indices) // 2
+    halves = (slice(None, middle), slice(middle, None))
+    return merge([_in_halves(part, (indices[rows], images[rows], None if labels is None else labels[rows])) for rows in halves])
+
+
+def _part(
+    batch: ImageBatch,
+    process: GaussianProcess,
+    model: Model,
+    *,
+    form: LikelihoodForm,
+    bounds: Sequence[int],
+    seed: int,
+    clip_denoised: bool,
+    make_kwargs: MakeKwargs | None,
+    device: torch.device | str | None,
+) -> Likelihood:
+    """The likelihood of one batch; see `likelihood_parts`."""
+    target = torch.device(device) if device is not None else batch[1].device
+    indices, x_0 = batch[0].to(target), batch[1].to(target).float() / 127.5 - 1
+    labels = batch[2].to(target) if batch[2] is not None else None
+    kwargs = dict(make_kwargs(x_0, labels)) if make_kwargs is not None else ({} if labels is None else {"y": labels})
+
+    def term(t: Tensor) -> Tensor:
+        drawn = bound_terms(process, model, x_0, t, indices=indices, seed=seed, clip_denoised=clip_denoised, model_kwargs=kwargs)
+        return drawn.double()
+
+    with torch.no_grad(), full_precision(target.type):
+        prior = process.prior_bits_per_dim(x_0).double()
+        if form == "stratified":
+            total, decoder = _stratified_sum(term, bounds, indices, seed)
+            sums, evaluations = total.new_zeros(0), len(bounds) - 1
+        else:
+            total, decoder, sums = _whole_sum(term, process, indices)
+            evaluations = process.num_timesteps
+    return Likelihood(
+        form=form,
+        num_evaluations_per_image=evaluations,
+        indices=indices.cpu(),
+        per_image=(prior + total).cpu(),
+        prior_per_image=prior.cpu(),
+        decoder_per_image=decoder.cpu(),
+        timesteps=() if form == "stratified" else process.timesteps,
+        term_sums=sums.cpu(),
+    )
 
 
 def _stratified_sum(
@@ -285,21 +320,3 @@ def _whole_sum(
         total = total + drawn
         sums.append(drawn.sum())
     return total, decoder, torch.stack(sums)
-
-
-@contextlib.contextmanager
-def _full_precision(device_type: str) -> Iterator[None]:
-    """Float32 as IEEE means it: no autocast, and no TF32 in matrix products and convolutions, which CUDA uses unasked."""
-    cuda: Any = torch.backends.cuda
-    cudnn: Any = torch.backends.cudnn
-    # The three are set together: PyTorch refuses to say whether TF32 is on where its parts disagree.
-    backends = (cuda.matmul, cudnn.conv, cudnn.rnn)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

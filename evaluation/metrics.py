@@ -5,6 +5,7 @@ Those with a library of record are computed by torch-fidelity's functions on our
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from evaluation.fid import FeatureStatistics, Moments, frechet_distance
 from training.shapes import Float, Float32, Int64
 
 Metric = Literal["kid", "inception_score", "precision_recall", "sfid", "label_agreement"]
+
+NEEDS: dict[Metric, str] = {"inception_score": "logits", "sfid": "spatial", "label_agreement": "logits"}
+"""What a measure needs of its extractor beyond features."""
 
 MAX_KEPT_FEATURES = 10_000
 _KID_SUBSETS = 100
@@ -95,13 +99,31 @@ def parse_metrics(names: Iterable[str]) -> frozenset[Metric]:
     return frozenset(name for name in known if name in set(names))
 
 
-def measure(kept: Kept, *, reference_features: Float[Tensor, "images dim"] | None, spatial: FeatureStatistics | None) -> list[Measured]:
+def require_extractor(metrics: frozenset[Metric], extractor: FeatureExtractor) -> None:
+    """Refuses measures that can't be taken in an extractor's features.
+
+    Raises:
+        MetricError: The network lacks what a measure needs, or the measure is defined on Inception's alone.
+    """
+    lacking = [f"{name} needs {NEEDS[name]}" for name in sorted(metrics & NEEDS.keys()) if NEEDS[name] not in extractor.provides]
+    if lacking:
+        raise MetricError(f"the extractor {extractor.name!r} gives {', '.join(extractor.provides)}; {'; '.join(lacking)}")
+    if "inception_score" in metrics and extractor.name == "digits-classifier":
+        raise MetricError("the Inception score is defined on the Inception network's logits; of digits take label_agreement")
+    if "label_agreement" in metrics and extractor.name != "digits-classifier":
+        raise MetricError(f"label_agreement needs a classifier of the data's own labels, which {extractor.name!r} is not")
+
+
+def measure(
+    kept: Kept, *, reference_features: Float[Tensor, "images dim"] | None, spatial: FeatureStatistics | None, is_inception: bool
+) -> list[Measured]:
     """Every measure that was asked for.
 
     Args:
         kept: Of the samples.
         reference_features: Of up to 10,000 real images, for KID and precision and recall.
         spatial: Reference statistics of the spatial features, for the sFID.
+        is_inception: Whether the features are the standard Inception network's; in others a kernel distance is no KID.
 
     Raises:
         MetricError: What a measure needs is not there.
@@ -112,7 +134,8 @@ def measure(kept: Kept, *, reference_features: Float[Tensor, "images dim"] | Non
             raise MetricError("KID and precision/recall compare single images: they need the real images' features")
         sample = torch.cat(kept.features).float()
         if "kid" in kept.metrics:
-            results.append(kid(sample, reference_features.float()))
+            found = kid(sample, reference_features.float())
+            results.append(found if is_inception else dataclasses.replace(found, name="kernel_distance"))
         if "precision_recall" in kept.metrics:
             results += precision_recall(sample, reference_features.float())
     if "inception_score" in kept.metrics:
@@ -131,7 +154,10 @@ def measure(kept: Kept, *, reference_features: Float[Tensor, "images dim"] | Non
 
 
 def kid(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> Measured:
-    """Kernel distance: unbiased squared MMD under (x.y / d + 1)^3, mean over random subsets (Binkowski et al. 2018)."""
+    """Kernel distance: unbiased squared MMD under (x.y / d + 1)^3, mean over random subsets (Binkowski et al. 2018).
+
+    Only in the Inception network's features is it the KID.
+    """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = min(_KID_SUBSET_SIZE, len(sample), len(reference))

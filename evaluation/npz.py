@@ -7,9 +7,12 @@ models, the labels `arr_1`. None of these files says which network, images or re
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,23 +26,37 @@ from training.shapes import Int64, UInt8
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+_BATCH = "a batch of images is uint8 [N, height, width, 1 or 3]"
+
 
 class NpzError(ValueError):
     """A file that is not the npz it should be; the message names it and what is missing."""
 
 
-def read_arrays(uri: str) -> Arrays:
-    """Every array of an npz file; pickled objects are refused.
+@contextlib.contextmanager
+def opened(uri: str) -> Iterator[Any]:
+    """The file as numpy reads it, one array when it is asked for; pickled objects are refused.
 
     Raises:
-        NpzError: It is not an npz file of plain arrays.
+        NpzError: It is not an npz file of plain arrays, or an array of it is damaged.
         StorageError: It can't be read.
     """
-    try:
-        with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise NpzError(f"{uri} is not an npz file of plain arrays: {error}") from error
+    with storage.open_local(uri) as path:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if not isinstance(file, np.lib.npyio.NpzFile):
+                    raise NpzError(f"{uri} is a single array, not an npz file")
+                yield file
+        except NpzError:
+            raise
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise NpzError(f"{uri} is not an npz file of plain arrays, or is damaged: {error}") from error
+
+
+def read_arrays(uri: str, *, without: Collection[str] = ()) -> Arrays:
+    """Every array of an npz file, but for those that are not wanted; see `opened`."""
+    with opened(uri) as file:
+        return {name: file[name] for name in file.files if name not in without}
 
 
 def write_arrays(uri: str, arrays: Mapping[str, npt.NDArray[Any]], *, compress: bool = False) -> None:
@@ -83,14 +100,48 @@ def read_images(uri: str) -> tuple[UInt8[Tensor, "batch channels height width"],
     """
     arrays = read_arrays(uri)
     images = arrays.get("arr_0")
-    if images is None or images.dtype != np.uint8 or images.ndim != 4:
-        found = "absent" if images is None else f"{images.dtype} {images.shape}"
-        raise NpzError(f"{uri}: arr_0 is {found}; a batch of images is uint8 [N, height, width, channels]")
+    if images is None:
+        raise NpzError(f"{uri}: arr_0 is absent; {_BATCH}")
+    _require_batch(images.dtype, images.shape, uri)
     labels = arrays.get("arr_1")
     if labels is not None and labels.shape != images.shape[:1]:
         raise NpzError(f"{uri}: {labels.shape} labels do not fit {len(images)} images")
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return pixels, None if labels is None else torch.from_numpy(labels.astype(np.int64))
+
+
+def stream_images(uri: str, batch_size: int) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
+    """The images of a batch, however large, with `batch_size` of them in memory at a time.
+
+    Raises:
+        NpzError: There is no `arr_0` of uint8 images, or it ends early.
+    """
+    with storage.open_local(uri) as path, contextlib.ExitStack() as stack:
+        try:
+            member = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open("arr_0.npy"))
+            version = np.lib.format.read_magic(member)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = header(member)
+        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise NpzError(f"{uri}: arr_0 can't be read ({error}); {_BATCH}") from error
+        _require_batch(dtype, shape, uri)
+        if fortran:
+            raise NpzError(f"{uri}: arr_0 is in Fortran's order; write it with numpy.ascontiguousarray")
+        for first in range(0, shape[0], batch_size):
+            count = min(batch_size, shape[0] - first)
+            try:
+                data = member.read(count * math.prod(shape[1:]))
+            except (zlib.error, zipfile.BadZipFile, EOFError) as error:
+                raise NpzError(f"{uri}: arr_0 is damaged ({error}); fetch or draw it again") from error
+            if len(data) != count * math.prod(shape[1:]):
+                raise NpzError(f"{uri}: arr_0 ends before its {shape[0]:,} images; fetch or draw it again")
+            pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(count, *shape[1:])
+            yield pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def _require_batch(dtype: npt.DTypeLike, shape: tuple[int, ...], uri: str) -> None:
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+        raise NpzError(f"{uri}: arr_0 is {dtype} {shape}; {_BATCH}")
 
 
 def write_images(

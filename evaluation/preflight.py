@@ -8,9 +8,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.devices import arithmetic, batch_size_for, choose_device
 from evaluation.features import FeatureExtractor, load_extractor
 from evaluation.generate import QUANTIZATION, GenerationError, Labels
-from evaluation.metrics import Metric, parse_metrics
+from evaluation.metrics import Metric, parse_metrics, require_extractor
 from evaluation.models import ModelSpec
 from evaluation.protocol import as_plain, derived_seed, describe_sampling, versions
 from evaluation.reference import Provenance, ProvenanceError, ReferenceStatistics, load_reference
@@ -18,7 +19,7 @@ from evaluation.sample_set import SamplePlan
 from evaluation.scoring import EVALUATIONS, SAMPLES, checkpoint_digest, run_uri_of
 from evaluation.split_likelihood import LikelihoodPlan
 from training import storage
-from training.config import Experiment, Precision, SamplingConfig
+from training.config import Experiment, Extractor, LikelihoodForm, Precision, SamplingConfig
 from training.data.shards import read_manifest
 
 
@@ -36,11 +37,15 @@ class EvaluationOptions:
             labels, where the extractor knows them.
         likelihood: Whether bits/dim is taken.
         likelihood_num_images: Images of the split; None takes the experiment's.
+        likelihood_form: "full", "spaced" or "stratified"; None takes the experiment's.
+        likelihood_steps: Network evaluations an image for the latter two; None takes the experiment's.
         purpose: Which draw: "report" for the reported number; another word gives independent noise.
+        seed: Of all noise, so that models are compared on the same; None derives it from the experiment's seed and the purpose.
+        extractor: Whose features; None takes the experiment's.
         extractor_weights: Path or `s3://` URI of the extractor's weights, where it needs some.
-        batch_size: Images at a time.
+        batch_size: Images at a time; 0 takes what a network of this image size has room for.
         num_workers: 1 works in this process; more are Ray tasks.
-        device: Where each of them works.
+        device: Where each of them works: "auto", "cpu", "cuda". With Ray tasks "auto" is what this process sees.
         precision: Of the network while sampling.
         keep_images: Leave the drawn images in the run's directory.
         result_name: Name of the result's file, without its ending.
@@ -53,11 +58,15 @@ class EvaluationOptions:
     metrics: tuple[str, ...] | None = None
     likelihood: bool = True
     likelihood_num_images: int | None = None
+    likelihood_form: LikelihoodForm | None = None
+    likelihood_steps: int | None = None
     purpose: str = "report"
+    seed: int | None = None
+    extractor: Extractor | None = None
     extractor_weights: str | None = None
-    batch_size: int = 250
+    batch_size: int = 0
     num_workers: int = 1
-    device: str = "cpu"
+    device: str = "auto"
     precision: Precision = "fp32"
     keep_images: bool = False
     result_name: str = "final"
@@ -81,6 +90,7 @@ class Job:
     likelihood_plan: LikelihoodPlan | None
     images_uri: str
     work_uri: str
+    device: str
     card: dict[str, Any]
 
 
@@ -88,8 +98,10 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     """Refuses what can't work, and settles the protocol."""
     loaded = spec.load("cpu")  # refuses missing and ill-matched weights now rather than in a worker
     experiment = loaded.experiment
-    metrics = parse_metrics(_default_metrics(experiment) if options.metrics is None else options.metrics)
-    extractor = load_extractor(experiment.evaluation.extractor, weights=options.extractor_weights, device=options.device)
+    here = choose_device(options.device if options.num_workers <= 1 else "auto")
+    extractor = load_extractor(options.extractor or experiment.evaluation.extractor, weights=options.extractor_weights, device=here)
+    metrics = parse_metrics(_default_metrics(experiment, extractor) if options.metrics is None else options.metrics)
+    require_extractor(metrics, extractor)
     train = read_manifest(storage.join(data_uri, "train"))
     reference = load_reference(reference_uri)
     provenance = reference.require(extractor=extractor, experiment=experiment, manifest=train)
@@ -101,22 +113,25 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     if options.low_res_uri and not upsampler:
         raise GenerationError(f"{loaded.description} is not an upsampler, it enlarges nothing")
     sampling = options.sampling or experiment.evaluation.sampling
-    seed = derived_seed(experiment.seed, options.purpose)
+    seed = options.seed if options.seed is not None else derived_seed(experiment.seed, options.purpose)
+    num_samples = options.num_samples or experiment.evaluation.num_samples
+    batch_size = options.batch_size or batch_size_for(experiment.data.image_size)
     plan = SamplePlan(
         model=spec,
-        num_images=options.num_samples or experiment.evaluation.num_samples,
+        num_images=num_samples,
         seed=seed,
         sampling=sampling,
         labels=options.labels,
         class_counts=provenance.class_counts,
-        batch_size=options.batch_size,
-        chunk_size=_chunk_size(options.num_samples or experiment.evaluation.num_samples, options.batch_size),
+        batch_size=batch_size,
+        chunk_size=_chunk_size(num_samples, batch_size),
         precision=options.precision,
         low_res_uri=options.low_res_uri,
         low_res_data_uri=storage.join(data_uri, "train") if upsampler and not options.low_res_uri else "",
     )
-    likelihood_plan = _likelihood_plan(spec, experiment, data_uri, options, seed) if options.likelihood else None
+    likelihood_plan = _likelihood_plan(spec, experiment, data_uri, options, seed, min(batch_size, 100)) if options.likelihood else None
     run_uri = run_uri_of(spec.checkpoint_uri)
+    there = here if options.num_workers <= 1 or options.device == "auto" else options.device
     identity = json.dumps([plan.to_dict(), as_plain(dataclasses.asdict(likelihood_plan)) if likelihood_plan else None, _digests(spec)])
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return Job(
@@ -134,7 +149,8 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         likelihood_plan=likelihood_plan,
         images_uri=storage.join(run_uri, SAMPLES, f"images-{key}"),
         work_uri=storage.join(run_uri, EVALUATIONS, f"work-{key}"),
-        card=_card(loaded.description, experiment, provenance, plan, likelihood_plan, options),
+        device=there,
+        card=_card(loaded.description, experiment, provenance, plan, likelihood_plan, options.purpose, there),
     )
 
 
@@ -142,8 +158,8 @@ def _labels_of(plan: SamplePlan) -> Labels | str:
     return "those of the small images" if plan.low_res_uri or plan.low_res_data_uri else plan.labels
 
 
-def _default_metrics(experiment: Experiment) -> tuple[str, ...]:
-    knows_labels = experiment.evaluation.extractor == "digits-classifier" and experiment.model.class_conditional
+def _default_metrics(experiment: Experiment, extractor: FeatureExtractor) -> tuple[str, ...]:
+    knows_labels = extractor.name == "digits-classifier" and experiment.model.class_conditional
     return ("label_agreement",) if knows_labels else ()
 
 
@@ -157,7 +173,9 @@ def _digests(spec: ModelSpec) -> list[str]:
     return [checkpoint_digest(uri) for uri in uris]
 
 
-def _likelihood_plan(spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:
+def _likelihood_plan(
+    spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int, batch_size: int
+) -> LikelihoodPlan:
     evaluation = experiment.evaluation
     dataset_uri = storage.join(data_uri, evaluation.likelihood_split)
     available = read_manifest(dataset_uri).num_images
@@ -166,11 +184,11 @@ def _likelihood_plan(spec: ModelSpec, experiment: Experiment, data_uri: str, opt
         model=spec,
         dataset_uri=dataset_uri,
         num_images=min(wanted, available),
-        form=evaluation.likelihood_form,
-        num_steps=evaluation.likelihood_steps,
+        form=options.likelihood_form or evaluation.likelihood_form,
+        num_steps=options.likelihood_steps or evaluation.likelihood_steps,
         seed=seed,
-        batch_size=min(options.batch_size, 100),
-        chunk_size=_chunk_size(min(wanted, available), min(options.batch_size, 100)),
+        batch_size=batch_size,
+        chunk_size=_chunk_size(min(wanted, available), batch_size),
     )
 
 
@@ -180,7 +198,8 @@ def _card(
     provenance: Provenance,
     plan: SamplePlan,
     likelihood: LikelihoodPlan | None,
-    options: EvaluationOptions,
+    purpose: str,
+    device: str,
 ) -> dict[str, Any]:
     card: dict[str, Any] = {
         "model": model,
@@ -194,13 +213,14 @@ def _card(
             "low_res": plan.low_res_uri or ("real training images, downsampled by area" if plan.low_res_data_uri else None),
             "quantization": QUANTIZATION,
             "seed": plan.seed,
-            "purpose": options.purpose,
+            "purpose": purpose,
             "precision": plan.precision,
+            "arithmetic": arithmetic(device, plan.precision),
             "batch_size": plan.batch_size,
             "reference": provenance.to_dict(),
         },
         "likelihood": None,
-        "device": options.device,
+        "device": device,
         "versions": versions(),
     }
     if likelihood is not None:

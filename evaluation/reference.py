@@ -83,12 +83,15 @@ class ReferenceStatistics:
         spatial: The same of the spatial features, for the sFID; None where they were not taken.
         provenance: Where they come from; None for a file from elsewhere that does not say (see `adopt`).
         uri: Where they are stored.
+        images_uri: A batch of the real images, for measures that compare single ones, where the statistics come with it (an
+            ADM reference batch); empty where the data set's own images are to be taken.
     """
 
     features: FeatureStatistics
     spatial: FeatureStatistics | None = None
     provenance: Provenance | None
     uri: str = ""
+    images_uri: str = ""
 
     def require(self, *, extractor: FeatureExtractor, experiment: Experiment | None = None, manifest: Manifest | None = None) -> Provenance:
         """Refuses a comparison that would mean nothing.
@@ -158,18 +161,7 @@ def compute_reference(
         return stored
     images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count, cache_dir=cache_dir))
     moments, spatial = moments_of(images, extractor)
-    provenance = Provenance(
-        data_name=manifest.name,
-        data_digest=manifest.content_digest,
-        split=manifest.split,
-        image_size=manifest.image_size,
-        image_channels=manifest.image_channels,
-        resize=manifest.resize,
-        num_images=moments.num_images,
-        extractor=extractor.name,
-        extractor_sha256=extractor.sha256,
-        class_counts=tuple(manifest.class_counts),
-    )
+    provenance = dataclasses.replace(vouched(manifest, extractor.name, extractor.sha256), num_images=moments.num_images)
     save_reference(
         uri, moments.statistics(), provenance, spatial=None if spatial is None or spatial.num_images < 2 else spatial.statistics()
     )
@@ -189,7 +181,9 @@ def moments_of(images: Iterable[Tensor], extractor: FeatureExtractor) -> tuple[M
     return moments, spatial
 
 
-def save_reference(uri: str, features: FeatureStatistics, provenance: Provenance, *, spatial: FeatureStatistics | None = None) -> None:
+def save_reference(
+    uri: str, features: FeatureStatistics, provenance: Provenance, *, spatial: FeatureStatistics | None = None, images_uri: str = ""
+) -> None:
     """Writes statistics, their factor and their provenance; other tools find their mu and sigma in the file too."""
     arrays: npz.Arrays = {
         "mu": features.mean.numpy(),
@@ -200,6 +194,8 @@ def save_reference(uri: str, features: FeatureStatistics, provenance: Provenance
     }
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean.numpy(), "sigma_s": spatial.covariance.numpy()}
+    if images_uri:
+        arrays["images_uri"] = np.array(images_uri)
     npz.write_arrays(uri, arrays)
 
 
@@ -210,7 +206,10 @@ def load_reference(uri: str) -> ReferenceStatistics:
         NpzError: It is no such file.
         StorageError: It can't be read.
     """
-    arrays = npz.read_arrays(uri)
+    with npz.opened(uri) as file:
+        images_uri = uri if "arr_0" in file.files else str(file["images_uri"]) if "images_uri" in file.files else ""
+        # An ADM batch may hold gigabytes of images, which are read where they are needed.
+        arrays = {name: file[name] for name in file.files if name not in ("arr_0", "arr_1")}
     features = npz.statistics_of(arrays, uri)
     if "factor" in arrays:
         features = dataclasses.replace(features, stored_factor=torch.from_numpy(arrays["factor"]))
@@ -221,20 +220,43 @@ def load_reference(uri: str) -> ReferenceStatistics:
         except (KeyError, TypeError, ValueError) as error:
             raise NpzError(f"{uri}: its provenance can't be read ({error}); compute it again") from error
     spatial = npz.statistics_of(arrays, uri, "_s") if "mu_s" in arrays else None
-    return ReferenceStatistics(features=features, spatial=spatial, provenance=provenance, uri=uri)
+    return ReferenceStatistics(features=features, spatial=spatial, provenance=provenance, uri=uri, images_uri=images_uri)
 
 
 def adopt(foreign_uri: str, out_uri: str, provenance: Provenance) -> ReferenceStatistics:
     """Stores statistics from elsewhere with the provenance that the caller vouches for.
 
     Args:
-        foreign_uri: EDM's, pytorch-fid's or ADM's npz.
+        foreign_uri: EDM's, pytorch-fid's or ADM's npz. The images of an ADM batch are not copied: what compares single
+            images reads them there.
         out_uri: The `.npz` to write.
         provenance: What the file does not say.
 
     Raises:
         NpzError: It is no such file.
+        ProvenanceError: It has a provenance of its own.
     """
     foreign = load_reference(foreign_uri)
-    save_reference(out_uri, dataclasses.replace(foreign.features, num_images=provenance.num_images), provenance, spatial=foreign.spatial)
+    if foreign.provenance is not None:
+        raise ProvenanceError(
+            f"{foreign_uri} says itself where it comes from: {foreign.provenance.data_name}, {foreign.provenance.extractor}"
+        )
+    features = dataclasses.replace(foreign.features, num_images=provenance.num_images)
+    save_reference(out_uri, features, provenance, spatial=foreign.spatial, images_uri=foreign.images_uri)
     return load_reference(out_uri)
+
+
+def vouched(manifest: Manifest, extractor: str, extractor_sha256: str) -> Provenance:
+    """The provenance of statistics of all images of a data set, which whoever adopts them vouches for."""
+    return Provenance(
+        data_name=manifest.name,
+        data_digest=manifest.content_digest,
+        split=manifest.split,
+        image_size=manifest.image_size,
+        image_channels=manifest.image_channels,
+        resize=manifest.resize,
+        num_images=manifest.num_images,
+        extractor=extractor,
+        extractor_sha256=extractor_sha256,
+        class_counts=tuple(manifest.class_counts),
+    )

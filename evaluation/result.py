@@ -21,9 +21,11 @@ class EvaluationResult:
         distance_name: "FID" for the standard Inception network alone.
         distance: The Frechet distance.
         distance_standard_error: Over the draw of the samples; None if unknown.
+        distance_without_blocks: The distance without each block of the samples (`evaluation.fid.without_each_block`), so that
+            another model's on the same noise can be compared with it.
         held_out: `num_images` real test images have the distance `real`, as many samples `generated`: no finite sample
             has distance zero, and smaller ones have larger ones. None where there are no test images.
-        likelihood: Summary of the bits/dim; None if it was not taken.
+        likelihood: Summary of the bits/dim, with `per_image_uri` where each image's stands; None if it was not taken.
         metrics: Further measures by name: value, standard_error, note.
         grid_uri: Sample grid, PNG.
         images_uri: The drawn images, where they were kept.
@@ -39,6 +41,7 @@ class EvaluationResult:
     distance_name: str
     distance: float
     distance_standard_error: float | None
+    distance_without_blocks: list[float] = field(default_factory=list)
     held_out: dict[str, Any] | None = None
     likelihood: dict[str, Any] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -59,13 +62,13 @@ class EvaluationResult:
         """What `to_dict` gave."""
         return cls(**value)
 
-    def flat_metrics(self) -> dict[str, float]:
-        """The numbers as MLflow names metrics."""
-        found: dict[str, float | None] = {"final/distance": self.distance, "final/distance_standard_error": self.distance_standard_error}
+    def flat_metrics(self, prefix: str = "final") -> dict[str, float]:
+        """The numbers as MLflow names metrics, such as "final/distance"."""
+        found: dict[str, float | None] = {"distance": self.distance, "distance_standard_error": self.distance_standard_error}
         if self.likelihood is not None:
             found |= {
-                "final/bits_per_dim": self.likelihood["bits_per_dim"],
-                "final/bits_per_dim_standard_error": self.likelihood["standard_error"],
+                "bits_per_dim": self.likelihood["bits_per_dim"],
+                "bits_per_dim_standard_error": self.likelihood["standard_error"],
             }
-        found |= {f"final/{name}": item["value"] for name, item in self.metrics.items()}
-        return {name: float(value) for name, value in found.items() if value is not None}
+        found |= {name: item["value"] for name, item in self.metrics.items()}
+        return {f"{prefix}/{name}": float(value) for name, value in found.items() if value is not None}

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation import grids, sample_set
-from evaluation.fid import BlockedMoments, Moments, frechet_distance, standard_error
+from evaluation import grids, npz, sample_set
+from evaluation.fid import BlockedMoments, Moments, frechet_distance, jackknife_error, without_each_block
 from evaluation.generate import Generated
 from evaluation.likelihood import Likelihood
 from evaluation.metrics import Kept, by_name, features_of, measure
@@ -68,7 +68,7 @@ def evaluate(
     spec = ModelSpec(checkpoint_uri=model, weights=weights) if isinstance(model, str) else model
     job = preflight(spec, data_uri, reference_uri, options)
     say(f"evaluating step {job.step:,} ({job.weights}): {job.plan.num_images:,} samples, {job.card['distance']['sampler']}")
-    sample_set.draw(job.plan, job.images_uri, num_workers=options.num_workers, device=options.device)
+    sample_set.draw(job.plan, job.images_uri, num_workers=options.num_workers, device=job.device)
     seen = _look(job, options)
     likelihood = _likelihood(job, options)
     result = EvaluationResult(
@@ -78,8 +78,9 @@ def evaluate(
         distance_name=job.provenance.distance_name,
         distance=seen.distance,
         distance_standard_error=seen.standard_error if math.isfinite(seen.standard_error) else None,
+        distance_without_blocks=seen.without_blocks,
         held_out=seen.held_out,
-        likelihood=None if likelihood is None else likelihood.to_dict(),
+        likelihood=None if likelihood is None else {**likelihood.to_dict(), "per_image_uri": _keep_per_image(job, likelihood, options)},
         metrics=seen.measured,
         grid_uri=seen.grid_uri,
         images_uri=job.images_uri if options.keep_images else "",
@@ -106,6 +107,7 @@ class _Seen:
 
     distance: float
     standard_error: float
+    without_blocks: list[float]
     held_out: dict[str, Any] | None
     measured: dict[str, Any]
     grid_uri: str
@@ -131,7 +133,9 @@ def _look(job: Job, options: EvaluationOptions) -> _Seen:
                 same_count.update(outputs["features"][: real_test.num_images - same_count.num_images])
     real = None
     if job.metrics & {"kid", "precision_recall"}:
-        real = features_of(_images(storage.join(job.data_uri, "train")), job.extractor)
+        batch_uri = job.reference.images_uri
+        real_images = npz.stream_images(batch_uri, FEATURE_BATCH_SIZE) if batch_uri else _images(storage.join(job.data_uri, "train"))
+        real = features_of(real_images, job.extractor)
     held_out = None
     if real_test is not None and same_count.num_images == real_test.num_images:
         held_out = {
@@ -139,11 +143,14 @@ def _look(job: Job, options: EvaluationOptions) -> _Seen:
             "real": frechet_distance(features, real_test),
             "generated": frechet_distance(features, same_count),
         }
+    without = without_each_block(features, blocks)
+    is_inception = job.provenance.distance_name == "FID"
     return _Seen(
         distance=frechet_distance(features, blocks.total()),
-        standard_error=standard_error(features, blocks),
+        standard_error=jackknife_error(without),
+        without_blocks=without,
         held_out=held_out,
-        measured=by_name(measure(kept, reference_features=real, spatial=job.reference.spatial)),
+        measured=by_name(measure(kept, reference_features=real, spatial=job.reference.spatial, is_inception=is_inception)),
         grid_uri=_write_grid(job, shown, options.result_name),
     )
 
@@ -176,4 +183,11 @@ def _images(dataset_uri: str, count: int | None = None) -> Iterable[Tensor]:
 def _likelihood(job: Job, options: EvaluationOptions) -> Likelihood | None:
     if job.likelihood_plan is None:
         return None
-    return split_likelihood(job.likelihood_plan, job.work_uri, num_workers=options.num_workers, device=options.device)
+    return split_likelihood(job.likelihood_plan, job.work_uri, num_workers=options.num_workers, device=job.device)
+
+
+def _keep_per_image(job: Job, likelihood: Likelihood, options: EvaluationOptions) -> str:
+    """The bits/dim of each image beside the result: what a comparison of two models on the same images needs."""
+    uri = storage.join(job.run_uri, EVALUATIONS, f"{options.result_name}-bits-per-dim.npz")
+    npz.write_arrays(uri, {"index": likelihood.indices.numpy(), "bits_per_dim": likelihood.per_image.numpy()})
+    return uri

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from evaluation import early_stopping, grids
+from evaluation.devices import batch_size_for, choose_device
 from evaluation.features import FeatureExtractor, load_extractor
 from evaluation.fid import BlockedMoments, FeatureStatistics, frechet_distance, standard_error
 from evaluation.generate import QUANTIZATION, generate
@@ -42,7 +43,7 @@ class CheckpointScorer:
         extractor_weights: Path or `s3://` URI of the extractor's weights, where it needs some.
         class_names: Names of the labels, for the sample grids.
         data_uri: The data set; an upsampler is given its training images, downsampled.
-        batch_size: Images at a time.
+        batch_size: Images at a time; 0 takes what a network of this image size has room for.
         precision: "bf16" is good enough for a score, and several times as fast on a GPU.
         device: Where.
     """
@@ -52,9 +53,9 @@ class CheckpointScorer:
     extractor_weights: str | None = None
     class_names: tuple[str, ...] = ()
     data_uri: str = ""
-    batch_size: int = 250
+    batch_size: int = 0
     precision: Precision = "fp32"
-    device: str = "cpu"
+    device: str = "auto"
 
     def score(self, checkpoint_uri: str) -> dict[str, Any]:
         """The score of one checkpoint; one that is kept for the same weights and protocol is read, not redone."""
@@ -101,9 +102,9 @@ def score_checkpoint(
     extractor_weights: str | None = None,
     class_names: Sequence[str] = (),
     data_uri: str = "",
-    batch_size: int = 250,
+    batch_size: int = 0,
     precision: Precision = "fp32",
-    device: torch.device | str = "cpu",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Scores every decay of a checkpoint by the experiment's scoring protocol, and keeps score and sample grid.
 
@@ -113,7 +114,7 @@ def score_checkpoint(
         extractor_weights: Path or `s3://` URI of the extractor's weights.
         class_names: Names of the labels, for the grid.
         data_uri: The data set, for an upsampler.
-        batch_size: Images at a time.
+        batch_size: Images at a time; 0 takes what a network of this image size has room for.
         precision: Of the network.
         device: Where.
 
@@ -128,8 +129,10 @@ def score_checkpoint(
         GenerationError: It is an upsampler, and `data_uri` is not given.
     """
     started = time.monotonic()
+    device = choose_device(device)
     experiment = checkpoint.load_experiment(checkpoint_uri)
     extractor = load_extractor(experiment.evaluation.extractor, weights=extractor_weights, device=device)
+    batch_size = batch_size or batch_size_for(experiment.data.image_size)
     reference = load_reference(reference_uri)
     protocol = scoring_protocol(experiment, reference, extractor, precision)
     uri = score_uri(checkpoint_uri)

@@ -32,7 +32,7 @@ TimestepSampler = Literal["uniform", "loss_second_moment"]
 SamplingMethod = Literal["ancestral", "ddim", "dpm_solver_pp"]
 LikelihoodForm = Literal["full", "spaced", "stratified"]
 Resize = Literal["none", "area", "adm", "box-squash", "lanczos"]
-Extractor = Literal["inception", "digits-classifier"]
+Extractor = Literal["inception", "digits-classifier", "vgg16", "clip-vit-b-32"]
 Precision = Literal["fp32", "bf16"]
 
 _FORBID_UNKNOWN = {"extra": "forbid"}

@@ -57,8 +57,9 @@ def test_an_only_candidate_needs_no_second_look(scored_run_uri: str, digits_uri:
 
 
 def test_a_checkpoint_that_is_gone_is_not_chosen(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
-    checkpoint.prune(scored_run_uri, keep={100})
-    assert choose_best(scored_run_uri, digits_uri, reference_uri).step == 100
+    best = choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS).step
+    checkpoint.remove(scored_run_uri, {best})
+    assert choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS).step == 300 - best
     assert len(read_history(scored_run_uri)) == 2
 
 

@@ -109,7 +109,7 @@ def test_grey_images_are_seen_as_three_equal_colours(seeded_inception: dict[str,
 
 
 def test_inception_weights_of_another_hash_are_refused_before_they_are_loaded(tmp_path: Path) -> None:
-    path = tmp_path / inception.WEIGHTS_FILE
+    path = tmp_path / inception.WEIGHTS.name
     path.write_bytes(b"not weights")
     with pytest.raises(ExtractorError, match="a distance in other weights is not an FID"):
         load_inception(str(path))
@@ -121,6 +121,6 @@ def test_inception_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 def test_only_the_standard_weights_may_be_called_fid() -> None:
-    assert distance_name("inception", inception.WEIGHTS_SHA256) == "FID"
+    assert distance_name("inception", inception.WEIGHTS.sha256) == "FID"
     assert distance_name("inception", "0" * 64) == "FD(inception)"
     assert distance_name("digits-classifier", digit_classifier.WEIGHTS_SHA256) == "FD(digits-classifier)"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evaluation import figures, grids, paper
-from evaluation.inception import WEIGHTS_SHA256
+from evaluation.inception import WEIGHTS
 from evaluation.report import render_report, write_report
 from evaluation.result import EvaluationResult
 from training.config import Experiment
@@ -156,7 +156,7 @@ def test_a_distance_in_other_features_is_said_not_to_be_an_fid(result: Evaluatio
 
 def test_an_fid_is_called_one_and_stands_beside_the_papers(result: EvaluationResult) -> None:
     experiment = preset("cifar10-vlb-cosine").to_dict()
-    reference = {**result.protocol["distance"]["reference"], "extractor": "inception", "extractor_sha256": WEIGHTS_SHA256}
+    reference = {**result.protocol["distance"]["reference"], "extractor": "inception", "extractor_sha256": WEIGHTS.sha256}
     protocol = {**result.protocol, "distance": {**result.protocol["distance"], "reference": reference}}
     words = _Page(render_report(dataclasses.replace(result, distance_name="FID", experiment=experiment, protocol=protocol))).words
     assert "not an FID" not in words
