@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from evaluation.devices import arithmetic, batch_size_for, choose_device
 from evaluation.features import FeatureExtractor, load_extractor
@@ -36,6 +36,7 @@ class EvaluationOptions:
         metrics: Further measures; see `evaluation.metrics`. None takes those that cost nothing more: agreement with the
             labels, where the extractor knows them.
         likelihood: Whether bits/dim is taken.
+        likelihood_split: "train" or "test"; None takes the experiment's.
         likelihood_num_images: Images of the split; None takes the experiment's.
         likelihood_form: "full", "spaced" or "stratified"; None takes the experiment's.
         likelihood_steps: Network evaluations an image for the latter two; None takes the experiment's.
@@ -57,6 +58,7 @@ class EvaluationOptions:
     low_res_uri: str = ""
     metrics: tuple[str, ...] | None = None
     likelihood: bool = True
+    likelihood_split: Literal["train", "test"] | None = None
     likelihood_num_images: int | None = None
     likelihood_form: LikelihoodForm | None = None
     likelihood_steps: int | None = None
@@ -177,7 +179,7 @@ def _likelihood_plan(
     spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int, batch_size: int
 ) -> LikelihoodPlan:
     evaluation = experiment.evaluation
-    dataset_uri = storage.join(data_uri, evaluation.likelihood_split)
+    dataset_uri = storage.join(data_uri, options.likelihood_split or evaluation.likelihood_split)
     available = read_manifest(dataset_uri).num_images
     wanted = options.likelihood_num_images or evaluation.likelihood_num_images or available
     return LikelihoodPlan(
@@ -225,7 +227,7 @@ def _card(
     }
     if likelihood is not None:
         card["likelihood"] = {
-            "split": experiment.evaluation.likelihood_split,
+            "split": likelihood.dataset_uri.rpartition("/")[2],
             "num_images": likelihood.num_images,
             "form": likelihood.form,
             "num_steps": likelihood.num_steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 
 _TEMPLATE = """<!doctype html>
@@ -13,6 +14,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid #8886; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; image-rendering: pixelated; }
 .bad { color: #b3261e; font-weight: 600; } .note { opacity: .8; }
 @media (prefers-color-scheme: dark) { .bad { color: #ff8a80; } }
 </style></head><body>
@@ -20,6 +22,8 @@ th:first-child, td:first-child { text-align: left; }
 {% for line in lead %}<p>{{ line }}</p>{% endfor %}
 <table><thead><tr>{% for header in headers %}<th scope="col">{{ header }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table>
+{% for caption, data in pictures.items() %}<figure><img alt="{{ caption }}" src="data:image/png;base64,{{ data }}">
+<figcaption class="note">{{ caption }}</figcaption></figure>{% endfor %}
 {% for line in failures %}<p class="bad">{{ line }}</p>{% endfor %}
 {% for line in notes %}<p class="note">{{ line }}</p>{% endfor %}
 {% for text, url in links.items() %}<p><a href="{{ url }}">{{ text }}</a></p>{% endfor %}
@@ -36,6 +40,7 @@ def table_page(
     failures: Sequence[str] = (),
     notes: Sequence[str] = (),
     links: Mapping[str, str] | None = None,
+    pictures: Mapping[str, bytes] | None = None,
 ) -> str:
     """The page; every word is escaped.
 
@@ -47,8 +52,12 @@ def table_page(
         failures: What went wrong, below it.
         notes: What to know in order to read it.
         links: Text -> address.
+        pictures: Caption -> PNG, below the table; they become a part of the page.
     """
     from jinja2 import Environment
 
+    shown = {caption: base64.b64encode(png).decode() for caption, png in (pictures or {}).items()}
     template = Environment(autoescape=True).from_string(_TEMPLATE)
-    return template.render(title=title, headers=headers, rows=rows, lead=lead, failures=failures, notes=notes, links=links or {})
+    return template.render(
+        title=title, headers=headers, rows=rows, lead=lead, failures=failures, notes=notes, links=links or {}, pictures=shown
+    )

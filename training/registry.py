@@ -81,12 +81,14 @@ def register(
     return model
 
 
-def resolve(name: str, alias: str = CHAMPION) -> RegisteredModel:
-    """The version that an alias of a registered model points to.
+def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> RegisteredModel:
+    """The version that an alias of a registered model points to, or the version of that number.
 
     Raises:
         TrackingError: There is none, or MLflow can't be reached.
     """
+    if version is not None:
+        return _read(insist(lambda: connect().get_model_version(name, version)))
     model = _by_alias(connect(), name, alias)
     if model is None:
         raise TrackingError(f"MLflow's registry has no model {name!r} with the alias {alias!r}; a finished train pipeline registers one")

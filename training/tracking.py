@@ -78,6 +78,16 @@ def attach(run_id: str) -> TrackedRun:
     return TrackedRun(client, insist(lambda: client.get_run(run_id)))
 
 
+def tags_of(run_id: str) -> dict[str, str]:
+    """The tags of a run.
+
+    Raises:
+        TrackingError: There is no such run, or MLflow can't be reached.
+    """
+    client = connect()
+    return dict(insist(lambda: client.get_run(run_id)).data.tags)
+
+
 def _experiment_id(client: MlflowClient, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
