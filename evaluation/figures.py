@@ -89,6 +89,32 @@ def distance_by_step(history: Sequence[Score], *, distance_name: str, chosen_ste
         return _svg(figure, f"{distance_name} by training step, a line for each decay")
 
 
+def distance_by_decay(lines: Mapping[str, Sequence[tuple[float, float, float | None]]], *, distance_name: str) -> str:
+    """Supplement figure 7 at single checkpoints: the distance over how long the weights are averaged.
+
+    Args:
+        lines: By name, such as "step 20,000": (decay, distance, its standard error or None), by decay.
+        distance_name: What the distance is called.
+    """
+    with rc_context(_STYLE):
+        figure, axes = _figure()
+        for number, (name, points) in enumerate(lines.items()):
+            lengths = np.array([1 / (1 - decay) for decay, _, _ in points])
+            values, errors = (np.array([point[i] for point in points], dtype=float) for i in (1, 2))
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            axes.errorbar(lengths, values, yerr=errors, color=colour, marker=marker, markersize=5, linewidth=1.8, capsize=3, label=name)
+        decays = sorted({decay for points in lines.values() for decay, _, _ in points})
+        axes.set_xscale("log")
+        axes.set_xticks([1 / (1 - decay) for decay in decays], [f"{decay:g}" for decay in decays])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        _log_if_wide(axes, [value for points in lines.values() for _, value, _ in points if value > 0])
+        axes.set_xlabel("decay of the average (equal steps are equal factors of the number of updates averaged)")
+        axes.set_ylabel(f"{distance_name}, lower is better")
+        if len(lines) > 1:
+            axes.legend()
+        return _svg(figure, f"{distance_name} by decay of the average")
+
+
 def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
     """The training loss: every logged value, and its running mean.
 
@@ -99,8 +125,10 @@ def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
     with rc_context(_STYLE):
         figure, axes = _figure(height=2.9)
         steps, values = np.array([s for s, _ in losses], dtype=float), np.array([v for _, v in losses], dtype=float)
-        axes.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=0.8, label="each logged value")
         window = max(1, len(values) // 40)
+        # Few points are a line of their own; many are the pale background of their mean.
+        look: Any = {"alpha": 0.25, "linewidth": 0.8} if window > 1 else {"linewidth": 2, "marker": "o", "markersize": 3}
+        axes.plot(steps, values, color=COLOURS[0], label="each logged value", **look)
         if window > 1:
             kernel = np.ones(window) / window
             axes.plot(steps[window - 1 :], np.convolve(values, kernel, "valid"), color=COLOURS[0], linewidth=2, label=f"mean of {window}")

@@ -13,7 +13,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,12 +110,38 @@ def read_images(uri: str) -> tuple[UInt8[Tensor, "batch channels height width"],
     return pixels, None if labels is None else torch.from_numpy(labels.astype(np.int64))
 
 
+def count_images(uri: str) -> int:
+    """How many images a batch holds, from its header alone.
+
+    Raises:
+        NpzError: There is no `arr_0` of uint8 images.
+    """
+    with _batch(uri) as (_, shape):
+        return shape[0]
+
+
 def stream_images(uri: str, batch_size: int) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
     """The images of a batch, however large, with `batch_size` of them in memory at a time.
 
     Raises:
         NpzError: There is no `arr_0` of uint8 images, or it ends early.
     """
+    with _batch(uri) as (member, shape):
+        for first in range(0, shape[0], batch_size):
+            count = min(batch_size, shape[0] - first)
+            try:
+                data = member.read(count * math.prod(shape[1:]))
+            except (zlib.error, zipfile.BadZipFile, EOFError) as error:
+                raise NpzError(f"{uri}: arr_0 is damaged ({error}); fetch or draw it again") from error
+            if len(data) != count * math.prod(shape[1:]):
+                raise NpzError(f"{uri}: arr_0 ends before its {shape[0]:,} images; fetch or draw it again")
+            pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(count, *shape[1:])
+            yield pixels.permute(0, 3, 1, 2).contiguous()
+
+
+@contextlib.contextmanager
+def _batch(uri: str) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
+    """`arr_0`, open behind its header, and its shape."""
     with storage.open_local(uri) as path, contextlib.ExitStack() as stack:
         try:
             member = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open("arr_0.npy"))
@@ -127,16 +153,7 @@ def stream_images(uri: str, batch_size: int) -> Iterator[UInt8[Tensor, "batch ch
         _require_batch(dtype, shape, uri)
         if fortran:
             raise NpzError(f"{uri}: arr_0 is in Fortran's order; write it with numpy.ascontiguousarray")
-        for first in range(0, shape[0], batch_size):
-            count = min(batch_size, shape[0] - first)
-            try:
-                data = member.read(count * math.prod(shape[1:]))
-            except (zlib.error, zipfile.BadZipFile, EOFError) as error:
-                raise NpzError(f"{uri}: arr_0 is damaged ({error}); fetch or draw it again") from error
-            if len(data) != count * math.prod(shape[1:]):
-                raise NpzError(f"{uri}: arr_0 ends before its {shape[0]:,} images; fetch or draw it again")
-            pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(count, *shape[1:])
-            yield pixels.permute(0, 3, 1, 2).contiguous()
+        yield member, shape
 
 
 def _require_batch(dtype: npt.DTypeLike, shape: tuple[int, ...], uri: str) -> None:

@@ -22,7 +22,7 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; image-rendering: pixelated; 
 {% for line in lead %}<p>{{ line }}</p>{% endfor %}
 <table><thead><tr>{% for header in headers %}<th scope="col">{{ header }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table>
-{% for caption, data in pictures.items() %}<figure><img alt="{{ caption }}" src="data:image/png;base64,{{ data }}">
+{% for caption, data in pictures.items() %}<figure><img alt="{{ caption }}" src="{{ data }}">
 <figcaption class="note">{{ caption }}</figcaption></figure>{% endfor %}
 {% for line in failures %}<p class="bad">{{ line }}</p>{% endfor %}
 {% for line in notes %}<p class="note">{{ line }}</p>{% endfor %}
@@ -52,12 +52,17 @@ def table_page(
         failures: What went wrong, below it.
         notes: What to know in order to read it.
         links: Text -> address.
-        pictures: Caption -> PNG, below the table; they become a part of the page.
+        pictures: Caption -> PNG or SVG, below the table; they become a part of the page.
     """
     from jinja2 import Environment
 
-    shown = {caption: base64.b64encode(png).decode() for caption, png in (pictures or {}).items()}
+    shown = {caption: _data_uri(data) for caption, data in (pictures or {}).items()}
     template = Environment(autoescape=True).from_string(_TEMPLATE)
     return template.render(
         title=title, headers=headers, rows=rows, lead=lead, failures=failures, notes=notes, links=links or {}, pictures=shown
     )
+
+
+def _data_uri(data: bytes) -> str:
+    kind = "png" if data.startswith(b"\x89PNG") else "svg+xml"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
