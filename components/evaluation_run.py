@@ -5,11 +5,12 @@ Nothing here knows Kubeflow, so every step is also a function for Python and for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from components.training_run import RESULT
 from training import storage
-from training.config import Experiment
+from training.config import ConfigError, Experiment, Resources
 from training.presets import preset
 from training.progress import say
 
@@ -30,19 +31,43 @@ def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str) 
     return statistics.uri
 
 
-def make_reference(experiment_preset: str, experiment_overrides: Sequence[str], data_uri: str, storage_root_uri: str) -> str:
-    """`reference_for` in words that a pipeline can carry."""
+def make_reference(
+    experiment_preset: str,
+    experiment_overrides: Sequence[str],
+    data_uri: str,
+    data_digest: str,
+    storage_root_uri: str,
+    resources: Mapping[str, Any],
+) -> str:
+    """`reference_for` in words that a pipeline can carry.
+
+    Args:
+        experiment_preset: Name of the experiment.
+        experiment_overrides: Its overrides.
+        data_uri: The data set.
+        data_digest: Of its training images, as the step that made it said.
+        storage_root_uri: Where everything is kept.
+        resources: What this process may use; fields of `training.config.Resources`.
+
+    Raises:
+        ConfigError: The images are not those of the digest.
+    """
+    from training.data.shards import read_manifest
+
+    found = read_manifest(storage.join(data_uri, "train")).content_digest
+    if found != data_digest:
+        raise ConfigError(f"{data_uri} holds other images than a moment ago ({found}, not {data_digest}); did somebody make it anew?")
     return reference_for(preset(experiment_preset, experiment_overrides), data_uri, storage_root_uri)
 
 
-def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, *, log_metric: LogMetric) -> str:
+def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Mapping[str, Any]) -> str:
     """The reported numbers of a run's best checkpoint, in its directory, in MLflow and in the registry.
 
     Args:
         run_uri: A finished run's directory.
         data_uri: The data set that it was trained on.
         reference_uri: Reference statistics.
-        log_metric: Is given every number by name, for the pipeline's page.
+        resources: How many processes draw samples; fields of `training.config.Resources`.
 
     Returns:
         URI of the result.
@@ -54,7 +79,7 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, *, log_metric:
     from training.registry import register
     from training.tracking import attach
 
-    options = EvaluationOptions()
+    options = EvaluationOptions(num_workers=Resources.from_dict(resources).num_workers)
     choice = choose_best(run_uri, data_uri, reference_uri, options=options)
     model = ModelSpec(checkpoint_uri=choice.checkpoint_uri, weights=choice.weights)
     result = kept_result(model, data_uri, reference_uri, options)
@@ -63,8 +88,6 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, *, log_metric:
     else:
         result = evaluate(model, data_uri, reference_uri, options=options)
     uri = storage.join(run_uri, EVALUATIONS, f"{options.result_name}.json")
-    for name, value in result.flat_metrics().items():
-        log_metric(name.rpartition("/")[2], value)
     tracked = attach(storage.read_json(storage.join(run_uri, RESULT))["tracking_run_id"])
     tracked.log_metrics(result.flat_metrics(), result.step)
     tracked.set_tags(
@@ -80,6 +103,15 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, *, log_metric:
         distance=result.distance,
         data_uri=data_uri,
     )
+    return uri
+
+
+def note_result(uri: str, log_metric: LogMetric) -> str:
+    """Hands every number of an evaluation to the pipeline's page, by name; returns the evaluation's URI."""
+    from evaluation.result import EvaluationResult
+
+    for name, value in EvaluationResult.from_dict(storage.read_json(uri)).flat_metrics().items():
+        log_metric(name.rpartition("/")[2], value)
     return uri
 
 

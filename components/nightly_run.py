@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from components.evaluation_run import LogMetric, reference_for
+from components.evaluation_run import reference_for
 from components.training_run import RESULT
 from training import storage
+from training.config import Resources
 from training.progress import say
 
 HISTORY = "nightly/distance"
@@ -52,7 +54,7 @@ def resolve_model(model: str) -> Model:
     return Model(model if separator else trained["best_checkpoint_uri"], weights, trained["data_uri"], trained["tracking_run_id"])
 
 
-def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, *, log_metric: LogMetric) -> str:
+def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, resources: Mapping[str, Any]) -> str:
     """Evaluates a model anew, with noise of its own.
 
     Args:
@@ -61,7 +63,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
         data_uri: The data set that it was trained on.
         storage_root_uri: Where reference statistics are kept.
         purpose: Names the draw and the result: other words give other noise.
-        log_metric: Is given every number.
+        resources: How many processes draw samples; fields of `training.config.Resources`.
 
     Returns:
         URI of the result.
@@ -71,10 +73,10 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     from training.checkpoint import load_experiment
 
     reference_uri = reference_for(load_experiment(checkpoint_uri), data_uri, storage_root_uri)
-    options = EvaluationOptions(purpose=purpose, result_name=purpose, likelihood=False)
-    result = evaluate(checkpoint_uri, data_uri, reference_uri, weights=weights or None, options=options)
-    for name, value in result.flat_metrics().items():
-        log_metric(name.rpartition("/")[2], value)
+    options = EvaluationOptions(
+        purpose=purpose, result_name=purpose, likelihood=False, num_workers=Resources.from_dict(resources).num_workers
+    )
+    evaluate(checkpoint_uri, data_uri, reference_uri, weights=weights or None, options=options)
     return storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"{purpose}.json")
 
 

@@ -1,29 +1,39 @@
-"""Where the train step finds Ray: in its own pod or machine, on a cluster made for the run, or on one that stands."""
+"""Where a step finds Ray: in its own pod or machine, on a cluster made for it, or on one that stands."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from components.cluster_steps import run_here, run_on_cluster
 from training.config import ConfigError
 
 RAY_MODES = ("local", "rayjob", "address")
 
 
-def train_in_mode(arguments: Mapping[str, Any], *, ray_mode: str = "local", ray_address: str = "", rayjob_options: str = "{}") -> str:
-    """Trains where the mode says.
+def run_in_mode(
+    step: str,
+    arguments: Mapping[str, Any],
+    *,
+    ray_mode: str = "local",
+    ray_address: str = "",
+    ray_queue: str = "",
+    rayjob_options: Mapping[str, Any] | None = None,
+) -> Any:
+    """Runs a step where the mode says.
 
     Args:
-        arguments: Those of `components.training_run.train_run`, by name, without `ray_address`.
-        ray_mode: "local" starts Ray in this pod or machine and ends it with the step; "rayjob" has KubeRay make a cluster
-            for the run; "address" joins a cluster that stands, of which this process must be able to be a driver: one
-            with the same image and storage, on a node of the cluster.
+        step: One of `components.cluster_steps.STEPS`.
+        arguments: Its arguments, by name.
+        ray_mode: "local" starts Ray in this pod or machine, where it is needed, and ends it with the step; "rayjob" has
+            KubeRay make a cluster for the step; "address" joins a cluster that stands, of which this process must be able
+            to be a driver: one with the same image and storage, on a node of the cluster.
         ray_address: With "address", the cluster's address, or "auto" on one of its nodes.
-        rayjob_options: With "rayjob", the fields of `components.rayjob_launcher.RayJobOptions` as JSON.
+        ray_queue: With "rayjob", Kueue's local queue, where the options name none.
+        rayjob_options: With "rayjob", fields of `components.rayjob_options.RayJobOptions`.
 
     Returns:
-        The run's directory.
+        What the step returns.
 
     Raises:
         ConfigError: The mode is unknown, or an argument of another mode is given.
@@ -34,23 +44,13 @@ def train_in_mode(arguments: Mapping[str, Any], *, ray_mode: str = "local", ray_
         raise ConfigError(
             f"ray_address goes with ray_mode=address and is needed there; ray_mode is {ray_mode}, ray_address {ray_address!r}"
         )
-    options = _options(rayjob_options)
-    if options and ray_mode != "rayjob":
+    if rayjob_options and ray_mode != "rayjob":
         raise ConfigError(f"rayjob_options go with ray_mode=rayjob; ray_mode is {ray_mode}")
     if ray_mode == "rayjob":
-        from components.rayjob_launcher import RayJobOptions, train_on_rayjob
+        from components.rayjob_launcher import run_on_rayjob
+        from components.rayjob_options import RayJobOptions
 
-        return train_on_rayjob(arguments, RayJobOptions.from_dict(options))
-    from components.training_run import train_run
-
-    return train_run(**arguments, ray_address=ray_address or "local")
-
-
-def _options(text: str) -> dict[str, Any]:
-    try:
-        options = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"rayjob_options is not JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"rayjob_options must be a JSON object, got {text!r}")
-    return options
+        return run_on_rayjob(step, arguments, RayJobOptions.from_dict({"queue_name": ray_queue, **(rayjob_options or {})}))
+    if ray_mode == "address":
+        return run_on_cluster(step, arguments, ray_address)
+    return run_here(step, arguments)

@@ -1,6 +1,6 @@
-"""The driver of a RayJob: `python -m components.rayjob_driver <address of its arguments>`, on the cluster's head.
+"""The driver of a RayJob: `python -m components.rayjob_driver <address of its call>`, on the cluster's head.
 
-The same training step as on a laptop, on the cluster that it finds itself on.
+The same step as on a laptop, on the cluster that it finds itself on.
 """
 
 from __future__ import annotations
@@ -8,20 +8,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from components.cluster_steps import run_on_cluster
 from training import storage
 from training.progress import say
 
 
 def main(words: Sequence[str]) -> int:
-    """Trains what the file says; the exit code is what Ray, and so KubeRay, calls success or failure."""
+    """Runs the call that the file holds; the exit code is what Ray, and so KubeRay, calls success or failure."""
     if len(words) != 1:
-        say("usage: python -m components.rayjob_driver <URI of the arguments' JSON>")
+        say("usage: python -m components.rayjob_driver <URI of the call's JSON>")
         return 2
-    from components.training_run import train_run
-
-    arguments = storage.read_json(words[0])
+    call = storage.read_json(words[0])
     try:
-        train_run(**arguments, ray_address="auto")
+        returned = run_on_cluster(call["step"], call["arguments"], "auto")
+        if call["answer_uri"]:
+            storage.write_json(call["answer_uri"], {"returned": returned})
     except (ValueError, OSError) as error:
         say(f"{type(error).__name__}: {error}")
         return 1

@@ -15,14 +15,18 @@ def train(
     reference_uri: str,
     storage_root_uri: str,
     tracking_experiment: str,
+    pipeline_run_id: str,
     num_workers: int,
     num_gpus_per_worker: int,
     microbatch_size: int,
     precision: str,
     use_compile: bool,
-    ray_mode: str = "local",
-    ray_address: str = "",
-    rayjob_options: Dict[str, Any] = {},  # noqa: B006, UP006 - KFP wants a literal, and knows this name
+    cache_dir: str,
+    resident_data: bool,
+    ray_mode: str,
+    ray_address: str,
+    ray_queue: str,
+    rayjob_options: Dict[str, Any],  # noqa: UP006
 ) -> str:
     """Trains the experiment, or goes on with it from its latest checkpoint.
 
@@ -33,23 +37,26 @@ def train(
         reference_uri: Reference statistics for the scores beside training.
         storage_root_uri: Where everything is kept.
         tracking_experiment: MLflow experiment.
+        pipeline_run_id: Of this run of the pipeline.
         num_workers: Data-parallel workers.
         num_gpus_per_worker: 1 trains on GPUs, 0 on the CPU.
         microbatch_size: Images a worker passes through the network at once; 0 takes its whole share.
         precision: "fp32" or "bf16".
         use_compile: Pass the network through torch.compile.
+        cache_dir: Where data is staged on a node's disk; empty is a temporary directory.
+        resident_data: Keep the whole data set in each training device's memory.
         ray_mode: "local" runs Ray in this step, "rayjob" on a cluster that KubeRay makes for the run, "address" on one that stands.
         ray_address: With "address", where that cluster is.
+        ray_queue: With "rayjob", Kueue's local queue.
         rayjob_options: With "rayjob", what the cluster should be.
 
     Returns:
         URI of the run's directory.
     """
-    import json
+    from components.ray_modes import run_in_mode
 
-    from components.ray_modes import train_in_mode
-
-    return train_in_mode(
+    uri: str = run_in_mode(
+        "train",
         {
             "experiment_preset": experiment_preset,
             "experiment_overrides": experiment_overrides,
@@ -57,15 +64,20 @@ def train(
             "reference_uri": reference_uri,
             "storage_root_uri": storage_root_uri,
             "tracking_experiment": tracking_experiment,
+            "pipeline_run_id": pipeline_run_id,
             "resources": {
                 "num_workers": num_workers,
                 "num_gpus_per_worker": num_gpus_per_worker,
                 "microbatch_size": microbatch_size,
                 "precision": precision,
                 "compile": use_compile,
+                "cache_dir": cache_dir,
+                "resident_data": resident_data,
             },
         },
         ray_mode=ray_mode,
         ray_address=ray_address,
-        rayjob_options=json.dumps(rayjob_options),
+        ray_queue=ray_queue,
+        rayjob_options=rayjob_options,
     )
+    return uri

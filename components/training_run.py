@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from training import storage
@@ -11,10 +12,44 @@ from training.presets import preset
 from training.progress import say
 
 RESULT = "result.json"
-
+PIPELINE_RUN_TAG = "kfp.pipeline_run_id"
+"""Of an MLflow run: the pipeline's run that works on it. The name is the one that KFP's own MLflow plugin uses."""
 
 STOPPED_EXIT_CODE = 128 + 15
 """Of a step that SIGTERM ended in good order, with a checkpoint: what a shell makes of a process that SIGTERM ended."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A run of training, by what it is made of.
+
+    Attributes:
+        experiment: The experiment.
+        manifest: Of the data set's training images.
+        key: Names the run, in S3 as in MLflow.
+        uri: Its directory.
+    """
+
+    experiment: Experiment
+    manifest: Any
+    key: str
+    uri: str
+
+
+def identify(experiment_preset: str, experiment_overrides: Sequence[str], data_uri: str, storage_root_uri: str) -> Run:
+    """The run of an experiment on a data set; the same two are the same run.
+
+    Raises:
+        ConfigError: The preset, an override or the data set does not fit.
+        DatasetError: The data set is not there.
+    """
+    from training.data.shards import read_manifest
+
+    experiment = preset(experiment_preset, experiment_overrides)
+    manifest = read_manifest(storage.join(data_uri, "train"))
+    require_data_fits(experiment, manifest)
+    key = run_key(experiment, manifest.content_digest)
+    return Run(experiment=experiment, manifest=manifest, key=key, uri=storage.join(storage_root_uri, "runs", key))
 
 
 def train_run(
@@ -25,9 +60,9 @@ def train_run(
     storage_root_uri: str,
     tracking_experiment: str,
     resources: Mapping[str, Any],
+    pipeline_run_id: str = "",
     *,
     ray_address: str = "local",
-    tags: Mapping[str, str] | None = None,
 ) -> str:
     """Trains an experiment, or goes on with it, or finds it done.
 
@@ -39,8 +74,8 @@ def train_run(
         storage_root_uri: Where everything is kept; the run's directory is `<root>/runs/<run key>`.
         tracking_experiment: MLflow experiment.
         resources: Fields of `training.config.Resources`.
+        pipeline_run_id: The pipeline's run that trains it, which sees to it that the MLflow run is closed in the end.
         ray_address: "local", or a Ray cluster's address.
-        tags: More tags for the MLflow run.
 
     Returns:
         The run's directory; `result.json` in it says how training ended, and which weights scored best.
@@ -50,14 +85,10 @@ def train_run(
         SystemExit: SIGTERM ended training early, after a last checkpoint; the code is `STOPPED_EXIT_CODE`.
         TrainingError: Training cannot go on.
     """
-    from training.data.shards import read_manifest
     from training.tracking import open_run
 
-    experiment = preset(experiment_preset, experiment_overrides)
-    manifest = read_manifest(storage.join(data_uri, "train"))
-    require_data_fits(experiment, manifest)
-    key = run_key(experiment, manifest.content_digest)
-    run_uri = storage.join(storage_root_uri, "runs", key)
+    run = identify(experiment_preset, experiment_overrides, data_uri, storage_root_uri)
+    experiment, manifest, key, run_uri = run.experiment, run.manifest, run.key, run.uri
     result_uri = storage.join(run_uri, RESULT)
     if storage.exists(result_uri):
         say(f"run {key} is already trained to step {storage.read_json(result_uri)['step']:,}; nothing to do")
@@ -67,7 +98,12 @@ def train_run(
         run_key=key,
         experiment_name=tracking_experiment,
         run_name=key,
-        tags={"iddpm.preset": experiment.name, "iddpm.run_uri": run_uri, "iddpm.data_uri": data_uri, **(tags or {})},
+        tags={
+            "iddpm.preset": experiment.name,
+            "iddpm.run_uri": run_uri,
+            "iddpm.data_uri": data_uri,
+            **({PIPELINE_RUN_TAG: pipeline_run_id} if pipeline_run_id else {}),
+        },
         params=experiment.to_dict(),
     )
     tracked.log_dataset(manifest.name, manifest.content_digest, storage.join(data_uri, "train"))
@@ -79,7 +115,8 @@ def train_run(
             status = "KILLED"
             say(f"told to stop: saved at step {result['step']:,}; the same command goes on from there")
             raise SystemExit(STOPPED_EXIT_CODE)
-        storage.write_json(result_uri, {**result, "tracking_run_id": tracked.run_id, "run_key": key, "data_uri": data_uri})
+        told = {**result, "tracking_run_id": tracked.run_id, "run_key": key, "data_uri": data_uri}
+        storage.patiently(lambda: storage.write_json(result_uri, told))
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -125,7 +162,7 @@ def _train(
         scorer=scorer if reference_uri else None,
     )
     outcome = train(job, ray_address=ray_address)
-    history = read_history(run_uri)
+    history = storage.patiently(lambda: read_history(run_uri))
     decision = early_stopping.decide(history, experiment.evaluation)
     best_step = decision.best_step if decision.best_step is not None else outcome.step
     best_weights = decision.best_weights or f"ema_{experiment.optim.ema_decays[0]}" if experiment.optim.ema_decays else "model"

@@ -1,20 +1,25 @@
 """The ablation pipeline: one experiment, a named grid of its settings, one table.
 
-    preprocess -> reference -> plan -> for each trial at once (train -> evaluate) -> table
+    preprocess -> reference -> plan -> for each trial at once (train -> evaluate), and in the end, however it came: table
 
-The table is made whatever becomes of the trials: a failed one is named there, takes no other down, and is all that
-runs again when the pipeline does. (KFP marks the run as failed then, which it is.)
+A failed trial is named in the table, takes no other down, and is all that runs again when the pipeline does. (KFP marks
+the run as failed then, which it is.) The table is the pipeline's exit task: KFP runs a step that only ignores failures as
+soon as the first of the steps that it waits for has ended, and never after a loop.
 """
+
+from typing import Any
 
 from kfp import dsl
 
 from components.evaluate import evaluate
+from components.image import BASE_IMAGE
 from components.plan_ablation import plan_ablation
 from components.preprocess import preprocess
+from components.ray_modes import RAY_MODES
 from components.reference import reference
 from components.tabulate_ablation import tabulate_ablation
 from components.train import train
-from pipelines.resources import place
+from pipelines.resources import RUN_CONFIG, SHORT, Nodes, Pod
 from training import ablations, presets
 
 PARALLEL_TRIALS = 4
@@ -25,130 +30,233 @@ PARALLEL_TRIALS = 4
     name="iddpm-ablation",
     display_name="iDDPM: ablation",
     description="Trains and evaluates every point of a named grid over one experiment, and puts them in one table.",
+    pipeline_config=RUN_CONFIG,
 )
 def ablation_pipeline(
     ablation_name: str = "hybrid-weight",
-    experiment_preset: str = "digits-hybrid-cosine",
-    experiment_overrides: list[str] = [],  # noqa: B006 - KFP wants a literal
-    data_uri: str = "",
-    data_source: str = "",
+    cluster_gpu_node_selector: dict[str, Any] = {},  # noqa: B006 - KFP wants literals
+    cluster_gpu_tolerations: list[dict[str, Any]] = [],  # noqa: B006
+    cluster_gpu_type: str = "nvidia.com/gpu",
+    cluster_image: str = BASE_IMAGE,
+    cluster_queue: str = "",
+    data_allow_upscale: bool = False,
     data_cpu: str = "2",
+    data_labels: str = "auto",
+    data_max_errors: int = 100,
+    data_max_pixels: int = 89478485,
     data_memory: str = "4Gi",
-    train_num_workers: int = 1,
-    train_num_gpus_per_worker: int = 0,
-    train_microbatch_size: int = 0,
-    train_precision: str = "fp32",
-    train_use_compile: bool = False,
-    train_cpu: str = "4",
-    train_memory: str = "8Gi",
-    train_gpus: int = 0,
+    data_num_test: int = 0,
+    data_num_workers: int = 1,
+    data_on_error: str = "fail",
+    data_other_sizes: list[int] = [],  # noqa: B006
+    data_ray_address: str = "",
+    data_ray_mode: str = "local",
+    data_rayjob_options: dict[str, Any] = {},  # noqa: B006
+    data_reduced_decode: bool = False,
+    data_source: str = "",
+    data_uri: str = "",
     evaluate_cpu: str = "2",
+    evaluate_gpus: str = "0",
     evaluate_memory: str = "4Gi",
+    evaluate_num_gpus_per_worker: int = 0,
+    evaluate_num_workers: int = 1,
+    evaluate_ray_address: str = "",
+    evaluate_ray_mode: str = "local",
+    evaluate_rayjob_options: dict[str, Any] = {},  # noqa: B006
+    experiment_overrides: list[str] = [],  # noqa: B006
+    experiment_preset: str = "digits-hybrid-cosine",
     storage_root_uri: str = "s3://iddpm",
     tracking_experiment: str = "iddpm",
+    train_cache_dir: str = "",
+    train_cpu: str = "4",
+    train_gpus: str = "0",
+    train_memory: str = "8Gi",
+    train_microbatch_size: int = 0,
+    train_num_gpus_per_worker: int = 0,
+    train_num_workers: int = 1,
+    train_precision: str = "fp32",
+    train_ray_address: str = "",
+    train_ray_mode: str = "local",
+    train_rayjob_options: dict[str, Any] = {},  # noqa: B006
+    train_resident_data: bool = False,
+    train_use_compile: bool = False,
 ) -> str:
     """Runs an ablation.
 
     Args:
         ablation_name: Which grid.
-        experiment_preset: The experiment that it varies; `iddpm presets` lists them.
-        experiment_overrides: What to change in every trial, a JSON list like ["optim.num_steps=4000"].
-        data_uri: The data set's directory; empty puts it under storage_root_uri, named by name, size and resize.
+        cluster_gpu_node_selector: Labels of the nodes for training and evaluation, also on a Ray cluster made for them, a JSON object.
+        cluster_gpu_tolerations: Taints that those steps and that cluster's workers bear, a JSON list like a pod's tolerations.
+        cluster_gpu_type: The name under which the cluster counts GPUs.
+        cluster_image: What all steps run; a digest, or a tag that is never written twice.
+        cluster_queue: Kueue's local queue for Ray clusters that are made; empty asks none.
+        data_allow_upscale: Whether to enlarge images that are too small.
+        data_cpu: Cores of the preprocess and plan steps.
+        data_labels: Where labels come from (auto, none, folders, filename, or the address of a CSV or JSON file).
+        data_max_errors: With skip, how many images may be left out.
+        data_max_pixels: Width times height above which an image is refused as a decompression bomb.
+        data_memory: Memory of the preprocess and plan steps.
+        data_num_test: Test images to hold out of a source that has no test split.
+        data_num_workers: Ray tasks that prepare images at once.
+        data_on_error: What an unreadable image does (fail or skip).
+        data_other_sizes: Further image sizes to make from the same decoding, for the other models of a cascade, a JSON list.
+        data_ray_address: With address, where that cluster is.
+        data_ray_mode: Where Ray runs for the preprocess step (local is its own pod, rayjob a cluster that KubeRay makes, address one
+            that stands).
+        data_rayjob_options: With rayjob, what the cluster should be, as k8s/README.md says.
+        data_reduced_decode: Whether to decode large JPEGs at reduced size, faster and less exact.
         data_source: Where the images come from; empty is the data set's own name.
-        data_cpu: Cores of the preprocess, reference and plan steps.
-        data_memory: Memory of the preprocess, reference and plan steps.
-        train_num_workers: Data-parallel training processes of a trial.
-        train_num_gpus_per_worker: 1 trains on GPUs, 0 on processors.
-        train_microbatch_size: Images that a worker passes through the network at once; 0 takes its whole share.
-        train_precision: Of the network in training (fp32, or bf16 for GPUs).
-        train_use_compile: Whether to pass the network through torch.compile.
-        train_cpu: Cores of a trial's train step.
-        train_memory: Memory of a trial's train step.
-        train_gpus: GPUs of a trial's train step.
-        evaluate_cpu: Cores of a trial's evaluate step, and of the table.
-        evaluate_memory: Memory of a trial's evaluate step, and of the table.
+        data_uri: The data set's directory; empty puts it under storage_root_uri, named by name, size and resize.
+        evaluate_cpu: Cores of a trial's evaluate step, of the reference step and of the table.
+        evaluate_gpus: GPUs of a trial's evaluate step and of the reference step.
+        evaluate_memory: Memory of a trial's evaluate step, of the reference step and of the table.
+        evaluate_num_gpus_per_worker: 1 evaluates on GPUs, 0 on processors.
+        evaluate_num_workers: Processes that draw samples at once.
+        evaluate_ray_address: With address, where that cluster is.
+        evaluate_ray_mode: Where Ray runs for the reference and evaluate steps.
+        evaluate_rayjob_options: With rayjob, what the cluster should be.
+        experiment_overrides: What to change in every trial, a JSON list like ["optim.num_steps=4000"].
+        experiment_preset: The experiment that the grid varies; `iddpm presets` lists them.
         storage_root_uri: Where data sets, runs and reports are kept.
         tracking_experiment: MLflow's experiment.
+        train_cache_dir: Where data is staged on a node's disk; empty is a temporary directory.
+        train_cpu: Cores of a trial's train step.
+        train_gpus: GPUs of a trial's train step.
+        train_memory: Memory of a trial's train step.
+        train_microbatch_size: Images that a worker passes through the network at once; 0 takes its whole share.
+        train_num_gpus_per_worker: 1 trains on GPUs, 0 on processors.
+        train_num_workers: Data-parallel training processes of a trial.
+        train_precision: Of the network in training (fp32, or bf16 for GPUs).
+        train_ray_address: With address, where that cluster is.
+        train_ray_mode: Where Ray runs for the train step.
+        train_rayjob_options: With rayjob, what a trial's cluster should be.
+        train_resident_data: Whether to keep the whole data set in each training device's memory.
+        train_use_compile: Whether to pass the network through torch.compile.
 
     Returns:
         URI of the ablation's directory.
     """
-    data = place(
-        preprocess(
+    gpu_nodes = Nodes(gpu_type=cluster_gpu_type, selector=cluster_gpu_node_selector, tolerations=cluster_gpu_tolerations)
+    data_pod = Pod(image=cluster_image, cpu=data_cpu, memory=data_memory)
+    plan_pod = Pod(image=cluster_image, cpu=data_cpu, memory=data_memory, timeout_seconds=SHORT)
+    train_pod = Pod(image=cluster_image, cpu=train_cpu, memory=train_memory, gpus=train_gpus, nodes=gpu_nodes)
+    evaluate_pod = Pod(image=cluster_image, cpu=evaluate_cpu, memory=evaluate_memory, gpus=evaluate_gpus, nodes=gpu_nodes)
+    table_pod = Pod(image=cluster_image, cpu=evaluate_cpu, memory=evaluate_memory, timeout_seconds=SHORT)
+    evaluate_ray = {
+        "ray_mode": evaluate_ray_mode,
+        "ray_address": evaluate_ray_address,
+        "ray_queue": cluster_queue,
+        "rayjob_options": evaluate_rayjob_options,
+    }
+
+    table = table_pod.hold(
+        tabulate_ablation(
+            pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            ablation_name=ablation_name,
             experiment_preset=experiment_preset,
             experiment_overrides=experiment_overrides,
             data_uri=data_uri,
             storage_root_uri=storage_root_uri,
-            source=data_source,
-        ),
-        cpu=data_cpu,
-        memory=data_memory,
-    )
-    statistics = place(
-        reference(
-            experiment_preset=experiment_preset,
-            experiment_overrides=experiment_overrides,
-            data_uri=data.outputs["Output"],
-            storage_root_uri=storage_root_uri,
-        ),
-        cpu=data_cpu,
-        memory=data_memory,
-    )
-    plan = place(
-        plan_ablation(
-            ablation_name=ablation_name,
-            experiment_preset=experiment_preset,
-            experiment_overrides=experiment_overrides,
-            data_uri=data.outputs["Output"],
-            reference_uri=statistics.output,
-        ),
-        cpu=data_cpu,
-        memory=data_memory,
-    ).set_display_name("plan")
-    with dsl.ParallelFor(plan.output, parallelism=PARALLEL_TRIALS, name="trials") as trial:
-        trained = place(
-            train(
-                experiment_preset=experiment_preset,
-                experiment_overrides=trial.overrides,
-                data_uri=trial.data_uri,
-                reference_uri=trial.reference_uri,
-                storage_root_uri=storage_root_uri,
-                tracking_experiment=tracking_experiment,
-                num_workers=train_num_workers,
-                num_gpus_per_worker=train_num_gpus_per_worker,
-                microbatch_size=train_microbatch_size,
-                precision=train_precision,
-                use_compile=train_use_compile,
-            ),
-            cpu=train_cpu,
-            memory=train_memory,
-            shared_memory="2Gi",
-        )
-        trained.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(train_gpus)
-        scored = place(
-            evaluate(run_uri=trained.output, data_uri=trial.data_uri, reference_uri=trial.reference_uri),
-            cpu=evaluate_cpu,
-            memory=evaluate_memory,
-        )
-    table = place(
-        tabulate_ablation(
-            ablation_name=ablation_name,
-            experiment_preset=experiment_preset,
-            experiment_overrides=experiment_overrides,
-            data_uri=data.outputs["Output"],
-            storage_root_uri=storage_root_uri,
             tracking_experiment=tracking_experiment,
         ),
-        cpu=evaluate_cpu,
-        memory=evaluate_memory,
-    ).set_display_name("table")
-    table.after(scored).ignore_upstream_failure()
+        name="table",
+    )
+    with dsl.ExitHandler(table, name="ablation"):
+        data = data_pod.hold(
+            preprocess(
+                experiment_preset=experiment_preset,
+                experiment_overrides=experiment_overrides,
+                data_uri=data_uri,
+                storage_root_uri=storage_root_uri,
+                source=data_source,
+                labels=data_labels,
+                num_test=data_num_test,
+                num_workers=data_num_workers,
+                on_error=data_on_error,
+                max_errors=data_max_errors,
+                allow_upscale=data_allow_upscale,
+                reduced_decode=data_reduced_decode,
+                max_pixels=data_max_pixels,
+                other_sizes=data_other_sizes,
+                ray_mode=data_ray_mode,
+                ray_address=data_ray_address,
+                ray_queue=cluster_queue,
+                rayjob_options=data_rayjob_options,
+            ),
+            name="preprocess",
+            uses_ray=True,
+        )
+        statistics = evaluate_pod.hold(
+            reference(
+                experiment_preset=experiment_preset,
+                experiment_overrides=experiment_overrides,
+                data_uri=data.outputs["data_uri"],
+                data_digest=data.outputs["digest"],
+                storage_root_uri=storage_root_uri,
+                num_gpus_per_worker=evaluate_num_gpus_per_worker,
+                **evaluate_ray,
+            ),
+            name="reference",
+            cached=True,
+        )
+        plan = plan_pod.hold(
+            plan_ablation(
+                ablation_name=ablation_name,
+                experiment_preset=experiment_preset,
+                experiment_overrides=experiment_overrides,
+                data_uri=data.outputs["data_uri"],
+                reference_uri=statistics.output,
+            ),
+            name="plan",
+            cached=True,
+        )
+        with dsl.ParallelFor(plan.output, parallelism=PARALLEL_TRIALS, name="trials") as trial:
+            trained = train_pod.hold(
+                train(
+                    experiment_preset=experiment_preset,
+                    experiment_overrides=trial.overrides,
+                    data_uri=trial.data_uri,
+                    reference_uri=trial.reference_uri,
+                    storage_root_uri=storage_root_uri,
+                    tracking_experiment=tracking_experiment,
+                    pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                    num_workers=train_num_workers,
+                    num_gpus_per_worker=train_num_gpus_per_worker,
+                    microbatch_size=train_microbatch_size,
+                    precision=train_precision,
+                    use_compile=train_use_compile,
+                    cache_dir=train_cache_dir,
+                    resident_data=train_resident_data,
+                    ray_mode=train_ray_mode,
+                    ray_address=train_ray_address,
+                    ray_queue=cluster_queue,
+                    rayjob_options=train_rayjob_options,
+                ),
+                name="train",
+                uses_ray=True,
+            )
+            evaluate_pod.hold(
+                evaluate(
+                    run_uri=trained.output,
+                    data_uri=trial.data_uri,
+                    reference_uri=trial.reference_uri,
+                    num_workers=evaluate_num_workers,
+                    num_gpus_per_worker=evaluate_num_gpus_per_worker,
+                    **evaluate_ray,
+                ),
+                name="evaluate",
+                uses_ray=True,
+            )
     return table.outputs["Output"]  # type: ignore[no-any-return]
 
 
 PIPELINE = ablation_pipeline
 LITERALS = {
     "ablation_name": ablations.names(),
+    "data_on_error": ("fail", "skip"),
+    "data_ray_mode": RAY_MODES,
+    "evaluate_ray_mode": RAY_MODES,
     "experiment_preset": presets.names(),
     "train_precision": ("fp32", "bf16"),
+    "train_ray_mode": RAY_MODES,
 }

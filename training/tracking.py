@@ -8,12 +8,12 @@ server and never ends training (`training.outbox`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from training.mlflow_client import TrackingError as TrackingError
 from training.mlflow_client import connect, insist
-from training.tracked_run import PARENT_TAG
+from training.tracked_run import PARENT_TAG, Status
 from training.tracked_run import TrackedRun as TrackedRun
 
 if TYPE_CHECKING:
@@ -76,6 +76,40 @@ def attach(run_id: str) -> TrackedRun:
     """
     client = connect()
     return TrackedRun(client, insist(lambda: client.get_run(run_id)))
+
+
+def close_left_open(
+    experiment_name: str, tags: Mapping[str, str], status_of: Callable[[Mapping[str, str]], Status]
+) -> list[tuple[str, Status]]:
+    """Closes those of our runs that are still marked as running although nobody works on them.
+
+    Args:
+        experiment_name: MLflow experiment.
+        tags: What a run must have, all of it, to be meant.
+        status_of: What became of a run, told from its tags.
+
+    Returns:
+        Of each run that was closed its key, and what it was closed as.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or refuses.
+    """
+    client = connect()
+    wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+
+    def close() -> list[tuple[str, Status]]:
+        experiment = client.get_experiment_by_name(experiment_name)
+        if experiment is None:
+            return []
+        closed = []
+        for run in client.search_runs([experiment.experiment_id], filter_string=f"{wanted} and attributes.status = 'RUNNING'"):
+            if RUN_KEY_TAG in run.data.tags:  # KFP's own plugin gives its runs some of our tags, and closes them itself
+                status = status_of(run.data.tags)
+                client.set_terminated(run.info.run_id, status)
+                closed.append((run.data.tags[RUN_KEY_TAG], status))
+        return closed
+
+    return insist(close)
 
 
 def tags_of(run_id: str) -> dict[str, str]:

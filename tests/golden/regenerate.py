@@ -22,7 +22,7 @@ def normalised(text: str) -> str:
     """Compiled YAML without what changes from one release or environment to the next: image and SDK version."""
     from components.image import BASE_IMAGE
 
-    text = text.replace(f"image: {BASE_IMAGE}", "image: IMAGE")
+    text = text.replace(f"defaultValue: {BASE_IMAGE}", "defaultValue: IMAGE")
     return re.sub(r"sdkVersion: .*", "sdkVersion: SDK", text)
 
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from components.image import BASE_IMAGE, ImageError, image_from
-from pipelines.compile import MAX_BYTES, PIPELINES, CompileError, check, compile_all, compiled
+from pipelines.compile import PIPELINES, compile_all, compiled
+from pipelines.compile_checks import MAX_BYTES, CompileError, check
 from training import presets
 
 _GOLDEN = Path(__file__).parents[1] / "golden"
@@ -50,11 +51,24 @@ def test_every_step_gets_addresses_credentials_and_pull_policy(name: str, texts:
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(executors) == set(spec["deploymentSpec"]["executors"])
     for executor in executors.values():
-        variables = {item["envVar"] for source in executor["secretAsEnv"] for item in source["keyToEnv"]}
+        variables = {
+            source["secretName"]: ({item["envVar"] for item in source["keyToEnv"]}, source["optional"])
+            for source in executor["secretAsEnv"]
+        }
         addresses = {item["envVar"] for source in executor["configMapAsEnv"] for item in source["keyToEnv"]}
-        assert variables == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        assert variables == {
+            "iddpm-s3": ({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, False),
+            "iddpm-mlflow": ({"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}, True),
+        }
         assert {"AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI"} <= addresses
         assert executor["imagePullPolicy"] == "IfNotPresent"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_finished_run_is_cleared_away_and_one_that_hangs_is_ended(name: str, texts: dict[str, str]) -> None:
+    _, platform = yaml.safe_load_all(texts[name])
+    config = platform["platforms"]["kubernetes"]["pipelineConfig"]
+    assert config == {"activeDeadlineSeconds": 30 * 86400, "resourceTtlOnSuccess": 86400, "resourceTtlOnFailure": 7 * 86400}
 
 
 def _tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -62,16 +76,84 @@ def _tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: task for dag in dags for name, task in dag["tasks"].items()}
 
 
-@pytest.mark.parametrize(("pipeline", "step"), [("train", "evaluate"), ("ablation", "evaluate"), ("nightly-fid", "score-model")])
-def test_a_score_is_never_taken_from_the_cache(pipeline: str, step: str, texts: dict[str, str]) -> None:
-    task = _tasks(next(yaml.safe_load_all(texts[pipeline])))[step]
-    assert not task["cachingOptions"].get("enableCache", False)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_only_what_its_arguments_and_the_image_determine_is_taken_from_the_cache(name: str, texts: dict[str, str]) -> None:
+    tasks = {key: task for key, task in _tasks(next(yaml.safe_load_all(texts[name]))).items() if "cachingOptions" in task}
+    cached = {key for key, task in tasks.items() if task["cachingOptions"].get("enableCache", False)}
+    assert cached == {"train": {"reference"}, "ablation": {"reference", "plan-ablation"}, "nightly-fid": set()}[name]
+    for key in cached:
+        assert {"pipelinechannel--cluster_image"} <= set(tasks[key]["inputs"]["parameters"])
 
 
-def test_training_has_room_in_shared_memory(texts: dict[str, str]) -> None:
-    _, platform = yaml.safe_load_all(texts["train"])
-    mounts = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]["emptyDirMounts"]
+def test_the_cached_reference_is_known_by_the_digest_of_its_images(texts: dict[str, str]) -> None:
+    task = _tasks(next(yaml.safe_load_all(texts["train"])))["reference"]
+    assert task["inputs"]["parameters"]["data_digest"] == {
+        "taskOutputParameter": {"outputParameterKey": "digest", "producerTask": "preprocess"}
+    }
+
+
+_RAY_STEPS = [("train", step) for step in ("preprocess", "reference", "train", "evaluate")]
+_RAY_STEPS += [("ablation", step) for step in ("preprocess", "reference", "train", "evaluate")] + [("nightly-fid", "score-model")]
+
+
+@pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
+def test_a_step_that_may_use_a_cluster_is_told_where_ray_runs(pipeline: str, step: str, texts: dict[str, str]) -> None:
+    spec = next(yaml.safe_load_all(texts[pipeline]))
+    stage = {"preprocess": "data", "reference": "evaluate", "score-model": "score"}.get(step, step)
+    parameters = _tasks(spec)[step]["inputs"]["parameters"]
+    read = {key: value.get("componentInputParameter", "").removeprefix("pipelinechannel--") for key, value in parameters.items()}
+    assert (read["ray_mode"], read["ray_address"], read["rayjob_options"], read["ray_queue"]) == (
+        f"{stage}_ray_mode",
+        f"{stage}_ray_address",
+        f"{stage}_rayjob_options",
+        "cluster_queue",
+    )
+    assert spec["root"]["inputDefinitions"]["parameters"][f"{stage}_ray_mode"]["literals"] == ["local", "rayjob", "address"]
+
+
+@pytest.mark.parametrize(("pipeline", "step"), [one for one in _RAY_STEPS if one[1] != "reference"])
+def test_a_pod_in_which_ray_may_run_has_room_in_shared_memory(pipeline: str, step: str, texts: dict[str, str]) -> None:
+    _, platform = yaml.safe_load_all(texts[pipeline])
+    mounts = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]["emptyDirMounts"]
     assert [(mount["mountPath"], mount["medium"]) for mount in mounts] == [("/dev/shm", "Memory")]
+
+
+@pytest.mark.parametrize(("pipeline", "step"), [one for one in _RAY_STEPS if one[1] != "preprocess"])
+def test_gpus_and_their_nodes_are_chosen_by_parameters(pipeline: str, step: str, texts: dict[str, str]) -> None:
+    spec, platform = yaml.safe_load_all(texts[pipeline])
+    stage = {"reference": "evaluate", "score-model": "score"}.get(step, step)
+    accelerator = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]["resources"]["accelerator"]
+    assert f"'pipelinechannel--{stage}_gpus'" in accelerator["resourceCount"]
+    assert "'pipelinechannel--cluster_gpu_type'" in accelerator["resourceType"]
+    pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
+    assert pod["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"].endswith("cluster_gpu_node_selector")
+    assert pod["tolerations"][0]["tolerationJson"]["componentInputParameter"].endswith("cluster_gpu_tolerations")
+
+
+@pytest.mark.parametrize(("pipeline", "step"), [("train", "close-run"), ("ablation", "tabulate-ablation")])
+def test_the_end_of_a_run_is_an_exit_task_which_knows_whose_it_is(pipeline: str, step: str, texts: dict[str, str]) -> None:
+    root = next(yaml.safe_load_all(texts[pipeline]))["root"]["dag"]
+    task = root["tasks"][step]
+    assert task["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert task["dependentTasks"] == ["exit-handler-1"]
+    assert task["inputs"]["parameters"]["pipeline_run_id"]["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}"
+    assert root["outputs"]["parameters"]["Output"]["valueFromParameter"]["producerSubtask"] == step
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_parameter_of_a_pipeline_is_read_by_a_step_or_its_pod(name: str, texts: dict[str, str]) -> None:
+    text = texts[name]
+    parameters = next(yaml.safe_load_all(text))["root"]["inputDefinitions"]["parameters"]
+    unread = [key for key in parameters if f"componentInputParameter: {key}\n" not in text]
+    assert not unread
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_people_see_a_short_name_of_every_step(name: str, texts: dict[str, str]) -> None:
+    spec = next(yaml.safe_load_all(texts[name]))
+    names = [task["taskInfo"]["name"] for task in _tasks(spec).values()]
+    assert len(set(names)) == len(names)
+    assert all(len(one) <= 12 for one in names)
 
 
 def test_the_presets_are_a_drop_down(texts: dict[str, str]) -> None:
@@ -110,7 +192,7 @@ def _no_memory(spec: dict[str, Any]) -> None:
 
 
 def _no_retry(spec: dict[str, Any]) -> None:
-    del spec["root"]["dag"]["tasks"]["train"]["retryPolicy"]
+    del spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]["train"]["retryPolicy"]
 
 
 def _bad_literal(spec: dict[str, Any]) -> None:
@@ -118,7 +200,20 @@ def _bad_literal(spec: dict[str, Any]) -> None:
 
 
 def _unknown_field(spec: dict[str, Any]) -> None:
-    spec["root"]["dag"]["tasks"]["train"]["retries"] = 3
+    spec["root"]["dag"]["tasks"]["close-run"]["retries"] = 3
+
+
+def _number_of_gpus(spec: dict[str, Any]) -> None:
+    spec["root"]["inputDefinitions"]["parameters"]["train_gpus"]["parameterType"] = "NUMBER_INTEGER"
+
+
+def _moving_image(spec: dict[str, Any]) -> None:
+    spec["root"]["inputDefinitions"]["parameters"]["cluster_image"]["defaultValue"] = "iddpm:latest"
+
+
+def _hook_on_a_step(spec: dict[str, Any]) -> None:
+    task = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]["report"]
+    task["triggerPolicy"] = {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
 
 
 def _two_pages(spec: dict[str, Any]) -> None:
@@ -135,7 +230,10 @@ def _too_large(spec: dict[str, Any]) -> None:
     [
         (_no_default, "storage_root_uri has no default"),
         (_no_description, "storage_root_uri has no description"),
-        (_other_image, "exec-train runs in python:3.11"),
+        (_other_image, "exec-train runs python:3.11, not what the parameter cluster_image says"),
+        (_moving_image, "parameter cluster_image: 'iddpm:latest' can change"),
+        (_number_of_gpus, "exec-train asks for resources by parameter train_gpus, which must be text"),
+        (_hook_on_a_step, "report ignores failures of single steps"),
         (_pip, "exec-train installs packages"),
         (_no_memory, "exec-train has no resourceMemoryLimit"),
         (_no_retry, "train is not tried again"),
@@ -151,6 +249,13 @@ def test_a_pipeline_that_breaks_a_promise_is_not_written(
     documents = list(yaml.safe_load_all(texts["train"]))
     damage(documents[0])
     with pytest.raises(CompileError, match=said):
+        check(yaml.safe_dump_all(documents))
+
+
+def test_a_step_without_a_pull_policy_is_not_written(texts: dict[str, str]) -> None:
+    documents = list(yaml.safe_load_all(texts["train"]))
+    del documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]["imagePullPolicy"]
+    with pytest.raises(CompileError, match="exec-train has no imagePullPolicy"):
         check(yaml.safe_dump_all(documents))
 
 

@@ -8,6 +8,9 @@ from typing import TypeVar
 
 from training.ray_session import ray_session
 
+_GPU_SHARE = 0.75
+"""Of its GPU that a task holds: no two fit one, and the step that handed it out may hold the rest for work of its own."""
+
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
@@ -24,7 +27,7 @@ def spread(
         jobs: Picklable pieces of work.
         num_workers: 1 runs in this process; more use the Ray cluster that this process has joined, the one that
             `RAY_ADDRESS` names, or a local one that ends with the work.
-        num_gpus_per_worker: GPUs that each of the Ray tasks holds; this process uses what it sees.
+        num_gpus_per_worker: 1 gives each of the Ray tasks a GPU of its own; this process uses what it sees.
 
     Raises:
         Exception: What the function raised, as it raised it; the other jobs are cancelled.
@@ -40,7 +43,7 @@ def spread(
 def _on_ray(function: Callable[[_Job], _Result], jobs: Sequence[_Job], num_workers: int, num_gpus_per_worker: int) -> Iterator[_Result]:
     import ray
 
-    remote = ray.remote(function).options(num_cpus=1, num_gpus=num_gpus_per_worker, max_retries=3)
+    remote = ray.remote(function).options(num_cpus=1, num_gpus=num_gpus_per_worker * _GPU_SHARE, max_retries=3)
     waiting = iter(jobs)
     # The range comes first: zip stops there, where the jobs' iterator would have given one away already.
     running = [remote.remote(job) for _, job in zip(range(num_workers), waiting, strict=False)]

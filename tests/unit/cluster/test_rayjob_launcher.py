@@ -12,9 +12,10 @@ import pytest
 from fake_kubernetes import FakeKubernetes
 
 from components import rayjob_driver
-from components.ray_modes import train_in_mode
+from components.ray_modes import run_in_mode
 from components.rayjob import Pace, RayJobError
-from components.rayjob_launcher import ARGUMENTS, RayJobOptions, rayjob_for, train_on_rayjob
+from components.rayjob_launcher import CALL, run_on_rayjob
+from components.rayjob_options import RayJobOptions, rayjob_for
 from components.rayjob_spec import RayJobSpecError, rayjob_name
 from training import storage
 from training.config import ConfigError, Resources
@@ -23,6 +24,7 @@ from training.data.sources import digits
 
 _PACE = Pace(poll_seconds=0.02, teardown_seconds=1)
 _GOOD = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+_GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 _WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "train-x", "uid": "workflow-1", "controller": True}
 
 
@@ -36,7 +38,15 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKub
             "launcher",
             {"pipeline/runid": "r"},
             metadata={"ownerReferences": [_WORKFLOW]},
-            spec={"containers": [{"name": "wait", "image": "argoexec"}, {"name": "main", "image": "iddpm@sha256:abc"}]},
+            spec={
+                "containers": [
+                    {"name": "wait", "image": "argoexec"},
+                    {"name": "main", "image": "iddpm@sha256:abc", "imagePullPolicy": "Always"},
+                ],
+                "nodeSelector": {"pool": "gpu"},
+                "tolerations": [_GPU_TAINT, {"key": "node.kubernetes.io/not-ready", "operator": "Exists"}],
+                "imagePullSecrets": [{"name": "registry"}],
+            },
         )
         fake.script = [{"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, _GOOD]
         yield fake
@@ -72,43 +82,109 @@ def _training_ends_well(cluster: FakeKubernetes) -> None:
 
 def test_a_run_is_trained_on_the_cluster_and_its_result_read_from_storage(cluster, arguments, capsys):
     _training_ends_well(cluster)
-    run_uri = train_on_rayjob(arguments, RayJobOptions(), pace=_PACE)
+    run_uri = run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE)
     manifest = cluster.created[0]
     assert manifest["metadata"]["name"] == rayjob_name(Path(run_uri).name)
     assert manifest["metadata"]["ownerReferences"] == [{**_WORKFLOW, "controller": False, "blockOwnerDeletion": False}]
     head = manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert head["image"] == "iddpm@sha256:abc"
     assert manifest["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
-    assert storage.read_json(storage.join(run_uri, ARGUMENTS)) == arguments
-    assert manifest["spec"]["entrypoint"].endswith(f"components.rayjob_driver {run_uri}/{ARGUMENTS}")
+    assert storage.read_json(storage.join(run_uri, CALL)) == {"step": "train", "arguments": arguments, "answer_uri": ""}
+    assert manifest["spec"]["entrypoint"].endswith(f"components.rayjob_driver {run_uri}/{CALL}")
     assert "trained to step 10" in capsys.readouterr().out
 
 
 def test_a_run_that_is_done_asks_nothing_of_the_cluster(cluster, arguments):
     _training_ends_well(cluster)
-    first = train_on_rayjob(arguments, RayJobOptions(), pace=_PACE)
+    first = run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE)
     asked = len(cluster.requests)
-    assert train_on_rayjob(arguments, RayJobOptions(), pace=_PACE) == first
+    assert run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE) == first
     assert len(cluster.requests) == asked
 
 
 def test_a_job_that_succeeds_without_a_result_is_no_success(cluster, arguments):
     with pytest.raises(RayJobError, match=r"result\.json is not there"):
-        train_on_rayjob(arguments, RayJobOptions(), pace=_PACE)
+        run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE)
 
 
 def test_the_mlflow_run_that_kfp_made_reaches_the_driver_and_no_worker(cluster, arguments, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "kfp-run")
     _training_ends_well(cluster)
-    train_on_rayjob(arguments, RayJobOptions(), pace=_PACE)
+    run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE)
     ray = cluster.created[0]["spec"]["rayClusterSpec"]
     mine = {"name": "MLFLOW_RUN_ID", "value": "kfp-run"}
     assert mine in ray["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
     assert mine not in ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
 
 
+def test_the_nodes_and_the_pulling_that_kfp_gave_the_step_are_those_of_the_workers(cluster, arguments):
+    _training_ends_well(cluster)
+    run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE)
+    ray = cluster.created[0]["spec"]["rayClusterSpec"]
+    worker, head = (group["template"]["spec"] for group in (ray["workerGroupSpecs"][0], ray["headGroupSpec"]))
+    assert (worker["nodeSelector"], worker["tolerations"]) == ({"pool": "gpu"}, [_GPU_TAINT])
+    assert "nodeSelector" not in head
+    for pod in (worker, head):
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert pod["containers"][0]["imagePullPolicy"] == "Always"
+
+
+def test_options_outrank_what_the_step_was_given(cluster, arguments):
+    _training_ends_well(cluster)
+    options = RayJobOptions(node_selector={"pool": "other"}, tolerations=[{"operator": "Exists"}], image="mine:1")
+    run_on_rayjob("train", arguments, options, pace=_PACE)
+    worker = cluster.created[0]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert (worker["nodeSelector"], worker["tolerations"]) == ({"pool": "other"}, [{"operator": "Exists"}])
+    assert worker["containers"][0]["image"] == "mine:1"
+
+
+def _evaluation(tmp_path: Path) -> dict[str, Any]:
+    resources = {"num_workers": 4, "num_gpus_per_worker": 1}
+    return {"run_uri": str(tmp_path / "run"), "data_uri": "d", "reference_uri": "r", "resources": resources}
+
+
+def _answered(cluster: FakeKubernetes, answer: str) -> None:
+    """Writes what the driver would have written, where its call says."""
+
+    def write_answer(rayjob: dict[str, Any]) -> None:
+        if rayjob.get("status") == _GOOD:
+            call = storage.read_json(rayjob["spec"]["entrypoint"].split()[-1])
+            storage.write_json(call["answer_uri"], {"returned": answer})
+
+    cluster.on_look = write_answer
+
+
+def test_an_evaluation_has_a_cluster_of_its_own_and_its_answer_comes_back(cluster, tmp_path):
+    _answered(cluster, "s3://somewhere/final.json")
+    options = RayJobOptions(worker_cpu="5", workers_per_pod=4)
+    assert run_on_rayjob("evaluate", _evaluation(tmp_path), options, pace=_PACE) == "s3://somewhere/final.json"
+    (manifest,) = cluster.created
+    assert manifest["metadata"]["name"].startswith("iddpm-evaluate-")
+    worker = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert worker["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    call = storage.read_json(manifest["spec"]["entrypoint"].split()[-1])
+    assert (call["step"], call["arguments"]) == ("evaluate", _evaluation(tmp_path))
+
+
+def test_a_launcher_that_is_tried_again_finds_its_evaluation_and_another_run_of_the_pipeline_does_not(cluster, tmp_path):
+    _answered(cluster, "first")
+    arguments, options = _evaluation(tmp_path), RayJobOptions()
+    run_on_rayjob("evaluate", arguments, options, pace=_PACE)
+    assert run_on_rayjob("evaluate", arguments, options, pace=_PACE) == "first"
+    assert len(cluster.created) == 1
+    cluster.pods["launcher"]["metadata"]["ownerReferences"] = [{**_WORKFLOW, "uid": "workflow-2"}]
+    _answered(cluster, "second")
+    assert run_on_rayjob("evaluate", arguments, options, pace=_PACE) == "second"
+    assert len(cluster.created) == 2
+
+
+def test_a_step_that_answers_nothing_is_no_success(cluster, tmp_path):
+    with pytest.raises(RayJobError, match=r"rayjob-answer\.json is not there"):
+        run_on_rayjob("evaluate", _evaluation(tmp_path), RayJobOptions(), pace=_PACE)
+
+
 def _job_for(resources: Resources, **options: Any) -> Any:
-    return rayjob_for("k-0", "s3://b/runs/k-0", resources, RayJobOptions(image="i:1", **options), launcher=None, namespace="runs")
+    return rayjob_for("k-0", "s3://b/k-0", "s3://b/call", resources, RayJobOptions(image="i:1", **options), launcher=None, namespace="runs")
 
 
 def test_workers_are_packed_into_pods_with_their_gpus():
@@ -120,8 +196,8 @@ def test_workers_are_packed_into_pods_with_their_gpus():
     ("options", "words"),
     [
         ({"workers_per_pod": 3}, "must divide"),
-        ({"worker_cpu": "1"}, "scored beside training"),
-        ({"worker_cpu": "1900m"}, "scored beside training"),
+        ({"worker_cpu": "1"}, "goes on beside them"),
+        ({"worker_cpu": "1900m"}, "goes on beside them"),
         ({"worker_memory": "16GB"}, "quantity"),
     ],
 )
@@ -132,23 +208,12 @@ def test_options_that_do_not_go_together_are_refused_with_the_reason(options, wo
 
 def test_outside_a_pod_the_image_must_be_named():
     with pytest.raises(RayJobSpecError, match="image"):
-        rayjob_for("k-0", "s3://b/runs/k-0", Resources(), RayJobOptions(), launcher=None, namespace="runs")
+        rayjob_for("k-0", "s3://b/k-0", "s3://b/call", Resources(), RayJobOptions(), launcher=None, namespace="runs")
 
 
-def test_the_driver_trains_the_arguments_it_is_pointed_at(tmp_path, capsys):
-    path = str(tmp_path / "arguments.json")
-    storage.write_json(
-        path,
-        {
-            "experiment_preset": "no-such-preset",
-            "experiment_overrides": [],
-            "data_uri": "x",
-            "reference_uri": "",
-            "storage_root_uri": "x",
-            "tracking_experiment": "x",
-            "resources": {},
-        },
-    )
+def test_the_driver_does_the_call_that_it_is_pointed_at(tmp_path, arguments, capsys):
+    path = str(tmp_path / "call.json")
+    storage.write_json(path, {"step": "train", "arguments": {**arguments, "experiment_preset": "no-such-preset"}, "answer_uri": ""})
     assert rayjob_driver.main([path]) == 1
     assert "no-such-preset" in capsys.readouterr().out
 
@@ -164,24 +229,50 @@ def test_the_driver_without_arguments_says_how_it_is_called(capsys):
         ({"ray_mode": "cluster"}, "local, rayjob, address"),
         ({"ray_mode": "address"}, "ray_address"),
         ({"ray_mode": "local", "ray_address": "10.0.0.1:6379"}, "ray_address"),
-        ({"ray_mode": "local", "rayjob_options": '{"worker_cpu": "4"}'}, "ray_mode=rayjob"),
-        ({"ray_mode": "rayjob", "rayjob_options": "{"}, "not JSON"),
-        ({"ray_mode": "rayjob", "rayjob_options": "[]"}, "JSON object"),
+        ({"ray_mode": "local", "rayjob_options": {"worker_cpu": "4"}}, "ray_mode=rayjob"),
     ],
 )
 def test_a_mode_that_does_not_fit_its_arguments_is_refused(mode, words):
     with pytest.raises(ConfigError, match=words):
-        train_in_mode({}, **mode)
+        run_in_mode("train", {}, **mode)
 
 
 def test_an_unknown_option_is_named_beside_the_known_ones():
     with pytest.raises(RayJobSpecError, match=r"worker_cpus.*worker_cpu,"):
-        train_in_mode({}, ray_mode="rayjob", rayjob_options='{"worker_cpus": "4"}')
+        run_in_mode("train", {}, ray_mode="rayjob", rayjob_options={"worker_cpus": "4"})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"workers_per_pod": "eight"}, "workers_per_pod must be a whole number, got 'eight'"),
+        ({"workers_per_pod": 1.5}, "workers_per_pod must be a whole number"),
+        ({"worker_cpu": ["4"]}, "worker_cpu must be text"),
+        ({"node_selector": "gpu"}, "node_selector must be an object"),
+        ({"tolerations": {"operator": "Exists"}}, "tolerations must be a list"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_refused(options, words):
+    with pytest.raises(RayJobSpecError, match=words):
+        RayJobOptions.from_dict(options)
+
+
+def test_numbers_are_taken_as_a_form_gives_them():
+    options = RayJobOptions.from_dict({"workers_per_pod": 8.0, "worker_cpu": 9})
+    assert (options.workers_per_pod, options.worker_cpu) == (8, "9")
+
+
+def test_the_queue_of_the_pipeline_holds_where_the_options_name_none(cluster, arguments):
+    _training_ends_well(cluster)
+    cluster.script = [_GOOD]
+    run_in_mode("train", arguments, ray_mode="rayjob", ray_queue="training")
+    assert cluster.created[0]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    assert cluster.created[0]["spec"]["suspend"] is True
 
 
 def test_the_mode_rayjob_reaches_the_cluster(cluster, arguments):
     _training_ends_well(cluster)
     # A pause of five seconds would follow the first look: the job is done by then.
     cluster.script = [_GOOD]
-    run_uri = train_in_mode(arguments, ray_mode="rayjob", rayjob_options='{"worker_memory": "4Gi"}')
+    run_uri = run_in_mode("train", arguments, ray_mode="rayjob", rayjob_options={"worker_memory": "4Gi"})
     assert storage.exists(storage.join(run_uri, "result.json"))

@@ -1,0 +1,38 @@
+"""The end of a training, however it came."""
+
+from typing import List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def close_run(
+    status: dsl.PipelineTaskFinalStatus,
+    pipeline_run_id: str,
+    experiment_preset: str,
+    experiment_overrides: List[str],  # noqa: UP006
+    data_uri: str,
+    storage_root_uri: str,
+    tracking_experiment: str,
+) -> str:
+    """Closes the run in MLflow, where the training could not do it.
+
+    Args:
+        status: How the steps ended.
+        pipeline_run_id: Of this run of the pipeline.
+        experiment_preset: Name of the experiment.
+        experiment_overrides: Its overrides.
+        data_uri: The data set; empty is its default place.
+        storage_root_uri: Where everything is kept.
+        tracking_experiment: MLflow experiment.
+
+    Returns:
+        URI of the run's directory.
+    """
+    from components.closing import finish_training
+
+    return finish_training(
+        status.state, pipeline_run_id, experiment_preset, experiment_overrides, data_uri, storage_root_uri, tracking_experiment
+    )

@@ -1,0 +1,141 @@
+"""What a cluster would refuse of a compiled pipeline, or run differently than meant, and what this project promises of one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from components.image import ImageError, image_from
+
+MAX_BYTES = 256 * 1024
+"""Above this a pipeline's Argo workflow comes near the 1 MiB that Kubernetes stores of an object."""
+IMAGE_PARAMETER = "cluster_image"
+"""The parameter of every pipeline that says what its steps run."""
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['(?:pipelinechannel--)?(?P<name>[^']+)'\]\}\}")
+_RESOURCES = ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit")
+_WHATEVER_HAPPENS = "ALL_UPSTREAM_TASKS_COMPLETED"
+
+
+class CompileError(ValueError):
+    """A pipeline that a cluster would refuse, or run differently than meant; the message lists every reason."""
+
+
+def check(text: str) -> None:
+    """Checks a pipeline's YAML.
+
+    Raises:
+        CompileError: Lists every violation.
+    """
+    documents = list(yaml.safe_load_all(text))
+    problems = [*_parse_problems(documents), *_size_problems(text)]
+    if not problems:
+        spec, platform = documents
+        problems = [*_root_problems(spec), *_executor_problems(spec), *_pod_problems(spec, platform), *_task_problems(spec)]
+    if problems:
+        raise CompileError("; ".join(problems))
+
+
+def _parse_problems(documents: list[Any]) -> Iterator[str]:
+    from google.protobuf import json_format
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    if len(documents) != 2:
+        yield f"there are {len(documents)} documents, not the specification and what Kubernetes is told"
+    for document, message in zip(documents, (pipeline_spec_pb2.PipelineSpec(), pipeline_spec_pb2.PlatformSpec()), strict=False):
+        try:
+            json_format.ParseDict(document, message)
+        except json_format.ParseError as error:
+            yield f"the {type(message).__name__} does not parse: {error}"
+
+
+def _size_problems(text: str) -> Iterator[str]:
+    size = len(text.encode())
+    if size > MAX_BYTES:
+        yield f"the YAML has {size:,} bytes, more than {MAX_BYTES:,}; loop over a list instead of writing steps out"
+
+
+def _root_problems(spec: dict[str, Any]) -> Iterator[str]:
+    if spec.get("schemaVersion") != "2.1.0":
+        yield f"schemaVersion is {spec.get('schemaVersion')!r}, not '2.1.0'"
+    name = spec["pipelineInfo"]["name"]
+    if not _NAME.fullmatch(name):
+        yield f"the pipeline's name {name!r} is not lower-case letters, digits and dashes"
+    for parameter, definition in _parameters(spec).items():
+        if "defaultValue" not in definition:
+            yield f"parameter {parameter} has no default, so the UI would show it as missing"
+        if not definition.get("description"):
+            yield f"parameter {parameter} has no description"
+        literals = definition.get("literals")
+        if literals and definition.get("defaultValue") not in literals:
+            yield f"parameter {parameter}: its default {definition.get('defaultValue')!r} is not among {literals}"
+    try:
+        image_from(str(_parameters(spec).get(IMAGE_PARAMETER, {}).get("defaultValue", "")), variable=f"parameter {IMAGE_PARAMETER}")
+    except ImageError as error:
+        yield str(error)
+
+
+def _executor_problems(spec: dict[str, Any]) -> Iterator[str]:
+    for label, executor in spec["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        if _parameter_read(container["image"]) != IMAGE_PARAMETER:
+            yield f"{label} runs {container['image']}, not what the parameter {IMAGE_PARAMETER} says"
+        if "pip install" in " ".join(map(str, container.get("command", []))):
+            yield f"{label} installs packages when it runs"
+        resources = container.get("resources", {})
+        for name in _RESOURCES:
+            if name not in resources:
+                yield f"{label} has no {name}"
+        accelerator = resources.get("accelerator", {})
+        for value in (*(resources.get(name, "") for name in _RESOURCES), *map(str, accelerator.values())):
+            parameter = _parameter_read(value)
+            if parameter and _parameters(spec)[parameter]["parameterType"] != "STRING":
+                # Read in the source of KFP 2.17: what is not text is taken for empty, without a word.
+                yield f"{label} asks for resources by parameter {parameter}, which must be text (str)"
+
+
+def _pod_problems(spec: dict[str, Any], platform: dict[str, Any]) -> Iterator[str]:
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for label in spec["deploymentSpec"]["executors"]:
+        if not pods.get(label, {}).get("imagePullPolicy"):
+            yield f"{label} has no imagePullPolicy"
+
+
+def _task_problems(spec: dict[str, Any]) -> Iterator[str]:
+    components = spec["components"]
+    for dag in (component["dag"] for component in (spec["root"], *components.values()) if "dag" in component):
+        for name, task in dag["tasks"].items():
+            yield from _order_problems(name, task, components, dag)
+            component = components[task["componentRef"]["name"]]
+            if "executorLabel" not in component:
+                continue
+            if "retryPolicy" not in task:
+                yield f"{name} is not tried again when its pod is lost"
+            artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
+            pages = [key for key, value in artifacts.items() if value["artifactType"]["schemaTitle"] == "system.HTML"]
+            if len(pages) > 1:
+                yield f"{name} has {len(pages)} HTML artifacts; the UI shows one"
+
+
+def _order_problems(name: str, task: dict[str, Any], components: dict[str, Any], dag: dict[str, Any]) -> Iterator[str]:
+    """A step that runs whatever happens becomes a hook of each step that it waits for, and of no loop (READ in KFP 2.17)."""
+    if task.get("triggerPolicy", {}).get("strategy") != _WHATEVER_HAPPENS:
+        return
+    waited_for = [dag["tasks"][dependency] for dependency in task.get("dependentTasks", ())]
+    groups = [one for one in waited_for if "dag" in components[one["componentRef"]["name"]] and "parameterIterator" not in one]
+    if len(waited_for) != 1 or len(groups) != 1:
+        yield f"{name} ignores failures of single steps or of a loop, which KFP does not wait for; make it an exit task (dsl.ExitHandler)"
+
+
+def _parameters(spec: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    return found
+
+
+def _parameter_read(value: str) -> str:
+    match = _CHANNEL.fullmatch(value)
+    return match["name"] if match else ""
