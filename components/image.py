@@ -23,20 +23,21 @@ class ImageError(ValueError):
     """The image reference is malformed, or its tag can move."""
 
 
-def image_from(reference: str) -> str:
+def image_from(reference: str, *, variable: str = "IDDPM_IMAGE") -> str:
     """The reference, once it is known to be immutable.
 
     Args:
         reference: `name:tag` or `name@sha256:digest`, with or without a registry in front.
+        variable: Where the user said it, for the error.
 
     Raises:
         ImageError: The reference is malformed, has neither tag nor digest, or its tag is one that moves.
     """
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise ImageError(f"IDDPM_IMAGE: {reference!r} is not an image reference like name:tag or name@sha256:<64 hexadecimal digits>")
+        raise ImageError(f"{variable}: {reference!r} is not an image reference like name:tag or name@sha256:<64 hexadecimal digits>")
     if match["digest"] is None and (match["tag"] is None or match["tag"] in _MOVING_TAGS):
-        raise ImageError(f"IDDPM_IMAGE: {reference!r} can change under a cached step; name a digest or a tag that is never written twice")
+        raise ImageError(f"{variable}: {reference!r} can change under a cached step; name a digest or a tag that is never written twice")
     return reference
 
 
