@@ -1,0 +1,165 @@
+"""A compiled pipeline and the arguments of a run of it, checked here as the server would, before anything is sent."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from components.image import VERSION
+from pipelines.compile import PIPELINES, compiled
+
+PRESET, OVERRIDES = "experiment_preset", "experiment_overrides"
+_KINDS: dict[str, tuple[type, str]] = {
+    "BOOLEAN": (bool, "true or false"),
+    "NUMBER_INTEGER": (int, "a whole number"),
+    "NUMBER_DOUBLE": (float, "a number"),
+    "STRING": (str, "text"),
+    "LIST": (list, "a JSON list"),
+    "STRUCT": (dict, "a JSON object"),
+}
+
+
+class ArgumentsError(ValueError):
+    """An argument that the pipeline does not take; one line that names it and what there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPipeline:
+    """A pipeline as it is uploaded.
+
+    Attributes:
+        name: Ours, like "train".
+        text: The YAML.
+        spec: Its first document, the specification.
+        platform: Its second, what Kubernetes is told.
+    """
+
+    name: str
+    text: str
+    spec: Mapping[str, Any]
+    platform: Mapping[str, Any]
+
+    @property
+    def pipeline_name(self) -> str:
+        """KFP's, like "iddpm-train"."""
+        return str(self.spec["pipelineInfo"]["name"])
+
+    @property
+    def version_name(self) -> str:
+        """Named by the release and the YAML's digest, so that the same YAML is the same version."""
+        return f"{VERSION}-{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
+
+    @property
+    def parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name -> type, default and literals, as the specification says them."""
+        found: Mapping[str, Mapping[str, Any]] = self.spec["root"].get("inputDefinitions", {}).get("parameters", {})
+        return found
+
+    @property
+    def task_names(self) -> frozenset[str]:
+        """The steps, also those in loops; not the loops themselves."""
+        components = self.spec["components"]
+        graphs = [part["dag"] for part in (self.spec["root"], *components.values()) if "dag" in part]
+        tasks = [(name, task) for graph in graphs for name, task in graph["tasks"].items()]
+        return frozenset(name for name, task in tasks if "executorLabel" in components[task["componentRef"]["name"]])
+
+
+def compiled_pipeline(name: str) -> CompiledPipeline:
+    """The pipeline of that name, compiled.
+
+    Raises:
+        ArgumentsError: There is none.
+        CompileError: A cluster would refuse it.
+    """
+    if name not in PIPELINES:
+        raise ArgumentsError(f"there is no pipeline {name!r}{close_to(name, PIPELINES)}; the pipelines are {', '.join(PIPELINES)}")
+    text = compiled(name)
+    documents = list(yaml.safe_load_all(text))
+    return CompiledPipeline(name, text, documents[0], documents[1] if len(documents) > 1 else {})
+
+
+def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
+    """What a run is given, each of its parameter's type; what is not said is left to the pipeline's defaults.
+
+    Args:
+        pipeline: The pipeline.
+        preset: The experiment; empty leaves the default.
+        overrides: Of the experiment, like "optim.num_steps=500".
+        words: "name=value" of the pipeline's parameters.
+
+    Raises:
+        ArgumentsError: An argument is unknown, given twice, or not of its type.
+        ConfigError: The experiment is unknown, or an override does not fit it.
+    """
+    arguments: dict[str, Any] = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator:
+            raise ArgumentsError(f"--param {word}: it reads name=value")
+        if name not in pipeline.parameters:
+            near = close_to(name, pipeline.parameters) or f"; it has {', '.join(sorted(pipeline.parameters))}"
+            raise ArgumentsError(f"--param {word}: pipeline {pipeline.name} has no parameter {name!r}{near}")
+        if name in arguments:
+            raise ArgumentsError(f"--param {name} is given twice")
+        arguments[name] = _value(name, value, pipeline.parameters[name])
+    for name, option, given in ((PRESET, "--preset", preset), (OVERRIDES, "--set", list(overrides))):
+        if not given:
+            continue
+        if name not in pipeline.parameters:
+            raise ArgumentsError(f"pipeline {pipeline.name} trains no experiment, so it takes no --preset and no --set")
+        if name in arguments:
+            raise ArgumentsError(f"{option} and --param {name} say the same thing; give one")
+        arguments[name] = given
+    _require_experiment(pipeline, arguments)
+    for name, given in arguments.items():
+        _require_literal(name, given, pipeline.parameters[name])
+    return arguments
+
+
+def close_to(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?", or nothing where nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _require_experiment(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
+    if not {PRESET, OVERRIDES} & arguments.keys():
+        return
+    from training import presets
+
+    defaults = {name: pipeline.parameters[name].get("defaultValue") for name in (PRESET, OVERRIDES)}
+    chosen = {**defaults, **arguments}
+    if not all(isinstance(override, str) for override in chosen[OVERRIDES]):
+        raise ArgumentsError(f'--param {OVERRIDES} is a JSON list of words like ["optim.num_steps=500"]')
+    presets.preset(chosen[PRESET], chosen[OVERRIDES])
+
+
+def _value(name: str, text: str, definition: Mapping[str, Any]) -> Any:
+    kind = definition["parameterType"]
+    wanted, words = _KINDS.get(kind, (str, "text"))
+    if wanted is str:
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
+        raise ArgumentsError(f"--param {name}={text}: {name} is {words}")
+    return value
+
+
+def _require_literal(name: str, value: Any, definition: Mapping[str, Any]) -> None:
+    literals = definition.get("literals")
+    if literals and value not in literals:
+        raise ArgumentsError(
+            f"{name}: {value!r} is not offered{close_to(str(value), map(str, literals))}; there are {', '.join(map(str, literals))}"
+        )
