@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -219,9 +219,8 @@ def likelihood_parts(
     """
     if timesteps is not None and form != "spaced":
         raise LikelihoodError(f"only the 'spaced' form takes timesteps; this one is {form!r}")
-    fewest = 2 if form == "stratified" else 1
-    if form != "full" and timesteps is None and not fewest <= num_steps <= diffusion.num_timesteps:
-        raise LikelihoodError(f"a {form} likelihood takes {fewest} to {diffusion.num_timesteps} steps, got {num_steps}")
+    if timesteps is None:
+        require_form(form, num_steps, diffusion.num_timesteps)
     if form == "spaced" and timesteps is None:
         timesteps = likelihood_spacing(diffusion.num_timesteps, num_steps)
     process = make_process(diffusion, timesteps if form == "spaced" else None)
@@ -236,6 +235,19 @@ def likelihood_parts(
         if batch[1].dtype != torch.uint8:
             raise LikelihoodError(f"bits/dim is defined on stored uint8 images; the batch's are {batch[1].dtype}")
         yield _in_halves(part, batch)
+
+
+def require_form(form: str, num_steps: int, num_timesteps: int) -> None:
+    """Refuses a form that there is not, or a number of steps that it can't have.
+
+    Raises:
+        LikelihoodError: One of them.
+    """
+    if form not in get_args(LikelihoodForm):
+        raise LikelihoodError(f"there is no form {form!r} of the likelihood; take {', '.join(get_args(LikelihoodForm))}")
+    fewest = 2 if form == "stratified" else 1
+    if form != "full" and not fewest <= num_steps <= num_timesteps:
+        raise LikelihoodError(f"a {form} likelihood takes {fewest} to {num_timesteps} steps, got {num_steps}")
 
 
 def _in_halves(part: Callable[[ImageBatch], Likelihood], batch: ImageBatch) -> Likelihood:

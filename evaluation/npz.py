@@ -42,10 +42,10 @@ def opened(uri: str) -> Iterator[Any]:
         StorageError: It can't be read.
     """
     with storage.open_local(uri) as path:
+        if not zipfile.is_zipfile(path):
+            raise NpzError(f"{uri} is not an npz file, or it is cut short")
         try:
             with np.load(path, allow_pickle=False) as file:
-                if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise NpzError(f"{uri} is a single array, not an npz file")
                 yield file
         except NpzError:
             raise

@@ -11,11 +11,12 @@ from typing import Any, Literal
 from evaluation.devices import arithmetic, batch_size_for, choose_device
 from evaluation.features import FeatureExtractor, load_extractor
 from evaluation.generate import QUANTIZATION, GenerationError, Labels
+from evaluation.likelihood import LikelihoodError, require_form
 from evaluation.metrics import Metric, parse_metrics, require_extractor
 from evaluation.models import ModelSpec
 from evaluation.protocol import as_plain, derived_seed, describe_sampling, versions
 from evaluation.reference import Provenance, ProvenanceError, ReferenceStatistics, load_reference
-from evaluation.sample_set import SamplePlan
+from evaluation.sample_set import SamplePlan, chunk_size_for
 from evaluation.scoring import EVALUATIONS, SAMPLES, checkpoint_digest, run_uri_of
 from evaluation.split_likelihood import LikelihoodPlan
 from training import storage
@@ -31,8 +32,8 @@ class EvaluationOptions:
         num_samples: Images drawn; None takes the experiment's.
         sampling: Sampler; None takes the experiment's.
         labels: Labels of the samples; see `evaluation.generate.labels_for`.
-        low_res_uri: For an upsampler: the first stage's images (`evaluation.sample_set`), as many and in the same chunks.
-            Empty gives it real training images, downsampled.
+        low_res_uri: For an upsampler: the first stage's images (`evaluation.sample_set`), at least as many. Empty
+            gives it real training images, downsampled.
         metrics: Further measures; see `evaluation.metrics`. None takes those that cost nothing more: agreement with the
             labels, where the extractor knows them.
         likelihood: Whether bits/dim is taken.
@@ -126,7 +127,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         labels=options.labels,
         class_counts=provenance.class_counts,
         batch_size=batch_size,
-        chunk_size=_chunk_size(num_samples, batch_size),
+        chunk_size=chunk_size_for(num_samples, batch_size),
         precision=options.precision,
         low_res_uri=options.low_res_uri,
         low_res_data_uri=storage.join(data_uri, "train") if upsampler and not options.low_res_uri else "",
@@ -165,11 +166,6 @@ def _default_metrics(experiment: Experiment, extractor: FeatureExtractor) -> tup
     return ("label_agreement",) if knows_labels else ()
 
 
-def _chunk_size(num_images: int, batch_size: int) -> int:
-    """About twenty chunks: enough to spread and to show progress, few enough files."""
-    return batch_size * max(1, -(-num_images // (20 * batch_size)))
-
-
 def _digests(spec: ModelSpec) -> list[str]:
     uris = [spec.checkpoint_uri, *([spec.ends_checkpoint_uri] if spec.ends_checkpoint_uri else [])]
     return [checkpoint_digest(uri) for uri in uris]
@@ -179,6 +175,10 @@ def _likelihood_plan(
     spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int, batch_size: int
 ) -> LikelihoodPlan:
     evaluation = experiment.evaluation
+    form, num_steps = options.likelihood_form or evaluation.likelihood_form, options.likelihood_steps or evaluation.likelihood_steps
+    require_form(form, num_steps, experiment.diffusion.num_timesteps)
+    if options.likelihood_split not in (None, "train", "test"):
+        raise LikelihoodError(f"there is no split {options.likelihood_split!r}; take train or test")
     dataset_uri = storage.join(data_uri, options.likelihood_split or evaluation.likelihood_split)
     available = read_manifest(dataset_uri).num_images
     wanted = options.likelihood_num_images or evaluation.likelihood_num_images or available
@@ -186,11 +186,11 @@ def _likelihood_plan(
         model=spec,
         dataset_uri=dataset_uri,
         num_images=min(wanted, available),
-        form=options.likelihood_form or evaluation.likelihood_form,
-        num_steps=options.likelihood_steps or evaluation.likelihood_steps,
+        form=form,
+        num_steps=num_steps,
         seed=seed,
         batch_size=batch_size,
-        chunk_size=_chunk_size(min(wanted, available), batch_size),
+        chunk_size=chunk_size_for(min(wanted, available), batch_size),
     )
 
 

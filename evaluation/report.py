@@ -26,6 +26,7 @@ REPORT = "report.html"
 
 _METRIC_WORDS = {
     "kid": "KID",
+    "kernel_distance": "Kernel distance",
     "inception_score": "Inception score",
     "precision": "Precision",
     "recall": "Recall",
@@ -58,7 +59,7 @@ def write_report(
         result_name: Which evaluation.
 
     Returns:
-        The page's address, `<run>/evaluations/report.html`.
+        The page's address: `<run>/evaluations/report.html`, or named as the evaluation if that is not the final one.
 
     Raises:
         ObjectNotFoundError: The run has no such evaluation.
@@ -74,9 +75,14 @@ def write_report(
         grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri else None,
         links=links,
     )
-    uri = storage.join(directory, REPORT)
+    uri = report_uri(run_uri, result_name)
     storage.write_bytes(uri, html.encode())
     return uri
+
+
+def report_uri(run_uri: str, result_name: str = "final") -> str:
+    """Where the page about an evaluation is kept."""
+    return storage.join(run_uri, EVALUATIONS, REPORT if result_name == "final" else f"{result_name}.html")
 
 
 def render_report(
@@ -202,7 +208,7 @@ def _card_rows(result: EvaluationResult) -> list[tuple[str, str]]:
         ("Labels", f"{distance['labels']}" if distance["labels"] else "none, the model is unconditional"),
         *([("Enlarged", distance["low_res"])] if distance.get("low_res") else []),
         ("Seed", f"{distance['seed']} (purpose: {distance['purpose']})"),
-        ("Precision", distance["precision"]),
+        ("Precision", distance.get("arithmetic", distance["precision"])),
         (
             "Reference",
             f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}, "

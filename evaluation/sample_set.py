@@ -45,7 +45,7 @@ class SamplePlan:
         batch_size: Images at a time.
         chunk_size: Images of one file, a multiple of the batch size; what an interruption costs at most.
         precision: Of the network.
-        low_res_uri: For an upsampler: the set of images to enlarge, with as many images in chunks of the same size.
+        low_res_uri: For an upsampler: the set of images to enlarge, at least as many.
         low_res_data_uri: Or a data set (one split) whose images, downsampled, it is to enlarge again.
     """
 
@@ -107,6 +107,7 @@ def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu
     if len(missing) < plan.num_chunks:
         say(f"{plan.num_chunks - len(missing)} of {plan.num_chunks} chunks of images are there already")
     _loaded.cache_clear()  # the checkpoint may have been written anew since
+    _kept_chunk.cache_clear()
     started = shown = time.monotonic()
     done = 0
     jobs = [_Chunk(plan, uri, number, device) for number in missing]
@@ -135,6 +136,11 @@ def read(uri: str) -> Iterator[Generated]:
         if len(images) != min(chunk_size, num_images - first):
             raise GenerationError(f"{chunk_uri(uri, number)} holds {len(images)} images; delete it and draw again")
         yield torch.arange(first, first + len(images)), images, labels
+
+
+def chunk_size_for(num_images: int, batch_size: int) -> int:
+    """About twenty chunks of whole batches: enough to spread and to show progress, few enough files."""
+    return batch_size * max(1, -(-num_images // (20 * batch_size)))
 
 
 def chunk_uri(uri: str, number: int) -> str:
@@ -168,28 +174,54 @@ def _draw_chunk(chunk: _Chunk) -> int:
             class_counts=plan.class_counts,
             batch_size=plan.batch_size,
             precision=plan.precision,
-            low_res=_low_res(plan, chunk.number, model),
+            low_res=_low_res(plan, model),
         )
     )
     npz.write_images(chunk_uri(chunk.uri, chunk.number), images, labels)
     return len(images)
 
 
-def _low_res(plan: SamplePlan, number: int, model: TrainedModel) -> LowRes | None:
+def _low_res(plan: SamplePlan, model: TrainedModel) -> LowRes | None:
     size = model.experiment.model.low_res_size
     if plan.low_res_data_uri and size is not None:
         return RealLowRes(plan.low_res_data_uri, size)
     if not plan.low_res_uri:
         return None
-    images, labels = _read_chunk(plan.low_res_uri, number)
-    if images.shape[-1] != size:
-        raise GenerationError(f"{plan.low_res_uri} holds images of {images.shape[-1]} pixels; {model.description} enlarges {size}")
+    return _FirstStage(plan, size, model.description)
 
-    def below(indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        rows = indices - number * plan.chunk_size
-        return images[rows], None if labels is None else labels[rows]
 
-    return below
+class _FirstStage:
+    """Image i of the first stage's set and its label, whatever chunks either stage has."""
+
+    def __init__(self, plan: SamplePlan, size: int | None, description: str) -> None:
+        self._uri = plan.low_res_uri
+        try:
+            small = storage.read_json(storage.join(self._uri, PLAN))
+        except storage.ObjectNotFoundError as error:
+            raise GenerationError(f"{self._uri} holds no set of images ({PLAN} is missing); draw the first stage's into it") from error
+        self._chunk_size = int(small["chunk_size"])
+        if int(small["num_images"]) < plan.num_images:
+            raise GenerationError(f"{self._uri} holds {small['num_images']:,} images; {plan.num_images:,} are to be enlarged")
+        found = self._chunk(0)[0].shape[-1]
+        if found != size:
+            raise GenerationError(f"{self._uri} holds images of {found} pixels; {description} enlarges {size}")
+
+    def __call__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        images, labels = [], []
+        for number in torch.unique(indices // self._chunk_size).tolist():
+            chunk_images, chunk_labels = self._chunk(number)
+            rows = indices[indices // self._chunk_size == number] - number * self._chunk_size
+            images.append(chunk_images[rows])
+            labels += [] if chunk_labels is None else [chunk_labels[rows]]
+        return torch.cat(images), torch.cat(labels) if labels else None
+
+    def _chunk(self, number: int) -> tuple[Tensor, Tensor | None]:
+        return _kept_chunk(self._uri, number)
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_chunk(uri: str, number: int) -> tuple[Tensor, Tensor | None]:
+    return _read_chunk(uri, number)
 
 
 @functools.lru_cache(maxsize=1)

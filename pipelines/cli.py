@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from pipelines.commands import data, models, runs, services
+from pipelines.commands import data, models, runs, scoring, services, studies
 
 app = typer.Typer(
     name="iddpm",
@@ -21,6 +21,8 @@ app = typer.Typer(
 services.register(app)
 runs.register(app)
 models.register(app)
+scoring.register(app)
+studies.register(app)
 data.register(app)
 
 

@@ -1,10 +1,9 @@
-"""presets, show, cost; sample, evaluate; import-, export-checkpoint, rebuild-average: experiments, and what was made of them."""
+"""presets, show, cost; import-, export-checkpoint, rebuild-average: experiments, and what was made of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -23,8 +22,6 @@ def register(app: typer.Typer) -> None:
         "presets": presets,
         "show": show,
         "cost": cost,
-        "sample": sample,
-        "evaluate": evaluate,
         "import-checkpoint": import_checkpoint,
         "export-checkpoint": export_checkpoint,
         "rebuild-average": rebuild_average,
@@ -96,65 +93,6 @@ def cost(
 
 def _memory(value: Any, format_bytes: Any) -> str:
     return format_bytes(value) if isinstance(value, (int, float)) and value > 1e5 else str(value)
-
-
-def sample(
-    checkpoint: str = typer.Argument(..., help="Checkpoint's directory, s3:// or a path."),
-    out: Path = typer.Argument(Path("samples.png"), help="PNG to write."),
-    num_images: int = typer.Option(100, help="How many."),
-    seed: int = typer.Option(0, help="Of all noise; another seed, other images."),
-    steps: str = typer.Option("", help="Spacing, like 250 or ddim50; empty takes the experiment's."),
-    method: str = typer.Option("", help="ancestral, ddim or dpm_solver_pp; empty takes the experiment's."),
-    labels: str = typer.Option("", help="Labels like 0,1,2, repeated in turn; empty takes every class alike."),
-    weights: str = _WEIGHTS,
-) -> None:
-    """Draw images from a checkpoint as one PNG grid."""
-    connect()
-    from evaluation import grids
-    from evaluation.generate import concatenated, generate
-    from evaluation.models import load_model
-
-    if num_images < 1:
-        raise ValueError(f"--num-images must be at least 1, got {num_images}")
-    model = load_model(checkpoint, weights or None)
-    words = {"spacing": steps, "method": method}
-    if method == "ddim" and not steps and model.experiment.evaluation.sampling.spacing.isdigit():
-        words["spacing"] = f"ddim{model.experiment.evaluation.sampling.spacing}"
-    changes = [f"evaluation.sampling.{key}={json.dumps(word)}" for key, word in words.items() if word]
-    sampling = model.experiment.override(changes).evaluation.sampling
-    chosen: Any = [int(label) for label in labels.split(",")] if labels else "balanced"
-    drawn = concatenated(generate(model, num_images=num_images, seed=seed, sampling=sampling, labels=chosen))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(grids.to_png(grids.sample_grid(drawn[0])))
-    print(f"{out}: {num_images:,} images of {model.description}")
-
-
-def evaluate(
-    checkpoint: str = typer.Argument(..., help="Checkpoint's directory inside its run's."),
-    data: str = typer.Argument(..., help="The data set's directory."),
-    reference: str = typer.Option("", help="Reference statistics; empty computes them beside the data set."),
-    num_samples: int = typer.Option(0, help="Images drawn; 0 takes the experiment's."),
-    likelihood: bool = typer.Option(True, help="Whether to take bits/dim."),
-    name: str = typer.Option("manual", help="Name of the result in the run's directory."),
-    num_workers: int = typer.Option(1, help="Processes."),
-    weights: str = _WEIGHTS,
-    as_json: bool = _JSON,
-) -> None:
-    """Score a checkpoint by its experiment's protocol."""
-    connect()
-    from components.evaluation_run import reference_for
-    from evaluation.run import EvaluationOptions
-    from evaluation.run import evaluate as run_evaluation
-    from training.checkpoint import load_experiment
-
-    reference_uri = reference or reference_for(load_experiment(checkpoint), data, data)
-    options = EvaluationOptions(num_samples=num_samples or None, likelihood=likelihood, result_name=name, num_workers=num_workers)
-    result = run_evaluation(checkpoint, data, reference_uri, weights=weights or None, options=options)
-    if as_json:
-        print(json.dumps(result.to_dict(), indent=2))
-        return
-    for key, value in result.flat_metrics().items():
-        print(f"{key.rpartition('/')[2]:<32} {value:.6g}")
 
 
 def import_checkpoint(
