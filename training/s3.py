@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,11 @@ def size(uri: str) -> int:
 def version(uri: str) -> str:
     """Size, entity tag and time: one of them changes when the object is overwritten."""
     head = _head(uri)
-    return f"{head['ContentLength']}-{head['ETag'].strip(chr(34))}-{head['LastModified'].timestamp():.0f}"
+    return _version(head["ContentLength"], head["ETag"], head["LastModified"])
+
+
+def _version(num_bytes: int, entity_tag: str, modified: datetime) -> str:
+    return f"{num_bytes}-{entity_tag.strip(chr(34))}-{modified.timestamp():.0f}"
 
 
 def _head(uri: str) -> HeadObjectOutputTypeDef:
@@ -97,12 +102,21 @@ def _head(uri: str) -> HeadObjectOutputTypeDef:
             raise
 
 
-def keys(prefix_uri: str) -> list[str]:
-    """URIs of all objects below the directory, in any order and number."""
+def objects(prefix_uri: str) -> list[tuple[str, int, str]]:
+    """URI, bytes and version of all objects below the directory, in any order and number."""
     bucket, key = split(prefix_uri, root_allowed=True)
     with _explained(prefix_uri):
         pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=_as_directory(key))
-        return [f"s3://{bucket}/{entry['Key']}" for page in pages for entry in page.get("Contents", ())]
+        return [
+            (f"s3://{bucket}/{entry['Key']}", entry["Size"], _version(entry["Size"], entry["ETag"], entry["LastModified"]))
+            for page in pages
+            for entry in page.get("Contents", ())
+        ]
+
+
+def keys(prefix_uri: str) -> list[str]:
+    """URIs of all objects below the directory, in any order and number."""
+    return [uri for uri, _, _ in objects(prefix_uri)]
 
 
 def directories(prefix_uri: str) -> list[str]:

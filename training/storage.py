@@ -29,6 +29,8 @@ from training.storage_errors import explained_disk
 
 _Result = TypeVar("_Result")
 
+OUTAGE_SECONDS = 600.0
+"""How long a store that does not answer is tried again by what must not be lost."""
 _PARTIAL_SUFFIX = ".partial"
 
 
@@ -152,6 +154,15 @@ def version(uri: str) -> str:
         return f"{found.st_size}-{found.st_mtime_ns}-{found.st_dev}-{found.st_ino}"
 
 
+def list_objects(prefix_uri: str) -> list[tuple[str, int, str]]:
+    """As `list_uris`, each with its bytes and what `version` says of it."""
+    if is_s3(prefix_uri):
+        from training import s3
+
+        return sorted(s3.objects(prefix_uri))
+    return [(uri, size(uri), version(uri)) for uri in list_uris(prefix_uri)]
+
+
 def list_uris(prefix_uri: str) -> list[str]:
     """Everything stored below the directory `prefix_uri`, at any depth, sorted; empty where there is no such thing."""
     if is_s3(prefix_uri):
@@ -267,7 +278,7 @@ def open_local(uri: str) -> Iterator[Path]:
         yield download(uri, Path(directory) / uri.rpartition("/")[2])
 
 
-def patiently(action: Callable[[], _Result], *, seconds: float, pause_seconds: float = 2.0) -> _Result:
+def patiently(action: Callable[[], _Result], *, seconds: float = OUTAGE_SECONDS, pause_seconds: float = 2.0) -> _Result:
     """Calls `action` again while it fails for a reason that may pass, for instance a store that restarts.
 
     Args:

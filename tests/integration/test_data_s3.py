@@ -56,6 +56,25 @@ def test_a_data_set_in_s3_is_the_one_on_disk(data_uri, tmp_path):
     assert [uri.rpartition("/")[2] for uri in storage.list_uris(f"{data_uri}/train")] == ["manifest.json", "shard-00000.parquet"]
 
 
+def test_objects_overwritten_at_the_same_size_between_a_stop_and_the_resume_are_not_mixed(bucket_uri):
+    def write(seed, broken):
+        for number in range(32):
+            buffer = io.BytesIO()
+            Image.fromarray(np.random.default_rng(seed + number).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(buffer, "BMP")
+            data = buffer.getvalue()
+            storage.write_bytes(f"{bucket_uri}/images/{number:02d}.bmp", bytes(len(data)) if number == broken else data)
+
+    source, options = f"{bucket_uri}/images", Options(rows_per_shard=4)
+    write(0, broken=0)
+    with pytest.raises(DatasetError, match=r"00\.bmp is not an image"):
+        prepare(open_splits(source, SourceOptions(name="x"))["train"], f"{bucket_uri}/resumed", image_size=8, options=options)
+    assert storage.list_uris(f"{bucket_uri}/resumed/_partial")
+    write(1000, broken=None)
+    train = open_splits(source, SourceOptions(name="x"))["train"]
+    resumed = prepare(train, f"{bucket_uri}/resumed", image_size=8, options=options)
+    assert resumed == prepare(train, f"{bucket_uri}/fresh", image_size=8, options=options)
+
+
 def test_row_groups_stream_out_of_s3(bucket_uri, tmp_path, monkeypatch):
     manifest = prepare(digits("train"), f"{bucket_uri}/colour", image_size=8, options=COLOUR)
     everything = torch.cat([images for _, images, _ in iterate(f"{bucket_uri}/colour", 500, cache_dir=tmp_path / "staged")])
@@ -141,7 +160,7 @@ def test_checkpoints_in_s3_are_whole_or_not_there(bucket_uri):
     assert checkpoint.latest(bucket_uri) == f"{bucket_uri}/checkpoints/step=00000003"
     assert torch.equal(checkpoint.load(checkpoint.latest(bucket_uri), "model.pt")["weight"], weights["weight"])
     assert checkpoint.clean(bucket_uri) == [4]
-    assert checkpoint.prune(bucket_uri, {1}) == [2]
+    checkpoint.remove(bucket_uri, {2})
     assert checkpoint.steps(bucket_uri) == [1, 3]
 
 

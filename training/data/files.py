@@ -44,16 +44,16 @@ class FileSource(Source):
 
     def listing(self) -> Listing:
         """Every image file, sorted by name."""
-        found = sorted((key, num_bytes, locator) for key, num_bytes, locator in self.find() if is_image_name(key))
+        found = sorted(item for item in self.find() if is_image_name(item[0]))
         if not found:
             raise SourceError(f"{self.uri}: holds no image (no name ends in {', '.join(sorted(IMAGE_SUFFIXES))})")
-        labels, class_names = assign_labels([key for key, _, _ in found], self.labels, self.class_names)
-        items = [Item(key, label, num_bytes, locator) for (key, num_bytes, locator), label in zip(found, labels, strict=True)]
+        labels, class_names = assign_labels([key for key, _, _, _ in found], self.labels, self.class_names)
+        items = [Item(key, label, *rest) for (key, *rest), label in zip(found, labels, strict=True)]
         return Listing(items, class_names)
 
     @abstractmethod
-    def find(self) -> Iterator[tuple[str, int, Any]]:
-        """Name, size (0 where it costs too much to know) and locator of every file."""
+    def find(self) -> Iterator[tuple[str, int, Any, str]]:
+        """Name, size, locator and version of every file; another file of the same name has another version."""
 
 
 def is_image_name(key: str) -> bool:
@@ -65,7 +65,7 @@ def is_image_name(key: str) -> bool:
 class FolderSource(FileSource):
     """A folder on a disk that every worker sees, at any depth; links are followed."""
 
-    def find(self) -> Iterator[tuple[str, int, str]]:
+    def find(self) -> Iterator[tuple[str, int, str, str]]:
         """Walks the folder."""
         root = Path(self.uri)
         seen = set()
@@ -78,7 +78,12 @@ class FolderSource(FileSource):
             for name in names:
                 path = Path(directory) / name
                 key = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
-                yield key, path.stat().st_size if path.exists() else 0, str(path)
+                try:
+                    status = path.stat()
+                except OSError:  # a link to nothing: reading it will say so, if it is wanted
+                    yield key, 0, str(path), ""
+                else:
+                    yield key, status.st_size, str(path), str(status.st_mtime_ns)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
@@ -91,11 +96,11 @@ class BucketSource(FileSource):
 
     concurrency = 16
 
-    def find(self) -> Iterator[tuple[str, int, str]]:
+    def find(self) -> Iterator[tuple[str, int, str, str]]:
         """Lists the prefix."""
         prefix = self.uri.rstrip("/") + "/"
-        for uri in storage.list_uris(self.uri):
-            yield uri.removeprefix(prefix), 0, uri
+        for uri, num_bytes, version in storage.list_objects(self.uri):
+            yield uri.removeprefix(prefix), num_bytes, uri, version
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
@@ -106,14 +111,14 @@ class BucketSource(FileSource):
 class ZipSource(FileSource):
     """A zip file; one in S3 is copied once to each node that works."""
 
-    def find(self) -> Iterator[tuple[str, int, str]]:
+    def find(self) -> Iterator[tuple[str, int, str, str]]:
         """Reads the central directory."""
         with self._opened() as archive:
             for entry in archive.infolist():
                 if not entry.is_dir():
                     if entry.flag_bits & 1:
                         raise SourceError(f"{self.uri}: {entry.filename} is encrypted; unpack it first")
-                    yield entry.filename, entry.file_size, entry.filename
+                    yield entry.filename, entry.file_size, entry.filename, f"{entry.CRC:08x}"
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
@@ -144,11 +149,13 @@ class TarSource(FileSource):
     entered in the middle.
     """
 
-    def find(self) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    def find(self) -> Iterator[tuple[str, int, tuple[int, int], str]]:
         """Reads the headers only, also those inside."""
+        version = storage.version(self.uri)  # a header says nothing about the content
         try:
             with local_archive(self.uri) as path, tarfile.open(path, "r:") as archive:
-                yield from self._members(archive, "", 0)
+                for key, num_bytes, locator in self._members(archive, "", 0):
+                    yield key, num_bytes, locator, version
         except (tarfile.TarError, EOFError) as error:
             raise SourceError(f"{self.uri}: is not a whole tar file ({error}); copy it again") from error
 

@@ -220,7 +220,7 @@ def _published(target: Target, plan: _Plan) -> Manifest | None:
 def _make(source: Source, plan: _Plan, options: Options) -> dict[int, Manifest]:
     done: dict[int, dict[int, ShardRecord]] = {}
     for number in range(plan.num_shards):
-        stored = ((target.image_size, read_record(target, number)) for target in plan.targets)
+        stored = ((target.image_size, read_record(target, number, plan.items(number))) for target in plan.targets)
         found = {size: record for size, record in stored if record is not None}
         if len(found) == len(plan.targets):
             done[number] = found

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training import storage
 from training.data.files import FileSource, file_source
 from training.data.node_cache import npz_array
 from training.data.shards import UNLABELLED, Images
@@ -66,7 +67,10 @@ class LabelledImageNet64(Source):
                 raise SourceError(f"{path}: data is {rows.dtype} {rows.shape} with {len(labels)} labels; it should be uint8 [rows, 12288]")
             if len(labels) and not (labels.min() >= 1 and labels.max() <= 1000):
                 raise SourceError(f"{path}: labels run from {labels.min()} to {labels.max()}; they should be in 1..1000")
-            items += [Item(f"{path.stem}/{row:06d}", int(label) - 1, rows.shape[1], (path.name, row)) for row, label in enumerate(labels)]
+            version = storage.version(str(path))
+            items += [
+                Item(f"{path.stem}/{row:06d}", int(label) - 1, rows.shape[1], (path.name, row), version) for row, label in enumerate(labels)
+            ]
         return Listing(items, tuple(f"{label:04d}" for label in range(1, 1001)))
 
     @contextlib.contextmanager
@@ -96,7 +100,8 @@ class Lsun(Source):
         """Every key."""
         with self._transaction() as transaction:
             keys = list(transaction.cursor().iternext(keys=True, values=False))
-        return Listing([Item(key.decode("utf-8", "backslashreplace"), UNLABELLED, 0, key) for key in keys], ())
+        version = storage.version(str(Path(self.directory) / "data.mdb"))
+        return Listing([Item(key.decode("utf-8", "backslashreplace"), UNLABELLED, 0, key, version) for key in keys], ())
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:

@@ -20,7 +20,7 @@ from training import storage
 from training.config import Resize
 from training.data.images import ImageError, Prepared, prepare_image
 from training.data.shards import DatasetError, Images, Shard, ShardWriter, Unreadable
-from training.data.sources import Item, Reader, Source
+from training.data.sources import Item, Reader, Source, items_digest
 
 PARTIAL = "_partial"
 """Directory below a data set that is being made, with a record of each shard that is done."""
@@ -75,6 +75,7 @@ class ShardRecord:
     Attributes:
         plan_sha256: The plan that it belongs to.
         rows_per_shard: The cut that it belongs to.
+        source_sha256: Of the files that it was made of (`items_digest`); one of files that were overwritten since does not count.
         shard: The file.
         label_counts: Images by label.
         num_upscaled: Images that were enlarged.
@@ -84,6 +85,7 @@ class ShardRecord:
 
     plan_sha256: str
     rows_per_shard: int
+    source_sha256: str
     shard: Shard
     label_counts: dict[int, int]
     num_upscaled: int
@@ -101,20 +103,22 @@ def record_uri(target: Target, number: int) -> str:
     return storage.join(target.dataset_uri, PARTIAL, f"shard-{number:05d}.json")
 
 
-def read_record(target: Target, number: int) -> ShardRecord | None:
-    """The record of a shard that an earlier run of the same plan finished, or None."""
+def read_record(target: Target, number: int, items: Sequence[Item]) -> ShardRecord | None:
+    """The record of a shard that an earlier run of the same plan made of the same files, or None."""
     try:
         value = storage.read_json(record_uri(target, number))
         record = ShardRecord(
             plan_sha256=value["plan_sha256"],
             rows_per_shard=value["rows_per_shard"],
+            source_sha256=value["source_sha256"],
             shard=Shard(**value["shard"]),
             label_counts={int(label): count for label, count in value["label_counts"].items()},
             num_upscaled=value["num_upscaled"],
             num_bytes_read=value["num_bytes_read"],
             errors=tuple(Unreadable(**error) for error in value["errors"]),
         )
-        if (record.plan_sha256, record.rows_per_shard) != (target.plan_sha256, target.rows_per_shard):
+        wanted = (target.plan_sha256, target.rows_per_shard, items_digest(items))
+        if (record.plan_sha256, record.rows_per_shard, record.source_sha256) != wanted:
             return None
         stored = storage.size(storage.join(target.dataset_uri, record.shard.file))
     except (storage.ObjectNotFoundError, KeyError, TypeError):
@@ -159,11 +163,13 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
         with _room(directory):
             shards = [writer.close(shard_name(job.number)) for writer in writers]
         records = {}
+        source_sha256 = items_digest(job.items)
         for target, path, shard, num_upscaled in zip(job.targets, paths, shards, upscaled, strict=True):
             storage.upload(path, storage.join(target.dataset_uri, shard.file))
             record = ShardRecord(
                 plan_sha256=target.plan_sha256,
                 rows_per_shard=target.rows_per_shard,
+                source_sha256=source_sha256,
                 shard=shard,
                 label_counts=dict(counts),
                 num_upscaled=int(num_upscaled),

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -436,3 +437,29 @@ def test_the_shape_of_a_batch_is_that_of_the_manifest(damaged, tmp_path):
     batch = load(damaged, tmp_path).batch(3)
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (8, 3, 16, 16)
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar", "tar.gz"])
+def test_files_overwritten_at_the_same_size_between_a_stop_and_the_resume_are_not_mixed(tmp_path, form):
+    """Bitmaps all have one size; the first of them is none, which stops the first run in the middle."""
+    place = tmp_path / ("photos" if form == "folder" else f"photos.{form}")
+
+    def write(first_seed, broken):
+        folder = tmp_path / "photos"
+        folder.mkdir(exist_ok=True)
+        for number in range(64):
+            buffer = io.BytesIO()
+            photo(first_seed + number).resize((16, 16)).save(buffer, "BMP")
+            (folder / f"{number:02d}.bmp").write_bytes(bytes(len(buffer.getvalue())) if number == broken else buffer.getvalue())
+        if form != "folder":
+            kind = {"zip": "zip", "tar": "tar", "tar.gz": "gztar"}[form]
+            shutil.make_archive(str(tmp_path / "photos"), kind, folder)
+
+    options = Options(rows_per_shard=8)
+    write(0, broken=0)
+    with pytest.raises(DatasetError, match=r"00\.bmp is not an image"):
+        prepare(source_of(place), str(tmp_path / "resumed"), image_size=16, options=options)
+    assert list((tmp_path / "resumed" / "_partial").iterdir())
+    write(1000, broken=None)
+    resumed = prepare(source_of(place), str(tmp_path / "resumed"), image_size=16, options=options)
+    assert resumed == prepare(source_of(place), str(tmp_path / "fresh"), image_size=16, options=options)
