@@ -142,7 +142,8 @@ def _train(
     from training.ray_session import set_defaults
 
     set_defaults()
-    from training.launch import Job, train
+    from training.job import Job
+    from training.launch import train
 
     on_gpu = resources.num_gpus_per_worker > 0
     scorer = CheckpointScorer(

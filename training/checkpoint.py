@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -106,19 +106,12 @@ def clean(run_uri: str) -> list[int]:
     return broken
 
 
-def prune(run_uri: str, keep: set[int]) -> list[int]:
-    """Removes the complete checkpoints of other steps than `keep`; the latest always stays.
-
-    Returns:
-        Steps of what was removed.
-    """
-    complete = steps(run_uri)
-    removed = [step for step in complete[:-1] if step not in keep]
-    for step in removed:
+def remove(run_uri: str, unwanted: Collection[int]) -> None:
+    """Removes the checkpoints of some steps; one that is removed halfway doesn't count any more, and `clean` takes its rest."""
+    for step in sorted(unwanted):
         uri = checkpoint_uri(run_uri, step)
-        storage.delete(storage.join(uri, COMPLETE))  # first, so that a half-removed one doesn't count either
+        storage.delete(storage.join(uri, COMPLETE))
         storage.delete_prefix(uri)
-    return removed
 
 
 def file_names(uri: str) -> tuple[str, ...]:
@@ -200,7 +193,7 @@ class AsyncWriter:
     slower than the interval slows training down instead of filling memory.
     """
 
-    def __init__(self, run_uri: str, *, retry_seconds: float = 600.0) -> None:
+    def __init__(self, run_uri: str, *, retry_seconds: float = storage.OUTAGE_SECONDS) -> None:
         """Args: the run's directory; how long a store that does not answer is tried again."""
         self._run_uri = run_uri
         self._retry_seconds = retry_seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,9 @@ _DEFAULTS = {
     # Ray would change the workers' directory to one of its own, and the meaning of relative paths with it.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+_LONGEST_TEMP_DIR = 35
+"""Ray puts sockets under TMPDIR, at paths 70 characters longer; the system allows 107 in all."""
 
 
 def set_defaults() -> None:
@@ -43,7 +47,14 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
     if address == "local":
         # A token that lives as long as this process: no other user of the machine can join, and no file is written.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", logging_level=logging.WARNING)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=None if len(tempfile.gettempdir()) <= _LONGEST_TEMP_DIR else "/tmp/ray",
+        )
     else:
         ray.init(address=address, logging_level=logging.WARNING)
     try:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -58,7 +59,14 @@ def nothing_is_left_running() -> Iterator[None]:
 class Run:
     """A training step in its own process group, read line by line."""
 
-    def __init__(self, root: str, data_uri: str, resources: dict[str, Any] | None = None, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        data_uri: str,
+        resources: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+        ray_address: str = "local",
+    ) -> None:
         arguments = {
             "experiment_preset": PRESET,
             "experiment_overrides": OVERRIDES,
@@ -67,6 +75,7 @@ class Run:
             "storage_root_uri": root,
             "tracking_experiment": "faults",
             "resources": {"num_workers": 2, "num_threads": 1, **(resources or {})},
+            "ray_address": ray_address,
         }
         self.lines: list[str] = []
         self.process = subprocess.Popen(
@@ -248,21 +257,79 @@ def test_a_run_of_two_workers_goes_on_with_one(bucket_uri: str, data_uri: str, u
         assert loss == pytest.approx(expected, rel=5e-3)
 
 
-def test_a_store_that_is_gone_for_a_while_loses_nothing(
+@pytest.fixture
+def two_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
+    """A Ray cluster of two machines with room for one worker each, and the second of them."""
+    from ray.cluster_utils import Cluster
+
+    # Ray takes 127.0.0.1 for "whatever address this machine has"; 127.0.0.2 is as much the loopback.
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.2"})
+    second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
+    yield cluster, second
+    cluster.shutdown()
+
+
+def test_a_range_of_workers_outlives_the_loss_of_a_machine(
+    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], two_machines: tuple[Any, Any]
+) -> None:
+    cluster, second = two_machines
+    run = Run(bucket_uri, data_uri, {"num_workers": 2, "min_workers": 1}, ray_address=cluster.address)
+    run.until(has_checkpoint(bucket_uri, 20))
+    assert "world_rank=1," in run.text
+    cluster.remove_node(second, allow_graceful=False)
+    assert run.wait() == 0, run.text[-3000:]
+    assert "resuming from step" in run.text
+    told = outcome(run)
+    assert [step for step, _ in told["losses"]] == list(range(10, NUM_STEPS + 1, 10))
+    for (_, loss), (_, expected) in zip(told["losses"], undisturbed["losses"], strict=True):
+        assert loss == pytest.approx(expected, rel=5e-3)
+
+
+def test_a_store_that_is_gone_for_two_minutes_loses_nothing(
     bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], services: local_services.Services
 ) -> None:
     run = Run(bucket_uri, data_uri)
     run.until(has_checkpoint(bucket_uri, 10))
     store = next(service for service in local_services.status(services.home).services if service.name == "seaweedfs")
     assert store.pid is not None
-    # Stopped, it times out; killed and started again, it refuses in between.
+    # Stopped, it times out; killed and not yet started again, it refuses.
     os.kill(store.pid, signal.SIGSTOP)
-    time.sleep(5)
+    time.sleep(60)
     os.kill(store.pid, signal.SIGKILL)
-    time.sleep(10)
+    time.sleep(60)
+    assert run.process.poll() is None, run.text[-3000:]
     local_services.up(services.home)
     assert run.wait() == 0, run.text[-3000:]
+    assert "trying again" in run.text
+    assert "resuming" not in run.text, "the workers waited and were not started again"
     assert_the_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("small_disk", [24], indirect=True)
+def test_a_disk_that_fills_up_ends_training_with_its_name_and_the_same_command_resumes(
+    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], small_disk: Path, tmp_path: Path
+) -> None:
+    resources = {"cache_dir": str(tmp_path / "cache")}
+    run = Run(bucket_uri, data_uri, resources, env={"TMPDIR": str(small_disk)})
+    run.until(has_checkpoint(bucket_uri, 10))
+    ballast = small_disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    assert run.wait() == 1, run.text[-3000:]
+    assert str(small_disk) in run.lines[-1]
+    assert "free some space there, or point TMPDIR elsewhere" in run.lines[-1]
+    assert "The same command resumes" in run.lines[-1]
+    steps = checkpoint.steps(run_uri_of(bucket_uri))
+    assert steps, "what was saved before stays"
+    assert [name for name in small_disk.rglob("*.pt") if name.is_file()] == []
+    ballast.unlink()
+    again = Run(bucket_uri, data_uri, resources, env={"TMPDIR": str(small_disk)})
+    assert again.wait() == 0, again.text[-3000:]
+    assert f"resuming from step {steps[-1]}" in again.text
+    assert_the_same(again, undisturbed)
 
 
 def test_a_finished_run_is_found_and_not_trained_again(bucket_uri: str, data_uri: str) -> None:

@@ -94,10 +94,10 @@ def test_the_latest_complete_checkpoint_counts_and_half_a_one_does_not(run):
     assert checkpoint.steps(run) == [9, 10, 20]
 
 
-def test_pruning_keeps_what_is_named_and_the_latest(run):
+def test_removing_leaves_nothing_of_what_is_named_and_the_rest_alone(run):
     for step in range(5):
         checkpoint.save(run, step, {"state.json": {}})
-    assert checkpoint.prune(run, {1}) == [0, 2, 3]
+    checkpoint.remove(run, {0, 2, 3})
     assert checkpoint.steps(run) == [1, 4]
     assert len(storage.list_uris(run)) == 4
 
@@ -193,7 +193,7 @@ def test_killed_at_any_moment_the_latest_checkpoint_is_whole(run):
         "for step in range(1, 100000):\n"
         "    value = torch.full((200_000,), float(step))\n"
         "    checkpoint.save(sys.argv[1], step, {'model.pt': {'w': value}, 'ema_0.99.pt': {'w': value}})\n"
-        "    checkpoint.prune(sys.argv[1], set())\n"
+        "    checkpoint.remove(sys.argv[1], {step - 1})\n"
     )
     for attempt in range(3):
         process = subprocess.Popen([sys.executable, "-c", program, run], env={**os.environ, "OMP_NUM_THREADS": "1"})
