@@ -6,24 +6,60 @@ Nothing here knows Kubeflow, so every step is also a function for Python and for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.training_run import RESULT
 from training import storage
-from training.config import ConfigError, Experiment, Resources
+from training.config import ConfigError, Experiment, Extractor, Resources
 from training.presets import preset
 from training.progress import say
+
+if TYPE_CHECKING:
+    from evaluation.preflight import EvaluationOptions
 
 LogMetric = Callable[[str, float], None]
 
 
+def extractor_weights_at(storage_root_uri: str, extractor: Extractor) -> str | None:
+    """The extractor's weights where somebody has put them: `extractors/<file name>` below the storage root.
+
+    A cluster without a way to the network finds them there once for all steps; their sha256 says that they are the right
+    ones, so that where they lie changes no number.
+
+    Returns:
+        Their URI; None where there are none, which leaves torch's cache and the download.
+    """
+    from evaluation.features import weights_file
+
+    file = weights_file(extractor)
+    if file is None:
+        return None
+    uri = storage.join(storage_root_uri, "extractors", file.name)
+    return uri if storage.exists(uri) else None
+
+
+def options_for(experiment: Experiment, storage_root_uri: str, resources: Mapping[str, Any]) -> EvaluationOptions:
+    """How a pipeline's step evaluates: by the experiment's protocol, with the processes and devices that it has."""
+    from evaluation.preflight import EvaluationOptions
+
+    given = Resources.from_dict(resources)
+    return EvaluationOptions(
+        num_workers=given.num_workers,
+        device="cuda" if given.num_gpus_per_worker else "auto",
+        extractor_weights=extractor_weights_at(storage_root_uri, experiment.evaluation.extractor),
+    )
+
+
 def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
     """Statistics of the training images in the experiment's extractor; see `evaluation.reference.compute_reference`."""
+    from evaluation.devices import choose_device
     from evaluation.features import load_extractor
     from evaluation.reference import compute_reference
 
     evaluation = experiment.evaluation
-    extractor = load_extractor(evaluation.extractor)
+    extractor = load_extractor(
+        evaluation.extractor, weights=extractor_weights_at(storage_root_uri, evaluation.extractor), device=choose_device("auto")
+    )
     statistics = compute_reference(
         storage.join(data_uri, "train"), extractor, storage.join(storage_root_uri, "references"), evaluation.num_reference_images
     )
@@ -72,14 +108,16 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     Returns:
         URI of the result.
     """
+    from components.evaluation_notes import note_evaluation
     from evaluation.choose import choose_best, kept_result
     from evaluation.models import ModelSpec
-    from evaluation.run import EvaluationOptions, evaluate
+    from evaluation.run import evaluate
     from evaluation.scoring import EVALUATIONS
     from training.registry import register
     from training.tracking import attach
 
-    options = EvaluationOptions(num_workers=Resources.from_dict(resources).num_workers)
+    experiment = Experiment.from_json(storage.read_bytes(storage.join(run_uri, "experiment.json")))
+    options = options_for(experiment, run_uri.rstrip("/").rsplit("/", 2)[0], resources)
     choice = choose_best(run_uri, data_uri, reference_uri, options=options)
     model = ModelSpec(checkpoint_uri=choice.checkpoint_uri, weights=choice.weights)
     result = kept_result(model, data_uri, reference_uri, options)
@@ -89,7 +127,7 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
         result = evaluate(model, data_uri, reference_uri, options=options)
     uri = storage.join(run_uri, EVALUATIONS, f"{options.result_name}.json")
     tracked = attach(storage.read_json(storage.join(run_uri, RESULT))["tracking_run_id"])
-    tracked.log_metrics(result.flat_metrics(), result.step)
+    note_evaluation(run_uri, options.result_name, tracked.run_id)
     tracked.set_tags(
         {"iddpm.best_checkpoint_uri": result.checkpoint_uri, "iddpm.best_weights": result.weights, "iddpm.evaluation_uri": uri}
     )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.evaluation_run import reference_for
+from components.evaluation_run import options_for, reference_for
 from components.training_run import RESULT
+from components.webhook import tell_once
 from training import storage
-from training.config import Resources
 from training.progress import say
+
+if TYPE_CHECKING:
+    from evaluation.regression import Verdict
+    from evaluation.result import EvaluationResult
 
 HISTORY = "nightly/distance"
 
@@ -32,26 +39,19 @@ def resolve_model(model: str) -> Model:
     """Finds a model.
 
     Args:
-        model: `models:/NAME@ALIAS` (the registry), a run's directory, or a checkpoint's directory inside a run's.
+        model: `models:/NAME@ALIAS` (the registry), `runs:/ID` (MLflow), a run's directory, or a checkpoint's inside a run's.
 
     Raises:
-        NightlyError: There is no such run.
+        NightlyError: There is no such run, or it has not finished.
+        NamedModelError: There is nothing of that name.
         TrackingError: There is no such registered model.
     """
-    if model.startswith("models:/"):
-        from training.registry import CHAMPION, resolve
+    from evaluation.named_model import find_model
 
-        name, _, alias = model.removeprefix("models:/").partition("@")
-        registered = resolve(name, alias or CHAMPION)
-        say(f"{name}@{alias or CHAMPION} is version {registered.version}: {registered.checkpoint_uri} ({registered.weights})")
-        return Model(registered.checkpoint_uri, registered.weights, registered.data_uri, registered.run_id)
-    run_uri, separator, _ = model.rstrip("/").partition("/checkpoints/")
-    result_uri = storage.join(run_uri, RESULT)
-    if not storage.exists(result_uri):
+    found = find_model(model)
+    if not (found.data_uri and found.tracking_run_id):
         raise NightlyError(f"{model}: there is no finished run ({RESULT} is missing); name a run, a checkpoint or models:/NAME@ALIAS")
-    trained = storage.read_json(result_uri)
-    weights = "" if separator else trained["best_weights"]
-    return Model(model if separator else trained["best_checkpoint_uri"], weights, trained["data_uri"], trained["tracking_run_id"])
+    return Model(found.checkpoint_uri, found.weights or "", found.data_uri, found.tracking_run_id)
 
 
 def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, resources: Mapping[str, Any]) -> str:
@@ -68,16 +68,43 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     Returns:
         URI of the result.
     """
-    from evaluation.run import EvaluationOptions, evaluate
+    from evaluation.run import evaluate
     from evaluation.scoring import EVALUATIONS, run_uri_of
     from training.checkpoint import load_experiment
 
-    reference_uri = reference_for(load_experiment(checkpoint_uri), data_uri, storage_root_uri)
-    options = EvaluationOptions(
-        purpose=purpose, result_name=purpose, likelihood=False, num_workers=Resources.from_dict(resources).num_workers
+    experiment = load_experiment(checkpoint_uri)
+    options = dataclasses.replace(
+        options_for(experiment, storage_root_uri, resources), purpose=purpose, result_name=purpose, likelihood=False
     )
+    reference_uri = reference_for(experiment, data_uri, storage_root_uri)
     evaluate(checkpoint_uri, data_uri, reference_uri, weights=weights or None, options=options)
     return storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"{purpose}.json")
+
+
+@contextlib.contextmanager
+def telling_of_failure(checkpoint_uri: str, weights: str, purpose: str) -> Iterator[None]:
+    """Tells the webhook when a model can't be evaluated: a check that does not run is no healthy model.
+
+    Args:
+        checkpoint_uri: The model.
+        weights: Which weights.
+        purpose: Of the evaluation; what is tried again under it is told of once.
+    """
+    from evaluation.scoring import EVALUATIONS, run_uri_of
+
+    try:
+        yield
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        message = {
+            "text": f"iDDPM nightly: {checkpoint_uri} could not be evaluated: {what}",
+            "event": "evaluation_failed",
+            "model": checkpoint_uri,
+            "weights": weights,
+            "error": what,
+        }
+        tell_once(message, storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"{purpose}-failure-told.json"))
+        raise
 
 
 def compare_with_history(
@@ -86,7 +113,7 @@ def compare_with_history(
     """Appends a score to the model's history in MLflow, and refuses one that is a regression.
 
     A regression is not appended: the history that tomorrow is compared with stays a healthy one. Where there is no
-    history yet, the run's own reported distance is it.
+    history yet, the run's own reported distance is it. The webhook is told of a regression.
 
     Args:
         evaluation_uri: The score.
@@ -101,11 +128,11 @@ def compare_with_history(
     Raises:
         NightlyError: The score is a regression; the message names both numbers.
     """
-    from datetime import datetime
+    from datetime import UTC, datetime
 
     from evaluation.regression import judge
+    from evaluation.report import Nightly, render_report
     from evaluation.result import EvaluationResult
-    from evaluation.table_page import table_page
     from training.tracking import attach
 
     result = EvaluationResult.from_dict(storage.read_json(evaluation_uri))
@@ -122,24 +149,44 @@ def compare_with_history(
         num_standard_errors=num_standard_errors,
         min_difference=min_difference,
     )
-    when = [(datetime.fromtimestamp(step).isoformat(sep=" ", timespec="minutes"), value) for step, value in earlier]
-    page = table_page(
-        f"Nightly {result.distance_name}: {'regression' if verdict.regressed else 'healthy'}",
-        ["When", result.distance_name],
-        [*([stamp, f"{value:.4g}"] for stamp, value in when), [f"now ({result.created_at})", f"{result.distance:.4g}"]],
-        lead=[f"{result.checkpoint_uri} ({result.weights})"],
-        failures=[f"Regression: {verdict.reason}."] if verdict.regressed else [],
-        notes=[verdict.reason],
+    when = [(datetime.fromtimestamp(step, UTC), value) for step, value in earlier]
+    page = render_report(
+        result,
+        nightly=Nightly(verdict=verdict, earlier=tuple(when)),
+        grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri and storage.exists(result.grid_uri) else None,
         links={"The model's run in MLflow": tracked.url},
     )
     Path(page_path).parent.mkdir(parents=True, exist_ok=True)
     Path(page_path).write_text(page)
-    tracked.log_text(page, "nightly.html")
+    # By its name, so that the next night leaves it, and under one that always leads to the last.
+    name = evaluation_uri.rpartition("/")[2].removesuffix(".json")
+    for path in (f"evaluations/{name}.html", "nightly.html"):
+        tracked.log_text(page, path)
     if verdict.regressed:
         tracked.log_metrics({"nightly/regressed_distance": result.distance}, now)
         tracked.flush()
-        raise NightlyError(f"{result.distance_name} has regressed: {verdict.reason} ({result.checkpoint_uri}, {result.weights})")
+        said = f"{result.distance_name} has regressed: {verdict.reason} ({result.checkpoint_uri}, {result.weights})"
+        tell_once(
+            _regression_message(said, result, verdict, evaluation_uri, tracked.url), f"{evaluation_uri.removesuffix('.json')}-told.json"
+        )
+        raise NightlyError(said)
     tracked.log_metrics({HISTORY: result.distance}, now)
     tracked.flush()
     say(f"healthy: {result.distance_name} {verdict.reason}")
     return verdict.reason
+
+
+def _regression_message(said: str, result: EvaluationResult, verdict: Verdict, evaluation_uri: str, url: str) -> dict[str, Any]:
+    return {
+        "text": f"iDDPM nightly: {said} {url}",
+        "event": "regression",
+        "model": result.checkpoint_uri,
+        "weights": result.weights,
+        "distance_name": result.distance_name,
+        "distance": result.distance if math.isfinite(result.distance) else None,
+        "standard_error": result.distance_standard_error,
+        "baseline": verdict.baseline,
+        "limit": verdict.limit,
+        "reason": verdict.reason,
+        "links": {"mlflow": url, "evaluation": evaluation_uri},
+    }

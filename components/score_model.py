@@ -42,21 +42,19 @@ def score_model(
         URI of the result.
     """
     from components.evaluation_run import note_result
+    from components.nightly_run import telling_of_failure
     from components.ray_modes import run_in_mode
 
-    uri = run_in_mode(
-        "score",
-        {
-            "checkpoint_uri": checkpoint_uri,
-            "weights": weights,
-            "data_uri": data_uri,
-            "storage_root_uri": storage_root_uri,
-            "purpose": purpose,
-            "resources": {"num_workers": num_workers, "num_gpus_per_worker": num_gpus_per_worker},
-        },
-        ray_mode=ray_mode,
-        ray_address=ray_address,
-        ray_queue=ray_queue,
-        rayjob_options=rayjob_options,
-    )
+    arguments = {
+        "checkpoint_uri": checkpoint_uri,
+        "weights": weights,
+        "data_uri": data_uri,
+        "storage_root_uri": storage_root_uri,
+        "purpose": purpose,
+        "resources": {"num_workers": num_workers, "num_gpus_per_worker": num_gpus_per_worker},
+    }
+    with telling_of_failure(checkpoint_uri, weights, purpose):
+        uri = run_in_mode(
+            "score", arguments, ray_mode=ray_mode, ray_address=ray_address, ray_queue=ray_queue, rayjob_options=rayjob_options
+        )
     return note_result(uri, metrics.log_metric)

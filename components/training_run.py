@@ -136,6 +136,7 @@ def _train(
     manifest: Any,
     ray_address: str,
 ) -> dict[str, Any]:
+    from components.evaluation_run import extractor_weights_at
     from evaluation import early_stopping
     from evaluation.scoring import CheckpointScorer, read_history
     from training import checkpoint
@@ -149,6 +150,7 @@ def _train(
     scorer = CheckpointScorer(
         evaluation=experiment.evaluation,
         reference_uri=reference_uri,
+        extractor_weights=extractor_weights_at(run_uri.rsplit("/", 2)[0], experiment.evaluation.extractor),
         class_names=manifest.class_names,
         data_uri=data_uri,
         device="cuda" if on_gpu else "cpu",

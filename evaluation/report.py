@@ -10,11 +10,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from evaluation import figures, paper
 from evaluation.choose import CHOICE
+from evaluation.regression import Verdict
 from evaluation.result import EvaluationResult
 from evaluation.scoring import EVALUATIONS, read_history, run_uri_of
 from training import storage
@@ -41,6 +43,19 @@ class _Tile:
     value: str
     error: str
     note: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nightly:
+    """The comparison of an evaluation with the model's history.
+
+    Attributes:
+        verdict: The judgement.
+        earlier: When, and which distance; oldest first.
+    """
+
+    verdict: Verdict
+    earlier: tuple[tuple[datetime, float], ...]
 
 
 def write_report(
@@ -93,6 +108,7 @@ def render_report(
     choice: Mapping[str, Any] | None = None,
     grid_png: bytes | None = None,
     links: Mapping[str, str] | None = None,
+    nightly: Nightly | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -103,6 +119,7 @@ def render_report(
         choice: The choice among the best few checkpoints, as `evaluation.choose` keeps it.
         grid_png: Sample grid.
         links: Words and addresses.
+        nightly: The comparison with the model's history, where that is what the page is about.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -132,7 +149,16 @@ def render_report(
         experiment_json=json.dumps(experiment, indent=2),
         links={"Checkpoint": result.checkpoint_uri, "Run directory": run_uri_of(result.checkpoint_uri), **(links or {})},
         duration=format_duration(result.seconds),
+        verdict=nightly.verdict if nightly else None,
+        nights=_nights(result, nightly) if nightly else [],
     )
+
+
+def _nights(result: EvaluationResult, nightly: Nightly) -> list[tuple[str, str]]:
+    """When and how much, newest first."""
+    now = datetime.fromisoformat(result.created_at).astimezone(UTC)
+    told = [*nightly.earlier, (now, result.distance)]
+    return [(when.strftime("%Y-%m-%d %H:%M UTC"), f"{value:.4g}") for when, value in reversed(told)]
 
 
 def _tiles(result: EvaluationResult) -> list[_Tile]:

@@ -3,19 +3,24 @@
     resolve -> score (never cached) -> compare with its history
 
 For a schedule in the KFP UI: cron has six fields there, seconds first ("0 0 2 * * *" is every night at two). Its steps write
-to the model's finished MLflow run and open none, so there is none to close in the end.
+to the model's finished MLflow run and open none, so there is none to close in the end. A webhook is told of a regression, and
+of a model that can't be evaluated, where the secret WEBHOOK_SECRET holds its address; see k8s/README.md.
 """
 
 from typing import Any
 
-from kfp import dsl
+from kfp import dsl, kubernetes
 
 from components.compare_with_history import compare_with_history
 from components.image import BASE_IMAGE
 from components.ray_modes import RAY_MODES
 from components.resolve_model import resolve_model
 from components.score_model import score_model
+from components.webhook import URL_VARIABLE
 from pipelines.resources import RUN_CONFIG, SHORT, Nodes, Pod
+
+WEBHOOK_SECRET = "iddpm-webhook"
+"""Optional secret whose key `url` is the webhook's address."""
 
 
 @dsl.pipeline(
@@ -100,6 +105,8 @@ def nightly_pipeline(
         ),
         name="compare",
     )
+    for task in (scored, verdict):
+        kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, {"url": URL_VARIABLE}, optional=True)
     return verdict.outputs["Output"]  # type: ignore[no-any-return]
 
 
