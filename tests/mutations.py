@@ -340,10 +340,14 @@ LIKELIHOOD = [
         ("last timestep of a stratum never drawn", "(u * (stop - start)).long()", "(u * (stop - start - 1)).long()"),
         ("an image counted twice", "if len(twice):", "if False:"),
         ("standard error without the root", "math.sqrt(self.num_images)", "self.num_images"),
+        ("terms of float images", "if batch[1].dtype != torch.uint8:", "if False:"),
+        ("images in the parts' order", "order = indices.argsort()", "order = torch.arange(len(indices))"),
+    ),
+    *_in(
+        "evaluation/devices.py",
+        "tests/unit/evaluation/test_likelihood.py",
         ("autocast left on", "enabled=False", "enabled=True"),
         ("TF32 left on", 'backend.fp32_precision = "ieee"', "pass"),
-        ("terms of float images", "if images.dtype != torch.uint8:", "if False:"),
-        ("images in the parts' order", "order = indices.argsort()", "order = torch.arange(len(indices))"),
     ),
     *_in(
         "evaluation/strata.py",
