@@ -11,6 +11,7 @@ from typing import Any
 
 from components.training_run import PIPELINE_RUN_TAG, RESULT, identify
 from training import storage
+from training.ablation_request import AblationRequest
 from training.presets import preset
 from training.progress import say
 
@@ -48,35 +49,32 @@ def finish_training(
 def finish_ablation(
     state: str,
     pipeline_run_id: str,
-    ablation_name: str,
-    experiment_preset: str,
-    experiment_overrides: Sequence[str],
-    data_uri: str,
+    request: AblationRequest,
     storage_root_uri: str,
     tracking_experiment: str,
     page_path: str,
 ) -> str:
-    """Closes the MLflow runs of trials that were left open, then makes the table of all trials.
+    """Closes the MLflow runs of trials that were left open, then makes the report of all trials.
 
     Args:
         state: As for `finish_training`, like the others that it has.
         pipeline_run_id: Of the pipeline's run.
-        ablation_name: Which ablation.
-        experiment_preset: The experiment that it varied.
-        experiment_overrides: Overrides that every trial shared.
-        data_uri: The data set; empty is its default place.
+        request: The ablation.
         storage_root_uri: Where the runs are.
         tracking_experiment: MLflow's experiment.
-        page_path: Local file for the table.
+        page_path: Local file for the page.
 
     Returns:
-        The ablation's directory.
+        URI of the report.
+
+    Raises:
+        ConfigError: The ablation is not valid, or was never planned.
     """
-    from components.ablation_run import tabulate
+    from components.ablation_report import make_report
+    from components.ablation_steps import ablation_uri
 
     close_runs(state, pipeline_run_id, tracking_experiment)
-    uri = find_data(experiment_preset, experiment_overrides, data_uri, storage_root_uri)
-    return tabulate(ablation_name, experiment_preset, experiment_overrides, uri, storage_root_uri, tracking_experiment, page_path)
+    return make_report(ablation_uri(request, storage_root_uri), page_path)
 
 
 def close_runs(state: str, pipeline_run_id: str, tracking_experiment: str) -> None:

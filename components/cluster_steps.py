@@ -44,6 +44,8 @@ STEPS: dict[str, Step] = {
     "reference": Step(function="components.evaluation_run:make_reference", home="storage_root_uri"),
     "train": Step(function="components.training_run:train_run", home="storage_root_uri", drives=True),
     "evaluate": Step(function="components.evaluation_run:evaluate_run", home="run_uri"),
+    "measure": Step(function="components.ablation_steps:measure_trial", home="run_uri"),
+    "together": Step(function="components.ablation_steps:take_together", home="ablation_uri"),
     "score": Step(function="components.nightly_run:score_model", home="storage_root_uri"),
 }
 

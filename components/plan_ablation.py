@@ -1,4 +1,6 @@
-"""The plan of an ablation: one list, over which the pipeline loops."""
+"""The plan of an ablation: one list, over which the pipeline loops, and the ablation's run in MLflow."""
+
+from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has these names only
 
 from kfp import dsl
 
@@ -7,21 +9,42 @@ from components.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def plan_ablation(
-    ablation_name: str, experiment_preset: str, experiment_overrides: list[str], data_uri: str, reference_uri: str
+    ablation_name: str,
+    ablation_scale: str,
+    ablation_grid: Dict[str, Any],  # noqa: UP006
+    ablation_runs: Dict[str, Any],  # noqa: UP006
+    experiment_preset: str,
+    experiment_objective: str,
+    experiment_overrides: List[str],  # noqa: UP006
+    data_uri: str,
+    storage_root_uri: str,
+    tracking_experiment: str,
+    pipeline_run_id: str,
 ) -> list[dict[str, str]]:
     """Lists the trials of an ablation, each checked.
 
     Args:
-        ablation_name: Which ablation.
-        experiment_preset: The experiment that it varies.
-        experiment_overrides: Overrides that every trial shares.
-        data_uri: The data set.
-        reference_uri: Reference statistics.
+        ablation_name: Which ablation, or what a grid of one's own is called.
+        ablation_scale: "paper" or "tiny".
+        ablation_grid: One's own grid, path -> values.
+        ablation_runs: Role -> run or checkpoint to look at.
+        experiment_preset: Another experiment to vary.
+        experiment_objective: Another objective for every trial.
+        experiment_overrides: Overrides of every trial.
+        data_uri: Directory of the data set, for an ablation of a single one.
+        storage_root_uri: Where everything is kept.
+        tracking_experiment: MLflow's experiment.
+        pipeline_run_id: Of this run of the pipeline.
 
     Returns:
-        All that a trial needs: its `label`, `overrides`, `data_uri` and `reference_uri`. In a loop kfp.local takes any
-        other step's output for the loop's item, so the item carries them; a field called `name` would be lost.
+        All that a trial needs. In a loop kfp.local takes any other step's output for the loop's item, so the item carries
+        it; a field called `name` would be lost.
     """
-    from components.ablation_run import list_trials
+    from components.ablation_steps import plan
+    from training.ablation_request import from_form
 
-    return list_trials(ablation_name, experiment_preset, experiment_overrides, data_uri, reference_uri)
+    request = from_form(
+        ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides
+    )
+    found: List[Any] = plan(request, storage_root_uri, tracking_experiment, data_uri=data_uri, pipeline_run_id=pipeline_run_id)
+    return found

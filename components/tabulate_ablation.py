@@ -1,4 +1,6 @@
-"""The table of an ablation, whatever became of its trials."""
+"""The report of an ablation, whatever became of its trials."""
+
+from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has these names only
 
 from kfp import dsl
 
@@ -11,38 +13,38 @@ def tabulate_ablation(
     page: dsl.Output[dsl.HTML],
     pipeline_run_id: str,
     ablation_name: str,
+    ablation_scale: str,
+    ablation_grid: Dict[str, Any],  # noqa: UP006
+    ablation_runs: Dict[str, Any],  # noqa: UP006
     experiment_preset: str,
-    experiment_overrides: list[str],
-    data_uri: str,
+    experiment_objective: str,
+    experiment_overrides: List[str],  # noqa: UP006
     storage_root_uri: str,
     tracking_experiment: str,
 ) -> str:
-    """Collects what the trials found into one table, in HTML and in MLflow, and names those that failed.
+    """Collects what the trials found into one page, in S3, in KFP and in MLflow, and names those that failed.
 
     Args:
         status: How the trials ended.
-        page: The table.
+        page: The report.
         pipeline_run_id: Of this run of the pipeline.
-        ablation_name: Which ablation.
-        experiment_preset: The experiment that it varied.
-        experiment_overrides: Overrides that every trial shared.
-        data_uri: The data set; empty is its default place.
+        ablation_name: Which ablation, or what a grid of one's own is called.
+        ablation_scale: "paper" or "tiny".
+        ablation_grid: One's own grid, path -> values.
+        ablation_runs: Role -> run or checkpoint to look at.
+        experiment_preset: Another experiment to vary.
+        experiment_objective: Another objective for every trial.
+        experiment_overrides: Overrides of every trial.
         storage_root_uri: Where the runs are.
         tracking_experiment: MLflow's experiment.
 
     Returns:
-        The ablation's directory.
+        URI of the report.
     """
     from components.closing import finish_ablation
+    from training.ablation_request import from_form
 
-    return finish_ablation(
-        status.state,
-        pipeline_run_id,
-        ablation_name,
-        experiment_preset,
-        experiment_overrides,
-        data_uri,
-        storage_root_uri,
-        tracking_experiment,
-        page_path=page.path,
+    request = from_form(
+        ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides
     )
+    return finish_ablation(status.state, pipeline_run_id, request, storage_root_uri, tracking_experiment, page_path=page.path)

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 _INK = "#334155"
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "iddpm",
     "font.family": "sans-serif",
@@ -49,7 +49,7 @@ def distance_by_step(history: Sequence[Score], *, distance_name: str, chosen_ste
         chosen_step: Step of the chosen checkpoint, or None.
         chosen_weights: Which of its weights.
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _figure()
         names = list(dict.fromkeys(name for score in history for name in score["scores"]))
         for number, name in enumerate(names):
@@ -86,7 +86,7 @@ def distance_by_step(history: Sequence[Score], *, distance_name: str, chosen_ste
         axes.set_ylabel(f"{distance_name}, lower is better")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.legend(title="weights averaged with", alignment="left")
-        return _svg(figure, f"{distance_name} by training step, a line for each decay")
+        return as_svg(figure, f"{distance_name} by training step, a line for each decay")
 
 
 def distance_by_decay(lines: Mapping[str, Sequence[tuple[float, float, float | None]]], *, distance_name: str) -> str:
@@ -96,7 +96,7 @@ def distance_by_decay(lines: Mapping[str, Sequence[tuple[float, float, float | N
         lines: By name, such as "step 20,000": (decay, distance, its standard error or None), by decay.
         distance_name: What the distance is called.
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _figure()
         for number, (name, points) in enumerate(lines.items()):
             lengths = np.array([1 / (1 - decay) for decay, _, _ in points])
@@ -112,7 +112,7 @@ def distance_by_decay(lines: Mapping[str, Sequence[tuple[float, float, float | N
         axes.set_ylabel(f"{distance_name}, lower is better")
         if len(lines) > 1:
             axes.legend()
-        return _svg(figure, f"{distance_name} by decay of the average")
+        return as_svg(figure, f"{distance_name} by decay of the average")
 
 
 def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
@@ -122,7 +122,7 @@ def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
         losses: (step, loss), by step.
         objective: "simple", "vlb" or "hybrid".
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _figure(height=2.9)
         steps, values = np.array([s for s, _ in losses], dtype=float), np.array([v for _, v in losses], dtype=float)
         window = max(1, len(values) // 40)
@@ -137,7 +137,7 @@ def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
         axes.set_ylabel(f"training loss L_{objective}")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.legend()
-        return _svg(figure, "Training loss by step")
+        return as_svg(figure, "Training loss by step")
 
 
 def bound_by_timestep(timesteps: Sequence[int], terms: Sequence[float]) -> str:
@@ -147,14 +147,14 @@ def bound_by_timestep(timesteps: Sequence[int], terms: Sequence[float]) -> str:
         timesteps: Original timesteps, from 0.
         terms: Bits/dim of each.
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _figure(height=2.9)
         axes.plot(np.array(timesteps) + 1, terms, color=COLOURS[0], linewidth=1.6, marker="o" if len(terms) < 60 else None, markersize=3)
         axes.set_xscale("log")
         _log_if_wide(axes, [float(term) for term in terms if term > 0])
         axes.set_xlabel("timestep t (1 is the least noise)")
         axes.set_ylabel("term of the bound, bits/dim")
-        return _svg(figure, "Terms of the variational bound by timestep")
+        return as_svg(figure, "Terms of the variational bound by timestep")
 
 
 def _figure(width: float = 8.6, height: float = 3.8) -> tuple[Figure, Axes]:
@@ -179,7 +179,8 @@ def _weights_words(name: str) -> str:
     return f"decay {name.removeprefix('ema_')}" if name.startswith("ema_") else name
 
 
-def _svg(figure: Figure, description: str) -> str:
+def as_svg(figure: Figure, description: str) -> str:
+    """The drawing as an element of a page, its text as text, with the description for those who can't see it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -1,9 +1,10 @@
-"""The ablation pipeline: one experiment, a named grid of its settings, one table.
+"""The ablation pipeline: experiments compared, as the paper compares them or as one's own grid says, and one report.
 
-    preprocess -> reference -> plan -> for each trial at once (train -> evaluate), and in the end, however it came: table
+    list data -> for each data set (preprocess -> reference) -> plan -> for each trial at once (train or reuse -> measure)
+    -> together, and in the end, however it came: table
 
-A failed trial is named in the table, takes no other down, and is all that runs again when the pipeline does. (KFP marks
-the run as failed then, which it is.) The table is the pipeline's exit task: KFP runs a step that only ignores failures as
+A failed trial is named in the report, takes no other down, and is all that runs again when the pipeline does. (KFP marks
+the run as failed then, which it is.) The report is the pipeline's exit task: KFP runs a step that only ignores failures as
 soon as the first of the steps that it waits for has ended, and never after a loop.
 """
 
@@ -11,16 +12,20 @@ from typing import Any
 
 from kfp import dsl
 
-from components.evaluate import evaluate
+from components.ablation_reference import ablation_reference
 from components.image import BASE_IMAGE
+from components.list_data import list_data
+from components.measure_trial import measure_trial
 from components.plan_ablation import plan_ablation
 from components.preprocess import preprocess
 from components.ray_modes import RAY_MODES
-from components.reference import reference
 from components.tabulate_ablation import tabulate_ablation
-from components.train import train
+from components.take_together import take_together
+from components.train_trial import train_trial
 from pipelines.resources import RUN_CONFIG, SHORT, Nodes, Pod
 from training import ablations, presets
+from training.ablation_plan import SCALES
+from training.ablation_request import DEFAULT_PRESET, OBJECTIVES, OWN_GRID
 
 PARALLEL_TRIALS = 4
 """Trials at once. A number in the pipeline, since KFP takes no parameter for it."""
@@ -29,12 +34,15 @@ PARALLEL_TRIALS = 4
 @dsl.pipeline(
     name="iddpm-ablation",
     display_name="iDDPM: ablation",
-    description="Trains and evaluates every point of a named grid over one experiment, and puts them in one table.",
+    description="Runs a table or figure of the paper, or a grid of your own: trains or reuses every trial, measures it, and reports.",
     pipeline_config=RUN_CONFIG,
 )
 def ablation_pipeline(
+    ablation_grid: dict[str, Any] = {},  # noqa: B006 - KFP wants literals
     ablation_name: str = "hybrid-weight",
-    cluster_gpu_node_selector: dict[str, Any] = {},  # noqa: B006 - KFP wants literals
+    ablation_runs: dict[str, Any] = {},  # noqa: B006
+    ablation_scale: str = "tiny",
+    cluster_gpu_node_selector: dict[str, Any] = {},  # noqa: B006
     cluster_gpu_tolerations: list[dict[str, Any]] = [],  # noqa: B006
     cluster_gpu_type: str = "nvidia.com/gpu",
     cluster_image: str = BASE_IMAGE,
@@ -53,7 +61,7 @@ def ablation_pipeline(
     data_ray_mode: str = "local",
     data_rayjob_options: dict[str, Any] = {},  # noqa: B006
     data_reduced_decode: bool = False,
-    data_source: str = "",
+    data_sources: dict[str, Any] = {},  # noqa: B006
     data_uri: str = "",
     evaluate_cpu: str = "2",
     evaluate_gpus: str = "0",
@@ -63,8 +71,9 @@ def ablation_pipeline(
     evaluate_ray_address: str = "",
     evaluate_ray_mode: str = "local",
     evaluate_rayjob_options: dict[str, Any] = {},  # noqa: B006
+    experiment_objective: str = "as named",
     experiment_overrides: list[str] = [],  # noqa: B006
-    experiment_preset: str = "digits-hybrid-cosine",
+    experiment_preset: str = "as named",
     storage_root_uri: str = "s3://iddpm",
     tracking_experiment: str = "iddpm",
     train_cache_dir: str = "",
@@ -84,18 +93,21 @@ def ablation_pipeline(
     """Runs an ablation.
 
     Args:
-        ablation_name: Which grid.
+        ablation_grid: With own-grid, a JSON object of its axes, like {"diffusion.vlb_weight": [0.001, 0.01]}.
+        ablation_name: Which table or figure of the paper, or own-grid.
+        ablation_runs: For an ablation that trains nothing, a JSON object of the runs or checkpoints that it looks at, by role.
+        ablation_scale: The paper's own experiments (paper), or the same grid on handwritten digits (tiny).
         cluster_gpu_node_selector: Labels of the nodes for training and evaluation, also on a Ray cluster made for them, a JSON object.
         cluster_gpu_tolerations: Taints that those steps and that cluster's workers bear, a JSON list like a pod's tolerations.
         cluster_gpu_type: The name under which the cluster counts GPUs.
         cluster_image: What all steps run; a digest, or a tag that is never written twice.
         cluster_queue: Kueue's local queue for Ray clusters that are made; empty asks none.
         data_allow_upscale: Whether to enlarge images that are too small.
-        data_cpu: Cores of the preprocess and plan steps.
+        data_cpu: Cores of the preprocess step, and of those that only plan.
         data_labels: Where labels come from (auto, none, folders, filename, or the address of a CSV or JSON file).
         data_max_errors: With skip, how many images may be left out.
         data_max_pixels: Width times height above which an image is refused as a decompression bomb.
-        data_memory: Memory of the preprocess and plan steps.
+        data_memory: Memory of the preprocess step, and of those that only plan.
         data_num_test: Test images to hold out of a source that has no test split.
         data_num_workers: Ray tasks that prepare images at once.
         data_on_error: What an unreadable image does (fail or skip).
@@ -105,18 +117,19 @@ def ablation_pipeline(
             that stands).
         data_rayjob_options: With rayjob, what the cluster should be, as k8s/README.md says.
         data_reduced_decode: Whether to decode large JPEGs at reduced size, faster and less exact.
-        data_source: Where the images come from; empty is the data set's own name.
-        data_uri: The data set's directory; empty puts it under storage_root_uri, named by name, size and resize.
-        evaluate_cpu: Cores of a trial's evaluate step, of the reference step and of the table.
-        evaluate_gpus: GPUs of a trial's evaluate step and of the reference step.
-        evaluate_memory: Memory of a trial's evaluate step, of the reference step and of the table.
+        data_sources: Where the images of a data set come from, a JSON object by its name; those left out, from their name.
+        data_uri: Directory of the data set, for an ablation of a single one; empty puts each under storage_root_uri.
+        evaluate_cpu: Cores of a trial's measure step, of the reference step and of the table.
+        evaluate_gpus: GPUs of a trial's measure step and of the reference step.
+        evaluate_memory: Memory of a trial's measure step, of the reference step and of the table.
         evaluate_num_gpus_per_worker: 1 evaluates on GPUs, 0 on processors.
         evaluate_num_workers: Processes that draw samples at once.
         evaluate_ray_address: With address, where that cluster is.
-        evaluate_ray_mode: Where Ray runs for the reference and evaluate steps.
+        evaluate_ray_mode: Where Ray runs for the reference and measure steps.
         evaluate_rayjob_options: With rayjob, what the cluster should be.
+        experiment_objective: By which objective every trial is trained.
         experiment_overrides: What to change in every trial, a JSON list like ["optim.num_steps=4000"].
-        experiment_preset: The experiment that the grid varies; `iddpm presets` lists them.
+        experiment_preset: Another experiment to vary; an own-grid needs one. `iddpm presets` lists them.
         storage_root_uri: Where data sets, runs and reports are kept.
         tracking_experiment: MLflow's experiment.
         train_cache_dir: Where data is staged on a node's disk; empty is a temporary directory.
@@ -134,7 +147,7 @@ def ablation_pipeline(
         train_use_compile: Whether to pass the network through torch.compile.
 
     Returns:
-        URI of the ablation's directory.
+        URI of the report.
     """
     gpu_nodes = Nodes(gpu_type=cluster_gpu_type, selector=cluster_gpu_node_selector, tolerations=cluster_gpu_tolerations)
     data_pod = Pod(image=cluster_image, cpu=data_cpu, memory=data_memory)
@@ -149,74 +162,83 @@ def ablation_pipeline(
         "rayjob_options": evaluate_rayjob_options,
     }
 
+    asked = {
+        "ablation_name": ablation_name,
+        "ablation_scale": ablation_scale,
+        "ablation_grid": ablation_grid,
+        "ablation_runs": ablation_runs,
+        "experiment_preset": experiment_preset,
+        "experiment_objective": experiment_objective,
+        "experiment_overrides": experiment_overrides,
+    }
+
     table = table_pod.hold(
         tabulate_ablation(
             pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-            ablation_name=ablation_name,
-            experiment_preset=experiment_preset,
-            experiment_overrides=experiment_overrides,
-            data_uri=data_uri,
             storage_root_uri=storage_root_uri,
             tracking_experiment=tracking_experiment,
+            **asked,
         ),
         name="table",
     )
     with dsl.ExitHandler(table, name="ablation"):
-        data = data_pod.hold(
-            preprocess(
-                experiment_preset=experiment_preset,
-                experiment_overrides=experiment_overrides,
-                data_uri=data_uri,
-                storage_root_uri=storage_root_uri,
-                source=data_source,
-                labels=data_labels,
-                num_test=data_num_test,
-                num_workers=data_num_workers,
-                on_error=data_on_error,
-                max_errors=data_max_errors,
-                allow_upscale=data_allow_upscale,
-                reduced_decode=data_reduced_decode,
-                max_pixels=data_max_pixels,
-                other_sizes=data_other_sizes,
-                ray_mode=data_ray_mode,
-                ray_address=data_ray_address,
-                ray_queue=cluster_queue,
-                rayjob_options=data_rayjob_options,
-            ),
-            name="preprocess",
-            uses_ray=True,
+        listed = plan_pod.hold(
+            list_data(data_uri=data_uri, data_sources=data_sources, storage_root_uri=storage_root_uri, **asked), name="list data"
         )
-        statistics = evaluate_pod.hold(
-            reference(
-                experiment_preset=experiment_preset,
-                experiment_overrides=experiment_overrides,
-                data_uri=data.outputs["data_uri"],
-                data_digest=data.outputs["digest"],
-                storage_root_uri=storage_root_uri,
-                num_gpus_per_worker=evaluate_num_gpus_per_worker,
-                **evaluate_ray,
-            ),
-            name="reference",
-            cached=True,
-        )
+        with dsl.ParallelFor(listed.output, name="data-sets") as data_set:
+            data = data_pod.hold(
+                preprocess(
+                    experiment_preset=data_set.experiment_preset,
+                    experiment_overrides=data_set.overrides,
+                    data_uri=data_set.data_uri,
+                    storage_root_uri=storage_root_uri,
+                    source=data_set.source,
+                    labels=data_labels,
+                    num_test=data_num_test,
+                    num_workers=data_num_workers,
+                    on_error=data_on_error,
+                    max_errors=data_max_errors,
+                    allow_upscale=data_allow_upscale,
+                    reduced_decode=data_reduced_decode,
+                    max_pixels=data_max_pixels,
+                    other_sizes=data_other_sizes,
+                    ray_mode=data_ray_mode,
+                    ray_address=data_ray_address,
+                    ray_queue=cluster_queue,
+                    rayjob_options=data_rayjob_options,
+                ),
+                name="preprocess",
+                uses_ray=True,
+            )
+            statistics = evaluate_pod.hold(
+                ablation_reference(
+                    experiment_preset=data_set.experiment_preset,
+                    experiment_overrides=data_set.overrides,
+                    takes_distances=data_set.takes_distances,
+                    data_uri=data.outputs["data_uri"],
+                    data_digest=data.outputs["digest"],
+                    storage_root_uri=storage_root_uri,
+                    num_gpus_per_worker=evaluate_num_gpus_per_worker,
+                    **evaluate_ray,
+                ),
+                name="reference",
+                cached=True,
+            )
         plan = plan_pod.hold(
             plan_ablation(
-                ablation_name=ablation_name,
-                experiment_preset=experiment_preset,
-                experiment_overrides=experiment_overrides,
-                data_uri=data.outputs["data_uri"],
-                reference_uri=statistics.output,
+                data_uri=data_uri,
+                storage_root_uri=storage_root_uri,
+                tracking_experiment=tracking_experiment,
+                pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                **asked,
             ),
             name="plan",
-            cached=True,
         )
+        plan.after(statistics)
         with dsl.ParallelFor(plan.output, parallelism=PARALLEL_TRIALS, name="trials") as trial:
             trained = train_pod.hold(
-                train(
-                    experiment_preset=experiment_preset,
-                    experiment_overrides=trial.overrides,
-                    data_uri=trial.data_uri,
-                    reference_uri=trial.reference_uri,
+                train_trial(
+                    item=trial,
                     storage_root_uri=storage_root_uri,
                     tracking_experiment=tracking_experiment,
                     pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
@@ -235,28 +257,42 @@ def ablation_pipeline(
                 name="train",
                 uses_ray=True,
             )
-            evaluate_pod.hold(
-                evaluate(
+            measured = evaluate_pod.hold(
+                measure_trial(
+                    item=trial,
                     run_uri=trained.output,
-                    data_uri=trial.data_uri,
-                    reference_uri=trial.reference_uri,
+                    pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
                     num_workers=evaluate_num_workers,
                     num_gpus_per_worker=evaluate_num_gpus_per_worker,
                     **evaluate_ray,
                 ),
-                name="evaluate",
+                name="measure",
                 uses_ray=True,
             )
+        together = evaluate_pod.hold(
+            take_together(
+                storage_root_uri=storage_root_uri,
+                num_workers=evaluate_num_workers,
+                num_gpus_per_worker=evaluate_num_gpus_per_worker,
+                **evaluate_ray,
+                **asked,
+            ),
+            name="together",
+            uses_ray=True,
+        )
+        together.after(measured)
     return table.outputs["Output"]  # type: ignore[no-any-return]
 
 
 PIPELINE = ablation_pipeline
 LITERALS = {
-    "ablation_name": ablations.names(),
+    "ablation_name": (*ablations.names(), OWN_GRID),
+    "ablation_scale": SCALES,
     "data_on_error": ("fail", "skip"),
     "data_ray_mode": RAY_MODES,
     "evaluate_ray_mode": RAY_MODES,
-    "experiment_preset": presets.names(),
+    "experiment_objective": OBJECTIVES,
+    "experiment_preset": (DEFAULT_PRESET, *presets.names()),
     "train_precision": ("fp32", "bf16"),
     "train_ray_mode": RAY_MODES,
 }

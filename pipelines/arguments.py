@@ -130,15 +130,17 @@ def close_to(word: str, known: Iterable[str]) -> str:
 
 
 def _require_experiment(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
-    if not {PRESET, OVERRIDES} & arguments.keys():
-        return
-    from training import presets
-
-    defaults = {name: pipeline.parameters[name].get("defaultValue") for name in (PRESET, OVERRIDES)}
-    chosen = {**defaults, **arguments}
-    if not all(isinstance(override, str) for override in chosen[OVERRIDES]):
+    chosen = {**{name: parameter.get("defaultValue") for name, parameter in pipeline.parameters.items()}, **arguments}
+    if not all(isinstance(override, str) for override in chosen.get(OVERRIDES) or ()):
         raise ArgumentsError(f'--param {OVERRIDES} is a JSON list of words like ["optim.num_steps=500"]')
-    presets.preset(chosen[PRESET], chosen[OVERRIDES])
+    if "ablation_name" in pipeline.parameters:
+        from training.ablation_request import of_parameters
+
+        of_parameters(chosen).trials()
+    elif {PRESET, OVERRIDES} & arguments.keys():
+        from training import presets
+
+        presets.preset(chosen[PRESET], chosen[OVERRIDES])
 
 
 def _value(name: str, text: str, definition: Mapping[str, Any]) -> Any:

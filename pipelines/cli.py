@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from pipelines.commands import data, models, runs, scoring, services, studies
+from pipelines.commands import ablations, data, models, runs, scoring, services, studies
 
 app = typer.Typer(
     name="iddpm",
@@ -23,6 +23,7 @@ runs.register(app)
 models.register(app)
 scoring.register(app)
 studies.register(app)
+ablations.register(app)
 data.register(app)
 
 

@@ -21,7 +21,9 @@ MAX_TRIALS = 64
 """KFP fails on loops of some hundred iterations; a grid that needs more wants to be several ablations."""
 
 Scale = Literal["paper", "tiny"]
-Measure = Literal["final", "sampling-steps", "likelihood-steps", "bound", "samples", "history", "history-likelihood", "raw-weights"]
+Measure = Literal[
+    "final", "sampling-steps", "figure-1", "likelihood-steps", "bound", "samples", "history", "history-likelihood", "raw-weights"
+]
 Joint = Literal["none", "ensemble", "cascade"]
 
 SCALES: tuple[Scale, ...] = get_args(Scale)

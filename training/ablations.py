@@ -29,13 +29,13 @@ _OBJECTIVES_AND_SCHEDULES = ("simple-linear-t{}", "simple-linear", "hybrid-linea
 # Supplement section 2: batch 64 at 2e-5, batch 128 at 1e-4, each 153.6M examples. Tiny: half the batch, a fifth of the rate.
 _TINY_LSUN = {"diffusion.num_timesteps": 100, "evaluation.sampling.spacing": "25"}
 _TINY_BATCHES = (
-    {"optim.global_batch_size": 32, "optim.learning_rate": 0.0002, "optim.num_steps": 1000, "optim.checkpoint_interval": 250},
-    {"optim.global_batch_size": 64, "optim.learning_rate": 0.001, "optim.num_steps": 500, "optim.checkpoint_interval": 125},
+    {"optim.global_batch_size": 16, "optim.learning_rate": 0.0004, "optim.num_steps": 800, "optim.checkpoint_interval": 200},
+    {"optim.global_batch_size": 32, "optim.learning_rate": 0.002, "optim.num_steps": 400, "optim.checkpoint_interval": 100},
 )
 
-_TINY_LONG = {"optim.num_steps": 2000, "optim.checkpoint_interval": 200}  # long enough to overfit 1,497 digits
+_TINY_LONG = {"optim.num_steps": 1000, "optim.checkpoint_interval": 125}
 _TINY_CONDITIONAL = {"model.class_conditional": True}
-_FEWER = {"optim.num_steps": 300, "optim.checkpoint_interval": 75}
+_FEWER = {"optim.num_steps": 200, "optim.checkpoint_interval": 50}
 
 _ABLATIONS: tuple[Ablation, ...] = (
     Ablation(
@@ -65,7 +65,7 @@ _ABLATIONS: tuple[Ablation, ...] = (
             for objective in ("hybrid", "simple")
             for batch in _TINY_BATCHES
         ),
-        measures=("final", "sampling-steps"),
+        measures=("final", "figure-1"),
         counts=(50, 100, 200, 400, 1000),
     ),
     Ablation(
@@ -82,7 +82,7 @@ _ABLATIONS: tuple[Ablation, ...] = (
             *grid("digits-tiny-hybrid-cosine", {"model.dropout": (0.1, 0.2, 0.3)}, **_TINY_LONG),
         ),
         measures=("final", "history", "history-likelihood"),
-        shared=("optim.ema_snapshot_stds=0.05,0.1",),  # averages at every checkpoint are rebuilt from them
+        shared=("optim.ema_snapshot_stds=0.05,0.1,0.2",),  # averages at every checkpoint are rebuilt from them
     ),
     Ablation(
         name="cond64-overfitting",
@@ -105,8 +105,9 @@ _ABLATIONS: tuple[Ablation, ...] = (
         paper=_presets(*(f"imagenet64-hybrid-cosine-width{width}" for width in (64, 96, 128, 192))),
         tiny=tuple(
             Row(preset=_TINY, overrides={**_FEWER, "model.model_channels": width, "optim.learning_rate": rate})
-            for width, rate in ((32, 0.001), (64, 0.000707), (96, 0.000577))  # in proportion to 1 / sqrt(C)
+            for width, rate in ((32, 0.002), (64, 0.001414), (96, 0.001155))  # in proportion to 1 / sqrt(C)
         ),
+        measures=("final", "history"),
     ),
     Ablation(
         name="sampling-steps",

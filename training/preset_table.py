@@ -148,7 +148,7 @@ def _tiny() -> Iterator[Preset]:
     Every count of timesteps is a tenth of the paper's: T is 400 or 100 rather than 4000 or 1000, 25 sampling steps stand
     for 250. The schedules keep their shapes, and full chains are affordable.
     """
-    model = ModelConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
+    model = ModelConfig(model_channels=32, channel_mult=(1, 1), num_res_blocks=1, attention_resolutions=())
     for num_timesteps, schedule, objective, _, _ in _OBJECTIVES_AND_SCHEDULES:
         sampling = SamplingConfig() if objective == "simple" else SamplingConfig(spacing="25")
         yield Preset(
@@ -158,7 +158,7 @@ def _tiny() -> Iterator[Preset]:
                 model=model,
                 diffusion=_diffusion(objective, schedule, num_timesteps // 10),
                 optim=OptimConfig(
-                    global_batch_size=64, learning_rate=1e-3, num_steps=500, ema_decays=(0.98, 0.995), checkpoint_interval=125
+                    global_batch_size=32, learning_rate=2e-3, num_steps=400, ema_decays=(0.98, 0.995), checkpoint_interval=100
                 ),
                 evaluation=EvaluationConfig(
                     extractor="digits-classifier",

@@ -82,13 +82,17 @@ def _parameters(pipeline: Any, words: list[str]) -> dict[str, Any]:
 
 def _check_experiment(pipeline: str, arguments: dict[str, Any]) -> None:
     """Refuses an invalid override in a second, before anything starts."""
-    from training.presets import preset
+    from pipelines.compile import load
 
-    if "experiment_preset" in arguments or "experiment_overrides" in arguments:
-        from pipelines.compile import load
+    inputs = load(pipeline).component_spec.inputs or {}
+    chosen = {**{name: parameter.default for name, parameter in inputs.items()}, **arguments}
+    if "ablation_name" in inputs:
+        from training.ablation_request import of_parameters
 
-        inputs = load(pipeline).component_spec.inputs or {}
+        of_parameters(chosen).trials()
+    elif "experiment_preset" in arguments or "experiment_overrides" in arguments:
+        from training.presets import preset
+
         if "experiment_preset" not in inputs:
             raise ValueError(f"pipeline {pipeline!r} takes no --preset and no --set; its parameters are {', '.join(inputs)}")
-        name = arguments.get("experiment_preset", inputs["experiment_preset"].default)
-        preset(name, arguments.get("experiment_overrides", ()))
+        preset(chosen["experiment_preset"], chosen["experiment_overrides"])

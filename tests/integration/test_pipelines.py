@@ -1,4 +1,4 @@
-"""The three pipelines for real: kfp.local, Ray, S3 and MLflow, on the digits at tiny settings."""
+"""The train and nightly pipelines for real: kfp.local, Ray, S3 and MLflow, on the digits at tiny settings."""
 
 import dataclasses
 import re
@@ -13,11 +13,6 @@ from pipelines.compile import load
 from pipelines.local import PipelineError, run_pipeline
 from pipelines.services import Services
 from training import checkpoint, storage
-from training.ablation_plan import trials
-from training.ablations import named
-from training.config import run_key
-from training.data.shards import read_manifest
-from training.presets import preset
 from training.registry import resolve
 from training.tracking import attach
 
@@ -127,30 +122,3 @@ def _damage(run_uri: str, step: int) -> None:
             for key, value in state.items()
         }
     checkpoint.save(run_uri, step, files)
-
-
-def test_a_failed_trial_is_named_takes_no_other_down_and_alone_runs_again(here: _Here) -> None:
-    overrides = ["optim.num_steps=4", "optim.checkpoint_interval=4", *_FAST]
-    data_uri = f"{here.root_uri}/data/digits-8x8x1-none"
-    if not storage.exists(f"{data_uri}/train/manifest.json"):
-        here.run("train", experiment_overrides=_TRAINED)
-    digest = read_manifest(f"{data_uri}/train").content_digest
-    planned = trials(named("hybrid-weight"), "tiny", preset_name=_PRESET, overrides=overrides)
-    victim = planned[2]
-    victim_uri = f"{here.root_uri}/runs/{run_key(preset(_PRESET, victim.overrides), digest)}"
-    storage.write_bytes(f"{victim_uri}/evaluations/final.json", b"not JSON")
-
-    with pytest.raises(PipelineError, match="evaluate"):
-        here.run("ablation", experiment_overrides=overrides)
-    (table_uri,) = [uri for uri in storage.list_uris(f"{here.root_uri}/ablations") if uri.endswith("table.json")]
-    table = storage.read_json(table_uri)
-    assert [row["label"] for row in table if row["result"] is None] == [victim.label]
-    assert f"Failed: {victim.label}" in storage.read_bytes(table_uri.replace("table.json", "report.html")).decode()
-
-    storage.delete(f"{victim_uri}/evaluations/final.json")
-    _, lines = here.run("ablation", experiment_overrides=overrides)
-    assert sum("was evaluated by this protocol before" in line for line in lines) == 3
-    assert sum("is already trained" in line for line in lines) == 4
-    table = storage.read_json(table_uri)
-    assert [row["values"] for row in table] == [trial.values for trial in planned]
-    assert all(row["result"]["distance"] > 0 for row in table)

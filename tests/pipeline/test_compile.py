@@ -14,7 +14,7 @@ import yaml
 from components.image import BASE_IMAGE, ImageError, image_from
 from pipelines.compile import PIPELINES, compile_all, compiled
 from pipelines.compile_checks import MAX_BYTES, CompileError, check
-from training import presets
+from training import ablations, presets
 
 _GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -80,7 +80,7 @@ def _tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_only_what_its_arguments_and_the_image_determine_is_taken_from_the_cache(name: str, texts: dict[str, str]) -> None:
     tasks = {key: task for key, task in _tasks(next(yaml.safe_load_all(texts[name]))).items() if "cachingOptions" in task}
     cached = {key for key, task in tasks.items() if task["cachingOptions"].get("enableCache", False)}
-    assert cached == {"train": {"reference"}, "ablation": {"reference", "plan-ablation"}, "nightly-fid": set()}[name]
+    assert cached == {"train": {"reference"}, "ablation": {"ablation-reference"}, "nightly-fid": set()}[name]
     for key in cached:
         assert {"pipelinechannel--cluster_image"} <= set(tasks[key]["inputs"]["parameters"])
 
@@ -93,13 +93,23 @@ def test_the_cached_reference_is_known_by_the_digest_of_its_images(texts: dict[s
 
 
 _RAY_STEPS = [("train", step) for step in ("preprocess", "reference", "train", "evaluate")]
-_RAY_STEPS += [("ablation", step) for step in ("preprocess", "reference", "train", "evaluate")] + [("nightly-fid", "score-model")]
+_RAY_STEPS += [("ablation", step) for step in ("preprocess", "ablation-reference", "train-trial", "measure-trial", "take-together")]
+_RAY_STEPS += [("nightly-fid", "score-model")]
+_STAGES = {
+    "preprocess": "data",
+    "reference": "evaluate",
+    "ablation-reference": "evaluate",
+    "train-trial": "train",
+    "measure-trial": "evaluate",
+    "take-together": "evaluate",
+    "score-model": "score",
+}
 
 
 @pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
 def test_a_step_that_may_use_a_cluster_is_told_where_ray_runs(pipeline: str, step: str, texts: dict[str, str]) -> None:
     spec = next(yaml.safe_load_all(texts[pipeline]))
-    stage = {"preprocess": "data", "reference": "evaluate", "score-model": "score"}.get(step, step)
+    stage = _STAGES.get(step, step)
     parameters = _tasks(spec)[step]["inputs"]["parameters"]
     read = {key: value.get("componentInputParameter", "").removeprefix("pipelinechannel--") for key, value in parameters.items()}
     assert (read["ray_mode"], read["ray_address"], read["rayjob_options"], read["ray_queue"]) == (
@@ -111,7 +121,7 @@ def test_a_step_that_may_use_a_cluster_is_told_where_ray_runs(pipeline: str, ste
     assert spec["root"]["inputDefinitions"]["parameters"][f"{stage}_ray_mode"]["literals"] == ["local", "rayjob", "address"]
 
 
-@pytest.mark.parametrize(("pipeline", "step"), [one for one in _RAY_STEPS if one[1] != "reference"])
+@pytest.mark.parametrize(("pipeline", "step"), [one for one in _RAY_STEPS if not one[1].endswith("reference")])
 def test_a_pod_in_which_ray_may_run_has_room_in_shared_memory(pipeline: str, step: str, texts: dict[str, str]) -> None:
     _, platform = yaml.safe_load_all(texts[pipeline])
     mounts = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]["emptyDirMounts"]
@@ -121,7 +131,7 @@ def test_a_pod_in_which_ray_may_run_has_room_in_shared_memory(pipeline: str, ste
 @pytest.mark.parametrize(("pipeline", "step"), [one for one in _RAY_STEPS if one[1] != "preprocess"])
 def test_gpus_and_their_nodes_are_chosen_by_parameters(pipeline: str, step: str, texts: dict[str, str]) -> None:
     spec, platform = yaml.safe_load_all(texts[pipeline])
-    stage = {"reference": "evaluate", "score-model": "score"}.get(step, step)
+    stage = _STAGES.get(step, step)
     accelerator = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]["resources"]["accelerator"]
     assert f"'pipelinechannel--{stage}_gpus'" in accelerator["resourceCount"]
     assert "'pipelinechannel--cluster_gpu_type'" in accelerator["resourceType"]
@@ -154,6 +164,16 @@ def test_people_see_a_short_name_of_every_step(name: str, texts: dict[str, str])
     names = [task["taskInfo"]["name"] for task in _tasks(spec).values()]
     assert len(set(names)) == len(names)
     assert all(len(one) <= 12 for one in names)
+
+
+def test_what_an_ablation_can_be_is_a_drop_down(texts: dict[str, str]) -> None:
+    parameters = next(yaml.safe_load_all(texts["ablation"]))["root"]["inputDefinitions"]["parameters"]
+    assert tuple(parameters["ablation_name"]["literals"]) == (*ablations.names(), "own-grid")
+    assert parameters["ablation_scale"]["literals"] == ["paper", "tiny"]
+    assert parameters["experiment_objective"]["literals"] == ["as named", "simple", "vlb", "hybrid"]
+    assert tuple(parameters["experiment_preset"]["literals"]) == ("as named", *presets.names())
+    for name in ("ablation_name", "ablation_scale", "experiment_objective", "experiment_preset"):
+        assert parameters[name]["defaultValue"] in parameters[name]["literals"]
 
 
 def test_the_presets_are_a_drop_down(texts: dict[str, str]) -> None:

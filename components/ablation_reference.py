@@ -1,0 +1,61 @@
+"""Reference statistics for an ablation's trials, where they take distances."""
+
+from typing import Any, Dict  # noqa: UP035 - kfp copies the annotation into a file that has this name only
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def ablation_reference(
+    experiment_preset: str,
+    experiment_overrides: list[str],
+    takes_distances: str,
+    data_uri: str,
+    data_digest: str,
+    storage_root_uri: str,
+    num_gpus_per_worker: int,
+    ray_mode: str,
+    ray_address: str,
+    ray_queue: str,
+    rayjob_options: Dict[str, Any],  # noqa: UP006
+) -> str:
+    """Computes the statistics that generated images are compared with, or finds them, or sees that none are needed.
+
+    Args:
+        experiment_preset: Name of an experiment on these images.
+        experiment_overrides: Its overrides.
+        takes_distances: "yes" where a trial takes distances to these images; another word, and nothing is computed.
+        data_uri: The data set.
+        data_digest: Of its training images.
+        storage_root_uri: Where everything is kept.
+        num_gpus_per_worker: 1 computes features on a GPU, 0 on the CPU.
+        ray_mode: "local" works in this step, "rayjob" on a cluster that KubeRay makes for it, "address" on one that stands.
+        ray_address: With "address", where that cluster is.
+        ray_queue: With "rayjob", Kueue's local queue.
+        rayjob_options: With "rayjob", what the cluster should be.
+
+    Returns:
+        URI of the statistics; empty where none are needed.
+    """
+    if takes_distances != "yes":
+        return ""
+    from components.ray_modes import run_in_mode
+
+    uri: str = run_in_mode(
+        "reference",
+        {
+            "experiment_preset": experiment_preset,
+            "experiment_overrides": experiment_overrides,
+            "data_uri": data_uri,
+            "data_digest": data_digest,
+            "storage_root_uri": storage_root_uri,
+            "resources": {"num_workers": 1, "num_gpus_per_worker": num_gpus_per_worker},
+        },
+        ray_mode=ray_mode,
+        ray_address=ray_address,
+        ray_queue=ray_queue,
+        rayjob_options=rayjob_options,
+    )
+    return uri

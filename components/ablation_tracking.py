@@ -1,0 +1,152 @@
+"""An ablation in MLflow: one run for the whole, made when it is planned, and one for each trial below it.
+
+A trial's run is not its training's run: two ablations may share a training, and MLflow's comparison of runs is of use at once
+only where few parameters differ and are well named. It carries what the trial varies, the numbers, the curves by steps and
+the samples, and the tags by which every filter finds it; a tag leads to the training's run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from training import storage
+from training.ablation_plan import Trial
+from training.ablation_request import AblationRequest
+from training.progress import say
+
+if TYPE_CHECKING:
+    from evaluation.ablations.record import TrialRecord
+    from training.tracked_run import TrackedRun
+
+ORDER_METRIC = "distance"
+"""What the comparison of trials is sorted by."""
+
+
+def open_parent(request: AblationRequest, tracking_experiment: str, uri: str, pipeline_run_id: str = "") -> TrackedRun:
+    """The ablation's run, found or made."""
+    from training.tracking import open_run
+
+    ablation = request.ablation()
+    return open_run(
+        run_key=request.key(),
+        experiment_name=tracking_experiment,
+        run_name=f"{request.name} ({request.scale})",
+        tags={**_tags(request, pipeline_run_id), "iddpm.role": "ablation", "iddpm.ablation_uri": uri},
+        params={"ablation": request.name, "scale": request.scale, "source": ablation.source, "num_trials": len(request.trials())},
+    )
+
+
+class TrialTracking:
+    """One trial's run in MLflow, open while the trial is worked on."""
+
+    def __init__(self, request: AblationRequest, label: str, trial: Trial | None, plan: Mapping[str, Any], pipeline_run_id: str) -> None:
+        """Finds or makes the run, below the ablation's.
+
+        Args:
+            request: The ablation.
+            label: The trial's.
+            trial: The trial; None for what is taken of several.
+            plan: As it is stored, with the parent's run and MLflow's experiment.
+            pipeline_run_id: The pipeline's run that works on it.
+        """
+        from evaluation.ablations.record import slug
+        from training.tracking import open_run
+
+        columns = dict.fromkeys(request.trials()[0].values, "")
+        values = trial.values if trial else dict.fromkeys(columns, label)
+        self._run = open_run(
+            run_key=f"{request.key()}/{slug(label)}",
+            experiment_name=plan["tracking"],
+            run_name=label,
+            tags={
+                **_tags(request, pipeline_run_id),
+                "iddpm.role": "trial",
+                "iddpm.trial": label,
+                **({"iddpm.preset": trial.preset} if trial else {}),
+            },
+            params=dict(values) | ({"model": label} if not trial or trial.role else {}),
+            parent_run_id=plan["parent_run_id"],
+        )
+
+    def finish(self, record: TrialRecord) -> None:
+        """Logs what was found, and ends the run well."""
+        from evaluation import grids
+
+        run = self._run
+        run.set_tags({"iddpm.run_uri": record.run_uri, "iddpm.checkpoint_uri": record.checkpoint_uri, **self._training(record)})
+        for (name, step), value in points(record).items():
+            run.log_metrics({name: value}, step)
+        grid_uri = (record.final or {}).get("grid_uri", "")
+        if grid_uri and storage.exists(grid_uri):
+            run.log_image("samples", grids.from_png(storage.read_bytes(grid_uri)), 0)
+        self.close("FINISHED")
+
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Ends the run."""
+        self._run.finish(status)
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        return self._run.url
+
+    def _training(self, record: TrialRecord) -> dict[str, str]:
+        uri = storage.join(record.run_uri, "result.json")
+        if not record.run_uri or not storage.exists(uri):
+            return {}
+        return {"iddpm.training_run_id": str(storage.read_json(uri).get("tracking_run_id", ""))}
+
+
+def points(record: TrialRecord) -> dict[tuple[str, int], float]:
+    """(metric, step) -> value of everything in a record that MLflow can draw; the step is the training's, or a number of steps."""
+    found: dict[tuple[str, int], float | None] = {}
+    final = record.final
+    if final is not None:
+        found[(ORDER_METRIC, record.step)] = final["distance"]
+        found[("distance_standard_error", record.step)] = final["distance_standard_error"]
+        if final["likelihood"] is not None:
+            found[("bits_per_dim", record.step)] = final["likelihood"]["bits_per_dim"]
+    for name in ("sampling-steps", "figure-1"):
+        for point in record.measures.get(name, {}).get("points", ()):
+            found[(f"distance_by_steps/{point['method']}", point["num_steps"])] = point["distance"]
+    for point in record.measures.get("likelihood-steps", {}).get("points", ()):
+        found[(f"bits_per_dim_by_steps/{point['spacing']}", point["num_steps"])] = point["bits_per_dim"]
+    for point in record.measures.get("history", {}).get("points", ()):
+        for weights, value in point["scores"].items():
+            found[(f"score/{weights}", point["step"])] = value
+    for point in record.measures.get("history-likelihood", {}).get("points", ()):
+        found[("bits_per_dim_by_training", point["step"])] = point["bits_per_dim"]
+    bound = record.measures.get("bound")
+    if bound is not None:
+        found |= {("term_of_bound", t): value for t, value in zip(bound["timesteps"], bound["per_t"], strict=True)}
+    if final is None:  # something to sort the comparison by all the same
+        best = [value for (name, _), value in found.items() if name.startswith("distance_by_steps/") and value is not None]
+        if best:
+            found[(ORDER_METRIC, record.step)] = min(best)
+        elif record.measures.get("likelihood-steps"):
+            found[("bits_per_dim", record.step)] = record.measures["likelihood-steps"]["points"][-1]["bits_per_dim"]
+        elif bound is not None:
+            found[("bits_per_dim", record.step)] = bound["bits_per_dim"]
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def comparison_url(request: AblationRequest, parent: TrackedRun, records: list[Any]) -> str:
+    """The page that compares the trials: flat, as charts, the best first."""
+    metrics = {name for record in records for name, _ in points(record)}
+    metric = next((name for name in (ORDER_METRIC, "bits_per_dim") if name in metrics), ORDER_METRIC)
+    url = parent.parts_url(order_by_metric=metric)
+    say(f"compare the trials of {request.name} at {url}")
+    return url
+
+
+def _tags(request: AblationRequest, pipeline_run_id: str) -> dict[str, str]:
+    """What every filter needs, on the whole and on each part alike: MLflow's filters don't inherit."""
+    data = sorted({trial.experiment.data.name for trial in request.trials()})
+    return {
+        "iddpm.ablation": request.name,
+        "iddpm.ablation_key": request.key(),
+        "iddpm.scale": request.scale,
+        "iddpm.data": ", ".join(data),
+        **({"kfp.pipeline_run_id": pipeline_run_id} if pipeline_run_id else {}),
+    }

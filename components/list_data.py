@@ -1,0 +1,47 @@
+"""Which data sets an ablation needs: one list, over which the pipeline loops."""
+
+from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has these names only
+
+from kfp import dsl
+
+from components.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def list_data(
+    ablation_name: str,
+    ablation_scale: str,
+    ablation_grid: Dict[str, Any],  # noqa: UP006
+    ablation_runs: Dict[str, Any],  # noqa: UP006
+    experiment_preset: str,
+    experiment_objective: str,
+    experiment_overrides: List[str],  # noqa: UP006
+    data_uri: str,
+    data_sources: Dict[str, Any],  # noqa: UP006
+    storage_root_uri: str,
+) -> list[dict[str, str]]:
+    """Checks the ablation, and lists the data sets of its trials.
+
+    Args:
+        ablation_name: Which ablation, or what a grid of one's own is called.
+        ablation_scale: "paper" or "tiny".
+        ablation_grid: One's own grid, path -> values.
+        ablation_runs: Role -> run or checkpoint to look at.
+        experiment_preset: Another experiment to vary.
+        experiment_objective: Another objective for every trial.
+        experiment_overrides: Overrides of every trial.
+        data_uri: Directory of the data set, for an ablation of a single one.
+        data_sources: Name of a data set -> where its images come from.
+        storage_root_uri: Where everything is kept.
+
+    Returns:
+        All that the preprocess and reference steps of each need.
+    """
+    from components.ablation_steps import list_data_sets
+    from training.ablation_request import from_form
+
+    request = from_form(
+        ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides
+    )
+    found: List[Any] = list_data_sets(request, storage_root_uri, data_uri=data_uri, sources=data_sources)
+    return found

@@ -1,0 +1,1 @@
+"""What is taken of an ablation's trials, and the report that is made of it."""

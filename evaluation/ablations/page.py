@@ -1,0 +1,245 @@
+"""The page of an ablation: self-contained, the same in the KFP UI, in MLflow and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from evaluation.ablations.claims import Finding
+from evaluation.ablations.figures import Picture, pictures
+from evaluation.ablations.findings import findings
+from evaluation.ablations.pictures_of_samples import sample_grids
+from evaluation.ablations.record import TrialRecord
+from evaluation.ablations.rows import NOTHING, TableRow, plain_word, shown
+from training.ablation_request import AblationRequest
+
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_COLUMN_WORDS = {
+    "num_timesteps": "T",
+    "vlb_weight": "lambda",
+    "stop_gradient": "stop-gradient",
+    "global_batch_size": "batch",
+    "learning_rate": "learning rate",
+    "image_size": "pixels",
+    "low_res_size": "enlarges",
+    "data": "data set",
+}
+
+
+def render(
+    request: AblationRequest,
+    records: Sequence[TrialRecord],
+    rows: Sequence[TableRow],
+    *,
+    drawn: Sequence[Picture],
+    found: Sequence[Finding],
+    links: Mapping[str, str],
+) -> str:
+    """The page as HTML; every word is escaped.
+
+    Args:
+        request: The ablation.
+        records: Of its trials, failed ones too.
+        rows: The table.
+        drawn: The figures.
+        found: What the numbers say of the paper's claims.
+        links: Words -> address.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        _TEMPLATE.read_text()
+    )
+    ablation = request.ablation()
+    columns = [name for name in (request.trials()[0].values) if name]
+    name = distance_name(records)
+    table = _table(rows, columns)
+    return template.render(
+        name=request.name,
+        title=ablation.title,
+        source=ablation.source,
+        scale=request.scale,
+        scale_words=_scale_words(request),
+        data_words=_data_words(records),
+        distance_words=_distance_words(name, records),
+        failures=[record for record in records if record.error],
+        findings=found,
+        table=table,
+        headers=_headers(columns, name, rows) if table else [],
+        num_words=1 + len(columns),
+        notes=_notes(request, rows),
+        pictures=drawn,
+        points=_points(records),
+        grids=sample_grids(records),
+        card=_card(records),
+        command=request.command(),
+        links=dict(links),
+        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def parts(request: AblationRequest, records: Sequence[TrialRecord], rows: Sequence[TableRow]) -> tuple[list[Picture], list[Finding]]:
+    """The figures and findings of an ablation."""
+    return pictures(request, records, rows), findings(request.name if not request.grid else "", records)
+
+
+def distance_name(records: Sequence[TrialRecord]) -> str:
+    """What the distance of these records is called."""
+    for record in records:
+        if record.final:
+            return str(record.final["distance_name"])
+        for measure in ("sampling-steps", "figure-1"):
+            if record.measures.get(measure):
+                return str(record.measures[measure]["distance_name"])
+    return "distance"
+
+
+def _scale_words(request: AblationRequest) -> str:
+    if request.grid:
+        return "A grid of one's own."
+    if request.scale == "paper":
+        return "The paper's scale." + (f" With changes: {', '.join(request.overrides)}." if request.overrides else "")
+    return "The tiny scale: the paper's grid on handwritten digits, every count of timesteps divided by ten." + (
+        f" With changes: {', '.join(request.overrides)}." if request.overrides else ""
+    )
+
+
+def _data_words(records: Sequence[TrialRecord]) -> str:
+    told = {
+        (
+            data["name"],
+            data["image_size"],
+            data["num_images"],
+        ): f"{data['num_images']:,} training images of {data['name']}, {data['image_size']}x{data['image_size']}"
+        for data in (record.data for record in records)
+        if data
+    }
+    steps = sorted({record.step for record in records if record.step})
+    length = f", trained up to step {steps[-1]:,}" if steps else ""
+    return f"{'; '.join(told.values())}{length}." if told else "No trial has finished."
+
+
+def _distance_words(name: str, records: Sequence[TrialRecord]) -> str:
+    if name in ("distance", "FID"):
+        return ""
+    return (
+        f"{name} is a Frechet distance in the features of another network than Inception: not an FID. It compares with no published "
+        "number; the paper's stand beside ours to show the order that they have."
+    )
+
+
+def _headers(columns: Sequence[str], name: str, rows: Sequence[TableRow]) -> list[str]:
+    paper = any(row.distance.paper is not None or row.bits_per_dim.paper is not None for row in rows)
+    headers = ["trial", *(_COLUMN_WORDS.get(column, column) for column in columns), name]
+    headers += ["the paper's FID", "difference"] if paper else []
+    headers += ["bits/dim"]
+    headers += ["the paper's", "difference"] if paper else []
+    return [*headers, "weights"]
+
+
+def _table(rows: Sequence[TableRow], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Cells by row; nothing where no trial has a reported number."""
+    if not any(row.distance.ours is not None or row.error for row in rows):
+        return []
+    paper = any(row.distance.paper is not None or row.bits_per_dim.paper is not None for row in rows)
+    table = []
+    for number, row in enumerate(rows, start=1):
+        cells = [row.label if not row.values or "=" not in row.label else str(number)]
+        cells += [_cell(row.values.get(column)) for column in columns]
+        for one in (row.distance, row.bits_per_dim):
+            cells.append("failed" if row.error and one is row.distance else shown(one.ours, one.standard_error))
+            if paper:
+                cells += [shown(one.paper), f"{one.difference:+.3g}" if one.difference is not None else NOTHING]
+        kind = "failed" if row.error else "cited" if row.distance.ours is None and not row.weights else "ours"
+        table.append({"kind": kind, "cells": [*cells, row.weights]})
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else plain_word(value)
+
+
+def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
+    notes = [
+        "Numbers after ± are one standard error: of a distance over the draw of the samples, of bits/dim over images, noise and timesteps."
+    ]
+    sources = sorted({row.where for row in rows if row.where})
+    if sources:
+        notes.append(f"The paper's numbers: {'; '.join(sources)}.")
+        if request.scale == "tiny":
+            notes.append("They are of other images, other networks and (FID) other features, so no difference is taken.")
+    return notes
+
+
+def _points(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
+    """The curves' points as a table, for who wants to read them off."""
+    rows = []
+    for record in records:
+        for measure, number, kind, value in (
+            ("sampling-steps", "num_steps", "method", "distance"),
+            ("figure-1", "num_steps", "method", "distance"),
+            ("likelihood-steps", "num_steps", "spacing", "bits_per_dim"),
+            ("history-likelihood", "step", None, "bits_per_dim"),
+            ("raw-weights", None, "weights", "distance"),
+        ):
+            for point in (record.measures.get(measure) or {}).get("points", ()):
+                rows.append(
+                    [
+                        record.label,
+                        point[kind] if kind else "bits/dim in training",
+                        f"{point[number]:,}" if number else f"step {record.measures[measure]['step']:,}",
+                        shown(point[value], point.get("standard_error")),
+                    ]
+                )
+    return {"headers": ["trial", "curve", "steps", "value"], "rows": rows} if rows else None
+
+
+def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
+    """The protocol in words: of the reported numbers, then of the curves."""
+    finals = [record.final for record in records if record.final]
+    card = _reported_card(finals) if finals else []
+    measures = records[0].measures
+    for name in ("likelihood-steps", "bound"):
+        if measures.get(name):
+            words = (
+                f"the first {measures[name]['num_images']:,} test images (their order is a seeded shuffle), the same noise for every model"
+            )
+            card.append(("Curves of the likelihood", words))
+    for name in ("sampling-steps", "figure-1"):
+        points = (measures.get(name) or {}).get("points")
+        if points:
+            samplers = "; ".join(dict.fromkeys(point["sampler"] for point in points))
+            card.append(("Curves of the distance", f"{points[0]['num_samples']:,} samples a point; {samplers}"))
+    protocol = (measures.get("history") or {}).get("protocol")
+    if protocol:
+        card.append(("Scores beside training", f"{protocol['num_samples']:,} samples, {protocol['sampler']}, the same noise at every step"))
+    if finals:
+        versions = finals[0]["protocol"]["versions"]
+        card.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return card
+
+
+def _reported_card(finals: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    distance, likelihood = finals[0]["protocol"]["distance"], finals[0]["protocol"]["likelihood"]
+    reference = distance["reference"]
+    samplers = dict.fromkeys(final["protocol"]["distance"]["sampler"] for final in finals)
+    images = f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}"
+    card = [
+        ("Samples", f"{distance['num_samples']:,}, {distance['quantization']}; seed {distance['seed']}, the same noise for every trial"),
+        ("Sampler", "; ".join(samplers)),
+        ("Reference", f"{images}, digest {reference['data_digest'][:12]}"),
+        ("Features", f"{reference['extractor']}, weights sha256 {reference['extractor_sha256'][:12]}"),
+        ("Standard error", "delete-a-group jackknife over ten blocks of samples"),
+    ]
+    if likelihood is not None:
+        form = f"{likelihood['form']} with {likelihood['num_steps']:,} of {likelihood['num_timesteps']:,} evaluations an image"
+        card.append(("Likelihood", f"{likelihood['num_images']:,} {likelihood['split']} images, {form}"))
+    return card

@@ -1,0 +1,157 @@
+"""An ablation on this machine, in one process: the functions that are the pipeline's steps, one after the other.
+
+`iddpm run ablation` runs the pipeline itself. Here no step pays for a process of its own and Ray is started once, which at
+the tiny scale is most of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.ablation_request import AblationRequest
+from training.progress import say
+
+if TYPE_CHECKING:
+    from pipelines.services import Services
+
+TRACKING_EXPERIMENT = "iddpm"
+_RESOURCES = {"num_workers": 1, "num_threads": 1}
+
+
+class AblationError(RuntimeError):
+    """An ablation of which something is missing; the report is made all the same and says what."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """What an ablation left.
+
+    Attributes:
+        uri: Its directory.
+        folder: Local folder with report.html, table.csv, table.json and figure.svg.
+        failed: Trial -> why.
+        seconds: How long it took.
+    """
+
+    uri: str
+    folder: Path
+    failed: dict[str, str]
+    seconds: float
+
+
+def run_ablation(
+    request: AblationRequest,
+    services: Services,
+    *,
+    sources: Mapping[str, str] | None = None,
+    resources: Mapping[str, Any] | None = None,
+) -> Done:
+    """Plans, trains or reuses, measures, and reports; a trial that fails takes no other down.
+
+    Args:
+        request: The ablation.
+        services: S3 and MLflow.
+        sources: Name of a data set -> where its images come from.
+        resources: Fields of `training.config.Resources` for training and evaluation.
+
+    Raises:
+        ConfigError: The ablation can't be planned.
+    """
+    from components import ablation_steps as steps
+    from training.data.splits import prepare_experiment
+    from training.ray_session import ray_session
+
+    started = time.monotonic()
+    os.environ.update(services.env)
+    root = services.bucket_uri
+    resources = {**_RESOURCES, **(resources or {})}
+    request.trials()
+    for data_set in steps.list_data_sets(request, root, sources=sources):
+        prepare_experiment(data_set["experiment_preset"], data_set["overrides"], data_set["data_uri"], source=data_set["source"])
+    items = steps.plan(request, root, TRACKING_EXPERIMENT)
+    uri = steps.ablation_uri(request, root)
+    failed: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        if any(not item["run_uri"] and steps.done_record(item) is None for item in items):
+            stack.enter_context(ray_session(num_cpus=max(os.cpu_count() or 1, int(resources["num_workers"]) + 1)))
+        # One trial is trained, in Ray's processes, while the one before it is measured in this one.
+        measuring = ThreadPoolExecutor(1, thread_name_prefix="iddpm-measure")
+        stack.callback(measuring.shutdown, cancel_futures=True)  # stopped from outside, only what is under way is waited for
+        pending = []
+        for number, item in enumerate(items, start=1):
+            say(f"trial {number} of {len(items)}: {item['label']}")
+            run_uri = _keep_going(failed, item["label"], lambda item=item: _train(item, root, resources))  # type: ignore[misc]
+            if run_uri is not None:
+                measure = functools.partial(steps.measure_trial, item, run_uri, resources)
+                pending.append(measuring.submit(_keep_going, failed, item["label"], measure))
+        for one in pending:
+            one.result()
+        if not failed:
+            _keep_going(failed, "together", lambda: steps.take_together(uri, resources))
+    folder = report_locally(request, services)
+    return Done(uri=uri, folder=folder, failed=failed, seconds=time.monotonic() - started)
+
+
+def report_locally(request: AblationRequest, services: Services) -> Path:
+    """Makes the report of what is there, in S3, in MLflow, and in the state folder, where the gallery lists it.
+
+    Raises:
+        ConfigError: Nothing was planned.
+    """
+    from components.ablation_report import FILES, make_report
+    from components.ablation_steps import ablation_uri
+    from evaluation.ablations.gallery import write_gallery
+    from training import storage
+
+    os.environ.update(services.env)
+    uri = ablation_uri(request, services.bucket_uri)
+    make_report(uri)
+    folder = gallery_folder(services) / f"{request.name}-{request.scale}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in FILES:
+        if storage.exists(storage.join(uri, name)):
+            storage.download(storage.join(uri, name), folder / name)
+    write_gallery(gallery_folder(services))
+    return folder
+
+
+def gallery_folder(services: Services) -> Path:
+    """Where the reports are on this machine."""
+    return services.home / "ablations"
+
+
+def _train(item: Mapping[str, Any], root: str, resources: Mapping[str, Any]) -> str:
+    from components import ablation_steps as steps
+    from components.training_run import train_run
+
+    def train() -> str:
+        return train_run(
+            item["experiment_preset"],
+            item["overrides"],
+            item["data_uri"],
+            item["reference_uri"],
+            root,
+            TRACKING_EXPERIMENT,
+            resources,
+        )
+
+    return steps.train_trial(item, train)
+
+
+def _keep_going(failed: dict[str, str], label: str, action: Callable[[], str]) -> str | None:
+    try:
+        return action()
+    except Exception as error:  # named in the report; the others go on
+        failed[label] = " ".join(str(error).split()) or type(error).__name__
+        say(f"{label} failed: {failed[label]}")
+        return None

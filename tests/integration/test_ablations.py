@@ -1,0 +1,210 @@
+"""Ablations for real: the pipeline, and the command; what fails, what is killed, and what is reused."""
+
+import csv
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.ablation_steps import ablation_uri, read_items
+from components.ablation_tracking import ORDER_METRIC
+from evaluation.ablations.record import record_uri
+from pipelines.ablate import run_ablation
+from pipelines.compile import load
+from pipelines.local import PipelineError, run_pipeline
+from pipelines.services import Services
+from training import checkpoint, storage
+from training.ablation_request import AblationRequest
+from training.config import ConfigError, Experiment, run_key
+from training.data.shards import read_manifest
+from training.data.splits import default_data_uri, prepare_experiment
+from training.mlflow_client import connect
+from training.models.unet import make_model
+from training.presets import preset
+
+pytestmark = pytest.mark.slow
+
+_FAST = (
+    "optim.num_steps=4",
+    "optim.checkpoint_interval=4",
+    "evaluation.scoring_num_samples=60",
+    "evaluation.scoring_sampling.spacing=ddim5",
+    "evaluation.num_samples=80",
+    "evaluation.sampling.spacing=5",
+    "evaluation.likelihood_num_images=20",
+    "evaluation.likelihood_steps=5",
+)
+
+
+def _request(name: str, *overrides: str, **arguments: Any) -> AblationRequest:
+    return AblationRequest(name=name, scale="tiny", overrides=(*_FAST, *overrides), **arguments)
+
+
+def _victim(request: AblationRequest, root: str, index: int) -> tuple[str, str]:
+    """Label of a trial, and where its run will be."""
+    trial = request.trials()[index]
+    data_uri = default_data_uri(trial.experiment.data, root)
+    prepare_experiment(trial.preset, trial.overrides, data_uri)
+    digest = read_manifest(f"{data_uri}/train").content_digest
+    return trial.label, f"{root}/runs/{run_key(trial.experiment, digest)}"
+
+
+def test_in_the_pipeline_a_failed_trial_is_named_takes_no_other_down_and_alone_runs_again(services: Services, tmp_path: Path) -> None:
+    home = dataclasses.replace(services, home=tmp_path)
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    root = f"{services.bucket_uri}/{name}"
+    arguments = {
+        "ablation_name": "hybrid-weight",
+        "experiment_overrides": list(_FAST),
+        "storage_root_uri": root,
+        "tracking_experiment": name,
+    }
+    request = _request("hybrid-weight")
+    uri = ablation_uri(request, root)
+    label, run_uri = _victim(request, root, 2)
+    storage.write_bytes(f"{run_uri}/evaluations/final.json", b"not JSON")
+
+    with pytest.raises(PipelineError, match="measure-trial"):
+        run_pipeline(load("ablation"), arguments, home, show=lambda line: None)
+    told = storage.read_json(f"{uri}/table.json")
+    assert told["failed"] == [label]
+    assert len([row for row in told["rows"] if row["distance"]]) == 3
+    page = storage.read_bytes(f"{uri}/report.html").decode()
+    assert f"Failed: {label}." in page
+    assert "is not JSON" in page
+
+    storage.delete(f"{run_uri}/evaluations/final.json")
+    lines: list[str] = []
+    outputs = run_pipeline(load("ablation"), arguments, home, show=lines.append)
+    assert sum("was trained and measured before" in line for line in lines) == 3
+    assert sum("is already trained" in line for line in lines) == 1
+    assert outputs["Output"] == f"{uri}/report.html"
+    told = storage.read_json(f"{uri}/table.json")
+    assert told["failed"] == []
+    assert [row["distance_paper"] for row in told["rows"]] == [28.04, 27.36, 30.89, 34.35]
+    assert all(row["distance"] > 0 and row["distance_difference"] is None for row in told["rows"])
+    _see_the_trials_in_mlflow(name, request)
+
+
+def _see_the_trials_in_mlflow(experiment_name: str, request: AblationRequest) -> None:
+    """One run above, one below it for each trial, found by every tag, with the few parameters that differ."""
+    client = connect()
+    experiment = client.get_experiment_by_name(experiment_name)
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`iddpm.role` = 'ablation'")
+    assert parent.info.status == "FINISHED"
+    for filtered in (
+        f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
+        f"tags.`iddpm.ablation` = '{request.name}' AND tags.`iddpm.role` = 'trial'",
+        f"tags.`iddpm.ablation_key` = '{request.key()}' AND tags.`iddpm.role` = 'trial'",
+        "tags.`iddpm.scale` = 'tiny' AND tags.`iddpm.data` = 'digits' AND tags.`iddpm.role` = 'trial'",
+    ):
+        runs = client.search_runs([experiment.experiment_id], filtered, order_by=[f"metrics.`{ORDER_METRIC}` ASC"])
+        assert len(runs) == 4, filtered
+    assert {frozenset(run.data.params) for run in runs} == {frozenset({"stop_gradient", "vlb_weight"})}
+    assert all(run.info.status == "FINISHED" and run.data.metrics[ORDER_METRIC] > 0 for run in runs)
+    assert re.search(r"searchFilter=.*orderByKey=.*compareRunsMode=CHART", parent.data.tags["iddpm.compare_url"])
+
+
+def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Services, tmp_path: Path) -> None:
+    seed = f"seed={uuid.uuid4().int % 2**31}"
+    request = _request("hybrid-weight", seed)
+    uri = ablation_uri(request, services.bucket_uri)
+    labels = [trial.label for trial in request.trials()]
+    command = [str(Path(sys.executable).with_name("iddpm")), "ablate", "hybrid-weight"]
+    command += [word for item in request.overrides for word in ("--set", item)]
+    environment = {**os.environ, "IDDPM_HOME": str(services.home)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not storage.exists(record_uri(uri, labels[0])):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = [label for label in labels if storage.exists(record_uri(uri, label))]
+    assert 0 < len(done) < 4
+    before = {label: storage.read_bytes(record_uri(uri, label)) for label in done}
+
+    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout[-3000:]
+    assert finished.stdout.count("was trained and measured before") == len(done)
+    assert finished.stdout.count("followed at") <= 4 - len(done)
+    assert {label: storage.read_bytes(record_uri(uri, label)) for label in done} == before
+    folder = services.home / "ablations" / "hybrid-weight-tiny"
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == labels
+    assert all(float(row["distance"]) > 0 for row in rows)
+    page = (folder / "report.html").read_text()
+    assert "handwritten digits" in page
+    assert not re.search(r'(src|href)="(?!data:|http://127)', page), "the page loads something from elsewhere"
+    assert "hybrid-weight-tiny/report.html" in (services.home / "ablations" / "index.html").read_text()
+
+
+def _write_run(run_uri: str, experiment: Experiment) -> str:
+    """A run's last checkpoint, of a network whose last layers are random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(len(run_uri))
+        state = {key: value + 0.02 * torch.randn(value.shape) for key, value in make_model(experiment).state_dict().items()}
+    files: dict[str, Any] = {"experiment.json": experiment.to_dict(), "model.pt": state}
+    files |= {f"ema_{decay}.pt": state for decay in experiment.optim.ema_decays}
+    checkpoint.save(run_uri, 100, files)
+    return run_uri
+
+
+@pytest.fixture(scope="module")
+def runs(services: Services) -> dict[str, str]:
+    """Runs that look trained, of each kind that an evaluation asks for."""
+    root = f"{services.bucket_uri}/runs-of-{uuid.uuid4().hex[:8]}"
+    kinds = {"hybrid": "hybrid-cosine", "vlb": "vlb-cosine", "hybrid-linear": "hybrid-linear", "simple": "simple-cosine"}
+    small = [item for item in _FAST if not item.startswith("optim.")]
+    return {
+        role: _write_run(
+            f"{root}/{role}", preset(f"digits-tiny-{kind}", [*small, "diffusion.num_timesteps=40", "evaluation.num_samples=40"])
+        )
+        for role, kind in kinds.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "shown"),
+    [
+        ("sampling-steps", ("hybrid", "hybrid-linear", "simple"), "Distance by number of sampling steps"),
+        ("likelihood-steps", ("hybrid", "vlb"), "Negative log-likelihood by number of evaluation steps"),
+        ("vlb-ratio", ("hybrid", "vlb"), "Ratio of the terms of the bound"),
+        ("ensemble", ("hybrid", "vlb"), "ensemble"),
+        ("same-noise", ("hybrid", "vlb"), "The same noise in each column"),
+    ],
+)
+def test_an_evaluation_takes_runs_and_trains_nothing(
+    services: Services, runs: dict[str, str], name: str, roles: tuple[str, ...], shown: str
+) -> None:
+    request = AblationRequest(name=name, scale="tiny", runs={role: runs[role] for role in roles})
+    done = run_ablation(request, services)
+    assert done.failed == {}
+    assert {item["run_uri"] for item in read_items(done.uri)} == {runs[role] for role in roles}
+    page = (done.folder / "report.html").read_text()
+    assert shown in page
+    assert "<svg" in page or name == "same-noise"
+    assert "data:image/png;base64" in page or name in ("vlb-ratio", "likelihood-steps")
+    told = storage.read_json(f"{done.uri}/table.json")
+    assert told["findings"]
+    assert not [uri for uri in storage.list_uris(f"{runs[roles[0]]}/checkpoints") if "step=00000100" not in uri]
+
+
+def test_an_evaluation_of_a_run_that_is_not_there_says_how_to_get_it(services: Services) -> None:
+    request = _request("vlb-ratio", f"seed={uuid.uuid4().int % 2**31}")
+    with pytest.raises(
+        ConfigError, match=r"`iddpm ablate objective-schedule --scale tiny .*` trains it, or name a run .* --run hybrid=URI"
+    ):
+        run_ablation(request, services)

@@ -1,0 +1,207 @@
+"""Findings come out as the numbers do: each claim is met, contradicted, and left open by records made to do so."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from evaluation import npz
+from evaluation.ablations.claims import smaller, verdict
+from evaluation.ablations.findings import findings
+from evaluation.ablations.measures import paired_correlation, sampling_of
+from evaluation.ablations.record import TrialRecord
+from training.ablations import names
+
+
+def _final(distance: float, bits: float, error: float = 0.1) -> dict[str, Any]:
+    return {
+        "distance_name": "FD(digits-classifier)",
+        "distance": distance,
+        "distance_standard_error": error,
+        "likelihood": {"bits_per_dim": bits, "standard_error": error / 10},
+        "grid_uri": "",
+    }
+
+
+def _record(
+    distance: float = 1.0, bits: float = 4.0, *, role: str = "", measures: dict[str, Any] | None = None, **values: Any
+) -> TrialRecord:
+    return TrialRecord(label=role or str(values), role=role, values=values, measures={"final": _final(distance, bits), **(measures or {})})
+
+
+def _verdicts(name: str, records: list[TrialRecord]) -> dict[str, str]:
+    return {finding.claim: finding.verdict for finding in findings(name, records)}
+
+
+def _hybrid_weight(stop: tuple[float, float], free: tuple[float, float]) -> dict[str, str]:
+    return _verdicts(
+        "hybrid-weight",
+        [
+            _record(distance, stop_gradient=stopped, vlb_weight=weight)
+            for stopped, pair in ((True, stop), (False, free))
+            for weight, distance in zip((0.001, 0.01), pair, strict=True)
+        ],
+    )
+
+
+def test_the_papers_own_table_1_says_what_the_paper_says() -> None:
+    assert set(_hybrid_weight((28.04, 27.36), (30.89, 34.35)).values()) == {"as the paper says"}
+
+
+def test_numbers_the_other_way_round_say_otherwise() -> None:
+    assert set(_hybrid_weight((30.89, 34.35), (28.04, 27.36)).values()) == {"otherwise than the paper says"}
+
+
+def test_numbers_within_their_errors_decide_nothing() -> None:
+    assert set(_hybrid_weight((1.0, 1.05), (1.05, 1.0)).values()) == {"not decided here"}
+
+
+def test_a_claim_of_which_a_trial_failed_is_not_made() -> None:
+    records = [_record(stop_gradient=True, vlb_weight=weight) for weight in (0.001, 0.01)]
+    failed = TrialRecord(label="x", values={"stop_gradient": False, "vlb_weight": 0.01}, error="out of memory")
+    assert findings("hybrid-weight", [*records, failed]) == []
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_ablation_without_records_has_no_findings_and_does_not_fail(name: str) -> None:
+    failed = [TrialRecord(label="x", role="hybrid", error="killed")]
+    assert findings(name, failed) == []
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "said"), [(-1.0, 0.4, "as"), (-1.0, 0.6, "not"), (1.0, 0.4, "otherwise"), (0.0, 0.0, "not")]
+)
+def test_a_difference_counts_above_two_standard_errors(difference: float, error: float, said: str) -> None:
+    assert verdict(difference, error).startswith(said)
+
+
+def test_the_evidence_holds_both_numbers_and_their_difference_with_its_error() -> None:
+    finding = smaller("a", "b", ("ours", (3.0, 0.3)), ("theirs", (5.0, 0.4)), "FID")
+    assert finding is not None
+    assert finding.evidence == "ours: 3 ± 0.3; theirs: 5 ± 0.4 FID. The difference is -2 ± 0.5."
+
+
+def test_the_papers_main_table_says_what_the_paper_says() -> None:
+    rows = ((1000, "linear", "simple", 3.73, 3.29), (4000, "linear", "simple", 3.37, 2.90), (4000, "linear", "hybrid", 3.26, 3.07))
+    rows += ((4000, "cosine", "simple", 3.26, 3.05), (4000, "cosine", "hybrid", 3.17, 3.19), (4000, "cosine", "vlb", 2.94, 11.47))
+    records = [_record(fid, bits, data="cifar10", num_timesteps=t, schedule=schedule, objective=o) for t, schedule, o, bits, fid in rows]
+    found = _verdicts("objective-schedule", records)
+    assert len(found) == 5
+    assert set(found.values()) == {"as the paper says"}
+
+
+def _steps(**curves: dict[int, float]) -> dict[str, Any]:
+    points = [
+        {"method": method, "num_steps": count, "distance": value, "standard_error": 0.01}
+        for method, curve in curves.items()
+        for count, value in curve.items()
+    ]
+    return {"sampling-steps": {"points": points, "distance_name": "FD"}}
+
+
+def test_sampling_by_few_and_by_many_steps_is_compared_with_ddim_schedule_and_variance() -> None:
+    hybrid = _steps(ancestral={5: 9.0, 10: 4.0, 100: 1.0, 400: 0.9}, ddim={5: 5.0, 10: 3.0, 100: 2.0})
+    linear, simple = _steps(ancestral={5: 20.0, 10: 6.0, 100: 1.0, 400: 0.9}), _steps(ancestral={5: 30.0, 10: 30.0, 100: 9.0, 400: 1.0})
+    records = [
+        _record(role="hybrid", data="digits", schedule="cosine", objective="hybrid", measures=hybrid),
+        _record(role="hybrid-linear", data="digits", schedule="linear", objective="hybrid", measures=linear),
+        _record(role="simple", data="digits", schedule="cosine", objective="simple", measures=simple),
+    ]
+    found = _verdicts("sampling-steps", records)
+    assert len(found) == 4
+    assert set(found.values()) == {"as the paper says"}
+
+
+@pytest.mark.parametrize(("repaired", "said"), [(4.1, "as the paper says"), (5.1, "otherwise than the paper says")])
+def test_the_repair_of_a_strided_likelihood_is_seen(repaired: float, said: str) -> None:
+    points = [
+        {"spacing": "strided", "num_steps": 5, "bits_per_dim": 5.0, "standard_error": 0.1},
+        {"spacing": "with-small-t", "num_steps": 5, "bits_per_dim": repaired, "standard_error": 0.1},
+        {"spacing": "strided", "num_steps": 400, "bits_per_dim": 4.0, "standard_error": 0.1},
+    ]
+    (finding,) = findings("likelihood-steps", [_record(role="hybrid", measures={"likelihood-steps": {"points": points}})])
+    assert finding.verdict == said
+    assert "all 400 steps: 4" in finding.evidence
+
+
+def test_the_ratio_of_bounds_is_judged_at_both_ends_and_between() -> None:
+    hybrid = {"bound": {"per_t": [2.0] + [0.5] * 38 + [0.5], "timesteps": list(range(40))}}
+    vlb = {"bound": {"per_t": [1.0] * 40, "timesteps": list(range(40))}}
+    found = findings("vlb-ratio", [_record(role="hybrid", measures=hybrid), _record(role="vlb", measures=vlb)])
+    assert [finding.verdict for finding in found] == ["as the paper says", "as the paper says", "otherwise than the paper says"]
+    assert "is 2 (geometric mean)" in found[0].evidence
+
+
+def test_an_ensemble_is_compared_with_the_better_of_its_parts() -> None:
+    records = [_record(19.2, 3.57, role="hybrid"), _record(40.1, 3.53, role="vlb"), _record(19.9, 3.49, role="ensemble")]
+    found = findings("ensemble", records)
+    assert [finding.verdict for finding in found] == ["as the paper says"] * 3
+    assert "3.53" in found[0].evidence
+
+
+def _history(curve: dict[int, float]) -> dict[str, Any]:
+    points = [{"step": step, "scores": {"ema_0.9": value + 1, "ema_0.99": value}, "standard_errors": {}} for step, value in curve.items()]
+    return {"history": {"points": points, "distance_name": "FD", "protocol": None}}
+
+
+def test_overfitting_and_what_dropout_does_to_it_are_seen_in_the_scores() -> None:
+    raw = {
+        "raw-weights": {
+            "points": [
+                {"weights": "model", "distance": 9.0, "standard_error": 0.1},
+                {"weights": "ema_0.99", "distance": 2.0, "standard_error": 0.1},
+            ],
+            "step": 300,
+        }
+    }
+    records = [
+        _record(2.0, dropout=0.0, measures={**_history({100: 2.0, 200: 3.0, 300: 4.0}), **raw}),
+        _record(1.0, dropout=0.1, measures=_history({100: 3.0, 200: 1.0, 300: 1.0})),
+    ]
+    found = findings("cond64-overfitting", records)
+    told = {finding.claim.split(",")[0]: finding.verdict for finding in found}
+    assert [finding.verdict for finding in found[:2]] == ["as the paper says", "not decided here"]
+    assert told["A small amount of dropout improves the best attainable distance."] == "as the paper says"
+    assert told["With dropout it takes longer to get to the best."] == "as the paper says"
+    assert told["An average of the weights is better than the weights that are trained (dropout 0.0)."] == "as the paper says"
+
+
+def test_the_schedules_courses_are_compared_by_where_their_bits_are_least() -> None:
+    def course(values: list[float]) -> dict[str, Any]:
+        points = [{"step": 100 * (k + 1), "bits_per_dim": value, "standard_error": 0.01} for k, value in enumerate(values)]
+        return {"history-likelihood": {"points": points}}
+
+    records = [
+        _record(1.0, schedule="linear", dropout=0.1, measures=course([5.0, 4.0, 3.5])),
+        _record(1.0, schedule="cosine", dropout=0.1, measures=course([4.0, 3.5, 3.6])),
+    ]
+    found = findings("cifar10-dropout", records)
+    assert [finding.verdict for finding in found] == ["otherwise than the paper says", "as the paper says", "as the paper says"]
+
+
+def test_wider_is_compared_with_narrower() -> None:
+    found = _verdicts("width", [_record(1.0, 3.5, width=192), _record(2.0, 3.6, width=64)])
+    assert set(found.values()) == {"as the paper says"}
+
+
+def test_images_of_the_same_noise_are_told_from_unrelated_ones(tmp_path: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    other = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    alike, unlike = paired_correlation(images, images)
+    assert alike == pytest.approx(1.0)
+    assert abs(unlike) < 0.1
+    records = []
+    for role, batch in (("hybrid", images), ("vlb", other)):
+        uri = str(tmp_path / f"{role}.npz")
+        npz.write_images(uri, batch, None)
+        records.append(_record(role=role, data="digits", measures={"samples": {"images_uri": uri, "sampler": "x"}}))
+    (finding,) = findings("same-noise", records)
+    assert finding.verdict == "not decided here"
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "spacing"), [("ancestral", 40, "40"), ("ddim", 40, "ddim40"), ("ddim", 30, "30"), ("ancestral", 400, "")]
+)
+def test_ddim_takes_the_released_stride_where_there_is_one(method: Any, count: int, spacing: str) -> None:
+    assert sampling_of(method, count, 400).spacing == spacing
