@@ -80,6 +80,21 @@ class KubernetesApi:
             f"read RayJob {name}", lambda api: _or_none(lambda: _rayjobs(api).get_namespaced_custom_object(*self._path, name))
         )
 
+    def rayjobs(self, selector: str) -> list[dict[str, Any]]:
+        """The RayJobs with these labels."""
+
+        def read(api: client.ApiClient) -> list[dict[str, Any]]:
+            found = _rayjobs(api).list_namespaced_custom_object(*self._path, label_selector=selector, _request_timeout=_TIMEOUT)
+            items: list[dict[str, Any]] = found["items"]
+            return items
+
+        return self._call("list RayJobs", read)
+
+    def workflow(self, name: str) -> dict[str, Any] | None:
+        """The Workflow of that name, which is a pipeline's run, or None."""
+        path = ("argoproj.io", "v1alpha1", self.namespace, "workflows")
+        return self._call(f"read Workflow {name}", lambda api: _or_none(lambda: _rayjobs(api).get_namespaced_custom_object(*path, name)))
+
     def create_rayjob(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """Creates a RayJob.
 

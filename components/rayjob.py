@@ -19,8 +19,9 @@ from typing import Any
 
 from components.kubernetes_api import KubernetesApi
 from components.rayjob_logs import LogFollower
+from components.rayjob_manifest import render
 from components.rayjob_rules import violations
-from components.rayjob_spec import OWNER_LABEL, RUN_LABEL, RUN_URI_ANNOTATION, RayJob, RayJobSpecError, render
+from components.rayjob_spec import OWNER_LABEL, RUN_LABEL, RUN_URI_ANNOTATION, RayJob, RayJobSpecError
 from components.rayjob_status import Status, failure_message, is_live, pod_troubles, read_status
 from training.progress import format_duration, say
 

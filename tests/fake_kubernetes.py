@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 NAMESPACE = "runs"
 _RAYJOBS = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayjobs"
+_WORKFLOWS = f"/apis/argoproj.io/v1alpha1/namespaces/{NAMESPACE}/workflows"
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
@@ -38,6 +39,7 @@ class FakeKubernetes:
     faults: dict[str, list[int | str]] = field(default_factory=dict)
     rayjobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    workflows: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
     requests: list[tuple[float, str, str]] = field(default_factory=list)
     created: list[dict[str, Any]] = field(default_factory=list)
@@ -78,12 +80,15 @@ class FakeKubernetes:
         if path == _RAYJOBS and method == "POST":
             time.sleep(self.seconds_to_create)
         with self.lock:
+            if path == _RAYJOBS and method == "GET":
+                return 200, {"apiVersion": "ray.io/v1", "kind": "RayJobList", "metadata": {}, "items": _selected(self.rayjobs, query)}
             if path.startswith(_RAYJOBS):
                 return self._rayjob(method, path, body)
             if path == _PODS:
-                wanted = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
-                found = [pod for pod in self.pods.values() if wanted.items() <= pod["metadata"]["labels"].items()]
-                return 200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": found}
+                return 200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": _selected(self.pods, query)}
+            if path.startswith(_WORKFLOWS + "/"):
+                workflow = self.workflows.get(path.removeprefix(_WORKFLOWS + "/"))
+                return (200, workflow) if workflow else _problem(404, "not found")
             if path.startswith(_PODS + "/"):
                 pod = self.pods.get(path.removeprefix(_PODS + "/"))
                 return (200, pod) if pod else _problem(404, "not found")
@@ -121,6 +126,11 @@ class FakeKubernetes:
             kept["looks"] += 1
         self.on_look(kept)
         return 200, kept
+
+
+def _selected(objects: dict[str, dict[str, Any]], query: dict[str, list[str]]) -> list[dict[str, Any]]:
+    wanted = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
+    return [item for item in objects.values() if wanted.items() <= item["metadata"]["labels"].items()]
 
 
 def _problem(code: int, message: str) -> tuple[int, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -19,8 +20,9 @@ import yaml
 
 from components.kubernetes_api import KubernetesApi
 from components.rayjob import Pace, run_rayjob
-from components.rayjob_spec import MLFLOW_SECRET, PodShape, RayJob, render
-from pipelines import resources
+from components.rayjob_manifest import render
+from components.rayjob_reaper import reap
+from components.rayjob_spec import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_MAP, Owner, PodShape, RayJob
 
 _ROOT = Path(__file__).resolve().parents[3]
 _K8S = _ROOT / "k8s"
@@ -51,6 +53,11 @@ def _named(overlay: str, kind: str, name: str, namespace: str = "iddpm") -> dict
 def _pods(overlay: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for item in _of(overlay, "Deployment", "StatefulSet", "DaemonSet", "Job"):
         yield f"{item['kind']} {item['metadata']['name']}", item["spec"]["template"]
+
+
+def _scheduled_pods(overlay: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for item in _of(overlay, "CronJob"):
+        yield f"CronJob {item['metadata']['name']}", item["spec"]["jobTemplate"]["spec"]["template"]
 
 
 def _ray_pods() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -187,6 +194,13 @@ def test_no_pod_runs_as_root_gains_privileges_or_takes_without_limit(overlay):
     assert [breach for label, pod in pods for breach in _breaches(label, pod)] == []
 
 
+@pytest.mark.parametrize("overlay", _OVERLAYS)
+def test_what_runs_by_the_clock_keeps_the_same_rules_but_asks_kubernetes_by_a_token(overlay):
+    [(label, pod)] = _scheduled_pods(overlay)
+    assert list(_breaches(label, pod)) == [f"{label} has a token that it does not need"]
+    assert _named(overlay, "ServiceAccount", pod["spec"]["serviceAccountName"], "kubeflow")
+
+
 def test_the_pods_of_a_run_keep_the_same_rules():
     assert [breach for label, pod in _ray_pods() for breach in _breaches(label, pod)] == []
 
@@ -270,6 +284,18 @@ def test_the_role_grants_exactly_what_a_run_from_beginning_to_end_asks(tmp_path,
     assert asked == granted
 
 
+def test_the_reapers_role_grants_exactly_what_it_asks(tmp_path, monkeypatch):
+    with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        owner = Owner(api_version="argoproj.io/v1alpha1", kind="Workflow", name="train-x", uid="w-1")
+        fake.add_rayjob(render(dataclasses.replace(_rayjob(), owner=owner)))
+        fake.workflows["train-x"] = {"metadata": {"name": "train-x", "uid": "w-1"}, "status": {"phase": "Failed"}}
+        reap(KubernetesApi(fake_kubernetes.NAMESPACE))
+        asked = {_permission(method, path) for _, method, path in fake.requests}
+    rules = _named("kind", "Role", "iddpm-reaper", "kubeflow")["rules"]
+    assert asked == {(resource, verb) for rule in rules for resource, verb in itertools.product(rule["resources"], rule["verbs"])}
+
+
 def _permission(method: str, path: str) -> tuple[str, str]:
     parts = path.split(f"/namespaces/{fake_kubernetes.NAMESPACE}/")[1].split("/")
     resource = "pods/log" if parts[-1] == "log" else parts[0]
@@ -279,14 +305,14 @@ def _permission(method: str, path: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
 def test_the_role_goes_to_the_account_that_kfp_runs_steps_as_and_ray_pods_have_none(overlay):
-    [binding] = _of(overlay, "RoleBinding")
-    assert [subject["name"] for subject in binding["subjects"]] == ["pipeline-runner"]
+    bindings = {item["metadata"]["name"]: [subject["name"] for subject in item["subjects"]] for item in _of(overlay, "RoleBinding")}
+    assert bindings == {"iddpm-rayjobs": ["pipeline-runner"], "iddpm-reaper": ["iddpm-reaper"]}
     assert _named(overlay, "ServiceAccount", _rayjob().service_account, "kubeflow")
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
 def test_steps_and_services_are_told_the_same_addresses(overlay):
-    there, here = (_named(overlay, "ConfigMap", resources.CONFIG_MAP_NAME, namespace)["data"] for namespace in ("kubeflow", "iddpm"))
+    there, here = (_named(overlay, "ConfigMap", SERVICES_CONFIG_MAP, namespace)["data"] for namespace in ("kubeflow", "iddpm"))
     assert there == here
     assert {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI"} == set(there)
 
@@ -299,7 +325,7 @@ def _env(overlay: str) -> dict[str, str]:
 @pytest.mark.parametrize("overlay", _OVERLAYS)
 def test_mlflow_answers_to_the_names_that_it_is_called_by(overlay):
     allowed = _env(overlay)["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
-    address = _named(overlay, "ConfigMap", resources.CONFIG_MAP_NAME)["data"]["MLFLOW_TRACKING_URI"]
+    address = _named(overlay, "ConfigMap", SERVICES_CONFIG_MAP)["data"]["MLFLOW_TRACKING_URI"]
     assert address.removeprefix("http://") in allowed
     assert "localhost:*" in allowed  # kubectl port-forward
     for ingress in _of(overlay, "Ingress"):
@@ -391,14 +417,14 @@ def test_kfp_keeps_artifacts_in_our_s3_with_our_credentials():
     data = _kfp("launcher.yaml")["data"]
     default = yaml.safe_load(data["providers"])["s3"]["default"]
     secret = default["credentials"]["secretRef"]
-    assert secret["secretName"] == resources.SECRET_NAME
+    assert secret["secretName"] == S3_SECRET
     assert {secret["accessKeyKey"], secret["secretKeyKey"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
-    assert default["endpoint"] == _named("kind", "ConfigMap", resources.CONFIG_MAP_NAME)["data"]["AWS_ENDPOINT_URL"]
+    assert default["endpoint"] == _named("kind", "ConfigMap", SERVICES_CONFIG_MAP)["data"]["AWS_ENDPOINT_URL"]
 
 
 def test_kfp_tells_mlflow_of_every_run():
     plugin = json.loads((_K8S / "overlays" / "kfp" / "mlflow-plugin.json").read_text())["plugins"]["mlflow"]
-    assert plugin["endpoint"] == _named("kind", "ConfigMap", resources.CONFIG_MAP_NAME)["data"]["MLFLOW_TRACKING_URI"]
+    assert plugin["endpoint"] == _named("kind", "ConfigMap", SERVICES_CONFIG_MAP)["data"]["MLFLOW_TRACKING_URI"]
     assert plugin["settings"]["injectUserEnvVars"] is True
 
 

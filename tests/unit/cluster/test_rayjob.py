@@ -17,7 +17,8 @@ from fake_kubernetes import NAMESPACE, FakeKubernetes
 
 from components.kubernetes_api import KubernetesApi, KubernetesError
 from components.rayjob import Pace, RayJobError, run_rayjob
-from components.rayjob_spec import RUN_LABEL, Owner, PodShape, RayJob, RayJobSpecError, render
+from components.rayjob_manifest import render
+from components.rayjob_spec import RUN_LABEL, Owner, PodShape, RayJob, RayJobSpecError
 
 _PACE = Pace(poll_seconds=0.02, teardown_seconds=0.5, slack_seconds=0.2)
 _RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "dashboardURL": "x-head-svc.runs.svc.cluster.local:8265"}

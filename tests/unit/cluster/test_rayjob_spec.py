@@ -17,10 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components import rayjob_spec
+from components.rayjob_manifest import render
 from components.rayjob_rules import violations
-from components.rayjob_spec import Owner, PodShape, RayJob, RayJobSpecError, rayjob_name, render
-from pipelines import resources
+from components.rayjob_spec import Owner, PodShape, RayJob, RayJobSpecError, rayjob_name
 
 _BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[4] / "shared" / "schemas" / "rayjob.schema.json.gz"
 _SCHEMA = Path(os.environ.get("IDDPM_RAYJOB_SCHEMA") or _BESIDE_THE_CHECKOUT)
@@ -218,11 +217,6 @@ def test_credentials_are_named_and_never_written(monkeypatch):
     assert "very-secret-value" not in json.dumps(manifest)
     sources = manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["envFrom"]
     assert {"secretRef": {"name": "iddpm-s3"}} in sources
-
-
-def test_ray_pods_take_the_same_secret_and_addresses_as_pipeline_steps():
-    assert rayjob_spec.S3_SECRET == resources.SECRET_NAME
-    assert rayjob_spec.SERVICES_CONFIG_MAP == resources.CONFIG_MAP_NAME
 
 
 def test_the_entrypoint_survives_a_shell():

@@ -1,0 +1,96 @@
+"""RayJobs that outlive the run of a pipeline that started them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_kubernetes
+import pytest
+from fake_kubernetes import FakeKubernetes
+
+from components import rayjob_reaper
+from components.kubernetes_api import KubernetesApi
+from components.rayjob_manifest import render
+from components.rayjob_spec import Owner, PodShape, RayJob
+
+_RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+_DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubernetes]:
+    with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        yield fake
+
+
+def _manifest(owner_uid: str = "w-1") -> dict[str, Any]:
+    owner = Owner(api_version="argoproj.io/v1alpha1", kind="Workflow", name="train-x", uid=owner_uid) if owner_uid else None
+    return render(
+        RayJob(
+            run_key="digits-0",
+            run_uri="s3://iddpm/runs/digits-0",
+            entrypoint=("true",),
+            namespace=fake_kubernetes.NAMESPACE,
+            image="iddpm:1",
+            ray_version="2.60.0",
+            worker=PodShape(cpu="4", memory="16Gi"),
+            owner=owner,
+        )
+    )
+
+
+def _workflow(cluster: FakeKubernetes, phase: str) -> None:
+    cluster.workflows["train-x"] = {"metadata": {"name": "train-x", "uid": "w-1"}, "status": {"phase": phase}}
+
+
+def _reap() -> list[str]:
+    return rayjob_reaper.reap(KubernetesApi(fake_kubernetes.NAMESPACE))
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed", "Error"])
+@pytest.mark.parametrize("status", [_RUNNING, {"jobDeploymentStatus": "Suspended"}, None])
+def test_a_job_whose_workflow_has_ended_without_it_is_deleted(cluster, capsys, phase, status):
+    kept = cluster.add_rayjob(_manifest(), status)
+    _workflow(cluster, phase)
+    assert _reap() == [kept["metadata"]["name"]]
+    assert cluster.rayjobs == {}
+    assert f"its Workflow train-x has ended ({phase})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("phase", ["Running", "Pending", ""])
+def test_a_job_whose_workflow_goes_on_is_left_alone(cluster, phase):
+    cluster.add_rayjob(_manifest(), _RUNNING)
+    _workflow(cluster, phase)
+    assert _reap() == []
+    assert cluster.count("DELETE") == 0
+
+
+def test_a_finished_job_stays_for_its_log(cluster):
+    cluster.add_rayjob(_manifest(), _DONE)
+    _workflow(cluster, "Succeeded")
+    assert _reap() == []
+
+
+def test_a_job_that_belongs_to_no_workflow_or_to_another_of_the_name_is_left_alone(cluster):
+    _workflow(cluster, "Failed")
+    cluster.add_rayjob(_manifest(owner_uid=""), _RUNNING)
+    assert _reap() == []
+    cluster.add_rayjob(_manifest(owner_uid="an-earlier-one"), _RUNNING)
+    assert _reap() == []
+
+
+def test_a_rayjob_of_somebody_else_is_not_even_looked_at(cluster):
+    manifest = _manifest()
+    manifest["metadata"]["labels"] = {}
+    cluster.add_rayjob(manifest, _RUNNING)
+    _workflow(cluster, "Failed")
+    assert _reap() == []
+
+
+def test_a_missing_permission_is_told_in_one_line_and_by_the_exit_code(cluster, capsys):
+    cluster.faults["GET"] = [403]
+    assert rayjob_reaper.main() == 1
+    assert "may not list RayJobs" in capsys.readouterr().out
