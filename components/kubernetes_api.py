@@ -81,14 +81,14 @@ class KubernetesApi:
         )
 
     def rayjobs(self, selector: str) -> list[dict[str, Any]]:
-        """The RayJobs with these labels."""
-
-        def read(api: client.ApiClient) -> list[dict[str, Any]]:
-            found = _rayjobs(api).list_namespaced_custom_object(*self._path, label_selector=selector, _request_timeout=_TIMEOUT)
-            items: list[dict[str, Any]] = found["items"]
-            return items
-
-        return self._call("list RayJobs", read)
+        """The RayJobs with these labels; none where KubeRay is not installed."""
+        found = self._call(
+            "list RayJobs",
+            lambda api: _or_none(
+                lambda: _rayjobs(api).list_namespaced_custom_object(*self._path, label_selector=selector, _request_timeout=_TIMEOUT)
+            ),
+        )
+        return list(found["items"]) if found else []
 
     def workflow(self, name: str) -> dict[str, Any] | None:
         """The Workflow of that name, which is a pipeline's run, or None."""

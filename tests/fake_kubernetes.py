@@ -80,7 +80,7 @@ class FakeKubernetes:
         if path == _RAYJOBS and method == "POST":
             time.sleep(self.seconds_to_create)
         with self.lock:
-            if path == _RAYJOBS and method == "GET":
+            if path == _RAYJOBS and method == "GET" and self.has_kuberay:
                 return 200, {"apiVersion": "ray.io/v1", "kind": "RayJobList", "metadata": {}, "items": _selected(self.rayjobs, query)}
             if path.startswith(_RAYJOBS):
                 return self._rayjob(method, path, body)

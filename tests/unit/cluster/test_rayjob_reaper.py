@@ -94,3 +94,8 @@ def test_a_missing_permission_is_told_in_one_line_and_by_the_exit_code(cluster, 
     cluster.faults["GET"] = [403]
     assert rayjob_reaper.main() == 1
     assert "may not list RayJobs" in capsys.readouterr().out
+
+
+def test_a_cluster_without_kuberay_has_nothing_to_reap(cluster):
+    cluster.has_kuberay = False
+    assert rayjob_reaper.main() == 0
