@@ -42,7 +42,7 @@ class Line:
     """One curve: x -> y, with standard errors where they are known."""
 
     label: str
-    points: Mapping[float, tuple[float, float]]
+    points: Mapping[Any, tuple[float, float]]
     style: int = 0
     dashes: int = 0
 
@@ -99,7 +99,7 @@ def _lines(
         everything = [value for line in lines for value, _ in line.points.values()]
         _axis_y(axes, everything, log_y)
         if log_x:
-            _axis_log_x(axes, sorted({at for line in lines for at in line.points}))
+            _axis_log_x(axes, sorted({float(at) for line in lines for at in line.points}))
         else:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_xlabel(x)

@@ -1,0 +1,272 @@
+"""The report: ours beside the paper's, no difference where there is none to take, and one page that needs nothing else."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation import npz
+from evaluation.ablations.gallery import write_gallery
+from evaluation.ablations.page import parts, render
+from evaluation.ablations.pictures_of_samples import sample_grids
+from evaluation.ablations.record import TrialRecord, find_subject, slug
+from evaluation.ablations.rows import shown, table_rows
+from training import checkpoint, storage
+from training.ablation_plan import Scale
+from training.ablation_request import AblationRequest
+from training.ablations import named, names
+from training.presets import preset
+
+_DATA = {"name": "digits", "digest": "0" * 32, "num_images": 1497, "image_size": 8}
+
+
+def _final(distance: float, name: str) -> dict[str, Any]:
+    reference = {
+        "num_images": 1497,
+        "split": "train",
+        "data_name": "digits",
+        "data_digest": "0" * 32,
+        "extractor": "x",
+        "extractor_sha256": "1" * 64,
+    }
+    protocol = {
+        "distance": {
+            "num_samples": 500,
+            "quantization": "truncated",
+            "seed": 1,
+            "sampler": "ancestral, 25 of 400 steps",
+            "reference": reference,
+        },
+        "likelihood": {"num_images": 300, "split": "test", "form": "stratified", "num_steps": 40, "num_timesteps": 400},
+        "versions": {"python": "3.11"},
+    }
+    return {
+        "distance_name": name,
+        "distance": distance,
+        "distance_standard_error": 0.5,
+        "likelihood": {"bits_per_dim": 4.0, "standard_error": 0.02},
+        "grid_uri": "",
+        "protocol": protocol,
+    }
+
+
+def _curve(key: str, kind: str, names_of: tuple[str, ...], value: str) -> list[dict[str, Any]]:
+    return [
+        {kind: name, key: count, value: 1.0 + count / 400, "standard_error": 0.1, "sampler": f"{name}, {count}", "num_samples": 500}
+        for name in names_of
+        for count in (5, 40, 400)
+    ]
+
+
+def _measures(folder: Path) -> dict[str, Any]:
+    """Every measure there is, small."""
+    uri = str(folder / "images.npz")
+    images = torch.arange(40 * 64).reshape(40, 1, 8, 8).remainder(256).to(torch.uint8)
+    npz.write_images(uri, images, None)
+    steps = {
+        "points": _curve("num_steps", "method", ("ancestral", "ddim"), "distance"),
+        "distance_name": "FD(x)",
+        "grids": {"ancestral": [{"num_steps": 5, "images_uri": uri}]},
+    }
+    scores = [{"step": step, "scores": {"ema_0.9": 9.0, "ema_0.99": 8.0 + step / 1e3}, "standard_errors": {}} for step in (100, 200)]
+    return {
+        "sampling-steps": steps,
+        "figure-1": steps,
+        "likelihood-steps": {"points": _curve("num_steps", "spacing", ("strided", "with-small-t"), "bits_per_dim"), "num_images": 100},
+        "bound": {"timesteps": list(range(80)), "per_t": [1.0 / (t + 1) for t in range(80)], "num_images": 100, "bits_per_dim": 4.0},
+        "samples": {"images_uri": uri, "sampler": "ancestral, 25 of 400 steps", "num_images": 40},
+        "history": {"points": scores, "distance_name": "FD(x)", "protocol": {"num_samples": 250, "sampler": "DPM-Solver++"}},
+        "history-likelihood": {"points": [{"step": s, "bits_per_dim": 4.0 + s / 1e3, "standard_error": 0.1} for s in (100, 200)]},
+        "raw-weights": {"points": [{"weights": "model", "distance": 3.0, "standard_error": 0.1}], "step": 200},
+        "flops_per_step": 1e9,
+    }
+
+
+def _records(request: AblationRequest, folder: Path, *, distance_name: str = "FD(x)") -> list[TrialRecord]:
+    folder.mkdir(exist_ok=True)
+    taken = _measures(folder)
+    records = []
+    for number, trial in enumerate(request.trials()):
+        wanted = {name: taken[name] for name in (*trial.measures, "flops_per_step") if name in taken}
+        if "final" in trial.measures:
+            wanted["final"] = _final(10.0 + number, distance_name)
+        records.append(
+            TrialRecord(
+                label=trial.label,
+                role=trial.role,
+                values=trial.values,
+                preset=trial.preset,
+                own=trial.own,
+                run_uri="s3://bucket/runs/x",
+                checkpoint_uri="s3://bucket/runs/x/checkpoints/step=00000100",
+                weights="ema_0.99",
+                step=100,
+                experiment=trial.experiment.to_dict(),
+                data=_DATA,
+                measures=wanted,
+            )
+        )
+    joint = {"ensemble": "ensemble", "cascade": "two-stage"}.get(request.ablation().joint)
+    if joint:
+        records.append(
+            TrialRecord(
+                label=joint, role=joint, experiment=records[0].experiment, data=_DATA, measures={"final": _final(5.0, distance_name)}
+            )
+        )
+    return records
+
+
+def _page(request: AblationRequest, records: list[TrialRecord]) -> str:
+    rows = table_rows(request, records)
+    drawn, found = parts(request, records, rows)
+    return render(request, records, rows, drawn=drawn, found=found, links={"Directory": "s3://bucket/x", "Compare": "http://mlflow/#/x"})
+
+
+@pytest.mark.parametrize("scale", ["paper", "tiny"])
+@pytest.mark.parametrize("name", names())
+def test_every_ablation_has_a_page_that_stands_alone_and_says_its_scale(name: str, scale: Scale, tmp_path: Path) -> None:
+    request = AblationRequest(name=name, scale=scale)
+    page = _page(request, _records(request, tmp_path / "records"))
+    assert named(name).title in page
+    assert ("The tiny scale: the paper" in page) == (scale == "tiny")
+    assert ("The paper&#39;s scale." in page) == (scale == "paper")
+    assert "1,497 training images of digits" in page
+    assert request.command() in page
+    assert not re.search(r'<(script|link|iframe)|(src|href)="(?!#|data:|http://mlflow)', page)
+    figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert figures or name == "same-noise"
+    for figure in figures:
+        ElementTree.fromstring(figure)
+        assert 'aria-label="' in figure
+    if name not in ("same-noise", "two-stage", "ensemble", "hybrid-weight", "objective-schedule"):
+        assert len(re.findall("(sampling steps|evaluation steps|timestep t|training step|FLOPs)", "".join(figures))) > 0
+
+
+def test_at_the_papers_scale_an_fid_is_compared_with_the_papers() -> None:
+    request = AblationRequest(name="hybrid-weight", scale="paper")
+    records = [
+        TrialRecord(label=t.label, values=t.values, preset=t.preset, own=t.own, measures={"final": _final(30.0, "FID")})
+        for t in request.trials()
+    ]
+    rows = table_rows(request, records)
+    assert [row.distance.paper for row in rows] == [28.04, 27.36, 30.89, 34.35]
+    assert [round(row.distance.difference or 0.0, 2) for row in rows] == [1.96, 2.64, -0.89, -4.35]
+    assert [row.bits_per_dim.paper for row in rows] == [3.62, 3.62, 3.62, 3.63]
+    assert {row.where for row in rows} == {"supplement table 1"}
+
+
+@pytest.mark.parametrize(
+    ("scale", "distance_name", "overrides"), [("tiny", "FD(x)", ()), ("paper", "FD(x)", ()), ("paper", "FID", ("seed=1",))]
+)
+def test_no_difference_is_taken_between_what_can_not_be_compared(scale: Scale, distance_name: str, overrides: tuple[str, ...]) -> None:
+    request = AblationRequest(name="hybrid-weight", scale=scale, overrides=overrides)
+    trial = request.trials()[0]
+    record = TrialRecord(
+        label=trial.label, values=trial.values, preset=trial.preset, own=trial.own, measures={"final": _final(1.0, distance_name)}
+    )
+    (row,) = table_rows(request, [record])
+    assert row.distance.paper == 28.04
+    assert row.distance.difference is None
+
+
+def test_the_papers_numbers_stand_at_their_rows_in_every_table() -> None:
+    def told(name: str, scale: Scale = "paper") -> list[float | None]:
+        request = AblationRequest(name=name, scale=scale)
+        records = [TrialRecord(label=t.label, role=t.role, values=t.values, preset=t.preset, own=t.own) for t in request.trials()]
+        joint = {"ensemble": "ensemble", "cascade": "two-stage"}.get(request.ablation().joint)
+        records += [TrialRecord(label=joint, role=joint)] if joint else []
+        return [row.distance.paper for row in table_rows(request, records)]
+
+    assert told("ensemble") == told("ensemble", "tiny") == [19.2, 40.1, 19.9]
+    assert told("two-stage") == [31.5, 2.92, None, 12.3, 38.1, 7.7, 7.0]
+    assert told("cifar10-dropout") == [3.07, None, None, None, None, 3.19]
+    assert told("cond64-overfitting") == [6.92, None, None]
+    assert told("objective-schedule", "tiny") == [32.5, 31.3, 32.2, 27.0, 28.0, 56.7]
+
+
+def test_a_failed_trial_is_named_with_its_reason(tmp_path: Path) -> None:
+    request = AblationRequest(name="hybrid-weight", scale="tiny")
+    records = _records(request, tmp_path / "records")
+    records[2] = TrialRecord(label=records[2].label, values=records[2].values, error="the device <0> has no memory")
+    page = _page(request, records)
+    assert f"Failed: {records[2].label}." in page
+    assert "the device &lt;0&gt; has no memory" in page
+    assert page.count('<tr class="failed">') == 1
+
+
+def test_an_ablation_of_which_everything_failed_still_has_a_page() -> None:
+    for name in names():
+        request = AblationRequest(name=name, scale="tiny")
+        records = [TrialRecord(label=t.label, role=t.role, values=t.values, error="killed") for t in request.trials()]
+        page = _page(request, records)
+        assert page.count("<strong>Failed:") == len(records)
+
+
+def test_a_grid_of_ones_own_has_no_claims_and_no_numbers_of_the_paper(tmp_path: Path) -> None:
+    request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1, 2]}, preset="digits-tiny-hybrid-cosine")
+    page = _page(request, _records(request, tmp_path / "records"))
+    assert "the paper&#39;s FID" not in page
+    assert "The paper&#39;s claim" not in page
+    assert "iddpm ablate mine --scale tiny --preset digits-tiny-hybrid-cosine --grid seed=1,2" in page
+
+
+def test_grids_show_one_noise_a_column_and_one_model_a_row(tmp_path: Path) -> None:
+    request = AblationRequest(name="same-noise", scale="tiny")
+    (grid,) = sample_grids(_records(request, tmp_path / "records"))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(grid.png))))
+    assert picture.shape[1] > 10 * 32
+    assert "hybrid, vlb" in grid.caption
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"), [(None, None, "-"), (3.14159, None, "3.142"), (3.14159, 0.02, "3.142 ± 0.02"), (123.456, 2.0, "123.5 ± 2")]
+)
+def test_a_number_is_shown_to_the_second_digit_of_its_error(value: float | None, error: float | None, said: str) -> None:
+    assert shown(value, error) == said
+
+
+def test_a_label_becomes_a_name_of_a_file() -> None:
+    assert slug("stop_gradient=true vlb_weight=0.001") == "stop-gradient-true-vlb-weight-0.001"
+
+
+def test_the_gallery_lists_reports_in_the_papers_order_with_what_they_found(tmp_path: Path) -> None:
+    for order, name in ((2, "b"), (1, "a")):
+        summary = {
+            "name": name,
+            "title": f"Title {name} <&>",
+            "source": "s",
+            "scale": "tiny",
+            "order": order,
+            "failed": [],
+            "findings": [{"verdict": "not decided here"}],
+        }
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    page = write_gallery(tmp_path).read_text()
+    assert page.index("Title a &lt;&amp;&gt;") < page.index("Title b")
+    assert 'href="a/report.html"' in page
+    assert "1 not decided here" in page
+
+
+def test_what_is_looked_at_is_the_chosen_checkpoint_else_the_best_else_the_latest(tmp_path: Path) -> None:
+    experiment = preset("digits-tiny-hybrid-cosine")
+    run_uri = str(tmp_path / "run")
+    files = {"experiment.json": experiment.to_dict(), "model.pt": {"x": torch.zeros(1)}, "ema_0.98.pt": {"x": torch.zeros(1)}}
+    for step in (100, 200, 300):
+        checkpoint.save(run_uri, step, files)
+    assert (find_subject(run_uri, "", "").step, find_subject(run_uri, "", "").weights) == (300, "ema_0.98")
+    storage.write_json(f"{run_uri}/result.json", {"best_step": 200, "best_weights": "model"})
+    assert (find_subject(run_uri, "", "").step, find_subject(run_uri, "", "").weights) == (200, "model")
+    storage.write_json(f"{run_uri}/evaluations/choice.json", {"step": 100, "weights": "ema_0.98"})
+    assert find_subject(run_uri, "", "").step == 100
+    assert find_subject(f"{run_uri}/checkpoints/step=00000300", "", "").step == 300
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        find_subject(str(tmp_path / "nothing"), "", "")
