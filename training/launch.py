@@ -21,6 +21,7 @@ import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from training import checkpoint, storage
 from training.beside import SCORE_GPU_SHARE, Beside
@@ -61,7 +62,11 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
     # One more than the workers, so that a score finds a place beside training.
     num_cpus = max(os.cpu_count() or 1, job.resources.num_workers + 1)
     with ray_session(ray_address, num_cpus=num_cpus), tempfile.TemporaryDirectory(prefix="iddpm-ray-") as scratch:
-        control = _Control.options(name=job.control_name, namespace="iddpm").remote()  # type: ignore[attr-defined]
+        # Beside the driver, with which it lives and dies: elsewhere it could be lost with a worker's machine.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        control = _Control.options(  # type: ignore[attr-defined]
+            name=job.control_name, namespace="iddpm", scheduling_strategy=here
+        ).remote()
         on_gpu = job.resources.num_gpus_per_worker > 0
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]  # Ray's stubs miss that what a worker returns is the result's
