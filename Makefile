@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup demo down test test-fast lint format golden golden-check ci mutations bench-data bench-train bench-eval clean
+.PHONY: help setup demo down test test-fast lint format golden golden-check ci mutations ablations bench-data bench-train bench-eval clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ setup: .venv/.stamp  ## create .venv and install the project in it
 
 demo: setup  ## train, score and report a model of handwritten digits on this machine
 	@$(BIN)/iddpm demo
+
+ablations: setup  ## every table and figure of the paper on the digits, with a gallery of their reports
+	@$(BIN)/iddpm ablate all --scale tiny
 
 down: setup  ## stop the local services that demo left running; their data stays
 	@$(BIN)/iddpm down

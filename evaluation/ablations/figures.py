@@ -146,7 +146,7 @@ def _bars(rows: Sequence[TableRow]) -> Picture | None:
         axes.barh(places, values, xerr=errors, color=COLOURS[0], alpha=0.85, height=0.6, error_kw={"ecolor": "#111827", "capsize": 3})
         axes.set_yticks(places, [row.label.replace("num_timesteps", "T").replace("learning_rate", "rate") for row in shown])
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("Frechet distance of the samples, lower is better; the whisker is one standard error")
+        axes.set_xlabel("distance of the samples, lower is better (whisker: one standard error)")
         caption = "The distance of every trial."
         return Picture(svg=as_svg(figure, caption), caption=caption)
 

@@ -131,27 +131,33 @@ def _distance_words(name: str, records: Sequence[TrialRecord]) -> str:
 
 
 def _headers(columns: Sequence[str], name: str, rows: Sequence[TableRow]) -> list[str]:
-    paper = any(row.distance.paper is not None or row.bits_per_dim.paper is not None for row in rows)
-    headers = ["trial", *(_COLUMN_WORDS.get(column, column) for column in columns), name]
-    headers += ["the paper's FID", "difference"] if paper else []
-    headers += ["bits/dim"]
-    headers += ["the paper's", "difference"] if paper else []
+    headers = ["trial", *(_COLUMN_WORDS.get(column, column) for column in columns)]
+    for title, reported in ((name, "the paper's FID"), ("bits/dim", "the paper's")):
+        headers += [title, *([reported] if _with_paper(rows) else []), *(["difference"] if _with_differences(rows) else [])]
     return [*headers, "weights"]
+
+
+def _with_paper(rows: Sequence[TableRow]) -> bool:
+    return any(row.distance.paper is not None or row.bits_per_dim.paper is not None for row in rows)
+
+
+def _with_differences(rows: Sequence[TableRow]) -> bool:
+    return any(row.distance.difference is not None or row.bits_per_dim.difference is not None for row in rows)
 
 
 def _table(rows: Sequence[TableRow], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Cells by row; nothing where no trial has a reported number."""
     if not any(row.distance.ours is not None or row.error for row in rows):
         return []
-    paper = any(row.distance.paper is not None or row.bits_per_dim.paper is not None for row in rows)
+    paper, differences = _with_paper(rows), _with_differences(rows)
     table = []
     for number, row in enumerate(rows, start=1):
         cells = [row.label if not row.values or "=" not in row.label else str(number)]
         cells += [_cell(row.values.get(column)) for column in columns]
         for one in (row.distance, row.bits_per_dim):
             cells.append("failed" if row.error and one is row.distance else shown(one.ours, one.standard_error))
-            if paper:
-                cells += [shown(one.paper), f"{one.difference:+.3g}" if one.difference is not None else NOTHING]
+            cells += [shown(one.paper)] if paper else []
+            cells += [NOTHING if one.difference is None else f"{one.difference:+.3g}"] if differences else []
         kind = "failed" if row.error else "cited" if row.distance.ours is None and not row.weights else "ours"
         table.append({"kind": kind, "cells": [*cells, row.weights]})
     return table
