@@ -6,16 +6,17 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from components.image import VERSION
+from components.image import VERSION, image_from
 from pipelines.compile import PIPELINES, compiled
 
-PRESET, OVERRIDES = "experiment_preset", "experiment_overrides"
+PRESET, OVERRIDES, IMAGE = "experiment_preset", "experiment_overrides", "cluster_image"
 _KINDS: dict[str, tuple[type, str]] = {
     "BOOLEAN": (bool, "true or false"),
     "NUMBER_INTEGER": (int, "a whole number"),
@@ -24,6 +25,12 @@ _KINDS: dict[str, tuple[type, str]] = {
     "LIST": (list, "a JSON list"),
     "STRUCT": (dict, "a JSON object"),
 }
+_AMOUNTS = {
+    "_cpu": (re.compile(r"\d+(\.\d+)?|\d+m"), "a number of cores like 4 or 500m"),
+    "_memory": (re.compile(r"\d+(\.\d+)?(k|Ki|M|Mi|G|Gi|T|Ti)?"), "an amount of memory like 16Gi"),
+    "_gpus": (re.compile(r"\d+"), "a whole number of GPUs"),
+}
+"""By the end of a parameter's name: what text a pod's specification takes there, which the server would not check."""
 
 
 class ArgumentsError(ValueError):
@@ -96,6 +103,7 @@ def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence
 
     Raises:
         ArgumentsError: An argument is unknown, given twice, or not of its type.
+        ImageError: The image's reference is malformed, or can change.
         ConfigError: The experiment is unknown, or an override does not fit it.
     """
     arguments: dict[str, Any] = {}
@@ -120,6 +128,9 @@ def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence
     _require_experiment(pipeline, arguments)
     for name, given in arguments.items():
         _require_literal(name, given, pipeline.parameters[name])
+        _require_amount(name, given)
+    if arguments.get(IMAGE):
+        image_from(arguments[IMAGE], variable=f"--param {IMAGE}")
     return arguments
 
 
@@ -165,3 +176,9 @@ def _require_literal(name: str, value: Any, definition: Mapping[str, Any]) -> No
         raise ArgumentsError(
             f"{name}: {value!r} is not offered{close_to(str(value), map(str, literals))}; there are {', '.join(map(str, literals))}"
         )
+
+
+def _require_amount(name: str, value: Any) -> None:
+    for ending, (form, words) in _AMOUNTS.items():
+        if name.endswith(ending) and isinstance(value, str) and not form.fullmatch(value):
+            raise ArgumentsError(f"--param {name}={value}: {name} is {words}")

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from pipelines.commands import ablations, data, models, runs, scoring, services, studies
+from pipelines.commands import ablations, cluster, data, models, runs, scoring, services, studies
 
 app = typer.Typer(
     name="iddpm",
@@ -25,6 +25,7 @@ scoring.register(app)
 studies.register(app)
 ablations.register(app)
 data.register(app)
+cluster.register(app)
 
 
 @app.callback()
