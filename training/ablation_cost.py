@@ -55,6 +55,20 @@ def price(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisa
     return Priced(training=trained, measuring=passes * per_pass)
 
 
+def price_together(request: AblationRequest, card: str = "H100", *, utilisation: float = 0.3) -> Priced:
+    """The cost of what is taken of several trials at once: once more a reported evaluation, of a cascade both stages."""
+    joint = request.ablation().joint
+    trials = {trial.role: trial for trial in request.trials()}
+    roles = {"none": (), "ensemble": ("hybrid",), "cascade": ("first-stage", "second-stage")}[joint]
+    hours = 0.0
+    for role in roles:
+        phases = estimate(trials[role].experiment, card, utilisation=utilisation).phases
+        hours += phases["sampling"].card_hours
+        if joint == "ensemble" and "likelihood" in phases:
+            hours += phases["likelihood"].card_hours
+    return Priced(training=0.0, measuring=hours)
+
+
 def _measured_passes(request: AblationRequest, trial: Trial, experiment: Experiment) -> float:
     """Network evaluations of one image."""
     num_timesteps, evaluation = experiment.diffusion.num_timesteps, experiment.evaluation

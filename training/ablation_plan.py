@@ -141,7 +141,7 @@ def own_grid(name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, 
     if not axes:
         raise ConfigError(f"the grid {name!r} varies nothing; give it like diffusion.vlb_weight=0.001,0.01")
     for path, values in axes.items():
-        if not values or isinstance(values, str):
+        if not values or not isinstance(values, (list, tuple)):
             raise ConfigError(f"the grid {name!r}: {path} needs a list of values, got {values!r}")
         if len({_word(value) for value in values}) < len(values):
             raise ConfigError(f"the grid {name!r}: {path} has a value twice, {', '.join(map(_word, values))}")

@@ -169,11 +169,11 @@ def _pairs(words: list[str], option: str) -> dict[str, str]:
 
 
 def _show_plan(request: AblationRequest, card: str) -> None:
-    from training.ablation_cost import Priced, price
+    from training.ablation_cost import price, price_together
 
     ablation = request.ablation()
     print(f"{request.name} at the scale {request.scale}: {ablation.title}. {ablation.source}")
-    total = Priced(training=0.0, measuring=0.0)
+    total = price_together(request, card)
     for trial in request.trials():
         priced = price(request, trial, card)
         total = total + priced

@@ -1,0 +1,68 @@
+"""The commands of ablations as a person meets them: what is offered, what is refused, and nothing started for either."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_IDDPM = str(Path(sys.executable).with_name("iddpm"))
+
+
+def _iddpm(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([_IDDPM, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+
+
+def test_the_ablations_are_listed_with_their_place_in_the_paper() -> None:
+    printed = _iddpm("ablations").stdout
+    for words in ("hybrid-weight", "table 1", "sampling-steps", "figures 1 and 8-19", "two-stage", "looks at 2 runs"):
+        assert words in printed
+
+
+def test_a_plan_shows_every_trial_and_what_it_costs(tmp_path: Path) -> None:
+    result = _iddpm("ablate", "hybrid-weight", "--plan", "--scale", "paper", cwd=tmp_path)
+    assert result.stdout.count("diffusion.stop_gradient=") == 4
+    assert "h of training" in result.stdout.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+_GRID = """preset: digits-tiny-hybrid-cosine
+grid:
+  diffusion.vlb_weight: [0.1, 0.2]
+  optim.ema_decays: [[0.9], [0.9, 0.99]]
+set: [seed=3]
+"""
+
+
+def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path) -> None:
+    (tmp_path / "weights.yaml").write_text(_GRID)
+    printed = _iddpm("ablate", "weights.yaml", "--plan", cwd=tmp_path).stdout
+    assert printed.startswith("weights at the scale tiny")
+    assert printed.count("digits-tiny-hybrid-cosine diffusion.vlb_weight=") == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("ablate", "hybrid-wait"), "did you mean 'hybrid-weight'"),
+        (("ablate", "width", "--scale", "small"), "--scale is paper or tiny"),
+        (("ablate", "width", "--set", "optim.learning_rate=1"), "varies optim.learning_rate itself"),
+        (("ablate", "mine", "--grid", "seed=1,2"), "needs an experiment to vary"),
+        (("ablate", "mine", "--grid", "seed", "--preset", "digits-tiny-hybrid-cosine"), "reads section.field=a,b,c"),
+        (("ablate", "vlb-ratio", "--run", "vlb"), "--run vlb: it reads NAME=PLACE"),
+        (("ablate", "nothing.yaml"), "nothing.yaml: there is no such file"),
+        (("ablate", "wrong.yaml"), "there is no field 'axes'"),
+        (("ablate", "all", "--preset", "digits-tiny-hybrid-cosine"), "name one ablation"),
+        (("run", "ablation", "--param", "ablation_name=hybrid-wait"), "did you mean 'hybrid-weight'"),
+        (("run", "ablation", "--set", "diffusion.vlb_weight=1"), "varies diffusion.vlb_weight itself"),
+    ],
+)
+def test_an_ablation_that_can_not_work_is_refused_in_one_line_before_anything_starts(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(_GRID + "axes: 3\n")
+    result = _iddpm(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]

@@ -1,0 +1,82 @@
+"""A request in plain words: from a form and back, the same key for the same experiments, and a command that asks for it again."""
+
+import json
+
+import pytest
+
+from training.ablation_cost import price, price_together
+from training.ablation_request import DEFAULT_PRESET, OWN_GRID, AblationRequest, from_form
+from training.ablations import names
+from training.config import ConfigError
+from training.cost import count_macs
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_request_travels_as_json_and_keeps_its_key(name: str) -> None:
+    request = AblationRequest(name=name, scale="tiny", overrides=("seed=3",))
+    again = AblationRequest.from_dict(json.loads(json.dumps(request.to_dict())))
+    assert again == request
+    assert again.key() == request.key()
+    assert request.key().startswith(f"{name}-tiny-")
+
+
+def test_other_experiments_scales_and_runs_have_other_keys() -> None:
+    requests = [
+        AblationRequest(name="vlb-ratio", scale="tiny"),
+        AblationRequest(name="vlb-ratio", scale="paper"),
+        AblationRequest(name="ensemble", scale="tiny"),
+        AblationRequest(name="vlb-ratio", scale="tiny", overrides=("seed=1",)),
+        AblationRequest(name="vlb-ratio", scale="tiny", runs={"vlb": "s3://b/x"}),
+    ]
+    assert len({request.key() for request in requests}) == len(requests)
+
+
+def test_a_form_left_as_it_is_asks_for_the_ablation_as_named() -> None:
+    request = from_form("width", "tiny", {}, {}, DEFAULT_PRESET, "as named", [])
+    assert request == AblationRequest(name="width", scale="tiny")
+    assert len(request.trials()) == 3
+
+
+def test_an_objective_and_a_grid_of_ones_own_are_taken_from_the_form() -> None:
+    grid = {"model.dropout": [0.0, 0.1]}
+    request = from_form(OWN_GRID, "tiny", grid, {}, "digits-tiny-hybrid-cosine", "simple", ["optim.num_steps=5"])
+    assert [trial.values for trial in request.trials()] == [{"dropout": 0.0}, {"dropout": 0.1}]
+    assert {trial.experiment.diffusion.objective for trial in request.trials()} == {"simple"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("width", "small", {}, {}, DEFAULT_PRESET, "as named", []), "there is no scale 'small'"),
+        ((OWN_GRID, "tiny", {}, {}, DEFAULT_PRESET, "as named", []), "needs its axes"),
+        ((OWN_GRID, "tiny", {"seed": [1, 2]}, {}, DEFAULT_PRESET, "as named", []), "needs an experiment to vary"),
+        ((OWN_GRID, "tiny", {"seed": 1}, {}, "digits-tiny-hybrid-cosine", "as named", []), "needs a list of values"),
+        (("width", "tiny", {"seed": [1, 2]}, {}, "digits-tiny-hybrid-cosine", "as named", []), "give a grid of your own another name"),
+        (("width", "tiny", {}, {}, DEFAULT_PRESET, "best", []), "there is no objective 'best'"),
+    ],
+)
+def test_a_form_that_can_not_work_is_refused(arguments: tuple[object, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        from_form(*arguments).trials()  # type: ignore[arg-type]
+
+
+def test_the_command_asks_for_the_same_again() -> None:
+    request = AblationRequest(name="width", scale="paper", objective="vlb", overrides=("seed=1",))
+    assert request.command() == "iddpm ablate width --scale paper --objective vlb --set seed=1"
+    request = AblationRequest(name="vlb-ratio", scale="tiny", runs={"vlb": "s3://b/x"})
+    assert request.command() == "iddpm ablate vlb-ratio --scale tiny --run vlb=s3://b/x"
+
+
+def test_an_evaluation_has_no_training_to_pay_for_and_counts_its_step_counts() -> None:
+    request = AblationRequest(name="vlb-ratio", scale="tiny")
+    trial = request.trials()[0]
+    priced = price(request, trial)
+    assert priced.training == 0.0
+    flops = 2 * sum(count_macs(trial.experiment).values()) * 400 * 100  # T terms of 100 images
+    assert priced.measuring == pytest.approx(flops / (989e12 * 0.3) / 3600)
+
+
+def test_what_is_taken_of_trials_together_costs_where_there_is_such_a_thing() -> None:
+    assert price_together(AblationRequest(name="width", scale="tiny")).measuring == 0.0
+    assert price_together(AblationRequest(name="ensemble", scale="tiny")).measuring > 0.0
+    assert price_together(AblationRequest(name="two-stage", scale="tiny")).measuring > 0.0
