@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.ablations.claims import Finding
-from evaluation.ablations.figures import Picture, pictures
+from evaluation.ablations.drawing import Picture
+from evaluation.ablations.figures import pictures
 from evaluation.ablations.findings import findings
 from evaluation.ablations.pictures_of_samples import sample_grids
 from evaluation.ablations.record import TrialRecord
