@@ -59,7 +59,7 @@ def score_batch(
     samples_uri: str,
     reference_uri: str,
     *,
-    extractor: Extractor = "inception",
+    extractor: Extractor | FeatureExtractor = "inception",
     extractor_weights: str | None = None,
     metrics: Sequence[str] = (),
     device: str = "auto",
@@ -69,7 +69,7 @@ def score_batch(
     Args:
         samples_uri: A sample batch (`arr_0`), or statistics alone (`mu`, `sigma`), which allow the distance alone.
         reference_uri: Statistics, with or without images; or images alone, whose statistics are then computed.
-        extractor: Whose features.
+        extractor: Whose features, by name or at hand.
         extractor_weights: Path or `s3://` URI of its weights.
         metrics: Further measures; see `evaluation.metrics`.
         device: Where.
@@ -87,7 +87,9 @@ def score_batch(
         has_images = "arr_0" in file.files
     if not has_images and wanted:
         raise MetricError(f"{samples_uri} holds no images (arr_0), only statistics; {', '.join(sorted(wanted))} need images")
-    network = load_extractor(extractor, weights=extractor_weights, device=choose_device(device))
+    network = (
+        load_extractor(extractor, weights=extractor_weights, device=choose_device(device)) if isinstance(extractor, str) else extractor
+    )
     require_extractor(wanted, network)
     reference = _reference(reference_uri, network)
     _require_reference(wanted, reference, reference_uri)

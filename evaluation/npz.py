@@ -148,7 +148,7 @@ def _batch(uri: str) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
             version = np.lib.format.read_magic(member)
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = header(member)
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise NpzError(f"{uri}: arr_0 can't be read ({error}); {_BATCH}") from error
         _require_batch(dtype, shape, uri)
         if fortran:

@@ -1,0 +1,163 @@
+"""Files in the field's formats against each other: sFID, precision and recall on a stand-in for ADM's reference batches."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from evaluation import npz
+from evaluation.batch_score import score_batch
+from evaluation.digit_classifier import WEIGHTS_SHA256
+from evaluation.features import DigitsExtractor
+from evaluation.fid import Moments, MomentsError, frechet_distance
+from evaluation.inception import InceptionExtractor
+from evaluation.metrics import MetricError, kid
+from evaluation.npz import NpzError
+from evaluation.reference import ProvenanceError, adopt, load_reference, moments_of, vouched
+from evaluation.run import EvaluationOptions, evaluate
+from training import checkpoint
+from training.data.loader import iterate
+from training.data.shards import read_manifest
+
+
+def _digits(digits_uri: str, split: str, count: int) -> Tensor:
+    return next(iter(iterate(f"{digits_uri}/{split}", count)))[1]
+
+
+@pytest.fixture
+def samples(digits_uri: str, tmp_path: Path) -> str:
+    uri = str(tmp_path / "samples.npz")
+    npz.write_images(uri, _digits(digits_uri, "test", 200), None)
+    return uri
+
+
+@pytest.fixture
+def adm_reference(digits_uri: str, tmp_path: Path) -> str:
+    """A batch as the ADM evaluator's references are: images, and mu and sigma of many more of them."""
+    uri = str(tmp_path / "reference.npz")
+    moments, _ = moments_of((images for _, images, _ in iterate(f"{digits_uri}/train", 250)), DigitsExtractor())
+    statistics = moments.statistics()
+    images = _digits(digits_uri, "train", 300)
+    arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.covariance.numpy(), "arr_0": images.permute(0, 2, 3, 1).numpy()}
+    npz.write_arrays(uri, arrays, compress=True)
+    return uri
+
+
+def test_a_sample_batch_is_scored_against_a_reference_batch(samples: str, adm_reference: str, digits_uri: str) -> None:
+    found = score_batch(samples, adm_reference, extractor="digits-classifier", metrics=("precision_recall", "kid"))
+    extractor = DigitsExtractor()
+    sample = Moments(extractor.dim)
+    sample.update(extractor(_digits(digits_uri, "test", 200)))
+    assert found.distance_name == "FD(digits-classifier)"
+    assert found.distance == pytest.approx(frechet_distance(load_reference(adm_reference).features, sample), rel=1e-6)
+    assert found.num_samples == 200
+    assert found.standard_error is not None
+    assert found.metrics["precision"]["value"] > 0.7
+    assert "200 samples, 300 real images" in found.metrics["precision"]["note"]
+    expected = kid(extractor(_digits(digits_uri, "test", 200)), extractor(_digits(digits_uri, "train", 300)))
+    assert found.metrics["kernel_distance"]["value"] == pytest.approx(expected.value, abs=2 * (expected.standard_error or 0))
+    assert "does not say which images" in found.reference
+
+
+def test_images_alone_are_a_reference_too(samples: str, digits_uri: str, tmp_path: Path) -> None:
+    uri = str(tmp_path / "images.npz")
+    images = _digits(digits_uri, "train", 300)
+    npz.write_images(uri, images, None)
+    extractor = DigitsExtractor()
+    reference = Moments(extractor.dim)
+    reference.update(extractor(images))
+    sample = Moments(extractor.dim)
+    sample.update(extractor(_digits(digits_uri, "test", 200)))
+    found = score_batch(samples, uri, extractor="digits-classifier")
+    assert found.distance == pytest.approx(frechet_distance(reference, sample), rel=1e-5)
+
+
+def test_statistics_alone_have_a_distance_and_nothing_else(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
+    uri = str(tmp_path / "statistics.npz")
+    moments, _ = moments_of((images for _, images, _ in iterate(f"{digits_uri}/test", 100)), DigitsExtractor())
+    npz.write_statistics(uri, moments.statistics())
+    found = score_batch(uri, adm_reference, extractor="digits-classifier")
+    assert found.distance == pytest.approx(frechet_distance(load_reference(adm_reference).features, moments))
+    assert found.standard_error is None
+    with pytest.raises(MetricError, match="holds no images"):
+        score_batch(uri, adm_reference, extractor="digits-classifier", metrics=("kid",))
+
+
+@pytest.mark.slow
+def test_spatial_statistics_of_a_reference_batch_give_the_sfid(tmp_path: Path) -> None:
+    extractor = InceptionExtractor(_seeded_state(), name="seeded", sha256="0" * 64)
+    generator = torch.Generator().manual_seed(3)
+    sets = [torch.randint(0, 200 + 40 * k, (24, 3, 32, 32), dtype=torch.uint8, generator=generator) for k in (0, 1)]
+    uris = [str(tmp_path / name) for name in ("reference.npz", "samples.npz")]
+    moments, spatial = moments_of([sets[0]], extractor)
+    assert spatial is not None
+    npz.write_statistics(uris[0], moments.statistics(), spatial.statistics())
+    npz.write_images(uris[1], sets[1], None)
+    found = score_batch(uris[1], uris[0], extractor=extractor, metrics=("sfid",))
+    _, spatial_samples = moments_of([sets[1]], extractor)
+    assert spatial_samples is not None
+    assert found.metrics["sfid"]["value"] == pytest.approx(frechet_distance(spatial, spatial_samples), rel=1e-4)
+    assert found.distance_name == "FD(seeded)"
+
+
+def _seeded_state() -> dict[str, Tensor]:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
+        def load_state_dict(self, state_dict: object, *args: object, **kwargs: object) -> None:
+            """Keeps the initial weights."""
+
+    buffer = io.BytesIO()
+    torch.save({}, buffer)
+    buffer.seek(0)
+    torch.manual_seed(0)
+    return dict(Unloaded("seeded", ["2048"], feature_extractor_weights_path=buffer).state_dict())
+
+
+def test_an_adopted_batch_serves_the_evaluation_with_its_own_images(
+    run_uri: str, digits_uri: str, adm_reference: str, tmp_path: Path
+) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 200)
+    with pytest.raises(ProvenanceError, match="do not say which images"):
+        evaluate(uri, digits_uri, adm_reference)
+    adopted = str(tmp_path / "adopted.npz")
+    adopt(adm_reference, adopted, vouched(read_manifest(f"{digits_uri}/train"), "digits-classifier", WEIGHTS_SHA256))
+    options = EvaluationOptions(likelihood=False, metrics=("precision_recall",), num_samples=60)
+    result = evaluate(uri, digits_uri, adopted, options=options)
+    assert "60 samples, 300 real images" in result.metrics["precision"]["note"]
+    with pytest.raises(ProvenanceError, match="says itself where it comes from"):
+        adopt(adopted, str(tmp_path / "again.npz"), vouched(read_manifest(f"{digits_uri}/train"), "digits-classifier", WEIGHTS_SHA256))
+
+
+def test_what_does_not_fit_is_refused_by_name(samples: str, adm_reference: str, reference_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(MetricError, match="holds no images"):
+        score_batch(samples, reference_uri, extractor="digits-classifier", metrics=("precision_recall",))
+    other = str(tmp_path / "other.npz")
+    npz.write_arrays(other, {"mu": np.zeros(5), "sigma": np.eye(5)})
+    with pytest.raises(MomentsError, match="5 and 64 dimensions"):
+        score_batch(samples, other, extractor="digits-classifier")
+    with pytest.raises(MetricError, match="samples of our own models"):
+        score_batch(samples, adm_reference, extractor="digits-classifier", metrics=("label_agreement",))
+
+
+def test_a_cut_file_and_a_cut_array_are_said(samples: str, adm_reference: str, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(Path(samples).read_bytes()[:-100])
+    with pytest.raises(NpzError, match="is not an npz file, or it is cut short"):
+        score_batch(str(cut), adm_reference, extractor="digits-classifier")
+    data = bytearray(Path(samples).read_bytes())
+    data[400:420] = bytes(20)
+    cut.write_bytes(bytes(data))
+    with pytest.raises(NpzError, match="arr_0 (is damaged|can't be read)"):
+        score_batch(str(cut), adm_reference, extractor="digits-classifier")
+
+
+def test_a_large_batch_is_read_in_pieces(samples: str) -> None:
+    whole, _ = npz.read_images(samples)
+    pieces = list(npz.stream_images(samples, 64))
+    assert [len(piece) for piece in pieces] == [64, 64, 64, 8]
+    assert torch.equal(torch.cat(pieces), whole)
+    assert npz.count_images(samples) == 200

@@ -1,0 +1,93 @@
+"""Where evaluation computes, and what it does when a device has no room."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from evaluation.devices import DeviceError, batch_size_for, choose_device, full_precision
+from evaluation.generate import GenerationError, concatenated, generate
+from evaluation.likelihood import LikelihoodError, likelihood_parts, merge
+from evaluation.models import TrainedModel, load_model
+from training import checkpoint
+from training.config import DiffusionConfig, SamplingConfig
+
+_SAMPLING = SamplingConfig(method="ddim", spacing="5")
+
+
+class _SmallDevice:
+    """A network on a device that has room for a few images: it raises as torch does where there are more."""
+
+    def __init__(self, network: object, room: int) -> None:
+        self.network, self.room, self.refused = network, room, 0
+
+    def __call__(self, x_t: Tensor, timesteps: Tensor, **kwargs: Tensor) -> Tensor:
+        if len(x_t) > self.room:
+            self.refused += 1
+            raise torch.OutOfMemoryError("no room")
+        return self.network(x_t, timesteps, **kwargs)  # type: ignore[operator, no-any-return]
+
+
+@pytest.fixture(scope="module")
+def model(kept_run_uri: str) -> TrainedModel:
+    return load_model(checkpoint.checkpoint_uri(kept_run_uri, 200))
+
+
+def _on_small_device(model: TrainedModel, room: int) -> TrainedModel:
+    return TrainedModel(
+        **{name: getattr(model, name) for name in model.__dataclass_fields__ if name != "network"},
+        network=_SmallDevice(model.network, room),
+    )
+
+
+def test_auto_is_the_processor_where_there_is_no_gpu() -> None:
+    assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(("word", "message"), [("cuda:99", "there is no device 'cuda:99' here"), ("gpu", "'gpu' is not a device")])
+def test_a_device_that_is_not_there_is_said(word: str, message: str) -> None:
+    with pytest.raises(DeviceError, match=message):
+        choose_device(word)
+
+
+def test_large_images_come_in_small_batches() -> None:
+    assert [batch_size_for(size) for size in (8, 32, 64, 256, 4096)] == [250, 250, 250, 16, 1]
+
+
+def test_images_that_do_not_fit_at_once_are_drawn_in_smaller_batches_and_are_the_same(model: TrainedModel) -> None:
+    whole = concatenated(generate(model, num_images=12, seed=1, sampling=_SAMPLING, batch_size=12))[0].int()
+    small = _on_small_device(model, room=4)
+    indices = []
+    parts = []
+    for index, images, _ in generate(small, num_images=12, seed=1, sampling=_SAMPLING, batch_size=12):
+        indices += index.tolist()
+        parts.append(images)
+    assert indices == list(range(12))
+    assert max(len(part) for part in parts) <= 4
+    assert int((torch.cat(parts).int() - whole).abs().max()) <= 1
+
+
+def test_a_device_without_room_for_one_image_is_said(model: TrainedModel) -> None:
+    with pytest.raises(GenerationError, match="no memory for a single image"):
+        next(generate(_on_small_device(model, room=0), num_images=3, seed=1, sampling=_SAMPLING))
+
+
+def test_likelihood_that_does_not_fit_at_once_is_taken_in_halves_and_is_the_same(model: TrainedModel) -> None:
+    diffusion: DiffusionConfig = model.experiment.diffusion
+    images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = (torch.arange(5), images, torch.arange(5))
+    whole = merge(list(likelihood_parts(diffusion, model.network, [batch], form="stratified", num_steps=5)))
+    small = _SmallDevice(model.network, room=2)
+    halves = merge(list(likelihood_parts(diffusion, small, [batch], form="stratified", num_steps=5)))
+    assert small.refused > 0
+    assert halves.indices.tolist() == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(halves.per_image, whole.per_image, rtol=1e-4, atol=1e-4)
+    with pytest.raises(LikelihoodError, match="no memory for the likelihood of a single image"):
+        list(likelihood_parts(diffusion, _SmallDevice(model.network, room=0), [batch], form="stratified", num_steps=5))
+
+
+def test_full_precision_gives_back_what_was_set() -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    with full_precision("cpu"):
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cuda.matmul.fp32_precision == before

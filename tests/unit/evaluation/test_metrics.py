@@ -1,0 +1,80 @@
+"""Measures besides the distance, against their formulas; and what may be called KID or Inception score."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from evaluation.features import DigitsExtractor
+from evaluation.fid import Moments, frechet_distance
+from evaluation.metrics import Kept, MetricError, inception_score, kid, measure, parse_metrics, precision_recall, require_extractor
+
+
+def _features(num: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
+    return torch.randn(num, dim, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def test_kernel_distance_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:
+    x, y = _features(60, 8, 0), _features(60, 8, 1, shift=0.5)
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a.double() @ b.double().T / a.shape[1] + 1) ** 3
+
+    n = len(x)
+    within = [(kernel(z, z).sum() - kernel(z, z).trace()) / (n * (n - 1)) for z in (x, y)]
+    expected = float(within[0] + within[1] - 2 * kernel(x, y).mean())
+    # One subset holds all 60 of each, so that every subset gives the same number.
+    assert kid(x, y).value == pytest.approx(expected, rel=1e-5)
+    assert abs(kid(_features(500, 8, 2), _features(500, 8, 3)).value) < expected / 10
+
+
+def test_inception_score_of_certain_and_evenly_spread_classes_is_their_number() -> None:
+    classes = torch.arange(20_000) % 5
+    certain = torch.nn.functional.one_hot(classes, 5).float() * 100
+    assert inception_score(certain).value == pytest.approx(5, rel=1e-2)  # of ten random splits, almost evenly spread
+    assert inception_score(torch.zeros(200, 5)).value == pytest.approx(1, rel=1e-6)
+
+
+def test_precision_and_recall_tell_too_little_variety_from_too_much() -> None:
+    real = _features(400, 4, 0)
+    narrow = {item.name: item.value for item in precision_recall(0.3 * _features(400, 4, 1), real)}
+    wide = {item.name: item.value for item in precision_recall(3 * _features(400, 4, 2), real)}
+    assert narrow["precision"] > 0.9 > wide["precision"]
+    assert wide["recall"] > narrow["recall"]
+
+
+def test_spatial_distance_is_the_frechet_distance_of_spatial_features() -> None:
+    reference, sample = Moments(6), Kept(metrics=parse_metrics(["sfid"]))
+    reference.update(_features(50, 6, 0))
+    spatial = _features(40, 6, 1, shift=1.0)
+    sample.update({"features": spatial, "spatial": spatial}, None)
+    other = Moments(6)
+    other.update(spatial)
+    (found,) = measure(sample, reference_features=None, spatial=reference.statistics(), is_inception=True)
+    assert found.value == pytest.approx(frechet_distance(reference, other))
+
+
+def test_a_kernel_distance_in_other_features_is_no_kid() -> None:
+    kept = Kept(metrics=parse_metrics(["kid"]))
+    kept.update({"features": _features(30, 4, 0)}, None)
+    names = [measure(kept, reference_features=_features(30, 4, 1), spatial=None, is_inception=is_it)[0].name for is_it in (True, False)]
+    assert names == ["kid", "kernel_distance"]
+
+
+def test_agreement_with_the_labels_is_a_share_with_its_error() -> None:
+    kept = Kept(metrics=parse_metrics(["label_agreement"]))
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
+    kept.update({"features": logits, "logits": logits}, torch.tensor([0, 1, 2, 2]))
+    (found,) = measure(kept, reference_features=None, spatial=None, is_inception=False)
+    assert found.value == 0.75
+    assert found.standard_error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("sfid", "gives features, logits; sfid needs spatial"), ("inception_score", "defined on the Inception network's logits")],
+)
+def test_what_an_extractor_can_not_give_is_refused(name: str, message: str) -> None:
+    with pytest.raises(MetricError, match=message):
+        require_extractor(parse_metrics([name]), DigitsExtractor())

@@ -1,0 +1,120 @@
+"""The webhook, against a server: told once, insistent but not for ever, and its address in no line."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components import nightly_run, webhook
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Takes messages, and answers with the codes it is given, then with 200."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.messages: list[dict[str, object]] = []
+        self.codes: list[int] = []
+        self.num_requests = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/services/s3cr3t"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.num_requests += 1
+        code = self.server.codes.pop(0) if self.server.codes else 200
+        if code == 200:
+            assert self.headers["Content-Type"] == "application/json"
+            self.server.messages.append(json.loads(body))
+        self.send_response(code)
+        if code == 302:
+            self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
+    with _Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        monkeypatch.setenv(webhook.URL_VARIABLE, running.url)
+        monkeypatch.setattr(webhook, "_PAUSE_SECONDS", 0.01)
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_a_message_is_sent_once_however_often_its_step_is_tried(
+    server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipt = str(tmp_path / "told.json")
+    for _ in range(2):
+        assert webhook.tell_once({"text": "worse"}, receipt)
+    assert server.messages == [{"text": "worse"}]
+    said = capsys.readouterr()
+    assert "told the webhook" in said.out + said.err
+    assert "s3cr3t" not in said.out + said.err + Path(receipt).read_text()
+
+
+def test_a_server_in_trouble_is_tried_again(server: _Server, tmp_path: Path) -> None:
+    server.codes = [503, 429]
+    assert webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+    assert server.num_requests == 3
+
+
+@pytest.mark.parametrize(
+    ("codes", "requests", "words"),
+    [([404], 1, "it answered 404"), ([302], 1, "it answered 302"), ([500] * 9, 3, "it answered 500, 3 times")],
+)
+def test_a_webhook_that_fails_is_said_in_one_line_without_its_address(
+    server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], codes: list[int], requests: int, words: str
+) -> None:
+    server.codes = codes
+    assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+    assert server.num_requests == requests
+    said = "".join(capsys.readouterr())
+    assert f"the webhook was not told: {words}" in said
+    assert said.count("\n") == 1
+    assert "s3cr3t" not in said
+    assert not (tmp_path / "told.json").exists(), "the next attempt tries again"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/s3cr3t", "ftp://host/s3cr3t", "s3cr3t", "http://[s3cr3t"])
+def test_an_address_that_leads_nowhere_is_not_shown(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(webhook.URL_VARIABLE, url)
+    monkeypatch.setattr(webhook, "_PAUSE_SECONDS", 0.01)
+    assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+    said = "".join(capsys.readouterr())
+    assert "the webhook was not told" in said
+    assert "s3cr3t" not in said
+
+
+def test_without_an_address_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv(webhook.URL_VARIABLE, raising=False)
+    assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+    assert "".join(capsys.readouterr()) == ""
+
+
+def test_a_model_that_can_not_be_evaluated_is_told_of_and_the_failure_stays(server: _Server, tmp_path: Path) -> None:
+    uri = f"{tmp_path}/checkpoints/step=00000100"
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no such weights"), nightly_run.telling_of_failure(uri, "ema_0.9", "nightly-1"):
+            raise ValueError("no such weights")
+    (message,) = server.messages
+    assert message["event"] == "evaluation_failed"
+    assert uri in str(message["text"])
+    assert "no such weights" in str(message["text"])
