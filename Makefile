@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup demo down test test-fast lint format golden golden-check ci mutations ablations bench-data bench-train bench-eval clean
+.PHONY: help setup demo down test test-fast lint format golden golden-check ci mutations ablations bench-data bench-train bench-eval bench-stopping clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ bench-train: setup  ## a training step beside diffusers' network, with its goals
 
 bench-eval: setup  ## the distance and the extractor against scipy and torch-fidelity, with their goals
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_eval.py
+
+bench-stopping: setup  ## early stopping on the digits beside full scoring of every checkpoint, with its goals; half an hour
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_stopping.py --num-workers 2
 
 clean: down  ## stop the services and delete what runs left here (models, data, MLflow's records); keeps .venv
 	rm -rf .iddpm compiled .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -151,7 +151,7 @@ def test_a_cut_file_and_a_cut_array_are_said(samples: str, adm_reference: str, t
     data = bytearray(Path(samples).read_bytes())
     data[400:420] = bytes(20)
     cut.write_bytes(bytes(data))
-    with pytest.raises(NpzError, match="arr_0 (is damaged|can't be read)"):
+    with pytest.raises(NpzError, match=r"arr_0 (is damaged|can't be read)"):
         score_batch(str(cut), adm_reference, extractor="digits-classifier")
 
 
