@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from torch import Tensor
 
 Files = Mapping[str, Mapping[str, Any] | bytes]
 """By file name: a state dict for `.pt`, a JSON object for `.json`, or the bytes themselves."""
+
+_ALMOST_NOTHING = 2**20
+"""Free bytes of a disk on which writing has failed for want of room."""
 
 
 class CheckpointError(ValueError):
@@ -44,8 +48,10 @@ def write_file(path: Path, value: Mapping[str, Any] | bytes) -> dict[str, Any]:
             torch.save(plain(value, path.name, copy=False), path)
     except TypeError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
-    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as RuntimeError
-        raise CheckpointError(f"{path}: can't be written ({error}); free some space there, or point TMPDIR elsewhere") from error
+    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as RuntimeError, in words about itself
+        full = shutil.disk_usage(path.parent).free < _ALMOST_NOTHING
+        reason = "the disk is full" if full else f"can't be written ({' '.join(str(error).split())})"
+        raise CheckpointError(f"{path}: {reason}; free some space there, or point TMPDIR elsewhere") from error
     return describe(path)
 
 
