@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup demo down test test-fast lint format golden golden-check ci mutations ablations bench-data bench-train bench-eval bench-stopping clean
+.PHONY: help setup demo down image image-test test test-fast lint format golden golden-check ci mutations ablations bench-data bench-train bench-eval bench-stopping clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -48,6 +48,18 @@ ablations: setup  ## every table and figure of the paper on the digits, with a g
 
 down: setup  ## stop the local services that demo left running; their data stays
 	@$(BIN)/iddpm down
+
+# IMAGE, TARGET (cpu or gpu), BASE_IMAGE, TORCH_INDEX and ENGINE say what to build and by what; see components/build_image.py.
+image:  ## build the container image with docker or podman: make image TARGET=gpu IMAGE=registry.example.com/iddpm:1
+	@if [ -x $(BIN)/python ]; then python=$(BIN)/python; else python=$${PYTHON:-python3}; fi; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "image: Python 3.11 or later is needed; name one: make image PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	"$$python" -m components.build_image
+
+image-test: setup  ## build the image with podman and runc on a Debian made here, and run the demo's steps in it
+	@for tool in podman runc $(if $(BASE_IMAGE),,debootstrap); do \
+	  command -v "$$tool" >/dev/null 2>&1 || { echo "image-test: $$tool is not installed (Debian, Ubuntu: apt-get install podman runc debootstrap)" >&2; exit 1; }; \
+	done
+	@$(BIN)/python -m pytest -x -v -s -p no:cacheprovider --timeout 3600 tests/image/check_image.py
 
 test: setup  ## all tests that this machine can run
 	@$(BIN)/python -m pytest

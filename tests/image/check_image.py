@@ -1,0 +1,325 @@
+"""The image, built and run for real with podman and runc: `make image-test`.
+
+It is built on a Debian of its own, which debootstrap makes once and podman keeps, or on what BASE_IMAGE names. pytest
+does not collect this file by itself: it takes minutes, gigabytes of disk, and for debootstrap a root user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.build_image import ROOT, pip_here, podman_limits
+from pipelines.services import Services
+from training import storage
+from training.tracking import attach
+
+_PODMAN = ("podman", "--runtime", "runc")
+_IMAGE = "localhost/iddpm-pipelines:image-test"
+_DEBIAN = "localhost/iddpm-debian:trixie"
+_BASE = "localhost/iddpm-debian-python:3.11"
+_MIRROR = "http://deb.debian.org/debian"
+_CANARY = "image-test-canary.invalid"
+_SMALL_LAYER = 10_000_000
+_CPU_IMAGE_BYTES = 2_500_000_000
+
+# As Kubernetes runs it under the policy "restricted", by a user whom the image does not know.
+_USER = "12345:0"
+_RESTRICTED = (
+    *("--read-only", "--read-only-tmpfs=false", "--user", _USER, "--passwd=false", "--tmpfs", "/tmp"),
+    *("--cap-drop", "all", "--security-opt", "no-new-privileges", "--shm-size", "1g"),
+)
+_OVERRIDES = (
+    "optim.num_steps=40",
+    "optim.checkpoint_interval=20",
+    "evaluation.scoring_num_samples=50",
+    "evaluation.num_samples=100",
+    "evaluation.sampling.spacing=5",
+    "evaluation.scoring_sampling.spacing=ddim5",
+    "evaluation.rescore_best=1",
+    "evaluation.likelihood_num_images=10",
+    "evaluation.likelihood_steps=5",
+)
+
+
+def _say(message: str) -> None:
+    print(f"\n  {message}", flush=True)
+
+
+def _podman(*words: str, check: bool = True) -> str:
+    done = subprocess.run([*_PODMAN, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or not check, f"podman {' '.join(words)}: {done.stderr or done.stdout}"
+    return done.stdout
+
+
+def _run(*command: str, options: Sequence[str] = ()) -> str:
+    return _podman("run", "--rm", *options, _IMAGE, *command)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_podman() -> None:
+    os.environ["PODMAN_IGNORE_CGROUPSV1_WARNING"] = "true"
+
+
+@pytest.fixture(scope="session")
+def base_image(_quiet_podman: None) -> str:
+    """BASE_IMAGE, else a small Debian with Python, which is made where there is none yet."""
+    if named := os.environ.get("BASE_IMAGE"):
+        return named
+    if subprocess.run([*_PODMAN, "image", "exists", _BASE], check=False).returncode != 0:
+        _make_base()
+    return _BASE
+
+
+def _make_base() -> None:
+    if os.getuid() != 0:
+        pytest.exit("image-test: debootstrap needs root; run it as root, or name an image to build on: make image-test BASE_IMAGE=...", 1)
+    _say("making a Debian to build on (once, about two minutes) ...")
+    mirror = os.environ.get("DEBIAN_MIRROR", _MIRROR)
+    with tempfile.TemporaryDirectory(prefix="iddpm-debian-") as root:
+        command = ["debootstrap", "--variant=minbase", "trixie", root, mirror]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            pytest.exit(f"image-test: debootstrap failed: {(made.stdout + made.stderr).strip().splitlines()[-1]}", 1)
+        with subprocess.Popen(["tar", "-C", root, "-c", "--exclude=./var/cache/apt/archives/*.deb", "."], stdout=subprocess.PIPE) as tar:
+            subprocess.run([*_PODMAN, "import", "--quiet", "-", _DEBIAN], stdin=tar.stdout, capture_output=True, check=True)
+    here = Path(__file__).parent
+    file = str(here / "base.Containerfile")
+    _podman("build", *podman_limits(), "--build-arg", f"MIRROR={mirror}", "--tag", _BASE, "--file", file, str(here))
+    _podman("image", "untag", _DEBIAN)
+
+
+def _build(image: str, base_image: str, context: Path) -> None:
+    """Builds as `make image` does; pip's configuration carries a word that must not be found again."""
+    trusted = f"{pip_here().options.get('trusted-host', '')} {_CANARY}".strip()
+    wanted = {"ENGINE": " ".join(_PODMAN), "IMAGE": image, "BASE_IMAGE": base_image, "PIP_TRUSTED_HOST": trusted}
+    built = subprocess.run(
+        [sys.executable, "-m", "components.build_image"],
+        cwd=context,
+        env={**os.environ, **wanted},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, f"{built.stdout[-6000:]}\n{built.stderr[-6000:]}"
+    _say(next(line for line in built.stdout.splitlines() if line.startswith("image: built")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image(base_image: str) -> None:
+    """The image of this checkout."""
+    _say("building the image (the first time some minutes) ...")
+    _build(_IMAGE, base_image, ROOT)
+
+
+def _inspected(image: str = _IMAGE) -> dict[str, Any]:
+    (inspected,) = json.loads(_podman("image", "inspect", image))
+    return dict(inspected)
+
+
+def test_it_proves_itself_as_its_own_user() -> None:
+    said = _run("python", "-m", "components.selftest", options=["--shm-size", "1g"])
+    _say(said.replace("\n", "\n  ").rstrip())
+    assert "FAIL" not in said
+    assert "user 10001, group 0" in said
+    assert "/tmp and /home/iddpm" in said
+
+
+def test_it_proves_itself_as_a_user_it_does_not_know_on_a_root_that_nobody_can_write() -> None:
+    said = _run("python", "-m", "components.selftest", options=_RESTRICTED)
+    assert "FAIL" not in said
+    assert re.search(r"user 12345, group 0, named iddpm; writable are /tmp$", said, re.MULTILINE)
+
+
+def test_a_volume_in_the_place_of_the_home_is_used() -> None:
+    written = _run("sh", "-c", "echo kept > ~/file && cat ~/file", options=[*_RESTRICTED, "--tmpfs", "/home/iddpm:mode=0775"])
+    assert written.strip() == "kept"
+
+
+def test_its_user_is_a_number_which_is_not_roots() -> None:
+    assert _inspected()["User"] == "10001:0"
+
+
+def test_its_labels_say_what_it_is() -> None:
+    labels = _inspected()["Labels"]
+    names = ("title", "description", "version", "revision", "created")
+    assert all(labels[f"org.opencontainers.image.{name}"] for name in names)
+
+
+def test_nothing_that_pip_was_told_is_in_it() -> None:
+    """Neither in its files nor in what is written about it."""
+    told = {_CANARY, *pip_here().options.values()} - set(pip_here().options.get("timeout", "").split())
+    about = json.dumps(_inspected()) + _podman("history", "--no-trunc", _IMAGE)
+    assert [word for word in told if word in about] == []
+    assert not re.search(r"https?://|PIP_", _podman("history", "--no-trunc", "--format", "{{.CreatedBy}}", _IMAGE))
+    found = _podman(
+        "run", "--rm", "--user", "0", _IMAGE, "grep", "-rlF", _CANARY, "/opt", "/etc", "/home", "/root", "/var", "/run", check=False
+    )
+    assert found == ""
+
+
+def test_it_is_of_a_size_that_can_be_pulled() -> None:
+    assert _inspected()["Size"] < _CPU_IMAGE_BYTES
+
+
+def test_a_change_of_the_source_is_one_small_layer(base_image: str, tmp_path: Path) -> None:
+    changed = f"{_IMAGE}-changed"
+    for name in ("training", "evaluation", "components", "pipelines", "pyproject.toml", "constraints.txt", "README.md", ".dockerignore"):
+        source, copy = ROOT / name, tmp_path / name
+        shutil.copytree(source, copy) if source.is_dir() else shutil.copy2(source, copy)
+    with (tmp_path / "training" / "progress.py").open("a") as file:
+        file.write(f'\n"""{uuid.uuid4()}"""\n')
+    try:
+        _build(changed, base_image, tmp_path)
+        before, after = (_inspected(name)["RootFS"]["Layers"] for name in (_IMAGE, changed))
+        history = json.loads(_podman("history", "--format", "json", changed))
+        size = sum(
+            int(step["size"]) for step in history[: history.index(next(step for step in history if "/dependencies" in step["CreatedBy"]))]
+        )
+    finally:
+        _podman("image", "rm", "--force", changed)
+    same = next(index for index, (ours, theirs) in enumerate(zip(before, after, strict=True)) if ours != theirs)
+    assert same >= len(before) - 2  # the project's own files, and what checking them may have left
+    assert size < _SMALL_LAYER
+
+
+@contextlib.contextmanager
+def _container(*command: str, options: Sequence[str]) -> Iterator[str]:
+    name = f"iddpm-image-test-{uuid.uuid4().hex[:8]}"
+    _podman("run", "--detach", "--name", name, *options, _IMAGE, *command)
+    try:
+        yield name
+    finally:
+        _podman("rm", "--force", "--time", "5", name)
+
+
+def _status(url: str, password: str | None = None) -> int:
+    request = urllib.request.Request(url)
+    if password is not None:
+        import base64
+
+        request.add_header("Authorization", "Basic " + base64.b64encode(f"admin:{password}".encode()).decode())
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_it_serves_mlflow_with_names_and_passwords_as_the_cluster_runs_it() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        "HOME": "/tmp",
+        "MLFLOW_BACKEND_STORE_URI": "sqlite:////tmp/mlflow.db",
+        "MLFLOW_WORKERS": "1",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": uuid.uuid4().hex,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": "a-password-of-tests",
+    }
+    options = [*_RESTRICTED, "--network", "host", *(word for name, value in environment.items() for word in ("--env", f"{name}={value}"))]
+    command = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--app-name", "basic-auth")
+    with _container(*command, options=options) as name:
+        deadline = time.monotonic() + 180
+        while _status(f"http://127.0.0.1:{port}/health") != 200:
+            assert time.monotonic() < deadline, _podman("logs", name)
+            time.sleep(0.5)
+        experiment = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
+        assert _status(experiment) == 401
+        assert _status(experiment, "a-password-of-tests") == 200
+
+
+@pytest.fixture
+def docker_host(tmp_path: Path) -> Iterator[str]:
+    """Where podman listens, which speaks docker's language."""
+    path = tmp_path / "podman.sock"
+    with subprocess.Popen([*_PODMAN, "system", "service", "--time", "0", f"unix://{path}"]) as service:
+        try:
+            deadline = time.monotonic() + 30
+            while not path.exists():
+                assert service.poll() is None, "podman's service ended"
+                assert time.monotonic() < deadline, "podman's service does not listen"
+                time.sleep(0.1)
+            yield f"unix://{path}"
+        finally:
+            service.terminate()
+            service.wait(timeout=30)
+
+
+def test_every_step_of_the_demo_runs_in_a_container_of_it(services: Services, docker_host: str) -> None:
+    """A container that failed is a success to kfp's DockerRunner, so what the steps left behind is what counts."""
+    name = f"image-{uuid.uuid4().hex[:8]}"
+    arguments = {
+        "experiment_overrides": list(_OVERRIDES),
+        "storage_root_uri": f"{services.bucket_uri}/{name}",
+        "tracking_experiment": name,
+    }
+    container = {
+        "environment": services.env,
+        "network_mode": "host",
+        "user": _USER,
+        "read_only": True,
+        "tmpfs": {"/tmp": "mode=1777"},
+        "shm_size": "1g",
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+    }
+    # Not pytest's own folder, which only its owner may enter.
+    with tempfile.TemporaryDirectory(prefix="iddpm-image-test-") as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        root, result = home / "pipelines", home / "result.json"
+        root.mkdir()
+        root.chmod(0o777)
+        job = {"image": _IMAGE, "arguments": arguments, "container": container, "pipeline_root": str(root), "result_path": str(result)}
+        (home / "job.json").touch(mode=0o600)
+        (home / "job.json").write_text(json.dumps(job))
+        _say("running the demo's steps in containers ...")
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("steps_in_containers.py")), str(home / "job.json")],
+            env={**os.environ, "DOCKER_HOST": docker_host},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-8000:]
+        came_out = json.loads(result.read_text())
+        assert done.stdout.count(f"Found image '{_IMAGE}'") == came_out["num_steps"], done.stdout[-8000:]
+        (page,) = root.glob("*/report/page")
+        assert page.stat().st_uid == int(_USER.split(":")[0])
+        assert "FD(digits-classifier)" in page.read_text()
+    _assert_trained_and_scored(came_out["run_uri"])
+    left = _podman("ps", "--all", "--quiet", "--filter", f"ancestor={_IMAGE}")
+    assert left == "", "a container of the pipeline is still there"
+
+
+def _assert_trained_and_scored(run_uri: str) -> None:
+    trained = storage.read_json(f"{run_uri}/result.json")
+    final = storage.read_json(f"{run_uri}/evaluations/final.json")
+    assert trained["step"] == 40
+    assert final["distance_name"] == "FD(digits-classifier)"
+    assert final["distance"] > 0
+    tracked = attach(trained["tracking_run_id"])
+    assert [step for step, _ in tracked.metric_history("score/best")] == [20, 40]
+    assert tracked.metric_history("final/distance") == [(final["step"], pytest.approx(final["distance"]))]
