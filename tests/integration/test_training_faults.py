@@ -311,7 +311,8 @@ def test_a_store_that_is_gone_for_two_minutes_loses_nothing(
 def test_a_disk_that_fills_up_is_named_and_with_room_again_the_run_ends_as_if_nothing_had_happened(
     bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], small_disk: Path, tmp_path: Path
 ) -> None:
-    run = Run(bucket_uri, data_uri, {"cache_dir": str(tmp_path / "cache")}, env={"TMPDIR": str(small_disk)})
+    resources = {"cache_dir": str(tmp_path / "cache"), "resident_data": True}
+    run = Run(bucket_uri, data_uri, resources, env={"TMPDIR": str(small_disk)})
     run.until(has_checkpoint(bucket_uri, 10))
     told = rf"{small_disk}/\S+: the disk is full; free some space there, or point TMPDIR elsewhere"
     with (small_disk / "ballast").open("wb", buffering=0) as ballast:
@@ -322,6 +323,7 @@ def test_a_disk_that_fills_up_is_named_and_with_room_again_the_run_ends_as_if_no
                 time.sleep(0.01)
     assert run.process.poll() is None, run.text[-3000:]
     assert [path for path in small_disk.rglob("*.pt") if path.is_file()] == []
+    assert any((tmp_path / "cache").iterdir())
     (small_disk / "ballast").unlink()
     assert run.wait() == 0, run.text[-3000:]
     assert "resuming from step" in run.text

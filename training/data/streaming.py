@@ -50,7 +50,7 @@ class StreamedRows:
         sizes = group_sizes(manifest)
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self._origins = [(shard, group) for shard in manifest.shards for group in range(-(-shard.num_rows // ROW_GROUP_ROWS))]
-        group_bytes = ROW_GROUP_ROWS * (manifest.image_bytes + _LABEL_BYTES) + _HEADER_BYTES
+        group_bytes = int(max(sizes)) * (manifest.image_bytes + _LABEL_BYTES) + _HEADER_BYTES
         needed = min(len(sizes), _BLOCKS_ON_DISK * GROUPS_PER_BLOCK) * group_bytes
         if disk_budget_bytes < needed:
             raise DatasetError(
