@@ -1,0 +1,83 @@
+"""Words and dictionaries from outside, made into sections: conversion, unknown fields and ranges, each error with its path.
+
+This module needs the standard library alone; pydantic is imported where outside words are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from training.sections import ConfigError, require
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+
+def parse_word(word: str, *, as_list: bool) -> Any:
+    """What a word of an override says: JSON, a list with commas, or itself."""
+    if as_list and not word.startswith("["):
+        return [parse_word(part.strip(), as_list=False) for part in word.strip("()").split(",") if part.strip()]
+    try:
+        return json.loads(word)
+    except json.JSONDecodeError:
+        pass
+    return {"none": None, "true": True, "false": False}.get(word.lower(), word)
+
+
+def unknown(name: str, node: Mapping[str, Any], path: str) -> str:
+    """The message about a field that is not there."""
+    close = difflib.get_close_matches(name, node, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    where = f" in {path!r}" if path else ""
+    return f"there is no {name!r}{where}{hint} The fields are {', '.join(node)}"
+
+
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def validate(cls: type, value: Mapping[str, Any]) -> Any:
+    """An object of that class.
+
+    Raises:
+        ConfigError: A field is unknown, missing or out of its range.
+    """
+    try:
+        from pydantic import ValidationError
+    except ImportError:
+        return _build(cls, value)
+    try:
+        return _adapter(cls).validate_python(value)
+    except ValidationError as error:
+        messages = []
+        for problem in error.errors():
+            cause = problem.get("ctx", {}).get("error")
+            if isinstance(cause, ConfigError):
+                messages.append(str(cause))
+            else:
+                messages.append(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}, got {problem['input']!r}")
+        raise ConfigError("; ".join(messages)) from error
+
+
+def _build(cls: type, value: Mapping[str, Any]) -> Any:
+    """For a machine that has torch alone: types are taken as they come, ranges are checked all the same."""
+    kinds = get_type_hints(cls)
+    fields = {}
+    for name, item in value.items():
+        kind = kinds.get(name)
+        require(kind is not None, name, f"{cls.__name__} has no such field")
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            item = _build(kind, item)
+        fields[name] = tuple(item) if isinstance(item, list) else item
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise ConfigError(f"{cls.__name__}: {error}") from error
