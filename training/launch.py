@@ -90,6 +90,8 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
             except ray.train.TrainingFailedError as error:
                 raise TrainingError(_failure_message(error, job)) from error
     outcome: Outcome = result.return_value  # type: ignore[attr-defined]
+    if outcome.failure is not None:
+        raise TrainingError(f"training stopped: {outcome.failure}")
     return outcome
 
 
@@ -165,7 +167,7 @@ def _worker(config: dict[str, Any]) -> Outcome:
             world_size,
             finish_saving=side.finish_saving if side is not None else lambda: None,
         )
-        if side is not None:
+        if side is not None and outcome.failure is None:
             side.finish(outcome)
         return outcome
     finally:
@@ -192,7 +194,9 @@ def _train_with_rollbacks(
             finish_saving()
             rollbacks = trainer.rollbacks + 1
             if rollbacks > MAX_ROLLBACKS:
-                raise TrainingError(f"{error}; going back to the last checkpoint {MAX_ROLLBACKS} times did not help") from error
+                # Returned, not raised, since Ray would start the workers again to fail in the same way.
+                failure = f"{error}; going back to the last good checkpoint {MAX_ROLLBACKS} times did not help"
+                return Outcome(step=trainer.step, stop_reason=None, failure=failure)
             if rank == 0:
                 say(f"{error}; going back to the last good checkpoint ({rollbacks} of {MAX_ROLLBACKS})")
 

@@ -84,10 +84,17 @@ class Hooks:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How training ended: updates done, and the reason where it stopped before its last step."""
+    """How training ended.
+
+    Attributes:
+        step: Updates done.
+        stop_reason: Why it stopped before its last step.
+        failure: Why it can't go on, where starting the workers again would not help.
+    """
 
     step: int
     stop_reason: str | None
+    failure: str | None = None
 
 
 def log_interval(checkpoint_interval: int) -> int:
@@ -143,6 +150,7 @@ class Trainer:
         self.step = 0
         self.rollbacks = 0
         self.skipped_total = 0
+        self._skipping = False  # a checkpoint taken now might be none to go back to
 
         # Every rank builds the same initial weights: the seed, not a broadcast, decides them.
         with torch.random.fork_rng(devices=[]):
@@ -249,7 +257,8 @@ class Trainer:
                 self.step += 1
                 if self.step % interval == 0 or self.step == last:
                     reason = self._log_and_ask()
-                if self.step % self.experiment.optim.checkpoint_interval == 0 or self.step == last or reason is not None:
+                due = self.step % self.experiment.optim.checkpoint_interval == 0 and not self._skipping
+                if due or self.step == last or reason is not None:
                     self._save()
                 if reason is not None:
                     break
@@ -362,7 +371,9 @@ class Trainer:
         metrics = self._meter.reduce(self.world_size)
         skipped = int(metrics.pop("skipped"))
         self.skipped_total += skipped
-        if metrics.pop("consecutive_skips") >= MAX_CONSECUTIVE_SKIPS:
+        consecutive = metrics.pop("consecutive_skips")
+        self._skipping = consecutive > 0
+        if consecutive >= MAX_CONSECUTIVE_SKIPS:
             raise DivergedError(
                 f"the gradient was not finite for {MAX_CONSECUTIVE_SKIPS} updates in a row before step {self.step}; "
                 f"try a lower optim.learning_rate or optim.grad_clip_norm=1"

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,11 @@ class Run:
         resources: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
         ray_address: str = "local",
+        overrides: Sequence[str] = (),
     ) -> None:
         arguments = {
             "experiment_preset": PRESET,
-            "experiment_overrides": OVERRIDES,
+            "experiment_overrides": [*OVERRIDES, *overrides],
             "data_uri": data_uri,
             "reference_uri": "",
             "storage_root_uri": root,
@@ -328,6 +329,18 @@ def test_a_disk_that_fills_up_is_named_and_with_room_again_the_run_ends_as_if_no
     assert run.wait() == 0, run.text[-3000:]
     assert "resuming from step" in run.text
     assert_the_same(run, undisturbed)
+
+
+def test_a_run_that_diverges_for_good_ends_with_what_was_tried_and_a_failed_run(bucket_uri: str, data_uri: str) -> None:
+    run = Run(bucket_uri, data_uri, overrides=["optim.learning_rate=1e30"])
+    assert run.wait() == 1, run.text[-3000:]
+    assert "going back to the last good checkpoint (2 of 2)" in run.text
+    assert "the gradient was not finite for 10 updates in a row" in run.lines[-1]
+    assert "did not help" in run.lines[-1]
+    assert run.text.count("Started training worker group") == 1, "other workers would fail in the same way"
+    assert not storage.exists(f"{run_uri_of(bucket_uri)}/result.json")
+    tracking_run_id = re.findall(r"#/experiments/\d+/runs/(\w+)", run.text)[0]
+    assert attach(tracking_run_id)._client.get_run(tracking_run_id).info.status == "FAILED"
 
 
 def test_a_finished_run_is_found_and_not_trained_again(bucket_uri: str, data_uri: str) -> None:

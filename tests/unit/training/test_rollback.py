@@ -13,7 +13,7 @@ from training import checkpoint
 from training.bare import RandomImages
 from training.config import Experiment, Resources
 from training.launch import _train_with_rollbacks
-from training.loop import MAX_ROLLBACKS, Hooks, Trainer, TrainingError
+from training.loop import MAX_ROLLBACKS, Hooks, Trainer
 from training.presets import preset
 
 
@@ -42,12 +42,21 @@ def poisoned(run_uri: str, made: list[Trainer], poisons: Callable[[Trainer], boo
     return make
 
 
-def test_a_run_that_diverges_goes_back_and_ends_well_with_other_draws(tmp_path: Path) -> None:
+def test_a_run_that_diverges_goes_back_and_ends_well_with_other_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Trainer] = []
+    restored: list[int] = []
+    restore = Trainer.restore
+
+    def note(trainer: Trainer, read: Callable[[str], Any]) -> None:
+        restore(trainer, read)
+        restored.append(trainer.step)
+
+    monkeypatch.setattr(Trainer, "restore", note)
     make = poisoned(str(tmp_path), made, lambda trainer: trainer.rollbacks == 0 and trainer.step >= 8)
     outcome = _train_with_rollbacks(make, str(tmp_path), 0, 1, finish_saving=lambda: None)
     assert outcome.step == 40
     assert [trainer.rollbacks for trainer in made] == [0, 1]
+    assert restored == [8], "a checkpoint whose last updates were skipped is none to go back to"
     state = checkpoint.load(checkpoint.checkpoint_uri(str(tmp_path), 40), "state.json")
     assert state["rollbacks"] == 1, "a resumed run must go on with the same draws"
     weights = checkpoint.load_model_state(checkpoint.checkpoint_uri(str(tmp_path), 40), "model")
@@ -57,6 +66,8 @@ def test_a_run_that_diverges_goes_back_and_ends_well_with_other_draws(tmp_path: 
 def test_a_run_that_diverges_again_and_again_stops_and_says_what_was_tried(tmp_path: Path) -> None:
     made: list[Trainer] = []
     make = poisoned(str(tmp_path), made, lambda trainer: trainer.step >= 8)
-    with pytest.raises(TrainingError, match=rf"going back to the last checkpoint {MAX_ROLLBACKS} times did not help"):
-        _train_with_rollbacks(make, str(tmp_path), 0, 1, finish_saving=lambda: None)
+    outcome = _train_with_rollbacks(make, str(tmp_path), 0, 1, finish_saving=lambda: None)
+    assert outcome.failure is not None
+    assert "the gradient was not finite for 10 updates in a row" in outcome.failure
+    assert f"going back to the last good checkpoint {MAX_ROLLBACKS} times did not help" in outcome.failure
     assert len(made) == MAX_ROLLBACKS + 1
