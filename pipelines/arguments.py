@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -78,8 +79,9 @@ class CompiledPipeline:
         return frozenset(name for name, task in tasks if "executorLabel" in components[task["componentRef"]["name"]])
 
 
+@functools.cache
 def compiled_pipeline(name: str) -> CompiledPipeline:
-    """The pipeline of that name, compiled.
+    """The pipeline of that name, compiled, once in a process.
 
     Raises:
         ArgumentsError: There is none.
@@ -173,9 +175,8 @@ def _value(name: str, text: str, definition: Mapping[str, Any]) -> Any:
 def _require_literal(name: str, value: Any, definition: Mapping[str, Any]) -> None:
     literals = definition.get("literals")
     if literals and value not in literals:
-        raise ArgumentsError(
-            f"{name}: {value!r} is not offered{close_to(str(value), map(str, literals))}; there are {', '.join(map(str, literals))}"
-        )
+        there = close_to(str(value), map(str, literals)) or f"; there are {', '.join(map(str, literals))}"
+        raise ArgumentsError(f"--param {name}={value}: it is not offered{there}")
 
 
 def _require_amount(name: str, value: Any) -> None:

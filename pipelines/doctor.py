@@ -12,6 +12,7 @@ from components.cluster_api import ClusterApi, connect
 from components.image import BASE_IMAGE
 from components.kubernetes_api import KubernetesError
 from pipelines.arguments import compiled_pipeline
+from pipelines.compile import PIPELINES
 from pipelines.connection import Connection
 from pipelines.doctor_cluster import cluster_findings, is_answering
 from pipelines.doctor_findings import FAILURE, Finding
@@ -48,7 +49,7 @@ def examine(
 
 
 def _looks(connection: Connection, namespace: str, account: str, bucket: str, pull_image: bool) -> Iterator[Finding]:
-    needs = needs_of(compiled_pipeline("train").platform)
+    needs = needs_of(compiled_pipeline(name).platform for name in PIPELINES)
     cluster, finding = _cluster(namespace)
     yield finding
     settings: dict[str, str] = {}

@@ -1,9 +1,9 @@
-"""What the pods of a run take from their namespace, as the compiled pipeline says it, and whether it is there."""
+"""What the pods of runs take from their namespace, as the compiled pipelines say it, and whether it is there."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Needed:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """All of a pipeline.
+    """All that pipelines take.
 
     Attributes:
         objects: Each once.
@@ -49,10 +49,11 @@ class Needs:
         return frozenset(variable for each in self.objects for variable in each.keys.values())
 
 
-def needs_of(platform: Mapping[str, Any]) -> Needs:
-    """What the executors of a pipeline's platform specification take."""
+def needs_of(platforms: Iterable[Mapping[str, Any]]) -> Needs:
+    """What the executors in these pipelines' platform specifications take."""
     found: dict[tuple[str, str], Needed] = {}
-    for executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+    parts = [platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"] for platform in platforms]
+    for executor in (executor for executors in parts for executor in executors.values()):
         for kind, where, key, name in (
             ("config map", "configMapAsEnv", "configMapKey", "configMapName"),
             ("secret", "secretAsEnv", "secretKey", "secretName"),
@@ -79,7 +80,7 @@ def _object(cluster: ClusterApi, needed: Needed, settings: dict[str, str]) -> Fi
     )
     if answer.status == 404:
         if needed.optional:
-            return Finding(OK, subject, "is not there, which is right unless MLflow asks for a password")
+            return Finding(OK, subject, f"is not there, and need not be: it would set {', '.join(sorted(needed.keys.values()))}")
         return Finding(FAILURE, subject, f"is missing in namespace {cluster.namespace}; no step of a run would start", how)
     if not answer.ok:
         remedy = "ask whoever may read it, or go on without: a run's first step would fail at once and say so"

@@ -1,0 +1,588 @@
+"""`iddpm doctor`: against a small Kubernetes API, a KFP API and an MLflow over HTTP, and a real S3."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fake_kfp
+import fake_kubernetes
+import pytest
+import yaml
+from fake_kfp import FakeKfp
+from fake_kubernetes import NAMESPACE, FakeKubernetes
+
+from components.cluster_api import connect
+from components.image import BASE_IMAGE
+from pipelines import cli, doctor_image
+from pipelines.arguments import compiled_pipeline
+from pipelines.compile import PIPELINES
+from pipelines.doctor_cluster import RIGHTS
+from pipelines.doctor_findings import FAILURE, OK, WARNING, Finding
+from pipelines.doctor_image import Image, image_findings
+from pipelines.doctor_needs import needs_of
+from pipelines.doctor_services import bucket_findings, mlflow_findings
+from pipelines.doctor_way import Way
+from pipelines.services import Services
+from training import storage
+
+Doctor = Callable[..., "tuple[int, dict[str, tuple[str, str]]]"]
+DIRECT = Way(port_forward=False, has_cluster=False)
+IMAGE_ON_NODES = f"docker.io/library/{BASE_IMAGE}"
+CRD = {
+    "versions": [{"name": "v1", "schema": {"openAPIV3Schema": {"properties": {"spec": {"properties": {"preRunningDeadlineSeconds": {}}}}}}}]
+}
+
+
+def deployment(image: str, *, available: int = 1) -> dict[str, Any]:
+    return {"spec": {"template": {"spec": {"containers": [{"image": image}]}}}, "status": {"availableReplicas": available}}
+
+
+def node(*, gpus: int = 0, images: tuple[str, ...] = (IMAGE_ON_NODES,), ready: str = "True") -> dict[str, Any]:
+    status = {"conditions": [{"type": "Ready", "status": ready}], "images": [{"names": list(images)}], "allocatable": {"cpu": "8"}}
+    if gpus:
+        status["allocatable"]["nvidia.com/gpu"] = str(gpus)
+    return {"metadata": {"name": "node", "labels": {"nvidia.com/gpu.product": "NVIDIA-H100"} if gpus else {}}, "spec": {}, "status": status}
+
+
+def secret(**values: str) -> dict[str, Any]:
+    return {"data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}}
+
+
+@dataclass
+class FakeCluster(FakeKubernetes):
+    """A cluster with all that a run needs, of which a test takes something away.
+
+    Attributes:
+        objects: Path -> object; None is forbidden, and what is not there is not found.
+        denied: What the account of runs may not do, like "create rayjobs"; None refuses the question.
+        image_states: What the state of a pod's container becomes, one a look.
+    """
+
+    objects: dict[str, Any] = field(default_factory=dict)
+    denied: set[str] | None = field(default_factory=set)
+    image_states: list[dict[str, Any]] = field(default_factory=list)
+    reviews: list[dict[str, Any]] = field(default_factory=list)
+
+    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
+        with self.lock:
+            if path.startswith("/apis/authorization.k8s.io/v1/"):
+                self.reviews.append(body)
+                asked = body["spec"]["resourceAttributes"]
+                if self.denied is None:
+                    return refusal(403)
+                resource = asked["resource"] + (f"/{asked['subresource']}" if asked["subresource"] else "")
+                return 201, {**body, "status": {"allowed": f"{asked['verb']} {resource}" not in self.denied}}
+            if path == f"/api/v1/namespaces/{NAMESPACE}/pods" and method == "POST":
+                self.created.append(body)
+                self.add_pod(body["metadata"]["name"], {})
+                return 201, body
+            name = path.rpartition("/")[2]
+            if method == "DELETE" and name in self.pods:
+                return 200, self.pods.pop(name)
+            if name in self.pods and self.image_states:
+                state = self.image_states.pop(0) if len(self.image_states) > 1 else self.image_states[0]
+                self.pods[name]["status"] = {"containerStatuses": [{"state": state}]}
+                self.pods[name]["spec"]["nodeName"] = "node-7"
+            if path in self.objects:
+                found = self.objects[path]
+                return refusal(403) if found is None else (200, found)
+        return super().answer(method, path, query, body)
+
+
+def refusal(status: int) -> tuple[int, Any]:
+    return status, {"kind": "Status", "message": "it is forbidden", "code": status}
+
+
+def whole(mlflow: str, s3: str) -> dict[str, Any]:
+    """The objects of a cluster where nothing is missing."""
+    core, apps = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
+    config = {"AWS_ENDPOINT_URL": s3, "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_TRACKING_URI": mlflow}
+    return {
+        "/version": {"major": "1", "minor": "31+", "gitVersion": "v1.31.4"},
+        "/apis/argoproj.io/v1alpha1": {"resources": [{"name": "workflows"}]},
+        "/apis/kubeflow.org/v1beta1": {"resources": [{"name": "scheduledworkflows"}]},
+        "/apis/ray.io/v1": {"resources": [{"name": "rayjobs"}]},
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/rayjobs.ray.io": {"spec": CRD},
+        f"{apps}/ml-pipeline": deployment("ghcr.io/kubeflow/kfp-api-server:2.17.0"),
+        f"{apps}/workflow-controller": deployment("quay.io/argoproj/workflow-controller:v4.0.8"),
+        f"{apps}/ml-pipeline-scheduledworkflow": deployment("ghcr.io/kubeflow/kfp-scheduled-workflow-controller:2.17.0"),
+        f"{core}/configmaps/pipeline-install-config": {"data": {"cronScheduleTimezone": "Europe/Berlin"}},
+        f"{core}/configmaps/iddpm-services": {"data": config},
+        f"{core}/secrets/iddpm-s3": secret(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="not-to-be-shown"),
+        f"{core}/serviceaccounts/pipeline-runner": {},
+        f"{core}/serviceaccounts/iddpm-ray": {},
+        "/api/v1/nodes": {"items": [node(gpus=8)]},
+    }
+
+
+# -- the services ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FakeMlflow:
+    """An MLflow that knows its name and, where it has one, its password."""
+
+    url: str = ""
+    allowed_host: str = ""
+    authorization: str = ""
+    page: str = ""
+
+
+@pytest.fixture
+def mlflow() -> Iterator[FakeMlflow]:
+    fake = FakeMlflow()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, said = 200, json.dumps({"experiments": []})
+            if self.path == "/version":
+                said = "3.17.2"
+            elif fake.allowed_host and self.headers["Host"] != fake.allowed_host:
+                status, said = 403, "Invalid Host header - possible DNS rebinding attack detected"
+            elif fake.authorization and self.headers.get("Authorization") != fake.authorization:
+                status, said = 401, "You are not authenticated."
+            elif fake.page:
+                said = fake.page
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(said.encode())
+
+        def log_message(self, format: str, *words: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    fake.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield fake
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def kfp() -> Iterator[FakeKfp]:
+    with fake_kfp.serve() as fake:
+        yield fake
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    monkeypatch.setattr(fake_kubernetes, "FakeKubernetes", FakeCluster)
+    with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
+        assert isinstance(fake, FakeCluster)
+        fake.objects = whole(mlflow.url, "http://127.0.0.1:9")
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        yield fake
+
+
+@pytest.fixture
+def doctor(kfp: FakeKfp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Doctor:
+    """Runs the command; gives its exit status, and by subject what was found: its state, and its words with the remedy."""
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kfp.url)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("KFP_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: str) -> tuple[int, dict[str, tuple[str, str]]]:
+        monkeypatch.setattr(sys, "argv", ["iddpm", "doctor", "--kfp-namespace", NAMESPACE, "--json", "--bucket", "none", *words])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        assert "not-to-be-shown" not in said.out + said.err
+        told = json.loads(said.out)
+        assert told["ok"] == (status == 0)
+        return status, {each["subject"]: (each["state"], f"{each['told']} -> {each['remedy']}") for each in told["findings"]}
+
+    return run
+
+
+# -- a cluster ---------------------------------------------------------------------------------------------------------
+
+
+def test_all_is_seen_of_a_cluster_where_nothing_is_missing_but_the_bucket(cluster: FakeCluster, doctor: Doctor) -> None:
+    status, found = doctor("--bucket", "s3://iddpm")
+    assert status == 1
+    assert {subject for subject, (state, _) in found.items() if state != OK} == {"bucket s3://iddpm"}
+    assert found["kubernetes"][1].startswith("v1.31.4 at http://127.0.0.1:")
+    assert found["time zone"][1].startswith("KFP reads the cron of schedules in Europe/Berlin")
+    assert found["gpus"][1].startswith("8 on 1 of 1 ready node(s) (NVIDIA-H100), at most 8 on one")
+    assert found["kfp"][1].startswith("2.17.0 at ")
+    assert found["mlflow"][1].startswith("3.17.2 at ")
+    assert "no answer from S3 at http://127.0.0.1:9" in found["bucket s3://iddpm"][1]
+
+
+CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
+
+
+@pytest.mark.parametrize(
+    ("path", "becomes", "subject", "state", "said"),
+    [
+        ("/version", {"major": "1", "minor": "27", "gitVersion": "v1.27.0"}, "kubernetes", WARNING, "1.30 or later"),
+        ("/apis/argoproj.io/v1alpha1", "gone", "api argoproj.io/v1alpha1", FAILURE, "install Kubeflow Pipelines"),
+        ("/apis/ray.io/v1", "gone", "api ray.io/v1", WARNING, "install KubeRay's operator"),
+        (
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/rayjobs.ray.io",
+            {"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": {}}}]}},
+            "api ray.io/v1",
+            FAILURE,
+            "older than KubeRay 1.7",
+        ),
+        (f"{APPS}/ml-pipeline", "gone", "ml-pipeline", FAILURE, "name its namespace by --kfp-namespace"),
+        (f"{APPS}/ml-pipeline", deployment("x/kfp-api-server:2.16.1"), "ml-pipeline", WARNING, "2.17 is what this was tried with"),
+        (
+            f"{APPS}/workflow-controller",
+            deployment("x/workflow-controller:v4.0.8", available=0),
+            "workflow-controller",
+            FAILURE,
+            "is not up",
+        ),
+        (f"{CORE}/configmaps/pipeline-install-config", "gone", "time zone", WARNING, "reckon with UTC"),
+        (f"{CORE}/serviceaccounts/pipeline-runner", "gone", "service account pipeline-runner", FAILURE, "default-editor"),
+        (f"{CORE}/serviceaccounts/iddpm-ray", "gone", "service account iddpm-ray", WARNING, "RayJobs need it"),
+        (f"{CORE}/secrets/iddpm-s3", "gone", "secret iddpm-s3", FAILURE, "k8s/README.md, step 5"),
+        (f"{CORE}/secrets/iddpm-s3", secret(AWS_ACCESS_KEY_ID="key"), "secret iddpm-s3", FAILURE, "has no AWS_SECRET_ACCESS_KEY"),
+        (
+            f"{CORE}/secrets/iddpm-s3",
+            secret(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="not-to-be-shown\n"),
+            "secret iddpm-s3",
+            FAILURE,
+            "has space around AWS_SECRET_ACCESS_KEY",
+        ),
+        (f"{CORE}/secrets/iddpm-s3", None, "secret iddpm-s3", WARNING, "can't be looked at: it is forbidden (403)"),
+        (
+            f"{CORE}/secrets/iddpm-mlflow",
+            secret(MLFLOW_TRACKING_USERNAME="me"),
+            "secret iddpm-mlflow",
+            FAILURE,
+            "has no MLFLOW_TRACKING_PASSWORD",
+        ),
+        (f"{CORE}/configmaps/iddpm-services", {"data": {}}, "config map iddpm-services", FAILURE, "has no AWS_ENDPOINT_URL"),
+        (
+            "/api/v1/nodes",
+            {"items": [node(), node(gpus=4, ready="False")]},
+            "gpus",
+            WARNING,
+            "none of 1 ready node(s) offers nvidia.com/gpu",
+        ),
+        ("/api/v1/nodes", {"items": [node(images=("other:1",))]}, f"image {BASE_IMAGE}", FAILURE, "kind load docker-image"),
+        ("/api/v1/nodes", None, "gpus", WARNING, "can't be looked at"),
+        (
+            "/apis/kueue.x-k8s.io",
+            {"preferredVersion": {"version": "v1beta1"}},
+            "kueue",
+            OK,
+            "none; cluster_queue must stay empty",
+        ),
+    ],
+)
+def test_what_is_wrong_is_found_with_its_remedy(
+    cluster: FakeCluster, doctor: Doctor, path: str, becomes: Any, subject: str, state: str, said: str
+) -> None:
+    if becomes == "gone":
+        del cluster.objects[path]
+    else:
+        cluster.objects[path] = becomes
+    _, found = doctor()
+    assert found[subject][0] == state
+    assert said in found[subject][1]
+
+
+def test_what_the_account_of_runs_may_not_do_is_named(cluster: FakeCluster, doctor: Doctor) -> None:
+    cluster.denied = {"create rayjobs", "get pods/log"}
+    state, words = doctor()[1]["rights of pipeline-runner"]
+    assert state == FAILURE
+    assert words.startswith("it may not create rayjobs, get pods/log -> the Role that grants it is in k8s/base/runs")
+    assert {review["spec"]["user"] for review in cluster.reviews} == {f"system:serviceaccount:{NAMESPACE}:pipeline-runner"}
+
+
+def test_who_may_not_ask_about_rights_is_told_who_may(cluster: FakeCluster, doctor: Doctor) -> None:
+    cluster.denied = None
+    state, words = doctor("--service-account", "default-editor")[1]["rights of default-editor"]
+    assert state == WARNING
+    assert "kubectl auth can-i" in words
+
+
+def test_the_rights_that_are_looked_for_are_those_that_the_manifests_grant() -> None:
+    documents = list(yaml.safe_load_all(Path("k8s/base/runs/accounts.yaml").read_text()))
+    (role,) = [each for each in documents if each["kind"] == "Role" and each["metadata"]["name"] == "iddpm-rayjobs"]
+    granted = {(rule["apiGroups"][0], rule["resources"][0]): set(rule["verbs"]) for rule in role["rules"]}
+    assert granted == {(group, resource): set(verbs) for group, resource, verbs in RIGHTS}
+
+
+def test_what_is_looked_for_is_what_any_pipeline_takes() -> None:
+    found = needs_of(compiled_pipeline(name).platform for name in PIPELINES).objects
+    needed = {each.name: each.optional for each in found}
+    assert needed.items() >= {"iddpm-services": False, "iddpm-s3": False, "iddpm-mlflow": True}.items()
+    assert [dict(each.keys) for each in found if each.name == "iddpm-s3"] == [
+        {"AWS_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY"}
+    ]
+    assert len({each.name for each in found}) == len(found)
+
+
+def test_without_a_kubeconfig_that_is_one_failure_and_the_services_are_tried_all_the_same(
+    doctor: Doctor, mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow.url)
+    status, found = doctor("--bucket", "s3://iddpm")
+    assert status == 1
+    assert list(found) == ["kubernetes", "kfp", "bucket s3://iddpm", "mlflow"]
+    assert [state for state, _ in found.values()] == [FAILURE, OK, WARNING, OK]
+    assert "set KUBECONFIG" in found["kubernetes"][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("clusters: [", "can't be used"), ('{"apiVersion": "v1", "kind": "Config"}', "no cluster is known here")]
+)
+def test_a_broken_kubeconfig_is_one_failure(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "broken").write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "broken"))
+    found = doctor()[1]
+    assert found["kubernetes"][0] == FAILURE
+    assert said in found["kubernetes"][1]
+
+
+def test_expired_credentials_are_one_failure(cluster: FakeCluster, doctor: Doctor) -> None:
+    cluster.tokens.clear()
+    _, found = doctor()
+    assert "does not know you" in found["kubernetes"][1]
+    assert "gpus" not in found
+
+
+def test_a_cluster_that_does_not_answer_is_one_failure(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_kubernetes.write_kubeconfig(tmp_path / "config", "http://127.0.0.1:9", "token")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    _, found = doctor()
+    assert "no answer from http://127.0.0.1:9" in found["kubernetes"][1]
+    assert "gpus" not in found
+
+
+def test_what_a_person_reads_has_a_line_for_each_thing_and_one_for_each_remedy(
+    cluster: FakeCluster, doctor: Doctor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["iddpm", "doctor", "--kfp-namespace", NAMESPACE, "--bucket", "none"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ok        kubernetes: v1.31.4 at ")
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("FAILURE   bucket none: ")]
+    assert lines[at + 1].startswith("          -> ")
+    assert lines[-1].startswith("1 failure, 0 warnings, ")
+
+
+def test_kfps_refusal_is_a_failure_with_its_words(cluster: FakeCluster, doctor: Doctor, kfp: FakeKfp) -> None:
+    kfp.tokens = {"good"}
+    state, words = doctor()[1]["kfp"]
+    assert state == FAILURE
+    assert "give one by --token-file or KFP_TOKEN" in words
+
+
+# -- services ----------------------------------------------------------------------------------------------------------
+
+
+def _only(findings: Iterator[Finding]) -> Finding:
+    (finding,) = findings
+    return finding
+
+
+def test_an_address_inside_the_cluster_is_not_tried_without_a_way_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    finding = _only(mlflow_findings(DIRECT, {"MLFLOW_TRACKING_URI": "http://mlflow.iddpm.svc.cluster.local:5000"}))
+    assert finding.state == WARNING
+    assert "mlflow.iddpm.svc.cluster.local:5000 is an address inside the cluster" in finding.told
+    assert "--port-forward" in finding.remedy
+
+
+def test_mlflow_must_take_the_name_that_runs_call_it_by(mlflow: FakeMlflow) -> None:
+    mlflow.allowed_host = "mlflow.iddpm.svc.cluster.local:5000"
+    finding = _only(mlflow_findings(DIRECT, {"MLFLOW_TRACKING_URI": mlflow.url}))
+    assert finding.state == FAILURE
+    assert "MLFLOW_SERVER_ALLOWED_HOSTS" in finding.remedy
+
+
+def test_through_a_port_forward_the_name_that_runs_use_is_sent(mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What stands in for kubectl says that the way is open at a port where MLflow happens to listen."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    mlflow.allowed_host = "mlflow.iddpm.svc.cluster.local:5000"
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/words\necho "Forwarding from 127.0.0.1"\nexec sleep 60\n')
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("pipelines.port_forward.free_ports", lambda count: [int(mlflow.url.rpartition(":")[2])])
+    way = Way(port_forward=True, has_cluster=True)
+    finding = _only(mlflow_findings(way, {"MLFLOW_TRACKING_URI": "http://mlflow.iddpm.svc.cluster.local:5000"}))
+    assert finding.state == OK
+    assert (tmp_path / "words").read_text().split()[:6] == ["--namespace", "iddpm", "port-forward", "--address", "127.0.0.1", "svc/mlflow"]
+
+
+def test_mlflows_password_is_sent_and_its_refusal_told(mlflow: FakeMlflow) -> None:
+    mlflow.authorization = "Basic " + base64.b64encode(b"me:right").decode()
+    settings = {"MLFLOW_TRACKING_URI": mlflow.url}
+    assert "asks for a user and password (401)" in _only(mlflow_findings(DIRECT, settings)).told
+    settings |= {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "wrong"}
+    refused = _only(mlflow_findings(DIRECT, settings))
+    assert "refuses the user and password" in refused.told
+    assert "wrong" not in str(refused)
+    assert _only(mlflow_findings(DIRECT, settings | {"MLFLOW_TRACKING_PASSWORD": "right"})).state == OK
+
+
+def test_a_page_is_no_mlflow_and_neither_is_nobody(mlflow: FakeMlflow) -> None:
+    mlflow.page = "<html>"
+    assert "answers with a page" in _only(mlflow_findings(DIRECT, {"MLFLOW_TRACKING_URI": mlflow.url})).told
+    assert "no answer from" in _only(mlflow_findings(DIRECT, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})).told
+
+
+@pytest.mark.slow
+def test_the_real_services_are_in_order_and_the_bucket_is_left_as_it_was(services: Services) -> None:
+    before = storage.list_uris(services.bucket_uri)
+    found = _only(bucket_findings(DIRECT, services.env, services.bucket_uri))
+    assert (found.state, found.told) == (OK, f"at {services.s3_endpoint}: written, read, listed and deleted")
+    assert storage.list_uris(services.bucket_uri) == before
+    assert _only(mlflow_findings(DIRECT, services.env)).state == OK
+
+
+@pytest.mark.slow
+def test_a_wrong_secret_and_a_missing_bucket_are_failures_and_the_environment_stays(services: Services) -> None:
+    environment = dict(os.environ)
+    refused = _only(bucket_findings(DIRECT, services.env | {"AWS_SECRET_ACCESS_KEY": "wrong-one"}, services.bucket_uri))
+    assert refused.state == FAILURE
+    assert "a run could not write to it" in refused.told
+    assert "refused the credentials" in refused.remedy
+    assert "wrong-one" not in str(refused)
+    missing = _only(bucket_findings(DIRECT, services.env, "s3://no-such-bucket"))
+    assert "there is no such bucket" in missing.remedy
+    assert dict(os.environ) == environment
+
+
+def test_a_bucket_that_is_no_address_is_refused() -> None:
+    assert "is no address in S3" in _only(bucket_findings(DIRECT, {"AWS_ACCESS_KEY_ID": "key"}, "iddpm")).told
+
+
+# -- the image ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "registry", "repository", "version"),
+    [
+        ("iddpm-pipelines:0.1.0", "", "iddpm-pipelines", "0.1.0"),
+        ("team/iddpm:1", "", "team/iddpm", "1"),
+        ("ghcr.io/team/iddpm:1", "ghcr.io", "team/iddpm", "1"),
+        ("localhost:5000/iddpm:1", "localhost:5000", "iddpm", "1"),
+        (f"ghcr.io/team/iddpm:1@sha256:{'a' * 64}", "ghcr.io", "team/iddpm", f"sha256:{'a' * 64}"),
+    ],
+)
+def test_a_reference_is_taken_apart(reference: str, registry: str, repository: str, version: str) -> None:
+    assert Image.of(reference) == Image(registry=registry, repository=repository, version=version)
+
+
+@dataclass
+class FakeRegistry:
+    """A registry with one image, which asks for a token; anybody gets one unless it is private."""
+
+    host: str = ""
+    is_private: bool = False
+    status: int = 0
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    fake = FakeRegistry()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            if fake.status:
+                self._end(fake.status)
+            elif self.headers.get("Authorization") != "Bearer for-anybody":
+                self._end(401, f'Bearer realm="http://{fake.host}/token",service="here",scope="repository:team/iddpm:pull"')
+            else:
+                self._end(200 if self.path == "/v2/team/iddpm/manifests/1" else 404)
+
+        def do_GET(self) -> None:
+            assert self.path == "/token?service=here&scope=repository%3Ateam%2Fiddpm%3Apull"
+            self._end(401) if fake.is_private else self._end(200, body=b'{"token": "for-anybody"}')
+
+        def _end(self, status: int, challenge: str = "", body: bytes = b"") -> None:
+            self.send_response(status)
+            if challenge:
+                self.send_header("WWW-Authenticate", challenge)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *words: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    fake.host = f"127.0.0.1:{server.server_address[1]}"
+    yield fake
+    server.shutdown()
+    server.server_close()
+
+
+def _image(cluster: FakeCluster, reference: str, *, in_pod: bool = False) -> Finding:
+    return _only(image_findings(connect(NAMESPACE), reference, account="pipeline-runner", in_pod=in_pod))
+
+
+def test_an_image_that_anybody_may_pull_is_in_order(cluster: FakeCluster, registry: FakeRegistry) -> None:
+    assert _image(cluster, f"{registry.host}/team/iddpm:1").state == OK
+    missing = _image(cluster, f"{registry.host}/team/iddpm:2")
+    assert missing.state == FAILURE
+    assert "has no such image" in missing.told
+
+
+def test_a_private_image_is_left_to_a_pod_to_try(cluster: FakeCluster, registry: FakeRegistry) -> None:
+    registry.is_private = True
+    finding = _image(cluster, f"{registry.host}/team/iddpm:1")
+    assert finding.state == WARNING
+    assert "--pull-image" in finding.remedy
+    assert _image(cluster, "127.0.0.1:9/team/iddpm:1").state == WARNING
+
+
+def test_an_image_that_all_nodes_hold_needs_no_registry(cluster: FakeCluster) -> None:
+    reference = "127.0.0.1:9/team/iddpm:1"
+    cluster.objects["/api/v1/nodes"] = {"items": [node(images=(reference,)), node(images=(reference,))]}
+    assert _image(cluster, reference).told == "is on all 2 nodes"
+    cluster.objects["/api/v1/nodes"] = {"items": [node(), node(images=())]}
+    assert _image(cluster, BASE_IMAGE).told == "is on 1 of 2 nodes, and names no registry"
+
+
+@pytest.mark.parametrize(
+    ("states", "state", "said"),
+    [
+        ([{"waiting": {"reason": "ContainerCreating"}}, {"terminated": {"exitCode": 0}}], OK, "node-7 has started a pod"),
+        ([{"waiting": {"reason": "ErrImagePull", "message": "not found"}}], FAILURE, "node-7 can't pull it: not found"),
+        ([{"waiting": {"reason": "CreateContainerConfigError", "message": "image will run as root"}}], FAILURE, "will run as root"),
+    ],
+)
+def test_a_pod_that_tries_the_image_tells_and_is_deleted(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, states: list[dict[str, Any]], state: str, said: str
+) -> None:
+    monkeypatch.setattr(doctor_image, "_POLL_SECONDS", 0.01)
+    cluster.image_states = states
+    finding = _image(cluster, "ghcr.io/team/iddpm:1", in_pod=True)
+    assert finding.state == state
+    assert said in finding.told
+    (pod,) = cluster.created
+    assert pod["spec"]["serviceAccountName"] == "pipeline-runner"
+    assert pod["spec"]["containers"][0]["image"] == "ghcr.io/team/iddpm:1"
+    assert cluster.pods == {}
+
+
+def test_a_pod_that_starts_nowhere_is_a_failure_and_is_deleted(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_image, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(doctor_image, "_SECONDS_TO_PULL", 0.05)
+    cluster.image_states = [{"waiting": {"reason": "ContainerCreating"}}]
+    assert "did not start" in _image(cluster, "ghcr.io/team/iddpm:1", in_pod=True).told
+    assert cluster.pods == {}

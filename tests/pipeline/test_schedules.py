@@ -1,0 +1,363 @@
+"""Schedules: cron as KFP's scheduler reads it, and recurring runs made through the real client against a stand-in API."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import fake_kfp
+import pytest
+from fake_kfp import FakeKfp
+
+from pipelines import cli
+from pipelines.cron import CronError, parse
+from pipelines.durations import parse_duration
+from pipelines.timing import ScheduleError, interval_words, timing_of
+
+Iddpm = Callable[..., "tuple[int, str, str]"]
+A_MONDAY = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeKfp]:
+    with fake_kfp.serve() as fake:
+        yield fake
+
+
+@pytest.fixture
+def iddpm(server: FakeKfp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iddpm:
+    """Runs `iddpm schedule` against the server; gives its exit status, standard output and standard error."""
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KFP_TOKEN", raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["iddpm", "schedule", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def _next(text: str, count: int = 3, after: datetime = A_MONDAY, zone: str = "UTC") -> list[str]:
+    times = parse(text).times(after, ZoneInfo(zone))
+    return [f"{next(times):%a %d.%m. %H:%M:%S}" for _ in range(count)]
+
+
+# -- cron --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        ("0 0 2 * * *", ["Tue 24.11. 02:00:00", "Wed 25.11. 02:00:00"]),
+        ("0 0 2 ? * ?", ["Tue 24.11. 02:00:00", "Wed 25.11. 02:00:00"]),
+        ("30 15 14 * * MON-FRI", ["Mon 23.11. 14:15:30", "Tue 24.11. 14:15:30"]),
+        ("0 0 0 * * 0", ["Sun 29.11. 00:00:00", "Sun 06.12. 00:00:00"]),
+        ("0 */20 12 * * *", ["Mon 23.11. 12:20:00", "Mon 23.11. 12:40:00"]),
+        ("0 50/5 12 * * *", ["Mon 23.11. 12:50:00", "Mon 23.11. 12:55:00"]),  # goes on to the end of the hour
+        ("0 0 3 1,15 * *", ["Tue 01.12. 03:00:00", "Tue 15.12. 03:00:00"]),
+        ("0 0 3 25 * Fri", ["Wed 25.11. 03:00:00", "Fri 27.11. 03:00:00"]),  # either of two restrictions
+        ("0 0 3 */2 * Fri", ["Fri 27.11. 03:00:00", "Fri 11.12. 03:00:00"]),  # a star with a step is a star still: both
+        ("0 0 0 29 feb *", ["Tue 29.02. 00:00:00"]),
+        ("0 0 0 31 2,12 *", ["Thu 31.12. 00:00:00"]),
+    ],
+)
+def test_times_are_those_of_kfps_scheduler(text: str, times: list[str]) -> None:
+    assert _next(text, len(times)) == times
+
+
+def test_times_are_by_the_clock_of_the_zone_over_its_changes() -> None:
+    days = _next("0 0 2 * * *", 3, datetime(2027, 3, 26, 12, tzinfo=UTC), "Europe/Berlin")
+    assert days[0] == "Sat 27.03. 02:00:00"
+    assert days[2] == "Mon 29.03. 02:00:00"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0 2 * * *", "would read yours as minute 2 of every hour: write '0 0 2 * * *'"),
+        ("30 4 1 * mon", "write '0 30 4 1 * mon'"),
+        ("0 2 * *", "has 4 fields; six are needed"),
+        ("0 0 0 2 * * *", "has 7 fields"),
+        ("", "has 0 fields"),
+        ("60 0 2 * * *", "'60' is not a value for the seconds, which is 0 to 59"),
+        ("0 60 2 * * *", "the minutes, which is 0 to 59"),
+        ("0 0 24 * * *", "the hours, which is 0 to 23"),
+        ("0 0 2 0 * *", "the day of the month, which is 1 to 31"),
+        ("0 0 2 * 13 *", "the month, which is 1 to 12 or jan, feb"),
+        ("0 0 2 * * 7", "the day of the week, which is 0 to 6 or sun, mon, tue, wed, thu, fri, sat; Sunday is 0"),
+        ("0 0 2 * * MONDAY", "'MONDAY' is not a value for the day of the week"),
+        ("0 0 2 L * *", "'L' is not a value for the day of the month"),
+        ("0 0 5-2 * * *", "has its end before its beginning"),
+        ("0 */0 * * * *", "has a step of 0"),
+        ("0 1- * * * *", "'1-' is not a value for the minutes"),
+        ("0 1,,2 * * * *", "'' is not a value for the minutes"),
+        ("0 0 2 31 feb,apr *", "never comes: no Feb, Apr has such a day"),
+        ("@daily", "write '0 0 0 * * *'"),
+        ("@every 24h", "give --every 24h in its place"),
+        ("@noon", "is no expression"),
+        ("TZ=Europe/Berlin 0 0 2 * * *", "say it by --time-zone"),
+    ],
+)
+def test_what_kfp_would_refuse_or_misread_is_refused_with_the_form_it_should_have(text: str, said: str) -> None:
+    with pytest.raises(CronError) as error:
+        parse(text)
+    assert said in str(error.value)
+
+
+# -- when --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "cluster", "sent"),
+    [
+        ("0 0 2 * * *", "", "Europe/Berlin", "0 0 2 * * *"),
+        ("0 0 2 * * *", "Europe/Berlin", "Europe/Berlin", "0 0 2 * * *"),
+        ("0 0 2 * * *", "Asia/Tokyo", "UTC", "0 0 17 * * *"),
+        ("0 0 1,12 * * *", "Asia/Tokyo", "UTC", "0 0 3,16 * * *"),
+        ("0 0 12 * * MON", "Asia/Tokyo", "UTC", "0 0 3 * * MON"),
+        ("0 15 * * * *", "Asia/Tokyo", "UTC", "0 15 * * * *"),
+        ("0 0 2 * * *", "Europe/Paris", "Europe/Berlin", "0 0 2 * * *"),
+        ("0 0 2 * * *", "UTC", "Asia/Tokyo", "0 0 11 * * *"),
+    ],
+)
+def test_an_expression_is_said_in_the_clusters_zone_where_it_can_be(cron: str, zone: str, cluster: str, sent: str) -> None:
+    found = timing_of(cron, "", time_zone=zone, cluster_zone=cluster).cron
+    assert found is not None
+    assert found.text == sent
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "said"),
+    [
+        ("0 0 2 * * *", "Europe/Berlin", "Europe/Berlin is +1 h or +2 h from it by season; write the expression in UTC"),
+        ("0 0 2 * * MON", "Asia/Tokyo", "this can't be said there of Asia/Tokyo"),  # Sunday in UTC
+        ("0 0 2 * * *", "Asia/Kolkata", "this can't be said there of Asia/Kolkata"),  # half an hour
+        ("0 0 2 * * *", "Berlin", "there is no time zone 'Berlin'"),
+        ("* 0 2 * * *", "", "would run 60 times a minute"),
+    ],
+)
+def test_an_expression_that_can_not_be_said_there_is_refused(cron: str, zone: str, said: str) -> None:
+    with pytest.raises(ScheduleError) as error:
+        timing_of(cron, "", time_zone=zone)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cron", "every", "zone", "said"),
+    [
+        ("", "", "", "say when"),
+        ("0 0 2 * * *", "24h", "", "say when"),
+        ("", "30s", "", "at least 1 minute"),
+        ("", "daily", "", "is no length of time"),
+        ("", "24h", "UTC", "an interval has no zone"),
+    ],
+)
+def test_a_time_that_is_none_is_refused(cron: str, every: str, zone: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        timing_of(cron, every, time_zone=zone)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("24h", 86400), ("2d", 172800), ("1h30m", 5400)])
+def test_a_length_of_time_is_read(text: str, seconds: int) -> None:
+    assert parse_duration(text, "--every") == seconds
+    assert parse_duration(interval_words(seconds), "--every") == seconds
+
+
+# -- recurring runs ----------------------------------------------------------------------------------------------------
+
+
+def test_create_sends_the_version_the_trigger_and_the_arguments(server: FakeKfp, iddpm: Iddpm) -> None:
+    status, _, err = iddpm("create", "nightly-fid", "--param", "model=models:/mine@champion")
+    assert (status, err) == (0, "")
+    (request,) = server.asked("POST", "/recurringruns")
+    (version,) = server.versions.values()
+    description = request.body.pop("description")
+    assert description.startswith("iddpm schedule, state ")
+    assert request.body == {
+        "display_name": "nightly-fid",
+        "experiment_id": next(iter(server.experiments)),
+        "max_concurrency": 1,
+        "mode": "ENABLE",
+        "no_catchup": True,
+        "pipeline_version_reference": {"pipeline_id": version["pipeline_id"], "pipeline_version_id": version["pipeline_version_id"]},
+        "runtime_config": {"parameters": {"model": "models:/mine@champion"}},
+        "trigger": {"cron_schedule": {"cron": "0 0 2 * * *"}},
+    }
+
+
+def test_an_interval_the_options_and_a_name(server: FakeKfp, iddpm: Iddpm) -> None:
+    words = ("--every", "24h", "--name", "daily", "--max-concurrency", "3", "--catch-up", "--preset", "digits-hybrid-cosine")
+    status, out, _ = iddpm("create", "train", *words)
+    assert status == 0
+    (request,) = server.asked("POST", "/recurringruns")
+    assert request.body["display_name"] == "daily"
+    assert request.body["trigger"] == {"periodic_schedule": {"interval_second": 86400}}
+    assert (request.body["max_concurrency"], request.body["no_catchup"]) == (3, False)
+    assert "when        every 1d" in out
+
+
+def test_what_is_printed_says_the_zone_and_the_next_times(iddpm: Iddpm) -> None:
+    out = iddpm("create", "nightly-fid", "--cluster-time-zone", "Europe/Berlin")[1]
+    assert "when        0 0 2 * * *\n" in out
+    assert "zone        Europe/Berlin: KFP reads every cron expression in the one zone of its cluster" in out
+    assert out.rstrip().endswith("(Europe/Berlin)")
+    told = json.loads(iddpm("create", "nightly-fid", "--json")[1])
+    assert told["outcome"] == "unchanged"
+    assert [time[11:] for time in told["next"]] == ["02:00:00+00:00"] * 3
+
+
+def test_creating_it_twice_leaves_one(server: FakeKfp, iddpm: Iddpm) -> None:
+    assert "is made" in iddpm("create", "nightly-fid")[1]
+    status, out, _ = iddpm("create", "nightly-fid")
+    assert status == 0
+    assert "is there already, unchanged" in out
+    assert len(server.asked("POST", "/recurringruns")) == 1
+    assert len(server.recurring) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("--cron", "0 0 3 * * *"), ("--param", "score_cpu=8"), ("--max-concurrency", "2"), ("--catch-up",), ("--every", "12h")]
+)
+def test_a_change_replaces_it_and_says_so(server: FakeKfp, iddpm: Iddpm, words: tuple[str, ...]) -> None:
+    iddpm("create", "nightly-fid")
+    (old,) = server.recurring
+    status, out, _ = iddpm("create", "nightly-fid", *words)
+    assert status == 0
+    assert "had changed and is replaced" in out
+    (new,) = server.recurring
+    assert new != old
+    # The new one is there before the old one goes.
+    kinds = [request.method for request in server.requests if "/recurringruns" in request.path and request.method != "GET"]
+    assert kinds == ["POST", "POST", "DELETE"]
+
+
+def test_a_new_version_of_the_pipeline_replaces_it(server: FakeKfp, iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
+    iddpm("create", "nightly-fid")
+    monkeypatch.setattr("pipelines.arguments.VERSION", "0.2.0")
+    assert "had changed and is replaced" in iddpm("create", "nightly-fid")[1]
+    (kept,) = server.recurring.values()
+    assert server.versions[kept["pipeline_version_reference"]["pipeline_version_id"]]["name"].startswith("0.2.0-")
+
+
+def test_a_replacement_that_is_refused_leaves_the_old_one(server: FakeKfp, iddpm: Iddpm) -> None:
+    iddpm("create", "nightly-fid")
+    before = dict(server.recurring)
+    server.faults["POST", "/recurringruns"] = [500]
+    assert iddpm("create", "nightly-fid", "--every", "1h")[0] == 1
+    assert server.recurring == before
+
+
+def test_a_paused_one_stays_paused_when_it_is_replaced(server: FakeKfp, iddpm: Iddpm) -> None:
+    iddpm("create", "nightly-fid")
+    iddpm("pause", "nightly-fid")
+    _, out, _ = iddpm("create", "nightly-fid", "--every", "12h")
+    (kept,) = server.recurring.values()
+    assert kept["mode"] == "DISABLE"
+    assert "it is paused; `iddpm schedule resume nightly-fid` lets it run" in out
+
+
+def test_two_who_create_it_at_once_keep_the_same_one(server: FakeKfp, iddpm: Iddpm) -> None:
+    """The other one's arrives between this one's look and its own creation."""
+    iddpm("create", "nightly-fid")
+    (others,) = server.recurring.values()
+    server.recurring.clear()
+
+    def meanwhile(request: fake_kfp.Request) -> None:
+        if (request.method, request.path) == ("POST", "/recurringruns"):
+            server.recurring[others["recurring_run_id"]] = others
+
+    server.before = meanwhile
+    assert iddpm("create", "nightly-fid")[0] == 0
+    assert list(server.recurring) == [others["recurring_run_id"]]
+
+
+def test_a_schedule_that_was_made_elsewhere_is_left_alone(server: FakeKfp, iddpm: Iddpm) -> None:
+    iddpm("create", "nightly-fid")
+    (made,) = server.recurring.values()
+    made["description"] = "by hand"
+    status, _, err = iddpm("create", "nightly-fid", "--every", "1h")
+    assert status == 1
+    assert "was made elsewhere" in err
+    assert list(server.recurring.values()) == [made]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train",), "say when"),
+        (("nightly-fid", "--cron", "0 2 * * *"), "write '0 0 2 * * *'"),
+        (("nightly-fid", "--max-concurrency", "11"), "must be 1 to 10"),
+        (("nightly-fid", "--param", "score_cpus=1"), "did you mean 'score_cpu'?"),
+        (("train", "--every", "1h", "--set", "optim.num_step=1"), "optim.num_step"),
+        (("nightly-fid", "--time-zone", "Europe/Berlin"), "by season"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, iddpm: Iddpm, words: tuple[str, ...], said: str) -> None:
+    status, out, err = iddpm("create", *words)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert said in err
+    assert server.requests == []
+
+
+def test_pause_resume_and_delete(server: FakeKfp, iddpm: Iddpm) -> None:
+    iddpm("create", "nightly-fid")
+    (ident,) = server.recurring
+    assert iddpm("pause", "nightly-fid")[1] == "schedule nightly-fid is paused\n"
+    assert iddpm("pause", "nightly-fid")[1] == "schedule nightly-fid is paused already\n"
+    assert server.recurring[ident]["mode"] == "DISABLE"
+    assert iddpm("resume", ident)[1] == f"schedule {ident} runs\n"
+    assert iddpm("resume", "nightly-fid")[1] == "schedule nightly-fid runs already\n"
+    assert len(server.asked("POST", f"/recurringruns/{ident}:disable")) == 1
+    assert len(server.asked("POST", f"/recurringruns/{ident}:enable")) == 1
+    assert iddpm("delete", "nightly-fid")[1] == f"schedule nightly-fid is deleted ({ident}); its past runs stay\n"
+    assert server.recurring == {}
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "delete"])
+def test_a_schedule_that_is_not_there_is_an_error_that_names_what_is_near(iddpm: Iddpm, command: str) -> None:
+    assert iddpm(command, "nightly")[2] == "error: there is no schedule 'nightly'; there are none\n"
+    iddpm("create", "nightly-fid")
+    assert iddpm(command, "nightly-fit")[2] == "error: there is no schedule 'nightly-fit'; did you mean 'nightly-fid'?\n"
+
+
+def test_of_two_of_one_name_one_must_be_named_by_its_id(server: FakeKfp, iddpm: Iddpm) -> None:
+    iddpm("create", "nightly-fid")
+    (made,) = server.recurring.values()
+    server.recurring["another"] = {**made, "recurring_run_id": "another"}
+    assert "2 schedules are called 'nightly-fid'; name one by its id" in iddpm("delete", "nightly-fid")[2]
+    assert iddpm("delete", "another")[0] == 0
+
+
+def test_list_shows_when_each_runs_next(server: FakeKfp, iddpm: Iddpm) -> None:
+    assert iddpm("list")[1] == "no schedules\n"
+    iddpm("create", "nightly-fid")
+    iddpm("create", "train", "--every", "36h", "--name", "again")
+    iddpm("pause", "again")
+    (made,) = [each for each in server.recurring.values() if each["display_name"] == "nightly-fid"]
+    server.recurring["by-hand"] = {
+        **made,
+        "recurring_run_id": "by-hand",
+        "display_name": "by hand",
+        "trigger": {"cron_schedule": {"cron": "0 2 * * *"}},
+    }
+    told: list[dict[str, Any]] = json.loads(iddpm("list", "--json")[1])
+    assert [(each["name"], each["state"], each["when"], bool(each["next"])) for each in told] == [
+        ("again", "paused", "every 1d12h", False),
+        ("by hand", "runs", "0 2 * * * UTC", False),
+        ("nightly-fid", "runs", "0 0 2 * * * UTC", True),
+    ]
+    lines = iddpm("list")[1].splitlines()
+    assert lines[0].split() == ["again", "paused", "every", "1d12h", "iddpm-train"]
+    assert "next 20" in lines[2]

@@ -1,0 +1,688 @@
+"""Runs on a cluster: the real KFP client, and the command line, against a stand-in API server over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fake_kfp
+import fake_kubernetes
+import pytest
+import yaml
+from fake_kfp import FakeKfp
+
+from pipelines import cli
+from pipelines.arguments import ArgumentsError, CompiledPipeline, arguments_of, compiled_pipeline
+from pipelines.connection import Connection, ConnectionSettingsError
+from pipelines.following import Pace, RunFailedError, StillRunningError, error_in, follow, require_success
+from pipelines.kfp_client import Kfp, connected
+from pipelines.kfp_errors import KfpError
+from pipelines.submit import uploaded
+
+QUICK = Pace(poll_seconds=0.01, patience_seconds=0.5)
+SUCCEEDS = [("SUCCEEDED", {"resolve-model": "SUCCEEDED"})]
+Iddpm = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "KFP_TOKEN", "KUBERNETES_SERVICE_HOST", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def server() -> Iterator[FakeKfp]:
+    with fake_kfp.serve() as fake:
+        yield fake
+
+
+@pytest.fixture
+def kfp(server: FakeKfp) -> Iterator[Kfp]:
+    with connected(Connection(endpoint=server.url), lambda line: None) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def nightly() -> CompiledPipeline:
+    return compiled_pipeline("nightly-fid")
+
+
+@pytest.fixture(scope="module")
+def train() -> CompiledPipeline:
+    return compiled_pipeline("train")
+
+
+@pytest.fixture
+def iddpm(server: FakeKfp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iddpm:
+    """Runs a command against the server; gives its exit status, standard output and standard error."""
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["iddpm", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def test_submit_uploads_the_pipeline_and_starts_a_run_of_that_version(server: FakeKfp, iddpm: Iddpm, train: CompiledPipeline) -> None:
+    server.script = [("SUCCEEDED", {"preprocess": "SUCCEEDED"})]
+    words = ("--preset", "cifar10-hybrid-cosine", "--set", "optim.num_steps=5", "--param", "train_num_workers=4", "--run-name", "mine")
+    assert iddpm("submit", "train", *words)[0] == 0
+    (pipeline,) = server.asked("POST", "/pipelines")
+    assert pipeline.body["name"] == pipeline.body["display_name"] == "iddpm-train"
+    (upload,) = server.asked("POST", "/pipelines/upload_version")
+    assert list(yaml.safe_load_all(upload.body)) == [train.spec, train.platform]
+    assert upload.query == {"name": train.version_name, "pipelineid": next(iter(server.pipelines))}
+    (run,) = server.asked("POST", "/runs")
+    assert run.body == {
+        "display_name": "mine",
+        "experiment_id": next(iter(server.experiments)),
+        "pipeline_version_reference": {
+            "pipeline_id": next(iter(server.pipelines)),
+            "pipeline_version_id": next(iter(server.versions)),
+        },
+        "runtime_config": {
+            "parameters": {
+                "experiment_preset": "cifar10-hybrid-cosine",
+                "experiment_overrides": ["optim.num_steps=5"],
+                "train_num_workers": 4,
+            }
+        },
+    }
+
+
+def test_what_is_printed_names_the_version_the_experiment_the_run_and_its_page(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.script = SUCCEEDS
+    _, out, err = iddpm("submit", "nightly-fid")
+    (run_id,) = server.runs
+    assert err == ""
+    assert "(uploaded)\nexperiment  iddpm\n" in out
+    assert f"run         {run_id}  iddpm-nightly-fid 20" in out
+    assert f"page        {server.url}/#/runs/details/{run_id}\n" in out
+    assert out.endswith("min\n")
+    assert "the run succeeded in " in out
+
+
+def test_the_same_yaml_is_uploaded_once(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.script = SUCCEEDS
+    for _ in range(2):
+        assert iddpm("submit", "nightly-fid")[0] == 0
+    assert len(server.asked("POST", "/pipelines/upload_version")) == 1
+    assert len(server.asked("POST", "/pipelines")) == 1
+    assert len(server.runs) == 2
+
+
+def test_a_changed_pipeline_is_a_new_version_of_the_same_pipeline(server: FakeKfp, kfp: Kfp, nightly: CompiledPipeline) -> None:
+    changed = CompiledPipeline(nightly.name, nightly.text + "# changed\n", nightly.spec, nightly.platform)
+    first, second = uploaded(kfp, nightly), uploaded(kfp, changed)
+    assert first.pipeline_id == second.pipeline_id
+    assert first.name != second.name
+    assert second.is_new
+
+
+def test_of_many_who_upload_at_once_one_does_and_all_get_its_version(server: FakeKfp, nightly: CompiledPipeline) -> None:
+    together = threading.Barrier(4)
+    # Each has seen that the version is not there before any of them uploads it.
+    server.before = lambda request: together.wait(10) if request.path.endswith("/upload_version") else None
+
+    def upload(_: int) -> tuple[str, bool]:
+        with connected(Connection(endpoint=server.url), lambda line: None) as own:
+            version = uploaded(own, nightly)
+        return version.version_id, version.is_new
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(upload, range(4)))
+    assert len({ident for ident, _ in found}) == len(server.versions) == len(server.pipelines) == 1
+    assert sorted(is_new for _, is_new in found) == [False, False, False, True]
+
+
+def test_json_is_all_that_stands_on_standard_output(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.script = SUCCEEDS
+    _, out, err = iddpm("submit", "nightly-fid", "--json", "--param", "score_cpu=4")
+    told = json.loads(out)
+    assert told["state"] == "succeeded"
+    assert told["parameters"] == {"score_cpu": "4"}
+    assert told["run_id"] in server.runs
+    assert "resolve-model" in err
+
+
+def test_no_wait_leaves_the_run_to_itself(server: FakeKfp, iddpm: Iddpm) -> None:
+    status, out, _ = iddpm("submit", "nightly-fid", "--no-wait")
+    assert status == 0
+    assert "it goes on without this command" in out
+    assert next(iter(server.runs.values()))["looks"] == 0
+
+
+def test_the_client_writes_nothing_into_the_home_directory(iddpm: Iddpm, tmp_path: Path) -> None:
+    assert iddpm("submit", "nightly-fid", "--no-wait")[0] == 0
+    assert not (tmp_path / ".config").exists()
+
+
+@pytest.mark.slow
+def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) -> None:
+    """In a process of its own where importing any of them fails."""
+    program = textwrap.dedent(
+        """
+        import sys
+        for name in ("torch", "ray", "mlflow", "pyarrow", "numpy"):
+            sys.modules[name] = None
+        sys.argv = ["iddpm", "submit", "train", "--preset", "digits-hybrid-cosine", "--set", "optim.num_steps=5", "--no-wait"]
+        from pipelines import cli
+        cli.main()
+        """
+    )
+    env = {**os.environ, "KF_PIPELINES_ENDPOINT": server.url}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(server.runs) == 1
+
+
+# -- refused before anything is sent -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tarin",), "there is no pipeline 'tarin'; did you mean 'train'?"),
+        (("train", "--preset", "digits-hybrid-cosin"), "there is no preset 'digits-hybrid-cosin'"),
+        (("train", "--set", "optim.num_step=5"), "optim.num_step"),
+        (("train", "--set", "optim.num_steps=few"), "optim.num_steps"),
+        (("train", "--param", "train_gpu=1"), "no parameter 'train_gpu'; did you mean 'train_gpus'?"),
+        (("train", "--param", "train_num_workers=two"), "train_num_workers is a whole number"),
+        (("train", "--param", "train_num_workers=1.5"), "train_num_workers is a whole number"),
+        (("train", "--param", "train_use_compile=yes"), "train_use_compile is true or false"),
+        (("train", "--param", "train_rayjob_options=[]"), "train_rayjob_options is a JSON object"),
+        (
+            ("train", "--param", "train_precision=fp16"),
+            "it is not offered; did you mean 'bf16'?",
+        ),
+        (("train", "--param", "data_on_error=ignore"), "data_on_error=ignore: it is not offered; there are fail, skip"),
+        (("train", "--param", "train_gpus"), "it reads name=value"),
+        (("train", "--param", "train_gpus=1", "--param", "train_gpus=2"), "is given twice"),
+        (("train", "--preset", "digits-hybrid-cosine", "--param", "experiment_preset=digits-hybrid-cosine"), "say the same thing"),
+        (("train", "--param", "experiment_overrides=[1]"), "a JSON list of words"),
+        (("train", "--param", "train_gpus=two"), "train_gpus is a whole number of GPUs"),
+        (("train", "--param", "train_cpu=4x"), "train_cpu is a number of cores like 4 or 500m"),
+        (("train", "--param", "train_memory=32GB"), "train_memory is an amount of memory like 16Gi"),
+        (("train", "--param", "cluster_image=iddpm:latest"), "'iddpm:latest' can change under a cached step"),
+        (("nightly-fid", "--param", "threshold_difference=inf"), "threshold_difference is a number"),
+        (("nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset"),
+        (("nightly-fid", "--timeout", "soon"), "--timeout 'soon' is no length of time"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, iddpm: Iddpm, words: tuple[str, ...], said: str) -> None:
+    status, out, err = iddpm("submit", "--no-wait", *words)
+    assert (status, out) == (1, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert server.requests == []
+
+
+def test_a_whole_number_is_taken_where_a_fraction_may_stand(nightly: CompiledPipeline) -> None:
+    given = arguments_of(nightly, preset="", overrides=[], words=["threshold_difference=1", "model=models:/m@a=b"])
+    assert given == {"threshold_difference": 1.0, "model": "models:/m@a=b"}
+
+
+def test_a_preset_by_its_parameters_name_is_checked_as_well(train: CompiledPipeline) -> None:
+    with pytest.raises(ValueError, match="there is no preset 'nothing'"):
+        arguments_of(train, preset="", overrides=[], words=["experiment_preset=nothing"])
+    with pytest.raises(ArgumentsError, match="data_on_error"):
+        arguments_of(train, preset="", overrides=[], words=["data_on_error=ignore"])
+
+
+# -- experiments and users ---------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_experiment_is_an_error_that_names_those_there_are(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.add_experiment("ablations")
+    status, _, err = iddpm("submit", "nightly-fid", "--experiment", "ablation")
+    assert status == 1
+    assert "there is no experiment 'ablation'; did you mean 'ablations'?" in err
+    assert "--create-experiment" in err
+    assert server.runs == {}
+    assert server.versions == {}
+
+
+def test_an_experiment_is_made_where_that_is_asked(server: FakeKfp, iddpm: Iddpm) -> None:
+    assert iddpm("submit", "nightly-fid", "--no-wait", "--experiment", "new", "--create-experiment")[0] == 0
+    assert [each["display_name"] for each in server.experiments.values()] == ["new"]
+
+
+def test_an_archived_experiment_takes_no_runs(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.add_experiment("old", storage_state="ARCHIVED")
+    assert "experiment 'old' is archived" in iddpm("submit", "nightly-fid", "--experiment", "old")[2]
+
+
+def test_with_several_users_the_namespace_goes_with_the_experiment_and_the_pipeline(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.namespaces = {"team-a"}
+    assert "say whose namespace by --namespace" in iddpm("runs")[2]
+    assert "does not allow it (403)" in iddpm("runs", "--namespace", "team-b")[2]
+    assert iddpm("submit", "nightly-fid", "--namespace", "team-a", "--no-wait")[0] == 0
+    assert [each["namespace"] for each in (*server.experiments.values(), *server.pipelines.values())] == ["team-a", "team-a"]
+
+
+def test_a_list_longer_than_a_page_is_read_to_its_end(server: FakeKfp, kfp: Kfp) -> None:
+    for number in range(130):
+        server.add_experiment(f"experiment {number}")
+    assert len(kfp.every(kfp.client.list_experiments, "experiments")) == 130
+
+
+# -- following ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_change_of_a_tasks_state_is_one_line_and_argos_own_nodes_are_none(server: FakeKfp, kfp: Kfp) -> None:
+    run = server.add_run("PENDING", scripted=True)
+    server.script = [
+        ("PENDING", {}),
+        ("RUNNING", {"root": "RUNNING", "root-driver": "SUCCEEDED", "train-driver": "RUNNING"}),
+        ("RUNNING", {"root": "RUNNING", "train-driver": "SUCCEEDED", "train": "RUNNING", "executor": "RUNNING", "executor(0)": "FAILED"}),
+        ("RUNNING", {"train-driver": "SUCCEEDED", "train": "RUNNING"}),
+        ("RUNNING", {"train-driver": "SUCCEEDED", "train": "SUCCEEDED", "report": "PENDING"}),
+        ("SUCCEEDED", {"train": "SUCCEEDED", "report": "SUCCEEDED"}),
+    ]
+    said: list[str] = []
+    follow(kfp, run, task_names={"train", "report"}, say=said.append, pace=QUICK)
+    assert [line.split() for line in said] == [["train", "running"], ["train", "succeeded"], ["report", "succeeded"]]
+
+
+def test_the_tasks_of_a_loop_are_numbered(server: FakeKfp, kfp: Kfp) -> None:
+    run = server.add_run("PENDING", scripted=True)
+    server.script = [("SUCCEEDED", {"train#a": "SUCCEEDED", "train#b": "FAILED"})]
+    said: list[str] = []
+    follow(kfp, run, task_names={"train"}, say=said.append, pace=QUICK)
+    assert [" ".join(line.split()) for line in said] == ["train (1) succeeded", "train (2) failed"]
+
+
+def test_a_failed_run_is_the_commands_failure_and_names_the_task(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.script = [("FAILED", {"resolve-model": "SUCCEEDED", "score-model": "FAILED"})]
+    status, _, err = iddpm("submit", "nightly-fid")
+    assert status == 1
+    assert f"error: run {next(iter(server.runs))} failed at score-model: its log in the UI says why\n" == err
+
+
+def test_a_task_whose_driver_failed_is_named_too(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.script = [("FAILED", {"resolve-model-driver": "FAILED", "resolve-model": "SKIPPED"})]
+    assert "failed at resolve-model" in iddpm("submit", "nightly-fid")[2]
+
+
+def test_the_failed_tasks_error_is_read_from_its_pods_log(
+    server: FakeKfp, iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server.script = [("FAILED", {"score-model": "FAILED"})]
+    log = [
+        "starting",
+        "Traceback (most recent call last):",
+        '  File "x.py", line 1, in f',
+        "    raise E",
+        "FidError: no such model",
+        "exit status 1",
+    ]
+    with fake_kubernetes.serve(tmp_path) as (cluster, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+
+        def add_pod(request: fake_kfp.Request) -> None:
+            if request.method == "GET" and "/runs/" in request.path:
+                node = {"workflows.argoproj.io/node-name": "nightly-x1.root.score-model.executor(0)"}
+                labels = {"pipeline/runid": request.path.rpartition("/")[2]}
+                cluster.add_pod("pod-1", labels, metadata={"annotations": node}, status={"phase": "Failed"})
+
+        server.before = add_pod
+        cluster.logs["pod-1"] = log
+        status, _, err = iddpm("submit", "nightly-fid", "--kfp-namespace", fake_kubernetes.NAMESPACE)
+    assert status == 1
+    assert err.endswith("failed at score-model: FidError: no such model\n")
+
+
+def test_without_a_traceback_the_last_line_of_a_log_is_the_error() -> None:
+    assert error_in("one\nKilled\n\n") == "Killed"
+    assert error_in("") == ""
+
+
+def test_a_cancelled_run_is_no_success(server: FakeKfp, kfp: Kfp) -> None:
+    run = kfp.client.get_run(server.add_run("CANCELED"))
+    with pytest.raises(RunFailedError, match="was cancelled"):
+        require_success(run, task_names=(), namespace="kubeflow")
+
+
+def test_a_server_that_is_away_for_a_while_does_not_end_the_following(server: FakeKfp, kfp: Kfp) -> None:
+    run = server.add_run("SUCCEEDED")
+    server.faults["GET", f"/runs/{run}"] = [503, "drop", "drop", "drop", "drop", 401, 500]
+    said: list[str] = []
+    assert follow(kfp, run, task_names=(), say=said.append, pace=QUICK).state == "SUCCEEDED"
+    assert len(said) == 1
+    assert "the run goes on, and this looks again" in said[0]
+
+
+def test_a_server_that_stays_away_ends_it(server: FakeKfp, kfp: Kfp) -> None:
+    run = server.add_run("RUNNING")
+    server.faults["GET", f"/runs/{run}"] = [503] * 1000
+    with pytest.raises(KfpError, match=r"KFP failed at .* \(503\)"):
+        follow(kfp, run, task_names=(), say=lambda line: None, pace=QUICK)
+
+
+def test_a_run_that_is_deleted_meanwhile_ends_it_at_once(server: FakeKfp, kfp: Kfp) -> None:
+    with pytest.raises(KfpError, match="404"):
+        follow(kfp, "gone", task_names=(), say=lambda line: None, pace=Pace(poll_seconds=60, patience_seconds=600))
+
+
+def test_when_the_time_is_over_the_run_goes_on(server: FakeKfp, kfp: Kfp) -> None:
+    run = server.add_run("RUNNING")
+    with pytest.raises(StillRunningError, match="is still running after"):
+        follow(kfp, run, task_names=(), say=lambda line: None, timeout_seconds=0.05, pace=QUICK)
+    assert server.runs[run]["state"] == "RUNNING"
+
+
+# -- runs and cancel ---------------------------------------------------------------------------------------------------
+
+
+def test_runs_lists_the_latest_first_with_their_pipelines(server: FakeKfp, iddpm: Iddpm) -> None:
+    assert iddpm("runs")[1] == "no runs\n"
+    server.script = SUCCEEDS
+    iddpm("submit", "nightly-fid", "--run-name", "first")
+    iddpm("submit", "nightly-fid", "--run-name", "second", "--no-wait")
+    lines = iddpm("runs")[1].splitlines()
+    assert [line.rpartition("  ")[2] for line in lines] == ["second", "first"]
+    assert "iddpm-nightly-fid" in lines[0]
+    told = json.loads(iddpm("runs", "--json", "--limit", "1")[1])
+    assert [(each["name"], each["state"], each["finished"]) for each in told] == [("second", "pending", None)]
+
+
+def test_runs_of_one_experiment(server: FakeKfp, iddpm: Iddpm) -> None:
+    one = server.add_experiment("one")
+    run = server.add_run("RUNNING", experiment_id=one)
+    server.add_run("RUNNING", experiment_id=server.add_experiment("two"))
+    assert [each["run_id"] for each in json.loads(iddpm("runs", "--experiment", "one", "--json")[1])] == [run]
+    assert "there is no experiment 'three'" in iddpm("runs", "--experiment", "three")[2]
+
+
+def test_cancel_terminates_a_run(server: FakeKfp, iddpm: Iddpm) -> None:
+    run = server.add_run("RUNNING")
+    status, out, _ = iddpm("cancel", run, "--wait")
+    assert status == 0
+    assert out == f"run {run} is told to end; a training that it left on a Ray cluster ends with it\nit is cancelled\n"
+    assert len(server.asked("POST", f"/runs/{run}:terminate")) == 1
+
+
+@pytest.mark.parametrize(("state", "word"), [("SUCCEEDED", "succeeded"), ("FAILED", "failed"), ("CANCELED", "was cancelled")])
+def test_cancelling_a_run_that_has_ended_is_harmless_and_says_so(server: FakeKfp, iddpm: Iddpm, state: str, word: str) -> None:
+    run = server.add_run(state)
+    assert iddpm("cancel", run) == (0, f"run {run} has ended already: it {word}\n", "")
+    assert server.asked("POST", ":terminate") == []
+
+
+def test_a_run_that_ends_while_it_is_cancelled_is_harmless_too(server: FakeKfp, iddpm: Iddpm) -> None:
+    run = server.add_run("RUNNING")
+
+    def end(request: fake_kfp.Request) -> None:
+        if request.path.endswith(":terminate"):
+            server.runs[run]["state"] = "SUCCEEDED"
+
+    server.before = end
+    assert iddpm("cancel", run) == (0, f"run {run} has ended already: it succeeded\n", "")
+
+
+def test_cancelling_an_unknown_run_is_an_error(iddpm: Iddpm) -> None:
+    assert iddpm("cancel", "nothing")[0::2] == (1, "error: there is no run nothing; `iddpm runs` lists them\n")
+
+
+# -- the connection ----------------------------------------------------------------------------------------------------
+
+
+def test_without_an_endpoint_the_error_says_how_to_give_one(iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
+    status, _, err = iddpm("runs")
+    assert status == 1
+    assert "--endpoint https://" in err
+    assert "KF_PIPELINES_ENDPOINT" in err
+    assert "--port-forward" in err
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [
+        ("localhost:8080", "did you mean http://localhost:8080?"),
+        ("http://", "names no host"),
+        ("http://host:port", "is no address"),
+        ("https://me:secret@host", "must not hold a password"),
+    ],
+)
+def test_a_malformed_endpoint_is_refused(endpoint: str, said: str) -> None:
+    with pytest.raises(ConnectionSettingsError) as error:
+        _ = Connection(endpoint=endpoint).address
+    assert said in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_the_uis_address_from_a_browser_is_an_endpoint(server: FakeKfp, iddpm: Iddpm) -> None:
+    assert iddpm("runs", "--endpoint", f"{server.url}/#/runs?x=1")[0] == 0
+
+
+def test_in_a_pod_the_service_is_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert Connection(kfp_namespace="kfp").address == "http://ml-pipeline.kfp.svc.cluster.local:8888"
+
+
+def test_in_a_pod_its_own_token_is_sent(server: FakeKfp, iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pod-token").write_text("from-the-kubelet")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "pod-token"))
+    assert iddpm("runs")[0] == 0
+    assert {request.authorization for request in server.requests} == {"Bearer from-the-kubelet"}
+
+
+def test_the_token_of_a_file_is_read_again_for_each_request(server: FakeKfp, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    server.tokens = {"first"}
+    with connected(Connection(endpoint=server.url, token_file=str(file)), lambda line: None) as kfp:
+        server.tokens = {"second"}
+        with pytest.raises(KfpError, match=r"wants another token \(401\): it has expired"):
+            kfp.client.list_runs()
+        file.write_text("second\n")
+        kfp.client.list_runs()
+
+
+def test_a_refused_token_is_not_shown(server: FakeKfp, iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.tokens = {"good"}
+    assert "wants a token (401): give one by --token-file or KFP_TOKEN" in iddpm("runs")[2]
+    monkeypatch.setenv("KFP_TOKEN", "bad-and-secret")
+    status, out, err = iddpm("runs")
+    assert status == 1
+    assert "wants another token (401)" in err
+    assert "secret" not in out + err
+    monkeypatch.setenv("KFP_TOKEN", "good")
+    assert iddpm("runs")[0] == 0
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "No such file"), ("", "holds no token"), ("two words", "holds no token")])
+def test_a_token_file_without_a_token_is_refused(iddpm: Iddpm, tmp_path: Path, text: str | None, said: str) -> None:
+    file = tmp_path / "token"
+    if text is not None:
+        file.write_text(text)
+    status, _, err = iddpm("runs", "--token-file", str(file))
+    assert status == 1
+    assert said in err
+
+
+def test_nobody_at_the_endpoint_is_said_in_one_line(iddpm: Iddpm) -> None:
+    status, _, err = iddpm("runs", "--endpoint", "http://127.0.0.1:9")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "no answer from http://127.0.0.1:9: nothing listens there" in err
+    assert "0x" not in err
+
+
+def test_a_name_that_is_not_known_here(iddpm: Iddpm) -> None:
+    assert "the name is not known here" in iddpm("runs", "--endpoint", "http://kfp.invalid:8888")[2]
+
+
+def test_a_log_in_page_is_recognised(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.page = "<html><body>Log in</body></html>"
+    assert "is it a log-in page?" in iddpm("runs")[2]
+
+
+def test_a_server_that_is_not_kfps(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.faults["GET", "/healthz"] = [404]
+    assert "there is no KFP API at" in iddpm("runs")[2]
+
+
+def test_a_server_error_is_told_with_what_it_said(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.faults["GET", "/runs"] = [500]
+    status, _, err = iddpm("runs")
+    assert status == 1
+    assert "KFP failed at" in err
+    assert "told to answer 500" in err
+
+
+def test_a_connection_that_breaks_while_a_run_is_started_leaves_no_certainty_and_says_so(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.faults["POST", "/runs"] = ["lose"]
+    status, _, err = iddpm("submit", "nightly-fid")
+    assert status == 1
+    assert "it may have acted all the same" in err
+    assert len(server.runs) == 1
+
+
+def test_another_version_is_warned_of(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.version = "2.16.1"
+    status, out, err = iddpm("runs")
+    assert (status, out) == (0, "no runs\n")
+    assert err.startswith("warning: KFP at ")
+    assert "2.16.1" in err
+
+
+def test_a_token_over_an_unencrypted_way_is_warned_of() -> None:
+    assert Connection(endpoint="http://kfp.example.com").is_in_clear("http://kfp.example.com")
+    assert not Connection(endpoint="http://localhost:8080").is_in_clear("http://localhost:8080")
+    assert not Connection(endpoint="https://kfp.example.com").is_in_clear("https://kfp.example.com")
+
+
+def test_tls_needs_a_certificate_that_is_trusted(tmp_path: Path, iddpm: Iddpm) -> None:
+    certificate = tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    subprocess.run(
+        [*made, "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    certificate.write_text((tmp_path / "cert.pem").read_text() + (tmp_path / "key.pem").read_text())
+    with fake_kfp.serve(certificate) as server:
+        assert "its certificate is not trusted here; give the authority's by --ca-file" in iddpm("runs", "--endpoint", server.url)[2]
+        assert iddpm("runs", "--endpoint", server.url, "--ca-file", str(tmp_path / "cert.pem"))[0] == 0
+    assert "can't be read" in iddpm("runs", "--ca-file", str(tmp_path / "none.pem"))[2]
+
+
+def test_https_at_an_http_server(server: FakeKfp, iddpm: Iddpm) -> None:
+    assert "is it http:// instead of https://?" in iddpm("runs", "--endpoint", server.url.replace("http:", "https:"))[2]
+
+
+# -- kubectl port-forward ----------------------------------------------------------------------------------------------
+
+KUBECTL = """#!{python}
+import os, socket, sys, threading, time
+words = sys.argv[1:]
+open({log!r}, "a").write(" ".join(words) + " " + str(os.getpid()) + "\\n")
+if {refuse!r}:
+    sys.exit("error: " + {refuse!r})
+local = int(words[-1].partition(":")[0])
+listener = socket.create_server(("127.0.0.1", local))
+print(f"Forwarding from 127.0.0.1:{{local}} -> 8888", flush=True)
+def copy(source, target):
+    while data := source.recv(65536):
+        target.sendall(data)
+    target.close()
+for _ in range({connections}):
+    here, _ = listener.accept()
+    there = socket.create_connection(("127.0.0.1", {port}))
+    for pair in ((here, there), (there, here)):
+        threading.Thread(target=copy, args=pair, daemon=True).start()
+listener.close()
+time.sleep(1.0)
+"""
+
+
+@pytest.fixture
+def kubectl(server: FakeKfp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Puts a kubectl on the PATH that forwards to the server; gives the file in which it writes how it was called."""
+
+    def install(*, refuse: str = "", connections: int = 1000) -> Path:
+        log = tmp_path / "kubectl.log"
+        script = tmp_path / "bin" / "kubectl"
+        script.parent.mkdir(exist_ok=True)
+        port = int(server.url.rpartition(":")[2])
+        script.write_text(KUBECTL.format(python=sys.executable, log=str(log), refuse=refuse, port=port, connections=connections))
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", str(script.parent), prepend=":")
+        monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
+        return log
+
+    return install
+
+
+def _is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_port_forward_lasts_for_the_time_of_the_command(iddpm: Iddpm, kubectl: Callable[..., Path]) -> None:
+    log = kubectl()
+    assert iddpm("runs", "--port-forward", "--kfp-namespace", "kfp")[:2] == (0, "no runs\n")
+    words = log.read_text().split()
+    assert words[:6] == ["--namespace", "kfp", "port-forward", "--address", "127.0.0.1", "svc/ml-pipeline"]
+    assert not _is_running(int(words[-1]))
+
+
+def test_a_port_forward_that_ends_is_opened_again(server: FakeKfp, kubectl: Callable[..., Path]) -> None:
+    log = kubectl(connections=1)
+    with connected(Connection(port_forward=True), lambda line: None) as kfp:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and len(log.read_text().splitlines()) < 2:
+            try:
+                kfp.client.list_runs()
+            except KfpError:
+                time.sleep(0.05)
+    calls = log.read_text().splitlines()
+    assert len(calls) >= 2
+    assert len({call.split()[-2] for call in calls}) == 1  # at the same port
+
+
+def test_no_page_is_shown_of_a_forwarded_port_which_leads_to_the_bare_api(iddpm: Iddpm, kubectl: Callable[..., Path]) -> None:
+    kubectl()
+    status, out, _ = iddpm("submit", "nightly-fid", "--port-forward", "--no-wait")
+    assert status == 0
+    assert "page" not in out
+
+
+def test_kubectls_refusal_is_told(iddpm: Iddpm, kubectl: Callable[..., Path]) -> None:
+    kubectl(refuse='services "ml-pipeline" not found')
+    status, _, err = iddpm("runs", "--port-forward")
+    assert (status, err.count("\n")) == (1, 1)
+    assert 'services "ml-pipeline" not found' in err
+
+
+def test_without_kubectl_the_error_says_so(iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "--port-forward needs kubectl" in iddpm("runs", "--port-forward")[2]
+
+
+def test_an_endpoint_and_a_port_forward_are_one_too_many(iddpm: Iddpm) -> None:
+    assert "two ways to KFP" in iddpm("runs", "--port-forward", "--endpoint", "http://localhost:8080")[2]
