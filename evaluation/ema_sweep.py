@@ -96,6 +96,7 @@ def sweep(
     *,
     steps: Sequence[int] = (),
     at_full_protocol: bool = False,
+    max_error: float = 0.005,
     options: EvaluationOptions | None = None,
 ) -> Sweep:
     """Scores averages of a run.
@@ -107,6 +108,7 @@ def sweep(
         reference_uri: Reference statistics.
         steps: At which numbers of updates; none takes the latest.
         at_full_protocol: By the reported number's protocol; otherwise by that of the scores beside training.
+        max_error: Largest expected error of a rebuilt average, in units of the distance from the weights to the average.
         options: How the work is done.
 
     Raises:
@@ -121,7 +123,7 @@ def sweep(
     found: list[tuple[SweepPoint, EvaluationResult | None]] = []
     for step in sorted(set(steps) or {latest}):
         for decay in sorted(set(decays)):
-            point = _find(run_uri, step, decay, kept=step in present)
+            point = _find(run_uri, step, decay, kept=step in present, max_error=max_error)
             result = _score(point, data_uri, reference_uri, options or EvaluationOptions(), at_full_protocol) if point.weights else None
             found.append((point, result))
     results = [result for _, result in found if result is not None]
@@ -135,7 +137,7 @@ def sweep(
     )
 
 
-def _find(run_uri: str, step: int, decay: float, *, kept: bool) -> SweepPoint:
+def _find(run_uri: str, step: int, decay: float, *, kept: bool, max_error: float) -> SweepPoint:
     """Where the average is, made if need be."""
     point = SweepPoint(step=step, decay=decay, source="kept")
     uri, weights = checkpoint.checkpoint_uri(run_uri, step), f"ema_{decay}"
@@ -145,12 +147,14 @@ def _find(run_uri: str, step: int, decay: float, *, kept: bool) -> SweepPoint:
     uri = checkpoint.checkpoint_uri(out_uri, step)
     try:
         if step not in checkpoint.steps(out_uri):
-            say(f"rebuilding the average of decay {decay:g} at step {step:,}")
-            averages.rebuild_average(run_uri, out_uri, decay=decay, step=step)
+            averages.rebuild_average(run_uri, out_uri, decay=decay, step=step, max_error=max_error)
+            say(f"rebuilt the average of decay {decay:g} at step {step:,}")
     except ReconstructionError as error:
         return dataclasses.replace(point, source=str(error))
-    error_of = checkpoint.load(uri, "state.json")["rebuilt"]["error"]
-    return dataclasses.replace(point, source="rebuilt", rebuild_error=error_of, checkpoint_uri=uri, weights=weights)
+    rebuild_error = checkpoint.load(uri, "state.json")["rebuilt"]["error"]
+    if rebuild_error > max_error:  # an earlier sweep allowed more
+        return dataclasses.replace(point, source=f"the rebuilt average of decay {decay:g} is off by {rebuild_error:.2%}")
+    return dataclasses.replace(point, source="rebuilt", rebuild_error=rebuild_error, checkpoint_uri=uri, weights=weights)
 
 
 def _score(point: SweepPoint, data_uri: str, reference_uri: str, options: EvaluationOptions, full: bool) -> EvaluationResult:
@@ -203,6 +207,11 @@ def table(found: Sweep) -> tuple[list[str], list[list[str]]]:
     return headers, [_row(point) for point in found.points]
 
 
+def absent(found: Sweep) -> list[str]:
+    """Why averages could not be had, a sentence each."""
+    return [f"decay {point.decay:g} at step {point.step:,}: {point.source}" for point in found.points if point.distance is None]
+
+
 def as_page(found: Sweep) -> str:
     """The figure and the table as one page."""
     lines: dict[str, list[tuple[float, float, float | None]]] = {}
@@ -217,16 +226,16 @@ def as_page(found: Sweep) -> str:
         headers,
         rows,
         lead=[f"{found.run_uri}, supplement figure 7's question answered after training."],
-        notes=[f"{distance['num_samples']:,} samples, {distance['sampler']}, the same noise for every average."],
+        notes=[f"{distance['num_samples']:,} samples, {distance['sampler']}, the same noise for every average.", *absent(found)],
         pictures={"Bars are one standard error; on common noise differences are surer than the bars say.": figure.encode()},
     )
 
 
 def _row(point: SweepPoint) -> list[str]:
     if point.distance is None:
-        return [f"{point.step:,}", f"{point.decay:g}", "-", "-", point.source]
+        return [f"{point.step:,}", f"{point.decay:g}", "-", "-", "not to be had"]
     error = f" +- {point.standard_error:.2g}" if point.standard_error else ""
     behind = "best" if point.behind == 0 else f"{point.behind:.3g}"
     behind += f" +- {point.behind_standard_error:.2g}" if point.behind_standard_error else ""
-    source = f"rebuilt, {point.rebuild_error:.1%} off" if point.rebuild_error is not None else point.source
+    source = f"rebuilt, {point.rebuild_error:.2%} off" if point.rebuild_error is not None else point.source
     return [f"{point.step:,}", f"{point.decay:g}", f"{point.distance:.4g}{error}", behind, source]

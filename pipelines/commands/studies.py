@@ -33,6 +33,7 @@ def ema_sweep(
     decays: str = typer.Option(..., help="Decays like 0.99,0.999,0.9999; what was not kept is rebuilt from the run's snapshots."),
     at: str = typer.Option("", help="Numbers of updates like 100000,200000; empty takes the latest."),
     full: bool = typer.Option(False, "--full", help="By the reported number's protocol rather than that of the scores in training."),
+    max_error: float = typer.Option(0.005, help="Largest expected error of a rebuilt average, as a share of weights minus average."),
     data: str = scoring.DATA,
     reference: str = scoring.REFERENCE,
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
@@ -55,7 +56,14 @@ def ema_sweep(
     reference_uri = reference or scoring.reference_beside(named.checkpoint_uri, data_uri, "", extractor_weights)
     options = EvaluationOptions(num_workers=num_workers, device=device, extractor_weights=extractor_weights or None)
     found = study.sweep(
-        run_uri_of(named.checkpoint_uri), wanted, data_uri, reference_uri, steps=steps, at_full_protocol=full, options=options
+        run_uri_of(named.checkpoint_uri),
+        wanted,
+        data_uri,
+        reference_uri,
+        steps=steps,
+        at_full_protocol=full,
+        max_error=max_error,
+        options=options,
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.html").write_text(study.as_page(found))
@@ -68,6 +76,8 @@ def ema_sweep(
     widths = [max(len(row[column]) for row in [headers, *rows]) for column in range(len(headers))]
     for row in [headers, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in study.absent(found):
+        print(line)
     print(f"\n{out / 'sweep.html'}  {out / 'sweep.csv'}  {out / 'sweep.json'}")
 
 
