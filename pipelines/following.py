@@ -102,8 +102,10 @@ def require_success(run: Any, *, task_names: Collection[str], namespace: str) ->
         told = getattr(run.error, "message", None)
         raise RunFailedError(f"run {run.run_id} {'was cancelled' if run.state == 'CANCELED' else 'failed'}" + (f": {told}" if told else ""))
     errors = _errors(run, namespace)
-    told = "; ".join(f"{label}: {errors.get(_bare(label)) or 'its log in the UI says why'}" for label in failed)
-    raise RunFailedError(f"run {run.run_id} failed at {told}")
+    told = "; ".join(f"{label}: {errors[_bare(label)]}" if _bare(label) in errors else label for label in failed)
+    unknown = any(_bare(label) not in errors for label in failed)
+    where = f"the log says why: in the UI, or 'kubectl -n {namespace} logs -l pipeline/runid={run.run_id} -c main --prefix --tail=20'"
+    raise RunFailedError(f"run {run.run_id} failed at {told}" + (f"; {where}" if unknown else ""))
 
 
 def words(state: str | None) -> str:

@@ -25,11 +25,13 @@ class Timing:
         cron: The expression, or None.
         every_seconds: The interval, or 0.
         zone: The one zone in which the cluster reads all its expressions.
+        meant: How it was said, where that was in another zone; for people.
     """
 
     cron: Cron | None = None
     every_seconds: int = 0
     zone: str = "UTC"
+    meant: str = ""
 
     def next_times(self, count: int, after: datetime | None = None) -> list[datetime]:
         """The next times by the clock; none for an interval, which counts from when KFP last ran it."""
@@ -61,12 +63,12 @@ def timing_of(cron: str, every: str, *, time_zone: str = "", cluster_zone: str =
         if time_zone:
             raise ScheduleError("--time-zone goes with --cron; an interval has no zone")
         return Timing(every_seconds=seconds, zone=cluster_zone)
-    meant = parse(cron)
-    if time_zone and time_zone != cluster_zone:
-        meant = _in_cluster_zone(meant, time_zone, cluster_zone)
-    if len(meant.fields[0]) > 1:
-        raise ScheduleError(f"cron {cron!r} would run {len(meant.fields[0])} times a minute; its first field is the second, like 0")
-    return Timing(cron=meant, zone=cluster_zone)
+    parsed = parse(cron)
+    if len(parsed.fields[0]) > 1:
+        raise ScheduleError(f"cron {cron!r} would run {len(parsed.fields[0])} times a minute; its first field is the second, like 0")
+    if not time_zone or time_zone == cluster_zone:
+        return Timing(cron=parsed, zone=cluster_zone)
+    return Timing(cron=_in_cluster_zone(parsed, time_zone, cluster_zone), zone=cluster_zone, meant=f"{parsed.text} in {time_zone}")
 
 
 def zone_of(name: str) -> ZoneInfo:

@@ -359,7 +359,7 @@ def _timing_lines(timing: Any) -> list[str]:
         return [f"when        every {interval_words(timing.every_seconds)}, counted from now"]
     coming = ", ".join(f"{time:%a %d %b %H:%M:%S}" for time in timing.next_times(3))
     return [
-        f"when        {timing.cron.text}",
+        f"when        {timing.cron.text}" + (f"  ({timing.meant})" if timing.meant else ""),
         f"zone        {timing.zone}: KFP reads every cron expression in the one zone of its cluster, which is UTC unless an",
         "            administrator set another (cronScheduleTimezone; `iddpm doctor` shows it, --cluster-time-zone tells it here)",
         f"next        {coming} ({timing.zone})",

@@ -213,6 +213,10 @@ def test_what_is_printed_says_the_zone_and_the_next_times(iddpm: Iddpm) -> None:
     assert "when        0 0 2 * * *\n" in out
     assert "zone        Europe/Berlin: KFP reads every cron expression in the one zone of its cluster" in out
     assert out.rstrip().endswith("(Europe/Berlin)")
+    assert (
+        "when        0 0 17 * * *  (0 0 2 * * * in Asia/Tokyo)\n"
+        in iddpm("create", "nightly-fid", "--time-zone", "Asia/Tokyo", "--name", "tokyo")[1]
+    )
     told = json.loads(iddpm("create", "nightly-fid", "--json")[1])
     assert told["outcome"] == "unchanged"
     assert [time[11:] for time in told["next"]] == ["02:00:00+00:00"] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -316,7 +317,9 @@ def test_a_failed_run_is_the_commands_failure_and_names_the_task(server: FakeKfp
     server.script = [("FAILED", {"resolve-model": "SUCCEEDED", "score-model": "FAILED"})]
     status, _, err = iddpm("submit", "nightly-fid")
     assert status == 1
-    assert f"error: run {next(iter(server.runs))} failed at score-model: its log in the UI says why\n" == err
+    (run,) = server.runs
+    assert err.startswith(f"error: run {run} failed at score-model; the log says why: in the UI, or 'kubectl -n kubeflow logs ")
+    assert f"-l pipeline/runid={run} " in err
 
 
 def test_a_task_whose_driver_failed_is_named_too(server: FakeKfp, iddpm: Iddpm) -> None:
@@ -662,6 +665,28 @@ def test_a_port_forward_that_ends_is_opened_again(server: FakeKfp, kubectl: Call
     calls = log.read_text().splitlines()
     assert len(calls) >= 2
     assert len({call.split()[-2] for call in calls}) == 1  # at the same port
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("told", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_follower_that_is_stopped_leaves_the_run_and_ends_kubectl(
+    server: FakeKfp, kubectl: Callable[..., Path], told: signal.Signals, status: int
+) -> None:
+    log = kubectl()
+    server.script = [("RUNNING", {"resolve-model": "RUNNING"})]
+    command = [str(Path(sys.executable).with_name("iddpm")), "submit", "nightly-fid", "--port-forward"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while "resolve-model" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(told)
+        said = process.stderr.read()
+    assert process.returncode == status
+    assert (f"the run goes on; `iddpm cancel {next(iter(server.runs))}` ends it" in said) == (told == signal.SIGINT)
+    assert "Traceback" not in said
+    assert next(iter(server.runs.values()))["state"] == "RUNNING"
+    assert not _is_running(int(log.read_text().split()[-1]))
 
 
 def test_no_page_is_shown_of_a_forwarded_port_which_leads_to_the_bare_api(iddpm: Iddpm, kubectl: Callable[..., Path]) -> None:
