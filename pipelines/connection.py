@@ -109,9 +109,10 @@ class Connection:
         return path if path.exists() else None
 
     def is_in_clear(self, address: str) -> bool:
-        """Whether a token would leave this machine unencrypted; in the cluster that is how KFP is reached."""
+        """Whether a token would leave this machine unencrypted, other than inside the cluster, where KFP is reached so."""
         split = urlsplit(address)
-        return split.scheme == "http" and split.hostname not in _LOOPBACK and self._has_address
+        in_pod = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+        return split.scheme == "http" and split.hostname not in _LOOPBACK and not in_pod
 
 
 def _checked(address: str) -> str:

@@ -42,6 +42,11 @@ def test_help_names_every_command() -> None:
         "evaluate",
         "preprocess",
         "dataset",
+        "submit",
+        "runs",
+        "cancel",
+        "schedule",
+        "doctor",
     ):
         assert f" {command} " in printed
 
