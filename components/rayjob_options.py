@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
+from components.cluster_call import Call
 from components.rayjob_spec import Owner, PodShape, RayJob, RayJobSpecError
 from training.config import Resources
 
@@ -85,25 +86,14 @@ def _of_kind(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
-def rayjob_for(
-    key: str,
-    directory_uri: str,
-    call_uri: str,
-    resources: Resources,
-    options: RayJobOptions,
-    *,
-    launcher: Mapping[str, Any] | None,
-    namespace: str,
-) -> RayJob:
+def rayjob_for(call: Call, resources: Resources, options: RayJobOptions, *, launcher: Mapping[str, Any] | None, namespace: str) -> RayJob:
     """The RayJob of a step.
 
     What KFP put on the step's own pod - image, node selector, tolerations, Secrets and policy for pulling - holds for the
     cluster's pods as well, as far as the options say nothing else.
 
     Args:
-        key: Gives the job its name.
-        directory_uri: Where the step keeps its files.
-        call_uri: What the driver is to do.
+        call: What the driver is to do; its key gives the job its name.
         resources: Workers and their GPUs.
         options: The cluster.
         launcher: The launcher's own pod, where it runs in one.
@@ -133,9 +123,9 @@ def rayjob_for(
     if not image:
         raise RayJobSpecError("no image is known for the Ray cluster; outside a pod, name one with the option image")
     return RayJob(
-        run_key=key,
-        run_uri=directory_uri,
-        entrypoint=("python", "-m", "components.rayjob_driver", call_uri),
+        run_key=call.key,
+        run_uri=call.directory_uri,
+        entrypoint=call.driver,
         namespace=namespace,
         image=image,
         ray_version=version("ray"),

@@ -12,9 +12,10 @@ import pytest
 from fake_kubernetes import FakeKubernetes
 
 from components import rayjob_driver
+from components.cluster_call import CALL, Call
 from components.ray_modes import run_in_mode
 from components.rayjob import Pace, RayJobError
-from components.rayjob_launcher import CALL, run_on_rayjob
+from components.rayjob_launcher import run_on_rayjob
 from components.rayjob_options import RayJobOptions, rayjob_for
 from components.rayjob_spec import RayJobSpecError, rayjob_name
 from training import storage
@@ -91,7 +92,7 @@ def test_a_run_is_trained_on_the_cluster_and_its_result_read_from_storage(cluste
     assert manifest["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
     assert storage.read_json(storage.join(run_uri, CALL)) == {"step": "train", "arguments": arguments, "answer_uri": ""}
     assert manifest["spec"]["entrypoint"].endswith(f"components.rayjob_driver {run_uri}/{CALL}")
-    assert "trained to step 10" in capsys.readouterr().out
+    assert f"{Path(run_uri).name} is done" in capsys.readouterr().out
 
 
 def test_a_run_that_is_done_asks_nothing_of_the_cluster(cluster, arguments):
@@ -183,8 +184,11 @@ def test_a_step_that_answers_nothing_is_no_success(cluster, tmp_path):
         run_on_rayjob("evaluate", _evaluation(tmp_path), RayJobOptions(), pace=_PACE)
 
 
+_CALL = Call(step="train", arguments={}, key="k-0", directory_uri="s3://b/k-0", result_uri="s3://b/k-0/result.json")
+
+
 def _job_for(resources: Resources, **options: Any) -> Any:
-    return rayjob_for("k-0", "s3://b/k-0", "s3://b/call", resources, RayJobOptions(image="i:1", **options), launcher=None, namespace="runs")
+    return rayjob_for(_CALL, resources, RayJobOptions(image="i:1", **options), launcher=None, namespace="runs")
 
 
 def test_workers_are_packed_into_pods_with_their_gpus():
@@ -208,7 +212,7 @@ def test_options_that_do_not_go_together_are_refused_with_the_reason(options, wo
 
 def test_outside_a_pod_the_image_must_be_named():
     with pytest.raises(RayJobSpecError, match="image"):
-        rayjob_for("k-0", "s3://b/k-0", "s3://b/call", Resources(), RayJobOptions(), launcher=None, namespace="runs")
+        rayjob_for(_CALL, Resources(), RayJobOptions(), launcher=None, namespace="runs")
 
 
 def test_the_driver_does_the_call_that_it_is_pointed_at(tmp_path, arguments, capsys):
