@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from pipelines.commands import ablations, cluster, data, models, runs, scoring, services, studies
+from pipelines.commands import ablations, cluster, data, models, runs, schedule, scoring, services, studies
 
 app = typer.Typer(
     name="iddpm",
@@ -26,6 +26,7 @@ studies.register(app)
 ablations.register(app)
 data.register(app)
 cluster.register(app)
+schedule.register(app)
 
 
 @app.callback()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -14,7 +12,6 @@ import fake_kfp
 import pytest
 from fake_kfp import FakeKfp
 
-from pipelines import cli
 from pipelines.cron import CronError, parse
 from pipelines.durations import parse_duration
 from pipelines.timing import ScheduleError, interval_words, timing_of
@@ -24,29 +21,9 @@ A_MONDAY = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
 @pytest.fixture
-def server() -> Iterator[FakeKfp]:
-    with fake_kfp.serve() as fake:
-        yield fake
-
-
-@pytest.fixture
-def iddpm(server: FakeKfp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iddpm:
+def schedule(iddpm: Iddpm) -> Iddpm:
     """Runs `iddpm schedule` against the server; gives its exit status, standard output and standard error."""
-    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("KFP_TOKEN", raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["iddpm", "schedule", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
+    return lambda *words: iddpm("schedule", *words)
 
 
 def _next(text: str, count: int = 3, after: datetime = A_MONDAY, zone: str = "UTC") -> list[str]:
@@ -178,8 +155,8 @@ def test_a_length_of_time_is_read(text: str, seconds: int) -> None:
 # -- recurring runs ----------------------------------------------------------------------------------------------------
 
 
-def test_create_sends_the_version_the_trigger_and_the_arguments(server: FakeKfp, iddpm: Iddpm) -> None:
-    status, _, err = iddpm("create", "nightly-fid", "--param", "model=models:/mine@champion")
+def test_create_sends_the_version_the_trigger_and_the_arguments(server: FakeKfp, schedule: Iddpm) -> None:
+    status, _, err = schedule("create", "nightly-fid", "--param", "model=models:/mine@champion")
     assert (status, err) == (0, "")
     (request,) = server.asked("POST", "/recurringruns")
     (version,) = server.versions.values()
@@ -197,9 +174,9 @@ def test_create_sends_the_version_the_trigger_and_the_arguments(server: FakeKfp,
     }
 
 
-def test_an_interval_the_options_and_a_name(server: FakeKfp, iddpm: Iddpm) -> None:
+def test_an_interval_the_options_and_a_name(server: FakeKfp, schedule: Iddpm) -> None:
     words = ("--every", "24h", "--name", "daily", "--max-concurrency", "3", "--catch-up", "--preset", "digits-hybrid-cosine")
-    status, out, _ = iddpm("create", "train", *words)
+    status, out, _ = schedule("create", "train", *words)
     assert status == 0
     (request,) = server.asked("POST", "/recurringruns")
     assert request.body["display_name"] == "daily"
@@ -208,23 +185,23 @@ def test_an_interval_the_options_and_a_name(server: FakeKfp, iddpm: Iddpm) -> No
     assert "when        every 1d" in out
 
 
-def test_what_is_printed_says_the_zone_and_the_next_times(iddpm: Iddpm) -> None:
-    out = iddpm("create", "nightly-fid", "--cluster-time-zone", "Europe/Berlin")[1]
+def test_what_is_printed_says_the_zone_and_the_next_times(schedule: Iddpm) -> None:
+    out = schedule("create", "nightly-fid", "--cluster-time-zone", "Europe/Berlin")[1]
     assert "when        0 0 2 * * *\n" in out
     assert "zone        Europe/Berlin: KFP reads every cron expression in the one zone of its cluster" in out
     assert out.rstrip().endswith("(Europe/Berlin)")
     assert (
         "when        0 0 17 * * *  (0 0 2 * * * in Asia/Tokyo)\n"
-        in iddpm("create", "nightly-fid", "--time-zone", "Asia/Tokyo", "--name", "tokyo")[1]
+        in schedule("create", "nightly-fid", "--time-zone", "Asia/Tokyo", "--name", "tokyo")[1]
     )
-    told = json.loads(iddpm("create", "nightly-fid", "--json")[1])
+    told = json.loads(schedule("create", "nightly-fid", "--json")[1])
     assert told["outcome"] == "unchanged"
     assert [time[11:] for time in told["next"]] == ["02:00:00+00:00"] * 3
 
 
-def test_creating_it_twice_leaves_one(server: FakeKfp, iddpm: Iddpm) -> None:
-    assert "is made" in iddpm("create", "nightly-fid")[1]
-    status, out, _ = iddpm("create", "nightly-fid")
+def test_creating_it_twice_leaves_one(server: FakeKfp, schedule: Iddpm) -> None:
+    assert "is made" in schedule("create", "nightly-fid")[1]
+    status, out, _ = schedule("create", "nightly-fid")
     assert status == 0
     assert "is there already, unchanged" in out
     assert len(server.asked("POST", "/recurringruns")) == 1
@@ -234,10 +211,10 @@ def test_creating_it_twice_leaves_one(server: FakeKfp, iddpm: Iddpm) -> None:
 @pytest.mark.parametrize(
     "words", [("--cron", "0 0 3 * * *"), ("--param", "score_cpu=8"), ("--max-concurrency", "2"), ("--catch-up",), ("--every", "12h")]
 )
-def test_a_change_replaces_it_and_says_so(server: FakeKfp, iddpm: Iddpm, words: tuple[str, ...]) -> None:
-    iddpm("create", "nightly-fid")
+def test_a_change_replaces_it_and_says_so(server: FakeKfp, schedule: Iddpm, words: tuple[str, ...]) -> None:
+    schedule("create", "nightly-fid")
     (old,) = server.recurring
-    status, out, _ = iddpm("create", "nightly-fid", *words)
+    status, out, _ = schedule("create", "nightly-fid", *words)
     assert status == 0
     assert "had changed and is replaced" in out
     (new,) = server.recurring
@@ -247,34 +224,34 @@ def test_a_change_replaces_it_and_says_so(server: FakeKfp, iddpm: Iddpm, words: 
     assert kinds == ["POST", "POST", "DELETE"]
 
 
-def test_a_new_version_of_the_pipeline_replaces_it(server: FakeKfp, iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
-    iddpm("create", "nightly-fid")
+def test_a_new_version_of_the_pipeline_replaces_it(server: FakeKfp, schedule: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule("create", "nightly-fid")
     monkeypatch.setattr("pipelines.arguments.VERSION", "0.2.0")
-    assert "had changed and is replaced" in iddpm("create", "nightly-fid")[1]
+    assert "had changed and is replaced" in schedule("create", "nightly-fid")[1]
     (kept,) = server.recurring.values()
     assert server.versions[kept["pipeline_version_reference"]["pipeline_version_id"]]["name"].startswith("0.2.0-")
 
 
-def test_a_replacement_that_is_refused_leaves_the_old_one(server: FakeKfp, iddpm: Iddpm) -> None:
-    iddpm("create", "nightly-fid")
+def test_a_replacement_that_is_refused_leaves_the_old_one(server: FakeKfp, schedule: Iddpm) -> None:
+    schedule("create", "nightly-fid")
     before = dict(server.recurring)
     server.faults["POST", "/recurringruns"] = [500]
-    assert iddpm("create", "nightly-fid", "--every", "1h")[0] == 1
+    assert schedule("create", "nightly-fid", "--every", "1h")[0] == 1
     assert server.recurring == before
 
 
-def test_a_paused_one_stays_paused_when_it_is_replaced(server: FakeKfp, iddpm: Iddpm) -> None:
-    iddpm("create", "nightly-fid")
-    iddpm("pause", "nightly-fid")
-    _, out, _ = iddpm("create", "nightly-fid", "--every", "12h")
+def test_a_paused_one_stays_paused_when_it_is_replaced(server: FakeKfp, schedule: Iddpm) -> None:
+    schedule("create", "nightly-fid")
+    schedule("pause", "nightly-fid")
+    _, out, _ = schedule("create", "nightly-fid", "--every", "12h")
     (kept,) = server.recurring.values()
     assert kept["mode"] == "DISABLE"
     assert "it is paused; `iddpm schedule resume nightly-fid` lets it run" in out
 
 
-def test_two_who_create_it_at_once_keep_the_same_one(server: FakeKfp, iddpm: Iddpm) -> None:
+def test_two_who_create_it_at_once_keep_the_same_one(server: FakeKfp, schedule: Iddpm) -> None:
     """The other one's arrives between this one's look and its own creation."""
-    iddpm("create", "nightly-fid")
+    schedule("create", "nightly-fid")
     (others,) = server.recurring.values()
     server.recurring.clear()
 
@@ -283,15 +260,15 @@ def test_two_who_create_it_at_once_keep_the_same_one(server: FakeKfp, iddpm: Idd
             server.recurring[others["recurring_run_id"]] = others
 
     server.before = meanwhile
-    assert iddpm("create", "nightly-fid")[0] == 0
+    assert schedule("create", "nightly-fid")[0] == 0
     assert list(server.recurring) == [others["recurring_run_id"]]
 
 
-def test_a_schedule_that_was_made_elsewhere_is_left_alone(server: FakeKfp, iddpm: Iddpm) -> None:
-    iddpm("create", "nightly-fid")
+def test_a_schedule_that_was_made_elsewhere_is_left_alone(server: FakeKfp, schedule: Iddpm) -> None:
+    schedule("create", "nightly-fid")
     (made,) = server.recurring.values()
     made["description"] = "by hand"
-    status, _, err = iddpm("create", "nightly-fid", "--every", "1h")
+    status, _, err = schedule("create", "nightly-fid", "--every", "1h")
     assert status == 1
     assert "was made elsewhere" in err
     assert list(server.recurring.values()) == [made]
@@ -308,47 +285,47 @@ def test_a_schedule_that_was_made_elsewhere_is_left_alone(server: FakeKfp, iddpm
         (("nightly-fid", "--time-zone", "Europe/Berlin"), "by season"),
     ],
 )
-def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, iddpm: Iddpm, words: tuple[str, ...], said: str) -> None:
-    status, out, err = iddpm("create", *words)
+def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, schedule: Iddpm, words: tuple[str, ...], said: str) -> None:
+    status, out, err = schedule("create", *words)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert said in err
     assert server.requests == []
 
 
-def test_pause_resume_and_delete(server: FakeKfp, iddpm: Iddpm) -> None:
-    iddpm("create", "nightly-fid")
+def test_pause_resume_and_delete(server: FakeKfp, schedule: Iddpm) -> None:
+    schedule("create", "nightly-fid")
     (ident,) = server.recurring
-    assert iddpm("pause", "nightly-fid")[1] == "schedule nightly-fid is paused\n"
-    assert iddpm("pause", "nightly-fid")[1] == "schedule nightly-fid is paused already\n"
+    assert schedule("pause", "nightly-fid")[1] == "schedule nightly-fid is paused\n"
+    assert schedule("pause", "nightly-fid")[1] == "schedule nightly-fid is paused already\n"
     assert server.recurring[ident]["mode"] == "DISABLE"
-    assert iddpm("resume", ident)[1] == f"schedule {ident} runs\n"
-    assert iddpm("resume", "nightly-fid")[1] == "schedule nightly-fid runs already\n"
+    assert schedule("resume", ident)[1] == f"schedule {ident} runs\n"
+    assert schedule("resume", "nightly-fid")[1] == "schedule nightly-fid runs already\n"
     assert len(server.asked("POST", f"/recurringruns/{ident}:disable")) == 1
     assert len(server.asked("POST", f"/recurringruns/{ident}:enable")) == 1
-    assert iddpm("delete", "nightly-fid")[1] == f"schedule nightly-fid is deleted ({ident}); its past runs stay\n"
+    assert schedule("delete", "nightly-fid")[1] == f"schedule nightly-fid is deleted ({ident}); its past runs stay\n"
     assert server.recurring == {}
 
 
 @pytest.mark.parametrize("command", ["pause", "resume", "delete"])
-def test_a_schedule_that_is_not_there_is_an_error_that_names_what_is_near(iddpm: Iddpm, command: str) -> None:
-    assert iddpm(command, "nightly")[2] == "error: there is no schedule 'nightly'; there are none\n"
-    iddpm("create", "nightly-fid")
-    assert iddpm(command, "nightly-fit")[2] == "error: there is no schedule 'nightly-fit'; did you mean 'nightly-fid'?\n"
+def test_a_schedule_that_is_not_there_is_an_error_that_names_what_is_near(schedule: Iddpm, command: str) -> None:
+    assert schedule(command, "nightly")[2] == "error: there is no schedule 'nightly'; there are none\n"
+    schedule("create", "nightly-fid")
+    assert schedule(command, "nightly-fit")[2] == "error: there is no schedule 'nightly-fit'; did you mean 'nightly-fid'?\n"
 
 
-def test_of_two_of_one_name_one_must_be_named_by_its_id(server: FakeKfp, iddpm: Iddpm) -> None:
-    iddpm("create", "nightly-fid")
+def test_of_two_of_one_name_one_must_be_named_by_its_id(server: FakeKfp, schedule: Iddpm) -> None:
+    schedule("create", "nightly-fid")
     (made,) = server.recurring.values()
     server.recurring["another"] = {**made, "recurring_run_id": "another"}
-    assert "2 schedules are called 'nightly-fid'; name one by its id" in iddpm("delete", "nightly-fid")[2]
-    assert iddpm("delete", "another")[0] == 0
+    assert "2 schedules are called 'nightly-fid'; name one by its id" in schedule("delete", "nightly-fid")[2]
+    assert schedule("delete", "another")[0] == 0
 
 
-def test_list_shows_when_each_runs_next(server: FakeKfp, iddpm: Iddpm) -> None:
-    assert iddpm("list")[1] == "no schedules\n"
-    iddpm("create", "nightly-fid")
-    iddpm("create", "train", "--every", "36h", "--name", "again")
-    iddpm("pause", "again")
+def test_list_shows_when_each_runs_next(server: FakeKfp, schedule: Iddpm) -> None:
+    assert schedule("list")[1] == "no schedules\n"
+    schedule("create", "nightly-fid")
+    schedule("create", "train", "--every", "36h", "--name", "again")
+    schedule("pause", "again")
     (made,) = [each for each in server.recurring.values() if each["display_name"] == "nightly-fid"]
     server.recurring["by-hand"] = {
         **made,
@@ -356,12 +333,12 @@ def test_list_shows_when_each_runs_next(server: FakeKfp, iddpm: Iddpm) -> None:
         "display_name": "by hand",
         "trigger": {"cron_schedule": {"cron": "0 2 * * *"}},
     }
-    told: list[dict[str, Any]] = json.loads(iddpm("list", "--json")[1])
+    told: list[dict[str, Any]] = json.loads(schedule("list", "--json")[1])
     assert [(each["name"], each["state"], each["when"], bool(each["next"])) for each in told] == [
         ("again", "paused", "every 1d12h", False),
         ("by hand", "runs", "0 2 * * * UTC", False),
         ("nightly-fid", "runs", "0 0 2 * * * UTC", True),
     ]
-    lines = iddpm("list")[1].splitlines()
+    lines = schedule("list")[1].splitlines()
     assert lines[0].split() == ["again", "paused", "every", "1d12h", "iddpm-train"]
     assert "next 20" in lines[2]

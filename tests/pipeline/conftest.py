@@ -1,0 +1,94 @@
+"""A stand-in for KFP's API, the command line against it, and a kubectl that forwards to it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fake_kfp
+import pytest
+from fake_kfp import FakeKfp
+
+from pipelines import cli
+from pipelines.connection import Connection
+from pipelines.kfp_client import Kfp, connected
+
+KUBECTL = """#!{python}
+import os, socket, sys, threading, time
+words = sys.argv[1:]
+open({log!r}, "a").write(" ".join(words) + " " + str(os.getpid()) + "\\n")
+if {refuse!r}:
+    sys.exit("error: " + {refuse!r})
+local = int(words[-1].partition(":")[0])
+listener = socket.create_server(("127.0.0.1", local))
+print(f"Forwarding from 127.0.0.1:{{local}} -> 8888", flush=True)
+def copy(source, target):
+    while data := source.recv(65536):
+        target.sendall(data)
+    target.close()
+for _ in range({connections}):
+    here, _ = listener.accept()
+    there = socket.create_connection(("127.0.0.1", {port}))
+    for pair in ((here, there), (there, here)):
+        threading.Thread(target=copy, args=pair, daemon=True).start()
+listener.close()
+time.sleep(1.0)
+"""
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that knows of no cluster, and has an empty home."""
+    for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "KFP_TOKEN", "KUBERNETES_SERVICE_HOST", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def server(elsewhere: None) -> Iterator[FakeKfp]:
+    with fake_kfp.serve() as fake:
+        yield fake
+
+
+@pytest.fixture
+def kfp(server: FakeKfp) -> Iterator[Kfp]:
+    with connected(Connection(endpoint=server.url), lambda line: None) as found:
+        yield found
+
+
+@pytest.fixture
+def iddpm(server: FakeKfp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command against the server; gives its exit status, standard output and standard error."""
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["iddpm", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def kubectl(server: FakeKfp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Puts a kubectl on the PATH that forwards to the server; gives the file in which it writes how it was called."""
+
+    def install(*, refuse: str = "", connections: int = 1000) -> Path:
+        log = tmp_path / "kubectl.log"
+        script = tmp_path / "bin" / "kubectl"
+        script.parent.mkdir(exist_ok=True)
+        port = int(server.url.rpartition(":")[2])
+        script.write_text(KUBECTL.format(python=sys.executable, log=str(log), refuse=refuse, port=port, connections=connections))
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", str(script.parent), prepend=":")
+        monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
+        return log
+
+    return install
