@@ -28,9 +28,10 @@ def measure(request: AblationRequest, trial: Trial, item: Mapping[str, Any], run
         resources: How many processes draw samples.
     """
     found: dict[str, Any] = {}
+    best = request.ablation().looks_at == "best"
     if "final" in trial.measures:  # first: it chooses the checkpoint that the others look at
-        found["final"] = _final(run_uri, item, resources)
-    subject = find_subject(run_uri, item["data_uri"], item["reference_uri"])
+        found["final"] = _final(run_uri, item, resources, best=best)
+    subject = find_subject(run_uri, item["data_uri"], item["reference_uri"], best=best)
     counts = request.counts()
     num_images = measures.num_likelihood_images(subject.experiment)
     takes: dict[Measure, Callable[[], dict[str, Any]]] = {
@@ -95,9 +96,9 @@ def measure_together(request: AblationRequest, items: Sequence[Mapping[str, Any]
     return TrialRecord.from_dict({**taken.to_dict(), "data": records[0].data})
 
 
-def _final(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any]) -> dict[str, Any]:
-    """The reported evaluation; of a run of ours with all that belongs to it: the choice, MLflow, the registry."""
-    if storage.exists(storage.join(run_uri, RESULT)):
+def _final(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], *, best: bool) -> dict[str, Any]:
+    """The reported evaluation; of the best of a run of ours with all that belongs to it: the choice, MLflow, the registry."""
+    if best and storage.exists(storage.join(run_uri, RESULT)):
         from components.evaluation_run import evaluate_run
 
         uri = evaluate_run(run_uri, item["data_uri"], item["reference_uri"], resources)
@@ -108,7 +109,8 @@ def _final(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any]) 
     from evaluation.run import EvaluationOptions, evaluate
 
     subject = find_subject(run_uri, item["data_uri"], item["reference_uri"])
-    spec, options = ModelSpec(checkpoint_uri=subject.checkpoint_uri, weights=subject.weights), EvaluationOptions()
+    spec = ModelSpec(checkpoint_uri=subject.checkpoint_uri, weights=subject.weights)
+    options = EvaluationOptions(result_name=f"ablation-{subject.step:08d}-{subject.weights}", num_workers=int(resources["num_workers"]))
     kept = kept_result(spec, item["data_uri"], item["reference_uri"], options)
     return (kept or evaluate(spec, item["data_uri"], item["reference_uri"], options=options)).to_dict()
 

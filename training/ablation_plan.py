@@ -25,6 +25,7 @@ Measure = Literal[
     "final", "sampling-steps", "figure-1", "likelihood-steps", "bound", "samples", "history", "history-likelihood", "raw-weights"
 ]
 Joint = Literal["none", "ensemble", "cascade"]
+Looked = Literal["last", "best"]
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
@@ -61,6 +62,8 @@ class Ablation:
         measures: What is taken of each trial: "final" is the reported distance and bits/dim, the others are in
             `evaluation.ablation_measures`.
         joint: What is taken of several trials together, at the end.
+        looks_at: Which checkpoint of a run: the last with its first average, since the paper compares at equal numbers of
+            updates; or the best, chosen by distance, where the best attainable is the question.
         trains: False where it looks at runs that exist.
         runs_of: Of such a one, the ablation whose runs it looks at, at the tiny scale.
         counts: Counts of timesteps at the paper's scale; divided by ten they are the tiny scale's.
@@ -75,6 +78,7 @@ class Ablation:
     tiny: tuple[Row, ...]
     measures: tuple[Measure, ...] = ("final",)
     joint: Joint = "none"
+    looks_at: Looked = "last"
     trains: bool = True
     runs_of: str = ""
     counts: tuple[int, ...] = ()
@@ -157,6 +161,7 @@ def own_grid(name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, 
         varied=tuple(axes),
         paper=rows,
         tiny=rows,
+        looks_at="best",
         shared=tuple(shared),
     )
 

@@ -80,7 +80,7 @@ class AblationRequest:
     def key(self) -> str:
         """Name of its directory and of its MLflow run: the same experiments, measured alike, have the same key."""
         told = [[trial.label, trial.experiment.to_dict(), trial.run_uri, trial.measures] for trial in self.trials()]
-        identity = json.dumps([self.name, self.scale, told, self.counts()], sort_keys=True)
+        identity = json.dumps([self.name, self.scale, told, self.counts(), self.ablation().looks_at], sort_keys=True)
         return f"{self.name}-{self.scale}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ _TINY_BATCHES = (
     {"optim.global_batch_size": 32, "optim.learning_rate": 0.002, "optim.num_steps": 400, "optim.checkpoint_interval": 100},
 )
 
-_TINY_LONG = {"optim.num_steps": 1000, "optim.checkpoint_interval": 125}
+_TINY_LONG = {"optim.num_steps": 800, "optim.checkpoint_interval": 100}
 _TINY_CONDITIONAL = {"model.class_conditional": True}
 _FEWER = {"optim.num_steps": 200, "optim.checkpoint_interval": 50}
 
@@ -82,6 +82,7 @@ _ABLATIONS: tuple[Ablation, ...] = (
             *grid("digits-tiny-hybrid-cosine", {"model.dropout": (0.1, 0.2, 0.3)}, **_TINY_LONG),
         ),
         measures=("final", "history", "history-likelihood"),
+        looks_at="best",
         shared=("optim.ema_snapshot_stds=0.05,0.1,0.2",),  # averages at every checkpoint are rebuilt from them
     ),
     Ablation(
@@ -93,9 +94,10 @@ _ABLATIONS: tuple[Ablation, ...] = (
         tiny=grid(
             _TINY,
             {"model.dropout": (0.0, 0.1, 0.3)},
-            **{**_TINY_LONG, **_TINY_CONDITIONAL, "optim.ema_decays": [0.9, 0.98, 0.995, 0.999]},
+            **{**_TINY_LONG, **_TINY_CONDITIONAL, "optim.ema_decays": [0.9, 0.98, 0.995]},
         ),
         measures=("final", "history", "raw-weights"),
+        looks_at="best",
     ),
     Ablation(
         name="width",

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from evaluation.ablations.rows import TableRow
+from evaluation.ablations.rows import TableRow, plain_word
 from evaluation.figures import COLOURS, MARKERS, STYLE, as_svg
 
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
@@ -112,11 +112,11 @@ def draw_lines(lines: Sequence[Line], frame: Frame) -> Picture | None:
         axes.set_ylabel(frame.y)
         if len(lines) + len(frame.published) + len(frame.places or {}) > 1:
             outside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(lines) > 4 else {}
-            axes.legend(title=frame.legend or None, alignment="left", **outside)
+            axes.legend(title=frame.legend or None, alignment="left", handlelength=3.2, **outside)
         return Picture(svg=as_svg(figure, frame.caption), caption=frame.caption)
 
 
-def draw_bars(rows: Sequence[TableRow]) -> Picture | None:
+def draw_bars(rows: Sequence[TableRow], distance_name: str) -> Picture | None:
     """Distances of the trials beside each other, with one standard error: what a table without a figure is drawn as.
 
     Where they are of one kind with the paper's, its numbers are marked.
@@ -144,11 +144,18 @@ def draw_bars(rows: Sequence[TableRow]) -> Picture | None:
         if published:
             axes.plot([value for value, _ in published], [at for _, at in published], "D", color=COLOURS[1], label="the paper's")
             axes.legend()
-        axes.set_yticks(places, [row.label.replace("num_timesteps", "T").replace("learning_rate", "rate") for row in shown])
+        axes.set_yticks(places, _names(shown))
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("distance of the samples, lower is better (whisker: one standard error)")
-        caption = "The distance of every trial."
+        axes.set_xlabel(f"{distance_name}, lower is better")
+        caption = "The distance of every trial; the whisker is one standard error."
         return Picture(svg=as_svg(figure, caption), caption=caption)
+
+
+def _names(rows: Sequence[TableRow]) -> list[str]:
+    """The rows, each by what tells it apart."""
+    columns = [name for name in rows[0].values if len({str(row.values.get(name)) for row in rows}) > 1]
+    by_role = any("=" not in row.label for row in rows)
+    return [row.label if by_role else ", ".join(f"{name} {plain_word(row.values.get(name))}" for name in columns) for row in rows]
 
 
 def _draw(axes: Axes, line: Line) -> None:

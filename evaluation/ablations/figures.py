@@ -10,7 +10,7 @@ from evaluation.ablations.claims import bound_ratio, score_curve
 from evaluation.ablations.drawing import Frame, Line, Picture, draw_bars, draw_lines
 from evaluation.ablations.joint import ENDS_SHARE
 from evaluation.ablations.record import TrialRecord
-from evaluation.ablations.rows import TableRow
+from evaluation.ablations.rows import TableRow, distance_name
 from training.ablation_request import AblationRequest
 
 Pictures = list[Picture | None]
@@ -27,7 +27,7 @@ def pictures(request: AblationRequest, records: Sequence[TrialRecord], rows: Seq
     done = [record for record in records if not record.error]
     draw = _DRAWN.get(request.name) if not request.grid else None
     drawn = draw(done) if draw else []
-    bars = draw_bars(rows) if draw is None else None
+    bars = draw_bars(rows, distance_name(records)) if draw is None else None
     return [picture for picture in (*drawn, bars) if picture is not None]
 
 

@@ -13,7 +13,7 @@ from evaluation.ablations.figures import pictures
 from evaluation.ablations.findings import findings
 from evaluation.ablations.pictures_of_samples import sample_grids
 from evaluation.ablations.record import TrialRecord
-from evaluation.ablations.rows import NOTHING, TableRow, plain_word, shown
+from evaluation.ablations.rows import NOTHING, TableRow, distance_name, plain_word, shown
 from training.ablation_request import AblationRequest
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -86,17 +86,6 @@ def parts(request: AblationRequest, records: Sequence[TrialRecord], rows: Sequen
     return pictures(request, records, rows), findings(request.name if not request.grid else "", records)
 
 
-def distance_name(records: Sequence[TrialRecord]) -> str:
-    """What the distance of these records is called."""
-    for record in records:
-        if record.final:
-            return str(record.final["distance_name"])
-        for measure in ("sampling-steps", "figure-1"):
-            if record.measures.get(measure):
-                return str(record.measures[measure]["distance_name"])
-    return "distance"
-
-
 def _scale_words(request: AblationRequest) -> str:
     if request.grid:
         return "A grid of one's own."
@@ -117,8 +106,8 @@ def _data_words(records: Sequence[TrialRecord]) -> str:
         for data in (record.data for record in records)
         if data
     }
-    steps = sorted({record.step for record in records if record.step})
-    length = f", trained up to step {steps[-1]:,}" if steps else ""
+    steps = [record.experiment["optim"]["num_steps"] for record in records if record.experiment]
+    length = f", trained for {min(steps):,}{f' to {max(steps):,}' if max(steps) > min(steps) else ''} updates" if steps else ""
     return f"{'; '.join(told.values())}{length}." if told else "No trial has finished."
 
 
@@ -178,6 +167,8 @@ def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
     notes = [
         "Numbers after ± are one standard error: of a distance over the draw of the samples, of bits/dim over images, noise and timesteps."
     ]
+    looked = {"last": "the last checkpoint, at equal numbers of updates", "best": "the best checkpoint by distance"}
+    notes.append(f"Of each run: {looked[request.ablation().looks_at]}.")
     sources = sorted({row.where for row in rows if row.where})
     if sources:
         notes.append(f"The paper's numbers: {'; '.join(sources)}.")
@@ -223,8 +214,8 @@ def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
     for name in ("sampling-steps", "figure-1"):
         points = (measures.get(name) or {}).get("points")
         if points:
-            samplers = "; ".join(dict.fromkeys(point["sampler"] for point in points))
-            card.append(("Curves of the distance", f"{points[0]['num_samples']:,} samples a point; {samplers}"))
+            methods = " and ".join(dict.fromkeys("DDIM (eta 0)" if point["method"] == "ddim" else point["method"] for point in points))
+            card.append(("Curves of the distance", f"{points[0]['num_samples']:,} samples a point, on the same noise; sampler: {methods}"))
     protocol = (measures.get("history") or {}).get("protocol")
     if protocol:
         card.append(("Scores beside training", f"{protocol['num_samples']:,} samples, {protocol['sampler']}, the same noise at every step"))

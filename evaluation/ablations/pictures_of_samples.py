@@ -23,10 +23,12 @@ class SampleGrid:
     Attributes:
         png: The picture, as base64 of a PNG.
         caption: What its rows and columns are.
+        wide: Whether it has names beside its rows, and needs the room.
     """
 
     png: str
     caption: str
+    wide: bool = True
 
 
 def sample_grids(records: Sequence[TrialRecord]) -> list[SampleGrid]:
@@ -106,10 +108,10 @@ def _plain(records: Sequence[TrialRecord]) -> list[SampleGrid]:
         uri = (record.final or {}).get("grid_uri", "")
         if uri and storage.exists(uri):
             png = base64.b64encode(storage.read_bytes(uri)).decode()
-            found.append(SampleGrid(png=png, caption=f"{record.label}: the same noise in every grid."))
+            found.append(SampleGrid(png=png, caption=f"{record.label}: the same noise in every grid.", wide=False))
     return found
 
 
 def _grid(images: torch.Tensor, names: Sequence[str], caption: str) -> SampleGrid:
-    pixels = grids.sample_grid(images, num_columns=_COLUMNS, row_names=names, tile_pixels=32)
+    pixels = grids.sample_grid(images, num_columns=_COLUMNS, row_names=names)
     return SampleGrid(png=base64.b64encode(grids.to_png(pixels)).decode(), caption=caption)

@@ -113,16 +113,15 @@ def read_record(ablation_uri: str, label: str) -> TrialRecord | None:
     return TrialRecord.from_dict(storage.read_json(uri))
 
 
-def find_subject(run_uri: str, data_uri: str, reference_uri: str) -> Subject:
-    """Which checkpoint and weights of a run are looked at.
-
-    The chosen ones, else those with the best score, else the latest checkpoint's first average: so that a finished run,
-    an imported checkpoint and a run that never was scored all serve.
+def find_subject(run_uri: str, data_uri: str, reference_uri: str, *, best: bool = False) -> Subject:
+    """Which checkpoint and weights of a run are looked at: of a checkpoint that is named, its first average.
 
     Args:
         run_uri: A run's directory, or a checkpoint's.
         data_uri: Its data set.
         reference_uri: Reference statistics, or empty.
+        best: The chosen ones, else those with the best score, where the run says so; otherwise the latest checkpoint's
+            first average.
 
     Raises:
         SubjectError: There is no checkpoint.
@@ -132,16 +131,14 @@ def find_subject(run_uri: str, data_uri: str, reference_uri: str) -> Subject:
         uri = run_uri.rstrip("/")
         run_uri = run_uri_of(uri)
     else:
-        found = _noted(run_uri)
         latest = checkpoint.latest(run_uri)
         if latest is None:
             raise SubjectError(f"{run_uri}: there is no checkpoint; it was not trained, or this is not a run's directory")
-        uri, weights = found or (latest, None)
-    chosen = weights or checkpoint.weights_names(uri)[0]
+        uri, weights = (_noted(run_uri) if best else None) or (latest, None)
     return Subject(
         run_uri=run_uri,
         checkpoint_uri=uri,
-        weights=chosen,
+        weights=weights or checkpoint.weights_names(uri)[0],
         step=checkpoint.step_of(uri),
         experiment=checkpoint.load_experiment(uri),
         data_uri=data_uri,

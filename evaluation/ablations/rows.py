@@ -137,6 +137,17 @@ def shown(value: float | None, error: float | None = None) -> str:
     return f"{value:,.{max(0, 1 - math.floor(math.log10(error)))}f} ± {error:.2g}"
 
 
+def distance_name(records: Sequence[TrialRecord]) -> str:
+    """What the distance of these records is called."""
+    for record in records:
+        if record.final:
+            return str(record.final["distance_name"])
+        for measure in ("sampling-steps", "figure-1"):
+            if record.measures.get(measure):
+                return str(record.measures[measure]["distance_name"])
+    return "distance"
+
+
 def _row(request: AblationRequest, index: int, record: TrialRecord) -> TableRow:
     result = reported(request, index, record)
     final, likelihood = record.final or {}, (record.final or {}).get("likelihood") or {}

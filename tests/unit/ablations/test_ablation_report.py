@@ -256,17 +256,23 @@ def test_the_gallery_lists_reports_in_the_papers_order_with_what_they_found(tmp_
     assert "1 not decided here" in page
 
 
-def test_what_is_looked_at_is_the_chosen_checkpoint_else_the_best_else_the_latest(tmp_path: Path) -> None:
+def test_what_is_looked_at_is_the_latest_or_the_chosen_checkpoint_else_the_best(tmp_path: Path) -> None:
     experiment = preset("digits-tiny-hybrid-cosine")
     run_uri = str(tmp_path / "run")
     files = {"experiment.json": experiment.to_dict(), "model.pt": {"x": torch.zeros(1)}, "ema_0.98.pt": {"x": torch.zeros(1)}}
     for step in (100, 200, 300):
         checkpoint.save(run_uri, step, files)
-    assert (find_subject(run_uri, "", "").step, find_subject(run_uri, "", "").weights) == (300, "ema_0.98")
+
+    def looked_at(*, best: bool) -> tuple[int, str]:
+        subject = find_subject(run_uri, "", "", best=best)
+        return subject.step, subject.weights
+
+    assert looked_at(best=True) == looked_at(best=False) == (300, "ema_0.98")
     storage.write_json(f"{run_uri}/result.json", {"best_step": 200, "best_weights": "model"})
-    assert (find_subject(run_uri, "", "").step, find_subject(run_uri, "", "").weights) == (200, "model")
+    assert looked_at(best=True) == (200, "model")
     storage.write_json(f"{run_uri}/evaluations/choice.json", {"step": 100, "weights": "ema_0.98"})
-    assert find_subject(run_uri, "", "").step == 100
-    assert find_subject(f"{run_uri}/checkpoints/step=00000300", "", "").step == 300
+    assert looked_at(best=True) == (100, "ema_0.98")
+    assert looked_at(best=False) == (300, "ema_0.98")
+    assert find_subject(f"{run_uri}/checkpoints/step=00000200", "", "", best=True).step == 200
     with pytest.raises(ValueError, match="there is no checkpoint"):
         find_subject(str(tmp_path / "nothing"), "", "")
