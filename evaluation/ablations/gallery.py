@@ -22,12 +22,26 @@ def write_gallery(folder: Path) -> Path:
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
         _TEMPLATE.read_text()
     )
-    entries = [_entry(path.parent.name, json.loads(path.read_text())) for path in folder.glob(f"*/{SUMMARY}")]
-    entries.sort(key=lambda entry: (entry["order"], entry["folder"]))
+    entries = _entries(folder)
     page = folder / "index.html"
     folder.mkdir(parents=True, exist_ok=True)
     page.write_text(template.render(entries=entries))
     return page
+
+
+def findings_as_markdown(folder: Path) -> str:
+    """Every claim that the reports of a folder tested, as a table for a README: what the paper says, what was found, by which numbers."""
+    lines = ["| ablation | the paper's claim | here | evidence |", "|---|---|---|---|"]
+    for entry in _entries(folder):
+        for finding in entry["findings"]:
+            cells = (f"`{entry['name']}`", finding["claim"], finding["verdict"], finding["evidence"])
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    entries = [_entry(path.parent.name, json.loads(path.read_text())) for path in folder.glob(f"*/{SUMMARY}")]
+    return sorted(entries, key=lambda entry: (entry["order"], entry["folder"]))
 
 
 def _entry(folder: str, summary: dict[str, Any]) -> dict[str, Any]:

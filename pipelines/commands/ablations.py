@@ -88,15 +88,21 @@ def report(
     overrides: list[str] = _SET,
     grid: list[str] = _GRID,
     runs: list[str] = _RUN,
+    markdown: bool = typer.Option(False, "--markdown", help="Print what all reports here found, as a Markdown table."),
 ) -> None:
     """Make an ablation's report again from what its trials left; nothing is trained or measured."""
+    from evaluation.ablations.gallery import findings_as_markdown
     from pipelines import services
-    from pipelines.ablate import report_locally
+    from pipelines.ablate import gallery_folder, report_locally
 
     requests = _requests(name, scale, preset, objective, overrides, grid, runs)
     running = services.up()
     for request in requests:
-        print(_shown(report_locally(request, running) / "report.html"))
+        page = report_locally(request, running) / "report.html"
+        if not markdown:
+            print(_shown(page))
+    if markdown:
+        print(findings_as_markdown(gallery_folder(running)))
 
 
 def _requests(

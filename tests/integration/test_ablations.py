@@ -71,7 +71,8 @@ def test_in_the_pipeline_a_failed_trial_is_named_takes_no_other_down_and_alone_r
     request = _request("hybrid-weight")
     uri = ablation_uri(request, root)
     label, run_uri = _victim(request, root, 2)
-    storage.write_bytes(f"{run_uri}/evaluations/final.json", b"not JSON")
+    damaged = f"{run_uri}/evaluations/ablation-00000004-ema_0.98.json"
+    storage.write_bytes(damaged, b"not JSON")
 
     with pytest.raises(PipelineError, match="measure-trial"):
         run_pipeline(load("ablation"), arguments, home, show=lambda line: None)
@@ -82,7 +83,7 @@ def test_in_the_pipeline_a_failed_trial_is_named_takes_no_other_down_and_alone_r
     assert f"Failed: {label}." in page
     assert "is not JSON" in page
 
-    storage.delete(f"{run_uri}/evaluations/final.json")
+    storage.delete(damaged)
     lines: list[str] = []
     outputs = run_pipeline(load("ablation"), arguments, home, show=lines.append)
     assert sum("was trained and measured before" in line for line in lines) == 3

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from evaluation import npz
-from evaluation.ablations.gallery import write_gallery
+from evaluation.ablations.gallery import findings_as_markdown, write_gallery
 from evaluation.ablations.page import parts, render
 from evaluation.ablations.pictures_of_samples import sample_grids
 from evaluation.ablations.record import TrialRecord, find_subject, slug
@@ -246,7 +246,7 @@ def test_the_gallery_lists_reports_in_the_papers_order_with_what_they_found(tmp_
             "scale": "tiny",
             "order": order,
             "failed": [],
-            "findings": [{"verdict": "not decided here"}],
+            "findings": [{"claim": "c", "verdict": "not decided here", "evidence": "1 | 2"}],
         }
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
@@ -254,6 +254,10 @@ def test_the_gallery_lists_reports_in_the_papers_order_with_what_they_found(tmp_
     assert page.index("Title a &lt;&amp;&gt;") < page.index("Title b")
     assert 'href="a/report.html"' in page
     assert "1 not decided here" in page
+    assert findings_as_markdown(tmp_path).splitlines()[2:] == [
+        "| `a` | c | not decided here | 1 \\| 2 |",
+        "| `b` | c | not decided here | 1 \\| 2 |",
+    ]
 
 
 def test_what_is_looked_at_is_the_latest_or_the_chosen_checkpoint_else_the_best(tmp_path: Path) -> None:
