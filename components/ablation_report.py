@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.ablation_steps import PLAN, read_items
-from components.ablation_tracking import comparison_url
+from components.ablation_tracking import comparison_url, side_by_side
 from training import storage
 from training.ablation_request import AblationRequest
 from training.ablations import names
@@ -44,7 +44,9 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
     drawn, found = parts(request, records, rows)
     parent = attach(plan["parent_run_id"])
     compare = comparison_url(request, parent, records)
-    links = {"Compare the trials in MLflow": compare, "The ablation in MLflow": parent.url, "Directory": ablation_uri}
+    links = {"Compare the trials in MLflow": compare}
+    links |= side_by_side(parent, records)
+    links |= {"The ablation in MLflow": parent.url, "Directory": ablation_uri}
     links |= {f"Run of {record.label}": record.run_uri for record in records if record.run_uri}
     page = render(request, records, rows, drawn=drawn, found=found, links=links)
     failed = [record.label for record in records if record.error]
@@ -90,7 +92,7 @@ def collect(ablation_uri: str, request: AblationRequest) -> list[Any]:
 
     records = []
     for trial in request.trials():
-        record = _readable(ablation_uri, trial.label)
+        record = read_record(ablation_uri, trial.label)
         if record is None:
             told = "it left no record: its step did not come so far, or was ended from outside; its log says more"
             record = TrialRecord(label=trial.label, role=trial.role, values=trial.values, preset=trial.preset, own=trial.own, error=told)
@@ -101,16 +103,6 @@ def collect(ablation_uri: str, request: AblationRequest) -> list[Any]:
         missing = "it needs every trial, and one is missing" if any(r.error for r in records) else "it was not taken yet"
         records.append(record or TrialRecord(label=joint, role=joint, error=missing))
     return records
-
-
-def _readable(ablation_uri: str, label: str) -> Any:
-    from evaluation.ablations.record import read_record
-
-    try:
-        return read_record(ablation_uri, label)
-    except (storage.StorageError, TypeError, KeyError) as error:  # a damaged file must not take the report down
-        say(f"{label}: its record can't be read ({error})")
-        return None
 
 
 def _plan(ablation_uri: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Each is a function for a pipeline, for the command line and for tests alike. An 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -167,7 +168,7 @@ def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str,
     with _noting(item, pipeline_run_id) as tracking:
         from components.ablation_measuring import measure
 
-        record = measure(request, trial, item, run_uri, resources)
+        record = dataclasses.replace(measure(request, trial, item, run_uri, resources), tracking_run_id=tracking.run_id)
         storage.write_json(uri, record.to_dict())
         tracking.finish(record)
     return uri
@@ -204,7 +205,7 @@ def take_together(ablation_uri: str, resources: Mapping[str, Any]) -> str:
     if missing:
         raise ValueError(f"{label} needs every trial, and {', '.join(missing)} is not done; the same ablation again does what is missing")
     with _noting(item, "") as tracking:
-        record = measure_together(request, items)
+        record = dataclasses.replace(measure_together(request, items), tracking_run_id=tracking.run_id)
         storage.write_json(uri, record.to_dict())
         tracking.finish(record)
     return uri

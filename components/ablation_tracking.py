@@ -7,7 +7,7 @@ the samples, and the tags by which every filter finds it; a tag leads to the tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from training import storage
@@ -87,9 +87,9 @@ class TrialTracking:
         self._run.finish(status)
 
     @property
-    def url(self) -> str:
-        """Its page."""
-        return self._run.url
+    def run_id(self) -> str:
+        """MLflow's name of the run."""
+        return self._run.run_id
 
     def _training(self, record: TrialRecord) -> dict[str, str]:
         uri = storage.join(record.run_uri, "result.json")
@@ -99,14 +99,18 @@ class TrialTracking:
 
 
 def points(record: TrialRecord) -> dict[tuple[str, int], float]:
-    """(metric, step) -> value of everything in a record that MLflow can draw; the step is the training's, or a number of steps."""
+    """(metric, step) -> value of everything in a record that MLflow can draw.
+
+    A number alone is at step 0, which MLflow draws as bars; of a curve the step is training's, or a number of steps.
+    """
     found: dict[tuple[str, int], float | None] = {}
     final = record.final
     if final is not None:
-        found[(ORDER_METRIC, record.step)] = final["distance"]
-        found[("distance_standard_error", record.step)] = final["distance_standard_error"]
+        found[(ORDER_METRIC, 0)] = final["distance"]
+        found[("standard_error/distance", 0)] = final["distance_standard_error"]
         if final["likelihood"] is not None:
-            found[("bits_per_dim", record.step)] = final["likelihood"]["bits_per_dim"]
+            found[("bits_per_dim", 0)] = final["likelihood"]["bits_per_dim"]
+            found[("standard_error/bits_per_dim", 0)] = final["likelihood"]["standard_error"]
     for name in ("sampling-steps", "figure-1"):
         for point in record.measures.get(name, {}).get("points", ()):
             found[(f"distance_by_steps/{point['method']}", point["num_steps"])] = point["distance"]
@@ -123,11 +127,11 @@ def points(record: TrialRecord) -> dict[tuple[str, int], float]:
     if final is None:  # something to sort the comparison by all the same
         best = [value for (name, _), value in found.items() if name.startswith("distance_by_steps/") and value is not None]
         if best:
-            found[(ORDER_METRIC, record.step)] = min(best)
+            found[(ORDER_METRIC, 0)] = min(best)
         elif record.measures.get("likelihood-steps"):
-            found[("bits_per_dim", record.step)] = record.measures["likelihood-steps"]["points"][-1]["bits_per_dim"]
+            found[("bits_per_dim", 0)] = record.measures["likelihood-steps"]["points"][-1]["bits_per_dim"]
         elif bound is not None:
-            found[("bits_per_dim", record.step)] = bound["bits_per_dim"]
+            found[("bits_per_dim", 0)] = bound["bits_per_dim"]
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -138,6 +142,12 @@ def comparison_url(request: AblationRequest, parent: TrackedRun, records: list[A
     url = parent.parts_url(order_by_metric=metric)
     say(f"compare the trials of {request.name} at {url}")
     return url
+
+
+def side_by_side(parent: TrackedRun, records: Sequence[TrialRecord]) -> dict[str, str]:
+    """A link to MLflow's parallel coordinates of the trials; empty where there are fewer than two to compare."""
+    run_ids = [record.tracking_run_id for record in records if record.tracking_run_id]
+    return {"Parallel coordinates of the trials in MLflow": parent.side_by_side_url(run_ids)} if len(run_ids) > 1 else {}
 
 
 def _tags(request: AblationRequest, pipeline_run_id: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlencode
@@ -75,6 +75,11 @@ class TrackedRun:
             "workflowType": "machine_learning",
         }
         return f"{tracking_uri()}/#/experiments/{self._experiment_id}/runs?{urlencode(query, quote_via=quote)}"
+
+    def side_by_side_url(self, run_ids: Sequence[str]) -> str:
+        """Page that sets runs of this experiment beside each other: parallel coordinates, and which parameters differ."""
+        query = {"runs": json.dumps(list(run_ids)), "experiments": json.dumps([self._experiment_id]), "workflowType": "machine_learning"}
+        return f"{tracking_uri()}/#/compare-runs?{urlencode(query, quote_via=quote)}"
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Logs values of a step. A (metric, step) that the run has already keeps its first value.

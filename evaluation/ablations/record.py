@@ -13,6 +13,7 @@ from evaluation.protocol import as_plain
 from evaluation.scoring import EVALUATIONS, run_uri_of
 from training import checkpoint, storage
 from training.config import Experiment
+from training.progress import say
 
 
 class SubjectError(ValueError):
@@ -59,7 +60,7 @@ class TrialRecord:
         experiment: The experiment, as it was.
         data: Name, digest and counts of the data set.
         measures: By name, what was found.
-        tracking_url: Its MLflow run.
+        tracking_run_id: Its run in MLflow.
         error: Why it failed, in one line; empty where it did not.
     """
 
@@ -75,7 +76,7 @@ class TrialRecord:
     experiment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     measures: dict[str, Any] = field(default_factory=dict)
-    tracking_url: str = ""
+    tracking_run_id: str = ""
     error: str = ""
 
     @property
@@ -106,11 +107,15 @@ def slug(label: str) -> str:
 
 
 def read_record(ablation_uri: str, label: str) -> TrialRecord | None:
-    """A trial's record, or None; one that can't be read counts as none."""
+    """A trial's record, or None; one that is damaged, or of another version of this program, counts as none."""
     uri = record_uri(ablation_uri, label)
     if not storage.exists(uri):
         return None
-    return TrialRecord.from_dict(storage.read_json(uri))
+    try:
+        return TrialRecord.from_dict(storage.read_json(uri))
+    except (storage.StorageError, TypeError, KeyError) as error:
+        say(f"{label}: its record can't be read and counts as none ({error})")
+        return None
 
 
 def find_subject(run_uri: str, data_uri: str, reference_uri: str, *, best: bool = False) -> Subject:
