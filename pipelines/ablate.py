@@ -10,13 +10,15 @@ import contextlib
 import functools
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.quiet import only_progress
 from training.ablation_request import AblationRequest
 from training.progress import say
 
@@ -27,8 +29,15 @@ TRACKING_EXPERIMENT = "iddpm"
 _RESOURCES = {"num_workers": 1, "num_threads": 1}
 
 
+_MEASURING = "measuring"
+
+
 class AblationError(RuntimeError):
     """An ablation of which something is missing; the report is made all the same and says what."""
+
+    def __init__(self, message: str, log_path: Path | None = None) -> None:
+        super().__init__(message)
+        self.log_path = log_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +48,14 @@ class Done:
         uri: Its directory.
         folder: Local folder with report.html, table.csv, table.json and figure.svg.
         failed: Trial -> why.
+        log_path: Where everything stands that was not shown.
         seconds: How long it took.
     """
 
     uri: str
     folder: Path
     failed: dict[str, str]
+    log_path: Path
     seconds: float
 
 
@@ -57,6 +68,8 @@ def run_ablation(
 ) -> Done:
     """Plans, trains or reuses, measures, and reports; a trial that fails takes no other down.
 
+    Only progress is shown; what the libraries say goes into a log.
+
     Args:
         request: The ablation.
         services: S3 and MLflow.
@@ -68,37 +81,50 @@ def run_ablation(
     """
     from components import ablation_steps as steps
     from training.data.splits import prepare_experiment
-    from training.ray_session import ray_session
 
     started = time.monotonic()
     os.environ.update(services.env)
     root = services.bucket_uri
-    resources = {**_RESOURCES, **(resources or {})}
-    request.trials()
-    for data_set in steps.list_data_sets(request, root, sources=sources):
-        prepare_experiment(data_set["experiment_preset"], data_set["overrides"], data_set["data_uri"], source=data_set["source"])
-    items = steps.plan(request, root, TRACKING_EXPERIMENT)
-    uri = steps.ablation_uri(request, root)
+    log_path = services.home / "logs" / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    with only_progress(log_path, lambda: _title(request)):
+        for data_set in steps.list_data_sets(request, root, sources=sources):
+            prepare_experiment(data_set["experiment_preset"], data_set["overrides"], data_set["data_uri"], source=data_set["source"])
+        items = steps.plan(request, root, TRACKING_EXPERIMENT)
+        failed = _trials(items, root, {**_RESOURCES, **(resources or {})})
+        uri = steps.ablation_uri(request, root)
+        if not failed:
+            _keep_going(failed, "together", lambda: steps.take_together(uri, {**_RESOURCES, **(resources or {})}))
+        folder = report_locally(request, services)
+    return Done(uri=uri, folder=folder, failed=failed, log_path=log_path, seconds=time.monotonic() - started)
+
+
+def _trials(items: Sequence[Mapping[str, Any]], root: str, resources: Mapping[str, Any]) -> dict[str, str]:
+    """Trains and measures every trial; returns those that failed, and why."""
+    from components import ablation_steps as steps
+    from training.ray_session import ray_session
+
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         if any(not item["run_uri"] and steps.done_record(item) is None for item in items):
             stack.enter_context(ray_session(num_cpus=max(os.cpu_count() or 1, int(resources["num_workers"]) + 1)))
         # One trial is trained, in Ray's processes, while the one before it is measured in this one.
-        measuring = ThreadPoolExecutor(1, thread_name_prefix="iddpm-measure")
+        measuring = ThreadPoolExecutor(1, thread_name_prefix=_MEASURING)
         stack.callback(measuring.shutdown, cancel_futures=True)  # stopped from outside, only what is under way is waited for
         pending = []
         for number, item in enumerate(items, start=1):
             say(f"trial {number} of {len(items)}: {item['label']}")
-            run_uri = _keep_going(failed, item["label"], lambda item=item: _train(item, root, resources))  # type: ignore[misc]
+            run_uri = _keep_going(failed, item["label"], functools.partial(_train, item, root, resources))
             if run_uri is not None:
                 measure = functools.partial(steps.measure_trial, item, run_uri, resources)
                 pending.append(measuring.submit(_keep_going, failed, item["label"], measure))
         for one in pending:
             one.result()
-        if not failed:
-            _keep_going(failed, "together", lambda: steps.take_together(uri, resources))
-    folder = report_locally(request, services)
-    return Done(uri=uri, folder=folder, failed=failed, seconds=time.monotonic() - started)
+    return failed
+
+
+def _title(request: AblationRequest) -> str:
+    """Trained and measured at once, lines are told apart by the thread that they come from."""
+    return f"{request.name}, measuring" if threading.current_thread().name.startswith(_MEASURING) else request.name
 
 
 def report_locally(request: AblationRequest, services: Services) -> Path:

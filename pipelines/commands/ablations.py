@@ -65,6 +65,7 @@ def ablate(
 
     running = services.up()
     failed: dict[str, dict[str, str]] = {}
+    log_path: Path | None = None
     resources: dict[str, Any] = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)}
     if num_workers > 1 or gpu:
         resources["num_threads"] = 0
@@ -73,11 +74,12 @@ def ablate(
         print(f"{request.name}: {_shown(done.folder / 'report.html')}", flush=True)
         if done.failed:
             failed[request.name] = done.failed
+            log_path = done.log_path
     if len(requests) > 1:
         print(f"gallery: {_shown(gallery_folder(running) / 'index.html')}")
     if failed:
         told = "; ".join(f"{name} ({'; '.join(f'{label}: {why}' for label, why in each.items())})" for name, each in failed.items())
-        raise AblationError(f"failed in {told}. The same command does only what is missing")
+        raise AblationError(f"failed in {told}. The same command does only what is missing", log_path)
 
 
 def report(
@@ -94,11 +96,13 @@ def report(
     from evaluation.ablations.gallery import findings_as_markdown
     from pipelines import services
     from pipelines.ablate import gallery_folder, report_locally
+    from pipelines.quiet import only_progress
 
     requests = _requests(name, scale, preset, objective, overrides, grid, runs)
     running = services.up()
     for request in requests:
-        page = report_locally(request, running) / "report.html"
+        with only_progress(running.home / "logs" / "report.log", lambda name=request.name: name):  # type: ignore[misc]
+            page = report_locally(request, running) / "report.html"
         if not markdown:
             print(_shown(page))
     if markdown:

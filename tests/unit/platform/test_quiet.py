@@ -1,0 +1,43 @@
+"""Progress is shown with its title, everything goes into the log, and what was there before comes back."""
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipelines.quiet import only_progress
+from training.progress import say
+
+
+def test_only_progress_is_shown_and_everything_is_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log_path = tmp_path / "logs" / "x.log"
+    with only_progress(log_path, lambda: "width"):
+        print("chatter of a library")
+        print("a warning", file=sys.stderr)
+        say("step 5")
+        sys.stdout.write("(worker pid=1) iddpm| ")
+        sys.stdout.write("scored\nhalf a line")
+    print("after")
+    shown = capsys.readouterr()
+    assert shown.out == "[width] step 5\n[width] scored\nafter\n"
+    assert shown.err == ""
+    logged = [line[9:] for line in log_path.read_text().splitlines()]
+    assert logged == ["chatter of a library", "a warning", "iddpm| step 5", "(worker pid=1) iddpm| scored"]
+
+
+def test_lines_of_threads_are_not_mixed_and_carry_their_own_title(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with only_progress(tmp_path / "x.log", lambda: threading.current_thread().name):
+        sys.stdout.write("iddpm| from the ")
+        other = threading.Thread(target=lambda: say("from another"), name="other")
+        other.start()
+        other.join()
+        sys.stdout.write("main thread\n")
+    assert capsys.readouterr().out == "[other] from another\n[MainThread] from the main thread\n"
+
+
+def test_an_error_passes_and_output_is_as_before(tmp_path: Path) -> None:
+    before = sys.stdout, sys.stderr
+    with pytest.raises(ValueError, match="x"), only_progress(tmp_path / "x.log", lambda: ""):
+        raise ValueError("x")
+    assert (sys.stdout, sys.stderr) == before
