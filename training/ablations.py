@@ -33,7 +33,7 @@ _TINY_BATCHES = (
     {"optim.global_batch_size": 32, "optim.learning_rate": 0.002, "optim.num_steps": 400, "optim.checkpoint_interval": 100},
 )
 
-_TINY_LONG = {"optim.num_steps": 800, "optim.checkpoint_interval": 100}
+_TINY_LONG = {"optim.num_steps": 600, "optim.checkpoint_interval": 100}
 _TINY_CONDITIONAL = {"model.class_conditional": True}
 _FEWER = {"optim.num_steps": 200, "optim.checkpoint_interval": 50}
 
