@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.ablation_steps import PLAN, read_items
+from components.ablation_directory import read_plan
 from components.ablation_tracking import comparison_url, side_by_side
 from training import storage
 from training.ablation_request import AblationRequest
@@ -37,7 +37,7 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
     from evaluation.ablations.rows import table_rows
     from training.tracking import attach
 
-    plan = _plan(ablation_uri)
+    plan = read_plan(ablation_uri)
     request = AblationRequest.from_dict(plan["request"])
     records = collect(ablation_uri, request)
     rows = table_rows(request, records)
@@ -103,12 +103,6 @@ def collect(ablation_uri: str, request: AblationRequest) -> list[Any]:
         missing = "it needs every trial, and one is missing" if any(r.error for r in records) else "it was not taken yet"
         records.append(record or TrialRecord(label=joint, role=joint, error=missing))
     return records
-
-
-def _plan(ablation_uri: str) -> dict[str, Any]:
-    read_items(ablation_uri)  # says what is missing
-    plan: dict[str, Any] = storage.read_json(storage.join(ablation_uri, PLAN))
-    return plan
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:

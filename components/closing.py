@@ -70,8 +70,8 @@ def finish_ablation(
     Raises:
         ConfigError: The ablation is not valid, or was never planned.
     """
+    from components.ablation_directory import ablation_uri
     from components.ablation_report import make_report
-    from components.ablation_steps import ablation_uri
 
     close_runs(state, pipeline_run_id, tracking_experiment)
     return make_report(ablation_uri(request, storage_root_uri), page_path)

@@ -37,11 +37,11 @@ def list_data(
     Returns:
         All that the preprocess and reference steps of each need.
     """
-    from components.ablation_steps import list_data_sets
+    from components.ablation_planning import list_data_sets
     from training.ablation_request import from_form
 
     request = from_form(
         ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides
     )
-    found: List[Any] = list_data_sets(request, storage_root_uri, data_uri=data_uri, sources=data_sources)
+    found: list[Any] = list_data_sets(request, storage_root_uri, data_uri=data_uri, sources=data_sources)
     return found

@@ -40,11 +40,11 @@ def plan_ablation(
         All that a trial needs. In a loop kfp.local takes any other step's output for the loop's item, so the item carries
         it; a field called `name` would be lost.
     """
-    from components.ablation_steps import plan
+    from components.ablation_planning import plan
     from training.ablation_request import from_form
 
     request = from_form(
         ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides
     )
-    found: List[Any] = plan(request, storage_root_uri, tracking_experiment, data_uri=data_uri, pipeline_run_id=pipeline_run_id)
+    found: list[Any] = plan(request, storage_root_uri, tracking_experiment, data_uri=data_uri, pipeline_run_id=pipeline_run_id)
     return found

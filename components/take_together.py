@@ -45,7 +45,7 @@ def take_together(
     Returns:
         URI of the record; empty where there is nothing of the kind.
     """
-    from components.ablation_steps import ablation_uri
+    from components.ablation_directory import ablation_uri
     from components.ray_modes import run_in_mode
     from training.ablation_request import from_form
 

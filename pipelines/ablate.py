@@ -79,7 +79,9 @@ def run_ablation(
     Raises:
         ConfigError: The ablation can't be planned.
     """
-    from components import ablation_steps as steps
+    from components.ablation_directory import ablation_uri
+    from components.ablation_planning import list_data_sets, plan
+    from components.ablation_steps import take_together
     from training.data.splits import prepare_experiment
 
     started = time.monotonic()
@@ -87,13 +89,13 @@ def run_ablation(
     root = services.bucket_uri
     log_path = services.home / "logs" / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with only_progress(log_path, lambda: _title(request)):
-        for data_set in steps.list_data_sets(request, root, sources=sources):
+        for data_set in list_data_sets(request, root, sources=sources):
             prepare_experiment(data_set["experiment_preset"], data_set["overrides"], data_set["data_uri"], source=data_set["source"])
-        items = steps.plan(request, root, TRACKING_EXPERIMENT)
+        items = plan(request, root, TRACKING_EXPERIMENT)
         failed = _trials(items, root, {**_RESOURCES, **(resources or {})})
-        uri = steps.ablation_uri(request, root)
+        uri = ablation_uri(request, root)
         if not failed:
-            _keep_going(failed, "together", lambda: steps.take_together(uri, {**_RESOURCES, **(resources or {})}))
+            _keep_going(failed, "together", lambda: take_together(uri, {**_RESOURCES, **(resources or {})}))
         folder = report_locally(request, services)
     return Done(uri=uri, folder=folder, failed=failed, log_path=log_path, seconds=time.monotonic() - started)
 
@@ -133,8 +135,8 @@ def report_locally(request: AblationRequest, services: Services) -> Path:
     Raises:
         ConfigError: Nothing was planned.
     """
+    from components.ablation_directory import ablation_uri
     from components.ablation_report import FILES, make_report
-    from components.ablation_steps import ablation_uri
     from evaluation.ablations.gallery import write_gallery
     from training import storage
 

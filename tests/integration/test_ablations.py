@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.ablation_steps import ablation_uri, read_items
+from components.ablation_directory import ablation_uri, read_items
 from components.ablation_tracking import ORDER_METRIC
 from evaluation.ablations.record import record_uri
 from pipelines.ablate import run_ablation
