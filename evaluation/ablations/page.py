@@ -167,7 +167,7 @@ def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
     notes = [
         "Numbers after ± are one standard error: of a distance over the draw of the samples, of bits/dim over images, noise and timesteps."
     ]
-    looked = {"last": "the last checkpoint, at equal numbers of updates", "best": "the best checkpoint by distance"}
+    looked = {"last": "the last checkpoint", "best": "the best checkpoint by distance"}
     notes.append(f"Of each run: {looked[request.ablation().looks_at]}.")
     sources = sorted({row.where for row in rows if row.where})
     if sources:
