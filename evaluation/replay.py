@@ -80,6 +80,11 @@ class Replay:
     protocol: dict[str, Any]
 
     @property
+    def same_checkpoint(self) -> bool:
+        """Whether early stopping picks the checkpoint that full scoring of all picks, if perhaps with another decay."""
+        return self.rescored.step == self.full.step
+
+    @property
     def score_ratio(self) -> float:
         """How much less a score beside training costs than a full one."""
         return self.full_evaluations / self.cheap_evaluations
@@ -91,7 +96,7 @@ class Replay:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        ratios = {"score_ratio": self.score_ratio, "total_ratio": self.total_ratio}
+        ratios = {"same_checkpoint": self.same_checkpoint, "score_ratio": self.score_ratio, "total_ratio": self.total_ratio}
         plain: dict[str, Any] = as_plain({**dataclasses.asdict(self), **ratios})
         return plain
 
@@ -213,7 +218,8 @@ def as_text(found: Replay) -> str:
     else:
         error = found.behind_standard_error
         told = f", {abs(found.behind / error):.1f} standard errors" if error else ""
-        agreement = f"other weights, worse by {found.behind:.3g}{told}"
+        what = "the same checkpoint, another decay" if found.same_checkpoint else "another checkpoint"
+        agreement = f"{what}, worse by {found.behind:.3g}{told}"
     return "\n".join(
         [
             *lines,

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from evaluation import digit_classifier, inception
 from evaluation.features import DigitsExtractor, ExtractorError, FeatureExtractor, distance_name, load_extractor
+from evaluation.fid import Moments, frechet_distance
 from evaluation.inception import InceptionExtractor, load_inception
 
 
@@ -124,3 +126,37 @@ def test_only_the_standard_weights_may_be_called_fid() -> None:
     assert distance_name("inception", inception.WEIGHTS.sha256) == "FID"
     assert distance_name("inception", "0" * 64) == "FD(inception)"
     assert distance_name("digits-classifier", digit_classifier.WEIGHTS_SHA256) == "FD(digits-classifier)"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "IDDPM_INCEPTION_WEIGHTS" not in os.environ,
+    reason=f"IDDPM_INCEPTION_WEIGHTS names no file; set it to the path or s3:// address of {inception.WEIGHTS.name}",
+)
+def test_the_fid_in_the_real_weights_is_torch_fidelitys() -> None:
+    metric = pytest.importorskip("torch_fidelity.metric_fid")
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    weights = os.environ["IDDPM_INCEPTION_WEIGHTS"]
+    ours = load_inception(weights)
+    buffer = io.BytesIO(inception.WEIGHTS.read(weights))
+    theirs = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=buffer)
+    sets = [_images(64, 32, seed) for seed in (1, 2)]
+    sets[1] = sets[1] // 2
+    moments = []
+    features = []
+    for images in sets:
+        held = Moments(ours.dim)
+        held.update(ours(images))
+        moments.append(held)
+        with torch.inference_mode():
+            features.append(theirs(images)[0])
+    statistics = [metric.fid_features_to_statistics(part) for part in features]
+    expected = metric.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    assert distance_name(ours.name, ours.sha256) == "FID"
+    assert float((ours(sets[0]) - features[0]).norm() / features[0].norm()) < 1e-5
+    # The same moments differ by how the root is taken alone; their float32 features differ in the last digits.
+    same = [Moments(ours.dim), Moments(ours.dim)]
+    for held, part in zip(same, features, strict=True):
+        held.update(part)
+    assert frechet_distance(*same) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(*moments) == pytest.approx(expected, rel=1e-3)

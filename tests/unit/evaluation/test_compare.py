@@ -1,0 +1,137 @@
+"""Models beside each other: what is equal differs by nothing, and differences are as sure as common noise makes them."""
+
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from evaluation import compare_page
+from evaluation.compare import Comparison, ComparisonError, Difference, compare, short_names
+from evaluation.models import ModelSpec, load_model
+from evaluation.preflight import EvaluationOptions
+from training import checkpoint
+from training.config import Experiment
+from training.models.unet import make_model
+
+_FEW = EvaluationOptions(num_samples=60, likelihood_num_images=20)
+
+
+def _spec(run_uri: str, step: int, weights: str = "ema_0.99") -> ModelSpec:
+    return ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, step), weights=weights)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory, experiment: Experiment, digits_uri: str, reference_uri: str) -> Comparison:
+    """A network, the same one again, and one that is further from its initial weights."""
+    run_uri = str(tmp_path_factory.mktemp("compared"))
+    torch.manual_seed(7)
+    initial = make_model(experiment).state_dict()
+    for step, size in ((100, 0.02), (200, 0.02), (300, 0.05)):
+        generator = torch.Generator().manual_seed(0)
+        state = {key: value + size * torch.randn(value.shape, generator=generator) for key, value in initial.items()}
+        checkpoint.save(run_uri, step, {"experiment.json": experiment.to_dict(), "ema_0.99.pt": state})
+    return compare([_spec(run_uri, step) for step in (100, 200, 300)], digits_uri, reference_uri, options=_FEW)
+
+
+def test_equal_weights_differ_by_nothing_and_other_ones_by_more_than_noise(comparison: Comparison) -> None:
+    first, same, other = comparison.models
+    assert first.distance_difference is None
+    assert same.distance_difference == Difference(value=0.0, standard_error=0.0)
+    assert same.likelihood_difference is not None
+    assert same.likelihood_difference.value == 0.0
+    assert other.distance_difference is not None
+    assert other.distance_difference.value == pytest.approx(other.result.distance - first.result.distance)
+    assert other.likelihood_difference is not None
+    assert other.likelihood_difference.num_standard_errors is not None
+    assert abs(other.likelihood_difference.num_standard_errors) > 3
+
+
+def test_a_difference_on_common_noise_is_surer_than_independent_draws_would_make_it(comparison: Comparison) -> None:
+    first, _, other = comparison.models
+    assert other.distance_difference is not None
+    assert other.distance_difference.standard_error is not None
+    alone = [model.result.distance_standard_error for model in (first, other)]
+    assert None not in alone
+    assert other.distance_difference.standard_error < math.hypot(*alone)  # type: ignore[arg-type]
+
+
+def test_all_are_held_to_one_protocol_and_seed(comparison: Comparison) -> None:
+    cards = [model.result.protocol for model in comparison.models]
+    assert len({(card["distance"]["seed"], card["distance"]["num_samples"], card["distance"]["sampler"]) for card in cards}) == 1
+    assert {card["distance"]["purpose"] for card in cards} == {"compare"}
+
+
+def test_the_grid_has_a_row_a_model_and_equal_models_equal_rows(comparison: Comparison) -> None:
+    with Image.open(io.BytesIO(comparison.grid)) as picture:
+        height = picture.height
+    assert height > 3 * 48
+    assert json.loads(json.dumps(comparison.to_dict()))["models"][2]["distance_difference"]["value"] != 0
+
+
+def test_table_and_page_name_every_model_and_judge_every_difference(comparison: Comparison) -> None:
+    text, page = compare_page.as_text(comparison), compare_page.as_page(comparison)
+    for word in ("step 100", "step 200", "step 300", "FD(digits-classifier)", "bits/dim", "within noise"):
+        assert word in text
+        assert word in page
+    assert page.count("data:image/png;base64,") == 1
+
+
+def test_a_comparison_again_reads_what_was_evaluated(
+    kept_run_uri: str, digits_uri: str, reference_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    specs = [_spec(kept_run_uri, 200), _spec(kept_run_uri, 200, "ema_0.995")]
+    options = dataclasses.replace(_FEW, likelihood=False)
+    first = compare(specs, digits_uri, reference_uri, options=options)
+    capsys.readouterr()
+    again = compare(specs, digits_uri, reference_uri, options=options)
+    assert [model.result for model in again.models] == [model.result for model in first.models]
+    assert capsys.readouterr().out.count("evaluated by this protocol before") == 2
+    assert [model.name for model in again.models] == ["ema_0.99", "ema_0.995"]
+
+
+def test_models_of_other_images_are_refused(kept_run_uri: str, experiment: Experiment, digits_uri: str, tmp_path: Path) -> None:
+    unconditional = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, class_conditional=False))
+    files = {"experiment.json": unconditional.to_dict(), "ema_0.99.pt": make_model(unconditional).state_dict()}
+    checkpoint.save(str(tmp_path / "other"), 1, files)
+    with pytest.raises(ComparisonError, match="labels that the network is given is 10 and 0"):
+        compare([_spec(kept_run_uri, 200), _spec(str(tmp_path / "other"), 1)], digits_uri, "unused.npz")
+    with pytest.raises(ComparisonError, match="two models or more"):
+        compare([_spec(kept_run_uri, 200)], digits_uri, "unused.npz")
+
+
+def test_a_protocol_that_is_set_aside_is_said(
+    kept_run_uri: str, experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
+) -> None:
+    other = experiment.override(["evaluation.num_samples=90", "diffusion.num_timesteps=20"])
+    state = load_model(checkpoint.checkpoint_uri(kept_run_uri, 200)).network.state_dict()  # type: ignore[attr-defined]
+    checkpoint.save(str(tmp_path / "other"), 1, {"experiment.json": other.to_dict(), "ema_0.99.pt": state})
+    options = dataclasses.replace(_FEW, num_samples=None)
+    found = compare([_spec(kept_run_uri, 200), _spec(str(tmp_path / "other"), 1)], digits_uri, reference_uri, options=options)
+    assert any("protocol of its own (num_samples)" in note for note in found.notes)
+    assert any("20 timesteps" in note for note in found.notes)
+    assert found.models[1].result.protocol["distance"]["num_samples"] == experiment.evaluation.num_samples
+
+
+def test_names_say_what_differs_and_are_never_the_same(kept_run_uri: str) -> None:
+    model = load_model(checkpoint.checkpoint_uri(kept_run_uri, 200))
+    assert short_names([model, dataclasses.replace(model, step=300)]) == ["step 200", "step 300"]
+    assert short_names([model, model]) == ["digits-hybrid-cosine (1)", "digits-hybrid-cosine (2)"]
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        (Difference(value=-0.5, standard_error=0.1), "-0.5 +- 0.1 (5.0 SE, better)"),
+        (Difference(value=0.5, standard_error=0.1), "+0.5 +- 0.1 (5.0 SE, worse)"),
+        (Difference(value=0.1, standard_error=0.1), "+0.1 +- 0.1 (1.0 SE, within noise)"),
+        (Difference(value=0.1, standard_error=None), "+0.1"),
+        (None, ""),
+    ],
+)
+def test_differences_read_as_sentences(difference: Difference | None, words: str) -> None:
+    assert compare_page.words(difference) == words

@@ -1,0 +1,86 @@
+"""Images on request: the grid, the files, and what is refused before anything is drawn."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from evaluation import npz, sample_set
+from evaluation.draw import DrawRequest, draw_images
+from evaluation.generate import GenerationError
+from evaluation.models import ModelSpec
+from training import checkpoint
+from training.config import Experiment, SamplingConfig
+from training.models.unet import make_model
+
+
+@pytest.fixture
+def request_(kept_run_uri: str) -> DrawRequest:
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(kept_run_uri, 200))
+    return DrawRequest(model=spec, num_images=25, seed=1, sampling=SamplingConfig(spacing="3"), batch_size=10)
+
+
+def test_a_grid_and_one_file_for_other_evaluators_are_written(request_: DrawRequest, tmp_path: Path) -> None:
+    draw_images(request_, str(tmp_path / "set"), tmp_path / "new" / "grid.png", npz_uri=str(tmp_path / "all.npz"))
+    with Image.open(tmp_path / "new" / "grid.png") as picture:
+        assert picture.width > 10 * 48
+    images, labels = npz.read_images(str(tmp_path / "all.npz"))
+    assert len(images) == 25
+    assert labels is not None
+    assert labels.tolist() == [i % 10 for i in range(25)]
+    assert torch.equal(images[:10], next(iter(sample_set.read(str(tmp_path / "set"))))[1][:10])
+
+
+def test_the_second_stage_enlarges_a_set_in_other_chunks(
+    request_: DrawRequest, experiment: Experiment, tmp_path: Path, kept_run_uri: str
+) -> None:
+    upsampler = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, low_res_size=4))
+    torch.manual_seed(0)
+    state = {name: value + 0.02 * torch.randn(value.shape) for name, value in make_model(upsampler).state_dict().items()}
+    checkpoint.save(str(tmp_path / "run"), 1, {"experiment.json": upsampler.to_dict(), "ema_0.99.pt": state})
+    small = str(tmp_path / "small")
+    draw_images(dataclasses.replace(request_, labels=(3, 1, 4)), small, tmp_path / "small.png")
+    for number in range(3):
+        images, labels = npz.read_images(sample_set.chunk_uri(small, number))
+        npz.write_images(sample_set.chunk_uri(small, number), images[:, :, ::2, ::2].contiguous(), labels)
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(str(tmp_path / "run"), 1))
+    large = {}
+    for batch_size in (4, 25):
+        mine = dataclasses.replace(request_, model=spec, low_res_uri=small, batch_size=batch_size)
+        draw_images(mine, str(tmp_path / f"large-{batch_size}"), tmp_path / "large.png", npz_uri=str(tmp_path / "large.npz"))
+        large[batch_size], labels = npz.read_images(str(tmp_path / "large.npz"))
+        assert labels is not None
+        assert labels.tolist() == [[3, 1, 4][i % 3] for i in range(25)]
+    assert int((large[4].int() - large[25].int()).abs().max()) <= 1
+    with pytest.raises(GenerationError, match="holds 25 images; 26 are to be enlarged"):
+        draw_images(dataclasses.replace(request_, model=spec, low_res_uri=small, num_images=26), str(tmp_path / "x"), tmp_path / "x.png")
+    with pytest.raises(GenerationError, match="holds no set of images"):
+        draw_images(dataclasses.replace(request_, model=spec, low_res_uri=str(tmp_path)), str(tmp_path / "y"), tmp_path / "y.png")
+    with pytest.raises(GenerationError, match="an upsampler without images to enlarge: the data set is needed"):
+        draw_images(dataclasses.replace(request_, model=spec), str(tmp_path / "z"), tmp_path / "z.png")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_images": 0}, "must be at least 1"),
+        ({"labels": (12,)}, "not all in 0..9"),
+        ({"labels": "data"}, "labels as in the data: the data set is needed"),
+        ({"low_res_uri": "somewhere"}, "is not an upsampler"),
+    ],
+)
+def test_what_can_not_be_drawn_is_refused_at_once(request_: DrawRequest, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        draw_images(dataclasses.replace(request_, **changes), str(tmp_path / "set"), tmp_path / "grid.png")  # type: ignore[arg-type]
+    assert not (tmp_path / "set").exists()
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_labels_follow_the_data_where_asked(request_: DrawRequest, digits_uri: str, tmp_path: Path) -> None:
+    mine = dataclasses.replace(request_, labels="data", data_uri=digits_uri, num_images=5)
+    draw_images(mine, str(tmp_path / "set"), tmp_path / "grid.png")
+    labels = next(iter(sample_set.read(str(tmp_path / "set"))))[2]
+    assert labels is not None
+    assert labels.tolist() != [0, 1, 2, 3, 4]

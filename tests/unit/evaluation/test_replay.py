@@ -1,0 +1,64 @@
+"""The replay of early stopping: the picks, and costs that follow from counts alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from evaluation.preflight import EvaluationOptions
+from evaluation.replay import Replay, ReplayError, as_text, replay
+from evaluation.scoring import score_checkpoint, score_uri
+from training import checkpoint, storage
+from training.config import Experiment, SamplingConfig
+
+
+@pytest.fixture
+def scored_run_uri(run_uri: str, reference_uri: str) -> str:
+    for step in (100, 200):
+        score_checkpoint(checkpoint.checkpoint_uri(run_uri, step), reference_uri)
+    return run_uri
+
+
+def test_costs_are_images_times_steps_of_every_decay(
+    scored_run_uri: str, digits_uri: str, reference_uri: str, experiment: Experiment
+) -> None:
+    found = replay(scored_run_uri, digits_uri, reference_uri, options=EvaluationOptions(num_samples=70), num_rescored=1)
+    assert (found.num_checkpoints, found.num_weights) == (2, 4)
+    assert found.cheap_evaluations == 4 * experiment.evaluation.scoring_num_samples * 5
+    assert found.full_evaluations == 4 * 70 * 8
+    assert found.rescoring_evaluations == 70 * 8
+    assert found.score_ratio == pytest.approx(4 * 70 * 8 / (4 * 60 * 5))
+    assert found.full.distance == min(row[3] for row in found.table)
+    assert found.behind >= 0
+    assert json.loads(json.dumps(found.to_dict()))["score_ratio"] == found.score_ratio
+
+
+def test_the_papers_protocol_costs_62_times_less(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    found = replay(scored_run_uri, digits_uri, reference_uri, options=EvaluationOptions(num_samples=30))
+    at_the_papers = dataclasses.replace(found, cheap_evaluations=10_000 * 20, full_evaluations=50_000 * 250)
+    assert at_the_papers.score_ratio == 62.5
+
+
+def test_rescoring_all_picks_what_full_scoring_picks_even_where_the_scores_mislead(
+    scored_run_uri: str, digits_uri: str, reference_uri: str
+) -> None:
+    uri = score_uri(checkpoint.checkpoint_uri(scored_run_uri, 100))
+    misled = storage.read_json(uri)
+    misled["scores"] = dict.fromkeys(misled["scores"], 0.001)
+    storage.write_json(uri, misled)
+    options = EvaluationOptions(num_samples=40, sampling=SamplingConfig(spacing="6"))
+    both: Replay = replay(scored_run_uri, digits_uri, reference_uri, options=options, num_rescored=2)
+    one: Replay = replay(scored_run_uri, digits_uri, reference_uri, options=options, num_rescored=1)
+    assert one.cheap.step == both.cheap.step == 100
+    assert one.rescored.step == 100
+    assert both.rescored.distance <= one.rescored.distance
+    assert one.table == both.table, "what is scored at full protocol is read again"
+    assert "network evaluations" in as_text(both)
+    if one.rescored != one.full:
+        assert ("another decay" if one.same_checkpoint else "another checkpoint") in as_text(one)
+
+
+def test_a_run_without_scores_is_refused(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ReplayError, match="only 0 that is still there has a score"):
+        replay(run_uri, digits_uri, reference_uri)
