@@ -176,7 +176,17 @@ def test_the_schedules_courses_are_compared_by_where_their_bits_are_least() -> N
         _record(1.0, schedule="cosine", dropout=0.1, measures=course([4.0, 3.5, 3.6])),
     ]
     found = findings("cifar10-dropout", records)
-    assert [finding.verdict for finding in found] == ["otherwise than the paper says", "as the paper says", "as the paper says"]
+    assert [finding.verdict for finding in found] == ["not decided here", "as the paper says", "as the paper says"]
+    assert "still becoming better" in found[0].evidence
+
+
+def test_who_was_sooner_is_not_known_before_the_sooner_one_has_become_worse() -> None:
+    records = [
+        _record(2.0, dropout=0.0, measures=_history({100: 3.0, 200: 2.0, 300: 2.01})),
+        _record(1.0, dropout=0.1, measures=_history({100: 3.0, 200: 2.0, 300: 1.0})),
+    ]
+    told = _verdicts("cond64-overfitting", records)
+    assert told["With dropout it takes longer to get to the best."] == "not decided here"
 
 
 def test_wider_is_compared_with_narrower() -> None:
