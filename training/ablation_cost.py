@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from training.ablation_plan import Trial
 from training.ablation_request import AblationRequest
+from training.cards import speed_on
 from training.config import Experiment
-from training.cost import CARDS, count_forward_passes, count_macs, estimate
+from training.cost import count_forward_passes, estimate
 from training.diffusion.spacing import likelihood_spacing
 
 _CURVE_IMAGES = 1000  # of a curve of the likelihood, at the paper's scale
@@ -35,14 +36,14 @@ class Priced:
         return f"{_hours(self.training)} of training, {measuring} on one {card}" if trains else f"{measuring} on one {card}"
 
 
-def price(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisation: float = 0.3) -> Priced:
+def price(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisation: float | None = None) -> Priced:
     """The cost of a trial that nothing of is done yet; one that looks at a run has no training.
 
     Args:
         request: The ablation.
         trial: The trial.
-        card: A name of `training.cost.CARDS`.
-        utilisation: Share of the card's peak that is reached.
+        card: A name of `training.cards.CARDS`.
+        utilisation: Share of the card's peak that is reached; None takes what was measured, or else assumes one.
 
     Raises:
         CostError: There is no such card.
@@ -51,11 +52,12 @@ def price(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisa
     cost = estimate(experiment, card, utilisation=utilisation)
     trained = cost.phases["training"].card_hours + cost.phases["scoring"].card_hours if request.ablation().trains else 0.0
     passes = _measured_passes(request, trial, experiment)
-    per_pass = 2.0 * sum(count_macs(experiment).values()) / (CARDS[cost.card].peak_flops * utilisation) / 3600
+    speed = speed_on(cost.card, "sampling", cost.forward_macs, utilisation=utilisation)
+    per_pass = cost.forward_flops / speed.flops_per_second / 3600
     return Priced(training=trained, measuring=passes * per_pass)
 
 
-def price_together(request: AblationRequest, card: str = "H100", *, utilisation: float = 0.3) -> Priced:
+def price_together(request: AblationRequest, card: str = "H100", *, utilisation: float | None = None) -> Priced:
     """The cost of what is taken of several trials at once: once more a reported evaluation, of a cascade both stages."""
     joint = request.ablation().joint
     trials = {trial.role: trial for trial in request.trials()}

@@ -98,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     source = RandomImages(experiment, device)
     trainer = Trainer(experiment, resources, source, device=device, rank=rank, world_size=world_size, hooks=Hooks(log=remember))
-    trainer.train(options.warmup)
+    if options.warmup:
+        trainer.train(options.warmup)
     started = time.perf_counter()
     trainer.train(options.warmup + options.steps)
     seconds = time.perf_counter() - started

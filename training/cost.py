@@ -1,6 +1,7 @@
-"""What an experiment takes: parameters, operations, hours of a named card, memory.
+"""What an experiment takes: parameters, operations, hours of a named card and their price, memory.
 
-Nothing is run: shapes alone go through the network. A multiply-accumulate (MAC) is two floating point operations
+Nothing is run: shapes alone go through the network. The hours are those of the speeds that were measured on the card, or
+of an assumed share of its peak (`training.cards`). A multiply-accumulate (MAC) is two floating point operations
 (FLOPs); the paper's "39 billion FLOPs" (supplement section 1) are MACs.
 """
 
@@ -16,6 +17,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.cards import CARDS, Card, card_named, speed_on
+from training.cards import CostError as CostError
+from training.cards import Phase as SpeedOf
 from training.config import Experiment, SamplingConfig
 from training.diffusion.spacing import likelihood_spacing, parse_spacing
 from training.models.unet import make_model
@@ -25,30 +29,9 @@ _BYTES_PER_WEIGHT = 4
 _COPIES_IN_TRAINING = 4
 # A backward pass computes a gradient for inputs and one for weights, each as dear as the forward pass.
 TRAINING_PASSES = 3
+_SPEEDS: tuple[SpeedOf, ...] = ("training", "sampling")
 # Images of the split on which bits/dim is reported, of the data sets whose size is known beforehand.
 _LIKELIHOOD_IMAGES = {"digits": 300, "cifar10": 10_000, "imagenet64-official": 49_999, "imagenet": 50_000, "lsun-bedroom": 300}
-
-
-class CostError(ValueError):
-    """The question can't be answered; the message says what can be asked."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Card:
-    """An accelerator: dense FLOPs a second in bf16 (fp16 where it has no bf16), and memory in GiB."""
-
-    peak_flops: float
-    memory_gib: float
-
-
-CARDS = {
-    "H100": Card(peak_flops=989e12, memory_gib=80),
-    "H200": Card(peak_flops=989e12, memory_gib=141),
-    "A100": Card(peak_flops=312e12, memory_gib=80),
-    "L40S": Card(peak_flops=362e12, memory_gib=48),
-    "L4": Card(peak_flops=121e12, memory_gib=24),
-    "V100": Card(peak_flops=125e12, memory_gib=32),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +41,16 @@ class Phase:
     Attributes:
         forward_passes: Network evaluations of one image; a training image counts three.
         flops: Floating point operations.
-        card_hours: Hours of one card at the assumed utilisation.
+        card_hours: Hours of one card.
+        price: Of those hours; None where no price of an hour was given.
+        basis: What the hours are reckoned by: a measured speed, or an assumed share of the peak.
     """
 
     forward_passes: int
     flops: float
     card_hours: float
+    price: float | None
+    basis: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +82,9 @@ class Cost:
         forward_flops: Twice that.
         macs_by_kind: The same by kind: convolution, attention (the products of queries, keys and values), linear.
         card: Name of the card.
-        utilisation: Assumed share of the card's peak that is reached.
+        utilisation: Share of the card's peak that training reaches, as measured or assumed.
+        card_hours: Of all phases.
+        price: Of all phases; None where no price of an hour was given.
         phases: training; scoring (of checkpoints beside training); sampling (for the reported distance); likelihood,
             where the number of images is known beforehand.
         memory: In training.
@@ -109,6 +98,8 @@ class Cost:
     macs_by_kind: dict[str, int]
     card: str
     utilisation: float
+    card_hours: float
+    price: float | None
     phases: dict[str, Phase]
     memory: Memory
 
@@ -117,43 +108,49 @@ class Cost:
         return dataclasses.asdict(self)
 
 
-def estimate(experiment: Experiment, card: str = "H100", *, utilisation: float = 0.3) -> Cost:
+def estimate(experiment: Experiment, card: str = "H100", *, utilisation: float | None = None, price_per_hour: float | None = None) -> Cost:
     """The cost of training and evaluating an experiment.
 
     Args:
         experiment: Any.
-        card: A name of `CARDS`.
-        utilisation: Share of the card's peak that is reached, in (0, 1]; 0.3 is usual for these networks.
+        card: A name of `CARDS`; "CPU" is one core.
+        utilisation: Share of the card's peak that is reached, in (0, 1]; None takes what was measured, or else assumes one.
+        price_per_hour: Of one card, in any currency.
 
     Raises:
-        CostError: There is no such card, or the utilisation is out of its range.
+        CostError: There is no such card, or the utilisation or the price is out of its range.
     """
-    known = {name.lower(): name for name in CARDS}
-    if card.lower() not in known:
-        raise CostError(f"there is no card {card!r}; the cards are {', '.join(CARDS)}")
-    if not 0.0 < utilisation <= 1.0:
-        raise CostError(f"utilisation must be above 0 and at most 1, got {utilisation}")
-    card = known[card.lower()]
+    card = card_named(card)
+    if price_per_hour is not None and price_per_hour < 0:
+        raise CostError(f"the price of an hour can't be below 0, got {price_per_hour}")
     with torch.device("meta"):
         model = make_model(experiment)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     macs = count_macs(experiment)
-    forward_flops = 2 * sum(macs.values())
+    forward_macs = sum(macs.values())
+    speeds = {name: speed_on(card, name, forward_macs, utilisation=utilisation) for name in _SPEEDS}
 
-    def phase(forward_passes: int) -> Phase:
-        flops = float(forward_passes) * forward_flops
-        return Phase(forward_passes=forward_passes, flops=flops, card_hours=flops / (CARDS[card].peak_flops * utilisation) / 3600)
+    def phase(name: str, forward_passes: int) -> Phase:
+        flops = 2.0 * forward_passes * forward_macs
+        speed = speeds["training" if name == "training" else "sampling"]
+        hours = flops / speed.flops_per_second / 3600
+        price = None if price_per_hour is None else hours * price_per_hour
+        return Phase(forward_passes=forward_passes, flops=flops, card_hours=hours, price=price, basis=speed.basis)
 
+    phases = {name: phase(name, count) for name, count in count_forward_passes(experiment).items()}
+    hours = sum(each.card_hours for each in phases.values())
     return Cost(
         experiment=experiment.name,
         parameters=parameters,
         tensors=len(model.state_dict()),
-        forward_macs=sum(macs.values()),
-        forward_flops=forward_flops,
+        forward_macs=forward_macs,
+        forward_flops=2 * forward_macs,
         macs_by_kind=macs,
         card=card,
-        utilisation=utilisation,
-        phases={name: phase(count) for name, count in count_forward_passes(experiment).items()},
+        utilisation=speeds["training"].flops_per_second / CARDS[card].peak_flops,
+        card_hours=hours,
+        price=None if price_per_hour is None else hours * price_per_hour,
+        phases=phases,
         memory=_memory(experiment, parameters, CARDS[card]),
     )
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from training.cards import CARDS
 from training.config import Experiment
-from training.cost import CARDS, TRAINING_PASSES, count_macs
+from training.cost import TRAINING_PASSES, count_macs
 
 
 class Gauge:

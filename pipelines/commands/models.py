@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pipelines.commands.services import connect
+
+if TYPE_CHECKING:
+    from training.cost import Cost
 
 _JSON = typer.Option(False, "--json", help="As JSON.")
 _SET = typer.Option([], "--set", help="Override, like model.dropout=0.1; repeat it.")
@@ -68,27 +71,71 @@ def show(preset: str, overrides: list[str] = _SET, as_json: bool = _JSON) -> Non
 
 
 def cost(
-    preset: str,
+    preset: str = typer.Argument("", help="Name of an experiment; none gives a line for each."),
     overrides: list[str] = _SET,
-    card: str = typer.Option("H100", help="Accelerator."),
-    utilisation: float = typer.Option(0.3, help="Share of its peak that is reached."),
+    card: str = typer.Option("H100", help="Accelerator, or CPU for one core."),
+    utilisation: float = typer.Option(None, help="Share of its peak to reckon with, instead of what was measured.", show_default=False),
+    price_per_hour: float = typer.Option(None, help="Of one card, in any currency; adds the bill.", show_default=False),
     as_json: bool = _JSON,
 ) -> None:
-    """What an experiment takes: parameters, multiply-adds, card-hours, memory."""
+    """What an experiment takes: parameters, multiply-adds, card-hours and their price, memory."""
     from training.cost import estimate
+    from training.presets import names
     from training.presets import preset as named
+
+    chosen = [preset] if preset else list(names())
+    found = [estimate(named(name, overrides), card, utilisation=utilisation, price_per_hour=price_per_hour) for name in chosen]
+    if as_json:
+        print(json.dumps(found[0].to_dict() if preset else [one.to_dict() for one in found], indent=2))
+    elif preset:
+        _print_cost(found[0])
+    else:
+        _print_costs(found)
+
+
+def _print_cost(found: Cost) -> None:
     from training.progress import format_bytes
 
-    found = estimate(named(preset, overrides), card, utilisation=utilisation)
-    if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
-        return
     print(f"{found.parameters:,} parameters; {found.forward_macs / 1e9:,.2f} GMACs an image ({found.forward_flops / 1e9:,.2f} GFLOPs)")
-    print(f"on {found.card} at {found.utilisation:.0%} of its peak:")
+    print(f"hours of one {_card(found.card)}:")
     for name, phase in found.phases.items():
-        print(f"  {name:<12} {phase.flops:.3g} FLOPs  {phase.card_hours:,.2f} hours of one card")
+        print(f"  {name:<12} {_hours(phase.card_hours):>12}{_price(phase.price)}  {phase.flops:.3g} FLOPs")
+    print(f"  {'in all':<12} {_hours(found.card_hours):>12}{_price(found.price)}")
+    for line in _bases(found):
+        print(line)
     memory = [f"{name.replace('_', ' ')} {_memory(value, format_bytes)}" for name, value in found.to_dict()["memory"].items()]
     print("memory in training: " + ", ".join(memory))
+
+
+def _print_costs(found: Sequence[Cost]) -> None:
+    print(f"{'hours of one ' + _card(found[0].card):<50} {'training':>11} {'evaluation':>11} {'in all':>11}")
+    for one in found:
+        training = one.phases["training"].card_hours
+        hours = f"{_hours(training):>11} {_hours(one.card_hours - training):>11} {_hours(one.card_hours):>11}"
+        print(f"{one.experiment:<50} {hours}{_price(one.price)}")
+    print("\nevaluation: scores beside training, and the reported distance and likelihood; `iddpm cost NAME` has them apart")
+    for line in dict.fromkeys(line for one in found for line in _bases(one)):
+        print(line)
+
+
+def _bases(found: Cost) -> list[str]:
+    """What the hours are reckoned by, a line for each basis."""
+    of: dict[str, list[str]] = {}
+    for name, phase in found.phases.items():
+        of.setdefault(phase.basis, []).append("training" if name == "training" else "evaluation")
+    return [f"{' and '.join(dict.fromkeys(phases))} reckoned by: {basis}" for basis, phases in of.items()]
+
+
+def _card(name: str) -> str:
+    return "CPU core" if name == "CPU" else name
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f} h" if hours >= 100 else f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
+
+
+def _price(price: float | None) -> str:
+    return "" if price is None else f" {price:>12,.2f}"
 
 
 def _memory(value: Any, format_bytes: Any) -> str:
