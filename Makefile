@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup demo down image image-test test test-fast lint format golden golden-check ci mutations ablations bench-data bench-train bench-eval bench-stopping clean
+.PHONY: help setup demo down image image-test test test-fast lint format golden golden-check ci mutations ablations bench bench-gpu bench-stopping clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -88,14 +88,18 @@ ci: lint golden-check test  ## what CI runs: lint, golden check, all tests
 mutations: setup  ## break the mathematics in known ways and show which test notices
 	@$(BIN)/python tests/mutations.py
 
-bench-data: setup  ## preparing and loading images beside what they replace, with their goals
-	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/test_data_speed.py
+# GROUPS="training data" measures some of it; WRITE=1 puts the tables into BENCHMARKS.md when all is measured.
+bench: .venv/.bench-stamp  ## speed beside named baselines, with goals; a quarter of an hour on an idle machine
+	@$(BIN)/python tests/benchmarks/bench.py $(GROUPS) $(if $(WRITE),--write)
 
-bench-train: setup  ## a training step beside diffusers' network, with its goals
-	@$(BIN)/python tests/benchmarks/bench_train.py
+bench-gpu: .venv/.bench-stamp  ## the same for what runs on a CUDA device
+	@$(BIN)/python tests/benchmarks/bench.py --device cuda $(GROUPS) $(if $(WRITE),--write)
 
-bench-eval: setup  ## the distance and the extractor against scipy and torch-fidelity, with their goals
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_eval.py
+.venv/.bench-stamp: .venv/.stamp
+	@echo "bench: installing the libraries that are measured beside ours"
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,bench]' >.venv/bench-setup.log 2>&1 || { \
+	  echo "bench: pip could not install them; what it said is in .venv/bench-setup.log" >&2; exit 1; }
+	@touch $@
 
 bench-stopping: setup  ## early stopping on the digits beside full scoring of every checkpoint, with its goals; half an hour
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_stopping.py --num-workers 2

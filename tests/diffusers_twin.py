@@ -15,7 +15,7 @@ def diffusers_twin(config: ModelConfig, image_size: int) -> Any:
     attends = [image_size // 2**stage in config.attention_resolutions for stage in range(len(config.channel_mult))]
     twin = UNet2DModel(
         sample_size=image_size,
-        in_channels=3,
+        in_channels=3 if config.low_res_size is None else 6,  # an upsampler sees the small image beside the noisy one
         out_channels=6,
         layers_per_block=config.num_res_blocks,
         block_out_channels=tuple(config.model_channels * mult for mult in config.channel_mult),

@@ -1,0 +1,15 @@
+"""What this machine can do at most: convolutions, which the networks are made of, and copies, which everything else is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from measuring import Measured, Run, convolution_peak, copy_bandwidth
+
+
+def measure(run: Run) -> Iterator[tuple[str, Measured]]:
+    """The rows of this group."""
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        yield f"convolution-{name}", Measured(value=convolution_peak(run.device, dtype, quick=run.quick) / 1e9)
+    yield "copy", Measured(value=copy_bandwidth(run.device, quick=run.quick) / 1e9, note="read and written both counted")

@@ -1,0 +1,104 @@
+"""Images drawn end to end, from noise to 8 bits, beside diffusers' network under its own schedulers."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import Measured, Run, Work, ratio, take_turns
+from training_steps import set_up
+
+from training.config import Experiment, SamplingConfig
+from training.cost import count_macs
+from training.diffusion.process import Model
+from training.diffusion.sampling import make_sampling_process, quantize, sample
+from training.models.unet import make_model
+from training.presets import preset
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from diffusers_twin import diffusers_twin
+
+SAMPLERS = {
+    "ancestral-250": SamplingConfig(spacing="250"),
+    "ddim-50": SamplingConfig(method="ddim", spacing="ddim50"),
+    "dpm-solver-20": SamplingConfig(method="dpm_solver_pp", spacing="20"),
+}
+
+
+def measure(run: Run) -> Iterator[tuple[str, Measured]]:
+    """The rows of this group."""
+    set_up(run.device)
+    on_gpu = run.device.type == "cuda"
+    width = 32 if run.quick else 128 if on_gpu else 64
+    experiment = preset("cifar10-hybrid-cosine", [f"model.model_channels={width}", "diffusion.num_timesteps=1000"])
+    batch = 1 if run.quick else 64 if on_gpu else 1
+    network = make_model(experiment).to(run.device).eval().requires_grad_(False)
+    twin = diffusers_twin(experiment.model, experiment.data.image_size).to(run.device).eval().requires_grad_(False)
+    sides: dict[str, Work] = {}
+    for name, sampling in SAMPLERS.items():
+        steps = 2 if run.quick else int(name.rpartition("-")[2])
+        sides[f"theirs {name}"] = baseline(twin, name, steps, batch, experiment, run.device)
+        sides[f"ours {name}"] = ours(network, experiment, sampling if not run.quick else _short(sampling), batch, run.device)
+    sides["bf16"] = ours(_in_bf16(network, run.device), experiment, SAMPLERS["dpm-solver-20"], batch, run.device)
+    # The first image of a process is dearer than the next; a short one of each side is enough to be past that.
+    for work in (sides["theirs dpm-solver-20"], sides["ours dpm-solver-20"], sides["bf16"]):
+        work()
+    times = take_turns(sides, rounds=run.rounds(3), warmup=0, device=run.device)
+    macs = sum(count_macs(experiment).values())
+
+    def speed(side: str, steps: int) -> dict[str, float]:
+        return {"forward_macs": float(macs), "flops_per_second": 2 * macs * steps * batch / statistics.median(times[side])}
+
+    for name in SAMPLERS:
+        steps = int(name.rpartition("-")[2])
+        yield name, ratio(times[f"theirs {name}"], times[f"ours {name}"], f"batch {batch}", **speed(f"ours {name}", steps))
+    yield "end-to-end-bf16", ratio(times["theirs ancestral-250"], times["bf16"], f"batch {batch}", **speed("bf16", 20))
+
+
+def _short(sampling: SamplingConfig) -> SamplingConfig:
+    return SamplingConfig(method=sampling.method, spacing="ddim2" if sampling.method == "ddim" else "2")
+
+
+def _in_bf16(network: Model, device: torch.device) -> Model:
+    def run(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return network(*args, **kwargs).float()
+
+    return run
+
+
+def ours(network: Model, experiment: Experiment, sampling: SamplingConfig, batch: int, device: torch.device) -> Work:
+    """Draws a batch, as `evaluation.generate` does."""
+    process = make_sampling_process(experiment.diffusion, sampling)
+    indices = torch.arange(batch, device=device)
+    return lambda: quantize(sample(process, network, indices=indices, shape=(3, 32, 32), seed=0, config=sampling)).cpu()
+
+
+def baseline(twin: Any, name: str, steps: int, batch: int, experiment: Experiment, device: torch.device) -> Work:
+    """Draws a batch as diffusers' own pipelines do: set the timesteps, and step from one to the next."""
+    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+
+    common = {"num_train_timesteps": experiment.diffusion.num_timesteps, "beta_schedule": "squaredcos_cap_v2"}
+    scheduler: Any
+    if name.startswith("ancestral"):
+        scheduler = DDPMScheduler(**common, variance_type="learned_range")
+    elif name.startswith("ddim"):
+        scheduler = DDIMScheduler(**common)
+    else:
+        scheduler = DPMSolverMultistepScheduler(**common, variance_type="learned_range")
+
+    @torch.no_grad()
+    def draw() -> torch.Tensor:
+        scheduler.set_timesteps(steps)
+        x = torch.randn(batch, 3, 32, 32, device=device)
+        for t in scheduler.timesteps:
+            output = twin(x, t).sample
+            # DDIM's knows no learned variance, and takes the noise alone.
+            x = scheduler.step(output[:, :3] if name.startswith("ddim") else output, t, x).prev_sample
+        return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+    return draw

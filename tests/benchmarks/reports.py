@@ -1,0 +1,167 @@
+"""The suite's results for a person on the screen, in BENCHMARKS.md, and as the speeds that `iddpm cost` reckons with."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from measuring import Measured
+from rows import GROUPS, Row, rows_of
+
+from training.cards import CARDS
+
+_TITLES = {
+    "roofline": "What the machine can do",
+    "training": "Training step",
+    "data": "Data",
+    "sampling": "Sampling",
+    "quality": "Fewer network evaluations",
+    "evaluation": "Evaluation",
+    "checkpoints": "Checkpoints",
+    "startup": "Start-up",
+    "pipeline": "Local pipelines",
+    "memory": "Memory",
+    "beside": "Scoring beside training",
+    "scaling": "From one worker to two",
+}
+
+
+def found_of(row: Row, results: Mapping[str, Any]) -> Measured | None:
+    """The row's number, if it was measured."""
+    found = results["groups"].get(row.group, {}).get("rows", {}).get(row.key)
+    return Measured(**found) if found else None
+
+
+def number(value: float) -> str:
+    """Three digits that tell something."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def spread(measured: Measured) -> str:
+    """The range of the rounds, or nothing."""
+    if measured.low is None or measured.high is None:
+        return ""
+    return f"{number(measured.low)} to {number(measured.high)}"
+
+
+def on_screen(results: Mapping[str, Any], groups: Iterable[str], device: str) -> str:
+    """A few lines a group."""
+    lines = []
+    for group in groups:
+        told = results["groups"][group]
+        lines.append(f"{_TITLES[group]} ({group}, {told['seconds']:.0f} s)")
+        for row in rows_of((group,), device):
+            measured = found_of(row, results)
+            value = f"{number(measured.value)} {row.unit}" if measured else ""
+            verdict = row.verdict(measured, device)
+            lines.append(f"  {row.what:<82} {value:>18}  {row.goal_words(device):<8} {verdict}".rstrip())
+            beside = [
+                f"against {row.against}" if row.against else "",
+                f"rounds {spread(measured)}" if measured and spread(measured) else "",
+                measured.note if measured else "",
+                row.reason if verdict == "MISSED" else "",
+            ]
+            if any(beside):
+                lines.append("      " + "; ".join(filter(None, beside)))
+        if told["failure"]:
+            lines.append(f"  FAILED: {told['failure']}")
+    return "\n".join(lines) + "\n"
+
+
+def summary(results: Mapping[str, Any], device: str) -> str:
+    """The last line: goals met, missed, and groups that failed."""
+    verdicts = [row.verdict(found_of(row, results), device) for row in rows_of(tuple(results["groups"]), device)]
+    counts = {word: verdicts.count(word) for word in ("met", "MISSED", "FAILED")}
+    seconds = sum(told["seconds"] for told in results["groups"].values())
+    return f"{counts['met']} goals met, {counts['MISSED']} missed, {counts['FAILED']} rows failed; {seconds / 60:.1f} minutes"
+
+
+def markdown(text: str, results: Mapping[str, Any], device: str) -> str:
+    """BENCHMARKS.md with the tables of this device put between their marks."""
+    begin, end = f"<!-- {device} begins -->", f"<!-- {device} ends -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"BENCHMARKS.md has no place for {device}: {begin} ... {end} is missing")
+    body = "\n\n".join([_heading(results, device), *(_table(group, results, device) for group in GROUPS if rows_of((group,), device))])
+    return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{body}\n{end}", text, flags=re.DOTALL)
+
+
+def _heading(results: Mapping[str, Any], device: str) -> str:
+    if not results["groups"]:
+        return f"Not measured yet; `make bench{'-gpu' if device == 'cuda' else ''} WRITE=1` does."
+    dates = sorted({told["date"] for told in results["groups"].values()})
+    commits = list(dict.fromkeys(told["commit"] for told in results["groups"].values() if told["commit"]))
+    machine = results["machine"]
+    lines = [
+        f"Measured {' and '.join(dates)} by `make bench{'-gpu' if device == 'cuda' else ''} WRITE=1`"
+        + (f" at {', '.join(commits)}" if commits else "")
+        + f", {sum(told['seconds'] for told in results['groups'].values()) / 60:.0f} minutes.",
+        "",
+        *(f"- {name}: {told}" for name, told in machine.items()),
+        "",
+        summary(results, device).rpartition(";")[0] + ".",
+    ]
+    missed = [row for row in rows_of(GROUPS, device) if row.verdict(found_of(row, results), device) == "MISSED"]
+    if missed:
+        lines += ["", "Missed:", ""]
+        for row in missed:
+            measured = found_of(row, results)
+            assert measured is not None
+            reason = row.reason or "no reason is known"
+            lines.append(
+                f"- {row.what}: {number(measured.value)} {row.unit}, goal {row.goal_words(device)}. {reason[0].upper()}{reason[1:]}."
+            )
+    return "\n".join(lines)
+
+
+def _table(group: str, results: Mapping[str, Any], device: str) -> str:
+    lines = [
+        f"### {_TITLES[group]}",
+        "",
+        f"    make bench{'-gpu' if device == 'cuda' else ''} GROUPS={group}",
+        "",
+        "| what | against | ours | rounds | goal | | seen |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows_of((group,), device):
+        measured = found_of(row, results)
+        cells = [
+            row.what,
+            row.against,
+            f"{number(measured.value)} {row.unit}" if measured else "",
+            spread(measured) if measured else "",
+            row.goal_words(device),
+            row.verdict(measured, device) if group in results["groups"] else "",
+            measured.note if measured else "",
+        ]
+        lines.append("| " + " | ".join(cells).replace("  ", " ") + " |")
+    failure = results["groups"].get(group, {}).get("failure")
+    if failure:
+        lines += ["", f"Failed: {failure.partition(' (its output')[0]}."]
+    return "\n".join(lines)
+
+
+def calibrations(path: Path, results: Mapping[str, Any], device: str) -> None:
+    """Puts the speeds of whole training steps and samplers into the file that `training.cost` reads; other cards' stay."""
+    speeds: list[dict[str, Any]] = []
+    for row in rows_of(GROUPS, device):
+        measured = found_of(row, results)
+        details = measured.details if measured else None
+        if details and "forward_macs" in details:
+            speeds.append(
+                {
+                    "what": row.what.split(" (")[0],
+                    "phase": "training" if row.group == "training" else "sampling",
+                    "precision": "bf16" if "bf16" in row.key else "fp32",
+                    "forward_macs": details["forward_macs"],
+                    "flops_per_second": float(f"{details['flops_per_second']:.4g}"),
+                    "date": results["groups"][row.group]["date"],
+                }
+            )
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    machine = results["machine"]["gpu" if device == "cuda" else "processor"]
+    card = "CPU" if device == "cpu" else next((name for name in CARDS if name in machine.replace("-", " ").split()), machine)
+    kept[card] = {"machine": machine, "speeds": speeds}
+    path.write_text(json.dumps(kept, indent=2) + "\n")

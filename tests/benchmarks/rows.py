@@ -1,0 +1,333 @@
+"""Every row of the suite: what is measured, against what, and what was promised. The groups fill in the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from measuring import Measured
+
+Unit = Literal["times", "%", "s", "s a step", "MB", "GFLOP/s", "GB/s", "images/s", "of 2 workers"]
+Verdict = Literal["met", "MISSED", "", "FAILED"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A row before it is measured.
+
+    Attributes:
+        key: `<group>.<name>`; the group is the file `bench_<group>.py`.
+        what: What is measured.
+        against: The named baseline; empty where the number stands for itself.
+        unit: Of the number; "times" is how many times better than the baseline.
+        goals: Device type -> what was promised there, None where nothing was. It is measured on these devices.
+        at_least: Whether the goal is a lower bound.
+        reason: Why the goal may be missed, as the profile shows it; told where it is.
+    """
+
+    key: str
+    what: str
+    against: str
+    unit: Unit
+    goals: Mapping[str, float | None]
+    at_least: bool = True
+    reason: str = ""
+
+    @property
+    def group(self) -> str:
+        """The group that measures it."""
+        return self.key.split(".")[0]
+
+    def verdict(self, measured: Measured | None, device: str) -> Verdict:
+        """Whether the goal was met on that type of device."""
+        goal = self.goals[device]
+        if measured is None:
+            return "FAILED"
+        if goal is None:
+            return ""
+        return "met" if (measured.value >= goal if self.at_least else measured.value <= goal) else "MISSED"
+
+    def goal_words(self, device: str) -> str:
+        """The goal for a person."""
+        goal = self.goals[device]
+        return "" if goal is None else f"{'>=' if self.at_least else '<='} {goal:g}"
+
+
+def _training() -> list[Row]:
+    rows = []
+    for name, network in (
+        ("cifar10", "CIFAR-10"),
+        ("imagenet64", "ImageNet-64"),
+        ("upsampler", "upsampler to 128 px, C = 96"),
+    ):
+        for precision, goals in (("fp32", {"cpu": 1.0, "cuda": None}), ("bf16", {"cpu": 1.7, "cuda": 3.0})):
+            rows.append(
+                Row(
+                    key=f"training.{name}-{precision}",
+                    what=f"training step, {network}, {precision}",
+                    against="diffusers, eager fp32 (on a GPU TF32)",
+                    unit="times",
+                    goals=goals,
+                )
+            )
+        rows.append(
+            Row(
+                key=f"training.{name}-mfu",
+                what=f"MFU of that bf16 step, {network}",
+                against="the card's dense peak",
+                unit="%",
+                goals={"cuda": 35.0},
+            )
+        )
+    return rows
+
+
+ROWS: tuple[Row, ...] = (
+    Row(key="roofline.convolution-fp32", what="convolution, fp32", against="", unit="GFLOP/s", goals={"cpu": None, "cuda": None}),
+    Row(key="roofline.convolution-bf16", what="convolution, bf16", against="", unit="GFLOP/s", goals={"cpu": None, "cuda": None}),
+    Row(key="roofline.copy", what="copy in memory", against="", unit="GB/s", goals={"cpu": None, "cuda": None}),
+    *_training(),
+    Row(key="training.digits", what="training of the demo's network", against="", unit="images/s", goals={"cpu": None, "cuda": None}),
+    Row(
+        key="training.ema",
+        what="average of CIFAR-10's weights, one update (foreach)",
+        against="parameter by parameter",
+        unit="times",
+        goals={"cpu": None, "cuda": None},
+    ),
+    Row(
+        key="training.loader",
+        what="training step on data from the loader, CIFAR-10's network",
+        against="the same step on images in memory",
+        unit="%",
+        goals={"cpu": 2.0},
+        at_least=False,
+    ),
+    Row(
+        key="data.prepare-exact",
+        what="prepare JPEGs of 500, 1000, 2000 px to 64 px, exact area; mean of the three",
+        against="the released code's method",
+        unit="times",
+        goals={"cpu": 1.4},
+    ),
+    Row(
+        key="data.prepare-reduced",
+        what="the same with reduced decoding",
+        against="the released code's method",
+        unit="times",
+        goals={"cpu": 2.5},
+    ),
+    Row(
+        key="data.load-wall",
+        what="load images of 64 px, by the clock",
+        against="torch DataLoader, 2 workers, PNG files",
+        unit="times",
+        goals={"cpu": 15.0},
+    ),
+    Row(
+        key="data.load-cpu",
+        what="load images of 64 px, a processor second",
+        against="torch DataLoader, 2 workers, PNG files",
+        unit="times",
+        goals={"cpu": 50.0},
+    ),
+    Row(
+        key="data.waiting",
+        what="share of a 50 ms step on an accelerator that waits for its batch of 128",
+        against="",
+        unit="%",
+        goals={"cpu": 2.0},
+        at_least=False,
+    ),
+    Row(
+        key="sampling.ancestral-250",
+        what="an image by 250 ancestral steps, CIFAR-10's network at C = 64",
+        against="diffusers' network and DDPMScheduler",
+        unit="times",
+        goals={"cpu": None, "cuda": None},
+    ),
+    Row(
+        key="sampling.ddim-50",
+        what="an image by 50 DDIM steps, the same network",
+        against="diffusers' network and DDIMScheduler",
+        unit="times",
+        goals={"cpu": None, "cuda": None},
+    ),
+    Row(
+        key="sampling.dpm-solver-20",
+        what="an image by 20 DPM-Solver++ steps, the same network",
+        against="diffusers' network and DPMSolverMultistepScheduler",
+        unit="times",
+        goals={"cpu": None, "cuda": None},
+    ),
+    Row(
+        key="sampling.end-to-end-bf16",
+        what="an image by 20 DPM-Solver++ steps in bf16",
+        against="the paper's 250 ancestral steps in diffusers, fp32",
+        unit="times",
+        goals={"cpu": None, "cuda": None},
+    ),
+    Row(
+        key="quality.evaluations",
+        what="network evaluations an image by DPM-Solver++ 20, how many times fewer",
+        against="the paper's 250 ancestral steps",
+        unit="times",
+        goals={"cpu": 10.0},
+    ),
+    Row(
+        key="quality.distance",
+        what="FD(digits-classifier) by DPM-Solver++ 20, how many times greater",
+        against="the paper's 250 ancestral steps",
+        unit="times",
+        goals={"cpu": 1.3},
+        at_least=False,
+    ),
+    Row(
+        key="quality.likelihood",
+        what="bits/dim of the digits at equal standard error, network evaluations fewer",
+        against="all 1,000 terms of the bound",
+        unit="times",
+        goals={"cpu": 30.0},
+    ),
+    Row(
+        key="evaluation.features",
+        what="Inception features, fp32",
+        against="torch-fidelity as shipped",
+        unit="times",
+        goals={"cpu": 1.6, "cuda": None},
+    ),
+    Row(
+        key="evaluation.distance",
+        what="Frechet distance of 2,048 dimensions",
+        against="pytorch-fid (scipy's sqrtm)",
+        unit="times",
+        goals={"cpu": 12.0},
+    ),
+    Row(
+        key="evaluation.distance-eigvals",
+        what="the same",
+        against="torch-fidelity (numpy's eigvals)",
+        unit="times",
+        goals={"cpu": None},
+    ),
+    Row(
+        key="checkpoints.stall",
+        what="training waits for a checkpoint of CIFAR-10's network, share of the interval on an H100",
+        against="10,000 updates of batch 128 at 35 % MFU",
+        unit="%",
+        goals={"cpu": 1.0},
+        at_least=False,
+    ),
+    Row(key="startup.help", what="iddpm --help", against="", unit="s", goals={"cpu": 0.5}, at_least=False),
+    Row(
+        key="startup.first-step",
+        what="python -m training.bare to the end of its first update, digits",
+        against="",
+        unit="s",
+        goals={"cpu": None},
+        at_least=False,
+    ),
+    Row(
+        key="startup.services-fresh",
+        what="S3 and MLflow up in an empty folder",
+        against="",
+        unit="s",
+        goals={"cpu": 8.0},
+        at_least=False,
+    ),
+    Row(
+        key="startup.services-again",
+        what="the same where their data exists",
+        against="",
+        unit="s",
+        goals={"cpu": 8.0},
+        at_least=False,
+    ),
+    Row(
+        key="startup.services-running",
+        what="the same where they run already",
+        against="",
+        unit="s",
+        goals={"cpu": None},
+        at_least=False,
+    ),
+    Row(key="startup.services-memory", what="S3 and MLflow, resident", against="", unit="MB", goals={"cpu": None}, at_least=False),
+    Row(
+        key="pipeline.step",
+        what="a step of a local pipeline beyond its own work",
+        against="the same functions called",
+        unit="s a step",
+        goals={"cpu": 1.0},
+        at_least=False,
+    ),
+    Row(
+        key="pipeline.run",
+        what="a local pipeline of three empty steps, whole",
+        against="the same functions called",
+        unit="s",
+        goals={"cpu": None},
+        at_least=False,
+    ),
+    Row(
+        key="memory.training-fp32",
+        what="peak memory of training, CIFAR-10, batch 8, fp32, how many times as much",
+        against="diffusers' UNet2DModel, the same step",
+        unit="times",
+        goals={"cpu": None, "cuda": None},
+        at_least=False,
+    ),
+    Row(
+        key="memory.training-bf16",
+        what="the same, bf16",
+        against="diffusers' UNet2DModel, fp32",
+        unit="times",
+        goals={"cpu": None, "cuda": None},
+        at_least=False,
+    ),
+    Row(
+        key="memory.moments",
+        what="state of a Frechet distance of 50,000 images",
+        against="their features, 410 MB",
+        unit="MB",
+        goals={"cpu": 40.0},
+        at_least=False,
+    ),
+    Row(
+        key="beside.training",
+        what="training step while a checkpoint is scored on another core",
+        against="the same step alone",
+        unit="%",
+        goals={"cpu": 5.0},
+        at_least=False,
+    ),
+    Row(
+        key="scaling.machine",
+        what="two processes that share nothing: what the machine gives two workers",
+        against="one process",
+        unit="of 2 workers",
+        goals={"cpu": None},
+    ),
+    Row(key="scaling.prepare", what="prepare photographs by 2 Ray tasks", against="1 task", unit="of 2 workers", goals={"cpu": 0.85}),
+    Row(
+        key="scaling.train",
+        what="training step of CIFAR-10's network, batch 32, by 2 workers (gloo)",
+        against="1 worker, the same batch",
+        unit="of 2 workers",
+        goals={"cpu": 0.85},
+    ),
+    Row(
+        key="scaling.generate",
+        what="draw images of digits by 2 Ray tasks",
+        against="1 task",
+        unit="of 2 workers",
+        goals={"cpu": 0.85},
+    ),
+)
+
+GROUPS: tuple[str, ...] = tuple(dict.fromkeys(row.group for row in ROWS))
+
+
+def rows_of(groups: tuple[str, ...] | list[str], device: str) -> tuple[Row, ...]:
+    """The rows of these groups that are measured on that type of device, in the table's order."""
+    return tuple(row for row in ROWS if row.group in groups and device in row.goals)
