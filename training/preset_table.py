@@ -132,7 +132,7 @@ def _digits() -> Iterator[Preset]:
             scoring_sampling=SamplingConfig(method="dpm_solver_pp", spacing="10"),
             patience=4,
             rescore_best=2,
-            likelihood_steps=50,
+            likelihood_steps=25,
         ),
     )
     yield Preset(experiment=demo, source="ours: the paper's method on 1,797 handwritten digits, minutes on two cores")
