@@ -1,8 +1,14 @@
 """The train and nightly pipelines for real: kfp.local, Ray, S3 and MLflow, on the digits at tiny settings."""
 
+import contextlib
+import copy
 import dataclasses
+import http.server
+import json
 import re
+import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +45,12 @@ class _Here:
         self.home = home
         self.name = f"test-{uuid.uuid4().hex[:8]}"
         self.root_uri = f"{services.bucket_uri}/{self.name}"
+
+    def with_env(self, **variables: str) -> "_Here":
+        """The same place, with more in the environment of the steps."""
+        other = copy.copy(self)
+        other.services = dataclasses.replace(self.services, env={**self.services.env, **variables})
+        return other
 
     def run(self, pipeline: str, **arguments: Any) -> tuple[dict[str, Any], list[str]]:
         lines: list[str] = []
@@ -92,19 +104,47 @@ def test_the_nightly_check_passes_a_healthy_model_and_fails_a_damaged_one_with_b
     outputs, lines = here.run("nightly-fid", model=run_uri)
     assert "median of 1 earlier score" in outputs["Output"]
     assert any("healthy" in line for line in lines)
-    here.run("nightly-fid", model=run_uri)
     tracking_run_id = storage.read_json(f"{run_uri}/result.json")["tracking_run_id"]
+    here.run("nightly-fid", model=f"runs:/{tracking_run_id}")
     healthy = [value for _, value in attach(tracking_run_id).metric_history("nightly/distance")]
     assert len(healthy) == 2
 
     best = storage.read_json(f"{run_uri}/evaluations/choice.json")
     _damage(run_uri, int(best["step"]))
-    with pytest.raises(PipelineError, match=r"FD\(digits-classifier\) has regressed: (\S+) against (\S+) \(median of 2") as caught:
-        here.run("nightly-fid", model=run_uri)
+    with (
+        _listening() as (url, messages),
+        pytest.raises(PipelineError, match=r"FD\(digits-classifier\) has regressed: (\S+) against (\S+) \(median of 2") as caught,
+    ):
+        here.with_env(IDDPM_WEBHOOK_URL=url).run("nightly-fid", model=run_uri)
     numbers = re.search(r"regressed: (\S+) against (\S+)", str(caught.value))
     assert numbers is not None
     assert float(numbers[1]) > float(numbers[2])
     assert [value for _, value in attach(tracking_run_id).metric_history("nightly/distance")] == healthy
+    (message,) = messages
+    assert message["event"] == "regression"
+    assert numbers[1] in message["text"]
+    assert numbers[2] in message["text"]
+    assert message["links"]["mlflow"] == attach(tracking_run_id).url
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A webhook on loopback: its address, and what it is told."""
+    messages: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            """Says nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/hook", messages
+        server.shutdown()
 
 
 def _damage(run_uri: str, step: int) -> None:
