@@ -13,7 +13,7 @@ from evaluation.ablations.figures import pictures
 from evaluation.ablations.findings import findings
 from evaluation.ablations.pictures_of_samples import sample_grids
 from evaluation.ablations.record import TrialRecord
-from evaluation.ablations.rows import NOTHING, TableRow, distance_name, plain_word, shown
+from evaluation.ablations.rows import NOTHING, Number, TableRow, distance_name, plain_word, shown
 from training.ablation_request import AblationRequest
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -122,32 +122,39 @@ def _distance_words(name: str, records: Sequence[TrialRecord]) -> str:
 
 def _headers(columns: Sequence[str], name: str, rows: Sequence[TableRow]) -> list[str]:
     headers = ["trial", *(_COLUMN_WORDS.get(column, column) for column in columns)]
-    for title, reported in ((name, "the paper's FID"), ("bits/dim", "the paper's")):
-        headers += [title, *([reported] if _with_paper(rows) else []), *(["difference"] if _with_differences(rows) else [])]
+    for title, reported, numbers in ((name, "the paper's FID", _distances(rows)), ("bits/dim", "the paper's", _bits(rows))):
+        headers += [title, *([reported] if _with_paper(numbers) else []), *(["difference"] if _with_differences(numbers) else [])]
     return [*headers, "weights"]
 
 
-def _with_paper(rows: Sequence[TableRow]) -> bool:
-    return any(row.distance.paper is not None or row.bits_per_dim.paper is not None for row in rows)
+def _distances(rows: Sequence[TableRow]) -> list[Number]:
+    return [row.distance for row in rows]
 
 
-def _with_differences(rows: Sequence[TableRow]) -> bool:
-    return any(row.distance.difference is not None or row.bits_per_dim.difference is not None for row in rows)
+def _bits(rows: Sequence[TableRow]) -> list[Number]:
+    return [row.bits_per_dim for row in rows]
+
+
+def _with_paper(numbers: Sequence[Number]) -> bool:
+    return any(number.paper is not None for number in numbers)
+
+
+def _with_differences(numbers: Sequence[Number]) -> bool:
+    return any(number.difference is not None for number in numbers)
 
 
 def _table(rows: Sequence[TableRow], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Cells by row; nothing where no trial has a reported number."""
     if not any(row.distance.ours is not None or row.error for row in rows):
         return []
-    paper, differences = _with_paper(rows), _with_differences(rows)
     table = []
     for number, row in enumerate(rows, start=1):
         cells = [row.label if not row.values or "=" not in row.label else str(number)]
         cells += [_cell(row.values.get(column)) for column in columns]
-        for one in (row.distance, row.bits_per_dim):
+        for one, numbers in ((row.distance, _distances(rows)), (row.bits_per_dim, _bits(rows))):
             cells.append("failed" if row.error and one is row.distance else shown(one.ours, one.standard_error))
-            cells += [shown(one.paper)] if paper else []
-            cells += [NOTHING if one.difference is None else f"{one.difference:+.3g}"] if differences else []
+            cells += [shown(one.paper)] if _with_paper(numbers) else []
+            cells += [NOTHING if one.difference is None else f"{one.difference:+.3g}"] if _with_differences(numbers) else []
         kind = "failed" if row.error else "cited" if row.distance.ours is None and not row.weights else "ours"
         table.append({"kind": kind, "cells": [*cells, row.weights]})
     return table
@@ -169,6 +176,8 @@ def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
     ]
     looked = {"last": "the last checkpoint", "best": "the best checkpoint by distance"}
     notes.append(f"Of each run: {looked[request.ablation().looks_at]}.")
+    if request.ablation().joint == "cascade":
+        notes.append("The second stage alone enlarges real images that were made small; two-stage, the first stage's samples.")
     sources = sorted({row.where for row in rows if row.where})
     if sources:
         notes.append(f"The paper's numbers: {'; '.join(sources)}.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +103,9 @@ def report(
     requests = _requests(name, scale, preset, objective, overrides, grid, runs)
     running = services.up()
     for request in requests:
-        with only_progress(running.home / "logs" / "report.log", lambda name=request.name: name):  # type: ignore[misc]
+        # What may be piped on is the table alone.
+        aside = contextlib.redirect_stdout(sys.stderr) if markdown else contextlib.nullcontext()
+        with aside, only_progress(running.home / "logs" / "report.log", lambda name=request.name: name):  # type: ignore[misc]
             page = report_locally(request, running) / "report.html"
         if not markdown:
             print(_shown(page))
