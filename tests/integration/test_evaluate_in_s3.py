@@ -1,13 +1,22 @@
 """Evaluation on real S3 and with Ray workers: the same numbers as in one process."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from components.evaluation_run import extractor_weights_at
+from evaluation import npz
+from evaluation.draw import DrawRequest, draw_images
+from evaluation.extractor_weights import ExtractorError
 from evaluation.features import load_extractor
+from evaluation.models import ModelSpec
+from evaluation.pretrained import NETWORKS
 from evaluation.reference import compute_reference
 from evaluation.run import EvaluationOptions, evaluate
 from evaluation.scoring import read_history, score_checkpoint
 from training import checkpoint, storage
+from training.config import SamplingConfig
 from training.data.prepare import Options, prepare
 from training.data.sources import digits
 from training.models.unet import make_model
@@ -52,11 +61,37 @@ def test_two_ray_workers_find_what_one_process_finds(run_uri: str, bucket_uri: s
         for num_workers in (1, 2)
     )
     assert together.distance == alone.distance
+    assert together.likelihood is not None
+    assert alone.likelihood is not None
+    each = [npz.read_arrays(likelihood.pop("per_image_uri")) for likelihood in (alone.likelihood, together.likelihood)]
+    assert each[0]["bits_per_dim"].tolist() == each[1]["bits_per_dim"].tolist()
     assert together.likelihood == alone.likelihood
     assert together.metrics == alone.metrics
     left = [name for name in storage.list_uris(run_uri) if "work-" in name or "images-" in name]
     assert left == [], "working files go when the result is there"
     assert storage.exists(f"{run_uri}/evaluations/by-2.json")
+
+
+@pytest.mark.slow
+def test_a_set_of_images_in_s3_is_drawn_by_two_workers_as_by_one(run_uri: str, bucket_uri: str, tmp_path: Path) -> None:
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 100))
+    request = DrawRequest(model=spec, num_images=30, seed=1, sampling=SamplingConfig(spacing="4"), batch_size=10)
+    drawn = []
+    for num_workers in (1, 2):
+        npz_uri = f"{bucket_uri}/batch-{num_workers}.npz"
+        draw_images(request, f"{bucket_uri}/set-{num_workers}", tmp_path / "grid.png", npz_uri=npz_uri, num_workers=num_workers)
+        drawn.append(npz.read_images(npz_uri))
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert (tmp_path / "grid.png").stat().st_size > 0
+
+
+def test_an_extractors_weights_are_found_in_the_bucket(bucket_uri: str) -> None:
+    assert extractor_weights_at(bucket_uri, "vgg16") is None
+    storage.write_bytes(f"{bucket_uri}/extractors/{NETWORKS['vgg16'].name}", b"not weights")
+    found = extractor_weights_at(bucket_uri, "vgg16")
+    assert found == f"{bucket_uri}/extractors/{NETWORKS['vgg16'].name}"
+    with pytest.raises(ExtractorError, match="sha256"):
+        load_extractor("vgg16", weights=found)
 
 
 def test_scores_are_kept_in_s3_and_read_from_there(run_uri: str, bucket_uri: str) -> None:
