@@ -225,7 +225,11 @@ def _status(url: str, password: str | None = None) -> int:
         return 0
 
 
-def test_it_serves_mlflow_with_names_and_passwords_as_the_cluster_runs_it() -> None:
+def test_it_serves_mlflow_with_names_and_passwords_as_the_cluster_runs_it(tmp_path: Path) -> None:
+    """The cluster's own configuration, with files in place of PostgreSQL."""
+    cluster = (ROOT / "k8s" / "components" / "mlflow-auth" / "basic_auth.ini").read_text()
+    configuration = tmp_path / "basic_auth.ini"
+    configuration.write_text(re.sub("(?m)^database_uri = .*$", "database_uri = sqlite:////tmp/auth.db", cluster))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -234,15 +238,19 @@ def test_it_serves_mlflow_with_names_and_passwords_as_the_cluster_runs_it() -> N
         "MLFLOW_BACKEND_STORE_URI": "sqlite:////tmp/mlflow.db",
         "MLFLOW_WORKERS": "1",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_AUTH_CONFIG_PATH": "/etc/mlflow/basic_auth.ini",
         "MLFLOW_FLASK_SERVER_SECRET_KEY": uuid.uuid4().hex,
         "MLFLOW_AUTH_ADMIN_PASSWORD": "a-password-of-tests",
     }
-    options = [*_RESTRICTED, "--network", "host", *(word for name, value in environment.items() for word in ("--env", f"{name}={value}"))]
+    options = [*_RESTRICTED, "--network", "host", "--volume", f"{configuration}:/etc/mlflow/basic_auth.ini:ro"]
+    options += [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
     command = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--app-name", "basic-auth")
     with _container(*command, options=options) as name:
         deadline = time.monotonic() + 180
         while _status(f"http://127.0.0.1:{port}/health") != 200:
-            assert time.monotonic() < deadline, _podman("logs", name)
+            assert time.monotonic() < deadline, subprocess.run(
+                ["podman", "logs", name], capture_output=True, text=True, check=False
+            ).stderr[-3000:]
             time.sleep(0.5)
         experiment = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
         assert _status(experiment) == 401
