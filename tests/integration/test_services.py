@@ -158,10 +158,15 @@ def test_data_survives_kill_9_of_everything(home):
 @pytest.mark.slow
 def test_a_killed_parent_whose_child_lives_on_misleads_nobody(home):
     services.up(home)
-    parent = daemons.find(home, "mlflow")[0]
-    assert parent.children(), "mlflow no longer runs its server in a child: this test has lost its subject"
+    services.down(home)
+    command = ["/bin/sh", "-c", "sleep 600 & wait"]
+    parent = daemons.start(home, "mlflow", command, env=dict(os.environ), log_path=home / "parent.log")
+    while not (children := psutil.Process(parent.pid).children()):
+        time.sleep(0.05)
     parent.kill()
+    parent.wait()
     running = services.up(home)
+    assert not children[0].is_running()
     assert mlflow_experiments(running)
     services.down(home)
     assert pids(home) == set()
