@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evaluation.models import TrainedModel, load_model
 from training import checkpoint
 from training.config import Resources
@@ -18,7 +16,7 @@ from training.loop import Hooks, Trainer
 from training.presets import preset
 
 PRESET = "digits-hybrid-cosine"
-NUM_STEPS = 1000
+NUM_STEPS = 800
 
 
 def trained_model(scratch: Path, *, num_steps: int = NUM_STEPS) -> tuple[TrainedModel, str]:
@@ -35,10 +33,7 @@ def trained_model(scratch: Path, *, num_steps: int = NUM_STEPS) -> tuple[Trained
             checkpoint.save(run_uri, step, files)
 
         loader = Loader(f"{data_uri}/train", seed=experiment.seed, global_batch_size=experiment.optim.global_batch_size)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(2)
         Trainer(experiment, Resources(), loader, hooks=Hooks(save=save)).train()
-        torch.set_num_threads(threads)
         uri = checkpoint.latest(run_uri)
         assert uri is not None
     return load_model(uri), data_uri

@@ -150,11 +150,12 @@ def calibrations(path: Path, results: Mapping[str, Any], device: str) -> None:
         measured = found_of(row, results)
         details = measured.details if measured else None
         if details and "forward_macs" in details:
+            precision = "bf16" if "bf16" in row.key else "fp32"
             speeds.append(
                 {
-                    "what": row.what.split(" (")[0],
+                    "what": row.what.removesuffix(f", {precision}"),
                     "phase": "training" if row.group == "training" else "sampling",
-                    "precision": "bf16" if "bf16" in row.key else "fp32",
+                    "precision": precision,
                     "forward_macs": details["forward_macs"],
                     "flops_per_second": float(f"{details['flops_per_second']:.4g}"),
                     "date": results["groups"][row.group]["date"],
