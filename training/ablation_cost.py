@@ -30,10 +30,16 @@ class Priced:
     def __add__(self, other: Priced) -> Priced:
         return Priced(training=self.training + other.training, measuring=self.measuring + other.measuring)
 
-    def words(self, card: str, *, trains: bool) -> str:
+    def words(self, card: str, *, trains: bool, price_per_hour: float | None = None) -> str:
         """For a person."""
-        measuring = f"{_hours(self.measuring)} of measuring"
-        return f"{_hours(self.training)} of training, {measuring} on one {card}" if trains else f"{measuring} on one {card}"
+        told = f"{_hours(self.measuring)} of measuring on one {card}"
+        if trains:
+            told = f"{_hours(self.training)} of training, {told}"
+        return (
+            told
+            if price_per_hour is None
+            else f"{told}, {(self.training + self.measuring) * price_per_hour:,.2f} at {price_per_hour:g} an hour"
+        )
 
 
 def price(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisation: float | None = None) -> Priced:
@@ -49,7 +55,7 @@ def price(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisa
         CostError: There is no such card.
     """
     experiment = trial.experiment
-    cost = estimate(experiment, card, utilisation=utilisation)
+    cost = estimate(experiment, card, utilisation=utilisation, with_memory=False)
     trained = cost.phases["training"].card_hours + cost.phases["scoring"].card_hours if request.ablation().trains else 0.0
     passes = _measured_passes(request, trial, experiment)
     speed = speed_on(cost.card, "sampling", cost.forward_macs, utilisation=utilisation)
@@ -64,7 +70,7 @@ def price_together(request: AblationRequest, card: str = "H100", *, utilisation:
     roles = {"none": (), "ensemble": ("hybrid",), "cascade": ("first-stage", "second-stage")}[joint]
     hours = 0.0
     for role in roles:
-        phases = estimate(trials[role].experiment, card, utilisation=utilisation).phases
+        phases = estimate(trials[role].experiment, card, utilisation=utilisation, with_memory=False).phases
         hours += phases["sampling"].card_hours
         if joint == "ensemble" and "likelihood" in phases:
             hours += phases["likelihood"].card_hours

@@ -87,7 +87,7 @@ class Cost:
         price: Of all phases; None where no price of an hour was given.
         phases: training; scoring (of checkpoints beside training); sampling (for the reported distance); likelihood,
             where the number of images is known beforehand.
-        memory: In training.
+        memory: In training; None where it was not asked for.
     """
 
     experiment: str
@@ -101,14 +101,44 @@ class Cost:
     card_hours: float
     price: float | None
     phases: dict[str, Phase]
-    memory: Memory
+    memory: Memory | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, for JSON."""
         return dataclasses.asdict(self)
 
 
-def estimate(experiment: Experiment, card: str = "H100", *, utilisation: float | None = None, price_per_hour: float | None = None) -> Cost:
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """What is counted of a network."""
+
+    macs: dict[str, int]
+    parameters: int
+    tensors: int
+
+
+_networks: dict[tuple[object, ...], _Network] = {}
+"""Most experiments of the paper share their network with others; counting one takes half a second."""
+
+
+def _network(experiment: Experiment) -> _Network:
+    key = (experiment.model, experiment.data, experiment.diffusion.variance)
+    if key not in _networks:
+        with torch.device("meta"):
+            model = make_model(experiment)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        _networks[key] = _Network(count_macs(experiment), parameters, len(model.state_dict()))
+    return _networks[key]
+
+
+def estimate(
+    experiment: Experiment,
+    card: str = "H100",
+    *,
+    utilisation: float | None = None,
+    price_per_hour: float | None = None,
+    with_memory: bool = True,
+) -> Cost:
     """The cost of training and evaluating an experiment.
 
     Args:
@@ -116,6 +146,7 @@ def estimate(experiment: Experiment, card: str = "H100", *, utilisation: float |
         card: A name of `CARDS`; "CPU" is one core.
         utilisation: Share of the card's peak that is reached, in (0, 1]; None takes what was measured, or else assumes one.
         price_per_hour: Of one card, in any currency.
+        with_memory: Also find the memory, which takes seconds.
 
     Raises:
         CostError: There is no such card, or the utilisation or the price is out of its range.
@@ -123,10 +154,8 @@ def estimate(experiment: Experiment, card: str = "H100", *, utilisation: float |
     card = card_named(card)
     if price_per_hour is not None and price_per_hour < 0:
         raise CostError(f"the price of an hour can't be below 0, got {price_per_hour}")
-    with torch.device("meta"):
-        model = make_model(experiment)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    macs = count_macs(experiment)
+    network = _network(experiment)
+    macs = network.macs
     forward_macs = sum(macs.values())
     speeds = {name: speed_on(card, name, forward_macs, utilisation=utilisation) for name in _SPEEDS}
 
@@ -141,8 +170,8 @@ def estimate(experiment: Experiment, card: str = "H100", *, utilisation: float |
     hours = sum(each.card_hours for each in phases.values())
     return Cost(
         experiment=experiment.name,
-        parameters=parameters,
-        tensors=len(model.state_dict()),
+        parameters=network.parameters,
+        tensors=network.tensors,
         forward_macs=forward_macs,
         forward_flops=2 * forward_macs,
         macs_by_kind=macs,
@@ -151,7 +180,7 @@ def estimate(experiment: Experiment, card: str = "H100", *, utilisation: float |
         card_hours=hours,
         price=None if price_per_hour is None else hours * price_per_hour,
         phases=phases,
-        memory=_memory(experiment, parameters, CARDS[card]),
+        memory=_memory(experiment, network.parameters, CARDS[card]) if with_memory else None,
     )
 
 

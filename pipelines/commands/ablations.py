@@ -52,7 +52,8 @@ def ablate(
     num_workers: int = typer.Option(1, help="Training processes of a trial, and processes that draw samples."),
     gpu: bool = typer.Option(False, help="Train on GPUs."),
     plan: bool = typer.Option(False, "--plan", help="Only show the trials, and what they cost."),
-    card: str = typer.Option("H100", help="With --plan, the accelerator that the cost is told for."),
+    card: str = typer.Option("H100", help="With --plan, the accelerator that the cost is told for; CPU is one core."),
+    price_per_hour: float = typer.Option(None, help="With --plan, of one card in any currency; adds the bill.", show_default=False),
 ) -> None:
     """Run an ablation on this machine, reusing what is trained, and leave its report."""
     requests = _requests(name, scale, preset, objective, overrides, grid, runs)
@@ -60,7 +61,7 @@ def ablate(
         request.trials()  # refuse what can't work before anything starts
     if plan:
         for request in requests:
-            _show_plan(request, card)
+            _show_plan(request, card, price_per_hour)
         return
     from pipelines import services
     from pipelines.ablate import AblationError, gallery_folder, run_ablation
@@ -182,18 +183,22 @@ def _pairs(words: list[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def _show_plan(request: AblationRequest, card: str) -> None:
-    from training.ablation_cost import price, price_together
+def _show_plan(request: AblationRequest, card: str, price_per_hour: float | None) -> None:
+    from training.ablation_cost import Priced, price, price_together
 
     ablation = request.ablation()
+
+    def words(priced: Priced) -> str:
+        return priced.words(card, trains=ablation.trains, price_per_hour=price_per_hour)
+
     print(f"{request.name} at the scale {request.scale}: {ablation.title}. {ablation.source}")
     total = price_together(request, card)
     for trial in request.trials():
         priced = price(request, trial, card)
         total = total + priced
         changed = " ".join(trial.own)
-        print(f"  {trial.label}\n      {trial.preset} {changed}\n      {priced.words(card, trains=ablation.trains)}")
-    print(f"in all {total.words(card, trains=ablation.trains)}")
+        print(f"  {trial.label}\n      {trial.preset} {changed}\n      {words(priced)}")
+    print(f"in all {words(total)}")
 
 
 def _shown(path: Path) -> str:

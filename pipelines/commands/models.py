@@ -84,7 +84,10 @@ def cost(
     from training.presets import preset as named
 
     chosen = [preset] if preset else list(names())
-    found = [estimate(named(name, overrides), card, utilisation=utilisation, price_per_hour=price_per_hour) for name in chosen]
+    found = [
+        estimate(named(name, overrides), card, utilisation=utilisation, price_per_hour=price_per_hour, with_memory=bool(preset))
+        for name in chosen
+    ]
     if as_json:
         print(json.dumps(found[0].to_dict() if preset else [one.to_dict() for one in found], indent=2))
     elif preset:
@@ -108,7 +111,10 @@ def _print_cost(found: Cost) -> None:
 
 
 def _print_costs(found: Sequence[Cost]) -> None:
-    print(f"{'hours of one ' + _card(found[0].card):<50} {'training':>11} {'evaluation':>11} {'in all':>11}")
+    print(
+        f"{'hours of one ' + _card(found[0].card):<50} {'training':>11} {'evaluation':>11} {'in all':>11}"
+        + (f" {'price':>12}" if found[0].price is not None else "")
+    )
     for one in found:
         training = one.phases["training"].card_hours
         hours = f"{_hours(training):>11} {_hours(one.card_hours - training):>11} {_hours(one.card_hours):>11}"
