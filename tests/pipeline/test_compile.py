@@ -55,6 +55,9 @@ def test_every_step_gets_addresses_credentials_and_pull_policy(name: str, texts:
             source["secretName"]: ({item["envVar"] for item in source["keyToEnv"]}, source["optional"])
             for source in executor["secretAsEnv"]
         }
+        webhook = variables.pop("iddpm-webhook", None)
+        assert webhook in (None, ({"IDDPM_WEBHOOK_URL"}, True))
+        assert webhook is None or name == "nightly-fid"
         addresses = {item["envVar"] for source in executor["configMapAsEnv"] for item in source["keyToEnv"]}
         assert variables == {
             "iddpm-s3": ({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, False),
