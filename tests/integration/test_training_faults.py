@@ -263,8 +263,9 @@ def two_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
     """A Ray cluster of two machines with room for one worker each, and the second of them."""
     from ray.cluster_utils import Cluster
 
+    # Ray reads its token once in a process, so an earlier test's session may have chosen it for us.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Ray takes 127.0.0.1 for "whatever address this machine has"; 127.0.0.2 is as much the loopback.
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     monkeypatch.setenv("RAY_health_check_period_ms", "1000")  # tells a lost machine after 5 s
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.2"})
     second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
