@@ -7,6 +7,7 @@ of `training.config.Resources`, of which a cluster has to have as much.
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from training.config import Resources
 
 WORKER_GPU_SHARE = 0.25
 """Of the GPU that a step holds while its tasks hold the rest of it: it computes features of what they draw."""
+_LAST_LINES_SECONDS = 1.0
+"""What a worker prints reaches the driver a moment later, and not at all once the driver has left."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +76,8 @@ def run_on_cluster(step: str, arguments: Mapping[str, Any], ray_address: str) ->
 
         worker = ray.remote(run_here).options(num_cpus=1, num_gpus=WORKER_GPU_SHARE if on_gpu else 0, max_retries=3)
         try:
-            return ray.get(worker.remote(step, dict(arguments)))
+            returned = ray.get(worker.remote(step, dict(arguments)))
+            time.sleep(_LAST_LINES_SECONDS)
+            return returned
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None

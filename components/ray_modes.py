@@ -26,9 +26,9 @@ def run_in_mode(
         step: One of `components.cluster_steps.STEPS`.
         arguments: Its arguments, by name.
         ray_mode: "local" starts Ray in this pod or machine, where it is needed, and ends it with the step; "rayjob" has
-            KubeRay make a cluster for the step; "address" joins a cluster that stands, of which this process must be able
-            to be a driver: one with the same image and storage, on a node of the cluster.
-        ray_address: With "address", the cluster's address, or "auto" on one of its nodes.
+            KubeRay make a cluster for the step; "address" takes one that stands, which has the same image and storage.
+        ray_address: With "address", the cluster's dashboard (http://head:8265), to which the step is handed as a job; or
+            "auto" or the cluster's own address, for a process on one of its nodes.
         ray_queue: With "rayjob", Kueue's local queue, where the options name none.
         rayjob_options: With "rayjob", fields of `components.rayjob_options.RayJobOptions`.
 
@@ -51,6 +51,10 @@ def run_in_mode(
         from components.rayjob_options import RayJobOptions
 
         return run_on_rayjob(step, arguments, RayJobOptions.from_dict({"queue_name": ray_queue, **(rayjob_options or {})}))
+    if ray_address.startswith(("http://", "https://")):
+        from components.ray_jobs import run_on_dashboard
+
+        return run_on_dashboard(step, arguments, ray_address)
     if ray_mode == "address":
         return run_on_cluster(step, arguments, ray_address)
     return run_here(step, arguments)

@@ -62,7 +62,7 @@ def nightly_pipeline(
         score_memory: Memory of the score step.
         score_num_gpus_per_worker: 1 evaluates on GPUs, 0 on processors.
         score_num_workers: Processes that draw samples at once.
-        score_ray_address: With address, where that cluster is.
+        score_ray_address: With address, that cluster's dashboard, like http://HEAD:8265.
         score_ray_mode: Where Ray runs for the score step (local is its own pod, rayjob a cluster that KubeRay makes, address one that
             stands).
         score_rayjob_options: With rayjob, what the cluster should be, as k8s/README.md says.

@@ -95,7 +95,7 @@ def train_pipeline(
         data_num_workers: Ray tasks that prepare images at once.
         data_on_error: What an unreadable image does (fail or skip).
         data_other_sizes: Further image sizes to make from the same decoding, for the other models of a cascade, a JSON list.
-        data_ray_address: With address, where that cluster is.
+        data_ray_address: With address, that cluster's dashboard, like http://HEAD:8265.
         data_ray_mode: Where Ray runs for the preprocess step (local is its own pod, rayjob a cluster that KubeRay makes, address one
             that stands).
         data_rayjob_options: With rayjob, what the cluster should be, as k8s/README.md says.
@@ -107,7 +107,7 @@ def train_pipeline(
         evaluate_memory: Memory of the reference, evaluate and report steps.
         evaluate_num_gpus_per_worker: 1 evaluates on GPUs, 0 on processors.
         evaluate_num_workers: Processes that draw samples at once.
-        evaluate_ray_address: With address, where that cluster is.
+        evaluate_ray_address: With address, that cluster's dashboard.
         evaluate_ray_mode: Where Ray runs for the reference and evaluate steps.
         evaluate_rayjob_options: With rayjob, what the cluster should be.
         experiment_overrides: What to change in it, a JSON list like ["optim.num_steps=4000", "model.dropout=0.1"].
@@ -122,7 +122,7 @@ def train_pipeline(
         train_num_gpus_per_worker: 1 trains on GPUs, 0 on processors.
         train_num_workers: Data-parallel training processes.
         train_precision: Of the network in training (fp32, or bf16 for GPUs).
-        train_ray_address: With address, where that cluster is.
+        train_ray_address: With address, that cluster's dashboard.
         train_ray_mode: Where Ray runs for the train step.
         train_rayjob_options: With rayjob, what the cluster should be.
         train_resident_data: Whether to keep the whole data set in each training device's memory.
