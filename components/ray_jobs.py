@@ -7,7 +7,6 @@ project's image, and the credentials and addresses that steps have: nothing secr
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import signal
 import sys
@@ -19,10 +18,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
 from components.cluster_call import Call, call_of
 from components.cluster_steps import STEPS
 from components.rayjob import DEFAULT_PACE, STOPPED_EXIT_CODE, Pace
-from components.rayjob_spec import RUN_URI_ANNOTATION, rayjob_name
+from components.rayjob_spec import RAY_SECRET, RUN_URI_ANNOTATION, rayjob_name
 from training import storage
 from training.config import ConfigError
 from training.progress import format_duration, say
@@ -30,14 +32,48 @@ from training.progress import format_duration, say
 T = TypeVar("T")
 
 _LIVE = ("PENDING", "RUNNING")
-_SERVER_ERROR = re.compile(r"status code 5\d\d")
+_PASSING = (408, 425, 429)
+"""Refusals that a later try may find gone, beside the server's own errors."""
+_TIMEOUT_SECONDS = (10.0, 30.0)
+"""To connect, and without a byte of the answer."""
+_SECONDS_TO_STOP = 3.0
 _PATIENCE_SECONDS = 900.0
 _SECONDS_BETWEEN_TRIES = 5.0
 _CHARACTERS_PER_SECOND = 100_000
+_LOOKS_FOR_LAST_LINES = 3
 
 
 class RayJobsError(RuntimeError):
     """A standing cluster can't be reached, or the step did not end well there; one line that says why and what helps."""
+
+
+class _RefusalError(RuntimeError):
+    """The dashboard answered with an error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"it answered {status}: {_line(text) or 'nothing more'}")
+        self.status = status
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether a later try may help: a cluster that has just come up has no agent yet, a proxy has no head."""
+        return self.status >= 500 or self.status in _PASSING
+
+
+class _Dashboard(JobSubmissionClient):
+    """Ray's client, which would wait for ever for an answer, and says what it was told in words only."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        try:
+            return super()._do_request(method, endpoint, timeout=_TIMEOUT_SECONDS, **options)
+        except AuthenticationError:
+            raise RayJobsError(
+                f"the Ray dashboard at {self.get_address()} refuses this step's token, or misses one; the step takes RAY_AUTH_MODE=token "
+                f"and RAY_AUTH_TOKEN from its environment, in a pipeline from Secret {RAY_SECRET} (k8s/README.md)"
+            ) from None
+
+    def _raise_error(self, r: Any) -> None:
+        raise _RefusalError(r.status_code, r.text)
 
 
 def run_on_dashboard(step: str, arguments: Mapping[str, Any], address: str, *, pace: Pace = DEFAULT_PACE) -> Any:
@@ -75,18 +111,18 @@ def run_on_dashboard(step: str, arguments: Mapping[str, Any], address: str, *, p
     return call.answer()
 
 
-def _connect(address: str) -> Any:
-    from ray.job_submission import JobSubmissionClient
-
+def _connect(address: str) -> _Dashboard:
     try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+        return _Dashboard(address)
+    except RayJobsError:
+        raise
+    except (ValueError, KeyError) as error:  # of the address, or of what answers: a page in place of JSON
+        raise ConfigError(f"at ray_address {address!r} is no Ray dashboard, like http://HEAD:8265: {_line(error)}") from error
+    except (RuntimeError, OSError) as error:
         raise RayJobsError(f"no Ray dashboard answers at {address}: {_line(error)}; is it the head's port 8265, seen from here?") from error
-    except ValueError as error:
-        raise ConfigError(f"ray_address {address!r}: {_line(error)}") from error
 
 
-def _attach_or_submit(client: Any, name: str, call: Call, hold: _Hold) -> None:
+def _attach_or_submit(client: _Dashboard, name: str, call: Call, hold: _Hold) -> None:
     """Finds the job that is at the call already, or submits one; a job's name ends in the number of its try.
 
     Ray takes a name anew once its job is deleted, and then mistakes the end of the old job for that of the new one.
@@ -105,25 +141,22 @@ def _attach_or_submit(client: Any, name: str, call: Call, hold: _Hold) -> None:
     say(f"Ray job {hold.job} is handed to {client.get_address()}")
 
 
-def _tries(client: Any, name: str) -> dict[int, str]:
+def _tries(client: _Dashboard, name: str) -> dict[int, str]:
     """The jobs of that name: number of the try -> status."""
     jobs = {job.submission_id or "": str(job.status.value) for job in client.list_jobs()}
     numbers = {job.removeprefix(f"{name}-"): status for job, status in jobs.items() if job.startswith(f"{name}-")}
     return {int(number): status for number, status in numbers.items() if number.isdecimal()}
 
 
-def _submit(client: Any, job: str, call: Call) -> None:
+def _submit(client: _Dashboard, job: str, call: Call) -> None:
     try:
         client.submit_job(entrypoint=shlex.join(call.driver), submission_id=job, metadata={RUN_URI_ANNOTATION: call.directory_uri})
-    except RuntimeError as error:
-        if _status(client, job):  # somebody was faster, or the answer to an earlier try was lost
-            return
-        if _SERVER_ERROR.search(str(error)):  # a cluster that has just come up has no agent yet
+    except _RefusalError:
+        if not _status(client, job):  # else somebody was faster, or the answer to an earlier try was lost
             raise
-        raise RayJobsError(f"Ray refuses job {job}: {_line(error)}") from error
 
 
-def _follow(client: Any, name: str, pace: Pace) -> None:
+def _follow(client: _Dashboard, name: str, pace: Pace) -> None:
     log = _Log(client, name)
     while True:
         status = _patiently(lambda: _status(client, name))
@@ -131,7 +164,7 @@ def _follow(client: Any, name: str, pace: Pace) -> None:
             break
         log.show()
         pace.pause()
-    log.show(at_once=True)  # its last lines stand above the reason
+    log.show_the_rest()  # its last lines stand above the reason
     if status == "SUCCEEDED":
         return
     if not status:
@@ -145,30 +178,42 @@ def _follow(client: Any, name: str, pace: Pace) -> None:
 class _Log:
     """The driver's log, copied to standard output; best effort, as the run does not depend on it."""
 
-    def __init__(self, client: Any, name: str) -> None:
+    def __init__(self, client: _Dashboard, name: str) -> None:
         self._client = client
         self._name = name
         self._shown = 0
         self._next_look = 0.0
 
-    def show(self, *, at_once: bool = False) -> None:
+    def show(self) -> None:
         """Shows what is new. The dashboard gives the whole log each time, so a long one is asked for less often."""
-        if time.monotonic() < self._next_look and not at_once:
-            return
-        with contextlib.suppress(RuntimeError, OSError):
+        if time.monotonic() >= self._next_look:
+            self._look()
+            self._next_look = time.monotonic() + self._shown / _CHARACTERS_PER_SECOND
+
+    def show_the_rest(self) -> None:
+        """Shows what is new, and looks again where the dashboard does not give it."""
+        for _ in range(_LOOKS_FOR_LAST_LINES):
+            if self._look():
+                return
+            time.sleep(1.0)
+
+    def _look(self) -> bool:
+        try:
             text = self._client.get_job_logs(self._name) or ""
-            sys.stdout.write(text[self._shown :])
-            sys.stdout.flush()
-            self._shown = max(self._shown, len(text))
-        self._next_look = time.monotonic() + self._shown / _CHARACTERS_PER_SECOND
+        except (RuntimeError, OSError):
+            return False
+        sys.stdout.write(text[self._shown :])
+        sys.stdout.flush()
+        self._shown = max(self._shown, len(text))
+        return True
 
 
-def _status(client: Any, name: str) -> str:
+def _status(client: _Dashboard, name: str) -> str:
     """The job's status in Ray's words; empty where there is no such job."""
     try:
         return str(client.get_job_status(name).value)
-    except RuntimeError as error:
-        if "404" in str(error):
+    except _RefusalError as error:
+        if error.status == 404:
             return ""
         raise
 
@@ -182,6 +227,8 @@ def _patiently(ask: Callable[[], T]) -> T:
         except RayJobsError:
             raise
         except (RuntimeError, OSError) as error:
+            if isinstance(error, _RefusalError) and not error.may_pass:
+                raise RayJobsError(f"the Ray dashboard refuses: {error}") from error
             if time.monotonic() > deadline:
                 raise RayJobsError(
                     f"the Ray cluster has not answered for {format_duration(_PATIENCE_SECONDS)}: {_line(error)}; its job may go on"
@@ -197,13 +244,14 @@ class _Hold:
 
 
 @contextmanager
-def _stopped_on_sigterm(client: Any) -> Iterator[_Hold]:
+def _stopped_on_sigterm(client: _Dashboard) -> Iterator[_Hold]:
     hold = _Hold()
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if hold.job:
-            with contextlib.suppress(RuntimeError, OSError):
-                client.stop_job(hold.job)  # first: a pod of a terminated pipeline has about a second left
+        if hold.job:  # first: a pod of a terminated pipeline has about a second left, and whoever does not answer gets no more
+            stopper = threading.Thread(target=_stop, args=(client, hold.job), daemon=True)
+            stopper.start()
+            stopper.join(_SECONDS_TO_STOP)
         raise SystemExit(STOPPED_EXIT_CODE)
 
     if threading.current_thread() is not threading.main_thread():
@@ -214,6 +262,16 @@ def _stopped_on_sigterm(client: Any) -> Iterator[_Hold]:
         yield hold
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _stop(client: _Dashboard, job: str) -> None:
+    """Stops a job, and asks again while there is none of the name: it may be on its way."""
+    deadline = time.monotonic() + _SECONDS_TO_STOP
+    while time.monotonic() < deadline:
+        with contextlib.suppress(RuntimeError, OSError):
+            client.stop_job(job)
+            return
+        time.sleep(0.1)
 
 
 def _line(error: object) -> str:

@@ -23,6 +23,7 @@ def main(words: Sequence[str]) -> int:
         returned = run_on_cluster(call["step"], call["arguments"], "auto")
         if call["answer_uri"]:
             storage.write_json(call["answer_uri"], {"returned": returned})
+        say(f"{call['step']} is done on the Ray cluster")
     except (ValueError, OSError) as error:
         say(f"{type(error).__name__}: {error}")
         return 1

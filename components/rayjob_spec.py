@@ -30,6 +30,8 @@ SERVICES_CONFIG_MAP = "iddpm-services"
 """ConfigMap with the addresses of S3 and MLflow; see k8s/."""
 MLFLOW_SECRET = "iddpm-mlflow"
 """Secret with MLflow's user and password, where MLflow asks for them; it need not exist."""
+RAY_SECRET = "iddpm-ray"
+"""Secret with the token of a Ray cluster that stands, where it asks for one; it need not exist."""
 
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
 

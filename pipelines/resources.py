@@ -7,12 +7,13 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from components.rayjob_spec import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_MAP
+from components.rayjob_spec import MLFLOW_SECRET, RAY_SECRET, S3_SECRET, SERVICES_CONFIG_MAP
 
 _DAY = 24 * 3600
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _SERVICE_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+_RAY_KEYS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
 RUN_CONFIG = dsl.PipelineConfig(ttl_seconds_after_success=_DAY, ttl_seconds_after_failure=7 * _DAY, active_deadline_seconds=30 * _DAY)
 """Of every pipeline. A finished run's pods stay for their logs, longer where somebody has to find out what went wrong; what
@@ -65,8 +66,9 @@ class Pod:
             name: What people see.
             cached: Whether KFP may reuse the result of the same step with the same arguments and image. Only where those
                 say all that the result depends on; and not where a fresh measurement is the point.
-            uses_ray: Whether Ray may run in the pod: its object store and data-parallel workers need more shared memory
-                than the 64 MiB that a container has.
+            uses_ray: Whether Ray may run in the pod, or the pod may hand its work to a Ray cluster. Ray's object store and
+                data-parallel workers need more shared memory than the 64 MiB that a container has; a cluster that
+                stands may ask for a token.
 
         Returns:
             The task.
@@ -85,6 +87,7 @@ class Pod:
             kubernetes.add_toleration_json(task, self.nodes.tolerations)
         if uses_ray:
             kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit="2Gi")
+            kubernetes.use_secret_as_env(task, RAY_SECRET, {key: key for key in _RAY_KEYS}, optional=True)
         if self.timeout_seconds is not None:
             kubernetes.set_timeout(task, self.timeout_seconds)
         return task

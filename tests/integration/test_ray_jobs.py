@@ -10,17 +10,22 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.job_submission import JobSubmissionClient
 
+from components import ray_jobs
 from components.ray_jobs import RayJobsError, run_on_dashboard
 from components.ray_modes import run_in_mode
 from components.rayjob import Pace
+from training.config import ConfigError
 from training.data.shards import read_manifest
 
 pytestmark = pytest.mark.slow
@@ -28,21 +33,30 @@ pytestmark = pytest.mark.slow
 _PACE = Pace(poll_seconds=0.5)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """All held at once, so that none is given twice."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+_PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "ray-client-server-port")
+"""Of a head, those whose defaults may be another cluster's on this machine; Ray finds the others itself."""
 
 
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
-    folder, port = Path(tempfile.mkdtemp(prefix="ray-")), _free_port()  # Ray's sockets need a short path
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # Ray's sockets need a short path
+    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    port = ports["dashboard-port"]
     bin_folder = str(Path(sys.executable).parent)
-    command = [f"{bin_folder}/ray", "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--port={_free_port()}"]
-    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={folder}"]
-    # Jobs go to the agent, whose own default port may be another cluster's on this machine.
-    command += [f"--dashboard-agent-listen-port={_free_port()}", f"--dashboard-agent-grpc-port={_free_port()}"]
+    command = [f"{bin_folder}/ray", "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1"]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
+    command += [f"--{name}={number}" for name, number in ports.items()]
     env = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "1"  # it would wait half a minute for its work to move to other nodes
     with (folder / "log").open("w") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -86,7 +100,7 @@ def test_a_step_is_done_by_the_cluster_and_its_answer_and_lines_come_back(dashbo
     made_at = Path(f"{uri}/train/manifest.json").stat().st_mtime_ns
     said = capsys.readouterr().out
     assert f"is handed to {dashboard}" in said
-    assert "digits" in said.partition("is handed to")[2]
+    assert "preprocess is done on the Ray cluster" in said.partition("is handed to")[2]  # the driver's own: a worker's may come too late
     again = run_in_mode("preprocess", _preprocess(tmp_path), ray_mode="address", ray_address=dashboard)
     assert again == uri
     assert Path(f"{uri}/train/manifest.json").stat().st_mtime_ns == made_at
@@ -101,9 +115,18 @@ def test_a_step_that_fails_there_is_told_in_one_line(dashboard, tmp_path, capsys
     assert "no-such-preset" in capsys.readouterr().out
 
 
-def test_an_address_where_no_dashboard_is_says_so():
-    with pytest.raises(RayJobsError, match=r"no Ray dashboard answers at http://127\.0\.0\.1:"):
-        run_on_dashboard("evaluate", {"run_uri": "x"}, f"http://127.0.0.1:{_free_port()}")
+def _terminated(program: str, *, within_seconds: float) -> str:
+    """Sends SIGTERM to a program once it follows its job; the job's name."""
+    launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert launcher.stdout is not None
+        line = next(line for line in launcher.stdout if "is handed to" in line)
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(timeout=within_seconds) == 143
+    finally:
+        launcher.kill()
+        launcher.wait()
+    return line.split("Ray job ")[1].split()[0]
 
 
 def test_sigterm_stops_the_job_that_it_follows(dashboard, tmp_path):
@@ -113,15 +136,121 @@ from components import cluster_call, ray_jobs
 cluster_call.Call.driver = property(lambda call: ("sleep", "600"))
 ray_jobs.run_on_dashboard("preprocess", {_preprocess(tmp_path)!r}, {dashboard!r})
 """
-    launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert launcher.stdout is not None
-    line = launcher.stdout.readline()
-    assert "is handed to" in line
-    job = line.split("Ray job ")[1].split()[0]
-    launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(timeout=30) == 143
+    job = _terminated(program, within_seconds=60)
     client = JobSubmissionClient(dashboard)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while client.get_job_status(job).value != "STOPPED":
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+Answer = tuple[int, str] | None
+_VERSION = 200, '{"ray_version": "2.60.0"}'
+
+
+@contextmanager
+def _stand_in(answer: Callable[[str, str], Answer]) -> Iterator[str]:
+    """A server that gives these answers by method and path, and none for None, until the block ends."""
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            told = answer(self.command, self.path)
+            if told is None:
+                over.wait()
+                return
+            self.send_response(told[0])
+            self.send_header("Content-Length", str(len(told[1])))
+            self.end_headers()
+            self.wfile.write(told[1].encode())
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    serving.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+        serving.join()
+
+
+def test_an_address_where_no_dashboard_is_says_so():
+    with pytest.raises(RayJobsError, match=r"no Ray dashboard answers at http://127\.0\.0\.1:"):
+        run_on_dashboard("evaluate", {"run_uri": "x"}, f"http://127.0.0.1:{_free_ports(1)[0]}")
+
+
+def test_an_address_where_something_else_answers_says_so():
+    with _stand_in(lambda method, path: (200, "<html>")) as address, pytest.raises(ConfigError, match=f"{address}' is no Ray dashboard"):
+        run_on_dashboard("evaluate", {"run_uri": "x"}, address)
+
+
+def test_a_dashboard_that_accepts_and_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(ray_jobs, "_TIMEOUT_SECONDS", (5.0, 0.5))
+    with _stand_in(lambda method, path: None) as address, pytest.raises(RayJobsError, match="no Ray dashboard answers at"):
+        run_on_dashboard("evaluate", {"run_uri": "x"}, address)
+
+
+def test_a_dashboard_that_falls_silent_is_asked_again_and_then_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_jobs, "_TIMEOUT_SECONDS", (5.0, 0.3))
+    monkeypatch.setattr(ray_jobs, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(ray_jobs, "_SECONDS_BETWEEN_TRIES", 0.05)
+    asked: list[str] = []
+
+    def answer(method: str, path: str) -> Answer:
+        asked.append(path)
+        return _VERSION if path == "/api/version" else None
+
+    with _stand_in(answer) as address, pytest.raises(RayJobsError, match=r"has not answered for 0\.5 s: .*[Tt]imed? ?out"):
+        run_on_dashboard("preprocess", _preprocess(tmp_path), address)
+    assert asked.count("/api/jobs/") > 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_is_told_at_once_with_where_it_comes_from(status, tmp_path):
+    asked: list[str] = []
+
+    def answer(method: str, path: str) -> Answer:
+        asked.append(path)
+        return (status, "Unauthorized") if path == "/api/jobs/" else _VERSION
+
+    with (
+        _stand_in(answer) as address,
+        pytest.raises(RayJobsError, match=r"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN .* Secret iddpm-ray") as told,
+    ):
+        run_on_dashboard("preprocess", _preprocess(tmp_path), address)
+    assert asked.count("/api/jobs/") == 1
+    assert "\n" not in str(told.value)
+
+
+def test_errors_of_the_server_are_waited_out_and_a_refusal_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_jobs, "_SECONDS_BETWEEN_TRIES", 0.05)
+    answers = iter([(503, "no agent"), (429, "later"), (400, "no such field")])
+    with (
+        _stand_in(lambda method, path: _VERSION if path == "/api/version" else next(answers)) as address,
+        pytest.raises(RayJobsError, match="the Ray dashboard refuses: it answered 400: no such field"),
+    ):
+        run_on_dashboard("preprocess", _preprocess(tmp_path), address)
+
+
+def test_sigterm_ends_the_step_though_the_dashboard_has_fallen_silent(tmp_path):
+    def answer(method: str, path: str) -> Answer:
+        if path == "/api/version":
+            return _VERSION
+        if path == "/api/jobs/":
+            return 200, "[]" if method == "GET" else '{"job_id": "x", "submission_id": "x"}'
+        return None
+
+    with _stand_in(answer) as address:
+        _terminated(
+            f"from components import ray_jobs\nray_jobs.run_on_dashboard('preprocess', {_preprocess(tmp_path)!r}, {address!r})",
+            within_seconds=20,  # the answer would be waited for for half a minute
+        )

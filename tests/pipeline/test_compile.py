@@ -58,6 +58,8 @@ def test_every_step_gets_addresses_credentials_and_pull_policy(name: str, texts:
         webhook = variables.pop("iddpm-webhook", None)
         assert webhook in (None, ({"IDDPM_WEBHOOK_URL"}, True))
         assert webhook is None or name == "nightly-fid"
+        token = variables.pop("iddpm-ray", None)
+        assert token == (({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}, True) if "emptyDirMounts" in executor else None)
         addresses = {item["envVar"] for source in executor["configMapAsEnv"] for item in source["keyToEnv"]}
         assert variables == {
             "iddpm-s3": ({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, False),
