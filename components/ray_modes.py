@@ -11,6 +11,29 @@ from training.config import ConfigError
 RAY_MODES = ("local", "rayjob", "address")
 
 
+def require_mode(ray_mode: str, ray_address: str, rayjob_options: Mapping[str, Any] | None, *, prefix: str = "") -> None:
+    """Refuses a mode that is none, and arguments of another mode.
+
+    Args:
+        ray_mode: The mode.
+        ray_address: As for `run_in_mode`, like the others.
+        rayjob_options: The options.
+        prefix: Of the arguments' names where they were given, for the message.
+
+    Raises:
+        ConfigError: They do not go together.
+    """
+    if ray_mode not in RAY_MODES:
+        raise ConfigError(f"{prefix}ray_mode {ray_mode!r} is none of {', '.join(RAY_MODES)}")
+    if bool(ray_address) != (ray_mode == "address"):
+        raise ConfigError(
+            f"{prefix}ray_address goes with {prefix}ray_mode=address and is needed there; "
+            f"{prefix}ray_mode is {ray_mode}, {prefix}ray_address {ray_address!r}"
+        )
+    if rayjob_options and ray_mode != "rayjob":
+        raise ConfigError(f"{prefix}rayjob_options go with {prefix}ray_mode=rayjob; {prefix}ray_mode is {ray_mode}")
+
+
 def run_in_mode(
     step: str,
     arguments: Mapping[str, Any],
@@ -38,14 +61,7 @@ def run_in_mode(
     Raises:
         ConfigError: The mode is unknown, or an argument of another mode is given.
     """
-    if ray_mode not in RAY_MODES:
-        raise ConfigError(f"ray_mode {ray_mode!r} is none of {', '.join(RAY_MODES)}")
-    if bool(ray_address) != (ray_mode == "address"):
-        raise ConfigError(
-            f"ray_address goes with ray_mode=address and is needed there; ray_mode is {ray_mode}, ray_address {ray_address!r}"
-        )
-    if rayjob_options and ray_mode != "rayjob":
-        raise ConfigError(f"rayjob_options go with ray_mode=rayjob; ray_mode is {ray_mode}")
+    require_mode(ray_mode, ray_address, rayjob_options)
     if ray_mode == "rayjob":
         from components.rayjob_launcher import run_on_rayjob
         from components.rayjob_options import RayJobOptions

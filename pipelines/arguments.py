@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from components.image import VERSION, image_from
+from components.image import VERSION
 from pipelines.compile import PIPELINES, compiled
 
-PRESET, OVERRIDES, IMAGE = "experiment_preset", "experiment_overrides", "cluster_image"
+PRESET, OVERRIDES = "experiment_preset", "experiment_overrides"
 _KINDS: dict[str, tuple[type, str]] = {
     "BOOLEAN": (bool, "true or false"),
     "NUMBER_INTEGER": (int, "a whole number"),
@@ -105,7 +105,6 @@ def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence
 
     Raises:
         ArgumentsError: An argument is unknown, given twice, or not of its type.
-        ImageError: The image's reference is malformed, or can change.
         ConfigError: The experiment is unknown, or an override does not fit it.
     """
     arguments: dict[str, Any] = {}
@@ -131,8 +130,21 @@ def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence
     for name, given in arguments.items():
         _require_literal(name, given, pipeline.parameters[name])
         _require_amount(name, given)
-    if arguments.get(IMAGE):
-        image_from(arguments[IMAGE], variable=f"--param {IMAGE}")
+    return arguments
+
+
+def cluster_arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
+    """As `arguments_of`, for a run on a cluster: image, nodes and Ray are checked as the steps will check them.
+
+    Raises:
+        ArgumentsError: As there; likewise ConfigError.
+        ImageError: The image's reference is malformed, or can change.
+        PlacementError: A step would refuse where it is to work, or on what.
+    """
+    from pipelines.placement import require_placement
+
+    arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words)
+    require_placement(_chosen(pipeline, arguments))
     return arguments
 
 
@@ -142,8 +154,13 @@ def close_to(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def _chosen(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Every parameter, the defaults among them."""
+    return {**{name: parameter.get("defaultValue") for name, parameter in pipeline.parameters.items()}, **arguments}
+
+
 def _require_experiment(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
-    chosen = {**{name: parameter.get("defaultValue") for name, parameter in pipeline.parameters.items()}, **arguments}
+    chosen = _chosen(pipeline, arguments)
     if not all(isinstance(override, str) for override in chosen.get(OVERRIDES) or ()):
         raise ArgumentsError(f'--param {OVERRIDES} is a JSON list of words like ["optim.num_steps=500"]')
     if "ablation_name" in pipeline.parameters:

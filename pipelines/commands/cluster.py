@@ -54,14 +54,14 @@ def submit(
     as_json: bool = JSON,
 ) -> None:
     """Start a run on the cluster, and follow it."""
-    from pipelines.arguments import arguments_of, compiled_pipeline
+    from pipelines.arguments import cluster_arguments_of, compiled_pipeline
     from pipelines.durations import parse_duration
     from pipelines.kfp_client import connected
     from pipelines.submit import submit as start
 
     seconds = parse_duration(timeout, "--timeout") if timeout else None
     compiled = compiled_pipeline(pipeline)
-    arguments = arguments_of(compiled, preset=preset, overrides=overrides, words=parameters)
+    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters)
     say = err if as_json else out
     with connected(connection, warn) as kfp:
         started = start(kfp, compiled, arguments, experiment=experiment, create_experiment=create_experiment, run_name=run_name)

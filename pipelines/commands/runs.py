@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -24,15 +22,11 @@ def run(
 ) -> None:
     """Run a pipeline on this machine, with the services that `iddpm up` starts."""
     from pipelines import services
+    from pipelines.arguments import arguments_of, compiled_pipeline
     from pipelines.compile import load
     from pipelines.local import run_pipeline
 
-    arguments = _parameters(load(pipeline), parameters)
-    if preset:
-        arguments["experiment_preset"] = preset
-    if overrides:
-        arguments["experiment_overrides"] = list(overrides)
-    _check_experiment(pipeline, arguments)
+    arguments = arguments_of(compiled_pipeline(pipeline), preset=preset, overrides=overrides, words=parameters)
     running = services.up()
     outputs = run_pipeline(load(pipeline), arguments, running)
     for name, value in outputs.items():
@@ -57,42 +51,3 @@ def compile_pipelines(directory: Path = typer.Argument(Path("compiled"), help="W
     for path in compile_all(directory):
         print(path)
     print(f"image: {BASE_IMAGE}")
-
-
-def _parameters(pipeline: Any, words: list[str]) -> dict[str, Any]:
-    """`name=value` words as the pipeline's arguments, each of its parameter's type."""
-    inputs = pipeline.component_spec.inputs or {}
-    arguments: dict[str, Any] = {}
-    for word in words:
-        name, separator, value = word.partition("=")
-        if not separator:
-            raise ValueError(f"--param {word}: it reads name=value")
-        if name not in inputs:
-            raise ValueError(f"--param {word}: pipeline {pipeline.name!r} has no parameter {name!r}; it has {', '.join(inputs)}")
-        kind = inputs[name].type
-        if kind == "String":
-            arguments[name] = value
-            continue
-        try:
-            arguments[name] = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"--param {word}: {name} is of type {kind}, written as JSON") from error
-    return arguments
-
-
-def _check_experiment(pipeline: str, arguments: dict[str, Any]) -> None:
-    """Refuses an invalid override in a second, before anything starts."""
-    from pipelines.compile import load
-
-    inputs = load(pipeline).component_spec.inputs or {}
-    chosen = {**{name: parameter.default for name, parameter in inputs.items()}, **arguments}
-    if "ablation_name" in inputs:
-        from training.ablation_request import of_parameters
-
-        of_parameters(chosen).trials()
-    elif "experiment_preset" in arguments or "experiment_overrides" in arguments:
-        from training.presets import preset
-
-        if "experiment_preset" not in inputs:
-            raise ValueError(f"pipeline {pipeline!r} takes no --preset and no --set; its parameters are {', '.join(inputs)}")
-        preset(chosen["experiment_preset"], chosen["experiment_overrides"])

@@ -54,12 +54,12 @@ def create(
 ) -> None:
     """Run a pipeline by the clock. The same command again changes nothing; a changed one replaces the schedule."""
     from pipelines import schedules
-    from pipelines.arguments import arguments_of, compiled_pipeline
+    from pipelines.arguments import cluster_arguments_of, compiled_pipeline
     from pipelines.kfp_client import connected
     from pipelines.timing import timing_of
 
     compiled = compiled_pipeline(pipeline)
-    arguments = arguments_of(compiled, preset=preset, overrides=overrides, words=parameters)
+    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters)
     cron = cron or (schedules.NIGHTLY if pipeline == "nightly-fid" and not every else "")
     timing = timing_of(cron, every, time_zone=time_zone, cluster_zone=cluster_time_zone)
     wanted = schedules.Wanted(

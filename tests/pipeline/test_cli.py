@@ -84,11 +84,16 @@ def test_show_prints_the_experiment_with_its_overrides() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("run", "tarin"), "there is no pipeline 'tarin'; the pipelines are train, ablation, nightly-fid"),
+        (("run", "tarin"), "there is no pipeline 'tarin'; did you mean 'train'?; the pipelines are train, ablation, nightly-fid"),
         (("run", "train", "--preset", "digits"), "there is no preset 'digits'"),
         (("run", "train", "--set", "optim.num_steps=few"), "optim.num_steps"),
-        (("run", "train", "--param", "train_workers=1"), "pipeline 'iddpm-train' has no parameter 'train_workers'"),
-        (("run", "train", "--param", "train_num_workers=two"), "train_num_workers is of type Integer, written as JSON"),
+        (
+            ("run", "train", "--param", "train_workers=1"),
+            "pipeline train has no parameter 'train_workers'; did you mean 'train_num_workers'?",
+        ),
+        (("run", "train", "--param", "train_num_workers=two"), "train_num_workers is a whole number"),
+        (("run", "train", "--param", "train_precision=fp16"), "it is not offered; did you mean 'bf16'?"),
+        (("run", "nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset and no --set"),
     ],
 )
 def test_a_run_that_can_not_work_is_refused_before_anything_starts(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

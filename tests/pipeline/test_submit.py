@@ -18,7 +18,8 @@ import pytest
 import yaml
 from fake_kfp import FakeKfp
 
-from pipelines.arguments import ArgumentsError, CompiledPipeline, arguments_of, compiled_pipeline
+from pipelines.arguments import ArgumentsError, CompiledPipeline, arguments_of, cluster_arguments_of, compiled_pipeline
+from pipelines.compile import PIPELINES
 from pipelines.connection import Connection
 from pipelines.following import Pace, RunFailedError, StillRunningError, error_in, follow, require_success
 from pipelines.kfp_client import Kfp, connected
@@ -184,6 +185,33 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--param", "train_cpu=4x"), "train_cpu is a number of cores like 4 or 500m"),
         (("train", "--param", "train_memory=32GB"), "train_memory is an amount of memory like 16Gi"),
         (("train", "--param", "cluster_image=iddpm:latest"), "'iddpm:latest' can change under a cached step"),
+        (("train", "--param", "cluster_image="), "--param cluster_image: '' is not an image reference"),
+        (("train", "--param", "cluster_image=Iddpm 1"), "--param cluster_image: 'Iddpm 1' is not an image reference"),
+        (("train", "--param", "cluster_gpu_type=gpu"), "it reads like nvidia.com/gpu"),
+        (("train", "--param", 'cluster_gpu_node_selector={"gpu": 1}'), 'the label gpu is text, so 1 reads "1" in quotes'),
+        (("train", "--param", 'cluster_gpu_tolerations=["gpu"]'), "'gpu' is no toleration of a pod's"),
+        (("train", "--param", "storage_root_uri=runs"), "the steps of a run share nothing but S3"),
+        (("train", "--param", "storage_root_uri="), "a run needs a place for what it makes"),
+        (("train", "--param", "data_uri=/data/cifar10"), "the steps of a run share nothing but S3"),
+        (("train", "--param", "data_num_workers=0"), "--param data_num_workers: must be at least 1, got 0"),
+        (("train", "--param", "train_num_gpus_per_worker=1"), "train_gpus=0: train_num_workers=2 on GPUs in the stage's own pod take 2"),
+        (("train", "--param", "evaluate_num_gpus_per_worker=1"), "--param evaluate_gpus=0"),
+        (("train", "--param", "train_ray_mode=address"), "train_ray_address goes with train_ray_mode=address and is needed there"),
+        (("train", "--param", "train_ray_address=http://head:8265"), "train_ray_mode is local"),
+        (("train", "--param", "train_ray_mode=address", "--param", "train_ray_address=head:6379"), "name its dashboard, like http://HEAD"),
+        (("train", "--param", 'train_rayjob_options={"head_cpu": "2"}'), "train_rayjob_options go with train_ray_mode=rayjob"),
+        (
+            ("train", "--param", "train_ray_mode=rayjob", "--param", 'train_rayjob_options={"worker_cpus": 8}'),
+            "--param train_rayjob_options: unknown RayJob option(s) worker_cpus; there are worker_cpu,",
+        ),
+        (
+            ("train", "--param", "train_ray_mode=rayjob", "--param", 'train_rayjob_options={"workers_per_pod": 3}'),
+            "workers_per_pod (3) must divide the 2 workers",
+        ),
+        (
+            ("nightly-fid", "--param", "score_ray_mode=rayjob", "--param", 'score_rayjob_options={"head_memory": "8 GB"}'),
+            "--param score_rayjob_options: memory '8 GB' is not a quantity",
+        ),
         (("nightly-fid", "--param", "threshold_difference=inf"), "threshold_difference is a number"),
         (("nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset"),
         (("nightly-fid", "--timeout", "soon"), "--timeout 'soon' is no length of time"),
@@ -200,6 +228,21 @@ def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, i
 def test_a_whole_number_is_taken_where_a_fraction_may_stand(nightly: CompiledPipeline) -> None:
     given = arguments_of(nightly, preset="", overrides=[], words=["threshold_difference=1", "model=models:/m@a=b"])
     assert given == {"threshold_difference": 1.0, "model": "models:/m@a=b"}
+
+
+def test_what_a_cluster_may_have_is_sent(train: CompiledPipeline) -> None:
+    words = ["cluster_image=registry:5000/me/iddpm@sha256:" + "0" * 64, 'cluster_gpu_node_selector={"gpu": "a100"}']
+    words += ['cluster_gpu_tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists"}]', "cluster_queue=team"]
+    words += ["train_ray_mode=rayjob", "train_num_workers=8", "train_num_gpus_per_worker=1"]
+    words += ['train_rayjob_options={"worker_cpu": 9, "worker_memory": "200Gi", "workers_per_pod": 8}']
+    words += ["evaluate_ray_mode=address", "evaluate_ray_address=https://ray.example.com", "evaluate_num_gpus_per_worker=1"]
+    given = cluster_arguments_of(train, preset="", overrides=[], words=words)
+    assert given["train_rayjob_options"]["workers_per_pod"] == 8
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipelines_own_defaults_are_sent(name: str) -> None:
+    assert cluster_arguments_of(compiled_pipeline(name), preset="", overrides=[], words=[]) == {}
 
 
 def test_a_preset_by_its_parameters_name_is_checked_as_well(train: CompiledPipeline) -> None:
