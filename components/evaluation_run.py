@@ -17,6 +17,8 @@ from training.progress import say
 if TYPE_CHECKING:
     from evaluation.preflight import EvaluationOptions
 
+REFERENCES = "references"
+"""Directory of reference statistics below the storage root."""
 LogMetric = Callable[[str, float], None]
 
 
@@ -61,7 +63,7 @@ def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str) 
         evaluation.extractor, weights=extractor_weights_at(storage_root_uri, evaluation.extractor), device=choose_device("auto")
     )
     statistics = compute_reference(
-        storage.join(data_uri, "train"), extractor, storage.join(storage_root_uri, "references"), evaluation.num_reference_images
+        storage.join(data_uri, "train"), extractor, storage.join(storage_root_uri, REFERENCES), evaluation.num_reference_images
     )
     say(f"{statistics.features.num_images:,} training images in {extractor.dim} features of {extractor.name}")
     return statistics.uri
@@ -96,6 +98,28 @@ def make_reference(
     return reference_for(preset(experiment_preset, experiment_overrides), data_uri, storage_root_uri)
 
 
+def kept_reference(reference_uri: str, storage_root_uri: str, make: Callable[[], str]) -> str:
+    """Statistics at an address that an earlier step gave; those that are gone are made anew.
+
+    KFP's cache gives the address that the step once returned, and does not look whether anything is there: the data set
+    and the extractor say all that is in it, so it is the same once more.
+
+    Args:
+        reference_uri: The address; empty where no statistics are used.
+        storage_root_uri: Where everything is kept.
+        make: Makes them, and returns their address.
+
+    Raises:
+        ConfigError: They are gone, and somebody else's.
+    """
+    if not reference_uri or storage.exists(reference_uri):
+        return reference_uri
+    if not reference_uri.startswith(storage.join(storage_root_uri, REFERENCES) + "/"):
+        raise ConfigError(f"there are no reference statistics at {reference_uri}")
+    say(f"{reference_uri} is gone: KFP's cache knows where the statistics were, not that they were deleted; they are made anew")
+    return make()
+
+
 def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Mapping[str, Any]) -> str:
     """The reported numbers of a run's best checkpoint, in its directory, in MLflow and in the registry.
 
@@ -117,7 +141,9 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     from training.tracking import attach
 
     experiment = Experiment.from_json(storage.read_bytes(storage.join(run_uri, "experiment.json")))
-    options = options_for(experiment, run_uri.rstrip("/").rsplit("/", 2)[0], resources)
+    storage_root_uri = run_uri.rstrip("/").rsplit("/", 2)[0]
+    reference_uri = kept_reference(reference_uri, storage_root_uri, lambda: reference_for(experiment, data_uri, storage_root_uri))
+    options = options_for(experiment, storage_root_uri, resources)
     choice = choose_best(run_uri, data_uri, reference_uri, options=options)
     model = ModelSpec(checkpoint_uri=choice.checkpoint_uri, weights=choice.weights)
     result = kept_result(model, data_uri, reference_uri, options)

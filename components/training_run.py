@@ -93,6 +93,15 @@ def train_run(
     if storage.exists(result_uri):
         say(f"run {key} is already trained to step {storage.read_json(result_uri)['step']:,}; nothing to do")
         return run_uri
+    same = {
+        "experiment_preset": experiment_preset,
+        "experiment_overrides": list(experiment_overrides),
+        "data_uri": data_uri,
+        "data_digest": manifest.content_digest,
+        "storage_root_uri": storage_root_uri,
+        "resources": {"num_gpus_per_worker": resources.get("num_gpus_per_worker", 0)},
+    }
+    reference_uri = _kept_reference(reference_uri, same, ray_address)
     storage.write_bytes(storage.join(run_uri, "experiment.json"), experiment.to_json().encode())
     tracked = open_run(
         run_key=key,
@@ -124,6 +133,18 @@ def train_run(
     finally:
         tracked.finish(status)  # type: ignore[arg-type]
     return run_uri
+
+
+def _kept_reference(reference_uri: str, arguments: Mapping[str, Any], ray_address: str) -> str:
+    """The reference statistics; where they are gone, the reference step once more, on a worker, as a driver has no GPU."""
+    from components.cluster_steps import run_here, run_on_cluster
+    from components.evaluation_run import kept_reference
+
+    def make() -> str:
+        made: str = run_here("reference", arguments) if ray_address == "local" else run_on_cluster("reference", arguments, ray_address)
+        return made
+
+    return kept_reference(reference_uri, arguments["storage_root_uri"], make)
 
 
 def _train(

@@ -1,0 +1,56 @@
+"""Reference statistics that were deleted, and of which KFP's cache still gives the address to the steps that use them."""
+
+from pathlib import Path
+
+import pytest
+
+from components.evaluation_run import evaluate_run, make_reference
+from components.training_run import train_run
+from evaluation.choose import ChoiceError
+from evaluation.reference import load_reference
+from training import storage
+from training.config import ConfigError
+from training.data.prepare import Options, prepare
+from training.data.shards import read_manifest
+from training.data.sources import digits
+from training.presets import preset
+from training.tracking import TrackingError
+
+_PRESET = "digits-hybrid-cosine"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    prepare(digits("train"), f"{tmp_path}/data/train", image_size=8, options=Options(resize="none"))
+    return str(tmp_path)
+
+
+def _deleted(root: str) -> str:
+    """Where statistics were."""
+    digest = read_manifest(f"{root}/data/train").content_digest
+    uri = make_reference(_PRESET, [], f"{root}/data", digest, root, {})
+    storage.delete(uri)
+    return uri
+
+
+def test_training_makes_them_anew_where_they_were_and_says_why(root, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # the step ends right after
+    uri = _deleted(root)
+    with pytest.raises(TrackingError, match="is not set"):
+        train_run(_PRESET, [], f"{root}/data", uri, root, "iddpm", {})
+    assert load_reference(uri).features.num_images == read_manifest(f"{root}/data/train").num_images
+    assert f"{uri} is gone: KFP's cache knows where the statistics were, not that they were deleted" in capsys.readouterr().out
+
+
+def test_evaluation_makes_them_anew_too(root, capsys):
+    uri = _deleted(root)
+    storage.write_bytes(f"{root}/runs/one/experiment.json", preset(_PRESET).to_json().encode())
+    with pytest.raises(ChoiceError):  # the run has no checkpoint: the step ends right after
+        evaluate_run(f"{root}/runs/one", f"{root}/data", uri, {})
+    assert storage.exists(uri)
+    assert "they are made anew" in capsys.readouterr().out
+
+
+def test_somebody_elses_are_not_made_up(root):
+    with pytest.raises(ConfigError, match=f"there are no reference statistics at {root}/inception.npz"):
+        train_run(_PRESET, [], f"{root}/data", f"{root}/inception.npz", root, "iddpm", {})
