@@ -158,5 +158,5 @@ def _tags(request: AblationRequest, pipeline_run_id: str) -> dict[str, str]:
         "iddpm.ablation_key": request.key(),
         "iddpm.scale": request.scale,
         "iddpm.data": ", ".join(data),
-        **({"kfp.pipeline_run_id": pipeline_run_id} if pipeline_run_id else {}),
+        "kfp.pipeline_run_id": pipeline_run_id,  # also where it is empty: who goes on with a run takes it over
     }

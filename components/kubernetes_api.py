@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import random
@@ -72,6 +73,13 @@ class KubernetesApi:
         self._first_pause = first_pause_seconds
         self._client = _connect()
 
+    @property
+    def identity(self) -> str:
+        """Tells this namespace from every other's, of this cluster or another: a digest of its name, the API's address and its CA."""
+        configuration = self._client.configuration
+        authority = Path(configuration.ssl_ca_cert).read_bytes() if configuration.ssl_ca_cert else b""
+        return hashlib.sha256(b"\n".join([configuration.host.encode(), self.namespace.encode(), authority])).hexdigest()[:12]
+
     # -- RayJobs -------------------------------------------------------------------------------------------------------
 
     def rayjob(self, name: str) -> dict[str, Any] | None:
@@ -94,6 +102,15 @@ class KubernetesApi:
         """The Workflow of that name, which is a pipeline's run, or None."""
         path = ("argoproj.io", "v1alpha1", self.namespace, "workflows")
         return self._call(f"read Workflow {name}", lambda api: _or_none(lambda: _rayjobs(api).get_namespaced_custom_object(*path, name)))
+
+    def workflows(self, selector: str) -> list[dict[str, Any]]:
+        """The Workflows with these labels."""
+        path = ("argoproj.io", "v1alpha1", self.namespace, "workflows")
+        found = self._call(
+            "list Workflows",
+            lambda api: _rayjobs(api).list_namespaced_custom_object(*path, label_selector=selector, _request_timeout=_TIMEOUT),
+        )
+        return list(found["items"])
 
     def create_rayjob(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """Creates a RayJob.

@@ -111,7 +111,7 @@ def train_run(
             "iddpm.preset": experiment.name,
             "iddpm.run_uri": run_uri,
             "iddpm.data_uri": data_uri,
-            **({PIPELINE_RUN_TAG: pipeline_run_id} if pipeline_run_id else {}),
+            PIPELINE_RUN_TAG: pipeline_run_id,  # also where it is empty: who goes on with a run takes it over
         },
         params=experiment.to_dict(),
     )

@@ -86,6 +86,8 @@ class FakeKubernetes:
                 return self._rayjob(method, path, body)
             if path == _PODS:
                 return 200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": _selected(self.pods, query)}
+            if path == _WORKFLOWS:
+                return 200, {"apiVersion": "argoproj.io/v1alpha1", "kind": "WorkflowList", "items": _selected(self.workflows, query)}
             if path.startswith(_WORKFLOWS + "/"):
                 workflow = self.workflows.get(path.removeprefix(_WORKFLOWS + "/"))
                 return (200, workflow) if workflow else _problem(404, "not found")
@@ -130,7 +132,7 @@ class FakeKubernetes:
 
 def _selected(objects: dict[str, dict[str, Any]], query: dict[str, list[str]]) -> list[dict[str, Any]]:
     wanted = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
-    return [item for item in objects.values() if wanted.items() <= item["metadata"]["labels"].items()]
+    return [item for item in objects.values() if wanted.items() <= item["metadata"].get("labels", {}).items()]
 
 
 def _problem(code: int, message: str) -> tuple[int, Any]:

@@ -290,7 +290,9 @@ def test_the_reapers_role_grants_exactly_what_it_asks(tmp_path, monkeypatch):
         owner = Owner(api_version="argoproj.io/v1alpha1", kind="Workflow", name="train-x", uid="w-1")
         fake.add_rayjob(render(dataclasses.replace(_rayjob(), owner=owner)))
         fake.workflows["train-x"] = {"metadata": {"name": "train-x", "uid": "w-1"}, "status": {"phase": "Failed"}}
-        reap(KubernetesApi(fake_kubernetes.NAMESPACE))
+        api = KubernetesApi(fake_kubernetes.NAMESPACE)
+        reap(api)
+        api.workflows("pipeline/runid=1")  # of each run that MLflow shows as running
         asked = {_permission(method, path) for _, method, path in fake.requests}
     rules = _named("kind", "Role", "iddpm-reaper", "kubeflow")["rules"]
     assert asked == {(resource, verb) for rule in rules for resource, verb in itertools.product(rule["resources"], rule["verbs"])}

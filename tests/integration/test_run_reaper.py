@@ -1,0 +1,166 @@
+"""MLflow runs that outlived the run of a pipeline: a real MLflow, and a small Kubernetes API over HTTP."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_kubernetes
+import pytest
+from fake_kubernetes import FakeKubernetes
+
+from components import reaper
+from components.kubernetes_api import KubernetesApi
+from components.run_reaper import SEEN_TAG, close_left_behind
+from components.training_run import PIPELINE_RUN_TAG
+from training.open_runs import close, open_runs
+from training.tracking import TrackedRun, open_run, tags_of
+
+
+@pytest.fixture
+def cluster(services: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubernetes]:
+    with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        yield fake
+
+
+@pytest.fixture
+def pipeline() -> str:
+    """Id of a pipeline's run."""
+    return str(uuid.uuid4())
+
+
+def _run(pipeline: str, key: str = "") -> TrackedRun:
+    key = key or f"reaped-{uuid.uuid4().hex[:8]}"
+    run = open_run(run_key=key, experiment_name="reaping", run_name=key, tags={PIPELINE_RUN_TAG: pipeline}, params={})
+    assert run.flush()
+    return run
+
+
+def _workflow(cluster: FakeKubernetes, pipeline: str, phase: str) -> None:
+    metadata = {"name": "train-x", "uid": "w-1", "labels": {"pipeline/runid": pipeline}}
+    cluster.workflows["train-x"] = {"metadata": metadata, "status": {"phase": phase}}
+
+
+def _reap() -> list[str]:
+    return close_left_behind(KubernetesApi(fake_kubernetes.NAMESPACE))
+
+
+def _status(run: TrackedRun) -> str:
+    from mlflow import MlflowClient
+
+    return str(MlflowClient().get_run(run.run_id).info.status)
+
+
+@pytest.mark.parametrize(("phase", "became"), [("Failed", "KILLED"), ("Error", "KILLED"), ("Succeeded", "FINISHED")])
+def test_a_run_whose_workflow_has_ended_is_closed(cluster, pipeline, capsys, phase, became):
+    run = _run(pipeline)
+    _workflow(cluster, pipeline, phase)
+    assert len(_reap()) == 1
+    assert _status(run) == became
+    assert f"it is closed as {became}: its Workflow train-x has ended ({phase})" in capsys.readouterr().out
+    assert _reap() == []
+
+
+@pytest.mark.parametrize("phase", ["Running", "Pending", ""])
+def test_a_run_whose_workflow_goes_on_is_left_alone_and_closed_once_it_is_gone(cluster, pipeline, capsys, phase):
+    run = _run(pipeline)
+    _workflow(cluster, pipeline, phase)
+    assert _reap() == []
+    assert _status(run) == "RUNNING"
+    cluster.workflows.clear()  # somebody deleted the run in the UI
+    assert len(_reap()) == 1
+    assert _status(run) == "KILLED"
+    assert "its Workflow train-x is gone" in capsys.readouterr().out
+
+
+def test_a_run_of_no_pipeline_and_one_of_a_pipeline_that_was_never_seen_here_are_left_alone(cluster, pipeline):
+    laptop, elsewhere = _run(""), _run(pipeline)
+    assert _reap() == []
+    assert (_status(laptop), _status(elsewhere)) == ("RUNNING", "RUNNING")
+    assert cluster.count("GET", "/workflows") >= 1
+    for run in (laptop, elsewhere):
+        run.finish("KILLED")
+
+
+def test_a_run_that_was_seen_by_another_cluster_is_left_alone(cluster, pipeline, tmp_path, monkeypatch):
+    run = _run(pipeline)
+    _workflow(cluster, pipeline, "Running")
+    _reap()
+    (tmp_path / "other").mkdir()
+    with fake_kubernetes.serve(tmp_path / "other") as (_, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        assert _reap() == []
+    assert _status(run) == "RUNNING"
+    run.finish("KILLED")
+
+
+def test_a_run_that_a_laptop_or_another_pipeline_went_on_with_is_left_alone(cluster, pipeline):
+    key = f"reaped-{uuid.uuid4().hex[:8]}"
+    _run(pipeline, key)
+    _workflow(cluster, pipeline, "Running")
+    assert _reap() == []
+    _workflow(cluster, pipeline, "Failed")
+    for taken_over_by in ("", str(uuid.uuid4())):
+        run = _run(taken_over_by, key)
+        assert _reap() == []
+        assert _status(run) == "RUNNING"
+    run.finish("KILLED")
+
+
+def test_a_run_that_is_taken_over_between_the_look_and_the_closing_is_left_alone(cluster, pipeline):
+    run = _run(pipeline)
+    (found,) = [each for each in open_runs(PIPELINE_RUN_TAG) if each.run_id == run.run_id]
+    _run("", found.key)
+    assert not close(found, PIPELINE_RUN_TAG, "KILLED")
+    assert _status(run) == "RUNNING"
+    run.finish("KILLED")
+    assert not close(found, PIPELINE_RUN_TAG, "FAILED")
+
+
+def test_a_run_of_kfps_own_is_left_to_kfp(cluster, pipeline):
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("reaping") or client.get_experiment(client.create_experiment("reaping"))
+    created = client.create_run(experiment.experiment_id, tags={PIPELINE_RUN_TAG: pipeline})
+    _workflow(cluster, pipeline, "Failed")
+    assert _reap() == []
+    client.set_terminated(created.info.run_id, "KILLED")
+
+
+def test_the_workflow_is_noted_once(cluster, pipeline):
+    run = _run(pipeline)
+    _workflow(cluster, pipeline, "Running")
+    _reap()
+    noted = tags_of(run.run_id)[SEEN_TAG]
+    assert noted.startswith(f"{pipeline} ")
+    assert noted.endswith(" train-x")
+    _workflow(cluster, pipeline, "Failed")
+    _reap()
+
+
+def test_what_the_cluster_does_not_allow_is_told_and_the_rest_is_done(cluster, pipeline, capsys):
+    run = _run(pipeline)
+    _workflow(cluster, pipeline, "Failed")
+    cluster.faults["GET"] = [403]  # to the list of RayJobs
+    assert reaper.main() == 1
+    assert "may not list RayJobs" in capsys.readouterr().out
+    assert _status(run) == "KILLED"
+
+
+def test_without_mlflow_the_exit_code_says_so_and_the_rayjobs_are_looked_after(cluster, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert reaper.main() == 1
+    assert "MLFLOW_TRACKING_URI is not set" in capsys.readouterr().out
+    assert cluster.count("GET", "/rayjobs") == 1
+
+
+def test_a_cluster_without_kuberay_has_runs_to_close_all_the_same(cluster, pipeline):
+    run = _run(pipeline)
+    _workflow(cluster, pipeline, "Error")
+    cluster.has_kuberay = False
+    assert reaper.main() == 0
+    assert _status(run) == "KILLED"
