@@ -21,6 +21,7 @@ import urllib3
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
+from components.proxies import proxy_for
 from components.rayjob_spec import GROUP, PLURAL, VERSION
 from training.progress import format_duration
 
@@ -254,6 +255,13 @@ def _kubeconfig() -> str:
     return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
 
 
+def _kubeconfigs_proxy() -> str:
+    """The `proxy-url` of the current context's cluster, which the client library leaves unread."""
+    kubeconfig = config.kube_config.KubeConfigMerger(_kubeconfig()).config
+    context = kubeconfig["contexts"].get_with_name(kubeconfig["current-context"])["context"]
+    return str(kubeconfig["clusters"].get_with_name(context["cluster"])["cluster"].safe_get("proxy-url") or "")
+
+
 def _rayjobs(api: client.ApiClient) -> client.CustomObjectsApi:
     return client.CustomObjectsApi(api)
 
@@ -278,6 +286,10 @@ def _connect() -> client.ApiClient:
         raise KubernetesError(
             f"no cluster is known here: {error}; set KUBECONFIG, or run the step in a pod of the cluster (ray_mode=local needs none)"
         ) from error
+    if not in_cluster():
+        proxy = proxy_for(configuration.host, named=_kubeconfigs_proxy())
+        if proxy:
+            configuration.proxy, configuration.proxy_headers = proxy
     configuration.retries = 0  # tries are counted above, where it is known what may be said twice
     return client.ApiClient(configuration)
 

@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import urllib3
 
 from components.cluster_api import ClusterApi
+from components.proxies import pool_for
 from pipelines.doctor_findings import FAILURE, OK, WARNING, Finding
 from training.progress import format_duration
 
@@ -127,10 +128,10 @@ def _in_registry(subject: str, image: Image) -> Finding:
 
 def _manifest_status(image: Image) -> int:
     """What the registry answers when nobody in particular asks for the manifest."""
-    pool = urllib3.PoolManager(retries=1, timeout=urllib3.Timeout(connect=5, read=20))
     host = "registry-1.docker.io" if image.registry == _HUB else image.registry
     scheme = "http" if _LOOPBACK.fullmatch(host) else "https"
     url, headers = f"{scheme}://{host}/v2/{image.repository}/manifests/{image.version}", {"Accept": _MANIFESTS}
+    pool = pool_for(url, retries=1, timeout=urllib3.Timeout(connect=5, read=20))
     answer = pool.request("HEAD", url, headers=headers)
     challenge = answer.headers.get("WWW-Authenticate", "")
     if answer.status != 401 or not challenge.lower().startswith("bearer "):

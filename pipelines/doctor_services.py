@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
+from components.proxies import pool_for
 from pipelines.connection import Connection, ConnectionSettingsError
 from pipelines.doctor_findings import FAILURE, OK, WARNING, Finding
 from pipelines.doctor_way import NoWayError, Way
@@ -125,7 +126,7 @@ def _mlflow(address: str, here: str, settings: Mapping[str, str]) -> Finding:
     user, password = settings.get("MLFLOW_TRACKING_USERNAME", ""), settings.get("MLFLOW_TRACKING_PASSWORD", "")
     if user:
         headers |= urllib3.make_headers(basic_auth=f"{user}:{password}")
-    pool = urllib3.PoolManager(retries=1, timeout=urllib3.Timeout(connect=5, read=20), headers=headers)
+    pool = pool_for(here, retries=1, timeout=urllib3.Timeout(connect=5, read=20), headers=headers)
     try:
         answer = pool.request("GET", f"{here}/api/2.0/mlflow/experiments/search?max_results=1")
         version = pool.request("GET", f"{here}/version").data.decode(errors="replace")

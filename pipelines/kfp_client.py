@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import kfp
 from kfp.client.token_credentials_base import TokenCredentialsBase
 
+from components.proxies import proxy_for
 from pipelines.connection import API_PORT, SERVICE, Connection
 from pipelines.kfp_errors import KfpError, guarded
 from pipelines.port_forward import PortForward, forwarded
@@ -117,11 +118,18 @@ def connected(connection: Connection, warn: Callable[[str], None]) -> Iterator[K
 
 
 class _Client(kfp.Client):  # type: ignore[misc]  # kfp has no types
-    """KFP's client without its file of settings in the home directory."""
+    """KFP's client without its file of settings in the home directory, and with the environment's proxy."""
 
     def _load_context_setting_or_default(self) -> None:
         # Not empty, or the constructor would ask the server for its mode, five times, and log each failure's traceback.
         self._context_setting = {"namespace": "not asked yet"}
+
+    def _load_config(self, *words: Any, **more: Any) -> Any:
+        config = super()._load_config(*words, **more)
+        proxy = proxy_for(config.host)
+        if proxy:
+            config.proxy, config.proxy_headers = proxy
+        return config
 
     def set_user_namespace(self, namespace: str) -> None:
         self._context_setting["namespace"] = namespace

@@ -73,7 +73,10 @@ def _refused(error: ApiException, address: str, *, has_token: bool) -> KfpError:
 def _unanswered(error: Any, address: str, method: str) -> KfpError:
     cause = getattr(error, "reason", None) or error
     text = " ".join(str(cause).split())
-    if "CERTIFICATE_VERIFY_FAILED" in text:
+    if isinstance(cause, urllib3.exceptions.ProxyError):
+        why = " ".join(str(cause.original_error).split())
+        told = f"the environment's proxy (https_proxy, http_proxy) does not let it through: {_core(why)}; no_proxy names what needs none"
+    elif "CERTIFICATE_VERIFY_FAILED" in text:
         told = "its certificate is not trusted here; give the authority's by --ca-file"
     elif "WRONG_VERSION_NUMBER" in text or "record layer" in text.lower():
         told = "it does not speak TLS there; is it http:// instead of https://?"

@@ -108,6 +108,32 @@ def test_a_name_that_is_not_known_here(iddpm: Iddpm) -> None:
     assert "the name is not known here" in iddpm("runs", "--endpoint", "http://kfp.invalid:8888")[2]
 
 
+def test_the_environments_proxy_is_the_way_to_an_endpoint(server: FakeKfp, iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", server.url)  # which answers as what lies behind it
+    assert iddpm("runs", "--endpoint", "http://kfp.invalid:8888") == (0, "no runs\n", "")
+    monkeypatch.setenv("no_proxy", "other.invalid,.invalid")
+    assert "the name is not known here" in iddpm("runs", "--endpoint", "http://kfp.invalid:8888")[2]
+
+
+def test_no_proxy_stands_before_this_machine_or_the_inside_of_the_cluster(
+    server: FakeKfp, iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert iddpm("runs")[0] == 0
+    assert "the name is not known here" in iddpm("runs", "--endpoint", "http://ml-pipeline.kubeflow.svc.cluster.local:8888")[2]
+
+
+def test_a_proxy_that_is_away_is_named_as_the_reason_without_its_password(iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "me:secret@127.0.0.1:9")
+    for endpoint in ("http://kfp.invalid:8888", "https://kfp.invalid"):
+        status, out, err = iddpm("runs", "--endpoint", endpoint)
+        assert (status, err.count("\n")) == (1, 1)
+        assert "the environment's proxy (https_proxy, http_proxy) does not let it through" in err
+        assert "0x" not in err
+        assert "secret" not in out + err
+
+
 def test_a_log_in_page_is_recognised(server: FakeKfp, iddpm: Iddpm) -> None:
     server.page = "<html><body>Log in</body></html>"
     assert "is it a log-in page?" in iddpm("runs")[2]

@@ -1,0 +1,65 @@
+"""The proxy that the environment names for an address, as curl and kubectl take it: https_proxy, http_proxy, all_proxy, no_proxy.
+
+KFP's client, Kubernetes' and urllib3 itself read none of them; requests and boto3, by which MLflow, Ray and S3 are reached, do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import urllib3
+from requests.utils import get_auth_from_url, get_environ_proxies, select_proxy  # type: ignore[import-untyped]
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_IN_CLUSTER = (".svc", ".svc.cluster.local")
+
+
+class ProxySettingsError(ValueError):
+    """A proxy of a kind that can't be used; one line with the remedy."""
+
+
+class Proxy(NamedTuple):
+    """A proxy.
+
+    Attributes:
+        url: Its address, without a password.
+        headers: What it wants to be told with each connection; secret.
+    """
+
+    url: str
+    headers: dict[str, str]
+
+
+def proxy_for(url: str, *, named: str = "") -> Proxy | None:
+    """The proxy on the way to an address; None where there is none.
+
+    What listens on this machine, and what is named as a Service of the cluster, is reached without one.
+
+    Args:
+        url: The address.
+        named: A proxy that is named for this address by other means than the environment, and goes before that.
+
+    Raises:
+        ProxySettingsError: It is neither an http:// nor an https:// proxy.
+    """
+    host = urlsplit(url).hostname or ""
+    inside = host in _LOOPBACK or host.endswith(_IN_CLUSTER)
+    found = named or (None if inside else select_proxy(url, get_environ_proxies(url)))
+    if not found:
+        return None
+    full = found if "://" in found else f"http://{found}"
+    split = urlsplit(full)
+    bare = urlunsplit((split.scheme, split.netloc.rpartition("@")[2], "", "", ""))
+    if split.scheme not in ("http", "https"):
+        raise ProxySettingsError(
+            f"the proxy {bare} is neither http:// nor https://, and no other is known here; no_proxy={host} does without"
+        )
+    user, password = get_auth_from_url(full)
+    return Proxy(bare, dict(urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")) if user else {})
+
+
+def pool_for(url: str, **options: Any) -> urllib3.PoolManager:
+    """Connections to an address, by the proxy that it takes."""
+    proxy = proxy_for(url)
+    return urllib3.ProxyManager(proxy.url, proxy_headers=proxy.headers, **options) if proxy else urllib3.PoolManager(**options)
