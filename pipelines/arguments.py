@@ -88,7 +88,8 @@ def compiled_pipeline(name: str) -> CompiledPipeline:
         CompileError: A cluster would refuse it.
     """
     if name not in PIPELINES:
-        raise ArgumentsError(f"there is no pipeline {name!r}{close_to(name, PIPELINES)}; the pipelines are {', '.join(PIPELINES)}")
+        near = close_to(name, PIPELINES)
+        raise ArgumentsError(f"there is no pipeline {name!r}{f'{near} The' if near else '; the'} pipelines are {', '.join(PIPELINES)}")
     text = compiled(name)
     documents = list(yaml.safe_load_all(text))
     return CompiledPipeline(name, text, documents[0], documents[1] if len(documents) > 1 else {})

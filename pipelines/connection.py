@@ -118,7 +118,10 @@ class Connection:
 def _checked(address: str) -> str:
     split = urlsplit(address.strip())
     if split.scheme not in ("http", "https"):
-        raise ConnectionSettingsError(f"the endpoint {address!r} begins with neither http:// nor https://; did you mean http://{address}?")
+        scheme = "http" if address.startswith(_LOOPBACK) else "https"
+        raise ConnectionSettingsError(
+            f"the endpoint {address!r} begins with neither http:// nor https://; did you mean {scheme}://{address}?"
+        )
     try:
         host, _ = split.hostname, split.port
     except ValueError as error:

@@ -84,7 +84,7 @@ def test_show_prints_the_experiment_with_its_overrides() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("run", "tarin"), "there is no pipeline 'tarin'; did you mean 'train'?; the pipelines are train, ablation, nightly-fid"),
+        (("run", "tarin"), "there is no pipeline 'tarin'; did you mean 'train'? The pipelines are train, ablation, nightly-fid"),
         (("run", "train", "--preset", "digits"), "there is no preset 'digits'"),
         (("run", "train", "--set", "optim.num_steps=few"), "optim.num_steps"),
         (

@@ -34,6 +34,7 @@ def test_without_an_endpoint_the_error_says_how_to_give_one(iddpm: Iddpm, monkey
     ("endpoint", "said"),
     [
         ("localhost:8080", "did you mean http://localhost:8080?"),
+        ("kfp.example.com", "did you mean https://kfp.example.com?"),
         ("http://", "names no host"),
         ("http://host:port", "is no address"),
         ("https://me:secret@host", "must not hold a password"),
