@@ -7,6 +7,7 @@ project's image, and the credentials and addresses that steps have: nothing secr
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -112,6 +113,9 @@ def run_on_dashboard(step: str, arguments: Mapping[str, Any], address: str, *, p
 
 
 def _connect(address: str) -> _Dashboard:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        if os.environ.get(name, address) != address:
+            raise ConfigError(f"{name} is set, and Ray would take it in place of ray_address {address}; unset it where this step runs")
     try:
         return _Dashboard(address)
     except RayJobsError:

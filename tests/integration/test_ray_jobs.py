@@ -46,6 +46,12 @@ _PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-ag
 """Of a head, those whose defaults may be another cluster's on this machine; Ray finds the others itself."""
 
 
+@pytest.fixture(autouse=True)
+def no_other_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # Ray's sockets need a short path
@@ -191,6 +197,12 @@ def test_an_address_where_no_dashboard_is_says_so():
 def test_an_address_where_something_else_answers_says_so():
     with _stand_in(lambda method, path: (200, "<html>")) as address, pytest.raises(ConfigError, match=f"{address}' is no Ray dashboard"):
         run_on_dashboard("evaluate", {"run_uri": "x"}, address)
+
+
+def test_another_cluster_that_the_environment_names_is_not_taken_in_its_place(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS is set, and Ray would take it in place of ray_address http://head:8265"):
+        run_on_dashboard("evaluate", {"run_uri": "x"}, "http://head:8265")
 
 
 def test_a_dashboard_that_accepts_and_never_answers_is_given_up(monkeypatch):
