@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.ports import are_free
 
 PORT_NAMES = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "admin.grpc")
+_LOOKED_AT = 10  # objects, of which one with content is read to see whether the server is up
+_SECONDS_FOR_VOLUMES = 10.0
 _SOCKET_PATH_LIMIT = 100  # the system's own is 104 to 108 bytes
 
 
@@ -66,15 +69,28 @@ def environment(base: Mapping[str, str], key_id: str, secret: str) -> dict[str, 
 
 
 def answers(port: int, bucket: str, key_id: str, secret: str) -> bool:
-    """Whether our server is up: the request is signed with our secret, and the bucket is the last thing it makes."""
+    """Whether our server is up: the request is signed with our secret, and the bucket is the last thing it makes.
+
+    Where there is data already, the bucket is there before the volumes with the data are. So a byte of it is waited for,
+    not for ever: that one object can't be read is no reason to have none.
+    """
     if are_free([port]):
         return False
     from botocore.exceptions import BotoCoreError, ClientError
 
     from training import s3
 
+    client = s3.connect(f"http://127.0.0.1:{port}", key_id, secret, attempts=1)
     try:
-        s3.connect(f"http://127.0.0.1:{port}", key_id, secret, attempts=1).head_bucket(Bucket=bucket)
+        listed = client.list_objects_v2(Bucket=bucket, MaxKeys=_LOOKED_AT).get("Contents", [])
     except (BotoCoreError, ClientError):
         return False
+    key = next((item["Key"] for item in listed if item["Size"]), None)
+    deadline = time.monotonic() + _SECONDS_FOR_VOLUMES
+    while key is not None and time.monotonic() < deadline:
+        try:
+            client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")["Body"].read()
+            break
+        except (BotoCoreError, ClientError):
+            time.sleep(0.1)
     return True

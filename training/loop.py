@@ -8,6 +8,7 @@ change nothing that the model sees.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -235,8 +236,8 @@ class Trainer:
         try:
             return self._train(num_steps)
         except RuntimeError as error:
-            # DistBackendError is NCCL's; gloo says it in words.
-            hung = isinstance(error, dist.DistBackendError) or "timed out" in str(error).lower()
+            # DistBackendError is NCCL's; gloo says it in words: "Timed out waiting", or "Application timeout caused pair closure".
+            hung = isinstance(error, dist.DistBackendError) or re.search("timed out|timeout", str(error), re.IGNORECASE)
             if self._heartbeats is None or isinstance(error, TrainingError) or not hung:
                 raise
             raise TrainingError(
