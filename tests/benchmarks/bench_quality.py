@@ -24,7 +24,11 @@ from evaluation.reference import compute_reference
 from training.config import LikelihoodForm, SamplingConfig
 from training.data.loader import Loader
 
-_FEW, _MANY = SamplingConfig(method="dpm_solver_pp", spacing="20"), SamplingConfig(spacing="250")
+_MANY = SamplingConfig(spacing="250")
+_FEW = {
+    "distance": SamplingConfig(method="ddim", spacing="20", eta=0.5),
+    "distance-ode": SamplingConfig(method="dpm_solver_pp", spacing="20"),
+}
 
 
 def measure(run: Run) -> Iterator[tuple[str, Measured]]:
@@ -33,29 +37,31 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
     model, data_uri = trained_model(run.scratch, num_steps=20 if run.quick else NUM_STEPS)
     yield "evaluations", Measured(value=250 / 20)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield "distance", distance(run, pool, model.checkpoint_uri, data_uri)
+        yield from distances(run, pool, model.checkpoint_uri, data_uri)
         yield "likelihood", likelihood(run, pool, model.checkpoint_uri, data_uri)
 
 
-def distance(run: Run, pool: Executor, checkpoint_uri: str, data_uri: str) -> Measured:
-    """The ratio of two distances, and its standard error from leaving out a tenth of both at a time."""
+def distances(run: Run, pool: Executor, checkpoint_uri: str, data_uri: str) -> Iterator[tuple[str, Measured]]:
+    """Ratios of two distances, and their standard errors from leaving out a tenth of both sets at a time."""
     extractor = load_extractor("digits-classifier")
     reference = compute_reference(f"{data_uri}/train", extractor, str(run.scratch / "references")).features
     num_images, size = (20, 10) if run.quick else (1000, 125)
     drawn = {
         name: [pool.submit(draw, checkpoint_uri, sampling, start, size) for start in range(0, num_images, size)]
-        for name, sampling in (("few", _FEW), ("many", _MANY))
+        for name, sampling in {**_FEW, "many": _MANY}.items()
     }
     blocks = {name: BlockedMoments(extractor.dim, num_images) for name in drawn}
     for name, parts in drawn.items():
         for number, part in enumerate(parts):
             blocks[name].update(torch.arange(number * size, (number + 1) * size), extractor(part.result()))
-    few, many = blocks["few"], blocks["many"]
-    ratio = frechet_distance(reference, few.total()) / frechet_distance(reference, many.total())
-    without = zip(without_each_block(reference, few), without_each_block(reference, many), strict=True)
-    error = jackknife_error([one / other for one, other in without])
-    note = f"{_told(reference, few)} against {_told(reference, many)}, {num_images} images each; the range is +- a standard error"
-    return Measured(value=ratio, low=ratio - error, high=ratio + error, note=note)
+    many = blocks["many"]
+    for name in _FEW:
+        few = blocks[name]
+        ratio = frechet_distance(reference, few.total()) / frechet_distance(reference, many.total())
+        without = zip(without_each_block(reference, few), without_each_block(reference, many), strict=True)
+        error = jackknife_error([one / other for one, other in without])
+        note = f"{_told(reference, few)} against {_told(reference, many)}, {num_images} images each; the range is +- a standard error"
+        yield name, Measured(value=ratio, low=ratio - error, high=ratio + error, note=note)
 
 
 def draw(checkpoint_uri: str, sampling: SamplingConfig, start: int, num_images: int) -> Tensor:

@@ -170,17 +170,25 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         key="quality.evaluations",
-        what="network evaluations an image by DPM-Solver++ 20, how many times fewer",
+        what="network evaluations an image by 20 DDIM steps with eta = 0.5, how many times fewer",
         against="the paper's 250 ancestral steps",
         unit="times",
         goals={"cpu": 10.0},
     ),
     Row(
         key="quality.distance",
-        what="FD(digits-classifier) by DPM-Solver++ 20, how many times greater",
+        what="FD(digits-classifier) by them, how many times greater",
         against="the paper's 250 ancestral steps",
         unit="times",
         goals={"cpu": 1.3},
+        at_least=False,
+    ),
+    Row(
+        key="quality.distance-ode",
+        what="the same by 20 DPM-Solver++ steps: no noise is added, which costs this model more than few steps do",
+        against="the paper's 250 ancestral steps",
+        unit="times",
+        goals={"cpu": None},
         at_least=False,
     ),
     Row(
@@ -196,6 +204,8 @@ ROWS: tuple[Row, ...] = (
         against="torch-fidelity as shipped",
         unit="times",
         goals={"cpu": 1.6, "cuda": None},
+        reason="its convolutions run at the peak that this processor was measured to have and are 84% of it; TF1's resize, pooling and "
+        "concatenation are the rest, and were all of them free it would be 1.7",
     ),
     Row(
         key="evaluation.distance",
