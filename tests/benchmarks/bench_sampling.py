@@ -47,7 +47,7 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
     # The first image of a process is dearer than the next; a short one of each side is enough to be past that.
     for work in (sides["theirs dpm-solver-20"], sides["ours dpm-solver-20"], sides["bf16"]):
         work()
-    times = take_turns(sides, rounds=run.rounds(3), warmup=0, device=run.device)
+    times = take_turns(sides, rounds=run.rounds(2), warmup=0, device=run.device)
     macs = sum(count_macs(experiment).values())
 
     def speed(side: str, steps: int) -> dict[str, float]:

@@ -41,7 +41,7 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
 
 def _efficiency(work: Callable[[int], float], run: Run, note: str = "") -> Measured:
     """Seconds with one worker over twice the seconds with two, in turns."""
-    times = [(work(1), work(2)) for _ in range(run.rounds(3))]
+    times = [(work(1), work(2)) for _ in range(run.rounds(2))]
     return of([one / two / 2 for one, two in times], note)
 
 

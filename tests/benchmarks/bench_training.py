@@ -41,7 +41,7 @@ def _steps(name: str, run: Run, peaks: dict[str, float]) -> Iterator[tuple[str, 
     sides = {"baseline": baseline_step(experiment, run.device)}
     for precision in ("fp32", "bf16"):
         sides[precision] = updates_of(our_trainer(experiment, run.device, precision=precision))  # type: ignore[arg-type]
-    times = take_turns(sides, rounds=run.rounds(20 if on_gpu else 4), warmup=3 if on_gpu else 1, device=run.device)
+    times = take_turns(sides, rounds=run.rounds(20 if on_gpu else 3), warmup=3 if on_gpu else 1, device=run.device)
     batch, macs = experiment.optim.global_batch_size, sum(count_macs(experiment).values())
     flops = 2 * TRAINING_PASSES * macs * batch
 

@@ -33,7 +33,7 @@ NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("data.image_size=128", "model.low_res_size=32", "model.model_channels=96", "model.class_conditional=false"),
     ),
 }
-CPU_BATCH = {"cifar10": 8, "imagenet64": 2, "upsampler": 2}
+CPU_BATCH = {"cifar10": 8, "imagenet64": 2, "upsampler": 1}
 GPU_BATCH = {"cifar10": 128, "imagenet64": 128, "upsampler": 32}
 SMALL = ("model.model_channels=32", "model.num_res_blocks=1")
 
