@@ -61,8 +61,12 @@ image-test: setup  ## build the image with podman and runc on a Debian made here
 	done
 	@$(BIN)/python -m pytest -x -v -s -p no:cacheprovider --timeout 3600 tests/image/check_image.py
 
+# Unit tests share the cores, a thread each; the others start services and processes of their own, one test at a time.
 test: setup  ## all tests that this machine can run
-	@$(BIN)/python -m pytest
+	@status=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 tests/unit || status=$$?; \
+	$(BIN)/python -m pytest --ignore tests/unit || status=$$?; \
+	exit $$status
 
 test-fast: setup  ## the tests of a few seconds each, about two minutes
 	@$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -83,10 +83,10 @@ def _average(run: Run) -> Measured:
 
 def _from_loader(run: Run) -> Measured:
     """By the clock: a thread of the loader's own is part of what it costs."""
-    experiment = network_experiment("cifar10", run, batch=4)
+    experiment = network_experiment("cifar10", run, batch=2)
     size = experiment.optim.global_batch_size
     with crops_of_photographs(512, 32) as crops:
         loader = Loader(crops.data_uri, seed=0, global_batch_size=size, cache_dir=crops.cache)
         memory, stored = (our_trainer(experiment, run.device, precision="fp32", source=source) for source in (None, loader))
-        times = take_turns({"memory": updates_of(memory), "stored": updates_of(stored)}, rounds=run.rounds(8), clock="wall")
+        times = take_turns({"memory": updates_of(memory), "stored": updates_of(stored)}, rounds=run.rounds(24), clock="wall")
     return excess_percent(times["memory"], times["stored"], f"batch {size}")
