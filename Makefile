@@ -96,6 +96,12 @@ mutations: setup  ## break the mathematics in known ways and show which test not
 bench: .venv/.bench-stamp  ## speed beside named baselines, with goals; a quarter of an hour on an idle machine
 	@$(BIN)/python tests/benchmarks/bench.py $(GROUPS) $(if $(WRITE),--write)
 
+bench-train:  ## of these, the training step
+	@$(MAKE) --no-print-directory bench GROUPS=training
+
+bench-eval:  ## of these, features and distances
+	@$(MAKE) --no-print-directory bench GROUPS=evaluation
+
 bench-gpu: .venv/.bench-stamp  ## the same for what runs on a CUDA device
 	@$(BIN)/python tests/benchmarks/bench.py --device cuda $(GROUPS) $(if $(WRITE),--write)
 

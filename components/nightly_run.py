@@ -82,28 +82,27 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
 
 
 @contextlib.contextmanager
-def telling_of_failure(checkpoint_uri: str, weights: str, purpose: str) -> Iterator[None]:
-    """Tells the webhook when a model can't be evaluated: a check that does not run is no healthy model.
+def telling_of_failure(model: str, weights: str, storage_root_uri: str, purpose: str) -> Iterator[None]:
+    """Tells the webhook when a model can't be found or evaluated: a check that does not run is no healthy model.
 
     Args:
-        checkpoint_uri: The model.
-        weights: Which weights.
+        model: The model.
+        weights: Which weights; empty where they are not known yet.
+        storage_root_uri: Where it is written down that it was told.
         purpose: Of the evaluation; what is tried again under it is told of once.
     """
-    from evaluation.scoring import EVALUATIONS, run_uri_of
-
     try:
         yield
     except Exception as error:
         what = " ".join(str(error).split()) or type(error).__name__
         message = {
-            "text": f"iDDPM nightly: {checkpoint_uri} could not be evaluated: {what}",
+            "text": f"iDDPM nightly: {model} could not be evaluated: {what}",
             "event": "evaluation_failed",
-            "model": checkpoint_uri,
+            "model": model,
             "weights": weights,
             "error": what,
         }
-        tell_once(message, storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"{purpose}-failure-told.json"))
+        tell_once(message, storage.join(storage_root_uri, "nightly", f"{purpose}-failure-told.json"))
         raise
 
 

@@ -8,15 +8,20 @@ from components.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
-def resolve_model(model: str) -> NamedTuple("Model", checkpoint_uri=str, weights=str, data_uri=str, tracking_run_id=str):  # type: ignore[valid-type]
+def resolve_model(model: str, storage_root_uri: str, purpose: str) -> NamedTuple(
+    "Model", checkpoint_uri=str, weights=str, data_uri=str, tracking_run_id=str
+):  # type: ignore[valid-type]
     """Finds a model by registry alias, run or checkpoint.
 
     Args:
         model: models:/NAME@ALIAS, a run's directory, or a checkpoint's directory inside a run's.
+        storage_root_uri: Where everything is kept.
+        purpose: Names this night's check.
 
     Returns:
         Its checkpoint and weights, the data set that it was trained on, and its MLflow run.
     """
-    from components.nightly_run import resolve_model
+    from components.nightly_run import resolve_model, telling_of_failure
 
-    return resolve_model(model)
+    with telling_of_failure(model, "", storage_root_uri, purpose):
+        return resolve_model(model)

@@ -53,7 +53,7 @@ def score_model(
         "purpose": purpose,
         "resources": {"num_workers": num_workers, "num_gpus_per_worker": num_gpus_per_worker},
     }
-    with telling_of_failure(checkpoint_uri, weights, purpose):
+    with telling_of_failure(checkpoint_uri, weights, storage_root_uri, purpose):
         uri = run_in_mode(
             "score", arguments, ray_mode=ray_mode, ray_address=ray_address, ray_queue=ray_queue, rayjob_options=rayjob_options
         )

@@ -66,7 +66,7 @@ def nightly_pipeline(
         score_ray_mode: Where Ray runs for the score step (local is its own pod, rayjob a cluster that KubeRay makes, address one that
             stands).
         score_rayjob_options: With rayjob, what the cluster should be, as k8s/README.md says.
-        storage_root_uri: Where reference statistics are kept.
+        storage_root_uri: Where reference statistics are kept, and what was told of a failure.
         threshold_difference: What is too little to matter, in units of the distance.
         threshold_standard_errors: How far above the median of its history a score may lie, in standard deviations.
 
@@ -77,15 +77,16 @@ def nightly_pipeline(
     small_pod = Pod(image=cluster_image, cpu="500m", memory="2Gi", timeout_seconds=SHORT)
     score_pod = Pod(image=cluster_image, cpu=score_cpu, memory=score_memory, gpus=score_gpus, nodes=gpu_nodes)
 
-    found = small_pod.hold(resolve_model(model=model), name="resolve")
+    # Each run draws samples of its own; a step of it that is tried again draws the same.
+    purpose = f"nightly-{dsl.PIPELINE_JOB_ID_PLACEHOLDER}"
+    found = small_pod.hold(resolve_model(model=model, storage_root_uri=storage_root_uri, purpose=purpose), name="resolve")
     scored = score_pod.hold(
         score_model(
             checkpoint_uri=found.outputs["checkpoint_uri"],
             weights=found.outputs["weights"],
             data_uri=found.outputs["data_uri"],
             storage_root_uri=storage_root_uri,
-            # Each run draws samples of its own; a step of it that is tried again draws the same.
-            purpose=f"nightly-{dsl.PIPELINE_JOB_ID_PLACEHOLDER}",
+            purpose=purpose,
             num_workers=score_num_workers,
             num_gpus_per_worker=score_num_gpus_per_worker,
             ray_mode=score_ray_mode,
@@ -105,7 +106,7 @@ def nightly_pipeline(
         ),
         name="compare",
     )
-    for task in (scored, verdict):
+    for task in (found, scored, verdict):
         kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, {"url": URL_VARIABLE}, optional=True)
     return verdict.outputs["Output"]  # type: ignore[no-any-return]
 

@@ -91,6 +91,8 @@ def answers(port: int, bucket: str, key_id: str, secret: str) -> bool:
         try:
             client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")["Body"].read()
             break
-        except (BotoCoreError, ClientError):
+        except BotoCoreError:
+            return False  # it does not answer any more
+        except ClientError:
             time.sleep(0.1)
     return True

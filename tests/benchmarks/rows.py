@@ -211,8 +211,7 @@ ROWS: tuple[Row, ...] = (
         against="torch-fidelity as shipped",
         unit="times",
         goals={"cpu": 1.6, "cuda": None},
-        reason="its convolutions run at the peak that this processor was measured to have and are 84% of it; TF1's resize, pooling and "
-        "concatenation are the rest, and were all of them free it would be 1.7",
+        reason="its convolutions run at the peak that this processor was measured to have, and are nine tenths of it",
     ),
     Row(
         key="evaluation.distance",

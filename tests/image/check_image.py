@@ -34,7 +34,6 @@ _PODMAN = ("podman", "--runtime", "runc")
 _IMAGE = "localhost/iddpm-pipelines:image-test"
 _DEBIAN = "localhost/iddpm-debian:trixie"
 _BASE = "localhost/iddpm-debian-python:3.11"
-_MIRROR = "http://deb.debian.org/debian"
 _CANARY = "image-test-canary.invalid"
 _SMALL_LAYER = 10_000_000
 _CPU_IMAGE_BYTES = 2_500_000_000
@@ -91,9 +90,9 @@ def _make_base() -> None:
     if os.getuid() != 0:
         pytest.exit("image-test: debootstrap needs root; run it as root, or name an image to build on: make image-test BASE_IMAGE=...", 1)
     _say("making a Debian to build on (once, about two minutes) ...")
-    mirror = os.environ.get("DEBIAN_MIRROR", _MIRROR)
+    mirror = [os.environ["DEBIAN_MIRROR"]] if os.environ.get("DEBIAN_MIRROR") else []  # else debootstrap's own
     with tempfile.TemporaryDirectory(prefix="iddpm-debian-") as root:
-        command = ["debootstrap", "--variant=minbase", "trixie", root, mirror]
+        command = ["debootstrap", "--variant=minbase", "trixie", root, *mirror]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode != 0:
             pytest.exit(f"image-test: debootstrap failed: {(made.stdout + made.stderr).strip().splitlines()[-1]}", 1)
@@ -101,7 +100,7 @@ def _make_base() -> None:
             subprocess.run([*_PODMAN, "import", "--quiet", "-", _DEBIAN], stdin=tar.stdout, capture_output=True, check=True)
     here = Path(__file__).parent
     file = str(here / "base.Containerfile")
-    _podman("build", *podman_limits(), "--build-arg", f"MIRROR={mirror}", "--tag", _BASE, "--file", file, str(here))
+    _podman("build", *podman_limits(), "--tag", _BASE, "--file", file, str(here))
     _podman("image", "untag", _DEBIAN)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from step_arguments import preprocess_arguments
 
 from components.cluster_steps import run_here, run_on_cluster
 from training.config import ConfigError
@@ -14,28 +14,13 @@ from training.config import ConfigError
 pytestmark = pytest.mark.slow
 
 
-def _preprocess(root: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "experiment_preset": "digits-hybrid-cosine",
-        "experiment_overrides": [],
-        "data_uri": "",
-        "storage_root_uri": str(root),
-        "source": "",
-        "source_options": {},
-        "options": {},
-        "other_sizes": [],
-        "resources": {"num_workers": 2},
-        **changes,
-    }
-
-
 def test_data_prepared_on_a_cluster_is_the_data_prepared_here(tmp_path):
-    there = run_on_cluster("preprocess", _preprocess(tmp_path / "there"), "local")
-    here = run_here("preprocess", _preprocess(tmp_path / "here", resources={"num_workers": 1}))
+    there = run_on_cluster("preprocess", preprocess_arguments(tmp_path / "there"), "local")
+    here = run_here("preprocess", preprocess_arguments(tmp_path / "here", resources={"num_workers": 1}))
     digests = [json.loads((Path(uri) / "train" / "manifest.json").read_text())["content_digest"] for uri in (there, here)]
     assert digests[0] == digests[1]
 
 
 def test_what_a_step_raises_on_a_cluster_is_raised_here(tmp_path):
     with pytest.raises(ConfigError, match="no-such-preset"):
-        run_on_cluster("preprocess", _preprocess(tmp_path, experiment_preset="no-such-preset"), "local")
+        run_on_cluster("preprocess", preprocess_arguments(tmp_path, experiment_preset="no-such-preset"), "local")

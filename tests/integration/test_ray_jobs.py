@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from ray.job_submission import JobSubmissionClient
+from step_arguments import preprocess_arguments
 
 from components import ray_jobs
 from components.ray_jobs import RayJobsError, run_on_dashboard
@@ -85,36 +86,21 @@ def dashboard() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _preprocess(root: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "experiment_preset": "digits-hybrid-cosine",
-        "experiment_overrides": [],
-        "data_uri": "",
-        "storage_root_uri": str(root),
-        "source": "",
-        "source_options": {},
-        "options": {},
-        "other_sizes": [],
-        "resources": {"num_workers": 2},
-        **changes,
-    }
-
-
 def test_a_step_is_done_by_the_cluster_and_its_answer_and_lines_come_back(dashboard, tmp_path, capsys):
-    uri = run_on_dashboard("preprocess", _preprocess(tmp_path), dashboard, pace=_PACE)
+    uri = run_on_dashboard("preprocess", preprocess_arguments(tmp_path), dashboard, pace=_PACE)
     assert read_manifest(f"{uri}/train").num_images > 1000
     made_at = Path(f"{uri}/train/manifest.json").stat().st_mtime_ns
     said = capsys.readouterr().out
     assert f"is handed to {dashboard}" in said
     assert "preprocess is done on the Ray cluster" in said.partition("is handed to")[2]  # the driver's own: a worker's may come too late
-    again = run_in_mode("preprocess", _preprocess(tmp_path), ray_mode="address", ray_address=dashboard)
+    again = run_in_mode("preprocess", preprocess_arguments(tmp_path), ray_mode="address", ray_address=dashboard)
     assert again == uri
     assert Path(f"{uri}/train/manifest.json").stat().st_mtime_ns == made_at
     assert "is handed to" in capsys.readouterr().out  # what was found the last time is not taken for an answer
 
 
 def test_a_step_that_fails_there_is_told_in_one_line(dashboard, tmp_path, capsys):
-    arguments = _preprocess(tmp_path, experiment_preset="no-such-preset")
+    arguments = preprocess_arguments(tmp_path, experiment_preset="no-such-preset")
     with pytest.raises(RayJobsError, match=r"Ray job iddpm-preprocess-[\w-]+ ended as FAILED") as told:
         run_on_dashboard("preprocess", arguments, dashboard, pace=_PACE)
     assert "\n" not in str(told.value)
@@ -140,7 +126,7 @@ def test_sigterm_stops_the_job_that_it_follows(dashboard, tmp_path):
 import sys
 from components import cluster_call, ray_jobs
 cluster_call.Call.driver = property(lambda call: ("sleep", "600"))
-ray_jobs.run_on_dashboard("preprocess", {_preprocess(tmp_path)!r}, {dashboard!r})
+ray_jobs.run_on_dashboard("preprocess", {preprocess_arguments(tmp_path)!r}, {dashboard!r})
 """
     job = _terminated(program, within_seconds=60)
     client = JobSubmissionClient(dashboard)
@@ -222,7 +208,7 @@ def test_a_dashboard_that_falls_silent_is_asked_again_and_then_given_up(tmp_path
         return _VERSION if path == "/api/version" else None
 
     with _stand_in(answer) as address, pytest.raises(RayJobsError, match=r"has not answered for 0\.5 s: .*[Tt]imed? ?out"):
-        run_on_dashboard("preprocess", _preprocess(tmp_path), address)
+        run_on_dashboard("preprocess", preprocess_arguments(tmp_path), address)
     assert asked.count("/api/jobs/") > 1
 
 
@@ -238,7 +224,7 @@ def test_a_refused_token_is_told_at_once_with_where_it_comes_from(status, tmp_pa
         _stand_in(answer) as address,
         pytest.raises(RayJobsError, match=r"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN .* Secret iddpm-ray") as told,
     ):
-        run_on_dashboard("preprocess", _preprocess(tmp_path), address)
+        run_on_dashboard("preprocess", preprocess_arguments(tmp_path), address)
     assert asked.count("/api/jobs/") == 1
     assert "\n" not in str(told.value)
 
@@ -250,7 +236,7 @@ def test_errors_of_the_server_are_waited_out_and_a_refusal_is_not(tmp_path, monk
         _stand_in(lambda method, path: _VERSION if path == "/api/version" else next(answers)) as address,
         pytest.raises(RayJobsError, match="the Ray dashboard refuses: it answered 400: no such field"),
     ):
-        run_on_dashboard("preprocess", _preprocess(tmp_path), address)
+        run_on_dashboard("preprocess", preprocess_arguments(tmp_path), address)
 
 
 def test_sigterm_ends_the_step_though_the_dashboard_has_fallen_silent(tmp_path):
@@ -263,6 +249,6 @@ def test_sigterm_ends_the_step_though_the_dashboard_has_fallen_silent(tmp_path):
 
     with _stand_in(answer) as address:
         _terminated(
-            f"from components import ray_jobs\nray_jobs.run_on_dashboard('preprocess', {_preprocess(tmp_path)!r}, {address!r})",
+            f"from components import ray_jobs\nray_jobs.run_on_dashboard('preprocess', {preprocess_arguments(tmp_path)!r}, {address!r})",
             within_seconds=20,  # the answer would be waited for for half a minute
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from components import nightly_run, webhook
+from components.resolve_model import resolve_model
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -109,12 +110,24 @@ def test_without_an_address_nothing_is_said(tmp_path: Path, monkeypatch: pytest.
     assert "".join(capsys.readouterr()) == ""
 
 
-def test_a_model_that_can_not_be_evaluated_is_told_of_and_the_failure_stays(server: _Server, tmp_path: Path) -> None:
+def test_a_model_that_can_not_be_evaluated_is_told_of_once_and_the_failure_stays(server: _Server, tmp_path: Path) -> None:
     uri = f"{tmp_path}/checkpoints/step=00000100"
     for _ in range(2):
-        with pytest.raises(ValueError, match="no such weights"), nightly_run.telling_of_failure(uri, "ema_0.9", "nightly-1"):
+        with (
+            pytest.raises(ValueError, match="no such weights"),
+            nightly_run.telling_of_failure(uri, "ema_0.9", str(tmp_path), "nightly-1"),
+        ):
             raise ValueError("no such weights")
     (message,) = server.messages
     assert message["event"] == "evaluation_failed"
     assert uri in str(message["text"])
     assert "no such weights" in str(message["text"])
+
+
+def test_a_model_that_is_not_to_be_found_is_told_of(server: _Server, tmp_path: Path) -> None:
+    missing = f"{tmp_path}/runs/no-such-run"
+    with pytest.raises(ValueError, match="no-such-run"):
+        resolve_model.python_func(missing, str(tmp_path), "nightly-1")
+    (message,) = server.messages
+    assert message["model"] == missing
+    assert "no-such-run could not be evaluated: " in str(message["text"])
