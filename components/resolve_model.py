@@ -8,9 +8,9 @@ from components.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
-def resolve_model(model: str, storage_root_uri: str, purpose: str) -> NamedTuple(
+def resolve_model(model: str, storage_root_uri: str, purpose: str) -> NamedTuple(  # type: ignore[valid-type]
     "Model", checkpoint_uri=str, weights=str, data_uri=str, tracking_run_id=str
-):  # type: ignore[valid-type]
+):
     """Finds a model by registry alias, run or checkpoint.
 
     Args:
