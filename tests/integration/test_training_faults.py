@@ -93,10 +93,7 @@ class Run:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        import sys as _s
-
         for line in iter(self.process.stdout.readline, ""):
-            print(f"{time.monotonic():.1f}", line, end="", file=_s.__stderr__, flush=True)
             if "PlacementGroupCleaner" not in line:
                 self.lines.append(line)
 
