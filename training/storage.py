@@ -56,7 +56,7 @@ def read_bytes(uri: str) -> bytes:
 
         return s3.read(uri)
     with explained_disk(uri):
-        return _path(uri).read_bytes()
+        return local_path(uri).read_bytes()
 
 
 def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
@@ -78,12 +78,12 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
         from training import s3
 
         return s3.write(uri, data, if_absent=if_absent)
-    with explained_disk(uri), _partial_file(_path(uri), num_bytes=len(data)) as partial:
+    with explained_disk(uri), _partial_file(local_path(uri), num_bytes=len(data)) as partial:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # the new name must not reach the disk before the data
-        return _put_in_place(partial, _path(uri), if_absent=if_absent)
+        return _put_in_place(partial, local_path(uri), if_absent=if_absent)
 
 
 def read_json(uri: str) -> Any:
@@ -130,7 +130,7 @@ def size(uri: str) -> int:
 
         return s3.size(uri)
     with explained_disk(uri):
-        path = _path(uri)
+        path = local_path(uri)
         if path.is_dir():
             raise FileNotFoundError(errno.ENOENT, "is a directory", str(path))
         return path.stat().st_size
@@ -150,7 +150,7 @@ def version(uri: str) -> str:
 
         return s3.version(uri)
     with explained_disk(uri):
-        found = _path(uri).stat()
+        found = local_path(uri).stat()
         return f"{found.st_size}-{found.st_mtime_ns}-{found.st_dev}-{found.st_ino}"
 
 
@@ -170,7 +170,7 @@ def list_uris(prefix_uri: str) -> list[str]:
 
         return sorted(s3.keys(prefix_uri))
     with explained_disk(prefix_uri):
-        root = _path(prefix_uri)
+        root = local_path(prefix_uri)
         return sorted(_uri_of(path, root, prefix_uri) for path in _files_below(root))
 
 
@@ -181,7 +181,7 @@ def list_dirs(prefix_uri: str) -> list[str]:
 
         return sorted(s3.directories(prefix_uri))
     with explained_disk(prefix_uri):
-        root = _path(prefix_uri)
+        root = local_path(prefix_uri)
         children = root.iterdir() if root.is_dir() else ()
         return sorted(_uri_of(child, root, prefix_uri) for child in children if child.is_dir() and any(_files_below(child)))
 
@@ -198,7 +198,7 @@ def delete(uri: str) -> None:
         s3.delete(uri)
         return
     with explained_disk(uri):
-        _path(uri).unlink(missing_ok=True)
+        local_path(uri).unlink(missing_ok=True)
 
 
 def delete_prefix(uri: str) -> int:
@@ -214,7 +214,7 @@ def delete_prefix(uri: str) -> int:
         from training import s3
 
         return s3.delete_below(uri)
-    root = _path(uri).absolute()
+    root = local_path(uri).absolute()
     if root == Path(root.anchor):
         raise StorageError(f"{uri}: is the root of the disk; name a directory below it")
     with explained_disk(uri):
@@ -239,7 +239,7 @@ def download(uri: str, path: str | Path) -> Path:
 
             s3.download(uri, partial)
         else:
-            shutil.copyfile(_path(uri), partial)
+            shutil.copyfile(local_path(uri), partial)
         partial.replace(target)
     return target
 
@@ -257,9 +257,9 @@ def upload(path: str | Path, uri: str) -> None:
 
         s3.upload(source, uri)
         return
-    with explained_disk(f"{source} to {uri}"), _partial_file(_path(uri), num_bytes=num_bytes) as partial:
+    with explained_disk(f"{source} to {uri}"), _partial_file(local_path(uri), num_bytes=num_bytes) as partial:
         shutil.copyfile(source, partial)
-        partial.replace(_path(uri))
+        partial.replace(local_path(uri))
 
 
 @contextlib.contextmanager
@@ -272,10 +272,24 @@ def open_local(uri: str) -> Iterator[Path]:
     """
     if not is_s3(uri):
         size(uri)
-        yield _path(uri)
+        yield local_path(uri)
         return
     with tempfile.TemporaryDirectory(prefix="iddpm-") as directory:
         yield download(uri, Path(directory) / uri.rpartition("/")[2])
+
+
+def local_path(uri: str) -> Path:
+    """The path of an address on disk.
+
+    Raises:
+        StorageError: It is of neither a file nor S3.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return Path(uri)
+    if scheme != "file":
+        raise StorageError(f"{uri}: {scheme}:// is not supported; use s3://, file:// or a path")
+    return Path(unquote(rest.removeprefix("localhost")))
 
 
 def patiently(action: Callable[[], _Result], *, seconds: float = OUTAGE_SECONDS, pause_seconds: float = 2.0) -> _Result:
@@ -301,15 +315,6 @@ def patiently(action: Callable[[], _Result], *, seconds: float = OUTAGE_SECONDS,
                 deadline = now + seconds
                 say(f"{error}; trying again for {format_duration(seconds)}")
             time.sleep(pause_seconds)
-
-
-def _path(uri: str) -> Path:
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return Path(uri)
-    if scheme != "file":
-        raise StorageError(f"{uri}: {scheme}:// is not supported; use s3://, file:// or a path")
-    return Path(unquote(rest.removeprefix("localhost")))
 
 
 def _uri_of(path: Path, root: Path, root_uri: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training import storage
 from training.data.cache import default_cache_dir
-from training.data.files import file_source
+from training.data.files import TEST_FOLDERS, file_source
 from training.data.published import Cifar10, LabelledImageNet64, Lsun, ilsvrc2012, official_imagenet64
 from training.data.sources import DIGITS_SPLIT_SEED, HeldOut, Source, SourceError, digits
 
@@ -17,8 +17,6 @@ USAGE = (
     "digits; cifar10[:FOLDER]; imagenet64-official:FOLDER; imagenet64-labelled:FOLDER; imagenet:FOLDER; lsun-CATEGORY:FOLDER; "
     "a folder, a .zip, a .tar or an s3:// address"
 )
-
-_TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +109,7 @@ def _lsun(word: str, place: str) -> dict[str, Source]:
 
 def _generic(place: str, options: SourceOptions) -> dict[str, Source]:
     below = _folders(place)
-    tests = [name for name in _TEST_FOLDERS if name in below]
+    tests = [name for name in TEST_FOLDERS if name in below]
     if "train" in below and tests:
         if options.num_test:
             raise SourceError(f"{place}: has its own test images in {tests[0]}; leave num_test at 0")
@@ -126,6 +124,6 @@ def _generic(place: str, options: SourceOptions) -> dict[str, Source]:
 
 
 def _folders(place: str) -> set[str]:
-    if storage.is_s3(place) or Path(place).is_dir():
+    if storage.is_s3(place) or storage.local_path(place).is_dir():
         return {uri.rstrip("/").rpartition("/")[2] for uri in storage.list_dirs(place)}
     return set()

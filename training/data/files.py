@@ -13,12 +13,16 @@ from typing import IO, Any
 
 from training import storage
 from training.data.images import ImageError
-from training.data.labels import assign_labels
+from training.data.labels import assign_labels, outer_folders
 from training.data.node_cache import local_archive
 from training.data.sources import Item, Listing, Reader, Source, SourceError
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
 """What counts as an image by its name; anything else in a folder or archive is left alone."""
+
+
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+"""What a folder of test images is called, where it lies beside one that is called train."""
 
 
 class FileSource(Source):
@@ -47,6 +51,12 @@ class FileSource(Source):
         found = sorted(item for item in self.find() if is_image_name(item[0]))
         if not found:
             raise SourceError(f"{self.uri}: holds no image (no name ends in {', '.join(sorted(IMAGE_SUFFIXES))})")
+        folders = set(outer_folders([key for key, _, _, _ in found]))
+        if "train" in folders and folders.intersection(TEST_FOLDERS) and folders <= {"train", *TEST_FOLDERS}:
+            raise SourceError(
+                f"{self.uri}: holds training and test images ({', '.join(sorted(folders))}); name the folder in which these lie "
+                "(unpack an archive first), or each by itself"
+            )
         labels, class_names = assign_labels([key for key, _, _, _ in found], self.labels, self.class_names)
         items = [Item(key, label, *rest) for (key, *rest), label in zip(found, labels, strict=True)]
         return Listing(items, class_names)
@@ -161,15 +171,17 @@ class TarSource(FileSource):
 
     def _members(self, archive: tarfile.TarFile, folder: str, base: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
         for member in archive:
+            archive.members.clear()  # tarfile would keep them all
             if not member.isfile():
                 continue
-            name = member.name.removeprefix("./")
+            name = member.name.removeprefix("./").lstrip("/")
             if name.endswith(".tar"):
                 inside = archive.extractfile(member)
                 with tarfile.open(fileobj=inside, mode="r:") as inner:
                     yield from self._members(inner, f"{folder}{PurePosixPath(name).stem}/", base + member.offset_data)
             else:
                 yield folder + name, member.size, (base + member.offset_data, member.size)
+        _require_end(archive)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
@@ -192,15 +204,24 @@ def file_source(uri: str, *, name: str, split: str, labels: str = "auto") -> Fil
         kind = TarSource
     elif storage.is_s3(uri):
         return BucketSource(uri, name=name, split=split, labels=labels)
-    elif Path(uri).is_dir():
-        return FolderSource(uri, name=name, split=split, labels=labels)
+    elif (folder := storage.local_path(uri)).is_dir():
+        return FolderSource(str(folder), name=name, split=split, labels=labels)
     else:
         raise SourceError(
-            f"{uri}: is neither a folder nor a .zip or .tar" if Path(uri).exists() else f"{uri}: there is no such file or folder"
+            f"{uri}: is neither a folder nor a .zip or .tar" if folder.exists() else f"{uri}: there is no such file or folder"
         )
     if not storage.exists(uri):
         raise SourceError(f"{uri}: there is no such file")
     return kind(uri, name=name, split=split, labels=labels)
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Looks for the empty block that ends a tar: tarfile takes a damaged header, or none, for the end."""
+    file = archive.fileobj
+    assert file is not None
+    file.seek(archive.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset:,}")
 
 
 def _refuse(error: OSError) -> None:

@@ -146,6 +146,8 @@ def test_held_out_images_are_disjoint_complete_and_drawn_by_the_seed(tmp_path):
         (["b/1.png", "b/2.png"], "folders", [0, 0], ("b",)),
         (["x/cat_1.png", "x/bird_2.png", "cat_10_3.png"], "filename", [1, 0, 1], ("bird", "cat")),
         (["b/1.png", "a/2.png"], "none", [-1, -1], ()),
+        (["all/data/b/1.png", "all/data/a/2.png"], "auto", [1, 0], ("a", "b")),
+        (["all/b/1.png", "all/a/2.png"], "folders", [1, 0], ("a", "b")),
     ],
 )
 def test_labels_follow_the_rule(keys, rule, labels, names):
@@ -198,6 +200,34 @@ def test_a_table_with_holes_or_too_many_columns_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("1.png,cat,3\n")
     with pytest.raises(SourceError, match="a row has 3 columns"):
         assign_labels(["1.png"], str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "1.png,0\n1.png,1\n", r"has two labels for 1\.png: '0' and '1'"),
+        ("t.json", '{"1.png": 0, "1.png": 1}', r"has two labels for 1\.png"),
+        ("t.json", '{"1.png": null}', r"the label of '1\.png' is null"),
+        ("t.json", '{"1.png": true}', r"the label of '1\.png' is true"),
+        ("t.json", '{"1.png": [1, 2]}', r"the label of '1\.png' is \[1, 2\]"),
+        ("t.json", '[{"file": "1.png", "label": 3}, {"file": "2.png", "label": 4}]', "it should be a name or a number"),
+        ("t.csv", "1.png,-1\n", "label -1 is no class's number"),
+        ("t.csv", "1.png,1.0\n", r"label 1\.0 is no class's number"),
+        ("t.csv", "1.png,99999999999\n", "label 99999999999 is no class's number"),
+        ("t.csv", f"1.png,{'x' * 200_000}\n", "is not a CSV file"),
+    ],
+)
+def test_a_table_that_says_no_class_is_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceError, match=message):
+        assign_labels(["1.png"], str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("write", "name"), [(write_zip, "both.zip"), (write_tar, "both.tar")])
+def test_an_archive_of_both_splits_is_not_taken_for_two_classes(tmp_path, write, name):
+    files = {f"data/{split}/{key}": data for split in ("train", "test") for key, data in FILES.items()}
+    with pytest.raises(SourceError, match=r"holds training and test images \(test, train\)"):
+        open_splits(write(tmp_path / name, files), SourceOptions(labels="none"))["train"].listing()
 
 
 def test_a_test_image_of_a_class_that_training_lacks_is_refused():
@@ -363,6 +393,25 @@ def test_an_empty_folder_and_broken_archives_are_refused(tmp_path):
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 3])
     with pytest.raises(SourceError, match="is not a whole tar file"):
         open_splits(str(tmp_path / "cut.tar"))["train"].listing()
+
+
+@pytest.mark.parametrize("damage", ["cut between two members", "flipped byte in a header", "inner tar cut"])
+def test_a_tar_that_ends_early_is_not_taken_for_a_smaller_one(tmp_path, damage):
+    whole = tar_bytes({"1.png": png(1), "2.png": png(2), "3.png": png(3)})
+    second = whole.index(b"2.png")
+    flipped = whole[:second] + b"\x00" + whole[second + 1 :]
+    cut = whole[:second]
+    data = {"cut between two members": cut, "flipped byte in a header": flipped, "inner tar cut": tar_bytes({"a.tar": cut, "b.tar": whole})}
+    (tmp_path / "x.tar").write_bytes(data[damage])
+    with pytest.raises(SourceError, match=r"is not a whole tar file \(damaged or cut off at byte 1,024\)"):
+        open_splits(str(tmp_path / "x.tar"))["train"].listing()
+
+
+def test_an_address_of_a_folder_is_the_folder(tmp_path):
+    root = write_folder(tmp_path / "with space", {f"{split}/{name}": data for split in ("train", "val") for name, data in FILES.items()})
+    splits = open_splits(f"file://{root}")
+    assert set(splits) == {"train", "test"}
+    assert contents(splits["train"])[1] == ("cat", "dog")
 
 
 def test_options_that_a_source_can_not_take_are_refused(tmp_path):
