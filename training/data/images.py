@@ -228,7 +228,10 @@ def _loaded(image: Image.Image) -> Image.Image:
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
         raise ImageError(f"is damaged or truncated ({error})") from error
-    return image
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ImageError(f"has {image.mode!r} pixels (floating point or 32 bits), whose white is not known; convert it to 8 or 16 bits")
+    # Pillow resizes the big-endian ones byte by byte, without a word.
+    return image.convert("I") if image.mode == "I;16B" else image
 
 
 def _pixels(image: Image.Image, channels: int) -> Images:
@@ -243,10 +246,8 @@ def _pixels(image: Image.Image, channels: int) -> Images:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    levels = np.asarray(image)
-    if image.mode == "F" or levels.min(initial=0) < 0 or levels.max(initial=0) > 65535:
-        raise ImageError(f"has {image.mode!r} pixels (floating point or 32 bits), whose white is not known; convert it to 8 or 16 bits")
-    return Image.fromarray((levels.astype(np.uint16) >> 8).astype(np.uint8))
+    # A resize that overshoots leaves the range.
+    return Image.fromarray((np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
 
 
 def _convert(image: Image.Image, channels: int) -> Images:

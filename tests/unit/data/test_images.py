@@ -189,11 +189,16 @@ def test_sixteen_bits_keep_their_high_byte():
     assert np.array_equal(one(encode(grey), 64, channels=1)[..., 0], levels)
     assert np.array_equal(one(encode(grey), 64)[..., 2], levels)
     assert np.array_equal(one(encode(grey, "TIFF"), 64, channels=1)[..., 0], levels)
+    big_endian = encode(Image.fromarray((levels * 257).astype(">u2")), "TIFF")
+    assert np.array_equal(one(big_endian, 64, channels=1)[..., 0], levels)
+    assert np.abs(one(big_endian, 32, "adm").astype(int) - one(encode(grey, "TIFF"), 32, "adm")).max() <= 1
 
 
-def test_floating_point_pixels_are_refused():
+@pytest.mark.parametrize("mode", ["area", "adm"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_whose_white_is_not_known_are_refused(dtype, mode):
     with pytest.raises(ImageError, match="whose white is not known"):
-        prepare_image(encode(Image.fromarray(np.zeros((64, 64), dtype=np.float32)), "TIFF"), [64], "area")
+        prepare_image(encode(Image.fromarray(np.full((64, 64), 200, dtype=dtype)), "TIFF"), [64], mode)
 
 
 def test_grey_is_repeated_for_colour_and_colour_weighted_for_grey():
