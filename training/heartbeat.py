@@ -14,6 +14,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but its stubs do not say so
 
+from training.progress import say
+
 _PATIENCE = timedelta(seconds=10)
 _PULSE_SECONDS = 1.0
 _LISTEN_SECONDS = 4.0
@@ -26,8 +28,18 @@ class Heartbeats:
     that a process that is stopped, or whose machine is gone, is known by its silence.
     """
 
-    def __init__(self, rank: int, world_size: int) -> None:
+    def __init__(self, rank: int, world_size: int, *, alarm_seconds: float | None = None) -> None:
+        """Opens the store.
+
+        Args:
+            rank: This process's number.
+            world_size: Number of processes.
+            alarm_seconds: Say who is behind once this rank has made no progress for so long. For NCCL, whose time-out ends the
+                process before anybody can ask; None leaves it to who calls `verdict`.
+        """
         self._rank, self._world_size = rank, world_size
+        self._alarm_seconds = alarm_seconds
+        self._progress: tuple[int, float] | None = None
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         port: list[int] = [0]
         if rank == 0:
@@ -48,7 +60,8 @@ class Heartbeats:
             step: Update that it works on.
             waiting: Whether it has done its share and now meets the others.
         """
-        self._write("progress", 2 * step + waiting)
+        self._progress = 2 * step + waiting, time.monotonic()
+        self._write("progress", self._progress[0])
 
     def end(self) -> None:
         """Ends the pulse."""
@@ -71,9 +84,18 @@ class Heartbeats:
 
     def _pulse(self) -> None:
         count = 0
+        warned_of = -1
         while not self._ended.wait(_PULSE_SECONDS):
             count += 1
             self._write("pulse", count)
+            progress, since = self._progress or (-1, 0.0)
+            if self._alarm_seconds is not None and progress > warned_of and time.monotonic() - since > self._alarm_seconds:
+                warned_of = progress
+                # In a thread of its own: this one goes on telling the others that it lives.
+                threading.Thread(target=self._warn, args=(self._alarm_seconds,), daemon=True).start()
+
+    def _warn(self, seconds: float) -> None:
+        say(f"{self.verdict()}; rank {self._rank} has made no progress for {seconds:.0f} s")
 
     def _write(self, what: str, value: int) -> None:
         try:

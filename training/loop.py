@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from training.config import Experiment, Resources
 from training.diffusion.losses import training_losses
@@ -30,72 +28,16 @@ from training.models.dropout import dropout_key
 from training.models.ema import EMA, PowerEMA
 from training.models.unet import make_model
 from training.models.upsampler import make_low_res
+from training.ranks import Network, gather, share
+from training.surroundings import Batch as Batch
+from training.surroundings import BatchSource as BatchSource
+from training.surroundings import DivergedError as DivergedError
+from training.surroundings import Hooks as Hooks
+from training.surroundings import Outcome as Outcome
+from training.surroundings import TrainingError as TrainingError
 
 MAX_CONSECUTIVE_SKIPS = 10
 MAX_ROLLBACKS = 2
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
-
-
-class DivergedError(TrainingError):
-    """The loss or its gradient stayed non-finite: the caller goes back to the last good checkpoint."""
-
-
-class Batch(Protocol):
-    """Images of one step: uint8 NCHW, labels or None, and each image's position in the stream of all batches."""
-
-    @property
-    def images(self) -> Tensor:
-        """uint8 [batch, channels, height, width]."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """int64 [batch], or None where the data set has none."""
-
-    @property
-    def indices(self) -> Tensor:
-        """int64 [batch]: step * global batch size + place in the global batch."""
-
-
-class BatchSource(Protocol):
-    """Gives the images of each step: a pure function of its arguments."""
-
-    def batches(
-        self, first_step: int, num_steps: int, start: int = 0, stop: int | None = None, *, pin_memory: bool = False
-    ) -> Iterator[Batch]:
-        """Images `start` to `stop` of the global batch of each step in turn, made ahead of their use."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hooks:
-    """What the surroundings do at the loop's boundaries; called on rank 0 alone.
-
-    Attributes:
-        log: Takes the step (updates done) and the mean metrics since the last call.
-        save: Takes the step and the files of a checkpoint, by name; copies the tensors, which training goes on to change.
-        should_stop: Asked at every log boundary; a reason ends training on all ranks after a checkpoint.
-    """
-
-    log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
-    save: Callable[[int, Mapping[str, Any]], None] = lambda step, files: None
-    should_stop: Callable[[int], str | None] = lambda step: None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How training ended.
-
-    Attributes:
-        step: Updates done.
-        stop_reason: Why it stopped before its last step.
-        failure: Why it can't go on, where starting the workers again would not help.
-    """
-
-    step: int
-    stop_reason: str | None
-    failure: str | None = None
 
 
 def log_interval(checkpoint_interval: int) -> int:
@@ -175,9 +117,12 @@ class Trainer:
         )
         self.ema = EMA(self.model, optim.ema_decays)
         self.power_ema = PowerEMA(self.model, optim.ema_snapshot_stds) if optim.ema_snapshot_stds else None
-        self._forward = self._wrap(self.model)
+        self._network = Network(self.model, resources, self.device, world_size)
         self._meter = Meter(self.device)
-        self._heartbeats = Heartbeats(rank, world_size) if world_size > 1 else None
+        # NCCL ends a process that waited too long, and says nothing of who was waited for: that is said shortly before.
+        alarm = max(0.5 * resources.collective_timeout_seconds, resources.collective_timeout_seconds - 15.0)
+        on_gpu = self.device.type == "cuda"
+        self._heartbeats = Heartbeats(rank, world_size, alarm_seconds=alarm if on_gpu else None) if world_size > 1 else None
         self._microbatch_size = resources.microbatch_size
 
     # -- state ---------------------------------------------------------------------------------------------------
@@ -250,7 +195,8 @@ class Trainer:
         interval = log_interval(self.experiment.optim.checkpoint_interval)
         reason: str | None = None
         self._meter.restart_clock()
-        batches = self.batches.batches(self.step, last - self.step, *self._share(), pin_memory=self.device.type == "cuda")
+        mine = share(self.experiment.optim.global_batch_size, self.rank, self.world_size)
+        batches = self.batches.batches(self.step, last - self.step, *mine, pin_memory=self.device.type == "cuda")
         with contextlib.closing(batches) as stream:  # type: ignore[type-var]
             for batch in stream:
                 self._beat(waiting=False)
@@ -264,11 +210,6 @@ class Trainer:
                 if reason is not None:
                     break
         return Outcome(step=self.step, stop_reason=reason)
-
-    def _share(self) -> tuple[int, int]:
-        size, longer = divmod(self.experiment.optim.global_batch_size, self.world_size)
-        start = self.rank * size + min(self.rank, longer)
-        return start, start + size + (self.rank < longer)
 
     def _draw_seed(self) -> int:
         # After going back to a checkpoint the draws must differ, or the run would diverge in the same way again.
@@ -288,7 +229,7 @@ class Trainer:
         drawn: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(images), size):
             part = slice(start, start + size)
-            with self._no_sync() if start + size < len(images) else contextlib.nullcontext():
+            with self._network.alone() if start + size < len(images) else contextlib.nullcontext():
                 drawn.append(self._backward(images[part], labels[part] if labels is not None else None, indices[part]))
         self._apply_gradient()
         self._observe_timesteps(drawn)
@@ -303,7 +244,7 @@ class Trainer:
         t, weights = self.timestep_sampler.sample(seed, self.step, indices)
         eps = keyed_normal(seed, Stream.TRAIN_NOISE, indices, tuple(x_0.shape[1:]))
         model_kwargs = self._model_kwargs(x_0, labels, indices, seed)
-        terms = training_losses(self.process, self.experiment.diffusion, self._forward, x_0, t, eps, model_kwargs)
+        terms = training_losses(self.process, self.experiment.diffusion, self._network, x_0, t, eps, model_kwargs)
         # DDP averages over ranks, so each rank's part of the mean over the global batch is multiplied by their number.
         loss = (terms.loss * weights).sum() * (self.world_size / optim.global_batch_size)
         self._beat(waiting=True)  # DDP meets the other ranks within the backward pass
@@ -315,11 +256,15 @@ class Trainer:
         """Tries sizes on the first batch; the gradients and the sums that the trial leaves are dropped."""
 
         def attempt(size: int) -> None:
-            with self._no_sync():
+            with self._network.alone():
                 self._backward(images[:size], labels[:size] if labels is not None else None, indices[:size])
 
+        # Adam's moments come with the first update; their room is not the trial's.
+        moments = [torch.empty_like(p) for p in self.parameters for _ in range(2)] if not self.optimizer.state else []
         size = largest_that_fits(attempt, len(images))
+        del moments
         self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.reset_peak_memory_stats(self.device)  # what did not fit is no use of memory
         self._meter = Meter(self.device)
         return size
 
@@ -359,11 +304,9 @@ class Trainer:
         """Tells the sampler of t the losses of the global batch, in the batch's order on every rank."""
         if self.experiment.diffusion.timestep_sampler == "uniform":
             return
-        t, losses = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        if self.world_size > 1:
-            t, losses = _gather(t, self.world_size), _gather(losses, self.world_size)
-        finite = losses.isfinite()
-        self.timestep_sampler.update(t[finite], losses[finite])
+        batch_size = self.experiment.optim.global_batch_size
+        t, losses = (gather(torch.cat(parts), batch_size, self.world_size) for parts in zip(*drawn, strict=True))
+        self.timestep_sampler.update(t, losses)
 
     # -- boundaries ----------------------------------------------------------------------------------------------
 
@@ -399,44 +342,16 @@ class Trainer:
         if self.rank == 0:
             self.hooks.save(self.step, self.checkpoint_files())
 
-    # -- the network ---------------------------------------------------------------------------------------------
-
-    def _wrap(self, model: nn.Module) -> Callable[..., Tensor]:
-        network: Callable[..., Tensor] = model
-        if self.resources.compile:
-            network = torch.compile(network, dynamic=False)
-        self._ddp: DistributedDataParallel | None = None
-        if self.world_size > 1:
-            assert isinstance(network, nn.Module)
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            network = self._ddp = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
-        autocast = self.resources.precision == "bf16"
-
-        def forward(x_t: Tensor, timesteps: Tensor, **kwargs: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-                return network(x_t, timesteps, **kwargs).float()
-
-        return forward
+    def close(self) -> None:
+        """Ends what runs beside it; training is over."""
+        if self._heartbeats is not None:
+            self._heartbeats.end()
 
     def _beat(self, *, waiting: bool) -> None:
         if self._heartbeats is not None:
             self._heartbeats.beat(self.step, waiting=waiting)
 
-    def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        return self._ddp.no_sync() if self._ddp is not None else contextlib.nullcontext()
-
 
 def normalize(images: Tensor) -> Tensor:
     """uint8 NCHW to float32 in [-1, 1]: k / 127.5 - 1, on the device of the images."""
     return images.to(torch.float32).div_(127.5).sub_(1.0)
-
-
-def _gather(values: Tensor, world_size: int) -> Tensor:
-    """Concatenates a vector of every rank, in rank order; lengths may differ."""
-    lengths = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(world_size)]
-    dist.all_gather(lengths, torch.tensor([len(values)], device=values.device))
-    longest = int(max(lengths))
-    padded = torch.nn.functional.pad(values, (0, longest - len(values)))
-    parts = [torch.zeros_like(padded) for _ in range(world_size)]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])

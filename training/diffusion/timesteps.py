@@ -77,7 +77,8 @@ class UniformTimesteps:
 class LossSecondMoment:
     """p_t proportional to sqrt(E[L_t^2]), from the last ten losses of each t (equation 18 and the text below it).
 
-    Uniform until every t has ten. From then on 0.1 % of the probability stays uniform, so that no t is forgotten.
+    Uniform until every t has ten. From then on 0.1 % of the probability stays uniform, so that no t is forgotten. The
+    histories live where the losses are, and nothing here waits for that device.
     """
 
     def __init__(self, num_timesteps: int) -> None:
@@ -89,36 +90,48 @@ class LossSecondMoment:
     @property
     def is_warmed_up(self) -> bool:
         """Whether every t has a full history."""
-        return bool((self._counts >= HISTORY_LENGTH).all())
+        return bool(self._is_full())
+
+    def _is_full(self) -> Tensor:
+        return (self._counts >= HISTORY_LENGTH).all()
 
     def probabilities(self) -> Float64[Tensor, " timesteps"]:
         """p_t, summing to 1. Uniform before the histories are full, and where all losses are 0."""
-        uniform = torch.full((self.num_timesteps,), 1.0 / self.num_timesteps, dtype=torch.float64)
+        uniform = torch.full_like(self._history[:, 0], 1.0 / self.num_timesteps)
         root_mean_square = self._history.square().mean(1).sqrt()
         total = root_mean_square.sum()
-        if not self.is_warmed_up or total == 0:
-            return uniform
-        return (1.0 - UNIFORM_SHARE) * root_mean_square / total + UNIFORM_SHARE * uniform
+        learned = (1.0 - UNIFORM_SHARE) * root_mean_square / total + UNIFORM_SHARE * uniform
+        return torch.where(self._is_full() & (total != 0), learned, uniform)
 
     def sample(self, seed: int, step: int, indices: Int64[Tensor, " batch"]) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
         """Draws t by inverting its distribution function; see `TimestepSampler`."""
+        self._move_to(indices.device)
         p = self.probabilities()
         u = keyed_uniform(seed, Stream.TRAIN_TIMESTEP, indices, counter=step)
         # The last sum may round to less than 1, and u may lie above it.
-        t = torch.searchsorted(p.cumsum(0).to(u.device), u, right=True).clamp(max=self.num_timesteps - 1)
-        return t, (1.0 / (self.num_timesteps * p)).float().to(u.device)[t]
+        t = torch.searchsorted(p.cumsum(0), u, right=True).clamp(max=self.num_timesteps - 1)
+        return t, (1.0 / (self.num_timesteps * p)).float()[t]
 
     def update(self, t: Int64[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
         """Appends each loss to its t's history; see `TimestepSampler`.
 
-        Raises:
-            ValueError: A loss is not finite: it would make every later probability meaningless.
+        A loss that is not finite would make every later probability meaningless, and is left out.
         """
-        if not bool(losses.isfinite().all()):
-            raise ValueError("a loss is not finite, and would spoil the timestep sampler's history")
-        for timestep, loss in zip(t.tolist(), losses.tolist(), strict=True):
-            self._history[timestep, self._counts[timestep] % HISTORY_LENGTH] = loss
-            self._counts[timestep] += 1
+        self._move_to(losses.device)
+        finite = losses.isfinite()
+        row = torch.where(finite, t, self.num_timesteps)  # the others go to a row of their own, which is dropped
+        row, order = row.sort(stable=True)
+        added = torch.zeros(self.num_timesteps + 1, dtype=torch.int64, device=row.device).index_add_(0, row, torch.ones_like(row))
+        place = torch.arange(len(row), device=row.device) - (added.cumsum(0) - added)[row]  # among the losses of its t
+        counts = torch.cat([self._counts, self._counts.new_zeros(1)])
+        overwritten = place + HISTORY_LENGTH < added[row]  # by a later loss of this very batch
+        history = torch.cat([self._history, self._history.new_zeros(1, HISTORY_LENGTH)])
+        row, place = torch.where(overwritten, self.num_timesteps, row), counts[row] + place
+        history[row, place % HISTORY_LENGTH] = losses[order].double()
+        self._history, self._counts = history[:-1], (counts + added)[:-1]
+
+    def _move_to(self, device: torch.device) -> None:
+        self._history, self._counts = self._history.to(device), self._counts.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The histories and how many losses each t has seen."""

@@ -145,12 +145,22 @@ def test_another_samplers_state_is_refused_with_the_remedy() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_refused_and_leaves_the_history_alone(loss: float) -> None:
-    sampler = warmed_up()
-    before = sampler.probabilities()
-    with pytest.raises(ValueError, match="not finite"):
-        sampler.update(torch.tensor([0, 1]), torch.tensor([100.0, loss]))
-    assert torch.equal(sampler.probabilities(), before)
+def test_a_loss_that_is_not_finite_is_left_out(loss: float) -> None:
+    sampler, without = warmed_up(), warmed_up()
+    sampler.update(torch.tensor([0, 1, 1]), torch.tensor([100.0, loss, 3.0]))
+    without.update(torch.tensor([0, 1]), torch.tensor([100.0, 3.0]))
+    assert all(torch.equal(value, without.state_dict()[name]) for name, value in sampler.state_dict().items())
+
+
+def test_a_batch_leaves_the_history_that_its_losses_leave_one_by_one() -> None:
+    at_once, one_by_one = LossSecondMoment(3), LossSecondMoment(3)
+    for batch in range(4):  # more than a history holds of one t, and fewer
+        t = (torch.rand(29, generator=torch.Generator().manual_seed(batch)) * 2.6).long()
+        losses = torch.arange(29.0) + 100 * batch
+        at_once.update(t, losses)
+        for place in range(29):
+            one_by_one.update(t[place : place + 1], losses[place : place + 1])
+        assert all(torch.equal(value, one_by_one.state_dict()[name]) for name, value in at_once.state_dict().items())
 
 
 def test_the_config_names_the_sampler() -> None:
