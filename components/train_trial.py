@@ -14,6 +14,7 @@ def train_trial(
     tracking_experiment: str,
     pipeline_run_id: str,
     num_workers: int,
+    min_workers: int,
     num_gpus_per_worker: int,
     microbatch_size: int,
     precision: str,
@@ -33,6 +34,7 @@ def train_trial(
         tracking_experiment: MLflow experiment.
         pipeline_run_id: Of this run of the pipeline.
         num_workers: Data-parallel workers.
+        min_workers: As few as this go on where machines are lost; 0 insists on `num_workers`.
         num_gpus_per_worker: 1 trains on GPUs, 0 on the CPU.
         microbatch_size: Images a worker passes through the network at once; 0 takes its whole share.
         precision: "fp32" or "bf16".
@@ -63,6 +65,7 @@ def train_trial(
                 "pipeline_run_id": pipeline_run_id,
                 "resources": {
                     "num_workers": num_workers,
+                    "min_workers": min_workers,
                     "num_gpus_per_worker": num_gpus_per_worker,
                     "microbatch_size": microbatch_size,
                     "precision": precision,

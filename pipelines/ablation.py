@@ -81,6 +81,7 @@ def ablation_pipeline(
     train_gpus: str = "0",
     train_memory: str = "8Gi",
     train_microbatch_size: int = 0,
+    train_min_workers: int = 0,
     train_num_gpus_per_worker: int = 0,
     train_num_workers: int = 1,
     train_precision: str = "fp32",
@@ -137,6 +138,7 @@ def ablation_pipeline(
         train_gpus: GPUs of a trial's train step.
         train_memory: Memory of a trial's train step.
         train_microbatch_size: Images that a worker passes through the network at once; 0 takes its whole share.
+        train_min_workers: With as few training processes as this a run goes on where machines are lost; 0 insists on train_num_workers.
         train_num_gpus_per_worker: 1 trains on GPUs, 0 on processors.
         train_num_workers: Data-parallel training processes of a trial.
         train_precision: Of the network in training (fp32, or bf16 for GPUs).
@@ -243,6 +245,7 @@ def ablation_pipeline(
                     tracking_experiment=tracking_experiment,
                     pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
                     num_workers=train_num_workers,
+                    min_workers=train_min_workers,
                     num_gpus_per_worker=train_num_gpus_per_worker,
                     microbatch_size=train_microbatch_size,
                     precision=train_precision,
