@@ -23,6 +23,8 @@ from torch import Tensor
 from training.shapes import Float, Float64
 
 _BLOCK = 256
+_ROUNDING = 4 * torch.finfo(torch.float64).eps
+"""Eigenvalues below so much of the largest can't be told from zero."""
 
 
 class MomentsError(ValueError):
@@ -53,8 +55,16 @@ class FeatureStatistics:
 
     @property
     def max_rank(self) -> int:
-        """Largest possible rank of the covariance: n images span n - 1 directions around their mean."""
-        return self.dim if self.num_images is None else min(self.dim, max(self.num_images - 1, 0))
+        """Largest possible rank of the covariance: n images span n - 1 directions around their mean.
+
+        Where n is unknown, the directions that rise above the covariance's own rounding.
+        """
+        if self.num_images is not None:
+            return min(self.dim, max(self.num_images - 1, 0))
+        if "values" not in self._cache:
+            self._cache["values"] = torch.linalg.eigvalsh(self.covariance)
+        values = self._cache["values"]
+        return int((values > _ROUNDING * values[-1]).sum())
 
     @property
     def factor(self) -> Float64[Tensor, "dim dim"]:
@@ -231,7 +241,7 @@ def frechet_distance(reference: FeatureStatistics | Moments, sample: FeatureStat
     values = torch.linalg.eigvalsh(_congruence(first.factor, second.covariance))
     cross = _without_rounding(values, min(first.max_rank, second.max_rank)).sqrt().sum()
     distance = difference @ difference + first.covariance.trace() + second.covariance.trace() - 2 * cross
-    return float(distance)
+    return max(float(distance), 0.0)  # of equal sets, rounding alone is left, of either sign
 
 
 def standard_error(reference: FeatureStatistics, blocks: BlockedMoments) -> float:

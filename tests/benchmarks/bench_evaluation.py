@@ -43,7 +43,8 @@ def distances(run: Run) -> Iterator[tuple[str, Measured]]:
     image = transport @ covariance @ transport
     exact = float(covariance.trace() + image.trace() - 2 * (covariance @ transport).trace())
     zero = torch.zeros(dim, dtype=torch.float64)
-    reference, sample = FeatureStatistics(mean=zero, covariance=covariance), FeatureStatistics(mean=zero, covariance=(image + image.T) / 2)
+    reference = FeatureStatistics(mean=zero, covariance=covariance, num_images=50_000)
+    sample = FeatureStatistics(mean=zero, covariance=(image + image.T) / 2, num_images=50_000)
     assert reference.factor is not None
     mean, s_1, s_2 = zero.numpy(), covariance.numpy(), image.numpy()
     first, second = {"mu": mean, "sigma": s_1}, {"mu": mean, "sigma": s_2}
