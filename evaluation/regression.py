@@ -50,16 +50,17 @@ def judge(
     Args:
         distance: The new score; smaller is better. A score that is not finite is a regression.
         standard_error: Of the new score over the draw of samples; None if unknown.
-        history: Earlier scores by the same protocol, at least one.
+        history: Earlier scores by the same protocol, at least one that is finite; others say nothing.
         num_standard_errors: How many standard deviations are noise.
         min_difference: What is too little to matter, in units of the distance.
 
     Raises:
-        RegressionError: There is no history, or a threshold is negative.
+        RegressionError: There is no history, or a threshold is no number that is at least 0.
     """
+    history = [value for value in history if math.isfinite(value)]
     if not history:
         raise RegressionError("there is no earlier score to compare with")
-    if num_standard_errors < 0 or min_difference < 0:
+    if not (0 <= num_standard_errors < math.inf and 0 <= min_difference < math.inf):
         raise RegressionError(
             f"thresholds must be at least 0, got {num_standard_errors} standard errors and a difference of {min_difference}"
         )

@@ -45,7 +45,23 @@ def test_one_bad_night_in_the_history_does_not_move_the_baseline() -> None:
     assert judge(4.0, 0.1, [3.0, 3.1, 2.9, 3.0, 50.0]).baseline == 3.0
 
 
-@pytest.mark.parametrize(("history", "kwargs"), [([], {}), ([3.0], {"num_standard_errors": -1.0}), ([3.0], {"min_difference": -0.1})])
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_scores_of_the_history_that_are_no_numbers_hide_no_regression(lost: float) -> None:
+    assert judge(9.0, 0.1, [lost, 3.0, lost, lost]).limit == judge(9.0, 0.1, [3.0]).limit
+    assert judge(9.0, 0.1, [lost, 3.0, lost, lost]).regressed
+
+
+@pytest.mark.parametrize(
+    ("history", "kwargs"),
+    [
+        ([], {}),
+        ([math.nan], {}),
+        ([3.0], {"num_standard_errors": -1.0}),
+        ([3.0], {"num_standard_errors": math.nan}),
+        ([3.0], {"min_difference": -0.1}),
+        ([3.0], {"min_difference": math.inf}),
+    ],
+)
 def test_nothing_to_compare_with_is_refused(history: list[float], kwargs: dict[str, float]) -> None:
     with pytest.raises(RegressionError):
         judge(3.0, 0.1, history, **kwargs)
