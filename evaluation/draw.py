@@ -93,7 +93,7 @@ def _plan(request: DrawRequest, model: TrainedModel) -> SamplePlan:
     train_uri = storage.join(request.data_uri, "train") if request.data_uri else ""
     counts = tuple(read_manifest(train_uri).class_counts) if request.labels == "data" else ()
     labels_for(torch.arange(1), model.num_classes, request.labels, seed=request.seed, class_counts=counts)  # refuses what does not suit
-    batch_size = min(request.batch_size or batch_size_for(model.experiment.data.image_size), request.num_images)
+    room = batch_size_for(model.experiment.data.image_size)
     return SamplePlan(
         model=request.model,
         num_images=request.num_images,
@@ -101,11 +101,12 @@ def _plan(request: DrawRequest, model: TrainedModel) -> SamplePlan:
         sampling=request.sampling,
         labels=request.labels,
         class_counts=counts,
-        batch_size=batch_size,
-        chunk_size=sample_set.chunk_size_for(request.num_images, batch_size),
+        batch_size=request.batch_size or room,
+        chunk_size=sample_set.chunk_size_for(request.num_images, room),
         precision=request.precision,
         low_res_uri=request.low_res_uri,
         low_res_data_uri=train_uri if upsampler and not request.low_res_uri else "",
+        inputs=sample_set.digests_of_inputs(request.model, request.low_res_uri),
     )
 
 

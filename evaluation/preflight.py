@@ -16,12 +16,14 @@ from evaluation.metrics import Metric, parse_metrics, require_extractor
 from evaluation.models import ModelSpec
 from evaluation.protocol import as_plain, derived_seed, describe_sampling, versions
 from evaluation.reference import Provenance, ProvenanceError, ReferenceStatistics, load_reference
-from evaluation.sample_set import SamplePlan, chunk_size_for
-from evaluation.scoring import EVALUATIONS, SAMPLES, checkpoint_digest, run_uri_of
+from evaluation.sample_set import SamplePlan, chunk_size_for, digests_of_inputs
+from evaluation.scoring import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.split_likelihood import LikelihoodPlan
 from training import storage
 from training.config import Experiment, Extractor, LikelihoodForm, Precision, SamplingConfig
 from training.data.shards import read_manifest
+
+_LIKELIHOOD_BATCH_SIZE = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +120,8 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     sampling = options.sampling or experiment.evaluation.sampling
     seed = options.seed if options.seed is not None else derived_seed(experiment.seed, options.purpose)
     num_samples = options.num_samples or experiment.evaluation.num_samples
-    batch_size = options.batch_size or batch_size_for(experiment.data.image_size)
+    room = batch_size_for(experiment.data.image_size)
+    batch_size = options.batch_size or room
     plan = SamplePlan(
         model=spec,
         num_images=num_samples,
@@ -127,15 +130,16 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         labels=options.labels,
         class_counts=provenance.class_counts,
         batch_size=batch_size,
-        chunk_size=chunk_size_for(num_samples, batch_size),
+        chunk_size=chunk_size_for(num_samples, room),
         precision=options.precision,
         low_res_uri=options.low_res_uri,
         low_res_data_uri=storage.join(data_uri, "train") if upsampler and not options.low_res_uri else "",
+        inputs=digests_of_inputs(spec, options.low_res_uri),
     )
-    likelihood_plan = _likelihood_plan(spec, experiment, data_uri, options, seed, min(batch_size, 100)) if options.likelihood else None
+    likelihood_plan = _likelihood_plan(spec, experiment, data_uri, options, seed) if options.likelihood else None
     run_uri = run_uri_of(spec.checkpoint_uri)
     there = here if options.num_workers <= 1 or options.device == "auto" else options.device
-    identity = json.dumps([plan.to_dict(), as_plain(dataclasses.asdict(likelihood_plan)) if likelihood_plan else None, _digests(spec)])
+    identity = json.dumps([plan.to_dict(), likelihood_plan.to_dict() if likelihood_plan else None])
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return Job(
         experiment=experiment,
@@ -166,14 +170,7 @@ def _default_metrics(experiment: Experiment, extractor: FeatureExtractor) -> tup
     return ("label_agreement",) if knows_labels else ()
 
 
-def _digests(spec: ModelSpec) -> list[str]:
-    uris = [spec.checkpoint_uri, *([spec.ends_checkpoint_uri] if spec.ends_checkpoint_uri else [])]
-    return [checkpoint_digest(uri) for uri in uris]
-
-
-def _likelihood_plan(
-    spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int, batch_size: int
-) -> LikelihoodPlan:
+def _likelihood_plan(spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:
     evaluation = experiment.evaluation
     form, num_steps = options.likelihood_form or evaluation.likelihood_form, options.likelihood_steps or evaluation.likelihood_steps
     require_form(form, num_steps, experiment.diffusion.num_timesteps)
@@ -182,6 +179,7 @@ def _likelihood_plan(
     dataset_uri = storage.join(data_uri, options.likelihood_split or evaluation.likelihood_split)
     available = read_manifest(dataset_uri).num_images
     wanted = options.likelihood_num_images or evaluation.likelihood_num_images or available
+    room = min(batch_size_for(experiment.data.image_size), _LIKELIHOOD_BATCH_SIZE)
     return LikelihoodPlan(
         model=spec,
         dataset_uri=dataset_uri,
@@ -189,8 +187,8 @@ def _likelihood_plan(
         form=form,
         num_steps=num_steps,
         seed=seed,
-        batch_size=batch_size,
-        chunk_size=chunk_size_for(min(wanted, available), batch_size),
+        batch_size=min(options.batch_size or room, _LIKELIHOOD_BATCH_SIZE),
+        chunk_size=chunk_size_for(min(wanted, available), room),
     )
 
 
@@ -205,7 +203,7 @@ def _card(
 ) -> dict[str, Any]:
     card: dict[str, Any] = {
         "model": model,
-        "checkpoint_sha256": _digests(plan.model),
+        "inputs_sha256": list(plan.inputs),
         "distance": {
             "name": provenance.distance_name,
             "num_samples": plan.num_images,

@@ -9,6 +9,8 @@ are the field's sample batches (uint8 `arr_0`, labels `arr_1`), so that other ev
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +24,7 @@ from evaluation.generate import Generated, GenerationError, Labels, concatenated
 from evaluation.low_res import LowRes, RealLowRes
 from evaluation.models import ModelSpec, TrainedModel
 from evaluation.protocol import as_plain
+from evaluation.scoring import checkpoint_digest
 from training import storage
 from training.config import Precision, SamplingConfig
 from training.data.spread import spread
@@ -42,11 +45,12 @@ class SamplePlan:
         sampling: Sampler and spacing.
         labels: "balanced", "data", or a list; see `evaluation.generate.labels_for`.
         class_counts: Images of each label in the data, for "data".
-        batch_size: Images at a time.
-        chunk_size: Images of one file, a multiple of the batch size; what an interruption costs at most.
+        batch_size: Images at a time, which changes none of them: a set may be gone on with by another.
+        chunk_size: Images of one file; what an interruption costs at most.
         precision: Of the network.
         low_res_uri: For an upsampler: the set of images to enlarge, at least as many.
         low_res_data_uri: Or a data set (one split) whose images, downsampled, it is to enlarge again.
+        inputs: Digests of what stands at these addresses, where something else may come to stand (`digests_of_inputs`).
     """
 
     model: ModelSpec
@@ -60,12 +64,12 @@ class SamplePlan:
     precision: Precision = "fp32"
     low_res_uri: str = ""
     low_res_data_uri: str = ""
+    inputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num_images < 1 or self.batch_size < 1 or self.chunk_size < 1 or self.chunk_size % self.batch_size:
+        if self.num_images < 1 or self.batch_size < 1 or self.chunk_size < 1:
             raise GenerationError(
-                f"{self.num_images} images in chunks of {self.chunk_size} and batches of {self.batch_size}: "
-                "each must be at least 1, and a chunk a multiple of a batch"
+                f"{self.num_images} images in chunks of {self.chunk_size} and batches of {self.batch_size}: each must be at least 1"
             )
 
     @property
@@ -74,8 +78,9 @@ class SamplePlan:
         return -(-self.num_images // self.chunk_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """What tells the images from others, as plain values for JSON."""
         plain: dict[str, Any] = as_plain(asdict(self))
+        del plain["batch_size"]
         return plain
 
 
@@ -139,8 +144,24 @@ def read(uri: str) -> Iterator[Generated]:
 
 
 def chunk_size_for(num_images: int, batch_size: int) -> int:
-    """About twenty chunks of whole batches: enough to spread and to show progress, few enough files."""
+    """About twenty chunks of whole batches: enough to spread and to show progress, few enough files.
+
+    Args:
+        num_images: Of the set.
+        batch_size: What images of this size have room for, whatever is asked for: other chunks would be begun anew.
+    """
     return batch_size * max(1, -(-num_images // (20 * batch_size)))
+
+
+def digests_of_inputs(model: ModelSpec, low_res_uri: str = "") -> tuple[str, ...]:
+    """Of the checkpoints and of the first stage's plan: a run that was trained anew has other weights at the same address.
+
+    Raises:
+        GenerationError: There is no set of small images.
+    """
+    uris = [uri for uri in (model.checkpoint_uri, model.ends_checkpoint_uri) if uri]
+    small = (hashlib.sha256(json.dumps(_plan_at(low_res_uri)).encode()).hexdigest(),) if low_res_uri else ()
+    return (*map(checkpoint_digest, uris), *small)
 
 
 def chunk_uri(uri: str, number: int) -> str:
@@ -190,15 +211,21 @@ def _low_res(plan: SamplePlan, model: TrainedModel) -> LowRes | None:
     return _FirstStage(plan, size, model.description)
 
 
+def _plan_at(uri: str) -> dict[str, Any]:
+    """The plan of the first stage's set."""
+    try:
+        plan: dict[str, Any] = storage.read_json(storage.join(uri, PLAN))
+    except storage.ObjectNotFoundError as error:
+        raise GenerationError(f"{uri} holds no set of images ({PLAN} is missing); draw the first stage's into it") from error
+    return plan
+
+
 class _FirstStage:
     """Image i of the first stage's set and its label, whatever chunks either stage has."""
 
     def __init__(self, plan: SamplePlan, size: int | None, description: str) -> None:
         self._uri = plan.low_res_uri
-        try:
-            small = storage.read_json(storage.join(self._uri, PLAN))
-        except storage.ObjectNotFoundError as error:
-            raise GenerationError(f"{self._uri} holds no set of images ({PLAN} is missing); draw the first stage's into it") from error
+        small = _plan_at(self._uri)
         self._chunk_size = int(small["chunk_size"])
         if int(small["num_images"]) < plan.num_images:
             raise GenerationError(f"{self._uri} holds {small['num_images']:,} images; {plan.num_images:,} are to be enlarged")

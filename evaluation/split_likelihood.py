@@ -6,13 +6,15 @@ import functools
 import io
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from evaluation.likelihood import Likelihood, LikelihoodError, likelihood_parts, merge
 from evaluation.models import ModelSpec, TrainedModel
+from evaluation.protocol import as_plain
 from training import storage
 from training.config import LikelihoodForm
 from training.data.loader import iterate
@@ -35,7 +37,7 @@ class LikelihoodPlan:
         form: See `evaluation.likelihood`.
         num_steps: The paper's K.
         seed: Of the noise and of stratified timesteps.
-        batch_size: Images at a time.
+        batch_size: Images at a time, which changes no number but by rounding.
         chunk_size: Images of one piece; what an interruption costs at most.
     """
 
@@ -47,6 +49,12 @@ class LikelihoodPlan:
     seed: int
     batch_size: int = 100
     chunk_size: int = 100
+
+    def to_dict(self) -> dict[str, Any]:
+        """What tells the pieces from others, as plain values for JSON."""
+        plain: dict[str, Any] = as_plain(asdict(self))
+        del plain["batch_size"]
+        return plain
 
 
 @dataclass(frozen=True, slots=True)

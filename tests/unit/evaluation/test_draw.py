@@ -41,7 +41,8 @@ def test_the_second_stage_enlarges_a_set_in_other_chunks(
     state = {name: value + 0.02 * torch.randn(value.shape) for name, value in make_model(upsampler).state_dict().items()}
     checkpoint.save(str(tmp_path / "run"), 1, {"experiment.json": upsampler.to_dict(), "ema_0.99.pt": state})
     small = str(tmp_path / "small")
-    draw_images(dataclasses.replace(request_, labels=(3, 1, 4)), small, tmp_path / "small.png")
+    first = sample_set.SamplePlan(model=request_.model, num_images=25, seed=1, sampling=request_.sampling, labels=(3, 1, 4), chunk_size=10)
+    sample_set.draw(first, small)
     for number in range(3):
         images, labels = npz.read_images(sample_set.chunk_uri(small, number))
         npz.write_images(sample_set.chunk_uri(small, number), images[:, :, ::2, ::2].contiguous(), labels)

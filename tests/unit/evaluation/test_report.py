@@ -34,7 +34,7 @@ def result(experiment: Experiment) -> EvaluationResult:
     }
     card = {
         "model": "runs/x/checkpoints/step=00000200 (ema_0.99)",
-        "checkpoint_sha256": ["c" * 64],
+        "inputs_sha256": ["c" * 64],
         "distance": {
             "name": "FD(digits-classifier)",
             "num_samples": 80,

@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from evaluation import sample_set
 from evaluation.features import load_extractor
 from evaluation.generate import GenerationError
 from evaluation.metrics import MetricError
 from evaluation.models import ModelSpec
+from evaluation.preflight import preflight
 from evaluation.reference import ProvenanceError, compute_reference
 from evaluation.run import EvaluationOptions, EvaluationResult, evaluate
 from evaluation.sample_set import SamplePlan, chunk_uri
@@ -89,13 +91,18 @@ def test_a_set_of_images_goes_on_after_a_kill_where_it_was(plan: SamplePlan, tmp
     sample_set.draw(plan, whole)
     sample_set.draw(plan, broken)
     Path(chunk_uri(broken, 1)).unlink()
+    whole_plan = (Path(broken) / "plan.json").read_bytes()
     kept = Path(chunk_uri(broken, 0)).stat().st_mtime_ns
     with pytest.raises(GenerationError, match="chunk 1 is missing"):
         list(sample_set.read(broken))
-    sample_set.draw(plan, broken)
-    assert Path(chunk_uri(broken, 0)).stat().st_mtime_ns == kept, "what is there is not drawn again"
-    for number in range(3):
-        assert Path(chunk_uri(broken, number)).read_bytes() == Path(chunk_uri(whole, number)).read_bytes()
+    sample_set.draw(dataclasses.replace(plan, batch_size=3), broken)
+    assert Path(chunk_uri(broken, 0)).stat().st_mtime_ns == kept, "what is there is not drawn again, by another batch size either"
+    assert (Path(broken) / "plan.json").read_bytes() == whole_plan
+    for (_, images, labels), (_, same, same_labels) in zip(sample_set.read(whole), sample_set.read(broken), strict=True):
+        assert int((images.int() - same.int()).abs().max()) <= 1
+        assert labels is not None
+        assert same_labels is not None
+        assert torch.equal(labels, same_labels)
     assert [len(images) for _, images, _ in sample_set.read(whole)] == [10, 10, 5]
 
 
@@ -105,9 +112,22 @@ def test_a_set_of_another_plan_is_not_mixed_in(plan: SamplePlan, tmp_path: Path)
         sample_set.draw(dataclasses.replace(plan, seed=2), str(tmp_path / "set"))
 
 
-def test_a_chunk_must_be_whole_batches(plan: SamplePlan) -> None:
-    with pytest.raises(GenerationError, match="a chunk a multiple of a batch"):
-        dataclasses.replace(plan, batch_size=4)
+def test_a_set_of_a_run_that_was_trained_anew_is_not_mixed_in(plan: SamplePlan, run_uri: str, tmp_path: Path) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, 200)
+    spec = ModelSpec(checkpoint_uri=uri)
+    sample_set.draw(dataclasses.replace(plan, model=spec, inputs=sample_set.digests_of_inputs(spec)), str(tmp_path / "set"))
+    names = ("experiment.json", "model.pt", "ema_0.99.pt", "ema_0.995.pt")
+    files = {name: checkpoint.load(checkpoint.checkpoint_uri(run_uri, 100), name) for name in names}
+    checkpoint.remove(run_uri, [200])
+    checkpoint.save(run_uri, 200, files)
+    with pytest.raises(GenerationError, match="images of another plan"):
+        sample_set.draw(dataclasses.replace(plan, model=spec, inputs=sample_set.digests_of_inputs(spec)), str(tmp_path / "set"))
+
+
+def test_how_many_images_go_at_a_time_changes_nothing_that_is_kept(run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
+    jobs = [preflight(spec, digits_uri, reference_uri, EvaluationOptions(batch_size=size)) for size in (0, 7, 500)]
+    assert len({(job.images_uri, job.work_uri) for job in jobs}) == 1
 
 
 def test_likelihood_in_pieces_is_likelihood_at_once_and_goes_on_after_a_kill(plan: SamplePlan, digits_uri: str, tmp_path: Path) -> None:
