@@ -303,7 +303,7 @@ def test_a_client_compiles_without_torch_ray_or_mlflow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "reference", ["iddpm:0.1.0", "host.example/team/iddpm:0.1.0-3f2a", f"iddpm@sha256:{'a' * 64}", "localhost:5000/iddpm:1"]
+    "reference", ["iddpm:0.1.0", "host.example/team/iddpm:0.1.0-3f2a", f"iddpm@sha256:{'a' * 64}", "localhost:5000/iddpm:1", "iddpm:1"]
 )
 def test_an_immutable_image_is_taken(reference: str) -> None:
     assert image_from(reference) == reference
