@@ -86,7 +86,8 @@ class KubernetesApi:
     def rayjob(self, name: str) -> dict[str, Any] | None:
         """The RayJob of that name, or None."""
         return self._call(
-            f"read RayJob {name}", lambda api: _or_none(lambda: _rayjobs(api).get_namespaced_custom_object(*self._path, name))
+            f"read RayJob {name}",
+            lambda api: _or_none(lambda: _rayjobs(api).get_namespaced_custom_object(*self._path, name, _request_timeout=_TIMEOUT)),
         )
 
     def rayjobs(self, selector: str) -> list[dict[str, Any]]:
@@ -102,7 +103,10 @@ class KubernetesApi:
     def workflow(self, name: str) -> dict[str, Any] | None:
         """The Workflow of that name, which is a pipeline's run, or None."""
         path = ("argoproj.io", "v1alpha1", self.namespace, "workflows")
-        return self._call(f"read Workflow {name}", lambda api: _or_none(lambda: _rayjobs(api).get_namespaced_custom_object(*path, name)))
+        return self._call(
+            f"read Workflow {name}",
+            lambda api: _or_none(lambda: _rayjobs(api).get_namespaced_custom_object(*path, name, _request_timeout=_TIMEOUT)),
+        )
 
     def workflows(self, selector: str) -> list[dict[str, Any]]:
         """The Workflows with these labels."""

@@ -41,7 +41,7 @@ class Pace:
     Attributes:
         poll_seconds: Between two looks at the job, give or take a fifth.
         teardown_seconds: How long the pods of an earlier job may take to go.
-        slack_seconds: How long after the job's own deadline KubeRay may take to act on it.
+        slack_seconds: How long KubeRay may take to see the job, and after the job's own deadline to act on it.
     """
 
     poll_seconds: float = 5.0
@@ -69,7 +69,7 @@ def run_rayjob(job: RayJob, api: KubernetesApi, *, is_done: Callable[[], bool], 
         pace: How often to look.
 
     Raises:
-        RayJobError: It failed, was deleted, or outlived its deadline.
+        RayJobError: It failed, was deleted, outlived its deadline, or KubeRay does not see it.
         RayJobSpecError: KubeRay would refuse it.
         KubernetesError: The API refuses, or is away for too long; a job that was started goes on.
     """
@@ -151,6 +151,7 @@ def _attach_or_create(
                 say(f"RayJob {job.name} is created in namespace {job.namespace}: {job.num_worker_pods} worker pod(s)")
                 return created
             hold.mine = False
+            pace.pause()
             continue  # somebody was faster; look again at what there is
         _require_same_run(job, found)
         if not found["metadata"].get("deletionTimestamp"):
@@ -236,16 +237,28 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
                 logs.finish()  # its last lines stand above the reason
                 raise RayJobError(failure_message(job.name, status, troubles))
             troubles = _new_troubles(troubles, pod_troubles(api.pods(selector)))
-            began = began if began is not None or status.deployment in ("", "Suspended", "Suspending") else time.monotonic()
-            if began is not None and time.monotonic() - began > job.active_deadline_seconds + pace.slack_seconds:
-                api.delete_rayjob(job.name, uid)
-                raise RayJobError(
-                    f"RayJob {job.name} outlived its deadline of {format_duration(job.active_deadline_seconds)} and is deleted; "
-                    "is KubeRay's operator running? The same command goes on from the latest checkpoint"
-                )
+            if status.deployment in ("Suspended", "Suspending"):
+                began = None  # KubeRay, too, counts anew once the queue lets it go on
+            else:
+                began = began if began is not None else time.monotonic()
+                _require_in_time(job, uid, status, time.monotonic() - began, api, pace)
             pace.pause()
     finally:
         logs.finish()
+
+
+def _require_in_time(job: RayJob, uid: str, status: Status, seconds: float, api: KubernetesApi, pace: Pace) -> None:
+    """Ends a job on which nobody works any more: KubeRay's operator would have ended it, or at least looked at it."""
+    operator = "is KubeRay's operator running ('kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator')?"
+    if status.deployment == "" and seconds > pace.slack_seconds:
+        api.delete_rayjob(job.name, uid)
+        raise RayJobError(f"KubeRay has not looked at RayJob {job.name} for {format_duration(seconds)}, and it is deleted; {operator}")
+    if seconds > job.active_deadline_seconds + pace.slack_seconds:
+        api.delete_rayjob(job.name, uid)
+        raise RayJobError(
+            f"RayJob {job.name} outlived its deadline of {format_duration(job.active_deadline_seconds)} and is deleted; {operator} "
+            "The same command goes on from the latest checkpoint"
+        )
 
 
 def _tell(job: RayJob, status: Status) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 NAMESPACE = "runs"
 _RAYJOBS = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayjobs"
 _WORKFLOWS = f"/apis/argoproj.io/v1alpha1/namespaces/{NAMESPACE}/workflows"
+_SILENT_SECONDS = 5.0
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
@@ -27,8 +28,8 @@ class FakeKubernetes:
 
     Attributes:
         script: Statuses that a RayJob goes through, one at each look; the last one stays.
-        faults: Consumed one a request by method: a status to answer, "drop" to hang up before acting, or "lose" to hang
-            up after it.
+        faults: Consumed one a request by method: a status to answer, "drop" to hang up before acting, "lose" to hang up
+            after it, or "hang" to say nothing.
         on_look: Called with each RayJob that is read, before it is answered.
         seconds_to_create: How long a POST takes to act.
     """
@@ -153,7 +154,9 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
                 fault = queue.pop(0) if queue else None
             if self.headers.get("Authorization", "").removeprefix("Bearer ") not in fake.tokens:
                 return self._send(*_problem(401, "Unauthorized"))
-            if fault == "drop":
+            if fault == "hang":
+                time.sleep(_SILENT_SECONDS)
+            if fault in ("drop", "hang"):
                 self.close_connection = True
                 return None
             if isinstance(fault, int):

@@ -15,6 +15,7 @@ import fake_kubernetes
 import pytest
 from fake_kubernetes import NAMESPACE, FakeKubernetes
 
+from components import kubernetes_api
 from components.kubernetes_api import KubernetesApi, KubernetesError
 from components.rayjob import Pace, RayJobError, run_rayjob
 from components.rayjob_manifest import render
@@ -223,6 +224,20 @@ def test_a_job_that_outlives_its_deadline_is_deleted(cluster):
     assert _NAME not in cluster.rayjobs
 
 
+def test_time_in_the_queue_does_not_count_also_when_the_queue_takes_a_running_job_back(cluster):
+    suspended = [{"jobDeploymentStatus": "Suspending"}, *[{"jobDeploymentStatus": "Suspended"}] * 10]
+    cluster.script = [_RUNNING, *suspended, _RUNNING, _GOOD]
+    _run(_job(active_deadline_seconds=1), pace=Pace(poll_seconds=0.15, slack_seconds=0.2))
+    assert cluster.count("DELETE") == 0
+
+
+def test_a_job_that_kuberay_does_not_see_is_given_up_and_deleted(cluster):
+    cluster.script = [{}]
+    with pytest.raises(RayJobError, match="has not looked at"):
+        _run()
+    assert cluster.rayjobs == {}
+
+
 def test_a_manifest_that_kuberay_would_refuse_is_not_sent(cluster):
     with pytest.raises(RayJobSpecError, match=r"2\.52"):
         _run(_job(ray_version="2.40.0"))
@@ -235,6 +250,15 @@ def test_a_manifest_that_kuberay_would_refuse_is_not_sent(cluster):
 def test_server_errors_and_lost_connections_are_survived(cluster):
     cluster.faults = {"GET": [503, "drop", 500, 429, "drop", 502], "POST": [500, "drop"]}
     _run()
+    assert len(cluster.created) == 1
+
+
+def test_an_api_that_takes_a_question_and_says_nothing_is_asked_again(cluster, monkeypatch):
+    monkeypatch.setattr(kubernetes_api, "_TIMEOUT", (0.2, 0.2))
+    cluster.faults = {"GET": ["hang"], "POST": ["hang"]}
+    began = time.monotonic()
+    _run()
+    assert time.monotonic() - began < fake_kubernetes._SILENT_SECONDS
     assert len(cluster.created) == 1
 
 
@@ -323,6 +347,7 @@ def test_a_log_that_breaks_off_harms_nothing(cluster, capsys):
 
 _LAUNCHER = """
 import sys
+from components import kubernetes_api
 from components.kubernetes_api import KubernetesApi
 from components.rayjob import Pace, run_rayjob
 from components.rayjob_spec import Owner, PodShape, RayJob
