@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from components.cluster_call import Call
+from components.image import ImageError, image_from
 from components.rayjob_spec import Owner, PodShape, RayJob, RayJobSpecError
 from training.config import Resources
 
@@ -78,7 +79,7 @@ def _of_kind(name: str, kind: Any, value: Any) -> Any:
     if kind == "int" and isinstance(value, float) and value.is_integer():
         return int(value)
     if kind == "str" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"{value:g}"
+        return str(int(value) if float(value).is_integer() else value)
     expected = {"int": int, "str": str, "Mapping[str, str]": Mapping}.get(str(kind), list)
     if not isinstance(value, expected) or isinstance(value, bool):
         words = {int: "a whole number", str: "text", Mapping: "an object", list: "a list"}[expected]
@@ -119,7 +120,12 @@ def rayjob_for(call: Call, resources: Resources, options: RayJobOptions, *, laun
             f"worker_cpu is {options.worker_cpu!r}; a pod needs a whole core for each of its {options.workers_per_pod} working "
             "process(es) and one more, for what goes on beside them: scores of checkpoints, and the step itself"
         )
-    image = options.image or str(container.get("image", ""))
+    image = str(container.get("image", ""))
+    if options.image:
+        try:
+            image = image_from(options.image, variable="image")
+        except ImageError as error:
+            raise RayJobSpecError(str(error)) from None
     if not image:
         raise RayJobSpecError("no image is known for the Ray cluster; outside a pod, name one with the option image")
     return RayJob(

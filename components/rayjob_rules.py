@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from components.rayjob_spec import MAX_NAME_LENGTH
+from components.rayjob_spec import MAX_NAME_LENGTH, QUANTITY
 
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
-_QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
 _MIN_TOKEN_VERSION = (2, 52)
 _RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 
@@ -109,7 +108,7 @@ def _group(label: str, group: Mapping[str, Any], *, scales: bool) -> Iterator[st
         if requests != limits or not {"cpu", "memory"} <= set(limits):
             yield f"{label}: container {container['name']!r} must have requests equal to limits, of cpu and memory at least"
         for name, amount in limits.items():
-            if not _QUANTITY.fullmatch(str(amount)):
+            if not QUANTITY.fullmatch(str(amount)):
                 yield f"{label}: {name} {amount!r} is no quantity ('32Gi', not '32GB')"
         for variable in container.get("env", ()):
             if "value" in variable and not isinstance(variable["value"], str):

@@ -6,6 +6,7 @@ One run has one name, so the API server itself refuses a second job for it.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,11 +34,67 @@ MLFLOW_SECRET = "iddpm-mlflow"
 RAY_SECRET = "iddpm-ray"
 """Secret with the token of a Ray cluster that stands, where it asks for one; it need not exist."""
 
-_QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
+QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
+"""An amount as pods ask for it."""
+GPU_RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?")
+"""A name under which a cluster counts GPUs."""
+_OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+_PULL_POLICIES = ("Always", "IfNotPresent", "Never")
+_TOLERATION = {"key", "operator", "value", "effect", "tolerationSeconds"}
+_OPERATORS = ("", "Equal", "Exists", "Lt", "Gt")
+_EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
+_MOST_SECONDS = 2**31 - 1
+"""KubeRay keeps a deadline in 32 bits."""
 
 
 class RayJobSpecError(ValueError):
     """What was asked of the cluster cannot be; the message names the value and the remedy."""
+
+
+def require_node_selector(selector: Mapping[str, Any], *, option: str = "node_selector") -> None:
+    """Refuses what is no selector of nodes.
+
+    Args:
+        selector: Labels.
+        option: Where the user said it, for the error.
+
+    Raises:
+        RayJobSpecError: A label's value is not text.
+    """
+    for key, value in selector.items():
+        if not isinstance(value, str):
+            raise RayJobSpecError(f'{option}: the label {key} is text, so {json.dumps(value)} reads "{json.dumps(value)}" in quotes')
+
+
+def require_tolerations(tolerations: Sequence[Any], *, option: str = "tolerations") -> None:
+    """Refuses what is no list of a pod's tolerations.
+
+    Args:
+        tolerations: One each.
+        option: Where the user said it, for the error.
+
+    Raises:
+        RayJobSpecError: One is none.
+    """
+    for one in tolerations:
+        if not _is_toleration(one):
+            example = '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]'
+            raise RayJobSpecError(f"{option}: {one!r} is no toleration of a pod's; the list reads like {example}")
+
+
+def _is_toleration(one: Any) -> bool:
+    return (
+        isinstance(one, Mapping)
+        and one.keys() <= _TOLERATION
+        and one.get("operator", "") in _OPERATORS
+        and one.get("effect", "") in _EFFECTS
+        and (bool(one.get("key")) or one.get("operator") == "Exists")
+    )
+
+
+def _require_quantity(name: str, value: str) -> None:
+    if not QUANTITY.fullmatch(value):
+        raise RayJobSpecError(f"{name} {value!r} is not a quantity that Kubernetes knows, like '4', '500m' or '16Gi'")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,11 +119,13 @@ class PodShape:
 
     def __post_init__(self) -> None:
         for name in ("cpu", "memory"):
-            value = getattr(self, name)
-            if not _QUANTITY.fullmatch(value):
-                raise RayJobSpecError(f"{name} {value!r} is not a quantity that Kubernetes knows, like '4', '500m' or '16Gi'")
+            _require_quantity(name, getattr(self, name))
         if self.num_gpus < 0:
             raise RayJobSpecError(f"num_gpus must be 0 or more, got {self.num_gpus}")
+        if not GPU_RESOURCE.fullmatch(self.gpu_resource):
+            raise RayJobSpecError(f"gpu_resource {self.gpu_resource!r} is no name of GPUs; it reads like nvidia.com/gpu")
+        require_node_selector(self.node_selector)
+        require_tolerations(self.tolerations)
 
     @property
     def num_cores(self) -> float:
@@ -161,8 +220,20 @@ class RayJob:
         if self.num_worker_pods < 1:
             raise RayJobSpecError(f"num_worker_pods must be at least 1, got {self.num_worker_pods}")
         for name in ("active_deadline_seconds", "pre_running_deadline_seconds"):
-            if getattr(self, name) < 1:
-                raise RayJobSpecError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= _MOST_SECONDS:
+                raise RayJobSpecError(f"{name} must be 1 to {_MOST_SECONDS}, got {getattr(self, name)}")
+        _require_quantity("scratch_size", self.scratch_size)
+        if self.image_pull_policy not in _PULL_POLICIES:
+            raise RayJobSpecError(f"image_pull_policy {self.image_pull_policy!r} is none of {', '.join(_PULL_POLICIES)}")
+        named = {"service_account": [self.service_account], "image_pull_secrets": self.image_pull_secrets}
+        if self.queue_name:
+            named["queue_name"] = [self.queue_name]
+        for option, names in named.items():
+            for name in names:
+                if not isinstance(name, str) or not _OBJECT_NAME.fullmatch(name):
+                    raise RayJobSpecError(
+                        f"{option}: {name!r} is no name of an object in Kubernetes: lower-case letters, digits and dashes"
+                    )
 
     @property
     def name(self) -> str:

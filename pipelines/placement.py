@@ -12,15 +12,13 @@ from components.ray_modes import require_mode
 from components.rayjob_manifest import render
 from components.rayjob_options import RayJobOptions, rayjob_for
 from components.rayjob_rules import violations
-from components.rayjob_spec import RayJobSpecError
+from components.rayjob_spec import GPU_RESOURCE, RayJobSpecError, require_node_selector, require_tolerations
 from training.config import ConfigError, Resources
 
 IMAGE, QUEUE, GPU_TYPE = "cluster_image", "cluster_queue", "cluster_gpu_type"
 SELECTOR, TOLERATIONS = "cluster_gpu_node_selector", "cluster_gpu_tolerations"
 _MODE = "_ray_mode"
-_GPU_TYPE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?")
 _ROOT = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?")
-_TOLERATION = {"key", "operator", "value", "effect", "tolerationSeconds"}
 
 
 class PlacementError(ValueError):
@@ -49,15 +47,13 @@ def require_placement(chosen: Mapping[str, Any]) -> None:
 
 
 def _require_nodes(chosen: Mapping[str, Any]) -> None:
-    if not _GPU_TYPE.fullmatch(chosen[GPU_TYPE]):
+    if not GPU_RESOURCE.fullmatch(chosen[GPU_TYPE]):
         raise PlacementError(f"--param {GPU_TYPE}={chosen[GPU_TYPE]}: it reads like nvidia.com/gpu")
-    for key, value in chosen[SELECTOR].items():
-        if not isinstance(value, str):
-            raise PlacementError(f'--param {SELECTOR}: the label {key} is text, so {value!r} reads "{value}" in quotes')
-    for one in chosen[TOLERATIONS]:
-        if not isinstance(one, dict) or not one.keys() <= _TOLERATION or not ({"key", "operator"} & one.keys()):
-            example = '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]'
-            raise PlacementError(f"--param {TOLERATIONS}: {one!r} is no toleration of a pod's; the list reads like {example}")
+    try:
+        require_node_selector(chosen[SELECTOR], option=f"--param {SELECTOR}")
+        require_tolerations(chosen[TOLERATIONS], option=f"--param {TOLERATIONS}")
+    except RayJobSpecError as error:
+        raise PlacementError(str(error)) from None
 
 
 def _require_stage(stage: str, chosen: Mapping[str, Any]) -> None:

@@ -188,7 +188,7 @@ _CALL = Call(step="train", arguments={}, key="k-0", directory_uri="s3://b/k-0", 
 
 
 def _job_for(resources: Resources, **options: Any) -> Any:
-    return rayjob_for(_CALL, resources, RayJobOptions(image="i:1", **options), launcher=None, namespace="runs")
+    return rayjob_for(_CALL, resources, RayJobOptions(**{"image": "i:1", **options}), launcher=None, namespace="runs")
 
 
 def test_workers_are_packed_into_pods_with_their_gpus():
@@ -203,6 +203,18 @@ def test_workers_are_packed_into_pods_with_their_gpus():
         ({"worker_cpu": "1"}, "goes on beside them"),
         ({"worker_cpu": "1900m"}, "goes on beside them"),
         ({"worker_memory": "16GB"}, "quantity"),
+        ({"scratch_size": "50GB"}, "scratch_size '50GB' is not a quantity"),
+        ({"gpu_resource": "gpu"}, "reads like nvidia.com/gpu"),
+        ({"node_selector": {"gpu": True}}, "the label gpu is text"),
+        ({"tolerations": ["nvidia.com/gpu"]}, "no toleration"),
+        ({"tolerations": [{"key": "gpu", "opertor": "Exists"}]}, "no toleration"),
+        ({"image_pull_policy": "always"}, "Always, IfNotPresent, Never"),
+        ({"image_pull_secrets": [1]}, "image_pull_secrets: 1 is no name"),
+        ({"service_account": "Ray Pods"}, "service_account: 'Ray Pods' is no name"),
+        ({"queue_name": "The Queue"}, "queue_name: 'The Queue' is no name"),
+        ({"active_deadline_seconds": 2**31}, "active_deadline_seconds must be 1 to"),
+        ({"image": "not an image"}, "not an image reference"),
+        ({"image": "iddpm:latest"}, "can change"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_with_the_reason(options, words):
@@ -262,8 +274,8 @@ def test_an_option_of_the_wrong_kind_is_refused(options, words):
 
 
 def test_numbers_are_taken_as_a_form_gives_them():
-    options = RayJobOptions.from_dict({"workers_per_pod": 8.0, "worker_cpu": 9})
-    assert (options.workers_per_pod, options.worker_cpu) == (8, "9")
+    options = RayJobOptions.from_dict({"workers_per_pod": 8.0, "worker_cpu": 9, "head_cpu": 2.5, "worker_memory": 17179869184.0})
+    assert (options.workers_per_pod, options.worker_cpu, options.head_cpu, options.worker_memory) == (8, "9", "2.5", "17179869184")
 
 
 def test_the_queue_of_the_pipeline_holds_where_the_options_name_none(cluster, arguments):
