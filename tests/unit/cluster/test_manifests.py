@@ -430,6 +430,25 @@ def test_kfp_tells_mlflow_of_every_run():
     assert plugin["settings"]["injectUserEnvVars"] is True
 
 
+def test_the_guides_configuration_keeps_nothing_of_upstreams_plugins(tmp_path):
+    """KFP 2.17 ships the plugin for another MLflow, with a file of certificates that its API server fails to find."""
+    jq = shutil.which("jq")
+    if jq is None:
+        pytest.skip("jq is not installed")
+    upstream = {
+        "DBConfig": {"DBName": "mlpipeline"},
+        "plugins": {"mlflow": {"endpoint": "https://x", "tls": {"caBundlePath": "/x/ca.crt"}}},
+    }
+    program = re.search(r"jq -s '([^']+)' - (\S+)", (_K8S / "README.md").read_text())
+    assert program is not None
+    merged = subprocess.run(
+        [jq, "-s", program[1], "-", str(_ROOT / program[2])], input=json.dumps(upstream), capture_output=True, text=True, check=True
+    )
+    config = json.loads(merged.stdout)
+    assert config["DBConfig"] == upstream["DBConfig"]
+    assert config["plugins"] == json.loads((_ROOT / program[2]).read_text())["plugins"]
+
+
 # -- the way there -----------------------------------------------------------------------------------------------------
 
 
