@@ -225,6 +225,7 @@ def ablation_pipeline(
                 ),
                 name="reference",
                 cached=True,
+                uses_ray=True,
             )
         plan = plan_pod.hold(
             plan_ablation(

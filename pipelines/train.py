@@ -193,6 +193,7 @@ def train_pipeline(
             ),
             name="reference",
             cached=True,
+            uses_ray=True,
         )
         trained = train_pod.hold(
             train(

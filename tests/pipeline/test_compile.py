@@ -126,7 +126,14 @@ def test_a_step_that_may_use_a_cluster_is_told_where_ray_runs(pipeline: str, ste
     assert spec["root"]["inputDefinitions"]["parameters"][f"{stage}_ray_mode"]["literals"] == ["local", "rayjob", "address"]
 
 
-@pytest.mark.parametrize(("pipeline", "step"), [one for one in _RAY_STEPS if not one[1].endswith("reference")])
+@pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
+def test_a_step_that_may_go_to_a_standing_cluster_has_its_token(pipeline: str, step: str, texts: dict[str, str]) -> None:
+    _, platform = yaml.safe_load_all(texts[pipeline])
+    executor = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
+    assert "iddpm-ray" in {secret["secretName"] for secret in executor["secretAsEnv"]}
+
+
+@pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
 def test_a_pod_in_which_ray_may_run_has_room_in_shared_memory(pipeline: str, step: str, texts: dict[str, str]) -> None:
     _, platform = yaml.safe_load_all(texts[pipeline])
     mounts = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]["emptyDirMounts"]
