@@ -229,3 +229,9 @@ def test_tiny_presets_are_the_main_tables_rows_with_every_count_of_timesteps_div
             original = preset(name.replace("digits-tiny", "imagenet64").replace("t100", "t1000")).diffusion
             assert experiment.diffusion.num_timesteps * 10 == original.num_timesteps
             assert (experiment.diffusion.schedule, experiment.diffusion.objective) == (original.schedule, original.objective)
+
+
+@pytest.mark.parametrize("name", ["lsun-batch-size", "sampling-steps"])
+def test_figure_1_is_taken_on_both_sides_of_where_the_papers_curves_cross(name: str) -> None:
+    taken = counts(named(name), "paper")
+    assert min(taken) < 50 < max(taken)
