@@ -1,6 +1,6 @@
 """What an ablation is: which experiments it compares, and what is taken of each.
 
-The paper's are in `training.ablations`; a user's own is a grid over one preset (`own_grid`). A trial is a preset's name
+The paper's are in `training.ablations`; a user's own is a grid over one preset (`training.ablation_grid`). A trial is a preset's name
 and overrides, as everywhere: trained by itself the same experiment has the same run, so that ablations share runs with
 each other and with everything else.
 """
@@ -28,6 +28,8 @@ Joint = Literal["none", "ensemble", "cascade"]
 Looked = Literal["last", "best"]
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
+
+_OF_HYBRID_ALONE = ("diffusion.vlb_weight", "diffusion.stop_gradient")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,43 +131,6 @@ def grid(preset_name: str, axes: Mapping[str, Sequence[Any]], **common: Any) -> 
     )
 
 
-def own_grid(name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, title: str = "", shared: Iterable[str] = ()) -> Ablation:
-    """A user's own ablation.
-
-    Args:
-        name: What it will be called.
-        axes: Override path -> values.
-        preset_name: The experiment that it varies.
-        title: In words.
-        shared: Overrides of every trial.
-
-    Raises:
-        ConfigError: There is nothing to vary, or an axis has no values.
-    """
-    if not axes:
-        raise ConfigError(f"the grid {name!r} varies nothing; give it like diffusion.vlb_weight=0.001,0.01")
-    for path, values in axes.items():
-        if not values or not isinstance(values, (list, tuple)):
-            raise ConfigError(f"the grid {name!r}: {path} needs a list of values, got {values!r}")
-        if len({_word(value) for value in values}) < len(values):
-            raise ConfigError(f"the grid {name!r}: {path} has a value twice, {', '.join(map(_word, values))}")
-    num_trials = 1
-    for values in axes.values():
-        num_trials *= len(values)
-    _require_size(name, num_trials)
-    rows = grid(preset_name, axes)
-    return Ablation(
-        name=name,
-        title=title or f"{name}: {', '.join(path.rpartition('.')[2] for path in axes)} of {preset_name}",
-        source="a grid of one's own",
-        varied=tuple(axes),
-        paper=rows,
-        tiny=rows,
-        looks_at="best",
-        shared=tuple(shared),
-    )
-
-
 def trials(
     ablation: Ablation,
     scale: Scale,
@@ -191,7 +156,7 @@ def trials(
     if scale not in SCALES:
         raise ConfigError(f"there is no scale {scale!r}; it is {' or '.join(SCALES)}")
     rows = ablation.paper if scale == "paper" else ablation.tiny
-    _require_size(ablation.name, len(rows))
+    require_size(ablation.name, len(rows))
     if preset_name:
         rows = _on_another(ablation, rows, preset_name)
     runs = _checked_runs(ablation, rows, runs or {})
@@ -199,14 +164,15 @@ def trials(
     _require_free(ablation, user)
     planned = []
     for row in rows:
-        own = tuple(f"{path}={_word(value)}" for path, value in row.overrides.items())
+        own = tuple(f"{path}={plain_word(value)}" for path, value in row.overrides.items())
         shared = () if row.role in runs else ablation.shared
         everything = (*shared, *own, *user)
         experiment = preset(row.preset, everything)  # refuse now what would fail in the middle of a sweep
-        values = {_short(path): _value(experiment, path) for path in ablation.varied}
+        _require_effect(ablation, experiment)
+        values = values_of(ablation, experiment)
         planned.append(
             Trial(
-                label=row.role or " ".join(f"{name}={_word(value)}" for name, value in values.items()),
+                label=row.role or " ".join(f"{name}={plain_word(value)}" for name, value in values.items()),
                 values=values,
                 preset=row.preset,
                 overrides=everything,
@@ -218,6 +184,12 @@ def trials(
         )
     _require_different(ablation, planned)
     return tuple(planned)
+
+
+def values_of(ablation: Ablation, experiment: Experiment) -> dict[str, Any]:
+    """What the ablation varies, as it is in an experiment: short name -> value; the whole path where two have one short name."""
+    short = [_short(path) for path in ablation.varied]
+    return {(name if short.count(name) == 1 else path): _value(experiment, path) for name, path in zip(short, ablation.varied, strict=True)}
 
 
 def counts(ablation: Ablation, scale: Scale) -> tuple[int, ...]:
@@ -233,24 +205,6 @@ def objective_overrides(objective: Objective) -> tuple[str, ...]:
         f"diffusion.timestep_sampler={'loss_second_moment' if objective == 'vlb' else 'uniform'}",
         *(["evaluation.sampling.spacing="] if objective == "simple" else []),  # a fixed variance does not stride well
     )
-
-
-def parse_grid(words: Iterable[str]) -> dict[str, list[Any]]:
-    """`path=a,b,c` words as axes.
-
-    Raises:
-        ConfigError: A word reads otherwise, or a path comes twice.
-    """
-    axes: dict[str, list[Any]] = {}
-    for word in words:
-        path, separator, values = word.partition("=")
-        path = path.strip()
-        if not separator or not path or not values.strip():
-            raise ConfigError(f"a grid's axis reads section.field=a,b,c; got {word!r}")
-        if path in axes:
-            raise ConfigError(f"the grid has {path} twice; give all its values at once, {path}=a,b,c")
-        axes[path] = [_parsed(value.strip()) for value in values.split(",")]
-    return axes
 
 
 def choices(name: str, known: Iterable[str]) -> str:
@@ -276,7 +230,12 @@ def _checked_runs(ablation: Ablation, rows: Sequence[Row], runs: Mapping[str, st
     return dict(runs)
 
 
-def _require_size(name: str, num_trials: int) -> None:
+def require_size(name: str, num_trials: int) -> None:
+    """Refuses more trials than one pipeline run takes.
+
+    Raises:
+        ConfigError: There are more than `MAX_TRIALS`.
+    """
     if num_trials > MAX_TRIALS:
         raise ConfigError(
             f"the ablation {name!r} has {num_trials:,} trials; at most {MAX_TRIALS} fit in one pipeline run, make it several ablations"
@@ -288,6 +247,12 @@ def _require_free(ablation: Ablation, overrides: Iterable[str]) -> None:
         path = item.partition("=")[0].strip()
         if path in ablation.varied:
             raise ConfigError(f"{item}: the ablation {ablation.name!r} varies {path} itself")
+
+
+def _require_effect(ablation: Ablation, experiment: Experiment) -> None:
+    for path in _OF_HYBRID_ALONE:
+        if path in ablation.varied and experiment.diffusion.objective != "hybrid":
+            raise ConfigError(f"the ablation {ablation.name!r} varies {path}, which L_{experiment.diffusion.objective} does not have")
 
 
 def _require_different(ablation: Ablation, planned: Sequence[Trial]) -> None:
@@ -312,12 +277,6 @@ def _value(experiment: Experiment, path: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _word(value: Any) -> str:
+def plain_word(value: Any) -> str:
+    """A value as an override says it."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _parsed(word: str) -> Any:
-    try:
-        return json.loads(word)
-    except json.JSONDecodeError:
-        return word

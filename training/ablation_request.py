@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from training.ablation_plan import SCALES, Ablation, Scale, Trial, counts, own_grid, trials
+from training.ablation_grid import own_grid
+from training.ablation_plan import SCALES, Ablation, Scale, Trial, counts, plain_word, trials
 from training.ablations import ABLATIONS, named
 from training.config import ConfigError, Objective
 
@@ -67,11 +69,22 @@ class AblationRequest:
         return trials(
             self.ablation(),
             self.scale,
-            preset_name="" if self.preset == DEFAULT_PRESET or self.grid else self.preset,
+            preset_name=self.preset if self.varies_another else "",
             objective=None if self.objective == OBJECTIVES[0] else self.objective,  # type: ignore[arg-type]
             overrides=self.overrides,
             runs=self.runs,
         )
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What every trial differs by from the ablation as it is named, in words."""
+        objective = () if self.objective == OBJECTIVES[0] else (f"objective {self.objective}",)
+        return (*objective, *self.overrides)
+
+    @property
+    def varies_another(self) -> bool:
+        """Whether a named ablation's grid is over another experiment than its own."""
+        return self.preset != DEFAULT_PRESET and not self.grid
 
     def counts(self) -> tuple[int, ...]:
         """The counts of timesteps that its measures go through."""
@@ -95,13 +108,16 @@ class AblationRequest:
 
     def command(self) -> str:
         """The words that ask for it again."""
-        words = ["iddpm ablate", self.name, f"--scale {self.scale}"]
-        words += [f"--preset {self.preset}"] * (self.preset != DEFAULT_PRESET)
-        words += [f"--objective {self.objective}"] * (self.objective != OBJECTIVES[0])
-        words += [f"--grid {path}={','.join(map(_word, values))}" for path, values in self.grid.items()]
-        words += [f"--set {item}" for item in self.overrides]
-        words += [f"--run {role}={uri}" for role, uri in self.runs.items()]
-        return " ".join(words)
+        words = ["iddpm", "ablate", self.name, "--scale", self.scale]
+        words += ["--preset", self.preset] if self.preset != DEFAULT_PRESET else []
+        words += ["--objective", self.objective] if self.objective != OBJECTIVES[0] else []
+        for path, values in self.grid.items():
+            words += ["--grid", f"{path}={','.join(map(plain_word, values))}"]
+        for item in self.overrides:
+            words += ["--set", item]
+        for role, uri in self.runs.items():
+            words += ["--run", f"{role}={uri}"]
+        return shlex.join(words)
 
 
 OWN_GRID = "own-grid"
@@ -155,7 +171,3 @@ def of_parameters(values: Mapping[str, Any]) -> AblationRequest:
         values["experiment_objective"],
         values["experiment_overrides"],
     )
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

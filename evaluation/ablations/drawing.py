@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from evaluation.ablations.rows import TableRow, plain_word
+from evaluation.ablations.rows import TableRow
 from evaluation.figures import COLOURS, MARKERS, STYLE, as_svg
+from training.ablation_plan import plain_word
 
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 _GREY = "#64748b"

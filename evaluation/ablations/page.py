@@ -13,7 +13,8 @@ from evaluation.ablations.figures import pictures
 from evaluation.ablations.findings import findings
 from evaluation.ablations.pictures_of_samples import sample_grids
 from evaluation.ablations.record import TrialRecord
-from evaluation.ablations.rows import NOTHING, Number, TableRow, distance_name, plain_word, shown
+from evaluation.ablations.rows import NOTHING, Number, TableRow, distance_name, shown
+from training.ablation_plan import plain_word
 from training.ablation_request import AblationRequest
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -88,12 +89,16 @@ def parts(request: AblationRequest, records: Sequence[TrialRecord], rows: Sequen
 
 def _scale_words(request: AblationRequest) -> str:
     if request.grid:
-        return "A grid of one's own."
-    if request.scale == "paper":
-        return "The paper's scale." + (f" With changes: {', '.join(request.overrides)}." if request.overrides else "")
-    return "The tiny scale: the paper's grid on handwritten digits, every count of timesteps divided by ten." + (
-        f" With changes: {', '.join(request.overrides)}." if request.overrides else ""
-    )
+        told = f"A grid of one's own over {request.preset}."
+    elif request.varies_another:
+        told = f"The paper's grid over another experiment than its own, {request.preset}."
+    elif request.scale == "paper":
+        told = "The paper's scale."
+    else:
+        told = "The tiny scale: the paper's grid on handwritten digits, every count of timesteps divided by ten."
+    if request.runs:
+        told += f" Runs of one's own: {', '.join(f'{role} is {uri}' for role, uri in request.runs.items())}."
+    return told + (f" With changes: {', '.join(request.changes)}." if request.changes else "")
 
 
 def _data_words(records: Sequence[TrialRecord]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Any
 
 from evaluation import paper
 from evaluation.ablations.record import TrialRecord
-from training.ablation_request import AblationRequest
+from training.ablation_plan import plain_word
+from training.ablation_request import OBJECTIVES, AblationRequest
 from training.preset_table import PaperResult
 from training.presets import cited, preset
 
@@ -92,7 +92,15 @@ def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list
         request: The ablation.
         records: In the order of the trials; what was taken of several comes last.
     """
-    rows = [_row(request, index, record) for index, record in enumerate(records)]
+    as_planned = {
+        trial.label: not trial.run_uri or trial.experiment.to_dict() == _experiment(records, trial.label) for trial in request.trials()
+    }
+    same = request.scale == "paper" and not request.changes
+    # What is taken of several is the paper's where each of them is.
+    rows = [
+        _row(request, index, record, same=same and as_planned.get(record.label, all(as_planned.values())))
+        for index, record in enumerate(records)
+    ]
     if request.ablation().joint == "cascade":
         rows += [
             TableRow(label=other.model, values={}, distance=Number(paper=other.fid), bits_per_dim=Number(), where=other.source)
@@ -102,8 +110,11 @@ def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list
 
 
 def reported(request: AblationRequest, index: int, record: TrialRecord) -> PaperResult | None:
-    """What the paper reports of a trial; at the tiny scale, of the trial in its place at the paper's scale."""
-    if request.grid:
+    """What the paper reports of a trial; at the tiny scale, of the trial in its place at the paper's scale.
+
+    Nothing of what the paper did not do: a grid of one's own, another objective, at the tiny scale another experiment.
+    """
+    if request.grid or request.objective != OBJECTIVES[0] or (request.varies_another and request.scale == "tiny"):
         return None
     if record.role in _JOINT_RESULTS:
         name, word = _JOINT_RESULTS[record.role]
@@ -121,11 +132,6 @@ def reported(request: AblationRequest, index: int, record: TrialRecord) -> Paper
     told = [result for result in (*preferred, *found) if result.fid is not None or result.bits_per_dim is not None]
     # Several results of one preset that change nothing in it are of it and something else, but for the first.
     return told[0] if told and not told[0].where.startswith(("supplement section 4", "supplement table 2, two-stage")) else None
-
-
-def plain_word(value: Any) -> str:
-    """A value as an override says it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def shown(value: float | None, error: float | None = None) -> str:
@@ -148,10 +154,13 @@ def distance_name(records: Sequence[TrialRecord]) -> str:
     return "distance"
 
 
-def _row(request: AblationRequest, index: int, record: TrialRecord) -> TableRow:
+def _experiment(records: Sequence[TrialRecord], label: str) -> Mapping[str, Any]:
+    return next((record.experiment for record in records if record.label == label), {})
+
+
+def _row(request: AblationRequest, index: int, record: TrialRecord, *, same: bool) -> TableRow:
     result = reported(request, index, record)
     final, likelihood = record.final or {}, (record.final or {}).get("likelihood") or {}
-    same = request.scale == "paper" and not request.overrides
     return TableRow(
         label=record.label,
         values=record.values,

@@ -117,7 +117,8 @@ def report(
 def _requests(
     name: str, scale: str, preset: str, objective: str, overrides: list[str], grid: list[str], runs: list[str]
 ) -> list[AblationRequest]:
-    from training.ablation_plan import SCALES, parse_grid
+    from training.ablation_grid import parse_grid
+    from training.ablation_plan import SCALES
     from training.ablation_request import DEFAULT_PRESET, OBJECTIVES, AblationRequest
     from training.ablations import names
     from training.config import ConfigError

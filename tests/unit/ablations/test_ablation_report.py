@@ -1,6 +1,7 @@
 """The report: ours beside the paper's, no difference where there is none to take, and one page that needs nothing else."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -175,6 +176,42 @@ def test_no_difference_is_taken_between_what_can_not_be_compared(scale: Scale, d
     (row,) = table_rows(request, [record])
     assert row.distance.paper == 28.04
     assert row.distance.difference is None
+
+
+def _told(request: AblationRequest, **record: Any) -> list[tuple[float | None, float | None]]:
+    """Number of the paper's and difference of every row of FIDs."""
+    joint = [TrialRecord(label=request.name, role=request.name)] if request.ablation().joint != "none" else []
+    records = [TrialRecord(label=t.label, role=t.role, values=t.values, preset=t.preset, own=t.own) for t in request.trials()]
+    filled = [dataclasses.replace(one, measures={"final": _final(30.0, "FID")}, **record) for one in (*records, *joint)]
+    return [(row.distance.paper, row.distance.difference) for row in table_rows(request, filled)]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "arguments"),
+    [
+        ("width", "paper", {"objective": "vlb"}),
+        ("two-stage", "tiny", {"objective": "vlb"}),
+        ("hybrid-weight", "tiny", {"preset": "cifar10-hybrid-cosine"}),
+    ],
+)
+def test_what_the_paper_did_not_do_stands_beside_no_number_of_it(name: str, scale: Scale, arguments: dict[str, str]) -> None:
+    request = AblationRequest(name=name, scale=scale, **arguments)  # type: ignore[arg-type]
+    assert set(_told(request)[:4]) == {(None, None)}
+
+
+def test_a_run_of_ones_own_is_compared_with_the_paper_only_where_it_is_the_papers_experiment() -> None:
+    request = AblationRequest(name="ensemble", scale="paper", runs={role: f"s3://x/{role}" for role in ("hybrid", "vlb")})
+    assert [difference for _, difference in _told(request, experiment=preset("digits-hybrid-cosine").to_dict())] == [None] * 3
+    assert None not in [difference for _, difference in _told(dataclasses.replace(request, runs={}))]
+
+
+def test_the_page_says_what_was_changed_by_whom(tmp_path: Path) -> None:
+    request = AblationRequest(name="width", scale="tiny", objective="vlb", overrides=("seed=1",))
+    assert "With changes: objective vlb, seed=1." in _page(request, _records(request, tmp_path / "a"))
+    request = AblationRequest(name="hybrid-weight", scale="tiny", preset="digits-hybrid-cosine")
+    page = _page(request, _records(request, tmp_path / "b"))
+    assert "another experiment than its own, digits-hybrid-cosine." in page
+    assert "divided by ten" not in page
 
 
 def test_the_papers_numbers_stand_at_their_rows_in_every_table() -> None:

@@ -1,10 +1,12 @@
 """A request in plain words: from a form and back, the same key for the same experiments, and a command that asks for it again."""
 
 import json
+import shlex
 
 import pytest
 
 from training.ablation_cost import price, price_together
+from training.ablation_grid import parse_grid
 from training.ablation_request import DEFAULT_PRESET, OWN_GRID, AblationRequest, from_form
 from training.ablations import names
 from training.config import ConfigError
@@ -80,3 +82,11 @@ def test_what_is_taken_of_trials_together_costs_where_there_is_such_a_thing() ->
     assert price_together(AblationRequest(name="width", scale="tiny")).measuring == 0.0
     assert price_together(AblationRequest(name="ensemble", scale="tiny")).measuring > 0.0
     assert price_together(AblationRequest(name="two-stage", scale="tiny")).measuring > 0.0
+
+
+def test_the_command_can_be_pasted_into_a_shell() -> None:
+    grid = {"model.channel_mult": [[1, 1], [1, 2]], "diffusion.schedule": ["linear", "cosine"]}
+    request = AblationRequest(name="mine", scale="tiny", preset="digits-tiny-hybrid-cosine", grid=grid, overrides=("data.name=two words",))
+    words = shlex.split(request.command())
+    assert words[-2:] == ["--set", "data.name=two words"]
+    assert parse_grid(words[index + 1] for index, word in enumerate(words) if word == "--grid") == grid

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from training import ablations, presets
-from training.ablation_plan import MAX_TRIALS, SCALES, Scale, Trial, counts, own_grid, parse_grid, trials
+from training.ablation_grid import own_grid, parse_grid
+from training.ablation_plan import MAX_TRIALS, SCALES, Scale, Trial, counts, trials
 from training.ablations import named
 from training.config import ConfigError, Objective
 from training.presets import cited, paper_results, preset
@@ -235,3 +236,25 @@ def test_tiny_presets_are_the_main_tables_rows_with_every_count_of_timesteps_div
 def test_figure_1_is_taken_on_both_sides_of_where_the_papers_curves_cross(name: str) -> None:
     taken = counts(named(name), "paper")
     assert min(taken) < 50 < max(taken)
+
+
+def test_axes_whose_fields_have_one_name_are_told_apart_by_their_paths() -> None:
+    planned = _own("evaluation.sampling.spacing=10,25", "evaluation.scoring_sampling.spacing=5,8")
+    assert len({trial.label for trial in planned}) == 4
+    assert planned[0].values == {"evaluation.sampling.spacing": "10", "evaluation.scoring_sampling.spacing": "5"}
+
+
+def test_a_value_of_a_grid_can_be_a_list() -> None:
+    assert [trial.values["channel_mult"] for trial in _own("model.channel_mult=[1,1],[1,2]")] == [[1, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("name", ["../../home", "a/b", "", "two words", ".hidden", "é"])
+def test_a_grid_is_named_as_a_folder_can_be(name: str) -> None:
+    with pytest.raises(ConfigError, match="a name that can be a folder's"):
+        own_grid(name, {"seed": [1, 2]}, "digits-tiny-hybrid-cosine")
+
+
+@pytest.mark.parametrize("objective", ["simple", "vlb"])
+def test_what_only_l_hybrid_has_is_not_varied_under_another_objective(objective: Objective) -> None:
+    with pytest.raises(ConfigError, match=f"which L_{objective} does not have"):
+        trials(named("hybrid-weight"), "tiny", objective=objective)
