@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,31 +148,59 @@ def _requests(
 
 def _from_file(path: Path, asked: AblationRequest) -> AblationRequest:
     """A grid of one's own, as a file says it; what the command line says besides goes on top."""
+    from training.ablation_request import DEFAULT_PRESET
+    from training.config import ConfigError
+
+    told = _read_grid_file(path)
+    fields = ("name", "title", "preset", "grid", "set")
+    if not isinstance(told, dict) or not isinstance(told.get("grid"), dict) or not told["grid"]:
+        raise ConfigError(f"{path}: a grid reads 'preset: NAME', then 'grid:' with a list of values for each path")
+    unknown = sorted(set(map(str, told)) - set(fields))
+    if unknown:
+        raise ConfigError(f"{path}: there is no field {unknown[0]!r}; the fields are {', '.join(fields)}")
+    changed = told.get("set") or []
+    if not isinstance(changed, list):
+        raise ConfigError(f"{path}: set is a list of overrides, like [optim.num_steps=500, seed=1]; got {changed!r}")
+    return dataclasses.replace(
+        asked,
+        name=str(told.get("name") or path.stem),
+        title=str(told.get("title") or ""),
+        preset=asked.preset if asked.preset != DEFAULT_PRESET else str(told.get("preset") or DEFAULT_PRESET),
+        grid={str(axis): values if isinstance(values, list) else [values] for axis, values in told["grid"].items()},
+        overrides=(*map(str, changed), *asked.overrides),
+    )
+
+
+def _read_grid_file(path: Path) -> Any:
     import yaml
 
-    from training.ablation_request import DEFAULT_PRESET
     from training.config import ConfigError
 
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file")
     try:
-        told = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        text = path.read_text(encoding="utf-8")
+        told = yaml.safe_load(text)
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not YAML: {error}") from error
-    fields = ("name", "title", "preset", "grid", "set")
-    if not isinstance(told, dict) or not isinstance(told.get("grid"), dict):
-        raise ConfigError(f"{path}: a grid reads 'preset: NAME', then 'grid:' with a list of values for each path")
-    unknown = sorted(set(told) - set(fields))
-    if unknown:
-        raise ConfigError(f"{path}: there is no field {unknown[0]!r}; the fields are {', '.join(fields)}")
-    return dataclasses.replace(
-        asked,
-        name=str(told.get("name", path.stem)),
-        title=str(told.get("title", "")),
-        preset=asked.preset if asked.preset != DEFAULT_PRESET else str(told.get("preset", DEFAULT_PRESET)),
-        grid={str(axis): values if isinstance(values, list) else [values] for axis, values in told["grid"].items()},
-        overrides=(*map(str, told.get("set") or ()), *asked.overrides),
-    )
+    for key in _keys_given_twice(tree):
+        raise ConfigError(f"{path}: has {key} twice; give all its values at once, {key}: [a, b, c]")
+    try:
+        json.dumps(told)
+    except TypeError as error:
+        raise ConfigError(f"{path}: {error}; put such a value in quotes") from error
+    return told
+
+
+def _keys_given_twice(node: Any) -> list[str]:
+    """Keys of a YAML tree that stand twice in one mapping, of which YAML itself keeps the last."""
+    if not isinstance(getattr(node, "value", None), list):
+        return []
+    pairs = [child for child in node.value if isinstance(child, tuple)]
+    keys = [str(key.value) for key, _ in pairs]
+    below = [twice for _, value in pairs for twice in _keys_given_twice(value)]
+    return [key for key in dict.fromkeys(keys) if keys.count(key) > 1] + below
 
 
 def _pairs(words: list[str], option: str) -> dict[str, str]:

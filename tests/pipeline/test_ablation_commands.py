@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.commands.ablations import _requests
+from training.config import ConfigError
+
 _IDDPM = str(Path(sys.executable).with_name("iddpm"))
 
 
@@ -66,3 +69,32 @@ def test_an_ablation_that_can_not_work_is_refused_in_one_line_before_anything_st
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "a grid reads 'preset: NAME'"),
+        (b"- a\n- b\n", "a grid reads 'preset: NAME'"),
+        (b"grid: {}\n", "a grid reads 'preset: NAME'"),
+        (b"grid: [1\n", "is not YAML"),
+        (b"title: caf\xe9\n", "is not YAML"),
+        (b"grid:\n  seed: [1]\n  seed: [2]\n", "has seed twice"),
+        (b"grid:\n  data.name: [2026-01-01, digits]\n", "put such a value in quotes"),
+        (b"grid:\n  seed: [1, 2]\nset: optim.num_steps=4\n", "set is a list of overrides"),
+        (b"grid:\n  seed: [1, 2]\nset: 5\n", "set is a list of overrides"),
+        (b"grid:\n  seed: [1, 2]\n1: 5\n", "there is no field '1'"),
+    ],
+)
+def test_a_file_that_is_no_grid_is_refused_by_its_name(tmp_path: Path, text: bytes, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: .*{said}"):
+        _requests(str(path), "tiny", "", "", [], [], [])
+
+
+def test_a_file_without_a_name_is_named_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name:\npreset: digits-tiny-hybrid-cosine\ngrid:\n  seed: [1, 2]\n")
+    (request,) = _requests(str(path), "tiny", "", "", [], [], [])
+    assert (request.name, len(request.trials())) == ("mine", 2)
