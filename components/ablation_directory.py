@@ -32,7 +32,7 @@ def read_items(ablation_uri: str) -> list[dict[str, Any]]:
 
 
 def read_plan(ablation_uri: str) -> dict[str, Any]:
-    """What was planned: `request`, `items`, `parent_run_id` and `parent_url` in MLflow, `tracking`, MLflow's experiment.
+    """What was planned: `request`, `items`, `parent_run_id` and `parent_url` in MLflow, `tracking`, MLflow's experiment, `values` by label.
 
     Raises:
         ConfigError: Nothing was planned there.

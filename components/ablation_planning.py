@@ -9,7 +9,7 @@ from components.ablation_directory import PLAN, ablation_uri
 from components.ablation_tracking import open_parent
 from components.training_run import RESULT
 from training import storage
-from training.ablation_plan import Trial
+from training.ablation_plan import Trial, values_of
 from training.ablation_request import AblationRequest
 from training.config import ConfigError, Experiment, run_key
 from training.progress import say
@@ -107,6 +107,7 @@ def plan(
             "parent_run_id": parent.run_id,
             "parent_url": parent.url,
             "tracking": tracking_experiment,
+            "values": {trial.label: values_of(request.ablation(), _experiment_of(trial)) for trial in planned},
         },
     )
     parent.flush()
@@ -121,12 +122,20 @@ def _place(experiment: Experiment, storage_root_uri: str, data_uri: str) -> str:
 
 
 def _experiment_of(trial: Trial) -> Experiment:
-    """What was trained: of a run of one's own, what its checkpoint says."""
+    """What was trained: of a run of one's own, what its checkpoint says.
+
+    Raises:
+        ConfigError: It was trained by another objective than the model in whose place it is, of which the claims would speak falsely.
+    """
     if not trial.run_uri:
         return trial.experiment
     from evaluation.ablations.record import find_subject
 
-    return find_subject(trial.run_uri, "", "").experiment
+    experiment = find_subject(trial.run_uri, "", "").experiment
+    found, wanted = experiment.diffusion.objective, trial.experiment.diffusion.objective
+    if found != wanted:
+        raise ConfigError(f"--run {trial.role}={trial.run_uri}: was trained by L_{found}, and {trial.role} is a model of L_{wanted}")
+    return experiment
 
 
 def _data_and_reference(trial: Trial, storage_root_uri: str, data_uri: str) -> tuple[str, str]:

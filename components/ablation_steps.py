@@ -13,6 +13,7 @@ from typing import Any
 from components.ablation_directory import read_items, read_plan, read_request
 from components.ablation_tracking import TrialTracking
 from training import storage
+from training.ablation_plan import Trial
 from training.ablation_request import AblationRequest
 from training.progress import say
 
@@ -55,8 +56,9 @@ def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str,
     if done_record(item) is not None:
         say(f"{item['label']}: was trained and measured before")
         return uri
-    request = read_request(item["ablation_uri"])
-    trial = next(trial for trial in request.trials() if trial.label == item["label"])
+    plan = read_plan(item["ablation_uri"])
+    request = AblationRequest.from_dict(plan["request"])
+    trial = _planned(plan, request)[item["label"]]
     with _noting(item, pipeline_run_id) as tracking:
         from components.ablation_measuring import measure
 
@@ -127,6 +129,11 @@ def done_record(item: Mapping[str, Any]) -> Any:
     return record if record.data.get("digest") == digest else None
 
 
+def _planned(plan: Mapping[str, Any], request: AblationRequest) -> dict[str, Trial]:
+    """The trials by label; of a run of one's own, with what varies as that run has it."""
+    return {trial.label: dataclasses.replace(trial, values=plan["values"][trial.label]) for trial in request.trials()}
+
+
 @contextlib.contextmanager
 def _noting(item: Mapping[str, Any], pipeline_run_id: str) -> Iterator[TrialTracking]:
     """Leaves a failure where the report finds it: in the trial's record, and in its run in MLflow."""
@@ -134,8 +141,7 @@ def _noting(item: Mapping[str, Any], pipeline_run_id: str) -> Iterator[TrialTrac
 
     plan = read_plan(item["ablation_uri"])
     request = AblationRequest.from_dict(plan["request"])
-    trials = {trial.label: trial for trial in request.trials()}
-    trial = trials.get(item["label"])
+    trial = _planned(plan, request).get(item["label"])
     tracking = TrialTracking(request, item["label"], trial, plan, pipeline_run_id)
     try:
         yield tracking

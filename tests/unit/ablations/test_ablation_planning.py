@@ -1,0 +1,39 @@
+"""What a plan makes of runs that a person names: the right model in each role, and its data set."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.ablation_planning import list_data_sets
+from training import checkpoint
+from training.ablation_plan import trials, values_of
+from training.ablation_request import AblationRequest
+from training.ablations import named
+from training.config import ConfigError
+from training.presets import preset
+
+
+def _run(folder: Path, name: str, *overrides: str) -> str:
+    checkpoint.save(str(folder), 100, {"experiment.json": preset(name, overrides).to_dict(), "model.pt": {"x": torch.zeros(1)}})
+    return str(folder)
+
+
+def test_a_run_of_another_objective_takes_no_models_place(tmp_path: Path) -> None:
+    runs = {"vlb": _run(tmp_path / "a", "digits-tiny-hybrid-cosine")}
+    with pytest.raises(ConfigError, match=r"--run vlb=.*: was trained by L_hybrid, and vlb is a model of L_vlb"):
+        list_data_sets(AblationRequest(name="vlb-ratio", scale="tiny", runs=runs), str(tmp_path))
+
+
+def test_a_run_of_ones_own_brings_its_data_set_and_what_varies(tmp_path: Path) -> None:
+    run_uri = _run(tmp_path / "a", "digits-tiny-hybrid-linear", "data.name=mine")
+    found = list_data_sets(AblationRequest(name="vlb-ratio", scale="tiny", runs={"hybrid": run_uri}), str(tmp_path))
+    assert sorted(Path(one["data_uri"]).name.partition("-")[0] for one in found) == ["digits", "mine"]
+    ablation = named("sampling-steps")
+    planned = trials(ablation, "tiny", runs={"hybrid": run_uri})[0]
+    assert values_of(ablation, planned.experiment)["schedule"] == "cosine"
+    assert values_of(ablation, checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, 100))) == {
+        "data": "mine",
+        "schedule": "linear",
+        "objective": "hybrid",
+    }
