@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from training import storage
-from training.ablation_plan import Trial
+from training.ablation_plan import Trial, plain_word
 from training.ablation_request import AblationRequest
 from training.progress import say
 
@@ -58,7 +58,7 @@ class TrialTracking:
         self._run = open_run(
             run_key=f"{request.key()}/{slug(label)}",
             experiment_name=plan["tracking"],
-            run_name=label,
+            run_name=_run_name(request, trial) if trial and not trial.role else label,
             tags={
                 **_tags(request, pipeline_run_id),
                 "iddpm.role": "trial",
@@ -148,6 +148,17 @@ def side_by_side(parent: TrackedRun, records: Sequence[TrialRecord]) -> dict[str
     """A link to MLflow's parallel coordinates of the trials; empty where there are fewer than two to compare."""
     run_ids = [record.tracking_run_id for record in records if record.tracking_run_id]
     return {"Parallel coordinates of the trials in MLflow": parent.side_by_side_url(run_ids)} if len(run_ids) > 1 else {}
+
+
+def _run_name(request: AblationRequest, trial: Trial) -> str:
+    """What differs, words before numbers: MLflow's list of runs shows some twenty letters of a name."""
+    told: dict[str, set[str]] = {}
+    for one in request.trials():
+        for name, value in one.values.items():
+            told.setdefault(name, set()).add(plain_word(value))
+    differing = {name: value for name, value in trial.values.items() if len(told[name]) > 1}
+    words = [value for value in differing.values() if isinstance(value, str)]
+    return " ".join([*words, *(f"{name}={plain_word(v)}" for name, v in differing.items() if not isinstance(v, str))]) or trial.label
 
 
 def _tags(request: AblationRequest, pipeline_run_id: str) -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -144,11 +143,12 @@ def report_locally(request: AblationRequest, services: Services) -> Path:
     uri = ablation_uri(request, services.bucket_uri)
     make_report(uri)
     folder = gallery_folder(services) / f"{request.name}-{request.scale}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name in FILES:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:  # each appears whole, for whoever lists the gallery at the same time
         if storage.exists(storage.join(uri, name)):
             storage.download(storage.join(uri, name), folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     write_gallery(gallery_folder(services))
     return folder
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from evaluation.ablations.rows import TableRow
+from evaluation.ablations.rows import COLUMN_WORDS, TableRow
 from evaluation.figures import COLOURS, MARKERS, STYLE, as_svg
 from training.ablation_plan import plain_word
 
@@ -156,7 +156,9 @@ def _names(rows: Sequence[TableRow]) -> list[str]:
     """The rows, each by what tells it apart."""
     columns = [name for name in rows[0].values if len({str(row.values.get(name)) for row in rows}) > 1]
     by_role = any("=" not in row.label for row in rows)
-    return [row.label if by_role else ", ".join(f"{name} {plain_word(row.values.get(name))}" for name in columns) for row in rows]
+    if by_role or not columns:
+        return [row.label for row in rows]
+    return [", ".join(f"{COLUMN_WORDS.get(name, name)} {plain_word(row.values.get(name))}" for name in columns) for row in rows]
 
 
 def _draw(axes: Axes, line: Line) -> None:

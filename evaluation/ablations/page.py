@@ -13,21 +13,11 @@ from evaluation.ablations.figures import pictures
 from evaluation.ablations.findings import findings
 from evaluation.ablations.pictures_of_samples import sample_grids
 from evaluation.ablations.record import TrialRecord
-from evaluation.ablations.rows import NOTHING, Number, TableRow, distance_name, shown
+from evaluation.ablations.rows import COLUMN_WORDS, NOTHING, Number, TableRow, distance_name, shown
 from training.ablation_plan import plain_word
 from training.ablation_request import AblationRequest
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
-_COLUMN_WORDS = {
-    "num_timesteps": "T",
-    "vlb_weight": "lambda",
-    "stop_gradient": "stop-gradient",
-    "global_batch_size": "batch",
-    "learning_rate": "learning rate",
-    "image_size": "pixels",
-    "low_res_size": "enlarges",
-    "data": "data set",
-}
 
 
 def render(
@@ -126,7 +116,7 @@ def _distance_words(name: str, records: Sequence[TrialRecord]) -> str:
 
 
 def _headers(columns: Sequence[str], name: str, rows: Sequence[TableRow]) -> list[str]:
-    headers = ["trial", *(_COLUMN_WORDS.get(column, column) for column in columns)]
+    headers = ["trial", *(COLUMN_WORDS.get(column, column) for column in columns)]
     for title, reported, numbers in ((name, "the paper's FID", _distances(rows)), ("bits/dim", "the paper's", _bits(rows))):
         headers += [title, *([reported] if _with_paper(numbers) else []), *(["difference"] if _with_differences(numbers) else [])]
     return [*headers, "weights"]
@@ -158,11 +148,18 @@ def _table(rows: Sequence[TableRow], columns: Sequence[str]) -> list[dict[str, A
         cells += [_cell(row.values.get(column)) for column in columns]
         for one, numbers in ((row.distance, _distances(rows)), (row.bits_per_dim, _bits(rows))):
             cells.append("failed" if row.error and one is row.distance else shown(one.ours, one.standard_error))
-            cells += [shown(one.paper)] if _with_paper(numbers) else []
+            cells += [_published(one, likelihood=one is row.bits_per_dim)] if _with_paper(numbers) else []
             cells += [NOTHING if one.difference is None else f"{one.difference:+.3g}"] if _with_differences(numbers) else []
         kind = "failed" if row.error else "cited" if row.distance.ours is None and not row.weights else "ours"
         table.append({"kind": kind, "cells": [*cells, row.weights]})
     return table
+
+
+def _published(number: Number, *, likelihood: bool) -> str:
+    """The paper's number as it prints it: bits/dim to two places, an FID as it comes."""
+    if number.paper is None:
+        return NOTHING
+    return f"{number.paper:.2f}" if likelihood else str(float(number.paper))
 
 
 def _cell(value: Any) -> str:

@@ -18,6 +18,17 @@ _JOINT_RESULTS = {
     "ensemble": ("imagenet64-hybrid-cosine-1500k", "ensemble"),
     "two-stage": ("imagenet256-upsampler-hybrid-linear", "two-stage"),
 }
+COLUMN_WORDS = {
+    "num_timesteps": "T",
+    "vlb_weight": "lambda",
+    "stop_gradient": "stop-gradient",
+    "global_batch_size": "batch",
+    "learning_rate": "learning rate",
+    "image_size": "pixels",
+    "low_res_size": "enlarges",
+    "data": "data set",
+}
+"""Columns that are called otherwise than their fields."""
 NOTHING = "-"
 """What a cell says that has no number."""
 _PREFERRED = {"hybrid-weight": "supplement table 1"}
@@ -135,12 +146,13 @@ def reported(request: AblationRequest, index: int, record: TrialRecord) -> Paper
 
 
 def shown(value: float | None, error: float | None = None) -> str:
-    """A number to the second digit of its error, or to four digits; a dash where there is none."""
+    """A number and its error to the error's second digit, or the number alone to four digits; a dash where there is none."""
     if value is None:
         return NOTHING
     if error is None or not error > 0:
         return f"{value:.4g}"
-    return f"{value:,.{max(0, 1 - math.floor(math.log10(error)))}f} ± {error:.2g}"
+    places = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:,.{places}f} ± {error:,.{places}f}"
 
 
 def distance_name(records: Sequence[TrialRecord]) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from components.ablation_planning import list_data_sets
+from components.ablation_tracking import _run_name
 from training import checkpoint
 from training.ablation_plan import trials, values_of
 from training.ablation_request import AblationRequest
@@ -37,3 +38,10 @@ def test_a_run_of_ones_own_brings_its_data_set_and_what_varies(tmp_path: Path) -
         "schedule": "linear",
         "objective": "hybrid",
     }
+
+
+def test_a_trial_is_called_in_mlflow_by_what_differs_alone() -> None:
+    request = AblationRequest(name="objective-schedule", scale="tiny")
+    names = [_run_name(request, trial) for trial in request.trials()]
+    assert names[0] == "linear simple num_timesteps=100"
+    assert len(set(names)) == len(names)

@@ -264,10 +264,23 @@ def test_grids_show_one_noise_a_column_and_one_model_a_row(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "said"), [(None, None, "-"), (3.14159, None, "3.142"), (3.14159, 0.02, "3.142 ± 0.02"), (123.456, 2.0, "123.5 ± 2")]
+    ("value", "error", "said"),
+    [(None, None, "-"), (3.14159, None, "3.142"), (3.14159, 0.02, "3.142 ± 0.020"), (123.456, 2.0, "123.5 ± 2.0")],
 )
 def test_a_number_is_shown_to_the_second_digit_of_its_error(value: float | None, error: float | None, said: str) -> None:
     assert shown(value, error) == said
+
+
+def test_the_papers_numbers_are_written_as_it_prints_them(tmp_path: Path) -> None:
+    request = AblationRequest(name="objective-schedule", scale="tiny")
+    page = _page(request, _records(request, tmp_path / "records"))
+    for words in ("27.0", "28.0", "3.62", "56.7"):
+        assert f'<td class="number">{words}</td>' in page
+
+
+def test_the_one_trial_of_a_grid_has_its_name_at_its_bar(tmp_path: Path) -> None:
+    request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1]}, preset="digits-tiny-hybrid-cosine")
+    assert ">seed=1</text>" in _page(request, _records(request, tmp_path / "records"))
 
 
 def test_a_label_becomes_a_name_of_a_file() -> None:
