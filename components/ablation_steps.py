@@ -17,6 +17,8 @@ from training.ablation_plan import Trial
 from training.ablation_request import AblationRequest
 from training.progress import say
 
+_LONGEST_REASON = 400
+
 
 def train_trial(item: Mapping[str, Any], train: Callable[[], str], *, pipeline_run_id: str = "") -> str:
     """Trains a trial, unless it is done or looks at a run that exists.
@@ -117,6 +119,13 @@ def note_record(uri: str, log_metric: Callable[[str, float], None]) -> str:
     return uri
 
 
+def reason(error: Exception) -> str:
+    """Why a trial failed, in a line: what a library tells at length is cut off, and whole in the step's log."""
+    told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    told = " ".join(told.split()) or type(error).__name__
+    return told if len(told) <= _LONGEST_REASON else f"{told[:_LONGEST_REASON]} ..."
+
+
 def done_record(item: Mapping[str, Any]) -> Any:
     """The record of a trial that is done, on the images that are there now; None where something is left to do."""
     from evaluation.ablations.record import read_record
@@ -146,14 +155,13 @@ def _noting(item: Mapping[str, Any], pipeline_run_id: str) -> Iterator[TrialTrac
     try:
         yield tracking
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         record = TrialRecord(
             label=item["label"],
             role=trial.role if trial else item["label"],
             values=trial.values if trial else {},
             preset=trial.preset if trial else "",
             own=trial.own if trial else (),
-            error=" ".join(reason.split())[:500],
+            error=reason(error),
         )
         storage.write_json(record_uri(item["ablation_uri"], item["label"]), record.to_dict())
         tracking.close("FAILED")

@@ -177,9 +177,11 @@ def _train(item: Mapping[str, Any], root: str, resources: Mapping[str, Any]) -> 
 
 
 def _keep_going(failed: dict[str, str], label: str, action: Callable[[], str]) -> str | None:
+    from components.ablation_steps import reason
+
     try:
         return action()
     except Exception as error:  # named in the report; the others go on
-        failed[label] = " ".join(str(error).split()) or type(error).__name__
+        failed[label] = reason(error)
         say(f"{label} failed: {failed[label]}")
         return None

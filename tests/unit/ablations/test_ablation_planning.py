@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from components.ablation_planning import list_data_sets
+from components.ablation_steps import reason
 from components.ablation_tracking import _run_name
 from training import checkpoint
 from training.ablation_plan import trials, values_of
@@ -45,3 +46,12 @@ def test_a_trial_is_called_in_mlflow_by_what_differs_alone() -> None:
     names = [_run_name(request, trial) for trial in request.trials()]
     assert names[0] == "linear simple num_timesteps=100"
     assert len(set(names)) == len(names)
+
+
+def test_why_a_trial_failed_is_one_line_of_a_length_to_be_read() -> None:
+    assert reason(ConfigError("no\n such  thing")) == "no such thing"
+    assert reason(RuntimeError("")) == "RuntimeError:"
+    told = reason(MemoryError("a word " * 1000))
+    assert told.startswith("MemoryError: a word")
+    assert told.endswith(" ...")
+    assert len(told) < 410
