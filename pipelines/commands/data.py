@@ -79,7 +79,8 @@ def verify(dataset: str = _DATASET) -> None:
     from training.data.inspection import verify as check
 
     manifest = check(dataset)
-    print(f"{dataset}: {manifest.num_images:,} images in {len(manifest.shards):,} shards are as the manifest says")
+    shards = f"{len(manifest.shards):,} shard{'s' if len(manifest.shards) > 1 else ''}"
+    print(f"{dataset}: {manifest.num_images:,} images in {shards} are as the manifest says")
 
 
 def preview(

@@ -160,7 +160,7 @@ def contact_sheet(images: Sequence[Images], captions: Sequence[str], title: str 
     rows = -(-len(images) // columns)
     caption = _CAPTION if any(captions) else 0
     step_x, step_y = tile + _MARGIN, tile + caption + _MARGIN
-    font = ImageFont.load_default(11)
+    font = _font()
     width = max(columns * step_x + _MARGIN, math.ceil(font.getlength(title)) + 2 * _MARGIN)
     sheet = Image.new("RGB", (width, rows * step_y + _MARGIN + (_TITLE if title else 0)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -173,7 +173,14 @@ def contact_sheet(images: Sequence[Images], captions: Sequence[str], title: str 
     return sheet
 
 
-def _shortened(word: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _font() -> ImageFont.FreeTypeFont:
+    """A class may have any name; Pillow's own font has no more than ASCII."""
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 10)
+
+
+def _shortened(word: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     if font.getlength(word) <= width:
         return word
     while word and font.getlength(f"{word}...") > width:

@@ -25,9 +25,9 @@ def assign_labels(keys: Sequence[str], rule: str, known: tuple[str, ...] = ()) -
 
     Args:
         keys: Names of the images, "/" between folders.
-        rule: "none"; "folders" (the outermost folder that they don't all share); "filename" (what stands before the first "_" of the file's name,
-            the released code's rule); the address of a table; or "auto": folders where there are at least two and no
-            image lies outside of one, otherwise none.
+        rule: "none"; "folders" (the outermost folder that they don't all share); "filename" (what stands before the
+            first "_" of the file's name, the released code's rule); the address of a table; or "auto": folders where
+            there are at least two and no image lies outside of one, otherwise none.
         known: Names of the labels, where another split has fixed them; empty takes what is found.
 
     Returns:

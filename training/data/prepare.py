@@ -23,19 +23,18 @@ from training.data.order import Purpose, permutation
 from training.data.shard_work import PARTIAL, ShardJob, ShardRecord, Target, make_shard, read_record, too_many_errors
 from training.data.shards import (
     MANIFEST,
-    ROW_GROUP_ROWS,
     SCHEMA_VERSION,
     DatasetError,
     Manifest,
     Unreadable,
     manifest_digest,
     read_manifest,
+    rows_per_shard,
 )
 from training.data.sources import Item, Listing, Source, SourceError
 from training.data.spread import spread
 from training.progress import format_bytes, format_rate, format_remaining, say
 
-_SHARD_BYTES = 160_000_000
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -168,7 +167,7 @@ def _check_listing(source: Source, listing: Listing, num_classes: int | None) ->
 def _plan(source: Source, listing: Listing, dataset_uris: Mapping[int, str], options: Options) -> _Plan:
     channels = options.image_channels or source.image_channels
     image_bytes = max(dataset_uris) ** 2 * channels
-    rows = options.rows_per_shard or max(ROW_GROUP_ROWS, _SHARD_BYTES // image_bytes // ROW_GROUP_ROWS * ROW_GROUP_ROWS)
+    rows = options.rows_per_shard or rows_per_shard(image_bytes)
     listing_digest = listing.digest()
     targets, identities = [], {}
     for size, uri in dataset_uris.items():
@@ -241,12 +240,12 @@ def _make(source: Source, plan: _Plan, options: Options) -> dict[int, Manifest]:
         if number not in done
     ]
     if done:
-        say(f"{source.name}: {len(done)} of {plan.num_shards} shards are there from before")
-    errors = [error for number in done for error in _errors(done[number])]
-    progress = _Progress(source.name, jobs)
+        say(f"{source.name}, {source.split}: {len(done)} of {plan.num_shards} shards are there from before")
+    errors = [error for number in done for error in _reported(source, done[number])]
+    progress = _Progress(f"{source.name}, {source.split}", jobs)
     for number, records in spread(_make_numbered, jobs, num_workers=options.num_workers):
         done[number] = records
-        errors += _errors(records)
+        errors += _reported(source, records)
         if len(errors) > options.max_errors:
             raise too_many_errors(source.place, errors, options.max_errors)
         progress.finished(number, records)
@@ -259,8 +258,11 @@ def _make_numbered(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
     return job.number, make_shard(job)
 
 
-def _errors(records: Mapping[int, ShardRecord]) -> tuple[Unreadable, ...]:
-    return next(iter(records.values())).errors
+def _reported(source: Source, records: Mapping[int, ShardRecord]) -> tuple[Unreadable, ...]:
+    errors = next(iter(records.values())).errors
+    for error in errors:
+        say(f"{source.name}, {source.split}: left out {error.source}: {error.reason}")
+    return errors
 
 
 class _Progress:
@@ -270,6 +272,7 @@ class _Progress:
         self._name = name
         self._parts = {job.number: len(job.items) for job in jobs}
         self._total = sum(self._parts.values())
+        self._total_bytes = sum(item.num_bytes for job in jobs for item in job.items)
         self._start = self._last = time.monotonic()
         self._images = self._bytes = 0
 
@@ -281,7 +284,9 @@ class _Progress:
             self._last = now
             rate = format_rate(self._images, now - self._start, "images")
             left = format_remaining(self._images, self._total, now - self._start)
-            say(f"{self._name}: {self._images:,} of {self._total:,} images, {format_bytes(self._bytes)} read, {rate}, {left}")
+            all_bytes = f" of {format_bytes(self._total_bytes)}" if self._total_bytes else ""  # an lmdb doesn't list sizes
+            num_bytes = f"{format_bytes(self._bytes)}{all_bytes} read"
+            say(f"{self._name}: {self._images:,} of {self._total:,} images, {num_bytes}, {rate}, {left}")
 
 
 def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Manifest:
@@ -312,7 +317,7 @@ def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Man
     storage.write_bytes(storage.join(target.dataset_uri, MANIFEST), manifest.to_json().encode())
     storage.delete_prefix(storage.join(target.dataset_uri, PARTIAL))
     say(
-        f"{target.dataset_uri}: {manifest.num_images:,} images in {len(kept)} {'shard' if len(kept) == 1 else 'shards'}"
+        f"{target.dataset_uri}: {manifest.num_images:,} images in {len(kept):,} shard{'s' if len(kept) > 1 else ''}"
         + (f", {len(manifest.errors)} left out" if manifest.errors else "")
     )
     return manifest

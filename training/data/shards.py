@@ -31,6 +31,9 @@ MANIFEST = "manifest.json"
 ROW_GROUP_ROWS = 1024
 UNLABELLED = -1
 
+_SHARD_BYTES = 160_000_000
+_LEAST_SHARD_BYTES = 128_000_000
+
 Images = npt.NDArray[np.uint8]
 """uint8, `[..., height, width, channels]`."""
 
@@ -188,6 +191,15 @@ def _adapter() -> TypeAdapter[Manifest]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(Manifest)
+
+
+def rows_per_shard(image_bytes: int) -> int:
+    """How many images make 128 to 256 MB: whole row groups, or a part of one where the images are that large."""
+    group_bytes = image_bytes * ROW_GROUP_ROWS
+    if group_bytes > 2 * _LEAST_SHARD_BYTES:
+        return max(1, _SHARD_BYTES // image_bytes)
+    groups = max(1, _SHARD_BYTES // group_bytes)
+    return ROW_GROUP_ROWS * (groups if groups * group_bytes >= _LEAST_SHARD_BYTES else groups + 1)
 
 
 class RowsDigest:

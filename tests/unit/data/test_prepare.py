@@ -19,7 +19,7 @@ from training.data.catalog import SourceOptions, open_splits
 from training.data.inspection import contact_sheet, describe, preview, verify
 from training.data.loader import Loader, iterate
 from training.data.prepare import Options, prepare, prepare_sizes
-from training.data.shards import DatasetError, read_manifest
+from training.data.shards import DatasetError, read_manifest, rows_per_shard
 from training.data.splits import prepare_experiment, prepare_splits
 
 SMALL_SHARDS = Options(rows_per_shard=16)
@@ -159,7 +159,7 @@ def test_a_broken_image_stops_the_work_and_nothing_is_published(folder, tmp_path
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
-def test_broken_images_can_be_skipped_and_are_listed_with_their_reasons(folder, tmp_path):
+def test_broken_images_can_be_skipped_and_are_listed_with_their_reasons(folder, tmp_path, capsys):
     source = copy_with(folder, tmp_path / "photos", BROKEN)
     options = dataclasses.replace(SMALL_SHARDS, on_error="skip", max_errors=5)
     manifest = prepare(source, str(tmp_path / "data"), image_size=16, options=options)
@@ -170,6 +170,8 @@ def test_broken_images_can_be_skipped_and_are_listed_with_their_reasons(folder, 
     assert "smaller than 16" in reasons["class3/tiny.png"]
     assert verify(str(tmp_path / "data")) == manifest
     assert "5 unreadable images" in describe(manifest)["left out"]
+    said = capsys.readouterr().out
+    assert all(f"photos, train: left out {source}: {reason}\n" in said for source, reason in reasons.items())
 
 
 def test_too_many_broken_images_stop_the_work(folder, tmp_path):
@@ -362,6 +364,11 @@ def test_processes_of_a_node_stage_once(damaged, tmp_path):
     assert sums == {f"{int(load(damaged, tmp_path).batch(5).images.sum())}\n"}
 
 
+@pytest.mark.parametrize("size", [1, 8, 32, 64, 128, 144, 160, 192, 256, 288, 300, 512, 1024, 4096])
+def test_a_shard_holds_128_to_256_megabytes_of_images_of_any_size(size):
+    assert 128e6 <= rows_per_shard(size * size * 3) * size * size * 3 <= 256e6
+
+
 def test_the_contact_sheet_shows_the_first_images(damaged, tmp_path):
     preview(str(damaged), tmp_path / "sheet.png", num_images=20)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
@@ -374,6 +381,12 @@ def test_a_long_caption_is_shortened_to_its_image():
     sheet = np.asarray(contact_sheet([black] * 2, ["an uncommonly long name of a class", ""]))
     assert sheet[68:, :72].min() < 128
     assert sheet[68:, 72:].min() == 255, "the caption runs beneath the next image"
+
+
+def test_a_caption_may_have_other_letters_than_english():
+    black = np.zeros((8, 8, 3), dtype=np.uint8)
+    sheets = [np.asarray(contact_sheet([black], [word])) for word in "üßжλ"]
+    assert len({sheet.tobytes() for sheet in sheets}) == 4, "letters that the font lacks all look alike"
 
 
 def test_the_directory_of_the_splits_is_told_from_no_data_set(folder, tmp_path):
