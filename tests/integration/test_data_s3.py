@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 
 import numpy as np
@@ -86,6 +87,28 @@ def test_row_groups_stream_out_of_s3(bucket_uri, tmp_path, monkeypatch):
     loader = Loader(f"{bucket_uri}/colour", seed=3, global_batch_size=499, cache_dir=tmp_path / "stream", disk_budget_bytes=budget)
     seen = torch.cat([batch.images for batch in loader.batches(0, 3)])
     assert sorted(bytes(i.numpy()) for i in seen) == sorted(bytes(i.numpy()) for i in everything)
+
+
+def test_streaming_waits_for_a_store_that_comes_back(bucket_uri, tmp_path, monkeypatch):
+    prepare(digits("train"), f"{bucket_uri}/colour", image_size=8, options=COLOUR)
+    for name in (
+        "training.data.loader.GROUPS_PER_BLOCK",
+        "training.data.streaming.GROUPS_PER_BLOCK",
+        "training.data.streaming._BLOCKS_ON_DISK",
+    ):
+        monkeypatch.setattr(name, 1)
+    loader = Loader(f"{bucket_uri}/colour", seed=3, global_batch_size=8, cache_dir=tmp_path, disk_budget_bytes=1024 * 200 + 1000)
+    # The address of nothing, until the real one is put back under its other name, which comes before.
+    monkeypatch.setattr("training.s3._ATTEMPTS", 1)
+    real = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    back = threading.Timer(1, monkeypatch.setenv, ("AWS_ENDPOINT_URL_S3", real))
+    back.start()
+    assert loader.batch(0).images.shape == (8, 3, 8, 8)
+    back.join()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match="refused the credentials"):
+        loader.batch(150)
 
 
 def test_a_byte_that_flips_in_s3_is_found(data_uri, tmp_path):

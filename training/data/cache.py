@@ -49,13 +49,14 @@ class Hold:
         self.release = weakref.finalize(self, os.close, descriptor)
 
 
-def hold(path: Path, make: Callable[[Path], None]) -> Hold:
+def hold(path: Path, make: Callable[[Path], None], *, is_whole: Callable[[Path], bool] = Path.exists) -> Hold:
     """The entry `path`, made by `make` unless it is there already.
 
     Args:
         path: Where it is; one name, one content.
         make: Makes it at the path that it is given; called while no other process makes or holds the same entry. What
             it leaves there when it fails is removed.
+        is_whole: Whether an entry is as it was made; one that isn't, after a crash of the machine for instance, is made again.
 
     Raises:
         Exception: What `make` raised.
@@ -66,11 +67,14 @@ def hold(path: Path, make: Callable[[Path], None]) -> Hold:
         while True:
             # Changing from one kind of lock to the other is not atomic, so after each change it is looked again.
             fcntl.flock(lock, fcntl.LOCK_SH)
-            if path.exists():
+            if path.exists() and is_whole(path):
                 os.utime(path)
                 return Hold(path, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
+            if not (path.exists() and is_whole(path)):
+                if path.exists():
+                    say(f"{path}: this node's copy is damaged, so it is made again")
+                    _remove(path)
                 _remove_leftovers(path)
                 partial = _beside(path, _PARTIAL)
                 try:

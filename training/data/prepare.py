@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,22 +19,20 @@ from training import storage
 from training.config import Resize
 from training.data.images import LARGEST_MAX_PIXELS, MAX_PIXELS
 from training.data.order import Purpose, permutation
+from training.data.preparing import Progress
 from training.data.shard_work import PARTIAL, ShardJob, ShardRecord, Target, make_shard, read_record, too_many_errors
 from training.data.shards import (
     MANIFEST,
     SCHEMA_VERSION,
     DatasetError,
     Manifest,
-    Unreadable,
     manifest_digest,
     read_manifest,
     rows_per_shard,
 )
 from training.data.sources import Item, Listing, Source, SourceError
 from training.data.spread import spread
-from training.progress import format_bytes, format_rate, format_remaining, say
-
-_SECONDS_BETWEEN_LINES = 5.0
+from training.progress import say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,11 +238,11 @@ def _make(source: Source, plan: _Plan, options: Options) -> dict[int, Manifest]:
     ]
     if done:
         say(f"{source.name}, {source.split}: {len(done)} of {plan.num_shards} shards are there from before")
-    errors = [error for number in done for error in _reported(source, done[number])]
-    progress = _Progress(f"{source.name}, {source.split}", jobs)
+    progress = Progress(f"{source.name}, {source.split}", jobs)
+    errors = [error for number in done for error in progress.left_out(done[number])]
     for number, records in spread(_make_numbered, jobs, num_workers=options.num_workers):
         done[number] = records
-        errors += _reported(source, records)
+        errors += progress.left_out(records)
         if len(errors) > options.max_errors:
             raise too_many_errors(source.place, errors, options.max_errors)
         progress.finished(number, records)
@@ -258,38 +255,19 @@ def _make_numbered(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
     return job.number, make_shard(job)
 
 
-def _reported(source: Source, records: Mapping[int, ShardRecord]) -> tuple[Unreadable, ...]:
-    errors = next(iter(records.values())).errors
-    for error in errors:
-        say(f"{source.name}, {source.split}: left out {error.source}: {error.reason}")
-    return errors
-
-
-class _Progress:
-    """Images and bytes done, at most a line every few seconds."""
-
-    def __init__(self, name: str, jobs: Sequence[ShardJob]) -> None:
-        self._name = name
-        self._parts = {job.number: len(job.items) for job in jobs}
-        self._total = sum(self._parts.values())
-        self._total_bytes = sum(item.num_bytes for job in jobs for item in job.items)
-        self._start = self._last = time.monotonic()
-        self._images = self._bytes = 0
-
-    def finished(self, number: int, records: Mapping[int, ShardRecord]) -> None:
-        self._images += self._parts[number]
-        self._bytes += next(iter(records.values())).num_bytes_read
-        now = time.monotonic()
-        if now - self._last >= _SECONDS_BETWEEN_LINES or self._images == self._total:
-            self._last = now
-            rate = format_rate(self._images, now - self._start, "images")
-            left = format_remaining(self._images, self._total, now - self._start)
-            all_bytes = f" of {format_bytes(self._total_bytes)}" if self._total_bytes else ""  # an lmdb doesn't list sizes
-            num_bytes = f"{format_bytes(self._bytes)}{all_bytes} read"
-            say(f"{self._name}: {self._images:,} of {self._total:,} images, {num_bytes}, {rate}, {left}")
+def _overtaken(target: Target, plan: _Plan) -> Manifest | None:
+    """The data set, where another run of the same plan has published it meanwhile."""
+    mixed = any(read_record(target, number, plan.items(number)) is None for number in range(plan.num_shards))
+    found = _published(target, plan)  # looked for second, because whoever publishes takes the records away
+    if mixed and found is None:
+        raise DatasetError(f"{target.dataset_uri}: another run has put other shards there; choose another place, or run this again alone")
+    return found
 
 
 def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Manifest:
+    overtaken = _overtaken(target, plan)
+    if overtaken is not None:
+        return overtaken
     counts = functools.reduce(lambda total, record: total + Counter(record.label_counts), records, Counter[int]())
     kept = [record.shard for record in records if record.shard.num_rows]
     if not kept:

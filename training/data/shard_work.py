@@ -20,7 +20,7 @@ import numpy as np
 from training import storage
 from training.config import Resize
 from training.data.images import ImageError, Prepared, prepare_image
-from training.data.shards import DatasetError, Images, Shard, ShardWriter, Unreadable
+from training.data.shards import MANIFEST, DatasetError, Images, Shard, ShardWriter, Unreadable, read_manifest
 from training.data.sources import Item, Reader, Source, items_digest
 
 PARTIAL = "_partial"
@@ -169,7 +169,9 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
         records = {}
         source_sha256 = items_digest(job.items)
         for target, path, shard, num_upscaled in zip(job.targets, paths, shards, upscaled, strict=True):
-            storage.upload(path, storage.join(target.dataset_uri, shard.file))
+            overtaken = _is_published(target)
+            if not overtaken:
+                storage.upload(path, storage.join(target.dataset_uri, shard.file))
             record = ShardRecord(
                 plan_sha256=target.plan_sha256,
                 rows_per_shard=target.rows_per_shard,
@@ -180,9 +182,19 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
                 num_bytes_read=num_bytes_read,
                 errors=tuple(errors),
             )
-            storage.write_json(record_uri(target, job.number), dataclasses.asdict(record))
+            if not overtaken:
+                storage.write_json(record_uri(target, job.number), dataclasses.asdict(record))
             records[target.image_size] = record
     return records
+
+
+def _is_published(target: Target) -> bool:
+    """Whether another run of the same plan has finished meanwhile; a finished data set is never written to."""
+    if not storage.exists(storage.join(target.dataset_uri, MANIFEST)):
+        return False
+    if read_manifest(target.dataset_uri).plan_sha256 != target.plan_sha256:
+        raise DatasetError(f"{target.dataset_uri}: another run has put another data set there meanwhile; choose another place")
+    return True
 
 
 def _keep_freed_memory() -> None:

@@ -47,13 +47,29 @@ class StagedRows:
             StorageError: The data set can't be read.
         """
         entry = cache_dir / manifest.content_digest[:32]
-        self._hold = hold(entry, lambda partial: _stage(dataset_uri, manifest, partial, budget_bytes))
-        self.images: Images = np.load(entry / "images.npy", mmap_mode="r")
-        self.labels: npt.NDArray[np.int64] = np.load(entry / "labels.npy")
+        self._hold = hold(
+            entry,
+            lambda partial: _stage(dataset_uri, manifest, partial, budget_bytes),
+            is_whole=lambda path: _is_whole(path, manifest),
+        )
+        self.images, self.labels = _opened(entry)
 
     def gather(self, rows: npt.NDArray[np.int64]) -> tuple[Images, npt.NDArray[np.int64]]:
         """Copies of these rows' images and labels."""
         return np.take(self.images, rows, axis=0), self.labels[rows]
+
+
+def _opened(entry: Path) -> tuple[Images, npt.NDArray[np.int64]]:
+    return np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy")
+
+
+def _is_whole(entry: Path, manifest: Manifest) -> bool:
+    height, width, channels = manifest.image_shape
+    try:
+        images, labels = _opened(entry)
+    except (OSError, ValueError, EOFError):
+        return False
+    return images.shape == (manifest.num_images, channels, height, width) and labels.shape == (manifest.num_images,)
 
 
 def _stage(dataset_uri: str, manifest: Manifest, partial: Path, budget_bytes: int | None) -> None:

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from training import storage
-from training.data.cache import hold, make_room, making_room, node_lock
+from training.data.cache import hold, make_room, making_room, node_lock, out_of_room
 from training.data.shards import ROW_GROUP_ROWS, DatasetError, Images, Manifest, Shard, decode_row_group
 from training.progress import format_bytes
 
@@ -74,7 +74,7 @@ class StreamedRows:
 
         Raises:
             DatasetError: A row group is missing or damaged.
-            StorageError: The data set can't be read.
+            StorageError: The data set can't be read, and a store that doesn't answer has been waited for.
         """
         size, channels = self._manifest.image_size, self._manifest.image_channels
         images = np.empty((len(rows), channels, size, size), dtype=np.uint8)
@@ -106,13 +106,21 @@ class StreamedRows:
             return path
         with node_lock(self._directory / f"{path.stem}.lock"):
             if not path.exists():
-                rows = self._read(group)
+                rows = storage.patiently(lambda: self._read(group))
                 self._make_room(rows.nbytes)
-                partial = path.with_suffix(".partial")
-                with partial.open("wb") as file:
-                    np.save(file, rows)
-                partial.rename(path)
+                self._keep(rows, path)
         return path
+
+    def _keep(self, rows: npt.NDArray[np.void], path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                np.save(file, rows)
+            partial.rename(path)
+        except OSError as error:
+            raise out_of_room(self._directory, rows.nbytes, error) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _make_room(self, num_bytes: int) -> None:
         with node_lock(self._directory / "room.lock"):
@@ -139,6 +147,7 @@ def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: i
 
     Raises:
         DatasetError: The shard is missing, or the row group is damaged.
+        StorageError: The store doesn't answer, or refuses.
     """
     uri = storage.join(dataset_uri, shard.file)
     try:
@@ -150,6 +159,9 @@ def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: i
         raise DatasetError(f"{uri}: the shard is missing, but the manifest lists it; prepare the data set again") from error
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
+        if "AWS Error" in reason:  # Arrow has no error of its own for what the store answered
+            storage.size(uri)  # says in our words what is wrong, unless it has passed
+            raise storage.StorageError(f"{uri}: can't be read ({reason}); try again", transient=True) from error
         raise DatasetError(
             f"{uri}: row group {number} can't be read, so the shard was damaged ({reason}); prepare the data set again"
         ) from error
@@ -160,5 +172,5 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem | None, str]:
     if not storage.is_s3(uri):
         with storage.open_local(uri) as path:
             return None, str(path)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return pafs.S3FileSystem(**({"endpoint_override": endpoint} if endpoint else {})), uri.removeprefix("s3://")

@@ -171,7 +171,7 @@ def test_broken_images_can_be_skipped_and_are_listed_with_their_reasons(folder, 
     assert verify(str(tmp_path / "data")) == manifest
     assert "5 unreadable images" in describe(manifest)["left out"]
     said = capsys.readouterr().out
-    assert all(f"photos, train: left out {source}: {reason}\n" in said for source, reason in reasons.items())
+    assert all(f"photos, train: left out {source}, which {reason}\n" in said for source, reason in reasons.items())
 
 
 def test_too_many_broken_images_stop_the_work(folder, tmp_path):
@@ -242,6 +242,48 @@ def test_shards_of_a_plan_that_was_given_up_do_not_stay(folder, undisturbed, tmp
     Path(tmp_path, "shard-00099.parquet").write_bytes(b"left over")
     prepare(source_of(folder), str(tmp_path), image_size=16, options=SMALL_SHARDS)
     assert not (tmp_path / "shard-00099.parquet").exists()
+
+
+def meanwhile(source, action, *, shard):
+    """Has something happen when the work comes to that shard, once."""
+    opened, read = [], source.open
+
+    def open_and_act():
+        opened.append(None)
+        if len(opened) == shard + 1:
+            action()
+        return read()
+
+    source.open = open_and_act
+    return source
+
+
+def test_a_run_never_writes_over_the_data_set_that_another_has_published_meanwhile(folder, undisturbed, tmp_path):
+    uri = str(tmp_path / "data")
+    other = dataclasses.replace(SMALL_SHARDS, seed=1)
+    source = meanwhile(source_of(folder), lambda: prepare(source_of(folder), uri, image_size=16, options=other), shard=5)
+    with pytest.raises(DatasetError, match="another run has put another data set there"):
+        prepare(source, uri, image_size=16, options=SMALL_SHARDS)
+    assert verify(uri).shuffle_seed == 1
+
+
+def test_of_two_runs_that_make_the_same_data_set_the_later_one_finds_it(folder, undisturbed, tmp_path):
+    uri = str(tmp_path / "data")
+    source = meanwhile(source_of(folder), lambda: prepare(source_of(folder), uri, image_size=16, options=SMALL_SHARDS), shard=5)
+    assert prepare(source, uri, image_size=16, options=SMALL_SHARDS) == undisturbed == verify(uri)
+
+
+def test_shards_that_another_run_wrote_over_ones_own_are_not_published(folder, tmp_path):
+    uri = str(tmp_path / "data")
+    broken = copy_with(folder, tmp_path / "photos", {"class3/z.png": b""})
+
+    def begin_another():
+        with pytest.raises(DatasetError, match="is empty"):
+            prepare(broken, uri, image_size=16, options=dataclasses.replace(SMALL_SHARDS, seed=1))
+
+    with pytest.raises(DatasetError, match="another run has put other shards there"):
+        prepare(meanwhile(source_of(folder), begin_another, shard=5), uri, image_size=16, options=SMALL_SHARDS)
+    assert not (tmp_path / "data" / "manifest.json").exists()
 
 
 @pytest.mark.slow
@@ -348,6 +390,18 @@ def test_a_staged_copy_that_was_interrupted_is_made_again(damaged, tmp_path):
     (left / "images.npy").write_bytes(b"half")
     assert load(damaged, tmp_path).batch(0).images.shape == (8, 3, 16, 16)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+@pytest.mark.parametrize("left", [0, 0.5, None])
+def test_a_staged_copy_that_a_crash_of_the_machine_damaged_is_made_again(damaged, tmp_path, name, left):
+    whole = load(damaged, tmp_path).batch(3)
+    (path,) = (tmp_path / "cache").glob(f"*/{name}")
+    data = path.read_bytes()
+    path.unlink()
+    if left is not None:
+        path.write_bytes(data[: int(len(data) * left)])
+    assert torch.equal(load(damaged, tmp_path).batch(3).images, whole.images)
 
 
 @pytest.mark.slow

@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 import torch
 
@@ -90,6 +92,18 @@ def test_a_shard_that_goes_missing_while_streaming_is_named(data_uri, tmp_path):
     (tmp_path / "data" / "shard-00001.parquet").unlink()
     with pytest.raises(DatasetError, match=r"shard-00001\.parquet: the shard is missing"):
         list(loader.batches(0, 24))
+
+
+def test_a_disk_that_fills_up_while_streaming_is_named_and_keeps_no_part(data_uri, tmp_path, monkeypatch):
+    def fail(file, rows):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    loader = stream(data_uri, tmp_path / "cache")
+    monkeypatch.setattr("numpy.save", fail)
+    with pytest.raises(DatasetError, match=rf"{tmp_path}/cache/.*: the disk is full; free some space"):
+        loader.batch(0)
+    assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
 def test_a_budget_that_cannot_hold_the_blocks_is_refused(data_uri, tmp_path):
