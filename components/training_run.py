@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from training import storage
 from training.config import ConfigError, Experiment, Resources, run_key
 from training.presets import preset
 from training.progress import say
+
+if TYPE_CHECKING:
+    from training.tracked_run import Status, TrackedRun
 
 RESULT = "result.json"
 PIPELINE_RUN_TAG = "kfp.pipeline_run_id"
@@ -85,54 +92,119 @@ def train_run(
         SystemExit: SIGTERM ended training early, after a last checkpoint; the code is `STOPPED_EXIT_CODE`.
         TrainingError: Training cannot go on.
     """
-    from training.tracking import open_run
-
+    wanted = Resources.from_dict(resources)
     run = identify(experiment_preset, experiment_overrides, data_uri, storage_root_uri)
-    experiment, manifest, key, run_uri = run.experiment, run.manifest, run.key, run.uri
-    result_uri = storage.join(run_uri, RESULT)
+    result_uri = storage.join(run.uri, RESULT)
     if storage.exists(result_uri):
-        say(f"run {key} is already trained to step {storage.read_json(result_uri)['step']:,}; nothing to do")
-        return run_uri
+        say(f"run {run.key} is already trained to step {storage.read_json(result_uri)['step']:,}; nothing to do")
+        _close_finished(run.key, tracking_experiment)
+        return run.uri
     same = {
         "experiment_preset": experiment_preset,
         "experiment_overrides": list(experiment_overrides),
         "data_uri": data_uri,
-        "data_digest": manifest.content_digest,
+        "data_digest": run.manifest.content_digest,
         "storage_root_uri": storage_root_uri,
-        "resources": {"num_gpus_per_worker": resources.get("num_gpus_per_worker", 0)},
+        "resources": {"num_gpus_per_worker": wanted.num_gpus_per_worker},
     }
     reference_uri = _kept_reference(reference_uri, same, ray_address)
-    storage.write_bytes(storage.join(run_uri, "experiment.json"), experiment.to_json().encode())
+    _claim_directory(run)
+    status: Status = "FAILED"
+    tracked: TrackedRun | None = None
+    with sigterm_as_exit():
+        try:
+            tracked = _open_tracked(run, tracking_experiment, data_uri, pipeline_run_id)
+            result = _train(run, wanted, data_uri, reference_uri, tracked.run_id, ray_address)
+            if result["stop_reason"] == "SIGTERM":
+                saved = f"saved at step {result['step']:,}" if result["step"] else "nothing was trained yet"
+                say(f"told to stop: {saved}; the same command goes on from there")
+                raise SystemExit(STOPPED_EXIT_CODE)
+            told = {**result, "tracking_run_id": tracked.run_id, "run_key": run.key, "data_uri": data_uri}
+            storage.patiently(lambda: storage.write_json(result_uri, told))
+            tracked.set_tags({"iddpm.best_checkpoint_uri": result["best_checkpoint_uri"], "iddpm.best_weights": result["best_weights"]})
+            status = "FINISHED"
+        except SystemExit as error:  # Ray, too, ends a program so that is told to stop
+            status = "KILLED"
+            raise SystemExit(STOPPED_EXIT_CODE) from error
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if tracked is not None:
+                _finish(tracked, status)
+    return run.uri
+
+
+@contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """Within it SIGTERM raises `SystemExit`, so that what is open is closed; a second one changes nothing.
+
+    While workers train, `training.launch` takes the signal in its place, for the sake of a last checkpoint.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(STOPPED_EXIT_CODE)
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _finish(tracked: TrackedRun, status: Status) -> None:
+    """Closes the MLflow run; whoever was told to stop has less time for it than others."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray has put its own handler in ours' place
+    seconds = 60.0 if status == "KILLED" else storage.OUTAGE_SECONDS
+    if not tracked.finish(status, timeout_seconds=seconds):
+        say(f"MLflow stayed away, where this run is still marked as running; the same command closes it as {status}")
+
+
+def _close_finished(key: str, tracking_experiment: str) -> None:
+    """Closes the MLflow run of a training that is done, where MLflow was away when it ended."""
+    from training.tracking import RUN_KEY_TAG, TrackingError, close_left_open
+
+    try:
+        close_left_open(tracking_experiment, {RUN_KEY_TAG: key}, lambda tags: "FINISHED")
+    except TrackingError as error:
+        say(f"{error}; whether its MLflow run is closed was not looked up")
+
+
+def _claim_directory(run: Run) -> None:
+    """Writes the experiment into the run's directory, unless another one is there.
+
+    Raises:
+        ConfigError: It is.
+    """
+    uri = storage.join(run.uri, "experiment.json")
+    ours = run.experiment.to_json().encode()
+    if not storage.write_bytes(uri, ours, if_absent=True) and storage.read_bytes(uri) != ours:
+        raise ConfigError(f"{uri}: is another experiment than the one that belongs there, so it was changed; remove it, or restore it")
+
+
+def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_run_id: str) -> TrackedRun:
+    from training.tracking import open_run
+
     tracked = open_run(
-        run_key=key,
+        run_key=run.key,
         experiment_name=tracking_experiment,
-        run_name=key,
+        run_name=run.key,
         tags={
-            "iddpm.preset": experiment.name,
-            "iddpm.run_uri": run_uri,
+            "iddpm.preset": run.experiment.name,
+            "iddpm.run_uri": run.uri,
             "iddpm.data_uri": data_uri,
             PIPELINE_RUN_TAG: pipeline_run_id,  # also where it is empty: who goes on with a run takes it over
         },
-        params=experiment.to_dict(),
+        params=run.experiment.to_dict(),
     )
-    tracked.log_dataset(manifest.name, manifest.content_digest, storage.join(data_uri, "train"))
-    say(f"run {key}, followed at {tracked.url}")
-    status = "FAILED"
-    try:
-        result = _train(experiment, Resources.from_dict(resources), data_uri, reference_uri, run_uri, tracked.run_id, manifest, ray_address)
-        if result["stop_reason"] == "SIGTERM":
-            status = "KILLED"
-            say(f"told to stop: saved at step {result['step']:,}; the same command goes on from there")
-            raise SystemExit(STOPPED_EXIT_CODE)
-        told = {**result, "tracking_run_id": tracked.run_id, "run_key": key, "data_uri": data_uri}
-        storage.patiently(lambda: storage.write_json(result_uri, told))
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracked.finish(status)  # type: ignore[arg-type]
-    return run_uri
+    tracked.log_dataset(run.manifest.name, run.manifest.content_digest, storage.join(data_uri, "train"))
+    say(f"run {run.key}, followed at {tracked.url}")
+    return tracked
 
 
 def _kept_reference(reference_uri: str, arguments: Mapping[str, Any], ray_address: str) -> str:
@@ -147,16 +219,7 @@ def _kept_reference(reference_uri: str, arguments: Mapping[str, Any], ray_addres
     return kept_reference(reference_uri, arguments["storage_root_uri"], make)
 
 
-def _train(
-    experiment: Experiment,
-    resources: Resources,
-    data_uri: str,
-    reference_uri: str,
-    run_uri: str,
-    tracking_run_id: str,
-    manifest: Any,
-    ray_address: str,
-) -> dict[str, Any]:
+def _train(run: Run, resources: Resources, data_uri: str, reference_uri: str, tracking_run_id: str, ray_address: str) -> dict[str, Any]:
     from components.evaluation_run import extractor_weights_at
     from evaluation import early_stopping
     from evaluation.scoring import CheckpointScorer, read_history
@@ -167,12 +230,13 @@ def _train(
     from training.job import Job
     from training.launch import train
 
+    experiment, run_uri = run.experiment, run.uri
     on_gpu = resources.num_gpus_per_worker > 0
     scorer = CheckpointScorer(
         evaluation=experiment.evaluation,
         reference_uri=reference_uri,
         extractor_weights=extractor_weights_at(run_uri.rsplit("/", 2)[0], experiment.evaluation.extractor),
-        class_names=manifest.class_names,
+        class_names=run.manifest.class_names,
         data_uri=data_uri,
         device="cuda" if on_gpu else "cpu",
         precision="bf16" if on_gpu else "fp32",

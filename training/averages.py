@@ -27,6 +27,13 @@ def snapshots_uri(run_uri: str) -> str:
     return storage.join(run_uri, DIRECTORY)
 
 
+def keep_snapshot(run_uri: str, step: int, files: Mapping[str, Any]) -> None:
+    """Stores what of a checkpoint's files is a snapshot, if anything is."""
+    found = snapshot_files(files)
+    if found:
+        checkpoint.save(snapshots_uri(run_uri), step, found)
+
+
 def snapshot_files(files: Mapping[str, Any]) -> dict[str, Any]:
     """What of a checkpoint's files is a snapshot of the averages, and what says whose it is."""
     averages = {name: value for name, value in files.items() if name.startswith(_PREFIX)}

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training.config import ConfigError, Experiment, Resources
-from training.loop import Hooks, Trainer
+from training.loop import Hooks, Trainer, TrainingError
 from training.presets import preset
 
 
@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args(arguments)
+    if options.steps < 1 or options.warmup < 0:
+        parser.error("--steps must be at least 1 and --warmup at least 0")
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
@@ -78,9 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+    last: dict[str, float] = {}
+
+    def remember(step: int, metrics: Mapping[str, float]) -> None:
+        last.update(metrics)
+
     try:
-        # The timed part is one log interval, so that logging is in it once, as in a real run.
-        experiment = preset(options.preset, options.overrides)
+        experiment = preset(options.preset, [*options.overrides, f"optim.num_steps={options.warmup + options.steps}"])
         resources = Resources(
             num_workers=world_size,
             num_gpus_per_worker=int(on_gpu),
@@ -88,16 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             precision="bf16" if options.bf16 else "fp32",
             compile=options.compile,
         )
-    except ConfigError as error:
+        source = RandomImages(experiment, device)
+        trainer = Trainer(experiment, resources, source, device=device, rank=rank, world_size=world_size, hooks=Hooks(log=remember))
+    except (ConfigError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    last: dict[str, float] = {}
-
-    def remember(step: int, metrics: Mapping[str, float]) -> None:
-        last.update(metrics)
-
-    source = RandomImages(experiment, device)
-    trainer = Trainer(experiment, resources, source, device=device, rank=rank, world_size=world_size, hooks=Hooks(log=remember))
     if options.warmup:
         trainer.train(options.warmup)
     started = time.perf_counter()

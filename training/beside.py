@@ -18,7 +18,7 @@ import ray
 import torch
 
 from training import averages, checkpoint, storage
-from training.gauges import Gauge, watch_system
+from training.gauges import Gauge, SystemGauge
 from training.job import Job, Scorer
 from training.loop import Hooks, Outcome
 from training.progress import format_rate, format_remaining, say
@@ -27,6 +27,8 @@ from training.tracking import TrackedRun, attach
 SECONDS_BETWEEN_LINES = 5.0
 SCORE_GPU_SHARE = 0.25
 """A score shares a worker's GPU: with one of its own to wait for it might wait for ever, while training waits for it."""
+_DELIVERY_SECONDS = 10.0
+"""How long a checkpoint waits for MLflow, in the background, to take the metrics up to it."""
 NUM_LATEST = 2
 """Checkpoints that stay whatever their score: the latest, and one before it should it turn out damaged."""
 
@@ -56,40 +58,43 @@ class Beside:
 
     def __init__(self, job: Job, world_size: int) -> None:
         self.job = job
-        storage.patiently(lambda: checkpoint.clean(job.run_uri))
-        self.writer = checkpoint.AsyncWriter(job.run_uri)
-        self.snapshot_writer = checkpoint.AsyncWriter(averages.snapshots_uri(job.run_uri))
-        self.tracked: TrackedRun | None = attach(job.tracking_run_id) if job.tracking_run_id else None
+        gone = storage.patiently(lambda: checkpoint.clean(job.run_uri))
+        self.writer = checkpoint.AsyncWriter(job.run_uri, first=self._before_checkpoint)
+        self.tracked: TrackedRun | None = attach(job.tracking_run_id, unseen=True) if job.tracking_run_id else None
         self.gauge = Gauge(job.experiment, world_size)
-        self.system = watch_system(job.tracking_run_id) if job.tracking_run_id else None
+        self.system = SystemGauge() if job.tracking_run_id else None
         self.progress = _Progress(job.experiment.optim.num_steps)
         self.chores = ThreadPoolExecutor(1, thread_name_prefix="iddpm-chores")
         self.saved: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.control: Any = ray.get_actor(job.control_name, namespace="iddpm")
         self.pending: dict[int, ray.ObjectRef[Any]] = {}
         self.history = list(_kept_scores(job))
-        self.logged = {int(score["step"]) for score in self.history}
+        self.logged = {int(score["step"]) for score in self.history}.difference(gone)
         self.kept = set(storage.patiently(lambda: checkpoint.steps(job.run_uri)))
         for step in sorted(self.kept - self.logged):
             self._submit(step)
 
     def hooks(self) -> Hooks:
-        """For the loop."""
+        """For the loop, which is about to begin."""
+        ray.get(self.control.begin.remote())
         return Hooks(log=self.log, save=self.save, should_stop=self.should_stop)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Sends the metrics to MLflow and shows a line of progress."""
         if self.tracked is not None:
             told = {**metrics, **self.gauge.read(metrics["images_per_second"])}
-            self.tracked.log_metrics({f"train/{name}": value for name, value in told.items()}, step)
+            system = self.system.read() if self.system is not None else {}
+            self.tracked.log_metrics({f"train/{name}": value for name, value in told.items()} | system, step)
         self.progress.show(step, metrics["loss"], metrics["images_per_second"])
 
     def save(self, step: int, files: Mapping[str, Any]) -> None:
         """Copies a checkpoint and begins to write it."""
         self.writer.save(step, files, lambda uri: self.saved.put(step))
-        snapshots = averages.snapshot_files(files)
-        if snapshots:
-            self.snapshot_writer.save(step, snapshots)
+
+    def _before_checkpoint(self, step: int, files: Mapping[str, Any]) -> None:
+        averages.keep_snapshot(self.job.run_uri, step, files)
+        if self.tracked is not None:  # a run that is killed and goes on from here does not log what led here again
+            self.tracked.flush(timeout_seconds=_DELIVERY_SECONDS)
 
     def should_stop(self, step: int) -> str | None:
         """Takes in what has finished meanwhile; why training should end, or None."""
@@ -108,10 +113,9 @@ class Beside:
             StorageError: One could not be.
         """
         self.writer.wait()
-        self.snapshot_writer.wait()
 
     def finish(self, outcome: Outcome) -> None:
-        """Waits for the last checkpoint, and for its score unless training was told to end at once."""
+        """Waits for the last checkpoint; unless training was told to end at once, also for its score, and for MLflow."""
         self.finish_saving()
         self._submit_saved()
         if outcome.stop_reason == "SIGTERM":
@@ -119,21 +123,23 @@ class Beside:
         if self.pending:
             say(f"waiting for the scores of {len(self.pending)} checkpoint(s)")
         self._collect(wait=True)
+        self.chores.shutdown()
+        if self.tracked is not None:
+            self.tracked.flush(timeout_seconds=storage.OUTAGE_SECONDS)
 
     def close(self) -> None:
         """Ends the threads and sends what is left to MLflow."""
-        if self.system is not None:
-            self.system.finish()
         self.writer.close()
-        self.snapshot_writer.close()
         self.chores.shutdown()
-        if self.tracked is not None:
-            self.tracked.flush()
+        if self.tracked is not None and not self.tracked.flush():
+            say("MLflow stayed away: the last of what it should know is lost")
 
     def _submit_saved(self) -> None:
         while not self.saved.empty():
             step = self.saved.get()
             self.kept.add(step)
+            if self.tracked is not None:
+                self.tracked.set_tags({"iddpm.latest_checkpoint_uri": checkpoint.checkpoint_uri(self.job.run_uri, step)})
             self._submit(step)
 
     def _submit(self, step: int) -> None:

@@ -10,6 +10,7 @@ checkpoint, which nothing here reads. `.pt` files are state dicts of tensors, nu
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -23,6 +24,7 @@ from training import storage
 from training.checkpoint_files import CheckpointError as CheckpointError
 from training.checkpoint_files import Files, describe, plain, read_file, write_file
 from training.config import ConfigError, Experiment
+from training.progress import say
 
 DIRECTORY = "checkpoints"
 COMPLETE = "complete.json"
@@ -95,15 +97,33 @@ def latest(run_uri: str) -> str | None:
 
 
 def clean(run_uri: str) -> list[int]:
-    """Removes half-written checkpoints. For the run itself when it starts: another process may be writing one.
+    """Removes half-written checkpoints, and the latest ones as far as they are damaged, so that the one before is the latest.
+
+    For the run itself when it starts: another process may be writing one.
 
     Returns:
         Steps of what was removed.
+
+    Raises:
+        StorageError: A checkpoint can't be read.
     """
-    broken = sorted(step for step, complete in _found(run_uri).items() if not complete)
+    found = _found(run_uri)
+    broken = [step for step, complete in found.items() if not complete]
     for step in broken:
         storage.delete_prefix(checkpoint_uri(run_uri, step))
-    return broken
+    for step in sorted(found.keys() - broken, reverse=True):
+        uri = checkpoint_uri(run_uri, step)
+        try:
+            for name in file_names(uri):
+                with _checked(uri, name):
+                    pass
+        except CheckpointError as error:
+            say(f"{error}: this one is removed")
+            remove(run_uri, {step})
+            broken.append(step)
+        else:
+            break
+    return sorted(broken)
 
 
 def remove(run_uri: str, unwanted: Collection[int]) -> None:
@@ -193,9 +213,18 @@ class AsyncWriter:
     slower than the interval slows training down instead of filling memory.
     """
 
-    def __init__(self, run_uri: str, *, retry_seconds: float = storage.OUTAGE_SECONDS) -> None:
-        """Args: the run's directory; how long a store that does not answer is tried again."""
+    def __init__(
+        self, run_uri: str, *, first: Callable[[int, Files], None] = lambda step, files: None, retry_seconds: float = storage.OUTAGE_SECONDS
+    ) -> None:
+        """Starts no thread yet.
+
+        Args:
+            run_uri: The run's directory.
+            first: Writes what has to be there whenever the checkpoint is; called in the background, perhaps twice.
+            retry_seconds: How long a store that does not answer is tried again.
+        """
         self._run_uri = run_uri
+        self._first = first
         self._retry_seconds = retry_seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="iddpm-checkpoint")
         self._pending: Future[None] | None = None
@@ -235,6 +264,7 @@ class AsyncWriter:
             self._pool.shutdown()
 
     def _write(self, step: int, files: Files, on_saved: Callable[[str], None] | None) -> None:
+        storage.patiently(lambda: self._first(step, files), seconds=self._retry_seconds)
         uri = storage.patiently(lambda: save(self._run_uri, step, files), seconds=self._retry_seconds)
         if on_saved is not None:
             on_saved(uri)
@@ -252,17 +282,19 @@ def _found(run_uri: str) -> dict[int, bool]:
 
 
 def _read_complete(uri: str) -> Any:
+    """What `complete.json` says; None where it is missing or damaged."""
     try:
-        return storage.read_json(storage.join(uri, COMPLETE))
-    except storage.ObjectNotFoundError:
+        complete = json.loads(storage.read_bytes(storage.join(uri, COMPLETE)))
+    except (storage.ObjectNotFoundError, ValueError):
         return None
+    return complete if isinstance(complete, dict) and isinstance(complete.get("files"), dict) else None
 
 
 def _complete(uri: str) -> Any:
     step_of(uri)
     complete = _read_complete(uri)
     if complete is None:
-        raise CheckpointError(f"{uri}: there is no complete checkpoint ({COMPLETE} is missing); take an earlier one")
+        raise CheckpointError(f"{uri}: there is no complete checkpoint ({COMPLETE} is missing or damaged); take an earlier one")
     return complete
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ import torch
 from training.cards import CARDS
 from training.config import Experiment
 from training.cost import TRAINING_PASSES, count_macs
+
+_SYSTEM_SECONDS = 10.0
 
 
 class Gauge:
@@ -39,10 +43,35 @@ class Gauge:
         return used
 
 
-def watch_system(tracking_run_id: str) -> Any:
-    """Starts MLflow's monitor of this machine (processor, memory, disk, network, GPUs); `finish()` ends it."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+class SystemGauge:
+    """The machine's processor, memory, disk, network and GPUs, by MLflow's own collectors and under its names.
 
-    monitor = SystemMetricsMonitor(tracking_run_id, sampling_interval=10, resume_logging=True)  # type: ignore[no-untyped-call]
-    monitor.start()  # type: ignore[no-untyped-call]
-    return monitor
+    MLflow's thread that logs them ends when the server is away once, and a second one counts its steps from 0 again.
+    """
+
+    def __init__(self) -> None:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        self._collectors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]  # type: ignore[no-untyped-call]
+        with contextlib.suppress(Exception):  # whatever says that there is no GPU
+            self._collectors.append(GPUMonitor())  # type: ignore[no-untyped-call]
+        self._collect()  # the processor's use is counted from here
+        self._asked_at = time.monotonic()
+
+    def read(self) -> dict[str, float]:
+        """The values of now; none where less than ten seconds have passed, as some of them take milliseconds."""
+        if time.monotonic() - self._asked_at < _SYSTEM_SECONDS:
+            return {}
+        self._asked_at = time.monotonic()
+        return self._collect()
+
+    def _collect(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for collector in self._collectors:
+            collector.clear_metrics()
+            collector.collect_metrics()
+            values |= {f"system/{name}": float(value) for name, value in collector.aggregate_metrics().items()}
+        return values

@@ -42,7 +42,8 @@ class Job:
         data_uri: Data set with a `train` split.
         run_uri: The run's directory.
         tracking_run_id: The MLflow run; empty tracks nothing.
-        scorer: Scores checkpoints beside training; None scores none and never stops early.
+        scorer: Scores checkpoints beside training; None scores none, never stops early, and keeps every checkpoint, as any
+            may be the best.
         control_name: Name of the actor that carries a request to stop.
     """
 

@@ -8,6 +8,8 @@ one is lost.
 from __future__ import annotations
 
 import functools
+import gc
+import json
 import os
 import signal
 import tempfile
@@ -25,12 +27,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from training import checkpoint, storage
 from training.beside import SCORE_GPU_SHARE, Beside
-from training.config import Resources
+from training.config import Experiment, Resources
 from training.data.loader import Loader
 from training.job import Job
 from training.loop import MAX_ROLLBACKS, DivergedError, Hooks, Outcome, Trainer, TrainingError
 from training.progress import say
 from training.ray_session import ray_session
+from training.tracked_run import flatten
 
 MAX_WORKER_FAILURES = 3
 
@@ -41,9 +44,16 @@ class _Control:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.has_begun = False
 
-    def request_stop(self, reason: str) -> None:
+    def begin(self) -> None:
+        """Workers train from now on, and will ask."""
+        self.has_begun = True
+
+    def request_stop(self, reason: str) -> bool:
+        """Returns whether there is somebody to ask for it."""
         self.reason = reason
+        return self.has_begun
 
     def stop_reason(self) -> str | None:
         return self.reason
@@ -57,8 +67,9 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
         ray_address: "local" starts Ray inside this process's machine; otherwise a cluster's address, or "auto".
 
     Raises:
-        TrainingError: The workers failed more than `MAX_WORKER_FAILURES` times, or the run diverged for good.
+        TrainingError: It can't be done, the workers failed more than `MAX_WORKER_FAILURES` times, or the run diverged for good.
     """
+    _require_possible(job, ray_address)
     # One more than the workers, so that a score finds a place beside training.
     num_cpus = max(os.cpu_count() or 1, job.resources.num_workers + 1)
     with ray_session(ray_address, num_cpus=num_cpus), tempfile.TemporaryDirectory(prefix="iddpm-ray-") as scratch:
@@ -84,15 +95,55 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
                 failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
             ),
         )
-        with _stop_on_sigterm(control):
+        with _stop_on_sigterm(control) as requested:
             try:
                 result = trainer.fit()
+            except (SystemExit, KeyboardInterrupt):
+                if not requested.is_set():
+                    raise
+                return Outcome(step=max(checkpoint.steps(job.run_uri), default=0), stop_reason="SIGTERM")
             except ray.train.TrainingFailedError as error:
                 raise TrainingError(_failure_message(error, job)) from error
     outcome: Outcome = result.return_value  # type: ignore[attr-defined]
     if outcome.failure is not None:
         raise TrainingError(f"training stopped: {outcome.failure}")
     return outcome
+
+
+def _require_possible(job: Job, ray_address: str) -> None:
+    """Refuses before Ray starts what would fail in every worker, or wait for ever."""
+    resources, batch_size = job.resources, job.experiment.optim.global_batch_size
+    if batch_size < resources.num_workers:
+        raise TrainingError(
+            f"optim.global_batch_size {batch_size} is smaller than the {resources.num_workers} workers; use fewer workers or a larger batch"
+        )
+    if resources.num_gpus_per_worker and ray_address == "local" and not ray.is_initialized():
+        fewest = resources.min_workers or resources.num_workers
+        found = torch.cuda.device_count()
+        if found < fewest:
+            raise TrainingError(
+                f"resources.num_gpus_per_worker is 1 for at least {fewest} workers, but this machine shows {found} GPUs; "
+                "use fewer workers, or train on the processor with num_gpus_per_worker 0"
+            )
+    uri = storage.patiently(lambda: checkpoint.latest(job.run_uri))
+    if uri is not None:
+        _require_same(job.experiment, uri)
+
+
+def _require_same(experiment: Experiment, uri: str) -> None:
+    """Refuses to go on with another experiment's checkpoint; a damaged one is dealt with by rank 0 (`checkpoint.clean`)."""
+    try:
+        found = json.loads(storage.patiently(lambda: checkpoint.load_bytes(uri, checkpoint.EXPERIMENT)))
+    except (checkpoint.CheckpointError, json.JSONDecodeError):
+        return
+    theirs, ours = flatten(found), flatten(experiment.to_dict())
+    different = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
+    if different:
+        name = different[0]
+        raise TrainingError(
+            f"{uri} is a checkpoint of another experiment ({name} is {theirs.get(name)} there and {ours.get(name)} here"
+            f"{f', and {len(different) - 1} more' if different[1:] else ''}); train in another directory"
+        )
 
 
 def _workers(resources: Resources) -> int | tuple[int, int]:
@@ -108,26 +159,29 @@ def _failure_message(error: Exception, job: Job) -> str:
 
 
 @contextmanager
-def _stop_on_sigterm(control: Any) -> Iterator[None]:
-    """SIGTERM asks the workers for a last checkpoint; the request leaves from a thread, as the main one waits in Ray."""
+def _stop_on_sigterm(control: Any) -> Iterator[threading.Event]:
+    """SIGTERM asks the workers for a last checkpoint; the request leaves from a thread, as the main one waits in Ray.
+
+    While no worker trains yet, Ray is told to give up, as by Ctrl-C. The event says that SIGTERM came.
+    """
     requested = threading.Event()
     finished = threading.Event()
 
     def forward() -> None:
         requested.wait()
-        if not finished.is_set():
-            control.request_stop.remote("SIGTERM")
+        if not finished.is_set() and not ray.get(control.request_stop.remote("SIGTERM")):
+            os.kill(os.getpid(), signal.SIGINT)
 
     def handle(signum: int, frame: FrameType | None) -> None:
         requested.set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield requested
         return
     previous = signal.signal(signal.SIGTERM, handle)
     threading.Thread(target=forward, daemon=True).start()
     try:
-        yield
+        yield requested
     finally:
         finished.set()
         requested.set()
@@ -147,6 +201,9 @@ def _worker(config: dict[str, Any]) -> Outcome:
     if on_gpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+        if job.scorer is not None and not job.resources.microbatch_size:
+            # The microbatch that a trial finds fills the memory that there is, and scores need theirs.
+            torch.cuda.set_per_process_memory_fraction(1 - SCORE_GPU_SHARE, device)
     loader = storage.patiently(
         lambda: Loader(
             storage.join(job.data_uri, "train"),
@@ -181,7 +238,8 @@ def _train_with_rollbacks(
     """Trains; when the run diverges, goes back to the last good checkpoint with fresh draws, a few times."""
     rollbacks = 0
     while True:
-        trainer = make_trainer()
+        trainer: Trainer | None = make_trainer()
+        assert trainer is not None
         uri = _agree(storage.patiently(lambda: checkpoint.latest(run_uri)) if rank == 0 else None, world_size)
         if uri is not None:
             trainer.restore(functools.partial(_load_patiently, uri))
@@ -191,14 +249,18 @@ def _train_with_rollbacks(
         try:
             return trainer.train()
         except DivergedError as error:
-            finish_saving()
-            rollbacks = trainer.rollbacks + 1
-            if rollbacks > MAX_ROLLBACKS:
-                # Returned, not raised, since Ray would start the workers again to fail in the same way.
-                failure = f"{error}; going back to the last good checkpoint {MAX_ROLLBACKS} times did not help"
-                return Outcome(step=trainer.step, stop_reason=None, failure=failure)
-            if rank == 0:
-                say(f"{error}; going back to the last good checkpoint ({rollbacks} of {MAX_ROLLBACKS})")
+            diverged = str(error)
+        finish_saving()
+        rollbacks = trainer.rollbacks + 1
+        if rollbacks > MAX_ROLLBACKS:
+            # Returned, not raised, since Ray would start the workers again to fail in the same way.
+            failure = f"{diverged}; going back to the last good checkpoint {MAX_ROLLBACKS} times did not help"
+            return Outcome(step=trainer.step, stop_reason=None, failure=failure)
+        if rank == 0:
+            say(f"{diverged}; going back to the last good checkpoint ({rollbacks} of {MAX_ROLLBACKS})")
+        trainer.close()
+        trainer = None  # a card need not hold two networks at once
+        gc.collect()
 
 
 def _load_patiently(uri: str, name: str) -> dict[str, Any]:

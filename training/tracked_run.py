@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -20,7 +21,6 @@ from training.storage import is_s3
 if TYPE_CHECKING:
     import numpy as np
     from mlflow import MlflowClient
-    from mlflow.entities import Run
     from numpy.typing import NDArray
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -41,10 +41,9 @@ class TrackedRun:
     Two processes may write to one run, but not to one metric.
     """
 
-    def __init__(self, client: MlflowClient, run: Run) -> None:
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client = client
-        self._run_id = str(run.info.run_id)
-        self._experiment_id = str(run.info.experiment_id)
+        self._run_id = run_id
         self._outbox = Outbox("MLflow", is_transient)
         self._lock = threading.Lock()
         self._points: list[tuple[str, float, int, int]] = []  # key, value, step, milliseconds
@@ -56,6 +55,10 @@ class TrackedRun:
     def run_id(self) -> str:
         """MLflow's name of the run."""
         return self._run_id
+
+    @functools.cached_property
+    def _experiment_id(self) -> str:
+        return str(insist(lambda: self._client.get_run(self._run_id)).info.experiment_id)
 
     @property
     def url(self) -> str:

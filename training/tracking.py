@@ -62,20 +62,27 @@ def open_run(
         return first
 
     run = insist(find_or_create)
-    tracked = TrackedRun(client, run)
+    tracked = TrackedRun(client, str(run.info.run_id))
     tracked.set_tags(all_tags)
     tracked.log_params(params)
     return tracked
 
 
-def attach(run_id: str) -> TrackedRun:
+def attach(run_id: str, *, unseen: bool = False) -> TrackedRun:
     """A run that exists, from another process than the one that opened it.
+
+    Args:
+        run_id: MLflow's name of the run.
+        unseen: Take its existence on trust: what must not fail, such as a worker that starts again, may come while
+            MLflow is away.
 
     Raises:
         TrackingError: There is no such run, or MLflow can't be reached.
     """
     client = connect()
-    return TrackedRun(client, insist(lambda: client.get_run(run_id)))
+    if not unseen:
+        insist(lambda: client.get_run(run_id))
+    return TrackedRun(client, run_id)
 
 
 def close_left_open(

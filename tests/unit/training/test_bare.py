@@ -10,6 +10,9 @@ import textwrap
 
 import pytest
 
+from training.bare import main
+from training.loop import Outcome, Trainer
+
 SMALL = [
     *("--preset", "digits-hybrid-cosine", "--steps", "3", "--warmup", "1"),
     *("--set", "optim.global_batch_size=4", "--set", "model.channel_mult=1,1", "--set", "diffusion.vlb_weight=0.01"),
@@ -64,6 +67,28 @@ def test_torchrun_trains_what_one_process_trains() -> None:
     alone, together = json.loads(one.stdout), json.loads(two.stdout.strip().splitlines()[-1])
     assert together["world_size"] == 2
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+
+
+def test_as_many_updates_are_timed_as_are_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ended: list[int] = []
+    train = Trainer.train
+
+    def note(trainer: Trainer, num_steps: int | None = None) -> Outcome:
+        outcome = train(trainer, num_steps)
+        ended.append(outcome.step)
+        return outcome
+
+    monkeypatch.setattr(Trainer, "train", note)
+    assert main([*SMALL, "--set", "optim.num_steps=2"]) == 0
+    assert ended == [1, 4]
+    assert json.loads(capsys.readouterr().out)["steps"] == 3
+
+
+@pytest.mark.parametrize("words", [("--steps", "0"), ("--warmup", "-1")])
+def test_no_steps_to_time_is_an_error(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*SMALL, *words])
+    assert "--steps must be at least 1" in capsys.readouterr().err
 
 
 def test_a_wrong_override_is_one_line_and_an_exit_code() -> None:

@@ -94,6 +94,30 @@ def test_the_latest_complete_checkpoint_counts_and_half_a_one_does_not(run):
     assert checkpoint.steps(run) == [9, 10, 20]
 
 
+def test_a_run_that_starts_again_leaves_damaged_checkpoints_behind(run, capsys):
+    for step in (10, 20, 30, 40):
+        checkpoint.save(run, step, files())
+    model = Path(checkpoint.checkpoint_uri(run, 40), "model.pt")
+    model.write_bytes(model.read_bytes()[:-1])
+    complete = Path(checkpoint.checkpoint_uri(run, 30), "complete.json")
+    complete.write_bytes(complete.read_bytes()[:50])
+    Path(checkpoint.checkpoint_uri(run, 10), "optimizer.pt").unlink()  # not the latest whole one: nobody resumes from it
+    assert checkpoint.clean(run) == [30, 40]
+    assert checkpoint.latest(run) == checkpoint.checkpoint_uri(run, 20)
+    told = capsys.readouterr().out
+    assert "model.pt: its bytes are not those that were written" in told
+    assert "step=00000030: there is no complete checkpoint (complete.json is missing or damaged)" in told
+
+
+def test_what_has_to_be_there_first_is_written_before_the_checkpoint(run):
+    there = []
+    writer = AsyncWriter(run, first=lambda step, files: there.append((step, sorted(files), checkpoint.steps(run))))
+    writer.save(7, {"state.json": {}, "model.pt": {}})
+    writer.close()
+    assert there == [(7, ["model.pt", "state.json"], [])]
+    assert checkpoint.steps(run) == [7]
+
+
 def test_removing_leaves_nothing_of_what_is_named_and_the_rest_alone(run):
     for step in range(5):
         checkpoint.save(run, step, {"state.json": {}})

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from training.bare import RandomImages
+from training.bare import RandomBatch, RandomImages
 from training.config import DataConfig, DiffusionConfig, EvaluationConfig, Experiment, ModelConfig, OptimConfig, Resources, SamplingConfig
 from training.loop import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, learning_rate_at, log_interval, normalize
+from training.ranks import share
 
 CURVE = Path(__file__).parents[2] / "golden" / "training_curve.json"
 
@@ -219,6 +221,27 @@ def test_the_learning_rate_anneals_to_zero_and_its_first_update_is_whole() -> No
 @pytest.mark.parametrize(("checkpoint_interval", "expected"), [(10_000, 50), (200, 50), (7, 7), (53, 1), (60, 30)])
 def test_the_log_interval_divides_the_checkpoint_interval(checkpoint_interval: int, expected: int) -> None:
     assert log_interval(checkpoint_interval) == expected
+
+
+@pytest.mark.slow
+def test_no_step_waits_for_a_value_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny(grad_clip_norm=1.0)
+    experiment = replace(experiment, model=replace(experiment.model, class_conditional=False))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # tensors without values: to look at one is an error
+        run = Trainer(experiment, Resources(microbatch_size=3), RandomImages(experiment, torch.device("cpu")))
+        run._update(RandomBatch(torch.zeros(7, 1, 8, 8, dtype=torch.uint8), None, torch.arange(7)))
+        with pytest.raises(DataDependentOutputException):
+            run._log_and_ask()
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(7, 1), (7, 3), (8, 3), (3, 3), (9, 2)])
+def test_the_shares_of_all_workers_are_the_batch(batch_size: int, world_size: int) -> None:
+    bounds = [share(batch_size, rank, world_size) for rank in range(world_size)]
+    assert [place for start, stop in bounds for place in range(start, stop)] == list(range(batch_size))
+    sizes = [stop - start for start, stop in bounds]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
 
 
 def test_a_batch_smaller_than_the_workers_is_refused() -> None:

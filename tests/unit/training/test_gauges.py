@@ -1,0 +1,40 @@
+"""System metrics by MLflow's collectors, and who hangs by heartbeats."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from training import gauges, heartbeat
+from training.gauges import SystemGauge
+from training.heartbeat import Heartbeats
+
+
+def test_the_machine_is_looked_at_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    gauge = SystemGauge()
+    assert gauge.read() == {}
+    monkeypatch.setattr(gauges, "_SYSTEM_SECONDS", 0.0)
+    values = gauge.read()
+    assert values.keys() >= {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes", "system/disk_usage_percentage"}
+    assert all(isinstance(value, float) for value in values.values())
+
+
+def test_a_rank_that_makes_no_progress_says_who_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(heartbeat, "_PULSE_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "_LISTEN_SECONDS", 0.1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        beats = Heartbeats(0, 1, alarm_seconds=0.1)
+        time.sleep(0.3)
+        assert capsys.readouterr().out == "", "before the first step nothing is late"
+        beats.beat(3, waiting=True)
+        time.sleep(0.6)
+        beats.end()
+    finally:
+        dist.destroy_process_group()
+    assert capsys.readouterr().out.count("all ranks wait for each other in step 3") == 1
