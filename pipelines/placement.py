@@ -81,7 +81,7 @@ def _require_stage(stage: str, chosen: Mapping[str, Any]) -> None:
 
 
 def _resources(stage: str, chosen: Mapping[str, Any]) -> Resources:
-    names = ("num_workers", "num_gpus_per_worker", "microbatch_size")
+    names = ("num_workers", "min_workers", "num_gpus_per_worker", "microbatch_size")
     given = {name: int(chosen[f"{stage}_{name}"]) for name in names if f"{stage}_{name}" in chosen}
     try:
         return Resources.from_dict(given)

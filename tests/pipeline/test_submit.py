@@ -170,6 +170,7 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--param", "train_gpu=1"), "no parameter 'train_gpu'; did you mean 'train_gpus'?"),
         (("train", "--param", "train_num_workers=two"), "train_num_workers is a whole number"),
         (("train", "--param", "train_num_workers=1.5"), "train_num_workers is a whole number"),
+        (("train", "--param", "train_min_workers=3"), "--param train_min_workers: must be 0 to num_workers (2), got 3"),
         (("train", "--param", "train_use_compile=yes"), "train_use_compile is true or false"),
         (("train", "--param", "train_rayjob_options=[]"), "train_rayjob_options is a JSON object"),
         (
