@@ -16,6 +16,7 @@ from training.shapes import UInt8
 
 Pixels = npt.NDArray[np.uint8]
 
+MAX_COLUMNS = 10
 _BACKGROUND = 255
 _INK = 70
 _MIN_TILE_PIXELS = 48
@@ -74,9 +75,9 @@ def class_grid(
     class_names: Sequence[str] = (),
     *,
     num_rows: int = 10,
-    max_columns: int = 10,
+    max_columns: int = MAX_COLUMNS,
 ) -> Pixels:
-    """A grid with a column for each class, named above it; of images without labels, simply the first ones.
+    """A grid with a column for each class, named above it; the first images where that would leave most of them out.
 
     Args:
         images: Samples, in the order in which they are to be shown.
@@ -85,11 +86,14 @@ def class_grid(
         num_rows: At most so many rows.
         max_columns: At most so many classes, the first ones.
     """
+    first = images[: num_rows * max_columns]
     if labels is None:
-        return sample_grid(images[: num_rows * max_columns], num_columns=max_columns)
+        return sample_grid(first, num_columns=max_columns)
     shown = torch.unique(labels)[:max_columns]
     columns = [(labels == label).nonzero().squeeze(1)[:num_rows] for label in shown]
     depth = min(len(column) for column in columns)
+    if 2 * depth * len(columns) < min(len(first), num_rows * len(columns)):
+        return sample_grid(first, num_columns=max_columns)
     order = torch.stack([column[:depth] for column in columns], dim=1).flatten()
     names = [class_names[int(label)] if int(label) < len(class_names) else str(int(label)) for label in shown]
     return sample_grid(images[order], num_columns=len(columns), column_names=names)

@@ -23,6 +23,9 @@ Metric = Literal["kid", "inception_score", "precision_recall", "sfid", "label_ag
 NEEDS: dict[Metric, str] = {"inception_score": "logits", "sfid": "spatial", "label_agreement": "logits"}
 """What a measure needs of its extractor beyond features."""
 
+_FEWEST: dict[Metric, int] = {"kid": 2, "inception_score": 10, "precision_recall": 4, "sfid": 2}
+"""Images that a measure needs at least: one for each of ten splits, or as many neighbours and itself."""
+
 MAX_KEPT_FEATURES = 10_000
 _KID_SUBSETS = 100
 _KID_SUBSET_SIZE = 1000
@@ -112,6 +115,23 @@ def require_extractor(metrics: frozenset[Metric], extractor: FeatureExtractor) -
         raise MetricError("the Inception score is defined on the Inception network's logits; of digits take label_agreement")
     if "label_agreement" in metrics and extractor.name != "digits-classifier":
         raise MetricError(f"label_agreement needs a classifier of the data's own labels, which {extractor.name!r} is not")
+
+
+def require_count(metrics: frozenset[Metric], num_images: int, images: str) -> None:
+    """Refuses measures of too few images.
+
+    Args:
+        metrics: The measures that will be asked for, besides the distance.
+        num_images: How many images there are.
+        images: Which, in words.
+
+    Raises:
+        MetricError: They are too few.
+    """
+    needs = {"a Frechet distance": 2, **{name: _FEWEST[name] for name in sorted(metrics & _FEWEST.keys())}}
+    lacking = [f"{name} takes {fewest} at least" for name, fewest in needs.items() if num_images < fewest]
+    if lacking:
+        raise MetricError(f"{num_images:,} {images}: {'; '.join(lacking)}")
 
 
 def measure(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from evaluation.devices import arithmetic, batch_size_for, choose_device
 from evaluation.features import FeatureExtractor, load_extractor
-from evaluation.generate import QUANTIZATION, GenerationError, Labels
+from evaluation.generate import QUANTIZATION, GenerationError, Labels, labels_for
 from evaluation.likelihood import LikelihoodError, require_form
-from evaluation.metrics import Metric, parse_metrics, require_extractor
+from evaluation.metrics import Metric, MetricError, parse_metrics, require_count, require_extractor
 from evaluation.models import ModelSpec
 from evaluation.protocol import as_plain, derived_seed, describe_sampling, versions
 from evaluation.reference import Provenance, ProvenanceError, ReferenceStatistics, load_reference
@@ -24,6 +27,23 @@ from training.config import Experiment, Extractor, LikelihoodForm, Precision, Sa
 from training.data.shards import read_manifest
 
 _LIKELIHOOD_BATCH_SIZE = 100
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_TAKEN = re.compile(r"(final|choice|report)|(step|choose|replay|ema-sweep|compare|ablation|nightly|work|last)[-=].*")
+"""Names in a run's directory of what pipelines and studies keep there."""
+
+
+class ResultNameError(ValueError):
+    """A name that a result can't have; the message says why."""
+
+
+def require_own_name(name: str) -> None:
+    """Refuses a name for a person's own result under which something else is kept.
+
+    Raises:
+        ResultNameError: It is taken.
+    """
+    if _TAKEN.fullmatch(name):
+        raise ResultNameError(f"results called {name!r} are kept by pipelines and studies, which would lose theirs; give another --name")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,18 +121,24 @@ class Job:
 
 def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> Job:
     """Refuses what can't work, and settles the protocol."""
+    if not _NAME.fullmatch(options.result_name):
+        raise ResultNameError(f"{options.result_name!r} can't name a result; take letters, digits, dots, dashes and underscores")
     loaded = spec.load("cpu")  # refuses missing and ill-matched weights now rather than in a worker
     experiment = loaded.experiment
     here = choose_device(options.device if options.num_workers <= 1 else "auto")
     extractor = load_extractor(options.extractor or experiment.evaluation.extractor, weights=options.extractor_weights, device=here)
     metrics = parse_metrics(_default_metrics(experiment, extractor) if options.metrics is None else options.metrics)
     require_extractor(metrics, extractor)
+    if "label_agreement" in metrics and not loaded.num_classes:
+        raise MetricError(f"agreement with the labels needs a class-conditional model, which {loaded.description} is not")
     train = read_manifest(storage.join(data_uri, "train"))
     reference = load_reference(reference_uri)
     provenance = reference.require(extractor=extractor, experiment=experiment, manifest=train)
     expected = experiment.evaluation.num_reference_images or train.num_images
     if provenance.num_images != min(expected, train.num_images):
         raise ProvenanceError(f"the reference is of {provenance.num_images:,} images, the experiment's protocol takes {expected:,}")
+    if "sfid" in metrics and reference.spatial is None:
+        raise MetricError(f"{reference_uri} holds no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
 
     upsampler = experiment.model.low_res_size is not None
     if options.low_res_uri and not upsampler:
@@ -120,6 +146,8 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     sampling = options.sampling or experiment.evaluation.sampling
     seed = options.seed if options.seed is not None else derived_seed(experiment.seed, options.purpose)
     num_samples = options.num_samples or experiment.evaluation.num_samples
+    require_count(metrics, num_samples, "samples")
+    labels_for(torch.arange(1), loaded.num_classes, options.labels, seed=seed, class_counts=provenance.class_counts)
     room = batch_size_for(experiment.data.image_size)
     batch_size = options.batch_size or room
     plan = SamplePlan(
@@ -179,6 +207,8 @@ def _likelihood_plan(spec: ModelSpec, experiment: Experiment, data_uri: str, opt
     dataset_uri = storage.join(data_uri, options.likelihood_split or evaluation.likelihood_split)
     available = read_manifest(dataset_uri).num_images
     wanted = options.likelihood_num_images or evaluation.likelihood_num_images or available
+    if wanted < 1:
+        raise LikelihoodError(f"the likelihood of {wanted} images can't be taken; take 1 to {available:,}")
     room = min(batch_size_for(experiment.data.image_size), _LIKELIHOOD_BATCH_SIZE)
     return LikelihoodPlan(
         model=spec,

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from evaluation import figures, paper
+from evaluation import figures, grids, paper
 from evaluation.choose import CHOICE
 from evaluation.regression import Verdict
 from evaluation.result import EvaluationResult
@@ -135,8 +135,9 @@ def render_report(
         is_fid=result.distance_name == "FID",
         grid=base64.b64encode(grid_png).decode() if grid_png else "",
         conditional=experiment["model"]["class_conditional"],
+        class_columns=experiment["model"]["class_conditional"] and experiment["data"]["num_classes"] <= grids.MAX_COLUMNS,
         distance_figure=figures.distance_by_step(
-            history, distance_name=result.distance_name, chosen_step=result.step, chosen_weights=result.weights
+            history, distance_name=history[-1]["distance_name"], chosen_step=result.step, chosen_weights=result.weights
         )
         if history
         else "",

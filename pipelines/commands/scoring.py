@@ -126,11 +126,14 @@ def evaluate(
     """Score a model by its experiment's protocol, and write a page about it."""
     connect()
     from evaluation.named_model import find_model
+    from evaluation.preflight import require_own_name
     from evaluation.report import write_report
     from evaluation.run import EvaluationOptions
     from evaluation.run import evaluate as run_evaluation
     from evaluation.scoring import run_uri_of
 
+    require_own_name(name)
+    measures = _metrics(metrics)
     named = find_model(model)
     spec = _spec(named.spec(weights or None), ends, ends_weights, ends_width)
     data_uri = data_of(data_set, named.data_uri, model)
@@ -139,7 +142,7 @@ def evaluate(
         sampling=sampling_of(spec, steps, method) if steps or method else None,
         labels=_labels(labels),
         low_res_uri=low_res,
-        metrics=None if not metrics else tuple(metric for metric in metrics if metric != "none"),
+        metrics=measures,
         likelihood=likelihood,
         likelihood_form=likelihood_form or None,  # type: ignore[arg-type]  # what is no form is refused there
         likelihood_steps=likelihood_steps or None,
@@ -204,7 +207,7 @@ def compare(
     options = EvaluationOptions(
         num_samples=num_samples or None,
         sampling=sampling_of(specs[0], steps, method) if steps or method else None,
-        metrics=None if not metrics else tuple(metric for metric in metrics if metric != "none"),
+        metrics=_metrics(metrics),
         likelihood=likelihood,
         seed=seed if seed >= 0 else None,
         extractor=extractor or None,  # type: ignore[arg-type]
@@ -239,17 +242,17 @@ def data_of(word: str, known: str, model: str) -> str:
 
 def reference_beside(checkpoint_uri: str, data_uri: str, extractor: str, extractor_weights: str) -> str:
     """Reference statistics for a model, kept beside the data set."""
+    from evaluation.devices import choose_device
     from evaluation.features import load_extractor
     from evaluation.reference import compute_reference
     from training import storage
     from training.checkpoint import load_experiment
 
     evaluation = load_experiment(checkpoint_uri).evaluation
-    network: Any = load_extractor(extractor or evaluation.extractor, weights=extractor_weights or None)  # type: ignore[arg-type]
-    made = compute_reference(
-        storage.join(data_uri, "train"), network, storage.join(data_uri, "references"), evaluation.num_reference_images
-    )
-    return made.uri
+    name: Any = extractor or evaluation.extractor
+    network = load_extractor(name, weights=extractor_weights or None, device=choose_device("auto"))
+    beside = storage.join(data_uri, "references")
+    return compute_reference(storage.join(data_uri, "train"), network, beside, evaluation.num_reference_images).uri
 
 
 def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> ModelSpec:
@@ -274,6 +277,13 @@ def sampling_of(spec: ModelSpec, steps: str, method: str) -> SamplingConfig:
         words["spacing"] = f"ddim{experiment.evaluation.sampling.spacing}"
     changes = [f"evaluation.sampling.{key}={json.dumps(word)}" for key, word in words.items() if word]
     return experiment.override(changes).evaluation.sampling
+
+
+def _metrics(words: list[str]) -> tuple[str, ...] | None:
+    """The measures, refused before reference statistics are computed; None where nothing was said."""
+    from evaluation.metrics import parse_metrics
+
+    return tuple(sorted(parse_metrics([word for word in words if word != "none"]))) if words else None
 
 
 def _labels(word: str) -> Any:

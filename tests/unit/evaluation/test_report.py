@@ -94,6 +94,7 @@ def _history() -> list[dict[str, object]]:
             "step": step,
             "scores": {"ema_0.99": 100.0 / step, "ema_0.995": None if step == 100 else 120.0 / step},
             "standard_errors": {"ema_0.99": 0.1, "ema_0.995": None},
+            "distance_name": "FD(digits-classifier)",
             "protocol": protocol,
         }
         for step in (100, 200, 300)
@@ -164,6 +165,13 @@ def test_an_fid_is_called_one_and_stands_beside_the_papers(result: EvaluationRes
     assert "2.94" in words
 
 
+def test_scores_beside_training_keep_their_name_on_the_page_of_another_distance(result: EvaluationResult) -> None:
+    fid = dataclasses.replace(result, distance_name="FID")
+    html = render_report(fid, history=_history())
+    assert "FD(digits-classifier), lower is better" in html
+    assert "FID, lower is better" not in html
+
+
 def test_words_from_outside_are_escaped(result: EvaluationResult) -> None:
     html = render_report(result, links={"<script>alert(1)</script>": "javascript:alert(1)"})
     assert "<script>" not in html
@@ -223,6 +231,11 @@ def test_a_class_grid_has_each_class_in_its_column() -> None:
     grid = grids.class_grid(images, labels, ["a", "b", "c"])
     bottom = grid[-20]
     assert [int(bottom[3 + 24 + column * 51, 0]) for column in range(3)] == [0, 100, 200]
+
+
+def test_more_classes_than_a_grid_has_room_for_leave_no_grid_of_one_row() -> None:
+    images = torch.zeros(200, 3, 64, 64, dtype=torch.uint8)
+    assert grids.class_grid(images, torch.arange(200)).shape == grids.sample_grid(images[:100]).shape
 
 
 def test_the_papers_rows_are_those_for_the_same_images() -> None:

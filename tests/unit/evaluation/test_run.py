@@ -10,16 +10,18 @@ import torch
 from evaluation import sample_set
 from evaluation.features import load_extractor
 from evaluation.generate import GenerationError
+from evaluation.likelihood import LikelihoodError
 from evaluation.metrics import MetricError
 from evaluation.models import ModelSpec
-from evaluation.preflight import preflight
+from evaluation.preflight import ResultNameError, preflight, require_own_name
 from evaluation.reference import ProvenanceError, compute_reference
 from evaluation.run import EvaluationOptions, EvaluationResult, evaluate
 from evaluation.sample_set import SamplePlan, chunk_uri
 from evaluation.split_likelihood import LikelihoodPlan, split_likelihood
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.config import SamplingConfig
+from training.config import Experiment, SamplingConfig
+from training.models.unet import make_model
 
 _FEW = EvaluationOptions(likelihood_num_images=20, batch_size=20)
 
@@ -75,6 +77,16 @@ def test_what_can_be_refused_is_refused_before_anything_is_drawn(run_uri: str, d
     uri = checkpoint.checkpoint_uri(run_uri, 200)
     with pytest.raises(MetricError, match="there is no measure 'fidd'"):
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(metrics=("fidd",)))
+    for few, metric, message in ((1, "label_agreement", "a Frechet distance takes 2"), (3, "precision_recall", "precision_recall takes 4")):
+        with pytest.raises(MetricError, match=f"{few} samples: {message} at least"):
+            evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(metrics=(metric,), num_samples=few))
+    with pytest.raises(GenerationError, match=r"not all in 0\.\.9"):
+        evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(labels=(3, 12)))
+    with pytest.raises(LikelihoodError, match="the likelihood of -5 images can't be taken"):
+        evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(likelihood_num_images=-5))
+    for name in ("", "../final", "a b", "-x"):
+        with pytest.raises(ResultNameError, match="can't name a result"):
+            evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(result_name=name))
     with pytest.raises(CheckpointError):
         evaluate(uri, digits_uri, reference_uri, weights="ema_0.5")
     some = compute_reference(f"{digits_uri}/train", load_extractor("digits-classifier"), str(tmp_path / "some.npz"), num_images=100)
@@ -84,6 +96,24 @@ def test_what_can_be_refused_is_refused_before_anything_is_drawn(run_uri: str, d
     with pytest.raises(ProvenanceError, match="split: 'test', not 'train'"):
         evaluate(uri, digits_uri, other_split.uri)
     assert not (Path(run_uri) / "samples").exists()
+
+
+def test_agreement_with_labels_is_refused_to_a_model_that_has_none(
+    experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
+) -> None:
+    unconditional = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, class_conditional=False))
+    state = dict(make_model(unconditional).state_dict())
+    uri = checkpoint.save(str(tmp_path), 1, {"experiment.json": unconditional.to_dict(), "ema_0.99.pt": state})
+    options = EvaluationOptions(metrics=("label_agreement",))
+    with pytest.raises(MetricError, match="needs a class-conditional model"):
+        preflight(ModelSpec(checkpoint_uri=uri), digits_uri, reference_uri, options)
+
+
+@pytest.mark.parametrize("name", ["final", "choice", "step=00000200", "choose-00000200-ema_0.99", "nightly-2026", "compare-x", "report"])
+def test_a_persons_result_takes_no_name_that_pipelines_and_studies_use(name: str) -> None:
+    with pytest.raises(ResultNameError, match="are kept by pipelines and studies"):
+        require_own_name(name)
+    require_own_name(f"my-{name.replace('=', '-')}")
 
 
 def test_a_set_of_images_goes_on_after_a_kill_where_it_was(plan: SamplePlan, tmp_path: Path) -> None:
