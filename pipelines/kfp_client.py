@@ -19,7 +19,7 @@ from kfp.client.token_credentials_base import TokenCredentialsBase
 
 from components.proxies import proxy_for
 from pipelines.connection import API_PORT, SERVICE, Connection
-from pipelines.kfp_errors import KfpError, guarded
+from pipelines.kfp_errors import KfpError, guarded, objects_only, page_error
 from pipelines.port_forward import PortForward, forwarded
 
 T = TypeVar("T")
@@ -159,6 +159,7 @@ def _client(connection: Connection, address: str, read_token: Callable[[], str] 
         return send(*words, **more)
 
     api.call_api = call_api
+    api.deserialize = objects_only(api.deserialize, address)
     return client
 
 
@@ -174,11 +175,10 @@ def _health(client: kfp.Client, address: str) -> dict[str, Any]:
             ) from error
         raise
     except ValueError as error:
-        raise KfpError(
-            f"{address} answers with a page, not as KFP's API does; is it a log-in page? Give a token by --token-file or KFP_TOKEN, "
-            "or use --port-forward"
-        ) from error
-    return found if isinstance(found, dict) else {}
+        raise page_error(address) from error
+    if not isinstance(found, dict):
+        raise page_error(address)
+    return found
 
 
 def _own_namespace() -> str:

@@ -41,6 +41,8 @@ def guarded(call_api: Callable[..., Any], address: str, *, has_token: bool) -> C
             return call_api(path, method, *words, **more)
         except ApiException as error:
             raise _refused(error, address, has_token=has_token) from error
+        except UnicodeDecodeError as error:
+            raise page_error(address) from error
         except AttributeError as error:  # KFP's client stumbles over a failed request that has no body
             if isinstance(error.__context__, ApiException):
                 raise _unanswered(error.__context__.reason, address, method) from error
@@ -49,6 +51,26 @@ def guarded(call_api: Callable[..., Any], address: str, *, has_token: bool) -> C
             raise _unanswered(error, address, method) from error
 
     return call
+
+
+def objects_only(deserialize: Callable[..., Any], address: str) -> Callable[..., Any]:
+    """The client's one function that reads answers, which makes an empty answer of a page."""
+
+    def read(response: Any, response_type: Any) -> Any:
+        if not str(response.data).lstrip().startswith("{"):
+            raise page_error(address)
+        return deserialize(response, response_type)
+
+    return read
+
+
+def page_error(address: str) -> KfpError:
+    """Of an address that answers with something else than KFP's API does. A log-in page is a refusal in other words."""
+    return KfpError(
+        f"{address} answers with a page, not as KFP's API does; is it a log-in page? Give a token by --token-file or KFP_TOKEN, "
+        "or use --port-forward",
+        401,
+    )
 
 
 def _refused(error: ApiException, address: str, *, has_token: bool) -> KfpError:
@@ -88,6 +110,8 @@ def _unanswered(error: Any, address: str, method: str) -> KfpError:
         told = "nothing listens there; is the address right, and the port-forward still up?"
     elif isinstance(cause, urllib3.exceptions.TimeoutError):
         told = "it does not answer in time; is the address right, and is there a way to it from here?"
+    elif isinstance(cause, urllib3.exceptions.ProtocolError):
+        told = f"the connection broke off: {_core(str(cause.args[-1]))}"
     else:
         told = _core(text)
     # A request that changed something may have been heard before the connection broke.

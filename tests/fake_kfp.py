@@ -63,8 +63,8 @@ class FakeKfp:
         version: What the server says it is.
         namespaces: With several users, whose there are; None serves one user.
         script: What a run becomes, one entry at each look: its state, and its nodes' states by name.
-        faults: By method and end of path, consumed one a request: a status, "drop" to hang up before acting, or "lose"
-            to hang up after it.
+        faults: By method and end of path, consumed one a request: a status, "drop" to hang up before acting, "lose" to
+            hang up after it, or "page" to answer with a web page.
         page: A web page to answer everything with, as a log-in does.
         before: Called with each request before it is answered.
     """
@@ -302,6 +302,8 @@ def _handler(fake: FakeKfp) -> type[BaseHTTPRequestHandler]:
             fake.before(request)
             if fake.page:
                 return self._send(200, fake.page.encode(), "text/html")
+            if fault == "page":
+                return self._send(200, b"<html><body>Log in</body></html>", "text/html")
             if fault == "drop":
                 self.close_connection = True
                 return None

@@ -140,6 +140,16 @@ def test_a_log_in_page_is_recognised(server: FakeKfp, iddpm: Iddpm) -> None:
     assert "is it a log-in page?" in iddpm("runs")[2]
 
 
+@pytest.mark.parametrize(("question", "command"), [(("GET", "/runs"), ("runs",)), (("POST", "/runs"), ("submit", "train", "--no-wait"))])
+def test_a_log_in_page_behind_a_health_check_that_asks_for_none_is_no_answer(
+    question: tuple[str, str], command: tuple[str, ...], server: FakeKfp, iddpm: Iddpm
+) -> None:
+    server.faults[question] = ["page"]
+    status, out, err = iddpm(*command)
+    assert (status, out) == (1, "")
+    assert "is it a log-in page?" in err
+
+
 def test_a_server_that_is_not_kfps(server: FakeKfp, iddpm: Iddpm) -> None:
     server.faults["GET", "/healthz"] = [404]
     assert "there is no KFP API at" in iddpm("runs")[2]
