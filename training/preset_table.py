@@ -254,7 +254,7 @@ def _imagenet64_widths() -> Iterator[Preset]:
 
 def _imagenet64_conditional() -> Iterator[Preset]:
     evaluation = replace(_evaluation("hybrid"), patience=5)
-    optim = OptimConfig(ema_decays=(0.9999, 0.99995), ema_snapshot_stds=(0.05, 0.1, 0.2))
+    optim = OptimConfig(ema_decays=(0.9999, 0.99995), ema_snapshot_stds=(0.01, 0.05, 0.1, 0.2))
     for dropout, suffix in ((0.0, ""), (0.1, "-dropout01"), (0.3, "-dropout03")):
         yield Preset(
             experiment=Experiment(

@@ -65,7 +65,7 @@ def combine(
         ReconstructionError: There is no snapshot, or not exactly one of `decay` and `std`.
     """
     if not snapshots:
-        raise ReconstructionError("there are no snapshots; set optim.ema_snapshot_stds (such as 0.05,0.1) before training")
+        raise ReconstructionError("there are no snapshots; set optim.ema_snapshot_stds (such as 0.01,0.05,0.1,0.2) before training")
     if (decay is None) == (std is None):
         raise ReconstructionError("give exactly one of a decay and a relative standard deviation")
     count = len(snapshots) + with_initial
@@ -121,7 +121,7 @@ def reconstruct(
         wanted = f"decay {decay:g}" if decay is not None else f"relative standard deviation {std:g}"
         raise ReconstructionError(
             f"the average of {wanted} at step {step} would be off by {combination.error:.2%} from these {len(snapshots)} snapshots "
-            f"(allowed: {max_error:.2%}); a longer average, a step that has a snapshot, or more frequent snapshots would do"
+            f"(allowed: {max_error:.2%}); a longer average, a step that has a snapshot, or more frequent or narrower snapshots would do"
             + (", or giving the initial weights" if initial is None else "")
         )
     total: dict[str, Tensor] = {}

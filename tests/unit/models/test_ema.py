@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from training import presets
 from training.models.ema import EMA, PowerEMA, power_exponent
 from training.models.posthoc import ReconstructionError, Snapshot, combine, reconstruct
 
@@ -156,6 +157,20 @@ def test_the_papers_decays_are_within_half_a_percent_from_snapshots_every_10k(de
     assert sum(combination.coefficients) == pytest.approx(1.0)
 
 
+STORING = [name for name in presets.names() if presets.preset(name).optim.ema_snapshot_stds]
+
+
+@pytest.mark.parametrize("name", STORING)
+def test_the_snapshots_of_a_preset_determine_every_decay_of_0_9999_or_slower(name: str) -> None:
+    """Time is counted in units of 1,000 updates, a tenth of the fastest decay's horizon: the profiles are smooth on that scale."""
+    optim, unit = presets.preset(name).optim, 1000
+    for step in (optim.num_steps, optim.num_steps // 2):
+        at = range(optim.checkpoint_interval, step + 1, optim.checkpoint_interval)
+        snapshots = [Snapshot(step=each // unit, std=std) for each in at for std in optim.ema_snapshot_stds]
+        for decay in (0.9999, 0.99993, 0.99995, 0.99999, 0.999999):
+            assert combine(snapshots, step=step // unit, decay=decay**unit, with_initial=True).error < 0.005, (step, decay)
+
+
 def test_a_stored_average_is_its_own_reconstruction() -> None:
     snapshots = [Snapshot(step=at, std=std) for at in (1000, 2000, 3000) for std in (0.05, 0.1)]
     combination = combine(snapshots, step=3000, std=0.1)
@@ -165,7 +180,9 @@ def test_a_stored_average_is_its_own_reconstruction() -> None:
 
 def test_an_average_that_snapshots_do_not_determine_is_refused_with_what_would_help() -> None:
     snapshots = [Snapshot(step=at, std=std) for at in range(10_000, 300_001, 10_000) for std in (0.05, 0.1)]
-    with pytest.raises(ReconstructionError, match=r"decay 0.999 at step 300000 would be off by .*more frequent snapshots would do"):
+    with pytest.raises(
+        ReconstructionError, match=r"decay 0.999 at step 300000 would be off by .*more frequent or narrower snapshots would do"
+    ):
         reconstruct(snapshots, lambda snapshot: {}, step=300_000, decay=0.999)
     with pytest.raises(ReconstructionError, match="ema_snapshot_stds"):
         reconstruct([], lambda snapshot: {}, step=300_000, decay=0.9999)
