@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from training.diffusion.spacing import parse_spacing
-from training.outside import parse_word, unknown, validate
+from training.outside import unknown, validate, word_for
 from training.sections import FORBID_UNKNOWN, require
 from training.sections import ConfigError as ConfigError
 from training.sections import DataConfig as DataConfig
@@ -138,22 +138,24 @@ class Experiment:
         Raises:
             ConfigError: An override is malformed, names no field, or gives a value that the field can't take.
         """
+        require(not isinstance(overrides, str), str(overrides), "overrides are a list, each section.field=value")
         plain = self.to_dict()
         for item in overrides:
+            require(isinstance(item, str), str(item), "an override is text and reads section.field=value")
             path, separator, word = item.partition("=")
             path = path.strip()
             require(bool(separator) and bool(path), item, "an override reads section.field=value")
+            require(path != "name", path, "is the preset's, and says what the overrides were made to")
             *parents, leaf = path.split(".")
             node = plain
             for depth, parent in enumerate(parents):
-                require(isinstance(node.get(parent), dict), path, unknown(parent, node, ".".join(parents[:depth])))
+                require(parent in node, path, unknown(parent, node, ".".join(parents[:depth])))
+                require(isinstance(node[parent], dict), path, f"{'.'.join(parents[: depth + 1])} is a field and has none below it")
                 node = node[parent]
             require(leaf in node, path, unknown(leaf, node, ".".join(parents)))
             if isinstance(node[leaf], dict):
                 raise ConfigError(f"{path}: is a section; name one of its fields: {', '.join(node[leaf])}")
-            value = parse_word(word.strip(), as_list=isinstance(node[leaf], list))
-            # A word stays a word where one is wanted: `evaluation.sampling.spacing=250`.
-            node[leaf] = word.strip() if isinstance(node[leaf], str) and not isinstance(value, str) else value
+            node[leaf] = word_for(node[leaf], word.strip(), path)
         return Experiment.from_dict(plain)
 
 

@@ -18,10 +18,24 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 
-def parse_word(word: str, *, as_list: bool) -> Any:
-    """What a word of an override says: JSON, a list with commas, or itself."""
+def word_for(present: Any, word: str, path: str) -> Any:
+    """What a word of an override says in place of the present value.
+
+    Raises:
+        ConfigError: It is true or false where the present value is neither: true would count as the number 1.
+    """
+    value = _parse_word(word, as_list=isinstance(present, list))
+    said = value if isinstance(value, list) else [value]
+    truth = any(isinstance(item, bool) for item in said)
+    require(isinstance(present, bool | str) or not truth, path, f"{word!r} is said where neither true nor false can stand")
+    # A word stays a word where one is wanted: `evaluation.sampling.spacing=250`.
+    return word if isinstance(present, str) and not isinstance(value, str) else value
+
+
+def _parse_word(word: str, *, as_list: bool) -> Any:
+    """JSON, a list with commas, or the word itself."""
     if as_list and not word.startswith("["):
-        return [parse_word(part.strip(), as_list=False) for part in word.strip("()").split(",") if part.strip()]
+        return [_parse_word(part.strip(), as_list=False) for part in word.strip("()").split(",") if part.strip()]
     try:
         return json.loads(word)
     except json.JSONDecodeError:
@@ -59,11 +73,12 @@ def validate(cls: type, value: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         messages = []
         for problem in error.errors():
-            cause = problem.get("ctx", {}).get("error")
+            cause, path = problem.get("ctx", {}).get("error"), ".".join(str(part) for part in problem["loc"])
             if isinstance(cause, ConfigError):
-                messages.append(str(cause))
+                # A section that stands in several places names its field alone.
+                messages.append(str(cause) if str(cause).startswith(path.partition(".")[0]) else f"{path}.{cause}")
             else:
-                messages.append(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}, got {problem['input']!r}")
+                messages.append(f"{path}: {problem['msg']}, got {problem['input']!r}")
         raise ConfigError("; ".join(messages)) from error
 
 

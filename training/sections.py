@@ -213,10 +213,12 @@ class OptimConfig:
             f"must be a finite number above 0, got {self.learning_rate}",
         )
         require(all(0 <= b < 1 for b in self.adam_betas), "optim.adam_betas", f"must be in [0, 1), got {self.adam_betas}")
-        require(self.adam_eps > 0, "optim.adam_eps", f"must be above 0, got {self.adam_eps}")
-        require(self.weight_decay >= 0, "optim.weight_decay", f"must be at least 0, got {self.weight_decay}")
+        require(0 < self.adam_eps < math.inf, "optim.adam_eps", f"must be a finite number above 0, got {self.adam_eps}")
+        require(0 <= self.weight_decay < math.inf, "optim.weight_decay", f"must be a finite number of at least 0, got {self.weight_decay}")
         require(
-            self.grad_clip_norm is None or self.grad_clip_norm > 0, "optim.grad_clip_norm", f"must be above 0, got {self.grad_clip_norm}"
+            self.grad_clip_norm is None or 0 < self.grad_clip_norm < math.inf,
+            "optim.grad_clip_norm",
+            f"must be a finite number above 0, or null, got {self.grad_clip_norm}",
         )
         require(
             all(0 < d < 1 for d in self.ema_decays) and len(set(self.ema_decays)) == len(self.ema_decays),
@@ -224,9 +226,9 @@ class OptimConfig:
             f"must be different numbers between 0 and 1, got {self.ema_decays}",
         )
         require(
-            all(0 < s < 0.289 for s in self.ema_snapshot_stds) and len(set(self.ema_snapshot_stds)) == len(self.ema_snapshot_stds),
+            all(0 < s < 12**-0.5 for s in self.ema_snapshot_stds) and len(set(self.ema_snapshot_stds)) == len(self.ema_snapshot_stds),
             "optim.ema_snapshot_stds",
-            f"must be different numbers between 0 and 0.289, got {self.ema_snapshot_stds}",
+            f"must be different numbers between 0 and 0.2886, got {self.ema_snapshot_stds}",
         )
 
 
@@ -250,8 +252,8 @@ class SamplingConfig:
     clip_denoised: bool = True
 
     def __post_init__(self) -> None:
-        require(0.0 <= self.eta <= 1.0, "sampling.eta", f"must be in [0, 1], got {self.eta}")
-        require(self.method == "ddim" or self.eta == 0.0, "sampling.eta", f"only 'ddim' has an eta; method is {self.method!r}")
+        require(0.0 <= self.eta <= 1.0, "eta", f"must be in [0, 1], got {self.eta}")
+        require(self.method == "ddim" or self.eta == 0.0, "eta", f"only 'ddim' has an eta; method is {self.method!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -302,4 +304,9 @@ class EvaluationConfig:
             require(value is None or value >= 1, f"evaluation.{name}", f"must be at least 1 or null, got {value}")
         for name in ("patience", "min_steps"):
             require(getattr(self, name) >= 0, f"evaluation.{name}", f"must be 0 or more, got {getattr(self, name)}")
+        require(
+            self.likelihood_form != "stratified" or self.likelihood_steps >= 2,
+            "evaluation.likelihood_steps",
+            f"a stratified estimate takes at least 2, got {self.likelihood_steps}",
+        )
         require(0 <= self.min_gain < 1, "evaluation.min_gain", f"must be in [0, 1), got {self.min_gain}")

@@ -87,7 +87,7 @@ def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
     Raises:
         ValueError: The words are none of these, or ask for what T timesteps cannot give.
     """
-    text = spacing.strip().replace(" ", "")
+    text = spacing.strip()
     if not text:
         return tuple(range(num_timesteps))
     numbers: tuple[int, ...]

@@ -68,6 +68,7 @@ def test_an_explicit_list_is_sorted_and_without_duplicates() -> None:
         ("t:", 100, "is not understood"),
         ("fast", 100, "is not understood"),
         ("10,,5", 100, "is not understood"),
+        ("1 0", 100, "is not understood"),
         ("ddim", 100, "is not understood"),
         ("2.5", 100, "is not understood"),
     ],

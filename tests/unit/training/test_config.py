@@ -71,12 +71,30 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
         ("evaluation.likelihood_steps=1001", r"evaluation\.likelihood_steps: 1001 is more than"),
         ("data.num_classes=0", r"model\.class_conditional: .* has no labels"),
         ("seed=-1", r"seed: must be in"),
+        ("optim.num_steps=true", r"optim\.num_steps: 'true' is said where neither true nor false can stand"),
+        ("model.channel_mult=true,2", r"model\.channel_mult: 'true,2' is said where"),
+        ("optim.grad_clip_norm=true", r"optim\.grad_clip_norm: 'true' is said where"),
+        ("optim.adam_eps=inf", r"optim\.adam_eps: must be a finite number above 0"),
+        ("optim.weight_decay=Infinity", r"optim\.weight_decay: must be a finite number"),
+        ("optim.grad_clip_norm=inf", r"optim\.grad_clip_norm: must be a finite number above 0, or null"),
+        ("optim.ema_snapshot_stds=0.2887", r"optim\.ema_snapshot_stds: must be different numbers between 0 and 0\.2886"),
+        ("evaluation.likelihood_steps=1", r"evaluation\.likelihood_steps: a stratified estimate takes at least 2"),
+        ("evaluation.scoring_sampling.eta=2", r"^evaluation\.scoring_sampling\.eta: must be in \[0, 1\]"),
+        ("evaluation.sampling.spacing=10 20", r"spacing '10 20' is not understood"),
+        ("diffusion.vlb_weight.x=3", r"diffusion\.vlb_weight is a field and has none below it"),
+        ("name=../../elsewhere", r"name: is the preset's"),
+        (3, r"3: an override is text"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_the_field_and_what_it_allows(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         DEMO.override([override])
     assert "\n" not in str(caught.value)
+
+
+def test_overrides_that_are_one_text_rather_than_a_list_are_told_so() -> None:
+    with pytest.raises(ConfigError, match="overrides are a list"):
+        DEMO.override("model.dropout=0.1")
 
 
 def test_the_linear_schedule_refuses_a_t_at_which_beta_reaches_one() -> None:
