@@ -152,8 +152,8 @@ def estimate(
         CostError: There is no such card, or the utilisation or the price is out of its range.
     """
     card = card_named(card)
-    if price_per_hour is not None and price_per_hour < 0:
-        raise CostError(f"the price of an hour can't be below 0, got {price_per_hour}")
+    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+        raise CostError(f"the price of an hour must be a finite number of at least 0, got {price_per_hour}")
     network = _network(experiment)
     macs = network.macs
     forward_macs = sum(macs.values())

@@ -98,3 +98,9 @@ def test_a_cost_is_plain_data() -> None:
 def test_an_unknown_card_or_utilisation_is_answered_with_what_is_allowed(card: str, utilisation: float, message: str) -> None:
     with pytest.raises(CostError, match=message):
         estimate(presets.preset("digits-hybrid-cosine"), card, utilisation=utilisation)
+
+
+@pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
+def test_a_price_that_is_none_is_refused(price: float) -> None:
+    with pytest.raises(CostError, match="the price of an hour must be a finite number of at least 0"):
+        estimate(presets.preset("digits-hybrid-cosine"), price_per_hour=price)
