@@ -184,6 +184,12 @@ def _read_safetensors(path: Path, file_name: str) -> tuple[dict[str, Tensor], Ex
 def _explained(file_name: str) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ReleasedError(f"{file_name}: can't be read as plain tensors ({reason})") from error
+    except pickle.UnpicklingError as error:
+        # PyTorch's own words recommend loading it all the same.
+        raise ReleasedError(
+            f"{file_name}: can't be read as plain tensors: it is no file of torch.save, or holds other objects, which could run code; "
+            "save the network's state_dict() alone"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+        raise ReleasedError(f"{file_name}: can't be read as plain tensors; it is damaged or cut short ({reason})") from error

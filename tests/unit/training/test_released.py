@@ -142,8 +142,9 @@ class Trap:
     ("content", "message"),
     [
         (b"not a checkpoint", "opt000000.pt: can't be read as plain tensors"),
+        (b"PK\3\4 the beginning of a file", "it is damaged or cut short"),
         ({"state": {}, "param_groups": []}, "does not hold the weights of a network"),
-        (Trap(), "can't be read as plain tensors"),
+        (Trap(), r"can't be read as plain tensors: .* could run code; save the network's state_dict\(\) alone$"),
     ],
 )
 def test_a_file_that_is_no_network_is_refused_and_runs_no_code(
