@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from training import storage
+from training.data.cache import default_cache_dir, node_lock
 from training.data.files import FileSource, file_source
 from training.data.node_cache import npz_array
 from training.data.shards import UNLABELLED, Images
 from training.data.sources import ArraySource, Item, Listing, Reader, Source, SourceError
+from training.progress import say
 
 
 class Cifar10(ArraySource):
@@ -29,15 +31,23 @@ class Cifar10(ArraySource):
     def arrays(self) -> tuple[Images, npt.NDArray[np.int64], tuple[str, ...]]:
         """Images `[rows, 32, 32, 3]`, labels 0 to 9 in torchvision's order (airplane first), their names."""
         from torchvision.datasets import CIFAR10
+        from torchvision.datasets.utils import check_integrity
 
+        packed = Path(self.root) / CIFAR10.filename
         try:
-            data = CIFAR10(self.root, train=self.split == "train", download=self.download)
+            # torchvision unpacks the archive, where it is there and whole, by the same word that would download it.
+            with node_lock(default_cache_dir() / "cifar10.lock"):
+                download = self.download or check_integrity(str(packed), CIFAR10.tgz_md5)
+                data = CIFAR10(self.root, train=self.split == "train", download=download)
         except (RuntimeError, OSError) as error:
             raise SourceError(
-                f"{self.root}: CIFAR-10 is not there or not whole ({error}); put the folder cifar-10-batches-py there, "
-                "or let it be downloaded with the source 'cifar10'"
+                f"{self.root}: CIFAR-10 is not there or not whole ({error}); put the folder cifar-10-batches-py or "
+                f"{packed.name} there, or let it be downloaded with the source 'cifar10'"
             ) from error
         return np.asarray(data.data), np.asarray(data.targets, dtype=np.int64), tuple(data.classes)
+
+
+_TRAIN_FILES = 10
 
 
 class LabelledImageNet64(Source):
@@ -59,6 +69,10 @@ class LabelledImageNet64(Source):
         files = sorted(Path(self.root).glob(pattern), key=lambda path: (len(path.name), path.name))
         if not files:
             raise SourceError(f"{self.root}: holds no {pattern}, so it is not the labelled ImageNet-64 in npz form")
+        if self.split == "train" and len(files) != _TRAIN_FILES:
+            say(
+                f"{self.root}: holds {len(files)} of the release's {_TRAIN_FILES} files {pattern}; its other images will not be in the data set"
+            )
         items: list[Item] = []
         for path in files:
             labels = np.asarray(npz_array(path, "labels")).astype(np.int64)

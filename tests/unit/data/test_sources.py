@@ -269,6 +269,17 @@ def test_cifar10_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
     assert np.array_equal(np.stack([image for _, image in test.values()]), images["test_list"])
 
 
+def test_cifar10_is_unpacked_where_only_its_archive_is_there(tmp_path, monkeypatch):
+    images = cifar_standin(tmp_path, monkeypatch)
+    archive = tmp_path / "packed" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    test, _ = contents(open_splits(f"cifar10:{archive.parent}")["test"])
+    assert np.array_equal(np.stack([image for _, image in test.values()]), images["test_list"])
+
+
 def test_cifar10_that_is_missing_or_altered_is_refused(tmp_path, monkeypatch):
     cifar_standin(tmp_path, monkeypatch)
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"changed")
@@ -277,7 +288,7 @@ def test_cifar10_that_is_missing_or_altered_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_the_labelled_imagenet64_is_read_from_its_npz_files(tmp_path, save):
+def test_the_labelled_imagenet64_is_read_from_its_npz_files(tmp_path, save, capsys):
     rng = np.random.default_rng(1)
     names = ("train_data_batch_1", "train_data_batch_10", "train_data_batch_2", "val_data")
     data = {name: rng.integers(0, 256, (3, 12288), dtype=np.uint8) for name in names}
@@ -291,6 +302,7 @@ def test_the_labelled_imagenet64_is_read_from_its_npz_files(tmp_path, save):
     assert label == 2
     assert np.array_equal(image, data["train_data_batch_10"][2].reshape(3, 64, 64).transpose(1, 2, 0))
     assert len(splits["test"].listing().items) == 3
+    assert capsys.readouterr().out.count("holds 3 of the release's 10 files train_data_batch_*.npz") == 1
 
 
 def test_labels_that_are_not_chrabaszczs_are_refused(tmp_path):
