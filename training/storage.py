@@ -224,6 +224,17 @@ def delete_prefix(uri: str) -> int:
         return count
 
 
+def delete_leftovers(uri: str, *, older_than_seconds: float = 60.0) -> None:
+    """Removes what writers that were killed left below a directory on disk; S3 shows nothing of theirs."""
+    if is_s3(uri):
+        return
+    with explained_disk(uri):
+        for path in local_path(uri).rglob(f".*{_PARTIAL_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > older_than_seconds:
+                    path.unlink()
+
+
 def download(uri: str, path: str | Path) -> Path:
     """Copies what is stored under `uri` to the file `path`, which appears whole or not at all.
 

@@ -294,6 +294,7 @@ def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Man
             storage.delete(uri)  # of a plan that was given up, or a shard without one readable image
     storage.write_bytes(storage.join(target.dataset_uri, MANIFEST), manifest.to_json().encode())
     storage.delete_prefix(storage.join(target.dataset_uri, PARTIAL))
+    storage.delete_leftovers(target.dataset_uri)
     say(
         f"{target.dataset_uri}: {manifest.num_images:,} images in {len(kept):,} shard{'s' if len(kept) > 1 else ''}"
         + (f", {len(manifest.errors)} left out" if manifest.errors else "")

@@ -6,7 +6,10 @@ import collections
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,6 +28,10 @@ from training.data.sources import Item, Reader, Source, items_digest
 
 PARTIAL = "_partial"
 """Directory below a data set that is being made, with a record of each shard that is done."""
+
+_SCRATCH = "iddpm-shard-"
+_LOCK = "lock"
+_YOUNG_SECONDS = 60.0
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -146,7 +153,7 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
     upscaled = np.zeros(len(sizes), dtype=np.int64)
     errors: list[Unreadable] = []
     num_bytes_read = 0
-    with tempfile.TemporaryDirectory(prefix="iddpm-shard-") as directory, job.source.open() as reader:
+    with _scratch() as directory, job.source.open() as reader:
         paths = [Path(directory) / f"{size}.parquet" for size in sizes]
         with _room(directory):
             writers = [ShardWriter(path, size * size * job.image_channels) for path, size in zip(paths, sizes, strict=True)]
@@ -221,6 +228,23 @@ def _prepared(data: bytes | Images | ImageError, sizes: Sequence[int], job: Shar
         max_pixels=job.max_pixels,
     )
     return prepared, len(data) if isinstance(data, bytes) else data.nbytes
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A directory on the temporary disk; those of processes that were killed go first, or each kill would cost a shard's room."""
+    parent = Path(tempfile.gettempdir())
+    for left in parent.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError), (left / _LOCK).open() as lock:
+            if time.time() - left.stat().st_mtime > _YOUNG_SECONDS:  # a younger one may be about to be locked
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+    with contextlib.ExitStack() as stack:
+        with _room(str(parent)):
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH))
+            lock = stack.enter_context(Path(directory, _LOCK).open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield directory
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 import dataclasses
+import fcntl
 import io
 import json
+import os
 import random
 import shutil
 import signal
@@ -284,6 +286,24 @@ def test_shards_that_another_run_wrote_over_ones_own_are_not_published(folder, t
     with pytest.raises(DatasetError, match="another run has put other shards there"):
         prepare(meanwhile(source_of(folder), begin_another, shard=5), uri, image_size=16, options=SMALL_SHARDS)
     assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_what_killed_programs_left_behind_does_not_fill_the_disk(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    uri, hour_ago = tmp_path / "data", time.time() - 3600
+    left = [uri / ".shard-00002.parquet.7f54c297e350.partial", tmp_path / "iddpm-shard-killed", tmp_path / "iddpm-shard-alive"]
+    uri.mkdir()
+    left[0].write_bytes(b"half")
+    for directory in left[1:]:
+        directory.mkdir()
+        (directory / "lock").touch()
+    for path in left:
+        os.utime(path, (hour_ago, hour_ago))
+    with (tmp_path / "iddpm-shard-alive" / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        prepare(source_of(folder), str(uri), image_size=16)
+    assert [path.name for path in left if path.exists()] == ["iddpm-shard-alive"]
+    assert len(list(tmp_path.glob("iddpm-shard-*"))) == 1
 
 
 @pytest.mark.slow
