@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import json
 import os
 import signal
@@ -67,7 +68,8 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
         ray_address: "local" starts Ray inside this process's machine; otherwise a cluster's address, or "auto".
 
     Raises:
-        TrainingError: It can't be done, the workers failed more than `MAX_WORKER_FAILURES` times, or the run diverged for good.
+        TrainingError: It can't be done, the workers failed more than `MAX_WORKER_FAILURES` times without getting on,
+            or the run diverged for good.
     """
     _require_possible(job, ray_address)
     # One more than the workers, so that a score finds a place beside training.
@@ -78,7 +80,23 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
         control = _Control.options(  # type: ignore[attr-defined]
             name=job.control_name, namespace="iddpm", scheduling_strategy=here
         ).remote()
-        on_gpu = job.resources.num_gpus_per_worker > 0
+        with _stop_on_sigterm(control) as requested:
+            try:
+                outcome = _fit(job, ray_address, scratch)
+            except (SystemExit, KeyboardInterrupt):
+                if not requested.is_set():
+                    raise
+                return Outcome(step=_saved_step(job), stop_reason="SIGTERM")
+    if outcome.failure is not None:
+        raise TrainingError(f"training stopped: {outcome.failure}")
+    return outcome
+
+
+def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
+    """Has Ray train; its patience with failures counts anew as long as training gets on between them."""
+    on_gpu = job.resources.num_gpus_per_worker > 0
+    for attempt in itertools.count(1):
+        before = _saved_step(job)
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]  # Ray's stubs miss that what a worker returns is the result's
             train_loop_config={"job": job},
@@ -89,25 +107,25 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
                 resources_per_worker={"CPU": 1, "GPU": 1 - SCORE_GPU_SHARE} if on_gpu and job.scorer else None,
             ),
             run_config=RunConfig(
-                name="train",
+                name=f"train-{attempt}",
                 # Nothing of ours goes through Ray's storage; on a cluster its own snapshot needs a place that all nodes see.
                 storage_path=scratch if ray_address == "local" else storage.join(job.run_uri, "ray"),
                 failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
             ),
         )
-        with _stop_on_sigterm(control) as requested:
-            try:
-                result = trainer.fit()
-            except (SystemExit, KeyboardInterrupt):
-                if not requested.is_set():
-                    raise
-                return Outcome(step=max(checkpoint.steps(job.run_uri), default=0), stop_reason="SIGTERM")
-            except ray.train.TrainingFailedError as error:
+        try:
+            outcome: Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
+        except ray.train.TrainingFailedError as error:
+            if _saved_step(job) <= before:
                 raise TrainingError(_failure_message(error, job)) from error
-    outcome: Outcome = result.return_value  # type: ignore[attr-defined]
-    if outcome.failure is not None:
-        raise TrainingError(f"training stopped: {outcome.failure}")
-    return outcome
+            say(f"workers failed {MAX_WORKER_FAILURES + 1} times, but training got on meanwhile: they are started again")
+        else:
+            return outcome
+    raise AssertionError("unreachable")
+
+
+def _saved_step(job: Job) -> int:
+    return max(storage.patiently(lambda: checkpoint.steps(job.run_uri)), default=0)
 
 
 def _require_possible(job: Job, ray_address: str) -> None:

@@ -23,6 +23,7 @@ import psutil
 import pytest
 import torch
 
+from pipelines import daemons
 from pipelines import services as local_services
 from training import checkpoint, storage
 from training.data.splits import prepare_experiment
@@ -74,7 +75,8 @@ class Run:
             "data_uri": data_uri,
             "reference_uri": "",
             "storage_root_uri": root,
-            "tracking_experiment": "faults",
+            # Of its own: in one experiment all runs of one key are one run, in which the first values stay.
+            "tracking_experiment": f"faults {root.rpartition('/')[2]}",
             "resources": {"num_workers": 2, "num_threads": 1, **(resources or {})},
             "ray_address": ray_address,
         }
@@ -173,6 +175,12 @@ def outcome(run: Run) -> dict[str, Any]:
     }
 
 
+def status_of(run: Run) -> str:
+    """How MLflow says that the run ended."""
+    tracking_run_id = re.findall(r"#/experiments/\d+/runs/(\w+)", run.text)[0]
+    return str(attach(tracking_run_id)._client.get_run(tracking_run_id).info.status)
+
+
 def tensors(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for key, item in items:
@@ -219,6 +227,49 @@ def test_sigterm_saves_a_checkpoint_says_so_in_the_exit_code_and_the_same_comman
     assert not storage.exists(f"{run_uri}/result.json")
     again = Run(bucket_uri, data_uri)
     assert again.wait() == 0, again.text[-3000:]
+    assert_the_same(again, undisturbed)
+
+
+def test_sigterm_before_anything_is_trained_ends_the_run_as_killed(bucket_uri: str, data_uri: str) -> None:
+    run = Run(bucket_uri, data_uri)
+    run.until(lambda: "followed at" in run.text)
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(200) == 143, run.text[-3000:]
+    assert status_of(run) == "KILLED"
+
+
+def test_a_worker_that_is_killed_while_mlflow_is_away_goes_on_and_every_step_is_logged_once(
+    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], services: local_services.Services
+) -> None:
+    run = Run(bucket_uri, data_uri)
+    run.until(has_checkpoint(bucket_uri, 20))
+    away = daemons.find(services.home, "mlflow")
+    for process in away:
+        process.suspend()
+    try:
+        run.workers()[0].kill()
+        run.until(has_checkpoint(bucket_uri, NUM_STEPS))
+    finally:
+        for process in away:
+            process.resume()
+    assert run.wait() == 0, run.text[-3000:]
+    assert "resuming from step" in run.text
+    assert_the_same(run, undisturbed)
+
+
+def test_a_damaged_checkpoint_is_left_behind(bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]) -> None:
+    run = Run(bucket_uri, data_uri)
+    run.until(has_checkpoint(bucket_uri, 20))
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(200) == 143, run.text[-3000:]
+    *_, before, latest = checkpoint.steps(run_uri_of(bucket_uri))
+    uri = f"{checkpoint.checkpoint_uri(run_uri_of(bucket_uri), latest)}/optimizer.pt"
+    storage.write_bytes(uri, storage.read_bytes(uri)[:-1])
+    again = Run(bucket_uri, data_uri)
+    assert again.wait() == 0, again.text[-3000:]
+    assert f"resuming from step {before}" in again.text
     assert_the_same(again, undisturbed)
 
 
@@ -342,8 +393,7 @@ def test_a_run_that_diverges_for_good_ends_with_what_was_tried_and_a_failed_run(
     assert "did not help" in run.lines[-1]
     assert run.text.count("Started training worker group") == 1, "other workers would fail in the same way"
     assert not storage.exists(f"{run_uri_of(bucket_uri)}/result.json")
-    tracking_run_id = re.findall(r"#/experiments/\d+/runs/(\w+)", run.text)[0]
-    assert attach(tracking_run_id)._client.get_run(tracking_run_id).info.status == "FAILED"
+    assert status_of(run) == "FAILED"
 
 
 def test_a_finished_run_is_found_and_not_trained_again(undisturbed: dict[str, Any], undisturbed_root: str, data_uri: str) -> None:

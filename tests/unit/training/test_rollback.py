@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from training import checkpoint
 from training.bare import RandomImages
 from training.config import Experiment, Resources
-from training.launch import _train_with_rollbacks
-from training.loop import MAX_ROLLBACKS, Hooks, Trainer
+from training.job import Job
+from training.launch import _fit, _train_with_rollbacks
+from training.loop import MAX_ROLLBACKS, Hooks, Trainer, TrainingError
 from training.presets import preset
 
 
@@ -71,3 +73,25 @@ def test_a_run_that_diverges_again_and_again_stops_and_says_what_was_tried(tmp_p
     assert "the gradient was not finite for 10 updates in a row" in outcome.failure
     assert f"going back to the last good checkpoint {MAX_ROLLBACKS} times did not help" in outcome.failure
     assert len(made) == MAX_ROLLBACKS + 1
+
+
+def test_failures_of_workers_count_anew_once_training_got_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[str] = []
+
+    class Failing:
+        """A Ray whose workers fail for good, the first two times after another checkpoint."""
+
+        def __init__(self, worker: Any, *, run_config: Any, **kwargs: Any) -> None:
+            self.name = run_config.name
+
+        def fit(self) -> Any:
+            fits.append(self.name)
+            if len(fits) < 3:
+                checkpoint.save(str(tmp_path), 10 * len(fits), {"state.json": {}})
+            raise ray.train.TrainingFailedError("a machine was lost")
+
+    monkeypatch.setattr("training.launch.TorchTrainer", Failing)
+    job = Job(experiment=experiment(), resources=Resources(), data_uri="", run_uri=str(tmp_path))
+    with pytest.raises(TrainingError, match=r"training stopped: a machine was lost\. The same command resumes"):
+        _fit(job, "local", str(tmp_path))
+    assert fits == ["train-1", "train-2", "train-3"]
