@@ -6,6 +6,7 @@ tried again through an outage of the store.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import queue
@@ -29,6 +30,8 @@ SCORE_GPU_SHARE = 0.25
 """A score shares a worker's GPU: with one of its own to wait for it might wait for ever, while training waits for it."""
 _DELIVERY_SECONDS = 10.0
 """How long a checkpoint waits for MLflow, in the background, to take the metrics up to it."""
+_LISTEN_SECONDS = 2.0
+"""Between two looks whether to stop, while it waits at the end."""
 NUM_LATEST = 2
 """Checkpoints that stay whatever their score: the latest, and one before it should it turn out damaged."""
 
@@ -99,11 +102,16 @@ class Beside:
     def should_stop(self, step: int) -> str | None:
         """Takes in what has finished meanwhile; why training should end, or None."""
         self._submit_saved()
-        self._collect(wait=False)
-        reason: str | None = ray.get(self.control.stop_reason.remote())
+        self._collect()
+        reason = self._order()
         if reason is None and self.job.scorer is not None:
             reason = self.job.scorer.stop_reason(self.history)
         return reason
+
+    def _order(self) -> str | None:
+        """Why somebody outside wants training to end, if so."""
+        order: str | None = ray.get(self.control.stop_reason.remote())
+        return order
 
     def finish_saving(self) -> None:
         """Returns once every checkpoint is written.
@@ -114,18 +122,30 @@ class Beside:
         """
         self.writer.wait()
 
-    def finish(self, outcome: Outcome) -> None:
-        """Waits for the last checkpoint; unless training was told to end at once, also for its score, and for MLflow."""
+    def finish(self, outcome: Outcome) -> Outcome:
+        """Waits for the last checkpoint; unless told to stop, also for its score, and for MLflow.
+
+        Returns:
+            The outcome; stopped by SIGTERM where that came before all scores were there.
+        """
         self.finish_saving()
         self._submit_saved()
         if outcome.stop_reason == "SIGTERM":
-            return
+            return outcome
+        self._collect()
         if self.pending:
             say(f"waiting for the scores of {len(self.pending)} checkpoint(s)")
-        self._collect(wait=True)
+        while self.pending:
+            if self._order() is not None:
+                return dataclasses.replace(outcome, stop_reason="SIGTERM")
+            ray.wait([*self.pending.values()], timeout=_LISTEN_SECONDS)
+            self._collect()
         self.chores.shutdown()
-        if self.tracked is not None:
-            self.tracked.flush(timeout_seconds=storage.OUTAGE_SECONDS)
+        deadline = time.monotonic() + storage.OUTAGE_SECONDS
+        while self.tracked is not None and not self.tracked.flush(timeout_seconds=_LISTEN_SECONDS):
+            if time.monotonic() > deadline or self._order() is not None:
+                break
+        return outcome
 
     def close(self) -> None:
         """Ends the threads and sends what is left to MLflow."""
@@ -148,13 +168,13 @@ class Beside:
             uri = checkpoint.checkpoint_uri(self.job.run_uri, step)
             self.pending[step] = _score.options(num_gpus=share).remote(self.job.scorer, uri)
 
-    def _collect(self, *, wait: bool) -> None:
+    def _collect(self) -> None:
         scorer = self.job.scorer
         if scorer is None:
             return
         for step in sorted(self.pending):
             reference = self.pending[step]
-            ready, _ = ray.wait([reference], timeout=None if wait else 0)
+            ready, _ = ray.wait([reference], timeout=0)
             if not ready:
                 continue
             del self.pending[step]

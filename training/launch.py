@@ -243,7 +243,7 @@ def _worker(config: dict[str, Any]) -> Outcome:
             finish_saving=side.finish_saving if side is not None else lambda: None,
         )
         if side is not None and outcome.failure is None:
-            side.finish(outcome)
+            outcome = side.finish(outcome)
         return outcome
     finally:
         if side is not None:
