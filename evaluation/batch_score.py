@@ -16,10 +16,10 @@ import torch
 
 from evaluation import npz
 from evaluation.devices import choose_device
-from evaluation.features import FeatureExtractor, distance_name, load_extractor
+from evaluation.features import FeatureExtractor, Named, distance_name, load_extractor, published
 from evaluation.fid import BlockedMoments, FeatureStatistics, frechet_distance, jackknife_error, without_each_block
-from evaluation.metrics import Kept, Measured, MetricError, by_name, features_of, measure, parse_metrics, require_extractor
-from evaluation.reference import load_reference, moments_of
+from evaluation.metrics import Kept, Measured, MetricError, by_name, features_of, measure, parse_metrics, require_count, require_extractor
+from evaluation.reference import ReferenceStatistics, load_reference, moments_of, require_comparable
 from training.config import Extractor
 from training.progress import say
 
@@ -87,25 +87,43 @@ def score_batch(
         has_images = "arr_0" in file.files
     if not has_images and wanted:
         raise MetricError(f"{samples_uri} holds no images (arr_0), only statistics; {', '.join(sorted(wanted))} need images")
+    with npz.opened(reference_uri) as file:
+        has_statistics = "mu" in file.files
+    if not has_images and has_statistics:
+        return _score_statistics(samples_uri, reference_uri, published(extractor) if isinstance(extractor, str) else extractor)
+    if has_images:
+        require_count(wanted, npz.count_images(samples_uri), f"images in {samples_uri}")
     network = (
         load_extractor(extractor, weights=extractor_weights, device=choose_device(device)) if isinstance(extractor, str) else extractor
     )
     require_extractor(wanted, network)
-    reference = _reference(reference_uri, network)
-    _require_reference(wanted, reference, reference_uri)
-    name = distance_name(network.name, network.sha256)
+    if not has_statistics:
+        require_count(wanted, npz.count_images(reference_uri), f"images in {reference_uri}")
     if not has_images:
-        statistics = load_reference(samples_uri).features
-        distance = frechet_distance(reference.features, statistics)
-        return BatchScore(
-            distance_name=name,
-            distance=distance,
-            standard_error=None,
-            num_samples=statistics.num_images,
-            metrics={},
-            reference=reference.words,
-        )
-    return _score_images(samples_uri, reference, network, Kept(metrics=wanted), name)
+        return _scored_statistics(load_reference(samples_uri), _reference_of_images(reference_uri, network), network)
+    reference = _reference(reference_uri, network) if has_statistics else _reference_of_images(reference_uri, network)
+    _require_reference(wanted, reference, reference_uri)
+    return _score_images(samples_uri, reference, network, Kept(metrics=wanted), distance_name(network.name, network.sha256))
+
+
+def _score_statistics(samples_uri: str, reference_uri: str, network: Named) -> BatchScore:
+    """Statistics against statistics, for which no network is run."""
+    statistics = load_reference(samples_uri)
+    require_comparable(statistics, load_reference(reference_uri))
+    return _scored_statistics(statistics, _reference(reference_uri, network), network)
+
+
+def _scored_statistics(sample: ReferenceStatistics, reference: _Reference, network: Named) -> BatchScore:
+    if sample.provenance is not None:
+        sample.require(extractor=network)
+    return BatchScore(
+        distance_name=distance_name(network.name, network.sha256),
+        distance=frechet_distance(reference.features, sample.features),
+        standard_error=None,
+        num_samples=sample.features.num_images,
+        metrics={},
+        reference=reference.words,
+    )
 
 
 def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, kept: Kept, name: str) -> BatchScore:
@@ -132,18 +150,18 @@ def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, ke
     )
 
 
-def _reference(uri: str, network: FeatureExtractor) -> _Reference:
-    with npz.opened(uri) as file:
-        names = list(file.files)
-    if "mu" not in names and "arr_0" in names:
-        say(f"{uri} holds images without statistics: taking the features of {npz.count_images(uri):,} of them")
-        moments, spatial = moments_of(npz.stream_images(uri, BATCH_SIZE), network)
-        return _Reference(
-            features=moments.statistics(),
-            spatial=spatial.statistics() if spatial is not None and spatial.num_images > 1 else None,
-            images_uri=uri,
-            words=f"{moments.num_images:,} images of {uri}, features of {network.name}",
-        )
+def _reference_of_images(uri: str, network: FeatureExtractor) -> _Reference:
+    say(f"{uri} holds images without statistics: taking the features of {npz.count_images(uri):,} of them")
+    moments, spatial = moments_of(npz.stream_images(uri, BATCH_SIZE), network)
+    return _Reference(
+        features=moments.statistics(),
+        spatial=spatial.statistics() if spatial is not None else None,
+        images_uri=uri,
+        words=f"{moments.num_images:,} images of {uri}, features of {network.name}",
+    )
+
+
+def _reference(uri: str, network: Named) -> _Reference:
     found = load_reference(uri)
     if found.provenance is not None:
         provenance = found.require(extractor=network)

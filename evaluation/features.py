@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, get_args, runtime_checkable
 
 import torch
@@ -12,7 +13,42 @@ from evaluation.extractor_weights import ExtractorError, WeightsFile
 from training.config import Extractor
 from training.shapes import Float32, UInt8
 
-__all__ = ["DigitsExtractor", "ExtractorError", "FeatureExtractor", "distance_name", "load_extractor", "weights_file"]
+__all__ = [
+    "DigitsExtractor",
+    "ExtractorError",
+    "FeatureExtractor",
+    "Named",
+    "distance_name",
+    "load_extractor",
+    "published",
+    "weights_file",
+]
+
+
+@runtime_checkable
+class Named(Protocol):
+    """What says whose features statistics are of."""
+
+    @property
+    def name(self) -> str:
+        """As an experiment names it."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights' file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The extractor of a name without its weights, for statistics that were taken already.
+
+    Attributes:
+        name: As an experiment names it.
+        sha256: Of its published weights.
+    """
+
+    name: str
+    sha256: str
 
 
 @runtime_checkable
@@ -94,7 +130,21 @@ def load_extractor(name: Extractor, *, weights: str | None = None, device: torch
     raise ExtractorError(f"there is no extractor {name!r}; use one of {', '.join(get_args(Extractor))}")
 
 
-def weights_file(name: Extractor) -> WeightsFile | None:
+def published(name: str) -> Published:
+    """The extractor of that name, without its weights.
+
+    Raises:
+        ExtractorError: There is no such extractor.
+    """
+    if name == "digits-classifier":
+        return Published(name, digit_classifier.WEIGHTS_SHA256)
+    file = weights_file(name)
+    if file is None:
+        raise ExtractorError(f"there is no extractor {name!r}; use one of {', '.join(get_args(Extractor))}")
+    return Published(name, file.sha256)
+
+
+def weights_file(name: str) -> WeightsFile | None:
     """The published file that an extractor needs; None for one that carries its own."""
     return inception.WEIGHTS if name == "inception" else pretrained.NETWORKS.get(name)
 

@@ -75,12 +75,17 @@ def statistics_of(arrays: Mapping[str, npt.NDArray[Any]], uri: str, suffix: str 
     missing = [name for name in (f"mu{suffix}", f"sigma{suffix}") if name not in arrays]
     if missing:
         raise NpzError(f"{uri} holds {', '.join(arrays) or 'nothing'}; statistics need {' and '.join(missing)}")
-    mean, covariance = (torch.from_numpy(arrays[f"{name}{suffix}"].astype(np.float64)) for name in ("mu", "sigma"))
+    try:
+        mean, covariance = (torch.from_numpy(arrays[f"{name}{suffix}"].astype(np.float64)) for name in ("mu", "sigma"))
+        num_images = int(arrays["num_images"]) if "num_images" in arrays else None
+    except (TypeError, ValueError) as error:
+        raise NpzError(f"{uri}: mu{suffix}, sigma{suffix} or num_images are no numbers ({error})") from error
     if mean.ndim != 1 or tuple(covariance.shape) != (len(mean), len(mean)):
         raise NpzError(
             f"{uri}: mu{suffix} {tuple(mean.shape)} and sigma{suffix} {tuple(covariance.shape)} are not a mean and its covariance"
         )
-    num_images = int(arrays["num_images"]) if "num_images" in arrays else None
+    if bool((covariance.diagonal() < 0).any()) or not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise NpzError(f"{uri}: sigma{suffix} is no covariance: it has negative variances, or is not symmetric")
     return FeatureStatistics(mean=mean, covariance=(covariance + covariance.T) / 2, num_images=num_images)
 
 
@@ -144,16 +149,29 @@ def _batch(uri: str) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
     """`arr_0`, open behind its header, and its shape."""
     with storage.open_local(uri) as path, contextlib.ExitStack() as stack:
         try:
-            member = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open("arr_0.npy"))
-            version = np.lib.format.read_magic(member)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = header(member)
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            num_labels = None
+            if "arr_1.npy" in archive.namelist():
+                with archive.open("arr_1.npy") as labels:
+                    num_labels = (*_header(labels)[0], 0)[0]
+            member = stack.enter_context(archive.open("arr_0.npy"))
+            shape, fortran, dtype = _header(member)
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise NpzError(f"{uri}: arr_0 can't be read ({error}); {_BATCH}") from error
         _require_batch(dtype, shape, uri)
+        if num_labels not in (None, shape[0]):
+            raise NpzError(f"{uri}: {num_labels:,} labels (arr_1) do not fit {shape[0]:,} images")
         if fortran:
             raise NpzError(f"{uri}: arr_0 is in Fortran's order; write it with numpy.ascontiguousarray")
         yield member, shape
+
+
+def _header(member: Any) -> tuple[tuple[int, ...], bool, Any]:
+    """Shape, whether in Fortran's order, and type of an array; its data follow in the member."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(member)
+    return shape, fortran, dtype
 
 
 def _require_batch(dtype: npt.DTypeLike, shape: tuple[int, ...], uri: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evaluation import npz
-from evaluation.features import FeatureExtractor, distance_name
+from evaluation.features import FeatureExtractor, Named, distance_name
 from evaluation.fid import FeatureStatistics, Moments
 from evaluation.npz import NpzError
 from training import storage
@@ -93,7 +93,7 @@ class ReferenceStatistics:
     uri: str = ""
     images_uri: str = ""
 
-    def require(self, *, extractor: FeatureExtractor, experiment: Experiment | None = None, manifest: Manifest | None = None) -> Provenance:
+    def require(self, *, extractor: Named, experiment: Experiment | None = None, manifest: Manifest | None = None) -> Provenance:
         """Refuses a comparison that would mean nothing.
 
         Args:
@@ -125,6 +125,21 @@ class ReferenceStatistics:
         if differing:
             raise ProvenanceError(f"the reference {self.uri or 'statistics'} can't be compared with this: {'; '.join(differing)}")
         return mine
+
+
+def require_comparable(first: ReferenceStatistics, second: ReferenceStatistics) -> None:
+    """Refuses to compare statistics of images that were made in different ways; data and split may differ.
+
+    Raises:
+        ProvenanceError: Both say where they come from, and it differs; the message lists what does.
+    """
+    if first.provenance is None or second.provenance is None:
+        return
+    names = ("image_size", "image_channels", "resize", "extractor", "extractor_sha256")
+    pairs = [(name, getattr(first.provenance, name), getattr(second.provenance, name)) for name in names]
+    differing = [f"{name}: {mine!r}, not {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
+    if differing:
+        raise ProvenanceError(f"{first.uri} can't be compared with {second.uri}: {'; '.join(differing)}")
 
 
 def reference_name(manifest: Manifest, extractor: FeatureExtractor, num_images: int | None = None) -> str:

@@ -156,17 +156,14 @@ def adopt_reference(
 ) -> None:
     """Vouch for statistics that do not say what they are of: all training images of a data set, in an extractor's features."""
     connect()
-    from evaluation.digit_classifier import WEIGHTS_SHA256
-    from evaluation.features import weights_file
+    from evaluation.features import published
     from evaluation.reference import adopt, vouched
     from training import storage
     from training.data.shards import read_manifest
 
-    published = weights_file(extractor)  # type: ignore[arg-type]
-    if published is None and extractor != "digits-classifier":
-        raise ValueError(f"--extractor: there is no extractor {extractor!r}")
+    network = published(extractor)
     manifest = read_manifest(storage.join(data, "train"))
-    made = adopt(file, out, vouched(manifest, extractor, published.sha256 if published else WEIGHTS_SHA256))
+    made = adopt(file, out, vouched(manifest, network.name, network.sha256))
     print(f"{made.uri}: {made.features.dim}-dimensional features of {extractor}, vouched for as {manifest.num_images:,} images of {data}")
 
 

@@ -1,5 +1,6 @@
 """Files in the field's formats against each other: sFID, precision and recall on a stand-in for ADM's reference batches."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from evaluation.fid import Moments, MomentsError, frechet_distance
 from evaluation.inception import InceptionExtractor
 from evaluation.metrics import MetricError, kid
 from evaluation.npz import NpzError
-from evaluation.reference import ProvenanceError, adopt, load_reference, moments_of, vouched
+from evaluation.reference import ProvenanceError, adopt, compute_reference, load_reference, moments_of, save_reference, vouched
 from evaluation.run import EvaluationOptions, evaluate
 from training import checkpoint
 from training.data.loader import iterate
@@ -86,6 +87,35 @@ def test_statistics_alone_have_a_distance_and_nothing_else(adm_reference: str, d
         score_batch(uri, adm_reference, extractor="digits-classifier", metrics=("kid",))
 
 
+def test_statistics_against_statistics_need_no_networks_weights(tmp_path: Path) -> None:
+    uris = [str(tmp_path / name) for name in ("one.npz", "other.npz")]
+    for shift, uri in enumerate(uris):
+        npz.write_arrays(uri, {"mu": np.full(2048, shift / 64), "sigma": np.eye(2048)})
+    found = score_batch(*uris, extractor="inception", extractor_weights=str(tmp_path / "absent.pth"))
+    assert (found.distance_name, found.distance) == ("FID", pytest.approx(2048 / 64**2))
+
+
+@pytest.mark.parametrize(
+    ("changed", "value", "said"),
+    [
+        ("resize", "adm", "resize: 'none', not 'adm'"),
+        ("image_size", 32, "image_size: 8, not 32"),
+        ("extractor_sha256", "0" * 64, "extractor_sha256: "),
+    ],
+)
+def test_statistics_that_say_that_they_differ_are_refused(
+    reference_uri: str, digits_uri: str, tmp_path: Path, changed: str, value: str | int, said: str
+) -> None:
+    ours = load_reference(reference_uri)
+    assert ours.provenance is not None
+    other = str(tmp_path / "other.npz")
+    save_reference(other, ours.features, dataclasses.replace(ours.provenance, **{changed: value}))  # type: ignore[arg-type]
+    with pytest.raises(ProvenanceError, match=said):
+        score_batch(reference_uri, other, extractor="digits-classifier")
+    test_images = compute_reference(f"{digits_uri}/test", DigitsExtractor(), str(tmp_path / "test.npz"))
+    assert score_batch(test_images.uri, reference_uri, extractor="digits-classifier").distance > 0
+
+
 @pytest.mark.slow
 def test_spatial_statistics_of_a_reference_batch_give_the_sfid(tmp_path: Path) -> None:
     extractor = InceptionExtractor(_seeded_state(), name="seeded", sha256="0" * 64)
@@ -141,6 +171,37 @@ def test_what_does_not_fit_is_refused_by_name(samples: str, adm_reference: str, 
         score_batch(samples, other, extractor="digits-classifier")
     with pytest.raises(MetricError, match="samples of our own models"):
         score_batch(samples, adm_reference, extractor="digits-classifier", metrics=("label_agreement",))
+
+
+def test_too_few_images_for_a_measure_are_refused_by_name(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
+    few = str(tmp_path / "few.npz")
+    npz.write_images(few, _digits(digits_uri, "test", 3), None)
+    with pytest.raises(MetricError, match=r"3 images in .*few.npz: precision_recall takes 4 at least"):
+        score_batch(few, adm_reference, extractor="digits-classifier", metrics=("precision_recall",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sigma": -np.eye(64)}, "negative variances"),
+        ({"sigma": np.triu(np.ones((64, 64)))}, "not symmetric"),
+        ({"mu": np.array(["a"] * 64)}, "are no numbers"),
+        ({"num_images": np.array([1, 2])}, "are no numbers"),
+    ],
+)
+def test_statistics_that_are_none_are_refused_by_name(samples: str, tmp_path: Path, changes: npz.Arrays, said: str) -> None:
+    uri = str(tmp_path / "statistics.npz")
+    npz.write_arrays(uri, {"mu": np.zeros(64), "sigma": np.eye(64), **changes})
+    with pytest.raises(NpzError, match=f"statistics.npz: .*{said}"):
+        score_batch(samples, uri, extractor="digits-classifier")
+
+
+def test_labels_that_are_not_as_many_as_images_are_refused(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
+    uri = str(tmp_path / "mixed.npz")
+    images = _digits(digits_uri, "test", 20).permute(0, 2, 3, 1).numpy()
+    npz.write_arrays(uri, {"arr_0": images, "arr_1": np.arange(19)})
+    with pytest.raises(NpzError, match=r"19 labels .* do not fit 20 images"):
+        score_batch(uri, adm_reference, extractor="digits-classifier")
 
 
 def test_a_cut_file_and_a_cut_array_are_said(samples: str, adm_reference: str, tmp_path: Path) -> None:
