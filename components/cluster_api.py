@@ -127,7 +127,7 @@ def connect(namespace: str) -> ClusterApi:
     except KubernetesError:
         raise
     except Exception as error:  # a broken kubeconfig fails in as many ways as YAML and certificates can be broken
-        raise KubernetesError(f"the kubeconfig can't be used: {type(error).__name__}: {error}") from error
+        raise KubernetesError(f"the kubeconfig can't be used: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _reason(error: ApiException) -> str:

@@ -39,16 +39,16 @@ def compile_all(directory: Path) -> list[Path]:
     """Writes every pipeline's YAML into a directory, which is made where needed; returns the files.
 
     Raises:
-        CompileError: See `pipelines.compile_checks.check`.
+        CompileError: See `pipelines.compile_checks.check`; or the directory can't be written.
     """
-    texts = {name: compiled(name) for name in PIPELINES}
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, text in texts.items():
-        path = directory / f"{name}.yaml"
-        path.write_text(text)
-        paths.append(path)
-    return paths
+    texts = {directory / f"{name}.yaml": compiled(name) for name in PIPELINES}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text)
+    except OSError as error:
+        raise CompileError(f"{error.filename or directory} can't be written: {error.strerror}; name another directory") from error
+    return list(texts)
 
 
 def compiled(name: str) -> str:

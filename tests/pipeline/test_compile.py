@@ -203,6 +203,12 @@ def test_every_graph_is_given_what_its_steps_read(name: str, texts: dict[str, st
                 assert value.get("componentInputParameter", None) in {None, *given}
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CompileError, match=r"file can't be written: .*; name another directory"):
+        compile_all(tmp_path / "file")
+
+
 def _no_default(spec: dict[str, Any]) -> None:
     del spec["root"]["inputDefinitions"]["parameters"]["storage_root_uri"]["defaultValue"]
 
