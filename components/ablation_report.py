@@ -55,6 +55,7 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
         "title": request.ablation().title,
         "source": request.ablation().source,
         "scale": request.scale,
+        "changes": [*([f"preset {request.preset}"] if request.varies_another else []), *request.changes],
         "order": names().index(request.name) if request.name in names() else len(names()),
         "findings": [finding.to_dict() for finding in found],
         "failed": failed,

@@ -43,7 +43,7 @@ def own_grid(name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, 
     return Ablation(
         name=name,
         title=title or f"{name}: {', '.join(path.rpartition('.')[2] for path in axes)} of {preset_name}",
-        source="a grid of one's own",
+        source="A grid of one's own",
         varied=tuple(axes),
         paper=rows,
         tiny=rows,

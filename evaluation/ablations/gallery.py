@@ -34,7 +34,8 @@ def findings_as_markdown(folder: Path) -> str:
     lines = ["| ablation | the paper's claim | here | evidence |", "|---|---|---|---|"]
     for entry in _entries(folder):
         for finding in entry["findings"]:
-            cells = (f"`{entry['name']}`", finding["claim"], finding["verdict"], finding["evidence"])
+            name = f"`{entry['name']}`" + (f" with {', '.join(entry['changes'])}" if entry["changes"] else "")
+            cells = (name, finding["claim"], finding["verdict"], finding["evidence"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -46,4 +47,4 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
 
 def _entry(folder: str, summary: dict[str, Any]) -> dict[str, Any]:
     verdicts = Counter(finding["verdict"] for finding in summary["findings"])
-    return {**summary, "folder": folder, "verdicts": ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())}
+    return {"changes": [], **summary, "folder": folder, "verdicts": ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def render(
         scale=request.scale,
         scale_words=_scale_words(request),
         data_words=_data_words(records),
-        distance_words=_distance_words(name, records),
+        distance_words=_distance_words(name, rows),
         failures=[record for record in records if record.error],
         findings=found,
         table=table,
@@ -106,13 +106,13 @@ def _data_words(records: Sequence[TrialRecord]) -> str:
     return f"{'; '.join(told.values())}{length}." if told else "No trial has finished."
 
 
-def _distance_words(name: str, records: Sequence[TrialRecord]) -> str:
+def _distance_words(name: str, rows: Sequence[TableRow]) -> str:
     if name in ("distance", "FID"):
         return ""
-    return (
-        f"{name} is a Frechet distance in the features of another network than Inception: not an FID. It compares with no published "
-        "number; the paper's stand beside ours to show the order that they have."
+    told = (
+        f"{name} is a Frechet distance in the features of another network than Inception: not an FID. It compares with no published number"
     )
+    return told + ("; the paper's stand beside ours to show the order that they have." if _with_paper(_distances(rows)) else ".")
 
 
 def _headers(columns: Sequence[str], name: str, rows: Sequence[TableRow]) -> list[str]:
@@ -237,18 +237,28 @@ def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
 
 
 def _reported_card(finals: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    distance, likelihood = finals[0]["protocol"]["distance"], finals[0]["protocol"]["likelihood"]
-    reference = distance["reference"]
-    samplers = dict.fromkeys(final["protocol"]["distance"]["sampler"] for final in finals)
-    images = f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}"
+    """What differs from trial to trial is told of each."""
+
+    def told(words: Callable[[Mapping[str, Any]], str], part: str = "distance") -> str:
+        return "; ".join(dict.fromkeys(words(final["protocol"][part]) for final in finals if final["protocol"][part]))
+
+    seeds = {final["protocol"]["distance"]["seed"] for final in finals}
+    samples = told(lambda d: f"{d['num_samples']:,}, {d['quantization']}")
     card = [
-        ("Samples", f"{distance['num_samples']:,}, {distance['quantization']}; seed {distance['seed']}, the same noise for every trial"),
-        ("Sampler", "; ".join(samplers)),
-        ("Reference", f"{images}, digest {reference['data_digest'][:12]}"),
-        ("Features", f"{reference['extractor']}, weights sha256 {reference['extractor_sha256'][:12]}"),
+        ("Samples", f"{samples}; " + (f"seed {seeds.pop()}, the same noise for every trial" if len(seeds) == 1 else "other noise by seed")),
+        ("Sampler", told(lambda d: str(d["sampler"]))),
+        ("Reference", told(lambda d: _reference_words(d["reference"]))),
+        ("Features", told(lambda d: f"{d['reference']['extractor']}, weights sha256 {d['reference']['extractor_sha256'][:12]}")),
         ("Standard error", "delete-a-group jackknife over ten blocks of samples"),
+        ("Likelihood", told(_likelihood_words, "likelihood")),
     ]
-    if likelihood is not None:
-        form = f"{likelihood['form']} with {likelihood['num_steps']:,} of {likelihood['num_timesteps']:,} evaluations an image"
-        card.append(("Likelihood", f"{likelihood['num_images']:,} {likelihood['split']} images, {form}"))
-    return card
+    return [(name, words) for name, words in card if words]
+
+
+def _reference_words(reference: Mapping[str, Any]) -> str:
+    return f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}, digest {reference['data_digest'][:12]}"
+
+
+def _likelihood_words(likelihood: Mapping[str, Any]) -> str:
+    form = f"{likelihood['form']} with {likelihood['num_steps']:,} of {likelihood['num_timesteps']:,} evaluations an image"
+    return f"{likelihood['num_images']:,} {likelihood['split']} images, {form}"

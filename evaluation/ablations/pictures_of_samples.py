@@ -102,13 +102,15 @@ def _stages(records: Sequence[TrialRecord]) -> list[SampleGrid]:
 
 
 def _plain(records: Sequence[TrialRecord]) -> list[SampleGrid]:
-    """The grid of each trial's reported evaluation; all are drawn from the same noise."""
+    """The grid of each trial's reported evaluation; all are drawn from the same noise, unless their seeds differ."""
     found = []
+    seeds = {record.final["protocol"]["distance"]["seed"] for record in records if record.final}
+    noise = ": the same noise in every grid." if len(seeds) == 1 else "."
     for record in records:
         uri = (record.final or {}).get("grid_uri", "")
         if uri and storage.exists(uri):
             png = base64.b64encode(storage.read_bytes(uri)).decode()
-            found.append(SampleGrid(png=png, caption=f"{record.label}: the same noise in every grid.", wide=False))
+            found.append(SampleGrid(png=png, caption=f"{record.label}{noise}", wide=False))
     return found
 
 

@@ -251,6 +251,7 @@ def test_a_grid_of_ones_own_has_no_claims_and_no_numbers_of_the_paper(tmp_path: 
     request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1, 2]}, preset="digits-tiny-hybrid-cosine")
     page = _page(request, _records(request, tmp_path / "records"))
     assert "the paper&#39;s FID" not in page
+    assert "the paper&#39;s stand beside ours" not in page
     assert "The paper&#39;s claim" not in page
     assert "iddpm ablate mine --scale tiny --preset digits-tiny-hybrid-cosine --grid seed=1,2" in page
 
@@ -278,6 +279,15 @@ def test_the_papers_numbers_are_written_as_it_prints_them(tmp_path: Path) -> Non
         assert f'<td class="number">{words}</td>' in page
 
 
+def test_trials_of_other_seeds_are_not_said_to_have_the_same_noise(tmp_path: Path) -> None:
+    request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1, 2]}, preset="digits-tiny-hybrid-cosine")
+    records = _records(request, tmp_path / "records")
+    assert "the same noise for every trial" in _page(request, records)
+    assert records[1].final is not None
+    records[1].final["protocol"]["distance"]["seed"] = 2
+    assert "the same noise" not in _page(request, records)
+
+
 def test_the_one_trial_of_a_grid_has_its_name_at_its_bar(tmp_path: Path) -> None:
     request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1]}, preset="digits-tiny-hybrid-cosine")
     assert ">seed=1</text>" in _page(request, _records(request, tmp_path / "records"))
@@ -296,6 +306,7 @@ def test_the_gallery_lists_reports_in_the_papers_order_with_what_they_found(tmp_
             "scale": "tiny",
             "order": order,
             "failed": [],
+            "changes": ["seed=1"] if name == "b" else [],
             "findings": [{"claim": "c", "verdict": "not decided here", "evidence": "1 | 2"}],
         }
         (tmp_path / name).mkdir()
@@ -304,9 +315,10 @@ def test_the_gallery_lists_reports_in_the_papers_order_with_what_they_found(tmp_
     assert page.index("Title a &lt;&amp;&gt;") < page.index("Title b")
     assert 'href="a/report.html"' in page
     assert "1 not decided here" in page
+    assert page.count("With changes: seed=1.") == 1
     assert findings_as_markdown(tmp_path).splitlines()[2:] == [
         "| `a` | c | not decided here | 1 \\| 2 |",
-        "| `b` | c | not decided here | 1 \\| 2 |",
+        "| `b` with seed=1 | c | not decided here | 1 \\| 2 |",
     ]
 
 
