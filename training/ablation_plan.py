@@ -29,6 +29,7 @@ Looked = Literal["last", "best"]
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
+_FEWEST_TINY = 5
 _OF_HYBRID_ALONE = ("diffusion.vlb_weight", "diffusion.stop_gradient")
 
 
@@ -68,7 +69,7 @@ class Ablation:
             updates; or the best, chosen by distance, where the best attainable is the question.
         trains: False where it looks at runs that exist.
         runs_of: Of such a one, the ablation whose runs it looks at, at the tiny scale.
-        counts: Counts of timesteps at the paper's scale; divided by ten they are the tiny scale's.
+        counts: Counts of timesteps at the paper's scale; divided by ten they are the tiny scale's (`counts`).
         shared: Overrides of every trial that serve the measuring and change no result of the paper's.
     """
 
@@ -193,8 +194,13 @@ def values_of(ablation: Ablation, experiment: Experiment) -> dict[str, Any]:
 
 
 def counts(ablation: Ablation, scale: Scale) -> tuple[int, ...]:
-    """The ablation's counts of timesteps at a scale."""
-    return ablation.counts if scale == "paper" else tuple(count // 10 for count in ablation.counts)
+    """The ablation's counts of timesteps at a scale; at the tiny one none below 5.
+
+    With fewer, DDIM's even stride begins too far from pure noise to draw anything: 2 of 100 begin at t = 50.
+    """
+    if scale == "paper":
+        return ablation.counts
+    return tuple(count // 10 for count in ablation.counts if count // 10 >= _FEWEST_TINY)
 
 
 def objective_overrides(objective: Objective) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from training.config import ConfigError
 
 _TINY = "digits-tiny-hybrid-cosine"
 _EVERY_STEP_COUNT = (50, 100, 200, 400, 1000, 4000)  # figures 8-19
-_FEWER_THAN_50 = 20  # figure 1: with fewer than 50 steps DDIM is better, with more L_hybrid is
+_FEWER_THAN_50 = 25  # figure 1: with fewer than 50 steps DDIM is better, with more L_hybrid is
 
 
 def _presets(*names: str) -> tuple[Row, ...]:

@@ -68,7 +68,7 @@ def test_the_tiny_scale_varies_what_the_papers_does(name: str) -> None:
     assert list(paper[0].values) == list(tiny[0].values)
     assert all(trial.experiment.data.name == "digits" for trial in tiny)
     assert all(trial.experiment.optim.num_steps <= 2000 for trial in tiny)
-    assert counts(ablation, "tiny") == tuple(count // 10 for count in ablation.counts)
+    assert counts(ablation, "tiny") == tuple(count // 10 for count in ablation.counts if count >= 50)
 
 
 def test_hybrid_weight_is_the_grid_of_the_supplements_table_1() -> None:
