@@ -8,6 +8,8 @@ the run as failed then, which it is.) The report is the pipeline's exit task: KF
 soon as the first of the steps that it waits for has ended, and never after a loop.
 """
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from kfp import dsl
@@ -22,13 +24,23 @@ from components.ray_modes import RAY_MODES
 from components.tabulate_ablation import tabulate_ablation
 from components.take_together import take_together
 from components.train_trial import train_trial
+from pipelines.compile_checks import CompileError
 from pipelines.resources import RUN_CONFIG, SHORT, Nodes, Pod
 from training import ablations, presets
 from training.ablation_plan import SCALES
 from training.ablation_request import DEFAULT_PRESET, OBJECTIVES, OWN_GRID
 
-PARALLEL_TRIALS = 4
-"""Trials at once. A number in the pipeline, since KFP takes no parameter for it."""
+
+def parallel_trials(environment: Mapping[str, str] = os.environ) -> int:
+    """Trials at once. KFP takes a number for it and no parameter, so it is the compiling environment's, as the image is.
+
+    Raises:
+        CompileError: It is not a number.
+    """
+    word = environment.get("IDDPM_PARALLEL_TRIALS", "4")
+    if not word.isdecimal() or int(word) < 1:
+        raise CompileError(f"IDDPM_PARALLEL_TRIALS says how many trials of an ablation run at once, a number from 1; got {word!r}")
+    return int(word)
 
 
 @dsl.pipeline(
@@ -238,7 +250,7 @@ def ablation_pipeline(
             name="plan",
         )
         plan.after(statistics)
-        with dsl.ParallelFor(plan.output, parallelism=PARALLEL_TRIALS, name="trials") as trial:
+        with dsl.ParallelFor(plan.output, parallelism=parallel_trials(), name="trials") as trial:
             trained = train_pod.hold(
                 train_trial(
                     item=trial,

@@ -44,7 +44,10 @@ def demo(
 
 
 def compile_pipelines(directory: Path = typer.Argument(Path("compiled"), help="Where the YAML goes.")) -> None:
-    """Write the pipelines' YAML for upload in the KFP UI. IDDPM_IMAGE names the image that they run in."""
+    """Write the pipelines' YAML for upload in the KFP UI.
+
+    IDDPM_IMAGE names the image that they run in, IDDPM_PARALLEL_TRIALS how many trials of an ablation run at once.
+    """
     from components.image import BASE_IMAGE
     from pipelines.compile import compile_all
 

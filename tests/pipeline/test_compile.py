@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from components.image import BASE_IMAGE, ImageError, image_from
+from pipelines.ablation import parallel_trials
 from pipelines.compile import PIPELINES, compile_all, compiled
 from pipelines.compile_checks import MAX_BYTES, CompileError, check
 from training import ablations, presets
@@ -328,3 +329,11 @@ def test_an_immutable_image_is_taken(reference: str) -> None:
 def test_an_image_that_can_change_under_the_cache_is_refused(reference: str) -> None:
     with pytest.raises(ImageError, match="IDDPM_IMAGE"):
         image_from(reference)
+
+
+def test_the_trials_at_once_are_the_compiling_environments() -> None:
+    assert parallel_trials({}) == 4
+    assert parallel_trials({"IDDPM_PARALLEL_TRIALS": "9"}) == 9
+    for word in ("0", "-1", "many", ""):
+        with pytest.raises(CompileError, match="IDDPM_PARALLEL_TRIALS"):
+            parallel_trials({"IDDPM_PARALLEL_TRIALS": word})
