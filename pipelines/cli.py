@@ -1,6 +1,7 @@
 """The command line, `iddpm`: every command is a few lines around a function that also Python can call.
 
-An error is one line on standard error and an exit status other than 0; `--debug` shows the traceback instead.
+Results go to standard output, progress to standard error. An error is one line there and an exit status other than 0;
+`--debug` shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 import typer
 
 from pipelines.commands import ablations, cluster, data, models, runs, schedule, scoring, services, studies
+from training import progress
 
 app = typer.Typer(
     name="iddpm",
@@ -39,7 +41,8 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1
     try:
-        app(arguments)
+        with progress.marking(False):
+            app(arguments)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
@@ -62,6 +65,8 @@ def _one_line(error: Exception) -> str:
     module = type(error).__module__.split(".")[0]
     if isinstance(error, ValueError) or module in ("training", "evaluation", "components", "pipelines"):
         return message
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"  # a path from outside that can't be read or written
     return f"{type(error).__name__}: {message or 'no message'} (unexpected; --debug shows where)"
 
 

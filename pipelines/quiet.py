@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from training.progress import heard
+from training.progress import heard, marking
 
 
 class ProgressOnly(io.TextIOBase):
@@ -56,7 +56,7 @@ def only_progress(log_path: Path, title: Callable[[], str]) -> Iterator[None]:
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     before = sys.stdout, sys.stderr
-    with log_path.open("a", buffering=1, encoding="utf-8", errors="replace") as log:
+    with log_path.open("a", buffering=1, encoding="utf-8", errors="replace") as log, marking(True):
         sys.stdout = sys.stderr = ProgressOnly(before[0], log, title)
         try:
             yield

@@ -1,28 +1,43 @@
-"""What a person watching a run sees: short lines on standard output, and numbers written for people.
+"""What a person watching a run sees: short lines, and numbers written for people.
 
 The local runner filters the output of its steps and shows exactly the lines that carry the mark written here, so a
-library's chatter can't bury them.
+library's chatter can't bury them. In a command that does the work itself they go to standard error, without the mark.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 
 MARK = "iddpm| "
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
+_marked = True
+
 
 def say(message: str) -> None:
-    """Prints `message` to standard output at once, every line of it behind the mark.
+    """Prints `message` at once: to standard output, every line of it behind the mark, unless `marking` says otherwise.
 
     A reader that has gone away (a closed pipe) is not the run's trouble: training goes on unseen.
     """
-    text = "".join(f"{MARK}{line}\n" for line in message.splitlines() or [""])
+    stream, mark = (sys.stdout, MARK) if _marked else (sys.stderr, "")
+    text = "".join(f"{mark}{line}\n" for line in message.splitlines() or [""])
     with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        stream.write(text)
+        stream.flush()
+
+
+@contextlib.contextmanager
+def marking(marked: bool) -> Iterator[None]:
+    """For the time of the block, whether somebody reads the marks; without them standard output is left to results."""
+    global _marked
+    before, _marked = _marked, marked
+    try:
+        yield
+    finally:
+        _marked = before
 
 
 def heard(line: str) -> str | None:

@@ -50,7 +50,7 @@ def ablate(
     grid: list[str] = _GRID,
     runs: list[str] = _RUN,
     sources: list[str] = typer.Option([], "--source", help="Where a data set's images come from, like imagenet=/data/train; repeat it."),
-    num_workers: int = typer.Option(1, help="Training processes of a trial, and processes that draw samples."),
+    num_workers: int = typer.Option(1, min=1, help="Training processes of a trial, and processes that draw samples."),
     gpu: bool = typer.Option(False, help="Train on GPUs."),
     plan: bool = typer.Option(False, "--plan", help="Only show the trials, and what they cost."),
     card: str = typer.Option("H100", help="With --plan, the accelerator that the cost is told for; CPU is one core."),

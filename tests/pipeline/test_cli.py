@@ -64,6 +64,27 @@ def test_an_error_is_one_line_on_standard_error() -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_results_alone_are_on_standard_output(tmp_path: Path) -> None:
+    result = _iddpm("preprocess", "digits-tiny-hybrid-cosine", str(tmp_path / "digits"))
+    assert result.returncode == 0
+    assert result.stdout.count("\n") == 1
+    assert "1,497 images in 1 shard" in result.stderr
+    assert "iddpm|" not in result.stderr
+
+
+def test_a_path_that_can_not_be_written_is_named_without_a_word_of_defects(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = _iddpm("compile", "file", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (1, "error: file: File exists\n")
+
+
+def test_workers_are_at_least_one(tmp_path: Path) -> None:
+    result = _iddpm("ablate", "hybrid-weight", "--num-workers", "0", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "--num-workers" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_debug_shows_the_traceback() -> None:
     result = _iddpm("show", "nothing-like-it", "--debug")
     assert result.returncode == 1

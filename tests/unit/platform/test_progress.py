@@ -18,6 +18,15 @@ def test_every_line_of_a_message_carries_the_mark_and_is_heard_again(capsys):
     assert [progress.heard(line + "\n") for line in lines] == ["training", "step 1"]
 
 
+def test_where_nobody_reads_the_marks_progress_leaves_standard_output_to_results(capsys):
+    with progress.marking(False):
+        progress.say("training\nstep 1")
+    progress.say("marked again")
+    said = capsys.readouterr()
+    assert said.err == "training\nstep 1\n"
+    assert said.out == "iddpm| marked again\n"
+
+
 def test_a_mark_behind_a_loggers_prefix_is_heard_and_other_lines_are_not():
     assert progress.heard("(worker pid=12) iddpm| step 5\n") == "step 5"
     assert progress.heard("INFO: something else\n") is None
