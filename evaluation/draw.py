@@ -63,7 +63,11 @@ def draw_images(
     Raises:
         GenerationError: The request does not suit the model, or the directory holds other images.
         CheckpointError: There is no such checkpoint.
+        OSError: The PNG can't be written there.
     """
+    grid_path.parent.mkdir(parents=True, exist_ok=True)  # what can't be written is refused before anything is drawn, too
+    if grid_path.is_dir():
+        raise GenerationError(f"{grid_path}: is a directory; name the PNG to write")
     model = request.model.load("cpu")  # refuses what is missing before anything is drawn
     plan = _plan(request, model)
     there = choose_device(device) if num_workers <= 1 or device == "auto" else device
@@ -73,7 +77,6 @@ def draw_images(
         shown.append((images, labels))
         if sum(len(part) for part, _ in shown) >= NUM_SHOWN:
             break
-    grid_path.parent.mkdir(parents=True, exist_ok=True)
     grid_path.write_bytes(grids.to_png(_grid(shown, request, model)))
     if npz_uri:
         parts = list(sample_set.read(images_uri))

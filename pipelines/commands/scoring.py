@@ -27,8 +27,8 @@ EXTRACTOR_WEIGHTS = typer.Option("", help="Its weights' file, s3:// or a path; e
 METRICS = typer.Option(
     [], "--metric", help="Also kid, inception_score, precision_recall, sfid or label_agreement; repeat it. 'none' takes none."
 )
-WORKERS = typer.Option(1, "--num-workers", help="Ray tasks at once; 1 works in this process.")
-BATCH = typer.Option(0, "--batch-size", help="Images at a time; 0 takes what fits. It changes no image.")
+WORKERS = typer.Option(1, "--num-workers", min=1, help="Ray tasks at once; 1 works in this process.")
+BATCH = typer.Option(0, "--batch-size", min=0, help="Images at a time; 0 takes what fits. It changes no image.")
 DEVICE = typer.Option("auto", help="auto, cpu or cuda.")
 PRECISION = typer.Option("fp32", help="Of the network while sampling: fp32, or bf16.")
 ENDS = typer.Option("", help="For an ensemble: the model of the first and last timesteps (theta_vlb), named like the other.")
@@ -217,8 +217,8 @@ def compare(
         device=device,
     )
     reference_uri = reference or reference_beside(specs[0].checkpoint_uri, data_uri, extractor, extractor_weights)
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
     comparison = run_comparison(specs, data_uri, reference_uri, options=options)
-    out.mkdir(parents=True, exist_ok=True)
     (out / "samples.png").write_bytes(comparison.grid)
     (out / "comparison.html").write_text(compare_page.as_page(comparison))
     (out / "comparison.json").write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")

@@ -55,6 +55,7 @@ def ema_sweep(
     data_uri = scoring.data_of(data, named.data_uri, run)
     reference_uri = reference or scoring.reference_beside(named.checkpoint_uri, data_uri, "", extractor_weights)
     options = EvaluationOptions(num_workers=num_workers, device=device, extractor_weights=extractor_weights or None)
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
     found = study.sweep(
         run_uri_of(named.checkpoint_uri),
         wanted,
@@ -65,7 +66,6 @@ def ema_sweep(
         max_error=max_error,
         options=options,
     )
-    out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.html").write_text(study.as_page(found))
     (out / "sweep.csv").write_text(study.as_csv(found))
     (out / "sweep.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n")

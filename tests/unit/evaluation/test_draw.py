@@ -33,6 +33,15 @@ def test_a_grid_and_one_file_for_other_evaluators_are_written(request_: DrawRequ
     assert torch.equal(images[:10], next(iter(sample_set.read(str(tmp_path / "set"))))[1][:10])
 
 
+def test_a_grid_that_can_not_be_written_is_refused_before_anything_is_drawn(request_: DrawRequest, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GenerationError, match="is a directory"):
+        draw_images(request_, str(tmp_path / "set"), tmp_path)
+    with pytest.raises(FileExistsError):
+        draw_images(request_, str(tmp_path / "set"), tmp_path / "file" / "grid.png")
+    assert not (tmp_path / "set").exists()
+
+
 def test_the_second_stage_enlarges_a_set_in_other_chunks(
     request_: DrawRequest, experiment: Experiment, tmp_path: Path, kept_run_uri: str
 ) -> None:
