@@ -116,20 +116,19 @@ class Connection:
 
 
 def _checked(address: str) -> str:
+    bare = address.strip().rpartition("://")[2]
+    if "@" in bare.partition("/")[0]:  # first of all: no message below may show it
+        raise ConnectionSettingsError(f"the endpoint must not hold a password; give a token by --token-file or {TOKEN_VARIABLE}")
     split = urlsplit(address.strip())
     if split.scheme not in ("http", "https"):
         scheme = "http" if address.startswith(_LOOPBACK) else "https"
-        raise ConnectionSettingsError(
-            f"the endpoint {address!r} begins with neither http:// nor https://; did you mean {scheme}://{address}?"
-        )
+        raise ConnectionSettingsError(f"the endpoint {address!r} begins with neither http:// nor https://; did you mean {scheme}://{bare}?")
     try:
         host, _ = split.hostname, split.port
     except ValueError as error:
-        raise ConnectionSettingsError(f"the endpoint {split.scheme}://{split.netloc.rpartition('@')[2]} is no address: {error}") from error
+        raise ConnectionSettingsError(f"the endpoint {address!r} is no address: {error}") from error
     if not host:
         raise ConnectionSettingsError(f"the endpoint {address!r} names no host; it reads https://kfp.example.com")
-    if split.username or split.password:
-        raise ConnectionSettingsError(f"the endpoint must not hold a password; give a token by --token-file or {TOKEN_VARIABLE}")
     # The UI's address from a browser ("http://host/#/runs") is as good: the UI hands on what is asked of the API.
     return urlunsplit((split.scheme, split.netloc, split.path, "", "")).rstrip("/")
 

@@ -38,6 +38,9 @@ def test_without_an_endpoint_the_error_says_how_to_give_one(iddpm: Iddpm, monkey
         ("http://", "names no host"),
         ("http://host:port", "is no address"),
         ("https://me:secret@host", "must not hold a password"),
+        ("me:secret@host", "must not hold a password"),
+        ("ftp://me:secret@host:port", "must not hold a password"),
+        ("ftp://host", "did you mean https://host?"),
     ],
 )
 def test_a_malformed_endpoint_is_refused(endpoint: str, said: str) -> None:
