@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -55,6 +56,8 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # It becomes the name of the run's directory.
+        require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name)), "name", f"{self.name!r} is not a name like 'my-experiment'")
         factor = 2 ** (len(self.model.channel_mult) - 1)
         require(
             self.data.image_size % factor == 0,

@@ -51,6 +51,8 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
         ("difusion.vlb_weight=1", r"difusion\.vlb_weight: .*did you mean 'diffusion'"),
         ("evaluation.sampling.spacng=3", r"did you mean 'spacing'"),
         ("model=3", r"model: is a section; name one of its fields: model_channels"),
+        ("name=../../elsewhere", r"name: '../../elsewhere' is not a name"),
+        ("name=", r"name: '' is not a name"),
         ("model.dropout", r"reads section\.field=value"),
         ("diffusion.objective=elbo", r"diffusion\.objective: .*'simple', 'vlb' or 'hybrid'"),
         ("diffusion.schedule=linear2", r"diffusion\.schedule: .*'linear' or 'cosine'"),
