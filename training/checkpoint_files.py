@@ -94,7 +94,8 @@ def read_file(path: Path, uri: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes()) if uri.endswith(".json") else torch.load(path, map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        # Of an unpickled file torch's own words advise to run what it holds.
+        reason = "it holds something else" if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0]
         raise CheckpointError(f"{uri}: can't be read as plain tensors and data ({reason})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{uri}: holds a {type(value).__name__} instead of a dictionary")
