@@ -65,7 +65,6 @@ def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str) 
     statistics = compute_reference(
         storage.join(data_uri, "train"), extractor, storage.join(storage_root_uri, REFERENCES), evaluation.num_reference_images
     )
-    say(f"{statistics.features.num_images:,} training images in {extractor.dim} features of {extractor.name}")
     return statistics.uri
 
 

@@ -94,7 +94,7 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
         rescored = [Rescored(candidate=candidates[0], distance=None, standard_error=None)]
         reason = f"the best score beside training, {candidates[0].score:.4g}"
     else:
-        say(f"scoring the best {len(candidates)} checkpoints again, at full protocol")
+        say(f"comparing the best {len(candidates)} checkpoints at full protocol")
         rescored = sorted(
             (_rescore(run_uri, candidate, data_uri, reference_uri, options or EvaluationOptions()) for candidate in candidates),
             key=lambda item: (item.distance, item.candidate.step),
@@ -128,5 +128,9 @@ def _rescore(run_uri: str, candidate: Candidate, data_uri: str, reference_uri: s
         options, likelihood=False, metrics=(), purpose="choose", result_name=f"choose-{candidate.step:08d}-{candidate.weights}"
     )
     model = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, candidate.step), weights=candidate.weights)
-    result = kept_result(model, data_uri, reference_uri, mine) or evaluate(model, data_uri, reference_uri, options=mine)
+    result = kept_result(model, data_uri, reference_uri, mine)
+    if result is None:
+        result = evaluate(model, data_uri, reference_uri, options=mine)
+    else:
+        say(f"step {candidate.step:,} ({candidate.weights}) was scored at full protocol before: {result.distance:.4g}")
     return Rescored(candidate=candidate, distance=result.distance, standard_error=result.distance_standard_error)

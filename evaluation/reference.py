@@ -23,6 +23,7 @@ from training import storage
 from training.config import Experiment
 from training.data.loader import iterate
 from training.data.shards import Manifest, read_manifest
+from training.progress import say
 
 BATCH_SIZE = 256
 
@@ -173,6 +174,7 @@ def compute_reference(
         provenance = stored.require(extractor=extractor, manifest=manifest)
         if provenance.num_images != count:
             raise ProvenanceError(f"{uri} holds statistics of {provenance.num_images:,} images, not {count:,}; give another name")
+        say(f"{uri}: statistics of {count:,} images are there already")
         return stored
     images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count, cache_dir=cache_dir))
     moments, spatial = moments_of(images, extractor)
@@ -180,6 +182,7 @@ def compute_reference(
     save_reference(
         uri, moments.statistics(), provenance, spatial=None if spatial is None or spatial.num_images < 2 else spatial.statistics()
     )
+    say(f"{uri}: statistics of {moments.num_images:,} images in {extractor.dim} features of {extractor.name}")
     return load_reference(uri)
 
 
