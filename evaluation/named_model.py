@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from evaluation.choose import CHOICE
 from evaluation.models import ModelSpec
-from evaluation.scoring import EVALUATIONS, run_uri_of
+from evaluation.scoring import EVALUATIONS
 from training import checkpoint, storage
 from training.progress import say
 
@@ -110,11 +110,6 @@ def _of_run(run_uri: str) -> NamedModel:
         raise NamedModelError(f"{run_uri}: there is no run with a checkpoint there; name {FORMS}")
     say(f"{run_uri} has not finished: taking its latest checkpoint, step {checkpoint.step_of(latest):,}")
     return NamedModel(checkpoint_uri=latest, **known)
-
-
-def tracking_run_of(checkpoint_uri: str) -> str:
-    """The MLflow run that trained a checkpoint; empty where its run's directory does not say."""
-    return str(_stored(storage.join(run_uri_of(checkpoint_uri), RESULT)).get("tracking_run_id", ""))
 
 
 def _stored(uri: str) -> dict[str, str]:

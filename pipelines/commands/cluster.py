@@ -70,7 +70,7 @@ def submit(
         say(f"run         {started.run_id}  {started.run_name}")
         if started.page:
             say(f"page        {started.page}")
-        run = _follow(kfp, connection, started.run_id, compiled.task_names, seconds, say) if wait else None
+        run = _follow(kfp, started.run_id, compiled.task_names, seconds, say) if wait else None
         if as_json:
             out(json.dumps(_submitted_json(started, compiled, arguments, run), indent=2))
         if run is None:
@@ -159,7 +159,7 @@ def doctor(
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def _follow(kfp: Any, connection: Connection, run_id: str, task_names: Any, seconds: float | None, say: Callable[[str], None]) -> Any:
+def _follow(kfp: Any, run_id: str, task_names: Any, seconds: float | None, say: Callable[[str], None]) -> Any:
     from pipelines.following import StillRunningError, follow
 
     def say_when(line: str) -> None:

@@ -86,7 +86,7 @@ def _published(word: str, place: str) -> dict[str, Source]:
     if word not in makers and not word.startswith("lsun-"):
         close = difflib.get_close_matches(word, ["digits", "cifar10", *makers, "lsun-bedroom"], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SourceError(f"there is no source {word!r}{hint} The sources are: {USAGE}")
+        raise SourceError(f"there is no source {word!r}{hint}; the sources are: {USAGE}")
     if not place:
         raise SourceError(f"{word} needs the folder that holds its files: {word}:FOLDER")
     if not Path(place).is_dir():
