@@ -151,8 +151,8 @@ def down(home: Path | None = None) -> int:
         ServicesError: A process doesn't end.
     """
     home = _resolve(home)
-    if not home.is_dir():
-        return 0
+    if not home.is_dir():  # deleted, perhaps while they ran
+        return _stop(home)
     with services_home.locked(home):
         return _stop(home)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -296,6 +297,16 @@ def test_a_disk_without_room_is_named_with_the_remedy(tmp_path):
             services.up(disk)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_down_finds_what_still_runs_of_a_folder_that_was_deleted(tmp_path):
+    home = tmp_path / "deleted"
+    home.mkdir()
+    daemons.start(home, "mlflow", ["sleep", "60"], env=os.environ, log_path=home / "mlflow.log")
+    shutil.rmtree(home)
+    assert services.down(home) == 1
+    assert services.down(home) == 0
+    assert not home.exists()
 
 
 def test_damaged_credentials_are_named_and_not_replaced_behind_the_servers_back(tmp_path):
