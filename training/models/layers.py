@@ -49,7 +49,8 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
         """Normalises each group of channels of each image to mean 0 and variance 1, then scales and shifts."""
-        return nn.functional.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+        # Not nn.functional's, which refuses one value a group: a stage of one pixel has that, in a batch of one image.
+        return torch.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
 
 
 class Float32Sequential(nn.Sequential):

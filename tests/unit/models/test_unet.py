@@ -116,6 +116,12 @@ def test_a_number_of_channels_and_sizes_other_than_the_papers_works() -> None:
     assert model(torch.randn(1, 1, 24, 12), torch.zeros(1)).shape == (1, 2, 24, 12)
 
 
+def test_a_stage_of_one_pixel_takes_a_single_image_as_it_takes_several() -> None:
+    model = fill(tiny(channel_mult=(1, 1, 1, 1), attention_resolutions=()), 0.06)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 900.0])
+    torch.testing.assert_close(model(x[:1], t[:1]), model(x, t)[:1])
+
+
 def test_the_experiment_decides_the_output_channels() -> None:
     data = DataConfig(name="digits", image_size=8, image_channels=1, num_classes=10)
     model = ModelConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=())
