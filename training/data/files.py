@@ -171,7 +171,7 @@ class TarSource(FileSource):
 
     def _members(self, archive: tarfile.TarFile, folder: str, base: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
         for member in archive:
-            archive.members.clear()  # tarfile would keep them all
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all, and typeshed hides them
             if not member.isfile():
                 continue
             name = member.name.removeprefix("./").lstrip("/")

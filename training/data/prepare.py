@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from training import storage
 from training.config import Resize
@@ -72,6 +72,10 @@ class Options:
             raise DatasetError(f"max-pixels must be 1 to {LARGEST_MAX_PIXELS:,}, got {self.max_pixels:,}")
         if self.on_error not in ("fail", "skip"):
             raise DatasetError(f"on-error must be 'fail' or 'skip', got {self.on_error!r}")
+        if self.resize not in get_args(Resize):
+            raise DatasetError(f"resize must be one of {', '.join(get_args(Resize))}, got {self.resize!r}")
+        if not 0 <= self.seed < 2**64:
+            raise DatasetError(f"seed must be 0 up to 2^64 - 1, got {self.seed}")
         if self.image_channels not in (None, 1, 3):
             raise DatasetError(f"image-channels must be 1 (grey) or 3 (RGB), got {self.image_channels}")
 

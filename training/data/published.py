@@ -70,9 +70,7 @@ class LabelledImageNet64(Source):
         if not files:
             raise SourceError(f"{self.root}: holds no {pattern}, so it is not the labelled ImageNet-64 in npz form")
         if self.split == "train" and len(files) != _TRAIN_FILES:
-            say(
-                f"{self.root}: holds {len(files)} of the release's {_TRAIN_FILES} files {pattern}; its other images will not be in the data set"
-            )
+            say(f"{self.root}: holds {len(files)} of the release's {_TRAIN_FILES} files {pattern}, so its other images will be missing")
         items: list[Item] = []
         for path in files:
             labels = np.asarray(npz_array(path, "labels")).astype(np.int64)

@@ -25,6 +25,7 @@ from training.config import Resize
 from training.data.images import ImageError, Prepared, prepare_image
 from training.data.shards import MANIFEST, DatasetError, Images, Shard, ShardWriter, Unreadable, read_manifest
 from training.data.sources import Item, Reader, Source, items_digest
+from training.progress import format_bytes
 
 PARTIAL = "_partial"
 """Directory below a data set that is being made, with a record of each shard that is done."""
@@ -32,6 +33,7 @@ PARTIAL = "_partial"
 _SCRATCH = "iddpm-shard-"
 _LOCK = "lock"
 _YOUNG_SECONDS = 60.0
+_MOST_PIXEL_BYTES = 12  # 16 bits, four channels, and half as much again for what else is in a file
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -157,7 +159,7 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
         paths = [Path(directory) / f"{size}.parquet" for size in sizes]
         with _room(directory):
             writers = [ShardWriter(path, size * size * job.image_channels) for path, size in zip(paths, sizes, strict=True)]
-        for item, data in _read_ahead(reader, job.items, job.source.concurrency):
+        for item, data in _read_ahead(reader, job):
             try:
                 prepared, num_bytes = _prepared(data, sizes, job)
             except ImageError as error:
@@ -265,23 +267,27 @@ def too_many_errors(place: str, errors: Sequence[Unreadable], max_errors: int) -
     return DatasetError(f"{place}: more than {max_errors} images can't be used: {first}{more}. Mend the source, or raise --max-errors")
 
 
-def _read_ahead(reader: Reader, items: Sequence[Item], concurrency: int) -> Iterator[tuple[Item, bytes | Images | ImageError]]:
-    """Each item with its data or the reason why it has none, in order, `concurrency` reads in flight."""
+def _read_ahead(reader: Reader, job: ShardJob) -> Iterator[tuple[Item, bytes | Images | ImageError]]:
+    """Each item with its data or the reason why it has none, in order, as many reads in flight as the source wants."""
+    most_bytes = _MOST_PIXEL_BYTES * job.max_pixels
 
     def read(item: Item) -> bytes | Images | ImageError:
+        if item.num_bytes > most_bytes:
+            return ImageError(f"is too large: {format_bytes(item.num_bytes)}, more than any image of {job.max_pixels:,} pixels")
         try:
             return reader(item.locator)
         except ImageError as error:
             return error
 
+    concurrency = job.source.concurrency
     if concurrency <= 1:
-        yield from ((item, read(item)) for item in items)
+        yield from ((item, read(item)) for item in job.items)
         return
     pending: collections.deque[tuple[Item, Future[Any]]] = collections.deque()
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(concurrency)
         stack.callback(pool.shutdown, cancel_futures=True)
-        for item in items:
+        for item in job.items:
             pending.append((item, pool.submit(read, item)))
             if len(pending) >= concurrency:
                 first, future = pending.popleft()

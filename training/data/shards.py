@@ -176,14 +176,31 @@ def parse_manifest(text: bytes | str, uri: str) -> Manifest:
         raise DatasetError(f"{uri}: is not JSON ({error}); the data set is damaged, prepare it again") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
-        raise DatasetError(f"{uri}: schema version {version}, but this program reads {SCHEMA_VERSION}; prepare the data set again")
+        raise DatasetError(f"{uri}: schema version {version!r}, but this program reads {SCHEMA_VERSION}; prepare the data set again")
     try:
         manifest: Manifest = _adapter().validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DatasetError(f"{uri}: {where}: {first['msg']}; the manifest is damaged, prepare the data set again") from error
+    _check_consistent(manifest, uri)
     return manifest
+
+
+def _check_consistent(manifest: Manifest, uri: str) -> None:
+    """What the manifest says twice it has to say alike: readers make room for as many rows as it says."""
+    agree = {
+        "num_images": manifest.num_images == sum(shard.num_rows for shard in manifest.shards) > 0,
+        "num_classes": manifest.num_classes == len(manifest.class_names),
+        "class_counts": manifest.num_classes == len(manifest.class_counts) and sum(manifest.class_counts) <= manifest.num_images,
+        "image_size": manifest.image_size > 0,
+        "image_channels": manifest.image_channels in (1, 3),
+    }
+    for name, agrees in agree.items():
+        if not agrees:
+            raise DatasetError(f"{uri}: {name} does not fit what else it says; the manifest is damaged, prepare the data set again")
+    if manifest_digest(manifest) != manifest.content_digest:
+        raise DatasetError(f"{uri}: its content digest does not fit what else it says; the manifest is damaged, prepare the data set again")
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,16 @@ def test_broken_images_can_be_skipped_and_are_listed_with_their_reasons(folder, 
     assert "5 unreadable images" in describe(manifest)["left out"]
     said = capsys.readouterr().out
     assert all(f"photos, train: left out {source}, which {reason}\n" in said for source, reason in reasons.items())
+
+
+def test_a_file_too_large_for_any_image_is_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(2_000_000))
+        archive.writestr("photo.png", encode(24, "PNG"))
+    source = open_splits(str(tmp_path / "x.zip"))["train"]
+    manifest = prepare(source, str(tmp_path / "data"), image_size=16, options=Options(on_error="skip", max_pixels=10_000))
+    (error,) = manifest.errors
+    assert (error.source, error.reason) == ("bomb.png", "is too large: 1.91 MiB, more than any image of 10,000 pixels")
 
 
 def test_too_many_broken_images_stop_the_work(folder, tmp_path):
@@ -383,6 +394,10 @@ def test_a_manifest_that_was_edited_does_not_pass(damaged):
     (damaged / "manifest.json").write_text(text.replace('"class0"', '"cats"'))
     with pytest.raises(DatasetError, match="content digest does not fit"):
         verify(str(damaged))
+    for field, value in {"num_images": 199, "shards": [], "class_names": ["class0"], "image_size": 0, "class_counts": [1]}.items():
+        (damaged / "manifest.json").write_text(json.dumps({**json.loads(text), field: value}))
+        with pytest.raises(DatasetError, match="does not fit what else it says; the manifest is damaged"):
+            load(damaged, damaged / "cache")
     (damaged / "manifest.json").write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
     with pytest.raises(DatasetError, match="schema version 2, but this program reads 1"):
         read_manifest(str(damaged))
@@ -513,7 +528,16 @@ def test_a_pipelines_step_writes_the_manifests(tmp_path):
 
 @pytest.mark.parametrize(
     "field",
-    [{"rows_per_shard": 0}, {"num_workers": 0}, {"max_errors": 0}, {"image_channels": 2}, {"on_error": "ignore"}, {"max_pixels": 0}],
+    [
+        {"rows_per_shard": 0},
+        {"num_workers": 0},
+        {"max_errors": 0},
+        {"image_channels": 2},
+        {"on_error": "ignore"},
+        {"max_pixels": 0},
+        {"resize": "bilinear"},
+        {"seed": -1},
+    ],
 )
 def test_options_out_of_range_are_refused(field):
     with pytest.raises(DatasetError, match=next(iter(field)).replace("_", "-")):
