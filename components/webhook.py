@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import time
@@ -75,8 +76,10 @@ def _post(url: str, body: bytes) -> str | None:
             error.close()
             if error.code < 500 and error.code != 429:
                 return problem
-        except ValueError:  # its text holds the address
+        except (ValueError, http.client.InvalidURL):  # its text holds the address
             return f"{URL_VARIABLE} is not an address"
+        except http.client.HTTPException as error:
+            problem = f"it does not answer as a web server does ({type(error).__name__})"
         except OSError as error:
             problem = f"it can't be reached ({type(getattr(error, 'reason', error)).__name__})"
     return f"{problem}, {_ATTEMPTS} times"

@@ -58,6 +58,7 @@ def table_page(
 
     # What is written for a terminal is set as a page sets it, and an error stays on its number's line.
     rows = [[cell.replace(" +- ", "\u00a0\u00b1\u00a0") for cell in row] for row in rows]
+    notes = [line.replace(" +- ", " ± ") for line in notes]
     shown = {caption: _data_uri(data) for caption, data in (pictures or {}).items()}
     template = Environment(autoescape=True).from_string(_TEMPLATE)
     return template.render(

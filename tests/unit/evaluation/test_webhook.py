@@ -12,6 +12,9 @@ from components import nightly_run, webhook
 from components.resolve_model import resolve_model
 
 
+_NONSENSE = 0
+
+
 class _Server(http.server.ThreadingHTTPServer):
     """Takes messages, and answers with the codes it is given, then with 200."""
 
@@ -36,6 +39,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if code == 200:
             assert self.headers["Content-Type"] == "application/json"
             self.server.messages.append(json.loads(body))
+        if code == _NONSENSE:
+            self.wfile.write(b"nonsense\r\n\r\n")
+            return
         self.send_response(code)
         if code == 302:
             self.send_header("Location", "/elsewhere")
@@ -77,7 +83,12 @@ def test_a_server_in_trouble_is_tried_again(server: _Server, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("codes", "requests", "words"),
-    [([404], 1, "it answered 404"), ([302], 1, "it answered 302"), ([500] * 9, 3, "it answered 500, 3 times")],
+    [
+        ([404], 1, "it answered 404"),
+        ([302], 1, "it answered 302"),
+        ([500] * 9, 3, "it answered 500, 3 times"),
+        ([_NONSENSE] * 9, 3, "it does not answer as"),
+    ],
 )
 def test_a_webhook_that_fails_is_said_in_one_line_without_its_address(
     server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], codes: list[int], requests: int, words: str
@@ -92,7 +103,9 @@ def test_a_webhook_that_fails_is_said_in_one_line_without_its_address(
     assert not (tmp_path / "told.json").exists(), "the next attempt tries again"
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/s3cr3t", "ftp://host/s3cr3t", "s3cr3t", "http://[s3cr3t"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/s3cr3t", "ftp://host/s3cr3t", "s3cr3t", "http://[s3cr3t", "http://127.0.0.1:9/a s3cr3t"]
+)
 def test_an_address_that_leads_nowhere_is_not_shown(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
