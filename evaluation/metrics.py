@@ -128,8 +128,8 @@ def require_count(metrics: frozenset[Metric], num_images: int, images: str) -> N
     Raises:
         MetricError: They are too few.
     """
-    needs = {"a Frechet distance": 2, **{name: _FEWEST[name] for name in sorted(metrics & _FEWEST.keys())}}
-    lacking = [f"{name} takes {fewest} at least" for name, fewest in needs.items() if num_images < fewest]
+    needs: list[tuple[str, int]] = [("a Frechet distance", 2), *((name, _FEWEST[name]) for name in sorted(metrics & _FEWEST.keys()))]
+    lacking = [f"{name} takes {fewest} at least" for name, fewest in needs if num_images < fewest]
     if lacking:
         raise MetricError(f"{num_images:,} {images}: {'; '.join(lacking)}")
 

@@ -11,7 +11,6 @@ import pytest
 from components import nightly_run, webhook
 from components.resolve_model import resolve_model
 
-
 _NONSENSE = 0
 
 
