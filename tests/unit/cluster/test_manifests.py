@@ -335,6 +335,7 @@ def test_mlflow_answers_to_the_names_that_it_is_called_by(overlay):
         assert host in allowed
         assert _env(overlay)["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == f"https://{host}"
         assert ingress["spec"]["tls"][0]["hosts"] == [host]
+        assert ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"] == "0"  # artifacts
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
