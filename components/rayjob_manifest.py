@@ -36,7 +36,7 @@ def render(job: RayJob) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "name": job.name,
         "namespace": job.namespace,
-        "labels": {**labels, **owner_labels, **queue_labels},
+        "labels": {"app.kubernetes.io/name": "iddpm", **labels, **owner_labels, **queue_labels},
         "annotations": {RUN_KEY_ANNOTATION: job.run_key, RUN_URI_ANNOTATION: job.run_uri},
     }
     if job.owner:
@@ -61,7 +61,8 @@ def render(job: RayJob) -> dict[str, Any]:
 
 
 def _labels(job: RayJob) -> dict[str, str]:
-    return {"app.kubernetes.io/name": "iddpm", "app.kubernetes.io/managed-by": "iddpm", RUN_LABEL: job.name}
+    """Of the job and its pods. Pods keep the app.kubernetes.io/name that KubeRay gives them: the job's Service selects by it."""
+    return {"app.kubernetes.io/managed-by": "iddpm", RUN_LABEL: job.name}
 
 
 def _cluster(job: RayJob) -> dict[str, Any]:

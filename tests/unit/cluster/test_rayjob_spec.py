@@ -194,6 +194,15 @@ def test_a_queued_job_waits_for_kueue_and_another_does_not():
     assert "suspend" not in plain["spec"]
 
 
+def test_pods_keep_the_labels_by_which_kuberays_services_select_the_head():
+    spec = render(_JOBS["plain"])["spec"]
+    groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
+    kuberays = {"app.kubernetes.io/name", "app.kubernetes.io/created-by"}
+    assert not any(
+        label in kuberays or label.startswith("ray.io/") for group in groups for label in group["template"]["metadata"]["labels"]
+    )
+
+
 def test_gpus_and_where_they_are_reach_the_workers_and_only_them():
     cluster = render(_JOBS["gpu"])["spec"]["rayClusterSpec"]
     worker, head = cluster["workerGroupSpecs"][0], cluster["headGroupSpec"]["template"]["spec"]
