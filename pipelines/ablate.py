@@ -153,6 +153,15 @@ def report_locally(request: AblationRequest, services: Services) -> Path:
     return folder
 
 
+def was_planned(request: AblationRequest, services: Services) -> bool:
+    """Whether there is anything to report of it."""
+    from components.ablation_directory import PLAN, ablation_uri
+    from training import storage
+
+    os.environ.update(services.env)
+    return storage.exists(storage.join(ablation_uri(request, services.bucket_uri), PLAN))
+
+
 def gallery_folder(services: Services) -> Path:
     """Where the reports are on this machine."""
     return services.home / "ablations"

@@ -92,7 +92,7 @@ def _likelihood_steps(records: Sequence[TrialRecord]) -> Pictures:
     lines = [
         Line(
             label=f"{_words(record)}, {words}",
-            points=_of(record, "likelihood-steps", "num_steps", "bits_per_dim", spacing=spacing),
+            points=_bits_by_steps(record, spacing),
             style=number,
             dashes=int(spacing == "strided"),
         ).without_errors()
@@ -101,6 +101,14 @@ def _likelihood_steps(records: Sequence[TrialRecord]) -> Pictures:
     ]
     caption = "Negative log-likelihood by number of evaluation steps (supplement figure 5); dashed: the even stride alone."
     return [draw_lines(lines, Frame(x="evaluation steps K", y="bits/dim, lower is better", caption=caption, log_x=True))]
+
+
+def _bits_by_steps(record: TrialRecord, spacing: str) -> dict[float, tuple[float, float]]:
+    """Of either spacing; all T steps are the same in both, and end both curves."""
+    strided = _of(record, "likelihood-steps", "num_steps", "bits_per_dim", spacing="strided")
+    if spacing == "strided" or not strided:
+        return strided
+    return {**_of(record, "likelihood-steps", "num_steps", "bits_per_dim", spacing=spacing), max(strided): strided[max(strided)]}
 
 
 def _vlb_ratio(records: Sequence[TrialRecord]) -> Pictures:

@@ -215,7 +215,7 @@ def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
     """The protocol in words: of the reported numbers, then of the curves."""
     finals = [record.final for record in records if record.final]
     card = _reported_card(finals) if finals else []
-    measures = records[0].measures
+    measures = next((record.measures for record in records if record.measures), {})
     for name in ("likelihood-steps", "bound"):
         if measures.get(name):
             words = (
@@ -227,6 +227,9 @@ def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
         if points:
             methods = " and ".join(dict.fromkeys("DDIM (eta 0)" if point["method"] == "ddim" else point["method"] for point in points))
             card.append(("Curves of the distance", f"{points[0]['num_samples']:,} samples a point, on the same noise; sampler: {methods}"))
+    drawn = measures.get("samples")
+    if drawn:
+        card.append(("Images", f"{drawn['num_images']:,} a model, on the same noise; sampler: {drawn['sampler']}"))
     protocol = (measures.get("history") or {}).get("protocol")
     if protocol:
         card.append(("Scores beside training", f"{protocol['num_samples']:,} samples, {protocol['sampler']}, the same noise at every step"))

@@ -96,14 +96,16 @@ def report(
     runs: list[str] = _RUN,
     markdown: bool = typer.Option(False, "--markdown", help="Print what all reports here found, as a Markdown table."),
 ) -> None:
-    """Make an ablation's report again from what its trials left; nothing is trained or measured."""
+    """Make an ablation's report again from what its trials left, or all that there are; nothing is trained or measured."""
     from evaluation.ablations.gallery import findings_as_markdown
     from pipelines import services
-    from pipelines.ablate import gallery_folder, report_locally
+    from pipelines.ablate import gallery_folder, report_locally, was_planned
     from pipelines.quiet import only_progress
 
     requests = _requests(name, scale, preset, objective, overrides, grid, runs)
     running = services.up()
+    if len(requests) > 1:
+        requests = [request for request in requests if was_planned(request, running)] or requests[:1]
     for request in requests:
         # What may be piped on is the table alone.
         aside = contextlib.redirect_stdout(sys.stderr) if markdown else contextlib.nullcontext()

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from evaluation import npz
+from evaluation.ablations.figures import _bits_by_steps
 from evaluation.ablations.gallery import findings_as_markdown, write_gallery
 from evaluation.ablations.page import parts, render
 from evaluation.ablations.pictures_of_samples import sample_grids
@@ -279,6 +280,14 @@ def test_the_papers_numbers_are_written_as_it_prints_them(tmp_path: Path) -> Non
         assert f'<td class="number">{words}</td>' in page
 
 
+@pytest.mark.parametrize("name", names())
+def test_every_page_has_a_protocol_also_where_the_first_trial_failed(name: str, tmp_path: Path) -> None:
+    request = AblationRequest(name=name, scale="tiny")
+    records = _records(request, tmp_path / "records")
+    records[0] = TrialRecord(label=records[0].label, role=records[0].role, values=records[0].values, error="killed")
+    assert "<h2>Protocol</h2>" in _page(request, records)
+
+
 def test_trials_of_other_seeds_are_not_said_to_have_the_same_noise(tmp_path: Path) -> None:
     request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1, 2]}, preset="digits-tiny-hybrid-cosine")
     records = _records(request, tmp_path / "records")
@@ -291,6 +300,14 @@ def test_trials_of_other_seeds_are_not_said_to_have_the_same_noise(tmp_path: Pat
 def test_the_one_trial_of_a_grid_has_its_name_at_its_bar(tmp_path: Path) -> None:
     request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1]}, preset="digits-tiny-hybrid-cosine")
     assert ">seed=1</text>" in _page(request, _records(request, tmp_path / "records"))
+
+
+def test_both_curves_of_the_likelihood_end_at_all_steps() -> None:
+    points = [
+        {"spacing": spacing, "num_steps": k, "bits_per_dim": 4.0} for spacing, k in (("strided", 5), ("with-small-t", 5), ("strided", 40))
+    ]
+    record = TrialRecord(label="x", measures={"likelihood-steps": {"points": points}})
+    assert sorted(_bits_by_steps(record, "with-small-t")) == sorted(_bits_by_steps(record, "strided")) == [5.0, 40.0]
 
 
 def test_a_label_becomes_a_name_of_a_file() -> None:
