@@ -7,7 +7,7 @@ the samples, and the tags by which every filter finds it; a tag leads to the tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from training import storage
@@ -71,15 +71,12 @@ class TrialTracking:
 
     def finish(self, record: TrialRecord) -> None:
         """Logs what was found, and ends the run well."""
-        from evaluation import grids
-
         run = self._run
         run.set_tags({"iddpm.run_uri": record.run_uri, "iddpm.checkpoint_uri": record.checkpoint_uri, **self._training(record)})
         for (name, step), value in points(record).items():
             run.log_metrics({name: value}, step)
-        grid_uri = (record.final or {}).get("grid_uri", "")
-        if grid_uri and storage.exists(grid_uri):
-            run.log_image("samples", grids.from_png(storage.read_bytes(grid_uri)), 0)
+        for (name, step), pixels in pictures(record).items():
+            run.log_image(name, pixels, step)
         self.close("FINISHED")
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
@@ -96,6 +93,25 @@ class TrialTracking:
         if not record.run_uri or not storage.exists(uri):
             return {}
         return {"iddpm.training_run_id": str(storage.read_json(uri).get("tracking_run_id", ""))}
+
+
+def pictures(record: TrialRecord) -> dict[tuple[str, int], Any]:
+    """(name, step) -> pixels of every grid of samples: of a curve by steps the step is their number, which MLflow's slider goes through."""
+    from evaluation import grids, npz
+
+    def drawn(uri: str) -> Any:
+        return grids.sample_grid(npz.read_images(uri)[0])
+
+    found: dict[tuple[str, int], tuple[str, Callable[[str], Any]]] = {}
+    for name in ("sampling-steps", "figure-1"):
+        for method, rows in (record.measures.get(name, {}).get("grids") or {}).items():
+            found |= {(f"samples_{method}", int(row["num_steps"])): (row["images_uri"], drawn) for row in rows}
+    if "samples" in record.measures:
+        found[("samples", 0)] = (record.measures["samples"]["images_uri"], drawn)
+    grid_uri = (record.final or {}).get("grid_uri", "")
+    if grid_uri:
+        found[("samples", 0)] = (grid_uri, lambda uri: grids.from_png(storage.read_bytes(uri)))
+    return {key: read(uri) for key, (uri, read) in found.items() if storage.exists(uri)}
 
 
 def points(record: TrialRecord) -> dict[tuple[str, int], float]:

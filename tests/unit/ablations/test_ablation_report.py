@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from components.ablation_tracking import pictures
 from evaluation import npz
 from evaluation.ablations.figures import _bits_by_steps
 from evaluation.ablations.gallery import findings_as_markdown, write_gallery
@@ -286,6 +287,14 @@ def test_every_page_has_a_protocol_also_where_the_first_trial_failed(name: str, 
     records = _records(request, tmp_path / "records")
     records[0] = TrialRecord(label=records[0].label, role=records[0].role, values=records[0].values, error="killed")
     assert "<h2>Protocol</h2>" in _page(request, records)
+
+
+def test_mlflow_is_given_the_samples_of_every_number_of_steps_and_of_every_model(tmp_path: Path) -> None:
+    for name, wanted in (("sampling-steps", {("samples_ancestral", 5)}), ("same-noise", {("samples", 0)}), ("likelihood-steps", set())):
+        (record, *_) = _records(AblationRequest(name=name, scale="tiny"), tmp_path / name)
+        drawn = pictures(record)
+        assert set(drawn) == wanted
+        assert all(pixels.shape[0] > 32 and pixels.dtype == np.uint8 for pixels in drawn.values())
 
 
 def test_trials_of_other_seeds_are_not_said_to_have_the_same_noise(tmp_path: Path) -> None:
