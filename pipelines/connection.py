@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from training.outside import holds_password
+
 ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"
 """Address of the API; the name that KFP's own client reads."""
 UI_VARIABLE = "KF_PIPELINES_UI_ENDPOINT"
@@ -117,7 +119,7 @@ class Connection:
 
 def _checked(address: str) -> str:
     bare = address.strip().rpartition("://")[2]
-    if "@" in bare.partition("/")[0]:  # first of all: no message below may show it
+    if holds_password(address):  # first of all: no message below may show it
         raise ConnectionSettingsError(f"the endpoint must not hold a password; give a token by --token-file or {TOKEN_VARIABLE}")
     split = urlsplit(address.strip())
     if split.scheme not in ("http", "https"):

@@ -19,6 +19,7 @@ from pipelines.kfp_client import connected
 from pipelines.kfp_errors import KfpError
 from pipelines.port_forward import PortForwardError
 from training import storage
+from training.outside import holds_password
 
 _PROBE = ".iddpm-doctor"
 _TRY_FORWARD = "--port-forward tries it from here; a pod of the cluster needs none"
@@ -53,6 +54,9 @@ def bucket_findings(way: Way, settings: Mapping[str, str], bucket: str) -> Itera
         yield Finding(WARNING, subject, "not tried: no credentials are known here", remedy)
         return
     endpoint = settings.get("AWS_ENDPOINT_URL", "")
+    if holds_password(endpoint):
+        yield Finding(FAILURE, subject, "AWS_ENDPOINT_URL holds a password", "Secret iddpm-s3 is its place; take it out of the address")
+        return
     try:
         with way.to(endpoint) as address, _environment(settings, address):
             problem = _probed(bucket)
@@ -71,6 +75,9 @@ def mlflow_findings(way: Way, settings: Mapping[str, str]) -> Iterator[Finding]:
     if not address:
         remedy = "set MLFLOW_TRACKING_URI here; in the cluster it comes from config map iddpm-services"
         yield Finding(WARNING, "mlflow", "not tried: its address is not known here", remedy)
+        return
+    if holds_password(address):
+        yield Finding(FAILURE, "mlflow", "its address holds a password", "Secret iddpm-mlflow is its place; take it out of the address")
         return
     try:
         with way.to(address) as here:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from training.outside import holds_password
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -34,9 +36,11 @@ def tracking_uri() -> str:
     """MLflow's address, without a slash at the end.
 
     Raises:
-        TrackingError: The environment names none.
+        TrackingError: The environment names none, or one with a password in it.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    if holds_password(uri):  # it is shown, in links and in messages
+        raise TrackingError("MLFLOW_TRACKING_URI must not hold a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     if not uri:
         raise TrackingError("MLFLOW_TRACKING_URI is not set; 'iddpm up' starts a local MLflow and shows its address, a cluster has its own")
     return uri

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -49,6 +50,11 @@ def unknown(name: str, node: Mapping[str, Any], path: str) -> str:
     hint = f"; did you mean {close[0]!r}?" if close else "."
     where = f" in {path!r}" if path else ""
     return f"there is no {name!r}{where}{hint} The fields are {', '.join(node)}"
+
+
+def holds_password(address: str) -> bool:
+    """Whether a service's address has a user or a password in it, which no message may show; it need not have a scheme."""
+    return "@" in re.split(r"[/?#]", address.strip().rpartition("://")[2])[0]
 
 
 @functools.cache

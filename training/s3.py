@@ -29,6 +29,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
+from training.outside import holds_password
 from training.storage_errors import ObjectNotFoundError, StorageError, explained_disk
 
 if TYPE_CHECKING:
@@ -193,9 +194,12 @@ def split(uri: str, *, root_allowed: bool = False) -> tuple[str, str]:
 def client() -> S3Client:
     """Client of this process for the S3 that the environment names now."""
     environment = os.environ
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    if endpoint and holds_password(endpoint):  # it is shown, in messages
+        raise StorageError("AWS_ENDPOINT_URL must not hold a password; S3 is told AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     return _connect_once(
         os.getpid(),  # a fork must not share its parent's sockets
-        environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL"),
+        endpoint,
         environment.get("AWS_ACCESS_KEY_ID"),
         environment.get("AWS_SECRET_ACCESS_KEY"),
         environment.get("AWS_SESSION_TOKEN"),

@@ -103,7 +103,7 @@ def test_a_webhook_that_fails_is_said_in_one_line_without_its_address(
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:9/s3cr3t", "ftp://host/s3cr3t", "s3cr3t", "http://[s3cr3t", "http://127.0.0.1:9/a s3cr3t"]
+    "url", ["http://127.0.0.1:9/s3cr3t", "ftp://host/s3cr3t", "s3cr3t", "http://[s3cr3t", "http://host/a s3cr3t", "http://host:s3cr3t"]
 )
 def test_an_address_that_leads_nowhere_is_not_shown(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,37 @@
+"""Addresses of services: a password in one is refused, since addresses are shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.doctor_findings import FAILURE
+from pipelines.doctor_services import bucket_findings, mlflow_findings
+from training import mlflow_client, storage
+from training.outside import holds_password
+
+WITH_PASSWORD = ["http://me:s3cr3t@host:9000", "me:s3cr3t@host", "http://me:s3cr3t@host:port/path"]
+
+
+@pytest.mark.parametrize("address", WITH_PASSWORD)
+def test_an_address_with_a_password_is_refused_in_words_that_do_not_show_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(storage.StorageError, match="AWS_ENDPOINT_URL must not hold a password") as of_s3:
+        storage.read_bytes("s3://bucket/key")
+    with pytest.raises(mlflow_client.TrackingError, match="MLFLOW_TRACKING_PASSWORD") as of_mlflow:
+        mlflow_client.tracking_uri()
+    assert "s3cr3t" not in f"{of_s3.value} {of_mlflow.value}"
+
+
+@pytest.mark.parametrize("address", WITH_PASSWORD)
+def test_the_doctor_does_not_show_it_either(address: str) -> None:
+    settings = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "key", "MLFLOW_TRACKING_URI": address}
+    # Nothing is asked of the cluster, so no way to it is needed.
+    found = [*bucket_findings(None, settings, "s3://bucket"), *mlflow_findings(None, settings)]  # type: ignore[arg-type]
+    assert [finding.state for finding in found] == [FAILURE, FAILURE]
+    assert "s3cr3t" not in repr(found)
+
+
+@pytest.mark.parametrize("address", ["http://host:9000", "host:9000", "https://host/a@b", "https://host?who=a@b", ""])
+def test_an_at_sign_elsewhere_is_no_password(address: str) -> None:
+    assert not holds_password(address)
