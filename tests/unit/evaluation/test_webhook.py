@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,25 @@ def test_an_address_that_leads_nowhere_is_not_shown(
     said = "".join(capsys.readouterr())
     assert "the webhook was not told" in said
     assert "s3cr3t" not in said
+
+
+def test_an_answer_that_is_no_http_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            for _ in range(3):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"220 mail.example.com\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv(webhook.URL_VARIABLE, f"http://127.0.0.1:{listening.getsockname()[1]}/s3cr3t")
+        monkeypatch.setattr(webhook, "_PAUSE_SECONDS", 0.01)
+        assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+    assert "it does not answer as a web server does (BadStatusLine), 3 times" in "".join(capsys.readouterr())
 
 
 def test_without_an_address_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
