@@ -42,6 +42,9 @@ def require_placement(chosen: Mapping[str, Any]) -> None:
             raise PlacementError(f"--param {name}={chosen[name]}: the steps of a run share nothing but S3; it reads s3://BUCKET/PATH")
     if chosen.get("storage_root_uri") == "":
         raise PlacementError("--param storage_root_uri: a run needs a place for what it makes, like s3://iddpm")
+    model = chosen.get("model")
+    if model is not None and not model.startswith(("models:/", "runs:/", "s3://")):
+        raise PlacementError(f"--param model={model}: it reads models:/NAME@ALIAS, runs:/ID, or s3://BUCKET/PATH of a run or a checkpoint")
     for stage in (name.removesuffix(_MODE) for name in chosen if name.endswith(_MODE)):
         _require_stage(stage, chosen)
 

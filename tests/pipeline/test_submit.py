@@ -191,6 +191,7 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--param", "cluster_gpu_type=gpu"), "it reads like nvidia.com/gpu"),
         (("train", "--param", 'cluster_gpu_node_selector={"gpu": 1}'), 'the label gpu is text, so 1 reads "1" in quotes'),
         (("train", "--param", 'cluster_gpu_tolerations=["gpu"]'), "'gpu' is no toleration of a pod's"),
+        (("nightly-fid", "--param", "model=digits-hybrid-cosine"), "it reads models:/NAME@ALIAS, runs:/ID, or s3://"),
         (("train", "--param", "storage_root_uri=runs"), "the steps of a run share nothing but S3"),
         (("train", "--param", "storage_root_uri="), "a run needs a place for what it makes"),
         (("train", "--param", "data_uri=/data/cifar10"), "the steps of a run share nothing but S3"),
