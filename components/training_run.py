@@ -150,10 +150,14 @@ def sigterm_as_exit() -> Iterator[None]:
         raise SystemExit(STOPPED_EXIT_CODE)
 
     previous = signal.signal(signal.SIGTERM, handle)
+    after: Any = previous
     try:
         yield
+    except SystemExit:
+        after = signal.SIG_IGN  # nor may it change the code of a program that is ending
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, after)
 
 
 def _finish(tracked: TrackedRun, status: Status) -> None:

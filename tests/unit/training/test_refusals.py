@@ -57,6 +57,13 @@ def test_sigterm_unwinds_and_a_second_one_changes_nothing() -> None:
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(SystemExit, match="143"), sigterm_as_exit(), another_one_at_the_end():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="143"), sigterm_as_exit(), another_one_at_the_end():
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # while the program ends
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with sigterm_as_exit():
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before
