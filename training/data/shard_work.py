@@ -178,9 +178,6 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
         records = {}
         source_sha256 = items_digest(job.items)
         for target, path, shard, num_upscaled in zip(job.targets, paths, shards, upscaled, strict=True):
-            overtaken = _is_published(target)
-            if not overtaken:
-                storage.upload(path, storage.join(target.dataset_uri, shard.file))
             record = ShardRecord(
                 plan_sha256=target.plan_sha256,
                 rows_per_shard=target.rows_per_shard,
@@ -191,10 +188,15 @@ def make_shard(job: ShardJob) -> dict[int, ShardRecord]:
                 num_bytes_read=num_bytes_read,
                 errors=tuple(errors),
             )
-            if not overtaken:
-                storage.write_json(record_uri(target, job.number), dataclasses.asdict(record))
+            _store(target, job.number, path, record)
             records[target.image_size] = record
     return records
+
+
+def _store(target: Target, number: int, path: Path, record: ShardRecord) -> None:
+    if not _is_published(target):
+        storage.upload(path, storage.join(target.dataset_uri, record.shard.file))
+        storage.write_json(record_uri(target, number), dataclasses.asdict(record))
 
 
 def _is_published(target: Target) -> bool:
