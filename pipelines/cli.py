@@ -53,7 +53,7 @@ def main() -> None:
         if debug:
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_status", 1))
 
 
 def _one_line(error: Exception) -> str:

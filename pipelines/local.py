@@ -45,6 +45,8 @@ class PipelineError(RuntimeError):
 class PipelineInterruptedError(PipelineError):
     """The run was stopped from outside, and everything of it has stopped."""
 
+    exit_status = 130
+
 
 def run_pipeline(
     pipeline: Any,

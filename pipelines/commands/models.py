@@ -59,7 +59,11 @@ def _paper_words(result: dict[str, Any]) -> str:
     return f"{', '.join(numbers)} ({result['where']})"
 
 
-def show(preset: str, overrides: list[str] = _SET, as_json: bool = _JSON) -> None:
+def show(
+    preset: str = typer.Argument(..., help="Name of an experiment; `iddpm presets` lists them."),
+    overrides: list[str] = _SET,
+    as_json: bool = typer.Option(False, "--json", help="With its source, what was assumed, and the paper's results."),
+) -> None:
     """Print an experiment as JSON, with overrides applied; --json adds its source and the paper's results."""
     from training import presets as table
 
