@@ -153,7 +153,8 @@ def undisturbed(undisturbed_root: str, data_uri: str) -> dict[str, Any]:
 
 
 def run_uri_of(root: str) -> str:
-    return next(uri.rpartition("/experiment.json")[0] for uri in storage.list_uris(f"{root}/runs") if uri.endswith("/experiment.json"))
+    found = (re.fullmatch(r"(.*/runs/[^/]+)/experiment\.json", uri) for uri in storage.list_uris(f"{root}/runs"))  # not a checkpoint's
+    return next(match[1] for match in found if match)
 
 
 def has_checkpoint(root: str, step: int) -> Callable[[], bool]:
