@@ -61,11 +61,11 @@ image-test: setup  ## build the image with podman and runc on a Debian made here
 	done
 	@$(BIN)/python -m pytest -x -v -s -p no:cacheprovider --timeout 3600 tests/image/check_image.py
 
-# Unit tests share the cores, a thread each; the others start services and processes of their own, one test at a time.
+# Unit tests share the cores, a thread each. Of the others, which start services and processes of their own, two run at a time.
 test: setup  ## all tests that this machine can run
 	@status=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 tests/unit || status=$$?; \
-	$(BIN)/python -m pytest --ignore tests/unit || status=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/unit || status=$$?; \
 	exit $$status
 
 test-fast: setup  ## the tests of a few seconds each, about two minutes
