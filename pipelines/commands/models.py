@@ -141,7 +141,11 @@ def _card(name: str) -> str:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:,.0f} h" if hours >= 100 else f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
+    if hours >= 1:
+        return f"{hours:,.0f} h" if hours >= 100 else f"{hours:,.1f} h"
+    if hours * 60 >= 1:
+        return f"{hours * 60:.1f} min"
+    return f"{hours * 3600:.0f} s" if hours * 3600 >= 1 else "< 1 s"
 
 
 def _price(price: float | None) -> str:
