@@ -51,8 +51,6 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
         ("difusion.vlb_weight=1", r"difusion\.vlb_weight: .*did you mean 'diffusion'"),
         ("evaluation.sampling.spacng=3", r"did you mean 'spacing'"),
         ("model=3", r"model: is a section; name one of its fields: model_channels"),
-        ("name=../../elsewhere", r"name: '../../elsewhere' is not a name"),
-        ("name=", r"name: '' is not a name"),
         ("model.dropout", r"reads section\.field=value"),
         ("diffusion.objective=elbo", r"diffusion\.objective: .*'simple', 'vlb' or 'hybrid'"),
         ("diffusion.schedule=linear2", r"diffusion\.schedule: .*'linear' or 'cosine'"),
@@ -92,6 +90,12 @@ def test_a_wrong_override_is_one_line_that_names_the_field_and_what_it_allows(ov
     with pytest.raises(ConfigError, match=message) as caught:
         DEMO.override([override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", ""])
+def test_an_experiments_name_is_one_for_a_directory_too(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"name: '{name}' is not a name"):
+        Experiment.from_dict(DEMO.to_dict() | {"name": name})
 
 
 def test_overrides_that_are_one_text_rather_than_a_list_are_told_so() -> None:
