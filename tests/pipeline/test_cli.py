@@ -78,7 +78,7 @@ def test_results_alone_are_on_standard_output(tmp_path: Path) -> None:
 def test_a_path_that_can_not_be_written_is_named_without_a_word_of_defects(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = _iddpm("compile", "file", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (1, "error: file: File exists\n")
+    assert (result.returncode, result.stderr) == (1, "error: file can't be written: File exists; name another directory\n")
 
 
 def test_workers_are_at_least_one(tmp_path: Path) -> None:

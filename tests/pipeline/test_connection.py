@@ -248,11 +248,13 @@ def test_a_follower_that_is_stopped_leaves_the_run_and_ends_kubectl(
     command = [str(Path(sys.executable).with_name("iddpm")), "submit", "nightly-fid", "--port-forward"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         while "resolve-model" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(told)
-        said = process.stderr.read()
+        try:
+            said = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
     assert process.returncode == status
     assert (f"the run goes on; `iddpm cancel {next(iter(server.runs))}` ends it" in said) == (told == signal.SIGINT)
     assert "Traceback" not in said
