@@ -211,7 +211,6 @@ ROWS: tuple[Row, ...] = (
         against="torch-fidelity as shipped",
         unit="times",
         goals={"cpu": 1.6, "cuda": None},
-        reason="its convolutions run at the peak that this processor was measured to have, and are nine tenths of it",
     ),
     Row(
         key="evaluation.distance",
