@@ -132,6 +132,9 @@ def test_a_saved_sampler_continues_as_if_it_had_never_stopped() -> None:
         for sampler in (original, resumed):
             sampler.update(t, t.float())
     assert not torch.equal(state["history"], original.state_dict()["history"]), "the saved state must be a copy"
+    later = original.state_dict()
+    original.load_state_dict(state)
+    assert not torch.equal(later["history"], state["history"]), "also where the sampler goes back to an earlier one"
 
 
 def test_another_samplers_state_is_refused_with_the_remedy() -> None:
