@@ -58,7 +58,7 @@ class StreamedRows:
             )
         self._hold = hold(self._directory, Path.mkdir)
         with making_room(cache_dir):
-            present = sum(path.stat().st_size for path in self._directory.glob("*.npy"))
+            present = _num_bytes(self._directory)
             make_room(cache_dir, max(0, disk_budget_bytes - present))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="iddpm-stream")
         self._ahead: dict[int, Future[Path]] = {}
@@ -140,6 +140,15 @@ class StreamedRows:
         rows["image"] = images.transpose(0, 3, 1, 2)
         rows["label"] = labels
         return rows
+
+
+def _num_bytes(directory: Path) -> int:
+    """Of the row groups there; one that another process takes away meanwhile counts nothing."""
+    total = 0
+    for path in directory.glob("*.npy"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: int) -> tuple[Images, npt.NDArray[np.int32], list[str]]:

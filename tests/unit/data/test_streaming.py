@@ -1,3 +1,4 @@
+import contextlib
 import errno
 
 import pytest
@@ -53,7 +54,11 @@ def test_the_disk_never_holds_more_than_the_budget(data_uri, tmp_path):
     loader = stream(data_uri, tmp_path / "cache")
     for step in range(60):
         loader.batch(step)
-        assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.npy")) <= BUDGET
+        kept = 0
+        for path in (tmp_path / "cache").rglob("*.npy"):
+            with contextlib.suppress(FileNotFoundError):  # the thread that reads ahead makes room meanwhile
+                kept += path.stat().st_size
+        assert kept <= BUDGET
 
 
 def test_a_streamed_batch_needs_no_history_and_no_number_of_workers(data_uri, tmp_path):
