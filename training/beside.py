@@ -32,6 +32,8 @@ _DELIVERY_SECONDS = 10.0
 """How long a checkpoint waits for MLflow, in the background, to take the metrics up to it."""
 _LISTEN_SECONDS = 2.0
 """Between two looks whether to stop, while it waits at the end."""
+_ASK_SECONDS = 1.0
+"""Between two looks whether to stop, while it trains."""
 NUM_LATEST = 2
 """Checkpoints that stay whatever their score: the latest, and one before it should it turn out damaged."""
 
@@ -70,6 +72,8 @@ class Beside:
         self.chores = ThreadPoolExecutor(1, thread_name_prefix="iddpm-chores")
         self.saved: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.control: Any = ray.get_actor(job.control_name, namespace="iddpm")
+        self.order: str | None = None
+        self.asked_at = -math.inf
         self.pending: dict[int, ray.ObjectRef[Any]] = {}
         self.history = list(_kept_scores(job))
         self.logged = {int(score["step"]) for score in self.history}.difference(gone)
@@ -80,7 +84,7 @@ class Beside:
     def hooks(self) -> Hooks:
         """For the loop, which is about to begin."""
         ray.get(self.control.begin.remote())
-        return Hooks(log=self.log, save=self.save, should_stop=self.should_stop)
+        return Hooks(log=self.log, save=self.save, should_stop=self.should_stop, interruption=self.interruption)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Sends the metrics to MLflow and shows a line of progress."""
@@ -94,8 +98,14 @@ class Beside:
         """Copies a checkpoint and begins to write it."""
         self.writer.save(step, files, lambda uri: self.saved.put(step))
 
+    def _is_due(self, step: int) -> bool:
+        """Whether an undisturbed run has that checkpoint: one that an interruption left changes neither scores nor choice."""
+        optim = self.job.experiment.optim
+        return step % optim.checkpoint_interval == 0 or step == optim.num_steps
+
     def _before_checkpoint(self, step: int, files: Mapping[str, Any]) -> None:
-        averages.keep_snapshot(self.job.run_uri, step, files)
+        if self._is_due(step):
+            averages.keep_snapshot(self.job.run_uri, step, files)
         if self.tracked is not None:  # a run that is killed and goes on from here does not log what led here again
             self.tracked.flush(timeout_seconds=_DELIVERY_SECONDS)
 
@@ -108,10 +118,17 @@ class Beside:
             reason = self.job.scorer.stop_reason(self.history)
         return reason
 
+    def interruption(self) -> str | None:
+        """Why somebody outside wants training to end, as was known a moment ago."""
+        if time.monotonic() - self.asked_at > _ASK_SECONDS:
+            self._order()
+        return self.order
+
     def _order(self) -> str | None:
-        """Why somebody outside wants training to end, if so."""
-        order: str | None = ray.get(self.control.stop_reason.remote())
-        return order
+        """Why somebody outside wants training to end, if so; it stays so."""
+        self.order = self.order or ray.get(self.control.stop_reason.remote())
+        self.asked_at = time.monotonic()
+        return self.order
 
     def finish_saving(self) -> None:
         """Returns once every checkpoint is written.
@@ -163,15 +180,12 @@ class Beside:
             self._submit(step)
 
     def _submit(self, step: int) -> None:
-        if self.job.scorer is not None and step not in self.pending and step not in self.logged:
+        if self.job.scorer is not None and self._is_due(step) and step not in self.pending and step not in self.logged:
             share = SCORE_GPU_SHARE if self.job.resources.num_gpus_per_worker else 0
             uri = checkpoint.checkpoint_uri(self.job.run_uri, step)
             self.pending[step] = _score.options(num_gpus=share).remote(self.job.scorer, uri)
 
     def _collect(self) -> None:
-        scorer = self.job.scorer
-        if scorer is None:
-            return
         for step in sorted(self.pending):
             reference = self.pending[step]
             ready, _ = ray.wait([reference], timeout=0)
@@ -183,10 +197,12 @@ class Beside:
             except Exception as error:  # a score that failed must not end training; the end says which are missing
                 say(f"the score of step {step} failed: {str(error).strip().splitlines()[-1]}")
                 continue
-            self._take_in(scorer, step, score)
-        self._remove_unwanted(scorer)
+            self._take_in(step, score)
+        self._remove_unwanted()
 
-    def _take_in(self, scorer: Scorer, step: int, score: Mapping[str, Any]) -> None:
+    def _take_in(self, step: int, score: Mapping[str, Any]) -> None:
+        scorer = self.job.scorer
+        assert scorer is not None, "it has given this score"
         self.logged.add(step)
         self.history = sorted([*self.history, score], key=lambda item: int(item["step"]))
         metrics = scorer.metrics(score)
@@ -203,10 +219,11 @@ class Beside:
 
         self._later(f"the sample grid of step {step} is not in MLflow", log_image)
 
-    def _remove_unwanted(self, scorer: Scorer) -> None:
+    def _remove_unwanted(self) -> None:
         """Removes the checkpoints that neither a resumed run nor the final choice can want."""
-        wanted = scorer.keep(self.history) | set(self.pending) | set(sorted(self.kept)[-NUM_LATEST:])
-        unwanted = self.kept - wanted
+        scorer = self.job.scorer
+        choice = scorer.keep(self.history) | set(self.pending) if scorer is not None else {step for step in self.kept if self._is_due(step)}
+        unwanted = self.kept - choice - set(sorted(self.kept)[-NUM_LATEST:])
         if unwanted:
             self.kept -= unwanted
             self._later("some old checkpoints are still there", lambda: checkpoint.remove(self.job.run_uri, unwanted))

@@ -33,6 +33,7 @@ from training.data.loader import Loader
 from training.job import Job
 from training.loop import MAX_ROLLBACKS, DivergedError, Hooks, Outcome, Trainer, TrainingError
 from training.progress import say
+from training.ranks import agree
 from training.ray_session import ray_session
 from training.tracked_run import flatten
 
@@ -258,7 +259,7 @@ def _train_with_rollbacks(
     while True:
         trainer: Trainer | None = make_trainer()
         assert trainer is not None
-        uri = _agree(storage.patiently(lambda: checkpoint.latest(run_uri)) if rank == 0 else None, world_size)
+        uri = agree(storage.patiently(lambda: checkpoint.latest(run_uri)) if rank == 0 else None, world_size)
         if uri is not None:
             trainer.restore(functools.partial(_load_patiently, uri))
             if rank == 0:
@@ -283,12 +284,3 @@ def _train_with_rollbacks(
 
 def _load_patiently(uri: str, name: str) -> dict[str, Any]:
     return storage.patiently(lambda: checkpoint.load(uri, name))
-
-
-def _agree(value: Any, world_size: int) -> Any:
-    """Rank 0's value on every rank."""
-    if world_size == 1:
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]

@@ -28,7 +28,7 @@ from training.models.dropout import dropout_key
 from training.models.ema import EMA, PowerEMA
 from training.models.unet import make_model
 from training.models.upsampler import make_low_res
-from training.ranks import Network, gather, share
+from training.ranks import Network, Wish, agree, gather, share
 from training.surroundings import Batch as Batch
 from training.surroundings import BatchSource as BatchSource
 from training.surroundings import DivergedError as DivergedError
@@ -43,7 +43,7 @@ MAX_ROLLBACKS = 2
 def log_interval(checkpoint_interval: int) -> int:
     """Updates between logged metrics: the largest divisor of the checkpoint interval up to 50.
 
-    A divisor, so that no sum is open when a checkpoint is taken and a resumed run logs what an undisturbed one does.
+    A divisor, so that where a checkpoint is due it is known whether updates are being skipped.
     """
     return max(n for n in range(1, min(50, checkpoint_interval) + 1) if checkpoint_interval % n == 0)
 
@@ -118,6 +118,7 @@ class Trainer:
         self.ema = EMA(self.model, optim.ema_decays)
         self.power_ema = PowerEMA(self.model, optim.ema_snapshot_stds) if optim.ema_snapshot_stds else None
         self._network = Network(self.model, resources, self.device, world_size)
+        self._interrupt = Wish(self.device) if world_size > 1 else None
         self._meter = Meter(self.device)
         # NCCL ends a process that waited too long, and says nothing of who was waited for: that is said shortly before.
         alarm = max(0.5 * resources.collective_timeout_seconds, resources.collective_timeout_seconds - 15.0)
@@ -168,6 +169,8 @@ class Trainer:
         self.rollbacks = int(state["rollbacks"])
         self.skipped_total = int(state["skipped_total"])
         self._meter = Meter(self.device)
+        if "unlogged" in state:
+            self._meter.load_state(state["unlogged"], self.rank, self.world_size)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -202,8 +205,8 @@ class Trainer:
                 self._beat(waiting=False)
                 self._update(batch)
                 self.step += 1
-                if self.step % interval == 0 or self.step == last:
-                    reason = self._log_and_ask()
+                is_boundary = self.step % interval == 0 or self.step == last
+                reason = self._log_and_ask() if is_boundary else self._interruption()
                 due = self.step % self.experiment.optim.checkpoint_interval == 0 and not self._skipping
                 if due or self.step == last or reason is not None:
                     self._save()
@@ -259,13 +262,15 @@ class Trainer:
             with self._network.alone():
                 self._backward(images[:size], labels[:size] if labels is not None else None, indices[:size])
 
+        meter, self._meter = self._meter, Meter(self.device)
         # Adam's moments come with the first update; their room is not the trial's.
         moments = [torch.empty_like(p) for p in self.parameters for _ in range(2)] if not self.optimizer.state else []
         size = largest_that_fits(attempt, len(images))
         del moments
         self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.reset_peak_memory_stats(self.device)  # what did not fit is no use of memory
-        self._meter = Meter(self.device)
+        self._meter = meter
+        self._meter.restart_clock()
         return size
 
     def _model_kwargs(self, x_0: Tensor, labels: Tensor | None, indices: Tensor, seed: int) -> dict[str, Tensor]:
@@ -332,15 +337,26 @@ class Trainer:
             } | {f"ema_distance_{decay}": value for decay, value in self.ema.distances(self.model).items()}
             self.hooks.log(self.step, metrics)
             reason = self.hooks.should_stop(self.step)
-        if self.world_size > 1:
-            answer = [reason]
-            dist.broadcast_object_list(answer, src=0)
-            reason = answer[0]
-        return reason
+        told: str | None = agree(reason, self.world_size)
+        return told
+
+    def _interruption(self) -> str | None:
+        """Why to stop between two log boundaries; every rank gets the same answer."""
+        reason = self.hooks.interruption() if self.rank == 0 else None
+        if self._interrupt is None:
+            return reason
+        if not self._interrupt.tell(reason is not None):
+            return None
+        told: str | None = agree(reason, self.world_size)
+        return told
 
     def _save(self) -> None:
+        unlogged = self._meter.state(self.world_size) if self._meter.updates or self._skipping else None
         if self.rank == 0:
-            self.hooks.save(self.step, self.checkpoint_files())
+            files = self.checkpoint_files()
+            if unlogged is not None:
+                files["state.json"]["unlogged"] = unlogged
+            self.hooks.save(self.step, files)
 
     def close(self) -> None:
         """Ends what runs beside it; training is over."""

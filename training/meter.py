@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,18 +23,49 @@ class Meter:
         self.restart_clock()
 
     def _reset(self) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, l_simple, l_vlb
-        self.images = torch.zeros((), dtype=torch.float64, device=self.device)
+        # This rank's share, in one piece: loss, l_simple, l_vlb; images; sums and weights of the quartiles of t.
+        self.share = torch.zeros(12, dtype=torch.float64, device=self.device)
+        self.sums, self.images, self.quartile_sums, self.quartile_weights = self.share.split([3, 1, 4, 4])  # type: ignore[no-untyped-call]
         self.has_vlb = False
-        self.quartile_sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self.quartile_weights = torch.zeros(4, dtype=torch.float64, device=self.device)
+        # What every rank knows alike.
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.skipped = torch.zeros((), device=self.device)
         self.updates = 0
+        self.seconds_before = 0.0
 
     def restart_clock(self) -> None:
-        """Begins the time over which speed is taken."""
+        """Begins the time over which speed is taken, after what a resumed run spent before."""
         self.clock = time.perf_counter()
+
+    def state(self, world_size: int) -> dict[str, Any]:
+        """What is summed and not logged yet, in numbers that JSON keeps to the bit; for all ranks together."""
+        shares = [torch.empty_like(self.share) for _ in range(world_size)]
+        if world_size > 1:
+            dist.all_gather(shares, self.share)
+        else:
+            shares = [self.share]
+        return {
+            "shares": [share.tolist() for share in shares],
+            "has_vlb": self.has_vlb,
+            "norm_sum": float(self.norm_sum),
+            "skipped": float(self.skipped),
+            "consecutive": float(self.consecutive),
+            "updates": self.updates,
+            "seconds": self.seconds_before + time.perf_counter() - self.clock,
+        }
+
+    def load_state(self, state: Mapping[str, Any], rank: int, world_size: int) -> None:
+        """Goes on with what `state` gave, to the bit where the number of workers is the same."""
+        shares = torch.tensor(state["shares"], dtype=torch.float64)
+        if len(shares) != world_size:
+            shares = torch.cat([shares.sum(0, keepdim=True), shares.new_zeros(world_size - 1, shares.shape[1])])
+        self.share.copy_(shares[rank])
+        self.has_vlb = state["has_vlb"]
+        self.norm_sum.fill_(state["norm_sum"])
+        self.skipped.fill_(state["skipped"])
+        self.consecutive.fill_(state["consecutive"])
+        self.updates = state["updates"]
+        self.seconds_before = state["seconds"]
 
     def add_losses(self, t: Tensor, weights: Tensor, terms: LossTerms, num_timesteps: int) -> None:
         """Adds a microbatch: its timesteps (of `num_timesteps`), their importance weights, and its terms."""
@@ -57,10 +90,9 @@ class Meter:
 
     def reduce(self, world_size: int) -> dict[str, float]:
         """Means over the images of all ranks since the last call; the one place that waits for the device."""
-        packed = torch.cat([self.sums, self.images.reshape(1), self.quartile_sums, self.quartile_weights])
         if world_size > 1:
-            dist.all_reduce(packed)
-        values = packed.tolist()
+            dist.all_reduce(self.share)
+        values = self.share.tolist()
         loss, l_simple, l_vlb = values[:3]
         count = max(values[3], 1.0)
         used = max(self.updates - float(self.skipped), 1.0)
@@ -71,7 +103,7 @@ class Meter:
             "skipped": float(self.skipped),
             "consecutive_skips": float(self.consecutive),
             "updates": float(self.updates),
-            "seconds": time.perf_counter() - self.clock,
+            "seconds": self.seconds_before + time.perf_counter() - self.clock,
         }
         if self.has_vlb:
             metrics["l_vlb"] = l_vlb / count

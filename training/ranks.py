@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,54 @@ def gather(values: Tensor, global_batch_size: int, world_size: int) -> Tensor:
     parts = [torch.empty_like(padded) for _ in bounds]
     dist.all_gather(parts, padded)
     return torch.cat([part[: stop - start] for part, (start, stop) in zip(parts, bounds, strict=True)])
+
+
+def agree(value: Any, world_size: int) -> Any:
+    """Rank 0's value on every rank."""
+    if world_size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class Wish:
+    """Whether rank 0 wants something, told to all ranks without anybody waiting: each call says what the call before told.
+
+    By then the device has long passed the message, with a whole update queued behind it. So all ranks learn it after the same
+    update, and a rank's host is never further than one update ahead of its device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._told: tuple[Callable[[], Any], Tensor] | None = None
+
+    def tell(self, wanted: bool) -> bool:
+        """For all ranks after the same update.
+
+        Args:
+            wanted: On rank 0; of the others it is not looked at.
+
+        Returns:
+            What rank 0 said in the call before.
+        """
+        before, self._told = self._told, self._send(wanted)
+        if before is None:
+            return False
+        arrive, flag = before
+        arrive()
+        return bool(flag.item())
+
+    def _send(self, wanted: bool) -> tuple[Callable[[], Any], Tensor]:
+        flag = torch.full((1,), float(wanted), device=self._device)
+        message = dist.broadcast(flag, src=0, async_op=True)
+        if self._device.type != "cuda":
+            return message.wait, flag
+        message.wait()  # puts the streams in order; the host goes on
+        copy = torch.empty(1, pin_memory=True).copy_(flag, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+        return copied.synchronize, copy
 
 
 class Network:

@@ -50,11 +50,14 @@ class Hooks:
         log: Takes the step (updates done) and the mean metrics since the last call.
         save: Takes the step and the files of a checkpoint, by name; copies the tensors, which training goes on to change.
         should_stop: Asked at every log boundary; a reason ends training on all ranks after a checkpoint.
+        interruption: Asked after every other update, so it must be quick; a reason, which it goes on to give, ends training on all
+            ranks an update later, after a checkpoint that holds what is not logged yet.
     """
 
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
     save: Callable[[int, Mapping[str, Any]], None] = lambda step, files: None
     should_stop: Callable[[int], str | None] = lambda step: None
+    interruption: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

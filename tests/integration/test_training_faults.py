@@ -23,10 +23,13 @@ import psutil
 import pytest
 import torch
 
+from components.evaluation_run import reference_for
+from evaluation.scoring import read_history
 from pipelines import daemons
 from pipelines import services as local_services
 from training import checkpoint, storage
 from training.data.splits import prepare_experiment
+from training.presets import preset
 from training.tracking import attach
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -42,6 +45,8 @@ OVERRIDES = [
     "diffusion.num_timesteps=20",
     "evaluation.sampling.spacing=",
     "evaluation.scoring_sampling.spacing=",
+    "evaluation.scoring_num_samples=40",
+    "evaluation.patience=0",
     "evaluation.likelihood_steps=5",
     "model.dropout=0.1",
 ]
@@ -68,12 +73,13 @@ class Run:
         env: dict[str, str] | None = None,
         ray_address: str = "local",
         overrides: Sequence[str] = (),
+        reference_uri: str = "",
     ) -> None:
         arguments = {
             "experiment_preset": PRESET,
             "experiment_overrides": [*OVERRIDES, *overrides],
             "data_uri": data_uri,
-            "reference_uri": "",
+            "reference_uri": reference_uri,
             "storage_root_uri": root,
             # Of its own: in one experiment all runs of one key are one run, in which the first values stay.
             "tracking_experiment": f"faults {root.rpartition('/')[2]}",
@@ -141,6 +147,11 @@ def data_uri(services: local_services.Services) -> str:
 
 
 @pytest.fixture(scope="module")
+def reference_uri(services: local_services.Services, data_uri: str) -> str:
+    return reference_for(preset(PRESET, OVERRIDES), data_uri, f"{services.bucket_uri}/faults")
+
+
+@pytest.fixture(scope="module")
 def undisturbed_root(services: local_services.Services) -> str:
     return f"{services.bucket_uri}/faults/undisturbed"
 
@@ -172,6 +183,8 @@ def outcome(run: Run) -> dict[str, Any]:
         "result": result,
         "files": files,
         "losses": tracked.metric_history("train/loss"),
+        "norms": tracked.metric_history("train/grad_norm"),
+        "steps": checkpoint.steps(run_uri),
         "status": tracked._client.get_run(result["tracking_run_id"]).info.status,
     }
 
@@ -194,6 +207,7 @@ def assert_the_same(run: Run, undisturbed: dict[str, Any]) -> None:
     told = outcome(run)
     assert told["status"] == "FINISHED"
     assert told["losses"] == undisturbed["losses"]
+    assert told["norms"] == undisturbed["norms"]
     assert [step for step, _ in told["losses"]] == list(range(10, NUM_STEPS + 1, 10))
     expected = dict(tensors(undisturbed["files"]))
     found = dict(tensors(told["files"]))
@@ -217,18 +231,23 @@ def test_a_driver_killed_at_once_leaves_nothing_running_and_the_same_command_res
 
 
 def test_sigterm_saves_a_checkpoint_says_so_in_the_exit_code_and_the_same_command_resumes(
-    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]
+    bucket_uri: str, data_uri: str, reference_uri: str, undisturbed: dict[str, Any]
 ) -> None:
-    run = Run(bucket_uri, data_uri)
+    run = Run(bucket_uri, data_uri, reference_uri=reference_uri)
     run.until(has_checkpoint(bucket_uri, 10))
     run.process.send_signal(signal.SIGTERM)
     assert run.wait(200) == 143, run.text[-3000:]
     assert "told to stop: saved at step" in run.text
     run_uri = run_uri_of(bucket_uri)
     assert not storage.exists(f"{run_uri}/result.json")
-    again = Run(bucket_uri, data_uri)
+    step = checkpoint.steps(run_uri)[-1]
+    assert f"saved at step {step}" in run.text
+    state = checkpoint.load(checkpoint.checkpoint_uri(run_uri, step), "state.json")
+    assert ("unlogged" in state) == (step % 10 > 0), "training stops at any step, also between two lines of its log"
+    again = Run(bucket_uri, data_uri, reference_uri=reference_uri)
     assert again.wait() == 0, again.text[-3000:]
     assert_the_same(again, undisturbed)
+    assert [score["step"] for score in read_history(run_uri)] == list(range(10, NUM_STEPS + 1, 10)), "as of a run without interruption"
 
 
 def test_sigterm_before_anything_is_trained_ends_the_run_as_killed(bucket_uri: str, data_uri: str) -> None:
@@ -306,6 +325,7 @@ def test_a_run_of_two_workers_goes_on_with_one(bucket_uri: str, data_uri: str, u
     again = Run(bucket_uri, data_uri, {"num_workers": 1})
     assert again.wait() == 0, again.text[-3000:]
     told = outcome(again)
+    assert told["steps"] == undisturbed["steps"]
     for (step, loss), (expected_step, expected) in zip(told["losses"], undisturbed["losses"], strict=True):
         assert step == expected_step
         assert loss == pytest.approx(expected, rel=5e-3)

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from training.bare import RandomBatch, RandomImages
 from training.config import DataConfig, DiffusionConfig, EvaluationConfig, Experiment, ModelConfig, OptimConfig, Resources, SamplingConfig
 from training.loop import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, learning_rate_at, log_interval, normalize
-from training.ranks import share
+from training.ranks import agree, share
 
 CURVE = Path(__file__).parents[2] / "golden" / "training_curve.json"
 
@@ -103,6 +103,40 @@ def test_an_interrupted_and_resumed_run_is_bitwise_the_undisturbed_one() -> None
         assert steady(whole.logged[step]) == steady(second.logged[step])
 
 
+def interrupted(record: Record, step: int, **kwargs: Any) -> Trainer:
+    """A run that is told to stop after that update."""
+    hooks = replace(record.hooks(), interruption=lambda: "told to" if run.step >= step else None)
+    run = trainer(tiny(), hooks=hooks, **kwargs)
+    return run
+
+
+def with_one_update_skipped(run: Trainer) -> Trainer:
+    """The sixth update's gradient is not finite."""
+
+    def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * float("nan") if run.step == 5 else output
+
+    run.model.register_forward_hook(spoil)
+    return run
+
+
+@pytest.mark.parametrize("step", [6, 7, 9])
+def test_a_run_interrupted_between_two_lines_of_its_log_goes_on_to_the_bit(step: int) -> None:
+    whole, first, second = Record(), Record(), Record()
+    with_one_update_skipped(trainer(tiny(), whole)).train()
+    outcome = with_one_update_skipped(interrupted(first, step)).train()
+    assert (outcome.step, outcome.stop_reason) == (step, "told to")
+    files = first.saved[step]
+    state = json.loads(json.dumps(files["state.json"]))
+    resumed = with_one_update_skipped(trainer(tiny(), second))
+    resumed.restore(lambda name: state if name == "state.json" else files[name])
+    resumed.train()
+    assert_identical(whole.saved[24], second.saved[24])
+    assert {n: steady(m) for n, m in whole.logged.items()} == {n: steady(m) for n, m in (first.logged | second.logged).items()}
+    between = step - step % 4 + 4
+    assert second.logged[between]["seconds"] > files["state.json"]["unlogged"]["seconds"]
+
+
 @pytest.mark.parametrize("microbatch_size", [1, 2, 3])
 def test_microbatches_give_the_gradient_of_the_whole_batch(microbatch_size: int) -> None:
     runs = []
@@ -125,13 +159,22 @@ def one_of_two_ranks(rank: int, port: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
     record = Record()
     trainer(tiny(), record, rank=rank, world_size=world_size).train()
+    first, second = Record(), Record()
+    stopped = interrupted(first, 5, rank=rank, world_size=world_size).train()
+    assert (stopped.step, stopped.stop_reason) == (6, "told to"), "all ranks learn it one update later"
+    files = agree(first.saved.get(6), world_size)
+    resumed = trainer(tiny(), second, rank=rank, world_size=world_size)
+    resumed.restore(lambda name: copy.deepcopy(files[name]))  # the optimiser goes on in the very tensors
+    resumed.train()
     if rank == 0:
-        torch.save({"logged": record.logged, "model": record.saved[24]["model.pt"]}, f"{folder}/rank0.pt")
+        assert_identical(record.saved[24], second.saved[24])
+        assert {n: steady(m) for n, m in record.logged.items()} == {n: steady(m) for n, m in (first.logged | second.logged).items()}
+        torch.save({"logged": record.logged, "model": record.saved[24]["model.pt"], "interrupted": files}, f"{folder}/rank0.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_workers_train_what_one_worker_trains(tmp_path: Path) -> None:
+def test_two_workers_train_what_one_worker_trains_interrupted_or_not(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -146,6 +189,13 @@ def test_two_workers_train_what_one_worker_trains(tmp_path: Path) -> None:
     for name, value in one.saved[24]["model.pt"].items():
         # Adam divides by the square root of tiny second moments, which turns rounding into steps of up to the learning rate.
         assert (two["model"][name] - value).abs().max() < 5e-3, name
+    alone = Record()
+    resumed = trainer(tiny(), alone)
+    resumed.restore(lambda name: two["interrupted"][name])
+    resumed.train()
+    for step, metrics in alone.logged.items():
+        for name in ("loss", "l_simple", "l_vlb", "grad_norm", "loss_q0", "loss_q3"):
+            assert two["logged"][step][name] == pytest.approx(metrics[name], rel=2e-3), (step, name)
 
 
 def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted() -> None:
