@@ -14,19 +14,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.config import Experiment, Resources
 from training.diffusion.losses import training_losses
 from training.diffusion.noise import Stream, keyed_normal, keyed_uniform
 from training.diffusion.process import make_process
-from training.diffusion.timesteps import make_timestep_sampler
 from training.heartbeat import Heartbeats
+from training.learned import Learned, learning_rate_at
 from training.meter import Meter
 from training.microbatch import largest_that_fits
 from training.models.dropout import dropout_key
-from training.models.ema import EMA, PowerEMA
-from training.models.unet import make_model
 from training.models.upsampler import make_low_res
 from training.ranks import Network, Wish, agree, gather, share
 from training.surroundings import Batch as Batch
@@ -46,13 +44,6 @@ def log_interval(checkpoint_interval: int) -> int:
     A divisor, so that where a checkpoint is due it is known whether updates are being skipped.
     """
     return max(n for n in range(1, min(50, checkpoint_interval) + 1) if checkpoint_interval % n == 0)
-
-
-def learning_rate_at(step: int, learning_rate: float, lr_anneal_steps: int) -> float:
-    """Constant, or linear to 0 over `lr_anneal_steps` updates; the first update has the full rate."""
-    if lr_anneal_steps == 0:
-        return learning_rate
-    return learning_rate * max(0.0, 1.0 - step / lr_anneal_steps)
 
 
 class Trainer:
@@ -95,29 +86,9 @@ class Trainer:
         self.skipped_total = 0
         self._skipping = False  # a checkpoint taken now might be none to go back to
 
-        # Every rank builds the same initial weights: the seed, not a broadcast, decides them.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(experiment.seed)
-            self.model = make_model(experiment, gradient_checkpointing=resources.gradient_checkpointing)
-        self.model.to(self.device).train()
-        if resources.compile and self.device.type == "cuda":
-            # Pays only with compile: eager CUDA GroupNorm returns NCHW.
-            nn.utils.convert_conv2d_weight_memory_format(self.model, torch.channels_last)
-        self.parameters = list(self.model.parameters())
+        self.learned = Learned(experiment, resources, self.device)
         self.process = make_process(experiment.diffusion)
-        self.timestep_sampler = make_timestep_sampler(experiment.diffusion)
-        optim = experiment.optim
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=optim.learning_rate,
-            betas=optim.adam_betas,
-            eps=optim.adam_eps,
-            weight_decay=optim.weight_decay,
-            fused=True,
-        )
-        self.ema = EMA(self.model, optim.ema_decays)
-        self.power_ema = PowerEMA(self.model, optim.ema_snapshot_stds) if optim.ema_snapshot_stds else None
-        self._network = Network(self.model, resources, self.device, world_size)
+        self._network = Network(self.learned.model, resources, self.device, world_size)
         self._interrupt = Wish(self.device) if world_size > 1 else None
         self._meter = Meter(self.device)
         # NCCL ends a process that waited too long, and says nothing of who was waited for: that is said shortly before.
@@ -136,19 +107,7 @@ class Trainer:
             "skipped_total": self.skipped_total,
             "images_seen": self.step * self.experiment.optim.global_batch_size,
         }
-        files: dict[str, Any] = {
-            "experiment.json": self.experiment.to_json().encode(),
-            "state.json": state,
-            "model.pt": self.model.state_dict(),
-            "optimizer.pt": self.optimizer.state_dict(),
-            "timestep_sampler.pt": self.timestep_sampler.state_dict(),
-        }
-        for decay in self.experiment.optim.ema_decays:
-            files[f"ema_{decay}.pt"] = self.ema.state_dict(decay)
-        if self.power_ema is not None:
-            for std in self.experiment.optim.ema_snapshot_stds:
-                files[f"power_ema_{std}.pt"] = self.power_ema.state_dict(std)
-        return files
+        return {"experiment.json": self.experiment.to_json().encode(), "state.json": state} | self.learned.files()
 
     def restore(self, read: Callable[[str], Any]) -> None:
         """Goes back to a checkpoint.
@@ -157,14 +116,7 @@ class Trainer:
             read: Gives a file of the checkpoint by name, as `checkpoint_files` named it.
         """
         state = read("state.json")
-        self.model.load_state_dict(read("model.pt"))
-        self.optimizer.load_state_dict(read("optimizer.pt"))
-        self.timestep_sampler.load_state_dict(read("timestep_sampler.pt"))
-        for decay in self.experiment.optim.ema_decays:
-            self.ema.load_state_dict(decay, read(f"ema_{decay}.pt"))
-        if self.power_ema is not None:
-            for std in self.experiment.optim.ema_snapshot_stds:
-                self.power_ema.load_state_dict(std, read(f"power_ema_{std}.pt"))
+        self.learned.restore(read)
         self.step = int(state["step"])
         self.rollbacks = int(state["rollbacks"])
         self.skipped_total = int(state["skipped_total"])
@@ -220,10 +172,7 @@ class Trainer:
 
     def _update(self, batch: Batch) -> None:
         """One optimiser update on the global batch of this step, of which `batch` is this worker's share."""
-        optim = self.experiment.optim
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.step, optim.learning_rate, optim.lr_anneal_steps)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.learned.optimizer.zero_grad(set_to_none=True)
         images, indices = (x.to(self.device, non_blocking=True) for x in (batch.images, batch.indices))
         labels = batch.labels.to(self.device, non_blocking=True) if batch.labels is not None else None
         if not self._microbatch_size:
@@ -244,7 +193,7 @@ class Trainer:
         if self.experiment.data.random_flip:
             flip = keyed_uniform(seed, Stream.TRAIN_FLIP, indices) < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
-        t, weights = self.timestep_sampler.sample(seed, self.step, indices)
+        t, weights = self.learned.timestep_sampler.sample(seed, self.step, indices)
         eps = keyed_normal(seed, Stream.TRAIN_NOISE, indices, tuple(x_0.shape[1:]))
         model_kwargs = self._model_kwargs(x_0, labels, indices, seed)
         terms = training_losses(self.process, self.experiment.diffusion, self._network, x_0, t, eps, model_kwargs)
@@ -264,10 +213,10 @@ class Trainer:
 
         meter, self._meter = self._meter, Meter(self.device)
         # Adam's moments come with the first update; their room is not the trial's.
-        moments = [torch.empty_like(p) for p in self.parameters for _ in range(2)] if not self.optimizer.state else []
+        moments = [torch.empty_like(p) for p in self.learned.parameters for _ in range(2)] if not self.learned.optimizer.state else []
         size = largest_that_fits(attempt, len(images))
         del moments
-        self.optimizer.zero_grad(set_to_none=True)
+        self.learned.optimizer.zero_grad(set_to_none=True)
         torch.cuda.reset_peak_memory_stats(self.device)  # what did not fit is no use of memory
         self._meter = meter
         self._meter.restart_clock()
@@ -291,19 +240,15 @@ class Trainer:
 
         The skip is decided on the device (the fused optimiser's `found_inf`), so that no step waits for the host.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        gradients = [p.grad for p in self.learned.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         clip = self.experiment.optim.grad_clip_norm
         if clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.learned.parameters, clip, norm)
         found_inf = (~torch.isfinite(norm)).to(torch.float32)
-        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.step()
+        learning_rate = learning_rate_at(self.step, self.experiment.optim.learning_rate, self.experiment.optim.lr_anneal_steps)
+        self.learned.update(self.step, learning_rate, found_inf)
         self._meter.add_gradient(norm, found_inf)
-        self.ema.update(self.model)
-        if self.power_ema is not None:
-            self.power_ema.update(self.model, self.step + 1)
 
     def _observe_timesteps(self, drawn: list[tuple[Tensor, Tensor]]) -> None:
         """Tells the sampler of t the losses of the global batch, in the batch's order on every rank."""
@@ -311,7 +256,7 @@ class Trainer:
             return
         batch_size = self.experiment.optim.global_batch_size
         t, losses = (gather(torch.cat(parts), batch_size, self.world_size) for parts in zip(*drawn, strict=True))
-        self.timestep_sampler.update(t, losses)
+        self.learned.timestep_sampler.update(t, losses)
 
     # -- boundaries ----------------------------------------------------------------------------------------------
 
@@ -334,7 +279,7 @@ class Trainer:
                 "learning_rate": learning_rate_at(self.step - 1, optim.learning_rate, optim.lr_anneal_steps),
                 "images_per_second": optim.global_batch_size * metrics.pop("updates") / metrics["seconds"],
                 "skipped_updates": float(self.skipped_total),
-            } | {f"ema_distance_{decay}": value for decay, value in self.ema.distances(self.model).items()}
+            } | {f"ema_distance_{decay}": value for decay, value in self.learned.ema.distances(self.learned.model).items()}
             self.hooks.log(self.step, metrics)
             reason = self.hooks.should_stop(self.step)
         told: str | None = agree(reason, self.world_size)

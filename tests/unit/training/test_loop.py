@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from training.bare import RandomBatch, RandomImages
 from training.config import DataConfig, DiffusionConfig, EvaluationConfig, Experiment, ModelConfig, OptimConfig, Resources, SamplingConfig
-from training.loop import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, learning_rate_at, log_interval, normalize
+from training.learned import learning_rate_at
+from training.loop import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, log_interval, normalize
 from training.ranks import agree, share
 
 CURVE = Path(__file__).parents[2] / "golden" / "training_curve.json"
@@ -116,7 +117,7 @@ def with_one_update_skipped(run: Trainer) -> Trainer:
     def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         return output * float("nan") if run.step == 5 else output
 
-    run.model.register_forward_hook(spoil)
+    run.learned.model.register_forward_hook(spoil)
     return run
 
 
@@ -143,10 +144,10 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(microbatch_size: int)
     for resources in (Resources(), Resources(microbatch_size=microbatch_size)):
         run = trainer(tiny(), resources=resources)
         with torch.no_grad():  # at initialisation most gradients are 0, as the last convolutions are
-            for index, parameter in enumerate(run.parameters):
+            for index, parameter in enumerate(run.learned.parameters):
                 parameter.add_(0.05 * torch.sin(torch.arange(parameter.numel()) + index).view_as(parameter))
         run._update(next(run.batches.batches(0, 1)))
-        runs.append([p.grad for p in run.parameters])
+        runs.append([p.grad for p in run.learned.parameters])
     largest = max(float(gradient.abs().max()) for gradient in runs[0])
     for whole, parts in zip(*runs, strict=True):
         # Summation in another order rounds otherwise; a bias in front of a GroupNorm has no gradient but rounding.
@@ -202,27 +203,27 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted() -
     record = Record()
     run = trainer(tiny(), record)
     run.train(4)
-    before = [p.clone() for p in run.parameters]
+    before = [p.clone() for p in run.learned.parameters]
     calls = []
 
     def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return output * float("nan") if len(calls) == 1 else output
 
-    handle = run.model.register_forward_hook(spoil)
+    handle = run.learned.model.register_forward_hook(spoil)
     run._update(next(run.batches.batches(4, 1)))
-    assert all(torch.equal(p, q) for p, q in zip(before, run.parameters, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(before, run.learned.parameters, strict=True))
     run.step += 1
     run.train(8)
     handle.remove()
     assert record.logged[8]["skipped_updates"] == 1
-    assert not any(torch.equal(p, q) for p, q in zip(before, run.parameters, strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(before, run.learned.parameters, strict=True))
     assert all(value == value for value in record.logged[8].values())
 
 
 def test_a_run_that_stays_not_finite_ends_with_one_clear_error() -> None:
     run = trainer(tiny())
-    run.model.register_forward_hook(lambda module, arguments, output: output * float("nan"))
+    run.learned.model.register_forward_hook(lambda module, arguments, output: output * float("nan"))
     with pytest.raises(DivergedError, match=rf"{MAX_CONSECUTIVE_SKIPS} updates in a row"):
         run.train()
 
@@ -250,7 +251,7 @@ def test_an_upsampler_is_given_the_area_average_of_each_training_image() -> None
     record = Record()
     run = trainer(experiment, record)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    run.model.register_forward_pre_hook(lambda module, arguments, kwargs: seen.append(kwargs["low_res"]), with_kwargs=True)
+    run.learned.model.register_forward_pre_hook(lambda module, arguments, kwargs: seen.append(kwargs["low_res"]), with_kwargs=True)
     run.train(4)
     assert record.logged[4]["loss"] > 0
     images = normalize(next(run.batches.batches(0, 1)).images)
