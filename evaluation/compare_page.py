@@ -1,11 +1,14 @@
-"""A comparison for people: a table for the terminal, and a page with the paired samples inside."""
+"""A comparison for people: a table for the terminal, a page with the paired samples inside, and what MLflow keeps of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evaluation.compare import Compared, Comparison, Difference
+from evaluation.protocol import card_rows
+from evaluation.study import Study, as_json
 from evaluation.table_page import table_page
 
 _NOISE = 2.0
@@ -36,14 +39,49 @@ def as_text(comparison: Comparison) -> str:
 
 def as_page(comparison: Comparison) -> str:
     """The table and the paired samples as one page."""
-    names = ", ".join(model.name for model in comparison.models)
+    first = comparison.models[0].result
+    card = [(name, said) for name, said in card_rows(first.protocol, first.likelihood) if name != "Model"]
     return table_page(
-        f"Comparison: {names}",
+        _title(comparison),
         headers(comparison),
         rows(comparison),
+        card=card,
         notes=[*_notes(comparison), *(f"{model.name}: {model.result.protocol['model']}" for model in comparison.models)],
         pictures={"A row for each model; in a column all start from the same noise, and are asked for the same class.": comparison.grid},
     )
+
+
+def as_study(comparison: Comparison) -> Study:
+    """The files, and the numbers by model: `distance/1_step_200`, and against the first `distance_difference/2_step_400`."""
+    return Study(
+        kind="comparison",
+        title=_title(comparison),
+        text=as_text(comparison),
+        models={model.name: model.result.protocol["model"] for model in comparison.models},
+        protocol=comparison.models[0].result.protocol,
+        points={(name, 0): value for name, value in _numbers(comparison)},
+        files={
+            "comparison.html": as_page(comparison).encode(),
+            "samples.png": comparison.grid,
+            "comparison.json": as_json(comparison.to_dict()),
+        },
+    )
+
+
+def _title(comparison: Comparison) -> str:
+    return f"Comparison: {', '.join(model.name for model in comparison.models)}"
+
+
+def _numbers(comparison: Comparison) -> Iterator[tuple[str, float | None]]:
+    """Metrics as MLflow names them, the models' numbers in one group a measure."""
+    for number, model in enumerate(comparison.models, start=1):
+        name = re.sub(r"[^A-Za-z0-9_.\-]+", "_", f"{number} {model.name.replace(',', '')}").strip("_")[:100]
+        for measure, value in model.result.flat_metrics("").items():
+            yield f"{measure.lstrip('/')}/{name}", value
+        for measure, difference in (("distance", model.distance_difference), ("bits_per_dim", model.likelihood_difference)):
+            if difference is not None:
+                yield f"{measure}_difference/{name}", difference.value
+                yield f"{measure}_difference_standard_error/{name}", difference.standard_error
 
 
 def words(difference: Difference | None) -> str:

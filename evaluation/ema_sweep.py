@@ -18,9 +18,10 @@ from evaluation.choose import kept_result
 from evaluation.fid import jackknife_error
 from evaluation.models import ModelSpec
 from evaluation.preflight import EvaluationOptions
-from evaluation.protocol import as_plain
+from evaluation.protocol import as_plain, card_rows
 from evaluation.result import EvaluationResult
 from evaluation.run import evaluate
+from evaluation.study import Study, as_json
 from evaluation.table_page import table_page
 from training import averages, checkpoint, storage
 from training.models.posthoc import ReconstructionError
@@ -212,22 +213,70 @@ def absent(found: Sweep) -> list[str]:
     return [f"decay {point.decay:g} at step {point.step:,}: {point.source}" for point in found.points if point.distance is None]
 
 
-def as_page(found: Sweep) -> str:
-    """The figure and the table as one page."""
+def as_text(found: Sweep) -> str:
+    """The table as a terminal shows it, and below it what could not be had."""
+    headers, rows = table(found)
+    widths = [max(len(row[column]) for row in [headers, *rows]) for column in range(len(headers))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [headers, *rows]]
+    return "\n".join([*lines, *absent(found)])
+
+
+def figure(found: Sweep) -> str:
+    """The distance by decay, a line a step, as SVG."""
     lines: dict[str, list[tuple[float, float, float | None]]] = {}
     for point in found.points:
         if point.distance is not None:
             lines.setdefault(f"step {point.step:,}", []).append((point.decay, point.distance, point.standard_error))
-    figure = figures.distance_by_decay(lines, distance_name=found.distance_name)
+    return figures.distance_by_decay(lines, distance_name=found.distance_name)
+
+
+def as_page(found: Sweep) -> str:
+    """The figure and the table as one page."""
     headers, rows = table(found)
     distance = found.protocol["distance"]
     return table_page(
         f"Averages of one run: {found.distance_name} by decay",
         headers,
         rows,
+        card=[(name, words) for name, words in card_rows(found.protocol) if name != "Model"],
         lead=[f"{found.run_uri}, supplement figure 7's question answered after training."],
         notes=[f"{distance['num_samples']:,} samples, {distance['sampler']}, the same noise for every average.", *absent(found)],
-        pictures={"Bars are one standard error; on common noise differences are surer than the bars say.": figure.encode()},
+        pictures={"Bars are one standard error; on common noise differences are surer than the bars say.": figure(found).encode()},
+    )
+
+
+def as_study(found: Sweep) -> Study:
+    """The files, and the numbers as MLflow draws them.
+
+    A decay is no step: each has a metric of its own, `distance/0.9999`, at the checkpoint's step. The figure's line is
+    `distance_by_updates_averaged/step_200000`, whose steps are 1 / (1 - decay), the figure's axis.
+    """
+    had = [point for point in found.points if point.distance is not None]
+    best = {point.step: point for point in had if point.behind == 0}
+    points: dict[tuple[str, int], float | None] = {}
+    for point in had:
+        points |= {
+            (f"distance/{point.decay}", point.step): point.distance,
+            (f"distance_standard_error/{point.decay}", point.step): point.standard_error,
+            (f"behind_best/{point.decay}", point.step): point.behind,
+            (f"distance_by_updates_averaged/step_{point.step}", round(1 / (1 - point.decay))): point.distance,
+        }
+    for step, point in best.items():
+        points |= {("best_decay", step): point.decay, ("best_distance", step): point.distance}
+    name = found.run_uri.rstrip("/").rpartition("/")[2]
+    return Study(
+        kind="ema-sweep",
+        title=f"EMA sweep: {name}",
+        text=as_text(found),
+        models={name: found.run_uri},
+        protocol=found.protocol,
+        points=points,
+        files={
+            "sweep.html": as_page(found).encode(),
+            "sweep.csv": as_csv(found).encode(),
+            "sweep.json": as_json(found.to_dict()),
+            "sweep.svg": figure(found).encode(),
+        },
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -59,3 +60,44 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return None
     return value
+
+
+def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
+    """The protocol card in words, a name and what it says a row.
+
+    Args:
+        card: As `evaluation.preflight` makes it.
+        likelihood_summary: What was found of the bits/dim, which knows how often the network was asked; None if it was not taken.
+    """
+    distance, likelihood = card["distance"], card["likelihood"]
+    reference = distance["reference"]
+    rows = [
+        ("Model", card["model"]),
+        ("Samples", f"{distance['num_samples']:,}, {distance['quantization']}"),
+        ("Sampler", distance["sampler"]),
+        ("Labels", f"{distance['labels']}" if distance["labels"] else "none, the model is unconditional"),
+        *([("Enlarged", distance["low_res"])] if distance.get("low_res") else []),
+        ("Seed", f"{distance['seed']} (purpose: {distance['purpose']})"),
+        ("Precision", distance.get("arithmetic", distance["precision"])),
+        (
+            "Reference",
+            f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}, "
+            f"{reference['image_size']}x{reference['image_size']}, resize: {reference['resize']}, "
+            f"digest {reference['data_digest'][:12]}",
+        ),
+        ("Features", f"{reference['extractor']}, weights sha256 {reference['extractor_sha256'][:12]}"),
+        ("Standard error", "delete-a-group jackknife over ten blocks of samples: the spread over draws, not the bias of a finite sample"),
+    ]
+    if likelihood is not None:
+        rows += [
+            (
+                "Likelihood",
+                f"{likelihood['num_images']:,} {likelihood['split']} images, {likelihood['form']} over "
+                f"{likelihood['num_timesteps']:,} timesteps, {(likelihood_summary or {}).get('num_evaluations_per_image', '?')} "
+                f"network evaluations an image, seed {likelihood['seed']}",
+            ),
+            ("Decoder", likelihood["decoder"]),
+        ]
+    rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())))
+    rows.append(("Device", card["device"]))
+    return rows

@@ -50,6 +50,7 @@ class Replay:
     """What was found.
 
     Attributes:
+        run_uri: Which run.
         num_checkpoints: Scored both ways.
         num_weights: Sets of weights of them: checkpoints times decays.
         stop_step: Where the history of scores stops training; None if it goes on to its end.
@@ -62,9 +63,11 @@ class Replay:
         rescoring_evaluations: Of the few best, at full protocol.
         full_evaluations: Of everything at full protocol.
         table: Step, weights, score beside training, full distance and its standard error, of each set of weights.
+        scoring_protocol: The card of the scores beside training.
         protocol: The card of the full scores.
     """
 
+    run_uri: str
     num_checkpoints: int
     num_weights: int
     stop_step: int | None
@@ -77,6 +80,7 @@ class Replay:
     rescoring_evaluations: int
     full_evaluations: int
     table: tuple[tuple[int, str, float, float, float | None], ...]
+    scoring_protocol: dict[str, Any]
     protocol: dict[str, Any]
 
     @property
@@ -140,6 +144,7 @@ def replay(
     full = min(results, key=lambda key: results[key].distance)
     error = jackknife_error(_differences(results[rescored], results[full])) if rescored != full else None
     return Replay(
+        run_uri=run_uri,
         num_checkpoints=len(history),
         num_weights=len(results),
         stop_step=_stop_step(whole, experiment),
@@ -155,6 +160,7 @@ def replay(
             (step, weights, _score_of(history, step, weights), result.distance, result.distance_standard_error)
             for (step, weights), result in sorted(results.items())
         ),
+        scoring_protocol=history[-1]["protocol"],
         protocol=results[full].protocol,
     )
 
@@ -207,11 +213,15 @@ def as_text(found: Replay) -> str:
     """What was found, for the terminal."""
     lines = [f"{'step':>8}  {'weights':<12}  {'beside training':>15}  at full protocol"]
     for step, weights, score, distance, error in found.table:
-        marks = [
-            word for word, pick in (("cheap", found.cheap), ("rescored", found.rescored), ("full", found.full)) if _is(pick, step, weights)
-        ]
-        told = f"{distance:.4g}" + (f" +- {error:.2g}" if error else "")
-        lines.append(f"{step:>8,}  {weights:<12}  {score:>15.4g}  {told:<18}{('  <- ' + ', '.join(marks)) if marks else ''}".rstrip())
+        marks = chosen_by(found, step, weights)
+        lines.append(
+            f"{step:>8,}  {weights:<12}  {score:>15.4g}  {distance_words(distance, error):<18}{f'  <- {marks}' if marks else ''}".rstrip()
+        )
+    return "\n".join([*lines, "", *verdict(found)])
+
+
+def verdict(found: Replay) -> list[str]:
+    """Whether the choices agree, and what each costs."""
     stop = f"at step {found.stop_step:,}" if found.stop_step is not None else "not before the end"
     if found.behind == 0:
         agreement = "the same weights"
@@ -220,19 +230,22 @@ def as_text(found: Replay) -> str:
         told = f", {abs(found.behind / error):.1f} standard errors" if error else ""
         what = "the same checkpoint, another decay" if found.same_checkpoint else "another checkpoint"
         agreement = f"{what}, worse by {found.behind:.3g}{told}"
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"the scores stop training {stop}",
-            f"early stopping picks step {found.rescored.step:,} ({found.rescored.weights}), full scoring of all step {found.full.step:,} "
-            f"({found.full.weights}): {agreement}",
-            f"network evaluations: {found.cheap_evaluations:,} beside training, {found.full_evaluations:,} at full protocol: "
-            f"{found.score_ratio:.3g} times less",
-            f"with the best few scored again ({found.rescoring_evaluations:,}): {found.total_ratio:.3g} times less",
-        ]
-    )
+    return [
+        f"the scores stop training {stop}",
+        f"early stopping picks step {found.rescored.step:,} ({found.rescored.weights}), full scoring of all step {found.full.step:,} "
+        f"({found.full.weights}): {agreement}",
+        f"network evaluations: {found.cheap_evaluations:,} beside training, {found.full_evaluations:,} at full protocol: "
+        f"{found.score_ratio:.3g} times less",
+        f"with the best few scored again ({found.rescoring_evaluations:,}): {found.total_ratio:.3g} times less",
+    ]
 
 
-def _is(pick: Pick, step: int, weights: str) -> bool:
-    return (pick.step, pick.weights) == (step, weights)
+def distance_words(distance: float, error: float | None) -> str:
+    """A distance with its standard error."""
+    return f"{distance:.4g}" + (f" +- {error:.2g}" if error else "")
+
+
+def chosen_by(found: Replay, step: int, weights: str) -> str:
+    """Which of the ways to choose choose these weights."""
+    picks = {"cheap": found.cheap, "rescored": found.rescored, "full": found.full}
+    return ", ".join(word for word, pick in picks.items() if (pick.step, pick.weights) == (step, weights))

@@ -16,6 +16,7 @@ from typing import Any
 
 from evaluation import figures, grids, paper
 from evaluation.choose import CHOICE
+from evaluation.protocol import card_rows
 from evaluation.regression import Verdict
 from evaluation.result import EvaluationResult
 from evaluation.scoring import EVALUATIONS, read_history, run_uri_of
@@ -146,7 +147,7 @@ def render_report(
         bound_figure=figures.bound_by_timestep(likelihood["timesteps"], likelihood["per_t"]) if likelihood.get("timesteps") else "",
         candidates=_candidates(choice),
         paper_rows=paper.rows_beside(Experiment.from_dict(experiment)),
-        card=_card_rows(result),
+        card=card_rows(result.protocol, result.likelihood),
         experiment_json=json.dumps(experiment, indent=2),
         links={"Checkpoint": result.checkpoint_uri, "Run directory": run_uri_of(result.checkpoint_uri), **(links or {})},
         duration=format_duration(result.seconds),
@@ -221,40 +222,3 @@ def _candidates(choice: Mapping[str, Any] | None) -> list[dict[str, str]]:
         }
         for item in choice["candidates"]
     ]
-
-
-def _card_rows(result: EvaluationResult) -> list[tuple[str, str]]:
-    """The protocol card in words."""
-    card = result.protocol
-    distance, likelihood = card["distance"], card["likelihood"]
-    reference = distance["reference"]
-    rows = [
-        ("Model", card["model"]),
-        ("Samples", f"{distance['num_samples']:,}, {distance['quantization']}"),
-        ("Sampler", distance["sampler"]),
-        ("Labels", f"{distance['labels']}" if distance["labels"] else "none, the model is unconditional"),
-        *([("Enlarged", distance["low_res"])] if distance.get("low_res") else []),
-        ("Seed", f"{distance['seed']} (purpose: {distance['purpose']})"),
-        ("Precision", distance.get("arithmetic", distance["precision"])),
-        (
-            "Reference",
-            f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}, "
-            f"{reference['image_size']}x{reference['image_size']}, resize: {reference['resize']}, "
-            f"digest {reference['data_digest'][:12]}",
-        ),
-        ("Features", f"{reference['extractor']}, weights sha256 {reference['extractor_sha256'][:12]}"),
-        ("Standard error", "delete-a-group jackknife over ten blocks of samples: the spread over draws, not the bias of a finite sample"),
-    ]
-    if likelihood is not None:
-        rows += [
-            (
-                "Likelihood",
-                f"{likelihood['num_images']:,} {likelihood['split']} images, {likelihood['form']} over "
-                f"{likelihood['num_timesteps']:,} timesteps, {(result.likelihood or {}).get('num_evaluations_per_image', '?')} "
-                f"network evaluations an image, seed {likelihood['seed']}",
-            ),
-            ("Decoder", likelihood["decoder"]),
-        ]
-    rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())))
-    rows.append(("Device", card["device"]))
-    return rows

@@ -14,9 +14,9 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid #8886; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
+.words td { text-align: left; } .words th { font-weight: 500; vertical-align: top; white-space: nowrap; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; image-rendering: pixelated; }
-.bad { color: #b3261e; font-weight: 600; } .note { opacity: .8; }
-@media (prefers-color-scheme: dark) { .bad { color: #ff8a80; } }
+.note { opacity: .8; }
 </style></head><body>
 <h1>{{ title }}</h1>
 {% for line in lead %}<p>{{ line }}</p>{% endfor %}
@@ -24,9 +24,11 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; image-rendering: pixelated; 
 <tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table>
 {% for caption, data in pictures.items() %}<figure><img alt="{{ caption }}" src="{{ data }}">
 <figcaption class="note">{{ caption }}</figcaption></figure>{% endfor %}
-{% for line in failures %}<p class="bad">{{ line }}</p>{% endfor %}
 {% for line in notes %}<p class="note">{{ line }}</p>{% endfor %}
-{% for text, url in links.items() %}<p><a href="{{ url }}">{{ text }}</a></p>{% endfor %}
+<h2>Protocol</h2>
+<table class="words"><tbody>
+{% for name, words in card %}<tr><th scope="row">{{ name }}</th><td>{{ words }}</td></tr>{% endfor %}
+</tbody></table>
 </body></html>
 """
 
@@ -36,10 +38,9 @@ def table_page(
     headers: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
+    card: Sequence[tuple[str, str]],
     lead: Sequence[str] = (),
-    failures: Sequence[str] = (),
     notes: Sequence[str] = (),
-    links: Mapping[str, str] | None = None,
     pictures: Mapping[str, bytes] | None = None,
 ) -> str:
     """The page; every word is escaped.
@@ -48,10 +49,9 @@ def table_page(
         title: Its heading.
         headers: Of the columns; the first column is words, the others numbers.
         rows: Cells as they are shown.
+        card: The protocol card in words (`evaluation.protocol.card_rows`), the last thing on the page.
         lead: Paragraphs above the table.
-        failures: What went wrong, below it.
         notes: What to know in order to read it.
-        links: Text -> address.
         pictures: Caption -> PNG or SVG, below the table; they become a part of the page.
     """
     from jinja2 import Environment
@@ -61,9 +61,7 @@ def table_page(
     notes = [line.replace(" +- ", " ± ") for line in notes]
     shown = {caption: _data_uri(data) for caption, data in (pictures or {}).items()}
     template = Environment(autoescape=True).from_string(_TEMPLATE)
-    return template.render(
-        title=title, headers=headers, rows=rows, lead=lead, failures=failures, notes=notes, links=links or {}, pictures=shown
-    )
+    return template.render(title=title, headers=headers, rows=rows, lead=lead, notes=notes, card=card, pictures=shown)
 
 
 def _data_uri(data: bytes) -> str:

@@ -129,6 +129,10 @@ class TrackedRun:
             data = Path(path).read_bytes()
         except OSError as error:
             raise TrackingError(f"{path}: {error.strerror}; it can't be stored in MLflow as {artifact_path}") from error
+        self.log_bytes(data, artifact_path)
+
+    def log_bytes(self, data: bytes, artifact_path: str) -> None:
+        """Stores what is at hand as a file of that path among the run's artifacts."""
         self._outbox.put(artifact_path, lambda: self._send_file(data, artifact_path))
 
     def log_dataset(self, name: str, digest: str, uri: str) -> None:

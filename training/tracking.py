@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.mlflow_client import TrackingError as TrackingError
 from training.mlflow_client import connect, insist
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 RUN_KEY_TAG = "iddpm.run_key"
+
+
+class Whereabouts(NamedTuple):
+    """Where a run is found: the name of its experiment, and its page."""
+
+    experiment_name: str
+    url: str
 
 
 def open_run(
@@ -127,6 +134,28 @@ def tags_of(run_id: str) -> dict[str, str]:
     """
     client = connect()
     return dict(insist(lambda: client.get_run(run_id)).data.tags)
+
+
+def whereabouts(run_id: str) -> Whereabouts | None:
+    """Where a run is; None where this MLflow has no such run.
+
+    Raises:
+        TrackingError: MLflow can't be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect()
+
+    def find() -> Whereabouts | None:
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return Whereabouts(client.get_experiment(run.info.experiment_id).name, TrackedRun(client, run_id).url)
+
+    return insist(find)
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from pipelines.commands.keeping import keep, noted
 from pipelines.commands.services import connect
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def evaluate(
 ) -> None:
     """Score a model by its experiment's protocol, and write a page about it."""
     connect()
+    from components.evaluation_notes import note_evaluation
     from evaluation.named_model import find_model
     from evaluation.preflight import require_own_name
     from evaluation.report import write_report
@@ -160,8 +162,9 @@ def evaluate(
     )
     reference_uri = reference or reference_beside(spec.checkpoint_uri, data_uri, extractor, extractor_weights)
     result = run_evaluation(spec, data_uri, reference_uri, options=options)
-    page = write_report(run_uri_of(spec.checkpoint_uri), result_name=name)
-    tracked = _note(spec.checkpoint_uri, name, named.tracking_run_id)
+    run_uri, run_id = run_uri_of(spec.checkpoint_uri), named.tracking_run_id
+    page = write_report(run_uri, result_name=name)
+    tracked = noted(lambda: note_evaluation(run_uri, name, run_id)) if run_id else ""
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return
@@ -219,14 +222,8 @@ def compare(
     reference_uri = reference or reference_beside(specs[0].checkpoint_uri, data_uri, extractor, extractor_weights)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
     comparison = run_comparison(specs, data_uri, reference_uri, options=options)
-    (out / "samples.png").write_bytes(comparison.grid)
-    (out / "comparison.html").write_text(compare_page.as_page(comparison))
-    (out / "comparison.json").write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
-    if as_json:
-        print(json.dumps(comparison.to_dict(), indent=2))
-        return
-    print(compare_page.as_text(comparison))
-    print(f"\n{out / 'comparison.html'}  {out / 'samples.png'}  {out / 'comparison.json'}")
+    ids = [named.tracking_run_id for named in found]
+    keep(compare_page.as_study(comparison), out, ids, comparison.to_dict() if as_json else None)
 
 
 def data_of(word: str, known: str, model: str) -> str:
@@ -299,21 +296,3 @@ def _precision(word: str) -> Any:
     if word not in ("fp32", "bf16"):
         raise ValueError(f"--precision must be fp32 or bf16, got {word!r}")
     return word
-
-
-def _note(checkpoint_uri: str, name: str, tracking_run_id: str) -> str:
-    """Logs an evaluation to the model's MLflow run where there is one to reach; the numbers stand without it."""
-    import os
-
-    from components.evaluation_notes import note_evaluation
-    from evaluation.scoring import run_uri_of
-    from training.progress import say
-    from training.tracking import TrackingError
-
-    if not tracking_run_id or "MLFLOW_TRACKING_URI" not in os.environ:
-        return ""
-    try:
-        return note_evaluation(run_uri_of(checkpoint_uri), name, tracking_run_id)
-    except TrackingError as error:
-        say(f"not noted in MLflow: {error}")
-        return ""

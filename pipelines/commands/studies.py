@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from pipelines.commands import scoring
+from pipelines.commands.keeping import keep
 from pipelines.commands.services import connect
 
 _RUN = typer.Argument(..., help="A run's directory, runs:/ID, or models:/NAME@ALIAS.")
@@ -37,7 +38,7 @@ def ema_sweep(
     data: str = scoring.DATA,
     reference: str = scoring.REFERENCE,
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
-    out: Path = typer.Option(Path("ema-sweep"), help="Folder for sweep.html, sweep.csv and sweep.json."),
+    out: Path = typer.Option(Path("ema-sweep"), help="Folder for sweep.html, sweep.csv, sweep.json and sweep.svg."),
     num_workers: int = scoring.WORKERS,
     device: str = scoring.DEVICE,
     as_json: bool = scoring.JSON,
@@ -66,19 +67,7 @@ def ema_sweep(
         max_error=max_error,
         options=options,
     )
-    (out / "sweep.html").write_text(study.as_page(found))
-    (out / "sweep.csv").write_text(study.as_csv(found))
-    (out / "sweep.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n")
-    if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
-        return
-    headers, rows = study.table(found)
-    widths = [max(len(row[column]) for row in [headers, *rows]) for column in range(len(headers))]
-    for row in [headers, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for line in study.absent(found):
-        print(line)
-    print(f"\n{out / 'sweep.html'}  {out / 'sweep.csv'}  {out / 'sweep.json'}")
+    keep(study.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
 
 
 def replay_stopping(
@@ -90,15 +79,17 @@ def replay_stopping(
     data: str = scoring.DATA,
     reference: str = scoring.REFERENCE,
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
+    out: Path = typer.Option(Path("replay-stopping"), help="Folder for replay.html, replay.json and replay.txt."),
     num_workers: int = scoring.WORKERS,
     device: str = scoring.DEVICE,
     as_json: bool = scoring.JSON,
 ) -> None:
     """Score every checkpoint at full protocol, and say whether early stopping picked the same and at what cost."""
     connect()
-    from evaluation import replay as study
+    from evaluation import replay_page
     from evaluation.named_model import find_model
     from evaluation.preflight import EvaluationOptions
+    from evaluation.replay import replay
     from evaluation.scoring import run_uri_of
 
     named = find_model(run)
@@ -111,8 +102,9 @@ def replay_stopping(
         num_workers=num_workers,
         device=device,
     )
-    found = study.replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
-    print(json.dumps(found.to_dict(), indent=2) if as_json else study.as_text(found))
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
+    found = replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
+    keep(replay_page.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
 
 
 def score_batch(
