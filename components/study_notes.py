@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DEFAULT_EXPERIMENT = "iddpm"
 """MLflow's experiment of a study whose models have no runs; the pipelines' default, too."""
+_MAX_NAME_LENGTH = 250  # of a run; MLflow's limit
 _MAX_NOTE_LENGTH = 5000  # of a tag; MLflow's limit
 
 
@@ -35,14 +36,15 @@ def note_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
 
     found = [whereabouts(run_id) if run_id else None for run_id in tracking_run_ids]
     known = [run_id for run_id, place in zip(tracking_run_ids, found, strict=True) if place]
-    links = [f"- [{name}]({place.url})" for name, place in zip(study.models, found, strict=True) if place]
-    note = f"```\n{study.text}"[:_MAX_NOTE_LENGTH] + "\n```\n\n" + "\n".join(links)
+    links = ", ".join(f"[{name}]({place.url})" for name, place in zip(study.models, found, strict=True) if place)
+    # The links first: MLflow folds away what is long.
+    note = f"{f'Trained by: {links}' if links else ''}\n\n```\n{study.text}"[:_MAX_NOTE_LENGTH] + "\n```"
     with sigterm_as_exit():
         run = open_run(
             run_key=study.key,
             experiment_name=next((place.experiment_name for place in found if place), DEFAULT_EXPERIMENT),
-            run_name=study.title,
-            tags={"iddpm.study": study.kind, "iddpm.model_run_ids": ", ".join(known), "mlflow.note.content": note},
+            run_name=study.title[:_MAX_NAME_LENGTH],
+            tags={"iddpm.study": study.kind, "iddpm.model_run_ids": ", ".join(dict.fromkeys(known)), "mlflow.note.content": note},
             params={
                 "model": {str(number): f"{name}: {what}" for number, (name, what) in enumerate(study.models.items(), start=1)},
                 **{name: value for name, value in study.protocol.items() if name not in ("model", "inputs_sha256")},

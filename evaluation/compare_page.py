@@ -42,7 +42,7 @@ def as_page(comparison: Comparison) -> str:
     first = comparison.models[0].result
     card = [(name, said) for name, said in card_rows(first.protocol, first.likelihood) if name != "Model"]
     return table_page(
-        _title(comparison),
+        f"Comparison: {', '.join(model.name for model in comparison.models)}",
         headers(comparison),
         rows(comparison),
         card=card,
@@ -55,7 +55,7 @@ def as_study(comparison: Comparison) -> Study:
     """The files, and the numbers by model: `distance/1_step_200`, and against the first `distance_difference/2_step_400`."""
     return Study(
         kind="comparison",
-        title=_title(comparison),
+        title=" vs ".join(model.name for model in comparison.models),
         text=as_text(comparison),
         models={model.name: model.result.protocol["model"] for model in comparison.models},
         protocol=comparison.models[0].result.protocol,
@@ -66,10 +66,6 @@ def as_study(comparison: Comparison) -> Study:
             "comparison.json": as_json(comparison.to_dict()),
         },
     )
-
-
-def _title(comparison: Comparison) -> str:
-    return f"Comparison: {', '.join(model.name for model in comparison.models)}"
 
 
 def _numbers(comparison: Comparison) -> Iterator[tuple[str, float | None]]:

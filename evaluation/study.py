@@ -14,7 +14,7 @@ from evaluation.protocol import as_plain
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """A comparison, a sweep of averages or a replay of early stopping, as it is kept.
+    """An evaluation, a comparison, a sweep of averages or a replay of early stopping, as it is kept.
 
     Attributes:
         kind: Which.
@@ -26,7 +26,7 @@ class Study:
         files: Name -> content: the page, the numbers with their cards, pictures.
     """
 
-    kind: Literal["comparison", "ema-sweep", "replay-stopping"]
+    kind: Literal["evaluation", "comparison", "ema-sweep", "replay-stopping"]
     title: str
     text: str
     models: Mapping[str, str]

@@ -50,7 +50,7 @@ def connect() -> MlflowClient:
     """A client of the MLflow that the environment names.
 
     Raises:
-        TrackingError: It names none.
+        TrackingError: It names none, or one that is no MLflow's address.
     """
     uri = tracking_uri()
     # MLflow's own patience (seven attempts, four minutes) would hide an outage; ours is in `insist` and the outbox.
@@ -58,8 +58,12 @@ def connect() -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
-    return MlflowClient(tracking_uri=uri)
+    try:
+        return MlflowClient(tracking_uri=uri)
+    except MlflowException as error:
+        raise TrackingError(f"MLFLOW_TRACKING_URI is {uri}, which is no MLflow's address; 'iddpm up' shows the local one's") from error
 
 
 def is_transient(error: Exception) -> bool:

@@ -162,9 +162,9 @@ def evaluate(
     )
     reference_uri = reference or reference_beside(spec.checkpoint_uri, data_uri, extractor, extractor_weights)
     result = run_evaluation(spec, data_uri, reference_uri, options=options)
-    run_uri, run_id = run_uri_of(spec.checkpoint_uri), named.tracking_run_id
+    run_uri = run_uri_of(spec.checkpoint_uri)
     page = write_report(run_uri, result_name=name)
-    tracked = noted(lambda: note_evaluation(run_uri, name, run_id)) if run_id else ""
+    tracked = noted(lambda: note_evaluation(run_uri, name, named.tracking_run_id))
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return
