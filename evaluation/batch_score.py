@@ -7,9 +7,10 @@ images its statistics come from is taken at its user's word, and the result says
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from evaluation.devices import choose_device
 from evaluation.features import FeatureExtractor, Named, distance_name, load_extractor, published
 from evaluation.fid import BlockedMoments, FeatureStatistics, frechet_distance, jackknife_error, without_each_block
 from evaluation.metrics import Kept, Measured, MetricError, by_name, features_of, measure, parse_metrics, require_count, require_extractor
+from evaluation.protocol import versions
 from evaluation.reference import ReferenceStatistics, load_reference, moments_of, require_comparable
 from training.config import Extractor
 from training.progress import say
@@ -37,6 +39,7 @@ class BatchScore:
         num_samples: Images of the sample batch; None if unknown.
         metrics: Further measures by name: value, standard_error, note.
         reference: What the reference says of itself.
+        protocol: The card: which files, how many samples, whose features, where, by which versions.
     """
 
     distance_name: str
@@ -45,6 +48,7 @@ class BatchScore:
     num_samples: int | None
     metrics: dict[str, Any]
     reference: str
+    protocol: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,30 @@ def score_batch(
         MetricError: A measure can't be taken of these files.
         MomentsError: The statistics are of another number of dimensions.
     """
+    here = choose_device(device)
+    found = _score(samples_uri, reference_uri, extractor, extractor_weights, metrics, here)
+    network = published(extractor) if isinstance(extractor, str) else extractor
+    card = {
+        "samples": samples_uri,
+        "num_samples": found.num_samples,
+        "reference": found.reference,
+        "reference_file": reference_uri,
+        "extractor": network.name,
+        "extractor_sha256": network.sha256,
+        "device": here,
+        "versions": versions(),
+    }
+    return dataclasses.replace(found, protocol=card)
+
+
+def _score(
+    samples_uri: str,
+    reference_uri: str,
+    extractor: Extractor | FeatureExtractor,
+    extractor_weights: str | None,
+    metrics: Sequence[str],
+    device: str,
+) -> BatchScore:
     wanted = parse_metrics(metrics)
     if "label_agreement" in wanted:
         raise MetricError("label_agreement takes samples of our own models; 'iddpm evaluate' measures it")
@@ -93,9 +121,7 @@ def score_batch(
         return _score_statistics(samples_uri, reference_uri, published(extractor) if isinstance(extractor, str) else extractor)
     if has_images:
         require_count(wanted, npz.count_images(samples_uri), f"images in {samples_uri}")
-    network = (
-        load_extractor(extractor, weights=extractor_weights, device=choose_device(device)) if isinstance(extractor, str) else extractor
-    )
+    network = load_extractor(extractor, weights=extractor_weights, device=device) if isinstance(extractor, str) else extractor
     require_extractor(wanted, network)
     if not has_statistics:
         require_count(wanted, npz.count_images(reference_uri), f"images in {reference_uri}")

@@ -14,7 +14,7 @@ from evaluation.table_page import table_page
 def as_page(found: Replay) -> str:
     """The verdict, the table and both curves as one page."""
     name, cheap, full = found.protocol["distance"]["name"], found.scoring_protocol, found.protocol["distance"]
-    curves = {
+    curves: dict[str, dict[tuple[int, str], tuple[float, float | None]]] = {
         f"Beside training: {cheap['num_samples']:,} samples, {cheap['sampler']}.": {
             (step, weights): (score, None) for step, weights, score, _, _ in found.table
         },
@@ -56,8 +56,8 @@ def _figure(found: Replay, curve: Mapping[tuple[int, str], tuple[float, float | 
 def as_study(found: Replay) -> Study:
     """The files, and the numbers as MLflow draws them: each decay's two curves by step, and the verdict at step 0."""
     name = found.run_uri.rstrip("/").rpartition("/")[2]
-    points: dict[tuple[str, int], float | None] = {
-        ("same_checkpoint", 0): found.same_checkpoint,
+    points: dict[tuple[str, int], float | int | None] = {
+        ("same_checkpoint", 0): int(found.same_checkpoint),
         ("score_ratio", 0): found.score_ratio,
         ("total_ratio", 0): found.total_ratio,
         ("behind", 0): found.behind,

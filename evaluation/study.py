@@ -31,7 +31,7 @@ class Study:
     text: str
     models: Mapping[str, str]
     protocol: Mapping[str, Any]
-    points: Mapping[tuple[str, int], float | None]
+    points: Mapping[tuple[str, int], float | int | None]
     files: Mapping[str, bytes]
 
     @property

@@ -113,6 +113,7 @@ def score_batch(
     extractor: str = typer.Option("inception", help="inception, digits-classifier, vgg16 or clip-vit-b-32."),
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
     metrics: list[str] = scoring.METRICS,
+    out: Path = typer.Option(None, help="JSON file for the numbers with their protocol card.", show_default=False),
     device: str = scoring.DEVICE,
     as_json: bool = scoring.JSON,
 ) -> None:
@@ -120,6 +121,8 @@ def score_batch(
     connect()
     from evaluation.batch_score import score_batch as score
 
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # refused before anything is scored
     found = score(
         samples,
         reference,
@@ -128,8 +131,11 @@ def score_batch(
         metrics=[metric for metric in metrics if metric != "none"],
         device=device,
     )
+    plain = json.dumps(dataclasses.asdict(found), indent=2)
+    if out is not None:
+        out.write_text(f"{plain}\n")
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print(plain)
         return
     error = f" +- {found.standard_error:.2g}" if found.standard_error else ""
     count = f"{found.num_samples:,} samples" if found.num_samples else "statistics that do not say of how many samples"

@@ -58,6 +58,9 @@ def test_a_sample_batch_is_scored_against_a_reference_batch(samples: str, adm_re
     assert found.standard_error is not None
     assert found.metrics["precision"]["value"] > 0.7
     assert "200 samples, 300 real images" in found.metrics["precision"]["note"]
+    assert (found.protocol["samples"], found.protocol["num_samples"]) == (samples, 200)
+    assert found.protocol["extractor_sha256"] == WEIGHTS_SHA256
+    assert "torch" in found.protocol["versions"]
     expected = kid(extractor(_digits(digits_uri, "test", 200)), extractor(_digits(digits_uri, "train", 300)))
     assert found.metrics["kernel_distance"]["value"] == pytest.approx(expected.value, abs=2 * (expected.standard_error or 0))
     assert "does not say which images" in found.reference

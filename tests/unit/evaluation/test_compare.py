@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,22 @@ def test_table_and_page_name_every_model_and_judge_every_difference(comparison: 
         assert word in text
         assert word in page
     assert page.count("data:image/png;base64,") == 1
+
+
+def test_a_comparison_is_kept_under_one_key_whenever_it_was_taken_and_under_names_that_mlflow_takes(comparison: Comparison) -> None:
+    def at(moment: str, distance: float) -> Comparison:
+        first, *others = comparison.models
+        result = dataclasses.replace(first.result, created_at=moment, seconds=1.0, distance=distance)
+        return dataclasses.replace(comparison, models=(dataclasses.replace(first, result=result), *others))
+
+    distance = comparison.models[0].result.distance
+    study = compare_page.as_study(comparison)
+    assert compare_page.as_study(at("another day", distance)).key == study.key
+    assert compare_page.as_study(at("another day", distance + 1)).key != study.key
+    names = [name for name, _ in study.points]
+    assert {"distance/1_step_100", "bits_per_dim_difference_standard_error/3_step_300"} <= set(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_./-]+", name) for name in names)
+    assert "weights sha256" in study.files["comparison.html"].decode(), "the protocol card"
 
 
 def test_a_comparison_again_reads_what_was_evaluated(

@@ -1,0 +1,186 @@
+"""Studies of trained models in a real MLflow: each a run of its own, with numbers, protocol and pages, however often it is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from components.evaluation_notes import note_evaluation
+from components.study_notes import DEFAULT_EXPERIMENT, note_study
+from evaluation.scoring import score_checkpoint
+from evaluation.study import Study
+from pipelines.cli import app
+from training import checkpoint, storage, tracking
+from training.data.prepare import Options, prepare
+from training.data.sources import digits
+from training.models.unet import make_model
+from training.presets import preset
+from training.progress import marking
+
+EXPERIMENT = "studies"
+_OVERRIDES = [
+    "diffusion.num_timesteps=40",
+    "evaluation.scoring_num_samples=20",
+    "evaluation.scoring_sampling.spacing=ddim2",
+    "evaluation.num_samples=30",
+    'evaluation.sampling.spacing="3"',
+]
+
+
+def server() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def artifacts(run_id: str, folder: str = "") -> set[str]:
+    return {str(file.path) for file in server().list_artifacts(run_id, folder)}
+
+
+def iddpm(*arguments: str) -> str:
+    with marking(False):
+        found = CliRunner().invoke(app, [*arguments], catch_exceptions=False)
+    assert found.exit_code == 0
+    return found.stdout
+
+
+def studies(kind: str, experiment: str = EXPERIMENT) -> list[Any]:
+    """The runs of that kind, newest first."""
+    where = server().get_experiment_by_name(experiment)
+    return list(server().search_runs([where.experiment_id], f"tags.`iddpm.study` = '{kind}'")) if where else []
+
+
+@pytest.fixture(scope="module")
+def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("digits"))
+    for split in ("train", "test"):
+        prepare(digits(split), f"{uri}/{split}", image_size=8, options=Options(resize="none"))
+    return uri
+
+
+def write_run(uri: str, data_uri: str, tracking_run_id: str) -> str:
+    """Two checkpoints of a network of random weights, each with two averages."""
+    experiment = preset("digits-hybrid-cosine", _OVERRIDES)
+    torch.manual_seed(0)
+    network = make_model(experiment)
+    for step in (100, 200):
+        states = {
+            f"{name}.pt": {key: value + size * torch.randn(value.shape) for key, value in network.state_dict().items()}
+            for name, size in (("model", 0.05), ("ema_0.99", 0.02), ("ema_0.995", 0.03))
+        }
+        checkpoint.save(uri, step, {"experiment.json": experiment.to_dict(), **states})
+    storage.write_json(f"{uri}/result.json", {"data_uri": data_uri, "tracking_run_id": tracking_run_id})
+    return uri
+
+
+@pytest.fixture(scope="module")
+def trained(services: Any, data_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A run's directory, and its MLflow run."""
+    run = tracking.open_run(run_key="studied", experiment_name=EXPERIMENT, run_name="studied", tags={}, params={})
+    assert run.finish("FINISHED")
+    return write_run(str(tmp_path_factory.mktemp("studied")), data_uri, run.run_id), run.run_id
+
+
+@pytest.mark.slow
+def test_a_comparison_is_one_run_with_differences_protocol_and_page_also_when_it_is_made_again(
+    trained: tuple[str, str], tmp_path: Path
+) -> None:
+    uri, run_id = trained
+    models = [f"{uri}/checkpoints/step={step:08d}" for step in (100, 200)]
+    command = ["compare", *models, "--no-likelihood", "--out", str(tmp_path)]
+    printed = iddpm(*command)
+    as_json = iddpm(*command, "--json")
+    (run,) = studies("comparison")
+    assert tracking.attach(run.info.run_id).url in printed
+    second = json.loads(as_json)["models"][1]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["distance_difference/2_step_200"] == second["distance_difference"]["value"]
+    assert run.data.metrics["distance_difference_standard_error/2_step_200"] == second["distance_difference"]["standard_error"]
+    assert run.data.metrics["distance/2_step_200"] == second["result"]["distance"]
+    assert len(server().get_metric_history(run.info.run_id, "distance/1_step_100")) == 1
+    assert run.data.params["model.2"] == f"step 200: {models[1]} (ema_0.99)"
+    assert run.data.params["distance.num_samples"] == "30"
+    assert run.data.tags["iddpm.model_run_ids"] == run_id
+    assert f"({tracking.attach(run_id).url})" in run.data.tags["mlflow.note.content"]
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert artifacts(run.info.run_id) == {"comparison.html", "comparison.json", "samples.png"}
+
+
+@pytest.mark.slow
+def test_a_sweep_and_a_replay_are_parts_of_the_run_that_they_are_of(trained: tuple[str, str], data_uri: str, tmp_path: Path) -> None:
+    uri, run_id = trained
+    swept = json.loads(iddpm("ema-sweep", uri, "--decays", "0.99,0.995", "--at", "100,200", "--out", str(tmp_path), "--json"))
+    (sweep,) = studies("ema-sweep")
+    assert (sweep.info.status, sweep.data.tags["mlflow.parentRunId"]) == ("FINISHED", run_id)
+    history = server().get_metric_history(sweep.info.run_id, "distance/0.99")
+    assert [(point.step, point.value) for point in history] == [
+        (point["step"], point["distance"]) for point in swept["points"] if point["decay"] == 0.99
+    ]
+    by_decay = server().get_metric_history(sweep.info.run_id, "distance_by_updates_averaged/step_200")
+    assert sorted(point.step for point in by_decay) == [100, 200], "1 / (1 - decay)"
+    assert artifacts(sweep.info.run_id) == {"sweep.html", "sweep.csv", "sweep.json", "sweep.svg"}
+
+    (reference,) = [name for name in storage.list_uris(f"{data_uri}/references") if name.endswith(".npz")]
+    for step in (100, 200):
+        score_checkpoint(checkpoint.checkpoint_uri(uri, step), reference)
+    printed = iddpm("replay-stopping", uri, "--out", str(tmp_path))
+    (replay,) = studies("replay-stopping")
+    assert tracking.attach(replay.info.run_id).url in printed
+    assert (replay.info.status, replay.data.tags["mlflow.parentRunId"]) == ("FINISHED", run_id)
+    assert replay.data.metrics["score_ratio"] == pytest.approx(30 * 3 / (20 * 2))
+    assert len(server().get_metric_history(replay.info.run_id, "full_protocol/ema_0.99")) == 2
+    assert artifacts(replay.info.run_id) == {"replay.html", "replay.json", "replay.txt"}
+    assert "weights sha256" in (tmp_path / "replay.html").read_text(), "the protocol card"
+
+
+def test_an_evaluation_of_a_model_without_a_run_is_noted_all_the_same_and_one_by_another_protocol_apart(
+    trained: tuple[str, str], data_uri: str, tmp_path: Path
+) -> None:
+    uri, run_id = trained
+    bare = write_run(str(tmp_path / "bare"), data_uri, "")
+    assert tracking.whereabouts("f" * 32) is None
+    iddpm("evaluate", bare, "--no-likelihood", "--metric", "none")
+    (own,) = [run for run in studies("evaluation", DEFAULT_EXPERIMENT) if run.info.run_name == "bare: manual"]
+    assert own.info.status == "FINISHED"
+    assert artifacts(own.info.run_id) == {"manual.html", "manual.json", "manual.png"}
+
+    for source in storage.list_uris(f"{bare}/evaluations"):
+        storage.write_bytes(f"{uri}/evaluations/{source.rpartition('/')[2]}", storage.read_bytes(source))
+    note_evaluation(uri, "manual", run_id)
+    assert studies("evaluation") == []
+    assert "evaluations/manual.html" in artifacts(run_id, "evaluations")
+    other = storage.read_json(f"{uri}/evaluations/manual.json")
+    other["distance"] *= 2
+    storage.write_json(f"{uri}/evaluations/manual.json", other)
+    note_evaluation(uri, "manual", run_id)
+    (apart,) = studies("evaluation")
+    assert apart.data.tags["mlflow.parentRunId"] == run_id
+    assert apart.data.metrics["manual/distance"] == other["distance"]
+    assert server().get_run(run_id).data.metrics["manual/distance"] == other["distance"] / 2
+
+
+def test_a_study_that_is_interrupted_while_it_is_noted_is_killed_and_heals(services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study(kind="ema-sweep", title="t", text="t", models={"m": "u"}, protocol={}, points={("a", 1): 1.0}, files={"a.txt": b"a"})
+    finish = tracking.TrackedRun.finish
+
+    def interrupted(run: tracking.TrackedRun, status: Any, **options: Any) -> bool:
+        if status == "FINISHED":
+            raise KeyboardInterrupt
+        return finish(run, status, **options)
+
+    def status() -> str:
+        (run,) = studies("ema-sweep", DEFAULT_EXPERIMENT)
+        return str(run.info.status)
+
+    monkeypatch.setattr(tracking.TrackedRun, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        note_study(study, [""])
+    assert status() == "KILLED"
+    monkeypatch.undo()
+    note_study(study, [""])
+    assert status() == "FINISHED"

@@ -1,0 +1,47 @@
+"""Numbers that a command found stand where MLflow does not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from evaluation.study import Study
+from pipelines.cli import app
+from pipelines.commands.keeping import keep
+from training import mlflow_client, progress
+
+
+@pytest.mark.parametrize(
+    ("address", "words"), [("http://127.0.0.1:9", "does not answer"), ("garbage://x", "no MLflow's address"), (None, "")]
+)
+def test_a_study_is_written_and_printed_where_there_is_no_mlflow(
+    address: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Study(
+        kind="comparison", title="a vs b", text="b is better", models={"a": "A", "b": "B"}, protocol={}, points={}, files={"a.txt": b"a"}
+    )
+    monkeypatch.setattr(mlflow_client, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if address is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with progress.marking(False):
+        keep(study, tmp_path, ["f" * 32, ""], None)
+    printed = capsys.readouterr()
+    assert printed.out == f"b is better\n\n{tmp_path / 'a.txt'}\n"
+    assert ("not noted in MLflow: " in printed.err) == bool(words)
+    assert words in printed.err
+    assert (tmp_path / "a.txt").read_bytes() == b"a"
+
+
+def test_the_score_of_a_file_is_written_with_its_card(tmp_path: Path) -> None:
+    uri, out = str(tmp_path / "batch.npz"), tmp_path / "new" / "score.json"
+    np.savez(uri, arr_0=np.random.default_rng(0).integers(0, 255, (70, 8, 8, 1), dtype=np.uint8))
+    found = CliRunner().invoke(
+        app, ["score-batch", uri, uri, "--extractor", "digits-classifier", "--out", str(out)], catch_exceptions=False
+    )
+    assert found.exit_code == 0
+    written = json.loads(out.read_text())
+    assert written["distance"] == pytest.approx(0, abs=1e-6)
+    assert {"samples", "num_samples", "reference", "extractor_sha256", "device", "versions"} <= set(written["protocol"])
