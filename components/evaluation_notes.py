@@ -25,14 +25,14 @@ def note_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str
         The page of the run that has it.
 
     Raises:
-        TrackingError: MLflow can't be reached, or refuses.
+        TrackingError: MLflow can't be reached, goes away, or refuses.
     """
-    from components.study_notes import note_study
+    from components.study_notes import WENT_AWAY, note_study
     from evaluation.report import report_uri
     from evaluation.result import EvaluationResult
     from evaluation.scoring import EVALUATIONS
     from evaluation.study import Study
-    from training.tracking import attach, whereabouts
+    from training.tracking import TrackingError, attach, whereabouts
 
     uri = storage.join(run_uri, EVALUATIONS, f"{result_name}.json")
     result = EvaluationResult.from_dict(storage.read_json(uri))
@@ -55,7 +55,8 @@ def note_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str
     tracked.log_metrics(numbers, result.step)
     for file, content in files.items():
         tracked.log_bytes(content, f"evaluations/{file}")
-    tracked.flush()
+    if not tracked.flush():
+        raise TrackingError(WENT_AWAY)
     return tracked.url
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DEFAULT_EXPERIMENT = "iddpm"
 """MLflow's experiment of a study whose models have no runs; the pipelines' default, too."""
+WENT_AWAY = "MLflow went away before all had arrived; the same command brings the rest"
 _MAX_NAME_LENGTH = 250  # of a run; MLflow's limit
 _MAX_NOTE_LENGTH = 5000  # of a tag; MLflow's limit
 
@@ -63,5 +64,5 @@ def note_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
             run.finish("FAILED" if isinstance(error, Exception) else "KILLED", timeout_seconds=10.0)
             raise
     if not delivered:
-        raise TrackingError("MLflow went away before all had arrived; the same command brings the rest")
+        raise TrackingError(WENT_AWAY)
     return url

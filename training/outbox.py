@@ -102,7 +102,7 @@ class Outbox:
                 say(f"{self._destination} refused {message.what}: {reason}")
                 return True
             if self._failures == 0:
-                say(f"{self._destination} does not answer; training goes on, and what it should know waits ({reason})")
+                say(f"{self._destination} does not answer; work goes on, and what it should know waits ({reason})")
             self._failures += 1
             return False
         if self._failures:
