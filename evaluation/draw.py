@@ -61,13 +61,17 @@ def draw_images(
         device: Where each of them samples.
 
     Raises:
-        GenerationError: The request does not suit the model, or the directory holds other images.
+        GenerationError: The request does not suit the model, the directory holds other images, or `grid_path` is not a PNG's name.
         CheckpointError: There is no such checkpoint.
         OSError: The PNG can't be written there.
     """
-    grid_path.parent.mkdir(parents=True, exist_ok=True)  # what can't be written is refused before anything is drawn, too
     if grid_path.is_dir():
         raise GenerationError(f"{grid_path}: is a directory; name the PNG to write")
+    if grid_path.suffix.lower() != ".png":
+        raise GenerationError(f"{grid_path}: the images are written as PNG; name a file like samples.png")
+    if grid_path.parts[0] == "s3:":
+        raise GenerationError(f"{grid_path}: the PNG is written on this machine; name a path (--images takes an address in S3)")
+    grid_path.parent.mkdir(parents=True, exist_ok=True)  # what can't be written is refused before anything is drawn, too
     model = request.model.load("cpu")  # refuses what is missing before anything is drawn
     plan = _plan(request, model)
     there = choose_device(device) if num_workers <= 1 or device == "auto" else device

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import typer
 
@@ -85,7 +84,7 @@ def verify(dataset: str = _DATASET) -> None:
 
 def preview(
     dataset: str = _DATASET,
-    out: Path = typer.Argument(Path("preview.png"), help="PNG to write."),
+    out: str = typer.Argument("preview.png", help="PNG to write, s3:// or a path."),
     num_images: int = typer.Option(64, help="How many of its first images."),
 ) -> None:
     """Write a labelled contact sheet."""

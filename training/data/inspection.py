@@ -104,20 +104,22 @@ def _check_rows(path: Path, shard: Shard, manifest: Manifest) -> npt.NDArray[np.
     return counts
 
 
-def preview(dataset_uri: str, path: str | Path, *, num_images: int = 64) -> Manifest:
+def preview(dataset_uri: str, sheet_uri: str, *, num_images: int = 64) -> Manifest:
     """Writes a contact sheet: the first images of the data set, enlarged to be seen, with their labels beneath.
 
     Args:
         dataset_uri: Directory of the data set.
-        path: The PNG to write.
+        sheet_uri: The PNG to write.
         num_images: How many, at most.
 
     Raises:
-        DatasetError: There is no data set, or its first rows are damaged.
+        DatasetError: There is no data set, its first rows are damaged, or `sheet_uri` is not a PNG's name.
         StorageError: It can't be read, or the sheet can't be written.
     """
     if num_images < 1:
         raise DatasetError(f"a contact sheet needs at least 1 image, got {num_images}")
+    if not sheet_uri.lower().endswith(".png"):
+        raise DatasetError(f"{sheet_uri}: a contact sheet is written as PNG; name a file like preview.png")
     manifest = read_manifest(dataset_uri)
     images, labels = _first_rows(dataset_uri, manifest, num_images)
     names = [manifest.class_names[label] if label >= 0 else "" for label in labels]
@@ -126,7 +128,7 @@ def preview(dataset_uri: str, path: str | Path, *, num_images: int = 64) -> Mani
         size, channels = manifest.image_size, manifest.image_channels
         title = f"{manifest.name}, {manifest.split}: {len(images):,} of {manifest.num_images:,} images, {size}x{size}x{channels}"
         contact_sheet(images, names, title).save(local, "PNG")
-        storage.upload(local, str(path))
+        storage.upload(local, sheet_uri)
     return manifest
 
 

@@ -459,10 +459,15 @@ def test_a_shard_holds_128_to_256_megabytes_of_images_of_any_size(size):
 
 
 def test_the_contact_sheet_shows_the_first_images(damaged, tmp_path):
-    preview(str(damaged), tmp_path / "sheet.png", num_images=20)
+    preview(str(damaged), f"{tmp_path}/sheet.png", num_images=20)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     _, images, _ = next(iterate(str(damaged), 1, cache_dir=tmp_path))
     assert np.array_equal(sheet[4:68:4, 4:68:4], images[0].permute(1, 2, 0).numpy())
+
+
+def test_a_contact_sheet_is_named_as_the_png_that_it_is(damaged, tmp_path):
+    with pytest.raises(DatasetError, match=r"sheet\.jpg: a contact sheet is written as PNG"):
+        preview(str(damaged), f"{tmp_path}/sheet.jpg")
 
 
 def test_a_long_caption_is_shortened_to_its_image():

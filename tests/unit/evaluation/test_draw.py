@@ -39,6 +39,10 @@ def test_a_grid_that_can_not_be_written_is_refused_before_anything_is_drawn(requ
         draw_images(request_, str(tmp_path / "set"), tmp_path)
     with pytest.raises(FileExistsError):
         draw_images(request_, str(tmp_path / "set"), tmp_path / "file" / "grid.png")
+    with pytest.raises(GenerationError, match=r"grid\.jpg: the images are written as PNG"):
+        draw_images(request_, str(tmp_path / "set"), tmp_path / "grid.jpg")
+    with pytest.raises(GenerationError, match="the PNG is written on this machine"):
+        draw_images(request_, str(tmp_path / "set"), Path("s3://bucket/grid.png"))
     assert not (tmp_path / "set").exists()
 
 
