@@ -27,11 +27,18 @@ _KINDS: dict[str, tuple[type, str]] = {
     "STRUCT": (dict, "a JSON object"),
 }
 _AMOUNTS = {
-    "_cpu": (re.compile(r"\d+(\.\d+)?|\d+m"), "a number of cores like 4 or 500m"),
-    "_memory": (re.compile(r"\d+(\.\d+)?(k|Ki|M|Mi|G|Gi|T|Ti)?"), "an amount of memory like 16Gi"),
+    "_cpu": (re.compile(r"(?=.*[1-9])(\d+(\.\d+)?|\d+m)"), "a number of cores like 4 or 500m"),
+    "_memory": (re.compile(r"(?=.*[1-9])\d+(\.\d+)?(k|Ki|M|Mi|G|Gi|T|Ti)?"), "an amount of memory like 16Gi"),
     "_gpus": (re.compile(r"\d+"), "a whole number of GPUs"),
 }
 """By the end of a parameter's name: what text a pod's specification takes there, which the server would not check."""
+_RANGES: dict[str, tuple[int, float, str]] = {
+    "_max_errors": (1, math.inf, "1 or more"),
+    "_max_pixels": (1, 2**30, "1 to 1073741824"),
+    "_sizes": (1, math.inf, "a JSON list of whole numbers, 1 or more"),
+    "": (0, math.inf, "0 or more"),
+}
+"""Likewise: the least number, the greatest, and both in words. `Resources` knows more of those that are its fields."""
 
 
 class ArgumentsError(ValueError):
@@ -107,7 +114,10 @@ def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence
     Raises:
         ArgumentsError: An argument is unknown, given twice, or not of its type.
         ConfigError: The experiment is unknown, or an override does not fit it.
+        PlacementError: Processes, GPUs or images at a time are not as many as a step takes.
     """
+    from pipelines.placement import resources_of
+
     arguments: dict[str, Any] = {}
     for word in words:
         name, separator, value = word.partition("=")
@@ -131,6 +141,8 @@ def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence
     for name, given in arguments.items():
         _require_literal(name, given, pipeline.parameters[name])
         _require_amount(name, given)
+        _require_range(name, given)
+    resources_of(_chosen(pipeline, arguments))
     return arguments
 
 
@@ -201,3 +213,14 @@ def _require_amount(name: str, value: Any) -> None:
     for ending, (form, words) in _AMOUNTS.items():
         if name.endswith(ending) and isinstance(value, str) and not form.fullmatch(value):
             raise ArgumentsError(f"--param {name}={value}: {name} is {words}")
+
+
+def _require_range(name: str, value: Any) -> None:
+    ending = next(ending for ending in _RANGES if name.endswith(ending))
+    least, greatest, words = _RANGES[ending]
+    if type(value) in (int, float):
+        fits = least <= value <= greatest
+    else:  # the one list of numbers
+        fits = ending != "_sizes" or all(type(each) is int and each >= least for each in value)
+    if not fits:
+        raise ArgumentsError(f"--param {name}={json.dumps(value)}: {name} is {words}")

@@ -45,8 +45,20 @@ def require_placement(chosen: Mapping[str, Any]) -> None:
     model = chosen.get("model")
     if model is not None and not model.startswith(("models:/", "runs:/", "s3://")):
         raise PlacementError(f"--param model={model}: it reads models:/NAME@ALIAS, runs:/ID, or s3://BUCKET/PATH of a run or a checkpoint")
-    for stage in (name.removesuffix(_MODE) for name in chosen if name.endswith(_MODE)):
-        _require_stage(stage, chosen)
+    for stage, resources in resources_of(chosen).items():
+        _require_stage(stage, resources, chosen)
+
+
+def resources_of(chosen: Mapping[str, Any]) -> dict[str, Resources]:
+    """What each stage works with, as its step will read it.
+
+    Args:
+        chosen: Every parameter of the pipeline, by name.
+
+    Raises:
+        PlacementError: A number is out of its range.
+    """
+    return {stage: _resources(stage, chosen) for stage in (name.removesuffix(_MODE) for name in chosen if name.endswith(_MODE))}
 
 
 def _require_nodes(chosen: Mapping[str, Any]) -> None:
@@ -59,8 +71,7 @@ def _require_nodes(chosen: Mapping[str, Any]) -> None:
         raise PlacementError(str(error)) from None
 
 
-def _require_stage(stage: str, chosen: Mapping[str, Any]) -> None:
-    resources = _resources(stage, chosen)
+def _require_stage(stage: str, resources: Resources, chosen: Mapping[str, Any]) -> None:
     mode, address = chosen[f"{stage}{_MODE}"], chosen[f"{stage}_ray_address"]
     options = chosen[f"{stage}_rayjob_options"]
     try:

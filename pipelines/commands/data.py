@@ -30,7 +30,7 @@ def preprocess(
     num_test: int = typer.Option(0, min=0, help="Test images to hold out of a source without a test split."),
     num_workers: int = typer.Option(1, min=1, help="Ray tasks at once; 1 works in this process."),
     on_error: str = typer.Option("fail", help="What an unreadable image does: fail, or skip."),
-    max_errors: int = typer.Option(100, min=0, help="With skip, how many images may be left out."),
+    max_errors: int = typer.Option(100, min=1, help="With skip, how many images may be left out."),
     allow_upscale: bool = typer.Option(False, help="Enlarge images that are too small."),
     reduced_decode: bool = typer.Option(False, help="Decode large JPEGs at reduced size: faster, less exact."),
     max_pixels: int = typer.Option(89478485, help="Width times height above which an image is refused as a decompression bomb."),

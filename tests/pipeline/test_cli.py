@@ -128,7 +128,7 @@ def test_show_prints_the_experiment_with_its_overrides() -> None:
             ("run", "train", "--param", "train_workers=1"),
             "pipeline train has no parameter 'train_workers'; did you mean 'train_num_workers'?",
         ),
-        (("run", "train", "--param", "train_num_workers=two"), "train_num_workers is a whole number"),
+        (("run", "train", "--param", "train_num_workers=0"), "--param train_num_workers: must be at least 1, got 0"),
         (("run", "train", "--param", "train_precision=fp16"), "it is not offered; did you mean 'bf16'?"),
         (("run", "nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset and no --set"),
     ],

@@ -25,6 +25,7 @@ from pipelines.following import Pace, RunFailedError, StillRunningError, error_i
 from pipelines.kfp_client import Kfp, connected
 from pipelines.kfp_errors import KfpError
 from pipelines.submit import uploaded
+from training.data.images import LARGEST_MAX_PIXELS
 
 QUICK = Pace(poll_seconds=0.01, patience_seconds=0.5)
 SUCCEEDS = [("SUCCEEDED", {"resolve-model": "SUCCEEDED"})]
@@ -215,6 +216,12 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
             "--param score_rayjob_options: memory '8 GB' is not a quantity",
         ),
         (("nightly-fid", "--param", "threshold_difference=inf"), "threshold_difference is a number"),
+        (("nightly-fid", "--param", "threshold_difference=-0.1"), "--param threshold_difference=-0.1: threshold_difference is 0 or more"),
+        (("train", "--param", "data_max_errors=0"), "--param data_max_errors=0: data_max_errors is 1 or more"),
+        (("train", "--param", "data_max_pixels=1073741825"), "data_max_pixels is 1 to 1073741824"),
+        (("train", "--param", "data_other_sizes=[32, 0]"), "data_other_sizes is a JSON list of whole numbers, 1 or more"),
+        (("train", "--param", "data_other_sizes=[8.5]"), "data_other_sizes is a JSON list of whole numbers, 1 or more"),
+        (("train", "--param", "train_cpu=0m"), "train_cpu is a number of cores like 4 or 500m"),
         (("nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset"),
         (("nightly-fid", "--timeout", "soon"), "--timeout 'soon' is no length of time"),
     ],
@@ -225,6 +232,21 @@ def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, i
     assert said in err
     assert err.count("\n") == 1
     assert server.requests == []
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_no_number_of_a_pipeline_is_negative(name: str) -> None:
+    """Here or on a cluster; the steps would find out one by one, hours later."""
+    pipeline = compiled_pipeline(name)
+    numbers = [each for each, parameter in pipeline.parameters.items() if parameter["parameterType"].startswith("NUMBER")]
+    assert numbers
+    for number in numbers:
+        with pytest.raises(ValueError, match=rf"^--param {number}\b.*(or more|at least|must be 0|1 to)"):
+            arguments_of(pipeline, preset="", overrides=[], words=[f"{number}=-1"])
+
+
+def test_the_most_pixels_are_as_many_as_are_decoded(train: CompiledPipeline) -> None:
+    assert arguments_of(train, preset="", overrides=[], words=[f"data_max_pixels={LARGEST_MAX_PIXELS}"])
 
 
 def test_a_whole_number_is_taken_where_a_fraction_may_stand(nightly: CompiledPipeline) -> None:
