@@ -16,6 +16,7 @@ import yaml
 
 from components.image import VERSION
 from pipelines.compile import PIPELINES, compiled
+from training.outside import without_passwords
 
 PRESET, OVERRIDES = "experiment_preset", "experiment_overrides"
 _KINDS: dict[str, tuple[type, str]] = {
@@ -139,6 +140,8 @@ def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence
         arguments[name] = given
     _require_experiment(pipeline, arguments)
     for name, given in arguments.items():
+        if without_passwords(str(given)) != str(given):
+            raise ArgumentsError(f"--param {name}={given}: an argument is seen by all; a password's place is the environment, or a Secret")
         _require_literal(name, given, pipeline.parameters[name])
         _require_amount(name, given)
         _require_range(name, given)

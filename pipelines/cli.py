@@ -12,6 +12,7 @@ import typer
 
 from pipelines.commands import ablations, cluster, data, models, runs, schedule, scoring, services, studies
 from training import progress
+from training.outside import without_passwords
 
 app = typer.Typer(
     name="iddpm",
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def _one_line(error: Exception) -> str:
-    message = " ".join(str(error).split())
+    message = without_passwords(" ".join(str(error).split()))
     log_path = getattr(error, "log_path", None)
     if log_path is not None:
         message += f" (the whole log: {log_path})"

@@ -19,7 +19,7 @@ from pipelines.kfp_client import connected
 from pipelines.kfp_errors import KfpError
 from pipelines.port_forward import PortForwardError
 from training import storage
-from training.outside import holds_password
+from training.outside import holds_password, without_passwords
 
 _PROBE = ".iddpm-doctor"
 _TRY_FORWARD = "--port-forward tries it from here; a pod of the cluster needs none"
@@ -45,7 +45,7 @@ def kfp_findings(connection: Connection) -> Iterator[Finding]:
 
 def bucket_findings(way: Way, settings: Mapping[str, str], bucket: str) -> Iterator[Finding]:
     """Where runs are kept: a small object is written, read, listed and deleted."""
-    subject = f"bucket {bucket}"
+    subject = f"bucket {without_passwords(bucket)}"
     if not bucket.startswith("s3://"):
         yield Finding(FAILURE, subject, "is no address in S3", "it reads s3://NAME; pipelines take it as storage_root_uri")
         return
@@ -90,7 +90,7 @@ def mlflow_findings(way: Way, settings: Mapping[str, str]) -> Iterator[Finding]:
 
 def _probed(bucket: str) -> Finding | None:
     """What keeps the probe from coming and going; None where nothing does."""
-    subject = f"bucket {bucket}"
+    subject = f"bucket {without_passwords(bucket)}"
     uri, content = storage.join(bucket, _PROBE, secrets.token_hex(8)), secrets.token_bytes(64)
     step = "write to"
     try:

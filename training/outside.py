@@ -18,6 +18,8 @@ from training.sections import ConfigError, require
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+_CREDENTIALS = re.compile(r"(?<=s3)://[^\s/@]*:[^\s@]*@|://[^\s/@]+@", re.IGNORECASE)
+
 
 def word_for(present: Any, word: str, path: str) -> Any:
     """What a word of an override says in place of the present value.
@@ -55,6 +57,14 @@ def unknown(name: str, node: Mapping[str, Any], path: str) -> str:
 def holds_password(address: str) -> bool:
     """Whether a service's address has a user or a password in it, which no message may show; it need not have a scheme."""
     return "@" in re.split(r"[/?#]", address.strip().rpartition("://")[2])[0]
+
+
+def without_passwords(text: str) -> str:
+    """A message, in which a user and a password before the host of an address have become stars.
+
+    A secret of S3's may hold a slash, but no bucket's name holds a colon.
+    """
+    return _CREDENTIALS.sub("://***@", text)
 
 
 @functools.cache

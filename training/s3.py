@@ -186,6 +186,8 @@ def split(uri: str, *, root_allowed: bool = False) -> tuple[str, str]:
     """Bucket and key of an s3:// address."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     key = key.strip("/")
+    if ":" in bucket or "@" in bucket:
+        raise StorageError(f"{uri}: holds a user or a password; S3 is told AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
     if not bucket or (not key and not root_allowed):
         raise StorageError(f"{uri}: names a whole bucket or none; an address reads s3://bucket/path")
     return bucket, key

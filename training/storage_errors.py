@@ -7,16 +7,18 @@ import errno
 import os
 from collections.abc import Iterator
 
+from training.outside import without_passwords
+
 
 class StorageError(OSError):
-    """A read, write or listing that failed; the message is one line with the remedy.
+    """A read, write or listing that failed; the message is one line with the remedy, and without a password.
 
     Attributes:
         transient: Trying again later may succeed (no answer, a server's own error), unlike a wrong name or secret.
     """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(without_passwords(message))
         self.transient = transient
 
 

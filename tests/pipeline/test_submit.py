@@ -196,6 +196,14 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--param", "storage_root_uri=runs"), "the steps of a run share nothing but S3"),
         (("train", "--param", "storage_root_uri="), "a run needs a place for what it makes"),
         (("train", "--param", "data_uri=/data/cifar10"), "the steps of a run share nothing but S3"),
+        (
+            ("train", "--param", "data_source=s3://me:secret@b/raw"),
+            "--param data_source=s3://***@b/raw: an argument is seen by all; a password's",
+        ),
+        (
+            ("ablation", "--param", 'data_sources={"digits": "s3://me:secret@b/raw"}'),
+            "--param data_sources={'digits': 's3://***@b/raw'}: an",
+        ),
         (("train", "--param", "data_num_workers=0"), "--param data_num_workers: must be at least 1, got 0"),
         (("train", "--param", "train_num_gpus_per_worker=1"), "train_gpus=0: train_num_workers=2 on GPUs in the stage's own pod take 2"),
         (("train", "--param", "evaluate_num_gpus_per_worker=1"), "--param evaluate_gpus=0"),

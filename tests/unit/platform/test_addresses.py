@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from pipelines import cli
 from pipelines.doctor_findings import FAILURE
 from pipelines.doctor_services import bucket_findings, mlflow_findings
 from training import mlflow_client, storage
-from training.outside import holds_password
+from training.outside import holds_password, without_passwords
 
 WITH_PASSWORD = ["http://me:s3cr3t@host:9000", "me:s3cr3t@host", "http://me:s3cr3t@host:port/path"]
 
@@ -35,3 +38,25 @@ def test_the_doctor_does_not_show_it_either(address: str) -> None:
 @pytest.mark.parametrize("address", ["http://host:9000", "host:9000", "https://host/a@b", "https://host?who=a@b", ""])
 def test_an_at_sign_elsewhere_is_no_password(address: str) -> None:
     assert not holds_password(address)
+
+
+@pytest.mark.parametrize("uri", ["s3://me:s3cr3t@bucket/x", "s3://me:s3cr3t/s3cr3t@bucket/x", "s3://me:s3cr3t@", "S3://me:s3cr3t@bucket/x"])
+@pytest.mark.parametrize(
+    "command",
+    [["dataset", "info"], ["preprocess", "digits-hybrid-cosine", "data", "--source"], ["export-checkpoint", "--weights", "model", "x.pt"]],
+)
+def test_a_password_in_an_address_of_data_is_refused_and_not_shown(
+    command: list[str], uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(sys, "argv", ["iddpm", *command, uri])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = "".join(capsys.readouterr())
+    assert "://***@" in said
+    assert "s3cr3t" not in said
+
+
+def test_other_text_is_left_as_it_is() -> None:
+    text = "http://host:9000/a@b, s3://bucket/a:b@c, models:/digits@champion, host:5000/iddpm@sha256:0"
+    assert without_passwords(text) == text
