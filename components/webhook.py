@@ -8,6 +8,8 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import queue
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +23,8 @@ URL_VARIABLE = "IDDPM_WEBHOOK_URL"
 _ATTEMPTS = 3
 _TIMEOUT_SECONDS = 10.0
 _PAUSE_SECONDS = 1.0
+_PATIENCE_SECONDS = 40.0
+"""Of all attempts together. A server that sends a byte now and then never lets a socket's own time-out pass."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -48,7 +52,7 @@ def tell_once(message: Mapping[str, Any], receipt_uri: str) -> bool:
     try:
         if storage.exists(receipt_uri):
             return True
-        problem = _post(url, json.dumps(message).encode())
+        problem = _post_in_time(url, json.dumps(message).encode())
         if problem is None:
             storage.write_json(receipt_uri, message)
     except storage.StorageError as error:
@@ -56,6 +60,16 @@ def tell_once(message: Mapping[str, Any], receipt_uri: str) -> bool:
         return False
     say("told the webhook" if problem is None else f"the webhook was not told: {problem}")
     return problem is None
+
+
+def _post_in_time(url: str, body: bytes) -> str | None:
+    """`_post`, which is left to itself when it takes too long."""
+    found: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=lambda: found.put(_post(url, body)), daemon=True).start()
+    try:
+        return found.get(timeout=_PATIENCE_SECONDS)
+    except queue.Empty:
+        return f"it had not answered after {_PATIENCE_SECONDS:g} s"
 
 
 def _post(url: str, body: bytes) -> str | None:

@@ -1,9 +1,11 @@
 """The webhook, against a server: told once, insistent but not for ever, and its address in no line."""
 
+import contextlib
 import http.server
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +136,27 @@ def test_an_answer_that_is_no_http_is_said_in_one_line(
         monkeypatch.setattr(webhook, "_PAUSE_SECONDS", 0.01)
         assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
     assert "it does not answer as a web server does (BadStatusLine), 3 times" in "".join(capsys.readouterr())
+
+
+def test_an_answer_that_drips_in_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                for byte in b"HTTP/1.1 200 " + b"O" * 200:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.02)
+
+        threading.Thread(target=drip, daemon=True).start()
+        monkeypatch.setenv(webhook.URL_VARIABLE, f"http://127.0.0.1:{listening.getsockname()[1]}/s3cr3t")
+        monkeypatch.setattr(webhook, "_PATIENCE_SECONDS", 0.3)
+        started = time.monotonic()
+        assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+    assert time.monotonic() - started < 2
+    assert "the webhook was not told: it had not answered after 0.3 s" in "".join(capsys.readouterr())
 
 
 def test_without_an_address_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
