@@ -30,7 +30,7 @@ from training.data.shards import (
     read_manifest,
     rows_per_shard,
 )
-from training.data.sources import Item, Listing, Source, SourceError
+from training.data.sources import Item, Listing, Source, SourceError, items_digest
 from training.data.spread import spread
 from training.progress import say
 
@@ -213,7 +213,11 @@ def _published(target: Target, plan: _Plan) -> Manifest | None:
             f"{target.dataset_uri}: already holds another data set ({', '.join(differing) or 'of other source files or options'}); "
             "choose another place, or delete that one"
         )
-    say(f"{target.dataset_uri}: {manifest.num_images:,} images are there already")
+    told = f"{target.dataset_uri}: {manifest.num_images:,} images are there already"
+    if manifest.source_sha256 not in ("", items_digest(plan.listing.items)):
+        # Said and not refused: a copy, or a touch, is another file of the same image, and only reading everything again would tell.
+        told += ", but files of the source were written since; if they are other images now, delete the data set or choose another place"
+    say(told)
     return manifest
 
 
@@ -285,6 +289,7 @@ def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Man
         class_counts=tuple(counts[label] for label in range(len(class_names))),
         num_upscaled=sum(record.num_upscaled for record in records),
         plan_sha256=target.plan_sha256,
+        source_sha256=items_digest(plan.listing.items),
         content_digest="",
         shards=tuple(kept),
         errors=tuple(error for record in records for error in record.errors),

@@ -93,6 +93,8 @@ class Manifest:
             versions.
         shards: The files, in the order of the rows.
         errors: Images that could not be read and were skipped.
+        source_sha256: Of the source's files with their times or checksums: another one where a file was written since, if only
+            as a copy, and so no part of what makes two data sets equal. Empty where it was not noted yet.
     """
 
     schema_version: int
@@ -113,6 +115,7 @@ class Manifest:
     content_digest: str
     shards: tuple[Shard, ...]
     errors: tuple[Unreadable, ...]
+    source_sha256: str = dataclasses.field(default="", compare=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -579,3 +579,23 @@ def test_files_overwritten_at_the_same_size_between_a_stop_and_the_resume_are_no
     write(1000, broken=None)
     resumed = prepare(source_of(place), str(tmp_path / "resumed"), image_size=16, options=options)
     assert resumed == prepare(source_of(place), str(tmp_path / "fresh"), image_size=16, options=options)
+
+
+def test_files_overwritten_at_the_same_size_after_the_publication_are_said(tmp_path, capsys):
+    place = tmp_path / "photos"
+    place.mkdir()
+    for number in range(3):
+        photo(number).resize((16, 16)).save(place / f"{number}.bmp")
+    options = Options(rows_per_shard=8)
+    first = prepare(source_of(place), str(tmp_path / "data"), image_size=16, options=options)
+    manifest = (tmp_path / "data" / "manifest.json").read_bytes()
+    capsys.readouterr()
+    assert prepare(source_of(place), str(tmp_path / "data"), image_size=16, options=options) == first
+    assert "".join(capsys.readouterr()).endswith("data: 3 images are there already\n")
+    photo(7).resize((16, 16)).save(place / "1.bmp")
+    assert prepare(source_of(place), str(tmp_path / "data"), image_size=16, options=options) == first
+    assert "are there already, but files of the source were written since; if they are other" in "".join(capsys.readouterr())
+    assert (tmp_path / "data" / "manifest.json").read_bytes() == manifest, "nothing is made again"
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps({**json.loads(manifest), "source_sha256": ""}))  # an earlier release's
+    prepare(source_of(place), str(tmp_path / "data"), image_size=16, options=options)
+    assert "".join(capsys.readouterr()).endswith("already\n")
