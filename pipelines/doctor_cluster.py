@@ -53,6 +53,8 @@ def cluster_findings(cluster: ClusterApi, kfp_namespace: str, account: str) -> I
     yield from _kfp(cluster, kfp_namespace)
     has_kuberay, finding = _kuberay(cluster)
     yield finding
+    if has_kuberay:
+        yield _operator(cluster)
     yield _kueue(cluster)
     yield from _accounts(cluster, account)
     yield _rights(cluster, account, has_kuberay=has_kuberay)
@@ -108,6 +110,27 @@ def _kuberay(cluster: ClusterApi) -> tuple[bool, Finding]:
         told = "is older than KubeRay 1.7: its RayJobs have no preRunningDeadlineSeconds"
         return True, Finding(FAILURE, subject, told, "upgrade the operator and its CRDs (k8s/README.md, step 3)")
     return True, Finding(OK, subject, "has rayjobs, of KubeRay 1.7 or later")
+
+
+def _operator(cluster: ClusterApi) -> Finding:
+    """Whether KubeRay's operator runs, in whatever namespace: its pods bear this label however it was installed."""
+    subject, label = "kuberay-operator", "app.kubernetes.io/component=kuberay-operator"
+    answer = cluster.get("/api/v1/pods", labelSelector=label)
+    if not answer.ok:
+        return Finding(
+            WARNING, subject, f"whether it runs can't be seen: {answer.reason}", f"whoever may looks by 'kubectl get pods -A -l {label}'"
+        )
+    pods = answer.body.get("items", [])
+    if not pods:
+        remedy = "without it RayJobs wait for ever: install it (k8s/README.md, step 3), unless your cluster's provider runs it out of sight"
+        return Finding(WARNING, subject, "runs in no namespace", remedy)
+    pod = next((pod for pod in pods if _is_up(pod)), pods[0])
+    where, image = pod["metadata"]["namespace"], pod["spec"]["containers"][0]["image"]
+    version = str(image).rpartition("/")[2].partition("@")[0]
+    if not _is_up(pod):
+        remedy = f"'kubectl -n {where} describe pod {pod['metadata']['name']}' and its log say why"
+        return Finding(FAILURE, subject, f"{version} is not up in namespace {where}, and RayJobs wait for ever without it", remedy)
+    return Finding(OK, subject, f"{version} is up in namespace {where}")
 
 
 def _kueue(cluster: ClusterApi) -> Finding:
@@ -170,8 +193,11 @@ def _gpus(cluster: ClusterApi) -> Finding:
 
 
 def _is_ready(node: dict[str, Any]) -> bool:
-    conditions = {each["type"]: each["status"] for each in node["status"].get("conditions", [])}
-    return conditions.get("Ready") == "True" and not node.get("spec", {}).get("unschedulable")
+    return _is_up(node) and not node.get("spec", {}).get("unschedulable")
+
+
+def _is_up(thing: dict[str, Any]) -> bool:
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in thing.get("status", {}).get("conditions", []))
 
 
 def _has(body: Any, resource: str) -> bool:

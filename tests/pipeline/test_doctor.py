@@ -53,6 +53,21 @@ def node(*, gpus: int = 0, images: tuple[str, ...] = (IMAGE_ON_NODES,), ready: s
     return {"metadata": {"name": "node", "labels": {"nvidia.com/gpu.product": "NVIDIA-H100"} if gpus else {}}, "spec": {}, "status": status}
 
 
+def operator(*, ready: str = "True") -> dict[str, Any]:
+    """The list of the pods of KubeRay's operator, as a cluster's API gives it by their label."""
+    status = {"conditions": [{"type": "Ready", "status": ready}]}
+    containers = [{"image": "quay.io/kuberay/operator:v1.7.0"}]
+    return {
+        "items": [
+            {
+                "metadata": {"name": "kuberay-operator-5d", "namespace": "kuberay-system"},
+                "spec": {"containers": containers},
+                "status": status,
+            }
+        ]
+    }
+
+
 def secret(**values: str) -> dict[str, Any]:
     return {"data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}}
 
@@ -112,6 +127,7 @@ def whole(mlflow: str, s3: str) -> dict[str, Any]:
         "/apis/kubeflow.org/v1beta1": {"resources": [{"name": "scheduledworkflows"}]},
         "/apis/ray.io/v1": {"resources": [{"name": "rayjobs"}]},
         "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/rayjobs.ray.io": {"spec": CRD},
+        "/api/v1/pods": operator(),
         f"{apps}/ml-pipeline": deployment("ghcr.io/kubeflow/kfp-api-server:2.17.0"),
         f"{apps}/workflow-controller": deployment("quay.io/argoproj/workflow-controller:v4.0.8"),
         f"{apps}/ml-pipeline-scheduledworkflow": deployment("ghcr.io/kubeflow/kfp-scheduled-workflow-controller:2.17.0"),
@@ -217,6 +233,7 @@ def test_all_is_seen_of_a_cluster_where_nothing_is_missing_but_the_bucket(cluste
     assert {subject for subject, (state, _) in found.items() if state != OK} == {"bucket s3://iddpm"}
     assert found["kubernetes"][1].startswith("v1.31.4 at http://127.0.0.1:")
     assert found["time zone"][1].startswith("KFP reads the cron of schedules in Europe/Berlin")
+    assert found["kuberay-operator"][1].startswith("operator:v1.7.0 is up in namespace kuberay-system")
     assert found["gpus"][1].startswith("8 on 1 of 1 ready node(s) (NVIDIA-H100), at most 8 on one")
     assert found["kfp"][1].startswith("2.17.0 at ")
     assert found["mlflow"][1].startswith("3.17.2 at ")
@@ -239,6 +256,15 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             FAILURE,
             "older than KubeRay 1.7",
         ),
+        (
+            "/api/v1/pods",
+            {"items": []},
+            "kuberay-operator",
+            WARNING,
+            "runs in no namespace -> without it RayJobs wait for ever: install it",
+        ),
+        ("/api/v1/pods", operator(ready="False"), "kuberay-operator", FAILURE, "operator:v1.7.0 is not up in namespace kuberay-system"),
+        ("/api/v1/pods", None, "kuberay-operator", WARNING, "whether it runs can't be seen: it is forbidden (403) -> whoever may"),
         (f"{APPS}/ml-pipeline", "gone", "ml-pipeline", FAILURE, "name its namespace by --kfp-namespace"),
         (f"{APPS}/ml-pipeline", deployment("x/kfp-api-server:2.16.1"), "ml-pipeline", WARNING, "2.17 is what this was tried with"),
         (
