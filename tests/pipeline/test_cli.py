@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli
-from pipelines.local import PipelineInterruptedError
-
 _IDDPM = str(Path(sys.executable).with_name("iddpm"))
 
 
@@ -86,19 +83,6 @@ def test_workers_are_at_least_one(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "--num-workers" in result.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_stopped_pipeline_has_the_exit_status_of_an_interrupt(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stopped(_arguments: list[str]) -> None:
-        raise PipelineInterruptedError("stopped; the same command goes on")
-
-    monkeypatch.setattr(cli, "app", stopped)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 130
-    assert capsys.readouterr().err == "error: stopped; the same command goes on\n"
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -77,8 +77,8 @@ def test_a_value_that_kfp_would_rewrite_in_silence_is_refused(toy: ModuleType, t
 def _start(tmp_path: Path) -> tuple["subprocess.Popen[str]", int]:
     started_path = tmp_path / "started"
     started_path.unlink(missing_ok=True)
-    command = [sys.executable, str(_TOY), str(tmp_path / "home"), "toy_work", json.dumps({"started_path": str(started_path)})]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_TOY.parents[2])
+    command = [sys.executable, str(_TOY), "toy", str(tmp_path / "home"), "toy_work", json.dumps({"started_path": str(started_path)})]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=_TOY.parents[2])
     deadline = time.monotonic() + 60
     while not (started_path.exists() and started_path.read_text()):
         assert time.monotonic() < deadline, "the component did not start"
@@ -101,13 +101,13 @@ def _left(tmp_path: Path) -> list[psutil.Process]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_leaves_no_process_behind(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_stopped_run_has_an_interrupts_exit_status_and_leaves_no_process_behind(tmp_path: Path, how: signal.Signals) -> None:
     process, helper = _start(tmp_path)
     assert psutil.pid_exists(helper)
     process.send_signal(how)
     printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "goes on from the last checkpoint" in printed
+    assert process.returncode == 130
+    assert "\nerror: stopped; the same command goes on from the last checkpoint (the whole log: " in printed
     assert _left(tmp_path) == []
 
 

@@ -1,7 +1,6 @@
-"""Small pipelines, and a command that runs one of them as `iddpm` would: `python toy_run.py HOME NAME [ARGUMENTS]`."""
+"""Small pipelines, and `iddpm` with one more command, which runs one of them: `python toy_run.py toy HOME NAME ARGUMENTS`."""
 
 import json
-import sys
 from pathlib import Path
 
 from kfp import dsl
@@ -77,17 +76,16 @@ def services(home: Path, place: str) -> Services:
     return Services(home=home, s3_endpoint="", mlflow_url="", env={"TOY_PLACE": place})
 
 
-def main() -> int:
-    from pipelines.local import PipelineError, run_pipeline
+def main() -> None:
+    from pipelines import cli
+    from pipelines.local import run_pipeline
 
-    home, name, arguments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    try:
-        run_pipeline(globals()[name], arguments, services(Path(home), "here"))
-    except PipelineError as error:
-        print(f"stopped: {error}", flush=True)
-        return 1
-    return 0
+    @cli.app.command()
+    def toy(home: Path, name: str, arguments: str) -> None:
+        run_pipeline(globals()[name], json.loads(arguments), services(home, "here"))
+
+    cli.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
