@@ -183,6 +183,8 @@ def kid(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real 
     size = min(_KID_SUBSET_SIZE, len(sample), len(reference))
     found = kid_features_to_metric(sample, reference, kid_subsets=_KID_SUBSETS, kid_subset_size=size, verbose=False)
     mean, spread = (float(found[f"kernel_inception_distance_{name}"]) for name in ("mean", "std"))
+    if size == len(sample) == len(reference):  # every subset is the whole: they differ by rounding alone
+        return Measured("kid", mean, None, f"of all {size:,}, too few for a spread over subsets")
     return Measured("kid", mean, spread, f"mean and spread over {_KID_SUBSETS} subsets of {size:,}")
 
 

@@ -1,4 +1,4 @@
-"""What a study of trained models leaves: files for people and programs, and its numbers as MLflow draws them."""
+"""What a study of trained models, or of their samples, leaves: files for people and programs, and its numbers as MLflow draws them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from evaluation.protocol import as_plain
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """An evaluation, a comparison, a sweep of averages or a replay of early stopping, as it is kept.
+    """An evaluation, a comparison, a sweep of averages, a replay of early stopping or a file's score, as it is kept.
 
     Attributes:
         kind: Which.
         title: One line.
         text: What was found, in lines for people.
-        models: What was looked at, by what it is called: checkpoints, or a run.
+        models: What was looked at, by what it is called: checkpoints, a run, or a file of samples.
         protocol: The card that the numbers share.
         points: (metric, step) -> value; a number that belongs to no training step is at 0, None is no number.
         files: Name -> content: the page, the numbers with their cards, pictures.
     """
 
-    kind: Literal["evaluation", "comparison", "ema-sweep", "replay-stopping"]
+    kind: Literal["evaluation", "comparison", "ema-sweep", "replay-stopping", "score-batch"]
     title: str
     text: str
     models: Mapping[str, str]

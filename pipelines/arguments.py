@@ -140,8 +140,9 @@ def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence
         arguments[name] = given
     _require_experiment(pipeline, arguments)
     for name, given in arguments.items():
-        if without_passwords(str(given)) != str(given):
-            raise ArgumentsError(f"--param {name}={given}: an argument is seen by all; a password's place is the environment, or a Secret")
+        shown = without_passwords(str(given))
+        if shown != str(given):
+            raise ArgumentsError(f"--param {name}={shown}: an argument is seen by all; a password's place is the environment, or a Secret")
         _require_literal(name, given, pipeline.parameters[name])
         _require_amount(name, given)
         _require_range(name, given)

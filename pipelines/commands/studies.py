@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,16 +112,16 @@ def score_batch(
     extractor: str = typer.Option("inception", help="inception, digits-classifier, vgg16 or clip-vit-b-32."),
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
     metrics: list[str] = scoring.METRICS,
-    out: Path = typer.Option(None, help="JSON file for the numbers with their protocol card.", show_default=False),
+    out: Path = typer.Option(Path("score-batch"), help="Folder for score.html and score.json."),
     device: str = scoring.DEVICE,
     as_json: bool = scoring.JSON,
 ) -> None:
     """Score a file of images against a file of reference statistics: for checking published numbers."""
     connect()
+    from evaluation import batch_score_page
     from evaluation.batch_score import score_batch as score
 
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # refused before anything is scored
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is scored
     found = score(
         samples,
         reference,
@@ -131,19 +130,7 @@ def score_batch(
         metrics=[metric for metric in metrics if metric != "none"],
         device=device,
     )
-    plain = json.dumps(dataclasses.asdict(found), indent=2)
-    if out is not None:
-        out.write_text(f"{plain}\n")
-    if as_json:
-        print(plain)
-        return
-    error = f" +- {found.standard_error:.2g}" if found.standard_error else ""
-    count = f"{found.num_samples:,} samples" if found.num_samples else "statistics that do not say of how many samples"
-    print(f"{found.distance_name:<18} {found.distance:.6g}{error}  ({count})")
-    for name, item in found.metrics.items():
-        spread = f" +- {item['standard_error']:.2g}" if item["standard_error"] is not None else ""
-        print(f"{name.replace('_', ' '):<18} {item['value']:.6g}{spread}  ({item['note']})")
-    print(f"{'reference':<18} {found.reference}")
+    keep(batch_score_page.as_study(found), out, [""], dataclasses.asdict(found) if as_json else None)
 
 
 def adopt_reference(

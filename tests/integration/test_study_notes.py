@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -136,6 +137,20 @@ def test_a_sweep_and_a_replay_are_parts_of_the_run_that_they_are_of(trained: tup
     assert len(server().get_metric_history(replay.info.run_id, "full_protocol/ema_0.99")) == 2
     assert artifacts(replay.info.run_id) == {"replay.html", "replay.json", "replay.txt"}
     assert "weights sha256" in (tmp_path / "replay.html").read_text(), "the protocol card"
+
+
+def test_the_score_of_a_file_is_a_run(services: Any, tmp_path: Path) -> None:
+    uri = str(tmp_path / "batch.npz")
+    np.savez(uri, arr_0=np.random.default_rng(0).integers(0, 255, (70, 8, 8, 1), dtype=np.uint8))
+    command = ["score-batch", uri, uri, "--extractor", "digits-classifier", "--metric", "kid", "--out", str(tmp_path)]
+    printed = iddpm(*command)
+    iddpm(*command)
+    (run,) = studies("score-batch", DEFAULT_EXPERIMENT)
+    assert tracking.attach(run.info.run_id).url in printed
+    assert run.info.status == "FINISHED"
+    assert {"distance", "distance_standard_error"} <= run.data.metrics.keys()
+    assert run.data.params["extractor"] == "digits-classifier"
+    assert artifacts(run.info.run_id) == {"score.html", "score.json"}
 
 
 def test_an_evaluation_of_a_model_without_a_run_is_noted_all_the_same_and_one_by_another_protocol_apart(

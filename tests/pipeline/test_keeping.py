@@ -35,13 +35,15 @@ def test_a_study_is_written_and_printed_where_there_is_no_mlflow(
     assert (tmp_path / "a.txt").read_bytes() == b"a"
 
 
-def test_the_score_of_a_file_is_written_with_its_card(tmp_path: Path) -> None:
-    uri, out = str(tmp_path / "batch.npz"), tmp_path / "new" / "score.json"
+def test_the_score_of_a_file_is_written_with_its_card_and_as_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri, out = str(tmp_path / "batch.npz"), tmp_path / "new" / "score"
     np.savez(uri, arr_0=np.random.default_rng(0).integers(0, 255, (70, 8, 8, 1), dtype=np.uint8))
     found = CliRunner().invoke(
         app, ["score-batch", uri, uri, "--extractor", "digits-classifier", "--out", str(out)], catch_exceptions=False
     )
     assert found.exit_code == 0
-    written = json.loads(out.read_text())
+    written = json.loads((out / "score.json").read_text())
     assert written["distance"] == pytest.approx(0, abs=1e-6)
     assert {"samples", "num_samples", "reference", "extractor_sha256", "device", "versions"} <= set(written["protocol"])
+    assert "weights sha256" in (out / "score.html").read_text()

@@ -26,6 +26,8 @@ def test_kernel_distance_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:
     expected = float(within[0] + within[1] - 2 * kernel(x, y).mean())
     # One subset holds all 60 of each, so that every subset gives the same number.
     assert kid(x, y).value == pytest.approx(expected, rel=1e-5)
+    assert kid(x, y).standard_error is None, "which is rounding, no spread"
+    assert (kid(_features(100, 8, 0), y).standard_error or 0.0) > expected / 1000
     assert abs(kid(_features(500, 8, 2), _features(500, 8, 3)).value) < expected / 10
 
 
