@@ -3,35 +3,31 @@
 A write is seen whole or not at all. A directory is only a common beginning of names, so an empty one doesn't exist.
 Every failure is a `StorageError` whose one line names the thing and the remedy. S3 is whatever the environment says:
 `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`; credentials come from nowhere else in
-this project. `training.s3`, and with it boto3, is imported at the first S3 address, so that local paths need the
-standard library alone.
+this project. Each end is a module of its own, `training.s3` and `training.disk`; the former, and with it boto3, is
+imported at the first S3 address, so that local paths need the standard library alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
-import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
-from training.progress import format_bytes, format_duration, say
+from training import disk
+from training.disk import local_path as local_path
+from training.progress import format_duration, say
 from training.storage_errors import ObjectNotFoundError as ObjectNotFoundError
 from training.storage_errors import StorageError as StorageError
-from training.storage_errors import explained_disk
 
 _Result = TypeVar("_Result")
 
 OUTAGE_SECONDS = 600.0
 """How long a store that does not answer is tried again by what must not be lost."""
-_PARTIAL_SUFFIX = ".partial"
 
 
 def join(uri: str, *parts: str) -> str:
@@ -55,8 +51,7 @@ def read_bytes(uri: str) -> bytes:
         from training import s3
 
         return s3.read(uri)
-    with explained_disk(uri):
-        return local_path(uri).read_bytes()
+    return disk.read(uri)
 
 
 def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
@@ -78,12 +73,7 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
         from training import s3
 
         return s3.write(uri, data, if_absent=if_absent)
-    with explained_disk(uri), _partial_file(local_path(uri), num_bytes=len(data)) as partial:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # the new name must not reach the disk before the data
-        return _put_in_place(partial, local_path(uri), if_absent=if_absent)
+    return disk.write(uri, data, if_absent=if_absent)
 
 
 def read_json(uri: str) -> Any:
@@ -129,11 +119,7 @@ def size(uri: str) -> int:
         from training import s3
 
         return s3.size(uri)
-    with explained_disk(uri):
-        path = local_path(uri)
-        if path.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "is a directory", str(path))
-        return path.stat().st_size
+    return disk.size(uri)
 
 
 def version(uri: str) -> str:
@@ -149,9 +135,7 @@ def version(uri: str) -> str:
         from training import s3
 
         return s3.version(uri)
-    with explained_disk(uri):
-        found = local_path(uri).stat()
-        return f"{found.st_size}-{found.st_mtime_ns}-{found.st_dev}-{found.st_ino}"
+    return disk.version(uri)
 
 
 def list_objects(prefix_uri: str) -> list[tuple[str, int, str]]:
@@ -169,9 +153,7 @@ def list_uris(prefix_uri: str) -> list[str]:
         from training import s3
 
         return sorted(s3.keys(prefix_uri))
-    with explained_disk(prefix_uri):
-        root = local_path(prefix_uri)
-        return sorted(_uri_of(path, root, prefix_uri) for path in _files_below(root))
+    return sorted(disk.files(prefix_uri))
 
 
 def list_dirs(prefix_uri: str) -> list[str]:
@@ -180,10 +162,7 @@ def list_dirs(prefix_uri: str) -> list[str]:
         from training import s3
 
         return sorted(s3.directories(prefix_uri))
-    with explained_disk(prefix_uri):
-        root = local_path(prefix_uri)
-        children = root.iterdir() if root.is_dir() else ()
-        return sorted(_uri_of(child, root, prefix_uri) for child in children if child.is_dir() and any(_files_below(child)))
+    return sorted(disk.directories(prefix_uri))
 
 
 def delete(uri: str) -> None:
@@ -197,8 +176,7 @@ def delete(uri: str) -> None:
 
         s3.delete(uri)
         return
-    with explained_disk(uri):
-        local_path(uri).unlink(missing_ok=True)
+    disk.delete(uri)
 
 
 def delete_prefix(uri: str) -> int:
@@ -214,25 +192,13 @@ def delete_prefix(uri: str) -> int:
         from training import s3
 
         return s3.delete_below(uri)
-    root = local_path(uri).absolute()
-    if root == Path(root.anchor):
-        raise StorageError(f"{uri}: is the root of the disk; name a directory below it")
-    with explained_disk(uri):
-        count = sum(1 for _ in _files_below(root))
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(root)
-        return count
+    return disk.delete_below(uri)
 
 
 def delete_leftovers(uri: str, *, older_than_seconds: float = 60.0) -> None:
     """Removes what writers that were killed left below a directory on disk; S3 shows nothing of theirs."""
-    if is_s3(uri):
-        return
-    with explained_disk(uri):
-        for path in local_path(uri).rglob(f".*{_PARTIAL_SUFFIX}"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > older_than_seconds:
-                    path.unlink()
+    if not is_s3(uri):
+        disk.delete_leftovers(uri, older_than_seconds=older_than_seconds)
 
 
 def download(uri: str, path: str | Path) -> Path:
@@ -244,14 +210,13 @@ def download(uri: str, path: str | Path) -> Path:
     """
     target = Path(path)
     num_bytes = size(uri)
-    with explained_disk(f"{uri} to {target}"), _partial_file(target, num_bytes=num_bytes) as partial:
+    with disk.whole_file(target, f"{uri} to {target}", num_bytes=num_bytes) as partial:
         if is_s3(uri):
             from training import s3
 
             s3.download(uri, partial)
         else:
             shutil.copyfile(local_path(uri), partial)
-        partial.replace(target)
     return target
 
 
@@ -268,9 +233,8 @@ def upload(path: str | Path, uri: str) -> None:
 
         s3.upload(source, uri)
         return
-    with explained_disk(f"{source} to {uri}"), _partial_file(local_path(uri), num_bytes=num_bytes) as partial:
+    with disk.whole_file(local_path(uri), f"{source} to {uri}", num_bytes=num_bytes) as partial:
         shutil.copyfile(source, partial)
-        partial.replace(local_path(uri))
 
 
 @contextlib.contextmanager
@@ -287,20 +251,6 @@ def open_local(uri: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="iddpm-") as directory:
         yield download(uri, Path(directory) / uri.rpartition("/")[2])
-
-
-def local_path(uri: str) -> Path:
-    """The path of an address on disk.
-
-    Raises:
-        StorageError: It is of neither a file nor S3.
-    """
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return Path(uri)
-    if scheme != "file":
-        raise StorageError(f"{uri}: {scheme}:// is not supported; use s3://, file:// or a path")
-    return Path(unquote(rest.removeprefix("localhost")))
 
 
 def patiently(action: Callable[[], _Result], *, seconds: float = OUTAGE_SECONDS, pause_seconds: float = 2.0) -> _Result:
@@ -326,39 +276,3 @@ def patiently(action: Callable[[], _Result], *, seconds: float = OUTAGE_SECONDS,
                 deadline = now + seconds
                 say(f"{error}; trying again for {format_duration(seconds)}")
             time.sleep(pause_seconds)
-
-
-def _uri_of(path: Path, root: Path, root_uri: str) -> str:
-    if "://" not in root_uri:
-        return str(path)
-    # Only what `_path` would read as an escape is escaped, so that a listing equals what `join` makes.
-    return join(root_uri, path.relative_to(root).as_posix().replace("%", "%25"))
-
-
-def _files_below(directory: Path) -> Iterator[Path]:
-    return (path for path in directory.rglob("*") if path.suffix != _PARTIAL_SUFFIX and path.is_file())
-
-
-@contextlib.contextmanager
-def _partial_file(target: Path, *, num_bytes: int) -> Iterator[Path]:
-    """A new name beside `target` to write to; whatever is left under it afterwards goes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if num_bytes > free:
-        raise OSError(errno.ENOSPC, f"needs {format_bytes(num_bytes)}, {format_bytes(free)} free", str(target))
-    partial = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}{_PARTIAL_SUFFIX}"
-    try:
-        yield partial
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _put_in_place(partial: Path, target: Path, *, if_absent: bool) -> bool:
-    if not if_absent:
-        partial.replace(target)
-        return True
-    try:
-        os.link(partial, target)  # unlike a rename, fails where the name is taken
-    except FileExistsError:
-        return False
-    return True
