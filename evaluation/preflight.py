@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import torch
 
+from evaluation.bits_per_dim import LikelihoodError
 from evaluation.devices import arithmetic, batch_size_for, choose_device
 from evaluation.features import FeatureExtractor, load_extractor
 from evaluation.generate import QUANTIZATION, GenerationError, Labels, labels_for
-from evaluation.likelihood import LikelihoodError, require_form
+from evaluation.likelihood import require_form
 from evaluation.metrics import Metric, MetricError, parse_metrics, require_count, require_extractor
 from evaluation.models import ModelSpec
 from evaluation.protocol import as_plain, derived_seed, describe_sampling, versions

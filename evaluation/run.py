@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from evaluation import grids, npz, sample_set
+from evaluation.bits_per_dim import Likelihood
 from evaluation.fid import BlockedMoments, Moments, frechet_distance, jackknife_error, without_each_block
 from evaluation.generate import Generated
-from evaluation.likelihood import Likelihood
 from evaluation.metrics import Kept, by_name, features_of, measure
 from evaluation.models import ModelSpec
 from evaluation.preflight import EvaluationOptions, Job, preflight

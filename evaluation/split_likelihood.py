@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.likelihood import Likelihood, LikelihoodError, likelihood_parts, merge
+from evaluation.bits_per_dim import Likelihood, LikelihoodError, merge
+from evaluation.likelihood import likelihood_parts
 from evaluation.models import ModelSpec, TrainedModel
 from evaluation.protocol import as_plain
 from training import storage

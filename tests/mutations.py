@@ -338,9 +338,13 @@ LIKELIHOOD = [
         ("strata not weighted by their width", "total = total + (stop - start) * term(t)", "total = total + term(t)"),
         ("one timestep of a stratum for all images", "Stream.LIKELIHOOD_TIMESTEP, indices,", "Stream.LIKELIHOOD_TIMESTEP, 0 * indices,"),
         ("last timestep of a stratum never drawn", "(u * (stop - start)).long()", "(u * (stop - start - 1)).long()"),
+        ("terms of float images", "if batch[1].dtype != torch.uint8:", "if False:"),
+    ),
+    *_in(
+        "evaluation/bits_per_dim.py",
+        "tests/unit/evaluation/test_likelihood.py",
         ("an image counted twice", "if len(twice):", "if False:"),
         ("standard error without the root", "math.sqrt(self.num_images)", "self.num_images"),
-        ("terms of float images", "if batch[1].dtype != torch.uint8:", "if False:"),
         ("images in the parts' order", "order = indices.argsort()", "order = torch.arange(len(indices))"),
     ),
     *_in(

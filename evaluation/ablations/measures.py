@@ -15,10 +15,11 @@ from torch import Tensor
 
 from evaluation import npz
 from evaluation.ablations.record import Subject
+from evaluation.bits_per_dim import Likelihood
 from evaluation.choose import kept_result
 from evaluation.devices import choose_device
 from evaluation.generate import concatenated, generate
-from evaluation.likelihood import Likelihood, evaluate_likelihood
+from evaluation.likelihood import evaluate_likelihood
 from evaluation.models import ModelSpec, TrainedModel
 from evaluation.preflight import EvaluationOptions
 from evaluation.protocol import as_plain, derived_seed, describe_sampling

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation.bits_per_dim import LikelihoodError, merge
 from evaluation.devices import DeviceError, batch_size_for, choose_device, full_precision
 from evaluation.generate import GenerationError, concatenated, generate
-from evaluation.likelihood import LikelihoodError, likelihood_parts, merge
+from evaluation.likelihood import likelihood_parts
 from evaluation.models import TrainedModel, load_model
 from training import checkpoint
 from training.config import DiffusionConfig, SamplingConfig

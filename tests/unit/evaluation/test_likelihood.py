@@ -12,7 +12,8 @@ import torch
 from oracles import DiscreteOracle, GaussianOracle, discrete_images
 from torch import Tensor
 
-from evaluation.likelihood import Likelihood, LikelihoodError, evaluate_likelihood, likelihood_parts, merge
+from evaluation.bits_per_dim import Likelihood, LikelihoodError, merge
+from evaluation.likelihood import evaluate_likelihood, likelihood_parts
 from evaluation.strata import strata
 from training.config import DiffusionConfig, LikelihoodForm
 from training.diffusion.bound import bound_terms

@@ -14,7 +14,8 @@ import pytest
 import torch
 from oracles import DiscreteOracle, GaussianOracle, discrete_images, expected_bits
 
-from evaluation.likelihood import Likelihood, evaluate_likelihood
+from evaluation.bits_per_dim import Likelihood
+from evaluation.likelihood import evaluate_likelihood
 from training.config import DiffusionConfig, Schedule, Variance
 from training.diffusion.process import make_process
 from training.diffusion.sampling import quantize

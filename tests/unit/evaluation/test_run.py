@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from evaluation import sample_set
+from evaluation.bits_per_dim import LikelihoodError
 from evaluation.features import load_extractor
 from evaluation.generate import GenerationError
-from evaluation.likelihood import LikelihoodError
 from evaluation.metrics import MetricError
 from evaluation.models import ModelSpec
 from evaluation.preflight import ResultNameError, preflight, require_own_name
