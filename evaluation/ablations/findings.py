@@ -1,30 +1,26 @@
 """Which of the paper's claims each ablation tests, of trained models and of what is drawn from them.
 
-What concerns the course of training is in `evaluation.ablations.findings_of_training`.
+What concerns the course of training is in `evaluation.ablations.findings_of_training`, what two models do together in
+`evaluation.ablations.findings_of_two`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
-from evaluation.ablations import findings_of_training
+from evaluation.ablations import findings_of_training, findings_of_two
 from evaluation.ablations.claims import (
     Estimate,
     Finding,
     bits,
-    bound_ratio,
     change,
     curve,
     distance,
     mean,
     pick,
-    role,
     smaller,
     unit_of,
-    verdict,
 )
-from evaluation.ablations.measures import paired_correlation, read_images
 from evaluation.ablations.record import TrialRecord
 
 Records = Sequence[TrialRecord]
@@ -33,7 +29,6 @@ Found = list[Finding | None]
 _BITS = "bits/dim"
 _TABLES = "main paper, tables 1 and 2"
 _FIGURE_1 = "supplement section 2, figure 1"
-_SECTION_4 = "supplement section 4"
 
 
 def findings(name: str, records: Iterable[TrialRecord]) -> list[Finding]:
@@ -235,93 +230,6 @@ def _likelihood_steps(records: Records) -> Found:
     return found
 
 
-def _vlb_ratio(records: Records) -> Found:
-    hybrid, vlb = role(records, "hybrid"), role(records, "vlb")
-    if hybrid is None or vlb is None:
-        return []
-    ratio = bound_ratio(hybrid, vlb)
-    width = max(1, len(ratio) // 40)
-    found: Found = []
-    for claim, words, part, above in (
-        ("theta_vlb is better at the start of the diffusion process.", f"the first {width} timesteps", ratio[:width], True),
-        ("theta_hybrid is better throughout the middle.", "the timesteps between", ratio[width:-width], False),
-        ("theta_vlb is better at the end of the diffusion process.", f"the last {width} timesteps", ratio[-width:], True),
-    ):
-        log_mean = sum(math.log(value) for value in part) / len(part)
-        share = sum(value < 1 for value in part) / len(part)
-        found.append(
-            Finding(
-                claim=claim,
-                source="supplement section 4, figure 3",
-                verdict=verdict(-log_mean if above else log_mean),
-                evidence=f"Over {words} the ratio of theta_hybrid's terms to theta_vlb's is {math.exp(log_mean):.3g} "
-                f"(geometric mean); theta_hybrid is the better one at {share:.0%} of them.",
-            )
-        )
-    return found
-
-
-def _ensemble(records: Records) -> Found:
-    both, hybrid, vlb = (role(records, name) for name in ("ensemble", "hybrid", "vlb"))
-    parts = [estimate for estimate in (bits(hybrid), bits(vlb)) if estimate is not None]
-    unit = unit_of(records)
-    return [
-        smaller(
-            "The ensemble has a better likelihood than both of its parts.",
-            _SECTION_4,
-            ("ensemble", bits(both)),
-            ("the better part", min(parts, default=None)),
-            _BITS,
-        ),
-        smaller(
-            "The ensemble's samples are slightly worse than theta_hybrid's.",
-            _SECTION_4,
-            ("theta_hybrid", distance(hybrid)),
-            ("ensemble", distance(both)),
-            unit,
-        ),
-        smaller(
-            "The ensemble's samples are better than theta_vlb's.",
-            _SECTION_4,
-            ("ensemble", distance(both)),
-            ("theta_vlb", distance(vlb)),
-            unit,
-        ),
-    ]
-
-
-def _same_noise(records: Records) -> Found:
-    found: Found = []
-    for data in dict.fromkeys(str(record.values["data"]) for record in records):
-        rows = [record for record in records if record.values["data"] == data and record.measures.get("samples")]
-        if len(rows) < 2:
-            continue
-        first, second = (read_images(record.measures["samples"]["images_uri"]) for record in rows[:2])
-        paired, unpaired = paired_correlation(first, second)
-        found.append(
-            Finding(
-                claim=f"From the same noise L_hybrid and L_vlb draw related images ({data}).",
-                source="supplement section 8, figures 20 and 21: shown there, not said",
-                verdict=verdict(unpaired - paired, 1 / math.sqrt(len(first))),
-                evidence=f"Pixels of {len(first)} pairs of images from the same noise correlate by {paired:.2f}, "
-                f"of pairs from different noise by {unpaired:.2f}.",
-            )
-        )
-    return found
-
-
-def _two_stage(records: Records) -> Found:
-    return [
-        smaller(
-            "Two stages are better than a single one.",
-            "supplement section 3, table 2",
-            ("two stages", distance(role(records, "two-stage"))),
-            ("a single stage", distance(role(records, "single-stage"))),
-            unit_of(records),
-        )
-    ]
-
-
 _TESTS: dict[str, Callable[[Records], Found]] = {
     "hybrid-weight": _hybrid_weight,
     "objective-schedule": _objective_schedule,
@@ -331,8 +239,8 @@ _TESTS: dict[str, Callable[[Records], Found]] = {
     "width": findings_of_training.width,
     "sampling-steps": _sampling_steps,
     "likelihood-steps": _likelihood_steps,
-    "vlb-ratio": _vlb_ratio,
-    "ensemble": _ensemble,
-    "same-noise": _same_noise,
-    "two-stage": _two_stage,
+    "vlb-ratio": findings_of_two.vlb_ratio,
+    "ensemble": findings_of_two.ensemble,
+    "same-noise": findings_of_two.same_noise,
+    "two-stage": findings_of_two.two_stage,
 }
