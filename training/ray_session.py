@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
         num_cpus: Tasks of one CPU that a local cluster runs at once; None takes the machine's cores.
     """
     set_defaults()
+    if address == "local" and "ray" not in sys.modules:
+        # What Ray would choose, with a warning about it. Once imported it has read the mode, and another one would contradict it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():

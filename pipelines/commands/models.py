@@ -185,7 +185,7 @@ def rebuild_average(
     run: str = typer.Argument(..., help="Directory of a run that stored snapshots (optim.ema_snapshot_stds)."),
     out: str = typer.Argument(..., help="Directory of another run, which gets the checkpoint; one for each decay."),
     decay: float = typer.Option(..., help="Decay of the exponential average, 0.9999 or slower."),
-    step: int = typer.Option(0, help="Updates; 0 takes the last snapshot's."),
+    step: int = typer.Option(0, min=0, help="Updates; 0 takes the last snapshot's."),
 ) -> None:
     """Make the average of any decay from a finished run's snapshots, as a checkpoint to sample and score."""
     connect()

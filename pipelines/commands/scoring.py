@@ -34,7 +34,7 @@ DEVICE = typer.Option("auto", help="auto, cpu or cuda.")
 PRECISION = typer.Option("fp32", help="Of the network while sampling: fp32, or bf16.")
 ENDS = typer.Option("", help="For an ensemble: the model of the first and last timesteps (theta_vlb), named like the other.")
 ENDS_WEIGHTS = typer.Option("", help="Its weights.")
-ENDS_WIDTH = typer.Option(100, help="How many timesteps at each end are its.")
+ENDS_WIDTH = typer.Option(100, min=0, help="How many timesteps at each end are its.")
 LOW_RES = typer.Option("", help="For an upsampler: images of the first stage (`sample --images`); empty takes real ones, downsampled.")
 JSON = typer.Option(False, "--json", help="As JSON.")
 
@@ -99,7 +99,7 @@ def evaluate(
     model: str = MODEL,
     data_set: str = typer.Argument("", metavar="[DATA]", help="The data set's directory; empty takes the one of its training."),
     reference: str = REFERENCE,
-    num_samples: int = typer.Option(0, help="Images drawn; 0 takes the experiment's."),
+    num_samples: int = typer.Option(0, min=0, help="Images drawn; 0 takes the experiment's."),
     steps: str = STEPS,
     method: str = METHOD,
     labels: str = LABELS,
@@ -108,9 +108,9 @@ def evaluate(
     metrics: list[str] = METRICS,
     likelihood: bool = typer.Option(True, help="Whether to take bits/dim."),
     likelihood_form: str = typer.Option("", help="full, spaced or stratified; empty takes the experiment's."),
-    likelihood_steps: int = typer.Option(0, help="Network evaluations an image for the latter two; 0 takes the experiment's."),
+    likelihood_steps: int = typer.Option(0, min=0, help="Network evaluations an image for the latter two; 0 takes the experiment's."),
     likelihood_split: str = typer.Option("", help="train or test; empty takes the experiment's."),
-    likelihood_images: int = typer.Option(0, help="Images of the split; 0 takes the experiment's."),
+    likelihood_images: int = typer.Option(0, min=0, help="Images of the split; 0 takes the experiment's."),
     name: str = typer.Option("manual", help="Name of the result in the run's directory, of its page and of its noise."),
     keep_images: bool = typer.Option(False, "--keep-images", help="Leave the drawn images in the run's directory, as npz shards."),
     weights: str = WEIGHTS,
@@ -180,7 +180,7 @@ def compare(
     models: list[str] = typer.Argument(..., help="Two models or more, each named as for evaluate; the others are set against the first."),
     data: str = DATA,
     reference: str = REFERENCE,
-    num_samples: int = typer.Option(0, help="Images drawn from each; 0 takes the first one's experiment's."),
+    num_samples: int = typer.Option(0, min=0, help="Images drawn from each; 0 takes the first one's experiment's."),
     steps: str = STEPS,
     method: str = METHOD,
     weights: list[str] = typer.Option([], "--weights", help="Weights of each model, in their order; repeat it."),

@@ -71,10 +71,10 @@ def ema_sweep(
 
 def replay_stopping(
     run: str = _RUN,
-    num_samples: int = typer.Option(0, help="Images of a full score; 0 takes the experiment's."),
+    num_samples: int = typer.Option(0, min=0, help="Images of a full score; 0 takes the experiment's."),
     steps: str = scoring.STEPS,
     method: str = scoring.METHOD,
-    rescored: int = typer.Option(0, help="How many of the best are scored again; 0 takes the experiment's."),
+    rescored: int = typer.Option(0, min=0, help="How many of the best are scored again; 0 takes the experiment's."),
     data: str = scoring.DATA,
     reference: str = scoring.REFERENCE,
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
