@@ -170,7 +170,7 @@ def test_a_server_that_goes_away_and_comes_back_misses_nothing(key, services, ca
     assert server().get_run(run.run_id).data.tags["checkpoint"] == "s3://x"
     assert len(server().list_artifacts(run.run_id, "images")) == 4
     said = capsys.readouterr().out
-    assert said.count("does not answer; training goes on") == 1
+    assert said.count("does not answer; work goes on") == 1
     assert said.count("MLflow answers again") == 1
 
 

@@ -216,6 +216,33 @@ def assert_the_same(run: Run, undisturbed: dict[str, Any]) -> None:
         assert torch.equal(value, found[path]), path
 
 
+def assert_about_the_same(losses: list[tuple[int, float]], undisturbed: list[tuple[int, float]]) -> None:
+    """Once each, as another number of workers rounds them."""
+    assert [step for step, _ in losses] == [step for step, _ in undisturbed]
+    for (_, loss), (_, expected) in zip(losses, undisturbed, strict=True):
+        assert loss == pytest.approx(expected, rel=5e-3)
+
+
+def test_a_store_that_is_gone_for_two_minutes_loses_nothing(
+    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], services: local_services.Services
+) -> None:
+    run = Run(bucket_uri, data_uri)
+    run.until(has_checkpoint(bucket_uri, 10))
+    store = next(service for service in local_services.status(services.home).services if service.name == "seaweedfs")
+    assert store.pid is not None
+    # Stopped, it times out; killed and not yet started again, it refuses.
+    os.kill(store.pid, signal.SIGSTOP)
+    time.sleep(60)
+    os.kill(store.pid, signal.SIGKILL)
+    time.sleep(60)
+    assert run.process.poll() is None, run.text[-3000:]
+    local_services.up(services.home)
+    assert run.wait() == 0, run.text[-3000:]
+    assert "trying again" in run.text
+    assert "resuming" not in run.text, "the workers waited and were not started again"
+    assert_the_same(run, undisturbed)
+
+
 def test_a_driver_killed_at_once_leaves_nothing_running_and_the_same_command_resumes(
     bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]
 ) -> None:
@@ -279,20 +306,6 @@ def test_a_worker_that_is_killed_while_mlflow_is_away_goes_on_and_every_step_is_
     assert_the_same(run, undisturbed)
 
 
-def test_a_damaged_checkpoint_is_left_behind(bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]) -> None:
-    run = Run(bucket_uri, data_uri)
-    run.until(has_checkpoint(bucket_uri, 20))
-    run.process.send_signal(signal.SIGTERM)
-    assert run.wait(200) == 143, run.text[-3000:]
-    *_, before, latest = checkpoint.steps(run_uri_of(bucket_uri))
-    uri = f"{checkpoint.checkpoint_uri(run_uri_of(bucket_uri), latest)}/optimizer.pt"
-    storage.write_bytes(uri, storage.read_bytes(uri)[:-1])
-    again = Run(bucket_uri, data_uri)
-    assert again.wait() == 0, again.text[-3000:]
-    assert f"resuming from step {before}" in again.text
-    assert_the_same(again, undisturbed)
-
-
 def rank_line(run: Run, rank: int) -> str:
     """The line in which Ray says which process is that rank."""
     return next(line for line in run.lines if f"world_rank={rank}," in line)
@@ -317,18 +330,22 @@ def test_a_hung_rank_is_named_and_a_killed_one_replaced_and_the_run_ends_as_if_n
     assert_the_same(run, undisturbed)
 
 
-def test_a_run_of_two_workers_goes_on_with_one(bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]) -> None:
+def test_a_run_of_two_workers_goes_on_with_one_and_leaves_a_damaged_checkpoint_behind(
+    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]
+) -> None:
     run = Run(bucket_uri, data_uri)
     run.until(has_checkpoint(bucket_uri, 20))
     run.process.send_signal(signal.SIGTERM)
     assert run.wait(200) == 143, run.text[-3000:]
+    *_, before, latest = checkpoint.steps(run_uri_of(bucket_uri))
+    uri = f"{checkpoint.checkpoint_uri(run_uri_of(bucket_uri), latest)}/optimizer.pt"
+    storage.write_bytes(uri, storage.read_bytes(uri)[:-1])
     again = Run(bucket_uri, data_uri, {"num_workers": 1})
     assert again.wait() == 0, again.text[-3000:]
+    assert f"resuming from step {before}" in again.text
     told = outcome(again)
     assert told["steps"] == undisturbed["steps"]
-    for (step, loss), (expected_step, expected) in zip(told["losses"], undisturbed["losses"], strict=True):
-        assert step == expected_step
-        assert loss == pytest.approx(expected, rel=5e-3)
+    assert_about_the_same(told["losses"], undisturbed["losses"])
 
 
 @pytest.fixture
@@ -357,30 +374,7 @@ def test_a_range_of_workers_outlives_the_loss_of_a_machine(
     cluster.remove_node(second, allow_graceful=False)
     assert run.wait() == 0, run.text[-3000:]
     assert "resuming from step" in run.text
-    told = outcome(run)
-    assert [step for step, _ in told["losses"]] == list(range(10, NUM_STEPS + 1, 10))
-    for (_, loss), (_, expected) in zip(told["losses"], undisturbed["losses"], strict=True):
-        assert loss == pytest.approx(expected, rel=5e-3)
-
-
-def test_a_store_that_is_gone_for_two_minutes_loses_nothing(
-    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], services: local_services.Services
-) -> None:
-    run = Run(bucket_uri, data_uri)
-    run.until(has_checkpoint(bucket_uri, 10))
-    store = next(service for service in local_services.status(services.home).services if service.name == "seaweedfs")
-    assert store.pid is not None
-    # Stopped, it times out; killed and not yet started again, it refuses.
-    os.kill(store.pid, signal.SIGSTOP)
-    time.sleep(60)
-    os.kill(store.pid, signal.SIGKILL)
-    time.sleep(60)
-    assert run.process.poll() is None, run.text[-3000:]
-    local_services.up(services.home)
-    assert run.wait() == 0, run.text[-3000:]
-    assert "trying again" in run.text
-    assert "resuming" not in run.text, "the workers waited and were not started again"
-    assert_the_same(run, undisturbed)
+    assert_about_the_same(outcome(run)["losses"], undisturbed["losses"])
 
 
 @pytest.mark.parametrize("small_disk", [24], indirect=True)
