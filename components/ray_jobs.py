@@ -24,8 +24,9 @@ from ray.job_submission import JobSubmissionClient
 
 from components.cluster_call import Call, call_of
 from components.cluster_steps import STEPS
-from components.rayjob import DEFAULT_PACE, STOPPED_EXIT_CODE, Pace
+from components.rayjob import DEFAULT_PACE, Pace
 from components.rayjob_spec import RAY_SECRET, RUN_URI_ANNOTATION, rayjob_name
+from components.stopping import STOPPED_EXIT_CODE
 from training import storage
 from training.config import ConfigError
 from training.progress import format_duration, say

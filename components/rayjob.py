@@ -23,11 +23,10 @@ from components.rayjob_manifest import render
 from components.rayjob_rules import violations
 from components.rayjob_spec import OWNER_LABEL, RUN_LABEL, RUN_URI_ANNOTATION, RayJob, RayJobSpecError
 from components.rayjob_status import Status, failure_message, is_live, pod_troubles, read_status
+from components.stopping import STOPPED_EXIT_CODE
 from training.progress import format_duration, say
 
 _SECONDS_TO_DELETE = 5.0
-STOPPED_EXIT_CODE = 128 + 15
-"""Of a launcher that SIGTERM ended."""
 
 
 class RayJobError(RuntimeError):

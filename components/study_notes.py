@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from components.training_run import sigterm_as_exit
+from components.stopping import sigterm_as_exit
 
 if TYPE_CHECKING:
     from evaluation.study import Study
@@ -40,18 +40,19 @@ def note_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
     links = ", ".join(f"[{name}]({place.url})" for name, place in zip(study.models, found, strict=True) if place)
     # The links first: MLflow folds away what is long.
     note = f"{f'Trained by: {links}' if links else ''}\n\n```\n{study.text}"[:_MAX_NOTE_LENGTH] + "\n```"
-    with sigterm_as_exit():
-        run = open_run(
-            run_key=study.key,
-            experiment_name=next((place.experiment_name for place in found if place), DEFAULT_EXPERIMENT),
-            run_name=study.title[:_MAX_NAME_LENGTH],
-            tags={"iddpm.study": study.kind, "iddpm.model_run_ids": ", ".join(dict.fromkeys(known)), "mlflow.note.content": note},
-            params={
-                "model": {str(number): f"{name}: {what}" for number, (name, what) in enumerate(study.models.items(), start=1)},
-                **{name: value for name, value in study.protocol.items() if name not in ("model", "inputs_sha256")},
-            },
-            parent_run_id=known[0] if known and len(study.models) == 1 else None,
-        )
+    with sigterm_as_exit() as stop:
+        with stop.held():
+            run = open_run(
+                run_key=study.key,
+                experiment_name=next((place.experiment_name for place in found if place), DEFAULT_EXPERIMENT),
+                run_name=study.title[:_MAX_NAME_LENGTH],
+                tags={"iddpm.study": study.kind, "iddpm.model_run_ids": ", ".join(dict.fromkeys(known)), "mlflow.note.content": note},
+                params={
+                    "model": {str(number): f"{name}: {what}" for number, (name, what) in enumerate(study.models.items(), start=1)},
+                    **{name: value for name, value in study.protocol.items() if name not in ("model", "inputs_sha256")},
+                },
+                parent_run_id=known[0] if known and len(study.models) == 1 else None,
+            )
         try:
             for (name, step), value in study.points.items():
                 if value is not None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from components.stopping import STOPPED_EXIT_CODE, sigterm_as_exit
 from training import storage
 from training.config import ConfigError, Experiment, Resources, run_key
 from training.presets import preset
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 PIPELINE_RUN_TAG = "kfp.pipeline_run_id"
 """Of an MLflow run: the pipeline's run that works on it. The name is the one that KFP's own MLflow plugin uses."""
-
-STOPPED_EXIT_CODE = 128 + 15
-"""Of a step that SIGTERM ended in good order, with a checkpoint: what a shell makes of a process that SIGTERM ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,9 +107,10 @@ def train_run(
     _claim_directory(run)
     status: Status = "FAILED"
     tracked: TrackedRun | None = None
-    with sigterm_as_exit():
+    with sigterm_as_exit() as stop:
         try:
-            tracked = _open_tracked(run, tracking_experiment, data_uri, pipeline_run_id)
+            with stop.held():  # what is open in MLflow must be known here, or nobody closes it
+                tracked = _open_tracked(run, tracking_experiment, data_uri, pipeline_run_id)
             result = _train(run, wanted, data_uri, reference_uri, tracked.run_id, ray_address)
             if result["stop_reason"] == "SIGTERM":
                 saved = f"saved at step {result['step']:,}" if result["step"] else "nothing was trained yet"
@@ -123,7 +120,7 @@ def train_run(
             storage.patiently(lambda: storage.write_json(result_uri, told))
             tracked.set_tags({"iddpm.best_checkpoint_uri": result["best_checkpoint_uri"], "iddpm.best_weights": result["best_weights"]})
             status = "FINISHED"
-        except SystemExit as error:  # Ray, too, ends a program so that is told to stop
+        except SystemExit as error:  # Ray Train ends a program that Ctrl-C stops, and with 0
             status = "KILLED"
             raise SystemExit(STOPPED_EXIT_CODE) from error
         except KeyboardInterrupt:
@@ -135,35 +132,10 @@ def train_run(
     return run.uri
 
 
-@contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """Within it SIGTERM raises `SystemExit`, so that what is open is closed; a second one changes nothing.
-
-    While workers train, `training.launch` takes the signal in its place, for the sake of a last checkpoint.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise SystemExit(STOPPED_EXIT_CODE)
-
-    previous = signal.signal(signal.SIGTERM, handle)
-    after: Any = previous
-    try:
-        yield
-    except SystemExit:
-        after = signal.SIG_IGN  # nor may it change the code of a program that is ending
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, after)
-
-
 def _finish(tracked: TrackedRun, status: Status) -> None:
     """Closes the MLflow run; whoever was told to stop has less time for it than others."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray has put its own handler in ours' place
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so that a second one can't cut this short
     seconds = 60.0 if status == "KILLED" else storage.OUTAGE_SECONDS
     if not tracked.finish(status, timeout_seconds=seconds):
         say(f"MLflow stayed away, where this run is still marked as running; the same command closes it as {status}")

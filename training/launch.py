@@ -197,14 +197,15 @@ def _stop_on_sigterm(control: Any) -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield requested
         return
-    previous = signal.signal(signal.SIGTERM, handle)
+    on_interrupt, on_term = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, handle)
     threading.Thread(target=forward, daemon=True).start()
     try:
         yield requested
     finally:
         finished.set()
         requested.set()
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, on_term)
+        signal.signal(signal.SIGINT, on_interrupt)  # Ray Train leaves its own, which asks a controller that is gone
 
 
 # -- in a worker -------------------------------------------------------------------------------------------------------

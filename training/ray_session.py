@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -51,17 +52,35 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
     if address == "local":
         # A token that lives as long as this process: no other user of the machine can join, and no file is written.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=None if len(tempfile.gettempdir()) <= _LONGEST_TEMP_DIR else "/tmp/ray",
-        )
+        with _sigterm_stays_ours():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=None if len(tempfile.gettempdir()) <= _LONGEST_TEMP_DIR else "/tmp/ray",
+            )
     else:
-        ray.init(address=address, logging_level=logging.WARNING)
+        with _sigterm_stays_ours():
+            ray.init(address=address, logging_level=logging.WARNING)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_stays_ours() -> Iterator[None]:
+    """Keeps Ray from putting its handler, which raises wherever the program is, in the place of one that is there."""
+    import ray._private.utils as utils
+
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+        yield
+        return
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from components.training_run import sigterm_as_exit
 from training import checkpoint
 from training.config import Resources
 from training.job import Job
@@ -47,23 +42,3 @@ def test_a_checkpoint_of_another_experiment(tmp_path: Path) -> None:
     checkpoint.save(str(tmp_path), 10, {"experiment.json": other.to_json().encode()})
     with pytest.raises(TrainingError, match=r"step=00000010 is a checkpoint of another experiment \(optim.learning_rate is 0.5 there and"):
         train(job(tmp_path))
-
-
-def test_sigterm_unwinds_and_a_second_one_changes_nothing() -> None:
-    @contextmanager
-    def another_one_at_the_end() -> Iterator[None]:
-        try:
-            yield
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit, match="143"), sigterm_as_exit(), another_one_at_the_end():
-            os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # while the program ends
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    with sigterm_as_exit():
-        pass
-    assert signal.getsignal(signal.SIGTERM) == before
