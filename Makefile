@@ -61,12 +61,9 @@ image-test: setup  ## build the image with podman and runc on a Debian made here
 	done
 	@$(BIN)/python -m pytest -x -v -s -p no:cacheprovider --timeout 3600 tests/image/check_image.py
 
-# Unit tests share the cores, a thread each. Of the others, which start services and processes of their own, two run at a time.
+# Three at a time, a thread each: those that start services wait more than they compute. More of them would take more memory than a laptop has.
 test: setup  ## all tests that this machine can run
-	@status=0; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 tests/unit || status=$$?; \
-	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/unit || status=$$?; \
-	exit $$status
+	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-fast: setup  ## the tests of a few seconds each, about two minutes
 	@$(BIN)/python -m pytest -m "not slow and not gpu"
