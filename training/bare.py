@@ -104,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     trainer.train(options.warmup + options.steps)
     seconds = time.perf_counter() - started
+    trainer.close()
     if rank == 0:
         images = options.steps * experiment.optim.global_batch_size
         report = {

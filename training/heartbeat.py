@@ -6,9 +6,12 @@ stands still, or one that has not come as far as the others.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -51,7 +54,15 @@ class Heartbeats:
         self.beat(-1, waiting=False)
         self._write("pulse", 0)
         self._ended = threading.Event()
-        threading.Thread(target=self._pulse, name="iddpm-pulse", daemon=True).start()
+        self._threads: list[threading.Thread] = []
+        self._start(self._pulse)
+        # Python ends its threads where they stand; one that stands in the store's C++ takes the process with it (SIGABRT).
+        atexit.register(self.end)
+
+    def _start(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name="iddpm-pulse", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def beat(self, step: int, *, waiting: bool) -> None:
         """Notes how far this rank is. Tens of microseconds.
@@ -64,8 +75,11 @@ class Heartbeats:
         self._write("progress", self._progress[0])
 
     def end(self) -> None:
-        """Ends the pulse."""
+        """Ends the pulse; returns once nothing of it runs."""
         self._ended.set()
+        for thread in self._threads:
+            thread.join(_PATIENCE.total_seconds())
+        atexit.unregister(self.end)
 
     def verdict(self) -> str:
         """One clause that names who is behind; takes a few seconds."""
@@ -92,7 +106,7 @@ class Heartbeats:
             if self._alarm_seconds is not None and progress > warned_of and time.monotonic() - since > self._alarm_seconds:
                 warned_of = progress
                 # In a thread of its own: this one goes on telling the others that it lives.
-                threading.Thread(target=self._warn, args=(self._alarm_seconds,), daemon=True).start()
+                self._start(functools.partial(self._warn, self._alarm_seconds))
 
     def _warn(self, seconds: float) -> None:
         say(f"{self.verdict()}; rank {self._rank} has made no progress for {seconds:.0f} s")

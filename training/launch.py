@@ -267,9 +267,13 @@ def _train_with_rollbacks(
                 say(f"resuming from step {trainer.step}")
         trainer.rollbacks = max(trainer.rollbacks, rollbacks)
         try:
-            return trainer.train()
+            outcome = trainer.train()
         except DivergedError as error:
             diverged = str(error)
+        else:
+            trainer.close()
+            return outcome
+        trainer.close()
         finish_saving()
         rollbacks = trainer.rollbacks + 1
         if rollbacks > MAX_ROLLBACKS:
@@ -278,7 +282,6 @@ def _train_with_rollbacks(
             return Outcome(step=trainer.step, stop_reason=None, failure=failure)
         if rank == 0:
             say(f"{diverged}; going back to the last good checkpoint ({rollbacks} of {MAX_ROLLBACKS})")
-        trainer.close()
         trainer = None  # a card need not hold two networks at once
         gc.collect()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -38,3 +40,17 @@ def test_a_rank_that_makes_no_progress_says_who_is_behind(
     finally:
         dist.destroy_process_group()
     assert capsys.readouterr().out.count("all ranks wait for each other in step 3") == 1
+
+
+def test_a_process_may_end_while_its_heart_beats(tmp_path: Path) -> None:
+    code = (
+        "import sys; import torch.distributed as dist; from training import heartbeat\n"
+        "heartbeat._PULSE_SECONDS = 0.0  # it is in the store almost always, and so when Python ends\n"
+        "dist.init_process_group('gloo', init_method=sys.argv[1], rank=0, world_size=1)\n"
+        "beats = heartbeat.Heartbeats(0, 1)\n"
+        "dist.destroy_process_group()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, f"file://{tmp_path}/store"], timeout=120, check=False, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
