@@ -92,8 +92,9 @@ def train_run(
     run = identify(experiment_preset, experiment_overrides, data_uri, storage_root_uri)
     result_uri = storage.join(run.uri, RESULT)
     if storage.exists(result_uri):
-        say(f"run {run.key} is already trained to step {storage.read_json(result_uri)['step']:,}; nothing to do")
-        _close_finished(run.key, tracking_experiment)
+        result = storage.read_json(result_uri)
+        say(f"run {run.key} is already trained to step {result['step']:,}; nothing to do")
+        _close_finished(run, result["tracking_run_id"], tracking_experiment)
         return run.uri
     same = {
         "experiment_preset": experiment_preset,
@@ -141,14 +142,15 @@ def _finish(tracked: TrackedRun, status: Status) -> None:
         say(f"MLflow stayed away, where this run is still marked as running; the same command closes it as {status}")
 
 
-def _close_finished(key: str, tracking_experiment: str) -> None:
-    """Closes the MLflow run of a training that is done, where MLflow was away when it ended."""
-    from training.tracking import RUN_KEY_TAG, TrackingError, close_left_open
+def _close_finished(run: Run, tracking_run_id: str, tracking_experiment: str) -> None:
+    """Completes and closes the MLflow run of a training that is done, where MLflow was away when it ended."""
+    from training.tracking import RUN_KEY_TAG, TrackingError, close_left_open, deliver_kept_metrics
 
     try:
-        close_left_open(tracking_experiment, {RUN_KEY_TAG: key}, lambda tags: "FINISHED")
+        deliver_kept_metrics(tracking_run_id, run.uri)
+        close_left_open(tracking_experiment, {RUN_KEY_TAG: run.key}, lambda tags: "FINISHED")
     except TrackingError as error:
-        say(f"{error}; whether its MLflow run is closed was not looked up")
+        say(f"{error}; whether its MLflow run is whole and closed was not looked up")
 
 
 def _claim_directory(run: Run) -> None:

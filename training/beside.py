@@ -22,14 +22,13 @@ from training import averages, checkpoint, storage
 from training.gauges import Gauge, SystemGauge
 from training.job import Job, Scorer
 from training.loop import Hooks, Outcome
+from training.metric_points import kept_metrics_uri
 from training.progress import format_rate, format_remaining, say
 from training.tracking import TrackedRun, attach
 
 SECONDS_BETWEEN_LINES = 5.0
 SCORE_GPU_SHARE = 0.25
 """A score shares a worker's GPU: with one of its own to wait for it might wait for ever, while training waits for it."""
-_DELIVERY_SECONDS = 10.0
-"""How long a checkpoint waits for MLflow, in the background, to take the metrics up to it."""
 _LISTEN_SECONDS = 2.0
 """Between two looks whether to stop, while it waits at the end."""
 _ASK_SECONDS = 1.0
@@ -65,7 +64,9 @@ class Beside:
         self.job = job
         gone = storage.patiently(lambda: checkpoint.clean(job.run_uri))
         self.writer = checkpoint.AsyncWriter(job.run_uri, first=self._before_checkpoint)
-        self.tracked: TrackedRun | None = attach(job.tracking_run_id, unseen=True) if job.tracking_run_id else None
+        self.tracked: TrackedRun | None = None
+        if job.tracking_run_id:
+            self.tracked = attach(job.tracking_run_id, unseen=True, kept_metrics_uri=kept_metrics_uri(job.run_uri))
         self.gauge = Gauge(job.experiment, world_size)
         self.system = SystemGauge() if job.tracking_run_id else None
         self.progress = _Progress(job.experiment.optim.num_steps)
@@ -80,6 +81,10 @@ class Beside:
         self.kept = set(storage.patiently(lambda: checkpoint.steps(job.run_uri)))
         for step in sorted(self.kept - self.logged):
             self._submit(step)
+        for score in self.history:  # whoever was killed may not have come to it
+            self._tell(score)
+        for score in self.history[-1:]:
+            self._show(score)
 
     def hooks(self) -> Hooks:
         """For the loop, which is about to begin."""
@@ -107,7 +112,7 @@ class Beside:
         if self._is_due(step):
             averages.keep_snapshot(self.job.run_uri, step, files)
         if self.tracked is not None:  # a run that is killed and goes on from here does not log what led here again
-            self.tracked.flush(timeout_seconds=_DELIVERY_SECONDS)
+            self.tracked.keep_metrics()
 
     def should_stop(self, step: int) -> str | None:
         """Takes in what has finished meanwhile; why training should end, or None."""
@@ -168,8 +173,13 @@ class Beside:
         """Ends the threads and sends what is left to MLflow."""
         self.writer.close()
         self.chores.shutdown()
-        if self.tracked is not None and not self.tracked.flush():
-            say("MLflow stayed away: the last of what it should know is lost")
+        if self.tracked is None:
+            return
+        try:
+            if not storage.patiently(self.tracked.close):
+                say("MLflow stayed away: pictures that it should have got are lost; the metrics wait for the same command")
+        except storage.StorageError as error:
+            say(f"{error}; metrics that MLflow has not got by now are lost")
 
     def _submit_saved(self) -> None:
         while not self.saved.empty():
@@ -207,10 +217,18 @@ class Beside:
         self.history = sorted([*self.history, score], key=lambda item: int(item["step"]))
         metrics = scorer.metrics(score)
         say(f"scored step {step}: " + ", ".join(f"{name.rpartition('/')[2]} {value:.3f}" for name, value in metrics.items()))
-        tracked = self.tracked
-        if tracked is None:
+        self._tell(score)
+        self._show(score)
+
+    def _tell(self, score: Mapping[str, Any]) -> None:
+        scorer, tracked = self.job.scorer, self.tracked
+        if scorer is not None and tracked is not None:
+            tracked.log_metrics(scorer.metrics(score), int(score["step"]))
+
+    def _show(self, score: Mapping[str, Any]) -> None:
+        scorer, tracked, step = self.job.scorer, self.tracked, int(score["step"])
+        if scorer is None or tracked is None:
             return
-        tracked.log_metrics(metrics, step)
 
         def log_image() -> None:
             image = scorer.image(score)

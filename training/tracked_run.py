@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
 import tempfile
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlencode
 
+from training.metric_points import MetricPoints
 from training.mlflow_client import TrackingError, insist, is_transient, tracking_uri
 from training.outbox import Outbox
 from training.storage import is_s3
@@ -29,8 +27,6 @@ PARENT_TAG = "mlflow.parentRunId"
 
 _KEY = re.compile(r"[A-Za-z0-9_\-. /]{1,250}")
 _LOGGED_IMAGE = re.compile(r"images/(?P<key>.+)\+step\+(?P<step>\d+)\+timestamp\+\d+\+[^+]+\+compressed\.\w+")
-_BATCH = 1000  # MLflow's limit of one request
-_MAX_WAITING_POINTS = 200_000
 _MAX_VALUE_LENGTH = 6000  # of a parameter; MLflow's limit
 _MAX_DIGEST_LENGTH = 36  # MLflow's limit
 
@@ -39,17 +35,22 @@ class TrackedRun:
     """One run. Writing returns at once and is delivered in order in the background; `flush` waits for it.
 
     Two processes may write to one run, but not to one metric.
+
+    Args:
+        client: The way to MLflow.
+        run_id: MLflow's name of the run.
+        kept_metrics_uri: File for the metrics that wait, through which a process that goes on with the run sends what one that
+            was killed left, and nothing twice even where MLflow hung; None where nobody goes on.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, *, kept_metrics_uri: str | None = None) -> None:
         self._client = client
         self._run_id = run_id
         self._outbox = Outbox("MLflow", is_transient)
-        self._lock = threading.Lock()
-        self._points: list[tuple[str, float, int, int]] = []  # key, value, step, milliseconds
-        self._points_queued = False
-        self._steps: dict[str, set[int]] = {}
+        self._points = MetricPoints(client, run_id, kept_metrics_uri)
         self._images: set[tuple[str, int]] | None = None
+        if kept_metrics_uri is not None:
+            self.log_metrics({}, 0)  # sends what an earlier process left
 
     @property
     def run_id(self) -> str:
@@ -91,15 +92,18 @@ class TrackedRun:
             values: By metric. Infinity is logged as NaN, since MLflow would store a large number.
             step: Training step.
         """
-        now = int(time.time() * 1000)
         for key in values:
             _require_key(key)
-        with self._lock:
-            room = _MAX_WAITING_POINTS - len(self._points)
-            self._points += [(key, float(value), int(step), now) for key, value in values.items()][: max(room, 0)]
-            queued, self._points_queued = self._points_queued, True
-        if not queued:
+        if self._points.add(values, step):
             self._outbox.put("metrics", self._send_points)
+
+    def keep_metrics(self) -> None:
+        """Writes down the metrics that have not arrived yet, where there is a file for them.
+
+        Raises:
+            StorageError: It can't be written.
+        """
+        self._points.keep()
 
     def log_image(self, key: str, image: NDArray[np.uint8], step: int) -> None:
         """Logs a picture that MLflow shows under a slider of steps; the first one of a step stays.
@@ -173,6 +177,21 @@ class TrackedRun:
         """Waits until all is delivered; False where MLflow stayed away, in which case it is kept and tried again."""
         return self._outbox.flush(timeout_seconds)
 
+    def close(self, *, timeout_seconds: float = 30.0) -> bool:
+        """Waits until all is delivered, for a process that leaves the run open to others.
+
+        Returns:
+            False where MLflow stayed away; the metrics then wait in their file, if there is one, and the rest is lost.
+
+        Raises:
+            StorageError: The file can't be written or removed.
+        """
+        if not self.flush(timeout_seconds=timeout_seconds):
+            self._points.keep()
+            return False
+        self._points.forget()
+        return True
+
     def finish(self, status: Status, *, timeout_seconds: float = 60.0) -> bool:
         """Delivers all and gives the run its end; False where MLflow stayed away."""
         self._outbox.put(f"status {status}", lambda: self._client.set_terminated(self._run_id, status=status))
@@ -181,42 +200,8 @@ class TrackedRun:
     # The rest runs in the outbox's thread, and may run twice.
 
     def _send_points(self) -> None:
-        with self._lock:
-            points = list(self._points)
-        try:
-            for start in range(0, len(points), _BATCH):
-                self._send_batch(points[start : start + _BATCH])
-        except Exception as error:
-            if is_transient(error):
-                raise
-            with self._lock:  # what MLflow refuses once it will refuse again
-                self._points.clear()
-                self._points_queued = False
-            raise
-        with self._lock:
-            self._points_queued = bool(self._points)
-        if self._points_queued:
+        if self._points.deliver():
             self._outbox.put("metrics", self._send_points)
-
-    def _send_batch(self, batch: list[tuple[str, float, int, int]]) -> None:
-        from mlflow.entities import Metric
-
-        new: dict[tuple[str, int], Metric] = {}
-        for key, value, step, milliseconds in batch:
-            if step not in self._logged_steps(key):
-                new.setdefault((key, step), Metric(key, value if math.isfinite(value) else math.nan, milliseconds, step))
-        if new:
-            # Sent again after a lost answer, the same value at the same time is stored once.
-            self._client.log_batch(self._run_id, metrics=list(new.values()))
-        for key, step in new:
-            self._steps[key].add(step)
-        with self._lock:
-            del self._points[: len(batch)]
-
-    def _logged_steps(self, key: str) -> set[int]:
-        if key not in self._steps:
-            self._steps[key] = {int(metric.step) for metric in self._client.get_metric_history(self._run_id, key)}
-        return self._steps[key]
 
     def _send_image(self, key: str, pixels: NDArray[np.uint8], step: int) -> None:
         if self._images is None:

@@ -11,8 +11,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from training import storage
+from training.metric_points import kept_metrics_uri
 from training.mlflow_client import TrackingError as TrackingError
-from training.mlflow_client import connect, insist
+from training.mlflow_client import connect, insist, tracking_uri
 from training.tracked_run import PARENT_TAG, Status
 from training.tracked_run import TrackedRun as TrackedRun
 
@@ -75,13 +77,14 @@ def open_run(
     return tracked
 
 
-def attach(run_id: str, *, unseen: bool = False) -> TrackedRun:
+def attach(run_id: str, *, unseen: bool = False, kept_metrics_uri: str | None = None) -> TrackedRun:
     """A run that exists, from another process than the one that opened it.
 
     Args:
         run_id: MLflow's name of the run.
         unseen: Take its existence on trust: what must not fail, such as a worker that starts again, may come while
             MLflow is away.
+        kept_metrics_uri: See `TrackedRun`.
 
     Raises:
         TrackingError: There is no such run, or MLflow can't be reached.
@@ -89,7 +92,25 @@ def attach(run_id: str, *, unseen: bool = False) -> TrackedRun:
     client = connect()
     if not unseen:
         insist(lambda: client.get_run(run_id))
-    return TrackedRun(client, run_id)
+    return TrackedRun(client, run_id, kept_metrics_uri=kept_metrics_uri)
+
+
+def deliver_kept_metrics(run_id: str, run_uri: str) -> None:
+    """Sends the metrics that MLflow was not there to take when the training ended, if there are any.
+
+    Args:
+        run_id: MLflow's name of the run.
+        run_uri: The training run's directory.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or there is no such run.
+        StorageError: The file of those metrics can't be read.
+    """
+    uri = kept_metrics_uri(run_uri)
+    if storage.exists(uri) and not attach(run_id, kept_metrics_uri=uri).close():
+        raise TrackingError(
+            f"MLflow at {tracking_uri()} does not answer; {uri} keeps the metrics that it lacks, and the same command sends them"
+        )
 
 
 def close_left_open(

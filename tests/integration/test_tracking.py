@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 
 from pipelines import daemons
 from pipelines import services as local_services
-from training import mlflow_client, tracking
+from training import mlflow_client, storage, tracking
+from training.metric_points import kept_metrics_uri
 from training.tracking import TrackingError
 
 
@@ -90,6 +92,82 @@ def test_steps_that_are_replayed_after_a_resume_are_not_logged_again(key):
     again.flush()
     assert points(run, "loss") == [(step, step if step < 50 else 1000 + step) for step in range(80)]
     assert [step for step, _ in points(run, "grad_norm")] == list(range(80))
+
+
+class LateServer:
+    """MLflow's client, and a server that carries out an earlier request only once it has been asked what is there."""
+
+    def __init__(self, client, late):
+        self._client, self._late = client, late
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+    def log_batch(self, *args, **kwargs):
+        late, self._late = self._late, lambda: None
+        late()
+        return self._client.log_batch(*args, **kwargs)
+
+
+class AbsentServer:
+    """Takes requests for metrics and answers none."""
+
+    def __init__(self, client):
+        self._client, self.requests = client, []
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+    def log_batch(self, *args, **kwargs):
+        self.requests.append((args, kwargs))
+        raise ConnectionError("no answer")
+
+
+def test_a_request_of_a_process_that_is_gone_may_come_late(key, bucket_uri):
+    kept_uri = kept_metrics_uri(bucket_uri)
+    opened = open_run(key)
+    absent = AbsentServer(server())
+    gone = tracking.TrackedRun(absent, opened.run_id, kept_metrics_uri=kept_uri)
+    for step in (10, 20):
+        gone.log_metrics({"loss": step, "seconds": 0.5, "score": math.nan}, step)
+    assert not gone.flush(timeout_seconds=2.0)
+    args, kwargs = absent.requests[-1]
+    late = LateServer(server(), lambda: server().log_batch(*args, **kwargs))
+    again = tracking.TrackedRun(late, opened.run_id, kept_metrics_uri=kept_uri)
+    for step in (20, 30):  # from the checkpoint before, and not to the last bit
+        again.log_metrics({"loss": 1000 + step, "seconds": 0.7, "score": math.nan}, step)
+    assert again.close()
+    assert points(opened, "loss") == [(10, 10), (20, 20), (30, 1030)]
+    assert points(opened, "seconds") == [(10, 0.5), (20, 0.5), (30, 0.7)]
+    assert [step for step, _ in points(opened, "score")] == [10, 20, 30]
+    assert not storage.exists(kept_uri)
+
+
+def test_metrics_that_a_killed_process_could_not_send_are_sent_by_the_one_that_goes_on(key, bucket_uri):
+    kept_uri = kept_metrics_uri(bucket_uri)
+    opened = open_run(key)
+    gone = tracking.TrackedRun(AbsentServer(server()), opened.run_id, kept_metrics_uri=kept_uri)
+    for step in range(1, 400):
+        gone.log_metrics({"loss": step, "grad_norm": 1.0, "seconds": 2.0}, step)
+    gone.keep_metrics()  # as before a checkpoint
+    again = tracking.TrackedRun(server(), opened.run_id, kept_metrics_uri=kept_uri)
+    assert again.flush()  # without a value of its own
+    assert points(opened, "loss") == [(step, step) for step in range(1, 400)]
+    assert len(points(opened, "seconds")) == 399
+    other = open_run(key + "-other")
+    tracking.TrackedRun(server(), other.run_id, kept_metrics_uri=kept_uri).flush()
+    assert points(other, "loss") == [], "what is kept is of one run"
+
+
+def test_metrics_that_mlflow_was_not_there_to_take_at_the_end_are_sent_afterwards(key, bucket_uri):
+    opened = open_run(key)
+    ended = tracking.TrackedRun(AbsentServer(server()), opened.run_id, kept_metrics_uri=kept_metrics_uri(bucket_uri))
+    ended.log_metrics({"loss": 1.0}, 10)
+    assert not ended.close(timeout_seconds=1.0)
+    for _ in range(2):
+        tracking.deliver_kept_metrics(opened.run_id, bucket_uri)
+        assert points(opened, "loss") == [(10, 1.0)]
+        assert storage.list_uris(bucket_uri) == []
 
 
 def test_a_step_repeated_within_one_process_keeps_its_first_value(key):
