@@ -49,10 +49,10 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
     if ray.is_initialized():
         yield
         return
-    if address == "local":
-        # A token that lives as long as this process: no other user of the machine can join, and no file is written.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        with _sigterm_stays_ours():
+    with _sigterm_stays_ours():
+        if address == "local":
+            # A token that lives as long as this process: no other user of the machine can join, and no file is written.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
@@ -61,8 +61,7 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
                 _node_ip_address="127.0.0.1",
                 _temp_dir=None if len(tempfile.gettempdir()) <= _LONGEST_TEMP_DIR else "/tmp/ray",
             )
-    else:
-        with _sigterm_stays_ours():
+        else:
             ray.init(address=address, logging_level=logging.WARNING)
     try:
         yield
