@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from training.tracked_run import Status, TrackedRun
 
 RESULT = "result.json"
+_PROMPT_SECONDS = 5.0
+"""In which an MLflow that is there has taken what is told it."""
 PIPELINE_RUN_TAG = "kfp.pipeline_run_id"
 """Of an MLflow run: the pipeline's run that works on it. The name is the one that KFP's own MLflow plugin uses."""
 
@@ -134,11 +136,18 @@ def train_run(
 
 
 def _finish(tracked: TrackedRun, status: Status) -> None:
-    """Closes the MLflow run; whoever was told to stop has less time for it than others."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so that a second one can't cut this short
-    seconds = 60.0 if status == "KILLED" else storage.OUTAGE_SECONDS
-    if not tracked.finish(status, timeout_seconds=seconds):
+    """Closes the MLflow run; whoever was told to stop has less time for it than others.
+
+    A second SIGTERM can't cut it short; nor can a second Ctrl-C, which impatience sends at once, while MLflow answers.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    arrived = tracked.finish(status, timeout_seconds=_PROMPT_SECONDS)
+    if in_main_thread:
+        signal.signal(signal.SIGINT, on_interrupt)
+    if not arrived and not tracked.flush(timeout_seconds=60.0 if status == "KILLED" else storage.OUTAGE_SECONDS):
         say(f"MLflow stayed away, where this run is still marked as running; the same command closes it as {status}")
 
 

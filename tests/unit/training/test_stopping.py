@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from components import stopping
 from components.stopping import sigterm_as_exit
+from components.training_run import _finish
 
 SIGNALS = [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 
@@ -141,3 +143,31 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+class Told:
+    """A run in MLflow; somebody presses Ctrl-C while it is told its end."""
+
+    def __init__(self, *, is_there: bool) -> None:
+        self.is_there = is_there
+        self.statuses: list[str] = []
+
+    def finish(self, status: str, *, timeout_seconds: float) -> bool:
+        send(signal.SIGINT)
+        time.sleep(0.1)
+        self.statuses.append(status)
+        return self.is_there
+
+    def flush(self, *, timeout_seconds: float) -> bool:
+        send(signal.SIGINT)
+        time.sleep(30)
+        return False
+
+
+def test_a_second_ctrl_c_does_not_keep_the_end_of_a_run_from_mlflow_but_from_waiting_for_it() -> None:
+    told, away = Told(is_there=True), Told(is_there=False)
+    _finish(cast(Any, told), "KILLED")
+    assert told.statuses == ["KILLED"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        _finish(cast(Any, away), "KILLED")
