@@ -16,7 +16,7 @@ def command(data_path: Path, artifacts_uri: str, port: int) -> list[str]:
         artifacts_uri: Where artifacts go, `s3://...`.
         port: On loopback.
     """
-    return [sys.executable, "-m", "pipelines.mlflow_process", f"sqlite:///{data_path / 'mlflow.db'}", artifacts_uri, str(port)]
+    return [sys.executable, "-m", "pipelines.mlflow_process", str(data_path / "mlflow.db"), artifacts_uri, str(port)]
 
 
 def environment(base: Mapping[str, str], s3_env: Mapping[str, str]) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -262,6 +264,32 @@ def test_a_start_that_was_killed_is_taken_over_by_the_next(tmp_path):
     finally:
         services.down(tmp_path)
     assert pids(tmp_path) == set()
+
+
+@pytest.mark.slow
+def test_mlflows_database_is_there_with_all_its_tables_or_not_at_all(tmp_path):
+    def schema():
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+            return names, connection.execute("SELECT version_num FROM alembic_version").fetchall()
+
+    database = tmp_path / "mlflow" / "mlflow.db"
+    command = [sys.executable, "-c", "import sys; from pathlib import Path; from pipelines import services; services.up(Path(sys.argv[1]))"]
+    starting = subprocess.Popen([*command, str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while not database.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    at_first = schema()
+    for process in [*daemons.find(tmp_path, "mlflow"), starting]:
+        process.kill()
+    starting.wait()
+    (tmp_path / "mlflow" / "unfinished").mkdir()  # as of one that was killed before
+    try:
+        services.up(tmp_path)
+        assert schema() == at_first
+    finally:
+        services.down(tmp_path)
 
 
 @pytest.mark.slow
