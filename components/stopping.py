@@ -17,15 +17,16 @@ STOPPED_EXIT_CODE = 128 + 15
 """Of a program that SIGTERM ended in good order: what a shell makes of a process that SIGTERM ended."""
 
 _SECONDS_BETWEEN_LOOKS = 0.05
-_LONGEST_WAIT_SECONDS = 20.0  # of the thirty that Kubernetes gives
+_LONGEST_HOLD_SECONDS = 20.0  # of the thirty that Kubernetes gives
 
 
 class Stop:
     """When a signal may be raised: not in the middle of an import, nor while it is held; and it must not be lost.
 
     An exception in the middle of an import can leave Python's import lock taken for good. A thread that imports something
-    later, as MLflow's client does when it tells the server how the run ended, would wait for it for ever. One in a hook that
-    Python runs between two lines, as at a fork (Ray starts by several), goes no further than `sys.unraisablehook`.
+    later, as MLflow's client does with every request, would wait for it for ever. So an import ends first, however long it takes.
+    An exception in a hook that Python runs between two lines, as at a fork (Ray starts by several), goes no further than
+    `sys.unraisablehook`.
     """
 
     def __init__(self) -> None:
@@ -44,11 +45,11 @@ class Stop:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Raises `SystemExit` or `KeyboardInterrupt`; where that can't be now, comes again."""
-        since = self._waiting_since.setdefault(number, time.monotonic())
-        if (self._is_held or _is_importing(frame)) and time.monotonic() - since < _LONGEST_WAIT_SECONDS:
-            _thread.start_new_thread(_send_again, (number,))  # `threading` has locks, which the main thread may hold here
+        since = self._waiting_since.get(number, time.monotonic())
+        if _is_importing(frame) or (self._is_held and time.monotonic() - since < _LONGEST_HOLD_SECONDS):
+            self._wait(number)
             return
-        del self._waiting_since[number]
+        self._waiting_since.pop(number, None)
         if number == signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
         self._raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(STOPPED_EXIT_CODE)
@@ -60,8 +61,22 @@ class Stop:
             return False
         number = signal.SIGINT if isinstance(lost, KeyboardInterrupt) else signal.SIGTERM
         signal.signal(number, self.handle)
-        _thread.start_new_thread(_send_again, (number,))
+        self._wait(number)
         return True
+
+    def _wait(self, number: int) -> None:
+        if number not in self._waiting_since:  # else a thread is at it, however often somebody insists
+            self._waiting_since[number] = time.monotonic()
+            _thread.start_new_thread(self._send_again, (number,))  # `threading` has locks, which the main thread may hold here
+
+    def _send_again(self, number: int) -> None:
+        """Until it is raised; somebody else's handler gets it once."""
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        while number in self._waiting_since:
+            if signal.getsignal(number) != self.handle:
+                del self._waiting_since[number]
+            os.kill(os.getpid(), number)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 @contextlib.contextmanager
@@ -104,8 +119,3 @@ def _is_importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _send_again(number: int) -> None:
-    time.sleep(_SECONDS_BETWEEN_LOOKS)
-    os.kill(os.getpid(), number)

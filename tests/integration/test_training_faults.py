@@ -287,7 +287,7 @@ def test_whoever_stops_a_run_before_anything_is_trained_and_insists_leaves_it_as
         run.process.send_signal(number)
         time.sleep(0.3)
     assert run.wait(200) in codes, run.text[-3000:]
-    assert status_of(run) == "KILLED"
+    assert status_of(run) == "KILLED", run.text[-3000:]
 
 
 def test_a_worker_that_is_killed_while_mlflow_is_away_goes_on_and_every_step_is_logged_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import os
 import signal
@@ -76,13 +77,55 @@ def test_an_import_is_not_cut_in_two(number: int, raised: type[BaseException], t
     assert sys.modules[name].is_whole
 
 
-def test_an_import_that_takes_for_ever_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "_LONGEST_WAIT_SECONDS", 0.3)
-    name = module_that(tmp_path, monkeypatch, f"os.kill(os.getpid(), {int(signal.SIGTERM)})", "time.sleep(30)")
+def test_whoever_insists_during_an_import_is_heard_once_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_LONGEST_HOLD_SECONDS", 0.1)
+    name = module_that(tmp_path, monkeypatch, f"for _ in range(20):\n    os.kill(os.getpid(), {int(signal.SIGINT)})\n    time.sleep(0.02)")
+    threads: list[object] = []
+    start = _thread.start_new_thread
+    monkeypatch.setattr(_thread, "start_new_thread", lambda *arguments: threads.append(start(*arguments)))
+    raised = 0
+
+    def work() -> None:
+        nonlocal raised
+        try:
+            importlib.import_module(name)
+            time.sleep(30)
+        except KeyboardInterrupt:
+            raised += 1
+        time.sleep(0.3)
+
+    with sigterm_as_exit():
+        work()
+    assert sys.modules[name].is_whole
+    assert raised == 1
+    assert len(threads) == 1, "one thread sends it again, not one for each time that it came"
+
+
+def test_what_is_held_for_too_long_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_LONGEST_HOLD_SECONDS", 0.3)
+
+    def work(stop: stopping.Stop) -> None:
+        with stop.held():
+            send(signal.SIGTERM)
+            time.sleep(30)
+
     began = time.monotonic()
-    with pytest.raises(SystemExit), sigterm_as_exit():
-        importlib.import_module(name)
+    with pytest.raises(SystemExit), sigterm_as_exit() as stop:
+        work(stop)
     assert time.monotonic() - began < 10
+
+
+def test_a_signal_that_still_waits_goes_once_to_whoever_is_there_next() -> None:
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    with sigterm_as_exit() as stop, stop.held():
+        send(signal.SIGTERM)
+        before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(-number))
+        time.sleep(0.4)
+        signal.signal(signal.SIGTERM, before)
+        send(signal.SIGTERM)
+    time.sleep(0.4)
+    assert heard == [-signal.SIGTERM, signal.SIGTERM]
 
 
 @pytest.mark.parametrize(("number", "raised"), SIGNALS)
