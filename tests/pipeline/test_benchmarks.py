@@ -10,7 +10,7 @@ from pathlib import Path
 import bench
 import pytest
 from measuring import Measured, ratio
-from reports import calibrations, markdown, on_screen
+from reports import calibrations, markdown, number, on_screen
 from rows import GROUPS, ROWS, Row, rows_of
 
 _ROOT = Path(bench.__file__).parents[2]
@@ -50,7 +50,7 @@ def test_a_group_that_ran_is_kept_and_shown(tmp_path: Path) -> None:
     assert set(told["rows"]) == {row.key for row in rows_of(("roofline",), "cpu")}
     assert all(row["value"] > 0 for row in told["rows"].values())
     page = markdown(_EMPTY, kept, "cpu")
-    assert f"{told['rows']['roofline.copy']['value']:.1f} GB/s" in page
+    assert f"{number(told['rows']['roofline.copy']['value'])} GB/s" in page
     assert page.startswith("a page\n")
     assert page.endswith("<!-- cpu ends -->\nits end\n")
 
