@@ -130,7 +130,7 @@ class Run:
         while not condition():
             assert self.process.poll() is None, self.text[-3000:]
             assert time.monotonic() < deadline, self.text[-3000:]
-            time.sleep(0.05)
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
