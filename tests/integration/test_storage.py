@@ -284,7 +284,7 @@ def test_patience_waits_out_a_server_that_comes_back_and_not_a_wrong_name(capsys
     started = time.monotonic()
     with pytest.raises(StorageError, match="still away"):
         storage.patiently(never, seconds=0.2, pause_seconds=0.05)
-    assert 0.2 <= time.monotonic() - started < 2
+    assert 0.2 <= time.monotonic() - started < 10
 
 
 def test_local_paths_need_no_boto3():

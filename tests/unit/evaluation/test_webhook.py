@@ -146,7 +146,7 @@ def test_an_answer_that_drips_in_is_not_waited_for(
         def drip() -> None:
             connection, _ = listening.accept()
             with connection, contextlib.suppress(OSError):
-                for byte in b"HTTP/1.1 200 " + b"O" * 200:
+                for byte in b"HTTP/1.1 200 " + b"O" * 2000:
                     connection.sendall(bytes([byte]))
                     time.sleep(0.02)
 
@@ -155,7 +155,7 @@ def test_an_answer_that_drips_in_is_not_waited_for(
         monkeypatch.setattr(webhook, "_PATIENCE_SECONDS", 0.3)
         started = time.monotonic()
         assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert "the webhook was not told: it had not answered after 0.3 s" in "".join(capsys.readouterr())
 
 
