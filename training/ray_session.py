@@ -53,6 +53,21 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
         if address == "local":
             # A token that lives as long as this process: no other user of the machine can join, and no file is written.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            _start_local(num_cpus)
+        else:
+            ray.init(address=address, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(num_cpus: int | None) -> None:
+    """Starts Ray here; once more where this machine was too busy for the 30 s that Ray gives itself, which it lets nobody change."""
+    import ray
+
+    for attempts_left in (2, 1, 0):
+        try:
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
@@ -61,12 +76,12 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
                 _node_ip_address="127.0.0.1",
                 _temp_dir=None if len(tempfile.gettempdir()) <= _LONGEST_TEMP_DIR else "/tmp/ray",
             )
+        except Exception as error:
+            if not attempts_left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
         else:
-            ray.init(address=address, logging_level=logging.WARNING)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+            return
 
 
 @contextmanager
