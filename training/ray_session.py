@@ -63,7 +63,7 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
 
 
 def _start_local(num_cpus: int | None) -> None:
-    """Starts Ray here; once more where this machine was too busy for the 30 s that Ray gives itself, which it lets nobody change."""
+    """Starts Ray here, again (twice at most) where this machine was too busy for the 30 s that Ray gives itself, a constant."""
     import ray
 
     for attempts_left in (2, 1, 0):
