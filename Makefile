@@ -49,11 +49,11 @@ ablations: setup  ## every table and figure of the paper on the digits, with a g
 down: setup  ## stop the local services that demo left running; their data stays
 	@$(BIN)/iddpm down
 
-# IMAGE, TARGET (cpu or gpu), BASE_IMAGE, TORCH_INDEX and ENGINE say what to build and by what; see components/build_image.py.
+# IMAGE, TARGET (cpu or gpu), BASE_IMAGE, TORCH_INDEX and ENGINE say what to build and by what; see components/container/build.py.
 image:  ## build the container image with docker or podman: make image TARGET=gpu IMAGE=registry.example.com/iddpm:1
 	@if [ -x $(BIN)/python ]; then python=$(BIN)/python; else python=$${PYTHON:-python3}; fi; \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "image: Python 3.11 or later is needed; name one: make image PYTHON=/path/to/python3.11" >&2; exit 1; }; \
-	"$$python" -m components.build_image
+	"$$python" -m components.container.build
 
 image-test: setup  ## build the image with podman and runc on a Debian made here, and run the demo's steps in it
 	@for tool in podman runc $(if $(BASE_IMAGE),,debootstrap); do \

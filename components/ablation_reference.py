@@ -4,7 +4,7 @@ from typing import Any, Dict  # noqa: UP035 - kfp copies the annotation into a f
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -41,7 +41,7 @@ def ablation_reference(
     """
     if takes_distances != "yes":
         return ""
-    from components.ray_modes import run_in_mode
+    from components.launch.modes import run_in_mode
 
     uri: str = run_in_mode(
         "reference",

@@ -4,7 +4,7 @@ from typing import List  # noqa: UP035 - kfp copies the annotation into a file t
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -31,7 +31,7 @@ def close_run(
     Returns:
         URI of the run's directory.
     """
-    from components.closing import finish_training
+    from components.steps.close import finish_training
 
     return finish_training(
         status.state, pipeline_run_id, experiment_preset, experiment_overrides, data_uri, storage_root_uri, tracking_experiment

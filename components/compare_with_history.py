@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -21,6 +21,6 @@ def compare_with_history(
     Returns:
         The verdict in one sentence.
     """
-    from components.nightly_run import compare_with_history
+    from components.steps.nightly import compare_with_history
 
     return compare_with_history(evaluation_uri, tracking_run_id, num_standard_errors, min_difference, page_path=page.path)

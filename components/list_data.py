@@ -4,7 +4,7 @@ from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation in
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -37,8 +37,8 @@ def list_data(
     Returns:
         All that the preprocess and reference steps of each need.
     """
-    from components.ablation_planning import list_data_sets
-    from training.ablation_request import from_form
+    from components.ablations.planning import list_data_sets
+    from evaluation.ablations.definitions.request import from_form
 
     request = from_form(
         ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides

@@ -4,7 +4,7 @@ from typing import Any, Dict  # noqa: UP035 - kfp copies the annotation into a f
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -37,8 +37,8 @@ def measure_trial(
     Returns:
         URI of the trial's record.
     """
-    from components.ablation_steps import note_record
-    from components.ray_modes import run_in_mode
+    from components.ablations.steps import note_record
+    from components.launch.modes import run_in_mode
 
     uri = run_in_mode(
         "measure",

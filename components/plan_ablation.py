@@ -4,7 +4,7 @@ from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation in
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -40,8 +40,8 @@ def plan_ablation(
         All that a trial needs. In a loop kfp.local takes any other step's output for the loop's item, so the item carries
         it; a field called `name` would be lost.
     """
-    from components.ablation_planning import plan
-    from training.ablation_request import from_form
+    from components.ablations.planning import plan
+    from evaluation.ablations.definitions.request import from_form
 
     request = from_form(
         ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides

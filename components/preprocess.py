@@ -4,7 +4,7 @@ from typing import Any, Dict, List, NamedTuple  # noqa: UP035 - kfp copies the a
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -57,8 +57,8 @@ def preprocess(
     Returns:
         The data set's directory, and the digest of its training images.
     """
-    from components.preprocess_run import note_data
-    from components.ray_modes import run_in_mode
+    from components.launch.modes import run_in_mode
+    from components.steps.preprocess import note_data
 
     uri = run_in_mode(
         "preprocess",

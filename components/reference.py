@@ -4,7 +4,7 @@ from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation in
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -37,7 +37,7 @@ def reference(
     Returns:
         URI of the statistics.
     """
-    from components.ray_modes import run_in_mode
+    from components.launch.modes import run_in_mode
 
     uri: str = run_in_mode(
         "reference",

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -17,6 +17,6 @@ def report(page: dsl.Output[dsl.HTML], run_uri: str, evaluation_uri: str) -> str
     Returns:
         URI of the page.
     """
-    from components.evaluation_run import report_run
+    from components.steps.evaluate import report_run
 
     return report_run(run_uri, evaluation_uri, page_path=page.path)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -21,7 +21,7 @@ def resolve_model(model: str, storage_root_uri: str, purpose: str) -> NamedTuple
     Returns:
         Its checkpoint and weights, the data set that it was trained on, and its MLflow run.
     """
-    from components.nightly_run import resolve_model, telling_of_failure
+    from components.steps.nightly import resolve_model, telling_of_failure
 
     with telling_of_failure(model, "", storage_root_uri, purpose):
         return resolve_model(model)

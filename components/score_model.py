@@ -4,7 +4,7 @@ from typing import Any, Dict  # noqa: UP035 - kfp copies the annotation into a f
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -41,9 +41,9 @@ def score_model(
     Returns:
         URI of the result.
     """
-    from components.evaluation_run import note_result
-    from components.nightly_run import telling_of_failure
-    from components.ray_modes import run_in_mode
+    from components.launch.modes import run_in_mode
+    from components.steps.evaluate import note_result
+    from components.steps.nightly import telling_of_failure
 
     arguments = {
         "checkpoint_uri": checkpoint_uri,

@@ -4,7 +4,7 @@ from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation in
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -41,8 +41,8 @@ def tabulate_ablation(
     Returns:
         URI of the report.
     """
-    from components.closing import finish_ablation
-    from training.ablation_request import from_form
+    from components.steps.close import finish_ablation
+    from evaluation.ablations.definitions.request import from_form
 
     request = from_form(
         ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides

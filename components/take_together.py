@@ -4,7 +4,7 @@ from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation in
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -45,9 +45,9 @@ def take_together(
     Returns:
         URI of the record; empty where there is nothing of the kind.
     """
-    from components.ablation_directory import ablation_uri
-    from components.ray_modes import run_in_mode
-    from training.ablation_request import from_form
+    from components.ablations.directory import ablation_uri
+    from components.launch.modes import run_in_mode
+    from evaluation.ablations.definitions.request import from_form
 
     asked = from_form(
         ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides

@@ -4,7 +4,7 @@ from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation in
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -55,7 +55,7 @@ def train(
     Returns:
         URI of the run's directory.
     """
-    from components.ray_modes import run_in_mode
+    from components.launch.modes import run_in_mode
 
     uri: str = run_in_mode(
         "train",

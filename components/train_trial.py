@@ -4,7 +4,7 @@ from typing import Any, Dict  # noqa: UP035 - kfp copies the annotation into a f
 
 from kfp import dsl
 
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
@@ -49,8 +49,8 @@ def train_trial(
     Returns:
         URI of the run's directory.
     """
-    from components.ablation_steps import train_trial
-    from components.ray_modes import run_in_mode
+    from components.ablations.steps import train_trial
+    from components.launch.modes import run_in_mode
 
     def train() -> str:
         uri: str = run_in_mode(

@@ -15,20 +15,21 @@ from typing import Any
 from kfp import dsl
 
 from components.ablation_reference import ablation_reference
-from components.image import BASE_IMAGE
+from components.container.image import BASE_IMAGE
+from components.launch.modes import RAY_MODES
 from components.list_data import list_data
 from components.measure_trial import measure_trial
 from components.plan_ablation import plan_ablation
 from components.preprocess import preprocess
-from components.ray_modes import RAY_MODES
 from components.tabulate_ablation import tabulate_ablation
 from components.take_together import take_together
 from components.train_trial import train_trial
+from evaluation.ablations.definitions import paper as ablations
+from evaluation.ablations.definitions.ablation import SCALES
+from evaluation.ablations.definitions.request import DEFAULT_PRESET, OBJECTIVES, OWN_GRID
 from pipelines.compile_checks import CompileError
-from pipelines.resources import RUN_CONFIG, SHORT, Nodes, Pod
-from training import ablations, presets
-from training.ablation_plan import SCALES
-from training.ablation_request import DEFAULT_PRESET, OBJECTIVES, OWN_GRID
+from pipelines.pods import RUN_CONFIG, SHORT, Nodes, Pod
+from training.config import presets
 
 
 def parallel_trials(environment: Mapping[str, str] = os.environ) -> int:

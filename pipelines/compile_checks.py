@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from components.image import ImageError, image_from
+from components.container.image import ImageError, image_from
 
 MAX_BYTES = 256 * 1024
 """Above this a pipeline's Argo workflow comes near the 1 MiB that Kubernetes stores of an object."""

@@ -12,12 +12,12 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from components.compare_with_history import compare_with_history
-from components.image import BASE_IMAGE
-from components.ray_modes import RAY_MODES
+from components.container.image import BASE_IMAGE
+from components.launch.modes import RAY_MODES
 from components.resolve_model import resolve_model
 from components.score_model import score_model
-from components.webhook import URL_VARIABLE
-from pipelines.resources import RUN_CONFIG, SHORT, Nodes, Pod
+from components.steps.webhook import URL_VARIABLE
+from pipelines.pods import RUN_CONFIG, SHORT, Nodes, Pod
 
 WEBHOOK_SECRET = "iddpm-webhook"
 """Optional secret whose key `url` is the webhook's address."""

@@ -12,15 +12,15 @@ from typing import Any
 from kfp import dsl
 
 from components.close_run import close_run
+from components.container.image import BASE_IMAGE
 from components.evaluate import evaluate
-from components.image import BASE_IMAGE
+from components.launch.modes import RAY_MODES
 from components.preprocess import preprocess
-from components.ray_modes import RAY_MODES
 from components.reference import reference
 from components.report import report
 from components.train import train
-from pipelines.resources import RUN_CONFIG, SHORT, Nodes, Pod
-from training import presets
+from pipelines.pods import RUN_CONFIG, SHORT, Nodes, Pod
+from training.config import presets
 
 
 @dsl.pipeline(

@@ -15,7 +15,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
-    from pipelines.services import Services
+    from pipelines.services.services import Services
 
 # torch reads these when it is imported, which nothing above does: a test takes one core, and leaves the rest to others.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -28,13 +28,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every call of these packages has its shapes and types checked, in the test run only. None of ours is imported before.
-install_import_hook(["training.diffusion", "training.models", "evaluation"], "beartype.beartype")
+_CHECKED = ["training.diffusion", "training.models", "training.config.spacing"]
+_CHECKED += [f"evaluation.{room}" for room in ("records", "features", "distances", "sampling", "likelihood")]
+install_import_hook(_CHECKED, "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
 def services() -> Iterator[Services]:
     """Real S3 and MLflow for this test session alone, with the client's environment set."""
-    from pipelines import services as local_services
+    from pipelines.services import services as local_services
 
     home = Path(tempfile.mkdtemp(prefix="iddpm-tests-"))
     before = dict(os.environ)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.config import ModelConfig
+from training.config.experiment import ModelConfig
 
 
 def diffusers_twin(config: ModelConfig, image_size: int) -> Any:

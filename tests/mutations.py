@@ -42,7 +42,16 @@ def _in(file: str, tests: str, *mutations: tuple[str, str, str]) -> list[Mutatio
 
 def _diffusion(module: str, *mutations: tuple[str, str, str], tests: str = "") -> list[Mutation]:
     names = tests or module
-    return _in(f"{DIFFUSION}/{module}.py", " ".join(f"tests/unit/diffusion/test_{name}.py" for name in names.split()), *mutations)
+    elsewhere = {
+        "spacing": "training/config/spacing.py",
+        "sampling": f"{DIFFUSION}/samplers/loop.py",
+        "dpm_solver": f"{DIFFUSION}/samplers/dpm_solver.py",
+    }
+    return _in(
+        elsewhere.get(module, f"{DIFFUSION}/{module}.py"),
+        " ".join(f"tests/unit/diffusion/test_{name}.py" for name in names.split()),
+        *mutations,
+    )
 
 
 def _models(module: str, *mutations: tuple[str, str, str]) -> list[Mutation]:
@@ -327,7 +336,7 @@ SAMPLERS = [
 
 LIKELIHOOD = [
     *_in(
-        "evaluation/likelihood.py",
+        "evaluation/likelihood/estimate.py",
         "tests/unit/evaluation/test_likelihood.py",
         ("no prior", "per_image=(prior + total).cpu()", "per_image=total.cpu()"),
         (
@@ -341,20 +350,20 @@ LIKELIHOOD = [
         ("terms of float images", "if batch[1].dtype != torch.uint8:", "if False:"),
     ),
     *_in(
-        "evaluation/bits_per_dim.py",
+        "evaluation/likelihood/bits_per_dim.py",
         "tests/unit/evaluation/test_likelihood.py",
         ("an image counted twice", "if len(twice):", "if False:"),
         ("standard error without the root", "math.sqrt(self.num_images)", "self.num_images"),
         ("images in the parts' order", "order = indices.argsort()", "order = torch.arange(len(indices))"),
     ),
     *_in(
-        "evaluation/devices.py",
+        "evaluation/records/devices.py",
         "tests/unit/evaluation/test_likelihood.py",
         ("autocast left on", "enabled=False", "enabled=True"),
         ("TF32 left on", 'backend.fp32_precision = "ieee"', "pass"),
     ),
     *_in(
-        "evaluation/strata.py",
+        "evaluation/likelihood/strata.py",
         "tests/unit/evaluation/test_likelihood.py",
         ("every timestep of equal mass", "mass = 1 / (t + 1) +", "mass = 1 + 0 * t +"),
     ),

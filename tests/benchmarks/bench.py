@@ -3,7 +3,7 @@
 Each group of rows is measured in a process of its own, one thread each, one after another; what it has measured is kept
 in `.iddpm/bench/cpu.json` (or `cuda.json`). A group that fails is told and takes no other with it. A part of the groups
 can be measured again: on the same machine with the same versions the others stay. `--write` puts the tables into
-BENCHMARKS.md, and the speeds that `iddpm cost` reckons with into `training/measured.json`.
+BENCHMARKS.md, and the speeds that `iddpm cost` reckons with into `training/cost/measured.json`.
 
 The exit status is 1 where a goal was missed or a group failed, after everything is written.
 """
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; all by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes: shows that the suite runs, measures nothing")
-    parser.add_argument("--write", action="store_true", help="rewrite BENCHMARKS.md and training/measured.json")
+    parser.add_argument("--write", action="store_true", help="rewrite BENCHMARKS.md and training/cost/measured.json")
     parser.add_argument("--out", type=Path, default=ROOT / ".iddpm" / "bench", help="where the JSON and what groups share are kept")
     parser.add_argument("--measure", metavar="GROUP", help=argparse.SUPPRESS)  # the process of one group
     options = parser.parse_args(arguments)
@@ -66,8 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write:
         path = ROOT / "BENCHMARKS.md"
         path.write_text(markdown(path.read_text(), results, options.device))
-        calibrations(ROOT / "training" / "measured.json", results, options.device)
-        print("written: BENCHMARKS.md, training/measured.json")
+        calibrations(ROOT / "training" / "cost" / "measured.json", results, options.device)
+        print("written: BENCHMARKS.md, training/cost/measured.json")
     return 0 if _all_met(results, wanted, options.device) else 1
 
 

@@ -11,8 +11,8 @@ import torch
 from measuring import Measured, Run, excess_percent, seconds_of
 from training_steps import network_experiment, our_trainer, updates_of
 
-from training.config import SamplingConfig
-from training.diffusion.sampling import make_sampling_process, sample
+from training.config.experiment import SamplingConfig
+from training.diffusion.samplers.loop import make_sampling_process, sample
 from training.models.unet import make_model
 
 

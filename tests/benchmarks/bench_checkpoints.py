@@ -10,10 +10,10 @@ import torch
 from measuring import Measured, Run, copy_bandwidth, of, seconds_of
 from training_steps import network_experiment, our_trainer, set_up
 
-from training.cards import CARDS
-from training.checkpoint import AsyncWriter
-from training.cost import TRAINING_PASSES, count_macs
-from training.presets import preset
+from training.checkpoints.checkpoint import AsyncWriter
+from training.config.presets import preset
+from training.cost.accelerators import CARDS
+from training.cost.estimate import TRAINING_PASSES, count_macs
 
 _MFU = 0.35
 

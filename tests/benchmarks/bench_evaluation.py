@@ -12,8 +12,8 @@ from measuring import Measured, Run, ratio, take_turns
 from torch import Tensor
 from training_steps import set_up
 
-from evaluation.fid import FeatureStatistics, frechet_distance
-from evaluation.inception import InceptionExtractor
+from evaluation.distances.frechet import FeatureStatistics, frechet_distance
+from evaluation.features.inception import InceptionExtractor
 
 DIM = 2048
 

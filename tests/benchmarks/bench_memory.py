@@ -10,7 +10,7 @@ import torch
 from measuring import Measured, Run, peak_rss_bytes
 from training_steps import baseline_step, network_experiment, our_trainer, set_up, updates_of
 
-from evaluation.fid import Moments
+from evaluation.distances.frechet import Moments
 
 
 def measure(run: Run) -> Iterator[tuple[str, Measured]]:

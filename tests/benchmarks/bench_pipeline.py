@@ -9,8 +9,8 @@ from typing import Any
 from kfp import dsl
 from measuring import Measured, Run, of, seconds_of
 
-from pipelines.local import run_pipeline
-from pipelines.services import Services
+from pipelines.local.run import run_pipeline
+from pipelines.services.services import Services
 
 _MANY = 5
 

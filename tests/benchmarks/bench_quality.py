@@ -15,14 +15,21 @@ from digits_model import NUM_STEPS, trained_model
 from measuring import Measured, Run
 from torch import Tensor
 
-from evaluation.features import load_extractor
-from evaluation.fid import BlockedMoments, FeatureStatistics, frechet_distance, jackknife_error, standard_error, without_each_block
-from evaluation.generate import concatenated, generate
-from evaluation.likelihood import evaluate_likelihood
-from evaluation.models import load_model
-from evaluation.reference import compute_reference
-from training.config import LikelihoodForm, SamplingConfig
-from training.data.loader import Loader
+from evaluation.distances.frechet import (
+    BlockedMoments,
+    FeatureStatistics,
+    frechet_distance,
+    jackknife_error,
+    standard_error,
+    without_each_block,
+)
+from evaluation.distances.reference_statistics import compute_reference
+from evaluation.features.extractors import load_extractor
+from evaluation.likelihood.estimate import evaluate_likelihood
+from evaluation.sampling.generate import concatenated, generate
+from evaluation.sampling.trained_model import load_model
+from training.config.experiment import LikelihoodForm, SamplingConfig
+from training.data.loading.loader import Loader
 
 _MANY = SamplingConfig(spacing="250")
 _FEW = {

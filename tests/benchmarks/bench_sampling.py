@@ -12,12 +12,12 @@ import torch
 from measuring import Measured, Run, Work, ratio, take_turns
 from training_steps import set_up
 
-from training.config import Experiment, SamplingConfig
-from training.cost import count_macs
+from training.config.experiment import Experiment, SamplingConfig
+from training.config.presets import preset
+from training.cost.estimate import count_macs
 from training.diffusion.process import Model
-from training.diffusion.sampling import make_sampling_process, quantize, sample
+from training.diffusion.samplers.loop import make_sampling_process, quantize, sample
 from training.models.unet import make_model
-from training.presets import preset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from diffusers_twin import diffusers_twin
@@ -72,7 +72,7 @@ def _in_bf16(network: Model, device: torch.device) -> Model:
 
 
 def ours(network: Model, experiment: Experiment, sampling: SamplingConfig, batch: int, device: torch.device) -> Work:
-    """Draws a batch, as `evaluation.generate` does."""
+    """Draws a batch, as `evaluation.sampling.generate` does."""
     process = make_sampling_process(experiment.diffusion, sampling)
     indices = torch.arange(batch, device=device)
     return lambda: quantize(sample(process, network, indices=indices, shape=(3, 32, 32), seed=0, config=sampling)).cpu()

@@ -19,12 +19,12 @@ from measuring import Measured, Run, convolution_peak, of
 from photographs import jpegs
 from training_steps import COMMON, SMALL
 
-from evaluation.models import ModelSpec
-from evaluation.sample_set import SamplePlan, draw
-from training.config import SamplingConfig
-from training.data.catalog import open_splits
-from training.data.prepare import Options, prepare
-from training.ray_session import ray_session
+from evaluation.sampling.sample_set import SamplePlan, draw
+from evaluation.sampling.trained_model import ModelSpec
+from training.config.experiment import SamplingConfig
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.catalog import open_splits
+from training.distributed.ray_session import ray_session
 
 
 def measure(run: Run) -> Iterator[tuple[str, Measured]]:
@@ -68,10 +68,19 @@ def convolve(run: Run, times: int) -> None:
 
 
 def training(run: Run) -> Measured:
-    """`training.bare` by itself and under torchrun."""
+    """`training.launch.torchrun` by itself and under torchrun."""
     batch = 4 if run.quick else 32
     overrides = [*COMMON, *(SMALL if run.quick else ()), f"optim.global_batch_size={batch}"]
-    arguments = ["-m", "training.bare", "--preset", "cifar10-hybrid-cosine", "--warmup", "1", "--steps", "1" if run.quick else "2"]
+    arguments = [
+        "-m",
+        "training.launch.torchrun",
+        "--preset",
+        "cifar10-hybrid-cosine",
+        "--warmup",
+        "1",
+        "--steps",
+        "1" if run.quick else "2",
+    ]
     arguments += [word for override in overrides for word in ("--set", override)]
 
     def work(workers: int) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from measuring import Measured, Run, of, seconds_of
 
-from pipelines import services
+from pipelines.services import services
 
 _IDDPM = [sys.executable, "-m", "pipelines.cli"]
 
@@ -21,7 +21,7 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
     """The rows of this group; by the clock, each command in a process of its own."""
     command([*_IDDPM, "--help"])
     yield "help", of([command([*_IDDPM, "--help"]) for _ in range(run.rounds(7))])
-    bare = [sys.executable, "-m", "training.bare", "--preset", "digits-hybrid-cosine", "--warmup", "0", "--steps", "1"]
+    bare = [sys.executable, "-m", "training.launch.torchrun", "--preset", "digits-hybrid-cosine", "--warmup", "0", "--steps", "1"]
     yield "first-step", of([command(bare) for _ in range(run.rounds(3))])
     fresh, again, running = [], [], []
     memory = 0

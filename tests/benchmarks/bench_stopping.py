@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 
-from evaluation.features import load_extractor
-from evaluation.preflight import EvaluationOptions
-from evaluation.reference import compute_reference
-from evaluation.replay import as_text, replay
-from evaluation.scoring import score_checkpoint
-from training import checkpoint
-from training.config import Experiment, Resources, SamplingConfig
-from training.data.loader import Loader
-from training.data.prepare import Options, prepare
-from training.data.sources import digits
-from training.loop import Hooks, Trainer
-from training.presets import preset
-from training.progress import say
+from evaluation.distances.reference_statistics import compute_reference
+from evaluation.evaluate.preflight import EvaluationOptions
+from evaluation.features.extractors import load_extractor
+from evaluation.monitoring.checkpoint_scorer import score_checkpoint
+from evaluation.studies.stopping_replay import as_text, replay
+from training.checkpoints import checkpoint
+from training.config.experiment import Experiment, Resources, SamplingConfig
+from training.config.presets import preset
+from training.console import say
+from training.data.loading.loader import Loader
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
+from training.loop.trainer import Hooks, Trainer
 
 MIN_SCORE_RATIO = 50.0
 MAX_STANDARD_ERRORS_BEHIND = 2.0

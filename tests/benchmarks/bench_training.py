@@ -11,12 +11,12 @@ from measuring import Measured, Run, convolution_peak, excess_percent, of, ratio
 from photographs import crops_of_photographs
 from training_steps import NETWORKS, baseline_step, move_by_parameter, network_experiment, our_trainer, set_up, updates_of
 
-from training.cards import CARDS
-from training.cost import TRAINING_PASSES, count_macs
-from training.data.loader import Loader
+from training.config.presets import preset
+from training.cost.accelerators import CARDS
+from training.cost.estimate import TRAINING_PASSES, count_macs
+from training.data.loading.loader import Loader
 from training.models.ema import EMA
 from training.models.unet import make_model
-from training.presets import preset
 
 
 def measure(run: Run) -> Iterator[tuple[str, Measured]]:

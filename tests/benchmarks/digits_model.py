@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.models import TrainedModel, load_model
-from training import checkpoint
-from training.config import Resources
-from training.data.loader import Loader
-from training.data.prepare import Options, prepare
-from training.data.sources import digits
-from training.loop import Hooks, Trainer
-from training.presets import preset
+from evaluation.sampling.trained_model import TrainedModel, load_model
+from training.checkpoints import checkpoint
+from training.config.experiment import Resources
+from training.config.presets import preset
+from training.data.loading.loader import Loader
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
+from training.loop.trainer import Hooks, Trainer
 
 PRESET = "digits-hybrid-cosine"
 NUM_STEPS = 800

@@ -51,5 +51,5 @@ def commit(root: Path) -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     # What this suite writes itself is no change of what it measures.
-    others = [line for line in changed if line and not line.endswith(("BENCHMARKS.md", "training/measured.json"))]
+    others = [line for line in changed if line and not line.endswith(("BENCHMARKS.md", "training/cost/measured.json"))]
     return head + (" with changes" if others else "")

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from training.data.catalog import open_splits
-from training.data.prepare import Options, prepare
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.catalog import open_splits
 
 
 def jpegs(width: int, height: int, count: int) -> list[bytes]:

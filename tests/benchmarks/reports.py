@@ -11,7 +11,7 @@ from typing import Any
 from measuring import Measured
 from rows import GROUPS, Row, rows_of
 
-from training.cards import CARDS
+from training.cost.accelerators import CARDS
 
 _TITLES = {
     "roofline": "What the machine can do",
@@ -144,7 +144,7 @@ def _table(group: str, results: Mapping[str, Any], device: str) -> str:
 
 
 def calibrations(path: Path, results: Mapping[str, Any], device: str) -> None:
-    """Puts the speeds of whole training steps and samplers into the file that `training.cost` reads; other cards' stay."""
+    """Puts the speeds of whole training steps and samplers into the file that `training.cost.estimate` reads; other cards' stay."""
     speeds: list[dict[str, Any]] = []
     for row in rows_of(GROUPS, device):
         measured = found_of(row, results)

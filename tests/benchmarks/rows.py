@@ -206,7 +206,7 @@ ROWS: tuple[Row, ...] = (
         goals={"cpu": 30.0},
     ),
     Row(
-        key="evaluation.features",
+        key="evaluation.features.extractors",
         what="Inception features, fp32",
         against="torch-fidelity as shipped",
         unit="times",
@@ -237,7 +237,7 @@ ROWS: tuple[Row, ...] = (
     Row(key="startup.help", what="iddpm --help", against="", unit="s", goals={"cpu": 0.5}, at_least=False),
     Row(
         key="startup.first-step",
-        what="python -m training.bare to the end of its first update, digits",
+        what="python -m training.launch.torchrun to the end of its first update, digits",
         against="",
         unit="s",
         goals={"cpu": None},

@@ -1,7 +1,7 @@
 """The training steps that rows compare: the paper's method as one would write it with diffusers, and our loop's update.
 
 The baseline is eager float32 with a noise-prediction loss, AdamW as torch makes it by default and the average of the
-weights parameter by parameter. Ours is a whole update of `training.loop`: keyed noise and timesteps, L_hybrid with its
+weights parameter by parameter. Ours is a whole update of `training.loop.trainer`: keyed noise and timesteps, L_hybrid with its
 bound, fused AdamW, the average, what is logged. So ours does more in a step.
 """
 
@@ -16,10 +16,10 @@ import torch
 from measuring import Run, Work
 from torch import nn
 
-from training.bare import RandomImages
-from training.config import Experiment, Precision, Resources
-from training.loop import Trainer, normalize
-from training.presets import preset
+from training.config.experiment import Experiment, Precision, Resources
+from training.config.presets import preset
+from training.launch.torchrun import RandomImages
+from training.loop.trainer import Trainer, normalize
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from diffusers_twin import diffusers_twin

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipelines.compile import PIPELINES, compiled
-from training import presets
+from training.config import presets
 
 DIRECTORY = Path(__file__).parent
 
@@ -20,7 +20,7 @@ def golden_files() -> dict[Path, str]:
 
 def normalised(text: str) -> str:
     """Compiled YAML without what changes from one release or environment to the next: image and SDK version."""
-    from components.image import BASE_IMAGE
+    from components.container.image import BASE_IMAGE
 
     text = text.replace(f"defaultValue: {BASE_IMAGE}", "defaultValue: IMAGE")
     return re.sub(r"sdkVersion: .*", "sdkVersion: SDK", text)

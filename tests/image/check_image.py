@@ -25,10 +25,10 @@ from typing import Any
 
 import pytest
 
-from components.build_image import ROOT, pip_here, podman_limits
-from pipelines.services import Services
+from components.container.build import ROOT, pip_here, podman_limits
+from pipelines.services.services import Services
 from training import storage
-from training.tracking import attach
+from training.tracking.runs import attach
 
 _PODMAN = ("podman", "--runtime", "runc")
 _IMAGE = "localhost/iddpm-pipelines:image-test"
@@ -109,7 +109,7 @@ def _build(image: str, base_image: str, context: Path) -> None:
     trusted = f"{pip_here().options.get('trusted-host', '')} {_CANARY}".strip()
     wanted = {"ENGINE": " ".join(_PODMAN), "IMAGE": image, "BASE_IMAGE": base_image, "PIP_TRUSTED_HOST": trusted}
     built = subprocess.run(
-        [sys.executable, "-m", "components.build_image"],
+        [sys.executable, "-m", "components.container.build"],
         cwd=context,
         env={**os.environ, **wanted},
         capture_output=True,
@@ -133,7 +133,7 @@ def _inspected(image: str = _IMAGE) -> dict[str, Any]:
 
 
 def test_it_proves_itself_as_its_own_user() -> None:
-    said = _run("python", "-m", "components.selftest", options=["--shm-size", "1g"])
+    said = _run("python", "-m", "components.container.self_test", options=["--shm-size", "1g"])
     _say(said.replace("\n", "\n  ").rstrip())
     assert "FAIL" not in said
     assert "user 10001, group 0" in said
@@ -141,7 +141,7 @@ def test_it_proves_itself_as_its_own_user() -> None:
 
 
 def test_it_proves_itself_as_a_user_it_does_not_know_on_a_root_that_nobody_can_write() -> None:
-    said = _run("python", "-m", "components.selftest", options=_RESTRICTED)
+    said = _run("python", "-m", "components.container.self_test", options=_RESTRICTED)
     assert "FAIL" not in said
     assert re.search(r"user 12345, group 0, named iddpm; writable are /tmp$", said, re.MULTILINE)
 
@@ -165,7 +165,7 @@ def test_nothing_that_pip_was_told_is_in_it(base_image: str) -> None:
     """Neither in its files nor in what is written about it; what the base says of itself is the base's."""
     steps, below = (_podman("history", "--no-trunc", "--format", "{{.CreatedBy}}", name).splitlines() for name in (_IMAGE, base_image))
     ours = "\n".join(steps[: len(steps) - len(below)])
-    assert "components.selftest" in ours
+    assert "components.container.self_test" in ours
     assert not re.search(r"https?://|PIP_|TORCH_INDEX", ours)
     told = {_CANARY, *(value for name, value in pip_here().options.items() if name not in ("timeout", "retries"))}
     about = json.dumps(_inspected()["Config"]) + ours

@@ -15,21 +15,22 @@ from typing import Any
 import pytest
 import torch
 
-from components.ablation_directory import ablation_uri, read_items
-from components.ablation_tracking import ORDER_METRIC
-from evaluation.ablations.record import record_uri
-from pipelines.ablate import run_ablation
+from components.ablations.directory import ablation_uri, read_items
+from components.ablations.tracking import ORDER_METRIC
+from evaluation.ablations.definitions.request import AblationRequest
+from evaluation.ablations.trials.record import record_uri
 from pipelines.compile import load
-from pipelines.local import PipelineError, run_pipeline
-from pipelines.services import Services
-from training import checkpoint, storage
-from training.ablation_request import AblationRequest
-from training.config import ConfigError, Experiment, run_key
-from training.data.shards import read_manifest
+from pipelines.local.ablate import run_ablation
+from pipelines.local.run import PipelineError, run_pipeline
+from pipelines.services.services import Services
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.experiment import ConfigError, Experiment, run_key
+from training.config.presets import preset
+from training.data.format.shards import read_manifest
 from training.data.splits import default_data_uri, prepare_experiment
-from training.mlflow_client import connect
 from training.models.unet import make_model
-from training.presets import preset
+from training.tracking.client import connect
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import ray
 
-from training import storage, tracking
-from training.beside import Beside
-from training.config import Resources
-from training.job import Job
-from training.launch import _Control
-from training.presets import preset
-from training.ray_session import ray_session
+from training import storage
+from training.config.experiment import Resources
+from training.config.presets import preset
+from training.distributed.ray_session import ray_session
+from training.launch.ray_train import _Control
+from training.loop.job import Job
+from training.loop.rank_zero_hooks import Beside
+from training.tracking import runs as tracking
 
 pytestmark = pytest.mark.slow
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from components.closing import close_runs, finish_training
-from components.training_run import PIPELINE_RUN_TAG, identify
+from components.steps.close import close_runs, finish_training
+from components.steps.train import PIPELINE_RUN_TAG, identify
 from training import storage
-from training.data.prepare import Options, prepare
-from training.data.sources import digits
-from training.tracking import TrackedRun, open_run
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
+from training.tracking.runs import TrackedRun, open_run
 
 
 @pytest.fixture

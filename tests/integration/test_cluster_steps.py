@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from step_arguments import preprocess_arguments
 
-from components.cluster_steps import run_here, run_on_cluster
-from training.config import ConfigError
+from components.steps.registry import run_here, run_on_cluster
+from training.config.experiment import ConfigError
 
 pytestmark = pytest.mark.slow
 

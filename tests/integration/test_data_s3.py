@@ -14,16 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from training import checkpoint, storage
-from training.checkpoint import AsyncWriter
-from training.data.catalog import SourceOptions, open_splits
+from training import storage
+from training.checkpoints import checkpoint
+from training.checkpoints.checkpoint import AsyncWriter
+from training.config.presets import preset
+from training.data.format.shards import DatasetError, read_manifest
 from training.data.inspection import preview, verify
-from training.data.loader import Loader, iterate
-from training.data.prepare import Options, prepare
-from training.data.shards import DatasetError, read_manifest
-from training.data.sources import digits
+from training.data.loading.loader import Loader, iterate
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.catalog import SourceOptions, open_splits
+from training.data.sources.source import digits
 from training.data.splits import prepare_splits
-from training.presets import preset
 from training.storage import StorageError
 
 DIGITS = preset("digits-hybrid-cosine").data
@@ -79,9 +80,9 @@ def test_objects_overwritten_at_the_same_size_between_a_stop_and_the_resume_are_
 def test_row_groups_stream_out_of_s3(bucket_uri, tmp_path, monkeypatch):
     manifest = prepare(digits("train"), f"{bucket_uri}/colour", image_size=8, options=COLOUR)
     everything = torch.cat([images for _, images, _ in iterate(f"{bucket_uri}/colour", 500, cache_dir=tmp_path / "staged")])
-    monkeypatch.setattr("training.data.loader.GROUPS_PER_BLOCK", 1)
-    monkeypatch.setattr("training.data.streaming.GROUPS_PER_BLOCK", 1)
-    monkeypatch.setattr("training.data.streaming._BLOCKS_ON_DISK", 1)
+    monkeypatch.setattr("training.data.loading.loader.GROUPS_PER_BLOCK", 1)
+    monkeypatch.setattr("training.data.loading.streaming.GROUPS_PER_BLOCK", 1)
+    monkeypatch.setattr("training.data.loading.streaming._BLOCKS_ON_DISK", 1)
     budget = 1024 * 200 + 1000
     assert manifest.num_images * manifest.image_bytes > budget
     loader = Loader(f"{bucket_uri}/colour", seed=3, global_batch_size=499, cache_dir=tmp_path / "stream", disk_budget_bytes=budget)
@@ -92,14 +93,14 @@ def test_row_groups_stream_out_of_s3(bucket_uri, tmp_path, monkeypatch):
 def test_streaming_waits_for_a_store_that_comes_back(bucket_uri, tmp_path, monkeypatch):
     prepare(digits("train"), f"{bucket_uri}/colour", image_size=8, options=COLOUR)
     for name in (
-        "training.data.loader.GROUPS_PER_BLOCK",
-        "training.data.streaming.GROUPS_PER_BLOCK",
-        "training.data.streaming._BLOCKS_ON_DISK",
+        "training.data.loading.loader.GROUPS_PER_BLOCK",
+        "training.data.loading.streaming.GROUPS_PER_BLOCK",
+        "training.data.loading.streaming._BLOCKS_ON_DISK",
     ):
         monkeypatch.setattr(name, 1)
     loader = Loader(f"{bucket_uri}/colour", seed=3, global_batch_size=8, cache_dir=tmp_path, disk_budget_bytes=1024 * 200 + 1000)
     # The address of nothing, until the real one is put back under its other name, which comes before.
-    monkeypatch.setattr("training.s3._ATTEMPTS", 1)
+    monkeypatch.setattr("training.storage.s3._ATTEMPTS", 1)
     real = os.environ["AWS_ENDPOINT_URL"]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     back = threading.Timer(1, monkeypatch.setenv, ("AWS_ENDPOINT_URL_S3", real))
@@ -207,7 +208,7 @@ def test_a_worker_that_is_killed_costs_its_shard_and_nothing_else(bucket_uri, tm
     place = write_images(tmp_path / "images", "folder", count=400)
     whole = prepare(open_splits(place)["train"], str(tmp_path / "whole"), image_size=8, options=Options(rows_per_shard=8))
     program = (
-        "import sys; from training.data import prepare, catalog\n"
+        "import sys; from training.data.preparation import prepare; from training.data.sources import catalog\n"
         "options = prepare.Options(rows_per_shard=8, num_workers=2)\n"
         "prepare.prepare(catalog.open_splits(sys.argv[1])['train'], sys.argv[2], image_size=8, options=options)\n"
     )

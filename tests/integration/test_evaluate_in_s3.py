@@ -5,22 +5,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.evaluation_run import extractor_weights_at
-from evaluation import npz
-from evaluation.draw import DrawRequest, draw_images
-from evaluation.extractor_weights import ExtractorError
-from evaluation.features import load_extractor
-from evaluation.models import ModelSpec
-from evaluation.pretrained import NETWORKS
-from evaluation.reference import compute_reference
-from evaluation.run import EvaluationOptions, evaluate
-from evaluation.scoring import read_history, score_checkpoint
-from training import checkpoint, storage
-from training.config import SamplingConfig
-from training.data.prepare import Options, prepare
-from training.data.sources import digits
+from components.steps.evaluate import extractor_weights_at
+from evaluation.distances.reference_statistics import compute_reference
+from evaluation.evaluate.run import EvaluationOptions, evaluate
+from evaluation.features.extractors import load_extractor
+from evaluation.features.pretrained import NETWORKS
+from evaluation.features.weights import ExtractorError
+from evaluation.monitoring.checkpoint_scorer import read_history, score_checkpoint
+from evaluation.records import npz
+from evaluation.sampling.draw import DrawRequest, draw_images
+from evaluation.sampling.trained_model import ModelSpec
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.experiment import SamplingConfig
+from training.config.presets import preset
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
 from training.models.unet import make_model
-from training.presets import preset
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from training import storage
-from training.data.loader import Loader
-from training.data.prepare import prepare
-from training.data.shards import DatasetError
-from training.data.sources import digits
+from training.data.format.shards import DatasetError
+from training.data.loading.loader import Loader
+from training.data.preparation.prepare import prepare
+from training.data.sources.source import digits
 
 pytestmark = pytest.mark.slow
 

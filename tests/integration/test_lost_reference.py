@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from components.evaluation_run import evaluate_run, make_reference
-from components.training_run import train_run
-from evaluation.choose import ChoiceError
-from evaluation.reference import load_reference
+from components.steps.evaluate import evaluate_run, make_reference
+from components.steps.train import train_run
+from evaluation.distances.reference_statistics import load_reference
+from evaluation.selection.final_choice import ChoiceError
 from training import storage
-from training.config import ConfigError
-from training.data.prepare import Options, prepare
-from training.data.shards import read_manifest
-from training.data.sources import digits
-from training.presets import preset
-from training.tracking import TrackingError
+from training.config.experiment import ConfigError
+from training.config.presets import preset
+from training.data.format.shards import read_manifest
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
+from training.tracking.runs import TrackingError
 
 _PRESET = "digits-hybrid-cosine"
 

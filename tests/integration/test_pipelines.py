@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from pipelines.compile import load
-from pipelines.local import PipelineError, run_pipeline
-from pipelines.services import Services
-from training import checkpoint, storage
-from training.registry import resolve
-from training.tracking import attach
+from pipelines.local.run import PipelineError, run_pipeline
+from pipelines.services.services import Services
+from training import storage
+from training.checkpoints import checkpoint
+from training.tracking.registry import resolve
+from training.tracking.runs import attach
 
 pytestmark = pytest.mark.slow
 

@@ -22,12 +22,12 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 from step_arguments import preprocess_arguments
 
-from components import ray_jobs
-from components.ray_jobs import RayJobsError, run_on_dashboard
-from components.ray_modes import run_in_mode
-from components.rayjob import Pace
-from training.config import ConfigError
-from training.data.shards import read_manifest
+from components.launch import dashboard as ray_jobs
+from components.launch.dashboard import RayJobsError, run_on_dashboard
+from components.launch.modes import run_in_mode
+from components.launch.rayjob import Pace
+from training.config.experiment import ConfigError
+from training.data.format.shards import read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -249,6 +249,7 @@ def test_sigterm_ends_the_step_though_the_dashboard_has_fallen_silent(tmp_path):
 
     with _stand_in(answer) as address:
         _terminated(
-            f"from components import ray_jobs\nray_jobs.run_on_dashboard('preprocess', {preprocess_arguments(tmp_path)!r}, {address!r})",
+            "from components.launch.dashboard import run_on_dashboard\n"
+            f"run_on_dashboard('preprocess', {preprocess_arguments(tmp_path)!r}, {address!r})",
             within_seconds=20,  # the answer would be waited for for half a minute
         )

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.catalog import open_splits
-from training.data.prepare import Options, prepare
-from training.data.shards import DatasetError, read_manifest
+from training.data.format.shards import DatasetError, read_manifest
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.catalog import open_splits
 
 pytestmark = pytest.mark.slow
 

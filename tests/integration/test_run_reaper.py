@@ -11,12 +11,12 @@ import fake_kubernetes
 import pytest
 from fake_kubernetes import FakeKubernetes
 
-from components import reaper
-from components.kubernetes_api import KubernetesApi
-from components.run_reaper import SEEN_TAG, close_left_behind
-from components.training_run import PIPELINE_RUN_TAG
-from training.open_runs import close, open_runs
-from training.tracking import TrackedRun, open_run, tags_of
+from components.cluster.kubernetes_api import KubernetesApi
+from components.reaper import __main__ as reaper
+from components.reaper.mlflow_runs import SEEN_TAG, close_left_behind
+from components.steps.train import PIPELINE_RUN_TAG
+from training.tracking.open_runs import close, open_runs
+from training.tracking.runs import TrackedRun, open_run, tags_of
 
 
 @pytest.fixture

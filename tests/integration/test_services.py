@@ -19,10 +19,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import daemons, services
-from pipelines.services import ServicesError
+from pipelines.services import daemons, services
+from pipelines.services.services import ServicesError
 
 NAMES = ("seaweedfs", "mlflow")
+
+_UP = "import sys; from pathlib import Path; from pipelines.services.services import up; up(Path(sys.argv[1]))"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def pids(home: Path) -> set[int]:
 
 
 def client(running: services.Services):
-    from training import s3
+    from training.storage import s3
 
     return s3.connect(running.s3_endpoint, running.env["AWS_ACCESS_KEY_ID"], running.env["AWS_SECRET_ACCESS_KEY"], attempts=2)
 
@@ -231,7 +233,11 @@ def test_two_at_once_start_one_of_each(home):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, {130, -2, 1}), (signal.SIGTERM, {143}), (signal.SIGHUP, {129})])
 @pytest.mark.parametrize("both_started", [False, True])
 def test_an_interrupted_start_leaves_nothing_running(tmp_path, number, code, both_started):
-    command = [sys.executable, "-c", "import sys; from pathlib import Path; from pipelines import services; services.up(Path(sys.argv[1]))"]
+    command = [
+        sys.executable,
+        "-c",
+        _UP,
+    ]
     starting = subprocess.Popen([*command, str(tmp_path)], stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 60
@@ -250,7 +256,11 @@ def test_an_interrupted_start_leaves_nothing_running(tmp_path, number, code, bot
 
 @pytest.mark.slow
 def test_a_start_that_was_killed_is_taken_over_by_the_next(tmp_path):
-    command = [sys.executable, "-c", "import sys; from pathlib import Path; from pipelines import services; services.up(Path(sys.argv[1]))"]
+    command = [
+        sys.executable,
+        "-c",
+        _UP,
+    ]
     starting = subprocess.Popen([*command, str(tmp_path)])
     deadline = time.monotonic() + 60
     while len(pids(tmp_path)) < 2:
@@ -274,7 +284,11 @@ def test_mlflows_database_is_there_with_all_its_tables_or_not_at_all(tmp_path):
             return names, connection.execute("SELECT version_num FROM alembic_version").fetchall()
 
     database = tmp_path / "mlflow" / "mlflow.db"
-    command = [sys.executable, "-c", "import sys; from pathlib import Path; from pipelines import services; services.up(Path(sys.argv[1]))"]
+    command = [
+        sys.executable,
+        "-c",
+        _UP,
+    ]
     starting = subprocess.Popen([*command, str(tmp_path)])
     deadline = time.monotonic() + 60
     while not database.exists():
@@ -355,5 +369,5 @@ def test_the_folder_is_what_the_environment_says(tmp_path, monkeypatch):
 
 def test_asking_for_the_services_imports_nothing_heavy():
     heavy = {"boto3", "torch", "ray", "mlflow", "numpy"}
-    code = f"import sys; from pipelines import services; services.status(); assert not {heavy} & set(sys.modules)"
+    code = f"import sys; from pipelines.services import services; services.status(); assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from training.checkpoint import CheckpointError, checkpoint_uri, step_of
-from training.data.spread import spread
+from training.checkpoints.checkpoint import CheckpointError, checkpoint_uri, step_of
+from training.distributed.parallel_map import spread
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,8 +258,8 @@ def test_a_download_that_has_no_room_says_what_it_needs_and_leaves_nothing(bucke
 
 def test_a_disk_that_fills_up_during_the_download_says_so_and_leaves_nothing(bucket_uri, small_disk, monkeypatch):
     storage.write_bytes(f"{bucket_uri}/big", bytes(3 * 2**20))
-    elsewhere = storage.shutil.disk_usage("/")
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: elsewhere)  # as if there had been room at the beginning
+    elsewhere = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: elsewhere)  # as if there had been room at the beginning
     with pytest.raises(StorageError, match="the disk is full; free some space") as caught:
         storage.download(f"{bucket_uri}/big", small_disk / "big")
     assert "\n" not in str(caught.value)

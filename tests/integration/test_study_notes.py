@@ -11,17 +11,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from components.evaluation_notes import note_evaluation
-from components.study_notes import DEFAULT_EXPERIMENT, note_study
-from evaluation.scoring import score_checkpoint
-from evaluation.study import Study
-from pipelines.cli import app
-from training import checkpoint, storage, tracking
-from training.data.prepare import Options, prepare
-from training.data.sources import digits
+from components.steps.evaluation_notes import note_evaluation
+from components.steps.study_notes import DEFAULT_EXPERIMENT, note_study
+from evaluation.monitoring.checkpoint_scorer import score_checkpoint
+from evaluation.reports.study import Study
+from pipelines.cli.main import app
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.presets import preset
+from training.console import marking
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
 from training.models.unet import make_model
-from training.presets import preset
-from training.progress import marking
+from training.tracking import runs as tracking
 
 EXPERIMENT = "studies"
 _OVERRIDES = [

@@ -14,11 +14,13 @@ import uuid
 import numpy as np
 import pytest
 
-from pipelines import daemons
-from pipelines import services as local_services
-from training import mlflow_client, storage, tracking
-from training.metric_points import kept_metrics_uri
-from training.tracking import TrackingError
+from pipelines.services import daemons
+from pipelines.services import services as local_services
+from training import storage
+from training.tracking import client as mlflow_client
+from training.tracking import runs as tracking
+from training.tracking.metric_points import kept_metrics_uri
+from training.tracking.runs import TrackingError
 
 
 @pytest.fixture
@@ -209,7 +211,7 @@ def test_values_that_are_not_numbers_are_shown_as_such(key):
 
 def test_a_process_killed_in_the_middle_and_started_again_leaves_every_step_once(key):
     code = (
-        "import os, signal, sys; from training import tracking\n"
+        "import os, signal, sys; from training.tracking import runs as tracking\n"
         "run = tracking.open_run(run_key=sys.argv[1], experiment_name='tests', run_name='n', tags={}, params={})\n"
         "for step in range(int(sys.argv[2]), int(sys.argv[3])):\n"
         "    run.log_metrics({'loss': step}, step)\n"
@@ -341,7 +343,9 @@ def test_files_texts_and_the_data_set_are_kept_with_the_run(key, tmp_path):
 
 def test_another_process_writes_to_the_same_run_by_its_id(key):
     run = open_run(key)
-    code = "import sys; from training import tracking\nr = tracking.attach(sys.argv[1]); r.log_metrics({'score': 2.5}, 7); assert r.flush()"
+    code = (
+        "import sys; from training.tracking.runs import attach\nr = attach(sys.argv[1]); r.log_metrics({'score': 2.5}, 7); assert r.flush()"
+    )
     subprocess.run([sys.executable, "-c", code, run.run_id], check=True, timeout=120)
     run.log_metrics({"loss": 1.0}, 7)
     assert run.metric_history("score") == [(7, 2.5)]
@@ -389,5 +393,5 @@ def test_what_can_never_work_is_refused_at_once(key):
 
 
 def test_importing_it_does_not_import_mlflow():
-    code = "import sys; from training import tracking; assert not {'boto3', 'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules)"
+    code = "import sys, training.tracking.runs; assert not {'boto3', 'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -23,14 +23,15 @@ import psutil
 import pytest
 import torch
 
-from components.evaluation_run import reference_for
-from evaluation.scoring import read_history
-from pipelines import daemons
-from pipelines import services as local_services
-from training import checkpoint, storage
+from components.steps.evaluate import reference_for
+from evaluation.monitoring.checkpoint_scorer import read_history
+from pipelines.services import daemons
+from pipelines.services import services as local_services
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.presets import preset
 from training.data.splits import prepare_experiment
-from training.presets import preset
-from training.tracking import attach
+from training.tracking.runs import attach
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

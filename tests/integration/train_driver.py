@@ -3,7 +3,7 @@
 import json
 import sys
 
-from components.training_run import train_run
+from components.steps.train import train_run
 
 if __name__ == "__main__":
     print(train_run(**json.loads(sys.argv[1])), flush=True)

@@ -10,9 +10,9 @@ import fake_kfp
 import pytest
 from fake_kfp import FakeKfp
 
-from pipelines import cli
-from pipelines.connection import Connection
-from pipelines.kfp_client import Kfp, connected
+from pipelines.cli import main as cli
+from pipelines.client.connection import Connection
+from pipelines.client.kfp_client import Kfp, connected
 
 KUBECTL = """#!{python}
 import os, socket, sys, threading, time

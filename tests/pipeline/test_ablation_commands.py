@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.commands.ablations import _requests
-from training.config import ConfigError
+from pipelines.cli.ablations import _requests
+from training.config.experiment import ConfigError
 
 _IDDPM = str(Path(sys.executable).with_name("iddpm"))
 

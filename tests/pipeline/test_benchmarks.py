@@ -90,9 +90,9 @@ def test_a_ratio_is_of_medians_and_its_range_is_of_rounds() -> None:
 
 
 def test_measured_speeds_are_what_a_cost_is_reckoned_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training import cards
-    from training.cost import estimate
-    from training.presets import preset
+    from training.config.presets import preset
+    from training.cost import accelerators as cards
+    from training.cost.estimate import estimate
 
     path = tmp_path / "measured.json"
     speed = Measured(value=1.0, details={"forward_macs": 8.4e9, "flops_per_second": 1e11})

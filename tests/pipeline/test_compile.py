@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from components.image import BASE_IMAGE, ImageError, image_from
+from components.container.image import BASE_IMAGE, ImageError, image_from
+from evaluation.ablations.definitions import paper as ablations
 from pipelines.ablation import parallel_trials
 from pipelines.compile import PIPELINES, compile_all, compiled
 from pipelines.compile_checks import MAX_BYTES, CompileError, check
-from training import ablations, presets
+from training.config import presets
 
 _GOLDEN = Path(__file__).parents[1] / "golden"
 

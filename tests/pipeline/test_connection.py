@@ -13,9 +13,9 @@ import fake_kfp
 import pytest
 from fake_kfp import FakeKfp
 
-from pipelines.connection import Connection, ConnectionSettingsError
-from pipelines.kfp_client import connected
-from pipelines.kfp_errors import KfpError
+from pipelines.client.connection import Connection, ConnectionSettingsError
+from pipelines.client.errors import KfpError
+from pipelines.client.kfp_client import connected
 
 Iddpm = Callable[..., "tuple[int, str, str]"]
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -20,18 +20,19 @@ import yaml
 from fake_kfp import FakeKfp
 from fake_kubernetes import NAMESPACE, FakeKubernetes
 
-from components.cluster_api import connect
-from components.image import BASE_IMAGE
-from pipelines import cli, doctor_image
-from pipelines.arguments import compiled_pipeline
+from components.cluster.cluster_api import connect
+from components.container.image import BASE_IMAGE
+from pipelines.cli import main as cli
+from pipelines.client.arguments import compiled_pipeline
 from pipelines.compile import PIPELINES
-from pipelines.doctor_cluster import RIGHTS
-from pipelines.doctor_findings import FAILURE, OK, WARNING, Finding
-from pipelines.doctor_image import Image, image_findings
-from pipelines.doctor_needs import needs_of
-from pipelines.doctor_services import bucket_findings, mlflow_findings
-from pipelines.doctor_way import Way
-from pipelines.services import Services
+from pipelines.doctor import image as doctor_image
+from pipelines.doctor.cluster import RIGHTS
+from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
+from pipelines.doctor.image import Image, image_findings
+from pipelines.doctor.needs import needs_of
+from pipelines.doctor.route import Way
+from pipelines.doctor.services import bucket_findings, mlflow_findings
+from pipelines.services.services import Services
 from training import storage
 
 Doctor = Callable[..., "tuple[int, dict[str, tuple[str, str]]]"]
@@ -446,7 +447,7 @@ def test_through_a_port_forward_the_name_that_runs_use_is_sent(mlflow: FakeMlflo
     kubectl.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/words\necho "Forwarding from 127.0.0.1"\nexec sleep 60\n')
     kubectl.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr("pipelines.port_forward.free_ports", lambda count: [int(mlflow.url.rpartition(":")[2])])
+    monkeypatch.setattr("pipelines.client.port_forward.free_ports", lambda count: [int(mlflow.url.rpartition(":")[2])])
     way = Way(port_forward=True, has_cluster=True)
     finding = _only(mlflow_findings(way, {"MLFLOW_TRACKING_URI": "http://mlflow.iddpm.svc.cluster.local:5000"}))
     assert finding.state == OK

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from evaluation.study import Study
-from pipelines.cli import app
-from pipelines.commands.keeping import keep
-from training import mlflow_client, progress
+from evaluation.reports.study import Study
+from pipelines.cli.main import app
+from pipelines.cli.recording import keep
+from training import console as progress
+from training.tracking import client as mlflow_client
 
 
 @pytest.mark.parametrize(

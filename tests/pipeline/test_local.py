@@ -13,8 +13,8 @@ from types import ModuleType
 import psutil
 import pytest
 
-from pipelines.local import PipelineError, run_pipeline
-from pipelines.services import Services
+from pipelines.local.run import PipelineError, run_pipeline
+from pipelines.services.services import Services
 
 _TOY = Path(__file__).with_name("toy_run.py")
 

@@ -12,9 +12,9 @@ import fake_kfp
 import pytest
 from fake_kfp import FakeKfp
 
-from pipelines.cron import CronError, parse
-from pipelines.durations import parse_duration
-from pipelines.timing import ScheduleError, interval_words, timing_of
+from pipelines.client.cron import CronError, parse
+from pipelines.client.durations import parse_duration
+from pipelines.client.timing import ScheduleError, interval_words, timing_of
 
 Iddpm = Callable[..., "tuple[int, str, str]"]
 A_MONDAY = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -226,7 +226,7 @@ def test_a_change_replaces_it_and_says_so(server: FakeKfp, schedule: Iddpm, word
 
 def test_a_new_version_of_the_pipeline_replaces_it(server: FakeKfp, schedule: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule("create", "nightly-fid")
-    monkeypatch.setattr("pipelines.arguments.VERSION", "0.2.0")
+    monkeypatch.setattr("pipelines.client.arguments.VERSION", "0.2.0")
     assert "had changed and is replaced" in schedule("create", "nightly-fid")[1]
     (kept,) = server.recurring.values()
     assert server.versions[kept["pipeline_version_reference"]["pipeline_version_id"]]["name"].startswith("0.2.0-")

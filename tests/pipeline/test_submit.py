@@ -18,14 +18,14 @@ import pytest
 import yaml
 from fake_kfp import FakeKfp
 
-from pipelines.arguments import ArgumentsError, CompiledPipeline, arguments_of, cluster_arguments_of, compiled_pipeline
+from pipelines.client.arguments import ArgumentsError, CompiledPipeline, arguments_of, cluster_arguments_of, compiled_pipeline
+from pipelines.client.connection import Connection
+from pipelines.client.errors import KfpError
+from pipelines.client.follow import Pace, RunFailedError, StillRunningError, error_in, follow, require_success
+from pipelines.client.kfp_client import Kfp, connected
+from pipelines.client.submit import uploaded
 from pipelines.compile import PIPELINES
-from pipelines.connection import Connection
-from pipelines.following import Pace, RunFailedError, StillRunningError, error_in, follow, require_success
-from pipelines.kfp_client import Kfp, connected
-from pipelines.kfp_errors import KfpError
-from pipelines.submit import uploaded
-from training.data.images import LARGEST_MAX_PIXELS
+from training.data.images.decoding import LARGEST_MAX_PIXELS
 
 QUICK = Pace(poll_seconds=0.01, patience_seconds=0.5)
 SUCCEEDS = [("SUCCEEDED", {"resolve-model": "SUCCEEDED"})]

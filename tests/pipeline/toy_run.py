@@ -5,14 +5,14 @@ from pathlib import Path
 
 from kfp import dsl
 
-from pipelines.services import Services
+from pipelines.services.services import Services
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
 def add(a: int, b: int) -> int:
     import os
 
-    from training.progress import say
+    from training.console import say
 
     print("chatter that belongs in the log")
     say(f"{a} + {b} in {os.environ['TOY_PLACE']}")
@@ -36,7 +36,7 @@ def work_for_ever(started_path: str) -> int:
     import time
     from pathlib import Path
 
-    from training.progress import say
+    from training.console import say
 
     # A child in a session of its own, as Ray's may be: only its mark says that it is ours.
     helper = subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -77,8 +77,8 @@ def services(home: Path, place: str) -> Services:
 
 
 def main() -> None:
-    from pipelines import cli
-    from pipelines.local import run_pipeline
+    from pipelines.cli import main as cli
+    from pipelines.local.run import run_pipeline
 
     @cli.app.command()
     def toy(home: Path, name: str, arguments: str) -> None:

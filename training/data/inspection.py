@@ -14,19 +14,10 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from training import storage
-from training.data.shards import (
-    ROW_GROUP_ROWS,
-    DatasetError,
-    Images,
-    Manifest,
-    RowsDigest,
-    Shard,
-    read_manifest,
-    row_groups,
-)
-from training.data.staging import local_shard
-from training.data.streaming import read_row_group
-from training.progress import format_bytes
+from training.console import format_bytes
+from training.data.format.shards import ROW_GROUP_ROWS, DatasetError, Images, Manifest, RowsDigest, Shard, read_manifest, row_groups
+from training.data.loading.staging import local_shard
+from training.data.loading.streaming import read_row_group
 
 _TILE = 64
 _CAPTION = 16

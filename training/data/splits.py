@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from training import storage
-from training.config import DataConfig
-from training.data.catalog import SourceOptions, open_splits
-from training.data.files import FileSource
-from training.data.prepare import Options, prepare_sizes
-from training.data.shards import DatasetError, Manifest
-from training.presets import preset as make_experiment
+from training.config.experiment import DataConfig
+from training.config.presets import preset as make_experiment
+from training.data.format.shards import DatasetError, Manifest
+from training.data.preparation.prepare import Options, prepare_sizes
+from training.data.sources.catalog import SourceOptions, open_splits
+from training.data.sources.files import FileSource
 
 
 def prepare_splits(
@@ -31,7 +31,7 @@ def prepare_splits(
     Args:
         data: The experiment's data section: which size, channels and resize, and what has to come out.
         data_uri: Directory of the splits.
-        source: Word for `training.data.catalog.open_splits`; empty is the data set's own name.
+        source: Word for `training.data.sources.catalog.open_splits`; empty is the data set's own name.
         source_options: How the source is read: labels, held-out test images. A source without a name of its own takes
             the experiment's.
         options: The rest; its `resize` and `image_channels` are the experiment's.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from training.config import DiffusionConfig
+from training.config.experiment import DiffusionConfig
 from training.diffusion.process import Model
 from training.shapes import Float
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.config import DiffusionConfig
+from training.config.experiment import DiffusionConfig
 from training.diffusion.process import GaussianProcess, Model, ModelPrediction
 from training.shapes import Float, Int64
 

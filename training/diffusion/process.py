@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from training.config import DiffusionConfig
+from training.config.experiment import DiffusionConfig
 from training.diffusion.schedules import beta_schedule
 from training.shapes import Float, Float64, Int64
 
@@ -279,7 +279,7 @@ def make_process(config: DiffusionConfig, timesteps: Sequence[int] | None = None
 
     Args:
         config: The diffusion that the network was trained with.
-        timesteps: Kept timesteps, 0-based and increasing, from `training.diffusion.spacing`; None keeps all T.
+        timesteps: Kept timesteps, 0-based and increasing, from `training.config.spacing`; None keeps all T.
 
     Raises:
         ValueError: The timesteps are none, not increasing, or not of this chain.

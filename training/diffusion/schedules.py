@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from training.config import Schedule
+from training.config.experiment import Schedule
 from training.shapes import Float64
 
 COSINE_OFFSET = 0.008

@@ -2,7 +2,7 @@
 
 `EMA` keeps exponential averages whose decays are fixed beforehand (supplement section 1: 0.9999). `PowerEMA` keeps
 power-function averages, from snapshots of which other averages are rebuilt after training
-(`training.models.posthoc`): the sweep of supplement figure 7 from a single run.
+(`training.models.posthoc_ema`): the sweep of supplement figure 7 from a single run.
 """
 
 from __future__ import annotations

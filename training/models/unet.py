@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.config import Experiment, ModelConfig
+from training.config.experiment import Experiment, ModelConfig
 from training.models.dropout import KeyedDropout
 from training.models.layers import (
     AttentionBlock,

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation import npz
-from evaluation.ablations.claims import smaller, verdict
-from evaluation.ablations.findings import findings
-from evaluation.ablations.measures import paired_correlation, sampling_of
-from evaluation.ablations.record import TrialRecord
-from training.ablations import names
+from evaluation.ablations.claims.claim import smaller, verdict
+from evaluation.ablations.claims.findings import findings
+from evaluation.ablations.definitions.paper import names
+from evaluation.ablations.trials.measures import paired_correlation, sampling_of
+from evaluation.ablations.trials.record import TrialRecord
+from evaluation.records import npz
 
 
 def _final(distance: float, bits: float, error: float = 0.1) -> dict[str, Any]:

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.ablation_planning import list_data_sets
-from components.ablation_steps import reason
-from components.ablation_tracking import _run_name
-from training import checkpoint
-from training.ablation_plan import trials, values_of
-from training.ablation_request import AblationRequest
-from training.ablations import named
-from training.config import ConfigError
-from training.presets import preset
+from components.ablations.planning import list_data_sets
+from components.ablations.steps import reason
+from components.ablations.tracking import _run_name
+from evaluation.ablations.definitions.ablation import trials, values_of
+from evaluation.ablations.definitions.paper import named
+from evaluation.ablations.definitions.request import AblationRequest
+from training.checkpoints import checkpoint
+from training.config.experiment import ConfigError
+from training.config.presets import preset
 
 
 def _run(folder: Path, name: str, *overrides: str) -> str:

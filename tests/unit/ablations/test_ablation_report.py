@@ -14,19 +14,20 @@ import pytest
 import torch
 from PIL import Image
 
-from components.ablation_tracking import pictures
-from evaluation import npz
-from evaluation.ablations.figures import _bits_by_steps
-from evaluation.ablations.gallery import findings_as_markdown, write_gallery
-from evaluation.ablations.page import parts, render
-from evaluation.ablations.pictures_of_samples import sample_grids
-from evaluation.ablations.record import TrialRecord, find_subject, slug
-from evaluation.ablations.rows import shown, table_rows
-from training import checkpoint, storage
-from training.ablation_plan import Scale
-from training.ablation_request import AblationRequest
-from training.ablations import named, names
-from training.presets import preset
+from components.ablations.tracking import pictures
+from evaluation.ablations.definitions.ablation import Scale
+from evaluation.ablations.definitions.paper import named, names
+from evaluation.ablations.definitions.request import AblationRequest
+from evaluation.ablations.page.figures import _bits_by_steps
+from evaluation.ablations.page.gallery import findings_as_markdown, write_gallery
+from evaluation.ablations.page.page import parts, render
+from evaluation.ablations.page.sample_grids import sample_grids
+from evaluation.ablations.page.table import shown, table_rows
+from evaluation.ablations.trials.record import TrialRecord, find_subject, slug
+from evaluation.records import npz
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.presets import preset
 
 _DATA = {"name": "digits", "digest": "0" * 32, "num_images": 1497, "image_size": 8}
 

@@ -5,12 +5,12 @@ import shlex
 
 import pytest
 
-from training.ablation_cost import price, price_together
-from training.ablation_grid import parse_grid
-from training.ablation_request import DEFAULT_PRESET, OWN_GRID, AblationRequest, from_form
-from training.ablations import names
-from training.config import ConfigError
-from training.cost import count_macs
+from evaluation.ablations.definitions.cost import price, price_together
+from evaluation.ablations.definitions.grid import parse_grid
+from evaluation.ablations.definitions.paper import names
+from evaluation.ablations.definitions.request import DEFAULT_PRESET, OWN_GRID, AblationRequest, from_form
+from training.config.experiment import ConfigError
+from training.cost.estimate import count_macs
 
 
 @pytest.mark.parametrize("name", names())

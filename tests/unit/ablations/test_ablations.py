@@ -4,12 +4,13 @@ import math
 
 import pytest
 
-from training import ablations, presets
-from training.ablation_grid import own_grid, parse_grid
-from training.ablation_plan import MAX_TRIALS, SCALES, Scale, Trial, counts, trials
-from training.ablations import named
-from training.config import ConfigError, Objective
-from training.presets import cited, paper_results, preset
+from evaluation.ablations.definitions import paper as ablations
+from evaluation.ablations.definitions.ablation import MAX_TRIALS, SCALES, Scale, Trial, counts, trials
+from evaluation.ablations.definitions.grid import own_grid, parse_grid
+from evaluation.ablations.definitions.paper import named
+from training.config import presets
+from training.config.experiment import ConfigError, Objective
+from training.config.presets import cited, paper_results, preset
 
 _BOTH = pytest.mark.parametrize("scale", SCALES)
 _EACH = pytest.mark.parametrize("name", ablations.names())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from components.build_image import ROOT, TORCH_CPU_INDEX, parse_pip
+from components.container.build import ROOT, TORCH_CPU_INDEX, parse_pip
 
 _ENGINE = """#!{python}
 import json, os, pathlib, sys
@@ -44,7 +44,12 @@ class _Engine:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
         clean |= {"PATH": str(self.folder), "PIP_CONFIG_FILE": os.devnull}
         return subprocess.run(
-            [sys.executable, "-m", "components.build_image"], cwd=ROOT, env=clean | environment, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "components.container.build"],
+            cwd=ROOT,
+            env=clean | environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     def call(self) -> tuple[list[str], dict[str, list[str]]]:
@@ -62,7 +67,7 @@ def test_what_was_built_and_how_to_try_it_is_said(engine: _Engine) -> None:
     done = engine.build()
     assert done.returncode == 0, done.stderr
     assert "built iddpm-pipelines:0.1.0, 2.1 GB" in done.stdout
-    assert "docker run --rm iddpm-pipelines:0.1.0 python -m components.selftest" in done.stdout
+    assert "docker run --rm iddpm-pipelines:0.1.0 python -m components.container.self_test" in done.stdout
     words, _ = engine.call()
     assert words[words.index("--tag") + 1] == "iddpm-pipelines:0.1.0"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from components import selftest
-from components.image import VERSION, image_from
+from components.container import self_test as selftest
+from components.container.image import VERSION, image_from
 
 _ROOT = Path(__file__).resolve().parents[3]
 _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text())
@@ -66,7 +66,7 @@ def test_the_image_runs_as_a_number_of_group_0_and_says_so_last() -> None:
 
 def test_the_last_stage_installs_nothing_and_checks_the_packages_names() -> None:
     runs = [rest for keyword, rest in _last_stage() if keyword == "RUN"]
-    assert runs == ['["python", "-m", "components.selftest", "names"]']
+    assert runs == ['["python", "-m", "components.container.self_test", "names"]']
     assert set(selftest.PACKAGES) == set(_PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
     assert _PROJECT["project"]["name"] == selftest.DISTRIBUTION
 

@@ -18,11 +18,11 @@ import fake_kubernetes
 import pytest
 import yaml
 
-from components.kubernetes_api import KubernetesApi
-from components.rayjob import Pace, run_rayjob
-from components.rayjob_manifest import render
-from components.rayjob_reaper import reap
-from components.rayjob_spec import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_MAP, Owner, PodShape, RayJob
+from components.cluster.kubernetes_api import KubernetesApi
+from components.cluster.rayjob_spec import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_MAP, Owner, PodShape, RayJob
+from components.launch.rayjob import Pace, run_rayjob
+from components.launch.rayjob_manifest import render
+from components.reaper.rayjobs import reap
 
 _ROOT = Path(__file__).resolve().parents[3]
 _K8S = _ROOT / "k8s"

@@ -10,8 +10,8 @@ import fake_kubernetes
 import pytest
 import urllib3
 
-from components.kubernetes_api import KubernetesApi, KubernetesError
-from components.proxies import Proxy, ProxySettingsError, pool_for, proxy_for
+from components.cluster.kubernetes_api import KubernetesApi, KubernetesError
+from components.cluster.proxies import Proxy, ProxySettingsError, pool_for, proxy_for
 
 
 @pytest.fixture(autouse=True)

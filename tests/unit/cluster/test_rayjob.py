@@ -15,11 +15,11 @@ import fake_kubernetes
 import pytest
 from fake_kubernetes import NAMESPACE, FakeKubernetes
 
-from components import kubernetes_api
-from components.kubernetes_api import KubernetesApi, KubernetesError
-from components.rayjob import Pace, RayJobError, run_rayjob
-from components.rayjob_manifest import render
-from components.rayjob_spec import RUN_LABEL, Owner, PodShape, RayJob, RayJobSpecError
+from components.cluster import kubernetes_api
+from components.cluster.kubernetes_api import KubernetesApi, KubernetesError
+from components.cluster.rayjob_spec import RUN_LABEL, Owner, PodShape, RayJob, RayJobSpecError
+from components.launch.rayjob import Pace, RayJobError, run_rayjob
+from components.launch.rayjob_manifest import render
 
 _PACE = Pace(poll_seconds=0.02, teardown_seconds=0.5, slack_seconds=0.2)
 _RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "dashboardURL": "x-head-svc.runs.svc.cluster.local:8265"}
@@ -38,7 +38,7 @@ def _job(**changes: Any) -> RayJob:
         **{
             "run_key": "digits-0123456789",
             "run_uri": "s3://iddpm/runs/digits-0123456789",
-            "entrypoint": ("python", "-m", "components.rayjob_driver", "s3://iddpm/x.json"),
+            "entrypoint": ("python", "-m", "components.launch.rayjob_driver", "s3://iddpm/x.json"),
             "namespace": NAMESPACE,
             "image": "iddpm:test",
             "ray_version": "2.60.0",
@@ -347,10 +347,10 @@ def test_a_log_that_breaks_off_harms_nothing(cluster, capsys):
 
 _LAUNCHER = """
 import sys
-from components import kubernetes_api
-from components.kubernetes_api import KubernetesApi
-from components.rayjob import Pace, run_rayjob
-from components.rayjob_spec import Owner, PodShape, RayJob
+from components.cluster import kubernetes_api
+from components.cluster.kubernetes_api import KubernetesApi
+from components.launch.rayjob import Pace, run_rayjob
+from components.cluster.rayjob_spec import Owner, PodShape, RayJob
 job = RayJob(
     run_key="digits-0123456789", run_uri="s3://iddpm/runs/digits-0123456789", entrypoint=("true",), namespace="runs",
     image="iddpm:test", ray_version="2.60.0", worker=PodShape(cpu="2", memory="4Gi"),

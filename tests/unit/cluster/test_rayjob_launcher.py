@@ -11,17 +11,17 @@ import fake_kubernetes
 import pytest
 from fake_kubernetes import FakeKubernetes
 
-from components import rayjob_driver
-from components.cluster_call import CALL, Call
-from components.ray_modes import run_in_mode
-from components.rayjob import Pace, RayJobError
-from components.rayjob_launcher import run_on_rayjob
-from components.rayjob_options import RayJobOptions, rayjob_for
-from components.rayjob_spec import RayJobSpecError, rayjob_name
+from components.cluster.rayjob_spec import RayJobSpecError, rayjob_name
+from components.launch import rayjob_driver
+from components.launch.call import CALL, Call
+from components.launch.modes import run_in_mode
+from components.launch.rayjob import Pace, RayJobError
+from components.launch.rayjob_launcher import run_on_rayjob
+from components.launch.rayjob_options import RayJobOptions, rayjob_for
 from training import storage
-from training.config import ConfigError, Resources
-from training.data.prepare import Options, prepare
-from training.data.sources import digits
+from training.config.experiment import ConfigError, Resources
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
 
 _PACE = Pace(poll_seconds=0.02, teardown_seconds=1)
 _GOOD = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
@@ -91,7 +91,7 @@ def test_a_run_is_trained_on_the_cluster_and_its_result_read_from_storage(cluste
     assert head["image"] == "iddpm@sha256:abc"
     assert manifest["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
     assert storage.read_json(storage.join(run_uri, CALL)) == {"step": "train", "arguments": arguments, "answer_uri": ""}
-    assert manifest["spec"]["entrypoint"].endswith(f"components.rayjob_driver {run_uri}/{CALL}")
+    assert manifest["spec"]["entrypoint"].endswith(f"components.launch.rayjob_driver {run_uri}/{CALL}")
     assert f"{Path(run_uri).name} is done" in capsys.readouterr().out
 
 

@@ -10,10 +10,10 @@ import fake_kubernetes
 import pytest
 from fake_kubernetes import FakeKubernetes
 
-from components import rayjob_reaper
-from components.kubernetes_api import KubernetesApi, KubernetesError
-from components.rayjob_manifest import render
-from components.rayjob_spec import Owner, PodShape, RayJob
+from components.cluster.kubernetes_api import KubernetesApi, KubernetesError
+from components.cluster.rayjob_spec import Owner, PodShape, RayJob
+from components.launch.rayjob_manifest import render
+from components.reaper import rayjobs as rayjob_reaper
 
 _RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
 _DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}

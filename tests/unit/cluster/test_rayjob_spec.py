@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.rayjob_manifest import render
-from components.rayjob_rules import violations
-from components.rayjob_spec import Owner, PodShape, RayJob, RayJobSpecError, rayjob_name
+from components.cluster.rayjob_spec import Owner, PodShape, RayJob, RayJobSpecError, rayjob_name
+from components.launch.rayjob_manifest import render
+from components.launch.rayjob_rules import violations
 
 _BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[4] / "shared" / "schemas" / "rayjob.schema.json.gz"
 _SCHEMA = Path(os.environ.get("IDDPM_RAYJOB_SCHEMA") or _BESIDE_THE_CHECKOUT)
@@ -27,7 +27,7 @@ _SCHEMA = Path(os.environ.get("IDDPM_RAYJOB_SCHEMA") or _BESIDE_THE_CHECKOUT)
 _PLAIN: dict[str, Any] = {
     "run_key": "digits-hybrid-cosine-0123456789",
     "run_uri": "s3://iddpm/runs/digits-hybrid-cosine-0123456789",
-    "entrypoint": ("python", "-m", "components.rayjob_driver", "s3://iddpm/a b's.json"),
+    "entrypoint": ("python", "-m", "components.launch.rayjob_driver", "s3://iddpm/a b's.json"),
     "namespace": "kubeflow",
     "image": "iddpm-pipelines:0.1.0",
     "ray_version": "2.60.0",

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.data import cache
-from training.data.cache import hold, make_room
-from training.data.loader import Loader
-from training.data.prepare import Options, prepare
-from training.data.shards import DatasetError
-from training.data.sources import digits
+from training.data.cache import disk_cache as cache
+from training.data.cache.disk_cache import hold, make_room
+from training.data.format.shards import DatasetError
+from training.data.loading.loader import Loader
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
 
 KIB = 1024
 
@@ -88,7 +88,7 @@ def test_an_entry_that_could_not_be_made_leaves_nothing(tmp_path):
 def test_what_another_process_holds_stays_until_that_is_killed(tmp_path):
     fill(tmp_path, "ab")
     program = (
-        "import sys, time, pathlib; from training.data.cache import hold\n"
+        "import sys, time, pathlib; from training.data.cache.disk_cache import hold\n"
         "held = hold(pathlib.Path(sys.argv[1]), print); print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
@@ -105,7 +105,7 @@ def test_what_another_process_holds_stays_until_that_is_killed(tmp_path):
 
 _CONTENDER = """
 import pathlib, random, sys
-from training.data import cache
+from training.data.cache import disk_cache as cache
 directory, clock = pathlib.Path(sys.argv[1]), random.Random(int(sys.argv[2]))
 
 def make(partial):

@@ -5,13 +5,13 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from training.config import DataConfig
-from training.data.loader import Loader, iterate
-from training.data.prepare import Options, prepare
-from training.data.shards import DatasetError, read_manifest
-from training.data.sources import digits
+from training.config.experiment import DataConfig
+from training.config.presets import preset
+from training.data.format.shards import DatasetError, read_manifest
+from training.data.loading.loader import Loader, iterate
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
 from training.data.splits import check_matches, prepare_splits
-from training.presets import preset
 
 DIGITS = preset("digits-hybrid-cosine").data
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from training.data.images import ImageError, prepare_image
+from training.data.images.decoding import ImageError, prepare_image
 
 PHOTOS = load_sample_images().images
 

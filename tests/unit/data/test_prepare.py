@@ -17,12 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from training.config import DataConfig
-from training.data.catalog import SourceOptions, open_splits
+from training.config.experiment import DataConfig
+from training.data.format.shards import DatasetError, read_manifest, rows_per_shard
 from training.data.inspection import contact_sheet, describe, preview, verify
-from training.data.loader import Loader, iterate
-from training.data.prepare import Options, prepare, prepare_sizes
-from training.data.shards import DatasetError, read_manifest, rows_per_shard
+from training.data.loading.loader import Loader, iterate
+from training.data.preparation.prepare import Options, prepare, prepare_sizes
+from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.splits import prepare_experiment, prepare_splits
 
 SMALL_SHARDS = Options(rows_per_shard=16)
@@ -87,7 +87,7 @@ def test_the_manifest_counts_what_is_there(undisturbed):
 def test_a_program_that_is_killed_ten_times_makes_the_same_data_set(folder, undisturbed, tmp_path):
     uri = str(tmp_path / "data")
     program = (
-        "import sys; from training.data import prepare, catalog\n"
+        "import sys; from training.data.preparation import prepare; from training.data.sources import catalog\n"
         "source = catalog.open_splits(sys.argv[1], catalog.SourceOptions(name='photos'))['train']\n"
         "print('ready', flush=True)\n"
         "prepare.prepare(source, sys.argv[2], image_size=16, options=prepare.Options(rows_per_shard=16))\n"
@@ -320,7 +320,7 @@ def test_what_killed_programs_left_behind_does_not_fill_the_disk(folder, tmp_pat
 @pytest.mark.slow
 def test_a_full_disk_stops_the_work_with_one_line_and_nothing_is_published(folder, tmp_path):
     program = (
-        "import resource, signal, sys; from training.data import prepare, catalog\n"
+        "import resource, signal, sys; from training.data.preparation import prepare; from training.data.sources import catalog\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
         "source = catalog.open_splits(sys.argv[1])['train']\n"
@@ -346,7 +346,7 @@ def test_a_disk_that_fills_up_while_staging_does_not_end_the_process(folder, tmp
     uri = str(tmp_path / "data")
     prepare(source_of(folder), uri, image_size=16)
     program = (
-        "import resource, signal, sys; from training.data.loader import Loader\n"
+        "import resource, signal, sys; from training.data.loading.loader import Loader\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n    Loader(sys.argv[1], seed=0, global_batch_size=8, cache_dir=sys.argv[2])\n"
@@ -442,7 +442,7 @@ def test_a_staged_copy_that_a_crash_of_the_machine_damaged_is_made_again(damaged
 @pytest.mark.slow
 def test_processes_of_a_node_stage_once(damaged, tmp_path):
     program = (
-        "import sys; from training.data.loader import Loader\n"
+        "import sys; from training.data.loading.loader import Loader\n"
         "loader = Loader(sys.argv[1], seed=0, global_batch_size=8, cache_dir=sys.argv[2])\n"
         "print(int(loader.batch(5).images.sum()))\n"
     )

@@ -12,10 +12,10 @@ import pytest
 import torchvision
 from PIL import Image
 
-from training.data.catalog import SourceOptions, open_splits
-from training.data.files import file_source
-from training.data.labels import assign_labels
-from training.data.sources import SourceError, digits
+from training.data.sources.catalog import SourceOptions, open_splits
+from training.data.sources.files import file_source
+from training.data.sources.labels import assign_labels
+from training.data.sources.source import SourceError, digits
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,13 @@ import errno
 import pytest
 import torch
 
-from training.data import shards, streaming
-from training.data.loader import Loader, iterate
-from training.data.order import BlockOrder, GlobalOrder, Purpose, permutation
-from training.data.prepare import Options, prepare
-from training.data.shards import DatasetError
-from training.data.sources import digits
+from training.data.format import shards
+from training.data.format.order import BlockOrder, GlobalOrder, Purpose, permutation
+from training.data.format.shards import DatasetError
+from training.data.loading import streaming
+from training.data.loading.loader import Loader, iterate
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +18,7 @@ def small_row_groups(monkeypatch):
     """The digits are too few for row groups of 1,024: cut them finer, so that there are many."""
     for module in (shards, streaming):
         monkeypatch.setattr(module, "ROW_GROUP_ROWS", 150)
-    monkeypatch.setattr("training.data.loader.GROUPS_PER_BLOCK", 3)
+    monkeypatch.setattr("training.data.loading.loader.GROUPS_PER_BLOCK", 3)
     monkeypatch.setattr(streaming, "GROUPS_PER_BLOCK", 3)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.config import ModelConfig
+from training.config.experiment import ModelConfig
 from training.models.unet import UNet
 
 

@@ -6,7 +6,7 @@ import torch
 from oracles import DiscreteOracle, discrete_images
 from torch import Tensor
 
-from training.config import DiffusionConfig
+from training.config.experiment import DiffusionConfig
 from training.diffusion.bound import bound_terms, vlb_ratio
 from training.diffusion.process import make_process
 

@@ -9,11 +9,11 @@ import torch
 from oracles import GaussianOracle, Oracle
 from torch import Tensor
 
-from training.config import DiffusionConfig, Schedule
-from training.diffusion.dpm_solver import dpm_solver_pp_loop, half_log_snr
+from training.config.experiment import DiffusionConfig, Schedule
+from training.config.spacing import uniform_spacing
 from training.diffusion.process import GaussianProcess, make_process
-from training.diffusion.sampling import ddim_sample
-from training.diffusion.spacing import uniform_spacing
+from training.diffusion.samplers.dpm_solver import dpm_solver_pp_loop, half_log_snr
+from training.diffusion.samplers.loop import ddim_sample
 
 
 class Mixture(Oracle):

@@ -9,11 +9,11 @@ import torch
 from oracles import DiscreteOracle, discrete_images
 from torch import Tensor
 
-from training.config import DiffusionConfig, SamplingConfig
+from training.config.experiment import DiffusionConfig, SamplingConfig
 from training.diffusion.bound import bound_terms
 from training.diffusion.ensemble import Ensemble, EnsembleError, ends_and_middle, require_same_process
 from training.diffusion.process import Model, make_process
-from training.diffusion.sampling import make_sampling_process, sample
+from training.diffusion.samplers.loop import make_sampling_process, sample
 
 LEVELS, PROBABILITIES = [64, 128, 192], [0.3, 0.5, 0.2]
 SMALL = DiffusionConfig(num_timesteps=100)

@@ -11,16 +11,10 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from training.config import DiffusionConfig
-from training.diffusion.losses import (
-    LossTerms,
-    approximate_normal_cdf,
-    discretized_gaussian_log_likelihood,
-    normal_kl,
-    training_losses,
-)
+from training.config.experiment import DiffusionConfig
+from training.config.spacing import parse_spacing
+from training.diffusion.losses import LossTerms, approximate_normal_cdf, discretized_gaussian_log_likelihood, normal_kl, training_losses
 from training.diffusion.process import Model, make_process
-from training.diffusion.spacing import parse_spacing
 from training.models.unet import UNet
 
 T = 4000

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.config import DiffusionConfig, Schedule, Variance
+from training.config.experiment import DiffusionConfig, Schedule, Variance
+from training.config.spacing import parse_spacing
 from training.diffusion.process import GaussianProcess, make_process
-from training.diffusion.spacing import parse_spacing
 from training.models.unet import UNet
 
 RELEASED_NAMES = {

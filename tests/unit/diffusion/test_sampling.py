@@ -9,11 +9,11 @@ import torch
 from oracles import GaussianOracle, PointOracle
 from torch import Tensor
 
-from training.config import DiffusionConfig, ModelConfig, SamplingConfig
+from training.config.experiment import DiffusionConfig, ModelConfig, SamplingConfig
+from training.config.spacing import parse_spacing
 from training.diffusion.noise import Stream, keyed_normal
 from training.diffusion.process import make_process
-from training.diffusion.sampling import ddim_encode, ddim_sample, make_sampling_process, p_sample, quantize, sample
-from training.diffusion.spacing import parse_spacing
+from training.diffusion.samplers.loop import ddim_encode, ddim_sample, make_sampling_process, p_sample, quantize, sample
 from training.models.unet import UNet
 
 SHAPE = (3, 4, 4)

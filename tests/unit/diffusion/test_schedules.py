@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.config import Schedule
+from training.config.experiment import Schedule
 from training.diffusion.schedules import beta_schedule, cosine_betas, linear_betas
 
 TABLES = ["linear_1000", "linear_4000", "cosine_100", "cosine_4000"]

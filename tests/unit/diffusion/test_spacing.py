@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.diffusion.spacing import ddim_spacing, likelihood_spacing, parse_spacing, uniform_spacing
+from training.config.spacing import ddim_spacing, likelihood_spacing, parse_spacing, uniform_spacing
 
 
 @pytest.mark.parametrize("key", ["4000:25", "4000:50", "4000:100", "1000:25", "10:2,2,2"])

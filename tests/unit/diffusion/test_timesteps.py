@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from training.config import DiffusionConfig
+from training.config.experiment import DiffusionConfig
 from training.diffusion.timesteps import LossSecondMoment, TimestepSampler, UniformTimesteps, make_timestep_sampler
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.features import load_extractor
-from evaluation.reference import compute_reference
-from training import checkpoint
-from training.config import Experiment
-from training.data.prepare import Options, prepare
-from training.data.sources import digits
+from evaluation.distances.reference_statistics import compute_reference
+from evaluation.features.extractors import load_extractor
+from training.checkpoints import checkpoint
+from training.config.experiment import Experiment
+from training.config.presets import preset
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
 from training.models.unet import make_model
-from training.presets import preset
 
 
 @pytest.fixture(scope="session")

@@ -9,19 +9,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation import npz
-from evaluation.batch_score import score_batch
-from evaluation.digit_classifier import WEIGHTS_SHA256
-from evaluation.features import DigitsExtractor
-from evaluation.fid import Moments, MomentsError, frechet_distance
-from evaluation.inception import InceptionExtractor
-from evaluation.metrics import MetricError, kid
-from evaluation.npz import NpzError
-from evaluation.reference import ProvenanceError, adopt, compute_reference, load_reference, moments_of, save_reference, vouched
-from evaluation.run import EvaluationOptions, evaluate
-from training import checkpoint
-from training.data.loader import iterate
-from training.data.shards import read_manifest
+from evaluation.distances.frechet import Moments, MomentsError, frechet_distance
+from evaluation.distances.metrics import MetricError, kid
+from evaluation.distances.reference_statistics import (
+    ProvenanceError,
+    adopt,
+    compute_reference,
+    load_reference,
+    moments_of,
+    save_reference,
+    vouched,
+)
+from evaluation.evaluate.run import EvaluationOptions, evaluate
+from evaluation.features.digit_classifier import WEIGHTS_SHA256
+from evaluation.features.extractors import DigitsExtractor
+from evaluation.features.inception import InceptionExtractor
+from evaluation.records import npz
+from evaluation.records.npz import NpzError
+from evaluation.studies.batch_score import score_batch
+from training.checkpoints import checkpoint
+from training.data.format.shards import read_manifest
+from training.data.loading.loader import iterate
 
 
 def _digits(digits_uri: str, split: str, count: int) -> Tensor:

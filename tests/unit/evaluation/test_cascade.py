@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation import npz, sample_set
-from evaluation.generate import GenerationError
-from evaluation.low_res import RealLowRes
-from evaluation.models import ModelSpec
-from evaluation.run import EvaluationOptions, evaluate
-from evaluation.sample_set import SamplePlan
-from evaluation.scoring import score_checkpoint
-from training import checkpoint
-from training.config import Experiment, SamplingConfig
-from training.data.loader import iterate
+from evaluation.evaluate.run import EvaluationOptions, evaluate
+from evaluation.monitoring.checkpoint_scorer import score_checkpoint
+from evaluation.records import npz
+from evaluation.sampling import sample_set
+from evaluation.sampling.generate import GenerationError
+from evaluation.sampling.low_res import RealLowRes
+from evaluation.sampling.sample_set import SamplePlan
+from evaluation.sampling.trained_model import ModelSpec
+from training.checkpoints import checkpoint
+from training.config.experiment import Experiment, SamplingConfig
+from training.data.loading.loader import iterate
 from training.models.unet import make_model
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.choose import ChoiceError, choose_best
-from evaluation.run import EvaluationOptions, evaluate
-from evaluation.scoring import read_history, score_checkpoint, score_uri
-from training import checkpoint
+from evaluation.evaluate.run import EvaluationOptions, evaluate
+from evaluation.monitoring.checkpoint_scorer import read_history, score_checkpoint, score_uri
+from evaluation.selection.final_choice import ChoiceError, choose_best
+from training.checkpoints import checkpoint
 
 _OPTIONS = EvaluationOptions(batch_size=20)
 

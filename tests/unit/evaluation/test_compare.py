@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation import compare_page
-from evaluation.compare import Comparison, ComparisonError, Difference, compare, short_names
-from evaluation.models import ModelSpec, load_model
-from evaluation.preflight import EvaluationOptions
-from training import checkpoint
-from training.config import Experiment
+from evaluation.evaluate.preflight import EvaluationOptions
+from evaluation.sampling.trained_model import ModelSpec, load_model
+from evaluation.studies import compare_page
+from evaluation.studies.compare import Comparison, ComparisonError, Difference, compare, short_names
+from training.checkpoints import checkpoint
+from training.config.experiment import Experiment
 from training.models.unet import make_model
 
 _FEW = EvaluationOptions(num_samples=60, likelihood_num_images=20)

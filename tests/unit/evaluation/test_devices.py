@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.bits_per_dim import LikelihoodError, merge
-from evaluation.devices import DeviceError, batch_size_for, choose_device, full_precision
-from evaluation.generate import GenerationError, concatenated, generate
-from evaluation.likelihood import likelihood_parts
-from evaluation.models import TrainedModel, load_model
-from training import checkpoint
-from training.config import DiffusionConfig, SamplingConfig
+from evaluation.likelihood.bits_per_dim import LikelihoodError, merge
+from evaluation.likelihood.estimate import likelihood_parts
+from evaluation.records.devices import DeviceError, batch_size_for, choose_device, full_precision
+from evaluation.sampling.generate import GenerationError, concatenated, generate
+from evaluation.sampling.trained_model import TrainedModel, load_model
+from training.checkpoints import checkpoint
+from training.config.experiment import DiffusionConfig, SamplingConfig
 
 _SAMPLING = SamplingConfig(method="ddim", spacing="5")
 

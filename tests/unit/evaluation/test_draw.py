@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation import npz, sample_set
-from evaluation.draw import DrawRequest, draw_images
-from evaluation.generate import GenerationError
-from evaluation.models import ModelSpec
-from training import checkpoint
-from training.config import Experiment, SamplingConfig
+from evaluation.records import npz
+from evaluation.sampling import sample_set
+from evaluation.sampling.draw import DrawRequest, draw_images
+from evaluation.sampling.generate import GenerationError
+from evaluation.sampling.trained_model import ModelSpec
+from training.checkpoints import checkpoint
+from training.config.experiment import Experiment, SamplingConfig
 from training.models.unet import make_model
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.early_stopping import Score, best_few, decide, ranked, worth_keeping
-from training.config import EvaluationConfig
+from evaluation.monitoring.early_stopping import Score, best_few, decide, ranked, worth_keeping
+from training.config.experiment import EvaluationConfig
 
 
 def _config(patience: int = 3, min_gain: float = 0.01, min_steps: int = 0, rescore_best: int = 3) -> EvaluationConfig:

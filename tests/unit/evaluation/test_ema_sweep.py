@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.ema_sweep import Sweep, SweepError, absent, as_csv, as_page, sweep, table
-from training import averages, checkpoint
-from training.config import Experiment
+from evaluation.studies.ema_sweep import Sweep, SweepError, absent, as_csv, as_page, sweep, table
+from training.checkpoints import averages, checkpoint
+from training.config.experiment import Experiment
 from training.models.ema import EMA, PowerEMA
 from training.models.unet import make_model
 

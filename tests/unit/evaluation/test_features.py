@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation import digit_classifier, inception
-from evaluation.features import DigitsExtractor, ExtractorError, FeatureExtractor, distance_name, load_extractor
-from evaluation.fid import Moments, frechet_distance
-from evaluation.inception import InceptionExtractor, load_inception
+from evaluation.distances.frechet import Moments, frechet_distance
+from evaluation.features import digit_classifier, inception
+from evaluation.features.extractors import DigitsExtractor, ExtractorError, FeatureExtractor, distance_name, load_extractor
+from evaluation.features.inception import InceptionExtractor, load_inception
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.fid import (
+from evaluation.distances.frechet import (
     BlockedMoments,
     FeatureStatistics,
     Moments,

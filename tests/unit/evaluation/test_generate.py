@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.generate import GenerationError, concatenated, generate, labels_for
-from evaluation.models import TrainedModel, ensemble, load_model
-from training import checkpoint
-from training.config import SamplingConfig
+from evaluation.sampling.generate import GenerationError, concatenated, generate, labels_for
+from evaluation.sampling.trained_model import TrainedModel, ensemble, load_model
+from training.checkpoints import checkpoint
+from training.config.experiment import SamplingConfig
 from training.diffusion.ensemble import EnsembleError
 
 _DDIM = SamplingConfig(method="ddim", spacing="5")

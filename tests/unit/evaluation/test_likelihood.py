@@ -12,13 +12,13 @@ import torch
 from oracles import DiscreteOracle, GaussianOracle, discrete_images
 from torch import Tensor
 
-from evaluation.bits_per_dim import Likelihood, LikelihoodError, merge
-from evaluation.likelihood import evaluate_likelihood, likelihood_parts
-from evaluation.strata import strata
-from training.config import DiffusionConfig, LikelihoodForm
+from evaluation.likelihood.bits_per_dim import Likelihood, LikelihoodError, merge
+from evaluation.likelihood.estimate import evaluate_likelihood, likelihood_parts
+from evaluation.likelihood.strata import strata
+from training.config.experiment import DiffusionConfig, LikelihoodForm
+from training.config.spacing import likelihood_spacing
 from training.diffusion.bound import bound_terms
 from training.diffusion.process import Model, make_process
-from training.diffusion.spacing import likelihood_spacing
 
 LEVELS, PROBABILITIES = [100, 105, 110, 160], [0.3, 0.3, 0.2, 0.2]
 SMALL = DiffusionConfig(num_timesteps=100)
@@ -178,7 +178,7 @@ def test_the_strata_beat_equal_ones_at_the_same_cost(images: Tensor, monkeypatch
     config = DiffusionConfig(num_timesteps=400)
     copies, model = batches(images[:1].expand(400, -1, -1, -1), 200), oracle(config)
     ours = evaluate_likelihood(config, model, copies, form="stratified", num_steps=20)
-    monkeypatch.setattr("evaluation.likelihood.strata", lambda total, k: (0, *(1 + (total - 1) * i // (k - 1) for i in range(k))))
+    monkeypatch.setattr("evaluation.likelihood.estimate.strata", lambda total, k: (0, *(1 + (total - 1) * i // (k - 1) for i in range(k))))
     equal = evaluate_likelihood(config, model, copies, form="stratified", num_steps=20)
     assert ours.num_evaluations_per_image == equal.num_evaluations_per_image == 20
     assert ours.standard_error < 0.5 * equal.standard_error

@@ -6,9 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.features import DigitsExtractor
-from evaluation.fid import Moments, frechet_distance
-from evaluation.metrics import Kept, MetricError, inception_score, kid, measure, parse_metrics, precision_recall, require_extractor
+from evaluation.distances.frechet import Moments, frechet_distance
+from evaluation.distances.metrics import (
+    Kept,
+    MetricError,
+    inception_score,
+    kid,
+    measure,
+    parse_metrics,
+    precision_recall,
+    require_extractor,
+)
+from evaluation.features.extractors import DigitsExtractor
 
 
 def _features(num: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:

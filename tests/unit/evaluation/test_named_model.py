@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.named_model import NamedModel, NamedModelError, find_model
-from training import checkpoint, storage
-from training.checkpoint import CheckpointError
+from evaluation.selection.named_model import NamedModel, NamedModelError, find_model
+from training import storage
+from training.checkpoints import checkpoint
+from training.checkpoints.checkpoint import CheckpointError
 
 
 def test_a_checkpoints_directory_names_itself_and_its_run_says_the_rest(run_uri: str) -> None:

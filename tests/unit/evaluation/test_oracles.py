@@ -14,12 +14,12 @@ import pytest
 import torch
 from oracles import DiscreteOracle, GaussianOracle, discrete_images, expected_bits
 
-from evaluation.bits_per_dim import Likelihood
-from evaluation.likelihood import evaluate_likelihood
-from training.config import DiffusionConfig, Schedule, Variance
+from evaluation.likelihood.bits_per_dim import Likelihood
+from evaluation.likelihood.estimate import evaluate_likelihood
+from training.config.experiment import DiffusionConfig, Schedule, Variance
+from training.config.spacing import likelihood_spacing, uniform_spacing
 from training.diffusion.process import make_process
-from training.diffusion.sampling import quantize
-from training.diffusion.spacing import likelihood_spacing, uniform_spacing
+from training.diffusion.samplers.loop import quantize
 
 THREE = ([64, 128, 192], [0.3, 0.5, 0.2])
 SIXTEEN = ([88 + 5 * i for i in range(16)], [1 / 16] * 16)

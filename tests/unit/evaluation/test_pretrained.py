@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluation.extractor_weights import ExtractorError
-from evaluation.features import FeatureExtractor, distance_name, load_extractor, weights_file
-from evaluation.pretrained import NETWORKS, PretrainedExtractor, clip, vgg16
-from evaluation.reference import ProvenanceError, compute_reference
+from evaluation.distances.reference_statistics import ProvenanceError, compute_reference
+from evaluation.features.extractors import FeatureExtractor, distance_name, load_extractor, weights_file
+from evaluation.features.pretrained import NETWORKS, PretrainedExtractor, clip, vgg16
+from evaluation.features.weights import ExtractorError
 
 
 def _images(num: int, channels: int = 3) -> Tensor:

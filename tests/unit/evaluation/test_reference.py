@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import npz
-from evaluation.features import load_extractor
-from evaluation.fid import frechet_distance
-from evaluation.npz import NpzError
-from evaluation.reference import (
+from evaluation.distances.frechet import frechet_distance
+from evaluation.distances.reference_statistics import (
     Provenance,
     ProvenanceError,
     adopt,
@@ -20,9 +17,12 @@ from evaluation.reference import (
     moments_of,
     reference_name,
 )
-from training.data.loader import iterate
-from training.data.shards import read_manifest
-from training.presets import preset
+from evaluation.features.extractors import load_extractor
+from evaluation.records import npz
+from evaluation.records.npz import NpzError
+from training.config.presets import preset
+from training.data.format.shards import read_manifest
+from training.data.loading.loader import iterate
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from evaluation.regression import RegressionError, judge
+from evaluation.monitoring.regression import RegressionError, judge
 
 
 def test_a_score_within_the_noise_of_its_history_is_healthy() -> None:

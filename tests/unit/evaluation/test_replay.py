@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.preflight import EvaluationOptions
-from evaluation.replay import Replay, ReplayError, as_text, replay
-from evaluation.scoring import score_checkpoint, score_uri
-from training import checkpoint, storage
-from training.config import Experiment, SamplingConfig
+from evaluation.evaluate.preflight import EvaluationOptions
+from evaluation.monitoring.checkpoint_scorer import score_checkpoint, score_uri
+from evaluation.studies.stopping_replay import Replay, ReplayError, as_text, replay
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.experiment import Experiment, SamplingConfig
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation import figures, grids, paper
-from evaluation.inception import WEIGHTS
-from evaluation.report import render_report, write_report
-from evaluation.result import EvaluationResult
-from training.config import Experiment
-from training.presets import preset
+from evaluation.features.inception import WEIGHTS
+from evaluation.records import grids
+from evaluation.records.result import EvaluationResult
+from evaluation.reports import figures
+from evaluation.reports import paper_numbers as paper
+from evaluation.reports.report import render_report, write_report
+from training.config.experiment import Experiment
+from training.config.presets import preset
 
 _VOID = {"meta", "img", "br", "link", "input", "path", "use", "rect"}
 

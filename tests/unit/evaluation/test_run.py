@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation import sample_set
-from evaluation.bits_per_dim import LikelihoodError
-from evaluation.features import load_extractor
-from evaluation.generate import GenerationError
-from evaluation.metrics import MetricError
-from evaluation.models import ModelSpec
-from evaluation.preflight import ResultNameError, preflight, require_own_name
-from evaluation.reference import ProvenanceError, compute_reference
-from evaluation.run import EvaluationOptions, EvaluationResult, evaluate
-from evaluation.sample_set import SamplePlan, chunk_uri
-from evaluation.split_likelihood import LikelihoodPlan, split_likelihood
-from training import checkpoint
-from training.checkpoint import CheckpointError
-from training.config import Experiment, SamplingConfig
+from evaluation.distances.metrics import MetricError
+from evaluation.distances.reference_statistics import ProvenanceError, compute_reference
+from evaluation.evaluate.preflight import ResultNameError, preflight, require_own_name
+from evaluation.evaluate.run import EvaluationOptions, EvaluationResult, evaluate
+from evaluation.features.extractors import load_extractor
+from evaluation.likelihood.bits_per_dim import LikelihoodError
+from evaluation.likelihood.split_likelihood import LikelihoodPlan, split_likelihood
+from evaluation.sampling import sample_set
+from evaluation.sampling.generate import GenerationError
+from evaluation.sampling.sample_set import SamplePlan, chunk_uri
+from evaluation.sampling.trained_model import ModelSpec
+from training.checkpoints import checkpoint
+from training.checkpoints.checkpoint import CheckpointError
+from training.config.experiment import Experiment, SamplingConfig
 from training.models.unet import make_model
 
 _FEW = EvaluationOptions(likelihood_num_images=20, batch_size=20)

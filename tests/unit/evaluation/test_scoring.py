@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.early_stopping import decide
-from evaluation.reference import ProvenanceError, load_reference, save_reference
-from evaluation.scoring import CheckpointScorer, read_history, run_uri_of, score_checkpoint, score_uri
-from training import checkpoint
-from training.config import Experiment
+from evaluation.distances.reference_statistics import ProvenanceError, load_reference, save_reference
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history, run_uri_of, score_checkpoint, score_uri
+from evaluation.monitoring.early_stopping import decide
+from training.checkpoints import checkpoint
+from training.config.experiment import Experiment
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from components import nightly_run, webhook
 from components.resolve_model import resolve_model
+from components.steps import nightly as nightly_run
+from components.steps import webhook
 
 _NONSENSE = 0
 

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from training import presets
-from training.cost import CostError, activation_bytes, count_forward_passes, count_macs, estimate
+from training.config import presets
+from training.cost.estimate import CostError, activation_bytes, count_forward_passes, count_macs, estimate
 from training.models.unet import make_model
 
 

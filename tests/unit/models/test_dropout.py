@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.config import ModelConfig
+from training.config.experiment import ModelConfig
 from training.models.dropout import KeyedDropout, dropout_key, keyed_dropout
 from training.models.unet import UNet
 

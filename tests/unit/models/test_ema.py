@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training import presets
+from training.config import presets
 from training.models.ema import EMA, PowerEMA, power_exponent
-from training.models.posthoc import ReconstructionError, Snapshot, combine, reconstruct
+from training.models.posthoc_ema import ReconstructionError, Snapshot, combine, reconstruct
 
 
 def model_with(value: float) -> nn.Linear:

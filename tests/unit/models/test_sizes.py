@@ -7,7 +7,7 @@ import torch
 from diffusers_twin import diffusers_twin
 from torch import Tensor, nn
 
-from training.config import ModelConfig
+from training.config.experiment import ModelConfig
 from training.models.unet import UNet
 
 IMAGENET_64 = ModelConfig()

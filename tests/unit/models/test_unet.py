@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.config import DataConfig, DiffusionConfig, Experiment, ModelConfig
+from training.config.experiment import DataConfig, DiffusionConfig, Experiment, ModelConfig
 from training.models.layers import timestep_embedding
 from training.models.unet import ModelInputError, UNet, make_model
 from training.models.upsampler import make_low_res, with_low_res

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from training import progress
+from training import console as progress
 
 
 def test_every_line_of_a_message_carries_the_mark_and_is_heard_again(capsys):
@@ -33,7 +33,7 @@ def test_a_mark_behind_a_loggers_prefix_is_heard_and_other_lines_are_not():
 
 
 def test_a_reader_that_left_does_not_end_the_speaker():
-    code = "import sys, time\nfrom training.progress import say\nfor i in range(2000): say('x' * 100)\nprint('alive', file=sys.stderr)"
+    code = "import sys, time\nfrom training.console import say\nfor i in range(2000): say('x' * 100)\nprint('alive', file=sys.stderr)"
     # The child's stdout is a pipe whose reading end is closed at once.
     reading, writing = os.pipe()
     os.close(reading)

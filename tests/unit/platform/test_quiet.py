@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.quiet import only_progress
-from training.progress import say
+from pipelines.local.quiet import only_progress
+from training.console import say
 
 
 def test_only_progress_is_shown_and_everything_is_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import presets
-from training.config import ConfigError, Experiment
+from training.config import presets
+from training.config.experiment import ConfigError, Experiment
+from training.config.preset_table import PRESETS
 from training.models.unet import make_model
-from training.preset_table import PRESETS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "presets"
 

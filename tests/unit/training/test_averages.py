@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import checkpoint, presets
-from training.averages import initial_weights, rebuild_average, snapshot_files, snapshots, snapshots_uri
+from training.checkpoints import checkpoint
+from training.checkpoints.averages import initial_weights, rebuild_average, snapshot_files, snapshots, snapshots_uri
+from training.config import presets
 from training.models.ema import EMA, PowerEMA
-from training.models.posthoc import ReconstructionError
+from training.models.posthoc_ema import ReconstructionError
 from training.models.unet import make_model
 
 DECAY = 0.98

@@ -10,8 +10,8 @@ import textwrap
 
 import pytest
 
-from training.bare import main
-from training.loop import Outcome, Trainer
+from training.launch.torchrun import main
+from training.loop.trainer import Outcome, Trainer
 
 SMALL = [
     *("--preset", "digits-hybrid-cosine", "--steps", "3", "--warmup", "1"),
@@ -61,8 +61,10 @@ def test_the_loop_runs_where_torch_is_all_that_is_installed() -> None:
 
 @pytest.mark.slow
 def test_torchrun_trains_what_one_process_trains() -> None:
-    one = run([sys.executable, "-m", "training.bare", *SMALL])
-    two = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training.bare", *SMALL])
+    one = run([sys.executable, "-m", "training.launch.torchrun", *SMALL])
+    two = run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training.launch.torchrun", *SMALL]
+    )
     assert one.returncode == two.returncode == 0, one.stderr[-1000:] + two.stderr[-1000:]
     alone, together = json.loads(one.stdout), json.loads(two.stdout.strip().splitlines()[-1])
     assert together["world_size"] == 2
@@ -92,6 +94,6 @@ def test_no_steps_to_time_is_an_error(words: tuple[str, str], capsys: pytest.Cap
 
 
 def test_a_wrong_override_is_one_line_and_an_exit_code() -> None:
-    done = run([sys.executable, "-m", "training.bare", "--preset", "digits-hybrid-cosine", "--set", "model.dropout=2"])
+    done = run([sys.executable, "-m", "training.launch.torchrun", "--preset", "digits-hybrid-cosine", "--set", "model.dropout=2"])
     assert done.returncode == 2
     assert done.stderr.strip() == "error: model.dropout: must be in [0, 1), got 2.0"

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from training import checkpoint, storage
-from training.checkpoint import AsyncWriter
-from training.checkpoint_files import CheckpointError, describe
-from training.presets import preset
+from training import storage
+from training.checkpoints import checkpoint
+from training.checkpoints.checkpoint import AsyncWriter
+from training.checkpoints.files import CheckpointError, describe
+from training.config.presets import preset
 
 EXPERIMENT = preset("digits-hybrid-cosine")
 
@@ -213,7 +214,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(run):
 @pytest.mark.slow
 def test_killed_at_any_moment_the_latest_checkpoint_is_whole(run):
     program = (
-        "import sys, torch; from training import checkpoint\n"
+        "import sys, torch; from training.checkpoints import checkpoint\n"
         "for step in range(1, 100000):\n"
         "    value = torch.full((200_000,), float(step))\n"
         "    checkpoint.save(sys.argv[1], step, {'model.pt': {'w': value}, 'ema_0.99.pt': {'w': value}})\n"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import presets
-from training.config import ConfigError, Experiment, Resources, run_key
+from training.config import presets
+from training.config.experiment import ConfigError, Experiment, Resources, run_key
 
 DEMO = presets.preset("digits-hybrid-cosine")
 
@@ -149,7 +149,7 @@ def test_wrong_resources_are_refused(fields: dict[str, object], message: str) ->
 
 def test_an_experiment_is_validated_without_torch() -> None:
     code = (
-        "import sys; from training.presets import preset; preset('cifar10-hybrid-cosine', ['seed=3']); "
+        "import sys; from training.config.presets import preset; preset('cifar10-hybrid-cosine', ['seed=3']); "
         "assert not {'torch', 'ray', 'mlflow', 'boto3'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

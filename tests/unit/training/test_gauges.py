@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from training import gauges, heartbeat
-from training.gauges import SystemGauge
-from training.heartbeat import Heartbeats
+from training.distributed import heartbeats as heartbeat
+from training.distributed.heartbeats import Heartbeats
+from training.loop import gauges
+from training.loop.gauges import SystemGauge
 
 
 def test_the_machine_is_looked_at_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +45,7 @@ def test_a_rank_that_makes_no_progress_says_who_is_behind(
 
 def test_a_process_may_end_while_its_heart_beats(tmp_path: Path) -> None:
     code = (
-        "import sys; import torch.distributed as dist; from training import heartbeat\n"
+        "import sys; import torch.distributed as dist; from training.distributed import heartbeats as heartbeat\n"
         "heartbeat._PULSE_SECONDS = 0.0  # it is in the store almost always, and so when Python ends\n"
         "dist.init_process_group('gloo', init_method=sys.argv[1], rank=0, world_size=1)\n"
         "beats = heartbeat.Heartbeats(0, 1)\n"

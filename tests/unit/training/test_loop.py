@@ -16,11 +16,20 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from training.bare import RandomBatch, RandomImages
-from training.config import DataConfig, DiffusionConfig, EvaluationConfig, Experiment, ModelConfig, OptimConfig, Resources, SamplingConfig
-from training.learned import learning_rate_at
-from training.loop import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, log_interval, normalize
-from training.ranks import agree, share
+from training.config.experiment import (
+    DataConfig,
+    DiffusionConfig,
+    EvaluationConfig,
+    Experiment,
+    ModelConfig,
+    OptimConfig,
+    Resources,
+    SamplingConfig,
+)
+from training.distributed.ranks import agree, share
+from training.launch.torchrun import RandomBatch, RandomImages
+from training.loop.train_state import learning_rate_at
+from training.loop.trainer import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, log_interval, normalize
 
 CURVE = Path(__file__).parents[2] / "golden" / "training_curve.json"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from training import checkpoint
-from training.config import Resources
-from training.job import Job
-from training.launch import train
-from training.loop import TrainingError
-from training.presets import preset
+from training.checkpoints import checkpoint
+from training.config.experiment import Resources
+from training.config.presets import preset
+from training.launch.ray_train import train
+from training.loop.job import Job
+from training.loop.trainer import TrainingError
 
 EXPERIMENT = preset("digits-hybrid-cosine")
 
@@ -22,7 +22,7 @@ def job(run_uri: Path, **resources: int) -> Job:
 
 @pytest.fixture(autouse=True)
 def ray_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.launch.ray_session", lambda *args, **kwargs: pytest.fail("Ray is started"))
+    monkeypatch.setattr("training.launch.ray_train.ray_session", lambda *args, **kwargs: pytest.fail("Ray is started"))
 
 
 def test_more_workers_than_images(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import checkpoint, presets
-from training.config import ConfigError
-from training.exchange import export_checkpoint, import_checkpoint, read_weights
+from training.checkpoints import checkpoint
+from training.checkpoints.exchange import export_checkpoint, import_checkpoint, read_weights
+from training.checkpoints.released import RELEASED, ReleasedError, describe_difference, expected_shapes, recognise, reference_flags
+from training.config import presets
+from training.config.experiment import ConfigError
 from training.models.unet import make_model
-from training.released import RELEASED, ReleasedError, describe_difference, expected_shapes, recognise, reference_flags
 
 DIGITS = "digits-hybrid-cosine"
 

@@ -10,13 +10,13 @@ import pytest
 import ray
 import torch
 
-from training import checkpoint
-from training.bare import RandomImages
-from training.config import Experiment, Resources
-from training.job import Job
-from training.launch import _fit, _train_with_rollbacks
-from training.loop import MAX_ROLLBACKS, Hooks, Trainer, TrainingError
-from training.presets import preset
+from training.checkpoints import checkpoint
+from training.config.experiment import Experiment, Resources
+from training.config.presets import preset
+from training.launch.ray_train import _fit, _train_with_rollbacks
+from training.launch.torchrun import RandomImages
+from training.loop.job import Job
+from training.loop.trainer import MAX_ROLLBACKS, Hooks, Trainer, TrainingError
 
 
 def experiment() -> Experiment:
@@ -90,7 +90,7 @@ def test_failures_of_workers_count_anew_once_training_got_on(tmp_path: Path, mon
                 checkpoint.save(str(tmp_path), 10 * len(fits), {"state.json": {}})
             raise ray.train.TrainingFailedError("a machine was lost")
 
-    monkeypatch.setattr("training.launch.TorchTrainer", Failing)
+    monkeypatch.setattr("training.launch.ray_train.TorchTrainer", Failing)
     job = Job(experiment=experiment(), resources=Resources(), data_uri="", run_uri=str(tmp_path))
     with pytest.raises(TrainingError, match=r"training stopped: a machine was lost\. The same command resumes"):
         _fit(job, "local", str(tmp_path))

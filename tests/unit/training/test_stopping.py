@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import pytest
 
-from components import stopping
-from components.stopping import sigterm_as_exit
-from components.training_run import _finish
+from components.steps.train import _finish
+from training.distributed import signals as stopping
+from training.distributed.signals import sigterm_as_exit
 
 SIGNALS = [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 

@@ -10,11 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from training.config import DataConfig, DiffusionConfig, EvaluationConfig, Experiment, ModelConfig, OptimConfig, Resources, SamplingConfig
-from training.data.loader import Loader
-from training.data.prepare import Options, prepare
-from training.data.sources import digits
-from training.loop import Hooks, Trainer
+from training.config.experiment import (
+    DataConfig,
+    DiffusionConfig,
+    EvaluationConfig,
+    Experiment,
+    ModelConfig,
+    OptimConfig,
+    Resources,
+    SamplingConfig,
+)
+from training.data.loading.loader import Loader
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.source import digits
+from training.loop.trainer import Hooks, Trainer
 
 NUM_BYTES = 1497 * 8 * 8
 EXPERIMENT = Experiment(

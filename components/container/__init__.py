@@ -1,0 +1,1 @@
+"""Build the project's container image, name it, and test it from inside."""

@@ -1,0 +1,217 @@
+"""Builds the project's image with docker or podman: `python3 -m components.container.build`, which `make image` calls.
+
+It needs no more than Python's own library, so a machine that only builds images sets nothing up. What is built is said
+in the environment:
+
+    IMAGE        name and tag; what the compiled pipelines ask for by default
+    TARGET       cpu, or gpu
+    BASE_IMAGE   Debian or Ubuntu with Python and venv; the Containerfile's own by default
+    TORCH_INDEX  index that torch comes from; empty is pip's own, whose torch is the CUDA build
+    ENGINE       docker or podman, with options of its own if need be, like "podman --runtime runc"
+
+Inside the build pip finds packages where pip finds them here: a mirror, its password, its certificates and a directory
+of wheels are handed in as secrets and a mount, of which nothing stays in the image.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from components.container.image import DEFAULT_IMAGE, VERSION, ImageError, image_from
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = ("cpu", "gpu")
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+_PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
+
+
+class BuildError(RuntimeError):
+    """The image can't be built; the message is one line that says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pip:
+    """How pip is configured on this machine.
+
+    Attributes:
+        options: What says where the index is, by name; a value may hold a password.
+        certificates: File of the certificates that pip trusts; None is its own.
+        wheels: A directory of wheels that pip looks in; None where there is none.
+    """
+
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    certificates: Path | None = None
+    wheels: Path | None = None
+
+    @property
+    def finds_torch(self) -> bool:
+        """Whether somebody has said where packages come from, and so torch too."""
+        return self.wheels is not None or "index-url" in self.options or "extra-index-url" in self.options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What to build.
+
+    Attributes:
+        image: Name and tag.
+        target: One of `TARGETS`.
+        base_image: None is the Containerfile's own.
+        torch_index: Address; empty is pip's own index.
+        context: Directory of the sources.
+        options: Further options of the engine's build command.
+    """
+
+    image: str = DEFAULT_IMAGE
+    target: str = "cpu"
+    base_image: str | None = None
+    torch_index: str = ""
+    context: Path = ROOT
+    options: Sequence[str] = ()
+
+
+def find_engine(environment: Mapping[str, str]) -> list[str]:
+    """The command that builds: what ENGINE says, else docker or podman, whichever is there and answers.
+
+    Raises:
+        BuildError: There is none, or it does not answer.
+    """
+    asked = shlex.split(environment.get("ENGINE", ""))
+    candidates = [asked] if asked else [["docker"], ["podman"]]
+    found = [command for command in candidates if shutil.which(command[0])]
+    if not found:
+        missing = f"{asked[0]} is not installed" if asked else "neither docker nor podman is installed"
+        raise BuildError(f"{missing}; install one (Debian, Ubuntu: apt-get install podman)")
+    said = ""
+    for command in found:
+        answer = subprocess.run([*command, "info"], capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return command
+        said = (answer.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    raise BuildError(f"{found[-1][0]} does not answer ({said}); is its service running, and may you use it?")
+
+
+def pip_here() -> Pip:
+    """How pip is configured on this machine; nothing where there is no pip."""
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    return parse_pip(listed.stdout if listed.returncode == 0 else "")
+
+
+def parse_pip(listed: str) -> Pip:
+    """What `pip config list` says, where a section of its own and the environment come before [global]."""
+    ranks = {"global": 0, "install": 1, ":env:": 2}
+    options: dict[str, tuple[int, str]] = {}
+    for line in listed.splitlines():
+        name, _, value = line.partition("=")
+        section, _, option = name.rpartition(".")
+        rank = ranks.get(section, -1)
+        if rank >= options.get(option, (0, ""))[0]:
+            options[option] = (rank, str(ast.literal_eval(value)))
+    values = {name: value for name, (_, value) in options.items()}
+    certificates = Path(values["cert"]) if values.get("cert") else None
+    directories = [Path(place.removeprefix("file://")) for place in values.get("find-links", "").split()]
+    return Pip(
+        options={name: values[name] for name in _PIP_OPTIONS if name in values},
+        certificates=certificates,
+        wheels=next((place for place in directories if place.is_dir()), None),
+    )
+
+
+def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
+    """Builds an image; the engine's words go to this process's output.
+
+    Raises:
+        BuildError: It failed.
+    """
+    arguments = {"TARGET": what.target, "TORCH_INDEX": what.torch_index, "VERSION": VERSION, **_commit(what.context)}
+    if what.base_image:
+        arguments["BASE_IMAGE"] = what.base_image
+    with _secrets(pip) as secrets:
+        command = [
+            *(*engine, "build", "--file", str(what.context / "components" / "Containerfile"), "--tag", what.image),
+            *(word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")),
+            *(word for name, path in secrets.items() for word in ("--secret", f"id={name},src={path}")),
+            *(("--build-context", f"wheels={pip.wheels}") if pip.wheels else ()),
+            *(podman_limits() if Path(engine[0]).name == "podman" else ()),
+            *what.options,
+            str(what.context),
+        ]
+        done = subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"{engine[0]} could not build {what.image}; what it said stands above")
+
+
+def podman_limits() -> list[str]:
+    """The limits of this process: podman would raise them, which not everybody may."""
+    limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
+    return [word for name, limit in limits.items() for word in ("--ulimit", "{}={}:{}".format(name, *resource.getrlimit(limit)))]
+
+
+def _commit(context: Path) -> dict[str, str]:
+    """The revision that an image is of, and when it was made; nothing outside a git checkout."""
+    git = ["git", "-C", str(context)]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        revision, created = subprocess.run(
+            [*git, "log", "-1", "--format=%H %cI"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
+        return {"REVISION": revision + ("-changed" if changed else ""), "CREATED": created}
+    return {}
+
+
+@contextlib.contextmanager
+def _secrets(pip: Pip) -> Iterator[dict[str, Path]]:
+    """What pip is configured with, as files that only this user can read, for the time of a build: name -> file."""
+    options = dict(pip.options)
+    with tempfile.TemporaryDirectory(prefix="iddpm-image-") as name:
+        secrets = {"pip.conf": Path(name) / "pip.conf"}
+        if pip.certificates is not None:
+            secrets["pip-ca.pem"] = pip.certificates
+            options["cert"] = "/run/secrets/pip-ca.pem"
+        lines = ["[global]", *(f"{option} = {' '.join(value.split())}" for option, value in options.items())]
+        secrets["pip.conf"].touch(mode=0o600)
+        secrets["pip.conf"].write_text("\n".join(lines) + "\n")
+        yield secrets
+
+
+def main() -> int:
+    """Builds what the environment says; the exit status is 1 where that fails."""
+    environment = os.environ
+    pip = pip_here()
+    target = environment.get("TARGET") or "cpu"
+    default_index = TORCH_CPU_INDEX if target == "cpu" and not pip.finds_torch else ""
+    try:
+        if target not in TARGETS:
+            raise BuildError(f"TARGET {target!r} is none of {', '.join(TARGETS)}")
+        what = Build(
+            image=image_from(environment.get("IMAGE") or DEFAULT_IMAGE, variable="IMAGE"),
+            target=target,
+            base_image=environment.get("BASE_IMAGE"),
+            torch_index=environment.get("TORCH_INDEX", default_index),
+        )
+        engine = find_engine(environment)
+        print(f"image: building {what.image} ({target}) with {engine[0]}; the first time takes some minutes", flush=True)
+        build(engine, what, pip)
+    except (BuildError, ImageError) as error:
+        print(f"image: {error}", file=sys.stderr)
+        return 1
+    size = subprocess.run([*engine, "image", "inspect", "--format", "{{.Size}}", what.image], capture_output=True, text=True, check=False)
+    print(f"image: built {what.image}, {int(size.stdout or 0) / 1e9:.1f} GB")
+    print(f"image: it proves itself with: {engine[0]} run --rm {what.image} python -m components.container.self_test")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""A step's call on a Ray cluster: what it is known by, the file that says what to do, and the one that says it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from components.steps.registry import STEPS
+from components.steps.train import RESULT, identify
+from training import storage
+
+CALL = "rayjob-call.json"
+ANSWER = "rayjob-answer.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """A call.
+
+    Attributes:
+        step: The step's name.
+        arguments: Its arguments, by name.
+        key: Names the job: one key, one job at a time.
+        directory_uri: Where its files are.
+        result_uri: What is there once it is done: a training's own result, or what any other step returned.
+    """
+
+    step: str
+    arguments: Mapping[str, Any]
+    key: str
+    directory_uri: str
+    result_uri: str
+
+    @property
+    def uri(self) -> str:
+        """The file that says what to do."""
+        return storage.join(self.directory_uri, CALL)
+
+    @property
+    def driver(self) -> tuple[str, ...]:
+        """The command that does it, on a node of the cluster."""
+        return "python", "-m", "components.launch.rayjob_driver", self.uri
+
+    def write(self) -> None:
+        """Says what to do."""
+        answer_uri = "" if STEPS[self.step].drives else self.result_uri
+        storage.write_json(self.uri, {"step": self.step, "arguments": dict(self.arguments), "answer_uri": answer_uri})
+
+    def is_done(self) -> bool:
+        """Whether the result is there."""
+        return storage.exists(self.result_uri)
+
+    def answer(self) -> Any:
+        """What the step returned."""
+        return self.directory_uri if STEPS[self.step].drives else storage.read_json(self.result_uri)["returned"]
+
+
+def call_of(step: str, arguments: Mapping[str, Any], scope: str = "") -> Call:
+    """The call of a step.
+
+    Args:
+        step: One of `components.steps.registry.STEPS`.
+        arguments: Its arguments, by name.
+        scope: Calls of other scopes are other calls. A training has none: one run is trained by one job, whoever asks.
+
+    Raises:
+        ConfigError: A training's preset, override or data set does not fit.
+    """
+    if STEPS[step].drives:
+        run = identify(
+            arguments["experiment_preset"], arguments["experiment_overrides"], arguments["data_uri"], arguments["storage_root_uri"]
+        )
+        return Call(step=step, arguments=arguments, key=run.key, directory_uri=run.uri, result_uri=storage.join(run.uri, RESULT))
+    identity = json.dumps([dict(arguments), scope], sort_keys=True)
+    key = f"{step}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+    directory_uri = storage.join(arguments[STEPS[step].home], "rayjobs", key)
+    return Call(step=step, arguments=arguments, key=key, directory_uri=directory_uri, result_uri=storage.join(directory_uri, ANSWER))

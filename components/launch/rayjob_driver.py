@@ -1,0 +1,34 @@
+"""The driver of a RayJob: `python -m components.launch.rayjob_driver <address of its call>`, on the cluster's head.
+
+The same step as on a laptop, on the cluster that it finds itself on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from components.steps.registry import run_on_cluster
+from training import storage
+from training.console import say
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the call that the file holds; the exit code is what Ray, and so KubeRay, calls success or failure."""
+    if len(words) != 1:
+        say("usage: python -m components.launch.rayjob_driver <URI of the call's JSON>")
+        return 2
+    call = storage.read_json(words[0])
+    try:
+        returned = run_on_cluster(call["step"], call["arguments"], "auto")
+        if call["answer_uri"]:
+            storage.write_json(call["answer_uri"], {"returned": returned})
+        say(f"{call['step']} is done on the Ray cluster")
+    except (ValueError, OSError) as error:
+        say(f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

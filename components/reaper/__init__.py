@@ -1,0 +1,1 @@
+"""End what outlived its run: RayJobs and MLflow runs."""

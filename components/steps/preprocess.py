@@ -1,0 +1,63 @@
+"""The step that makes the data set, and what it tells the steps that follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from training import storage
+
+
+class Data(NamedTuple):
+    """A data set, in words that a pipeline can carry."""
+
+    data_uri: str
+    digest: str
+
+
+def prepare_data(
+    experiment_preset: str,
+    experiment_overrides: Sequence[str],
+    data_uri: str,
+    storage_root_uri: str,
+    source: str,
+    source_options: Mapping[str, Any],
+    options: Mapping[str, Any],
+    other_sizes: Sequence[int],
+    resources: Mapping[str, Any],
+) -> str:
+    """`training.data.splits.prepare_experiment`, spread as `resources` say: fields of `training.config.experiment.Resources`."""
+    from training.data.splits import prepare_experiment
+
+    return prepare_experiment(
+        experiment_preset,
+        experiment_overrides,
+        data_uri,
+        storage_root_uri=storage_root_uri,
+        source=source,
+        source_options=source_options,
+        options={**options, "num_workers": resources["num_workers"]},
+        other_sizes=other_sizes,
+    )
+
+
+def note_data(data_uri: str, manifest_path: str) -> Data:
+    """Writes a data set's manifests to a local file, as one JSON object by split.
+
+    Args:
+        data_uri: The data set's directory.
+        manifest_path: Local file.
+
+    Returns:
+        The directory, and the content digest of the training images: what a cached step's result is keyed by.
+    """
+    from training.data.format.shards import read_manifest
+
+    uris = {split: storage.join(data_uri, split) for split in ("train", "test")}
+    manifests = {split: read_manifest(uri) for split, uri in uris.items() if storage.exists(storage.join(uri, "manifest.json"))}
+    Path(manifest_path).parent.mkdir(parents=True, exist_ok=True)
+    Path(manifest_path).write_text(json.dumps({split: dataclasses.asdict(found) for split, found in manifests.items()}, indent=2) + "\n")
+    return Data(data_uri, manifests["train"].content_digest)

@@ -1,0 +1,1 @@
+"""The paper's claims, and what the numbers of an ablation say of them."""

@@ -1,0 +1,103 @@
+"""What an ablation takes: its trainings, and what is measured of each, in hours of a named card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evaluation.ablations.definitions.ablation import Trial
+from evaluation.ablations.definitions.request import AblationRequest
+from training.config.experiment import Experiment
+from training.config.spacing import likelihood_spacing
+from training.cost.accelerators import speed_on
+from training.cost.estimate import count_forward_passes, estimate
+
+_CURVE_IMAGES = 1000  # of a curve of the likelihood, at the paper's scale
+_PAIRED_IMAGES = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Priced:
+    """Hours of one card.
+
+    Attributes:
+        training: Of training and of the scores beside it.
+        measuring: Of everything that is taken afterwards.
+    """
+
+    training: float
+    measuring: float
+
+    def __add__(self, other: Priced) -> Priced:
+        return Priced(training=self.training + other.training, measuring=self.measuring + other.measuring)
+
+    def words(self, card: str, *, trains: bool, price_per_hour: float | None = None) -> str:
+        """For a person."""
+        told = f"{_hours(self.measuring)} of measuring on one {card}"
+        if trains:
+            told = f"{_hours(self.training)} of training, {told}"
+        return (
+            told
+            if price_per_hour is None
+            else f"{told}, {(self.training + self.measuring) * price_per_hour:,.2f} at {price_per_hour:g} an hour"
+        )
+
+
+def price(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisation: float | None = None) -> Priced:
+    """The cost of a trial that nothing of is done yet; one that looks at a run has no training.
+
+    Args:
+        request: The ablation.
+        trial: The trial.
+        card: A name of `training.cost.accelerators.CARDS`.
+        utilisation: Share of the card's peak that is reached; None takes what was measured, or else assumes one.
+
+    Raises:
+        CostError: There is no such card.
+    """
+    experiment = trial.experiment
+    cost = estimate(experiment, card, utilisation=utilisation, with_memory=False)
+    trained = cost.phases["training"].card_hours + cost.phases["scoring"].card_hours if request.ablation().trains else 0.0
+    passes = _measured_passes(request, trial, experiment)
+    speed = speed_on(cost.card, "sampling", cost.forward_macs, utilisation=utilisation)
+    per_pass = cost.forward_flops / speed.flops_per_second / 3600
+    return Priced(training=trained, measuring=passes * per_pass)
+
+
+def price_together(request: AblationRequest, card: str = "H100", *, utilisation: float | None = None) -> Priced:
+    """The cost of what is taken of several trials at once: once more a reported evaluation, of a cascade both stages."""
+    joint = request.ablation().joint
+    trials = {trial.role: trial for trial in request.trials()}
+    roles = {"none": (), "ensemble": ("hybrid",), "cascade": ("first-stage", "second-stage")}[joint]
+    hours = 0.0
+    for role in roles:
+        phases = estimate(trials[role].experiment, card, utilisation=utilisation, with_memory=False).phases
+        hours += phases["sampling"].card_hours
+        if joint == "ensemble" and "likelihood" in phases:
+            hours += phases["likelihood"].card_hours
+    return Priced(training=0.0, measuring=hours)
+
+
+def _measured_passes(request: AblationRequest, trial: Trial, experiment: Experiment) -> float:
+    """Network evaluations of one image."""
+    num_timesteps, evaluation = experiment.diffusion.num_timesteps, experiment.evaluation
+    counts = [count for count in request.counts() if count <= num_timesteps]
+    images = min(_CURVE_IMAGES, 100 if experiment.data.name == "digits" else _CURVE_IMAGES)
+    known = count_forward_passes(experiment)
+    passes = {
+        "final": known["sampling"] * (1 + (evaluation.rescore_best if evaluation.rescore_best > 1 else 0)) + known.get("likelihood", 0),
+        "sampling-steps": evaluation.num_samples * (sum(counts) + sum(count for count in counts if count < num_timesteps)),
+        "figure-1": evaluation.num_samples * sum(counts),
+        "likelihood-steps": images * sum(count + len(likelihood_spacing(num_timesteps, count)) for count in counts),
+        "bound": images * num_timesteps,
+        "samples": _PAIRED_IMAGES * (known["sampling"] // evaluation.num_samples),
+        "history": 0,
+        "history-likelihood": images * evaluation.likelihood_steps * (experiment.optim.num_steps // experiment.optim.checkpoint_interval),
+        "raw-weights": known["sampling"] * (1 + len(experiment.optim.ema_decays)),
+    }
+    return float(sum(passes[measure] for measure in trial.measures))
+
+
+def _hours(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.0f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 0.1 else "seconds"

@@ -1,0 +1,1 @@
+"""What is measured of an ablation's trials, and the record that each leaves."""

@@ -1,0 +1,1 @@
+"""Distances between two sets of images, and reference statistics of real images."""

@@ -1,0 +1,280 @@
+"""Reference statistics: the features of the real images, with the provenance that makes a comparison mean something.
+
+Supplement section 1: the full training set for CIFAR-10 and ImageNet, 50K training samples for LSUN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation.distances.frechet import FeatureStatistics, Moments
+from evaluation.features.extractors import FeatureExtractor, Named, distance_name
+from evaluation.records import npz
+from evaluation.records.npz import NpzError
+from training import storage
+from training.config.experiment import Experiment
+from training.console import say
+from training.data.format.shards import Manifest, read_manifest
+from training.data.loading.loader import iterate
+
+BATCH_SIZE = 256
+
+
+class ProvenanceError(ValueError):
+    """Statistics that can't be compared with what they were to be compared with; the message says what differs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where statistics come from: two sets compare only if all of it agrees, but for the count.
+
+    Attributes:
+        data_name: The data set and its release, as its manifest names it.
+        data_digest: Content digest of the data set.
+        split: "train" or "test".
+        image_size: Height and width in pixels.
+        image_channels: 1 (grey) or 3 (RGB).
+        resize: How larger images were made this size.
+        num_images: How many images were seen.
+        extractor: Whose features.
+        extractor_sha256: Of the extractor's weights.
+        class_counts: Images of each label, from the data set's manifest; empty without labels.
+    """
+
+    data_name: str
+    data_digest: str
+    split: str
+    image_size: int
+    image_channels: int
+    resize: str
+    num_images: int
+    extractor: str
+    extractor_sha256: str
+    class_counts: tuple[int, ...] = ()
+
+    @property
+    def distance_name(self) -> str:
+        """What a distance to these statistics may be called."""
+        return distance_name(self.extractor, self.extractor_sha256)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**dataclasses.asdict(self), "class_counts": list(self.class_counts)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Provenance:
+        """What `to_dict` gave."""
+        return cls(**{**value, "class_counts": tuple(value["class_counts"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceStatistics:
+    """Statistics of the real images.
+
+    Attributes:
+        features: Mean, covariance and its triangular factor.
+        spatial: The same of the spatial features, for the sFID; None where they were not taken.
+        provenance: Where they come from; None for a file from elsewhere that does not say (see `adopt`).
+        uri: Where they are stored.
+        images_uri: A batch of the real images, for measures that compare single ones, where the statistics come with it (an
+            ADM reference batch); empty where the data set's own images are to be taken.
+    """
+
+    features: FeatureStatistics
+    spatial: FeatureStatistics | None = None
+    provenance: Provenance | None
+    uri: str = ""
+    images_uri: str = ""
+
+    def require(self, *, extractor: Named, experiment: Experiment | None = None, manifest: Manifest | None = None) -> Provenance:
+        """Refuses a comparison that would mean nothing.
+
+        Args:
+            extractor: What will see the samples.
+            experiment: What made the samples.
+            manifest: The data set that they are to resemble.
+
+        Raises:
+            ProvenanceError: The provenance is unknown, or differs; the message lists what does.
+        """
+        if self.provenance is None:
+            raise ProvenanceError(
+                f"{self.uri or 'these statistics'} do not say which images, extractor and resize they come from; state it once with "
+                "evaluation.distances.reference_statistics.adopt, which stores them with it"
+            )
+        mine = self.provenance
+        expected: dict[str, Any] = {"extractor": extractor.name, "extractor_sha256": extractor.sha256}
+        if experiment is not None:
+            data = experiment.data
+            expected |= {
+                "data_name": data.name,
+                "image_size": data.image_size,
+                "image_channels": data.image_channels,
+                "resize": data.resize,
+            }
+        if manifest is not None:
+            expected |= {"data_digest": manifest.content_digest, "split": manifest.split, "resize": manifest.resize}
+        differing = [f"{name}: {getattr(mine, name)!r}, not {value!r}" for name, value in expected.items() if getattr(mine, name) != value]
+        if differing:
+            raise ProvenanceError(f"the reference {self.uri or 'statistics'} can't be compared with this: {'; '.join(differing)}")
+        return mine
+
+
+def require_comparable(first: ReferenceStatistics, second: ReferenceStatistics) -> None:
+    """Refuses to compare statistics of images that were made in different ways; data and split may differ.
+
+    Raises:
+        ProvenanceError: Both say where they come from, and it differs; the message lists what does.
+    """
+    if first.provenance is None or second.provenance is None:
+        return
+    names = ("image_size", "image_channels", "resize", "extractor", "extractor_sha256")
+    pairs = [(name, getattr(first.provenance, name), getattr(second.provenance, name)) for name in names]
+    differing = [f"{name}: {mine!r}, not {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
+    if differing:
+        raise ProvenanceError(f"{first.uri} can't be compared with {second.uri}: {'; '.join(differing)}")
+
+
+def reference_name(manifest: Manifest, extractor: FeatureExtractor, num_images: int | None = None) -> str:
+    """File name that the same data, extractor, resize and count always give, and others never."""
+    count = manifest.num_images if num_images is None else min(num_images, manifest.num_images)
+    data = f"{manifest.name}-{manifest.split}-{manifest.content_digest[:12]}-{manifest.resize}"
+    return f"{data}-{extractor.name}-{extractor.sha256[:8]}-n{count}.npz"
+
+
+def compute_reference(
+    dataset_uri: str, extractor: FeatureExtractor, out_uri: str, num_images: int | None = None, *, cache_dir: str | None = None
+) -> ReferenceStatistics:
+    """Statistics of a data set's images; those that are stored already are read, not redone.
+
+    Args:
+        dataset_uri: One split's directory, with its manifest.
+        extractor: Whose features.
+        out_uri: A `.npz` file, or a directory in which `reference_name` names it.
+        num_images: How many images, from the data set's beginning (its order is a seeded shuffle); None is all.
+        cache_dir: Where shards are staged.
+
+    Raises:
+        ProvenanceError: `out_uri` holds statistics of something else.
+        DatasetError: There is no such data set.
+    """
+    manifest = read_manifest(dataset_uri)
+    count = manifest.num_images if num_images is None else min(num_images, manifest.num_images)
+    uri = out_uri if out_uri.endswith(".npz") else storage.join(out_uri, reference_name(manifest, extractor, num_images))
+    if storage.exists(uri):
+        stored = load_reference(uri)
+        provenance = stored.require(extractor=extractor, manifest=manifest)
+        if provenance.num_images != count:
+            raise ProvenanceError(f"{uri} holds statistics of {provenance.num_images:,} images, not {count:,}; give another name")
+        say(f"{uri}: statistics of {count:,} images are there already")
+        return stored
+    images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count, cache_dir=cache_dir))
+    moments, spatial = moments_of(images, extractor)
+    provenance = dataclasses.replace(vouched(manifest, extractor.name, extractor.sha256), num_images=moments.num_images)
+    save_reference(
+        uri, moments.statistics(), provenance, spatial=None if spatial is None or spatial.num_images < 2 else spatial.statistics()
+    )
+    say(f"{uri}: statistics of {moments.num_images:,} images in {extractor.dim} features of {extractor.name}")
+    return load_reference(uri)
+
+
+def moments_of(images: Iterable[Tensor], extractor: FeatureExtractor) -> tuple[Moments, Moments | None]:
+    """Moments of the features of batches of uint8 NCHW images, and of their spatial features where there are some."""
+    moments = Moments(extractor.dim)
+    spatial: Moments | None = None
+    for batch in images:
+        outputs = extractor.outputs(batch)
+        moments.update(outputs["features"])
+        if "spatial" in outputs:
+            spatial = spatial or Moments(outputs["spatial"].shape[1])
+            spatial.update(outputs["spatial"])
+    return moments, spatial
+
+
+def save_reference(
+    uri: str, features: FeatureStatistics, provenance: Provenance, *, spatial: FeatureStatistics | None = None, images_uri: str = ""
+) -> None:
+    """Writes statistics, their factor and their provenance; other tools find their mu and sigma in the file too."""
+    arrays: npz.Arrays = {
+        "mu": features.mean.numpy(),
+        "sigma": features.covariance.numpy(),
+        "factor": features.factor.numpy(),
+        "num_images": np.array(provenance.num_images),
+        "provenance": np.array(json.dumps(provenance.to_dict())),
+    }
+    if spatial is not None:
+        arrays |= {"mu_s": spatial.mean.numpy(), "sigma_s": spatial.covariance.numpy()}
+    if images_uri:
+        arrays["images_uri"] = np.array(images_uri)
+    npz.write_arrays(uri, arrays)
+
+
+def load_reference(uri: str) -> ReferenceStatistics:
+    """Reads statistics: ours with their provenance, or EDM's, pytorch-fid's and ADM's without one.
+
+    Raises:
+        NpzError: It is no such file.
+        StorageError: It can't be read.
+    """
+    with npz.opened(uri) as file:
+        images_uri = uri if "arr_0" in file.files else str(file["images_uri"]) if "images_uri" in file.files else ""
+        # An ADM batch may hold gigabytes of images, which are read where they are needed.
+        arrays = {name: file[name] for name in file.files if name not in ("arr_0", "arr_1")}
+    features = npz.statistics_of(arrays, uri)
+    if "factor" in arrays:
+        features = dataclasses.replace(features, stored_factor=torch.from_numpy(arrays["factor"]))
+    provenance = None
+    if "provenance" in arrays:
+        try:
+            provenance = Provenance.from_dict(json.loads(str(arrays["provenance"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise NpzError(f"{uri}: its provenance can't be read ({error}); compute it again") from error
+    spatial = npz.statistics_of(arrays, uri, "_s") if "mu_s" in arrays else None
+    return ReferenceStatistics(features=features, spatial=spatial, provenance=provenance, uri=uri, images_uri=images_uri)
+
+
+def adopt(foreign_uri: str, out_uri: str, provenance: Provenance) -> ReferenceStatistics:
+    """Stores statistics from elsewhere with the provenance that the caller vouches for.
+
+    Args:
+        foreign_uri: EDM's, pytorch-fid's or ADM's npz. The images of an ADM batch are not copied: what compares single
+            images reads them there.
+        out_uri: The `.npz` to write.
+        provenance: What the file does not say.
+
+    Raises:
+        NpzError: It is no such file.
+        ProvenanceError: It has a provenance of its own.
+    """
+    foreign = load_reference(foreign_uri)
+    if foreign.provenance is not None:
+        raise ProvenanceError(
+            f"{foreign_uri} says itself where it comes from: {foreign.provenance.data_name}, {foreign.provenance.extractor}"
+        )
+    features = dataclasses.replace(foreign.features, num_images=provenance.num_images)
+    save_reference(out_uri, features, provenance, spatial=foreign.spatial, images_uri=foreign.images_uri)
+    return load_reference(out_uri)
+
+
+def vouched(manifest: Manifest, extractor: str, extractor_sha256: str) -> Provenance:
+    """The provenance of statistics of all images of a data set, which whoever adopts them vouches for."""
+    return Provenance(
+        data_name=manifest.name,
+        data_digest=manifest.content_digest,
+        split=manifest.split,
+        image_size=manifest.image_size,
+        image_channels=manifest.image_channels,
+        resize=manifest.resize,
+        num_images=manifest.num_images,
+        extractor=extractor,
+        extractor_sha256=extractor_sha256,
+        class_counts=tuple(manifest.class_counts),
+    )

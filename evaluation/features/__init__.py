@@ -1,0 +1,1 @@
+"""Feature extractors by name, and their weights."""

@@ -1,0 +1,136 @@
+"""A small classifier of 8x8 digits, whose features stand in for the Inception network's on the demo's data.
+
+It is trained on the training split alone (the script is this module: `python -m evaluation.features.digit_classifier`), and its
+weights are part of the repository. A distance in its features ranks models of digits; it is not an FID and can't be
+compared with one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.console import say
+from training.shapes import Float, Int64, UInt8
+
+WEIGHTS_PATH = Path(__file__).parent / "digit_classifier.safetensors"
+WEIGHTS_SHA256 = "22b2c1d99f1b6681bd89b341c30cd349c5164cda0552e4da9b3b02392a575948"
+NUM_FEATURES = 64
+
+
+class DigitClassifier(nn.Module):
+    """Three convolutions and two linear layers: 8x8 grey image -> 64 features -> 10 logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(1, 24, 3, padding=1)
+        self.conv_2 = nn.Conv2d(24, 32, 3, stride=2, padding=1)
+        self.conv_3 = nn.Conv2d(32, 24, 3, padding=1)
+        self.embed = nn.Linear(24 * 4 * 4, NUM_FEATURES)
+        self.classify = nn.Linear(NUM_FEATURES, 10)
+
+    def features(self, images: Float[Tensor, "batch 1 8 8"]) -> Float[Tensor, "batch 64"]:
+        """The 64 features of images in [-1, 1]."""
+        h = functional.silu(self.conv_1(images))
+        h = functional.silu(self.conv_2(h))
+        h = functional.silu(self.conv_3(h))
+        return functional.silu(self.embed(h.flatten(1)))
+
+    def forward(self, images: Float[Tensor, "batch 1 8 8"]) -> Float[Tensor, "batch 10"]:
+        """Logits of the ten digits."""
+        logits: Tensor = self.classify(self.features(images))
+        return logits
+
+
+def load_classifier() -> DigitClassifier:
+    """The committed classifier, on the CPU, ready to evaluate.
+
+    Raises:
+        ValueError: The weights' file is not the one that belongs to this version of the code.
+    """
+    data = WEIGHTS_PATH.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != WEIGHTS_SHA256:
+        raise ValueError(f"{WEIGHTS_PATH.name} has sha256 {digest}, not {WEIGHTS_SHA256}: restore it with git checkout")
+    model = DigitClassifier()
+    model.load_state_dict(load(data))
+    return model.eval().requires_grad_(False)
+
+
+def train(images: UInt8[Tensor, "batch 1 8 8"], labels: Int64[Tensor, " batch"], *, num_epochs: int = 60, seed: int = 0) -> DigitClassifier:
+    """Trains a classifier by AdamW on shifted, noised and partly dropped images; the same seed gives the same weights.
+
+    Args:
+        images: Training images.
+        labels: Their digits.
+        num_epochs: Passes over the images.
+        seed: Of the initialisation, the order and the augmentation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DigitClassifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+    batch_size, num_images = 64, len(images)
+    num_steps = num_epochs * (num_images // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=num_steps)
+    for step in range(num_steps):
+        if step % (num_images // batch_size) == 0:
+            order = torch.randperm(num_images, generator=generator)
+        position = step % (num_images // batch_size) * batch_size
+        chosen = order[position : position + batch_size]
+        x = _augmented(images[chosen].float() / 127.5 - 1.0, generator)
+        loss = functional.cross_entropy(model(x), labels[chosen], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+def _augmented(x: Float[Tensor, "batch 1 8 8"], generator: torch.Generator) -> Float[Tensor, "batch 1 8 8"]:
+    """A shift of up to one pixel each way, and noise: features should not hang on one pixel."""
+    padded = functional.pad(x, (1, 1, 1, 1), value=-1.0)
+    rows, columns = (int(v) for v in torch.randint(0, 3, (2,), generator=generator))
+    shifted = padded[:, :, rows : rows + 8, columns : columns + 8]
+    return shifted + 0.1 * torch.randn(x.shape, generator=generator)
+
+
+def accuracy(model: DigitClassifier, images: UInt8[Tensor, "batch 1 8 8"], labels: Int64[Tensor, " batch"]) -> float:
+    """Share of the images that the classifier names rightly."""
+    return float((model(images.float() / 127.5 - 1.0).argmax(dim=1) == labels).float().mean())
+
+
+def digits(split: str) -> tuple[UInt8[Tensor, "batch 1 8 8"], Int64[Tensor, " batch"]]:
+    """Images and labels of one side of the demo's recorded split ("train" or "test")."""
+    from training.data.sources.source import digits as source_of
+
+    source = source_of(split)
+    items = source.listing().items
+    with source.open() as read:
+        images = torch.stack([torch.from_numpy(np.asarray(read(item.locator))).permute(2, 0, 1) for item in items])
+    return images, torch.tensor([item.label for item in items], dtype=torch.int64)
+
+
+def main() -> None:
+    """Trains the classifier and writes its weights; the line printed says what to pin."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=WEIGHTS_PATH, help="where the weights go")
+    path: Path = parser.parse_args().out
+    torch.set_num_threads(1)
+    model = train(*digits("train"))
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+    test_accuracy = accuracy(model, *digits("test"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    say(f"test accuracy {test_accuracy:.4f}; {path.stat().st_size:,} bytes; WEIGHTS_SHA256 = {digest}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Bits per dimension of images under a model, and its estimators."""

@@ -1,0 +1,221 @@
+"""Bits per dimension of images under a model: the variational bound, whole, over fewer steps, or estimated.
+
+For an image x_0 the bound is prior + sum over t of L_t (Ho et al. 2020, equation 5): the prior KL(q(x_T | x_0) || N(0, I)),
+the decoder's -log p(x_0 | x_1) (L_0 here) and a KL for each step between. All are means over an image's dimensions in
+bits. Three forms:
+
+- "full": every L_t once. T network evaluations an image.
+- "spaced": the bound of the shorter chain that keeps the strided timesteps and every t from 1 to T/K (supplement
+  section 5). A looser bound of its own, not an estimate of the full one.
+- "stratified": an unbiased estimate of the full bound from K evaluations; see `evaluation.likelihood.strata`.
+
+Noise is keyed by (seed, image, original timestep): the result depends on neither batches nor workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from evaluation.likelihood.bits_per_dim import Likelihood, LikelihoodError, merge
+from evaluation.likelihood.strata import strata
+from evaluation.records.devices import full_precision
+from training.config.experiment import DiffusionConfig, LikelihoodForm
+from training.config.spacing import likelihood_spacing
+from training.diffusion.bound import bound_terms
+from training.diffusion.noise import Stream, keyed_uniform
+from training.diffusion.process import GaussianProcess, Model, make_process
+from training.shapes import Float64, Int64
+
+ImageBatch = tuple[Tensor, Tensor, Tensor | None]
+MakeKwargs = Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]
+
+
+def evaluate_likelihood(
+    diffusion: DiffusionConfig,
+    model: Model,
+    batches: Iterable[ImageBatch],
+    *,
+    form: LikelihoodForm = "full",
+    num_steps: int = 100,
+    timesteps: Sequence[int] | None = None,
+    seed: int = 0,
+    clip_denoised: bool = True,
+    make_kwargs: MakeKwargs | None = None,
+    device: torch.device | str | None = None,
+) -> Likelihood:
+    """Bits/dim of all images; `likelihood_parts` merged.
+
+    Raises:
+        LikelihoodError: There are no images, an image comes twice, or a batch is not uint8.
+    """
+    parts = likelihood_parts(
+        diffusion,
+        model,
+        batches,
+        form=form,
+        num_steps=num_steps,
+        timesteps=timesteps,
+        seed=seed,
+        clip_denoised=clip_denoised,
+        make_kwargs=make_kwargs,
+        device=device,
+    )
+    return merge(list(parts))
+
+
+def likelihood_parts(
+    diffusion: DiffusionConfig,
+    model: Model,
+    batches: Iterable[ImageBatch],
+    *,
+    form: LikelihoodForm = "full",
+    num_steps: int = 100,
+    timesteps: Sequence[int] | None = None,
+    seed: int = 0,
+    clip_denoised: bool = True,
+    make_kwargs: MakeKwargs | None = None,
+    device: torch.device | str | None = None,
+) -> Iterator[Likelihood]:
+    """Bits/dim batch by batch, so that a caller can store each part and go on after a kill where it was.
+
+    Args:
+        diffusion: The process that the model was trained for.
+        model: The network, in evaluation mode. It runs in float32 whatever autocast says: rounding its mean to bfloat16
+            alone would cost some hundredths of a bit.
+        batches: Of (indices, images, labels or None): indices within the split, int64; uint8 NCHW images as stored,
+            neither flipped nor resized.
+        form: "full", "spaced" or "stratified".
+        num_steps: K of the spacing, or of the stratified estimate; not used by "full".
+        timesteps: Another chain for "spaced", in place of the one that K gives.
+        seed: Keys the noise and the stratified timesteps.
+        clip_denoised: Clamp the predicted x_0 to [-1, 1], as the paper's released code does.
+        make_kwargs: Gives the network's further inputs from (x_0, labels). None passes labels, where there are any,
+            as `y`; a model that takes no labels needs `lambda x_0, labels: {}`.
+        device: Where to evaluate; None is the device of each batch's images.
+
+    Yields:
+        One part a batch, on the CPU.
+
+    Raises:
+        LikelihoodError: A batch is not uint8, or K is not possible.
+        ValueError: `timesteps` are not increasing, or not of this process.
+    """
+    if timesteps is not None and form != "spaced":
+        raise LikelihoodError(f"only the 'spaced' form takes timesteps; this one is {form!r}")
+    if timesteps is None:
+        require_form(form, num_steps, diffusion.num_timesteps)
+    if form == "spaced" and timesteps is None:
+        timesteps = likelihood_spacing(diffusion.num_timesteps, num_steps)
+    process = make_process(diffusion, timesteps if form == "spaced" else None)
+    bounds = strata(process.num_timesteps, num_steps) if form == "stratified" else ()
+
+    def part(batch: ImageBatch) -> Likelihood:
+        return _part(
+            batch, process, model, form=form, bounds=bounds, seed=seed, clip_denoised=clip_denoised, make_kwargs=make_kwargs, device=device
+        )
+
+    for batch in batches:
+        if batch[1].dtype != torch.uint8:
+            raise LikelihoodError(f"bits/dim is defined on stored uint8 images; the batch's are {batch[1].dtype}")
+        yield _in_halves(part, batch)
+
+
+def require_form(form: str, num_steps: int, num_timesteps: int) -> None:
+    """Refuses a form that there is not, or a number of steps that it can't have.
+
+    Raises:
+        LikelihoodError: One of them.
+    """
+    if form not in get_args(LikelihoodForm):
+        raise LikelihoodError(f"there is no form {form!r} of the likelihood; take {', '.join(get_args(LikelihoodForm))}")
+    fewest = 2 if form == "stratified" else 1
+    if form != "full" and not fewest <= num_steps <= num_timesteps:
+        raise LikelihoodError(f"a {form} likelihood takes {fewest} to {num_timesteps} steps, got {num_steps}")
+
+
+def _in_halves(part: Callable[[ImageBatch], Likelihood], batch: ImageBatch) -> Likelihood:
+    """The part of a batch; where the device has no room for it, of its halves, which gives the same numbers."""
+    try:
+        return part(batch)
+    except torch.OutOfMemoryError as error:
+        if len(batch[0]) == 1:
+            raise LikelihoodError("the device has no memory for the likelihood of a single image; use a larger one, or the CPU") from error
+    torch.cuda.empty_cache()  # outside of the handler, whose traceback holds the tensors of the failed attempt
+    indices, images, labels = batch
+    middle = len(indices) // 2
+    halves = (slice(None, middle), slice(middle, None))
+    return merge([_in_halves(part, (indices[rows], images[rows], None if labels is None else labels[rows])) for rows in halves])
+
+
+def _part(
+    batch: ImageBatch,
+    process: GaussianProcess,
+    model: Model,
+    *,
+    form: LikelihoodForm,
+    bounds: Sequence[int],
+    seed: int,
+    clip_denoised: bool,
+    make_kwargs: MakeKwargs | None,
+    device: torch.device | str | None,
+) -> Likelihood:
+    """The likelihood of one batch; see `likelihood_parts`."""
+    target = torch.device(device) if device is not None else batch[1].device
+    indices, x_0 = batch[0].to(target), batch[1].to(target).float() / 127.5 - 1
+    labels = batch[2].to(target) if batch[2] is not None else None
+    kwargs = dict(make_kwargs(x_0, labels)) if make_kwargs is not None else ({} if labels is None else {"y": labels})
+
+    def term(t: Tensor) -> Tensor:
+        drawn = bound_terms(process, model, x_0, t, indices=indices, seed=seed, clip_denoised=clip_denoised, model_kwargs=kwargs)
+        return drawn.double()
+
+    with torch.no_grad(), full_precision(target.type):
+        prior = process.prior_bits_per_dim(x_0).double()
+        if form == "stratified":
+            total, decoder = _stratified_sum(term, bounds, indices, seed)
+            sums, evaluations = total.new_zeros(0), len(bounds) - 1
+        else:
+            total, decoder, sums = _whole_sum(term, process, indices)
+            evaluations = process.num_timesteps
+    return Likelihood(
+        form=form,
+        num_evaluations_per_image=evaluations,
+        indices=indices.cpu(),
+        per_image=(prior + total).cpu(),
+        prior_per_image=prior.cpu(),
+        decoder_per_image=decoder.cpu(),
+        timesteps=() if form == "stratified" else process.timesteps,
+        term_sums=sums.cpu(),
+    )
+
+
+def _stratified_sum(
+    term: Callable[[Tensor], Tensor], bounds: Sequence[int], indices: Int64[Tensor, " batch"], seed: int
+) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"]]:
+    """The estimated sum of L_t, and L_0; each image draws its own timestep from each stratum."""
+    total = decoder = term(torch.zeros_like(indices))
+    for stratum in range(1, len(bounds) - 1):
+        start, stop = bounds[stratum], bounds[stratum + 1]
+        t = torch.full_like(indices, start)
+        if stop - start > 1:
+            u = keyed_uniform(seed, Stream.LIKELIHOOD_TIMESTEP, indices, counter=stratum)
+            t = t + (u * (stop - start)).long()
+        total = total + (stop - start) * term(t)
+    return total, decoder
+
+
+def _whole_sum(
+    term: Callable[[Tensor], Tensor], process: GaussianProcess, indices: Int64[Tensor, " batch"]
+) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"], Float64[Tensor, " terms"]]:
+    """The sum of L_t over the chain, L_0, and each L_t summed over the images."""
+    total = decoder = term(torch.zeros_like(indices))
+    sums = [total.sum()]
+    for k in range(1, process.num_timesteps):
+        drawn = term(torch.full_like(indices, k))
+        total = total + drawn
+        sums.append(drawn.sum())
+    return total, decoder, torch.stack(sums)

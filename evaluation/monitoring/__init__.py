@@ -1,0 +1,1 @@
+"""Scores of checkpoints beside training, early stopping, and the nightly check."""

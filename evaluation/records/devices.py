@@ -1,0 +1,72 @@
+"""Where evaluation computes, in which arithmetic, and on how many images at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from training.config.experiment import Precision
+
+MAX_BATCH_SIZE = 250
+_PIXELS_AT_A_TIME = 2**20
+
+
+class DeviceError(ValueError):
+    """A device that is not there; the message says what is."""
+
+
+def choose_device(word: str) -> str:
+    """The device that a word means.
+
+    Args:
+        word: "auto" (a GPU where this process sees one, else the processor), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        DeviceError: There is no such device here.
+    """
+    if word == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(word)
+    except RuntimeError as error:
+        raise DeviceError(f"{word!r} is not a device; use auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise DeviceError(f"there is no device {word!r} here: this process sees {count} GPUs; use auto or cpu")
+    return word
+
+
+def batch_size_for(image_size: int) -> int:
+    """Images at a time that a network of the paper's sizes has room for: about a megapixel, at most 250.
+
+    What still does not fit is halved when the device says so (`evaluation.sampling.generate`, `evaluation.likelihood.estimate`).
+    """
+    return min(MAX_BATCH_SIZE, max(1, _PIXELS_AT_A_TIME // image_size**2))
+
+
+def arithmetic(device: str, precision: Precision) -> str:
+    """What a network computes in while sampling, in words for protocol cards."""
+    if precision == "bf16":
+        return "bfloat16 autocast"
+    return "float32" if device == "cpu" else "float32, convolutions in TF32"
+
+
+@contextlib.contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Float32 as IEEE means it: no autocast, and no TF32 in matrix products and convolutions, which CUDA uses unasked."""
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn
+    # The three are set together: PyTorch refuses to say whether TF32 is on where its parts disagree.
+    backends = (cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

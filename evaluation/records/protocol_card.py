@@ -1,0 +1,103 @@
+"""The protocol card: everything that a number depends on, beside the number.
+
+Distances of the same model differ by whole units between protocols (counts, resize, sampler, weights), so a number
+without its card can't be compared with anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from training.config.experiment import SamplingConfig
+from training.config.spacing import parse_spacing
+
+_PACKAGES = ("iddpm-pipelines", "torch", "numpy", "torch-fidelity")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the number."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def num_sampling_steps(sampling: SamplingConfig, num_timesteps: int) -> int:
+    """The paper's K: network evaluations an image."""
+    return len(parse_spacing(sampling.spacing, num_timesteps))
+
+
+def describe_sampling(sampling: SamplingConfig, num_timesteps: int) -> str:
+    """The sampler in words: "ancestral, 250 of 4,000 steps"."""
+    name = {"ancestral": "ancestral", "ddim": f"DDIM, eta {sampling.eta:g}", "dpm_solver_pp": "DPM-Solver++ (2M)"}[sampling.method]
+    clip = "" if sampling.clip_denoised else ", x_0 not clipped"
+    return f"{name}, {num_sampling_steps(sampling, num_timesteps):,} of {num_timesteps:,} steps{clip}"
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose, so that what is chosen on one draw is not reported on the same draw.
+
+    Args:
+        seed: The experiment's.
+        purpose: "score" (the same noise at every checkpoint and decay), "choose", "report", "nightly-2026-11-24".
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6])
+
+
+def as_plain(value: Any) -> Any:
+    """The value as JSON carries it: tuples as lists, numbers that are not finite as null."""
+    if isinstance(value, dict):
+        return {str(name): as_plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(item) for item in value]
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return None
+    return value
+
+
+def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
+    """The protocol card in words, a name and what it says a row.
+
+    Args:
+        card: As `evaluation.evaluate.preflight` makes it.
+        likelihood_summary: What was found of the bits/dim, which knows how often the network was asked; None if it was not taken.
+    """
+    distance, likelihood = card["distance"], card["likelihood"]
+    reference = distance["reference"]
+    rows = [
+        ("Model", card["model"]),
+        ("Samples", f"{distance['num_samples']:,}, {distance['quantization']}"),
+        ("Sampler", distance["sampler"]),
+        ("Labels", f"{distance['labels']}" if distance["labels"] else "none, the model is unconditional"),
+        *([("Enlarged", distance["low_res"])] if distance.get("low_res") else []),
+        ("Seed", f"{distance['seed']} (purpose: {distance['purpose']})"),
+        ("Precision", distance.get("arithmetic", distance["precision"])),
+        (
+            "Reference",
+            f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}, "
+            f"{reference['image_size']}x{reference['image_size']}, resize: {reference['resize']}, "
+            f"digest {reference['data_digest'][:12]}",
+        ),
+        ("Features", f"{reference['extractor']}, weights sha256 {reference['extractor_sha256'][:12]}"),
+        ("Standard error", "delete-a-group jackknife over ten blocks of samples: the spread over draws, not the bias of a finite sample"),
+    ]
+    if likelihood is not None:
+        rows += [
+            (
+                "Likelihood",
+                f"{likelihood['num_images']:,} {likelihood['split']} images, {likelihood['form']} over "
+                f"{likelihood['num_timesteps']:,} timesteps, {(likelihood_summary or {}).get('num_evaluations_per_image', '?')} "
+                f"network evaluations an image, seed {likelihood['seed']}",
+            ),
+            ("Decoder", likelihood["decoder"]),
+        ]
+    rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())))
+    rows.append(("Device", card["device"]))
+    return rows

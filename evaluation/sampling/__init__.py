@@ -1,0 +1,1 @@
+"""Trained networks read from checkpoints, and the images that are drawn from them."""

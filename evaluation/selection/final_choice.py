@@ -1,0 +1,137 @@
+"""The final choice among the best few checkpoints, at full protocol and on fresh noise.
+
+The smallest of many noisy scores is smaller than it deserves (the winner's curse); scoring the best few again, with other
+seeds and the reported number's counts and sampler, chooses by what will be reported. The report then draws once more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.evaluate.preflight import EvaluationOptions, preflight
+from evaluation.evaluate.run import evaluate
+from evaluation.monitoring.checkpoint_scorer import EVALUATIONS, read_history
+from evaluation.monitoring.early_stopping import Candidate, best_few
+from evaluation.records.protocol_card import as_plain
+from evaluation.records.result import EvaluationResult
+from evaluation.sampling.trained_model import ModelSpec
+from training import storage
+from training.checkpoints import checkpoint
+from training.console import say
+
+CHOICE = "choice.json"
+
+
+class ChoiceError(ValueError):
+    """A run in which there is nothing to choose; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rescored:
+    """A candidate at full protocol.
+
+    Attributes:
+        candidate: The weights, and their score beside training.
+        distance: At full protocol; None for an only candidate, which needs no second look.
+        standard_error: Of `distance`.
+    """
+
+    candidate: Candidate
+    distance: float | None
+    standard_error: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """The weights that will be reported and registered.
+
+    Attributes:
+        checkpoint_uri: Their checkpoint.
+        step: Its training step.
+        weights: Which weights of it.
+        candidates: All that were looked at, best first.
+        reason: One sentence for a person.
+    """
+
+    checkpoint_uri: str
+    step: int
+    weights: str
+    candidates: tuple[Rescored, ...]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        plain: dict[str, Any] = as_plain(dataclasses.asdict(self))
+        return plain
+
+
+def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: EvaluationOptions | None = None) -> Choice:
+    """Scores the best few checkpoints of a run again and keeps the choice in its directory.
+
+    All candidates are drawn from on the same noise, which is neither that of the scores nor that of the report. What a
+    killed run has rescored is not done again.
+
+    Args:
+        run_uri: The run's directory.
+        data_uri: Its data set.
+        reference_uri: Reference statistics.
+        options: How the work is done; likelihood and other measures are left to the report.
+
+    Raises:
+        ChoiceError: No checkpoint that is still there has a finite score.
+    """
+    history = read_history(run_uri)
+    present = set(checkpoint.steps(run_uri))
+    usable = [score for score in history if int(score["step"]) in present]
+    if not best_few(usable, 1):
+        raise ChoiceError(
+            f"{run_uri}: none of {len(present)} checkpoints has a finite score; score one, or name the checkpoint to evaluate"
+        )
+    experiment = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, int(usable[0]["step"])))
+    candidates = best_few(usable, experiment.evaluation.rescore_best)
+    if len(candidates) == 1:
+        rescored = [Rescored(candidate=candidates[0], distance=None, standard_error=None)]
+        reason = f"the best score beside training, {candidates[0].score:.4g}"
+    else:
+        say(f"comparing the best {len(candidates)} checkpoints at full protocol")
+        rescored = sorted(
+            (_rescore(run_uri, candidate, data_uri, reference_uri, options or EvaluationOptions()) for candidate in candidates),
+            key=lambda item: (item.distance, item.candidate.step),
+        )
+        reason = f"distance {rescored[0].distance:.4g} at full protocol, the smallest of {len(rescored)} candidates"
+    best = rescored[0].candidate
+    choice = Choice(
+        checkpoint_uri=checkpoint.checkpoint_uri(run_uri, best.step),
+        step=best.step,
+        weights=best.weights,
+        candidates=tuple(rescored),
+        reason=reason,
+    )
+    storage.write_json(storage.join(run_uri, EVALUATIONS, CHOICE), choice.to_dict())
+    say(f"chose step {choice.step:,} ({choice.weights}): {choice.reason}")
+    return choice
+
+
+def kept_result(model: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult | None:
+    """The stored result of the same evaluation of the same weights; None where there is none."""
+    job = preflight(model, data_uri, reference_uri, options)
+    uri = storage.join(job.run_uri, EVALUATIONS, f"{options.result_name}.json")
+    if not storage.exists(uri):
+        return None
+    kept = EvaluationResult.from_dict(storage.read_json(uri))
+    return kept if kept.protocol == job.card else None
+
+
+def _rescore(run_uri: str, candidate: Candidate, data_uri: str, reference_uri: str, options: EvaluationOptions) -> Rescored:
+    mine = dataclasses.replace(
+        options, likelihood=False, metrics=(), purpose="choose", result_name=f"choose-{candidate.step:08d}-{candidate.weights}"
+    )
+    model = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, candidate.step), weights=candidate.weights)
+    result = kept_result(model, data_uri, reference_uri, mine)
+    if result is None:
+        result = evaluate(model, data_uri, reference_uri, options=mine)
+    else:
+        say(f"step {candidate.step:,} ({candidate.weights}) was scored at full protocol before: {result.distance:.4g}")
+    return Rescored(candidate=candidate, distance=result.distance, standard_error=result.distance_standard_error)

@@ -1,0 +1,218 @@
+"""A batch of images in a file against a reference in a file: how published numbers are checked, and others' samples scored.
+
+Both may be the field's npz files: the ADM evaluator's sample batches (`arr_0`) and reference batches (`mu`, `sigma`,
+`mu_s`, `sigma_s`, `arr_0`), EDM's and pytorch-fid's statistics, or ours. A file that does not say which network and
+images its statistics come from is taken at its user's word, and the result says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, jackknife_error, without_each_block
+from evaluation.distances.metrics import (
+    Kept,
+    Measured,
+    MetricError,
+    by_name,
+    features_of,
+    measure,
+    parse_metrics,
+    require_count,
+    require_extractor,
+)
+from evaluation.distances.reference_statistics import ReferenceStatistics, load_reference, moments_of, require_comparable
+from evaluation.features.extractors import FeatureExtractor, Named, distance_name, load_extractor, published
+from evaluation.records import npz
+from evaluation.records.devices import choose_device
+from evaluation.records.protocol_card import versions
+from training.config.experiment import Extractor
+from training.console import say
+
+BATCH_SIZE = 250
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchScore:
+    """What was found.
+
+    Attributes:
+        distance_name: "FID" in the standard Inception network's features, for all that the files say.
+        distance: The Frechet distance.
+        standard_error: Over the draw of the samples; None for statistics without images.
+        num_samples: Images of the sample batch; None if unknown.
+        metrics: Further measures by name: value, standard_error, note.
+        reference: What the reference says of itself.
+        protocol: The card: which files, how many samples, whose features, where, by which versions.
+    """
+
+    distance_name: str
+    distance: float
+    standard_error: float | None
+    num_samples: int | None
+    metrics: dict[str, Any]
+    reference: str
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reference:
+    features: FeatureStatistics
+    spatial: FeatureStatistics | None
+    images_uri: str
+    words: str
+
+
+def score_batch(
+    samples_uri: str,
+    reference_uri: str,
+    *,
+    extractor: Extractor | FeatureExtractor = "inception",
+    extractor_weights: str | None = None,
+    metrics: Sequence[str] = (),
+    device: str = "auto",
+) -> BatchScore:
+    """Scores the images, or the statistics, of one file against another.
+
+    Args:
+        samples_uri: A sample batch (`arr_0`), or statistics alone (`mu`, `sigma`), which allow the distance alone.
+        reference_uri: Statistics, with or without images; or images alone, whose statistics are then computed.
+        extractor: Whose features, by name or at hand.
+        extractor_weights: Path or `s3://` URI of its weights.
+        metrics: Further measures; see `evaluation.metrics`.
+        device: Where.
+
+    Raises:
+        NpzError: A file is not what it should be.
+        ProvenanceError: The reference says that it is of another extractor.
+        MetricError: A measure can't be taken of these files.
+        MomentsError: The statistics are of another number of dimensions.
+    """
+    here = choose_device(device)
+    found = _score(samples_uri, reference_uri, extractor, extractor_weights, metrics, here)
+    network = published(extractor) if isinstance(extractor, str) else extractor
+    card = {
+        "samples": samples_uri,
+        "num_samples": found.num_samples,
+        "reference": found.reference,
+        "reference_file": reference_uri,
+        "extractor": network.name,
+        "extractor_sha256": network.sha256,
+        "device": here,
+        "versions": versions(),
+    }
+    return dataclasses.replace(found, protocol=card)
+
+
+def _score(
+    samples_uri: str,
+    reference_uri: str,
+    extractor: Extractor | FeatureExtractor,
+    extractor_weights: str | None,
+    metrics: Sequence[str],
+    device: str,
+) -> BatchScore:
+    wanted = parse_metrics(metrics)
+    if "label_agreement" in wanted:
+        raise MetricError("label_agreement takes samples of our own models; 'iddpm evaluate' measures it")
+    with npz.opened(samples_uri) as file:
+        has_images = "arr_0" in file.files
+    if not has_images and wanted:
+        raise MetricError(f"{samples_uri} holds no images (arr_0), only statistics; {', '.join(sorted(wanted))} need images")
+    with npz.opened(reference_uri) as file:
+        has_statistics = "mu" in file.files
+    if not has_images and has_statistics:
+        return _score_statistics(samples_uri, reference_uri, published(extractor) if isinstance(extractor, str) else extractor)
+    if has_images:
+        require_count(wanted, npz.count_images(samples_uri), f"images in {samples_uri}")
+    network = load_extractor(extractor, weights=extractor_weights, device=device) if isinstance(extractor, str) else extractor
+    require_extractor(wanted, network)
+    if not has_statistics:
+        require_count(wanted, npz.count_images(reference_uri), f"images in {reference_uri}")
+    if not has_images:
+        return _scored_statistics(load_reference(samples_uri), _reference_of_images(reference_uri, network), network)
+    reference = _reference(reference_uri, network) if has_statistics else _reference_of_images(reference_uri, network)
+    _require_reference(wanted, reference, reference_uri)
+    return _score_images(samples_uri, reference, network, Kept(metrics=wanted), distance_name(network.name, network.sha256))
+
+
+def _score_statistics(samples_uri: str, reference_uri: str, network: Named) -> BatchScore:
+    """Statistics against statistics, for which no network is run."""
+    statistics = load_reference(samples_uri)
+    require_comparable(statistics, load_reference(reference_uri))
+    return _scored_statistics(statistics, _reference(reference_uri, network), network)
+
+
+def _scored_statistics(sample: ReferenceStatistics, reference: _Reference, network: Named) -> BatchScore:
+    if sample.provenance is not None:
+        sample.require(extractor=network)
+    return BatchScore(
+        distance_name=distance_name(network.name, network.sha256),
+        distance=frechet_distance(reference.features, sample.features),
+        standard_error=None,
+        num_samples=sample.features.num_images,
+        metrics={},
+        reference=reference.words,
+    )
+
+
+def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, kept: Kept, name: str) -> BatchScore:
+    count = npz.count_images(uri)
+    blocks = BlockedMoments(network.dim, count)
+    first = 0
+    for images in npz.stream_images(uri, BATCH_SIZE):
+        outputs = network.outputs(images)
+        blocks.update(torch.arange(first, first + len(images)), outputs["features"])
+        kept.update(outputs, None)
+        first += len(images)
+    real = None
+    if kept.metrics & {"kid", "precision_recall"}:
+        real = features_of(npz.stream_images(reference.images_uri, BATCH_SIZE), network)
+    measured: list[Measured] = measure(kept, reference_features=real, spatial=reference.spatial, is_inception=_is_fid(network))
+    error = jackknife_error(without_each_block(reference.features, blocks))
+    return BatchScore(
+        distance_name=name,
+        distance=frechet_distance(reference.features, blocks.total()),
+        standard_error=error if math.isfinite(error) else None,
+        num_samples=count,
+        metrics=by_name(measured),
+        reference=reference.words,
+    )
+
+
+def _reference_of_images(uri: str, network: FeatureExtractor) -> _Reference:
+    say(f"{uri} holds images without statistics: taking the features of {npz.count_images(uri):,} of them")
+    moments, spatial = moments_of(npz.stream_images(uri, BATCH_SIZE), network)
+    return _Reference(
+        features=moments.statistics(),
+        spatial=spatial.statistics() if spatial is not None else None,
+        images_uri=uri,
+        words=f"{moments.num_images:,} images of {uri}, features of {network.name}",
+    )
+
+
+def _reference(uri: str, network: Named) -> _Reference:
+    found = load_reference(uri)
+    if found.provenance is not None:
+        provenance = found.require(extractor=network)
+        words = f"{provenance.num_images:,} {provenance.split} images of {provenance.data_name}, {provenance.extractor}"
+    else:
+        words = f"{uri} does not say which images, network and resize its statistics come from; they are taken for {network.name}'s"
+    return _Reference(features=found.features, spatial=found.spatial, images_uri=found.images_uri, words=words)
+
+
+def _require_reference(wanted: frozenset[Any], reference: _Reference, uri: str) -> None:
+    if wanted & {"kid", "precision_recall"} and not reference.images_uri:
+        raise MetricError(f"{uri} holds no images (arr_0): KID and precision/recall compare single images; take an ADM reference batch")
+    if "sfid" in wanted and reference.spatial is None:
+        raise MetricError(f"{uri} holds no spatial statistics (mu_s, sigma_s): the sFID needs them, or the images")
+
+
+def _is_fid(network: FeatureExtractor) -> bool:
+    return distance_name(network.name, network.sha256) == "FID"

@@ -1,0 +1,291 @@
+"""Averages of many decays out of one run, scored on common noise: supplement figure 7 without training it again.
+
+A decay that training kept is taken from its checkpoint; any other one is rebuilt from the run's snapshots of
+power-function averages (`training.checkpoints.averages`), if those determine it.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.distances.frechet import jackknife_error
+from evaluation.evaluate.preflight import EvaluationOptions
+from evaluation.evaluate.run import evaluate
+from evaluation.records.protocol_card import as_plain, card_rows
+from evaluation.records.result import EvaluationResult
+from evaluation.reports import figures
+from evaluation.reports.study import Study, as_json
+from evaluation.reports.table_page import table_page
+from evaluation.sampling.trained_model import ModelSpec
+from evaluation.selection.final_choice import kept_result
+from training import storage
+from training.checkpoints import averages, checkpoint
+from training.console import say
+from training.models.posthoc_ema import ReconstructionError
+
+REBUILT = "rebuilt"
+
+
+class SweepError(ValueError):
+    """A run or decays that can't be swept; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepPoint:
+    """One average.
+
+    Attributes:
+        step: Of the checkpoint.
+        decay: Of the average.
+        source: "kept", "rebuilt", or why it can't be had.
+        rebuild_error: Expected error of a rebuilt one, in units of the distance from the weights to the average; None of others.
+        distance: On the sweep's noise; None where it can't be had.
+        standard_error: Of `distance`.
+        behind: How much larger than the best of its step.
+        behind_standard_error: Of `behind`, on common noise; None for the best itself.
+        checkpoint_uri: Where its weights are.
+        weights: Their name there.
+    """
+
+    step: int
+    decay: float
+    source: str
+    rebuild_error: float | None = None
+    distance: float | None = None
+    standard_error: float | None = None
+    behind: float | None = None
+    behind_standard_error: float | None = None
+    checkpoint_uri: str = ""
+    weights: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """The averages of a run, by step and decay.
+
+    Attributes:
+        run_uri: Which run.
+        distance_name: What the distance is called.
+        points: By step, then decay.
+        protocol: The card of one of them.
+    """
+
+    run_uri: str
+    distance_name: str
+    points: tuple[SweepPoint, ...]
+    protocol: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        plain: dict[str, Any] = as_plain(dataclasses.asdict(self))
+        return plain
+
+    def best(self) -> SweepPoint:
+        """The average with the smallest distance."""
+        return min((point for point in self.points if point.distance is not None), key=lambda point: point.distance or 0.0)
+
+
+def sweep(
+    run_uri: str,
+    decays: Sequence[float],
+    data_uri: str,
+    reference_uri: str,
+    *,
+    steps: Sequence[int] = (),
+    at_full_protocol: bool = False,
+    max_error: float = 0.005,
+    options: EvaluationOptions | None = None,
+) -> Sweep:
+    """Scores averages of a run.
+
+    Args:
+        run_uri: The run's directory; decays that it did not keep need its snapshots (`optim.ema_snapshot_stds`).
+        decays: Of the averages.
+        data_uri: The data set that it was trained on.
+        reference_uri: Reference statistics.
+        steps: At which numbers of updates; none takes the latest.
+        at_full_protocol: By the reported number's protocol; otherwise by that of the scores beside training.
+        max_error: Largest expected error of a rebuilt average, in units of the distance from the weights to the average.
+        options: How the work is done.
+
+    Raises:
+        SweepError: No decay is given, one is not in (0, 1), or none of them can be had.
+    """
+    if not decays or not all(0 < decay < 1 for decay in decays):
+        raise SweepError(f"decays are numbers between 0 and 1, such as 0.99,0.999; got {list(decays)}")
+    present, snapshots = checkpoint.steps(run_uri), averages.snapshots(run_uri)
+    latest = max([*present, *(snapshot.step for snapshot in snapshots)], default=None)
+    if latest is None:
+        raise SweepError(f"{run_uri}: there are neither checkpoints nor snapshots")
+    found: list[tuple[SweepPoint, EvaluationResult | None]] = []
+    for step in sorted(set(steps) or {latest}):
+        for decay in sorted(set(decays)):
+            point = _find(run_uri, step, decay, kept=step in present, max_error=max_error)
+            result = _score(point, data_uri, reference_uri, options or EvaluationOptions(), at_full_protocol) if point.weights else None
+            found.append((point, result))
+    results = [result for _, result in found if result is not None]
+    if not results:
+        raise SweepError(f"{run_uri}: no average of these can be had: {'; '.join(sorted({point.source for point, _ in found}))}")
+    return Sweep(
+        run_uri=run_uri,
+        distance_name=results[0].distance_name,
+        points=tuple(_measured(point, result, _best_of(point.step, found)) for point, result in found),
+        protocol=results[0].protocol,
+    )
+
+
+def _find(run_uri: str, step: int, decay: float, *, kept: bool, max_error: float) -> SweepPoint:
+    """Where the average is, made if need be."""
+    point = SweepPoint(step=step, decay=decay, source="kept")
+    uri, weights = checkpoint.checkpoint_uri(run_uri, step), f"ema_{decay}"
+    if kept and weights in checkpoint.weights_names(uri):
+        return dataclasses.replace(point, checkpoint_uri=uri, weights=weights)
+    out_uri = storage.join(run_uri, REBUILT, f"decay={decay}")
+    uri = checkpoint.checkpoint_uri(out_uri, step)
+    try:
+        if step not in checkpoint.steps(out_uri):
+            averages.rebuild_average(run_uri, out_uri, decay=decay, step=step, max_error=max_error)
+            say(f"rebuilt the average of decay {decay:g} at step {step:,}")
+    except ReconstructionError as error:
+        return dataclasses.replace(point, source=str(error))
+    rebuild_error = checkpoint.load(uri, "state.json")["rebuilt"]["error"]
+    if rebuild_error > max_error:  # an earlier sweep allowed more
+        return dataclasses.replace(point, source=f"the rebuilt average of decay {decay:g} is off by {rebuild_error:.2%}")
+    return dataclasses.replace(point, source="rebuilt", rebuild_error=rebuild_error, checkpoint_uri=uri, weights=weights)
+
+
+def _score(point: SweepPoint, data_uri: str, reference_uri: str, options: EvaluationOptions, full: bool) -> EvaluationResult:
+    evaluation = checkpoint.load_experiment(point.checkpoint_uri).evaluation
+    options = dataclasses.replace(
+        options,
+        likelihood=False,
+        metrics=(),
+        purpose="ema-sweep",
+        num_samples=options.num_samples or (evaluation.num_samples if full else evaluation.scoring_num_samples),
+        sampling=options.sampling or (evaluation.sampling if full else evaluation.scoring_sampling),
+        result_name=f"ema-sweep-{point.step:08d}-{point.weights}",
+    )
+    spec = ModelSpec(checkpoint_uri=point.checkpoint_uri, weights=point.weights)
+    return kept_result(spec, data_uri, reference_uri, options) or evaluate(spec, data_uri, reference_uri, options=options)
+
+
+def _best_of(step: int, found: Sequence[tuple[SweepPoint, EvaluationResult | None]]) -> EvaluationResult | None:
+    results = [result for point, result in found if point.step == step and result is not None]
+    return min(results, key=lambda result: result.distance, default=None)
+
+
+def _measured(point: SweepPoint, result: EvaluationResult | None, best: EvaluationResult | None) -> SweepPoint:
+    if result is None or best is None:
+        return point
+    pairs = zip(result.distance_without_blocks, best.distance_without_blocks, strict=True)
+    error = jackknife_error([mine - its for mine, its in pairs]) if result is not best else None
+    return dataclasses.replace(
+        point,
+        distance=result.distance,
+        standard_error=result.distance_standard_error,
+        behind=result.distance - best.distance,
+        behind_standard_error=error,
+    )
+
+
+def as_csv(found: Sweep) -> str:
+    """The points as a table for other programs."""
+    buffer = io.StringIO()
+    names = [field.name for field in dataclasses.fields(SweepPoint)]
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(point) for point in found.points)
+    return buffer.getvalue()
+
+
+def table(found: Sweep) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows for people."""
+    headers = ["step", "decay", found.distance_name, "behind the best of its step", "weights"]
+    return headers, [_row(point) for point in found.points]
+
+
+def absent(found: Sweep) -> list[str]:
+    """Why averages could not be had, a sentence each."""
+    return [f"decay {point.decay:g} at step {point.step:,}: {point.source}" for point in found.points if point.distance is None]
+
+
+def as_text(found: Sweep) -> str:
+    """The table as a terminal shows it, and below it what could not be had."""
+    headers, rows = table(found)
+    widths = [max(len(row[column]) for row in [headers, *rows]) for column in range(len(headers))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [headers, *rows]]
+    return "\n".join([*lines, *absent(found)])
+
+
+def figure(found: Sweep) -> str:
+    """The distance by decay, a line a step, as SVG."""
+    lines: dict[str, list[tuple[float, float, float | None]]] = {}
+    for point in found.points:
+        if point.distance is not None:
+            lines.setdefault(f"step {point.step:,}", []).append((point.decay, point.distance, point.standard_error))
+    return figures.distance_by_decay(lines, distance_name=found.distance_name)
+
+
+def as_page(found: Sweep) -> str:
+    """The figure and the table as one page."""
+    headers, rows = table(found)
+    distance = found.protocol["distance"]
+    return table_page(
+        f"Averages of one run: {found.distance_name} by decay",
+        headers,
+        rows,
+        card=[(name, words) for name, words in card_rows(found.protocol) if name != "Model"],
+        lead=[f"{found.run_uri}, supplement figure 7's question answered after training."],
+        notes=[f"{distance['num_samples']:,} samples, {distance['sampler']}, the same noise for every average.", *absent(found)],
+        pictures={"Bars are one standard error; on common noise differences are surer than the bars say.": figure(found).encode()},
+    )
+
+
+def as_study(found: Sweep) -> Study:
+    """The files, and the numbers as MLflow draws them.
+
+    A decay is no step: each has a metric of its own, `distance/0.9999`, at the checkpoint's step. The figure's line is
+    `distance_by_updates_averaged/step_200000`, whose steps are 1 / (1 - decay), the figure's axis.
+    """
+    had = [point for point in found.points if point.distance is not None]
+    best = {point.step: point for point in had if point.behind == 0}
+    points: dict[tuple[str, int], float | None] = {}
+    for point in had:
+        points |= {
+            (f"distance/{point.decay}", point.step): point.distance,
+            (f"distance_standard_error/{point.decay}", point.step): point.standard_error,
+            (f"behind_best/{point.decay}", point.step): point.behind,
+            (f"distance_by_updates_averaged/step_{point.step}", round(1 / (1 - point.decay))): point.distance,
+        }
+    for step, point in best.items():
+        points |= {("best_decay", step): point.decay, ("best_distance", step): point.distance}
+    name = found.run_uri.rstrip("/").rpartition("/")[2]
+    return Study(
+        kind="ema-sweep",
+        title=f"EMA sweep: {name}",
+        text=as_text(found),
+        models={name: found.run_uri},
+        protocol=found.protocol,
+        points=points,
+        files={
+            "sweep.html": as_page(found).encode(),
+            "sweep.csv": as_csv(found).encode(),
+            "sweep.json": as_json(found.to_dict()),
+            "sweep.svg": figure(found).encode(),
+        },
+    )
+
+
+def _row(point: SweepPoint) -> list[str]:
+    if point.distance is None:
+        return [f"{point.step:,}", f"{point.decay:g}", "-", "-", "not to be had"]
+    error = f" +- {point.standard_error:.2g}" if point.standard_error else ""
+    behind = "best" if point.behind == 0 else f"{point.behind:.3g}"
+    behind += f" +- {point.behind_standard_error:.2g}" if point.behind_standard_error else ""
+    source = f"rebuilt, {point.rebuild_error:.2%} off" if point.rebuild_error is not None else point.source
+    return [f"{point.step:,}", f"{point.decay:g}", f"{point.distance:.4g}{error}", behind, source]

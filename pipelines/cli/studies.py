@@ -1,0 +1,159 @@
+"""ema-sweep, replay-stopping, score-batch, adopt-reference: studies of a run, and files of other people's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from pipelines.cli import scoring
+from pipelines.cli.recording import keep
+from pipelines.cli.services import connect
+
+_RUN = typer.Argument(..., help="A run's directory, runs:/ID, or models:/NAME@ALIAS.")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    commands: dict[str, Callable[..., None]] = {
+        "ema-sweep": ema_sweep,
+        "replay-stopping": replay_stopping,
+        "score-batch": score_batch,
+        "adopt-reference": adopt_reference,
+    }
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=scoring.PANEL)(command)
+
+
+def ema_sweep(
+    run: str = _RUN,
+    decays: str = typer.Option(..., help="Decays like 0.99,0.999,0.9999; what was not kept is rebuilt from the run's snapshots."),
+    at: str = typer.Option("", help="Numbers of updates like 100000,200000; empty takes the latest."),
+    full: bool = typer.Option(False, "--full", help="By the reported number's protocol rather than that of the scores in training."),
+    max_error: float = typer.Option(0.005, help="Largest expected error of a rebuilt average, as a share of weights minus average."),
+    data: str = scoring.DATA,
+    reference: str = scoring.REFERENCE,
+    extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
+    out: Path = typer.Option(Path("ema-sweep"), help="Folder for sweep.html, sweep.csv, sweep.json and sweep.svg."),
+    num_workers: int = scoring.WORKERS,
+    device: str = scoring.DEVICE,
+    as_json: bool = scoring.JSON,
+) -> None:
+    """Score averages of many decays out of one run, on common noise (figure 7)."""
+    connect()
+    from evaluation.evaluate.preflight import EvaluationOptions
+    from evaluation.monitoring.checkpoint_scorer import run_uri_of
+    from evaluation.selection.named_model import find_model
+    from evaluation.studies import ema_sweep as study
+
+    wanted = _numbers(decays, float, "--decays")
+    steps = _numbers(at, int, "--at")
+    named = find_model(run)
+    data_uri = scoring.data_of(data, named.data_uri, run)
+    reference_uri = reference or scoring.reference_beside(named.checkpoint_uri, data_uri, "", extractor_weights)
+    options = EvaluationOptions(num_workers=num_workers, device=device, extractor_weights=extractor_weights or None)
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
+    found = study.sweep(
+        run_uri_of(named.checkpoint_uri),
+        wanted,
+        data_uri,
+        reference_uri,
+        steps=steps,
+        at_full_protocol=full,
+        max_error=max_error,
+        options=options,
+    )
+    keep(study.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
+
+
+def replay_stopping(
+    run: str = _RUN,
+    num_samples: int = typer.Option(0, min=0, help="Images of a full score; 0 takes the experiment's."),
+    steps: str = scoring.STEPS,
+    method: str = scoring.METHOD,
+    rescored: int = typer.Option(0, min=0, help="How many of the best are scored again; 0 takes the experiment's."),
+    data: str = scoring.DATA,
+    reference: str = scoring.REFERENCE,
+    extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
+    out: Path = typer.Option(Path("replay-stopping"), help="Folder for replay.html, replay.json and replay.txt."),
+    num_workers: int = scoring.WORKERS,
+    device: str = scoring.DEVICE,
+    as_json: bool = scoring.JSON,
+) -> None:
+    """Score every checkpoint at full protocol, and say whether early stopping picked the same and at what cost."""
+    connect()
+    from evaluation.evaluate.preflight import EvaluationOptions
+    from evaluation.monitoring.checkpoint_scorer import run_uri_of
+    from evaluation.selection.named_model import find_model
+    from evaluation.studies import stopping_replay_page as replay_page
+    from evaluation.studies.stopping_replay import replay
+
+    named = find_model(run)
+    data_uri = scoring.data_of(data, named.data_uri, run)
+    reference_uri = reference or scoring.reference_beside(named.checkpoint_uri, data_uri, "", extractor_weights)
+    options = EvaluationOptions(
+        num_samples=num_samples or None,
+        sampling=scoring.sampling_of(named.spec(), steps, method) if steps or method else None,
+        extractor_weights=extractor_weights or None,
+        num_workers=num_workers,
+        device=device,
+    )
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
+    found = replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
+    keep(replay_page.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
+
+
+def score_batch(
+    samples: str = typer.Argument(..., help="npz of images (arr_0), or of statistics (mu, sigma)."),
+    reference: str = typer.Argument(..., help="npz of reference statistics, an ADM reference batch, or images alone."),
+    extractor: str = typer.Option("inception", help="inception, digits-classifier, vgg16 or clip-vit-b-32."),
+    extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
+    metrics: list[str] = scoring.METRICS,
+    out: Path = typer.Option(Path("score-batch"), help="Folder for score.html and score.json."),
+    device: str = scoring.DEVICE,
+    as_json: bool = scoring.JSON,
+) -> None:
+    """Score a file of images against a file of reference statistics: for checking published numbers."""
+    connect()
+    from evaluation.studies import batch_score_page
+    from evaluation.studies.batch_score import score_batch as score
+
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is scored
+    found = score(
+        samples,
+        reference,
+        extractor=extractor,  # type: ignore[arg-type]  # what is none is refused there
+        extractor_weights=extractor_weights or None,
+        metrics=[metric for metric in metrics if metric != "none"],
+        device=device,
+    )
+    keep(batch_score_page.as_study(found), out, [""], dataclasses.asdict(found) if as_json else None)
+
+
+def adopt_reference(
+    file: str = typer.Argument(..., help="npz of statistics from elsewhere: mu and sigma, as EDM, pytorch-fid and ADM write them."),
+    data: str = typer.Argument(..., help="Directory of the data set whose training images they are of."),
+    out: str = typer.Argument(..., help="npz to write; give it as --reference."),
+    extractor: str = typer.Option("inception", help="Whose features they are."),
+) -> None:
+    """Vouch for statistics that do not say what they are of: all training images of a data set, in an extractor's features."""
+    connect()
+    from evaluation.distances.reference_statistics import adopt, vouched
+    from evaluation.features.extractors import published
+    from training import storage
+    from training.data.format.shards import read_manifest
+
+    network = published(extractor)
+    manifest = read_manifest(storage.join(data, "train"))
+    made = adopt(file, out, vouched(manifest, network.name, network.sha256))
+    print(f"{made.uri}: {made.features.dim}-dimensional features of {extractor}, vouched for as {manifest.num_images:,} images of {data}")
+
+
+def _numbers(words: str, kind: Callable[[str], Any], option: str) -> list[Any]:
+    try:
+        return [kind(word) for word in words.split(",") if word]
+    except ValueError as error:
+        raise ValueError(f"{option}: {words!r} are not numbers between commas") from error

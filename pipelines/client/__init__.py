@@ -1,0 +1,1 @@
+"""Kubeflow Pipelines from outside: connect, submit, follow, list and schedule runs."""

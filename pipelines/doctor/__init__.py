@@ -1,0 +1,1 @@
+"""Check that a cluster has all that a run needs."""

@@ -1,0 +1,1 @@
+"""Run the same pipelines on this machine through kfp.local."""

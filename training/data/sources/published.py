@@ -1,0 +1,170 @@
+"""The paper's data sets in the forms in which they are published."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training import storage
+from training.console import say
+from training.data.cache.archives import npz_array
+from training.data.cache.disk_cache import default_cache_dir, node_lock
+from training.data.format.shards import UNLABELLED, Images
+from training.data.sources.files import FileSource, file_source
+from training.data.sources.source import ArraySource, Item, Listing, Reader, Source, SourceError
+
+
+class Cifar10(ArraySource):
+    """CIFAR-10 as torchvision reads it (`cifar-10-batches-py`, checked by torchvision's MD5): 50,000 and 10,000 images."""
+
+    def __init__(self, root: str, split: str, *, download: bool = False) -> None:
+        """Args: folder that holds `cifar-10-batches-py`; "train" or "test"; whether to fetch it where it is missing."""
+        super().__init__("cifar10", split, image_channels=3)
+        self.root = root
+        self.download = download
+
+    def arrays(self) -> tuple[Images, npt.NDArray[np.int64], tuple[str, ...]]:
+        """Images `[rows, 32, 32, 3]`, labels 0 to 9 in torchvision's order (airplane first), their names."""
+        from torchvision.datasets import CIFAR10
+        from torchvision.datasets.utils import check_integrity
+
+        packed = Path(self.root) / CIFAR10.filename
+        try:
+            # torchvision unpacks the archive, where it is there and whole, by the same word that would download it.
+            with node_lock(default_cache_dir() / "cifar10.lock"):
+                download = self.download or check_integrity(str(packed), CIFAR10.tgz_md5)
+                data = CIFAR10(self.root, train=self.split == "train", download=download)
+        except (RuntimeError, OSError) as error:
+            raise SourceError(
+                f"{self.root}: CIFAR-10 is not there or not whole ({error}); put the folder cifar-10-batches-py or "
+                f"{packed.name} there, or let it be downloaded with the source 'cifar10'"
+            ) from error
+        return np.asarray(data.data), np.asarray(data.targets, dtype=np.int64), tuple(data.classes)
+
+
+_TRAIN_FILES = 10
+
+
+class LabelledImageNet64(Source):
+    """ImageNet-64 of Chrabaszcz et al. (2017): `train_data_batch_1.npz` to `_10`, `val_data.npz`; 1000 labels.
+
+    The whole image squashed by a box filter; not the release of van den Oord et al. (2016), whose likelihoods differ.
+    Each file holds `data` (uint8, `[rows, 3 * 64 * 64]`, channel after channel) and `labels` (1 to 1000).
+    """
+
+    def __init__(self, root: str, split: str) -> None:
+        """Args: folder with the files; "train" or "test"."""
+        self.root = root
+        self.name = "imagenet64-labelled"
+        self.split = split
+
+    def listing(self) -> Listing:
+        """One item a row, named by its file and place."""
+        pattern = "train_data_batch_*.npz" if self.split == "train" else "val_data.npz"
+        files = sorted(Path(self.root).glob(pattern), key=lambda path: (len(path.name), path.name))
+        if not files:
+            raise SourceError(f"{self.root}: holds no {pattern}, so it is not the labelled ImageNet-64 in npz form")
+        if self.split == "train" and len(files) != _TRAIN_FILES:
+            say(f"{self.root}: holds {len(files)} of the release's {_TRAIN_FILES} files {pattern}, so its other images will be missing")
+        items: list[Item] = []
+        for path in files:
+            labels = np.asarray(npz_array(path, "labels")).astype(np.int64)
+            rows = npz_array(path, "data")
+            if rows.ndim != 2 or rows.shape[1] != 3 * 64 * 64 or rows.dtype != np.uint8 or len(rows) != len(labels):
+                raise SourceError(f"{path}: data is {rows.dtype} {rows.shape} with {len(labels)} labels; it should be uint8 [rows, 12288]")
+            if len(labels) and not (labels.min() >= 1 and labels.max() <= 1000):
+                raise SourceError(f"{path}: labels run from {labels.min()} to {labels.max()}; they should be in 1..1000")
+            version = storage.version(str(path))
+            items += [
+                Item(f"{path.stem}/{row:06d}", int(label) - 1, rows.shape[1], (path.name, row), version) for row, label in enumerate(labels)
+            ]
+        return Listing(items, tuple(f"{label:04d}" for label in range(1, 1001)))
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Reader]:
+        """Maps each file at its first use."""
+        mapped: dict[str, npt.NDArray[Any]] = {}
+
+        def read(locator: tuple[str, int]) -> Images:
+            name, row = locator
+            if name not in mapped:
+                mapped[name] = npz_array(Path(self.root) / name, "data")
+            return np.ascontiguousarray(mapped[name][row].reshape(3, 64, 64).transpose(1, 2, 0))
+
+        yield read
+
+
+class Lsun(Source):
+    """One category of LSUN as published: an lmdb of encoded images, without labels."""
+
+    def __init__(self, directory: str, *, name: str, split: str) -> None:
+        """Args: the `<category>_train_lmdb` or `_val_lmdb` folder; "lsun-bedroom" and the like; which split it is."""
+        self.directory = directory
+        self.name = name
+        self.split = split
+
+    def listing(self) -> Listing:
+        """Every key."""
+        with self._transaction() as transaction:
+            keys = list(transaction.cursor().iternext(keys=True, values=False))
+        version = storage.version(str(Path(self.directory) / "data.mdb"))
+        return Listing([Item(key.decode("utf-8", "backslashreplace"), UNLABELLED, 0, key, version) for key in keys], ())
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Reader]:
+        """Reads by key."""
+        with self._transaction() as transaction:
+            yield lambda key: bytes(transaction.get(key) or b"")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        import lmdb
+
+        try:
+            with (
+                lmdb.open(self.directory, readonly=True, lock=False, readahead=False, create=False) as environment,
+                environment.begin(buffers=False) as transaction,
+            ):
+                yield transaction
+        except lmdb.Error as error:
+            raise SourceError(f"{self.directory}: is not an lmdb folder as LSUN publishes it ({error})") from error
+
+
+def official_imagenet64(root: str, split: str) -> FileSource:
+    """ImageNet-64 of van den Oord et al. (2016): PNG files in `train_64x64` and `valid_64x64`, folders or tars; no labels.
+
+    Raises:
+        SourceError: The files are not there, or are those of the labelled release.
+    """
+    if any(Path(root).glob("*_data*.npz")):
+        raise SourceError(f"{root}: holds the labelled ImageNet-64 (npz files); that is the source 'imagenet64-labelled'")
+    stem = "train_64x64" if split == "train" else "valid_64x64"
+    return file_source(_first(root, [stem, f"{stem}.tar", f"{stem}.zip"]), name="imagenet64-official", split=split, labels="none")
+
+
+def ilsvrc2012(root: str, split: str, *, labels: str = "auto") -> FileSource:
+    """ILSVRC2012: `train` or the tar of tars `ILSVRC2012_img_train.tar`; `val` in folders, or the flat tar with a table.
+
+    Args:
+        root: Folder that holds them.
+        split: "train" or "test" (the 50,000 validation images).
+        labels: For a flat validation split the address of a table; see `training.data.sources.labels`.
+
+    Raises:
+        SourceError: The files are not there.
+    """
+    stem = "train" if split == "train" else "val"
+    uri = _first(root, [stem, f"ILSVRC2012_img_{stem}.tar", f"{stem}.tar", f"{stem}.zip"])
+    return file_source(uri, name="imagenet", split=split, labels="folders" if split == "train" or labels == "auto" else labels)
+
+
+def _first(root: str, names: Sequence[str]) -> str:
+    for name in names:
+        if (Path(root) / name).exists():
+            return str(Path(root) / name)
+    raise SourceError(f"{root}: holds none of {', '.join(names)}")

@@ -1,0 +1,1 @@
+"""Data-parallel ranks, heartbeats, signals, and the way into Ray."""

@@ -1,0 +1,121 @@
+"""Which rank hangs: each one writes down how far it is, where the others can read it.
+
+A collective that times out says only that somebody did not come. Whoever times out reads here who that is: a process that
+stands still, or one that has not come as far as the others.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but its stubs do not say so
+
+from training.console import say
+
+_PATIENCE = timedelta(seconds=10)
+_PULSE_SECONDS = 1.0
+_LISTEN_SECONDS = 4.0
+
+
+class Heartbeats:
+    """Progress and pulse of each rank, in a store that lives in rank 0; made by all ranks together.
+
+    Progress is the step, and within it whether the rank computes or waits for the others. The pulse is a thread's count, so
+    that a process that is stopped, or whose machine is gone, is known by its silence.
+    """
+
+    def __init__(self, rank: int, world_size: int, *, alarm_seconds: float | None = None) -> None:
+        """Opens the store.
+
+        Args:
+            rank: This process's number.
+            world_size: Number of processes.
+            alarm_seconds: Say who is behind once this rank has made no progress for so long. For NCCL, whose time-out ends the
+                process before anybody can ask; None leaves it to who calls `verdict`.
+        """
+        self._rank, self._world_size = rank, world_size
+        self._alarm_seconds = alarm_seconds
+        self._progress: tuple[int, float] | None = None
+        host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        port: list[int] = [0]
+        if rank == 0:
+            self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+            port = [self._store.port]
+        dist.broadcast_object_list(port, src=0)
+        if rank != 0:
+            self._store = TCPStore(host, port[0], is_master=False, timeout=_PATIENCE)
+        self.beat(-1, waiting=False)
+        self._write("pulse", 0)
+        self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._start(self._pulse)
+        # Python ends its threads where they stand; one that stands in the store's C++ takes the process with it (SIGABRT).
+        atexit.register(self.end)
+
+    def _start(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name="iddpm-pulse", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def beat(self, step: int, *, waiting: bool) -> None:
+        """Notes how far this rank is. Tens of microseconds.
+
+        Args:
+            step: Update that it works on.
+            waiting: Whether it has done its share and now meets the others.
+        """
+        self._progress = 2 * step + waiting, time.monotonic()
+        self._write("progress", self._progress[0])
+
+    def end(self) -> None:
+        """Ends the pulse; returns once nothing of it runs."""
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(_PATIENCE.total_seconds())
+        atexit.unregister(self.end)
+
+    def verdict(self) -> str:
+        """One clause that names who is behind; takes a few seconds."""
+        try:
+            before = self._read("pulse")
+            time.sleep(_LISTEN_SECONDS)
+            silent = [rank for rank, (a, b) in enumerate(zip(before, self._read("pulse"), strict=True)) if a == b]
+            progress = self._read("progress")
+        except RuntimeError:
+            return "rank 0 does not answer"
+        behind = silent or [rank for rank, value in enumerate(progress) if value < max(progress)]
+        if not behind:
+            return f"all ranks wait for each other in step {max(progress) // 2:,}; the network between them is the likely cause"
+        word = "stands still" if silent else "did not finish its share"
+        return ", ".join(f"rank {rank} {word} in step {progress[rank] // 2:,}" for rank in behind)
+
+    def _pulse(self) -> None:
+        count = 0
+        warned_of = -1
+        while not self._ended.wait(_PULSE_SECONDS):
+            count += 1
+            self._write("pulse", count)
+            progress, since = self._progress or (-1, 0.0)
+            if self._alarm_seconds is not None and progress > warned_of and time.monotonic() - since > self._alarm_seconds:
+                warned_of = progress
+                # In a thread of its own: this one goes on telling the others that it lives.
+                self._start(functools.partial(self._warn, self._alarm_seconds))
+
+    def _warn(self, seconds: float) -> None:
+        say(f"{self.verdict()}; rank {self._rank} has made no progress for {seconds:.0f} s")
+
+    def _write(self, what: str, value: int) -> None:
+        try:
+            self._store.set(f"{what}/{self._rank}", str(value))
+        except RuntimeError:  # a store that is gone is no reason to stop
+            return
+
+    def _read(self, what: str) -> list[int]:
+        return [int(self._store.get(f"{what}/{rank}")) for rank in range(self._world_size)]

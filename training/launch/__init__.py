@@ -1,0 +1,1 @@
+"""Start the training loop: under Ray Train, under torchrun, or alone."""

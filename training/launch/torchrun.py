@@ -1,0 +1,127 @@
+"""Training with torch alone: no Ray, no MLflow, no S3, one process or torchrun.
+
+    python -m training.launch.torchrun --preset cifar10-hybrid-cosine --steps 100
+    torchrun --nproc-per-node 8 -m training.launch.torchrun --preset imagenet64-hybrid-cosine --steps 100 --bf16 --compile
+
+For a bare GPU machine: it runs and times the very loop that the pipelines run, on random images of the data set's
+shape, so that a speed can be measured where nothing but torch is installed. What it prints is one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training.config.experiment import ConfigError, Experiment, Resources
+from training.config.presets import preset
+from training.loop.trainer import Hooks, Trainer, TrainingError
+
+
+@dataclass(frozen=True, slots=True)
+class RandomBatch:
+    """Images drawn uniformly from the 256 levels."""
+
+    images: Tensor
+    labels: Tensor | None
+    indices: Tensor
+
+
+class RandomImages:
+    """A source of one batch of random images, made once and reused: what is timed is the loop, not the source."""
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        data = experiment.data
+        self.size = experiment.optim.global_batch_size
+        generator = torch.Generator().manual_seed(experiment.seed)
+        shape = (self.size, data.image_channels, data.image_size, data.image_size)
+        self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+        labels = torch.randint(0, data.num_classes, (self.size,), generator=generator).to(device) if data.num_classes else None
+        self.labels = labels
+        self.offsets = torch.arange(self.size, device=device)
+
+    def batches(
+        self, first_step: int, num_steps: int, start: int = 0, stop: int | None = None, *, pin_memory: bool = False
+    ) -> Iterator[RandomBatch]:
+        """The same images at every step, under that step's positions; they are on the device already."""
+        part = slice(start, stop)
+        labels = self.labels[part] if self.labels is not None else None
+        for step in range(first_step, first_step + num_steps):
+            yield RandomBatch(self.images[part], labels, self.offsets[part] + step * self.size)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains on random images and prints the mean speed; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.launch.torchrun", description="Time the training loop with torch alone.")
+    parser.add_argument("--preset", required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="section.field=value", dest="overrides")
+    parser.add_argument("--steps", type=int, default=50, help="updates that are timed")
+    parser.add_argument("--warmup", type=int, default=10, help="updates before, not timed")
+    parser.add_argument("--microbatch", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.steps < 1 or options.warmup < 0:
+        parser.error("--steps must be at least 1 and --warmup at least 0")
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    if world_size > 1:
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+    if on_gpu:
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    last: dict[str, float] = {}
+
+    def remember(step: int, metrics: Mapping[str, float]) -> None:
+        last.update(metrics)
+
+    try:
+        experiment = preset(options.preset, [*options.overrides, f"optim.num_steps={options.warmup + options.steps}"])
+        resources = Resources(
+            num_workers=world_size,
+            num_gpus_per_worker=int(on_gpu),
+            microbatch_size=options.microbatch,
+            precision="bf16" if options.bf16 else "fp32",
+            compile=options.compile,
+        )
+        source = RandomImages(experiment, device)
+        trainer = Trainer(experiment, resources, source, device=device, rank=rank, world_size=world_size, hooks=Hooks(log=remember))
+    except (ConfigError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    if options.warmup:
+        trainer.train(options.warmup)
+    started = time.perf_counter()
+    trainer.train(options.warmup + options.steps)
+    seconds = time.perf_counter() - started
+    trainer.close()
+    if rank == 0:
+        images = options.steps * experiment.optim.global_batch_size
+        report = {
+            "preset": experiment.name,
+            "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+            "world_size": world_size,
+            "precision": resources.precision,
+            "compile": resources.compile,
+            "steps": options.steps,
+            "images_per_second": images / seconds,
+            "loss": last["loss"],
+        }
+        print(json.dumps(report))  # noqa: T201
+    if world_size > 1:
+        dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""What training changes: the network's weights, their averages, the optimiser's moments, and what the sampler of t has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.config.experiment import Experiment, Resources
+from training.diffusion.timesteps import make_timestep_sampler
+from training.models.ema import EMA, PowerEMA
+from training.models.unet import make_model
+
+
+def learning_rate_at(step: int, learning_rate: float, lr_anneal_steps: int) -> float:
+    """Constant, or linear to 0 over `lr_anneal_steps` updates; the first update has the full rate."""
+    if lr_anneal_steps == 0:
+        return learning_rate
+    return learning_rate * max(0.0, 1.0 - step / lr_anneal_steps)
+
+
+class Learned:
+    """An experiment's network and all that goes on with it from one update to the next; the same on every rank.
+
+    Args:
+        experiment: Says the network, the optimiser and the averages.
+        resources: Say how the network lies in memory.
+        device: Where it is.
+    """
+
+    def __init__(self, experiment: Experiment, resources: Resources, device: torch.device) -> None:
+        optim = experiment.optim
+        # Every rank builds the same initial weights: the seed, not a broadcast, decides them.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(experiment.seed)
+            self.model = make_model(experiment, gradient_checkpointing=resources.gradient_checkpointing)
+        self.model.to(device).train()
+        if resources.compile and device.type == "cuda":
+            # Pays only with compile: eager CUDA GroupNorm returns NCHW.
+            nn.utils.convert_conv2d_weight_memory_format(self.model, torch.channels_last)
+        self.parameters = list(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=optim.learning_rate,
+            betas=optim.adam_betas,
+            eps=optim.adam_eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self.ema_decays, self.ema_snapshot_stds = optim.ema_decays, optim.ema_snapshot_stds
+        self.ema = EMA(self.model, optim.ema_decays)
+        self.power_ema = PowerEMA(self.model, optim.ema_snapshot_stds) if optim.ema_snapshot_stds else None
+        self.timestep_sampler = make_timestep_sampler(experiment.diffusion)
+
+    def update(self, step: int, learning_rate: float, found_inf: Tensor) -> None:
+        """Updates the weights by their gradients, and the averages by the weights.
+
+        Args:
+            step: Updates before this one.
+            learning_rate: Of this update.
+            found_inf: 1 on the device where the weights must stay as they are, else 0: the fused optimiser looks, the host does not.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.ema.update(self.model)
+        if self.power_ema is not None:
+            self.power_ema.update(self.model, step + 1)
+
+    def files(self) -> dict[str, Any]:
+        """Its files in a checkpoint, by name; the tensors are the live ones."""
+        files: dict[str, Any] = {
+            "model.pt": self.model.state_dict(),
+            "optimizer.pt": self.optimizer.state_dict(),
+            "timestep_sampler.pt": self.timestep_sampler.state_dict(),
+        }
+        for decay in self.ema_decays:
+            files[f"ema_{decay}.pt"] = self.ema.state_dict(decay)
+        if self.power_ema is not None:
+            for std in self.ema_snapshot_stds:
+                files[f"power_ema_{std}.pt"] = self.power_ema.state_dict(std)
+        return files
+
+    def restore(self, read: Callable[[str], Any]) -> None:
+        """Goes back to the files of a checkpoint, which `read` gives by name."""
+        self.model.load_state_dict(read("model.pt"))
+        self.optimizer.load_state_dict(read("optimizer.pt"))
+        self.timestep_sampler.load_state_dict(read("timestep_sampler.pt"))
+        for decay in self.ema_decays:
+            self.ema.load_state_dict(decay, read(f"ema_{decay}.pt"))
+        if self.power_ema is not None:
+            for std in self.ema_snapshot_stds:
+                self.power_ema.load_state_dict(std, read(f"power_ema_{std}.pt"))

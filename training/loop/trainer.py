@@ -1,0 +1,318 @@
+"""The training loop: data-parallel, resumable to the bit, and ignorant of who started it.
+
+It runs under Ray Train (`training.launch.ray_train`), under torchrun and under plain Python alike. Every random draw is keyed
+by (seed, step, index of the image in the global batch), so the number of workers, the microbatch and interruptions
+change nothing that the model sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training.config.experiment import Experiment, Resources
+from training.diffusion.losses import training_losses
+from training.diffusion.noise import Stream, keyed_normal, keyed_uniform
+from training.diffusion.process import make_process
+from training.distributed.heartbeats import Heartbeats
+from training.distributed.ranks import Network, Wish, agree, gather, share
+from training.loop.interfaces import Batch as Batch
+from training.loop.interfaces import BatchSource as BatchSource
+from training.loop.interfaces import DivergedError as DivergedError
+from training.loop.interfaces import Hooks as Hooks
+from training.loop.interfaces import Outcome as Outcome
+from training.loop.interfaces import TrainingError as TrainingError
+from training.loop.meter import Meter
+from training.loop.microbatch import largest_that_fits
+from training.loop.train_state import Learned, learning_rate_at
+from training.models.dropout import dropout_key
+from training.models.upsampler import make_low_res
+
+MAX_CONSECUTIVE_SKIPS = 10
+MAX_ROLLBACKS = 2
+
+
+def log_interval(checkpoint_interval: int) -> int:
+    """Updates between logged metrics: the largest divisor of the checkpoint interval up to 50.
+
+    A divisor, so that where a checkpoint is due it is known whether updates are being skipped.
+    """
+    return max(n for n in range(1, min(50, checkpoint_interval) + 1) if checkpoint_interval % n == 0)
+
+
+class Trainer:
+    """One worker of a training run.
+
+    Args:
+        experiment: What to train.
+        resources: How; changes speed only.
+        batches: The source of images.
+        device: Where this worker computes.
+        rank: This worker's number.
+        world_size: Number of workers; each takes an equal share of the global batch (the first ones one more).
+        hooks: The surroundings.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        resources: Resources,
+        batches: BatchSource,
+        *,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        hooks: Hooks | None = None,
+    ) -> None:
+        if experiment.optim.global_batch_size < world_size:
+            raise TrainingError(
+                f"optim.global_batch_size {experiment.optim.global_batch_size} is smaller than the {world_size} workers; "
+                "use fewer workers or a larger batch"
+            )
+        self.experiment = experiment
+        self.resources = resources
+        self.batches = batches
+        self.device = torch.device(device)
+        self.rank, self.world_size = rank, world_size
+        self.hooks = hooks or Hooks()
+        self.step = 0
+        self.rollbacks = 0
+        self.skipped_total = 0
+        self._skipping = False  # a checkpoint taken now might be none to go back to
+
+        self.learned = Learned(experiment, resources, self.device)
+        self.process = make_process(experiment.diffusion)
+        self._network = Network(self.learned.model, resources, self.device, world_size)
+        self._interrupt = Wish(self.device) if world_size > 1 else None
+        self._meter = Meter(self.device)
+        # NCCL ends a process that waited too long, and says nothing of who was waited for: that is said shortly before.
+        alarm = max(0.5 * resources.collective_timeout_seconds, resources.collective_timeout_seconds - 15.0)
+        on_gpu = self.device.type == "cuda"
+        self._heartbeats = Heartbeats(rank, world_size, alarm_seconds=alarm if on_gpu else None) if world_size > 1 else None
+        self._microbatch_size = resources.microbatch_size
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def checkpoint_files(self) -> dict[str, Any]:
+        """The files of a checkpoint, by name; the tensors are the live ones, for `Hooks.save` to copy."""
+        state = {
+            "step": self.step,
+            "rollbacks": self.rollbacks,
+            "skipped_total": self.skipped_total,
+            "images_seen": self.step * self.experiment.optim.global_batch_size,
+        }
+        return {"experiment.json": self.experiment.to_json().encode(), "state.json": state} | self.learned.files()
+
+    def restore(self, read: Callable[[str], Any]) -> None:
+        """Goes back to a checkpoint.
+
+        Args:
+            read: Gives a file of the checkpoint by name, as `checkpoint_files` named it.
+        """
+        state = read("state.json")
+        self.learned.restore(read)
+        self.step = int(state["step"])
+        self.rollbacks = int(state["rollbacks"])
+        self.skipped_total = int(state["skipped_total"])
+        self._meter = Meter(self.device)
+        if "unlogged" in state:
+            self._meter.load_state(state["unlogged"], self.rank, self.world_size)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def train(self, num_steps: int | None = None) -> Outcome:
+        """Trains to the experiment's last step, or to `num_steps` updates in all.
+
+        Raises:
+            DivergedError: `MAX_CONSECUTIVE_SKIPS` updates in a row had a gradient that is not finite.
+            TrainingError: Another rank does not answer; the message names it.
+        """
+        try:
+            return self._train(num_steps)
+        except RuntimeError as error:
+            # DistBackendError is NCCL's; gloo says it in words: "Timed out waiting", or "Application timeout caused pair closure".
+            hung = isinstance(error, dist.DistBackendError) or re.search("timed out|timeout", str(error), re.IGNORECASE)
+            if self._heartbeats is None or isinstance(error, TrainingError) or not hung:
+                raise
+            raise TrainingError(
+                f"{self._heartbeats.verdict()}; rank {self.rank} waited {self.resources.collective_timeout_seconds} s. "
+                "See that worker's machine; training resumes from the latest checkpoint"
+            ) from error
+
+    def _train(self, num_steps: int | None) -> Outcome:
+        last = min(num_steps or self.experiment.optim.num_steps, self.experiment.optim.num_steps)
+        interval = log_interval(self.experiment.optim.checkpoint_interval)
+        reason: str | None = None
+        self._meter.restart_clock()
+        mine = share(self.experiment.optim.global_batch_size, self.rank, self.world_size)
+        batches = self.batches.batches(self.step, last - self.step, *mine, pin_memory=self.device.type == "cuda")
+        with contextlib.closing(batches) as stream:  # type: ignore[type-var]
+            for batch in stream:
+                self._beat(waiting=False)
+                self._update(batch)
+                self.step += 1
+                is_boundary = self.step % interval == 0 or self.step == last
+                reason = self._log_and_ask() if is_boundary else self._interruption()
+                due = self.step % self.experiment.optim.checkpoint_interval == 0 and not self._skipping
+                if due or self.step == last or reason is not None:
+                    self._save()
+                if reason is not None:
+                    break
+        return Outcome(step=self.step, stop_reason=reason)
+
+    def _draw_seed(self) -> int:
+        # After going back to a checkpoint the draws must differ, or the run would diverge in the same way again.
+        return (self.experiment.seed + 0x9E3779B1 * self.rollbacks) % 2**32
+
+    def _update(self, batch: Batch) -> None:
+        """One optimiser update on the global batch of this step, of which `batch` is this worker's share."""
+        self.learned.optimizer.zero_grad(set_to_none=True)
+        images, indices = (x.to(self.device, non_blocking=True) for x in (batch.images, batch.indices))
+        labels = batch.labels.to(self.device, non_blocking=True) if batch.labels is not None else None
+        if not self._microbatch_size:
+            self._microbatch_size = self._find_microbatch(images, labels, indices) if self.device.type == "cuda" else len(images)
+        size = self._microbatch_size
+        drawn: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            with self._network.alone() if start + size < len(images) else contextlib.nullcontext():
+                drawn.append(self._backward(images[part], labels[part] if labels is not None else None, indices[part]))
+        self._apply_gradient()
+        self._observe_timesteps(drawn)
+
+    def _backward(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the gradient of some of the global batch's images; returns their (t, unweighted loss)."""
+        optim, seed = self.experiment.optim, self._draw_seed()
+        x_0 = normalize(images)
+        if self.experiment.data.random_flip:
+            flip = keyed_uniform(seed, Stream.TRAIN_FLIP, indices) < 0.5
+            x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
+        t, weights = self.learned.timestep_sampler.sample(seed, self.step, indices)
+        eps = keyed_normal(seed, Stream.TRAIN_NOISE, indices, tuple(x_0.shape[1:]))
+        model_kwargs = self._model_kwargs(x_0, labels, indices, seed)
+        terms = training_losses(self.process, self.experiment.diffusion, self._network, x_0, t, eps, model_kwargs)
+        # DDP averages over ranks, so each rank's part of the mean over the global batch is multiplied by their number.
+        loss = (terms.loss * weights).sum() * (self.world_size / optim.global_batch_size)
+        self._beat(waiting=True)  # DDP meets the other ranks within the backward pass
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._meter.add_losses(t, weights, terms, self.process.num_timesteps)
+        return t, terms.loss.detach()
+
+    def _find_microbatch(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> int:
+        """Tries sizes on the first batch; the gradients and the sums that the trial leaves are dropped."""
+
+        def attempt(size: int) -> None:
+            with self._network.alone():
+                self._backward(images[:size], labels[:size] if labels is not None else None, indices[:size])
+
+        meter, self._meter = self._meter, Meter(self.device)
+        # Adam's moments come with the first update; their room is not the trial's.
+        moments = [torch.empty_like(p) for p in self.learned.parameters for _ in range(2)] if not self.learned.optimizer.state else []
+        size = largest_that_fits(attempt, len(images))
+        del moments
+        self.learned.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.reset_peak_memory_stats(self.device)  # what did not fit is no use of memory
+        self._meter = meter
+        self._meter.restart_clock()
+        return size
+
+    def _model_kwargs(self, x_0: Tensor, labels: Tensor | None, indices: Tensor, seed: int) -> dict[str, Tensor]:
+        config = self.experiment.model
+        kwargs: dict[str, Tensor] = {}
+        if config.class_conditional:
+            if labels is None:
+                raise TrainingError(f"the experiment is class-conditional but data set {self.experiment.data.name!r} gives no labels")
+            kwargs["y"] = labels
+        if config.low_res_size is not None:
+            kwargs["low_res"] = make_low_res(x_0, config.low_res_size)
+        if config.dropout > 0:
+            kwargs["dropout_key"] = dropout_key(seed, self.step, indices)
+        return kwargs
+
+    def _apply_gradient(self) -> None:
+        """Clips if asked, and updates the weights and their averages, unless the gradient is not finite.
+
+        The skip is decided on the device (the fused optimiser's `found_inf`), so that no step waits for the host.
+        """
+        gradients = [p.grad for p in self.learned.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        clip = self.experiment.optim.grad_clip_norm
+        if clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.learned.parameters, clip, norm)
+        found_inf = (~torch.isfinite(norm)).to(torch.float32)
+        learning_rate = learning_rate_at(self.step, self.experiment.optim.learning_rate, self.experiment.optim.lr_anneal_steps)
+        self.learned.update(self.step, learning_rate, found_inf)
+        self._meter.add_gradient(norm, found_inf)
+
+    def _observe_timesteps(self, drawn: list[tuple[Tensor, Tensor]]) -> None:
+        """Tells the sampler of t the losses of the global batch, in the batch's order on every rank."""
+        if self.experiment.diffusion.timestep_sampler == "uniform":
+            return
+        batch_size = self.experiment.optim.global_batch_size
+        t, losses = (gather(torch.cat(parts), batch_size, self.world_size) for parts in zip(*drawn, strict=True))
+        self.learned.timestep_sampler.update(t, losses)
+
+    # -- boundaries ----------------------------------------------------------------------------------------------
+
+    def _log_and_ask(self) -> str | None:
+        """Logs the mean metrics of all ranks and learns whether to stop; every rank gets the same answer."""
+        metrics = self._meter.reduce(self.world_size)
+        skipped = int(metrics.pop("skipped"))
+        self.skipped_total += skipped
+        consecutive = metrics.pop("consecutive_skips")
+        self._skipping = consecutive > 0
+        if consecutive >= MAX_CONSECUTIVE_SKIPS:
+            raise DivergedError(
+                f"the gradient was not finite for {MAX_CONSECUTIVE_SKIPS} updates in a row before step {self.step}; "
+                f"try a lower optim.learning_rate or optim.grad_clip_norm=1"
+            )
+        reason: str | None = None
+        if self.rank == 0:
+            optim = self.experiment.optim
+            metrics |= {
+                "learning_rate": learning_rate_at(self.step - 1, optim.learning_rate, optim.lr_anneal_steps),
+                "images_per_second": optim.global_batch_size * metrics.pop("updates") / metrics["seconds"],
+                "skipped_updates": float(self.skipped_total),
+            } | {f"ema_distance_{decay}": value for decay, value in self.learned.ema.distances(self.learned.model).items()}
+            self.hooks.log(self.step, metrics)
+            reason = self.hooks.should_stop(self.step)
+        told: str | None = agree(reason, self.world_size)
+        return told
+
+    def _interruption(self) -> str | None:
+        """Why to stop between two log boundaries; every rank gets the same answer."""
+        reason = self.hooks.interruption() if self.rank == 0 else None
+        if self._interrupt is None:
+            return reason
+        if not self._interrupt.tell(reason is not None):
+            return None
+        told: str | None = agree(reason, self.world_size)
+        return told
+
+    def _save(self) -> None:
+        unlogged = self._meter.state(self.world_size) if self._meter.updates or self._skipping else None
+        if self.rank == 0:
+            files = self.checkpoint_files()
+            if unlogged is not None:
+                files["state.json"]["unlogged"] = unlogged
+            self.hooks.save(self.step, files)
+
+    def close(self) -> None:
+        """Ends what runs beside it; training is over."""
+        if self._heartbeats is not None:
+            self._heartbeats.end()
+
+    def _beat(self, *, waiting: bool) -> None:
+        if self._heartbeats is not None:
+            self._heartbeats.beat(self.step, waiting=waiting)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 NCHW to float32 in [-1, 1]: k / 127.5 - 1, on the device of the images."""
+    return images.to(torch.float32).div_(127.5).sub_(1.0)

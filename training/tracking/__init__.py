@@ -1,0 +1,1 @@
+"""MLflow: its client, runs, metrics and model registry. The only package that imports mlflow."""

@@ -1,0 +1,100 @@
+"""The way to MLflow: its client, and which of its failures pass. The heavy import waits for the first use."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from training.config.overrides import holds_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_REFUSALS = {
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "BAD_REQUEST",
+    "INVALID_STATE",
+    "NOT_FOUND",
+    "ENDPOINT_NOT_FOUND",
+}
+_PATIENCE_SECONDS = 30.0
+
+_Result = TypeVar("_Result")
+
+
+class TrackingError(ValueError):
+    """MLflow can't be reached or won't do what was asked; the message is one line with the remedy."""
+
+
+def tracking_uri() -> str:
+    """MLflow's address, without a slash at the end.
+
+    Raises:
+        TrackingError: The environment names none, or one with a password in it.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    if holds_password(uri):  # it is shown, in links and in messages
+        raise TrackingError("MLFLOW_TRACKING_URI must not hold a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+    if not uri:
+        raise TrackingError("MLFLOW_TRACKING_URI is not set; 'iddpm up' starts a local MLflow and shows its address, a cluster has its own")
+    return uri
+
+
+def connect() -> MlflowClient:
+    """A client of the MLflow that the environment names.
+
+    Raises:
+        TrackingError: It names none, or one that is no MLflow's address.
+    """
+    uri = tracking_uri()
+    # MLflow's own patience (seven attempts, four minutes) would hide an outage; ours is in `insist` and the outbox.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient(tracking_uri=uri)
+    except MlflowException as error:
+        raise TrackingError(f"MLFLOW_TRACKING_URI is {uri}, which is no MLflow's address; 'iddpm up' shows the local one's") from error
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the failure may pass: no answer or the server's own trouble, not a refusal."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code not in _REFUSALS
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, OSError) and (status is None or status >= 500 or status == 429)
+
+
+def insist(action: Callable[[], _Result]) -> _Result:
+    """Does it now, waiting out a short absence of the server.
+
+    Raises:
+        TrackingError: The server refuses, or stays away.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return action()
+        except TrackingError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            if not is_transient(error):
+                raise TrackingError(f"MLflow at {tracking_uri()} refused: {reason}") from error
+            if time.monotonic() > deadline:
+                raise TrackingError(
+                    f"MLflow at {tracking_uri()} does not answer; is it running, and is MLFLOW_TRACKING_URI right? "
+                    f"'iddpm up' starts the local one ({reason})"
+                ) from error
+            time.sleep(1.0)

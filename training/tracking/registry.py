@@ -1,0 +1,122 @@
+"""MLflow's model registry: which checkpoint is a model's best, by a name and an alias that stay when models change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from training.console import say
+from training.tracking.client import TrackingError, connect, insist
+
+CHAMPION = "champion"
+_TAGS = ("checkpoint_uri", "weights", "distance_name", "distance", "data_uri")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisteredModel:
+    """A version of a registered model.
+
+    Attributes:
+        name: The registered model.
+        version: MLflow's number of it.
+        run_id: The MLflow run that trained it.
+        checkpoint_uri: Its checkpoint's directory.
+        weights: Which weights of it.
+        data_uri: The data set that it was trained on.
+        distance_name: What its distance is called.
+        distance: Its reported distance.
+    """
+
+    name: str
+    version: str
+    run_id: str
+    checkpoint_uri: str
+    weights: str
+    data_uri: str
+    distance_name: str
+    distance: float
+
+
+def register(
+    name: str, *, run_id: str, checkpoint_uri: str, weights: str, distance_name: str, distance: float, data_uri: str
+) -> RegisteredModel:
+    """Registers a checkpoint, or finds it registered; it becomes the champion if it is the best so far.
+
+    Args:
+        name: The registered model: the preset, so that its variants compete.
+        run_id: The MLflow run that trained it.
+        checkpoint_uri: Its checkpoint's directory.
+        weights: Which weights of it.
+        distance_name: Distances of other names are not compared.
+        distance: Smaller is better.
+        data_uri: The data set that it was trained on.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or refuses.
+    """
+    client = connect()
+    values = {
+        "checkpoint_uri": checkpoint_uri,
+        "weights": weights,
+        "distance_name": distance_name,
+        "distance": repr(distance),
+        "data_uri": data_uri,
+    }
+
+    def find_or_create() -> Any:
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        for version in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+            if all(version.tags.get(f"iddpm.{key}") == values[key] for key in _TAGS):
+                return version
+        return client.create_model_version(
+            name, source=checkpoint_uri, run_id=run_id, tags={f"iddpm.{key}": value for key, value in values.items()}
+        )
+
+    model = _read(insist(find_or_create))
+    champion = _by_alias(client, name)
+    if champion is None or (champion.distance_name == distance_name and distance < champion.distance):
+        insist(lambda: client.set_registered_model_alias(name, CHAMPION, model.version))
+        say(f"{name} version {model.version} is the registry's champion, at {distance_name} {distance:.4g}")
+    return model
+
+
+def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> RegisteredModel:
+    """The version that an alias of a registered model points to, or the version of that number.
+
+    Raises:
+        TrackingError: There is none, or MLflow can't be reached.
+    """
+    if version is not None:
+        return _read(insist(lambda: connect().get_model_version(name, version)))
+    model = _by_alias(connect(), name, alias)
+    if model is None:
+        raise TrackingError(f"MLflow's registry has no model {name!r} with the alias {alias!r}; a finished train pipeline registers one")
+    return model
+
+
+def _by_alias(client: Any, name: str, alias: str = CHAMPION) -> RegisteredModel | None:
+    from mlflow.exceptions import MlflowException
+
+    def find() -> Any:
+        try:
+            return client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    version = insist(find)
+    return None if version is None else _read(version)
+
+
+def _read(version: Any) -> RegisteredModel:
+    missing = [key for key in _TAGS if f"iddpm.{key}" not in version.tags]
+    if missing:
+        raise TrackingError(
+            f"version {version.version} of the registered model {version.name!r} has no tag iddpm.{missing[0]}; was it made by hand?"
+        )
+    tags = {key: version.tags[f"iddpm.{key}"] for key in _TAGS}
+    return RegisteredModel(
+        name=version.name, version=str(version.version), run_id=version.run_id, **{**tags, "distance": float(tags["distance"])}
+    )
