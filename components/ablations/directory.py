@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluation.ablations.definitions.request import AblationRequest
 from training import storage
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 
 PLAN = "plan.json"
 
@@ -20,7 +20,7 @@ def read_request(ablation_uri: str) -> AblationRequest:
     """The ablation of that directory.
 
     Raises:
-        ConfigError: Nothing was planned there.
+        UserError: Nothing was planned there.
     """
     return AblationRequest.from_dict(read_plan(ablation_uri)["request"])
 
@@ -35,10 +35,10 @@ def read_plan(ablation_uri: str) -> dict[str, Any]:
     """What was planned: `request`, `items`, `parent_run_id` and `parent_url` in MLflow, `tracking`, MLflow's experiment, `values` by label.
 
     Raises:
-        ConfigError: Nothing was planned there.
+        UserError: Nothing was planned there.
     """
     uri = storage.join(ablation_uri, PLAN)
     if not storage.exists(uri):
-        raise ConfigError(f"{ablation_uri}: nothing was planned there; run the ablation first")
+        raise UserError(f"{ablation_uri}: nothing was planned there; run the ablation first")
     plan: dict[str, Any] = storage.read_json(uri)
     return plan

@@ -11,7 +11,8 @@ from components.steps.train import RESULT
 from evaluation.ablations.definitions.ablation import Trial, values_of
 from evaluation.ablations.definitions.request import AblationRequest
 from training import storage
-from training.config.experiment import ConfigError, Experiment, run_key
+from training.config.errors import UserError
+from training.config.experiment import Experiment, run_key
 from training.console import say
 
 _NEEDS_REFERENCE = {"final", "sampling-steps", "figure-1", "raw-weights"}
@@ -29,7 +30,7 @@ def list_data_sets(
         sources: Name of a data set -> where its images come from; its own name where it is not there.
 
     Raises:
-        ConfigError: A trial is not valid, a single directory is given for several data sets, or a source for one that no
+        UserError: A trial is not valid, a single directory is given for several data sets, or a source for one that no
             trial has.
     """
     wanted: dict[str, dict[str, Any]] = {}
@@ -51,10 +52,10 @@ def list_data_sets(
         if _NEEDS_REFERENCE & set(trial.measures) and known["takes_distances"] == "no":
             known |= {"experiment_preset": trial.preset, "overrides": list(trial.overrides), "takes_distances": "yes"}
     if data_uri and len(wanted) > 1:
-        raise ConfigError(f"the ablation {request.name!r} reads {len(wanted)} data sets; leave data_uri empty, each has its place")
+        raise UserError(f"the ablation {request.name!r} reads {len(wanted)} data sets; leave data_uri empty, each has its place")
     for name in sources or {}:
         if name not in names:
-            raise ConfigError(f"no trial of {request.name!r} has a data set {name!r}; they have {', '.join(sorted(names))}")
+            raise UserError(f"no trial of {request.name!r} has a data set {name!r}; they have {', '.join(sorted(names))}")
     return list(wanted.values())
 
 
@@ -79,7 +80,7 @@ def plan(
         One item a trial, each all that it needs.
 
     Raises:
-        ConfigError: A trial is not valid, or a run to look at is not there; the message says how to get it.
+        UserError: A trial is not valid, or a run to look at is not there; the message says how to get it.
     """
     uri = ablation_uri(request, storage_root_uri)
     planned = request.trials()
@@ -125,7 +126,7 @@ def _experiment_of(trial: Trial) -> Experiment:
     """What was trained: of a run of one's own, what its checkpoint says.
 
     Raises:
-        ConfigError: It was trained by another objective than the model in whose place it is, of which the claims would speak falsely.
+        UserError: It was trained by another objective than the model in whose place it is, of which the claims would speak falsely.
     """
     if not trial.run_uri:
         return trial.experiment
@@ -134,7 +135,7 @@ def _experiment_of(trial: Trial) -> Experiment:
     experiment = find_subject(trial.run_uri, "", "").experiment
     found, wanted = experiment.diffusion.objective, trial.experiment.diffusion.objective
     if found != wanted:
-        raise ConfigError(f"--run {trial.role}={trial.run_uri}: was trained by L_{found}, and {trial.role} is a model of L_{wanted}")
+        raise UserError(f"--run {trial.role}={trial.run_uri}: was trained by L_{found}, and {trial.role} is a model of L_{wanted}")
     return experiment
 
 
@@ -151,7 +152,7 @@ def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str,
     """Of an ablation that trains nothing, the run that a trial looks at; empty for one that trains.
 
     Raises:
-        ConfigError: It is not there.
+        UserError: It is not there.
     """
     from training.data.format.shards import read_manifest
 
@@ -171,7 +172,7 @@ def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str,
         if request.scale == "tiny"
         else f"train the preset {trial.preset}"
     )
-    raise ConfigError(
+    raise UserError(
         f"the ablation {request.name!r} trains nothing and looks at a run of {trial.preset} that is not there: {by}, "
         f"or name a run or an imported checkpoint: --run {trial.role}=URI"
     )

@@ -31,7 +31,7 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
         URI of the page.
 
     Raises:
-        ConfigError: Nothing was planned there.
+        UserError: Nothing was planned there.
     """
     from evaluation.ablations.page.page import parts, render
     from evaluation.ablations.page.table import table_rows

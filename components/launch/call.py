@@ -67,7 +67,7 @@ def call_of(step: str, arguments: Mapping[str, Any], scope: str = "") -> Call:
         scope: Calls of other scopes are other calls. A training has none: one run is trained by one job, whoever asks.
 
     Raises:
-        ConfigError: A training's preset, override or data set does not fit.
+        UserError: A training's preset, override or data set does not fit.
     """
     if STEPS[step].drives:
         run = identify(

@@ -27,7 +27,7 @@ from components.launch.call import Call, call_of
 from components.launch.rayjob import DEFAULT_PACE, Pace
 from components.steps.registry import STEPS
 from training import storage
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 from training.console import format_duration, say
 from training.distributed.signals import STOPPED_EXIT_CODE
 
@@ -93,7 +93,7 @@ def run_on_dashboard(step: str, arguments: Mapping[str, Any], address: str, *, p
         What the step returns.
 
     Raises:
-        ConfigError: The preset, an override or the data set does not fit.
+        UserError: The preset, an override or the data set does not fit.
         RayJobsError: The cluster can't be reached, or the step did not end well.
     """
     call = call_of(step, arguments)
@@ -116,13 +116,13 @@ def run_on_dashboard(step: str, arguments: Mapping[str, Any], address: str, *, p
 def _connect(address: str) -> _Dashboard:
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         if os.environ.get(name, address) != address:
-            raise ConfigError(f"{name} is set, and Ray would take it in place of ray_address {address}; unset it where this step runs")
+            raise UserError(f"{name} is set, and Ray would take it in place of ray_address {address}; unset it where this step runs")
     try:
         return _Dashboard(address)
     except RayJobsError:
         raise
     except (ValueError, KeyError) as error:  # of the address, or of what answers: a page in place of JSON
-        raise ConfigError(f"at ray_address {address!r} is no Ray dashboard, like http://HEAD:8265: {_line(error)}") from error
+        raise UserError(f"at ray_address {address!r} is no Ray dashboard, like http://HEAD:8265: {_line(error)}") from error
     except (RuntimeError, OSError) as error:
         raise RayJobsError(f"no Ray dashboard answers at {address}: {_line(error)}; is it the head's port 8265, seen from here?") from error
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.steps.registry import run_here, run_on_cluster
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 
 RAY_MODES = ("local", "rayjob", "address")
 
@@ -21,17 +21,17 @@ def require_mode(ray_mode: str, ray_address: str, rayjob_options: Mapping[str, A
         prefix: Of the arguments' names where they were given, for the message.
 
     Raises:
-        ConfigError: They do not go together.
+        UserError: They do not go together.
     """
     if ray_mode not in RAY_MODES:
-        raise ConfigError(f"{prefix}ray_mode {ray_mode!r} is none of {', '.join(RAY_MODES)}")
+        raise UserError(f"{prefix}ray_mode {ray_mode!r} is none of {', '.join(RAY_MODES)}")
     if bool(ray_address) != (ray_mode == "address"):
-        raise ConfigError(
+        raise UserError(
             f"{prefix}ray_address goes with {prefix}ray_mode=address and is needed there; "
             f"{prefix}ray_mode is {ray_mode}, {prefix}ray_address {ray_address!r}"
         )
     if rayjob_options and ray_mode != "rayjob":
-        raise ConfigError(f"{prefix}rayjob_options go with {prefix}ray_mode=rayjob; {prefix}ray_mode is {ray_mode}")
+        raise UserError(f"{prefix}rayjob_options go with {prefix}ray_mode=rayjob; {prefix}ray_mode is {ray_mode}")
 
 
 def run_in_mode(
@@ -59,7 +59,7 @@ def run_in_mode(
         What the step returns.
 
     Raises:
-        ConfigError: The mode is unknown, or an argument of another mode is given.
+        UserError: The mode is unknown, or an argument of another mode is given.
     """
     require_mode(ray_mode, ray_address, rayjob_options)
     if ray_mode == "rayjob":

@@ -36,7 +36,7 @@ def run_on_rayjob(step: str, arguments: Mapping[str, Any], options: RayJobOption
         What the step returns.
 
     Raises:
-        ConfigError: The preset, an override or the data set does not fit.
+        UserError: The preset, an override or the data set does not fit.
         RayJobSpecError: The cluster that was asked for cannot be.
         RayJobError: The step did not end well.
         KubernetesError: The API refuses, or is away for too long.

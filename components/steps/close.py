@@ -68,7 +68,7 @@ def finish_ablation(
         URI of the report.
 
     Raises:
-        ConfigError: The ablation is not valid, or was never planned.
+        UserError: The ablation is not valid, or was never planned.
     """
     from components.ablations.directory import ablation_uri
     from components.ablations.report import make_report

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.steps.train import RESULT
 from training import storage
-from training.config.experiment import ConfigError, Experiment, Extractor, Resources
+from training.config.errors import UserError
+from training.config.experiment import Experiment, Extractor, Resources
 from training.config.presets import preset
 from training.console import say
 
@@ -87,13 +88,13 @@ def make_reference(
         resources: What this process may use; fields of `training.config.experiment.Resources`.
 
     Raises:
-        ConfigError: The images are not those of the digest.
+        UserError: The images are not those of the digest.
     """
     from training.data.format.shards import read_manifest
 
     found = read_manifest(storage.join(data_uri, "train")).content_digest
     if found != data_digest:
-        raise ConfigError(f"{data_uri} holds other images than a moment ago ({found}, not {data_digest}); did somebody make it anew?")
+        raise UserError(f"{data_uri} holds other images than a moment ago ({found}, not {data_digest}); did somebody make it anew?")
     return reference_for(preset(experiment_preset, experiment_overrides), data_uri, storage_root_uri)
 
 
@@ -109,12 +110,12 @@ def kept_reference(reference_uri: str, storage_root_uri: str, make: Callable[[],
         make: Makes them, and returns their address.
 
     Raises:
-        ConfigError: They are gone, and somebody else's.
+        UserError: They are gone, and somebody else's.
     """
     if not reference_uri or storage.exists(reference_uri):
         return reference_uri
     if not reference_uri.startswith(storage.join(storage_root_uri, REFERENCES) + "/"):
-        raise ConfigError(f"there are no reference statistics at {reference_uri}")
+        raise UserError(f"there are no reference statistics at {reference_uri}")
     say(f"{reference_uri} is gone: KFP's cache knows where the statistics were, not that they were deleted; they are made anew")
     return make()
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from training import storage
-from training.config.experiment import ConfigError, Experiment, Resources, run_key
+from training.config.errors import UserError
+from training.config.experiment import Experiment, Resources, run_key
 from training.config.presets import preset
 from training.console import say
 from training.distributed.signals import STOPPED_EXIT_CODE, sigterm_as_exit
@@ -45,7 +46,7 @@ def identify(experiment_preset: str, experiment_overrides: Sequence[str], data_u
     """The run of an experiment on a data set; the same two are the same run.
 
     Raises:
-        ConfigError: The preset, an override or the data set does not fit.
+        UserError: The preset, an override or the data set does not fit.
         DatasetError: The data set is not there.
     """
     from training.data.format.shards import read_manifest
@@ -86,7 +87,7 @@ def train_run(
         The run's directory; `result.json` in it says how training ended, and which weights scored best.
 
     Raises:
-        ConfigError: The preset, an override or the data set does not fit.
+        UserError: The preset, an override or the data set does not fit.
         SystemExit: SIGTERM ended training early, after a last checkpoint; the code is `STOPPED_EXIT_CODE`.
         TrainingError: Training cannot go on.
     """
@@ -166,12 +167,12 @@ def _claim_directory(run: Run) -> None:
     """Writes the experiment into the run's directory, unless another one is there.
 
     Raises:
-        ConfigError: It is.
+        UserError: It is.
     """
     uri = storage.join(run.uri, "experiment.json")
     ours = run.experiment.to_json().encode()
     if not storage.write_bytes(uri, ours, if_absent=True) and storage.read_bytes(uri) != ours:
-        raise ConfigError(f"{uri}: is another experiment than the one that belongs there, so it was changed; remove it, or restore it")
+        raise UserError(f"{uri}: is another experiment than the one that belongs there, so it was changed; remove it, or restore it")
 
 
 def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_run_id: str) -> TrackedRun:
@@ -258,7 +259,7 @@ def require_data_fits(experiment: Experiment, manifest: Any) -> None:
     """Refuses a data set that the experiment was not written for.
 
     Raises:
-        ConfigError: Name, size, channels or labels differ; the message says which.
+        UserError: Name, size, channels or labels differ; the message says which.
     """
     data = experiment.data
     differences = [
@@ -273,4 +274,4 @@ def require_data_fits(experiment: Experiment, manifest: Any) -> None:
         if ours != theirs
     ]
     if differences:
-        raise ConfigError(f"the data set does not fit the experiment: {'; '.join(differences)}")
+        raise UserError(f"the data set does not fit the experiment: {'; '.join(differences)}")

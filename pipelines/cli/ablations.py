@@ -124,10 +124,10 @@ def _requests(
     from evaluation.ablations.definitions.grid import parse_grid
     from evaluation.ablations.definitions.paper import names
     from evaluation.ablations.definitions.request import DEFAULT_PRESET, OBJECTIVES, AblationRequest
-    from training.config.experiment import ConfigError
+    from training.config.errors import UserError
 
     if scale not in SCALES:
-        raise ConfigError(f"--scale is {' or '.join(SCALES)}, got {scale!r}")
+        raise UserError(f"--scale is {' or '.join(SCALES)}, got {scale!r}")
     asked = AblationRequest(
         name=name,
         scale=scale,
@@ -139,11 +139,11 @@ def _requests(
     )
     if name == "all":
         if grid or preset or objective or runs:
-            raise ConfigError("all takes no --grid, --preset, --objective or --run; name one ablation")
+            raise UserError("all takes no --grid, --preset, --objective or --run; name one ablation")
         return [dataclasses.replace(asked, name=one) for one in names()]
     if Path(name).suffix in (".yaml", ".yml"):
         if grid:
-            raise ConfigError(f"{name} has a grid of its own; give no --grid with it")
+            raise UserError(f"{name} has a grid of its own; give no --grid with it")
         return [_from_file(Path(name), asked)]
     return [asked]
 
@@ -151,18 +151,18 @@ def _requests(
 def _from_file(path: Path, asked: AblationRequest) -> AblationRequest:
     """A grid of one's own, as a file says it; what the command line says besides goes on top."""
     from evaluation.ablations.definitions.request import DEFAULT_PRESET
-    from training.config.experiment import ConfigError
+    from training.config.errors import UserError
 
     told = _read_grid_file(path)
     fields = ("name", "title", "preset", "grid", "set")
     if not isinstance(told, dict) or not isinstance(told.get("grid"), dict) or not told["grid"]:
-        raise ConfigError(f"{path}: a grid reads 'preset: NAME', then 'grid:' with a list of values for each path")
+        raise UserError(f"{path}: a grid reads 'preset: NAME', then 'grid:' with a list of values for each path")
     unknown = sorted(set(map(str, told)) - set(fields))
     if unknown:
-        raise ConfigError(f"{path}: there is no field {unknown[0]!r}; the fields are {', '.join(fields)}")
+        raise UserError(f"{path}: there is no field {unknown[0]!r}; the fields are {', '.join(fields)}")
     changed = told.get("set") or []
     if not isinstance(changed, list):
-        raise ConfigError(f"{path}: set is a list of overrides, like [optim.num_steps=500, seed=1]; got {changed!r}")
+        raise UserError(f"{path}: set is a list of overrides, like [optim.num_steps=500, seed=1]; got {changed!r}")
     return dataclasses.replace(
         asked,
         name=str(told.get("name") or path.stem),
@@ -176,22 +176,22 @@ def _from_file(path: Path, asked: AblationRequest) -> AblationRequest:
 def _read_grid_file(path: Path) -> Any:
     import yaml
 
-    from training.config.experiment import ConfigError
+    from training.config.errors import UserError
 
     if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file")
+        raise UserError(f"{path}: there is no such file")
     try:
         text = path.read_text(encoding="utf-8")
         told = yaml.safe_load(text)
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
+        raise UserError(f"{path}: is not YAML: {error}") from error
     for key in _keys_given_twice(tree):
-        raise ConfigError(f"{path}: has {key} twice; give all its values at once, {key}: [a, b, c]")
+        raise UserError(f"{path}: has {key} twice; give all its values at once, {key}: [a, b, c]")
     try:
         json.dumps(told)
     except TypeError as error:
-        raise ConfigError(f"{path}: {error}; put such a value in quotes") from error
+        raise UserError(f"{path}: {error}; put such a value in quotes") from error
     return told
 
 

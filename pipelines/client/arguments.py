@@ -114,7 +114,7 @@ def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence
 
     Raises:
         ArgumentsError: An argument is unknown, given twice, or not of its type.
-        ConfigError: The experiment is unknown, or an override does not fit it.
+        UserError: The experiment is unknown, or an override does not fit it.
         PlacementError: Processes, GPUs or images at a time are not as many as a step takes.
     """
     from pipelines.client.placement import resources_of
@@ -154,7 +154,7 @@ def cluster_arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: 
     """As `arguments_of`, for a run on a cluster: image, nodes and Ray are checked as the steps will check them.
 
     Raises:
-        ArgumentsError: As there; likewise ConfigError.
+        ArgumentsError: As there; likewise UserError.
         ImageError: The image's reference is malformed, or can change.
         PlacementError: A step would refuse where it is to work, or on what.
     """

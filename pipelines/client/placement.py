@@ -13,7 +13,8 @@ from components.launch.modes import require_mode
 from components.launch.rayjob_manifest import render
 from components.launch.rayjob_options import RayJobOptions, rayjob_for
 from components.launch.rayjob_rules import violations
-from training.config.experiment import ConfigError, Resources
+from training.config.errors import UserError
+from training.config.experiment import Resources
 
 IMAGE, QUEUE, GPU_TYPE = "cluster_image", "cluster_queue", "cluster_gpu_type"
 SELECTOR, TOLERATIONS = "cluster_gpu_node_selector", "cluster_gpu_tolerations"
@@ -76,7 +77,7 @@ def _require_stage(stage: str, resources: Resources, chosen: Mapping[str, Any]) 
     options = chosen[f"{stage}_rayjob_options"]
     try:
         require_mode(mode, address, options, prefix=f"{stage}_")
-    except ConfigError as error:
+    except UserError as error:
         raise PlacementError(f"--param: {error}") from None
     if mode == "address" and not address.startswith(("http://", "https://")):
         raise PlacementError(
@@ -99,7 +100,7 @@ def _resources(stage: str, chosen: Mapping[str, Any]) -> Resources:
     given = {name: int(chosen[f"{stage}_{name}"]) for name in names if f"{stage}_{name}" in chosen}
     try:
         return Resources.from_dict(given)
-    except ConfigError as error:
+    except UserError as error:
         raise PlacementError(f"--param {str(error).replace('resources.', f'{stage}_')}") from None
 
 

@@ -76,7 +76,7 @@ def run_ablation(
         resources: Fields of `training.config.experiment.Resources` for training and evaluation.
 
     Raises:
-        ConfigError: The ablation can't be planned.
+        UserError: The ablation can't be planned.
     """
     from components.ablations.directory import ablation_uri
     from components.ablations.planning import list_data_sets, plan
@@ -132,7 +132,7 @@ def report_locally(request: AblationRequest, services: Services) -> Path:
     """Makes the report of what is there, in S3, in MLflow, and in the state folder, where the gallery lists it.
 
     Raises:
-        ConfigError: Nothing was planned.
+        UserError: Nothing was planned.
     """
     from components.ablations.directory import ablation_uri
     from components.ablations.report import FILES, make_report

@@ -23,7 +23,7 @@ def run_demo(overrides: Sequence[str] = ()) -> None:
         overrides: Of the demo's experiment.
 
     Raises:
-        ConfigError: An override is invalid.
+        UserError: An override is invalid.
         ServicesError: S3 or MLflow can't be started.
         PipelineError: A step failed, or Ctrl-C.
     """

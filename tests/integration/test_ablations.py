@@ -25,7 +25,8 @@ from pipelines.local.run import PipelineError, run_pipeline
 from pipelines.services.services import Services
 from training import storage
 from training.checkpoints import checkpoint
-from training.config.experiment import ConfigError, Experiment, run_key
+from training.config.errors import UserError
+from training.config.experiment import Experiment, run_key
 from training.config.presets import preset
 from training.data.format.shards import read_manifest
 from training.data.splits import default_data_uri, prepare_experiment
@@ -209,7 +210,5 @@ def test_an_evaluation_takes_runs_and_trains_nothing(
 
 def test_an_evaluation_of_a_run_that_is_not_there_says_how_to_get_it(services: Services) -> None:
     request = _request("vlb-ratio", f"seed={uuid.uuid4().int % 2**31}")
-    with pytest.raises(
-        ConfigError, match=r"`iddpm ablate objective-schedule --scale tiny .*` trains it, or name a run .* --run hybrid=URI"
-    ):
+    with pytest.raises(UserError, match=r"`iddpm ablate objective-schedule --scale tiny .*` trains it, or name a run .* --run hybrid=URI"):
         run_ablation(request, services)

@@ -9,7 +9,7 @@ import pytest
 from step_arguments import preprocess_arguments
 
 from components.steps.registry import run_here, run_on_cluster
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -22,5 +22,5 @@ def test_data_prepared_on_a_cluster_is_the_data_prepared_here(tmp_path):
 
 
 def test_what_a_step_raises_on_a_cluster_is_raised_here(tmp_path):
-    with pytest.raises(ConfigError, match="no-such-preset"):
+    with pytest.raises(UserError, match="no-such-preset"):
         run_on_cluster("preprocess", preprocess_arguments(tmp_path, experiment_preset="no-such-preset"), "local")

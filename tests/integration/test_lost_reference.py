@@ -9,7 +9,7 @@ from components.steps.train import train_run
 from evaluation.distances.reference_statistics import load_reference
 from evaluation.selection.final_choice import ChoiceError
 from training import storage
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 from training.config.presets import preset
 from training.data.format.shards import read_manifest
 from training.data.preparation.prepare import Options, prepare
@@ -52,5 +52,5 @@ def test_evaluation_makes_them_anew_too(root, capsys):
 
 
 def test_somebody_elses_are_not_made_up(root):
-    with pytest.raises(ConfigError, match=f"there are no reference statistics at {root}/inception.npz"):
+    with pytest.raises(UserError, match=f"there are no reference statistics at {root}/inception.npz"):
         train_run(_PRESET, [], f"{root}/data", f"{root}/inception.npz", root, "iddpm", {})

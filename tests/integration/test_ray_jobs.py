@@ -26,7 +26,7 @@ from components.launch import dashboard as ray_jobs
 from components.launch.dashboard import RayJobsError, run_on_dashboard
 from components.launch.modes import run_in_mode
 from components.launch.rayjob import Pace
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 from training.data.format.shards import read_manifest
 
 pytestmark = pytest.mark.slow
@@ -181,13 +181,13 @@ def test_an_address_where_no_dashboard_is_says_so():
 
 
 def test_an_address_where_something_else_answers_says_so():
-    with _stand_in(lambda method, path: (200, "<html>")) as address, pytest.raises(ConfigError, match=f"{address}' is no Ray dashboard"):
+    with _stand_in(lambda method, path: (200, "<html>")) as address, pytest.raises(UserError, match=f"{address}' is no Ray dashboard"):
         run_on_dashboard("evaluate", {"run_uri": "x"}, address)
 
 
 def test_another_cluster_that_the_environment_names_is_not_taken_in_its_place(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match=r"RAY_ADDRESS is set, and Ray would take it in place of ray_address http://head:8265"):
+    with pytest.raises(UserError, match=r"RAY_ADDRESS is set, and Ray would take it in place of ray_address http://head:8265"):
         run_on_dashboard("evaluate", {"run_uri": "x"}, "http://head:8265")
 
 

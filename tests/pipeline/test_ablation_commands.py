@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli.ablations import _requests
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 
 _IDDPM = str(Path(sys.executable).with_name("iddpm"))
 
@@ -89,7 +89,7 @@ def test_an_ablation_that_can_not_work_is_refused_in_one_line_before_anything_st
 def test_a_file_that_is_no_grid_is_refused_by_its_name(tmp_path: Path, text: bytes, said: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(text)
-    with pytest.raises(ConfigError, match=rf"mine\.yaml: .*{said}"):
+    with pytest.raises(UserError, match=rf"mine\.yaml: .*{said}"):
         _requests(str(path), "tiny", "", "", [], [], [])
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from training import storage
 from training.checkpoints.files import CheckpointError as CheckpointError
 from training.checkpoints.files import Files, describe, plain, read_file, write_file
-from training.config.experiment import ConfigError, Experiment
+from training.config.errors import UserError
+from training.config.experiment import Experiment
 from training.console import say
 
 DIRECTORY = "checkpoints"
@@ -177,7 +178,7 @@ def load_experiment(uri: str) -> Experiment:
     """
     try:
         return Experiment.from_json(load_bytes(uri, EXPERIMENT))
-    except ConfigError as error:
+    except UserError as error:
         raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}") from error
 
 

@@ -29,7 +29,8 @@ from training.checkpoints.released import (
     shapes_of,
     step_of,
 )
-from training.config.experiment import ConfigError, Experiment
+from training.config.errors import UserError
+from training.config.experiment import Experiment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +58,7 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
 
     Raises:
         ReleasedError: The file does not hold the weights of one network, or as for `recognise`.
-        ConfigError: As for `recognise`.
+        UserError: As for `recognise`.
         StorageError: The file can't be read.
     """
     file_name = file_uri.rstrip("/").rpartition("/")[2]
@@ -90,7 +91,7 @@ def import_checkpoint(file_uri: str, run_uri: str, *, preset: str | None = None,
         to have right) and `weights`.
 
     Raises:
-        ReleasedError, ConfigError, StorageError: As `read_weights`.
+        ReleasedError, UserError, StorageError: As `read_weights`.
         CheckpointError: The checkpoint can't be written.
     """
     imported = read_weights(file_uri, preset=preset, overrides=overrides)
@@ -185,7 +186,7 @@ def _read_safetensors(path: Path, file_name: str) -> tuple[dict[str, Tensor], Ex
         raise ReleasedError(f"{file_name}: is not a safetensors file, or is damaged ({error})") from error
     try:
         return state, Experiment.from_json(carried) if carried is not None else None
-    except ConfigError as error:
+    except UserError as error:
         raise ReleasedError(f"{file_name}: carries an experiment that this program does not know ({error}); name a preset") from error
 
 

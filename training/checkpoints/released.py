@@ -62,7 +62,7 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
 
     Raises:
         ReleasedError: The tensors are not the named experiment's, or fit none or several of the published ones.
-        ConfigError: There is no such preset, or an override is invalid.
+        UserError: There is no such preset, or an override is invalid.
     """
     overrides = tuple(overrides)
     known = max((name for name in RELEASED if name in file_name), key=len, default=None)

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from training.config.errors import UserError
 from training.config.overrides import unknown, validate, word_for
 from training.config.sections import FORBID_UNKNOWN, require
-from training.config.sections import ConfigError as ConfigError
 from training.config.sections import DataConfig as DataConfig
 from training.config.sections import DiffusionConfig as DiffusionConfig
 from training.config.sections import EvaluationConfig as EvaluationConfig
@@ -87,7 +87,7 @@ class Experiment:
                 try:
                     parse_spacing(sampling.spacing, self.diffusion.num_timesteps)
                 except ValueError as error:
-                    raise ConfigError(f"{path}.spacing: {error}") from error
+                    raise UserError(f"{path}.spacing: {error}") from error
         require(
             self.evaluation.likelihood_steps <= self.diffusion.num_timesteps,
             "evaluation.likelihood_steps",
@@ -113,12 +113,12 @@ class Experiment:
         """Reads what `to_json` wrote.
 
         Raises:
-            ConfigError: The text is not JSON, or a field is unknown, missing or out of its range.
+            UserError: The text is not JSON, or a field is unknown, missing or out of its range.
         """
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"not an experiment's JSON: {error}") from error
+            raise UserError(f"not an experiment's JSON: {error}") from error
         return cls.from_dict(value)
 
     @classmethod
@@ -126,7 +126,7 @@ class Experiment:
         """Builds an experiment from nested dictionaries, with type conversion.
 
         Raises:
-            ConfigError: A field is unknown, missing or out of its range.
+            UserError: A field is unknown, missing or out of its range.
         """
         experiment: Experiment = validate(cls, value)
         return experiment
@@ -139,7 +139,7 @@ class Experiment:
                 `model.channel_mult=1,2,2`, `optim.grad_clip_norm=null`, `seed=3`.
 
         Raises:
-            ConfigError: An override is malformed, names no field, or gives a value that the field can't take.
+            UserError: An override is malformed, names no field, or gives a value that the field can't take.
         """
         require(not isinstance(overrides, str), str(overrides), "overrides are a list, each section.field=value")
         plain = self.to_dict()
@@ -157,7 +157,7 @@ class Experiment:
                 node = node[parent]
             require(leaf in node, path, unknown(leaf, node, ".".join(parents)))
             if isinstance(node[leaf], dict):
-                raise ConfigError(f"{path}: is a section; name one of its fields: {', '.join(node[leaf])}")
+                raise UserError(f"{path}: is a section; name one of its fields: {', '.join(node[leaf])}")
             node[leaf] = word_for(node[leaf], word.strip(), path)
         return Experiment.from_dict(plain)
 
@@ -216,7 +216,7 @@ class Resources:
         """Builds resources from a dictionary, with type conversion.
 
         Raises:
-            ConfigError: A field is unknown or out of its range.
+            UserError: A field is unknown or out of its range.
         """
         resources: Resources = validate(cls, value)
         return resources

@@ -13,7 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from training.config.sections import ConfigError, require
+from training.config.errors import UserError
+from training.config.sections import require
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -25,7 +26,7 @@ def word_for(present: Any, word: str, path: str) -> Any:
     """What a word of an override says in place of the present value.
 
     Raises:
-        ConfigError: It is true or false where the present value is neither: true would count as the number 1.
+        UserError: It is true or false where the present value is neither: true would count as the number 1.
     """
     value = _parse_word(word, as_list=isinstance(present, list))
     said = value if isinstance(value, list) else [value]
@@ -78,7 +79,7 @@ def validate(cls: type, value: Mapping[str, Any]) -> Any:
     """An object of that class.
 
     Raises:
-        ConfigError: A field is unknown, missing or out of its range.
+        UserError: A field is unknown, missing or out of its range.
     """
     try:
         from pydantic import ValidationError
@@ -90,12 +91,12 @@ def validate(cls: type, value: Mapping[str, Any]) -> Any:
         messages = []
         for problem in error.errors():
             cause, path = problem.get("ctx", {}).get("error"), ".".join(str(part) for part in problem["loc"])
-            if isinstance(cause, ConfigError):
+            if isinstance(cause, UserError):
                 # A section that stands in several places names its field alone.
                 messages.append(str(cause) if str(cause).startswith(path.partition(".")[0]) else f"{path}.{cause}")
             else:
                 messages.append(f"{path}: {problem['msg']}, got {problem['input']!r}")
-        raise ConfigError("; ".join(messages)) from error
+        raise UserError("; ".join(messages)) from error
 
 
 def _build(cls: type, value: Mapping[str, Any]) -> Any:
@@ -111,4 +112,4 @@ def _build(cls: type, value: Mapping[str, Any]) -> Any:
     try:
         return cls(**fields)
     except TypeError as error:
-        raise ConfigError(f"{cls.__name__}: {error}") from error
+        raise UserError(f"{cls.__name__}: {error}") from error

@@ -7,7 +7,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from training.config.experiment import ConfigError, Experiment
+from training.config.errors import UserError
+from training.config.experiment import Experiment
 from training.config.preset_table import PRESETS, PaperResult, Preset
 
 
@@ -20,12 +21,12 @@ def cited(name: str) -> Preset:
     """The table's row of that name: the experiment, where its numbers come from, and what the paper reports.
 
     Raises:
-        ConfigError: No preset has that name.
+        UserError: No preset has that name.
     """
     if name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else f"the presets are {', '.join(PRESETS)}"
-        raise ConfigError(f"there is no preset {name!r}; {hint}")
+        raise UserError(f"there is no preset {name!r}; {hint}")
     return PRESETS[name]
 
 
@@ -37,7 +38,7 @@ def preset(name: str, overrides: Iterable[str] = ()) -> Experiment:
         overrides: Each `section.field=value`; see `Experiment.override`.
 
     Raises:
-        ConfigError: No preset has that name, or an override is invalid.
+        UserError: No preset has that name, or an override is invalid.
     """
     return cited(name).experiment.override(overrides)
 

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from training.config.errors import UserError
+
 Schedule = Literal["linear", "cosine"]
 Objective = Literal["simple", "vlb", "hybrid"]
 Variance = Literal["learned_range", "fixed_large", "fixed_small"]
@@ -22,14 +24,10 @@ FORBID_UNKNOWN = {"extra": "forbid"}
 """pydantic's word for: a field that is not there is an error."""
 
 
-class ConfigError(ValueError):
-    """A value from outside that an experiment can't take: the message names the field and what it allows."""
-
-
 def require(condition: bool, path: str, message: str) -> None:
-    """Raises a `ConfigError` about that field where the condition does not hold."""
+    """Raises a `UserError` about that field where the condition does not hold."""
     if not condition:
-        raise ConfigError(f"{path}: {message}")
+        raise UserError(f"{path}: {message}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

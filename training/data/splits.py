@@ -123,7 +123,7 @@ def prepare_experiment(
         The directory of the splits, for the steps that follow.
 
     Raises:
-        ConfigError: There is no such preset, or an override is wrong.
+        UserError: There is no such preset, or an override is wrong.
         DatasetError: As for `prepare_splits`.
     """
     data = make_experiment(preset, overrides).data

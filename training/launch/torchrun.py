@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training.config.experiment import ConfigError, Experiment, Resources
+from training.config.errors import UserError
+from training.config.experiment import Experiment, Resources
 from training.config.presets import preset
 from training.loop.trainer import Hooks, Trainer, TrainingError
 
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         source = RandomImages(experiment, device)
         trainer = Trainer(experiment, resources, source, device=device, rank=rank, world_size=world_size, hooks=Hooks(log=remember))
-    except (ConfigError, TrainingError) as error:
+    except (UserError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     if options.warmup:

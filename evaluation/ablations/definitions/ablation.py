@@ -1,7 +1,8 @@
 """What an ablation is: which experiments it compares, and what is taken of each.
 
-The paper's are in `paper.py` beside this file; a user's own is a grid over one preset (`grid.py`). A trial is a preset's name and overrides, as everywhere: trained by itself the same experiment has the same run, so that ablations share runs with
-each other and with everything else.
+The paper's are in `paper.py` beside this file; a user's own is a grid over one preset (`grid.py`). A trial is a preset's
+name and overrides, as everywhere: trained by itself the same experiment has the same run, so that ablations share runs
+with each other and with everything else.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from training.config.experiment import ConfigError, Experiment, Objective
+from training.config.errors import UserError
+from training.config.experiment import Experiment, Objective
 from training.config.presets import preset
 
 MAX_TRIALS = 64
@@ -151,10 +153,10 @@ def trials(
         runs: Role -> run or checkpoint to look at, for an ablation that trains nothing.
 
     Raises:
-        ConfigError: A name is unknown, an override is invalid or is what the ablation varies, or there are too many trials.
+        UserError: A name is unknown, an override is invalid or is what the ablation varies, or there are too many trials.
     """
     if scale not in SCALES:
-        raise ConfigError(f"there is no scale {scale!r}; it is {' or '.join(SCALES)}")
+        raise UserError(f"there is no scale {scale!r}; it is {' or '.join(SCALES)}")
     rows = ablation.paper if scale == "paper" else ablation.tiny
     require_size(ablation.name, len(rows))
     if preset_name:
@@ -222,7 +224,7 @@ def choices(name: str, known: Iterable[str]) -> str:
 def _on_another(ablation: Ablation, rows: Sequence[Row], preset_name: str) -> tuple[Row, ...]:
     own = {row.preset for row in rows}
     if len(own) > 1 or any(row.role for row in rows):
-        raise ConfigError(f"the ablation {ablation.name!r} compares presets of its own ({', '.join(sorted(own))}), it varies no other")
+        raise UserError(f"the ablation {ablation.name!r} compares presets of its own ({', '.join(sorted(own))}), it varies no other")
     return tuple(replace(row, preset=preset_name) for row in rows)
 
 
@@ -231,7 +233,7 @@ def _checked_runs(ablation: Ablation, rows: Sequence[Row], runs: Mapping[str, st
     for role in runs:
         if role not in roles:
             hint = f"it looks at {', '.join(roles)}" if roles else "it trains its own runs"
-            raise ConfigError(f"the ablation {ablation.name!r} takes no run {role!r}; {hint}")
+            raise UserError(f"the ablation {ablation.name!r} takes no run {role!r}; {hint}")
     return dict(runs)
 
 
@@ -239,10 +241,10 @@ def require_size(name: str, num_trials: int) -> None:
     """Refuses more trials than one pipeline run takes.
 
     Raises:
-        ConfigError: There are more than `MAX_TRIALS`.
+        UserError: There are more than `MAX_TRIALS`.
     """
     if num_trials > MAX_TRIALS:
-        raise ConfigError(
+        raise UserError(
             f"the ablation {name!r} has {num_trials:,} trials; at most {MAX_TRIALS} fit in one pipeline run, make it several ablations"
         )
 
@@ -251,13 +253,13 @@ def _require_free(ablation: Ablation, overrides: Iterable[str]) -> None:
     for item in overrides:
         path = item.partition("=")[0].strip()
         if path in ablation.varied:
-            raise ConfigError(f"{item}: the ablation {ablation.name!r} varies {path} itself")
+            raise UserError(f"{item}: the ablation {ablation.name!r} varies {path} itself")
 
 
 def _require_effect(ablation: Ablation, experiment: Experiment) -> None:
     for path in _OF_HYBRID_ALONE:
         if path in ablation.varied and experiment.diffusion.objective != "hybrid":
-            raise ConfigError(f"the ablation {ablation.name!r} varies {path}, which L_{experiment.diffusion.objective} does not have")
+            raise UserError(f"the ablation {ablation.name!r} varies {path}, which L_{experiment.diffusion.objective} does not have")
 
 
 def _require_different(ablation: Ablation, planned: Sequence[Trial]) -> None:
@@ -265,7 +267,7 @@ def _require_different(ablation: Ablation, planned: Sequence[Trial]) -> None:
     for trial in planned:
         identity = trial.run_uri or trial.experiment.to_json()
         if identity in seen:
-            raise ConfigError(f"the ablation {ablation.name!r}: trials {seen[identity]!r} and {trial.label!r} are the same experiment")
+            raise UserError(f"the ablation {ablation.name!r}: trials {seen[identity]!r} and {trial.label!r} are the same experiment")
         seen[identity] = trial.label
 
 
@@ -277,7 +279,7 @@ def _value(experiment: Experiment, path: str) -> Any:
     value: Any = experiment
     for part in path.split("."):
         if not hasattr(value, part):
-            raise ConfigError(f"{path}: an experiment has no such field")
+            raise UserError(f"{path}: an experiment has no such field")
         value = getattr(value, part)
     return list(value) if isinstance(value, tuple) else value
 

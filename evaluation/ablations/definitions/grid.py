@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evaluation.ablations.definitions.ablation import Ablation, grid, plain_word, require_size
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -24,17 +24,17 @@ def own_grid(name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, 
         shared: Overrides of every trial.
 
     Raises:
-        ConfigError: There is nothing to vary, an axis has no values, or the name can't be a folder's.
+        UserError: There is nothing to vary, an axis has no values, or the name can't be a folder's.
     """
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"the grid {name!r} needs a name that can be a folder's: letters, digits, dots, dashes and underscores")
+        raise UserError(f"the grid {name!r} needs a name that can be a folder's: letters, digits, dots, dashes and underscores")
     if not axes:
-        raise ConfigError(f"the grid {name!r} varies nothing; give it like diffusion.vlb_weight=0.001,0.01")
+        raise UserError(f"the grid {name!r} varies nothing; give it like diffusion.vlb_weight=0.001,0.01")
     for path, values in axes.items():
         if not values or not isinstance(values, (list, tuple)):
-            raise ConfigError(f"the grid {name!r}: {path} needs a list of values, got {values!r}")
+            raise UserError(f"the grid {name!r}: {path} needs a list of values, got {values!r}")
         if len({plain_word(value) for value in values}) < len(values):
-            raise ConfigError(f"the grid {name!r}: {path} has a value twice, {', '.join(map(plain_word, values))}")
+            raise UserError(f"the grid {name!r}: {path} has a value twice, {', '.join(map(plain_word, values))}")
     num_trials = 1
     for values in axes.values():
         num_trials *= len(values)
@@ -56,16 +56,16 @@ def parse_grid(words: Iterable[str]) -> dict[str, list[Any]]:
     """`path=a,b,c` words as axes; a value that is a list is written [a,b].
 
     Raises:
-        ConfigError: A word reads otherwise, or a path comes twice.
+        UserError: A word reads otherwise, or a path comes twice.
     """
     axes: dict[str, list[Any]] = {}
     for word in words:
         path, separator, values = word.partition("=")
         path = path.strip()
         if not separator or not path or not values.strip():
-            raise ConfigError(f"a grid's axis reads section.field=a,b,c; got {word!r}")
+            raise UserError(f"a grid's axis reads section.field=a,b,c; got {word!r}")
         if path in axes:
-            raise ConfigError(f"the grid has {path} twice; give all its values at once, {path}=a,b,c")
+            raise UserError(f"the grid has {path} twice; give all its values at once, {path}=a,b,c")
         try:
             axes[path] = json.loads(f"[{values}]")
         except json.JSONDecodeError:

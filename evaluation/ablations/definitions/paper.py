@@ -7,7 +7,7 @@ of timesteps divided by ten, and lengths and learning rates those of a laptop.
 from __future__ import annotations
 
 from evaluation.ablations.definitions.ablation import Ablation, Row, choices, grid
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 
 _TINY = "digits-tiny-hybrid-cosine"
 _EVERY_STEP_COUNT = (50, 100, 200, 400, 1000, 4000)  # figures 8-19
@@ -226,8 +226,8 @@ def named(name: str) -> Ablation:
     """The ablation of that name.
 
     Raises:
-        ConfigError: There is none.
+        UserError: There is none.
     """
     if name not in ABLATIONS:
-        raise ConfigError(f"there is no ablation {name!r}; {choices(name, ABLATIONS)}")
+        raise UserError(f"there is no ablation {name!r}; {choices(name, ABLATIONS)}")
     return ABLATIONS[name]

@@ -12,7 +12,8 @@ from typing import Any, get_args
 from evaluation.ablations.definitions.ablation import SCALES, Ablation, Scale, Trial, counts, plain_word, trials
 from evaluation.ablations.definitions.grid import own_grid
 from evaluation.ablations.definitions.paper import ABLATIONS, named
-from training.config.experiment import ConfigError, Objective
+from training.config.errors import UserError
+from training.config.experiment import Objective
 
 OBJECTIVES: tuple[str, ...] = ("as named", *get_args(Objective))
 """What a form offers as the objective; the first leaves every trial its own."""
@@ -48,24 +49,24 @@ class AblationRequest:
         """What is compared.
 
         Raises:
-            ConfigError: There is no such ablation, or the grid is not one.
+            UserError: There is no such ablation, or the grid is not one.
         """
         if not self.grid:
             return named(self.name)
         if self.name in ABLATIONS:
-            raise ConfigError(f"{self.name!r} is an ablation of the paper; give a grid of your own another name")
+            raise UserError(f"{self.name!r} is an ablation of the paper; give a grid of your own another name")
         if self.preset == DEFAULT_PRESET:
-            raise ConfigError(f"the grid {self.name!r} needs an experiment to vary; name a preset")
+            raise UserError(f"the grid {self.name!r} needs an experiment to vary; name a preset")
         return own_grid(self.name, self.grid, self.preset, title=self.title)
 
     def trials(self) -> tuple[Trial, ...]:
         """Its trials, each valid.
 
         Raises:
-            ConfigError: As for `evaluation.ablations.definitions.ablation.trials`.
+            UserError: As for `evaluation.ablations.definitions.ablation.trials`.
         """
         if self.objective not in OBJECTIVES:
-            raise ConfigError(f"there is no objective {self.objective!r}; it is one of {', '.join(OBJECTIVES)}")
+            raise UserError(f"there is no objective {self.objective!r}; it is one of {', '.join(OBJECTIVES)}")
         return trials(
             self.ablation(),
             self.scale,
@@ -139,12 +140,12 @@ def from_form(
         overrides: Of every trial.
 
     Raises:
-        ConfigError: There is no such scale, or a grid's values are not lists.
+        UserError: There is no such scale, or a grid's values are not lists.
     """
     if scale not in SCALES:
-        raise ConfigError(f"there is no scale {scale!r}; it is {' or '.join(SCALES)}")
+        raise UserError(f"there is no scale {scale!r}; it is {' or '.join(SCALES)}")
     if name == OWN_GRID and not grid:
-        raise ConfigError('a grid of one\'s own needs its axes: ablation_grid, like {"diffusion.vlb_weight": [0.001, 0.01]}')
+        raise UserError('a grid of one\'s own needs its axes: ablation_grid, like {"diffusion.vlb_weight": [0.001, 0.01]}')
     return AblationRequest(
         name=name,
         scale=scale,
@@ -160,7 +161,7 @@ def of_parameters(values: Mapping[str, Any]) -> AblationRequest:
     """A request from the parameters of the ablation pipeline, each given.
 
     Raises:
-        ConfigError: As for `from_form`.
+        UserError: As for `from_form`.
     """
     return from_form(
         values["ablation_name"],

@@ -12,7 +12,7 @@ from evaluation.ablations.definitions.ablation import trials, values_of
 from evaluation.ablations.definitions.paper import named
 from evaluation.ablations.definitions.request import AblationRequest
 from training.checkpoints import checkpoint
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 from training.config.presets import preset
 
 
@@ -23,7 +23,7 @@ def _run(folder: Path, name: str, *overrides: str) -> str:
 
 def test_a_run_of_another_objective_takes_no_models_place(tmp_path: Path) -> None:
     runs = {"vlb": _run(tmp_path / "a", "digits-tiny-hybrid-cosine")}
-    with pytest.raises(ConfigError, match=r"--run vlb=.*: was trained by L_hybrid, and vlb is a model of L_vlb"):
+    with pytest.raises(UserError, match=r"--run vlb=.*: was trained by L_hybrid, and vlb is a model of L_vlb"):
         list_data_sets(AblationRequest(name="vlb-ratio", scale="tiny", runs=runs), str(tmp_path))
 
 
@@ -49,7 +49,7 @@ def test_a_trial_is_called_in_mlflow_by_what_differs_alone() -> None:
 
 
 def test_why_a_trial_failed_is_one_line_of_a_length_to_be_read() -> None:
-    assert reason(ConfigError("no\n such  thing")) == "no such thing"
+    assert reason(UserError("no\n such  thing")) == "no such thing"
     assert reason(RuntimeError("")) == "RuntimeError:"
     told = reason(MemoryError("a word " * 1000))
     assert told.startswith("MemoryError: a word")

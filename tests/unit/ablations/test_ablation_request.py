@@ -9,7 +9,7 @@ from evaluation.ablations.definitions.cost import price, price_together
 from evaluation.ablations.definitions.grid import parse_grid
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import DEFAULT_PRESET, OWN_GRID, AblationRequest, from_form
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 from training.cost.estimate import count_macs
 
 
@@ -58,7 +58,7 @@ def test_an_objective_and_a_grid_of_ones_own_are_taken_from_the_form() -> None:
     ],
 )
 def test_a_form_that_can_not_work_is_refused(arguments: tuple[object, ...], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(UserError, match=said):
         from_form(*arguments).trials()  # type: ignore[arg-type]
 
 

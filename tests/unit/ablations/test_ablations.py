@@ -9,7 +9,8 @@ from evaluation.ablations.definitions.ablation import MAX_TRIALS, SCALES, Scale,
 from evaluation.ablations.definitions.grid import own_grid, parse_grid
 from evaluation.ablations.definitions.paper import named
 from training.config import presets
-from training.config.experiment import ConfigError, Objective
+from training.config.errors import UserError
+from training.config.experiment import Objective
 from training.config.presets import cited, paper_results, preset
 
 _BOTH = pytest.mark.parametrize("scale", SCALES)
@@ -189,12 +190,12 @@ def _own(*words: str, preset_name: str = "digits-tiny-hybrid-cosine") -> tuple[T
     ],
 )
 def test_a_grid_that_can_not_work_is_refused(words: tuple[str, ...], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(UserError, match=said):
         _own(*words)
 
 
 def test_an_ablation_with_too_many_trials_is_refused_before_they_are_made() -> None:
-    with pytest.raises(ConfigError, match=r"'mine' has 1,000,000 trials; at most 64"):
+    with pytest.raises(UserError, match=r"'mine' has 1,000,000 trials; at most 64"):
         _own(f"seed={','.join(map(str, range(1000)))}", f"diffusion.num_timesteps={','.join(map(str, range(1000)))}")
 
 
@@ -211,12 +212,12 @@ def test_an_ablation_with_too_many_trials_is_refused_before_they_are_made() -> N
     ],
 )
 def test_an_ablation_that_can_not_work_is_refused(name: str, arguments: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(UserError, match=said):
         trials(named(name), "tiny", **arguments)  # type: ignore[arg-type]
 
 
 def test_an_unknown_ablation_is_answered_with_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'hybrid-weight'"):
+    with pytest.raises(UserError, match="did you mean 'hybrid-weight'"):
         named("hybrid-wait")
 
 
@@ -251,11 +252,11 @@ def test_a_value_of_a_grid_can_be_a_list() -> None:
 
 @pytest.mark.parametrize("name", ["../../home", "a/b", "", "two words", ".hidden", "é"])
 def test_a_grid_is_named_as_a_folder_can_be(name: str) -> None:
-    with pytest.raises(ConfigError, match="a name that can be a folder's"):
+    with pytest.raises(UserError, match="a name that can be a folder's"):
         own_grid(name, {"seed": [1, 2]}, "digits-tiny-hybrid-cosine")
 
 
 @pytest.mark.parametrize("objective", ["simple", "vlb"])
 def test_what_only_l_hybrid_has_is_not_varied_under_another_objective(objective: Objective) -> None:
-    with pytest.raises(ConfigError, match=f"which L_{objective} does not have"):
+    with pytest.raises(UserError, match=f"which L_{objective} does not have"):
         trials(named("hybrid-weight"), "tiny", objective=objective)

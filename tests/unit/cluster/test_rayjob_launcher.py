@@ -19,7 +19,8 @@ from components.launch.rayjob import Pace, RayJobError
 from components.launch.rayjob_launcher import run_on_rayjob
 from components.launch.rayjob_options import RayJobOptions, rayjob_for
 from training import storage
-from training.config.experiment import ConfigError, Resources
+from training.config.errors import UserError
+from training.config.experiment import Resources
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.source import digits
 
@@ -249,7 +250,7 @@ def test_the_driver_without_arguments_says_how_it_is_called(capsys):
     ],
 )
 def test_a_mode_that_does_not_fit_its_arguments_is_refused(mode, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(UserError, match=words):
         run_in_mode("train", {}, **mode)
 
 

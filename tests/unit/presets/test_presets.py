@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from training.config import presets
-from training.config.experiment import ConfigError, Experiment
+from training.config.errors import UserError
+from training.config.experiment import Experiment
 from training.config.preset_table import PRESETS
 from training.models.unet import make_model
 
@@ -89,7 +90,7 @@ def test_fid_protocols_are_the_supplements() -> None:
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest_names() -> None:
-    with pytest.raises(ConfigError, match="no preset 'cifar10-hybrid-cosin'; did you mean cifar10-hybrid-cosine"):
+    with pytest.raises(UserError, match="no preset 'cifar10-hybrid-cosin'; did you mean cifar10-hybrid-cosine"):
         presets.preset("cifar10-hybrid-cosin")
 
 

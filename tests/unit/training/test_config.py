@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config import presets
-from training.config.experiment import ConfigError, Experiment, Resources, run_key
+from training.config.errors import UserError
+from training.config.experiment import Experiment, Resources, run_key
 
 DEMO = presets.preset("digits-hybrid-cosine")
 
@@ -87,38 +88,38 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_the_field_and_what_it_allows(override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         DEMO.override([override])
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", ""])
 def test_an_experiments_name_is_one_for_a_directory_too(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"name: '{name}' is not a name"):
+    with pytest.raises(UserError, match=f"name: '{name}' is not a name"):
         Experiment.from_dict(DEMO.to_dict() | {"name": name})
 
 
 def test_overrides_that_are_one_text_rather_than_a_list_are_told_so() -> None:
-    with pytest.raises(ConfigError, match="overrides are a list"):
+    with pytest.raises(UserError, match="overrides are a list"):
         DEMO.override("model.dropout=0.1")
 
 
 def test_the_linear_schedule_refuses_a_t_at_which_beta_reaches_one() -> None:
     small = ["evaluation.sampling.spacing=", "evaluation.scoring_sampling.spacing=", "evaluation.likelihood_steps=5"]
-    with pytest.raises(ConfigError, match=r"needs more than 20 timesteps"):
+    with pytest.raises(UserError, match=r"needs more than 20 timesteps"):
         DEMO.override([*small, "diffusion.schedule=linear", "diffusion.num_timesteps=20"])
     assert DEMO.override([*small, "diffusion.schedule=linear", "diffusion.num_timesteps=21"]).diffusion.num_timesteps == 21
 
 
 def test_an_unknown_preset_names_the_nearest_ones() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean .*cifar10-hybrid-cosine"):
+    with pytest.raises(UserError, match=r"did you mean .*cifar10-hybrid-cosine"):
         presets.preset("cifar10-hybrid-cosin")
 
 
 def test_a_file_that_is_not_an_experiment_is_told_so() -> None:
-    with pytest.raises(ConfigError, match="not an experiment's JSON"):
+    with pytest.raises(UserError, match="not an experiment's JSON"):
         Experiment.from_json("{")
-    with pytest.raises(ConfigError, match="colour"):
+    with pytest.raises(UserError, match="colour"):
         Experiment.from_dict({**DEMO.to_dict(), "colour": "red"})
 
 
@@ -143,7 +144,7 @@ def test_a_run_key_is_one_for_one_with_experiment_and_data(seed: int, digest: st
     ],
 )
 def test_wrong_resources_are_refused(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         Resources.from_dict(fields)
 
 

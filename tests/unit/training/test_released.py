@@ -13,7 +13,7 @@ from training.checkpoints import checkpoint
 from training.checkpoints.exchange import export_checkpoint, import_checkpoint, read_weights
 from training.checkpoints.released import RELEASED, ReleasedError, describe_difference, expected_shapes, recognise, reference_flags
 from training.config import presets
-from training.config.experiment import ConfigError
+from training.config.errors import UserError
 from training.models.unet import make_model
 
 DIGITS = "digits-hybrid-cosine"
@@ -73,7 +73,7 @@ def test_another_architecture_is_answered_with_the_nearest_and_its_differences()
     assert recognise(narrow, "model.pt", preset="cifar10-hybrid-cosine", overrides=["model.num_res_blocks=2"]).model.num_res_blocks == 2
     with pytest.raises(ReleasedError, match="name the preset too"):
         recognise(narrow, "model.pt", overrides=["model.num_res_blocks=2"])
-    with pytest.raises(ConfigError, match=r"no preset .cifar10-hybrid.; did you mean"):
+    with pytest.raises(UserError, match=r"no preset .cifar10-hybrid.; did you mean"):
         recognise(narrow, "model.pt", preset="cifar10-hybrid")
 
 
