@@ -121,7 +121,7 @@ def train_run(
                 say(f"told to stop: {saved}; the same command goes on from there")
                 raise SystemExit(STOPPED_EXIT_CODE)
             told = {**result, "tracking_run_id": tracked.run_id, "run_key": run.key, "data_uri": data_uri}
-            storage.patiently(lambda: storage.write_json(result_uri, told))
+            storage.retry(lambda: storage.write_json(result_uri, told))
             tracked.set_tags({"iddpm.best_checkpoint_uri": result["best_checkpoint_uri"], "iddpm.best_weights": result["best_weights"]})
             status = "FINISHED"
         except SystemExit as error:  # Ray Train ends a program that Ctrl-C stops, and with 0
@@ -238,7 +238,7 @@ def _train(run: Run, resources: Resources, data_uri: str, reference_uri: str, tr
         scorer=scorer if reference_uri else None,
     )
     outcome = train(job, ray_address=ray_address)
-    history = storage.patiently(lambda: read_history(run_uri))
+    history = storage.retry(lambda: read_history(run_uri))
     decision = early_stopping.decide(history, experiment.evaluation)
     best_step = decision.best_step if decision.best_step is not None else outcome.step
     best_weights = decision.best_weights or f"ema_{experiment.optim.ema_decays[0]}" if experiment.optim.ema_decays else "model"

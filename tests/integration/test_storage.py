@@ -266,26 +266,41 @@ def test_a_disk_that_fills_up_during_the_download_says_so_and_leaves_nothing(buc
     assert list(small_disk.iterdir()) == []
 
 
-def test_patience_waits_out_a_server_that_comes_back_and_not_a_wrong_name(capsys):
-    failures = [StorageError("s3://b/k: no answer", transient=True)] * 2
+class Outage:
+    """An action that fails `count` times before it succeeds."""
 
-    def act() -> str:
-        if failures:
-            raise failures.pop()
+    def __init__(self, count: float, *, transient: bool = True) -> None:
+        self.left, self.calls, self.transient = count, 0, transient
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.left:
+            raise StorageError("s3://b/k: no answer", transient=self.transient)
         return "done"
 
-    assert storage.patiently(act, seconds=10, pause_seconds=0.01) == "done"
-    assert capsys.readouterr().out.count("trying again") == 1
-    with pytest.raises(ObjectNotFoundError):
-        storage.patiently(lambda: storage.read_bytes("/none/such"), seconds=10)
 
-    def never() -> None:
-        raise StorageError("still away", transient=True)
+def test_an_outage_is_waited_out_and_reported_once(capsys):
+    assert storage.retry(Outage(3), seconds=10, pause_seconds=0.01) == "done"
+    assert capsys.readouterr().out == "iddpm| s3://b/k: no answer; trying again for 10 s\n"
 
-    started = time.monotonic()
-    with pytest.raises(StorageError, match="still away"):
-        storage.patiently(never, seconds=0.2, pause_seconds=0.05)
-    assert 0.2 <= time.monotonic() - started < 10
+
+def test_waits_that_grow_end_too():
+    assert storage.retry(Outage(3), seconds=10, pause_seconds=0.01, max_pause_seconds=0.02) == "done"
+
+
+def test_a_failure_that_cannot_pass_is_not_tried_again():
+    action = Outage(1, transient=False)
+    with pytest.raises(StorageError, match="no answer"):
+        storage.retry(action, seconds=10)
+    assert action.calls == 1
+
+
+@pytest.mark.parametrize(("seconds", "fewest", "most"), [(0, 1, 1), (0.2, 2, 5)])
+def test_the_last_failure_is_raised_when_the_budget_is_spent(seconds, fewest, most):
+    action = Outage(float("inf"))
+    with pytest.raises(StorageError, match="no answer"):
+        storage.retry(action, seconds=seconds, pause_seconds=0.05)
+    assert fewest <= action.calls <= most
 
 
 def test_local_paths_need_no_boto3():

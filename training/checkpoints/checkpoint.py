@@ -265,8 +265,8 @@ class AsyncWriter:
             self._pool.shutdown()
 
     def _write(self, step: int, files: Files, on_saved: Callable[[str], None] | None) -> None:
-        storage.patiently(lambda: self._first(step, files), seconds=self._retry_seconds)
-        uri = storage.patiently(lambda: save(self._run_uri, step, files), seconds=self._retry_seconds)
+        storage.retry(lambda: self._first(step, files), seconds=self._retry_seconds)
+        uri = storage.retry(lambda: save(self._run_uri, step, files), seconds=self._retry_seconds)
         if on_saved is not None:
             on_saved(uri)
 

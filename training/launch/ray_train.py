@@ -127,7 +127,7 @@ def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
 
 
 def _saved_step(job: Job) -> int:
-    return max(storage.patiently(lambda: checkpoint.steps(job.run_uri)), default=0)
+    return max(storage.retry(lambda: checkpoint.steps(job.run_uri)), default=0)
 
 
 def _require_possible(job: Job, ray_address: str) -> None:
@@ -145,7 +145,7 @@ def _require_possible(job: Job, ray_address: str) -> None:
                 f"resources.num_gpus_per_worker is 1 for at least {fewest} workers, but this machine shows {found} GPUs; "
                 "use fewer workers, or train on the processor with num_gpus_per_worker 0"
             )
-    uri = storage.patiently(lambda: checkpoint.latest(job.run_uri))
+    uri = storage.retry(lambda: checkpoint.latest(job.run_uri))
     if uri is not None:
         _require_same(job.experiment, uri)
 
@@ -153,7 +153,7 @@ def _require_possible(job: Job, ray_address: str) -> None:
 def _require_same(experiment: Experiment, uri: str) -> None:
     """Refuses to go on with another experiment's checkpoint; a damaged one is dealt with by rank 0 (`checkpoint.clean`)."""
     try:
-        found = json.loads(storage.patiently(lambda: checkpoint.load_bytes(uri, checkpoint.EXPERIMENT)))
+        found = json.loads(storage.retry(lambda: checkpoint.load_bytes(uri, checkpoint.EXPERIMENT)))
     except (checkpoint.CheckpointError, json.JSONDecodeError):
         return
     theirs, ours = flatten(found), flatten(experiment.to_dict())
@@ -225,7 +225,7 @@ def _worker(config: dict[str, Any]) -> Outcome:
         if job.scorer is not None and not job.resources.microbatch_size:
             # The microbatch that a trial finds fills the memory that there is, and scores need theirs.
             torch.cuda.set_per_process_memory_fraction(1 - SCORE_GPU_SHARE, device)
-    loader = storage.patiently(
+    loader = storage.retry(
         lambda: Loader(
             storage.join(job.data_uri, "train"),
             seed=job.experiment.seed,
@@ -261,7 +261,7 @@ def _train_with_rollbacks(
     while True:
         trainer: Trainer | None = make_trainer()
         assert trainer is not None
-        uri = agree(storage.patiently(lambda: checkpoint.latest(run_uri)) if rank == 0 else None, world_size)
+        uri = agree(storage.retry(lambda: checkpoint.latest(run_uri)) if rank == 0 else None, world_size)
         if uri is not None:
             trainer.restore(functools.partial(_load_patiently, uri))
             if rank == 0:
@@ -288,4 +288,4 @@ def _train_with_rollbacks(
 
 
 def _load_patiently(uri: str, name: str) -> dict[str, Any]:
-    return storage.patiently(lambda: checkpoint.load(uri, name))
+    return storage.retry(lambda: checkpoint.load(uri, name))

@@ -42,12 +42,12 @@ NUM_LATEST = 2
 def _score(scorer: Scorer, checkpoint_uri: str) -> Mapping[str, Any]:
     os.nice(10)  # training has the right of way on a machine that both share
     torch.set_num_threads(1)
-    return storage.patiently(lambda: scorer.score(checkpoint_uri))
+    return storage.retry(lambda: scorer.score(checkpoint_uri))
 
 
 def _kept_scores(job: Job) -> Sequence[Mapping[str, Any]]:
     scorer = job.scorer
-    return storage.patiently(lambda: scorer.history(job.run_uri)) if scorer is not None else ()
+    return storage.retry(lambda: scorer.history(job.run_uri)) if scorer is not None else ()
 
 
 class Beside:
@@ -63,7 +63,7 @@ class Beside:
 
     def __init__(self, job: Job, world_size: int) -> None:
         self.job = job
-        gone = storage.patiently(lambda: checkpoint.clean(job.run_uri))
+        gone = storage.retry(lambda: checkpoint.clean(job.run_uri))
         self.writer = checkpoint.AsyncWriter(job.run_uri, first=self._before_checkpoint)
         self.tracked: TrackedRun | None = None
         if job.tracking_run_id:
@@ -79,7 +79,7 @@ class Beside:
         self.pending: dict[int, ray.ObjectRef[Any]] = {}
         self.history = list(_kept_scores(job))
         self.logged = {int(score["step"]) for score in self.history}.difference(gone)
-        self.kept = set(storage.patiently(lambda: checkpoint.steps(job.run_uri)))
+        self.kept = set(storage.retry(lambda: checkpoint.steps(job.run_uri)))
         for step in sorted(self.kept - self.logged):
             self._submit(step)
         for score in self.history:  # whoever was killed may not have come to it
@@ -177,7 +177,7 @@ class Beside:
         if self.tracked is None:
             return
         try:
-            if not storage.patiently(self.tracked.close):
+            if not storage.retry(self.tracked.close):
                 say("MLflow stayed away: pictures that it should have got are lost; the metrics wait for the same command")
         except storage.StorageError as error:
             say(f"{error}; metrics that MLflow has not got by now are lost")
@@ -252,7 +252,7 @@ class Beside:
 
         def attempt() -> None:
             try:
-                storage.patiently(chore)
+                storage.retry(chore)
             except Exception as error:
                 say(f"{otherwise}: {error}")
 

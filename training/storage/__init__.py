@@ -5,7 +5,8 @@
 
 from training.storage.errors import ObjectNotFoundError as ObjectNotFoundError
 from training.storage.errors import StorageError as StorageError
-from training.storage.store import OUTAGE_SECONDS as OUTAGE_SECONDS
+from training.storage.retry import OUTAGE_SECONDS as OUTAGE_SECONDS
+from training.storage.retry import retry as retry
 from training.storage.store import delete as delete
 from training.storage.store import delete_leftovers as delete_leftovers
 from training.storage.store import delete_prefix as delete_prefix
@@ -18,7 +19,6 @@ from training.storage.store import list_objects as list_objects
 from training.storage.store import list_uris as list_uris
 from training.storage.store import local_path as local_path
 from training.storage.store import open_local as open_local
-from training.storage.store import patiently as patiently
 from training.storage.store import read_bytes as read_bytes
 from training.storage.store import read_json as read_json
 from training.storage.store import size as size

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -28,6 +27,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from training.config.overrides import holds_password
 from training.storage.errors import ObjectNotFoundError, StorageError, explained_disk
@@ -47,13 +47,9 @@ def read(uri: str) -> bytes:
     """The object's bytes."""
     bucket, key = split(uri)
     with _explained(uri):
-        for attempt in range(_ATTEMPTS):
-            try:
-                return client().get_object(Bucket=bucket, Key=key)["Body"].read()
-            except _NO_ANSWER:  # boto3 repeats requests, but not a body that broke off
-                if attempt == _ATTEMPTS - 1:
-                    raise
-    raise AssertionError("unreachable")
+        # boto3 repeats a request, but not the reading of a body that breaks off.
+        attempts = Retrying(retry=retry_if_exception_type(_NO_ANSWER), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
+        return attempts(lambda: client().get_object(Bucket=bucket, Key=key)["Body"].read())
 
 
 def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
@@ -63,18 +59,20 @@ def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
         if not if_absent:
             client().put_object(Bucket=bucket, Key=key, Body=data)
             return True
-        for attempt in range(_ATTEMPTS):
-            try:
-                client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if _status(error) == 412:
-                    return False
-                if _status(error) != 409 or attempt == _ATTEMPTS - 1:  # 409: another writer is at it, and may yet fail
-                    raise
-                time.sleep(0.2)
-            else:
-                return True
-    raise AssertionError("unreachable")
+        # 409: another writer is at work on the same key, and may still fail.
+        attempts = Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, ClientError) and _status(error) == 409),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_fixed(0.2),
+            reraise=True,
+        )
+        try:
+            attempts(client().put_object, Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if _status(error) == 412:
+                return False
+            raise
+        return True
 
 
 def size(uri: str) -> int:

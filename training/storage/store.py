@@ -13,21 +13,14 @@ import contextlib
 import json
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from training.console import format_duration, say
 from training.storage import disk
 from training.storage.disk import local_path as local_path
 from training.storage.errors import ObjectNotFoundError as ObjectNotFoundError
 from training.storage.errors import StorageError as StorageError
-
-_Result = TypeVar("_Result")
-
-OUTAGE_SECONDS = 600.0
-"""How long a store that does not answer is tried again by what must not be lost."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -251,28 +244,3 @@ def open_local(uri: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="iddpm-") as directory:
         yield download(uri, Path(directory) / uri.rpartition("/")[2])
-
-
-def patiently(action: Callable[[], _Result], *, seconds: float = OUTAGE_SECONDS, pause_seconds: float = 2.0) -> _Result:
-    """Calls `action` again while it fails for a reason that may pass, for instance a store that restarts.
-
-    Args:
-        action: What to do; it has to be harmless to do twice.
-        seconds: How long to go on trying from the first failure.
-        pause_seconds: Wait between attempts.
-
-    Raises:
-        StorageError: The last failure, once the time is over; any failure that waiting can't mend, at once.
-    """
-    deadline: float | None = None
-    while True:
-        try:
-            return action()
-        except StorageError as error:
-            now = time.monotonic()
-            if not error.transient or (deadline is not None and now >= deadline):
-                raise
-            if deadline is None:
-                deadline = now + seconds
-                say(f"{error}; trying again for {format_duration(seconds)}")
-            time.sleep(pause_seconds)

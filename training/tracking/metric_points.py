@@ -103,7 +103,7 @@ class MetricPoints:
         Raises:
             Exception: MLflow did not take it, or it can't be kept. What MLflow refuses for good is dropped; the rest waits.
         """
-        waiting = storage.patiently(self.keep)
+        waiting = storage.retry(self.keep)
         try:
             for start in range(0, len(waiting), _BATCH):
                 self._send(waiting[start : start + _BATCH])

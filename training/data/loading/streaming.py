@@ -106,7 +106,7 @@ class StreamedRows:
             return path
         with node_lock(self._directory / f"{path.stem}.lock"):
             if not path.exists():
-                rows = storage.patiently(lambda: self._read(group))
+                rows = storage.retry(lambda: self._read(group))
                 self._make_room(rows.nbytes)
                 self._keep(rows, path)
         return path
