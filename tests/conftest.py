@@ -33,6 +33,22 @@ _CHECKED += [f"evaluation.{room}" for room in ("records", "features", "distances
 install_import_hook(_CHECKED, "beartype.beartype")
 
 
+# Files that the project may not ship. Tests that read them are selected where the environment names the file.
+_FILES = {"inception_weights": "IDDPM_INCEPTION_WEIGHTS", "kuberay_schema": "IDDPM_RAYJOB_SCHEMA"}
+_SCHEMA_BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[2] / "shared" / "schemas" / "rayjob.schema.json.gz"
+if _SCHEMA_BESIDE_THE_CHECKOUT.is_file():
+    os.environ.setdefault("IDDPM_RAYJOB_SCHEMA", str(_SCHEMA_BESIDE_THE_CHECKOUT))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests whose file is not here."""
+    absent = {marker for marker, variable in _FILES.items() if variable not in os.environ}
+    deselected = [item for item in items if any(item.get_closest_marker(marker) for marker in absent)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in deselected]
+
+
 @pytest.fixture(scope="session")
 def services() -> Iterator[Services]:
     """Real S3 and MLflow for this test session alone, with the client's environment set."""

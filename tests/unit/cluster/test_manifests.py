@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_kubernetes
+import jq
 import pytest
 import yaml
 
@@ -30,12 +32,14 @@ _OVERLAYS = ("kind", "cluster", "cluster-oidc")
 _KUBERNETES = "1.32"
 
 
+def _kustomize(directory: Path) -> subprocess.CompletedProcess[str]:
+    kubectl = Path(sys.executable).with_name("kubectl")
+    return subprocess.run([kubectl, "kustomize", str(directory)], capture_output=True, text=True, check=False)
+
+
 @functools.cache
 def _objects(overlay: str) -> tuple[dict[str, Any], ...]:
-    kustomize = shutil.which("kustomize")
-    if kustomize is None:
-        pytest.skip("kustomize is not installed")
-    built = subprocess.run([kustomize, "build", str(_K8S / "overlays" / overlay)], capture_output=True, text=True, check=False)
+    built = _kustomize(_K8S / "overlays" / overlay)
     assert built.returncode == 0, built.stderr
     assert built.stderr == ""  # deprecated fields are told there
     return tuple(yaml.safe_load_all(built.stdout))
@@ -84,13 +88,13 @@ def _rayjob() -> RayJob:
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
 def test_every_object_is_strictly_valid(overlay):
-    validate = pytest.importorskip("kubernetes_validate")
+    validate = importlib.import_module("kubernetes_validate")
     for item in _objects(overlay):
         validate.validate(item, _KUBERNETES, strict=True)
 
 
 def test_strict_validation_would_notice_a_misspelt_field():
-    validate = pytest.importorskip("kubernetes_validate")
+    validate = importlib.import_module("kubernetes_validate")
     item = json.loads(json.dumps(_named("kind", "Deployment", "mlflow")))
     item["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
     with pytest.raises(validate.ValidationError):
@@ -387,9 +391,6 @@ def test_kfps_patches_aim_at_objects_that_upstream_has_and_its_version_is_pinned
 
 def test_the_patches_merge_into_a_base_of_the_same_shape(tmp_path):
     """Kustomize refuses a patch without its target, so the shape of ours is tried on a base with upstream's names."""
-    kustomize = shutil.which("kustomize")
-    if kustomize is None:
-        pytest.skip("kustomize is not installed")
     shutil.copytree(_K8S / "overlays" / "kfp", tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text("{}")
     container = {"name": "ml-pipeline-api-server", "image": "x:1", "env": [{"name": "LOG_LEVEL", "value": "info"}]}
@@ -407,7 +408,7 @@ def test_the_patches_merge_into_a_base_of_the_same_shape(tmp_path):
     overlay = _kfp("kustomization.yaml")
     overlay["resources"] = ["upstream.yaml"]
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    built = subprocess.run([kustomize, "build", str(tmp_path)], capture_output=True, text=True, check=False)
+    built = _kustomize(tmp_path)
     assert built.returncode == 0, built.stderr
     objects = {item["kind"] + item["metadata"]["name"].partition("-config-")[0]: item for item in yaml.safe_load_all(built.stdout)}
     assert objects["ConfigMapkfp-launcher"]["data"]["defaultPipelineRoot"].startswith("s3://")
@@ -433,19 +434,13 @@ def test_kfp_tells_mlflow_of_every_run():
 
 def test_the_guides_configuration_keeps_nothing_of_upstreams_plugins(tmp_path):
     """KFP 2.17 ships the plugin for another MLflow, with a file of certificates that its API server fails to find."""
-    jq = shutil.which("jq")
-    if jq is None:
-        pytest.skip("jq is not installed")
     upstream = {
         "DBConfig": {"DBName": "mlpipeline"},
         "plugins": {"mlflow": {"endpoint": "https://x", "tls": {"caBundlePath": "/x/ca.crt"}}},
     }
     program = re.search(r"jq -s '([^']+)' - (\S+)", (_K8S / "README.md").read_text())
     assert program is not None
-    merged = subprocess.run(
-        [jq, "-s", program[1], "-", str(_ROOT / program[2])], input=json.dumps(upstream), capture_output=True, text=True, check=True
-    )
-    config = json.loads(merged.stdout)
+    config = jq.compile(program[1]).input_value([upstream, json.loads((_ROOT / program[2]).read_text())]).first()
     assert config["DBConfig"] == upstream["DBConfig"]
     assert config["plugins"] == json.loads((_ROOT / program[2]).read_text())["plugins"]
 

@@ -1,6 +1,7 @@
 """The feature extractors: the committed digit classifier, and Inception against torch-fidelity's own module."""
 
 import hashlib
+import importlib
 import io
 import os
 from pathlib import Path
@@ -23,7 +24,7 @@ def digits_test() -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def seeded_inception() -> dict[str, Tensor]:
     """Weights of the Inception network's shapes, drawn so that features differ from image to image."""
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
 
     class Unloaded(module.FeatureExtractorInceptionV3):  # type: ignore[misc, name-defined]
         def load_state_dict(self, state_dict: object, *args: object, **kwargs: object) -> None:
@@ -88,7 +89,7 @@ def test_digits_classifier_refuses_other_images() -> None:
 
 @pytest.mark.slow
 def test_inception_features_equal_torch_fidelitys(seeded_inception: dict[str, Tensor]) -> None:
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     buffer = io.BytesIO()
     torch.save(seeded_inception, buffer)
     buffer.seek(0)
@@ -129,13 +130,10 @@ def test_only_the_standard_weights_may_be_called_fid() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "IDDPM_INCEPTION_WEIGHTS" not in os.environ,
-    reason=f"IDDPM_INCEPTION_WEIGHTS names no file; set it to the path or s3:// address of {inception.WEIGHTS.name}",
-)
+@pytest.mark.inception_weights
 def test_the_fid_in_the_real_weights_is_torch_fidelitys() -> None:
-    metric = pytest.importorskip("torch_fidelity.metric_fid")
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    metric = importlib.import_module("torch_fidelity.metric_fid")
+    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     weights = os.environ["IDDPM_INCEPTION_WEIGHTS"]
     ours = load_inception(weights)
     buffer = io.BytesIO(inception.WEIGHTS.read(weights))

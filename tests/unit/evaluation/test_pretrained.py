@@ -1,5 +1,6 @@
 """VGG16 and CLIP as extractors: named, pinned, and never taken for Inception."""
 
+import importlib
 import io
 import warnings
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_clip_reads_its_archive_and_tells_images_apart(archive: bytes) -> None:
 
 @pytest.mark.slow
 def test_vgg16_gives_fc2_behind_its_relu_from_a_state_dict() -> None:
-    torchvision = pytest.importorskip("torchvision")
+    torchvision = importlib.import_module("torchvision")
     torch.manual_seed(0)
     network = torchvision.models.vgg16().eval()
     buffer = io.BytesIO()
