@@ -42,9 +42,10 @@ def ablation_reference(
     if takes_distances != "yes":
         return ""
     from components.launch.modes import run_in_mode
+    from components.steps.registry import REFERENCE
 
     uri: str = run_in_mode(
-        "reference",
+        REFERENCE,
         {
             "experiment_preset": experiment_preset,
             "experiment_overrides": experiment_overrides,

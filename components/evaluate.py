@@ -39,9 +39,10 @@ def evaluate(
     """
     from components.launch.modes import run_in_mode
     from components.steps.evaluate import note_result
+    from components.steps.registry import EVALUATE
 
     uri = run_in_mode(
-        "evaluate",
+        EVALUATE,
         {
             "run_uri": run_uri,
             "data_uri": data_uri,

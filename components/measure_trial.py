@@ -37,11 +37,12 @@ def measure_trial(
     Returns:
         URI of the trial's record.
     """
+    from components.ablations.registry import MEASURE
     from components.ablations.steps import note_record
     from components.launch.modes import run_in_mode
 
     uri = run_in_mode(
-        "measure",
+        MEASURE,
         {
             "item": item,
             "run_uri": run_uri,

@@ -59,9 +59,10 @@ def preprocess(
     """
     from components.launch.modes import run_in_mode
     from components.steps.preprocess import note_data
+    from components.steps.registry import PREPROCESS
 
     uri = run_in_mode(
-        "preprocess",
+        PREPROCESS,
         {
             "experiment_preset": experiment_preset,
             "experiment_overrides": experiment_overrides,

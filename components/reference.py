@@ -38,9 +38,10 @@ def reference(
         URI of the statistics.
     """
     from components.launch.modes import run_in_mode
+    from components.steps.registry import REFERENCE
 
     uri: str = run_in_mode(
-        "reference",
+        REFERENCE,
         {
             "experiment_preset": experiment_preset,
             "experiment_overrides": experiment_overrides,

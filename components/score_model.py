@@ -44,6 +44,7 @@ def score_model(
     from components.launch.modes import run_in_mode
     from components.steps.evaluate import note_result
     from components.steps.nightly import telling_of_failure
+    from components.steps.registry import SCORE
 
     arguments = {
         "checkpoint_uri": checkpoint_uri,
@@ -54,7 +55,5 @@ def score_model(
         "resources": {"num_workers": num_workers, "num_gpus_per_worker": num_gpus_per_worker},
     }
     with telling_of_failure(checkpoint_uri, weights, storage_root_uri, purpose):
-        uri = run_in_mode(
-            "score", arguments, ray_mode=ray_mode, ray_address=ray_address, ray_queue=ray_queue, rayjob_options=rayjob_options
-        )
+        uri = run_in_mode(SCORE, arguments, ray_mode=ray_mode, ray_address=ray_address, ray_queue=ray_queue, rayjob_options=rayjob_options)
     return note_result(uri, metrics.log_metric)

@@ -41,7 +41,7 @@ def tabulate_ablation(
     Returns:
         URI of the report.
     """
-    from components.steps.close import finish_ablation
+    from components.ablations.close import finish_ablation
     from evaluation.ablations.definitions.request import from_form
 
     request = from_form(

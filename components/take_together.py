@@ -46,6 +46,7 @@ def take_together(
         URI of the record; empty where there is nothing of the kind.
     """
     from components.ablations.directory import ablation_uri
+    from components.ablations.registry import JOINT
     from components.launch.modes import run_in_mode
     from evaluation.ablations.definitions.request import from_form
 
@@ -55,7 +56,7 @@ def take_together(
     if asked.ablation().joint == "none":
         return ""
     uri: str = run_in_mode(
-        "together",
+        JOINT,
         {
             "ablation_uri": ablation_uri(asked, storage_root_uri),
             "resources": {"num_workers": num_workers, "num_gpus_per_worker": num_gpus_per_worker},

@@ -56,9 +56,10 @@ def train(
         URI of the run's directory.
     """
     from components.launch.modes import run_in_mode
+    from components.steps.registry import TRAIN
 
     uri: str = run_in_mode(
-        "train",
+        TRAIN,
         {
             "experiment_preset": experiment_preset,
             "experiment_overrides": experiment_overrides,

@@ -51,10 +51,11 @@ def train_trial(
     """
     from components.ablations.steps import train_trial
     from components.launch.modes import run_in_mode
+    from components.steps.registry import TRAIN
 
     def train() -> str:
         uri: str = run_in_mode(
-            "train",
+            TRAIN,
             {
                 "experiment_preset": item["experiment_preset"],
                 "experiment_overrides": item["overrides"],

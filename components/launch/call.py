@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components.steps.registry import STEPS
-from components.steps.train import RESULT, identify
+from components.launch.step import Step, load
 from training import storage
 
 CALL = "rayjob-call.json"
@@ -21,14 +21,14 @@ class Call:
     """A call.
 
     Attributes:
-        step: The step's name.
+        step: The step.
         arguments: Its arguments, by name.
         key: Names the job: one key, one job at a time.
         directory_uri: Where its files are.
         result_uri: What is there once it is done: a training's own result, or what any other step returned.
     """
 
-    step: str
+    step: Step
     arguments: Mapping[str, Any]
     key: str
     directory_uri: str
@@ -46,8 +46,8 @@ class Call:
 
     def write(self) -> None:
         """Says what to do."""
-        answer_uri = "" if STEPS[self.step].drives else self.result_uri
-        storage.write_json(self.uri, {"step": self.step, "arguments": dict(self.arguments), "answer_uri": answer_uri})
+        answer_uri = "" if self.step.run_files else self.result_uri
+        storage.write_json(self.uri, {"step": dataclasses.asdict(self.step), "arguments": dict(self.arguments), "answer_uri": answer_uri})
 
     def is_done(self) -> bool:
         """Whether the result is there."""
@@ -55,26 +55,24 @@ class Call:
 
     def answer(self) -> Any:
         """What the step returned."""
-        return self.directory_uri if STEPS[self.step].drives else storage.read_json(self.result_uri)["returned"]
+        return self.directory_uri if self.step.run_files else storage.read_json(self.result_uri)["returned"]
 
 
-def call_of(step: str, arguments: Mapping[str, Any], scope: str = "") -> Call:
+def call_of(step: Step, arguments: Mapping[str, Any], scope: str = "") -> Call:
     """The call of a step.
 
     Args:
-        step: One of `components.steps.registry.STEPS`.
+        step: The step.
         arguments: Its arguments, by name.
         scope: Calls of other scopes are other calls. A training has none: one run is trained by one job, whoever asks.
 
     Raises:
         UserError: A training's preset, override or data set does not fit.
     """
-    if STEPS[step].drives:
-        run = identify(
-            arguments["experiment_preset"], arguments["experiment_overrides"], arguments["data_uri"], arguments["storage_root_uri"]
-        )
-        return Call(step=step, arguments=arguments, key=run.key, directory_uri=run.uri, result_uri=storage.join(run.uri, RESULT))
+    if step.run_files:
+        key, directory_uri, result_uri = load(step.run_files)(arguments)
+        return Call(step=step, arguments=arguments, key=key, directory_uri=directory_uri, result_uri=result_uri)
     identity = json.dumps([dict(arguments), scope], sort_keys=True)
-    key = f"{step}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
-    directory_uri = storage.join(arguments[STEPS[step].home], "rayjobs", key)
+    key = f"{step.name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+    directory_uri = storage.join(arguments[step.files_argument], "rayjobs", key)
     return Call(step=step, arguments=arguments, key=key, directory_uri=directory_uri, result_uri=storage.join(directory_uri, ANSWER))

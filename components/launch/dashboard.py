@@ -25,7 +25,7 @@ from ray.job_submission import JobSubmissionClient
 from components.cluster.rayjob_spec import RAY_SECRET, RUN_URI_ANNOTATION, rayjob_name
 from components.launch.call import Call, call_of
 from components.launch.rayjob import DEFAULT_PACE, Pace
-from components.steps.registry import STEPS
+from components.launch.step import Step
 from training import storage
 from training.config.errors import UserError
 from training.console import format_duration, say
@@ -78,13 +78,13 @@ class _Dashboard(JobSubmissionClient):
         raise _RefusalError(r.status_code, r.text)
 
 
-def run_on_dashboard(step: str, arguments: Mapping[str, Any], address: str, *, pace: Pace = DEFAULT_PACE) -> Any:
+def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, pace: Pace = DEFAULT_PACE) -> Any:
     """Runs a step on the cluster with that dashboard, or follows a job that is at it.
 
     SIGTERM stops the job before anything else and raises SystemExit(143).
 
     Args:
-        step: One of `components.steps.registry.STEPS`.
+        step: The step.
         arguments: Its arguments, by name.
         address: The dashboard's, like "http://raycluster-head-svc:8265".
         pace: How often to look.
@@ -97,7 +97,7 @@ def run_on_dashboard(step: str, arguments: Mapping[str, Any], address: str, *, p
         RayJobsError: The cluster can't be reached, or the step did not end well.
     """
     call = call_of(step, arguments)
-    if STEPS[step].drives and call.is_done():
+    if step.run_files and call.is_done():
         say(f"{call.key} is done already")
         return call.answer()
     client = _connect(address)
@@ -138,7 +138,7 @@ def _attach_or_submit(client: _Dashboard, name: str, call: Call, hold: _Hold) ->
             say(f"Ray job {name}-{number} is there already and {status}; following it")
             hold.job = f"{name}-{number}"
             return
-    if not STEPS[call.step].drives:
+    if not call.step.run_files:
         storage.delete(call.result_uri)  # of an earlier call: this one may find something else
     call.write()
     hold.job = f"{name}-{max(tries, default=0) + 1}"  # before it is on its way, so that SIGTERM finds it

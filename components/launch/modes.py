@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from components.steps.registry import run_here, run_on_cluster
+from components.launch.step import Step, run_on_cluster
 from training.config.errors import UserError
 
 RAY_MODES = ("local", "rayjob", "address")
@@ -35,7 +35,7 @@ def require_mode(ray_mode: str, ray_address: str, rayjob_options: Mapping[str, A
 
 
 def run_in_mode(
-    step: str,
+    step: Step,
     arguments: Mapping[str, Any],
     *,
     ray_mode: str = "local",
@@ -46,7 +46,7 @@ def run_in_mode(
     """Runs a step where the mode says.
 
     Args:
-        step: One of `components.steps.registry.STEPS`.
+        step: The step.
         arguments: Its arguments, by name.
         ray_mode: "local" starts Ray in this pod or machine, where it is needed, and ends it with the step; "rayjob" has
             KubeRay make a cluster for the step; "address" takes one that stands, which has the same image and storage.
@@ -73,4 +73,4 @@ def run_in_mode(
         return run_on_dashboard(step, arguments, ray_address)
     if ray_mode == "address":
         return run_on_cluster(step, arguments, ray_address)
-    return run_here(step, arguments)
+    return step(**arguments)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from components.steps.registry import run_on_cluster
+from components.launch.step import Step, run_on_cluster
 from training import storage
 from training.console import say
 
@@ -20,10 +20,11 @@ def main(words: Sequence[str]) -> int:
         return 2
     call = storage.read_json(words[0])
     try:
-        returned = run_on_cluster(call["step"], call["arguments"], "auto")
+        step = Step(**call["step"])
+        returned = run_on_cluster(step, call["arguments"], "auto")
         if call["answer_uri"]:
             storage.write_json(call["answer_uri"], {"returned": returned})
-        say(f"{call['step']} is done on the Ray cluster")
+        say(f"{step.name} is done on the Ray cluster")
     except (ValueError, OSError) as error:
         say(f"{type(error).__name__}: {error}")
         return 1

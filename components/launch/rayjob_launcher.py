@@ -15,19 +15,19 @@ from components.cluster.kubernetes_api import KubernetesApi, KubernetesError, cu
 from components.launch.call import call_of
 from components.launch.rayjob import DEFAULT_PACE, Pace, RayJobError, run_rayjob
 from components.launch.rayjob_options import RayJobOptions, rayjob_for, workflow_of
-from components.steps.registry import STEPS
+from components.launch.step import Step
 from training.config.experiment import Resources
 from training.console import say
 
 
-def run_on_rayjob(step: str, arguments: Mapping[str, Any], options: RayJobOptions, *, pace: Pace = DEFAULT_PACE) -> Any:
+def run_on_rayjob(step: Step, arguments: Mapping[str, Any], options: RayJobOptions, *, pace: Pace = DEFAULT_PACE) -> Any:
     """Runs a step on a Ray cluster of its own, or follows one that is at it.
 
     A training has one job for its run, whichever pipeline asks, and one that is done asks for no cluster. Any other step
     has one job in each run of a pipeline: what an earlier run of it found may be out of date.
 
     Args:
-        step: One of `components.steps.registry.STEPS`.
+        step: The step.
         arguments: Its arguments, by name.
         options: The cluster.
         pace: How often to look.
@@ -43,7 +43,7 @@ def run_on_rayjob(step: str, arguments: Mapping[str, Any], options: RayJobOption
         SystemExit: SIGTERM; the RayJob is deleted.
     """
     call = call_of(step, arguments)
-    if STEPS[step].drives and call.is_done():
+    if step.run_files and call.is_done():
         say(f"{call.key} is done already")
         return call.answer()
     api = KubernetesApi(current_namespace())

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.steps.train import PIPELINE_RUN_TAG, RESULT, identify
-from evaluation.ablations.definitions.request import AblationRequest
 from training import storage
 from training.config.presets import preset
 from training.console import say
@@ -44,37 +43,6 @@ def finish_training(
     close_runs(state, pipeline_run_id, tracking_experiment)
     uri = find_data(experiment_preset, experiment_overrides, data_uri, storage_root_uri)
     return identify(experiment_preset, experiment_overrides, uri, storage_root_uri).uri if uri else ""
-
-
-def finish_ablation(
-    state: str,
-    pipeline_run_id: str,
-    request: AblationRequest,
-    storage_root_uri: str,
-    tracking_experiment: str,
-    page_path: str,
-) -> str:
-    """Closes the MLflow runs of trials that were left open, then makes the report of all trials.
-
-    Args:
-        state: As for `finish_training`, like the others that it has.
-        pipeline_run_id: Of the pipeline's run.
-        request: The ablation.
-        storage_root_uri: Where the runs are.
-        tracking_experiment: MLflow's experiment.
-        page_path: Local file for the page.
-
-    Returns:
-        URI of the report.
-
-    Raises:
-        UserError: The ablation is not valid, or was never planned.
-    """
-    from components.ablations.directory import ablation_uri
-    from components.ablations.report import make_report
-
-    close_runs(state, pipeline_run_id, tracking_experiment)
-    return make_report(ablation_uri(request, storage_root_uri), page_path)
 
 
 def close_runs(state: str, pipeline_run_id: str, tracking_experiment: str) -> None:

@@ -58,6 +58,12 @@ def identify(experiment_preset: str, experiment_overrides: Sequence[str], data_u
     return Run(experiment=experiment, manifest=manifest, key=key, uri=storage.join(storage_root_uri, "runs", key))
 
 
+def run_files(arguments: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the run's key, its directory and the URI of its result, from the arguments of `train_run`."""
+    run = identify(arguments["experiment_preset"], arguments["experiment_overrides"], arguments["data_uri"], arguments["storage_root_uri"])
+    return run.key, run.uri, storage.join(run.uri, RESULT)
+
+
 def train_run(
     experiment_preset: str,
     experiment_overrides: Sequence[str],
@@ -197,11 +203,12 @@ def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_ru
 
 def _kept_reference(reference_uri: str, arguments: Mapping[str, Any], ray_address: str) -> str:
     """The reference statistics; where they are gone, the reference step once more, on a worker, as a driver has no GPU."""
+    from components.launch.step import run_on_cluster
     from components.steps.evaluate import kept_reference
-    from components.steps.registry import run_here, run_on_cluster
+    from components.steps.registry import REFERENCE
 
     def make() -> str:
-        made: str = run_here("reference", arguments) if ray_address == "local" else run_on_cluster("reference", arguments, ray_address)
+        made: str = REFERENCE(**arguments) if ray_address == "local" else run_on_cluster(REFERENCE, arguments, ray_address)
         return made
 
     return kept_reference(reference_uri, arguments["storage_root_uri"], make)

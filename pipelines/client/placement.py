@@ -13,6 +13,7 @@ from components.launch.modes import require_mode
 from components.launch.rayjob_manifest import render
 from components.launch.rayjob_options import RayJobOptions, rayjob_for
 from components.launch.rayjob_rules import violations
+from components.launch.step import Step
 from training.config.errors import UserError
 from training.config.experiment import Resources
 
@@ -111,7 +112,9 @@ def _require_rayjob(stage: str, resources: Resources, options: Mapping[str, Any]
         "tolerations": chosen[TOLERATIONS],
         "containers": [{"name": "main", "image": chosen[IMAGE]}],
     }
-    call = Call(step=stage, arguments={}, key=stage, directory_uri="s3://iddpm", result_uri="s3://iddpm")
+    call = Call(
+        step=Step(name=stage, function="", files_argument=""), arguments={}, key=stage, directory_uri="s3://iddpm", result_uri="s3://iddpm"
+    )
     try:
         parsed = RayJobOptions.from_dict({"queue_name": chosen[QUEUE], **options})
         broken = violations(render(rayjob_for(call, resources, parsed, launcher={"spec": pod}, namespace="kubeflow")))

@@ -8,19 +8,20 @@ from pathlib import Path
 import pytest
 from step_arguments import preprocess_arguments
 
-from components.steps.registry import run_here, run_on_cluster
+from components.launch.step import run_on_cluster
+from components.steps.registry import PREPROCESS
 from training.config.errors import UserError
 
 pytestmark = pytest.mark.slow
 
 
 def test_data_prepared_on_a_cluster_is_the_data_prepared_here(tmp_path):
-    there = run_on_cluster("preprocess", preprocess_arguments(tmp_path / "there"), "local")
-    here = run_here("preprocess", preprocess_arguments(tmp_path / "here", resources={"num_workers": 1}))
+    there = run_on_cluster(PREPROCESS, preprocess_arguments(tmp_path / "there"), "local")
+    here = PREPROCESS(**preprocess_arguments(tmp_path / "here", resources={"num_workers": 1}))
     digests = [json.loads((Path(uri) / "train" / "manifest.json").read_text())["content_digest"] for uri in (there, here)]
     assert digests[0] == digests[1]
 
 
 def test_what_a_step_raises_on_a_cluster_is_raised_here(tmp_path):
     with pytest.raises(UserError, match="no-such-preset"):
-        run_on_cluster("preprocess", preprocess_arguments(tmp_path, experiment_preset="no-such-preset"), "local")
+        run_on_cluster(PREPROCESS, preprocess_arguments(tmp_path, experiment_preset="no-such-preset"), "local")

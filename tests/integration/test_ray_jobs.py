@@ -26,6 +26,7 @@ from components.launch import dashboard as ray_jobs
 from components.launch.dashboard import RayJobsError, run_on_dashboard
 from components.launch.modes import run_in_mode
 from components.launch.rayjob import Pace
+from components.steps.registry import EVALUATE, PREPROCESS
 from training.config.errors import UserError
 from training.data.format.shards import read_manifest
 
@@ -87,13 +88,13 @@ def dashboard() -> Iterator[str]:
 
 
 def test_a_step_is_done_by_the_cluster_and_its_answer_and_lines_come_back(dashboard, tmp_path, capsys):
-    uri = run_on_dashboard("preprocess", preprocess_arguments(tmp_path), dashboard, pace=_PACE)
+    uri = run_on_dashboard(PREPROCESS, preprocess_arguments(tmp_path), dashboard, pace=_PACE)
     assert read_manifest(f"{uri}/train").num_images > 1000
     made_at = Path(f"{uri}/train/manifest.json").stat().st_mtime_ns
     said = capsys.readouterr().out
     assert f"is handed to {dashboard}" in said
     assert "preprocess is done on the Ray cluster" in said.partition("is handed to")[2]  # the driver's own: a worker's may come too late
-    again = run_in_mode("preprocess", preprocess_arguments(tmp_path), ray_mode="address", ray_address=dashboard)
+    again = run_in_mode(PREPROCESS, preprocess_arguments(tmp_path), ray_mode="address", ray_address=dashboard)
     assert again == uri
     assert Path(f"{uri}/train/manifest.json").stat().st_mtime_ns == made_at
     assert "is handed to" in capsys.readouterr().out  # what was found the last time is not taken for an answer
@@ -102,7 +103,7 @@ def test_a_step_is_done_by_the_cluster_and_its_answer_and_lines_come_back(dashbo
 def test_a_step_that_fails_there_is_told_in_one_line(dashboard, tmp_path, capsys):
     arguments = preprocess_arguments(tmp_path, experiment_preset="no-such-preset")
     with pytest.raises(RayJobsError, match=r"Ray job iddpm-preprocess-[\w-]+ ended as FAILED") as told:
-        run_on_dashboard("preprocess", arguments, dashboard, pace=_PACE)
+        run_on_dashboard(PREPROCESS, arguments, dashboard, pace=_PACE)
     assert "\n" not in str(told.value)
     assert "no-such-preset" in capsys.readouterr().out
 
@@ -124,9 +125,10 @@ def _terminated(program: str, *, within_seconds: float) -> str:
 def test_sigterm_stops_the_job_that_it_follows(dashboard, tmp_path):
     program = f"""
 import sys
-from components import cluster_call, ray_jobs
-cluster_call.Call.driver = property(lambda call: ("sleep", "600"))
-ray_jobs.run_on_dashboard("preprocess", {preprocess_arguments(tmp_path)!r}, {dashboard!r})
+from components.launch import call, dashboard
+from components.steps.registry import PREPROCESS
+call.Call.driver = property(lambda self: ("sleep", "600"))
+dashboard.run_on_dashboard(PREPROCESS, {preprocess_arguments(tmp_path)!r}, {dashboard!r})
 """
     job = _terminated(program, within_seconds=60)
     client = JobSubmissionClient(dashboard)
@@ -177,24 +179,24 @@ def _stand_in(answer: Callable[[str, str], Answer]) -> Iterator[str]:
 
 def test_an_address_where_no_dashboard_is_says_so():
     with pytest.raises(RayJobsError, match=r"no Ray dashboard answers at http://127\.0\.0\.1:"):
-        run_on_dashboard("evaluate", {"run_uri": "x"}, f"http://127.0.0.1:{_free_ports(1)[0]}")
+        run_on_dashboard(EVALUATE, {"run_uri": "x"}, f"http://127.0.0.1:{_free_ports(1)[0]}")
 
 
 def test_an_address_where_something_else_answers_says_so():
     with _stand_in(lambda method, path: (200, "<html>")) as address, pytest.raises(UserError, match=f"{address}' is no Ray dashboard"):
-        run_on_dashboard("evaluate", {"run_uri": "x"}, address)
+        run_on_dashboard(EVALUATE, {"run_uri": "x"}, address)
 
 
 def test_another_cluster_that_the_environment_names_is_not_taken_in_its_place(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"RAY_ADDRESS is set, and Ray would take it in place of ray_address http://head:8265"):
-        run_on_dashboard("evaluate", {"run_uri": "x"}, "http://head:8265")
+        run_on_dashboard(EVALUATE, {"run_uri": "x"}, "http://head:8265")
 
 
 def test_a_dashboard_that_accepts_and_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(ray_jobs, "_TIMEOUT_SECONDS", (5.0, 0.5))
     with _stand_in(lambda method, path: None) as address, pytest.raises(RayJobsError, match="no Ray dashboard answers at"):
-        run_on_dashboard("evaluate", {"run_uri": "x"}, address)
+        run_on_dashboard(EVALUATE, {"run_uri": "x"}, address)
 
 
 def test_a_dashboard_that_falls_silent_is_asked_again_and_then_given_up(tmp_path, monkeypatch):
@@ -208,7 +210,7 @@ def test_a_dashboard_that_falls_silent_is_asked_again_and_then_given_up(tmp_path
         return _VERSION if path == "/api/version" else None
 
     with _stand_in(answer) as address, pytest.raises(RayJobsError, match=r"has not answered for 0\.5 s: .*[Tt]imed? ?out"):
-        run_on_dashboard("preprocess", preprocess_arguments(tmp_path), address)
+        run_on_dashboard(PREPROCESS, preprocess_arguments(tmp_path), address)
     assert asked.count("/api/jobs/") > 1
 
 
@@ -224,7 +226,7 @@ def test_a_refused_token_is_told_at_once_with_where_it_comes_from(status, tmp_pa
         _stand_in(answer) as address,
         pytest.raises(RayJobsError, match=r"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN .* Secret iddpm-ray") as told,
     ):
-        run_on_dashboard("preprocess", preprocess_arguments(tmp_path), address)
+        run_on_dashboard(PREPROCESS, preprocess_arguments(tmp_path), address)
     assert asked.count("/api/jobs/") == 1
     assert "\n" not in str(told.value)
 
@@ -236,7 +238,7 @@ def test_errors_of_the_server_are_waited_out_and_a_refusal_is_not(tmp_path, monk
         _stand_in(lambda method, path: _VERSION if path == "/api/version" else next(answers)) as address,
         pytest.raises(RayJobsError, match="the Ray dashboard refuses: it answered 400: no such field"),
     ):
-        run_on_dashboard("preprocess", preprocess_arguments(tmp_path), address)
+        run_on_dashboard(PREPROCESS, preprocess_arguments(tmp_path), address)
 
 
 def test_sigterm_ends_the_step_though_the_dashboard_has_fallen_silent(tmp_path):
@@ -250,6 +252,7 @@ def test_sigterm_ends_the_step_though_the_dashboard_has_fallen_silent(tmp_path):
     with _stand_in(answer) as address:
         _terminated(
             "from components.launch.dashboard import run_on_dashboard\n"
-            f"run_on_dashboard('preprocess', {preprocess_arguments(tmp_path)!r}, {address!r})",
+            "from components.steps.registry import PREPROCESS\n"
+            f"run_on_dashboard(PREPROCESS, {preprocess_arguments(tmp_path)!r}, {address!r})",
             within_seconds=20,  # the answer would be waited for for half a minute
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from components.launch.modes import run_in_mode
 from components.launch.rayjob import Pace, RayJobError
 from components.launch.rayjob_launcher import run_on_rayjob
 from components.launch.rayjob_options import RayJobOptions, rayjob_for
+from components.steps.registry import EVALUATE, TRAIN
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Resources
@@ -84,35 +86,35 @@ def _training_ends_well(cluster: FakeKubernetes) -> None:
 
 def test_a_run_is_trained_on_the_cluster_and_its_result_read_from_storage(cluster, arguments, capsys):
     _training_ends_well(cluster)
-    run_uri = run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE)
+    run_uri = run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE)
     manifest = cluster.created[0]
     assert manifest["metadata"]["name"] == rayjob_name(Path(run_uri).name)
     assert manifest["metadata"]["ownerReferences"] == [{**_WORKFLOW, "controller": False, "blockOwnerDeletion": False}]
     head = manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert head["image"] == "iddpm@sha256:abc"
     assert manifest["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
-    assert storage.read_json(storage.join(run_uri, CALL)) == {"step": "train", "arguments": arguments, "answer_uri": ""}
+    assert storage.read_json(storage.join(run_uri, CALL)) == {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": ""}
     assert manifest["spec"]["entrypoint"].endswith(f"components.launch.rayjob_driver {run_uri}/{CALL}")
     assert f"{Path(run_uri).name} is done" in capsys.readouterr().out
 
 
 def test_a_run_that_is_done_asks_nothing_of_the_cluster(cluster, arguments):
     _training_ends_well(cluster)
-    first = run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE)
+    first = run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE)
     asked = len(cluster.requests)
-    assert run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE) == first
+    assert run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE) == first
     assert len(cluster.requests) == asked
 
 
 def test_a_job_that_succeeds_without_a_result_is_no_success(cluster, arguments):
     with pytest.raises(RayJobError, match=r"result\.json is not there"):
-        run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE)
+        run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE)
 
 
 def test_the_mlflow_run_that_kfp_made_reaches_the_driver_and_no_worker(cluster, arguments, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "kfp-run")
     _training_ends_well(cluster)
-    run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE)
+    run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE)
     ray = cluster.created[0]["spec"]["rayClusterSpec"]
     mine = {"name": "MLFLOW_RUN_ID", "value": "kfp-run"}
     assert mine in ray["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
@@ -121,7 +123,7 @@ def test_the_mlflow_run_that_kfp_made_reaches_the_driver_and_no_worker(cluster, 
 
 def test_the_nodes_and_the_pulling_that_kfp_gave_the_step_are_those_of_the_workers(cluster, arguments):
     _training_ends_well(cluster)
-    run_on_rayjob("train", arguments, RayJobOptions(), pace=_PACE)
+    run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE)
     ray = cluster.created[0]["spec"]["rayClusterSpec"]
     worker, head = (group["template"]["spec"] for group in (ray["workerGroupSpecs"][0], ray["headGroupSpec"]))
     assert (worker["nodeSelector"], worker["tolerations"]) == ({"pool": "gpu"}, [_GPU_TAINT])
@@ -134,7 +136,7 @@ def test_the_nodes_and_the_pulling_that_kfp_gave_the_step_are_those_of_the_worke
 def test_options_outrank_what_the_step_was_given(cluster, arguments):
     _training_ends_well(cluster)
     options = RayJobOptions(node_selector={"pool": "other"}, tolerations=[{"operator": "Exists"}], image="mine:1")
-    run_on_rayjob("train", arguments, options, pace=_PACE)
+    run_on_rayjob(TRAIN, arguments, options, pace=_PACE)
     worker = cluster.created[0]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     assert (worker["nodeSelector"], worker["tolerations"]) == ({"pool": "other"}, [{"operator": "Exists"}])
     assert worker["containers"][0]["image"] == "mine:1"
@@ -159,33 +161,33 @@ def _answered(cluster: FakeKubernetes, answer: str) -> None:
 def test_an_evaluation_has_a_cluster_of_its_own_and_its_answer_comes_back(cluster, tmp_path):
     _answered(cluster, "s3://somewhere/final.json")
     options = RayJobOptions(worker_cpu="5", workers_per_pod=4)
-    assert run_on_rayjob("evaluate", _evaluation(tmp_path), options, pace=_PACE) == "s3://somewhere/final.json"
+    assert run_on_rayjob(EVALUATE, _evaluation(tmp_path), options, pace=_PACE) == "s3://somewhere/final.json"
     (manifest,) = cluster.created
     assert manifest["metadata"]["name"].startswith("iddpm-evaluate-")
     worker = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     assert worker["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "4"
     call = storage.read_json(manifest["spec"]["entrypoint"].split()[-1])
-    assert (call["step"], call["arguments"]) == ("evaluate", _evaluation(tmp_path))
+    assert (call["step"]["name"], call["arguments"]) == ("evaluate", _evaluation(tmp_path))
 
 
 def test_a_launcher_that_is_tried_again_finds_its_evaluation_and_another_run_of_the_pipeline_does_not(cluster, tmp_path):
     _answered(cluster, "first")
     arguments, options = _evaluation(tmp_path), RayJobOptions()
-    run_on_rayjob("evaluate", arguments, options, pace=_PACE)
-    assert run_on_rayjob("evaluate", arguments, options, pace=_PACE) == "first"
+    run_on_rayjob(EVALUATE, arguments, options, pace=_PACE)
+    assert run_on_rayjob(EVALUATE, arguments, options, pace=_PACE) == "first"
     assert len(cluster.created) == 1
     cluster.pods["launcher"]["metadata"]["ownerReferences"] = [{**_WORKFLOW, "uid": "workflow-2"}]
     _answered(cluster, "second")
-    assert run_on_rayjob("evaluate", arguments, options, pace=_PACE) == "second"
+    assert run_on_rayjob(EVALUATE, arguments, options, pace=_PACE) == "second"
     assert len(cluster.created) == 2
 
 
 def test_a_step_that_answers_nothing_is_no_success(cluster, tmp_path):
     with pytest.raises(RayJobError, match=r"rayjob-answer\.json is not there"):
-        run_on_rayjob("evaluate", _evaluation(tmp_path), RayJobOptions(), pace=_PACE)
+        run_on_rayjob(EVALUATE, _evaluation(tmp_path), RayJobOptions(), pace=_PACE)
 
 
-_CALL = Call(step="train", arguments={}, key="k-0", directory_uri="s3://b/k-0", result_uri="s3://b/k-0/result.json")
+_CALL = Call(step=TRAIN, arguments={}, key="k-0", directory_uri="s3://b/k-0", result_uri="s3://b/k-0/result.json")
 
 
 def _job_for(resources: Resources, **options: Any) -> Any:
@@ -230,7 +232,8 @@ def test_outside_a_pod_the_image_must_be_named():
 
 def test_the_driver_does_the_call_that_it_is_pointed_at(tmp_path, arguments, capsys):
     path = str(tmp_path / "call.json")
-    storage.write_json(path, {"step": "train", "arguments": {**arguments, "experiment_preset": "no-such-preset"}, "answer_uri": ""})
+    arguments["experiment_preset"] = "no-such-preset"
+    storage.write_json(path, {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": ""})
     assert rayjob_driver.main([path]) == 1
     assert "no-such-preset" in capsys.readouterr().out
 
@@ -251,12 +254,12 @@ def test_the_driver_without_arguments_says_how_it_is_called(capsys):
 )
 def test_a_mode_that_does_not_fit_its_arguments_is_refused(mode, words):
     with pytest.raises(UserError, match=words):
-        run_in_mode("train", {}, **mode)
+        run_in_mode(TRAIN, {}, **mode)
 
 
 def test_an_unknown_option_is_named_beside_the_known_ones():
     with pytest.raises(RayJobSpecError, match=r"worker_cpus.*worker_cpu,"):
-        run_in_mode("train", {}, ray_mode="rayjob", rayjob_options={"worker_cpus": "4"})
+        run_in_mode(TRAIN, {}, ray_mode="rayjob", rayjob_options={"worker_cpus": "4"})
 
 
 @pytest.mark.parametrize(
@@ -282,7 +285,7 @@ def test_numbers_are_taken_as_a_form_gives_them():
 def test_the_queue_of_the_pipeline_holds_where_the_options_name_none(cluster, arguments):
     _training_ends_well(cluster)
     cluster.script = [_GOOD]
-    run_in_mode("train", arguments, ray_mode="rayjob", ray_queue="training")
+    run_in_mode(TRAIN, arguments, ray_mode="rayjob", ray_queue="training")
     assert cluster.created[0]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
     assert cluster.created[0]["spec"]["suspend"] is True
 
@@ -291,5 +294,5 @@ def test_the_mode_rayjob_reaches_the_cluster(cluster, arguments):
     _training_ends_well(cluster)
     # A pause of five seconds would follow the first look: the job is done by then.
     cluster.script = [_GOOD]
-    run_uri = run_in_mode("train", arguments, ray_mode="rayjob", rayjob_options={"worker_memory": "4Gi"})
+    run_uri = run_in_mode(TRAIN, arguments, ray_mode="rayjob", rayjob_options={"worker_memory": "4Gi"})
     assert storage.exists(storage.join(run_uri, "result.json"))

@@ -1,0 +1,86 @@
+"""A step that can be done in this process or on a Ray cluster, and the two ways to run it.
+
+A step is a function of plain values, found by its name, so that its call travels as JSON. Each takes `resources`, fields
+of `training.config.experiment.Resources`, of which a cluster needs as much.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from training.config.errors import UserError
+from training.config.experiment import Resources
+
+WORKER_GPU_SHARE = 0.25
+"""Share of a GPU that a step's worker reserves; its tasks take the rest. The worker computes features of the images that they draw."""
+_LAST_LINES_SECONDS = 1.0
+"""Wait for a worker's last lines: they reach the driver a moment later, and not at all once the driver has left."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """A step.
+
+    Attributes:
+        name: Its name, in the names of its jobs and in messages.
+        function: The function that does it, as "module:name".
+        files_argument: The argument with the URI under which the files of its calls lie.
+        run_files: For a step that works on one run, such as training: the function, as "module:name", that takes the
+            arguments and returns the run's key, its directory and the URI of its result. One run has one job, whoever asks.
+            Such a step takes the cluster's address and distributes its own work. Any other step (empty) is handed to a
+            worker, since a cluster's head offers neither cores nor GPUs.
+    """
+
+    name: str
+    function: str
+    files_argument: str
+    run_files: str = ""
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Do it in this process."""
+        return load(self.function)(**arguments)
+
+
+def load(function: str) -> Any:
+    """Import a function that is named as "module:name".
+
+    Raises:
+        UserError: It is none of this project's components.
+    """
+    module, _, name = function.partition(":")
+    if not module.startswith("components."):
+        raise UserError(f"{function} is not a step of this project; was the file that names it changed?")
+    return getattr(importlib.import_module(module), name)
+
+
+def run_on_cluster(step: Step, arguments: Mapping[str, Any], ray_address: str) -> Any:
+    """Run a step on a Ray cluster that this process can be a driver of.
+
+    Args:
+        step: The step.
+        arguments: Its arguments, by name.
+        ray_address: The cluster's address, or "auto" on one of its nodes.
+    """
+    if step.run_files:
+        return step(**arguments, ray_address=ray_address)
+    from training.distributed.ray_session import ray_session
+
+    on_gpu = Resources.from_dict(arguments["resources"]).num_gpus_per_worker > 0
+    with ray_session(ray_address):
+        import ray
+
+        worker = ray.remote(_run_here).options(num_cpus=1, num_gpus=WORKER_GPU_SHARE if on_gpu else 0, max_retries=3)
+        try:
+            returned = ray.get(worker.remote(step, dict(arguments)))
+            time.sleep(_LAST_LINES_SECONDS)
+            return returned
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+
+def _run_here(step: Step, arguments: Mapping[str, Any]) -> Any:
+    return step(**arguments)
