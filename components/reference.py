@@ -19,6 +19,7 @@ def reference(
     ray_address: str,
     ray_queue: str,
     rayjob_options: Dict[str, Any],  # noqa: UP006
+    takes_distances: str = "yes",
 ) -> str:
     """Computes the statistics that generated images are compared with, or finds them.
 
@@ -33,10 +34,13 @@ def reference(
         ray_address: With "address", where that cluster is.
         ray_queue: With "rayjob", Kueue's local queue.
         rayjob_options: With "rayjob", what the cluster should be.
+        takes_distances: "yes" computes the statistics; "no", for an ablation that takes no distances, computes nothing.
 
     Returns:
-        URI of the statistics.
+        URI of the statistics; empty where none are needed.
     """
+    if takes_distances != "yes":
+        return ""
     from components.launch.modes import run_in_mode
     from components.steps.registry import REFERENCE
 

@@ -1,7 +1,7 @@
 """The ablation pipeline: experiments compared, as the paper compares them or as one's own grid says, and one report.
 
     list data -> for each data set (preprocess -> reference) -> plan -> for each trial at once (train or reuse -> measure)
-    -> together, and in the end, however it came: table
+    -> joint measurement, and in the end, however it came: table
 
 A failed trial is named in the report, takes no other down, and is all that runs again when the pipeline does. (KFP marks
 the run as failed then, which it is.) The report is the pipeline's exit task: KFP runs a step that only ignores failures as
@@ -14,15 +14,15 @@ from typing import Any
 
 from kfp import dsl
 
-from components.ablation_reference import ablation_reference
 from components.container.image import BASE_IMAGE
+from components.joint_measure import joint_measure
 from components.launch.modes import RAY_MODES
 from components.list_data import list_data
 from components.measure_trial import measure_trial
 from components.plan_ablation import plan_ablation
 from components.preprocess import preprocess
+from components.reference import reference
 from components.tabulate_ablation import tabulate_ablation
-from components.take_together import take_together
 from components.train_trial import train_trial
 from evaluation.ablations.definitions import paper as ablations
 from evaluation.ablations.definitions.ablation import SCALES
@@ -226,7 +226,7 @@ def ablation_pipeline(
                 uses_ray=True,
             )
             statistics = evaluate_pod.hold(
-                ablation_reference(
+                reference(
                     experiment_preset=data_set.experiment_preset,
                     experiment_overrides=data_set.overrides,
                     takes_distances=data_set.takes_distances,
@@ -286,18 +286,18 @@ def ablation_pipeline(
                 name="measure",
                 uses_ray=True,
             )
-        together = evaluate_pod.hold(
-            take_together(
+        joint = evaluate_pod.hold(
+            joint_measure(
                 storage_root_uri=storage_root_uri,
                 num_workers=evaluate_num_workers,
                 num_gpus_per_worker=evaluate_num_gpus_per_worker,
                 **evaluate_ray,
                 **asked,
             ),
-            name="together",
+            name="joint",
             uses_ray=True,
         )
-        together.after(measured)
+        joint.after(measured)
     return table.outputs["Output"]  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,7 @@ from components.steps.train import RESULT
 from evaluation.ablations.definitions.ablation import Measure, Trial
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials import joint, measures
-from evaluation.ablations.trials.record import Subject, TrialRecord, find_subject
+from evaluation.ablations.trials.record import TrialModel, TrialRecord, find_trial_model
 from training import storage
 from training.config.experiment import SamplingMethod
 from training.console import say
@@ -31,7 +31,7 @@ def measure(request: AblationRequest, trial: Trial, item: Mapping[str, Any], run
     best = request.ablation().looks_at == "best"
     if "final" in trial.measures:  # first: it chooses the checkpoint that the others look at
         found["final"] = _final(run_uri, item, resources, best=best)
-    subject = find_subject(run_uri, item["data_uri"], item["reference_uri"], best=best)
+    subject = find_trial_model(run_uri, item["data_uri"], item["reference_uri"], best=best)
     counts = request.counts()
     num_images = measures.num_likelihood_images(subject.experiment)
     takes: dict[Measure, Callable[[], dict[str, Any]]] = {
@@ -72,7 +72,7 @@ def measure(request: AblationRequest, trial: Trial, item: Mapping[str, Any], run
     )
 
 
-def measure_together(request: AblationRequest, items: Sequence[Mapping[str, Any]]) -> TrialRecord:
+def measure_several(request: AblationRequest, items: Sequence[Mapping[str, Any]]) -> TrialRecord:
     """Takes what needs several trials at once."""
     from evaluation.ablations.trials.record import read_record
 
@@ -82,12 +82,12 @@ def measure_together(request: AblationRequest, items: Sequence[Mapping[str, Any]
         record = read_record(item["ablation_uri"], item["label"])
         assert record is not None, "the caller has seen that every trial is done"
         records.append(record)
-        subjects[record.role] = Subject(
+        subjects[record.role] = TrialModel(
             run_uri=record.run_uri,
             checkpoint_uri=record.checkpoint_uri,
             weights=record.weights,
             step=record.step,
-            experiment=find_subject(record.checkpoint_uri, "", "").experiment,
+            experiment=find_trial_model(record.checkpoint_uri, "", "").experiment,
             data_uri=item["data_uri"],
             reference_uri=item["reference_uri"],
         )
@@ -108,19 +108,19 @@ def _final(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], 
     from evaluation.sampling.trained_model import ModelSpec
     from evaluation.selection.final_choice import kept_result
 
-    subject = find_subject(run_uri, item["data_uri"], item["reference_uri"])
+    subject = find_trial_model(run_uri, item["data_uri"], item["reference_uri"])
     spec = ModelSpec(checkpoint_uri=subject.checkpoint_uri, weights=subject.weights)
     options = EvaluationOptions(result_name=f"ablation-{subject.step:08d}-{subject.weights}", num_workers=int(resources["num_workers"]))
     kept = kept_result(spec, item["data_uri"], item["reference_uri"], options)
     return (kept or evaluate(spec, item["data_uri"], item["reference_uri"], options=options)).to_dict()
 
 
-def _flops_per_step(subject: Subject) -> float:
+def _flops_per_step(subject: TrialModel) -> float:
     """What a training step takes: the axis of the main paper's figures of scaling."""
     macs = sum(count_macs(subject.experiment).values())
     return 2.0 * TRAINING_PASSES * macs * subject.experiment.optim.global_batch_size
 
 
-def _figure_1_sampler(subject: Subject) -> SamplingMethod:
+def _figure_1_sampler(subject: TrialModel) -> SamplingMethod:
     """Figure 1 draws by DDIM from L_simple's models, by the ancestral sampler from those that learned a variance."""
     return "ancestral" if subject.experiment.diffusion.variance == "learned_range" else "ddim"

@@ -130,9 +130,9 @@ def _experiment_of(trial: Trial) -> Experiment:
     """
     if not trial.run_uri:
         return trial.experiment
-    from evaluation.ablations.trials.record import find_subject
+    from evaluation.ablations.trials.record import find_trial_model
 
-    experiment = find_subject(trial.run_uri, "", "").experiment
+    experiment = find_trial_model(trial.run_uri, "", "").experiment
     found, wanted = experiment.diffusion.objective, trial.experiment.diffusion.objective
     if found != wanted:
         raise UserError(f"--run {trial.role}={trial.run_uri}: was trained by L_{found}, and {trial.role} is a model of L_{wanted}")

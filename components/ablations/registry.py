@@ -5,4 +5,4 @@ from __future__ import annotations
 from components.launch.step import Step
 
 MEASURE = Step(name="measure", function="components.ablations.steps:measure_trial", files_argument="run_uri")
-JOINT = Step(name="together", function="components.ablations.steps:take_together", files_argument="ablation_uri")
+JOINT = Step(name="joint", function="components.ablations.steps:measure_joint", files_argument="ablation_uri")

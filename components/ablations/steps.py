@@ -70,7 +70,7 @@ def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str,
     return uri
 
 
-def take_together(ablation_uri: str, resources: Mapping[str, Any]) -> str:
+def measure_joint(ablation_uri: str, resources: Mapping[str, Any]) -> str:
     """What is taken of several trials at once (an ensemble, a cascade), once they are all done.
 
     Args:
@@ -87,7 +87,7 @@ def take_together(ablation_uri: str, resources: Mapping[str, Any]) -> str:
     kind = request.ablation().joint
     if kind == "none":
         return ""
-    from components.ablations.measuring import measure_together
+    from components.ablations.measuring import measure_several
     from evaluation.ablations.trials.record import record_uri
 
     items = read_items(ablation_uri)
@@ -101,7 +101,7 @@ def take_together(ablation_uri: str, resources: Mapping[str, Any]) -> str:
     if missing:
         raise ValueError(f"{label} needs every trial, and {', '.join(missing)} is not done; the same ablation again does what is missing")
     with _noting(item, "") as tracking:
-        record = dataclasses.replace(measure_together(request, items), tracking_run_id=tracking.run_id)
+        record = dataclasses.replace(measure_several(request, items), tracking_run_id=tracking.run_id)
         storage.write_json(uri, record.to_dict())
         tracking.finish(record)
     return uri

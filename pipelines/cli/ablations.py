@@ -216,20 +216,20 @@ def _pairs(words: list[str], option: str) -> dict[str, str]:
 
 
 def _show_plan(request: AblationRequest, card: str, price_per_hour: float | None) -> None:
-    from evaluation.ablations.definitions.cost import Priced, price, price_together
+    from evaluation.ablations.definitions.cost import TrialCost, joint_cost, trial_cost
 
     ablation = request.ablation()
 
-    def words(priced: Priced) -> str:
-        return priced.words(card, trains=ablation.trains, price_per_hour=price_per_hour)
+    def words(cost: TrialCost) -> str:
+        return cost.words(card, trains=ablation.trains, price_per_hour=price_per_hour)
 
     print(f"{request.name} at the scale {request.scale}: {ablation.title}. {ablation.source}")
-    total = price_together(request, card)
+    total = joint_cost(request, card)
     for trial in request.trials():
-        priced = price(request, trial, card)
-        total = total + priced
+        cost = trial_cost(request, trial, card)
+        total = total + cost
         changed = " ".join(trial.own)
-        print(f"  {trial.label}\n      {trial.preset} {changed}\n      {words(priced)}")
+        print(f"  {trial.label}\n      {trial.preset} {changed}\n      {words(cost)}")
     print(f"in all {words(total)}")
 
 

@@ -80,7 +80,7 @@ def run_ablation(
     """
     from components.ablations.directory import ablation_uri
     from components.ablations.planning import list_data_sets, plan
-    from components.ablations.steps import take_together
+    from components.ablations.steps import measure_joint
     from training.data.splits import prepare_experiment
 
     started = time.monotonic()
@@ -94,7 +94,7 @@ def run_ablation(
         failed = _trials(items, root, {**_RESOURCES, **(resources or {})})
         uri = ablation_uri(request, root)
         if not failed:
-            _keep_going(failed, "together", lambda: take_together(uri, {**_RESOURCES, **(resources or {})}))
+            _keep_going(failed, "joint measurement", lambda: measure_joint(uri, {**_RESOURCES, **(resources or {})}))
         folder = report_locally(request, services)
     return Done(uri=uri, folder=folder, failed=failed, log_path=log_path, seconds=time.monotonic() - started)
 

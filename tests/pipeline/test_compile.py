@@ -87,7 +87,7 @@ def _tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_only_what_its_arguments_and_the_image_determine_is_taken_from_the_cache(name: str, texts: dict[str, str]) -> None:
     tasks = {key: task for key, task in _tasks(next(yaml.safe_load_all(texts[name]))).items() if "cachingOptions" in task}
     cached = {key for key, task in tasks.items() if task["cachingOptions"].get("enableCache", False)}
-    assert cached == {"train": {"reference"}, "ablation": {"ablation-reference"}, "nightly-fid": set()}[name]
+    assert cached == {"train": {"reference"}, "ablation": {"reference"}, "nightly-fid": set()}[name]
     for key in cached:
         assert {"pipelinechannel--cluster_image"} <= set(tasks[key]["inputs"]["parameters"])
 
@@ -100,15 +100,14 @@ def test_the_cached_reference_is_known_by_the_digest_of_its_images(texts: dict[s
 
 
 _RAY_STEPS = [("train", step) for step in ("preprocess", "reference", "train", "evaluate")]
-_RAY_STEPS += [("ablation", step) for step in ("preprocess", "ablation-reference", "train-trial", "measure-trial", "take-together")]
+_RAY_STEPS += [("ablation", step) for step in ("preprocess", "reference", "train-trial", "measure-trial", "joint-measure")]
 _RAY_STEPS += [("nightly-fid", "score-model")]
 _STAGES = {
     "preprocess": "data",
     "reference": "evaluate",
-    "ablation-reference": "evaluate",
     "train-trial": "train",
     "measure-trial": "evaluate",
-    "take-together": "evaluate",
+    "joint-measure": "evaluate",
     "score-model": "score",
 }
 

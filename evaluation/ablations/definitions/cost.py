@@ -16,7 +16,7 @@ _PAIRED_IMAGES = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Priced:
+class TrialCost:
     """Hours of one card.
 
     Attributes:
@@ -27,8 +27,8 @@ class Priced:
     training: float
     measuring: float
 
-    def __add__(self, other: Priced) -> Priced:
-        return Priced(training=self.training + other.training, measuring=self.measuring + other.measuring)
+    def __add__(self, other: TrialCost) -> TrialCost:
+        return TrialCost(training=self.training + other.training, measuring=self.measuring + other.measuring)
 
     def words(self, card: str, *, trains: bool, price_per_hour: float | None = None) -> str:
         """For a person."""
@@ -42,7 +42,7 @@ class Priced:
         )
 
 
-def price(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisation: float | None = None) -> Priced:
+def trial_cost(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisation: float | None = None) -> TrialCost:
     """The cost of a trial that nothing of is done yet; one that looks at a run has no training.
 
     Args:
@@ -60,10 +60,10 @@ def price(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisa
     passes = _measured_passes(request, trial, experiment)
     speed = speed_on(cost.card, "sampling", cost.forward_macs, utilisation=utilisation)
     per_pass = cost.forward_flops / speed.flops_per_second / 3600
-    return Priced(training=trained, measuring=passes * per_pass)
+    return TrialCost(training=trained, measuring=passes * per_pass)
 
 
-def price_together(request: AblationRequest, card: str = "H100", *, utilisation: float | None = None) -> Priced:
+def joint_cost(request: AblationRequest, card: str = "H100", *, utilisation: float | None = None) -> TrialCost:
     """The cost of what is taken of several trials at once: once more a reported evaluation, of a cascade both stages."""
     joint = request.ablation().joint
     trials = {trial.role: trial for trial in request.trials()}
@@ -74,7 +74,7 @@ def price_together(request: AblationRequest, card: str = "H100", *, utilisation:
         hours += phases["sampling"].card_hours
         if joint == "ensemble" and "likelihood" in phases:
             hours += phases["likelihood"].card_hours
-    return Priced(training=0.0, measuring=hours)
+    return TrialCost(training=0.0, measuring=hours)
 
 
 def _measured_passes(request: AblationRequest, trial: Trial, experiment: Experiment) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation.ablations.trials.measures import NUM_PAIRED_IMAGES, sample_images
-from evaluation.ablations.trials.record import Subject, TrialRecord
+from evaluation.ablations.trials.record import TrialModel, TrialRecord
 from evaluation.evaluate.preflight import EvaluationOptions, preflight
 from evaluation.evaluate.run import evaluate
 from evaluation.records.protocol_card import describe_sampling
@@ -19,7 +19,7 @@ ENDS_SHARE = 40
 """Supplement section 4: the first and last 100 of 4000 timesteps."""
 
 
-def ensemble(subjects: Mapping[str, Subject]) -> TrialRecord:
+def ensemble(subjects: Mapping[str, TrialModel]) -> TrialRecord:
     """theta_vlb for the first and last T/40 timesteps and theta_hybrid between, by the protocol of its parts and on their noise.
 
     Source: supplement section 4, figure 4.
@@ -59,7 +59,7 @@ def ensemble(subjects: Mapping[str, Subject]) -> TrialRecord:
     )
 
 
-def cascade(subjects: Mapping[str, Subject]) -> TrialRecord:
+def cascade(subjects: Mapping[str, TrialModel]) -> TrialRecord:
     """The second stage on the first stage's samples, each by its own reported sampler.
 
     Source: supplement section 3, table 2, figure 2.
@@ -96,7 +96,7 @@ def cascade(subjects: Mapping[str, Subject]) -> TrialRecord:
     )
 
 
-def _record(subject: Subject, role: str, measures: dict[str, Any]) -> TrialRecord:
+def _record(subject: TrialModel, role: str, measures: dict[str, Any]) -> TrialRecord:
     return TrialRecord(
         label=role,
         role=role,

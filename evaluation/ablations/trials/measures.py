@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from evaluation.ablations.trials.record import Subject
+from evaluation.ablations.trials.record import TrialModel
 from evaluation.evaluate.preflight import EvaluationOptions
 from evaluation.evaluate.run import evaluate
 from evaluation.likelihood.bits_per_dim import Likelihood
@@ -45,7 +45,7 @@ _BATCH = 100
 _MAX_ERROR = 0.02  # of a rebuilt average in a curve: a fiftieth of the way from the weights to their average
 
 
-def distances_by_steps(subject: Subject, counts: Sequence[int], methods: Sequence[SamplingMethod]) -> dict[str, Any]:
+def distances_by_steps(subject: TrialModel, counts: Sequence[int], methods: Sequence[SamplingMethod]) -> dict[str, Any]:
     """The distance by number of sampling steps, and a grid whose columns have the same noise at every number.
 
     Source: supplement figures 1 and 8-19.
@@ -98,7 +98,7 @@ def sampling_of(method: SamplingMethod, count: int, num_timesteps: int) -> Sampl
     return SamplingConfig(method=method, spacing=str(count))
 
 
-def likelihood_by_steps(subject: Subject, counts: Sequence[int], num_images: int) -> dict[str, Any]:
+def likelihood_by_steps(subject: TrialModel, counts: Sequence[int], num_images: int) -> dict[str, Any]:
     """Bits/dim by number of evaluation steps, at an even stride and with every t from 1 to T/K too (supplement section 5).
 
     Returns:
@@ -120,12 +120,12 @@ def likelihood_by_steps(subject: Subject, counts: Sequence[int], num_images: int
     return {"points": points, "num_images": points[0]["num_images"]}
 
 
-def bound_terms(subject: Subject, num_images: int) -> dict[str, Any]:
+def bound_terms(subject: TrialModel, num_images: int) -> dict[str, Any]:
     """Every term of the whole bound, on noise that is the same for every model (supplement figure 3)."""
     return _likelihood(subject, num_images, tuple(range(subject.experiment.diffusion.num_timesteps)), terms=True)
 
 
-def samples(subject: Subject) -> dict[str, Any]:
+def samples(subject: TrialModel) -> dict[str, Any]:
     """Images by the reported sampler, on noise that is the same for every model of the seed (figures 4, 20, 21)."""
     sampling = subject.experiment.evaluation.sampling
     return {
@@ -135,7 +135,7 @@ def samples(subject: Subject) -> dict[str, Any]:
     }
 
 
-def score_history(subject: Subject) -> dict[str, Any]:
+def score_history(subject: TrialModel) -> dict[str, Any]:
     """The scores beside training, of every decay (supplement figures 6 and 7)."""
     scores = read_history(subject.run_uri)
     return {
@@ -145,7 +145,7 @@ def score_history(subject: Subject) -> dict[str, Any]:
     }
 
 
-def likelihood_history(subject: Subject, num_images: int) -> dict[str, Any]:
+def likelihood_history(subject: TrialModel, num_images: int) -> dict[str, Any]:
     """Bits/dim over the course of training (supplement figure 6), from averages rebuilt at every snapshot.
 
     The first decay of the experiment at each step at which the run stored snapshots. A step at which they do not determine
@@ -161,7 +161,7 @@ def likelihood_history(subject: Subject, num_images: int) -> dict[str, Any]:
     return {"points": points, "decay": decay, "left_out": [step for step in steps if step not in {p["step"] for p in points}]}
 
 
-def distances_by_weights(subject: Subject) -> dict[str, Any]:
+def distances_by_weights(subject: TrialModel) -> dict[str, Any]:
     """The distance of the weights that are trained and of every average of them, at the last checkpoint."""
     uri = checkpoint.latest(subject.run_uri) or subject.checkpoint_uri
     points = []
@@ -172,7 +172,7 @@ def distances_by_weights(subject: Subject) -> dict[str, Any]:
     return {"points": points, "step": checkpoint.step_of(uri)}
 
 
-def sample_images(subject: Subject, sampling: SamplingConfig, num_images: int, *, spec: ModelSpec | None = None, name: str = "") -> str:
+def sample_images(subject: TrialModel, sampling: SamplingConfig, num_images: int, *, spec: ModelSpec | None = None, name: str = "") -> str:
     """Draws the first images of the ablations' draw, once, and returns where they are."""
     spec = spec or _spec(subject)
     identity = {
@@ -194,16 +194,16 @@ def as_plain_sampling(sampling: SamplingConfig) -> dict[str, Any]:
     return {"method": sampling.method, "spacing": sampling.spacing, "eta": sampling.eta, "clip_denoised": sampling.clip_denoised}
 
 
-def _evaluated(spec: ModelSpec, subject: Subject, options: EvaluationOptions) -> EvaluationResult:
+def _evaluated(spec: ModelSpec, subject: TrialModel, options: EvaluationOptions) -> EvaluationResult:
     kept = kept_result(spec, subject.data_uri, subject.reference_uri, options)
     return kept or evaluate(spec, subject.data_uri, subject.reference_uri, options=options)
 
 
-def _spec(subject: Subject) -> ModelSpec:
+def _spec(subject: TrialModel) -> ModelSpec:
     return ModelSpec(checkpoint_uri=subject.checkpoint_uri, weights=subject.weights)
 
 
-def _likelihood(subject: Subject, num_images: int, timesteps: tuple[int, ...] | None, *, terms: bool = False) -> dict[str, Any]:
+def _likelihood(subject: TrialModel, num_images: int, timesteps: tuple[int, ...] | None, *, terms: bool = False) -> dict[str, Any]:
     """Bits/dim of the first images of the split: over those timesteps, or (None) as the experiment's protocol estimates it."""
     evaluation = subject.experiment.evaluation
     dataset_uri = storage.join(subject.data_uri, evaluation.likelihood_split)
@@ -263,7 +263,7 @@ def _network_inputs(model: TrainedModel, x_0: Tensor, labels: Tensor | None) -> 
     return inputs
 
 
-def _rebuilt(subject: Subject, decay: float, step: int) -> Subject | None:
+def _rebuilt(subject: TrialModel, decay: float, step: int) -> TrialModel | None:
     out_uri = storage.join(subject.run_uri, "rebuilt", f"ema_{decay}")
     uri = checkpoint.checkpoint_uri(out_uri, step)
     if step not in checkpoint.steps(out_uri):
@@ -272,7 +272,7 @@ def _rebuilt(subject: Subject, decay: float, step: int) -> Subject | None:
         except ReconstructionError as error:
             say(f"step {step:,} is left out: {error}")
             return None
-    return Subject(
+    return TrialModel(
         run_uri=subject.run_uri,
         checkpoint_uri=uri,
         weights=f"ema_{decay}",

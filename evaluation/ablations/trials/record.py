@@ -17,12 +17,12 @@ from training.config.experiment import Experiment
 from training.console import say
 
 
-class SubjectError(ValueError):
+class TrialModelError(ValueError):
     """A run in which there is nothing to look at; the message says what is missing and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class TrialModel:
     """The model that a trial's measures look at.
 
     Attributes:
@@ -119,7 +119,7 @@ def read_record(ablation_uri: str, label: str) -> TrialRecord | None:
         return None
 
 
-def find_subject(run_uri: str, data_uri: str, reference_uri: str, *, best: bool = False) -> Subject:
+def find_trial_model(run_uri: str, data_uri: str, reference_uri: str, *, best: bool = False) -> TrialModel:
     """Which checkpoint and weights of a run are looked at: of a checkpoint that is named, its first average.
 
     Args:
@@ -130,7 +130,7 @@ def find_subject(run_uri: str, data_uri: str, reference_uri: str, *, best: bool 
             first average.
 
     Raises:
-        SubjectError: There is no checkpoint.
+        TrialModelError: There is no checkpoint.
     """
     weights: str | None = None
     if re.search(r"step=\d{8}/*$", run_uri):
@@ -139,9 +139,9 @@ def find_subject(run_uri: str, data_uri: str, reference_uri: str, *, best: bool 
     else:
         latest = checkpoint.latest(run_uri)
         if latest is None:
-            raise SubjectError(f"{run_uri}: there is no checkpoint; it was not trained, or this is not a run's directory")
+            raise TrialModelError(f"{run_uri}: there is no checkpoint; it was not trained, or this is not a run's directory")
         uri, weights = (_noted(run_uri) if best else None) or (latest, None)
-    return Subject(
+    return TrialModel(
         run_uri=run_uri,
         checkpoint_uri=uri,
         weights=weights or checkpoint.weights_names(uri)[0],

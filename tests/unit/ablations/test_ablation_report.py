@@ -23,7 +23,7 @@ from evaluation.ablations.page.gallery import findings_as_markdown, write_galler
 from evaluation.ablations.page.page import parts, render
 from evaluation.ablations.page.sample_grids import sample_grids
 from evaluation.ablations.page.table import shown, table_rows
-from evaluation.ablations.trials.record import TrialRecord, find_subject, slug
+from evaluation.ablations.trials.record import TrialRecord, find_trial_model, slug
 from evaluation.records import npz
 from training import storage
 from training.checkpoints import checkpoint
@@ -357,7 +357,7 @@ def test_what_is_looked_at_is_the_latest_or_the_chosen_checkpoint_else_the_best(
         checkpoint.save(run_uri, step, files)
 
     def looked_at(*, best: bool) -> tuple[int, str]:
-        subject = find_subject(run_uri, "", "", best=best)
+        subject = find_trial_model(run_uri, "", "", best=best)
         return subject.step, subject.weights
 
     assert looked_at(best=True) == looked_at(best=False) == (300, "ema_0.98")
@@ -366,6 +366,6 @@ def test_what_is_looked_at_is_the_latest_or_the_chosen_checkpoint_else_the_best(
     storage.write_json(f"{run_uri}/evaluations/choice.json", {"step": 100, "weights": "ema_0.98"})
     assert looked_at(best=True) == (100, "ema_0.98")
     assert looked_at(best=False) == (300, "ema_0.98")
-    assert find_subject(f"{run_uri}/checkpoints/step=00000200", "", "", best=True).step == 200
+    assert find_trial_model(f"{run_uri}/checkpoints/step=00000200", "", "", best=True).step == 200
     with pytest.raises(ValueError, match="there is no checkpoint"):
-        find_subject(str(tmp_path / "nothing"), "", "")
+        find_trial_model(str(tmp_path / "nothing"), "", "")

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from evaluation.ablations.definitions.cost import price, price_together
+from evaluation.ablations.definitions.cost import joint_cost, trial_cost
 from evaluation.ablations.definitions.grid import parse_grid
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import DEFAULT_PRESET, OWN_GRID, AblationRequest, from_form
@@ -72,16 +72,16 @@ def test_the_command_asks_for_the_same_again() -> None:
 def test_an_evaluation_has_no_training_to_pay_for_and_counts_its_step_counts() -> None:
     request = AblationRequest(name="vlb-ratio", scale="tiny")
     trial = request.trials()[0]
-    priced = price(request, trial)
-    assert priced.training == 0.0
+    cost = trial_cost(request, trial)
+    assert cost.training == 0.0
     flops = 2 * sum(count_macs(trial.experiment).values()) * 400 * 100  # T terms of 100 images
-    assert priced.measuring == pytest.approx(flops / (989e12 * 0.3) / 3600)
+    assert cost.measuring == pytest.approx(flops / (989e12 * 0.3) / 3600)
 
 
 def test_what_is_taken_of_trials_together_costs_where_there_is_such_a_thing() -> None:
-    assert price_together(AblationRequest(name="width", scale="tiny")).measuring == 0.0
-    assert price_together(AblationRequest(name="ensemble", scale="tiny")).measuring > 0.0
-    assert price_together(AblationRequest(name="two-stage", scale="tiny")).measuring > 0.0
+    assert joint_cost(AblationRequest(name="width", scale="tiny")).measuring == 0.0
+    assert joint_cost(AblationRequest(name="ensemble", scale="tiny")).measuring > 0.0
+    assert joint_cost(AblationRequest(name="two-stage", scale="tiny")).measuring > 0.0
 
 
 def test_the_command_can_be_pasted_into_a_shell() -> None:

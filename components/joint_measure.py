@@ -1,4 +1,4 @@
-"""What an ablation takes of several trials at once."""
+"""The measurement of several trials together: an ensemble or a cascade."""
 
 from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has these names only
 
@@ -8,7 +8,7 @@ from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
-def take_together(
+def joint_measure(
     ablation_name: str,
     ablation_scale: str,
     ablation_grid: Dict[str, Any],  # noqa: UP006
@@ -43,22 +43,22 @@ def take_together(
         rayjob_options: With "rayjob", what the cluster should be.
 
     Returns:
-        URI of the record; empty where there is nothing of the kind.
+        URI of the record; empty where the ablation has no joint measurement.
     """
     from components.ablations.directory import ablation_uri
     from components.ablations.registry import JOINT
     from components.launch.modes import run_in_mode
     from evaluation.ablations.definitions.request import from_form
 
-    asked = from_form(
+    request = from_form(
         ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides
     )
-    if asked.ablation().joint == "none":
+    if request.ablation().joint == "none":
         return ""
     uri: str = run_in_mode(
         JOINT,
         {
-            "ablation_uri": ablation_uri(asked, storage_root_uri),
+            "ablation_uri": ablation_uri(request, storage_root_uri),
             "resources": {"num_workers": num_workers, "num_gpus_per_worker": num_gpus_per_worker},
         },
         ray_mode=ray_mode,
