@@ -17,7 +17,7 @@ from training.config.presets import preset
 from training.distributed.ray_session import ray_session
 from training.launch.ray_train import _Control
 from training.loop.job import Job
-from training.loop.rank_zero_hooks import Beside
+from training.loop.rank_zero_hooks import RankZeroHooks
 from training.tracking import runs as tracking
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def goes_on(run_uri: str, tracking_run_id: str, scores: Mapping[int, float]) -> 
         scorer=Scores(scores),
     )
     control = _Control.options(name=job.control_name, namespace="iddpm").remote()  # type: ignore[attr-defined]
-    Beside(job, 1).close()
+    RankZeroHooks(job, 1).close()
     ray.kill(control)
 
 

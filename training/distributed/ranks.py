@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.config.experiment import Resources
 
 
-def share(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+def shard_bounds(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
     """First and last but one of a rank's images in the global batch: equal shares, those of the first ranks one longer."""
     size, longer = divmod(global_batch_size, world_size)
     start = rank * size + min(rank, longer)
@@ -25,14 +25,14 @@ def gather(values: Tensor, global_batch_size: int, world_size: int) -> Tensor:
     """Puts the ranks' shares of a vector over the global batch together, in the batch's order."""
     if world_size == 1:
         return values
-    bounds = [share(global_batch_size, rank, world_size) for rank in range(world_size)]
+    bounds = [shard_bounds(global_batch_size, rank, world_size) for rank in range(world_size)]
     padded = nn.functional.pad(values, (0, bounds[0][1] - len(values)))  # the first share is the longest
     parts = [torch.empty_like(padded) for _ in bounds]
     dist.all_gather(parts, padded)
     return torch.cat([part[: stop - start] for part, (start, stop) in zip(parts, bounds, strict=True)])
 
 
-def agree(value: Any, world_size: int) -> Any:
+def broadcast_object(value: Any, world_size: int) -> Any:
     """Rank 0's value on every rank."""
     if world_size == 1:
         return value
@@ -41,7 +41,7 @@ def agree(value: Any, world_size: int) -> Any:
     return box[0]
 
 
-class Wish:
+class AsyncStopFlag:
     """Whether rank 0 wants something, told to all ranks without anybody waiting: each call says what the call before told.
 
     By then the device has long passed the message, with a whole update queued behind it. So all ranks learn it after the same
@@ -52,7 +52,7 @@ class Wish:
         self._device = device
         self._told: tuple[Callable[[], Any], Tensor] | None = None
 
-    def tell(self, wanted: bool) -> bool:
+    def exchange(self, wanted: bool) -> bool:
         """For all ranks after the same update.
 
         Args:
@@ -99,6 +99,6 @@ class Network:
             output: Tensor = self._network(x_t, timesteps, **kwargs).float()
         return output
 
-    def alone(self) -> contextlib.AbstractContextManager[Any]:
+    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Within it, gradients are added to this rank's own and not shared yet."""
         return self._ddp.no_sync() if self._ddp is not None else contextlib.nullcontext()

@@ -31,10 +31,10 @@ from training.checkpoints import checkpoint
 from training.config.experiment import Experiment, Resources
 from training.console import say
 from training.data.loading.loader import Loader
-from training.distributed.ranks import agree
+from training.distributed.ranks import broadcast_object
 from training.distributed.ray_session import ray_session
 from training.loop.job import Job
-from training.loop.rank_zero_hooks import SCORE_GPU_SHARE, Beside
+from training.loop.rank_zero_hooks import SCORE_GPU_SHARE, RankZeroHooks
 from training.loop.trainer import MAX_ROLLBACKS, DivergedError, Hooks, Outcome, Trainer, TrainingError
 from training.tracking.tracked_run import flatten
 
@@ -77,7 +77,7 @@ def train(job: Job, *, ray_address: str = "local") -> Outcome:
     # One more than the workers, so that a score finds a place beside training.
     num_cpus = max(os.cpu_count() or 1, job.resources.num_workers + 1)
     with ray_session(ray_address, num_cpus=num_cpus), tempfile.TemporaryDirectory(prefix="iddpm-ray-") as scratch:
-        # Beside the driver, with which it lives and dies: elsewhere it could be lost with a worker's machine.
+        # RankZeroHooks the driver, with which it lives and dies: elsewhere it could be lost with a worker's machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         control = _Control.options(  # type: ignore[attr-defined]
             name=job.control_name, namespace="iddpm", scheduling_strategy=here
@@ -235,7 +235,7 @@ def _worker(config: dict[str, Any]) -> Outcome:
             device=device if job.resources.resident_data else None,
         )
     )
-    side = Beside(job, world_size) if rank == 0 else None
+    side = RankZeroHooks(job, world_size) if rank == 0 else None
     hooks = side.hooks() if side is not None else Hooks()
     try:
         outcome = _train_with_rollbacks(
@@ -261,7 +261,7 @@ def _train_with_rollbacks(
     while True:
         trainer: Trainer | None = make_trainer()
         assert trainer is not None
-        uri = agree(storage.retry(lambda: checkpoint.latest(run_uri)) if rank == 0 else None, world_size)
+        uri = broadcast_object(storage.retry(lambda: checkpoint.latest(run_uri)) if rank == 0 else None, world_size)
         if uri is not None:
             trainer.restore(functools.partial(_load_patiently, uri))
             if rank == 0:

@@ -50,7 +50,7 @@ def _kept_scores(job: Job) -> Sequence[Mapping[str, Any]]:
     return storage.retry(lambda: scorer.history(job.run_uri)) if scorer is not None else ()
 
 
-class Beside:
+class RankZeroHooks:
     """Rank 0's side of a training run; `hooks` is what the loop calls.
 
     Args:

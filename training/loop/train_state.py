@@ -21,7 +21,7 @@ def learning_rate_at(step: int, learning_rate: float, lr_anneal_steps: int) -> f
     return learning_rate * max(0.0, 1.0 - step / lr_anneal_steps)
 
 
-class Learned:
+class TrainState:
     """An experiment's network and all that goes on with it from one update to the next; the same on every rank.
 
     Args:

@@ -21,7 +21,7 @@ from training.diffusion.losses import training_losses
 from training.diffusion.noise import Stream, keyed_normal, keyed_uniform
 from training.diffusion.process import make_process
 from training.distributed.heartbeats import Heartbeats
-from training.distributed.ranks import Network, Wish, agree, gather, share
+from training.distributed.ranks import AsyncStopFlag, Network, broadcast_object, gather, shard_bounds
 from training.loop.interfaces import Batch as Batch
 from training.loop.interfaces import BatchSource as BatchSource
 from training.loop.interfaces import DivergedError as DivergedError
@@ -30,7 +30,7 @@ from training.loop.interfaces import Outcome as Outcome
 from training.loop.interfaces import TrainingError as TrainingError
 from training.loop.meter import Meter
 from training.loop.microbatch import largest_that_fits
-from training.loop.train_state import Learned, learning_rate_at
+from training.loop.train_state import TrainState, learning_rate_at
 from training.models.dropout import dropout_key
 from training.models.upsampler import make_low_res
 
@@ -86,10 +86,10 @@ class Trainer:
         self.skipped_total = 0
         self._skipping = False  # a checkpoint taken now might be none to go back to
 
-        self.learned = Learned(experiment, resources, self.device)
+        self.state = TrainState(experiment, resources, self.device)
         self.process = make_process(experiment.diffusion)
-        self._network = Network(self.learned.model, resources, self.device, world_size)
-        self._interrupt = Wish(self.device) if world_size > 1 else None
+        self._network = Network(self.state.model, resources, self.device, world_size)
+        self._stop_flag = AsyncStopFlag(self.device) if world_size > 1 else None
         self._meter = Meter(self.device)
         # NCCL ends a process that waited too long, and says nothing of who was waited for: that is said shortly before.
         alarm = max(0.5 * resources.collective_timeout_seconds, resources.collective_timeout_seconds - 15.0)
@@ -107,7 +107,7 @@ class Trainer:
             "skipped_total": self.skipped_total,
             "images_seen": self.step * self.experiment.optim.global_batch_size,
         }
-        return {"experiment.json": self.experiment.to_json().encode(), "state.json": state} | self.learned.files()
+        return {"experiment.json": self.experiment.to_json().encode(), "state.json": state} | self.state.files()
 
     def restore(self, read: Callable[[str], Any]) -> None:
         """Goes back to a checkpoint.
@@ -116,7 +116,7 @@ class Trainer:
             read: Gives a file of the checkpoint by name, as `checkpoint_files` named it.
         """
         state = read("state.json")
-        self.learned.restore(read)
+        self.state.restore(read)
         self.step = int(state["step"])
         self.rollbacks = int(state["rollbacks"])
         self.skipped_total = int(state["skipped_total"])
@@ -150,7 +150,7 @@ class Trainer:
         interval = log_interval(self.experiment.optim.checkpoint_interval)
         reason: str | None = None
         self._meter.restart_clock()
-        mine = share(self.experiment.optim.global_batch_size, self.rank, self.world_size)
+        mine = shard_bounds(self.experiment.optim.global_batch_size, self.rank, self.world_size)
         batches = self.batches.batches(self.step, last - self.step, *mine, pin_memory=self.device.type == "cuda")
         with contextlib.closing(batches) as stream:  # type: ignore[type-var]
             for batch in stream:
@@ -172,7 +172,7 @@ class Trainer:
 
     def _update(self, batch: Batch) -> None:
         """One optimiser update on the global batch of this step, of which `batch` is this worker's share."""
-        self.learned.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.zero_grad(set_to_none=True)
         images, indices = (x.to(self.device, non_blocking=True) for x in (batch.images, batch.indices))
         labels = batch.labels.to(self.device, non_blocking=True) if batch.labels is not None else None
         if not self._microbatch_size:
@@ -181,7 +181,7 @@ class Trainer:
         drawn: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(images), size):
             part = slice(start, start + size)
-            with self._network.alone() if start + size < len(images) else contextlib.nullcontext():
+            with self._network.no_sync() if start + size < len(images) else contextlib.nullcontext():
                 drawn.append(self._backward(images[part], labels[part] if labels is not None else None, indices[part]))
         self._apply_gradient()
         self._observe_timesteps(drawn)
@@ -193,7 +193,7 @@ class Trainer:
         if self.experiment.data.random_flip:
             flip = keyed_uniform(seed, Stream.TRAIN_FLIP, indices) < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
-        t, weights = self.learned.timestep_sampler.sample(seed, self.step, indices)
+        t, weights = self.state.timestep_sampler.sample(seed, self.step, indices)
         eps = keyed_normal(seed, Stream.TRAIN_NOISE, indices, tuple(x_0.shape[1:]))
         model_kwargs = self._model_kwargs(x_0, labels, indices, seed)
         terms = training_losses(self.process, self.experiment.diffusion, self._network, x_0, t, eps, model_kwargs)
@@ -208,15 +208,15 @@ class Trainer:
         """Tries sizes on the first batch; the gradients and the sums that the trial leaves are dropped."""
 
         def attempt(size: int) -> None:
-            with self._network.alone():
+            with self._network.no_sync():
                 self._backward(images[:size], labels[:size] if labels is not None else None, indices[:size])
 
         meter, self._meter = self._meter, Meter(self.device)
         # Adam's moments come with the first update; their room is not the trial's.
-        moments = [torch.empty_like(p) for p in self.learned.parameters for _ in range(2)] if not self.learned.optimizer.state else []
+        moments = [torch.empty_like(p) for p in self.state.parameters for _ in range(2)] if not self.state.optimizer.state else []
         size = largest_that_fits(attempt, len(images))
         del moments
-        self.learned.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.zero_grad(set_to_none=True)
         torch.cuda.reset_peak_memory_stats(self.device)  # what did not fit is no use of memory
         self._meter = meter
         self._meter.restart_clock()
@@ -240,14 +240,14 @@ class Trainer:
 
         The skip is decided on the device (the fused optimiser's `found_inf`), so that no step waits for the host.
         """
-        gradients = [p.grad for p in self.learned.parameters if p.grad is not None]
+        gradients = [p.grad for p in self.state.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         clip = self.experiment.optim.grad_clip_norm
         if clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.learned.parameters, clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.state.parameters, clip, norm)
         found_inf = (~torch.isfinite(norm)).to(torch.float32)
         learning_rate = learning_rate_at(self.step, self.experiment.optim.learning_rate, self.experiment.optim.lr_anneal_steps)
-        self.learned.update(self.step, learning_rate, found_inf)
+        self.state.update(self.step, learning_rate, found_inf)
         self._meter.add_gradient(norm, found_inf)
 
     def _observe_timesteps(self, drawn: list[tuple[Tensor, Tensor]]) -> None:
@@ -256,7 +256,7 @@ class Trainer:
             return
         batch_size = self.experiment.optim.global_batch_size
         t, losses = (gather(torch.cat(parts), batch_size, self.world_size) for parts in zip(*drawn, strict=True))
-        self.learned.timestep_sampler.update(t, losses)
+        self.state.timestep_sampler.update(t, losses)
 
     # -- boundaries ----------------------------------------------------------------------------------------------
 
@@ -279,20 +279,20 @@ class Trainer:
                 "learning_rate": learning_rate_at(self.step - 1, optim.learning_rate, optim.lr_anneal_steps),
                 "images_per_second": optim.global_batch_size * metrics.pop("updates") / metrics["seconds"],
                 "skipped_updates": float(self.skipped_total),
-            } | {f"ema_distance_{decay}": value for decay, value in self.learned.ema.distances(self.learned.model).items()}
+            } | {f"ema_distance_{decay}": value for decay, value in self.state.ema.distances(self.state.model).items()}
             self.hooks.log(self.step, metrics)
             reason = self.hooks.should_stop(self.step)
-        told: str | None = agree(reason, self.world_size)
+        told: str | None = broadcast_object(reason, self.world_size)
         return told
 
     def _interruption(self) -> str | None:
         """Why to stop between two log boundaries; every rank gets the same answer."""
         reason = self.hooks.interruption() if self.rank == 0 else None
-        if self._interrupt is None:
+        if self._stop_flag is None:
             return reason
-        if not self._interrupt.tell(reason is not None):
+        if not self._stop_flag.exchange(reason is not None):
             return None
-        told: str | None = agree(reason, self.world_size)
+        told: str | None = broadcast_object(reason, self.world_size)
         return told
 
     def _save(self) -> None:

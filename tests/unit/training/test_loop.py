@@ -26,7 +26,7 @@ from training.config.experiment import (
     Resources,
     SamplingConfig,
 )
-from training.distributed.ranks import agree, share
+from training.distributed.ranks import broadcast_object, shard_bounds
 from training.launch.torchrun import RandomBatch, RandomImages
 from training.loop.train_state import learning_rate_at
 from training.loop.trainer import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, log_interval, normalize
@@ -125,7 +125,7 @@ def with_one_update_skipped(run: Trainer) -> Trainer:
     def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         return output * float("nan") if run.step == 5 else output
 
-    run.learned.model.register_forward_hook(spoil)
+    run.state.model.register_forward_hook(spoil)
     return run
 
 
@@ -152,10 +152,10 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(microbatch_size: int)
     for resources in (Resources(), Resources(microbatch_size=microbatch_size)):
         run = trainer(tiny(), resources=resources)
         with torch.no_grad():  # at initialisation most gradients are 0, as the last convolutions are
-            for index, parameter in enumerate(run.learned.parameters):
+            for index, parameter in enumerate(run.state.parameters):
                 parameter.add_(0.05 * torch.sin(torch.arange(parameter.numel()) + index).view_as(parameter))
         run._update(next(run.batches.batches(0, 1)))
-        runs.append([p.grad for p in run.learned.parameters])
+        runs.append([p.grad for p in run.state.parameters])
     largest = max(float(gradient.abs().max()) for gradient in runs[0])
     for whole, parts in zip(*runs, strict=True):
         # Summation in another order rounds otherwise; a bias in front of a GroupNorm has no gradient but rounding.
@@ -171,7 +171,7 @@ def one_of_two_ranks(rank: int, folder: str) -> None:
     first, second = Record(), Record()
     stopped = interrupted(first, 5, rank=rank, world_size=world_size).train()
     assert (stopped.step, stopped.stop_reason) == (6, "told to"), "all ranks learn it one update later"
-    files = agree(first.saved.get(6), world_size)
+    files = broadcast_object(first.saved.get(6), world_size)
     resumed = trainer(tiny(), second, rank=rank, world_size=world_size)
     resumed.restore(lambda name: copy.deepcopy(files[name]))  # the optimiser goes on in the very tensors
     resumed.train()
@@ -208,27 +208,27 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted() -
     record = Record()
     run = trainer(tiny(), record)
     run.train(4)
-    before = [p.clone() for p in run.learned.parameters]
+    before = [p.clone() for p in run.state.parameters]
     calls = []
 
     def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return output * float("nan") if len(calls) == 1 else output
 
-    handle = run.learned.model.register_forward_hook(spoil)
+    handle = run.state.model.register_forward_hook(spoil)
     run._update(next(run.batches.batches(4, 1)))
-    assert all(torch.equal(p, q) for p, q in zip(before, run.learned.parameters, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(before, run.state.parameters, strict=True))
     run.step += 1
     run.train(8)
     handle.remove()
     assert record.logged[8]["skipped_updates"] == 1
-    assert not any(torch.equal(p, q) for p, q in zip(before, run.learned.parameters, strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(before, run.state.parameters, strict=True))
     assert all(value == value for value in record.logged[8].values())
 
 
 def test_a_run_that_stays_not_finite_ends_with_one_clear_error() -> None:
     run = trainer(tiny())
-    run.learned.model.register_forward_hook(lambda module, arguments, output: output * float("nan"))
+    run.state.model.register_forward_hook(lambda module, arguments, output: output * float("nan"))
     with pytest.raises(DivergedError, match=rf"{MAX_CONSECUTIVE_SKIPS} updates in a row"):
         run.train()
 
@@ -256,7 +256,7 @@ def test_an_upsampler_is_given_the_area_average_of_each_training_image() -> None
     record = Record()
     run = trainer(experiment, record)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    run.learned.model.register_forward_pre_hook(lambda module, arguments, kwargs: seen.append(kwargs["low_res"]), with_kwargs=True)
+    run.state.model.register_forward_pre_hook(lambda module, arguments, kwargs: seen.append(kwargs["low_res"]), with_kwargs=True)
     run.train(4)
     assert record.logged[4]["loss"] > 0
     images = normalize(next(run.batches.batches(0, 1)).images)
@@ -293,7 +293,7 @@ def test_no_step_waits_for_a_value_from_the_device(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(7, 1), (7, 3), (8, 3), (3, 3), (9, 2)])
 def test_the_shares_of_all_workers_are_the_batch(batch_size: int, world_size: int) -> None:
-    bounds = [share(batch_size, rank, world_size) for rank in range(world_size)]
+    bounds = [shard_bounds(batch_size, rank, world_size) for rank in range(world_size)]
     assert [place for start, stop in bounds for place in range(start, stop)] == list(range(batch_size))
     sizes = [stop - start for start, stop in bounds]
     assert sizes == sorted(sizes, reverse=True)

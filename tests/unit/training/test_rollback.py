@@ -37,7 +37,7 @@ def poisoned(run_uri: str, made: list[Trainer], poisons: Callable[[Trainer], boo
         def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
             return output * float("nan") if poisons(trainer) else output
 
-        trainer.learned.model.register_forward_hook(spoil)
+        trainer.state.model.register_forward_hook(spoil)
         made.append(trainer)
         return trainer
 
