@@ -8,7 +8,7 @@ from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
-def resolve_model(model: str, storage_root_uri: str, purpose: str) -> NamedTuple(  # type: ignore[valid-type]
+def resolve_model(model: str, storage_root_uri: str, pipeline_run_id: str) -> NamedTuple(  # type: ignore[valid-type]
     "Model", checkpoint_uri=str, weights=str, data_uri=str, tracking_run_id=str
 ):
     """Finds a model by registry alias, run or checkpoint.
@@ -16,12 +16,12 @@ def resolve_model(model: str, storage_root_uri: str, purpose: str) -> NamedTuple
     Args:
         model: models:/NAME@ALIAS, a run's directory, or a checkpoint's directory inside a run's.
         storage_root_uri: Where everything is kept.
-        purpose: Names this night's check.
+        pipeline_run_id: ID of this run of the pipeline. It names this check.
 
     Returns:
         Its checkpoint and weights, the data set that it was trained on, and its MLflow run.
     """
     from components.steps.nightly import resolve_model, telling_of_failure
 
-    with telling_of_failure(model, "", storage_root_uri, purpose):
+    with telling_of_failure(model, "", storage_root_uri, f"nightly-{pipeline_run_id}"):
         return resolve_model(model)

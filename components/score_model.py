@@ -14,7 +14,7 @@ def score_model(
     weights: str,
     data_uri: str,
     storage_root_uri: str,
-    purpose: str,
+    pipeline_run_id: str,
     num_workers: int,
     num_gpus_per_worker: int,
     ray_mode: str,
@@ -30,7 +30,7 @@ def score_model(
         weights: Which weights; empty takes the first average.
         data_uri: The data set that it was trained on.
         storage_root_uri: Where everything is kept.
-        purpose: Names the draw and the result.
+        pipeline_run_id: ID of this run of the pipeline. It names the draw and the result.
         num_workers: Processes that draw samples at once; 1 works in this one.
         num_gpus_per_worker: 1 works on GPUs, 0 on the CPU.
         ray_mode: "local" runs Ray in this step, "rayjob" on a cluster that KubeRay makes for it, "address" on one that stands.
@@ -46,6 +46,7 @@ def score_model(
     from components.steps.nightly import telling_of_failure
     from components.steps.registry import SCORE
 
+    purpose = f"nightly-{pipeline_run_id}"
     arguments = {
         "checkpoint_uri": checkpoint_uri,
         "weights": weights,

@@ -18,6 +18,9 @@ IMAGE_PARAMETER = "cluster_image"
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['(?:pipelinechannel--)?(?P<name>[^']+)'\]\}\}")
 _RESOURCES = ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit")
+_PLACEHOLDER = re.compile(r"\{\{\$[^{}]*\}\}")
+_INJECTED = re.compile(r"MLFLOW_|KFP_|ARGO_|KUBERNETES_|RAY_(?!AUTH_)")
+"""Beginnings of the variables that KFP, its MLflow plugin, Argo and KubeRay put into pods (recorded; see tests/recordings)."""
 _WHATEVER_HAPPENS = "ALL_UPSTREAM_TASKS_COMPLETED"
 
 
@@ -35,7 +38,7 @@ def check(text: str) -> None:
     problems = [*_parse_problems(documents), *_size_problems(text)]
     if not problems:
         spec, platform = documents
-        problems = [*_root_problems(spec), *_executor_problems(spec), *_pod_problems(spec, platform), *_task_problems(spec)]
+        problems = [*_root_problems(spec), *_executor_problems(spec), *_pod_problems(spec, platform), *_task_problems(spec, platform)]
     if problems:
         raise CompileError("; ".join(problems))
 
@@ -101,20 +104,30 @@ def _executor_problems(spec: dict[str, Any]) -> Iterator[str]:
 def _pod_problems(spec: dict[str, Any], platform: dict[str, Any]) -> Iterator[str]:
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     for label in spec["deploymentSpec"]["executors"]:
-        if not pods.get(label, {}).get("imagePullPolicy"):
+        pod = pods.get(label, {})
+        if not pod.get("imagePullPolicy"):
             yield f"{label} has no imagePullPolicy"
+        sources = [*pod.get("secretAsEnv", ()), *pod.get("configMapAsEnv", ())]
+        names = [item["envVar"] for source in sources for item in source["keyToEnv"]]
+        for name in names:
+            if _INJECTED.match(name) or names.count(name) > 1:
+                yield f"{label} sets {name}, which the cluster injects too; Kubernetes refuses a pod with two sources of one variable"
 
 
-def _task_problems(spec: dict[str, Any]) -> Iterator[str]:
+def _task_problems(spec: dict[str, Any], platform: dict[str, Any]) -> Iterator[str]:
     components = spec["components"]
+    deadline = platform["platforms"]["kubernetes"]["pipelineConfig"]["activeDeadlineSeconds"]
     for dag in (component["dag"] for component in (spec["root"], *components.values()) if "dag" in component):
         for name, task in dag["tasks"].items():
             yield from _order_problems(name, task, components, dag)
+            yield from _placeholder_problems(name, task)
             component = components[task["componentRef"]["name"]]
             if "executorLabel" not in component:
                 continue
             if "retryPolicy" not in task:
                 yield f"{name} is not tried again when its pod is lost"
+            elif int(task["retryPolicy"]["backoffMaxDuration"].removesuffix("s")) < deadline:
+                yield f"{name}: its retries end {task['retryPolicy']['backoffMaxDuration']} after the first try, though one may be at work"
             artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
             pages = [key for key, value in artifacts.items() if value["artifactType"]["schemaTitle"] == "system.HTML"]
             if len(pages) > 1:
@@ -129,6 +142,14 @@ def _order_problems(name: str, task: dict[str, Any], components: dict[str, Any],
     groups = [one for one in waited_for if "dag" in components[one["componentRef"]["name"]] and "parameterIterator" not in one]
     if len(waited_for) != 1 or len(groups) != 1:
         yield f"{name} ignores failures of single steps or of a loop, which KFP does not wait for; make it an exit task (dsl.ExitHandler)"
+
+
+def _placeholder_problems(name: str, task: dict[str, Any]) -> Iterator[str]:
+    """Yield constants with a placeholder inside: the server replaces it only where it is the whole value; kfp.local does so anywhere."""
+    for parameter, value in task.get("inputs", {}).get("parameters", {}).items():
+        constant = str(value.get("runtimeValue", {}).get("constant", ""))
+        if _PLACEHOLDER.search(constant) and not _PLACEHOLDER.fullmatch(constant):
+            yield f"{name}: {parameter} is {constant!r}; KFP replaces a placeholder only if it is the whole value; join it in the step"
 
 
 def _parameters(spec: dict[str, Any]) -> dict[str, Any]:

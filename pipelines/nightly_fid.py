@@ -78,15 +78,16 @@ def nightly_pipeline(
     score_pod = Pod(image=cluster_image, cpu=score_cpu, memory=score_memory, gpus=score_gpus, nodes=gpu_nodes)
 
     # Each run draws samples of its own; a step of it that is tried again draws the same.
-    purpose = f"nightly-{dsl.PIPELINE_JOB_ID_PLACEHOLDER}"
-    found = small_pod.hold(resolve_model(model=model, storage_root_uri=storage_root_uri, purpose=purpose), name="resolve")
+    found = small_pod.hold(
+        resolve_model(model=model, storage_root_uri=storage_root_uri, pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER), name="resolve"
+    )
     scored = score_pod.hold(
         score_model(
             checkpoint_uri=found.outputs["checkpoint_uri"],
             weights=found.outputs["weights"],
             data_uri=found.outputs["data_uri"],
             storage_root_uri=storage_root_uri,
-            purpose=purpose,
+            pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             num_workers=score_num_workers,
             num_gpus_per_worker=score_num_gpus_per_worker,
             ray_mode=score_ray_mode,

@@ -11,13 +11,21 @@ from components.cluster.rayjob_spec import MLFLOW_SECRET, RAY_SECRET, S3_SECRET,
 
 _DAY = 24 * 3600
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-_SERVICE_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")
+_SERVICE_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+_OWN = "IDDPM_"
+"""Prefix of MLflow's variables in a step: KFP's MLflow plugin injects the bare names by value, and Kubernetes refuses a container
+that has one name both by value and from a ConfigMap or Secret. `training.tracking.client` exports them inside the step."""
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _RAY_KEYS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
-RUN_CONFIG = dsl.PipelineConfig(ttl_seconds_after_success=_DAY, ttl_seconds_after_failure=7 * _DAY, active_deadline_seconds=30 * _DAY)
+DEADLINE_SECONDS = 30 * _DAY
+"""A run that waits for GPUs that never come ends after this."""
+
+RUN_CONFIG = dsl.PipelineConfig(
+    ttl_seconds_after_success=_DAY, ttl_seconds_after_failure=7 * _DAY, active_deadline_seconds=DEADLINE_SECONDS
+)
 """Of every pipeline. A finished run's pods stay for their logs, longer where somebody has to find out what went wrong; what
-they made stays in S3 and MLflow. A run that waits for GPUs that never come ends some day."""
+they made stays in S3 and MLflow."""
 
 SHORT = 3600
 """Seconds after which a step that only reads and writes small files is given up."""
@@ -77,8 +85,9 @@ class Pod:
         task.set_container_image(self.image)
         task.set_cpu_request(self.cpu).set_cpu_limit(self.cpu).set_memory_request(self.memory).set_memory_limit(self.memory)
         task.set_caching_options(cached)
-        # Steps are idempotent: what was finished is found in S3, so a second try costs what the first had left to do.
-        task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
+        # Steps are idempotent: what was finished is found in S3, so a second try costs what the first had left to do. Argo counts
+        # the maximal duration from the first try's start and then also ends a retry that runs, so it is the run's own deadline.
+        task.set_retry(num_retries=4, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration=f"{DEADLINE_SECONDS}s")
         kubernetes.set_image_pull_policy(task, "IfNotPresent")
         _give_services(task)
         if self.gpus is not None and self.nodes is not None:
@@ -95,6 +104,8 @@ class Pod:
 
 def _give_services(task: Any) -> None:
     """The addresses of S3 and MLflow, and the credentials; only MLflow may do without."""
-    kubernetes.use_config_map_as_env(task, SERVICES_CONFIG_MAP, {key: key for key in _SERVICE_KEYS})
+    kubernetes.use_config_map_as_env(
+        task, SERVICES_CONFIG_MAP, {**{key: key for key in _SERVICE_KEYS}, "MLFLOW_TRACKING_URI": f"{_OWN}MLFLOW_TRACKING_URI"}
+    )
     kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in _S3_KEYS})
-    kubernetes.use_secret_as_env(task, MLFLOW_SECRET, {key: key for key in _MLFLOW_KEYS}, optional=True)
+    kubernetes.use_secret_as_env(task, MLFLOW_SECRET, {key: f"{_OWN}{key}" for key in _MLFLOW_KEYS}, optional=True)

@@ -65,9 +65,9 @@ def test_every_step_gets_addresses_credentials_and_pull_policy(name: str, texts:
         addresses = {item["envVar"] for source in executor["configMapAsEnv"] for item in source["keyToEnv"]}
         assert variables == {
             "iddpm-s3": ({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, False),
-            "iddpm-mlflow": ({"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}, True),
+            "iddpm-mlflow": ({"IDDPM_MLFLOW_TRACKING_USERNAME", "IDDPM_MLFLOW_TRACKING_PASSWORD"}, True),
         }
-        assert {"AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI"} <= addresses
+        assert {"AWS_ENDPOINT_URL", "IDDPM_MLFLOW_TRACKING_URI"} <= addresses
         assert executor["imagePullPolicy"] == "IfNotPresent"
 
 
@@ -234,6 +234,15 @@ def _no_retry(spec: dict[str, Any]) -> None:
     del spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]["train"]["retryPolicy"]
 
 
+def _clock_on_retries(spec: dict[str, Any]) -> None:
+    spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]["train"]["retryPolicy"]["backoffMaxDuration"] = "300s"
+
+
+def _placeholder_in_text(spec: dict[str, Any]) -> None:
+    parameters = spec["root"]["dag"]["tasks"]["close-run"]["inputs"]["parameters"]
+    parameters["pipeline_run_id"]["runtimeValue"]["constant"] = "nightly-{{$.pipeline_job_uuid}}"
+
+
 def _bad_literal(spec: dict[str, Any]) -> None:
     spec["root"]["inputDefinitions"]["parameters"]["train_precision"]["literals"] = ["fp16"]
 
@@ -276,6 +285,8 @@ def _too_large(spec: dict[str, Any]) -> None:
         (_pip, "exec-train installs packages"),
         (_no_memory, "exec-train has no resourceMemoryLimit"),
         (_no_retry, "train is not tried again"),
+        (_clock_on_retries, "train: its retries end 300s after the first try"),
+        (_placeholder_in_text, r"close-run: pipeline_run_id is 'nightly-\{\{.*join it in the step"),
         (_bad_literal, "train_precision: its default 'fp32' is not among"),
         (_unknown_field, "does not parse"),
         (_two_pages, "report has 2 HTML artifacts"),
@@ -295,6 +306,14 @@ def test_a_step_without_a_pull_policy_is_not_written(texts: dict[str, str]) -> N
     documents = list(yaml.safe_load_all(texts["train"]))
     del documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]["imagePullPolicy"]
     with pytest.raises(CompileError, match="exec-train has no imagePullPolicy"):
+        check(yaml.safe_dump_all(documents))
+
+
+def test_a_variable_that_the_cluster_injects_too_is_not_written(texts: dict[str, str]) -> None:
+    documents = list(yaml.safe_load_all(texts["train"]))
+    executor = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
+    executor["configMapAsEnv"][0]["keyToEnv"][0]["envVar"] = "MLFLOW_TRACKING_URI"
+    with pytest.raises(CompileError, match="exec-train sets MLFLOW_TRACKING_URI, which the cluster injects too"):
         check(yaml.safe_dump_all(documents))
 
 

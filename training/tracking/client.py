@@ -38,12 +38,25 @@ def tracking_uri() -> str:
     Raises:
         TrackingError: The environment names none, or one with a password in it.
     """
+    _export_step_settings()
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
     if holds_password(uri):  # it is shown, in links and in messages
         raise TrackingError("MLFLOW_TRACKING_URI must not hold a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     if not uri:
         raise TrackingError("MLFLOW_TRACKING_URI is not set; 'iddpm up' starts a local MLflow and shows its address, a cluster has its own")
     return uri
+
+
+def _export_step_settings() -> None:
+    """Give MLflow the settings that a pipeline's step has under names of its own.
+
+    KFP's MLflow plugin injects MLFLOW_TRACKING_URI and its like by value. Kubernetes refuses a pod that has the same name from a
+    ConfigMap or a Secret as well, so a step has `IDDPM_MLFLOW_TRACKING_URI` (`pipelines.pods`). It takes precedence: the plugin may
+    record elsewhere.
+    """
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        if value := os.environ.get(f"IDDPM_{name}"):
+            os.environ[name] = value
 
 
 def connect() -> MlflowClient:

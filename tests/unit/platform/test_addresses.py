@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -61,3 +62,12 @@ def test_a_password_in_an_address_of_data_is_refused_and_not_shown(
 def test_other_text_is_left_as_it_is() -> None:
     text = "http://host:9000/a@b, s3://bucket/a:b@c, models:/digits@champion, host:5000/iddpm@sha256:0"
     assert without_passwords(text) == text
+
+
+def test_a_steps_own_address_of_mlflow_goes_before_one_that_a_plugin_injects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://plugin:5000")
+    monkeypatch.setenv("IDDPM_MLFLOW_TRACKING_URI", "http://own:5000/")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "plugin")
+    monkeypatch.setenv("IDDPM_MLFLOW_TRACKING_USERNAME", "own")
+    assert mlflow_client.tracking_uri() == "http://own:5000"
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "own"
