@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from training.diffusion.denoiser import Denoiser
 from training.diffusion.losses import vlb_term_bits_per_dim
 from training.diffusion.process import GaussianProcess
 
@@ -37,7 +38,7 @@ class Oracle:
         original = (timesteps.double() * (config.num_timesteps / 1000 if config.rescale_timesteps else 1.0)).round().long()
         return torch.searchsorted(torch.tensor(self.process.timesteps), original)
 
-    def __call__(self, x_t: Tensor, timesteps: Tensor, **model_kwargs: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, timesteps: Tensor, **conditioning: Tensor) -> Tensor:
         process, t, x = self.process, self.position(timesteps), x_t.double()
         alpha_bar = process.at("alpha_bars", t, x)
         mean, variance = self.posterior(x, alpha_bar)
@@ -134,7 +135,7 @@ def expected_bits(process: GaussianProcess, levels: list[int], probabilities: li
     for k in range(process.num_timesteps):
         t = torch.full((len(x_0),), k)
         x_t = process.q_sample(x_0, t, eps)
-        p = process.p_mean_variance(model, x_t, t, clip_denoised=False)
+        p = Denoiser(process, model, clip_denoised=False).p_mean_variance(x_t, t)
         term = vlb_term_bits_per_dim(process, p, x_0, x_t, t).double()
         term_mean = float(weights @ term)
         mean += term_mean

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.console import say
+from training.diffusion.pixels import to_model_range
 from training.shapes import Float, Int64, UInt8
 
 WEIGHTS_PATH = Path(__file__).parent / "digit_classifier.safetensors"
@@ -86,7 +87,7 @@ def train(images: UInt8[Tensor, "batch 1 8 8"], labels: Int64[Tensor, " batch"],
             order = torch.randperm(num_images, generator=generator)
         position = step % (num_images // batch_size) * batch_size
         chosen = order[position : position + batch_size]
-        x = _augmented(images[chosen].float() / 127.5 - 1.0, generator)
+        x = _augmented(to_model_range(images[chosen]), generator)
         loss = functional.cross_entropy(model(x), labels[chosen], label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -105,7 +106,7 @@ def _augmented(x: Float[Tensor, "batch 1 8 8"], generator: torch.Generator) -> F
 
 def accuracy(model: DigitClassifier, images: UInt8[Tensor, "batch 1 8 8"], labels: Int64[Tensor, " batch"]) -> float:
     """Share of the images that the classifier names rightly."""
-    return float((model(images.float() / 127.5 - 1.0).argmax(dim=1) == labels).float().mean())
+    return float((model(to_model_range(images)).argmax(dim=1) == labels).float().mean())
 
 
 def digits(split: str) -> tuple[UInt8[Tensor, "batch 1 8 8"], Int64[Tensor, " batch"]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from evaluation.features import digit_classifier, inception, pretrained
 from evaluation.features.weights import ExtractorError, WeightsFile
 from training.config.experiment import Extractor
+from training.diffusion.pixels import to_model_range
 from training.shapes import Float32, UInt8
 
 __all__ = [
@@ -104,7 +105,7 @@ class DigitsExtractor:
         if tuple(images.shape[1:]) != (1, 8, 8):
             shape = "x".join(str(n) for n in images.shape[1:])
             raise ExtractorError(f"the digits classifier sees 1x8x8 images, not {shape}; use the extractor 'inception'")
-        features = self._model.features(images.to(self.device, torch.float32) / 127.5 - 1.0)
+        features = self._model.features(to_model_range(images.to(self.device)))
         return {"features": features, "logits": self._model.classify(features)}
 
 

@@ -26,12 +26,14 @@ from evaluation.records.devices import full_precision
 from training.config.experiment import DiffusionConfig, LikelihoodForm
 from training.config.spacing import likelihood_spacing
 from training.diffusion.bound import bound_terms
+from training.diffusion.denoiser import Denoiser
 from training.diffusion.noise import Stream, keyed_uniform
+from training.diffusion.pixels import to_model_range
 from training.diffusion.process import GaussianProcess, Model, make_process
 from training.shapes import Float64, Int64
 
 ImageBatch = tuple[Tensor, Tensor, Tensor | None]
-MakeKwargs = Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]
+MakeConditioning = Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]
 
 
 def evaluate_likelihood(
@@ -44,7 +46,7 @@ def evaluate_likelihood(
     timesteps: Sequence[int] | None = None,
     seed: int = 0,
     clip_denoised: bool = True,
-    make_kwargs: MakeKwargs | None = None,
+    make_conditioning: MakeConditioning | None = None,
     device: torch.device | str | None = None,
 ) -> Likelihood:
     """Bits/dim of all images; `likelihood_parts` merged.
@@ -61,7 +63,7 @@ def evaluate_likelihood(
         timesteps=timesteps,
         seed=seed,
         clip_denoised=clip_denoised,
-        make_kwargs=make_kwargs,
+        make_conditioning=make_conditioning,
         device=device,
     )
     return merge(list(parts))
@@ -77,7 +79,7 @@ def likelihood_parts(
     timesteps: Sequence[int] | None = None,
     seed: int = 0,
     clip_denoised: bool = True,
-    make_kwargs: MakeKwargs | None = None,
+    make_conditioning: MakeConditioning | None = None,
     device: torch.device | str | None = None,
 ) -> Iterator[Likelihood]:
     """Bits/dim batch by batch, so that a caller can store each part and go on after a kill where it was.
@@ -93,7 +95,7 @@ def likelihood_parts(
         timesteps: Another chain for "spaced", in place of the one that K gives.
         seed: Keys the noise and the stratified timesteps.
         clip_denoised: Clamp the predicted x_0 to [-1, 1], as the paper's released code does.
-        make_kwargs: Gives the network's further inputs from (x_0, labels). None passes labels, where there are any,
+        make_conditioning: Gives the network's further inputs from (x_0, labels). None passes labels, where there are any,
             as `y`; a model that takes no labels needs `lambda x_0, labels: {}`.
         device: Where to evaluate; None is the device of each batch's images.
 
@@ -113,10 +115,13 @@ def likelihood_parts(
     process = make_process(diffusion, timesteps if form == "spaced" else None)
     bounds = strata(process.num_timesteps, num_steps) if form == "stratified" else ()
 
+    def denoiser(x_0: Tensor, labels: Tensor | None) -> Denoiser:
+        given = {} if labels is None else {"y": labels}
+        conditioning = make_conditioning(x_0, labels) if make_conditioning is not None else given
+        return Denoiser(process, model, conditioning=conditioning, clip_denoised=clip_denoised)
+
     def part(batch: ImageBatch) -> Likelihood:
-        return _part(
-            batch, process, model, form=form, bounds=bounds, seed=seed, clip_denoised=clip_denoised, make_kwargs=make_kwargs, device=device
-        )
+        return _part(batch, denoiser, form=form, bounds=bounds, seed=seed, device=device)
 
     for batch in batches:
         if batch[1].dtype != torch.uint8:
@@ -153,25 +158,22 @@ def _in_halves(part: Callable[[ImageBatch], Likelihood], batch: ImageBatch) -> L
 
 def _part(
     batch: ImageBatch,
-    process: GaussianProcess,
-    model: Model,
+    make_denoiser: Callable[[Tensor, Tensor | None], Denoiser],
     *,
     form: LikelihoodForm,
     bounds: Sequence[int],
     seed: int,
-    clip_denoised: bool,
-    make_kwargs: MakeKwargs | None,
     device: torch.device | str | None,
 ) -> Likelihood:
     """The likelihood of one batch; see `likelihood_parts`."""
     target = torch.device(device) if device is not None else batch[1].device
-    indices, x_0 = batch[0].to(target), batch[1].to(target).float() / 127.5 - 1
+    indices, x_0 = batch[0].to(target), to_model_range(batch[1].to(target))
     labels = batch[2].to(target) if batch[2] is not None else None
-    kwargs = dict(make_kwargs(x_0, labels)) if make_kwargs is not None else ({} if labels is None else {"y": labels})
+    denoiser = make_denoiser(x_0, labels)
+    process = denoiser.process
 
     def term(t: Tensor) -> Tensor:
-        drawn = bound_terms(process, model, x_0, t, indices=indices, seed=seed, clip_denoised=clip_denoised, model_kwargs=kwargs)
-        return drawn.double()
+        return bound_terms(denoiser, x_0, t, indices=indices, seed=seed).double()
 
     with torch.no_grad(), full_precision(target.type):
         prior = process.prior_bits_per_dim(x_0).double()

@@ -110,7 +110,7 @@ def _evaluate_piece(piece: _Piece) -> int:
         form=plan.form,
         num_steps=plan.num_steps,
         seed=plan.seed,
-        make_kwargs=lambda x_0, labels: _network_inputs(model, x_0, labels),
+        make_conditioning=lambda x_0, labels: _network_inputs(model, x_0, labels),
         device=model.device,
     )
     whole = merge(list(parts))

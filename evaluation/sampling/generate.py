@@ -15,9 +15,12 @@ from evaluation.sampling.low_res import LowRes
 from evaluation.sampling.trained_model import TrainedModel, load_model
 from training.config.experiment import Precision, SamplingConfig
 from training.console import say
+from training.diffusion.denoiser import Denoiser
 from training.diffusion.noise import Stream, keyed_uniform
+from training.diffusion.pixels import quantize, to_model_range
 from training.diffusion.process import Model
-from training.diffusion.samplers.loop import make_sampling_process, quantize, sample
+from training.diffusion.samplers.loop import make_sampling_process, sample
+from training.diffusion.samplers.sampler import make_sampler
 from training.shapes import Int64, UInt8
 
 Labels = Literal["balanced", "data"] | Sequence[int]
@@ -78,26 +81,25 @@ def generate(
             f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to one, and only to one"
         )
     process = make_sampling_process(model.experiment.diffusion, sampling)
+    sampler = make_sampler(sampling)
     network = _with_precision(model.network, precision, model.device)
 
     def draw(indices: Tensor) -> Generated:
-        kwargs: dict[str, Tensor] = {}
+        conditioning: dict[str, Tensor] = {}
         if low_res is None:
             y = labels_for(indices, model.num_classes, labels, seed=seed, class_counts=class_counts)
         else:
             below, y = low_res(indices)
-            kwargs["low_res"] = below.float() / 127.5 - 1.0 if below.dtype == torch.uint8 else below
+            conditioning["low_res"] = to_model_range(below) if below.dtype == torch.uint8 else below
         if y is not None and model.num_classes:
-            kwargs["y"] = y
+            conditioning["y"] = y
+        conditioning = {name: value.to(model.device) for name, value in conditioning.items()}
         images = sample(
-            process,
-            network,
-            indices=indices,
+            Denoiser(process, network, conditioning=conditioning, clip_denoised=sampling.clip_denoised),
+            sampler,
+            indices=indices.to(model.device),
             shape=model.image_shape,
             seed=seed,
-            config=sampling,
-            model_kwargs=kwargs,
-            device=model.device,
             on_step=(lambda done, x: on_step(len(x))) if on_step is not None else None,
         )
         return indices, quantize(images).cpu(), y
@@ -170,8 +172,8 @@ def _with_precision(network: Model, precision: Precision, device: torch.device) 
     if precision == "fp32":
         return network
 
-    def autocast_network(x_t: Tensor, timesteps: Tensor, **model_kwargs: Tensor) -> Tensor:
+    def autocast_network(x_t: Tensor, timesteps: Tensor, **conditioning: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            return network(x_t, timesteps, **model_kwargs).float()
+            return network(x_t, timesteps, **conditioning).float()
 
     return autocast_network

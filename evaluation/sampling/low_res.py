@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from training.data.loading.loader import Loader
+from training.diffusion.pixels import to_model_range
 from training.models.upsampler import make_low_res
 from training.shapes import Int64
 
@@ -37,4 +38,4 @@ class RealLowRes:
         parts = [next(iter(self._loader.iterate(1, row, row + 1))) for row in rows]
         images = torch.cat([image for _, image, _ in parts])
         labels = [label for _, _, label in parts if label is not None]
-        return make_low_res(images.float() / 127.5 - 1.0, self._size), torch.cat(labels) if labels else None
+        return make_low_res(to_model_range(images), self._size), torch.cat(labels) if labels else None

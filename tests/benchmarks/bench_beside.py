@@ -12,7 +12,9 @@ from measuring import Measured, Run, excess_percent, seconds_of
 from training_steps import network_experiment, our_trainer, updates_of
 
 from training.config.experiment import SamplingConfig
+from training.diffusion.denoiser import Denoiser
 from training.diffusion.samplers.loop import make_sampling_process, sample
+from training.diffusion.samplers.sampler import make_sampler
 from training.models.unet import make_model
 
 
@@ -51,8 +53,8 @@ def draw_for_ever(run: Run, core: int, started: object) -> None:
     experiment = network_experiment("cifar10", run)
     network = make_model(experiment).eval().requires_grad_(False)
     sampling = SamplingConfig(method="dpm_solver_pp", spacing="20")
-    process = make_sampling_process(experiment.diffusion, sampling)
+    denoiser = Denoiser(make_sampling_process(experiment.diffusion, sampling), network)
     indices = torch.arange(8)
     started.set()  # type: ignore[attr-defined]
     while True:
-        sample(process, network, indices=indices, shape=(3, 32, 32), seed=0, config=sampling)
+        sample(denoiser, make_sampler(sampling), indices=indices, shape=(3, 32, 32), seed=0)

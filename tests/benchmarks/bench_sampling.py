@@ -15,8 +15,11 @@ from training_steps import set_up
 from training.config.experiment import Experiment, SamplingConfig
 from training.config.presets import preset
 from training.cost.estimate import count_macs
+from training.diffusion.denoiser import Denoiser
+from training.diffusion.pixels import quantize
 from training.diffusion.process import Model
-from training.diffusion.samplers.loop import make_sampling_process, quantize, sample
+from training.diffusion.samplers.loop import make_sampling_process, sample
+from training.diffusion.samplers.sampler import make_sampler
 from training.models.unet import make_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -73,9 +76,9 @@ def _in_bf16(network: Model, device: torch.device) -> Model:
 
 def ours(network: Model, experiment: Experiment, sampling: SamplingConfig, batch: int, device: torch.device) -> Work:
     """Draws a batch, as `evaluation.sampling.generate` does."""
-    process = make_sampling_process(experiment.diffusion, sampling)
+    denoiser = Denoiser(make_sampling_process(experiment.diffusion, sampling), network)
     indices = torch.arange(batch, device=device)
-    return lambda: quantize(sample(process, network, indices=indices, shape=(3, 32, 32), seed=0, config=sampling)).cpu()
+    return lambda: quantize(sample(denoiser, make_sampler(sampling), indices=indices, shape=(3, 32, 32), seed=0)).cpu()
 
 
 def baseline(twin: Any, name: str, steps: int, batch: int, experiment: Experiment, device: torch.device) -> Work:

@@ -18,8 +18,9 @@ from torch import nn
 
 from training.config.experiment import Experiment, Precision, Resources
 from training.config.presets import preset
+from training.diffusion.pixels import to_model_range
 from training.launch.torchrun import RandomImages
-from training.loop.trainer import Trainer, normalize
+from training.loop.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from diffusers_twin import diffusers_twin
@@ -55,7 +56,7 @@ def baseline_step(experiment: Experiment, device: torch.device) -> Work:
     low_res_size = experiment.model.low_res_size
 
     def step() -> None:
-        x_0 = normalize(source.images)
+        x_0 = to_model_range(source.images)
         t = torch.rand(len(x_0), device=device) * 1000
         noise = torch.randn_like(x_0)
         inputs = 0.7 * x_0 + 0.7 * noise

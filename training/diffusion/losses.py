@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.config.experiment import DiffusionConfig
 from training.diffusion.process import GaussianProcess, Model, ModelPrediction
 from training.shapes import Float, Int64
 
@@ -41,28 +40,28 @@ class LossTerms:
 
 def training_losses(
     process: GaussianProcess,
-    config: DiffusionConfig,
-    model: Model,
+    network: Model,
     x_0: Float[Tensor, "batch channels *size"],
     t: Int64[Tensor, " batch"],
     eps: Float[Tensor, "batch channels *size"],
-    model_kwargs: Mapping[str, Tensor] | None = None,
+    conditioning: Mapping[str, Tensor] | None = None,
 ) -> LossTerms:
     """Each image's contribution to the objective, at one t: equations 14, 4 and 16.
 
     Only the network may run under autocast: the rest is float32, whatever the surrounding context.
 
     Args:
-        process: The chain; its number of timesteps is the T that multiplies a term of the bound.
-        config: The objective, its vlb_weight (the paper's lambda) and its stop-gradient.
-        model: The network.
+        process: The chain; its number of timesteps is the T that multiplies a term of the bound. Its config says the
+            objective, the vlb_weight (the paper's lambda) and the stop-gradient.
+        network: The network. Its predicted x_0 is not clipped here.
         x_0: Images in [-1, 1].
         t: Timestep of each, 0-based.
         eps: N(0, 1) noise.
-        model_kwargs: What else the network is given: labels `y`, low-resolution images `low_res`.
+        conditioning: Further inputs of the network: labels `y`, low-resolution images `low_res`, keys of dropout.
     """
+    config = process.config
     x_t = process.q_sample(x_0, t, eps)
-    output = model(x_t, process.model_timesteps(t), **(model_kwargs or {})).to(x_t.dtype)
+    output = network(x_t, process.model_timesteps(t), **(conditioning or {})).to(x_t.dtype)
     prediction, v = process.split_output(output, x_0.shape[1])
     target = eps if config.prediction == "eps" else x_0
     l_simple = mean_over_dims((target - prediction).square())
@@ -118,7 +117,7 @@ def normal_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_varian
 
 
 def discretized_gaussian_log_likelihood(
-    x_0: Float[Tensor, "*image"], mean: Float[Tensor, "*image"], log_scale: Float[Tensor, "*image"], *, exact: bool = False
+    x_0: Float[Tensor, "*image"], mean: Float[Tensor, "*image"], log_scale: Float[Tensor, "*image"]
 ) -> Float[Tensor, "*image"]:
     """Log of a Gaussian's mass on the 8-bit level that x_0 is, elementwise, in nats.
 
@@ -128,22 +127,22 @@ def discretized_gaussian_log_likelihood(
         x_0: Images on the 8-bit grid in [-1, 1].
         mean: The Gaussian's mean.
         log_scale: Log of its standard deviation.
-        exact: Take the normal distribution function itself rather than the released code's tanh approximation, which
-            is off by up to 1.8e-4; published likelihoods were computed with the approximation.
 
     Returns:
         At least log 1e-12.
     """
-    cdf = torch.special.ndtr if exact else approximate_normal_cdf
     inverse_scale = (-log_scale).exp()
-    upper = cdf((x_0 - mean + HALF_BIN) * inverse_scale)
-    lower = cdf((x_0 - mean - HALF_BIN) * inverse_scale)
+    upper = approximate_normal_cdf((x_0 - mean + HALF_BIN) * inverse_scale)
+    lower = approximate_normal_cdf((x_0 - mean - HALF_BIN) * inverse_scale)
     mass = torch.where(x_0 < LOWEST, upper, torch.where(x_0 > HIGHEST, 1.0 - lower, upper - lower))
     return mass.clamp(min=MIN_PROBABILITY).log()
 
 
 def approximate_normal_cdf(x: Float[Tensor, "*image"]) -> Float[Tensor, "*image"]:
-    """(1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, within 1.8e-4 of the normal distribution function."""
+    """Return (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, within 1.8e-4 of the normal distribution function.
+
+    The released code's approximation, with which the published likelihoods were computed.
+    """
     return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 

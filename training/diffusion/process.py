@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from training.config.experiment import DiffusionConfig
 from training.diffusion.schedules import beta_schedule
 from training.shapes import Float, Float64, Int64
 
-# A network: (x_t, timesteps as `GaussianProcess.model_timesteps` gives them, **model_kwargs) -> its output channels.
+# A network: (x_t, timesteps as `GaussianProcess.model_timesteps` gives them, **conditioning) -> its output channels.
 Model = Callable[..., Tensor]
 
 
@@ -184,27 +184,6 @@ class GaussianProcess:
     ) -> Float[Tensor, "batch channels *size"]:
         """Noise in x_t: eps = (x_t / sqrt(alpha_bar_t) - x_0) / sqrt(1 / alpha_bar_t - 1): equation 9 solved for eps."""
         return (self.at("sqrt_recip_alpha_bars", t, x_t) * x_t - x_0) / self.at("sqrt_recipm1_alpha_bars", t, x_t)
-
-    def p_mean_variance(
-        self,
-        model: Model,
-        x_t: Float[Tensor, "batch channels *size"],
-        t: Int64[Tensor, " batch"],
-        *,
-        clip_denoised: bool,
-        model_kwargs: Mapping[str, Tensor] | None = None,
-    ) -> ModelPrediction:
-        """p(x_{t-1} | x_t): runs the network and reads its output with `read_output`.
-
-        Args:
-            model: The network.
-            x_t: Noisy images.
-            t: Kept timestep of each.
-            clip_denoised: Clamp the predicted x_0 to [-1, 1].
-            model_kwargs: What else the network is given: labels `y`, low-resolution images `low_res`.
-        """
-        output = model(x_t, self.model_timesteps(t), **(model_kwargs or {}))
-        return self.read_output(output, x_t, t, clip_denoised=clip_denoised)
 
     def read_output(
         self,

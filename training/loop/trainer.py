@@ -19,6 +19,7 @@ from torch import Tensor
 from training.config.experiment import Experiment, Resources
 from training.diffusion.losses import training_losses
 from training.diffusion.noise import Stream, keyed_normal, keyed_uniform
+from training.diffusion.pixels import to_model_range
 from training.diffusion.process import make_process
 from training.distributed.heartbeats import Heartbeats
 from training.distributed.ranks import AsyncStopFlag, Network, broadcast_object, gather, shard_bounds
@@ -189,14 +190,13 @@ class Trainer:
     def _backward(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the gradient of some of the global batch's images; returns their (t, unweighted loss)."""
         optim, seed = self.experiment.optim, self._draw_seed()
-        x_0 = normalize(images)
+        x_0 = to_model_range(images)
         if self.experiment.data.random_flip:
             flip = keyed_uniform(seed, Stream.TRAIN_FLIP, indices) < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
         t, weights = self.state.timestep_sampler.sample(seed, self.step, indices)
         eps = keyed_normal(seed, Stream.TRAIN_NOISE, indices, tuple(x_0.shape[1:]))
-        model_kwargs = self._model_kwargs(x_0, labels, indices, seed)
-        terms = training_losses(self.process, self.experiment.diffusion, self._network, x_0, t, eps, model_kwargs)
+        terms = training_losses(self.process, self._network, x_0, t, eps, self._conditioning(x_0, labels, indices, seed))
         # DDP averages over ranks, so each rank's part of the mean over the global batch is multiplied by their number.
         loss = (terms.loss * weights).sum() * (self.world_size / optim.global_batch_size)
         self._beat(waiting=True)  # DDP meets the other ranks within the backward pass
@@ -222,18 +222,18 @@ class Trainer:
         self._meter.restart_clock()
         return size
 
-    def _model_kwargs(self, x_0: Tensor, labels: Tensor | None, indices: Tensor, seed: int) -> dict[str, Tensor]:
+    def _conditioning(self, x_0: Tensor, labels: Tensor | None, indices: Tensor, seed: int) -> dict[str, Tensor]:
         config = self.experiment.model
-        kwargs: dict[str, Tensor] = {}
+        conditioning: dict[str, Tensor] = {}
         if config.class_conditional:
             if labels is None:
                 raise TrainingError(f"the experiment is class-conditional but data set {self.experiment.data.name!r} gives no labels")
-            kwargs["y"] = labels
+            conditioning["y"] = labels
         if config.low_res_size is not None:
-            kwargs["low_res"] = make_low_res(x_0, config.low_res_size)
+            conditioning["low_res"] = make_low_res(x_0, config.low_res_size)
         if config.dropout > 0:
-            kwargs["dropout_key"] = dropout_key(seed, self.step, indices)
-        return kwargs
+            conditioning["dropout_key"] = dropout_key(seed, self.step, indices)
+        return conditioning
 
     def _apply_gradient(self) -> None:
         """Clips if asked, and updates the weights and their averages, unless the gradient is not finite.
@@ -311,8 +311,3 @@ class Trainer:
     def _beat(self, *, waiting: bool) -> None:
         if self._heartbeats is not None:
             self._heartbeats.beat(self.step, waiting=waiting)
-
-
-def normalize(images: Tensor) -> Tensor:
-    """uint8 NCHW to float32 in [-1, 1]: k / 127.5 - 1, on the device of the images."""
-    return images.to(torch.float32).div_(127.5).sub_(1.0)

@@ -233,7 +233,7 @@ def _likelihood(subject: TrialModel, num_images: int, timesteps: tuple[int, ...]
             num_steps=evaluation.likelihood_steps,
             timesteps=timesteps,
             seed=seed,
-            make_kwargs=lambda x_0, labels: _network_inputs(model, x_0, labels),
+            make_conditioning=lambda x_0, labels: _network_inputs(model, x_0, labels),
             device=model.device,
         )
         return _summary(found, terms=terms)

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from training.config.experiment import DiffusionConfig, Schedule
 from training.config.spacing import uniform_spacing
+from training.diffusion.denoiser import Denoiser
 from training.diffusion.process import GaussianProcess, make_process
-from training.diffusion.samplers.dpm_solver import dpm_solver_pp_loop, half_log_snr
-from training.diffusion.samplers.loop import ddim_sample
+from training.diffusion.samplers.ddim import DDIM
+from training.diffusion.samplers.dpm_solver_pp import DPMSolverPP, half_log_snr
+from training.diffusion.samplers.loop import OnStep, sample_loop
 
 
 class Mixture(Oracle):
@@ -39,10 +41,12 @@ def start(num_images: int = 16) -> Tensor:
     return torch.randn(num_images, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def ddim(process: GaussianProcess, model: Oracle, x: Tensor, *, clip_denoised: bool = True) -> Tensor:
-    for k in reversed(range(process.num_timesteps)):
-        x = ddim_sample(process, model, x, torch.full((len(x),), k), torch.zeros_like(x), clip_denoised=clip_denoised)
-    return x
+def ddim(process: GaussianProcess, model: Oracle, x: Tensor) -> Tensor:
+    return sample_loop(Denoiser(process, model), DDIM(), x)
+
+
+def solve(process: GaussianProcess, model: Oracle, x: Tensor, *, clip_denoised: bool = True, on_step: OnStep | None = None) -> Tensor:
+    return sample_loop(Denoiser(process, model, clip_denoised=clip_denoised), DPMSolverPP(), x, on_step=on_step)
 
 
 def error_before_the_last_step(num_steps: int, variance: str) -> float:
@@ -53,7 +57,7 @@ def error_before_the_last_step(num_steps: int, variance: str) -> float:
     process = make_process(config, timesteps)
     oracle = GaussianOracle(process, std=0.25, mean=0.3)
     x, states = start(), []
-    dpm_solver_pp_loop(process, oracle, x, clip_denoised=False, on_step=lambda _, state: states.append(state))
+    solve(process, oracle, x, clip_denoised=False, on_step=lambda _, state: states.append(state))
     exact = oracle.flow(x.double(), float(process.alpha_bars[-1]), float(process.alpha_bars[0]))
     return float((states[-2] - exact).abs().max())
 
@@ -73,7 +77,7 @@ def test_it_comes_closer_than_ddim_at_the_same_steps(schedule: Schedule) -> None
     exact = ddim(fine, Mixture(fine), start())
     for num_steps in (10, 20, 50):
         process = make_process(config, uniform_spacing(1000, num_steps))
-        ours = (dpm_solver_pp_loop(process, Mixture(process), start()) - exact).square().mean()
+        ours = (solve(process, Mixture(process), start()) - exact).square().mean()
         theirs = (ddim(process, Mixture(process), start()) - exact).square().mean()
         assert ours < 0.6 * theirs, num_steps
 
@@ -82,8 +86,8 @@ def test_the_last_step_gives_the_predicted_x_0_without_noise() -> None:
     process = make_process(DiffusionConfig(), (0, 1000, 3000))
     oracle = GaussianOracle(process, std=0.3)
     states: list[Tensor] = []
-    result = dpm_solver_pp_loop(process, oracle, start(), on_step=lambda _, x: states.append(x))
-    x_0 = process.p_mean_variance(oracle, states[-2], torch.zeros(16, dtype=torch.int64), clip_denoised=True).x_0
+    result = solve(process, oracle, start(), on_step=lambda _, x: states.append(x))
+    x_0 = Denoiser(process, oracle).p_mean_variance(states[-2], torch.zeros(16, dtype=torch.int64)).x_0
     assert torch.equal(result, x_0)
     assert torch.equal(result, states[-1])
     assert result.isfinite().all()
@@ -92,7 +96,7 @@ def test_the_last_step_gives_the_predicted_x_0_without_noise() -> None:
 def test_one_step_predicts_x_0_from_noise() -> None:
     process = make_process(DiffusionConfig(), (3999,))
     oracle = GaussianOracle(process, std=0.3, mean=0.2)
-    torch.testing.assert_close(dpm_solver_pp_loop(process, oracle, start()), torch.full((16, 1, 8, 8), 0.2), rtol=0, atol=0.02)
+    torch.testing.assert_close(solve(process, oracle, start()), torch.full((16, 1, 8, 8), 0.2), rtol=0, atol=0.02)
 
 
 def test_it_takes_the_steps_of_diffusers_solver() -> None:
@@ -118,7 +122,7 @@ def test_it_takes_the_steps_of_diffusers_solver() -> None:
     )
     theirs.set_timesteps(timesteps=grid[::-1])
     x = start(18).view(6, 3, 8, 8)  # diffusers takes the first three channels for eps
-    ours = dpm_solver_pp_loop(process, oracle, x, clip_denoised=False)
+    ours = solve(process, oracle, x, clip_denoised=False)
     for timestep in theirs.timesteps:
         output = oracle(x, torch.full((6,), float(timestep)))
         x = theirs.step(output, timestep, x).prev_sample

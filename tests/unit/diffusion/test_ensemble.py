@@ -11,9 +11,11 @@ from torch import Tensor
 
 from training.config.experiment import DiffusionConfig, SamplingConfig
 from training.diffusion.bound import bound_terms
+from training.diffusion.denoiser import Denoiser
 from training.diffusion.ensemble import Ensemble, EnsembleError, ends_and_middle, require_same_process
 from training.diffusion.process import Model, make_process
 from training.diffusion.samplers.loop import make_sampling_process, sample
+from training.diffusion.samplers.sampler import make_sampler
 
 LEVELS, PROBABILITIES = [64, 128, 192], [0.3, 0.5, 0.2]
 SMALL = DiffusionConfig(num_timesteps=100)
@@ -60,7 +62,7 @@ def test_routing_inside_a_spaced_chain_is_by_the_original_timestep() -> None:
         return model
 
     ensemble = ends_and_middle(member("vlb"), member("hybrid"), DiffusionConfig())
-    sample(process, ensemble, indices=torch.arange(2), shape=(1, 2, 2), seed=0, config=config)
+    sample(Denoiser(process, ensemble), make_sampler(config), indices=torch.arange(2), shape=(1, 2, 2), seed=0)
     assert asked == [("vlb", 3999), ("vlb", 3900), ("hybrid", 3899), ("hybrid", 100), ("vlb", 99), ("vlb", 0)]
 
 
@@ -85,7 +87,7 @@ def test_the_bound_of_an_ensemble_is_the_sum_of_the_better_terms_exactly() -> No
     ensemble = ends_and_middle(good_ends, good_middle, SMALL, width=20)
 
     def terms(model: Model) -> Tensor:
-        drawn = [bound_terms(process, model, x_0, torch.full((4,), k), indices=indices, seed=0) for k in range(100)]
+        drawn = [bound_terms(Denoiser(process, model), x_0, torch.full((4,), k), indices=indices, seed=0) for k in range(100)]
         return torch.stack(drawn)
 
     ends, mid, both = terms(good_ends), terms(good_middle), terms(ensemble)

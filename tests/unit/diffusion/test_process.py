@@ -11,6 +11,7 @@ from torch import Tensor
 
 from training.config.experiment import DiffusionConfig, Schedule, Variance
 from training.config.spacing import parse_spacing
+from training.diffusion.denoiser import Denoiser
 from training.diffusion.process import GaussianProcess, make_process
 from training.models.unet import UNet
 
@@ -138,7 +139,7 @@ def test_p_mean_variance_is_the_released_one(
 ) -> None:
     process, t = make_process(DiffusionConfig()), torch.tensor([0, 2500])
     x_t = process.q_sample(golden_image, t, golden_noise)
-    p = process.p_mean_variance(golden_model, x_t, t, clip_denoised=False)
+    p = Denoiser(process, golden_model, clip_denoised=False).p_mean_variance(x_t, t)
     expected = golden["p_mean_variance_clipFalse"]
     assert_summary(p.mean, expected["mean"])
     assert_summary(p.variance, expected["variance"])
@@ -152,8 +153,8 @@ class Spy:
     def __init__(self, value: float, num_outputs: int) -> None:
         self.value, self.num_outputs = value, num_outputs
 
-    def __call__(self, x_t: Tensor, timesteps: Tensor, **model_kwargs: Tensor) -> Tensor:
-        self.timesteps, self.model_kwargs = timesteps, model_kwargs
+    def __call__(self, x_t: Tensor, timesteps: Tensor, **conditioning: Tensor) -> Tensor:
+        self.timesteps, self.conditioning = timesteps, conditioning
         return torch.full((len(x_t), self.num_outputs, *x_t.shape[2:]), self.value, dtype=x_t.dtype)
 
 
@@ -165,11 +166,11 @@ def test_the_network_is_told_the_original_timestep_in_units_of_t_over_1000(num_t
     process = make_process(fixed(num_timesteps=num_timesteps, rescale_timesteps=rescale), kept)
     spy, labels = Spy(0.0, 3), torch.tensor([4, 5, 6])
     t = torch.tensor([0, 1, len(kept) - 1])
-    process.p_mean_variance(spy, torch.zeros(3, 3, 2, 2), t, clip_denoised=False, model_kwargs={"y": labels})
+    Denoiser(process, spy, conditioning={"y": labels}).p_mean_variance(torch.zeros(3, 3, 2, 2), t)
     expected = [kept[i] * (1000 / num_timesteps if rescale else 1) for i in t.tolist()]
     assert spy.timesteps.tolist() == pytest.approx(expected, rel=1e-6)
     assert spy.timesteps.dtype == torch.float32
-    assert spy.model_kwargs == {"y": labels}
+    assert spy.conditioning == {"y": labels}
 
 
 def log_variance_at(process: GaussianProcess, t: int, v: float = 0.0) -> float:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from oracles import GaussianOracle, PointOracle
 from torch import Tensor
 
-from training.config.experiment import DiffusionConfig, ModelConfig, SamplingConfig
+from training.config.experiment import DiffusionConfig, ModelConfig, SamplingConfig, SamplingMethod
 from training.config.spacing import parse_spacing
+from training.diffusion.denoiser import Denoiser
 from training.diffusion.noise import Stream, keyed_normal
+from training.diffusion.pixels import quantize, to_model_range
 from training.diffusion.process import make_process
-from training.diffusion.samplers.loop import ddim_encode, ddim_sample, make_sampling_process, p_sample, quantize, sample
+from training.diffusion.samplers.ancestral import Ancestral
+from training.diffusion.samplers.ddim import DDIM
+from training.diffusion.samplers.loop import make_sampling_process, sample, sample_loop
+from training.diffusion.samplers.sampler import make_sampler
 from training.models.unet import UNet
 
 SHAPE = (3, 4, 4)
@@ -29,17 +34,19 @@ def fixed_small() -> DiffusionConfig:
     return DiffusionConfig(objective="simple", variance="fixed_small")
 
 
-def draw(config: SamplingConfig, indices: list[int], *, seed: int = 5, model_kwargs: dict[str, Tensor] | None = None) -> Tensor:
+def draw(config: SamplingConfig, indices: list[int], *, seed: int = 5) -> Tensor:
     process = make_sampling_process(DiffusionConfig(), config)
-    model = GaussianOracle(process, std=0.3, mean=0.1)
-    return sample(process, model, indices=torch.tensor(indices), shape=SHAPE, seed=seed, config=config, model_kwargs=model_kwargs)
+    denoiser = Denoiser(process, GaussianOracle(process, std=0.3, mean=0.1))
+    return sample(denoiser, make_sampler(config), indices=torch.tensor(indices), shape=SHAPE, seed=seed)
+
+
+def test_every_method_of_the_config_is_tested_here() -> None:
+    assert {config.method for config in METHODS} == set(get_args(SamplingMethod))
 
 
 def test_ten_ddim_steps_are_the_released_ones(golden: dict[str, Any], golden_model: UNet, golden_noise: Tensor) -> None:
     process = make_process(DiffusionConfig(), parse_spacing("ddim10", 4000))
-    x = golden_noise
-    for k in reversed(range(10)):
-        x = ddim_sample(process, golden_model, x, torch.full((2,), k), torch.zeros_like(x))
+    x = sample_loop(Denoiser(process, golden_model), DDIM(), golden_noise)
     expected = golden["ddim10_eta0_cosine_clip"]
     flat = x.double().flatten()
     torch.testing.assert_close(flat[:8], torch.tensor(expected["first8"], dtype=torch.float64), rtol=1e-5, atol=1e-5)
@@ -66,13 +73,13 @@ def test_another_seed_or_index_gives_another_sample(config: SamplingConfig) -> N
 def test_step_noise_is_keyed_by_the_original_timestep() -> None:
     config = SamplingConfig(spacing="t:0,10,500")
     process = make_sampling_process(DiffusionConfig(), config)
-    model = GaussianOracle(process, std=0.3)
+    denoiser = Denoiser(process, GaussianOracle(process, std=0.3))
     indices = torch.tensor([4, 9])
     x = keyed_normal(1, Stream.SAMPLE_START, indices, SHAPE)
     for k, original in ((2, 500), (1, 10), (0, 0)):
         noise = keyed_normal(1, Stream.SAMPLE_STEP, indices, SHAPE, counter=original)
-        x = p_sample(process, model, x, torch.full((2,), k), noise)
-    assert torch.equal(x, sample(process, model, indices=indices, shape=SHAPE, seed=1, config=config))
+        x, _ = Ancestral().step(denoiser, x, k, noise)
+    assert torch.equal(x, sample(denoiser, Ancestral(), indices=indices, shape=SHAPE, seed=1))
 
 
 @pytest.mark.parametrize("config", METHODS)
@@ -85,29 +92,30 @@ def test_the_network_sees_original_timesteps(config: SamplingConfig, num_timeste
         seen.append(timesteps)
         return torch.cat([x_t, x_t], 1)
 
-    sample(process, spy, indices=torch.arange(2), shape=SHAPE, seed=0, config=config)
+    sample(Denoiser(process, spy), make_sampler(config), indices=torch.arange(2), shape=SHAPE, seed=0)
     expected = [t * unit for t in reversed(parse_spacing(config.spacing, num_timesteps))]
     assert torch.equal(torch.stack(seen), torch.tensor([[t, t] for t in expected]))
 
 
 def test_ddim_with_eta_one_is_ancestral_sampling_with_the_fixed_small_variance() -> None:
     process = make_process(fixed_small(), parse_spacing("50", 4000))
-    model = GaussianOracle(process, std=0.3)
+    denoiser = Denoiser(process, GaussianOracle(process, std=0.3), clip_denoised=False)
     x = keyed_normal(0, Stream.SAMPLE_START, torch.arange(4), SHAPE)
     for k in reversed(range(50)):
-        t, noise = torch.full((4,), k), keyed_normal(0, Stream.SAMPLE_STEP, torch.arange(4), SHAPE, counter=k)
-        ancestral = p_sample(process, model, x, t, noise, clip_denoised=False)
-        torch.testing.assert_close(ddim_sample(process, model, x, t, noise, eta=1.0, clip_denoised=False), ancestral, rtol=1e-5, atol=1e-5)
+        noise = keyed_normal(0, Stream.SAMPLE_STEP, torch.arange(4), SHAPE, counter=k)
+        ancestral, _ = Ancestral().step(denoiser, x, k, noise)
+        torch.testing.assert_close(DDIM(eta=1.0).step(denoiser, x, k, noise)[0], ancestral, rtol=1e-5, atol=1e-5)
         x = ancestral
 
 
-def test_ddim_with_eta_zero_uses_no_noise() -> None:
+@pytest.mark.parametrize("k", [9, 4, 0])
+def test_ddim_with_eta_zero_uses_no_noise(k: int) -> None:
     process = make_process(DiffusionConfig(), parse_spacing("ddim10", 4000))
-    model = GaussianOracle(process, std=0.3)
-    x, t = torch.randn(3, *SHAPE), torch.tensor([9, 4, 0])
-    still = ddim_sample(process, model, x, t, torch.zeros_like(x))
-    assert torch.equal(ddim_sample(process, model, x, t, torch.randn_like(x)), still)
-    assert not torch.allclose(ddim_sample(process, model, x, t, torch.randn_like(x), eta=0.5)[:2], still[:2])
+    denoiser = Denoiser(process, GaussianOracle(process, std=0.3))
+    x = torch.randn(3, *SHAPE)
+    still, _ = DDIM().step(denoiser, x, k, torch.zeros_like(x))
+    assert torch.equal(DDIM().step(denoiser, x, k, torch.randn_like(x))[0], still)
+    assert torch.equal(DDIM(eta=0.5).step(denoiser, x, k, torch.randn_like(x))[0], still) == (k == 0)
 
 
 def test_a_ddim_step_between_the_extremes_is_equation_12() -> None:
@@ -117,7 +125,7 @@ def test_a_ddim_step_between_the_extremes_is_equation_12() -> None:
     sigma = eta * ((1 - before) / (1 - now)) ** 0.5 * (1 - now / before) ** 0.5
     eps = (x_t - now**0.5 * x_0) / (1 - now) ** 0.5
     expected = before**0.5 * x_0 + (1 - before - sigma**2) ** 0.5 * eps + sigma * noise
-    actual = ddim_sample(process, PointOracle(process, x_0), x_t, torch.tensor([1]), noise, eta=eta)
+    actual, _ = DDIM(eta).step(Denoiser(process, PointOracle(process, x_0)), x_t, 1, noise)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -125,34 +133,23 @@ def test_a_ddim_step_between_the_extremes_is_equation_12() -> None:
 def test_no_noise_is_added_in_the_last_step(variance: str) -> None:
     config = DiffusionConfig() if variance == "learned_range" else fixed_small()
     process = make_process(config, parse_spacing("10", 4000))
-    model = GaussianOracle(process, std=0.3)
-    x, t = torch.randn(2, *SHAPE), torch.tensor([0, 1])
-    first, second = (p_sample(process, model, x, t, torch.randn_like(x)) for _ in range(2))
-    assert torch.equal(first[0], second[0])
-    assert not torch.equal(first[1], second[1])
+    denoiser = Denoiser(process, GaussianOracle(process, std=0.3))
+    x = torch.randn(2, *SHAPE)
+    for k in (0, 1):
+        first, second = (Ancestral().step(denoiser, x, k, torch.randn_like(x))[0] for _ in range(2))
+        assert torch.equal(first, second) == (k == 0)
 
 
-def test_ddim_undoes_its_reverse_where_eps_is_known() -> None:
-    process = make_process(DiffusionConfig(), parse_spacing("ddim100", 4000))
-    x_0 = torch.rand(2, *SHAPE) * 2 - 1
-    model = PointOracle(process, x_0)
-    x = process.q_sample(x_0, torch.zeros(2, dtype=torch.int64), torch.randn_like(x_0))
-    noisy = ddim_encode(process, model, x, clip_denoised=False)
-    back = noisy
-    for k in reversed(range(1, 100)):
-        back = ddim_sample(process, model, back, torch.full((2,), k), torch.zeros_like(x), clip_denoised=False)
-    assert float((noisy - x).abs().mean()) > 0.5
-    torch.testing.assert_close(back, x, rtol=0, atol=2e-4)
-
-
-def test_ddim_encoding_follows_the_exact_flow_of_gaussian_data_ever_closer() -> None:
+def test_ddim_follows_the_exact_flow_of_gaussian_data_ever_closer() -> None:
     errors = []
     for num_steps in (100, 1000):
         process = make_process(DiffusionConfig(), parse_spacing(f"ddim{num_steps}", 4000))
         model = GaussianOracle(process, std=0.3, mean=0.2)
-        x = torch.linspace(-0.8, 0.9, 48).view(1, *SHAPE)
-        exact = model.flow(x.double(), float(process.alpha_bars[0]), float(process.alpha_bars[-1]))
-        errors.append(float((ddim_encode(process, model, x, clip_denoised=False) - exact).abs().max()))
+        x = torch.linspace(-1.8, 1.9, 48).view(1, *SHAPE)
+        states: list[Tensor] = []
+        sample_loop(Denoiser(process, model, clip_denoised=False), DDIM(), x, on_step=lambda _, state, to=states: to.append(state))
+        exact = model.flow(x.double(), float(process.alpha_bars[-1]), float(process.alpha_bars[0]))
+        errors.append(float((states[-2] - exact).abs().max()))
     assert errors[1] < errors[0] / 5
     assert errors[1] < 0.02
 
@@ -162,8 +159,8 @@ def test_ancestral_samples_have_the_distribution_of_the_data() -> None:
     """With the optimal variance every step is exact for Gaussian data, however few there are."""
     config = SamplingConfig(spacing="30", clip_denoised=False)
     process = make_sampling_process(DiffusionConfig(), config)
-    model = GaussianOracle(process, std=0.25, mean=0.1)
-    x = sample(process, model, indices=torch.arange(2000), shape=(1, 8, 8), seed=0, config=config).flatten()
+    denoiser = Denoiser(process, GaussianOracle(process, std=0.25, mean=0.1), clip_denoised=False)
+    x = sample(denoiser, Ancestral(), indices=torch.arange(2000), shape=(1, 8, 8), seed=0).flatten()
     # 128,000 pixels: the standard errors of mean and standard deviation are 7e-4 and 5e-4.
     assert float(x.mean()) == pytest.approx(0.1, abs=0.003)
     assert float(x.std()) == pytest.approx(0.25, abs=0.002)
@@ -181,13 +178,11 @@ def test_each_step_is_reported_and_labels_reach_the_network() -> None:
         return oracle(x_t, timesteps)
 
     sample(
-        process,
-        model,
+        Denoiser(process, model, conditioning={"y": torch.tensor([3, 7])}),
+        Ancestral(),
         indices=torch.arange(2),
         shape=SHAPE,
         seed=0,
-        config=config,
-        model_kwargs={"y": torch.tensor([3, 7])},
         on_step=lambda done, x: steps.append((done, tuple(x.shape))),
     )
     assert labels == [[3, 7]] * 5
@@ -209,18 +204,16 @@ def test_a_network_samples_the_same_alone_or_in_a_batch() -> None:
     process = make_sampling_process(DiffusionConfig(), config)
 
     def run(indices: list[int]) -> Tensor:
-        return sample(process, network, indices=torch.tensor(indices), shape=(1, 8, 8), seed=0, config=config)
+        return sample(Denoiser(process, network), Ancestral(), indices=torch.tensor(indices), shape=(1, 8, 8), seed=0)
 
     torch.testing.assert_close(run([5, 2, 9]), torch.cat([run([5]), run([2]), run([9])]), rtol=1e-4, atol=1e-4)
 
 
-def test_quantising_truncates_like_the_released_code_or_rounds() -> None:
-    levels = torch.arange(256).view(1, 1, 16, 16)
-    x = levels.float() / 127.5 - 1
-    truncated = quantize(x)
+def test_quantising_truncates_like_the_released_code() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    truncated = quantize(to_model_range(levels)).long()
     assert int((truncated != levels).sum()) == 63
-    assert set((levels - truncated.long()).unique().tolist()) == {0, 1}
-    assert torch.equal(quantize(x, "round").long(), levels)
+    assert set((levels - truncated).unique().tolist()) == {0, 1}
     assert quantize(torch.tensor([[[[-1.5, 1.5]]]])).flatten().tolist() == [0, 255]
 
 

@@ -18,6 +18,7 @@ from evaluation.likelihood.strata import strata
 from training.config.experiment import DiffusionConfig, LikelihoodForm
 from training.config.spacing import likelihood_spacing
 from training.diffusion.bound import bound_terms
+from training.diffusion.denoiser import Denoiser
 from training.diffusion.process import Model, make_process
 
 LEVELS, PROBABILITIES = [100, 105, 110, 160], [0.3, 0.3, 0.2, 0.2]
@@ -76,7 +77,7 @@ def test_the_full_form_is_a_plain_sum_of_the_bounds_terms(images: Tensor) -> Non
     x_0, indices = images.float() / 127.5 - 1, torch.arange(12)
     by_hand = process.prior_bits_per_dim(x_0).double()
     for k in range(100):
-        by_hand += bound_terms(process, model, x_0, torch.full((12,), k), indices=indices, seed=3)
+        by_hand += bound_terms(Denoiser(process, model), x_0, torch.full((12,), k), indices=indices, seed=3)
     result = evaluate_likelihood(SMALL, model, batches(images, 12), seed=3)
     torch.testing.assert_close(result.per_image, by_hand, rtol=1e-9, atol=0)
 
@@ -103,7 +104,7 @@ def test_the_stratified_form_is_each_drawn_term_times_its_stratums_width(images:
     by_hand = process.prior_bits_per_dim(x_0).double()
     for t, (start, stop) in zip(drawn, itertools.pairwise(strata(100, 6)), strict=True):
         assert ((start <= t) & (t < stop)).all()
-        by_hand += (stop - start) * bound_terms(process, good, x_0, t, indices=indices, seed=3)
+        by_hand += (stop - start) * bound_terms(Denoiser(process, good), x_0, t, indices=indices, seed=3)
     torch.testing.assert_close(result.per_image, by_hand, rtol=1e-6, atol=0)
 
 
@@ -196,7 +197,7 @@ def test_labels_reach_the_network_and_other_inputs_can_be_made(images: Tensor) -
     evaluate_likelihood(SMALL, spy, labelled, form="spaced", num_steps=1, timesteps=(0, 50))
     assert seen == [{"y": [4, 9]}] * 2
     seen.clear()
-    evaluate_likelihood(SMALL, spy, labelled, form="spaced", timesteps=(0, 50), make_kwargs=lambda x_0, labels: {})
+    evaluate_likelihood(SMALL, spy, labelled, form="spaced", timesteps=(0, 50), make_conditioning=lambda x_0, labels: {})
     assert seen == [{}] * 2
 
 

@@ -26,10 +26,11 @@ from training.config.experiment import (
     Resources,
     SamplingConfig,
 )
+from training.diffusion.pixels import to_model_range
 from training.distributed.ranks import broadcast_object, shard_bounds
 from training.launch.torchrun import RandomBatch, RandomImages
 from training.loop.train_state import learning_rate_at
-from training.loop.trainer import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, log_interval, normalize
+from training.loop.trainer import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, log_interval
 
 CURVE = Path(__file__).parents[2] / "golden" / "training_curve.json"
 
@@ -259,7 +260,7 @@ def test_an_upsampler_is_given_the_area_average_of_each_training_image() -> None
     run.state.model.register_forward_pre_hook(lambda module, arguments, kwargs: seen.append(kwargs["low_res"]), with_kwargs=True)
     run.train(4)
     assert record.logged[4]["loss"] > 0
-    images = normalize(next(run.batches.batches(0, 1)).images)
+    images = to_model_range(next(run.batches.batches(0, 1)).images)
     average = images.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean(dim=(3, 5))
     matches = (seen[0] - average).abs().amax(dim=(1, 2, 3)) < 1e-6
     mirrored = (seen[0] - average.flip(-1)).abs().amax(dim=(1, 2, 3)) < 1e-6

@@ -1,1 +1,4 @@
-"""Samplers of the reverse process, one file each, behind one interface: a step, and the loop that repeats it."""
+"""Samplers of the reverse process: one interface, the loop that repeats its step, and one file for each method.
+
+A new method is a module here with a `make_sampler`, named as its `SamplingMethod` in `training.config.sections`.
+"""

@@ -14,58 +14,45 @@ Source: Lu et al. 2022, "DPM-Solver++: fast solver for guided sampling of diffus
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from training.diffusion.process import GaussianProcess, Model
+from training.config.experiment import SamplingConfig
+from training.diffusion.denoiser import Denoiser
+from training.diffusion.process import ModelPrediction
 from training.shapes import Float
 
 
-def dpm_solver_pp_loop(
-    process: GaussianProcess,
-    model: Model,
-    x: Float[Tensor, "batch channels *size"],
-    *,
-    clip_denoised: bool = True,
-    model_kwargs: Mapping[str, Tensor] | None = None,
-    on_step: Callable[[int, Tensor], None] | None = None,
-) -> Float[Tensor, "batch channels *size"]:
-    """Walks the chain from its noisiest step to x_0, with one network evaluation a step.
+class DPMSolverPP:
+    """The solver's step, of one network evaluation; a variance that the model learned is not used.
 
     The first step has no earlier prediction and is of first order. The last one goes to alpha_bar = 1, where lambda is
-    infinite and the solution is the predicted x_0 itself. A variance that the model learned is not used.
-
-    Args:
-        process: The chain.
-        model: The network.
-        x: Noise, N(0, 1).
-        clip_denoised: Clamp the predicted x_0 to [-1, 1] at every step.
-        model_kwargs: Passed to the network.
-        on_step: Called after each step with the number of steps done and the images so far.
+    infinite and the solution is the predicted x_0 itself.
     """
-    alpha_bars = process.alpha_bars.tolist()
-    before: tuple[Tensor, float] | None = None
-    for num_done, k in enumerate(reversed(range(process.num_timesteps)), start=1):
-        t = torch.full((len(x),), k, dtype=torch.int64, device=x.device)
-        with torch.no_grad():
-            x_0 = process.p_mean_variance(model, x, t, clip_denoised=clip_denoised, model_kwargs=model_kwargs).x_0
-        x = x_0 if k == 0 else dpm_solver_pp_step(x, x_0, before, alpha_bars[k], alpha_bars[k - 1])
-        before = x_0, alpha_bars[k]
-        if on_step is not None:
-            on_step(num_done, x)
-    return x
+
+    is_stochastic = False
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, k: int, noise: Tensor, previous: ModelPrediction | None = None
+    ) -> tuple[Tensor, ModelPrediction]:
+        """Take one step; see `Sampler.step`."""
+        prediction = denoiser.p_mean_variance(x_t, torch.full((len(x_t),), k, device=x_t.device))
+        if k == 0:
+            return prediction.x_0, prediction
+        alpha_bars = denoiser.process.alpha_bars
+        before = (previous.x_0, float(alpha_bars[k + 1])) if previous is not None else None
+        return dpm_solver_pp_sample(x_t, prediction.x_0, before, float(alpha_bars[k]), float(alpha_bars[k - 1])), prediction
 
 
-def dpm_solver_pp_step(
+def dpm_solver_pp_sample(
     x: Float[Tensor, "batch channels *size"],
     x_0: Float[Tensor, "batch channels *size"],
     before: tuple[Tensor, float] | None,
     alpha_bar: float,
     alpha_bar_next: float,
 ) -> Float[Tensor, "batch channels *size"]:
-    """One step: x' = sigma' / sigma x - alpha' (e^{-h} - 1) D, with D = x_0 + (x_0 - x_0_before) h / (2 h_before).
+    """Return x' = sigma' / sigma x - alpha' (e^{-h} - 1) D, with D = x_0 + (x_0 - x_0_before) h / (2 h_before).
 
     Here h is the step's length in lambda and h_before that of the step before.
 
@@ -77,8 +64,8 @@ def dpm_solver_pp_step(
         x: Images at `alpha_bar`.
         x_0: The prediction there.
         before: The prediction of the step before, and its alpha_bar; None for a first-order step.
-        alpha_bar: Of x, in (0, 1).
-        alpha_bar_next: Of the result, in (alpha_bar, 1).
+        alpha_bar: That of x, in (0, 1).
+        alpha_bar_next: That of the result, in (alpha_bar, 1).
     """
     h = half_log_snr(alpha_bar_next) - half_log_snr(alpha_bar)
     target = x_0
@@ -90,5 +77,10 @@ def dpm_solver_pp_step(
 
 
 def half_log_snr(alpha_bar: float) -> float:
-    """Half the log signal-to-noise ratio, log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), for alpha_bar in (0, 1)."""
+    """Return half the log signal-to-noise ratio, log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), for alpha_bar in (0, 1)."""
     return 0.5 * (math.log(alpha_bar) - math.log1p(-alpha_bar))
+
+
+def make_sampler(config: SamplingConfig) -> DPMSolverPP:
+    """Return the sampler of the config."""
+    return DPMSolverPP()

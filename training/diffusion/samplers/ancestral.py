@@ -1,0 +1,34 @@
+"""Ancestral sampling, the paper's own (Ho et al. 2020, algorithm 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from training.config.experiment import SamplingConfig
+from training.diffusion.denoiser import Denoiser
+from training.diffusion.process import ModelPrediction
+from training.shapes import Float
+
+
+class Ancestral:
+    """Draws x_{t-1} from p(x_{t-1} | x_t); the variance is the model's where it learned one."""
+
+    is_stochastic = True
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, k: int, noise: Tensor, previous: ModelPrediction | None = None
+    ) -> tuple[Tensor, ModelPrediction]:
+        """Take one step; see `Sampler.step`."""
+        prediction = denoiser.p_mean_variance(x_t, torch.full((len(x_t),), k, device=x_t.device))
+        return p_sample(prediction, noise) if k > 0 else prediction.mean, prediction
+
+
+def p_sample(p: ModelPrediction, noise: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
+    """Return x_{t-1} = mu_theta(x_t, t) + sigma_theta(x_t, t) z."""
+    return p.mean + torch.exp(0.5 * p.log_variance) * noise
+
+
+def make_sampler(config: SamplingConfig) -> Ancestral:
+    """Return the sampler of the config."""
+    return Ancestral()

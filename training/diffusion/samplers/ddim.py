@@ -1,0 +1,63 @@
+"""DDIM (Song et al. 2020, "Denoising diffusion implicit models"): deterministic at eta = 0, good from about 50 steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.config.experiment import SamplingConfig
+from training.diffusion.denoiser import Denoiser
+from training.diffusion.process import GaussianProcess, ModelPrediction
+from training.shapes import Float
+
+
+@dataclass(frozen=True, slots=True)
+class DDIM:
+    """The DDIM step; a learned variance is not used.
+
+    Attributes:
+        eta: Noise of a step, in units of the ancestral sampler's with the fixed small variance, in [0, 1].
+    """
+
+    eta: float = 0.0
+
+    @property
+    def is_stochastic(self) -> bool:
+        """True where eta is above 0."""
+        return self.eta > 0
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, k: int, noise: Tensor, previous: ModelPrediction | None = None
+    ) -> tuple[Tensor, ModelPrediction]:
+        """Take one step; see `Sampler.step`."""
+        prediction = denoiser.p_mean_variance(x_t, torch.full((len(x_t),), k, device=x_t.device))
+        return ddim_sample(denoiser.process, prediction, k, noise, eta=self.eta), prediction
+
+
+def ddim_sample(
+    process: GaussianProcess, p: ModelPrediction, k: int, noise: Float[Tensor, "batch channels *size"], *, eta: float = 0.0
+) -> Float[Tensor, "batch channels *size"]:
+    """Return x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - sigma^2) eps + sigma z; no noise at k = 0.
+
+    Here sigma^2 = eta^2 beta_tilde_t = eta^2 (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) (1 - alpha_bar_t / alpha_bar_{t-1}), and eps is
+    derived from the (clipped) x_0. Source: Song et al. 2020, equations 12 and 16.
+
+    Args:
+        process: The chain.
+        p: The prediction at x_t.
+        k: Position in the chain, 0 the least noisy.
+        noise: z, N(0, 1); of no effect where eta is 0.
+        eta: 0 is deterministic, 1 is ancestral sampling with the fixed small variance.
+    """
+    alpha_bar_prev = float(process.alpha_bars_prev[k])
+    variance = eta**2 * float(process.posterior_variance[k])
+    mean = math.sqrt(alpha_bar_prev) * p.x_0 + math.sqrt(max(1 - alpha_bar_prev - variance, 0.0)) * p.eps
+    return mean + math.sqrt(variance) * noise if k > 0 else mean
+
+
+def make_sampler(config: SamplingConfig) -> DDIM:
+    """Return the sampler of the config."""
+    return DDIM(config.eta)
