@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from pipelines.services import daemons
+
 if TYPE_CHECKING:
     from pipelines.services.services import Services
 
@@ -196,14 +198,10 @@ def _stop_leftovers(home: Path, session: int | None = None) -> bool:
 
     Only for the holder of the lock: then no such process has anybody who waits for it.
     """
-    found = False
-    while processes := _processes_of(home, session):
-        found = True
-        for process in processes:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(processes, timeout=5)
-    return found
+    try:
+        return bool(daemons.kill_all(lambda: _processes_of(home, session)))
+    except RuntimeError as error:
+        raise PipelineError(f"the run of {home} cannot be stopped: {error}") from error
 
 
 def _processes_of(home: Path, session: int | None) -> list[psutil.Process]:

@@ -1,7 +1,7 @@
 """Background processes that outlive the command that started them, found again without pid files.
 
-Each carries its name in its environment (`IDDPM_DAEMON=<home>:<name>`), and so do its children. Finding one is asking
-the process table, so a stale file, a reused pid, a killed parent or a command that died half-way can't mislead.
+Each process has its home and name in its environment (`IDDPM_DAEMON=<home>:<name>`), and so have its children. The
+process table is the only record of what runs, so a stale file, a reused pid or a killed parent cannot mislead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import contextlib
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -18,68 +19,98 @@ import psutil
 
 _MARK = "IDDPM_DAEMON"
 _LOG_LIMIT = 16 * 2**20
+_KILL_ATTEMPTS = 3
+_KILL_SECONDS = 5.0
 
 
 def start(home: Path, name: str, command: Sequence[str], *, env: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:
-    """Starts `command` in its own session, so that the terminal's Ctrl-C and closing don't reach it.
+    """Start `command` in its own session, which Ctrl-C in the terminal and a closed terminal do not reach.
 
     Args:
         home: Directory that the process belongs to.
-        name: What to call it within `home`.
+        name: Name of the process within `home`.
         command: Program and arguments.
-        env: Its whole environment; the mark is added.
-        log_path: Where its output is appended. A log beyond 16 MiB is put aside first, as `<log>.1`.
+        env: The whole environment; the mark is added.
+        log_path: File that its output is appended to. A log larger than 16 MiB is first renamed to `<log>.1`.
     """
     if log_path.exists() and log_path.stat().st_size > _LOG_LIMIT:
         log_path.replace(log_path.with_name(log_path.name + ".1"))
     with log_path.open("ab") as log, signals_deferred():
-        # Deferred: an exception between the fork and this assignment would lose sight of the child.
+        # Deferred: an exception between the fork and the return would lose the child.
         process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**env, _MARK: _mark(home, name)},
+            env={**env, _MARK: f"{home}:{name}"},
             cwd=home,
             start_new_session=True,
         )
+        # Linux shows a new program's environment a moment after Popen returns. Until then `find` would not see it.
+        while process.poll() is None and not _environment(psutil.Process(process.pid)):
+            time.sleep(0.001)
     return process
 
 
 def find(home: Path, name: str) -> list[psutil.Process]:
-    """The running processes that were started under that name, oldest first, their children among them."""
-    mark, found = _mark(home, name), []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == mark:
-                found.append(process)
+    """Return the running processes that were started under that name and their children, the oldest first."""
+    found = [process for process in psutil.process_iter() if _environment(process).get(_MARK) == f"{home}:{name}"]
     return sorted(found, key=lambda process: process.create_time())
 
 
 def stop(home: Path, names: Sequence[str], *, timeout_seconds: float = 15.0) -> int:
-    """Asks the processes of all those names to end, then makes them; returns how many there were.
+    """Terminate the processes of all those names, then kill those that remain.
+
+    Returns:
+        The number of processes that were found.
 
     Raises:
-        RuntimeError: One of them is still there (another user's, or stuck in the kernel).
+        RuntimeError: A process does not end (it belongs to another user, or hangs in the kernel).
     """
-    seen: set[int] = set()
-    for attempt in range(3):  # again for what a dying process started meanwhile
-        processes = [process for name in names for process in find(home, name)]
+
+    def processes() -> list[psutil.Process]:
+        return [process for name in names for process in find(home, name)]
+
+    found = processes()
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    psutil.wait_procs(found, timeout=timeout_seconds)
+    return len({process.pid for process in found} | kill_all(processes))
+
+
+def kill_all(find_processes: Callable[[], Sequence[psutil.Process]]) -> set[int]:
+    """Kill processes until none is found. A dying process may start another one, so they are looked for up to three times.
+
+    Args:
+        find_processes: Finds the processes that run now.
+
+    Returns:
+        Their process ids.
+
+    Raises:
+        RuntimeError: Some remain.
+    """
+    killed: set[int] = set()
+    for _ in range(_KILL_ATTEMPTS):
+        processes = find_processes()
         if not processes:
-            return len(seen)
-        seen.update(process.pid for process in processes)
-        _end(processes, timeout_seconds if attempt == 0 else 0.0)
-    raise RuntimeError(f"{', '.join(names)} of {home} did not end; look at processes {sorted(seen)}")
+            return killed
+        for process in processes:
+            killed.add(process.pid)
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(processes, timeout=_KILL_SECONDS)
+    if remaining := find_processes():
+        raise RuntimeError(f"processes {sorted(process.pid for process in remaining)} do not end; stop them by hand, then try again")
+    return killed
 
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Holds Ctrl-C and SIGTERM back until the block is over, then lets them act; nothing outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Defer SIGINT, SIGTERM and SIGHUP until the block has ended. Outside the main thread this does nothing."""
     received: list[int] = []
-    with _handlers(lambda number, _: received.append(number), (signal.SIGINT, signal.SIGTERM)):
+    with _handlers(lambda number, _: received.append(number), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
         yield
     for number in received[:1]:
         signal.raise_signal(signal.Signals(number))
@@ -87,39 +118,34 @@ def signals_deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def termination_raised() -> Iterator[None]:
-    """Lets SIGTERM and a closed terminal raise `SystemExit` in the block, so that its clean-up runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Raise `SystemExit` on SIGTERM and SIGHUP within the block, so that its clean-up runs.
+
+    A signal that the process was started to ignore, as `nohup` does with SIGHUP, stays ignored.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    with _handlers(leave, ours):
+    with _handlers(leave, [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]):
         yield
 
 
-def _end(processes: Sequence[psutil.Process], timeout_seconds: float) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=timeout_seconds)
-    for process in alive:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5.0)
+def _environment(process: psutil.Process) -> dict[str, str]:
+    """Return a process's environment; empty for a zombie, for another user's process, and for one that has ended."""
+    try:
+        return {} if process.status() == psutil.STATUS_ZOMBIE else process.environ()
+    except (psutil.Error, OSError):
+        return {}
 
 
 @contextlib.contextmanager
 def _handlers(handler: signal._HANDLER, numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
         for number, old in previous.items():
             signal.signal(number, signal.SIG_DFL if old is None else old)
-
-
-def _mark(home: Path, name: str) -> str:
-    return f"{home}:{name}"

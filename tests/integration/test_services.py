@@ -19,12 +19,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.services import daemons, services
+from pipelines.services import daemons, mlflow_server, services
 from pipelines.services.services import ServicesError
 
 NAMES = ("seaweedfs", "mlflow")
 
-_UP = "import sys; from pathlib import Path; from pipelines.services.services import up; up(Path(sys.argv[1]))"
+_UP = """
+import signal, sys
+from pathlib import Path
+from pipelines.services.services import up
+if sys.argv[2:] == ["terminal"]:  # whatever started the tests may have had SIGHUP ignored, as nohup does
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+up(Path(sys.argv[1]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -233,12 +240,7 @@ def test_two_at_once_start_one_of_each(home):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, {130, -2, 1}), (signal.SIGTERM, {143}), (signal.SIGHUP, {129})])
 @pytest.mark.parametrize("both_started", [False, True])
 def test_an_interrupted_start_leaves_nothing_running(tmp_path, number, code, both_started):
-    command = [
-        sys.executable,
-        "-c",
-        _UP,
-    ]
-    starting = subprocess.Popen([*command, str(tmp_path)], stderr=subprocess.PIPE)
+    starting = subprocess.Popen([sys.executable, "-c", _UP, str(tmp_path), "terminal"], stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 60
         while not all(daemons.find(tmp_path, name) for name in (NAMES if both_started else NAMES[:1])):
@@ -256,12 +258,7 @@ def test_an_interrupted_start_leaves_nothing_running(tmp_path, number, code, bot
 
 @pytest.mark.slow
 def test_a_start_that_was_killed_is_taken_over_by_the_next(tmp_path):
-    command = [
-        sys.executable,
-        "-c",
-        _UP,
-    ]
-    starting = subprocess.Popen([*command, str(tmp_path)])
+    starting = subprocess.Popen([sys.executable, "-c", _UP, str(tmp_path)])
     deadline = time.monotonic() + 60
     while len(pids(tmp_path)) < 2:
         assert time.monotonic() < deadline
@@ -277,40 +274,61 @@ def test_a_start_that_was_killed_is_taken_over_by_the_next(tmp_path):
 
 
 @pytest.mark.slow
-def test_mlflows_database_is_there_with_all_its_tables_or_not_at_all(tmp_path):
-    def schema():
-        with contextlib.closing(sqlite3.connect(database)) as connection:
-            names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
-            return names, connection.execute("SELECT version_num FROM alembic_version").fetchall()
+def test_a_start_under_nohup_goes_on_when_the_terminal_closes(tmp_path):
+    starting = subprocess.Popen(["nohup", sys.executable, "-c", _UP, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not daemons.find(tmp_path, "seaweedfs"):
+            assert starting.poll() is None
+            time.sleep(0.01)
+        starting.send_signal(signal.SIGHUP)
+        assert starting.wait(timeout=120) == 0
+        assert services.status(tmp_path).running
+    finally:
+        starting.kill()
+        services.down(tmp_path)
 
+
+@pytest.mark.slow
+def test_a_first_start_that_was_killed_while_mlflow_made_its_tables_does_not_prevent_the_next(tmp_path):
     database = tmp_path / "mlflow" / "mlflow.db"
-    command = [
-        sys.executable,
-        "-c",
-        _UP,
-    ]
-    starting = subprocess.Popen([*command, str(tmp_path)])
-    deadline = time.monotonic() + 60
-    while not database.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    at_first = schema()
-    for process in [*daemons.find(tmp_path, "mlflow"), starting]:
+    starting = subprocess.Popen([sys.executable, "-c", _UP, str(tmp_path)])
+    while not (database.exists() and "experiments" in table_names(database)):
+        time.sleep(0.002)
+    for process in [starting, *processes(tmp_path)]:
         process.kill()
     starting.wait()
-    (tmp_path / "mlflow" / "unfinished").mkdir()  # as of one that was killed before
     try:
-        services.up(tmp_path)
-        assert schema() == at_first
+        assert mlflow_experiments(services.up(tmp_path), create="first") == ["first", "Default"]
     finally:
         services.down(tmp_path)
+
+
+def table_names(database: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+
+
+def test_a_database_without_all_of_mlflows_tables_is_made_again_and_others_are_left(tmp_path):
+    unfinished, finished, broken = tmp_path / "unfinished.db", tmp_path / "finished.db", tmp_path / "broken.db"
+    for database, statements in (
+        (unfinished, ["CREATE TABLE metrics (run TEXT)", "CREATE TABLE experiments (name TEXT)"]),
+        (finished, ["CREATE TABLE experiments (name TEXT)", "INSERT INTO experiments VALUES ('Default')"]),
+    ):
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            for statement in statements:
+                connection.execute(statement)
+            connection.commit()
+    broken.write_text("this is no database, whatever its name says")
+    for database in (unfinished, finished, broken, tmp_path / "missing.db"):
+        mlflow_server.discard_unfinished(database)
+    assert {path.name for path in tmp_path.iterdir()} == {"finished.db", "broken.db"}
 
 
 @pytest.mark.slow
 def test_a_server_that_cannot_start_says_why_and_takes_the_other_with_it(tmp_path):
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow" / "mlflow.db").write_text("this is no database, whatever its name says")
-    with pytest.raises(ServicesError, match=r"mlflow ended with code 1 while starting: .*not a database.*mlflow\.log") as caught:
+    with pytest.raises(ServicesError, match=r"mlflow answered 500: .*not a database.*mlflow\.log") as caught:
         services.up(tmp_path)
     assert "\n" not in str(caught.value)
     assert pids(tmp_path) == set()
@@ -325,7 +343,7 @@ def test_without_the_servers_package_the_remedy_is_named(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ServicesError, match=r"file/home: Not a directory; set IDDPM_HOME to a folder that you can write"):
+    with pytest.raises(ServicesError, match=r"file/home: Not a directory; set IDDPM_HOME to a directory"):
         services.up(tmp_path / "file" / "home")
 
 
@@ -335,7 +353,7 @@ def test_a_disk_without_room_is_named_with_the_remedy(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting a small file system is not allowed here")
     try:
-        with pytest.raises(ServicesError, match=r"only 1\.00 MiB are free .* need 512 MiB; free some, or set IDDPM_HOME"):
+        with pytest.raises(ServicesError, match=r"1\.00 MiB free .* need 512 MiB; free some space, or set IDDPM_HOME"):
             services.up(disk)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -351,9 +369,31 @@ def test_down_finds_what_still_runs_of_a_folder_that_was_deleted(tmp_path):
     assert not home.exists()
 
 
+def test_a_process_is_found_as_soon_as_it_is_started(tmp_path):
+    """Linux shows the environment of a new program a moment after its start; of 100 starts about one met that moment."""
+    for _ in range(200):
+        process = daemons.start(tmp_path, "sleeper", ["sleep", "60"], env=os.environ, log_path=tmp_path / "log")
+        found = daemons.find(tmp_path, "sleeper")
+        process.kill()
+        process.wait()
+        assert [each.pid for each in found] == [process.pid]
+
+
+def test_what_can_not_be_killed_is_named_after_a_few_attempts(tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil.Process, "kill", lambda self: None)  # as for a process that hangs in the kernel
+    process = psutil.Popen(["sleep", "60"])
+    try:
+        monkeypatch.setattr(daemons, "_KILL_SECONDS", 0.01)
+        with pytest.raises(RuntimeError, match=rf"processes \[{process.pid}\] do not end"):
+            daemons.kill_all(lambda: [psutil.Process(process.pid)])
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def test_damaged_credentials_are_named_and_not_replaced_behind_the_servers_back(tmp_path):
     (tmp_path / "credentials.json").write_text("{}")
-    with pytest.raises(ServicesError, match=r"credentials\.json: is damaged; stop the services .* delete this file"):
+    with pytest.raises(ServicesError, match=r"credentials\.json is damaged; stop the services .* delete this file"):
         services.up(tmp_path)
 
 

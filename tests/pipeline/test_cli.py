@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.services import connect
+from pipelines.services.services import Services
+
 _IDDPM = str(Path(sys.executable).with_name("iddpm"))
 
 
@@ -131,3 +134,26 @@ def test_cost_is_the_papers() -> None:
     found = json.loads(_iddpm("cost", "imagenet64-hybrid-cosine", "--json").stdout)
     assert found["parameters"] == 121_063_942
     assert round(found["forward_macs"] / 1e9, 2) == 39.74
+
+
+@pytest.mark.parametrize(
+    ("named", "local"),
+    [
+        ({}, {"AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI"}),
+        ({"MLFLOW_TRACKING_URI": "http://mlflow.example.com"}, {"AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"}),
+        ({"AWS_ENDPOINT_URL": "http://s3.example.com"}, {"MLFLOW_TRACKING_URI"}),
+        ({"AWS_ENDPOINT_URL": "http://s3.example.com", "MLFLOW_TRACKING_URI": "http://mlflow.example.com"}, set()),
+        ({"AWS_ACCESS_KEY_ID": "key", "MLFLOW_TRACKING_URI": "http://mlflow.example.com"}, set()),
+    ],
+)
+def test_the_local_services_stand_in_for_each_one_that_the_environment_does_not_name(
+    named: dict[str, str], local: set[str], services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in services.env:
+        monkeypatch.delenv(name)
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("IDDPM_HOME", str(services.home))
+    connect()
+    for name in ("AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI"):
+        assert os.environ.get(name) == (services.env[name] if name in local else named.get(name))

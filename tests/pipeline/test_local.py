@@ -132,3 +132,17 @@ def test_what_a_killed_run_leaves_is_stopped_by_the_next(toy: ModuleType, tmp_pa
     assert outputs == {"Output": 6}
     assert not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE
     assert "stopped what an earlier run, which was killed, had left behind" in lines
+
+
+def test_a_process_that_can_not_be_killed_ends_a_run_with_an_error_that_names_it(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that hangs in the kernel; nothing may wait for it for ever."""
+    hangs = subprocess.Popen(["sleep", "600"], env={"IDDPM_LOCAL_RUN": f"{tmp_path.resolve()}:killed"})
+    with monkeypatch.context() as patched:
+        patched.setattr(psutil.Process, "kill", lambda self: None)
+        patched.setattr("pipelines.services.daemons._KILL_SECONDS", 0.01)
+        with pytest.raises(PipelineError, match=rf"cannot be stopped: processes \[{hangs.pid}\] do not end"):
+            _run(toy.toy_sum, {}, tmp_path)
+    hangs.kill()
+    hangs.wait()
