@@ -363,7 +363,7 @@ LIKELIHOOD = [
         ("TF32 left on", 'backend.fp32_precision = "ieee"', "pass"),
     ),
     *_in(
-        "evaluation/likelihood/strata.py",
+        "evaluation/likelihood/estimate.py",
         "tests/unit/evaluation/test_likelihood.py",
         ("every timestep of equal mass", "mass = 1 / (t + 1) +", "mass = 1 + 0 * t +"),
     ),

@@ -104,14 +104,15 @@ def _final(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], 
         uri = evaluate_run(run_uri, item["data_uri"], item["reference_uri"], resources)
         stored: dict[str, Any] = storage.read_json(uri)
         return stored
-    from evaluation.evaluate.run import EvaluationOptions, evaluate
+    from evaluation.evaluate.options import EvaluationOptions
+    from evaluation.evaluate.run import evaluate
     from evaluation.sampling.trained_model import ModelSpec
-    from evaluation.selection.final_choice import kept_result
+    from evaluation.selection.final_choice import stored_result
 
     subject = find_trial_model(run_uri, item["data_uri"], item["reference_uri"])
     spec = ModelSpec(checkpoint_uri=subject.checkpoint_uri, weights=subject.weights)
     options = EvaluationOptions(result_name=f"ablation-{subject.step:08d}-{subject.weights}", num_workers=int(resources["num_workers"]))
-    kept = kept_result(spec, item["data_uri"], item["reference_uri"], options)
+    kept = stored_result(spec, item["data_uri"], item["reference_uri"], options)
     return (kept or evaluate(spec, item["data_uri"], item["reference_uri"], options=options)).to_dict()
 
 

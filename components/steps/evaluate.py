@@ -16,7 +16,7 @@ from training.config.presets import preset
 from training.console import say
 
 if TYPE_CHECKING:
-    from evaluation.evaluate.preflight import EvaluationOptions
+    from evaluation.evaluate.options import EvaluationOptions
 
 REFERENCES = "references"
 """Directory of reference statistics below the storage root."""
@@ -43,7 +43,7 @@ def extractor_weights_at(storage_root_uri: str, extractor: Extractor) -> str | N
 
 def options_for(experiment: Experiment, storage_root_uri: str, resources: Mapping[str, Any]) -> EvaluationOptions:
     """How a pipeline's step evaluates: by the experiment's protocol, with the processes and devices that it has."""
-    from evaluation.evaluate.preflight import EvaluationOptions
+    from evaluation.evaluate.options import EvaluationOptions
 
     given = Resources.from_dict(resources)
     return EvaluationOptions(
@@ -134,9 +134,9 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     """
     from components.steps.evaluation_notes import note_evaluation
     from evaluation.evaluate.run import evaluate
-    from evaluation.monitoring.checkpoint_scorer import EVALUATIONS
+    from evaluation.records.run_directory import EVALUATIONS
     from evaluation.sampling.trained_model import ModelSpec
-    from evaluation.selection.final_choice import choose_best, kept_result
+    from evaluation.selection.final_choice import choose_best, stored_result
     from training.tracking.registry import register
     from training.tracking.runs import attach
 
@@ -146,7 +146,7 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     options = options_for(experiment, storage_root_uri, resources)
     choice = choose_best(run_uri, data_uri, reference_uri, options=options)
     model = ModelSpec(checkpoint_uri=choice.checkpoint_uri, weights=choice.weights)
-    result = kept_result(model, data_uri, reference_uri, options)
+    result = stored_result(model, data_uri, reference_uri, options)
     if result is not None:
         say(f"this checkpoint was evaluated by this protocol before: {result.distance_name} {result.distance:.4g}")
     else:

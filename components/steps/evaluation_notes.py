@@ -28,8 +28,8 @@ def note_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str
         TrackingError: MLflow can't be reached, goes away, or refuses.
     """
     from components.steps.study_notes import WENT_AWAY, note_study
-    from evaluation.monitoring.checkpoint_scorer import EVALUATIONS
     from evaluation.records.result import EvaluationResult
+    from evaluation.records.run_directory import EVALUATIONS
     from evaluation.reports.report import report_uri
     from evaluation.reports.study import Study
     from training.tracking.runs import TrackingError, attach, whereabouts

@@ -16,7 +16,7 @@ from training import storage
 from training.console import say
 
 if TYPE_CHECKING:
-    from evaluation.monitoring.regression import Verdict
+    from evaluation.monitoring.regression import RegressionCheck
     from evaluation.records.result import EvaluationResult
 
 HISTORY = "nightly/distance"
@@ -43,12 +43,12 @@ def resolve_model(model: str) -> Model:
 
     Raises:
         NightlyError: There is no such run, or it has not finished.
-        NamedModelError: There is nothing of that name.
+        UserError: There is nothing of that name.
         TrackingError: There is no such registered model.
     """
-    from evaluation.selection.named_model import find_model
+    from evaluation.selection.resolve import resolve_model
 
-    found = find_model(model)
+    found = resolve_model(model)
     if not (found.data_uri and found.tracking_run_id):
         raise NightlyError(f"{model}: there is no finished run ({RESULT} is missing); name a run, a checkpoint or models:/NAME@ALIAS")
     return Model(found.checkpoint_uri, found.weights or "", found.data_uri, found.tracking_run_id)
@@ -69,7 +69,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
         URI of the result.
     """
     from evaluation.evaluate.run import evaluate
-    from evaluation.monitoring.checkpoint_scorer import EVALUATIONS, run_uri_of
+    from evaluation.records.run_directory import EVALUATIONS, run_uri_of
     from training.checkpoints.checkpoint import load_experiment
 
     experiment = load_experiment(checkpoint_uri)
@@ -117,8 +117,8 @@ def compare_with_history(
     Args:
         evaluation_uri: The score.
         tracking_run_id: The model's MLflow run, whose metric `nightly/distance` is the history.
-        num_standard_errors: See `evaluation.monitoring.regression.judge`.
-        min_difference: See `evaluation.monitoring.regression.judge`.
+        num_standard_errors: See `evaluation.monitoring.regression.check_regression`.
+        min_difference: See `evaluation.monitoring.regression.check_regression`.
         page_path: Local file for the page that shows the comparison.
 
     Returns:
@@ -129,7 +129,7 @@ def compare_with_history(
     """
     from datetime import UTC, datetime
 
-    from evaluation.monitoring.regression import judge
+    from evaluation.monitoring.regression import check_regression
     from evaluation.records.result import EvaluationResult
     from evaluation.reports.report import Nightly, render_report
     from training.tracking.runs import attach
@@ -141,7 +141,7 @@ def compare_with_history(
     earlier = [(step, value) for step, value in tracked.metric_history(HISTORY) if step < now]
     reported = tracked.metric_history("final/distance")[:1]
     values = [value for _, value in (earlier or reported)]
-    verdict = judge(
+    verdict = check_regression(
         result.distance,
         result.distance_standard_error,
         values,
@@ -175,7 +175,7 @@ def compare_with_history(
     return verdict.reason
 
 
-def _regression_message(said: str, result: EvaluationResult, verdict: Verdict, evaluation_uri: str, url: str) -> dict[str, Any]:
+def _regression_message(said: str, result: EvaluationResult, verdict: RegressionCheck, evaluation_uri: str, url: str) -> dict[str, Any]:
     return {
         "text": f"iDDPM nightly: {said} {url}",
         "event": "regression",

@@ -20,15 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.config.errors import UserError
 from training.shapes import Float, Float64
 
 _BLOCK = 256
 _ROUNDING = 4 * torch.finfo(torch.float64).eps
 """Eigenvalues below so much of the largest can't be told from zero."""
-
-
-class MomentsError(ValueError):
-    """Moments that can't give the number asked for: too few images, another dimension, not finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +94,13 @@ class Moments:
         """Adds the features of a batch of images.
 
         Raises:
-            MomentsError: The features have another dimension, or are not finite.
+            UserError: The features have another dimension, or are not finite.
         """
         if features.shape[1] != self.dim:
-            raise MomentsError(f"features of {features.shape[1]} dimensions do not fit moments of {self.dim}")
+            raise UserError(f"features of {features.shape[1]} dimensions do not fit moments of {self.dim}")
         rows = features.to(device=self.total.device, dtype=torch.float64)
         if not bool(torch.isfinite(rows).all()):
-            raise MomentsError("features are not finite: the images, or the extractor's weights, are damaged")
+            raise UserError("features are not finite: the images, or the extractor's weights, are damaged")
         self.num_images += rows.shape[0]
         self.total += rows.sum(dim=0)
         self.outer.addmm_(rows.T, rows)
@@ -112,10 +109,10 @@ class Moments:
         """Adds the images that another accumulator has seen.
 
         Raises:
-            MomentsError: The other's features have another dimension.
+            UserError: The other's features have another dimension.
         """
         if other.dim != self.dim:
-            raise MomentsError(f"moments of {other.dim} and {self.dim} dimensions do not merge")
+            raise UserError(f"moments of {other.dim} and {self.dim} dimensions do not merge")
         self.num_images += other.num_images
         self.total += other.total.to(self.total.device)
         self.outer += other.outer.to(self.outer.device)
@@ -124,20 +121,20 @@ class Moments:
         """The mean feature.
 
         Raises:
-            MomentsError: No image was seen.
+            UserError: No image was seen.
         """
         if self.num_images < 1:
-            raise MomentsError("no image was seen, so there is no mean")
+            raise UserError("no image was seen, so there is no mean")
         return self.total / self.num_images
 
     def covariance(self) -> Float64[Tensor, "dim dim"]:
         """The unbiased covariance (sum x x^T - n m m^T) / (n - 1).
 
         Raises:
-            MomentsError: Fewer than two images were seen.
+            UserError: Fewer than two images were seen.
         """
         if self.num_images < 2:
-            raise MomentsError(f"a covariance needs at least 2 images, got {self.num_images}")
+            raise UserError(f"a covariance needs at least 2 images, got {self.num_images}")
         mean = self.mean()
         covariance = (self.outer - self.num_images * torch.outer(mean, mean)) / (self.num_images - 1)
         return (covariance + covariance.T) / 2
@@ -181,7 +178,7 @@ class BlockedMoments:
     def merge(self, other: BlockedMoments) -> None:
         """Adds the images that another accumulator for the same images has seen."""
         if (other.num_images, len(other.blocks)) != (self.num_images, len(self.blocks)):
-            raise MomentsError(f"{len(other.blocks)} blocks of {other.num_images} images do not merge into other blocks")
+            raise UserError(f"{len(other.blocks)} blocks of {other.num_images} images do not merge into other blocks")
         for mine, theirs in zip(self.blocks, other.blocks, strict=True):
             mine.merge(theirs)
 
@@ -194,10 +191,10 @@ def merged(parts: Sequence[Moments]) -> Moments:
     """The moments of all images of the parts, added in their order.
 
     Raises:
-        MomentsError: There is no part, or the parts' dimensions differ.
+        UserError: There is no part, or the parts' dimensions differ.
     """
     if not parts:
-        raise MomentsError("there are no moments to merge")
+        raise UserError("there are no moments to merge")
     whole = Moments(parts[0].dim, parts[0].total.device)
     for part in parts:
         whole.merge(part)
@@ -229,14 +226,14 @@ def frechet_distance(reference: FeatureStatistics | Moments, sample: FeatureStat
         sample: The other set. The distance is symmetric; only the cost is not.
 
     Raises:
-        MomentsError: The dimensions differ, a set has fewer than two images, or a statistic is not finite.
+        UserError: The dimensions differ, a set has fewer than two images, or a statistic is not finite.
     """
     first = reference.statistics() if isinstance(reference, Moments) else reference
     second = sample.statistics() if isinstance(sample, Moments) else sample
     if first.dim != second.dim:
-        raise MomentsError(f"statistics of {first.dim} and {second.dim} dimensions are features of different extractors")
+        raise UserError(f"statistics of {first.dim} and {second.dim} dimensions are features of different extractors")
     if not all(bool(torch.isfinite(t.sum())) for t in (first.mean, first.covariance, second.mean, second.covariance)):
-        raise MomentsError("the statistics are not finite")
+        raise UserError("the statistics are not finite")
     difference = first.mean - second.mean
     values = torch.linalg.eigvalsh(_congruence(first.factor, second.covariance))
     cross = _without_rounding(values, min(first.max_rank, second.max_rank)).sqrt().sum()

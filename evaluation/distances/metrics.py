@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evaluation.distances.frechet import FeatureStatistics, Moments, frechet_distance
 from evaluation.features.extractors import FeatureExtractor
+from training.config.errors import UserError
 from training.shapes import Float, Float32, Int64
 
 Metric = Literal["kid", "inception_score", "precision_recall", "sfid", "label_agreement"]
@@ -32,12 +33,8 @@ _KID_SUBSET_SIZE = 1000
 _NUM_NEIGHBOURS = 3
 
 
-class MetricError(ValueError):
-    """A measure that can't be taken of these samples; the message says why."""
-
-
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MetricValue:
     """One number.
 
     Attributes:
@@ -54,7 +51,7 @@ class Measured:
 
 
 @dataclass
-class Kept:
+class MetricInputs:
     """What of the samples the measures need beyond moments, collected while the samples pass by.
 
     Attributes:
@@ -93,12 +90,12 @@ def parse_metrics(names: Iterable[str]) -> frozenset[Metric]:
     """The measures of those names.
 
     Raises:
-        MetricError: There is no such measure.
+        UserError: There is no such measure.
     """
     known: tuple[Metric, ...] = get_args(Metric)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise MetricError(f"there is no measure {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
+        raise UserError(f"there is no measure {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
     return frozenset(name for name in known if name in set(names))
 
 
@@ -106,15 +103,15 @@ def require_extractor(metrics: frozenset[Metric], extractor: FeatureExtractor) -
     """Refuses measures that can't be taken in an extractor's features.
 
     Raises:
-        MetricError: The network lacks what a measure needs, or the measure is defined on Inception's alone.
+        UserError: The network lacks what a measure needs, or the measure is defined on Inception's alone.
     """
     lacking = [f"{name} needs {NEEDS[name]}" for name in sorted(metrics & NEEDS.keys()) if NEEDS[name] not in extractor.provides]
     if lacking:
-        raise MetricError(f"the extractor {extractor.name!r} gives {', '.join(extractor.provides)}; {'; '.join(lacking)}")
+        raise UserError(f"the extractor {extractor.name!r} gives {', '.join(extractor.provides)}; {'; '.join(lacking)}")
     if "inception_score" in metrics and extractor.name == "digits-classifier":
-        raise MetricError("the Inception score is defined on the Inception network's logits; of digits take label_agreement")
+        raise UserError("the Inception score is defined on the Inception network's logits; of digits take label_agreement")
     if "label_agreement" in metrics and extractor.name != "digits-classifier":
-        raise MetricError(f"label_agreement needs a classifier of the data's own labels, which {extractor.name!r} is not")
+        raise UserError(f"label_agreement needs a classifier of the data's own labels, which {extractor.name!r} is not")
 
 
 def require_count(metrics: frozenset[Metric], num_images: int, images: str) -> None:
@@ -126,17 +123,17 @@ def require_count(metrics: frozenset[Metric], num_images: int, images: str) -> N
         images: Which, in words.
 
     Raises:
-        MetricError: They are too few.
+        UserError: They are too few.
     """
     needs: list[tuple[str, int]] = [("a Frechet distance", 2), *((name, _FEWEST[name]) for name in sorted(metrics & _FEWEST.keys()))]
     lacking = [f"{name} takes {fewest} at least" for name, fewest in needs if num_images < fewest]
     if lacking:
-        raise MetricError(f"{num_images:,} {images}: {'; '.join(lacking)}")
+        raise UserError(f"{num_images:,} {images}: {'; '.join(lacking)}")
 
 
-def measure(
-    kept: Kept, *, reference_features: Float[Tensor, "images dim"] | None, spatial: FeatureStatistics | None, is_inception: bool
-) -> list[Measured]:
+def compute_metrics(
+    kept: MetricInputs, *, reference_features: Float[Tensor, "images dim"] | None, spatial: FeatureStatistics | None, is_inception: bool
+) -> list[MetricValue]:
     """Every measure that was asked for.
 
     Args:
@@ -146,12 +143,12 @@ def measure(
         is_inception: Whether the features are the standard Inception network's; in others a kernel distance is no KID.
 
     Raises:
-        MetricError: What a measure needs is not there.
+        UserError: What a measure needs is not there.
     """
-    results: list[Measured] = []
+    results: list[MetricValue] = []
     if kept.metrics & {"kid", "precision_recall"}:
         if reference_features is None:
-            raise MetricError("KID and precision/recall compare single images: they need the real images' features")
+            raise UserError("KID and precision/recall compare single images: they need the real images' features")
         sample = torch.cat(kept.features).float()
         if "kid" in kept.metrics:
             found = kid(sample, reference_features.float())
@@ -162,18 +159,18 @@ def measure(
         results.append(inception_score(torch.cat(kept.logits)))
     if "sfid" in kept.metrics:
         if kept.spatial is None or spatial is None:
-            raise MetricError("the sFID needs an extractor and reference statistics with spatial features; use 'inception'")
-        results.append(Measured("sfid", frechet_distance(spatial, kept.spatial), None, "Frechet distance of spatial features"))
+            raise UserError("the sFID needs an extractor and reference statistics with spatial features; use 'inception'")
+        results.append(MetricValue("sfid", frechet_distance(spatial, kept.spatial), None, "Frechet distance of spatial features"))
     if "label_agreement" in kept.metrics:
         if not kept.num_labelled:
-            raise MetricError("agreement with the labels needs a class-conditional model")
+            raise UserError("agreement with the labels needs a class-conditional model")
         share = kept.num_agreeing / kept.num_labelled
         error = math.sqrt(share * (1 - share) / kept.num_labelled)
-        results.append(Measured("label_agreement", share, error, "samples that the classifier names as they were asked for"))
+        results.append(MetricValue("label_agreement", share, error, "samples that the classifier names as they were asked for"))
     return results
 
 
-def kid(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> Measured:
+def kid(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> MetricValue:
     """Kernel distance: unbiased squared MMD under (x.y / d + 1)^3, mean over random subsets (Binkowski et al. 2018).
 
     Only in the Inception network's features is it the KID.
@@ -184,29 +181,31 @@ def kid(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real 
     found = kid_features_to_metric(sample, reference, kid_subsets=_KID_SUBSETS, kid_subset_size=size, verbose=False)
     mean, spread = (float(found[f"kernel_inception_distance_{name}"]) for name in ("mean", "std"))
     if size == len(sample) == len(reference):  # every subset is the whole: they differ by rounding alone
-        return Measured("kid", mean, None, f"of all {size:,}, too few for a spread over subsets")
-    return Measured("kid", mean, spread, f"mean and spread over {_KID_SUBSETS} subsets of {size:,}")
+        return MetricValue("kid", mean, None, f"of all {size:,}, too few for a spread over subsets")
+    return MetricValue("kid", mean, spread, f"mean and spread over {_KID_SUBSETS} subsets of {size:,}")
 
 
-def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> list[Measured]:
+def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> list[MetricValue]:
     """Shares of samples near real images and of real images near samples (Kynkaanniemi et al. 2019, k = 3)."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     found = prc_features_to_metric(sample, reference, prc_neighborhood=_NUM_NEIGHBOURS, verbose=False)
     note = f"k = {_NUM_NEIGHBOURS}, {len(sample):,} samples, {len(reference):,} real images"
-    return [Measured(name, float(found[name]), None, note) for name in ("precision", "recall")]
+    return [MetricValue(name, float(found[name]), None, note) for name in ("precision", "recall")]
 
 
-def inception_score(logits: Float[Tensor, "images classes"]) -> Measured:
+def inception_score(logits: Float[Tensor, "images classes"]) -> MetricValue:
     """Exponential of the mean KL(p(y|x) || p(y)), over ten splits (Salimans et al. 2016)."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     found = isc_features_to_metric(logits, splits=10)
     mean, spread = (float(found[f"inception_score_{name}"]) for name in ("mean", "std"))
-    return Measured("inception_score", mean, spread, "mean and spread over 10 splits")
+    return MetricValue("inception_score", mean, spread, "mean and spread over 10 splits")
 
 
-def features_of(images: Iterable[Tensor], extractor: FeatureExtractor, limit: int = MAX_KEPT_FEATURES) -> Float32[Tensor, "images dim"]:
+def extract_features(
+    images: Iterable[Tensor], extractor: FeatureExtractor, limit: int = MAX_KEPT_FEATURES
+) -> Float32[Tensor, "images dim"]:
     """Features of up to `limit` images, for the measures that compare single images."""
     parts: list[Tensor] = []
     for batch in images:
@@ -216,6 +215,6 @@ def features_of(images: Iterable[Tensor], extractor: FeatureExtractor, limit: in
     return torch.cat(parts)
 
 
-def by_name(measured: Sequence[Measured]) -> dict[str, dict[str, float | str | None]]:
+def metrics_to_dict(measured: Sequence[MetricValue]) -> dict[str, dict[str, float | str | None]]:
     """The numbers as JSON carries them."""
     return {item.name: {"value": item.value, "standard_error": item.standard_error, "note": item.note} for item in measured}

@@ -16,20 +16,16 @@ import torch
 from torch import Tensor
 
 from evaluation.distances.frechet import FeatureStatistics, Moments
-from evaluation.features.extractors import FeatureExtractor, Named, distance_name
+from evaluation.features.extractors import ExtractorId, FeatureExtractor, distance_name
 from evaluation.records import npz
-from evaluation.records.npz import NpzError
 from training import storage
+from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.console import say
 from training.data.format.shards import Manifest, read_manifest
 from training.data.loading.loader import iterate
 
 BATCH_SIZE = 256
-
-
-class ProvenanceError(ValueError):
-    """Statistics that can't be compared with what they were to be compared with; the message says what differs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +78,7 @@ class ReferenceStatistics:
     Attributes:
         features: Mean, covariance and its triangular factor.
         spatial: The same of the spatial features, for the sFID; None where they were not taken.
-        provenance: Where they come from; None for a file from elsewhere that does not say (see `adopt`).
+        provenance: Where they come from; None for a file from elsewhere that does not say (see `import_statistics`).
         uri: Where they are stored.
         images_uri: A batch of the real images, for measures that compare single ones, where the statistics come with it (an
             ADM reference batch); empty where the data set's own images are to be taken.
@@ -94,7 +90,9 @@ class ReferenceStatistics:
     uri: str = ""
     images_uri: str = ""
 
-    def require(self, *, extractor: Named, experiment: Experiment | None = None, manifest: Manifest | None = None) -> Provenance:
+    def require(
+        self, *, extractor: ExtractorId | FeatureExtractor, experiment: Experiment | None = None, manifest: Manifest | None = None
+    ) -> Provenance:
         """Refuses a comparison that would mean nothing.
 
         Args:
@@ -103,12 +101,12 @@ class ReferenceStatistics:
             manifest: The data set that they are to resemble.
 
         Raises:
-            ProvenanceError: The provenance is unknown, or differs; the message lists what does.
+            UserError: The provenance is unknown, or differs; the message lists what does.
         """
         if self.provenance is None:
-            raise ProvenanceError(
+            raise UserError(
                 f"{self.uri or 'these statistics'} do not say which images, extractor and resize they come from; state it once with "
-                "evaluation.distances.reference_statistics.adopt, which stores them with it"
+                "evaluation.distances.reference_statistics.import_statistics, which stores them with it"
             )
         mine = self.provenance
         expected: dict[str, Any] = {"extractor": extractor.name, "extractor_sha256": extractor.sha256}
@@ -124,7 +122,7 @@ class ReferenceStatistics:
             expected |= {"data_digest": manifest.content_digest, "split": manifest.split, "resize": manifest.resize}
         differing = [f"{name}: {getattr(mine, name)!r}, not {value!r}" for name, value in expected.items() if getattr(mine, name) != value]
         if differing:
-            raise ProvenanceError(f"the reference {self.uri or 'statistics'} can't be compared with this: {'; '.join(differing)}")
+            raise UserError(f"the reference {self.uri or 'statistics'} can't be compared with this: {'; '.join(differing)}")
         return mine
 
 
@@ -132,7 +130,7 @@ def require_comparable(first: ReferenceStatistics, second: ReferenceStatistics) 
     """Refuses to compare statistics of images that were made in different ways; data and split may differ.
 
     Raises:
-        ProvenanceError: Both say where they come from, and it differs; the message lists what does.
+        UserError: Both say where they come from, and it differs; the message lists what does.
     """
     if first.provenance is None or second.provenance is None:
         return
@@ -140,7 +138,7 @@ def require_comparable(first: ReferenceStatistics, second: ReferenceStatistics) 
     pairs = [(name, getattr(first.provenance, name), getattr(second.provenance, name)) for name in names]
     differing = [f"{name}: {mine!r}, not {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
     if differing:
-        raise ProvenanceError(f"{first.uri} can't be compared with {second.uri}: {'; '.join(differing)}")
+        raise UserError(f"{first.uri} can't be compared with {second.uri}: {'; '.join(differing)}")
 
 
 def reference_name(manifest: Manifest, extractor: FeatureExtractor, num_images: int | None = None) -> str:
@@ -163,7 +161,7 @@ def compute_reference(
         cache_dir: Where shards are staged.
 
     Raises:
-        ProvenanceError: `out_uri` holds statistics of something else.
+        UserError: `out_uri` holds statistics of something else.
         DatasetError: There is no such data set.
     """
     manifest = read_manifest(dataset_uri)
@@ -173,12 +171,12 @@ def compute_reference(
         stored = load_reference(uri)
         provenance = stored.require(extractor=extractor, manifest=manifest)
         if provenance.num_images != count:
-            raise ProvenanceError(f"{uri} holds statistics of {provenance.num_images:,} images, not {count:,}; give another name")
+            raise UserError(f"{uri} holds statistics of {provenance.num_images:,} images, not {count:,}; give another name")
         say(f"{uri}: statistics of {count:,} images are there already")
         return stored
     images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count, cache_dir=cache_dir))
     moments, spatial = moments_of(images, extractor)
-    provenance = dataclasses.replace(vouched(manifest, extractor.name, extractor.sha256), num_images=moments.num_images)
+    provenance = dataclasses.replace(provenance_of(manifest, extractor.name, extractor.sha256), num_images=moments.num_images)
     save_reference(
         uri, moments.statistics(), provenance, spatial=None if spatial is None or spatial.num_images < 2 else spatial.statistics()
     )
@@ -221,14 +219,14 @@ def load_reference(uri: str) -> ReferenceStatistics:
     """Reads statistics: ours with their provenance, or EDM's, pytorch-fid's and ADM's without one.
 
     Raises:
-        NpzError: It is no such file.
+        UserError: It is no such file.
         StorageError: It can't be read.
     """
-    with npz.opened(uri) as file:
+    with npz.open_npz(uri) as file:
         images_uri = uri if "arr_0" in file.files else str(file["images_uri"]) if "images_uri" in file.files else ""
         # An ADM batch may hold gigabytes of images, which are read where they are needed.
         arrays = {name: file[name] for name in file.files if name not in ("arr_0", "arr_1")}
-    features = npz.statistics_of(arrays, uri)
+    features = statistics_from_arrays(arrays, uri)
     if "factor" in arrays:
         features = dataclasses.replace(features, stored_factor=torch.from_numpy(arrays["factor"]))
     provenance = None
@@ -236,12 +234,35 @@ def load_reference(uri: str) -> ReferenceStatistics:
         try:
             provenance = Provenance.from_dict(json.loads(str(arrays["provenance"])))
         except (KeyError, TypeError, ValueError) as error:
-            raise NpzError(f"{uri}: its provenance can't be read ({error}); compute it again") from error
-    spatial = npz.statistics_of(arrays, uri, "_s") if "mu_s" in arrays else None
+            raise UserError(f"{uri}: its provenance can't be read ({error}); compute it again") from error
+    spatial = statistics_from_arrays(arrays, uri, "_s") if "mu_s" in arrays else None
     return ReferenceStatistics(features=features, spatial=spatial, provenance=provenance, uri=uri, images_uri=images_uri)
 
 
-def adopt(foreign_uri: str, out_uri: str, provenance: Provenance) -> ReferenceStatistics:
+def statistics_from_arrays(arrays: npz.Arrays, uri: str, suffix: str = "") -> FeatureStatistics:
+    """The statistics in `mu` and `sigma` (with a suffix: "_s" for the spatial ones).
+
+    Raises:
+        UserError: They are absent, or their shapes are not those of a mean and a covariance.
+    """
+    missing = [name for name in (f"mu{suffix}", f"sigma{suffix}") if name not in arrays]
+    if missing:
+        raise UserError(f"{uri} holds {', '.join(arrays) or 'nothing'}; statistics need {' and '.join(missing)}")
+    try:
+        mean, covariance = (torch.from_numpy(arrays[f"{name}{suffix}"].astype(np.float64)) for name in ("mu", "sigma"))
+        num_images = int(arrays["num_images"]) if "num_images" in arrays else None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{uri}: mu{suffix}, sigma{suffix} or num_images are no numbers ({error})") from error
+    if mean.ndim != 1 or tuple(covariance.shape) != (len(mean), len(mean)):
+        raise UserError(
+            f"{uri}: mu{suffix} {tuple(mean.shape)} and sigma{suffix} {tuple(covariance.shape)} are not a mean and its covariance"
+        )
+    if bool((covariance.diagonal() < 0).any()) or not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise UserError(f"{uri}: sigma{suffix} is no covariance: it has negative variances, or is not symmetric")
+    return FeatureStatistics(mean=mean, covariance=(covariance + covariance.T) / 2, num_images=num_images)
+
+
+def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) -> ReferenceStatistics:
     """Stores statistics from elsewhere with the provenance that the caller vouches for.
 
     Args:
@@ -251,20 +272,18 @@ def adopt(foreign_uri: str, out_uri: str, provenance: Provenance) -> ReferenceSt
         provenance: What the file does not say.
 
     Raises:
-        NpzError: It is no such file.
-        ProvenanceError: It has a provenance of its own.
+        UserError: It is no such file.
+        UserError: It has a provenance of its own.
     """
     foreign = load_reference(foreign_uri)
     if foreign.provenance is not None:
-        raise ProvenanceError(
-            f"{foreign_uri} says itself where it comes from: {foreign.provenance.data_name}, {foreign.provenance.extractor}"
-        )
+        raise UserError(f"{foreign_uri} says itself where it comes from: {foreign.provenance.data_name}, {foreign.provenance.extractor}")
     features = dataclasses.replace(foreign.features, num_images=provenance.num_images)
     save_reference(out_uri, features, provenance, spatial=foreign.spatial, images_uri=foreign.images_uri)
     return load_reference(out_uri)
 
 
-def vouched(manifest: Manifest, extractor: str, extractor_sha256: str) -> Provenance:
+def provenance_of(manifest: Manifest, extractor: str, extractor_sha256: str) -> Provenance:
     """The provenance of statistics of all images of a data set, which whoever adopts them vouches for."""
     return Provenance(
         data_name=manifest.name,

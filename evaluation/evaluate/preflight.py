@@ -5,101 +5,33 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from evaluation.distances.metrics import Metric, MetricError, parse_metrics, require_count, require_extractor
-from evaluation.distances.reference_statistics import Provenance, ProvenanceError, ReferenceStatistics, load_reference
+from evaluation.distances.metrics import Metric, parse_metrics, require_count, require_extractor
+from evaluation.distances.reference_statistics import Provenance, ReferenceStatistics, load_reference
+from evaluation.evaluate.options import RESULT_NAME, EvaluationOptions
 from evaluation.features.extractors import FeatureExtractor, load_extractor
-from evaluation.likelihood.bits_per_dim import LikelihoodError
 from evaluation.likelihood.estimate import require_form
 from evaluation.likelihood.split_likelihood import LikelihoodPlan
-from evaluation.monitoring.checkpoint_scorer import EVALUATIONS, SAMPLES, run_uri_of
-from evaluation.records.devices import arithmetic, batch_size_for, choose_device
+from evaluation.records.devices import choose_device, default_batch_size, describe_arithmetic
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
-from evaluation.sampling.generate import QUANTIZATION, GenerationError, Labels, labels_for
-from evaluation.sampling.sample_set import SamplePlan, chunk_size_for, digests_of_inputs
+from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
+from evaluation.sampling.generate import QUANTIZATION, Labels, labels_for
+from evaluation.sampling.sample_set import SamplePlan, chunk_size_for, input_digests
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
-from training.config.experiment import Experiment, Extractor, LikelihoodForm, Precision, SamplingConfig
+from training.config.errors import UserError
+from training.config.experiment import Experiment
 from training.data.format.shards import read_manifest
 
 _LIKELIHOOD_BATCH_SIZE = 100
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_TAKEN = re.compile(r"(final|choice|report)|(step|choose|replay|ema-sweep|compare|ablation|nightly|work|last)[-=].*")
-"""Names in a run's directory of what pipelines and studies keep there."""
-
-
-class ResultNameError(ValueError):
-    """A name that a result can't have; the message says why."""
-
-
-def require_own_name(name: str) -> None:
-    """Refuses a name for a person's own result under which something else is kept.
-
-    Raises:
-        ResultNameError: It is taken.
-    """
-    if _TAKEN.fullmatch(name):
-        raise ResultNameError(f"results called {name!r} are kept by pipelines and studies, which would lose theirs; give another --name")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationOptions:
-    """What may differ from the experiment's own protocol, and how the work is done.
-
-    Attributes:
-        num_samples: Images drawn; None takes the experiment's.
-        sampling: Sampler; None takes the experiment's.
-        labels: Labels of the samples; see `evaluation.sampling.generate.labels_for`.
-        low_res_uri: For an upsampler: the first stage's images (`evaluation.sampling.sample_set`), at least as many. Empty
-            gives it real training images, downsampled.
-        metrics: Further measures; see `evaluation.metrics`. None takes those that cost nothing more: agreement with the
-            labels, where the extractor knows them.
-        likelihood: Whether bits/dim is taken.
-        likelihood_split: "train" or "test"; None takes the experiment's.
-        likelihood_num_images: Images of the split; None takes the experiment's.
-        likelihood_form: "full", "spaced" or "stratified"; None takes the experiment's.
-        likelihood_steps: Network evaluations an image for the latter two; None takes the experiment's.
-        purpose: Which draw: "report" for the reported number; another word gives independent noise.
-        seed: Of all noise, so that models are compared on the same; None derives it from the experiment's seed and the purpose.
-        extractor: Whose features; None takes the experiment's.
-        extractor_weights: Path or `s3://` URI of the extractor's weights, where it needs some.
-        batch_size: Images at a time; 0 takes what a network of this image size has room for.
-        num_workers: 1 works in this process; more are Ray tasks.
-        device: Where each of them works: "auto", "cpu", "cuda". With Ray tasks "auto" is what this process sees.
-        precision: Of the network while sampling.
-        keep_images: Leave the drawn images in the run's directory.
-        result_name: Name of the result's file, without its ending.
-    """
-
-    num_samples: int | None = None
-    sampling: SamplingConfig | None = None
-    labels: Labels = "balanced"
-    low_res_uri: str = ""
-    metrics: tuple[str, ...] | None = None
-    likelihood: bool = True
-    likelihood_split: Literal["train", "test"] | None = None
-    likelihood_num_images: int | None = None
-    likelihood_form: LikelihoodForm | None = None
-    likelihood_steps: int | None = None
-    purpose: str = "report"
-    seed: int | None = None
-    extractor: Extractor | None = None
-    extractor_weights: str | None = None
-    batch_size: int = 0
-    num_workers: int = 1
-    device: str = "auto"
-    precision: Precision = "fp32"
-    keep_images: bool = False
-    result_name: str = "final"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class EvaluationPlan:
     """All that was checked before the first image is drawn."""
 
     experiment: Experiment
@@ -120,10 +52,10 @@ class Job:
     card: dict[str, Any]
 
 
-def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> Job:
+def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationPlan:
     """Refuses what can't work, and settles the protocol."""
-    if not _NAME.fullmatch(options.result_name):
-        raise ResultNameError(f"{options.result_name!r} can't name a result; take letters, digits, dots, dashes and underscores")
+    if not RESULT_NAME.fullmatch(options.result_name):
+        raise UserError(f"{options.result_name!r} can't name a result; take letters, digits, dots, dashes and underscores")
     loaded = spec.load("cpu")  # refuses missing and ill-matched weights now rather than in a worker
     experiment = loaded.experiment
     here = choose_device(options.device if options.num_workers <= 1 else "auto")
@@ -131,25 +63,25 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     metrics = parse_metrics(_default_metrics(experiment, extractor) if options.metrics is None else options.metrics)
     require_extractor(metrics, extractor)
     if "label_agreement" in metrics and not loaded.num_classes:
-        raise MetricError(f"agreement with the labels needs a class-conditional model, which {loaded.description} is not")
+        raise UserError(f"agreement with the labels needs a class-conditional model, which {loaded.description} is not")
     train = read_manifest(storage.join(data_uri, "train"))
     reference = load_reference(reference_uri)
     provenance = reference.require(extractor=extractor, experiment=experiment, manifest=train)
     expected = experiment.evaluation.num_reference_images or train.num_images
     if provenance.num_images != min(expected, train.num_images):
-        raise ProvenanceError(f"the reference is of {provenance.num_images:,} images, the experiment's protocol takes {expected:,}")
+        raise UserError(f"the reference is of {provenance.num_images:,} images, the experiment's protocol takes {expected:,}")
     if "sfid" in metrics and reference.spatial is None:
-        raise MetricError(f"{reference_uri} holds no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
+        raise UserError(f"{reference_uri} holds no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
 
     upsampler = experiment.model.low_res_size is not None
     if options.low_res_uri and not upsampler:
-        raise GenerationError(f"{loaded.description} is not an upsampler, it enlarges nothing")
+        raise UserError(f"{loaded.description} is not an upsampler, it enlarges nothing")
     sampling = options.sampling or experiment.evaluation.sampling
     seed = options.seed if options.seed is not None else derived_seed(experiment.seed, options.purpose)
     num_samples = options.num_samples or experiment.evaluation.num_samples
     require_count(metrics, num_samples, "samples")
     labels_for(torch.arange(1), loaded.num_classes, options.labels, seed=seed, class_counts=provenance.class_counts)
-    room = batch_size_for(experiment.data.image_size)
+    room = default_batch_size(experiment.data.image_size)
     batch_size = options.batch_size or room
     plan = SamplePlan(
         model=spec,
@@ -163,14 +95,14 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         precision=options.precision,
         low_res_uri=options.low_res_uri,
         low_res_data_uri=storage.join(data_uri, "train") if upsampler and not options.low_res_uri else "",
-        inputs=digests_of_inputs(spec, options.low_res_uri),
+        inputs=input_digests(spec, options.low_res_uri),
     )
     likelihood_plan = _likelihood_plan(spec, experiment, data_uri, options, seed) if options.likelihood else None
     run_uri = run_uri_of(spec.checkpoint_uri)
     there = here if options.num_workers <= 1 or options.device == "auto" else options.device
     identity = json.dumps([plan.to_dict(), likelihood_plan.to_dict() if likelihood_plan else None])
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return Job(
+    return EvaluationPlan(
         experiment=experiment,
         weights=loaded.weights,
         step=loaded.step,
@@ -204,13 +136,13 @@ def _likelihood_plan(spec: ModelSpec, experiment: Experiment, data_uri: str, opt
     form, num_steps = options.likelihood_form or evaluation.likelihood_form, options.likelihood_steps or evaluation.likelihood_steps
     require_form(form, num_steps, experiment.diffusion.num_timesteps)
     if options.likelihood_split not in (None, "train", "test"):
-        raise LikelihoodError(f"there is no split {options.likelihood_split!r}; take train or test")
+        raise UserError(f"there is no split {options.likelihood_split!r}; take train or test")
     dataset_uri = storage.join(data_uri, options.likelihood_split or evaluation.likelihood_split)
     available = read_manifest(dataset_uri).num_images
     wanted = options.likelihood_num_images or evaluation.likelihood_num_images or available
     if wanted < 1:
-        raise LikelihoodError(f"the likelihood of {wanted} images can't be taken; take 1 to {available:,}")
-    room = min(batch_size_for(experiment.data.image_size), _LIKELIHOOD_BATCH_SIZE)
+        raise UserError(f"the likelihood of {wanted} images can't be taken; take 1 to {available:,}")
+    room = min(default_batch_size(experiment.data.image_size), _LIKELIHOOD_BATCH_SIZE)
     return LikelihoodPlan(
         model=spec,
         dataset_uri=dataset_uri,
@@ -246,7 +178,7 @@ def _card(
             "seed": plan.seed,
             "purpose": purpose,
             "precision": plan.precision,
-            "arithmetic": arithmetic(device, plan.precision),
+            "arithmetic": describe_arithmetic(device, plan.precision),
             "batch_size": plan.batch_size,
             "reference": provenance.to_dict(),
         },

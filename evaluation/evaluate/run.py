@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from evaluation.distances.frechet import BlockedMoments, Moments, frechet_distance, jackknife_error, without_each_block
-from evaluation.distances.metrics import Kept, by_name, features_of, measure
+from evaluation.distances.metrics import MetricInputs, compute_metrics, extract_features, metrics_to_dict
 from evaluation.distances.reference_statistics import moments_of
-from evaluation.evaluate.preflight import EvaluationOptions, Job, preflight
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.preflight import EvaluationPlan, preflight
 from evaluation.likelihood.bits_per_dim import Likelihood
 from evaluation.likelihood.split_likelihood import split_likelihood
-from evaluation.monitoring.checkpoint_scorer import EVALUATIONS, SAMPLES
 from evaluation.records import grids, npz
 from evaluation.records.result import EvaluationResult
+from evaluation.records.run_directory import EVALUATIONS, SAMPLES
 from evaluation.sampling import sample_set
 from evaluation.sampling.generate import Generated
 from evaluation.sampling.trained_model import ModelSpec
@@ -33,8 +34,6 @@ from training import storage
 from training.console import format_duration, say
 from training.data.format.shards import read_manifest
 from training.data.loading.loader import iterate
-
-__all__ = ["EvaluationOptions", "EvaluationResult", "evaluate"]
 
 FEATURE_BATCH_SIZE = 250
 _MAX_SHOWN = 200
@@ -59,9 +58,9 @@ def evaluate(
 
     Raises:
         CheckpointError: There is no such checkpoint, or no such weights.
-        ProvenanceError: The reference can't be compared with it, or is not of this data.
-        ExtractorError: The extractor's weights can't be had.
-        MetricError: A measure can't be taken here.
+        UserError: The reference can't be compared with it, or is not of this data.
+        UserError: The extractor's weights can't be had.
+        UserError: A measure can't be taken here.
         DatasetError: The data set is not there.
     """
     options = options or EvaluationOptions()
@@ -114,13 +113,13 @@ class _Seen:
     grid_uri: str
 
 
-def _look(job: Job, options: EvaluationOptions) -> _Seen:
+def _look(job: EvaluationPlan, options: EvaluationOptions) -> _Seen:
     """One pass over the samples: everything that is computed from images."""
     features = job.reference.features
     real_test = _held_out_moments(job)
     blocks = BlockedMoments(job.extractor.dim, job.plan.num_images)
     same_count = Moments(job.extractor.dim)
-    kept = Kept(metrics=job.metrics)
+    kept = MetricInputs(metrics=job.metrics)
     shown: list[Generated] = []
     for indices, images, labels in sample_set.read(job.images_uri):
         if sum(len(part) for part, _, _ in shown) < _MAX_SHOWN:
@@ -136,7 +135,7 @@ def _look(job: Job, options: EvaluationOptions) -> _Seen:
     if job.metrics & {"kid", "precision_recall"}:
         batch_uri = job.reference.images_uri
         real_images = npz.stream_images(batch_uri, FEATURE_BATCH_SIZE) if batch_uri else _images(storage.join(job.data_uri, "train"))
-        real = features_of(real_images, job.extractor)
+        real = extract_features(real_images, job.extractor)
     held_out = None
     if real_test is not None and same_count.num_images == real_test.num_images:
         held_out = {
@@ -151,12 +150,12 @@ def _look(job: Job, options: EvaluationOptions) -> _Seen:
         standard_error=jackknife_error(without),
         without_blocks=without,
         held_out=held_out,
-        measured=by_name(measure(kept, reference_features=real, spatial=job.reference.spatial, is_inception=is_inception)),
+        measured=metrics_to_dict(compute_metrics(kept, reference_features=real, spatial=job.reference.spatial, is_inception=is_inception)),
         grid_uri=_write_grid(job, shown, options.result_name),
     )
 
 
-def _write_grid(job: Job, shown: Sequence[Generated], name: str) -> str:
+def _write_grid(job: EvaluationPlan, shown: Sequence[Generated], name: str) -> str:
     images = torch.cat([part for _, part, _ in shown])
     labels = [y for _, _, y in shown if y is not None]
     grid = grids.class_grid(images, torch.cat(labels) if labels else None, job.class_names)
@@ -165,7 +164,7 @@ def _write_grid(job: Job, shown: Sequence[Generated], name: str) -> str:
     return uri
 
 
-def _held_out_moments(job: Job) -> Moments | None:
+def _held_out_moments(job: EvaluationPlan) -> Moments | None:
     """Of up to as many real test images as there are samples; None where there are none."""
     dataset_uri = storage.join(job.data_uri, "test")
     if not storage.exists(storage.join(dataset_uri, "manifest.json")):
@@ -181,13 +180,13 @@ def _images(dataset_uri: str, count: int | None = None) -> Iterable[Tensor]:
     return (images for _, images, _ in iterate(dataset_uri, FEATURE_BATCH_SIZE, stop=count))
 
 
-def _likelihood(job: Job, options: EvaluationOptions) -> Likelihood | None:
+def _likelihood(job: EvaluationPlan, options: EvaluationOptions) -> Likelihood | None:
     if job.likelihood_plan is None:
         return None
     return split_likelihood(job.likelihood_plan, job.work_uri, num_workers=options.num_workers, device=job.device)
 
 
-def _keep_per_image(job: Job, likelihood: Likelihood, options: EvaluationOptions) -> str:
+def _keep_per_image(job: EvaluationPlan, likelihood: Likelihood, options: EvaluationOptions) -> str:
     """The bits/dim of each image beside the result: what a comparison of two models on the same images needs."""
     uri = storage.join(job.run_uri, EVALUATIONS, f"{options.result_name}-bits-per-dim.npz")
     npz.write_arrays(uri, {"index": likelihood.indices.numpy(), "bits_per_dim": likelihood.per_image.numpy()})

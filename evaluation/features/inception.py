@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from evaluation.features.weights import ExtractorError, WeightsFile
+from evaluation.features.weights import WeightsFile
 from evaluation.records.devices import full_precision
+from training.config.errors import UserError
 from training.shapes import Float32, UInt8
 
 WEIGHTS = WeightsFile(
@@ -123,7 +124,7 @@ def load_inception(weights: str | None = None, device: torch.device | str = "cpu
         device: Where it will run.
 
     Raises:
-        ExtractorError: The file can't be had, or its sha256 is not the standard weights'.
+        UserError: The file can't be had, or its sha256 is not the standard weights'.
     """
     data = WEIGHTS.read(weights)
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -145,7 +146,7 @@ def _network(state: Mapping[str, Tensor]) -> nn.Module:
     try:
         network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer)
     except RuntimeError as error:
-        raise ExtractorError(f"these are not the weights of the Inception network: {str(error).splitlines()[0]}") from error
+        raise UserError(f"these are not the weights of the Inception network: {str(error).splitlines()[0]}") from error
     return network
 
 

@@ -13,8 +13,9 @@ import io
 import torch
 from torch import Tensor, nn
 
-from evaluation.features.weights import ExtractorError, WeightsFile
+from evaluation.features.weights import WeightsFile
 from evaluation.records.devices import full_precision
+from training.config.errors import UserError
 from training.shapes import Float32, UInt8
 
 BATCH_SIZE = 64
@@ -77,7 +78,7 @@ def load_pretrained(name: str, weights: str | None = None, device: torch.device 
         device: Where it will run.
 
     Raises:
-        ExtractorError: The file can't be had, or its sha256 is not the published one.
+        UserError: The file can't be had, or its sha256 is not the published one.
     """
     file = NETWORKS[name]
     data = file.read(weights)
@@ -89,7 +90,7 @@ def vgg16(data: bytes) -> nn.Module:
     """VGG16 as torchvision has it, down to fc2 after its ReLU (4,096), from a state dict's file.
 
     Raises:
-        ExtractorError: The file holds something else.
+        UserError: The file holds something else.
     """
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
@@ -100,7 +101,7 @@ def vgg16(data: bytes) -> nn.Module:
     try:
         network: nn.Module = FeatureExtractorVGG16("vgg16", ["fc2_relu"], feature_extractor_weights_path=buffer)
     except RuntimeError as error:
-        raise ExtractorError(f"these are not the weights of VGG16: {str(error).splitlines()[0]}") from error
+        raise UserError(f"these are not the weights of VGG16: {str(error).splitlines()[0]}") from error
     return network
 
 

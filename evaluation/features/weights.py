@@ -13,11 +13,8 @@ from pathlib import Path
 import torch
 
 from training import storage
+from training.config.errors import UserError
 from training.console import say
-
-
-class ExtractorError(ValueError):
-    """A feature extractor that can't be had, or is not the one that it is said to be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +40,12 @@ class WeightsFile:
             weights: A path or `s3://` URI; None looks in torch's hub cache and downloads it there.
 
         Raises:
-            ExtractorError: The file can't be had, or its bytes are not the published ones.
+            UserError: The file can't be had, or its bytes are not the published ones.
         """
         data = self._bytes(weights)
         digest = hashlib.sha256(data).hexdigest()
         if digest != self.sha256:
-            raise ExtractorError(
+            raise UserError(
                 f"{weights or self.cached} has sha256 {digest}, the standard {self.network} weights have {self.sha256}; "
                 f"a distance in other weights is not {'an FID' if self.network == 'Inception' else 'comparable'}. "
                 f"Delete the file, or give the path of {self.name}"
@@ -65,7 +62,7 @@ class WeightsFile:
             try:
                 return storage.read_bytes(weights)
             except storage.StorageError as error:
-                raise ExtractorError(f"the {self.network} weights can't be read: {error}") from error
+                raise UserError(f"the {self.network} weights can't be read: {error}") from error
         if not self.cached.exists():
             self._download()
         return self.cached.read_bytes()
@@ -80,7 +77,7 @@ class WeightsFile:
             urllib.request.urlretrieve(self.url, partial)
             Path(partial).replace(target)
         except (urllib.error.URLError, OSError) as error:
-            raise ExtractorError(
+            raise UserError(
                 f"the {self.network} weights can't be downloaded ({error}); fetch {self.url} where there is a network and give its "
                 f"path or s3:// address as the weights, put it at extractors/{self.name} below the storage root, or at {target}"
             ) from error

@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.config.errors import UserError
 from training.config.experiment import LikelihoodForm
 from training.shapes import Float64, Int64
-
-
-class LikelihoodError(ValueError):
-    """Images or parts of a likelihood that cannot be used: the message says which and why."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,20 +97,20 @@ def merge(parts: Sequence[Likelihood]) -> Likelihood:
     """The likelihood of all images of the parts; the same whatever the split was.
 
     Raises:
-        LikelihoodError: There are no parts, they were evaluated differently, or an image is in two of them.
+        UserError: There are no parts, they were evaluated differently, or an image is in two of them.
     """
     if not parts:
-        raise LikelihoodError("there are no images to take the likelihood of")
+        raise UserError("there are no images to take the likelihood of")
     protocols = {(part.form, part.num_evaluations_per_image, part.timesteps) for part in parts}
     if len(protocols) > 1:
         words = " and ".join(sorted(f"{form!r} with {evaluations} evaluations" for form, evaluations, _ in protocols))
-        raise LikelihoodError(f"parts of a likelihood were evaluated differently: {words}")
+        raise UserError(f"parts of a likelihood were evaluated differently: {words}")
     indices = torch.cat([part.indices for part in parts])
     order = indices.argsort()
     indices = indices[order]
     twice = indices[1:][indices[1:] == indices[:-1]]
     if len(twice):
-        raise LikelihoodError(f"image {int(twice[0])} is in two parts of the likelihood; each image counts once")
+        raise UserError(f"image {int(twice[0])} is in two parts of the likelihood; each image counts once")
     return Likelihood(
         form=parts[0].form,
         num_evaluations_per_image=parts[0].num_evaluations_per_image,

@@ -7,7 +7,7 @@ bits. Three forms:
 - "full": every L_t once. T network evaluations an image.
 - "spaced": the bound of the shorter chain that keeps the strided timesteps and every t from 1 to T/K (supplement
   section 5). A looser bound of its own, not an estimate of the full one.
-- "stratified": an unbiased estimate of the full bound from K evaluations; see `evaluation.likelihood.strata`.
+- "stratified": an unbiased estimate of the full bound from K evaluations; see `stratum_bounds`.
 
 Noise is keyed by (seed, image, original timestep): the result depends on neither batches nor workers.
 """
@@ -20,9 +20,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from evaluation.likelihood.bits_per_dim import Likelihood, LikelihoodError, merge
-from evaluation.likelihood.strata import strata
+from evaluation.likelihood.bits_per_dim import Likelihood, merge
 from evaluation.records.devices import full_precision
+from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, LikelihoodForm
 from training.config.spacing import likelihood_spacing
 from training.diffusion.bound import bound_terms
@@ -34,6 +34,8 @@ from training.shapes import Float64, Int64
 
 ImageBatch = tuple[Tensor, Tensor, Tensor | None]
 MakeConditioning = Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]
+_LAST_TIMESTEPS_WEIGHT = 0.2
+"""Share of the last timesteps against the first ones in `stratum_bounds`."""
 
 
 def evaluate_likelihood(
@@ -52,7 +54,7 @@ def evaluate_likelihood(
     """Bits/dim of all images; `likelihood_parts` merged.
 
     Raises:
-        LikelihoodError: There are no images, an image comes twice, or a batch is not uint8.
+        UserError: There are no images, an image comes twice, or a batch is not uint8.
     """
     parts = likelihood_parts(
         diffusion,
@@ -103,17 +105,17 @@ def likelihood_parts(
         One part a batch, on the CPU.
 
     Raises:
-        LikelihoodError: A batch is not uint8, or K is not possible.
+        UserError: A batch is not uint8, or K is not possible.
         ValueError: `timesteps` are not increasing, or not of this process.
     """
     if timesteps is not None and form != "spaced":
-        raise LikelihoodError(f"only the 'spaced' form takes timesteps; this one is {form!r}")
+        raise UserError(f"only the 'spaced' form takes timesteps; this one is {form!r}")
     if timesteps is None:
         require_form(form, num_steps, diffusion.num_timesteps)
     if form == "spaced" and timesteps is None:
         timesteps = likelihood_spacing(diffusion.num_timesteps, num_steps)
     process = make_process(diffusion, timesteps if form == "spaced" else None)
-    bounds = strata(process.num_timesteps, num_steps) if form == "stratified" else ()
+    bounds = stratum_bounds(process.num_timesteps, num_steps) if form == "stratified" else ()
 
     def denoiser(x_0: Tensor, labels: Tensor | None) -> Denoiser:
         given = {} if labels is None else {"y": labels}
@@ -125,7 +127,7 @@ def likelihood_parts(
 
     for batch in batches:
         if batch[1].dtype != torch.uint8:
-            raise LikelihoodError(f"bits/dim is defined on stored uint8 images; the batch's are {batch[1].dtype}")
+            raise UserError(f"bits/dim is defined on stored uint8 images; the batch's are {batch[1].dtype}")
         yield _in_halves(part, batch)
 
 
@@ -133,13 +135,13 @@ def require_form(form: str, num_steps: int, num_timesteps: int) -> None:
     """Refuses a form that there is not, or a number of steps that it can't have.
 
     Raises:
-        LikelihoodError: One of them.
+        UserError: One of them.
     """
     if form not in get_args(LikelihoodForm):
-        raise LikelihoodError(f"there is no form {form!r} of the likelihood; take {', '.join(get_args(LikelihoodForm))}")
+        raise UserError(f"there is no form {form!r} of the likelihood; take {', '.join(get_args(LikelihoodForm))}")
     fewest = 2 if form == "stratified" else 1
     if form != "full" and not fewest <= num_steps <= num_timesteps:
-        raise LikelihoodError(f"a {form} likelihood takes {fewest} to {num_timesteps} steps, got {num_steps}")
+        raise UserError(f"a {form} likelihood takes {fewest} to {num_timesteps} steps, got {num_steps}")
 
 
 def _in_halves(part: Callable[[ImageBatch], Likelihood], batch: ImageBatch) -> Likelihood:
@@ -148,7 +150,7 @@ def _in_halves(part: Callable[[ImageBatch], Likelihood], batch: ImageBatch) -> L
         return part(batch)
     except torch.OutOfMemoryError as error:
         if len(batch[0]) == 1:
-            raise LikelihoodError("the device has no memory for the likelihood of a single image; use a larger one, or the CPU") from error
+            raise UserError("the device has no memory for the likelihood of a single image; use a larger one, or the CPU") from error
     torch.cuda.empty_cache()  # outside of the handler, whose traceback holds the tensors of the failed attempt
     indices, images, labels = batch
     middle = len(indices) // 2
@@ -221,3 +223,34 @@ def _whole_sum(
         total = total + drawn
         sums.append(drawn.sum())
     return total, decoder, torch.stack(sums)
+
+
+def stratum_bounds(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
+    """Boundaries 0 = b_0 < ... < b_K = T of the strata from which the stratified estimate draws one timestep each.
+
+    sum over t of L_t = sum over strata of (width * mean of L_t within), and one t drawn uniformly from a stratum gives an
+    unbiased estimate of its summand. A stratum of one timestep is exact. Variance is least when a stratum's share of
+    the timesteps falls with the size and the change of L_t there, and L_t falls about as 1/t: near x_0 the signal-to-noise
+    ratio goes as 1/t^2, and the error of the predicted x_0, which its difference multiplies, as t^2. So the strata have
+    equal mass under 1 / (t + 1), which makes the low timesteps exact, plus a smaller 1 / (T - t) for the last ones, where a
+    model that does not know pure noise well can be far off (figure 3). Timestep 0, the decoder, is always exact.
+
+    Args:
+        num_timesteps: T.
+        num_steps: K.
+
+    Raises:
+        ValueError: K is not in 2..T.
+    """
+    if not 2 <= num_steps <= num_timesteps:
+        raise ValueError(f"strata of {num_timesteps} timesteps number 2 to {num_timesteps}, not {num_steps}")
+    t = torch.arange(num_timesteps, dtype=torch.float64)
+    mass = 1 / (t + 1) + _LAST_TIMESTEPS_WEIGHT / (num_timesteps - t)
+    cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
+    bounds = [0, 1]
+    for remaining in range(num_steps - 1, 0, -1):
+        here = bounds[-1]
+        target = cumulative[here] + (cumulative[-1] - cumulative[here]) / remaining
+        following = int((cumulative - target).abs().argmin())
+        bounds.append(min(max(following, here + 1), num_timesteps - (remaining - 1)))
+    return tuple(bounds)

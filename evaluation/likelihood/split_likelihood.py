@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.likelihood.bits_per_dim import Likelihood, LikelihoodError, merge
+from evaluation.likelihood.bits_per_dim import Likelihood, merge
 from evaluation.likelihood.estimate import likelihood_parts
 from evaluation.records.protocol_card import as_plain
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
+from training.config.errors import UserError
 from training.config.experiment import LikelihoodForm
 from training.console import format_duration, format_rate, format_remaining, say
 from training.data.format.shards import read_manifest
@@ -76,11 +77,11 @@ def split_likelihood(plan: LikelihoodPlan, work_uri: str, *, num_workers: int = 
         device: Where each of them evaluates.
 
     Raises:
-        LikelihoodError: The split has no images, or K is not possible.
+        UserError: The split has no images, or K is not possible.
     """
     available = read_manifest(plan.dataset_uri).num_images
     if not 1 <= plan.num_images <= available:
-        raise LikelihoodError(f"{plan.dataset_uri} has {available:,} images; the likelihood of {plan.num_images:,} can't be taken")
+        raise UserError(f"{plan.dataset_uri} has {available:,} images; the likelihood of {plan.num_images:,} can't be taken")
     _loaded.cache_clear()  # the checkpoint may have been written anew since
     num_pieces = -(-plan.num_images // plan.chunk_size)
     present = set(storage.list_uris(work_uri))
@@ -125,7 +126,7 @@ def _network_inputs(model: TrainedModel, x_0: Tensor, labels: Tensor | None) -> 
     inputs: dict[str, Tensor] = {}
     if model.num_classes:
         if labels is None:
-            raise LikelihoodError(f"{model.description} is class-conditional, and the images have no labels")
+            raise UserError(f"{model.description} is class-conditional, and the images have no labels")
         inputs["y"] = labels
     if model.experiment.model.low_res_size is not None:
         inputs["low_res"] = make_low_res(x_0, model.experiment.model.low_res_size)

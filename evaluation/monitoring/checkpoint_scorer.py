@@ -8,7 +8,6 @@ checkpoints of one run; a reported number takes the full protocol, with other se
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from evaluation.distances.reference_statistics import ReferenceStatistics, load_
 from evaluation.features.extractors import FeatureExtractor, load_extractor
 from evaluation.monitoring import early_stopping
 from evaluation.records import grids
-from evaluation.records.devices import batch_size_for, choose_device
+from evaluation.records.devices import choose_device, default_batch_size
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
+from evaluation.records.run_directory import EVALUATIONS, SAMPLES, checkpoint_digest, run_uri_of, score_uri
 from evaluation.sampling.generate import QUANTIZATION, generate
 from evaluation.sampling.low_res import LowRes, RealLowRes
 from evaluation.sampling.trained_model import TrainedModel, load_model
@@ -30,8 +30,6 @@ from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import EvaluationConfig, Experiment, Precision
 
-EVALUATIONS = "evaluations"
-SAMPLES = "samples"
 NUM_GRID_ROWS = 10
 
 
@@ -94,7 +92,7 @@ class CheckpointScorer:
 
     def keep(self, history: Sequence[Mapping[str, Any]]) -> set[int]:
         """Steps whose checkpoints the final choice may want."""
-        return early_stopping.worth_keeping(history, self.evaluation)
+        return early_stopping.steps_to_keep(history, self.evaluation)
 
 
 def score_checkpoint(
@@ -126,15 +124,15 @@ def score_checkpoint(
 
     Raises:
         CheckpointError: There is no such checkpoint.
-        ProvenanceError: The reference can't be compared with it.
-        ExtractorError: The extractor's weights can't be had.
-        GenerationError: It is an upsampler, and `data_uri` is not given.
+        UserError: The reference can't be compared with it.
+        UserError: The extractor's weights can't be had.
+        UserError: It is an upsampler, and `data_uri` is not given.
     """
     started = time.monotonic()
     device = choose_device(device)
     experiment = checkpoint.load_experiment(checkpoint_uri)
     extractor = load_extractor(experiment.evaluation.extractor, weights=extractor_weights, device=device)
-    batch_size = batch_size or batch_size_for(experiment.data.image_size)
+    batch_size = batch_size or default_batch_size(experiment.data.image_size)
     reference = load_reference(reference_uri)
     protocol = scoring_protocol(experiment, reference, extractor, precision)
     uri = score_uri(checkpoint_uri)
@@ -218,7 +216,7 @@ def scoring_protocol(
     """The card of a score: what has to agree for two scores to be of one history.
 
     Raises:
-        ProvenanceError: The reference can't be compared with the experiment's images.
+        UserError: The reference can't be compared with the experiment's images.
     """
     provenance = reference.require(extractor=extractor, experiment=experiment)
     evaluation = experiment.evaluation
@@ -242,19 +240,3 @@ def read_history(run_uri: str) -> list[dict[str, Any]]:
     """The scores that are kept in a run's directory, by step."""
     uris = [uri for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS)) if uri.rpartition("/")[2].startswith("step=")]
     return sorted((storage.read_json(uri) for uri in uris), key=lambda score: int(score["step"]))
-
-
-def run_uri_of(checkpoint_uri: str) -> str:
-    """The run's directory, of which `checkpoints/step=NNNNNNNN` is a part."""
-    head, _, _ = checkpoint_uri.rstrip("/").rpartition("/")
-    return head.rpartition("/")[0]
-
-
-def score_uri(checkpoint_uri: str) -> str:
-    """Where the score of a checkpoint is kept."""
-    return storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"step={checkpoint.step_of(checkpoint_uri):08d}.json")
-
-
-def checkpoint_digest(checkpoint_uri: str) -> str:
-    """Tells the checkpoint from another of the same step, which a run that was rolled back may have written."""
-    return hashlib.sha256(storage.read_bytes(storage.join(checkpoint_uri, checkpoint.COMPLETE))).hexdigest()

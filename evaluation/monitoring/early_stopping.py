@@ -63,8 +63,8 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
         history: Scores in any order; of a step that occurs twice, the later entry counts.
         config: `patience` (0 never stops), `min_gain`, `min_steps`.
     """
-    scores = in_order(history)
-    best = next(iter(ranked(scores)), None)
+    scores = sorted_by_step(history)
+    best = next(iter(ranked_candidates(scores)), None)
     if best is None:
         outcome = "no checkpoint is scored yet" if not scores else f"none of {len(scores)} scored checkpoints has a finite score"
         stop = 0 < config.patience <= len(scores) and int(scores[-1]["step"]) >= config.min_steps
@@ -96,37 +96,37 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
     )
 
 
-def in_order(history: Iterable[Score]) -> list[Score]:
+def sorted_by_step(history: Iterable[Score]) -> list[Score]:
     """The scores by step, one a step."""
     by_step = {int(score["step"]): score for score in history}
     return [by_step[step] for step in sorted(by_step)]
 
 
-def ranked(history: Iterable[Score]) -> list[Candidate]:
+def ranked_candidates(history: Iterable[Score]) -> list[Candidate]:
     """Every set of weights with a finite score, best first; of equals, the earlier step."""
     candidates = [
         Candidate(step=int(score["step"]), weights=weights, score=float(value))
-        for score in in_order(history)
+        for score in sorted_by_step(history)
         for weights, value in score["scores"].items()
         if value is not None and math.isfinite(value)
     ]
     return sorted(candidates, key=lambda candidate: (candidate.score, candidate.step))
 
 
-def best_few(history: Iterable[Score], count: int) -> list[Candidate]:
+def best_checkpoints(history: Iterable[Score], count: int) -> list[Candidate]:
     """The best weights of each of the best `count` checkpoints: what is worth a full scoring.
 
     One a checkpoint, because the decays of one checkpoint are almost the same network.
     """
     best_of_step: dict[int, Candidate] = {}
-    for candidate in ranked(history):
+    for candidate in ranked_candidates(history):
         best_of_step.setdefault(candidate.step, candidate)
     return list(best_of_step.values())[:count]
 
 
-def worth_keeping(history: Sequence[Score], config: EvaluationConfig) -> set[int]:
+def steps_to_keep(history: Sequence[Score], config: EvaluationConfig) -> set[int]:
     """Steps whose checkpoints a later choice may want."""
-    return {candidate.step for candidate in best_few(history, config.rescore_best)}
+    return {candidate.step for candidate in best_checkpoints(history, config.rescore_best)}
 
 
 def _smallest(score: Score) -> float:

@@ -7,9 +7,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from training.config.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class RegressionCheck:
     """The judgement of one score.
 
     Attributes:
@@ -29,18 +31,14 @@ class Verdict:
     reason: str
 
 
-class RegressionError(ValueError):
-    """There is nothing to compare with, or the thresholds make no sense."""
-
-
-def judge(
+def check_regression(
     distance: float,
     standard_error: float | None,
     history: Sequence[float],
     *,
     num_standard_errors: float = 4.0,
     min_difference: float = 0.0,
-) -> Verdict:
+) -> RegressionCheck:
     """Compares a score with its history.
 
     A score is a regression if it exceeds the history's median m by more than `num_standard_errors` * s and by more than
@@ -55,15 +53,13 @@ def judge(
         min_difference: What is too little to matter, in units of the distance.
 
     Raises:
-        RegressionError: There is no history, or a threshold is no number that is at least 0.
+        UserError: There is no history, or a threshold is no number that is at least 0.
     """
     history = [value for value in history if math.isfinite(value)]
     if not history:
-        raise RegressionError("there is no earlier score to compare with")
+        raise UserError("there is no earlier score to compare with")
     if not (0 <= num_standard_errors < math.inf and 0 <= min_difference < math.inf):
-        raise RegressionError(
-            f"thresholds must be at least 0, got {num_standard_errors} standard errors and a difference of {min_difference}"
-        )
+        raise UserError(f"thresholds must be at least 0, got {num_standard_errors} standard errors and a difference of {min_difference}")
     baseline = statistics.median(history)
     spread = max(standard_error or 0.0, statistics.stdev(history) if len(history) >= 3 else 0.0)
     limit = baseline + max(num_standard_errors * spread, min_difference)
@@ -73,4 +69,4 @@ def judge(
         f"{distance:.4g} against {baseline:.4g} (median of {len(history)} earlier {scores}); "
         f"the limit is {limit:.4g}, {num_standard_errors:g} x {spread:.3g} above" + (f" or {min_difference:g}" if min_difference else "")
     )
-    return Verdict(regressed=regressed, distance=distance, baseline=baseline, spread=spread, limit=limit, reason=reason)
+    return RegressionCheck(regressed=regressed, distance=distance, baseline=baseline, spread=spread, limit=limit, reason=reason)

@@ -8,14 +8,11 @@ from typing import Any
 
 import torch
 
+from training.config.errors import UserError
 from training.config.experiment import Precision
 
 MAX_BATCH_SIZE = 250
 _PIXELS_AT_A_TIME = 2**20
-
-
-class DeviceError(ValueError):
-    """A device that is not there; the message says what is."""
 
 
 def choose_device(word: str) -> str:
@@ -25,21 +22,21 @@ def choose_device(word: str) -> str:
         word: "auto" (a GPU where this process sees one, else the processor), "cpu", "cuda" or "cuda:1".
 
     Raises:
-        DeviceError: There is no such device here.
+        UserError: There is no such device here.
     """
     if word == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(word)
     except RuntimeError as error:
-        raise DeviceError(f"{word!r} is not a device; use auto, cpu, cuda or cuda:1") from error
+        raise UserError(f"{word!r} is not a device; use auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise DeviceError(f"there is no device {word!r} here: this process sees {count} GPUs; use auto or cpu")
+        raise UserError(f"there is no device {word!r} here: this process sees {count} GPUs; use auto or cpu")
     return word
 
 
-def batch_size_for(image_size: int) -> int:
+def default_batch_size(image_size: int) -> int:
     """Images at a time that a network of the paper's sizes has room for: about a megapixel, at most 250.
 
     What still does not fit is halved when the device says so (`evaluation.sampling.generate`, `evaluation.likelihood.estimate`).
@@ -47,7 +44,7 @@ def batch_size_for(image_size: int) -> int:
     return min(MAX_BATCH_SIZE, max(1, _PIXELS_AT_A_TIME // image_size**2))
 
 
-def arithmetic(device: str, precision: Precision) -> str:
+def describe_arithmetic(device: str, precision: Precision) -> str:
     """What a network computes in while sampling, in words for protocol cards."""
     if precision == "bf16":
         return "bfloat16 autocast"

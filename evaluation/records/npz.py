@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evaluation.distances.frechet import FeatureStatistics
 from training import storage
+from training.config.errors import UserError
 from training.shapes import Int64, UInt8
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -29,33 +29,29 @@ Arrays = dict[str, npt.NDArray[Any]]
 _BATCH = "a batch of images is uint8 [N, height, width, 1 or 3]"
 
 
-class NpzError(ValueError):
-    """A file that is not the npz it should be; the message names it and what is missing."""
-
-
 @contextlib.contextmanager
-def opened(uri: str) -> Iterator[Any]:
+def open_npz(uri: str) -> Iterator[Any]:
     """The file as numpy reads it, one array when it is asked for; pickled objects are refused.
 
     Raises:
-        NpzError: It is not an npz file of plain arrays, or an array of it is damaged.
+        UserError: It is not an npz file of plain arrays, or an array of it is damaged.
         StorageError: It can't be read.
     """
     with storage.open_local(uri) as path:
         if not zipfile.is_zipfile(path):
-            raise NpzError(f"{uri} is not an npz file, or it is cut short")
+            raise UserError(f"{uri} is not an npz file, or it is cut short")
         try:
             with np.load(path, allow_pickle=False) as file:
                 yield file
-        except NpzError:
+        except UserError:
             raise
         except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise NpzError(f"{uri} is not an npz file of plain arrays, or is damaged: {error}") from error
+            raise UserError(f"{uri} is not an npz file of plain arrays, or is damaged: {error}") from error
 
 
 def read_arrays(uri: str, *, without: Collection[str] = ()) -> Arrays:
-    """Every array of an npz file, but for those that are not wanted; see `opened`."""
-    with opened(uri) as file:
+    """Every array of an npz file, but for those that are not wanted; see `open_npz`."""
+    with open_npz(uri) as file:
         return {name: file[name] for name in file.files if name not in without}
 
 
@@ -66,51 +62,20 @@ def write_arrays(uri: str, arrays: Mapping[str, npt.NDArray[Any]], *, compress: 
     storage.write_bytes(uri, buffer.getvalue())
 
 
-def statistics_of(arrays: Mapping[str, npt.NDArray[Any]], uri: str, suffix: str = "") -> FeatureStatistics:
-    """The statistics in `mu` and `sigma` (with a suffix: "_s" for the spatial ones).
-
-    Raises:
-        NpzError: They are absent, or their shapes are not those of a mean and a covariance.
-    """
-    missing = [name for name in (f"mu{suffix}", f"sigma{suffix}") if name not in arrays]
-    if missing:
-        raise NpzError(f"{uri} holds {', '.join(arrays) or 'nothing'}; statistics need {' and '.join(missing)}")
-    try:
-        mean, covariance = (torch.from_numpy(arrays[f"{name}{suffix}"].astype(np.float64)) for name in ("mu", "sigma"))
-        num_images = int(arrays["num_images"]) if "num_images" in arrays else None
-    except (TypeError, ValueError) as error:
-        raise NpzError(f"{uri}: mu{suffix}, sigma{suffix} or num_images are no numbers ({error})") from error
-    if mean.ndim != 1 or tuple(covariance.shape) != (len(mean), len(mean)):
-        raise NpzError(
-            f"{uri}: mu{suffix} {tuple(mean.shape)} and sigma{suffix} {tuple(covariance.shape)} are not a mean and its covariance"
-        )
-    if bool((covariance.diagonal() < 0).any()) or not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6, equal_nan=True):
-        raise NpzError(f"{uri}: sigma{suffix} is no covariance: it has negative variances, or is not symmetric")
-    return FeatureStatistics(mean=mean, covariance=(covariance + covariance.T) / 2, num_images=num_images)
-
-
-def write_statistics(uri: str, statistics: FeatureStatistics, spatial: FeatureStatistics | None = None) -> None:
-    """Writes what EDM, pytorch-fid and the ADM evaluator read: mu and sigma, and mu_s and sigma_s where given."""
-    arrays: Arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.covariance.numpy()}
-    if spatial is not None:
-        arrays |= {"mu_s": spatial.mean.numpy(), "sigma_s": spatial.covariance.numpy()}
-    write_arrays(uri, arrays)
-
-
 def read_images(uri: str) -> tuple[UInt8[Tensor, "batch channels height width"], Int64[Tensor, " batch"] | None]:
     """A batch of images and its labels, where it has some.
 
     Raises:
-        NpzError: There is no `arr_0` of uint8 images, or there are not as many labels.
+        UserError: There is no `arr_0` of uint8 images, or there are not as many labels.
     """
     arrays = read_arrays(uri)
     images = arrays.get("arr_0")
     if images is None:
-        raise NpzError(f"{uri}: arr_0 is absent; {_BATCH}")
+        raise UserError(f"{uri}: arr_0 is absent; {_BATCH}")
     _require_batch(images.dtype, images.shape, uri)
     labels = arrays.get("arr_1")
     if labels is not None and labels.shape != images.shape[:1]:
-        raise NpzError(f"{uri}: {labels.shape} labels do not fit {len(images)} images")
+        raise UserError(f"{uri}: {labels.shape} labels do not fit {len(images)} images")
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return pixels, None if labels is None else torch.from_numpy(labels.astype(np.int64))
 
@@ -119,7 +84,7 @@ def count_images(uri: str) -> int:
     """How many images a batch holds, from its header alone.
 
     Raises:
-        NpzError: There is no `arr_0` of uint8 images.
+        UserError: There is no `arr_0` of uint8 images.
     """
     with _batch(uri) as (_, shape):
         return shape[0]
@@ -129,7 +94,7 @@ def stream_images(uri: str, batch_size: int) -> Iterator[UInt8[Tensor, "batch ch
     """The images of a batch, however large, with `batch_size` of them in memory at a time.
 
     Raises:
-        NpzError: There is no `arr_0` of uint8 images, or it ends early.
+        UserError: There is no `arr_0` of uint8 images, or it ends early.
     """
     with _batch(uri) as (member, shape):
         for first in range(0, shape[0], batch_size):
@@ -137,9 +102,9 @@ def stream_images(uri: str, batch_size: int) -> Iterator[UInt8[Tensor, "batch ch
             try:
                 data = member.read(count * math.prod(shape[1:]))
             except (zlib.error, zipfile.BadZipFile, EOFError) as error:
-                raise NpzError(f"{uri}: arr_0 is damaged ({error}); fetch or draw it again") from error
+                raise UserError(f"{uri}: arr_0 is damaged ({error}); fetch or draw it again") from error
             if len(data) != count * math.prod(shape[1:]):
-                raise NpzError(f"{uri}: arr_0 ends before its {shape[0]:,} images; fetch or draw it again")
+                raise UserError(f"{uri}: arr_0 ends before its {shape[0]:,} images; fetch or draw it again")
             pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(count, *shape[1:])
             yield pixels.permute(0, 3, 1, 2).contiguous()
 
@@ -157,12 +122,12 @@ def _batch(uri: str) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
             member = stack.enter_context(archive.open("arr_0.npy"))
             shape, fortran, dtype = _header(member)
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise NpzError(f"{uri}: arr_0 can't be read ({error}); {_BATCH}") from error
+            raise UserError(f"{uri}: arr_0 can't be read ({error}); {_BATCH}") from error
         _require_batch(dtype, shape, uri)
         if num_labels not in (None, shape[0]):
-            raise NpzError(f"{uri}: {num_labels:,} labels (arr_1) do not fit {shape[0]:,} images")
+            raise UserError(f"{uri}: {num_labels:,} labels (arr_1) do not fit {shape[0]:,} images")
         if fortran:
-            raise NpzError(f"{uri}: arr_0 is in Fortran's order; write it with numpy.ascontiguousarray")
+            raise UserError(f"{uri}: arr_0 is in Fortran's order; write it with numpy.ascontiguousarray")
         yield member, shape
 
 
@@ -176,7 +141,7 @@ def _header(member: Any) -> tuple[tuple[int, ...], bool, Any]:
 
 def _require_batch(dtype: npt.DTypeLike, shape: tuple[int, ...], uri: str) -> None:
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
-        raise NpzError(f"{uri}: arr_0 is {dtype} {shape}; {_BATCH}")
+        raise UserError(f"{uri}: arr_0 is {dtype} {shape}; {_BATCH}")
 
 
 def write_images(

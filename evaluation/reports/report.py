@@ -14,14 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from evaluation.monitoring.checkpoint_scorer import EVALUATIONS, read_history, run_uri_of
-from evaluation.monitoring.regression import Verdict
+from evaluation.monitoring.checkpoint_scorer import read_history
+from evaluation.monitoring.regression import RegressionCheck
 from evaluation.records import grids
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
+from evaluation.records.run_directory import CHOICE, EVALUATIONS, run_uri_of
 from evaluation.reports import figures
 from evaluation.reports import paper_numbers as paper
-from evaluation.selection.final_choice import CHOICE
 from training import storage
 from training.config.experiment import Experiment
 from training.console import format_duration
@@ -57,7 +57,7 @@ class Nightly:
         earlier: When, and which distance; oldest first.
     """
 
-    verdict: Verdict
+    verdict: RegressionCheck
     earlier: tuple[tuple[datetime, float], ...]
 
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from evaluation.records import grids, npz
-from evaluation.records.devices import batch_size_for, choose_device
+from evaluation.records.devices import choose_device, default_batch_size
 from evaluation.sampling import sample_set
-from evaluation.sampling.generate import GenerationError, Labels, labels_for
+from evaluation.sampling.generate import Labels, labels_for
 from evaluation.sampling.sample_set import SamplePlan
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
+from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
 from training.data.format.shards import read_manifest
 
@@ -62,16 +63,16 @@ def draw_images(
         device: Where each of them samples.
 
     Raises:
-        GenerationError: The request does not suit the model, the directory holds other images, or `grid_path` is not a PNG's name.
+        UserError: The request does not suit the model, the directory holds other images, or `grid_path` is not a PNG's name.
         CheckpointError: There is no such checkpoint.
         OSError: The PNG can't be written there.
     """
     if grid_path.is_dir():
-        raise GenerationError(f"{grid_path}: is a directory; name the PNG to write")
+        raise UserError(f"{grid_path}: is a directory; name the PNG to write")
     if grid_path.suffix.lower() != ".png":
-        raise GenerationError(f"{grid_path}: the images are written as PNG; name a file like samples.png")
+        raise UserError(f"{grid_path}: the images are written as PNG; name a file like samples.png")
     if grid_path.parts[0] == "s3:":
-        raise GenerationError(f"{grid_path}: the PNG is written on this machine; name a path (--images takes an address in S3)")
+        raise UserError(f"{grid_path}: the PNG is written on this machine; name a path (--images takes an address in S3)")
     grid_path.parent.mkdir(parents=True, exist_ok=True)  # what can't be written is refused before anything is drawn, too
     model = request.model.load("cpu")  # refuses what is missing before anything is drawn
     plan = _plan(request, model)
@@ -91,17 +92,17 @@ def draw_images(
 
 def _plan(request: DrawRequest, model: TrainedModel) -> SamplePlan:
     if request.num_images < 1:
-        raise GenerationError(f"the number of images must be at least 1, got {request.num_images}")
+        raise UserError(f"the number of images must be at least 1, got {request.num_images}")
     upsampler = model.experiment.model.low_res_size is not None
     if request.low_res_uri and not upsampler:
-        raise GenerationError(f"{model.description} is not an upsampler, it enlarges nothing")
+        raise UserError(f"{model.description} is not an upsampler, it enlarges nothing")
     if not request.data_uri and (request.labels == "data" or (upsampler and not request.low_res_uri)):
         wants = "labels as in the data" if request.labels == "data" else "an upsampler without images to enlarge"
-        raise GenerationError(f"{wants}: the data set is needed, and the model does not say which it was trained on; name its directory")
+        raise UserError(f"{wants}: the data set is needed, and the model does not say which it was trained on; name its directory")
     train_uri = storage.join(request.data_uri, "train") if request.data_uri else ""
     counts = tuple(read_manifest(train_uri).class_counts) if request.labels == "data" else ()
     labels_for(torch.arange(1), model.num_classes, request.labels, seed=request.seed, class_counts=counts)  # refuses what does not suit
-    room = batch_size_for(model.experiment.data.image_size)
+    room = default_batch_size(model.experiment.data.image_size)
     return SamplePlan(
         model=request.model,
         num_images=request.num_images,
@@ -114,7 +115,7 @@ def _plan(request: DrawRequest, model: TrainedModel) -> SamplePlan:
         precision=request.precision,
         low_res_uri=request.low_res_uri,
         low_res_data_uri=train_uri if upsampler and not request.low_res_uri else "",
-        inputs=sample_set.digests_of_inputs(request.model, request.low_res_uri),
+        inputs=sample_set.input_digests(request.model, request.low_res_uri),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evaluation.sampling.low_res import LowRes
 from evaluation.sampling.trained_model import TrainedModel, load_model
+from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
 from training.console import say
 from training.diffusion.denoiser import Denoiser
@@ -28,10 +29,6 @@ Generated = tuple[Tensor, Tensor, Tensor | None]
 """Indices, uint8 NCHW images, labels."""
 
 QUANTIZATION = "truncated to 8 bits, as the released code does"
-
-
-class GenerationError(ValueError):
-    """Images that a model can't draw; the message says why."""
 
 
 def generate(
@@ -72,14 +69,12 @@ def generate(
         Indices, images (uint8 NCHW, on the CPU) and labels (None for an unconditional model).
 
     Raises:
-        GenerationError: The labels don't suit the model, or it is an upsampler and `low_res` is missing.
+        UserError: The labels don't suit the model, or it is an upsampler and `low_res` is missing.
         CheckpointError: There is no such checkpoint.
     """
     model = load_model(checkpoint_uri, weights, device=device) if isinstance(checkpoint_uri, str) else checkpoint_uri
     if (low_res is None) != (model.experiment.model.low_res_size is None):
-        raise GenerationError(
-            f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to one, and only to one"
-        )
+        raise UserError(f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to one, and only to one")
     process = make_sampling_process(model.experiment.diffusion, sampling)
     sampler = make_sampler(sampling)
     network = _with_precision(model.network, precision, model.device)
@@ -122,7 +117,7 @@ def _if_it_fits(draw: Callable[[Tensor], Generated], indices: Tensor, model: Tra
         return draw(indices)
     except torch.OutOfMemoryError as error:
         if len(indices) == 1:
-            raise GenerationError(f"{model.device} has no memory for a single image of {model.description}; use another device") from error
+            raise UserError(f"{model.device} has no memory for a single image of {model.description}; use another device") from error
     torch.cuda.empty_cache()  # outside of the handler, whose traceback holds the tensors of the failed attempt
     return None
 
@@ -141,23 +136,23 @@ def labels_for(
         class_counts: Images of each label in the data.
 
     Raises:
-        GenerationError: There is no such label, or the data's counts are needed and missing.
+        UserError: There is no such label, or the data's counts are needed and missing.
     """
     if num_classes == 0:
         if labels not in ("balanced", "data"):
-            raise GenerationError("the model is unconditional, it takes no labels")
+            raise UserError("the model is unconditional, it takes no labels")
         return None
     if labels == "balanced":
         return indices % num_classes
     if labels == "data":
         if len(class_counts) != num_classes or sum(class_counts) == 0:
-            raise GenerationError(f"labels as the data's need the counts of {num_classes} classes, got {len(class_counts)}")
+            raise UserError(f"labels as the data's need the counts of {num_classes} classes, got {len(class_counts)}")
         shares = torch.tensor(class_counts, dtype=torch.float64).cumsum(0) / sum(class_counts)
         drawn = torch.searchsorted(shares, keyed_uniform(seed, Stream.LABELS, indices), right=True)
         return drawn.clamp(max=num_classes - 1)
     chosen = torch.tensor([int(label) for label in labels], dtype=torch.int64)
     if len(chosen) == 0 or int(chosen.min()) < 0 or int(chosen.max()) >= num_classes:
-        raise GenerationError(f"labels {list(labels)} are not all in 0..{num_classes - 1}, which the model knows")
+        raise UserError(f"labels {list(labels)} are not all in 0..{num_classes - 1}, which the model knows")
     return chosen[indices % len(chosen)]
 
 

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.monitoring.checkpoint_scorer import checkpoint_digest
 from evaluation.records import npz
 from evaluation.records.protocol_card import as_plain
-from evaluation.sampling.generate import Generated, GenerationError, Labels, concatenated, generate
+from evaluation.records.run_directory import checkpoint_digest
+from evaluation.sampling.generate import Generated, Labels, concatenated, generate
 from evaluation.sampling.low_res import LowRes, RealLowRes
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
+from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
 from training.console import format_duration, format_rate, format_remaining, say
 from training.distributed.parallel_map import spread
@@ -50,7 +51,7 @@ class SamplePlan:
         precision: Of the network.
         low_res_uri: For an upsampler: the set of images to enlarge, at least as many.
         low_res_data_uri: Or a data set (one split) whose images, downsampled, it is to enlarge again.
-        inputs: Digests of what stands at these addresses, where something else may come to stand (`digests_of_inputs`).
+        inputs: Digests of what stands at these addresses, where something else may come to stand (`input_digests`).
     """
 
     model: ModelSpec
@@ -68,7 +69,7 @@ class SamplePlan:
 
     def __post_init__(self) -> None:
         if self.num_images < 1 or self.batch_size < 1 or self.chunk_size < 1:
-            raise GenerationError(
+            raise UserError(
                 f"{self.num_images} images in chunks of {self.chunk_size} and batches of {self.batch_size}: each must be at least 1"
             )
 
@@ -102,11 +103,11 @@ def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu
         device: Where each of them samples.
 
     Raises:
-        GenerationError: The directory holds a set of another plan.
+        UserError: The directory holds a set of another plan.
     """
     plan_uri = storage.join(uri, PLAN)
     if not storage.write_json(plan_uri, plan.to_dict(), if_absent=True) and storage.read_json(plan_uri) != plan.to_dict():
-        raise GenerationError(f"{uri} holds images of another plan; give another directory, or delete it")
+        raise UserError(f"{uri} holds images of another plan; give another directory, or delete it")
     present = set(storage.list_uris(uri))
     missing = [number for number in range(plan.num_chunks) if chunk_uri(uri, number) not in present]
     if len(missing) < plan.num_chunks:
@@ -132,14 +133,14 @@ def read(uri: str) -> Iterator[Generated]:
     """The images of a set, chunk by chunk: indices, uint8 NCHW images, labels.
 
     Raises:
-        GenerationError: The set is not complete.
+        UserError: The set is not complete.
     """
     plan = storage.read_json(storage.join(uri, PLAN))
     num_images, chunk_size = int(plan["num_images"]), int(plan["chunk_size"])
     for number, first in enumerate(range(0, num_images, chunk_size)):
         images, labels = _read_chunk(uri, number)
         if len(images) != min(chunk_size, num_images - first):
-            raise GenerationError(f"{chunk_uri(uri, number)} holds {len(images)} images; delete it and draw again")
+            raise UserError(f"{chunk_uri(uri, number)} holds {len(images)} images; delete it and draw again")
         yield torch.arange(first, first + len(images)), images, labels
 
 
@@ -153,11 +154,11 @@ def chunk_size_for(num_images: int, batch_size: int) -> int:
     return batch_size * max(1, -(-num_images // (20 * batch_size)))
 
 
-def digests_of_inputs(model: ModelSpec, low_res_uri: str = "") -> tuple[str, ...]:
+def input_digests(model: ModelSpec, low_res_uri: str = "") -> tuple[str, ...]:
     """Of the checkpoints and of the first stage's plan: a run that was trained anew has other weights at the same address.
 
     Raises:
-        GenerationError: There is no set of small images.
+        UserError: There is no set of small images.
     """
     uris = [uri for uri in (model.checkpoint_uri, model.ends_checkpoint_uri) if uri]
     small = (hashlib.sha256(json.dumps(_plan_at(low_res_uri)).encode()).hexdigest(),) if low_res_uri else ()
@@ -173,7 +174,7 @@ def _read_chunk(uri: str, number: int) -> tuple[Tensor, Tensor | None]:
     try:
         return npz.read_images(chunk_uri(uri, number))
     except storage.ObjectNotFoundError as error:
-        raise GenerationError(f"{uri}: chunk {number} is missing; the set is not complete, draw it again") from error
+        raise UserError(f"{uri}: chunk {number} is missing; the set is not complete, draw it again") from error
 
 
 def _size(plan: SamplePlan, number: int) -> int:
@@ -216,7 +217,7 @@ def _plan_at(uri: str) -> dict[str, Any]:
     try:
         plan: dict[str, Any] = storage.read_json(storage.join(uri, PLAN))
     except storage.ObjectNotFoundError as error:
-        raise GenerationError(f"{uri} holds no set of images ({PLAN} is missing); draw the first stage's into it") from error
+        raise UserError(f"{uri} holds no set of images ({PLAN} is missing); draw the first stage's into it") from error
     return plan
 
 
@@ -228,10 +229,10 @@ class _FirstStage:
         small = _plan_at(self._uri)
         self._chunk_size = int(small["chunk_size"])
         if int(small["num_images"]) < plan.num_images:
-            raise GenerationError(f"{self._uri} holds {small['num_images']:,} images; {plan.num_images:,} are to be enlarged")
+            raise UserError(f"{self._uri} holds {small['num_images']:,} images; {plan.num_images:,} are to be enlarged")
         found = self._chunk(0)[0].shape[-1]
         if found != size:
-            raise GenerationError(f"{self._uri} holds images of {found} pixels; {description} enlarges {size}")
+            raise UserError(f"{self._uri} holds images of {found} pixels; {description} enlarges {size}")
 
     def __call__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         images, labels = [], []

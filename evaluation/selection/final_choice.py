@@ -10,22 +10,19 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.evaluate.preflight import EvaluationOptions, preflight
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.preflight import preflight
 from evaluation.evaluate.run import evaluate
-from evaluation.monitoring.checkpoint_scorer import EVALUATIONS, read_history
-from evaluation.monitoring.early_stopping import Candidate, best_few
+from evaluation.monitoring.checkpoint_scorer import read_history
+from evaluation.monitoring.early_stopping import Candidate, best_checkpoints
 from evaluation.records.protocol_card import as_plain
 from evaluation.records.result import EvaluationResult
+from evaluation.records.run_directory import CHOICE, EVALUATIONS
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.console import say
-
-CHOICE = "choice.json"
-
-
-class ChoiceError(ValueError):
-    """A run in which there is nothing to choose; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,17 +77,15 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
         options: How the work is done; likelihood and other measures are left to the report.
 
     Raises:
-        ChoiceError: No checkpoint that is still there has a finite score.
+        UserError: No checkpoint that is still there has a finite score.
     """
     history = read_history(run_uri)
     present = set(checkpoint.steps(run_uri))
     usable = [score for score in history if int(score["step"]) in present]
-    if not best_few(usable, 1):
-        raise ChoiceError(
-            f"{run_uri}: none of {len(present)} checkpoints has a finite score; score one, or name the checkpoint to evaluate"
-        )
+    if not best_checkpoints(usable, 1):
+        raise UserError(f"{run_uri}: none of {len(present)} checkpoints has a finite score; score one, or name the checkpoint to evaluate")
     experiment = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, int(usable[0]["step"])))
-    candidates = best_few(usable, experiment.evaluation.rescore_best)
+    candidates = best_checkpoints(usable, experiment.evaluation.rescore_best)
     if len(candidates) == 1:
         rescored = [Rescored(candidate=candidates[0], distance=None, standard_error=None)]
         reason = f"the best score beside training, {candidates[0].score:.4g}"
@@ -114,7 +109,7 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
     return choice
 
 
-def kept_result(model: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult | None:
+def stored_result(model: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult | None:
     """The stored result of the same evaluation of the same weights; None where there is none."""
     job = preflight(model, data_uri, reference_uri, options)
     uri = storage.join(job.run_uri, EVALUATIONS, f"{options.result_name}.json")
@@ -129,7 +124,7 @@ def _rescore(run_uri: str, candidate: Candidate, data_uri: str, reference_uri: s
         options, likelihood=False, metrics=(), purpose="choose", result_name=f"choose-{candidate.step:08d}-{candidate.weights}"
     )
     model = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, candidate.step), weights=candidate.weights)
-    result = kept_result(model, data_uri, reference_uri, mine)
+    result = stored_result(model, data_uri, reference_uri, mine)
     if result is None:
         result = evaluate(model, data_uri, reference_uri, options=mine)
     else:

@@ -17,21 +17,21 @@ import torch
 
 from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, jackknife_error, without_each_block
 from evaluation.distances.metrics import (
-    Kept,
-    Measured,
-    MetricError,
-    by_name,
-    features_of,
-    measure,
+    MetricInputs,
+    MetricValue,
+    compute_metrics,
+    extract_features,
+    metrics_to_dict,
     parse_metrics,
     require_count,
     require_extractor,
 )
 from evaluation.distances.reference_statistics import ReferenceStatistics, load_reference, moments_of, require_comparable
-from evaluation.features.extractors import FeatureExtractor, Named, distance_name, load_extractor, published
+from evaluation.features.extractors import ExtractorId, FeatureExtractor, distance_name, extractor_id, load_extractor
 from evaluation.records import npz
 from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import versions
+from training.config.errors import UserError
 from training.config.experiment import Extractor
 from training.console import say
 
@@ -85,18 +85,18 @@ def score_batch(
         reference_uri: Statistics, with or without images; or images alone, whose statistics are then computed.
         extractor: Whose features, by name or at hand.
         extractor_weights: Path or `s3://` URI of its weights.
-        metrics: Further measures; see `evaluation.metrics`.
+        metrics: Further measures; see `evaluation.distances.metrics`.
         device: Where.
 
     Raises:
-        NpzError: A file is not what it should be.
-        ProvenanceError: The reference says that it is of another extractor.
-        MetricError: A measure can't be taken of these files.
-        MomentsError: The statistics are of another number of dimensions.
+        UserError: A file is not what it should be.
+        UserError: The reference says that it is of another extractor.
+        UserError: A measure can't be taken of these files.
+        UserError: The statistics are of another number of dimensions.
     """
     here = choose_device(device)
     found = _score(samples_uri, reference_uri, extractor, extractor_weights, metrics, here)
-    network = published(extractor) if isinstance(extractor, str) else extractor
+    network = extractor_id(extractor) if isinstance(extractor, str) else extractor
     card = {
         "samples": samples_uri,
         "num_samples": found.num_samples,
@@ -120,15 +120,15 @@ def _score(
 ) -> BatchScore:
     wanted = parse_metrics(metrics)
     if "label_agreement" in wanted:
-        raise MetricError("label_agreement takes samples of our own models; 'iddpm evaluate' measures it")
-    with npz.opened(samples_uri) as file:
+        raise UserError("label_agreement takes samples of our own models; 'iddpm evaluate' measures it")
+    with npz.open_npz(samples_uri) as file:
         has_images = "arr_0" in file.files
     if not has_images and wanted:
-        raise MetricError(f"{samples_uri} holds no images (arr_0), only statistics; {', '.join(sorted(wanted))} need images")
-    with npz.opened(reference_uri) as file:
+        raise UserError(f"{samples_uri} holds no images (arr_0), only statistics; {', '.join(sorted(wanted))} need images")
+    with npz.open_npz(reference_uri) as file:
         has_statistics = "mu" in file.files
     if not has_images and has_statistics:
-        return _score_statistics(samples_uri, reference_uri, published(extractor) if isinstance(extractor, str) else extractor)
+        return _score_statistics(samples_uri, reference_uri, extractor_id(extractor) if isinstance(extractor, str) else extractor)
     if has_images:
         require_count(wanted, npz.count_images(samples_uri), f"images in {samples_uri}")
     network = load_extractor(extractor, weights=extractor_weights, device=device) if isinstance(extractor, str) else extractor
@@ -139,17 +139,17 @@ def _score(
         return _scored_statistics(load_reference(samples_uri), _reference_of_images(reference_uri, network), network)
     reference = _reference(reference_uri, network) if has_statistics else _reference_of_images(reference_uri, network)
     _require_reference(wanted, reference, reference_uri)
-    return _score_images(samples_uri, reference, network, Kept(metrics=wanted), distance_name(network.name, network.sha256))
+    return _score_images(samples_uri, reference, network, MetricInputs(metrics=wanted), distance_name(network.name, network.sha256))
 
 
-def _score_statistics(samples_uri: str, reference_uri: str, network: Named) -> BatchScore:
+def _score_statistics(samples_uri: str, reference_uri: str, network: ExtractorId | FeatureExtractor) -> BatchScore:
     """Statistics against statistics, for which no network is run."""
     statistics = load_reference(samples_uri)
     require_comparable(statistics, load_reference(reference_uri))
     return _scored_statistics(statistics, _reference(reference_uri, network), network)
 
 
-def _scored_statistics(sample: ReferenceStatistics, reference: _Reference, network: Named) -> BatchScore:
+def _scored_statistics(sample: ReferenceStatistics, reference: _Reference, network: ExtractorId | FeatureExtractor) -> BatchScore:
     if sample.provenance is not None:
         sample.require(extractor=network)
     return BatchScore(
@@ -162,7 +162,7 @@ def _scored_statistics(sample: ReferenceStatistics, reference: _Reference, netwo
     )
 
 
-def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, kept: Kept, name: str) -> BatchScore:
+def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, kept: MetricInputs, name: str) -> BatchScore:
     count = npz.count_images(uri)
     blocks = BlockedMoments(network.dim, count)
     first = 0
@@ -173,15 +173,15 @@ def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, ke
         first += len(images)
     real = None
     if kept.metrics & {"kid", "precision_recall"}:
-        real = features_of(npz.stream_images(reference.images_uri, BATCH_SIZE), network)
-    measured: list[Measured] = measure(kept, reference_features=real, spatial=reference.spatial, is_inception=_is_fid(network))
+        real = extract_features(npz.stream_images(reference.images_uri, BATCH_SIZE), network)
+    measured: list[MetricValue] = compute_metrics(kept, reference_features=real, spatial=reference.spatial, is_inception=_is_fid(network))
     error = jackknife_error(without_each_block(reference.features, blocks))
     return BatchScore(
         distance_name=name,
         distance=frechet_distance(reference.features, blocks.total()),
         standard_error=error if math.isfinite(error) else None,
         num_samples=count,
-        metrics=by_name(measured),
+        metrics=metrics_to_dict(measured),
         reference=reference.words,
     )
 
@@ -197,7 +197,7 @@ def _reference_of_images(uri: str, network: FeatureExtractor) -> _Reference:
     )
 
 
-def _reference(uri: str, network: Named) -> _Reference:
+def _reference(uri: str, network: ExtractorId | FeatureExtractor) -> _Reference:
     found = load_reference(uri)
     if found.provenance is not None:
         provenance = found.require(extractor=network)
@@ -209,9 +209,9 @@ def _reference(uri: str, network: Named) -> _Reference:
 
 def _require_reference(wanted: frozenset[Any], reference: _Reference, uri: str) -> None:
     if wanted & {"kid", "precision_recall"} and not reference.images_uri:
-        raise MetricError(f"{uri} holds no images (arr_0): KID and precision/recall compare single images; take an ADM reference batch")
+        raise UserError(f"{uri} holds no images (arr_0): KID and precision/recall compare single images; take an ADM reference batch")
     if "sfid" in wanted and reference.spatial is None:
-        raise MetricError(f"{uri} holds no spatial statistics (mu_s, sigma_s): the sFID needs them, or the images")
+        raise UserError(f"{uri} holds no spatial statistics (mu_s, sigma_s): the sFID needs them, or the images")
 
 
 def _is_fid(network: FeatureExtractor) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from evaluation.distances.frechet import jackknife_error
-from evaluation.evaluate.preflight import EvaluationOptions
+from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
 from evaluation.records import grids, npz
 from evaluation.records.devices import choose_device
@@ -27,7 +27,7 @@ from evaluation.records.result import EvaluationResult
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.low_res import RealLowRes
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
-from evaluation.selection.final_choice import kept_result
+from evaluation.selection.final_choice import stored_result
 from training import storage
 from training.config.experiment import EvaluationConfig, Experiment
 from training.console import say
@@ -123,7 +123,7 @@ def compare(
 
     Raises:
         ComparisonError: There are fewer than two models, or they make different images.
-        ProvenanceError: The reference can't be compared with them.
+        UserError: The reference can't be compared with them.
     """
     if len(models) < 2:
         raise ComparisonError("a comparison takes two models or more")
@@ -136,7 +136,7 @@ def compare(
     for name, spec in zip(names, models, strict=True):
         mine = dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}")
         say(f"{name}: {spec.checkpoint_uri}")
-        kept = kept_result(spec, data_uri, reference_uri, mine)
+        kept = stored_result(spec, data_uri, reference_uri, mine)
         if kept is not None:
             say(f"{name}: evaluated by this protocol before")
         results.append(kept or evaluate(spec, data_uri, reference_uri, options=mine))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.distances.frechet import jackknife_error
-from evaluation.evaluate.preflight import EvaluationOptions
+from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
 from evaluation.records.protocol_card import as_plain, card_rows
 from evaluation.records.result import EvaluationResult
@@ -22,7 +22,7 @@ from evaluation.reports import figures
 from evaluation.reports.study import Study, as_json
 from evaluation.reports.table_page import table_page
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.selection.final_choice import kept_result
+from evaluation.selection.final_choice import stored_result
 from training import storage
 from training.checkpoints import averages, checkpoint
 from training.console import say
@@ -171,7 +171,7 @@ def _score(point: SweepPoint, data_uri: str, reference_uri: str, options: Evalua
         result_name=f"ema-sweep-{point.step:08d}-{point.weights}",
     )
     spec = ModelSpec(checkpoint_uri=point.checkpoint_uri, weights=point.weights)
-    return kept_result(spec, data_uri, reference_uri, options) or evaluate(spec, data_uri, reference_uri, options=options)
+    return stored_result(spec, data_uri, reference_uri, options) or evaluate(spec, data_uri, reference_uri, options=options)
 
 
 def _best_of(step: int, found: Sequence[tuple[SweepPoint, EvaluationResult | None]]) -> EvaluationResult | None:

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.distances.frechet import jackknife_error
-from evaluation.evaluate.preflight import EvaluationOptions
+from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
 from evaluation.monitoring.checkpoint_scorer import read_history
-from evaluation.monitoring.early_stopping import best_few, decide, in_order
+from evaluation.monitoring.early_stopping import best_checkpoints, decide, sorted_by_step
 from evaluation.records.protocol_card import as_plain, num_sampling_steps
 from evaluation.records.result import EvaluationResult
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.selection.final_choice import kept_result
+from evaluation.selection.final_choice import stored_result
 from training.checkpoints import checkpoint
 from training.config.experiment import Experiment, SamplingConfig
 from training.console import say
@@ -123,7 +123,7 @@ def replay(
     """
     present = set(checkpoint.steps(run_uri))
     whole = read_history(run_uri)
-    history = [score for score in in_order(whole) if int(score["step"]) in present]
+    history = [score for score in sorted_by_step(whole) if int(score["step"]) in present]
     if len(history) < 2:
         raise ReplayError(f"{run_uri}: a replay compares checkpoints; only {len(history)} that is still there has a score")
     if len(history) < len(whole):
@@ -136,7 +136,7 @@ def replay(
         for weights, value in score["scores"].items()
         if value is not None and math.isfinite(value)
     }
-    candidates = best_few(history, num_rescored or experiment.evaluation.rescore_best)
+    candidates = best_checkpoints(history, num_rescored or experiment.evaluation.rescore_best)
     if not candidates:
         raise ReplayError(f"{run_uri}: no score is finite, so there is nothing to choose")
     cheap = (candidates[0].step, candidates[0].weights)
@@ -179,12 +179,12 @@ def _full_options(experiment: Experiment, options: EvaluationOptions) -> Evaluat
 def _full(run_uri: str, step: int, weights: str, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
     spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, step), weights=weights)
     mine = dataclasses.replace(options, result_name=f"replay-{step:08d}-{weights}")
-    return kept_result(spec, data_uri, reference_uri, mine) or evaluate(spec, data_uri, reference_uri, options=mine)
+    return stored_result(spec, data_uri, reference_uri, mine) or evaluate(spec, data_uri, reference_uri, options=mine)
 
 
 def _stop_step(history: Sequence[Mapping[str, Any]], experiment: Experiment) -> int | None:
     """The first checkpoint at which the scores up to then say stop."""
-    ordered = in_order(history)
+    ordered = sorted_by_step(history)
     for count in range(1, len(ordered) + 1):
         if decide(ordered[:count], experiment.evaluation).stop:
             return int(ordered[count - 1]["step"])

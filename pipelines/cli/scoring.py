@@ -71,11 +71,11 @@ def sample(
 
     connect()
     from evaluation.sampling.draw import DrawRequest, draw_images
-    from evaluation.selection.named_model import find_model
+    from evaluation.selection.resolve import resolve_model
 
     if num_workers > 1 and not images:
         raise ValueError("--num-workers needs --images: workers hand their images over in storage that all of them reach")
-    named = find_model(model)
+    named = resolve_model(model)
     spec = _spec(named.spec(weights or None), ends, ends_weights, ends_width)
     request = DrawRequest(
         model=spec,
@@ -127,16 +127,15 @@ def evaluate(
     """Score a model by its experiment's protocol, and write a page about it."""
     connect()
     from components.steps.evaluation_notes import note_evaluation
-    from evaluation.evaluate.preflight import require_own_name
-    from evaluation.evaluate.run import EvaluationOptions
+    from evaluation.evaluate.options import EvaluationOptions, require_own_name
     from evaluation.evaluate.run import evaluate as run_evaluation
-    from evaluation.monitoring.checkpoint_scorer import run_uri_of
+    from evaluation.records.run_directory import run_uri_of
     from evaluation.reports.report import write_report
-    from evaluation.selection.named_model import find_model
+    from evaluation.selection.resolve import resolve_model
 
     require_own_name(name)
     measures = _metrics(metrics)
-    named = find_model(model)
+    named = resolve_model(model)
     spec = _spec(named.spec(weights or None), ends, ends_weights, ends_width)
     data_uri = data_of(data_set, named.data_uri, model)
     options = EvaluationOptions(
@@ -197,14 +196,14 @@ def compare(
 ) -> None:
     """Set models beside each other: one protocol, the same noise, and how sure the differences are."""
     connect()
-    from evaluation.evaluate.preflight import EvaluationOptions
-    from evaluation.selection.named_model import find_model
+    from evaluation.evaluate.options import EvaluationOptions
+    from evaluation.selection.resolve import resolve_model
     from evaluation.studies import compare_page
     from evaluation.studies.compare import compare as run_comparison
 
     if weights and len(weights) != len(models):
         raise ValueError(f"--weights is given {len(weights)} times for {len(models)} models; give it for each, or for none")
-    found = [find_model(word) for word in models]
+    found = [resolve_model(word) for word in models]
     specs = [named.spec(chosen or None) for named, chosen in zip(found, weights or [""] * len(found), strict=True)]
     data_uri = data_of(data, found[0].data_uri, models[0])
     options = EvaluationOptions(
@@ -256,11 +255,11 @@ def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> Mod
     """The model, as the middle of an ensemble where its ends are named."""
     import dataclasses
 
-    from evaluation.selection.named_model import find_model
+    from evaluation.selection.resolve import resolve_model
 
     if not ends:
         return spec
-    other = find_model(ends).spec(ends_weights or None)
+    other = resolve_model(ends).spec(ends_weights or None)
     return dataclasses.replace(spec, ends_checkpoint_uri=other.checkpoint_uri, ends_weights=other.weights, ends_width=ends_width)
 
 

@@ -44,14 +44,14 @@ def ema_sweep(
 ) -> None:
     """Score averages of many decays out of one run, on common noise (figure 7)."""
     connect()
-    from evaluation.evaluate.preflight import EvaluationOptions
-    from evaluation.monitoring.checkpoint_scorer import run_uri_of
-    from evaluation.selection.named_model import find_model
+    from evaluation.evaluate.options import EvaluationOptions
+    from evaluation.records.run_directory import run_uri_of
+    from evaluation.selection.resolve import resolve_model
     from evaluation.studies import ema_sweep as study
 
     wanted = _numbers(decays, float, "--decays")
     steps = _numbers(at, int, "--at")
-    named = find_model(run)
+    named = resolve_model(run)
     data_uri = scoring.data_of(data, named.data_uri, run)
     reference_uri = reference or scoring.reference_beside(named.checkpoint_uri, data_uri, "", extractor_weights)
     options = EvaluationOptions(num_workers=num_workers, device=device, extractor_weights=extractor_weights or None)
@@ -85,13 +85,13 @@ def replay_stopping(
 ) -> None:
     """Score every checkpoint at full protocol, and say whether early stopping picked the same and at what cost."""
     connect()
-    from evaluation.evaluate.preflight import EvaluationOptions
-    from evaluation.monitoring.checkpoint_scorer import run_uri_of
-    from evaluation.selection.named_model import find_model
+    from evaluation.evaluate.options import EvaluationOptions
+    from evaluation.records.run_directory import run_uri_of
+    from evaluation.selection.resolve import resolve_model
     from evaluation.studies import stopping_replay_page as replay_page
     from evaluation.studies.stopping_replay import replay
 
-    named = find_model(run)
+    named = resolve_model(run)
     data_uri = scoring.data_of(data, named.data_uri, run)
     reference_uri = reference or scoring.reference_beside(named.checkpoint_uri, data_uri, "", extractor_weights)
     options = EvaluationOptions(
@@ -141,14 +141,14 @@ def adopt_reference(
 ) -> None:
     """Vouch for statistics that do not say what they are of: all training images of a data set, in an extractor's features."""
     connect()
-    from evaluation.distances.reference_statistics import adopt, vouched
-    from evaluation.features.extractors import published
+    from evaluation.distances.reference_statistics import import_statistics, provenance_of
+    from evaluation.features.extractors import extractor_id
     from training import storage
     from training.data.format.shards import read_manifest
 
-    network = published(extractor)
+    network = extractor_id(extractor)
     manifest = read_manifest(storage.join(data, "train"))
-    made = adopt(file, out, vouched(manifest, network.name, network.sha256))
+    made = import_statistics(file, out, provenance_of(manifest, network.name, network.sha256))
     print(f"{made.uri}: {made.features.dim}-dimensional features of {extractor}, vouched for as {manifest.num_images:,} images of {data}")
 
 

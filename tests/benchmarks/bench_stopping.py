@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from evaluation.distances.reference_statistics import compute_reference
-from evaluation.evaluate.preflight import EvaluationOptions
+from evaluation.evaluate.options import EvaluationOptions
 from evaluation.features.extractors import load_extractor
 from evaluation.monitoring.checkpoint_scorer import score_checkpoint
 from evaluation.studies.stopping_replay import as_text, replay

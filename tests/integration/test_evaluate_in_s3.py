@@ -7,16 +7,17 @@ import torch
 
 from components.steps.evaluate import extractor_weights_at
 from evaluation.distances.reference_statistics import compute_reference
-from evaluation.evaluate.run import EvaluationOptions, evaluate
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate
 from evaluation.features.extractors import load_extractor
 from evaluation.features.pretrained import NETWORKS
-from evaluation.features.weights import ExtractorError
 from evaluation.monitoring.checkpoint_scorer import read_history, score_checkpoint
 from evaluation.records import npz
 from evaluation.sampling.draw import DrawRequest, draw_images
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
 from training.config.presets import preset
 from training.data.preparation.prepare import Options, prepare
@@ -91,7 +92,7 @@ def test_an_extractors_weights_are_found_in_the_bucket(bucket_uri: str) -> None:
     storage.write_bytes(f"{bucket_uri}/extractors/{NETWORKS['vgg16'].name}", b"not weights")
     found = extractor_weights_at(bucket_uri, "vgg16")
     assert found == f"{bucket_uri}/extractors/{NETWORKS['vgg16'].name}"
-    with pytest.raises(ExtractorError, match="sha256"):
+    with pytest.raises(UserError, match="sha256"):
         load_extractor("vgg16", weights=found)
 
 

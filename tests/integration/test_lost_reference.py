@@ -7,7 +7,6 @@ import pytest
 from components.steps.evaluate import evaluate_run, make_reference
 from components.steps.train import train_run
 from evaluation.distances.reference_statistics import load_reference
-from evaluation.selection.final_choice import ChoiceError
 from training import storage
 from training.config.errors import UserError
 from training.config.presets import preset
@@ -45,7 +44,7 @@ def test_training_makes_them_anew_where_they_were_and_says_why(root, monkeypatch
 def test_evaluation_makes_them_anew_too(root, capsys):
     uri = _deleted(root)
     storage.write_bytes(f"{root}/runs/one/experiment.json", preset(_PRESET).to_json().encode())
-    with pytest.raises(ChoiceError):  # the run has no checkpoint: the step ends right after
+    with pytest.raises(UserError):  # the run has no checkpoint: the step ends right after
         evaluate_run(f"{root}/runs/one", f"{root}/data", uri, {})
     assert storage.exists(uri)
     assert "they are made anew" in capsys.readouterr().out

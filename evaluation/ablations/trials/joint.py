@@ -7,12 +7,13 @@ from typing import Any
 
 from evaluation.ablations.trials.measures import NUM_PAIRED_IMAGES, sample_images
 from evaluation.ablations.trials.record import TrialModel, TrialRecord
-from evaluation.evaluate.preflight import EvaluationOptions, preflight
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.preflight import preflight
 from evaluation.evaluate.run import evaluate
 from evaluation.records.protocol_card import describe_sampling
 from evaluation.sampling import sample_set
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.selection.final_choice import kept_result
+from evaluation.selection.final_choice import stored_result
 from training import storage
 
 ENDS_SHARE = 40
@@ -40,7 +41,7 @@ def ensemble(subjects: Mapping[str, TrialModel]) -> TrialRecord:
         ends_width=width,
     )
     options = EvaluationOptions(result_name="ensemble")
-    result = kept_result(spec, middle.data_uri, middle.reference_uri, options) or evaluate(
+    result = stored_result(spec, middle.data_uri, middle.reference_uri, options) or evaluate(
         spec, middle.data_uri, middle.reference_uri, options=options
     )
     sampling = middle.experiment.evaluation.sampling
@@ -83,7 +84,7 @@ def cascade(subjects: Mapping[str, TrialModel]) -> TrialRecord:
     small_uri = storage.join(first.run_uri, "samples", f"first-stage-{first.step:08d}-{first.weights}-{cut.num_images}")
     sample_set.draw(small, small_uri)
     options = EvaluationOptions(likelihood=False, result_name="two-stage", keep_images=True, low_res_uri=small_uri)
-    result = kept_result(spec, second.data_uri, second.reference_uri, options) or evaluate(
+    result = stored_result(spec, second.data_uri, second.reference_uri, options) or evaluate(
         spec, second.data_uri, second.reference_uri, options=options
     )
     return _record(

@@ -14,18 +14,19 @@ from typing import Any
 from torch import Tensor
 
 from evaluation.ablations.trials.record import TrialModel
-from evaluation.evaluate.preflight import EvaluationOptions
+from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
 from evaluation.likelihood.bits_per_dim import Likelihood
 from evaluation.likelihood.estimate import evaluate_likelihood
-from evaluation.monitoring.checkpoint_scorer import EVALUATIONS, SAMPLES, checkpoint_digest, read_history
+from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.records import npz
 from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling
 from evaluation.records.result import EvaluationResult
+from evaluation.records.run_directory import EVALUATIONS, SAMPLES, checkpoint_digest
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
-from evaluation.selection.final_choice import kept_result
+from evaluation.selection.final_choice import stored_result
 from training import storage
 from training.checkpoints import averages, checkpoint
 from training.config.experiment import Experiment, SamplingConfig, SamplingMethod
@@ -195,7 +196,7 @@ def as_plain_sampling(sampling: SamplingConfig) -> dict[str, Any]:
 
 
 def _evaluated(spec: ModelSpec, subject: TrialModel, options: EvaluationOptions) -> EvaluationResult:
-    kept = kept_result(spec, subject.data_uri, subject.reference_uri, options)
+    kept = stored_result(spec, subject.data_uri, subject.reference_uri, options)
     return kept or evaluate(spec, subject.data_uri, subject.reference_uri, options=options)
 
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from evaluation.monitoring.checkpoint_scorer import EVALUATIONS, run_uri_of
 from evaluation.records.protocol_card import as_plain
-from evaluation.selection.final_choice import CHOICE
+from evaluation.records.run_directory import CHOICE, EVALUATIONS, run_uri_of
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import Experiment

@@ -9,27 +9,35 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.distances.frechet import Moments, MomentsError, frechet_distance
-from evaluation.distances.metrics import MetricError, kid
+from evaluation.distances.frechet import FeatureStatistics, Moments, frechet_distance
+from evaluation.distances.metrics import kid
 from evaluation.distances.reference_statistics import (
-    ProvenanceError,
-    adopt,
     compute_reference,
+    import_statistics,
     load_reference,
     moments_of,
+    provenance_of,
     save_reference,
-    vouched,
 )
-from evaluation.evaluate.run import EvaluationOptions, evaluate
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate
 from evaluation.features.digit_classifier import WEIGHTS_SHA256
 from evaluation.features.extractors import DigitsExtractor
 from evaluation.features.inception import InceptionExtractor
 from evaluation.records import npz
-from evaluation.records.npz import NpzError
 from evaluation.studies.batch_score import score_batch
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.data.format.shards import read_manifest
 from training.data.loading.loader import iterate
+
+
+def _write_statistics(uri: str, features: FeatureStatistics, spatial: FeatureStatistics | None = None) -> None:
+    """Writes what EDM, pytorch-fid and the ADM evaluator write."""
+    arrays = {"mu": features.mean.numpy(), "sigma": features.covariance.numpy()}
+    if spatial is not None:
+        arrays |= {"mu_s": spatial.mean.numpy(), "sigma_s": spatial.covariance.numpy()}
+    npz.write_arrays(uri, arrays)
 
 
 def _digits(digits_uri: str, split: str, count: int) -> Tensor:
@@ -90,11 +98,11 @@ def test_images_alone_are_a_reference_too(samples: str, digits_uri: str, tmp_pat
 def test_statistics_alone_have_a_distance_and_nothing_else(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
     uri = str(tmp_path / "statistics.npz")
     moments, _ = moments_of((images for _, images, _ in iterate(f"{digits_uri}/test", 100)), DigitsExtractor())
-    npz.write_statistics(uri, moments.statistics())
+    _write_statistics(uri, moments.statistics())
     found = score_batch(uri, adm_reference, extractor="digits-classifier")
     assert found.distance == pytest.approx(frechet_distance(load_reference(adm_reference).features, moments))
     assert found.standard_error is None
-    with pytest.raises(MetricError, match="holds no images"):
+    with pytest.raises(UserError, match="holds no images"):
         score_batch(uri, adm_reference, extractor="digits-classifier", metrics=("kid",))
 
 
@@ -121,7 +129,7 @@ def test_statistics_that_say_that_they_differ_are_refused(
     assert ours.provenance is not None
     other = str(tmp_path / "other.npz")
     save_reference(other, ours.features, dataclasses.replace(ours.provenance, **{changed: value}))  # type: ignore[arg-type]
-    with pytest.raises(ProvenanceError, match=said):
+    with pytest.raises(UserError, match=said):
         score_batch(reference_uri, other, extractor="digits-classifier")
     test_images = compute_reference(f"{digits_uri}/test", DigitsExtractor(), str(tmp_path / "test.npz"))
     assert score_batch(test_images.uri, reference_uri, extractor="digits-classifier").distance > 0
@@ -135,7 +143,7 @@ def test_spatial_statistics_of_a_reference_batch_give_the_sfid(tmp_path: Path) -
     uris = [str(tmp_path / name) for name in ("reference.npz", "samples.npz")]
     moments, spatial = moments_of([sets[0]], extractor)
     assert spatial is not None
-    npz.write_statistics(uris[0], moments.statistics(), spatial.statistics())
+    _write_statistics(uris[0], moments.statistics(), spatial.statistics())
     npz.write_images(uris[1], sets[1], None)
     found = score_batch(uris[1], uris[0], extractor=extractor, metrics=("sfid",))
     _, spatial_samples = moments_of([sets[1]], extractor)
@@ -162,32 +170,34 @@ def test_an_adopted_batch_serves_the_evaluation_with_its_own_images(
     run_uri: str, digits_uri: str, adm_reference: str, tmp_path: Path
 ) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 200)
-    with pytest.raises(ProvenanceError, match="do not say which images"):
+    with pytest.raises(UserError, match="do not say which images"):
         evaluate(uri, digits_uri, adm_reference)
     adopted = str(tmp_path / "adopted.npz")
-    adopt(adm_reference, adopted, vouched(read_manifest(f"{digits_uri}/train"), "digits-classifier", WEIGHTS_SHA256))
+    import_statistics(adm_reference, adopted, provenance_of(read_manifest(f"{digits_uri}/train"), "digits-classifier", WEIGHTS_SHA256))
     options = EvaluationOptions(likelihood=False, metrics=("precision_recall",), num_samples=60)
     result = evaluate(uri, digits_uri, adopted, options=options)
     assert "60 samples, 300 real images" in result.metrics["precision"]["note"]
-    with pytest.raises(ProvenanceError, match="says itself where it comes from"):
-        adopt(adopted, str(tmp_path / "again.npz"), vouched(read_manifest(f"{digits_uri}/train"), "digits-classifier", WEIGHTS_SHA256))
+    with pytest.raises(UserError, match="says itself where it comes from"):
+        import_statistics(
+            adopted, str(tmp_path / "again.npz"), provenance_of(read_manifest(f"{digits_uri}/train"), "digits-classifier", WEIGHTS_SHA256)
+        )
 
 
 def test_what_does_not_fit_is_refused_by_name(samples: str, adm_reference: str, reference_uri: str, tmp_path: Path) -> None:
-    with pytest.raises(MetricError, match="holds no images"):
+    with pytest.raises(UserError, match="holds no images"):
         score_batch(samples, reference_uri, extractor="digits-classifier", metrics=("precision_recall",))
     other = str(tmp_path / "other.npz")
     npz.write_arrays(other, {"mu": np.zeros(5), "sigma": np.eye(5)})
-    with pytest.raises(MomentsError, match="5 and 64 dimensions"):
+    with pytest.raises(UserError, match="5 and 64 dimensions"):
         score_batch(samples, other, extractor="digits-classifier")
-    with pytest.raises(MetricError, match="samples of our own models"):
+    with pytest.raises(UserError, match="samples of our own models"):
         score_batch(samples, adm_reference, extractor="digits-classifier", metrics=("label_agreement",))
 
 
 def test_too_few_images_for_a_measure_are_refused_by_name(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
     few = str(tmp_path / "few.npz")
     npz.write_images(few, _digits(digits_uri, "test", 3), None)
-    with pytest.raises(MetricError, match=r"3 images in .*few.npz: precision_recall takes 4 at least"):
+    with pytest.raises(UserError, match=r"3 images in .*few.npz: precision_recall takes 4 at least"):
         score_batch(few, adm_reference, extractor="digits-classifier", metrics=("precision_recall",))
 
 
@@ -203,7 +213,7 @@ def test_too_few_images_for_a_measure_are_refused_by_name(adm_reference: str, di
 def test_statistics_that_are_none_are_refused_by_name(samples: str, tmp_path: Path, changes: npz.Arrays, said: str) -> None:
     uri = str(tmp_path / "statistics.npz")
     npz.write_arrays(uri, {"mu": np.zeros(64), "sigma": np.eye(64), **changes})
-    with pytest.raises(NpzError, match=f"statistics.npz: .*{said}"):
+    with pytest.raises(UserError, match=f"statistics.npz: .*{said}"):
         score_batch(samples, uri, extractor="digits-classifier")
 
 
@@ -211,19 +221,19 @@ def test_labels_that_are_not_as_many_as_images_are_refused(adm_reference: str, d
     uri = str(tmp_path / "mixed.npz")
     images = _digits(digits_uri, "test", 20).permute(0, 2, 3, 1).numpy()
     npz.write_arrays(uri, {"arr_0": images, "arr_1": np.arange(19)})
-    with pytest.raises(NpzError, match=r"19 labels .* do not fit 20 images"):
+    with pytest.raises(UserError, match=r"19 labels .* do not fit 20 images"):
         score_batch(uri, adm_reference, extractor="digits-classifier")
 
 
 def test_a_cut_file_and_a_cut_array_are_said(samples: str, adm_reference: str, tmp_path: Path) -> None:
     cut = tmp_path / "cut.npz"
     cut.write_bytes(Path(samples).read_bytes()[:-100])
-    with pytest.raises(NpzError, match="is not an npz file, or it is cut short"):
+    with pytest.raises(UserError, match="is not an npz file, or it is cut short"):
         score_batch(str(cut), adm_reference, extractor="digits-classifier")
     data = bytearray(Path(samples).read_bytes())
     data[400:420] = bytes(20)
     cut.write_bytes(bytes(data))
-    with pytest.raises(NpzError, match=r"arr_0 (is damaged|can't be read)"):
+    with pytest.raises(UserError, match=r"arr_0 (is damaged|can't be read)"):
         score_batch(str(cut), adm_reference, extractor="digits-classifier")
 
 

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.evaluate.run import EvaluationOptions, evaluate
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate
 from evaluation.monitoring.checkpoint_scorer import score_checkpoint
 from evaluation.records import npz
 from evaluation.sampling import sample_set
-from evaluation.sampling.generate import GenerationError
 from evaluation.sampling.low_res import RealLowRes
 from evaluation.sampling.sample_set import SamplePlan
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.data.loading.loader import iterate
 from training.models.unet import make_model
@@ -57,7 +58,7 @@ def test_the_second_stage_keeps_the_firsts_labels_and_order(kept_run_uri: str, u
 
 def test_images_of_another_size_are_refused(kept_run_uri: str, upsampler_run_uri: str, tmp_path: Path) -> None:
     sample_set.draw(_plan(kept_run_uri, 200), str(tmp_path / "small"))
-    with pytest.raises(GenerationError, match="holds images of 8 pixels"):
+    with pytest.raises(UserError, match="holds images of 8 pixels"):
         sample_set.draw(_plan(upsampler_run_uri, 100, low_res_uri=str(tmp_path / "small")), str(tmp_path / "large"))
 
 
@@ -72,7 +73,7 @@ def test_real_small_images_are_the_area_averages_with_their_labels(digits_uri: s
 
 def test_an_upsampler_is_scored_and_evaluated_on_real_small_images(upsampler_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     uri = checkpoint.checkpoint_uri(upsampler_run_uri, 100)
-    with pytest.raises(GenerationError, match="low_res must be given"):
+    with pytest.raises(UserError, match="low_res must be given"):
         score_checkpoint(uri, reference_uri)
     score = score_checkpoint(uri, reference_uri, data_uri=digits_uri)
     assert score["scores"]["ema_0.99"] == score["scores"]["ema_0.995"]

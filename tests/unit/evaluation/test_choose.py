@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.evaluate.run import EvaluationOptions, evaluate
-from evaluation.monitoring.checkpoint_scorer import read_history, score_checkpoint, score_uri
-from evaluation.selection.final_choice import ChoiceError, choose_best
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate
+from evaluation.monitoring.checkpoint_scorer import read_history, score_checkpoint
+from evaluation.records.run_directory import score_uri
+from evaluation.selection.final_choice import choose_best
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 
 _OPTIONS = EvaluationOptions(batch_size=20)
 
@@ -64,5 +67,5 @@ def test_a_checkpoint_that_is_gone_is_not_chosen(scored_run_uri: str, digits_uri
 
 
 def test_a_run_without_scores_has_no_choice(run_uri: str, digits_uri: str, reference_uri: str) -> None:
-    with pytest.raises(ChoiceError, match="none of 2 checkpoints has a finite score"):
+    with pytest.raises(UserError, match="none of 2 checkpoints has a finite score"):
         choose_best(run_uri, digits_uri, reference_uri)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.evaluate.preflight import EvaluationOptions
+from evaluation.evaluate.options import EvaluationOptions
 from evaluation.sampling.trained_model import ModelSpec, load_model
 from evaluation.studies import compare_page
 from evaluation.studies.compare import Comparison, ComparisonError, Difference, compare, short_names

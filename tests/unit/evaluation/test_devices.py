@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.likelihood.bits_per_dim import LikelihoodError, merge
+from evaluation.likelihood.bits_per_dim import merge
 from evaluation.likelihood.estimate import likelihood_parts
-from evaluation.records.devices import DeviceError, batch_size_for, choose_device, full_precision
-from evaluation.sampling.generate import GenerationError, concatenated, generate
+from evaluation.records.devices import choose_device, default_batch_size, full_precision
+from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import TrainedModel, load_model
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, SamplingConfig
 
 _SAMPLING = SamplingConfig(method="ddim", spacing="5")
@@ -47,12 +48,12 @@ def test_auto_is_the_processor_where_there_is_no_gpu() -> None:
 
 @pytest.mark.parametrize(("word", "message"), [("cuda:99", "there is no device 'cuda:99' here"), ("gpu", "'gpu' is not a device")])
 def test_a_device_that_is_not_there_is_said(word: str, message: str) -> None:
-    with pytest.raises(DeviceError, match=message):
+    with pytest.raises(UserError, match=message):
         choose_device(word)
 
 
 def test_large_images_come_in_small_batches() -> None:
-    assert [batch_size_for(size) for size in (8, 32, 64, 256, 4096)] == [250, 250, 250, 16, 1]
+    assert [default_batch_size(size) for size in (8, 32, 64, 256, 4096)] == [250, 250, 250, 16, 1]
 
 
 def test_images_that_do_not_fit_at_once_are_drawn_in_smaller_batches_and_are_the_same(model: TrainedModel) -> None:
@@ -69,7 +70,7 @@ def test_images_that_do_not_fit_at_once_are_drawn_in_smaller_batches_and_are_the
 
 
 def test_a_device_without_room_for_one_image_is_said(model: TrainedModel) -> None:
-    with pytest.raises(GenerationError, match="no memory for a single image"):
+    with pytest.raises(UserError, match="no memory for a single image"):
         next(generate(_on_small_device(model, room=0), num_images=3, seed=1, sampling=_SAMPLING))
 
 
@@ -83,7 +84,7 @@ def test_likelihood_that_does_not_fit_at_once_is_taken_in_halves_and_is_the_same
     assert small.refused > 0
     assert halves.indices.tolist() == [0, 1, 2, 3, 4]
     torch.testing.assert_close(halves.per_image, whole.per_image, rtol=1e-4, atol=1e-4)
-    with pytest.raises(LikelihoodError, match="no memory for the likelihood of a single image"):
+    with pytest.raises(UserError, match="no memory for the likelihood of a single image"):
         list(likelihood_parts(diffusion, _SmallDevice(model.network, room=0), [batch], form="stratified", num_steps=5))
 
 

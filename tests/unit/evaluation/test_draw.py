@@ -10,9 +10,9 @@ from PIL import Image
 from evaluation.records import npz
 from evaluation.sampling import sample_set
 from evaluation.sampling.draw import DrawRequest, draw_images
-from evaluation.sampling.generate import GenerationError
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.models.unet import make_model
 
@@ -36,13 +36,13 @@ def test_a_grid_and_one_file_for_other_evaluators_are_written(request_: DrawRequ
 
 def test_a_grid_that_can_not_be_written_is_refused_before_anything_is_drawn(request_: DrawRequest, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(GenerationError, match="is a directory"):
+    with pytest.raises(UserError, match="is a directory"):
         draw_images(request_, str(tmp_path / "set"), tmp_path)
     with pytest.raises(FileExistsError):
         draw_images(request_, str(tmp_path / "set"), tmp_path / "file" / "grid.png")
-    with pytest.raises(GenerationError, match=r"grid\.jpg: the images are written as PNG"):
+    with pytest.raises(UserError, match=r"grid\.jpg: the images are written as PNG"):
         draw_images(request_, str(tmp_path / "set"), tmp_path / "grid.jpg")
-    with pytest.raises(GenerationError, match="the PNG is written on this machine"):
+    with pytest.raises(UserError, match="the PNG is written on this machine"):
         draw_images(request_, str(tmp_path / "set"), Path("s3://bucket/grid.png"))
     assert not (tmp_path / "set").exists()
 
@@ -69,11 +69,11 @@ def test_the_second_stage_enlarges_a_set_in_other_chunks(
         assert labels is not None
         assert labels.tolist() == [[3, 1, 4][i % 3] for i in range(25)]
     assert int((large[4].int() - large[25].int()).abs().max()) <= 1
-    with pytest.raises(GenerationError, match="holds 25 images; 26 are to be enlarged"):
+    with pytest.raises(UserError, match="holds 25 images; 26 are to be enlarged"):
         draw_images(dataclasses.replace(request_, model=spec, low_res_uri=small, num_images=26), str(tmp_path / "x"), tmp_path / "x.png")
-    with pytest.raises(GenerationError, match="holds no set of images"):
+    with pytest.raises(UserError, match="holds no set of images"):
         draw_images(dataclasses.replace(request_, model=spec, low_res_uri=str(tmp_path)), str(tmp_path / "y"), tmp_path / "y.png")
-    with pytest.raises(GenerationError, match="an upsampler without images to enlarge: the data set is needed"):
+    with pytest.raises(UserError, match="an upsampler without images to enlarge: the data set is needed"):
         draw_images(dataclasses.replace(request_, model=spec), str(tmp_path / "z"), tmp_path / "z.png")
 
 
@@ -87,7 +87,7 @@ def test_the_second_stage_enlarges_a_set_in_other_chunks(
     ],
 )
 def test_what_can_not_be_drawn_is_refused_at_once(request_: DrawRequest, tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    with pytest.raises(GenerationError, match=message):
+    with pytest.raises(UserError, match=message):
         draw_images(dataclasses.replace(request_, **changes), str(tmp_path / "set"), tmp_path / "grid.png")  # type: ignore[arg-type]
     assert not (tmp_path / "set").exists()
     assert not (tmp_path / "grid.png").exists()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.monitoring.early_stopping import Score, best_few, decide, ranked, worth_keeping
+from evaluation.monitoring.early_stopping import Score, best_checkpoints, decide, ranked_candidates, steps_to_keep
 from training.config.experiment import EvaluationConfig
 
 
@@ -129,6 +129,6 @@ def test_the_best_few_are_of_different_checkpoints() -> None:
         {"step": 200, "scores": {"a": 2.0, "b": 2.1}},
         {"step": 300, "scores": {"a": 5.0, "b": 4.0}},
     ]
-    assert [(c.step, c.weights) for c in best_few(history, 2)] == [(200, "a"), (100, "a")]
-    assert len(ranked(history)) == 6
-    assert worth_keeping(history, _config(rescore_best=3)) == {100, 200, 300}
+    assert [(c.step, c.weights) for c in best_checkpoints(history, 2)] == [(200, "a"), (100, "a")]
+    assert len(ranked_candidates(history)) == 6
+    assert steps_to_keep(history, _config(rescore_best=3)) == {100, 200, 300}

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from evaluation.distances.frechet import Moments, frechet_distance
 from evaluation.features import digit_classifier, inception
-from evaluation.features.extractors import DigitsExtractor, ExtractorError, FeatureExtractor, distance_name, load_extractor
+from evaluation.features.extractors import DigitsExtractor, FeatureExtractor, distance_name, load_extractor
 from evaluation.features.inception import InceptionExtractor, load_inception
+from training.config.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_every_extractor_keeps_the_protocol(seeded_inception: dict[str, Tensor])
 
 
 def test_digits_classifier_refuses_other_images() -> None:
-    with pytest.raises(ExtractorError, match="sees 1x8x8 images, not 3x32x32"):
+    with pytest.raises(UserError, match="takes 1x8x8 images, not 3x32x32"):
         load_extractor("digits-classifier")(_images(2, 32, 0))
 
 
@@ -114,12 +115,12 @@ def test_grey_images_are_seen_as_three_equal_colours(seeded_inception: dict[str,
 def test_inception_weights_of_another_hash_are_refused_before_they_are_loaded(tmp_path: Path) -> None:
     path = tmp_path / inception.WEIGHTS.name
     path.write_bytes(b"not weights")
-    with pytest.raises(ExtractorError, match="a distance in other weights is not an FID"):
+    with pytest.raises(UserError, match="a distance in other weights is not an FID"):
         load_inception(str(path))
 
 
 def test_inception_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ExtractorError, match=r"absent\.pth"):
+    with pytest.raises(UserError, match=r"absent\.pth"):
         load_extractor("inception", weights=str(tmp_path / "absent.pth"))
 
 

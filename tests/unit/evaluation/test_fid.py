@@ -11,12 +11,12 @@ from evaluation.distances.frechet import (
     BlockedMoments,
     FeatureStatistics,
     Moments,
-    MomentsError,
     frechet_distance,
     merged,
     standard_error,
     triangular_factor,
 )
+from training.config.errors import UserError
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -175,15 +175,15 @@ def test_standard_error_of_too_few_blocks_is_not_a_number() -> None:
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(MomentsError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         Moments(2).update(torch.tensor([[1.0, math.nan]]))
 
 
 def test_one_image_has_no_covariance() -> None:
-    with pytest.raises(MomentsError, match="at least 2 images, got 1"):
+    with pytest.raises(UserError, match="at least 2 images, got 1"):
         _moments(torch.ones(1, 3)).covariance()
 
 
 def test_statistics_of_different_extractors_are_not_compared() -> None:
-    with pytest.raises(MomentsError, match="different extractors"):
+    with pytest.raises(UserError, match="different extractors"):
         frechet_distance(_moments(_features(10, 3, seed=73)), _moments(_features(10, 4, seed=73)))

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.sampling.generate import GenerationError, concatenated, generate, labels_for
+from evaluation.sampling.generate import concatenated, generate, labels_for
 from evaluation.sampling.trained_model import TrainedModel, ensemble, load_model
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
 from training.diffusion.ensemble import EnsembleError
 
@@ -82,16 +83,16 @@ def test_listed_labels_are_repeated_in_turn() -> None:
 
 
 def test_labels_that_the_model_does_not_know_are_refused() -> None:
-    with pytest.raises(GenerationError, match=r"not all in 0\.\.9"):
+    with pytest.raises(UserError, match=r"not all in 0\.\.9"):
         labels_for(torch.arange(2), 10, [3, 10], seed=0)
-    with pytest.raises(GenerationError, match="takes no labels"):
+    with pytest.raises(UserError, match="takes no labels"):
         labels_for(torch.arange(2), 0, [3], seed=0)
-    with pytest.raises(GenerationError, match="need the counts of 10 classes"):
+    with pytest.raises(UserError, match="need the counts of 10 classes"):
         labels_for(torch.arange(2), 10, "data", seed=0)
 
 
 def test_only_an_upsampler_is_given_images(model: TrainedModel) -> None:
-    with pytest.raises(GenerationError, match="is not an upsampler"):
+    with pytest.raises(UserError, match="is not an upsampler"):
         next(generate(model, num_images=1, seed=0, sampling=_DDIM, low_res=lambda indices: (torch.zeros(1, 1, 4, 4), None)))
 
 

@@ -12,9 +12,9 @@ import torch
 from oracles import DiscreteOracle, GaussianOracle, discrete_images
 from torch import Tensor
 
-from evaluation.likelihood.bits_per_dim import Likelihood, LikelihoodError, merge
-from evaluation.likelihood.estimate import evaluate_likelihood, likelihood_parts
-from evaluation.likelihood.strata import strata
+from evaluation.likelihood.bits_per_dim import Likelihood, merge
+from evaluation.likelihood.estimate import evaluate_likelihood, likelihood_parts, stratum_bounds
+from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, LikelihoodForm
 from training.config.spacing import likelihood_spacing
 from training.diffusion.bound import bound_terms
@@ -102,7 +102,7 @@ def test_the_stratified_form_is_each_drawn_term_times_its_stratums_width(images:
     result = evaluate_likelihood(SMALL, spy, batches(images, 12), form="stratified", num_steps=6, seed=3)
     x_0, indices = images.float() / 127.5 - 1, torch.arange(12)
     by_hand = process.prior_bits_per_dim(x_0).double()
-    for t, (start, stop) in zip(drawn, itertools.pairwise(strata(100, 6)), strict=True):
+    for t, (start, stop) in zip(drawn, itertools.pairwise(stratum_bounds(100, 6)), strict=True):
         assert ((start <= t) & (t < stop)).all()
         by_hand += (stop - start) * bound_terms(Denoiser(process, good), x_0, t, indices=indices, seed=3)
     torch.testing.assert_close(result.per_image, by_hand, rtol=1e-6, atol=0)
@@ -135,7 +135,7 @@ def test_the_standard_error_is_what_repetitions_show(images: Tensor) -> None:
 
 def test_each_stratum_is_drawn_from_evenly(images: Tensor) -> None:
     """Every timestep of a stratum is asked equally often, and none outside it; one exact timestep always."""
-    bounds = strata(100, 6)
+    bounds = stratum_bounds(100, 6)
     seen: list[Tensor] = []
 
     def spy(x_t: Tensor, timesteps: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def test_each_stratum_is_drawn_from_evenly(images: Tensor) -> None:
 
 @pytest.mark.parametrize(("num_timesteps", "num_steps"), [(4000, 100), (4000, 40), (1000, 50), (100, 100), (100, 99), (100, 2), (2, 2)])
 def test_strata_cover_every_timestep_once_with_the_asked_number(num_timesteps: int, num_steps: int) -> None:
-    bounds = strata(num_timesteps, num_steps)
+    bounds = stratum_bounds(num_timesteps, num_steps)
     assert bounds[0] == 0
     assert bounds[1] == 1
     assert bounds[-1] == num_timesteps
@@ -165,7 +165,7 @@ def test_strata_cover_every_timestep_once_with_the_asked_number(num_timesteps: i
 
 
 def test_low_timesteps_are_exact_and_strata_widen_and_narrow_again() -> None:
-    bounds = strata(4000, 100)
+    bounds = stratum_bounds(4000, 100)
     widths = [b - a for a, b in itertools.pairwise(bounds)]
     assert widths[:10] == [1] * 10
     assert widths[-1] <= 4
@@ -179,7 +179,9 @@ def test_the_strata_beat_equal_ones_at_the_same_cost(images: Tensor, monkeypatch
     config = DiffusionConfig(num_timesteps=400)
     copies, model = batches(images[:1].expand(400, -1, -1, -1), 200), oracle(config)
     ours = evaluate_likelihood(config, model, copies, form="stratified", num_steps=20)
-    monkeypatch.setattr("evaluation.likelihood.estimate.strata", lambda total, k: (0, *(1 + (total - 1) * i // (k - 1) for i in range(k))))
+    monkeypatch.setattr(
+        "evaluation.likelihood.estimate.stratum_bounds", lambda total, k: (0, *(1 + (total - 1) * i // (k - 1) for i in range(k)))
+    )
     equal = evaluate_likelihood(config, model, copies, form="stratified", num_steps=20)
     assert ours.num_evaluations_per_image == equal.num_evaluations_per_image == 20
     assert ours.standard_error < 0.5 * equal.standard_error
@@ -242,23 +244,23 @@ def test_one_image_has_a_likelihood_and_no_standard_error(images: Tensor) -> Non
 
 def test_an_image_counts_once(images: Tensor) -> None:
     parts = list(likelihood_parts(SMALL, model_for("spaced"), batches(images, 5), form="spaced", num_steps=10))
-    with pytest.raises(LikelihoodError, match="image 5 is in two parts"):
+    with pytest.raises(UserError, match="image 5 is in two parts"):
         merge([*parts, parts[1]])
-    with pytest.raises(LikelihoodError, match="no images"):
+    with pytest.raises(UserError, match="no images"):
         merge([])
     other = evaluate_likelihood(SMALL, oracle(), batches(images, 12), form="stratified", num_steps=10)
-    with pytest.raises(LikelihoodError, match=r"evaluated differently: 'spaced' with .* and 'stratified' with 10"):
+    with pytest.raises(UserError, match=r"evaluated differently: 'spaced' with .* and 'stratified' with 10"):
         merge([parts[0], other])
 
 
 def test_what_cannot_be_evaluated_is_refused_clearly(images: Tensor) -> None:
-    with pytest.raises(LikelihoodError, match=r"stored uint8 images; the batch's are torch.float32"):
+    with pytest.raises(UserError, match=r"stored uint8 images; the batch's are torch.float32"):
         evaluate_likelihood(SMALL, oracle(), [(torch.arange(2), images[:2].float(), None)])
-    with pytest.raises(LikelihoodError, match="takes 2 to 100 steps, got 1"):
+    with pytest.raises(UserError, match="takes 2 to 100 steps, got 1"):
         evaluate_likelihood(SMALL, oracle(), batches(images, 4), form="stratified", num_steps=1)
-    with pytest.raises(LikelihoodError, match="takes 1 to 100 steps, got 101"):
+    with pytest.raises(UserError, match="takes 1 to 100 steps, got 101"):
         evaluate_likelihood(SMALL, oracle(), batches(images, 4), form="spaced", num_steps=101)
-    with pytest.raises(LikelihoodError, match="only the 'spaced' form takes timesteps; this one is 'full'"):
+    with pytest.raises(UserError, match="only the 'spaced' form takes timesteps; this one is 'full'"):
         evaluate_likelihood(SMALL, oracle(), batches(images, 4), timesteps=(0, 50))
 
 

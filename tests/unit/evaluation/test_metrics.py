@@ -8,16 +8,16 @@ from torch import Tensor
 
 from evaluation.distances.frechet import Moments, frechet_distance
 from evaluation.distances.metrics import (
-    Kept,
-    MetricError,
+    MetricInputs,
+    compute_metrics,
     inception_score,
     kid,
-    measure,
     parse_metrics,
     precision_recall,
     require_extractor,
 )
 from evaluation.features.extractors import DigitsExtractor
+from training.config.errors import UserError
 
 
 def _features(num: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -56,28 +56,30 @@ def test_precision_and_recall_tell_too_little_variety_from_too_much() -> None:
 
 
 def test_spatial_distance_is_the_frechet_distance_of_spatial_features() -> None:
-    reference, sample = Moments(6), Kept(metrics=parse_metrics(["sfid"]))
+    reference, sample = Moments(6), MetricInputs(metrics=parse_metrics(["sfid"]))
     reference.update(_features(50, 6, 0))
     spatial = _features(40, 6, 1, shift=1.0)
     sample.update({"features": spatial, "spatial": spatial}, None)
     other = Moments(6)
     other.update(spatial)
-    (found,) = measure(sample, reference_features=None, spatial=reference.statistics(), is_inception=True)
+    (found,) = compute_metrics(sample, reference_features=None, spatial=reference.statistics(), is_inception=True)
     assert found.value == pytest.approx(frechet_distance(reference, other))
 
 
 def test_a_kernel_distance_in_other_features_is_no_kid() -> None:
-    kept = Kept(metrics=parse_metrics(["kid"]))
+    kept = MetricInputs(metrics=parse_metrics(["kid"]))
     kept.update({"features": _features(30, 4, 0)}, None)
-    names = [measure(kept, reference_features=_features(30, 4, 1), spatial=None, is_inception=is_it)[0].name for is_it in (True, False)]
+    names = [
+        compute_metrics(kept, reference_features=_features(30, 4, 1), spatial=None, is_inception=is_it)[0].name for is_it in (True, False)
+    ]
     assert names == ["kid", "kernel_distance"]
 
 
 def test_agreement_with_the_labels_is_a_share_with_its_error() -> None:
-    kept = Kept(metrics=parse_metrics(["label_agreement"]))
+    kept = MetricInputs(metrics=parse_metrics(["label_agreement"]))
     logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     kept.update({"features": logits, "logits": logits}, torch.tensor([0, 1, 2, 2]))
-    (found,) = measure(kept, reference_features=None, spatial=None, is_inception=False)
+    (found,) = compute_metrics(kept, reference_features=None, spatial=None, is_inception=False)
     assert found.value == 0.75
     assert found.standard_error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
 
@@ -87,5 +89,5 @@ def test_agreement_with_the_labels_is_a_share_with_its_error() -> None:
     [("sfid", "gives features, logits; sfid needs spatial"), ("inception_score", "defined on the Inception network's logits")],
 )
 def test_what_an_extractor_can_not_give_is_refused(name: str, message: str) -> None:
-    with pytest.raises(MetricError, match=message):
+    with pytest.raises(UserError, match=message):
         require_extractor(parse_metrics([name]), DigitsExtractor())

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluation.distances.reference_statistics import ProvenanceError, compute_reference
+from evaluation.distances.reference_statistics import compute_reference
 from evaluation.features.extractors import FeatureExtractor, distance_name, load_extractor, weights_file
 from evaluation.features.pretrained import NETWORKS, PretrainedExtractor, clip, vgg16
-from evaluation.features.weights import ExtractorError
+from training.config.errors import UserError
 
 
 def _images(num: int, channels: int = 3) -> Tensor:
@@ -67,7 +67,7 @@ def test_vgg16_gives_fc2_behind_its_relu_from_a_state_dict() -> None:
     assert float(features.min()) == 0.0
     empty = io.BytesIO()
     torch.save({}, empty)
-    with pytest.raises(ExtractorError, match="not the weights of VGG16"):
+    with pytest.raises(UserError, match="not the weights of VGG16"):
         vgg16(empty.getvalue())
 
 
@@ -75,7 +75,7 @@ def test_vgg16_gives_fc2_behind_its_relu_from_a_state_dict() -> None:
 def test_other_bytes_are_refused_before_they_are_loaded(name: str, tmp_path: Path) -> None:
     path = tmp_path / NETWORKS[name].name
     path.write_bytes(b"not weights")
-    with pytest.raises(ExtractorError, match="a distance in other weights is not comparable"):
+    with pytest.raises(UserError, match="a distance in other weights is not comparable"):
         load_extractor(name, weights=str(path))  # type: ignore[arg-type]
 
 
@@ -86,7 +86,7 @@ def test_no_distance_in_their_features_is_called_fid() -> None:
 
 def test_statistics_of_one_network_are_refused_for_another(archive: bytes, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
     extractor = PretrainedExtractor(clip(archive), name="clip-vit-b-32", sha256="0" * 64)
-    with pytest.raises(ProvenanceError, match="extractor: 'digits-classifier', not 'clip-vit-b-32'"):
+    with pytest.raises(UserError, match="extractor: 'digits-classifier', not 'clip-vit-b-32'"):
         compute_reference(f"{digits_uri}/train", extractor, reference_uri)
     made = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path), num_images=50)
     assert made.provenance is not None

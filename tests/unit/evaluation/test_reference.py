@@ -10,16 +10,15 @@ import torch
 from evaluation.distances.frechet import frechet_distance
 from evaluation.distances.reference_statistics import (
     Provenance,
-    ProvenanceError,
-    adopt,
     compute_reference,
+    import_statistics,
     load_reference,
     moments_of,
     reference_name,
 )
 from evaluation.features.extractors import load_extractor
 from evaluation.records import npz
-from evaluation.records.npz import NpzError
+from training.config.errors import UserError
 from training.config.presets import preset
 from training.data.format.shards import read_manifest
 from training.data.loading.loader import iterate
@@ -67,12 +66,12 @@ def test_real_digits_are_nearer_to_the_training_set_than_noise_is(digits_uri: st
 def test_statistics_of_other_data_are_refused_with_what_differs(digits_uri: str, tmp_path: Path, cache: str) -> None:
     extractor = load_extractor("digits-classifier")
     reference = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path / "train.npz"), cache_dir=cache)
-    with pytest.raises(ProvenanceError, match="split: 'train', not 'test'"):
+    with pytest.raises(UserError, match="split: 'train', not 'test'"):
         reference.require(extractor=extractor, manifest=read_manifest(f"{digits_uri}/test"))
     other = preset("digits-hybrid-cosine", ["data.image_size=16", "data.name=cifar10", "model.attention_resolutions=[8]"])
-    with pytest.raises(ProvenanceError, match="data_name: 'digits', not 'cifar10'; image_size: 8, not 16"):
+    with pytest.raises(UserError, match="data_name: 'digits', not 'cifar10'; image_size: 8, not 16"):
         reference.require(extractor=extractor, experiment=other)
-    with pytest.raises(ProvenanceError, match=r"split: 'train', not 'test'"):
+    with pytest.raises(UserError, match=r"split: 'train', not 'test'"):
         compute_reference(f"{digits_uri}/test", extractor, str(tmp_path / "train.npz"), cache_dir=cache)
 
 
@@ -80,7 +79,7 @@ def test_statistics_of_another_count_are_not_taken_for_these(digits_uri: str, tm
     extractor = load_extractor("digits-classifier")
     uri = str(tmp_path / "some.npz")
     assert compute_reference(f"{digits_uri}/train", extractor, uri, num_images=200, cache_dir=cache).features.num_images == 200
-    with pytest.raises(ProvenanceError, match="statistics of 200 images, not 1,497"):
+    with pytest.raises(UserError, match="statistics of 200 images, not 1,497"):
         compute_reference(f"{digits_uri}/train", extractor, uri, cache_dir=cache)
 
 
@@ -105,12 +104,12 @@ def test_foreign_statistics_are_refused_until_someone_vouches_for_them(tmp_path:
     np.savez(uri, mu=np.zeros(4, np.float32), sigma=np.eye(4))
     foreign = load_reference(uri)
     assert foreign.provenance is None
-    with pytest.raises(ProvenanceError, match="do not say which images, extractor and resize"):
+    with pytest.raises(UserError, match="do not say which images, extractor and resize"):
         foreign.require(extractor=extractor)
-    vouched = adopt(uri, str(tmp_path / "ours.npz"), _provenance())
+    vouched = import_statistics(uri, str(tmp_path / "ours.npz"), _provenance())
     assert vouched.provenance == _provenance()
     assert vouched.features.num_images == 50_000
-    with pytest.raises(ProvenanceError, match="extractor: 'inception', not 'digits-classifier'"):
+    with pytest.raises(UserError, match="extractor: 'inception', not 'digits-classifier'"):
         vouched.require(extractor=extractor)
 
 
@@ -123,16 +122,11 @@ def test_adm_reference_batches_bring_their_spatial_statistics(tmp_path: Path) ->
     assert npz.read_images(uri)[0].shape == (2, 3, 8, 8)
 
 
-def test_statistics_that_others_read_come_back(tmp_path: Path) -> None:
-    moments, _ = moments_of(
-        [torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))],
-        load_extractor("digits-classifier"),
-    )
-    uri = str(tmp_path / "statistics.npz")
-    npz.write_statistics(uri, moments.statistics())
-    with np.load(uri) as file:
-        assert sorted(file.files) == ["mu", "sigma"]
-    assert frechet_distance(load_reference(uri).features, moments) == pytest.approx(0, abs=1e-8)
+def test_other_tools_find_their_mu_and_sigma_in_a_file_of_ours(reference_uri: str) -> None:
+    ours = load_reference(reference_uri)
+    with np.load(reference_uri) as file:
+        np.testing.assert_array_equal(file["mu"], ours.features.mean.numpy())
+        np.testing.assert_array_equal(file["sigma"], ours.features.covariance.numpy())
 
 
 def test_image_batches_come_back_with_their_labels(tmp_path: Path) -> None:
@@ -158,24 +152,24 @@ def test_image_batches_come_back_with_their_labels(tmp_path: Path) -> None:
 def test_what_is_no_batch_of_images_is_said(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     uri = str(tmp_path / "bad.npz")
     npz.write_arrays(uri, arrays)
-    with pytest.raises(NpzError, match=message):
+    with pytest.raises(UserError, match=message):
         npz.read_images(uri)
 
 
 def test_what_is_no_statistics_file_is_said(tmp_path: Path) -> None:
     path = tmp_path / "bad.npz"
     path.write_bytes(b"PK\x03\x04 broken")
-    with pytest.raises(NpzError, match="is not an npz file, or it is cut short"):
+    with pytest.raises(UserError, match="is not an npz file, or it is cut short"):
         load_reference(str(path))
     np.savez(path, mu=np.zeros(3), sigma=np.eye(4))
-    with pytest.raises(NpzError, match="not a mean and its covariance"):
+    with pytest.raises(UserError, match="not a mean and its covariance"):
         load_reference(str(path))
 
 
 def test_pickled_objects_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pickled.npz"
     np.savez(path, mu=np.array([{"a": 1}], dtype=object), sigma=np.eye(1))
-    with pytest.raises(NpzError, match="not an npz file of plain arrays"):
+    with pytest.raises(UserError, match="not an npz file of plain arrays"):
         load_reference(str(path))
 
 

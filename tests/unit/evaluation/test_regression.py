@@ -4,15 +4,16 @@ import math
 
 import pytest
 
-from evaluation.monitoring.regression import RegressionError, judge
+from evaluation.monitoring.regression import check_regression
+from training.config.errors import UserError
 
 
 def test_a_score_within_the_noise_of_its_history_is_healthy() -> None:
-    assert not judge(3.2, 0.05, [3.0, 3.1, 2.9, 3.05]).regressed
+    assert not check_regression(3.2, 0.05, [3.0, 3.1, 2.9, 3.05]).regressed
 
 
 def test_a_score_above_the_limit_is_a_regression_and_both_numbers_are_named() -> None:
-    verdict = judge(9.0, 0.1, [3.0, 3.1, 2.9])
+    verdict = check_regression(9.0, 0.1, [3.0, 3.1, 2.9])
     assert verdict.regressed
     assert verdict.baseline == 3.0
     assert verdict.limit == pytest.approx(3.0 + 4 * 0.1)
@@ -20,35 +21,35 @@ def test_a_score_above_the_limit_is_a_regression_and_both_numbers_are_named() ->
 
 
 def test_a_short_history_that_happens_to_agree_does_not_alarm_about_the_draws_own_noise() -> None:
-    assert not judge(3.3, 0.1, [3.0, 3.0, 3.0]).regressed
-    assert judge(3.5, 0.1, [3.0, 3.0, 3.0]).regressed
+    assert not check_regression(3.3, 0.1, [3.0, 3.0, 3.0]).regressed
+    assert check_regression(3.5, 0.1, [3.0, 3.0, 3.0]).regressed
 
 
 def test_two_scores_have_no_spread_of_their_own_yet() -> None:
-    assert judge(4.0, 0.1, [1.0, 5.0]).spread == 0.1
+    assert check_regression(4.0, 0.1, [1.0, 5.0]).spread == 0.1
 
 
 def test_a_difference_that_is_too_little_to_matter_is_no_regression() -> None:
-    assert judge(3.2, 0.01, [3.0]).regressed
-    assert not judge(3.2, 0.01, [3.0], min_difference=0.5).regressed
+    assert check_regression(3.2, 0.01, [3.0]).regressed
+    assert not check_regression(3.2, 0.01, [3.0], min_difference=0.5).regressed
 
 
 def test_a_better_score_is_healthy_however_much_better() -> None:
-    assert not judge(0.1, 0.01, [3.0, 3.1, 2.9]).regressed
+    assert not check_regression(0.1, 0.01, [3.0, 3.1, 2.9]).regressed
 
 
 def test_a_score_that_is_not_a_number_is_a_regression() -> None:
-    assert judge(math.nan, None, [3.0]).regressed
+    assert check_regression(math.nan, None, [3.0]).regressed
 
 
 def test_one_bad_night_in_the_history_does_not_move_the_baseline() -> None:
-    assert judge(4.0, 0.1, [3.0, 3.1, 2.9, 3.0, 50.0]).baseline == 3.0
+    assert check_regression(4.0, 0.1, [3.0, 3.1, 2.9, 3.0, 50.0]).baseline == 3.0
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf])
 def test_scores_of_the_history_that_are_no_numbers_hide_no_regression(lost: float) -> None:
-    assert judge(9.0, 0.1, [lost, 3.0, lost, lost]).limit == judge(9.0, 0.1, [3.0]).limit
-    assert judge(9.0, 0.1, [lost, 3.0, lost, lost]).regressed
+    assert check_regression(9.0, 0.1, [lost, 3.0, lost, lost]).limit == check_regression(9.0, 0.1, [3.0]).limit
+    assert check_regression(9.0, 0.1, [lost, 3.0, lost, lost]).regressed
 
 
 @pytest.mark.parametrize(
@@ -63,5 +64,5 @@ def test_scores_of_the_history_that_are_no_numbers_hide_no_regression(lost: floa
     ],
 )
 def test_nothing_to_compare_with_is_refused(history: list[float], kwargs: dict[str, float]) -> None:
-    with pytest.raises(RegressionError):
-        judge(3.0, 0.1, history, **kwargs)
+    with pytest.raises(UserError):
+        check_regression(3.0, 0.1, history, **kwargs)

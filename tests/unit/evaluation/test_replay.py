@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.evaluate.preflight import EvaluationOptions
-from evaluation.monitoring.checkpoint_scorer import score_checkpoint, score_uri
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.monitoring.checkpoint_scorer import score_checkpoint
+from evaluation.records.run_directory import score_uri
 from evaluation.studies.stopping_replay import Replay, ReplayError, as_text, replay
 from training import storage
 from training.checkpoints import checkpoint

@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.distances.metrics import MetricError
-from evaluation.distances.reference_statistics import ProvenanceError, compute_reference
-from evaluation.evaluate.preflight import ResultNameError, preflight, require_own_name
-from evaluation.evaluate.run import EvaluationOptions, EvaluationResult, evaluate
+from evaluation.distances.reference_statistics import compute_reference
+from evaluation.evaluate.options import EvaluationOptions, require_own_name
+from evaluation.evaluate.preflight import preflight
+from evaluation.evaluate.run import EvaluationResult, evaluate
 from evaluation.features.extractors import load_extractor
-from evaluation.likelihood.bits_per_dim import LikelihoodError
 from evaluation.likelihood.split_likelihood import LikelihoodPlan, split_likelihood
 from evaluation.sampling import sample_set
-from evaluation.sampling.generate import GenerationError
 from evaluation.sampling.sample_set import SamplePlan, chunk_uri
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint import CheckpointError
+from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.models.unet import make_model
 
@@ -75,25 +74,25 @@ def test_another_purpose_draws_other_samples(run_uri: str, digits_uri: str, refe
 
 def test_what_can_be_refused_is_refused_before_anything_is_drawn(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 200)
-    with pytest.raises(MetricError, match="there is no measure 'fidd'"):
+    with pytest.raises(UserError, match="there is no measure 'fidd'"):
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(metrics=("fidd",)))
     for few, metric, message in ((1, "label_agreement", "a Frechet distance takes 2"), (3, "precision_recall", "precision_recall takes 4")):
-        with pytest.raises(MetricError, match=f"{few} samples: {message} at least"):
+        with pytest.raises(UserError, match=f"{few} samples: {message} at least"):
             evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(metrics=(metric,), num_samples=few))
-    with pytest.raises(GenerationError, match=r"not all in 0\.\.9"):
+    with pytest.raises(UserError, match=r"not all in 0\.\.9"):
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(labels=(3, 12)))
-    with pytest.raises(LikelihoodError, match="the likelihood of -5 images can't be taken"):
+    with pytest.raises(UserError, match="the likelihood of -5 images can't be taken"):
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(likelihood_num_images=-5))
     for name in ("", "../final", "a b", "-x"):
-        with pytest.raises(ResultNameError, match="can't name a result"):
+        with pytest.raises(UserError, match="can't name a result"):
             evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(result_name=name))
     with pytest.raises(CheckpointError):
         evaluate(uri, digits_uri, reference_uri, weights="ema_0.5")
     some = compute_reference(f"{digits_uri}/train", load_extractor("digits-classifier"), str(tmp_path / "some.npz"), num_images=100)
-    with pytest.raises(ProvenanceError, match="reference is of 100 images, the experiment's protocol takes 1,497"):
+    with pytest.raises(UserError, match="reference is of 100 images, the experiment's protocol takes 1,497"):
         evaluate(uri, digits_uri, some.uri)
     other_split = compute_reference(f"{digits_uri}/test", load_extractor("digits-classifier"), str(tmp_path / "test.npz"))
-    with pytest.raises(ProvenanceError, match="split: 'test', not 'train'"):
+    with pytest.raises(UserError, match="split: 'test', not 'train'"):
         evaluate(uri, digits_uri, other_split.uri)
     assert not (Path(run_uri) / "samples").exists()
 
@@ -105,13 +104,13 @@ def test_agreement_with_labels_is_refused_to_a_model_that_has_none(
     state = dict(make_model(unconditional).state_dict())
     uri = checkpoint.save(str(tmp_path), 1, {"experiment.json": unconditional.to_dict(), "ema_0.99.pt": state})
     options = EvaluationOptions(metrics=("label_agreement",))
-    with pytest.raises(MetricError, match="needs a class-conditional model"):
+    with pytest.raises(UserError, match="needs a class-conditional model"):
         preflight(ModelSpec(checkpoint_uri=uri), digits_uri, reference_uri, options)
 
 
 @pytest.mark.parametrize("name", ["final", "choice", "step=00000200", "choose-00000200-ema_0.99", "nightly-2026", "compare-x", "report"])
 def test_a_persons_result_takes_no_name_that_pipelines_and_studies_use(name: str) -> None:
-    with pytest.raises(ResultNameError, match="are kept by pipelines and studies"):
+    with pytest.raises(UserError, match="are kept by pipelines and studies"):
         require_own_name(name)
     require_own_name(f"my-{name.replace('=', '-')}")
 
@@ -123,7 +122,7 @@ def test_a_set_of_images_goes_on_after_a_kill_where_it_was(plan: SamplePlan, tmp
     Path(chunk_uri(broken, 1)).unlink()
     whole_plan = (Path(broken) / "plan.json").read_bytes()
     kept = Path(chunk_uri(broken, 0)).stat().st_mtime_ns
-    with pytest.raises(GenerationError, match="chunk 1 is missing"):
+    with pytest.raises(UserError, match="chunk 1 is missing"):
         list(sample_set.read(broken))
     sample_set.draw(dataclasses.replace(plan, batch_size=3), broken)
     assert Path(chunk_uri(broken, 0)).stat().st_mtime_ns == kept, "what is there is not drawn again, by another batch size either"
@@ -138,20 +137,20 @@ def test_a_set_of_images_goes_on_after_a_kill_where_it_was(plan: SamplePlan, tmp
 
 def test_a_set_of_another_plan_is_not_mixed_in(plan: SamplePlan, tmp_path: Path) -> None:
     sample_set.draw(plan, str(tmp_path / "set"))
-    with pytest.raises(GenerationError, match="images of another plan"):
+    with pytest.raises(UserError, match="images of another plan"):
         sample_set.draw(dataclasses.replace(plan, seed=2), str(tmp_path / "set"))
 
 
 def test_a_set_of_a_run_that_was_trained_anew_is_not_mixed_in(plan: SamplePlan, run_uri: str, tmp_path: Path) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 200)
     spec = ModelSpec(checkpoint_uri=uri)
-    sample_set.draw(dataclasses.replace(plan, model=spec, inputs=sample_set.digests_of_inputs(spec)), str(tmp_path / "set"))
+    sample_set.draw(dataclasses.replace(plan, model=spec, inputs=sample_set.input_digests(spec)), str(tmp_path / "set"))
     names = ("experiment.json", "model.pt", "ema_0.99.pt", "ema_0.995.pt")
     files = {name: checkpoint.load(checkpoint.checkpoint_uri(run_uri, 100), name) for name in names}
     checkpoint.remove(run_uri, [200])
     checkpoint.save(run_uri, 200, files)
-    with pytest.raises(GenerationError, match="images of another plan"):
-        sample_set.draw(dataclasses.replace(plan, model=spec, inputs=sample_set.digests_of_inputs(spec)), str(tmp_path / "set"))
+    with pytest.raises(UserError, match="images of another plan"):
+        sample_set.draw(dataclasses.replace(plan, model=spec, inputs=sample_set.input_digests(spec)), str(tmp_path / "set"))
 
 
 def test_how_many_images_go_at_a_time_changes_nothing_that_is_kept(run_uri: str, digits_uri: str, reference_uri: str) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.distances.reference_statistics import ProvenanceError, load_reference, save_reference
-from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history, run_uri_of, score_checkpoint, score_uri
+from evaluation.distances.reference_statistics import load_reference, save_reference
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history, score_checkpoint
 from evaluation.monitoring.early_stopping import decide
+from evaluation.records.run_directory import run_uri_of, score_uri
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Experiment
 
 
@@ -88,7 +90,7 @@ def test_a_reference_of_other_images_is_refused(run_uri: str, reference_uri: str
     other = str(tmp_path / "other.npz")
     changed = dataclasses.replace(reference.provenance, data_name="letters")
     save_reference(other, reference.features, changed)
-    with pytest.raises(ProvenanceError, match="data_name: 'letters', not 'digits'"):
+    with pytest.raises(UserError, match="data_name: 'letters', not 'digits'"):
         score_checkpoint(checkpoint.checkpoint_uri(run_uri, 100), other)
 
 

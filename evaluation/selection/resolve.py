@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evaluation.monitoring.checkpoint_scorer import EVALUATIONS
+from evaluation.records.run_directory import CHOICE, EVALUATIONS, RESULT
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.selection.final_choice import CHOICE
 from training import storage
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.console import say
-
-RESULT = "result.json"
-"""What a finished training run leaves in its directory (`components.steps.train`)."""
 
 FORMS = "a checkpoint's directory, a run's directory, runs:/ID, or models:/NAME@ALIAS"
 
 
-class NamedModelError(ValueError):
-    """A word that names no model; the message says which words do."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NamedModel:
+class ResolvedModel:
     """A checkpoint, and what is known of it.
 
     Attributes:
@@ -42,7 +35,7 @@ class NamedModel:
         return ModelSpec(checkpoint_uri=self.checkpoint_uri, weights=weights or self.weights)
 
 
-def find_model(word: str) -> NamedModel:
+def resolve_model(word: str) -> ResolvedModel:
     """The model of that name.
 
     Args:
@@ -50,7 +43,7 @@ def find_model(word: str) -> NamedModel:
             `runs:/ID` (MLflow), a run's directory (its chosen weights), or a checkpoint's directory.
 
     Raises:
-        NamedModelError: There is nothing of that name.
+        UserError: There is nothing of that name.
         TrackingError: MLflow can't be reached, or knows no such model or run.
     """
     if word.startswith("models:/"):
@@ -62,39 +55,39 @@ def find_model(word: str) -> NamedModel:
     if separator:
         checkpoint.file_names(uri)  # refuses one that is not there
         trained = _stored(storage.join(head, RESULT))
-        return NamedModel(checkpoint_uri=uri, data_uri=trained.get("data_uri", ""), tracking_run_id=trained.get("tracking_run_id", ""))
+        return ResolvedModel(checkpoint_uri=uri, data_uri=trained.get("data_uri", ""), tracking_run_id=trained.get("tracking_run_id", ""))
     return _of_run(uri)
 
 
-def _registered(word: str) -> NamedModel:
+def _registered(word: str) -> ResolvedModel:
     from training.tracking.registry import CHAMPION, resolve
 
     name, at, alias = word.partition("@")
     name, slash, version = name.partition("/")
     if not name or (at and slash):
-        raise NamedModelError(f"models:/{word} is not a registered model; write models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise UserError(f"models:/{word} is not a registered model; write models:/NAME@ALIAS or models:/NAME/VERSION")
     found = resolve(name, alias or CHAMPION, version=version or None)
     say(f"models:/{word} is version {found.version} of {name}: {found.checkpoint_uri} ({found.weights})")
-    return NamedModel(checkpoint_uri=found.checkpoint_uri, weights=found.weights, data_uri=found.data_uri, tracking_run_id=found.run_id)
+    return ResolvedModel(checkpoint_uri=found.checkpoint_uri, weights=found.weights, data_uri=found.data_uri, tracking_run_id=found.run_id)
 
 
-def _tracked(run_id: str) -> NamedModel:
+def _tracked(run_id: str) -> ResolvedModel:
     from training.tracking.runs import tags_of
 
     tags = tags_of(run_id)
     if "iddpm.best_checkpoint_uri" in tags:
-        return NamedModel(
+        return ResolvedModel(
             checkpoint_uri=tags["iddpm.best_checkpoint_uri"],
             weights=tags.get("iddpm.best_weights"),
             data_uri=tags.get("iddpm.data_uri", ""),
             tracking_run_id=run_id,
         )
     if "iddpm.run_uri" not in tags:
-        raise NamedModelError(f"the MLflow run {run_id} trained no model of ours: it has no tag iddpm.run_uri; name {FORMS}")
+        raise UserError(f"the MLflow run {run_id} trained no model of ours: it has no tag iddpm.run_uri; name {FORMS}")
     return _of_run(tags["iddpm.run_uri"])
 
 
-def _of_run(run_uri: str) -> NamedModel:
+def _of_run(run_uri: str) -> ResolvedModel:
     """The weights that were chosen of a run; of one that is not finished, its latest checkpoint's."""
     trained = _stored(storage.join(run_uri, RESULT))
     known = {"data_uri": trained.get("data_uri", ""), "tracking_run_id": trained.get("tracking_run_id", "")}
@@ -105,12 +98,12 @@ def _of_run(run_uri: str) -> NamedModel:
     ):
         if uri:
             # A run that was copied holds addresses of the place where it was; its checkpoints are beside it all the same.
-            return NamedModel(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, checkpoint.step_of(uri)), weights=weights, **known)
+            return ResolvedModel(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, checkpoint.step_of(uri)), weights=weights, **known)
     latest = checkpoint.latest(run_uri)
     if latest is None:
-        raise NamedModelError(f"{run_uri}: there is no run with a checkpoint there; name {FORMS}")
+        raise UserError(f"{run_uri}: there is no run with a checkpoint there; name {FORMS}")
     say(f"{run_uri} has not finished: taking its latest checkpoint, step {checkpoint.step_of(latest):,}")
-    return NamedModel(checkpoint_uri=latest, **known)
+    return ResolvedModel(checkpoint_uri=latest, **known)
 
 
 def _stored(uri: str) -> dict[str, str]:

@@ -4,21 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.selection.named_model import NamedModel, NamedModelError, find_model
+from evaluation.selection.resolve import ResolvedModel, resolve_model
 from training import storage
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint import CheckpointError
+from training.config.errors import UserError
 
 
 def test_a_checkpoints_directory_names_itself_and_its_run_says_the_rest(run_uri: str) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 100)
-    assert find_model(f"{uri}/") == NamedModel(checkpoint_uri=uri)
+    assert resolve_model(f"{uri}/") == ResolvedModel(checkpoint_uri=uri)
     storage.write_json(f"{run_uri}/result.json", {"data_uri": "s3://b/data", "tracking_run_id": "abc"})
-    assert find_model(uri) == NamedModel(checkpoint_uri=uri, data_uri="s3://b/data", tracking_run_id="abc")
+    assert resolve_model(uri) == ResolvedModel(checkpoint_uri=uri, data_uri="s3://b/data", tracking_run_id="abc")
 
 
 def test_a_runs_directory_names_the_chosen_weights(run_uri: str) -> None:
-    assert find_model(run_uri).checkpoint_uri == checkpoint.checkpoint_uri(run_uri, 200), "the latest, while nothing is chosen"
+    assert resolve_model(run_uri).checkpoint_uri == checkpoint.checkpoint_uri(run_uri, 200), "the latest, while nothing is chosen"
     result = {
         "best_checkpoint_uri": checkpoint.checkpoint_uri(run_uri, 100),
         "best_weights": "ema_0.995",
@@ -26,21 +27,21 @@ def test_a_runs_directory_names_the_chosen_weights(run_uri: str) -> None:
         "tracking_run_id": "t",
     }
     storage.write_json(f"{run_uri}/result.json", result)
-    assert find_model(run_uri) == NamedModel(
+    assert resolve_model(run_uri) == ResolvedModel(
         checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 100), weights="ema_0.995", data_uri="d", tracking_run_id="t"
     )
     choice = {"checkpoint_uri": "s3://elsewhere/runs/x/checkpoints/step=00000200", "weights": "ema_0.99"}
     storage.write_json(f"{run_uri}/evaluations/choice.json", choice)
-    found = find_model(run_uri)
+    found = resolve_model(run_uri)
     assert (found.checkpoint_uri, found.weights) == (checkpoint.checkpoint_uri(run_uri, 200), "ema_0.99"), "of a copied run, its own"
     assert found.spec("model").weights == "model"
     assert found.spec().weights == "ema_0.99"
 
 
 def test_what_is_nowhere_is_said_with_the_forms_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(NamedModelError, match=r"no run with a checkpoint there; name a checkpoint's directory.*models:/NAME@ALIAS"):
-        find_model(str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"no run with a checkpoint there; name a checkpoint's directory.*models:/NAME@ALIAS"):
+        resolve_model(str(tmp_path / "absent"))
     with pytest.raises(CheckpointError, match="there is no complete checkpoint"):
-        find_model(f"{tmp_path}/checkpoints/step=00000001")
-    with pytest.raises(NamedModelError, match="write models:/NAME@ALIAS or models:/NAME/VERSION"):
-        find_model("models:/name/3@champion")
+        resolve_model(f"{tmp_path}/checkpoints/step=00000001")
+    with pytest.raises(UserError, match="write models:/NAME@ALIAS or models:/NAME/VERSION"):
+        resolve_model("models:/name/3@champion")
