@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup demo down image image-test test test-fast lint format golden golden-check ci mutations ablations bench bench-gpu bench-stopping clean
+.PHONY: help setup demo down image image-test test test-fast lint format golden golden-check ci mutations test-processors ablations bench bench-gpu bench-stopping clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ golden-check: setup
 	@$(BIN)/python tests/golden/regenerate.py --check
 
 ci: lint golden-check test  ## what CI runs: lint, golden check, all tests
+
+test-processors: setup  ## the numeric tests under other instruction sets, oneDNN kernels and numbers of threads
+	@$(BIN)/python tests/processors.py
 
 mutations: setup  ## break the mathematics in known ways and show which test notices
 	@$(BIN)/python tests/mutations.py

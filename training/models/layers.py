@@ -17,7 +17,7 @@ NUM_GROUPS = 32
 
 
 def timestep_embedding(timesteps: Float[Tensor, " batch"], width: int, *, max_period: float = 10_000.0) -> Float[Tensor, "batch width"]:
-    """[cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})], w_i = max_period^(-i/h), h = width / 2.
+    """Return [cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})], w_i = max_period^(-i/h), h = width / 2.
 
     The transformer's position embedding (Vaswani et al. 2017, section 3.5), cosines first. Fractional t count: t is
     scaled by 1000/T before it comes here.
@@ -28,8 +28,9 @@ def timestep_embedding(timesteps: Float[Tensor, " batch"], width: int, *, max_pe
         max_period: 2 pi times this is the longest wavelength.
     """
     half = width // 2
-    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=timesteps.device))
-    angles = timesteps.float().unsqueeze(1) * frequencies
+    # In float64, and rounded once: in float32 the last bits would differ by processor, and t up to 4000 multiplies them.
+    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float64, device=timesteps.device))
+    angles = timesteps.float().unsqueeze(1) * frequencies.float()
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

@@ -69,9 +69,42 @@ def assert_matches(actual: Tensor, golden: dict[str, object], rtol: float = 1e-5
     assert float(flat.abs().sum()) == pytest.approx(golden["abs_sum"], rel=rtol)
 
 
+UNIT_ROUNDOFF = 2.0**-24  # float32's
+
+
+def released_embedding(t: float) -> tuple[Tensor, Tensor]:
+    """The embedding of width 128 in float64, and how far the released numbers may be from it, entry by entry.
+
+    The release computes w = exp(a), a = -i ln(10000) / 64, in float32: a has 2 roundings, which exp turns into a relative error of
+    2 |a| u, and exp itself rounds by 2 u. The angle t w has another rounding, and errs by t w (2 |a| + 3) u in all. Cosine and
+    sine pass that on at most as it is, and round by 2 u.
+    """
+    exponents = -math.log(10_000) / 64 * torch.arange(64, dtype=torch.float64)
+    angles = t * exponents.exp()
+    errors = (angles * (2 * exponents.abs() + 3) + 2) * UNIT_ROUNDOFF
+    return torch.cat([angles.cos(), angles.sin()]), torch.cat([errors, errors])
+
+
 @pytest.mark.parametrize("t", ["0.0", "0.25", "1.0", "999.75", "3999.0"])
 def test_timestep_embedding_is_the_released_one(t: str) -> None:
-    assert_matches(timestep_embedding(torch.tensor([float(t)]), 128), GOLDEN["timestep_embedding_128"][t])
+    golden = GOLDEN["timestep_embedding_128"][t]
+    actual = timestep_embedding(torch.tensor([float(t)]), 128).double().flatten()
+    exact, allowed = released_embedding(float(t))
+    # Ours rounds the frequency once, the angle once, and cosine and sine by 2 u.
+    assert bool(((actual - exact).abs() <= (2 * float(t) + 2) * UNIT_ROUNDOFF).all())
+    released = torch.tensor([*golden["first8"], *golden["last4"]], dtype=torch.float64)
+    assert bool(((torch.cat([exact[:8], exact[-4:]]) - released).abs() <= torch.cat([allowed[:8], allowed[-4:]])).all())
+    mean_error = float(allowed.mean())
+    assert float(exact.mean()) == pytest.approx(golden["mean"], abs=mean_error)
+    # A standard deviation moves by no more than the root mean square of what moves the entries.
+    assert float(exact.std()) == pytest.approx(golden["std"], abs=2 * float(allowed.square().mean().sqrt()))
+    assert float(exact.abs().sum()) == pytest.approx(golden["abs_sum"], abs=128 * mean_error)
+
+
+def test_the_embeddings_frequencies_are_rounded_from_float64_on_every_processor() -> None:
+    """At t = 1 the first sines are those of the frequencies: sin(w) for the correctly rounded float32 w."""
+    frequencies = torch.tensor([math.exp(-math.log(10_000) / 64 * i) for i in range(64)], dtype=torch.float64).float()
+    assert torch.equal(timestep_embedding(torch.ones(1), 128), torch.cat([frequencies.cos(), frequencies.sin()]).unsqueeze(0))
 
 
 @pytest.mark.parametrize(("name", "y"), [("base", None), ("cond", torch.tensor([3, 7]))])
@@ -218,7 +251,7 @@ def test_bad_input_gives_one_error_that_names_what_is_allowed(model: dict[str, o
 
 COMPILED = """
 import torch
-from training import presets
+from training.config import presets
 from training.models.dropout import dropout_key
 from training.models.unet import make_model
 
