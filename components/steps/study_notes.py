@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from training.distributed.signals import sigterm_as_exit
+from training.distributed.signals import run_stoppable, stop_flag
 
 if TYPE_CHECKING:
     from evaluation.reports.study import Study
@@ -40,19 +40,22 @@ def note_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
     links = ", ".join(f"[{name}]({place.url})" for name, place in zip(study.models, found, strict=True) if place)
     # The links first: MLflow folds away what is long.
     note = f"{f'Trained by: {links}' if links else ''}\n\n```\n{study.text}"[:_MAX_NOTE_LENGTH] + "\n```"
-    with sigterm_as_exit() as stop:
-        with stop.held():
-            run = open_run(
+    params = {
+        "model": {str(number): f"{name}: {what}" for number, (name, what) in enumerate(study.models.items(), start=1)},
+        **{name: value for name, value in study.protocol.items() if name not in ("model", "inputs_sha256")},
+    }
+    with stop_flag() as stop:
+        run = run_stoppable(
+            lambda: open_run(
                 run_key=study.key,
                 experiment_name=next((place.experiment_name for place in found if place), DEFAULT_EXPERIMENT),
                 run_name=study.title[:_MAX_NAME_LENGTH],
                 tags={"iddpm.study": study.kind, "iddpm.model_run_ids": ", ".join(dict.fromkeys(known)), "mlflow.note.content": note},
-                params={
-                    "model": {str(number): f"{name}: {what}" for number, (name, what) in enumerate(study.models.items(), start=1)},
-                    **{name: value for name, value in study.protocol.items() if name not in ("model", "inputs_sha256")},
-                },
+                params=params,
                 parent_run_id=known[0] if known and len(study.models) == 1 else None,
-            )
+            ),
+            stop,
+        )
         try:
             for (name, step), value in study.points.items():
                 if value is not None:
@@ -60,7 +63,7 @@ def note_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
             for name, content in study.files.items():
                 run.log_bytes(content, name)
             url = run.url
-            delivered = run.finish("FINISHED")
+            delivered = run_stoppable(lambda: run.finish("FINISHED"), stop)
         except BaseException as error:
             run.finish("FAILED" if isinstance(error, Exception) else "KILLED", timeout_seconds=10.0)
             raise

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment, Resources, run_key
 from training.config.presets import preset
 from training.console import say
-from training.distributed.signals import STOPPED_EXIT_CODE, sigterm_as_exit
+from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status, TrackedRun
@@ -95,6 +94,7 @@ def train_run(
     Raises:
         UserError: The preset, an override or the data set does not fit.
         SystemExit: SIGTERM ended training early, after a last checkpoint; the code is `STOPPED_EXIT_CODE`.
+        KeyboardInterrupt: Ctrl-C did.
         TrainingError: Training cannot go on.
     """
     wanted = Resources.from_dict(resources)
@@ -117,44 +117,30 @@ def train_run(
     _claim_directory(run)
     status: Status = "FAILED"
     tracked: TrackedRun | None = None
-    with sigterm_as_exit() as stop:
+    with stop_flag() as stop:
         try:
-            with stop.held():  # what is open in MLflow must be known here, or nobody closes it
-                tracked = _open_tracked(run, tracking_experiment, data_uri, pipeline_run_id)
-            result = _train(run, wanted, data_uri, reference_uri, tracked.run_id, ray_address)
-            if result["stop_reason"] == "SIGTERM":
-                saved = f"saved at step {result['step']:,}" if result["step"] else "nothing was trained yet"
-                say(f"told to stop: {saved}; the same command goes on from there")
-                raise SystemExit(STOPPED_EXIT_CODE)
-            told = {**result, "tracking_run_id": tracked.run_id, "run_key": run.key, "data_uri": data_uri}
-            storage.retry(lambda: storage.write_json(result_uri, told))
+            tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, data_uri, pipeline_run_id), stop)
+            result = _train(run, wanted, data_uri, reference_uri, tracked.run_id, ray_address, stop)
+            complete = {**result, "tracking_run_id": tracked.run_id, "run_key": run.key, "data_uri": data_uri}
+            run_stoppable(lambda: storage.retry(lambda: storage.write_json(result_uri, complete)), stop)
             tracked.set_tags({"iddpm.best_checkpoint_uri": result["best_checkpoint_uri"], "iddpm.best_weights": result["best_weights"]})
             status = "FINISHED"
-        except SystemExit as error:  # Ray Train ends a program that Ctrl-C stops, and with 0
-            status = "KILLED"
-            raise SystemExit(STOPPED_EXIT_CODE) from error
-        except KeyboardInterrupt:
+        except (SystemExit, KeyboardInterrupt):
             status = "KILLED"
             raise
         finally:
             if tracked is not None:
-                _finish(tracked, status)
+                _finish(tracked, status, stop)
     return run.uri
 
 
-def _finish(tracked: TrackedRun, status: Status) -> None:
-    """Closes the MLflow run; whoever was told to stop has less time for it than others.
-
-    A second SIGTERM can't cut it short; nor can a second Ctrl-C, which impatience sends at once, while MLflow answers.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _finish(tracked: TrackedRun, status: Status, stop: StopFlag) -> None:
+    """Close the MLflow run, within five seconds where MLflow answers; only the wait for an MLflow that is away ends by a second Ctrl-C."""
     arrived = tracked.finish(status, timeout_seconds=_PROMPT_SECONDS)
-    if in_main_thread:
-        signal.signal(signal.SIGINT, on_interrupt)
-    if not arrived and not tracked.flush(timeout_seconds=60.0 if status == "KILLED" else storage.OUTAGE_SECONDS):
+    deadline = time.monotonic() + (60.0 if status == "KILLED" else storage.OUTAGE_SECONDS)
+    while not arrived and time.monotonic() < deadline and not (stop.is_urgent if status == "KILLED" else stop.is_set):
+        arrived = tracked.flush(timeout_seconds=1.0)
+    if not arrived:
         say(f"MLflow stayed away, where this run is still marked as running; the same command closes it as {status}")
 
 
@@ -214,7 +200,9 @@ def _kept_reference(reference_uri: str, arguments: Mapping[str, Any], ray_addres
     return kept_reference(reference_uri, arguments["storage_root_uri"], make)
 
 
-def _train(run: Run, resources: Resources, data_uri: str, reference_uri: str, tracking_run_id: str, ray_address: str) -> dict[str, Any]:
+def _train(
+    run: Run, resources: Resources, data_uri: str, reference_uri: str, tracking_run_id: str, ray_address: str, stop: StopFlag
+) -> dict[str, Any]:
     from components.steps.evaluate import extractor_weights_at
     from evaluation.monitoring import early_stopping
     from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
@@ -223,6 +211,7 @@ def _train(run: Run, resources: Resources, data_uri: str, reference_uri: str, tr
 
     set_defaults()
     from training.launch.ray_train import train
+    from training.loop.interfaces import STOP_REQUESTED
     from training.loop.job import Job
 
     experiment, run_uri = run.experiment, run.uri
@@ -244,8 +233,11 @@ def _train(run: Run, resources: Resources, data_uri: str, reference_uri: str, tr
         tracking_run_id=tracking_run_id,
         scorer=scorer if reference_uri else None,
     )
-    outcome = train(job, ray_address=ray_address)
-    history = storage.retry(lambda: read_history(run_uri))
+    outcome = train(job, ray_address=ray_address, stop=stop)
+    if outcome.stop_reason == STOP_REQUESTED:
+        say(f"told to stop: saved at step {outcome.step:,}; the same command goes on from there")
+        stop.raise_if_set()
+    history = run_stoppable(lambda: storage.retry(lambda: read_history(run_uri)), stop)
     decision = early_stopping.decide(history, experiment.evaluation)
     best_step = decision.best_step if decision.best_step is not None else outcome.step
     best_weights = decision.best_weights or f"ema_{experiment.optim.ema_decays[0]}" if experiment.optim.ema_decays else "model"

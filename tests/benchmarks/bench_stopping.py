@@ -30,7 +30,8 @@ from training.console import say
 from training.data.loading.loader import Loader
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.source import digits
-from training.loop.trainer import Hooks, Trainer
+from training.loop.interfaces import Hooks
+from training.loop.trainer import Trainer
 
 MIN_SCORE_RATIO = 50.0
 MAX_STANDARD_ERRORS_BEHIND = 2.0

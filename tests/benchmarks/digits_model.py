@@ -13,7 +13,8 @@ from training.config.presets import preset
 from training.data.loading.loader import Loader
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.source import digits
-from training.loop.trainer import Hooks, Trainer
+from training.loop.interfaces import Hooks
+from training.loop.trainer import Trainer
 
 PRESET = "digits-hybrid-cosine"
 NUM_STEPS = 800

@@ -265,8 +265,11 @@ class AsyncWriter:
             self._pool.shutdown()
 
     def _write(self, step: int, files: Files, on_saved: Callable[[str], None] | None) -> None:
-        storage.retry(lambda: self._first(step, files), seconds=self._retry_seconds)
-        uri = storage.retry(lambda: save(self._run_uri, step, files), seconds=self._retry_seconds)
+        def attempt() -> str:
+            self._first(step, files)
+            return save(self._run_uri, step, files)
+
+        uri = storage.retry(attempt, seconds=self._retry_seconds)  # one budget for both: rank 0 may be waiting with the others
         if on_saved is not None:
             on_saved(uri)
 

@@ -1,6 +1,6 @@
-"""Which rank hangs: each one writes down how far it is, where the others can read it.
+"""Heartbeats name the rank that hangs: each rank publishes its progress where the others can read it.
 
-A collective that times out says only that somebody did not come. Whoever times out reads here who that is: a process that
+A collective that times out says only that some rank did not come. The rank that times out reads here which one: a process that
 stands still, or one that has not come as far as the others.
 """
 
@@ -19,26 +19,26 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 
 from training.console import say
 
-_PATIENCE = timedelta(seconds=10)
+_STORE_TIMEOUT = timedelta(seconds=10)
 _PULSE_SECONDS = 1.0
-_LISTEN_SECONDS = 4.0
+_OBSERVATION_SECONDS = 4.0
 
 
 class Heartbeats:
-    """Progress and pulse of each rank, in a store that lives in rank 0; made by all ranks together.
+    """Progress and pulse of each rank, in a store on rank 0; all ranks create it together.
 
-    Progress is the step, and within it whether the rank computes or waits for the others. The pulse is a thread's count, so
-    that a process that is stopped, or whose machine is gone, is known by its silence.
+    Progress is the step, and within it whether the rank computes or waits for the others. The pulse is a counter that a thread
+    increments: a process that is stopped, or whose machine is gone, is recognised by its silence.
     """
 
     def __init__(self, rank: int, world_size: int, *, alarm_seconds: float | None = None) -> None:
-        """Opens the store.
+        """Open the store.
 
         Args:
             rank: This process's number.
             world_size: Number of processes.
-            alarm_seconds: Say who is behind once this rank has made no progress for so long. For NCCL, whose time-out ends the
-                process before anybody can ask; None leaves it to who calls `verdict`.
+            alarm_seconds: Report who is behind once this rank has made no progress for this time. For NCCL, whose time-out ends the
+                process before anybody can ask; None leaves it to the caller of `verdict`.
         """
         self._rank, self._world_size = rank, world_size
         self._alarm_seconds = alarm_seconds
@@ -46,46 +46,41 @@ class Heartbeats:
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         port: list[int] = [0]
         if rank == 0:
-            self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+            self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_STORE_TIMEOUT)
             port = [self._store.port]
         dist.broadcast_object_list(port, src=0)
         if rank != 0:
-            self._store = TCPStore(host, port[0], is_master=False, timeout=_PATIENCE)
+            self._store = TCPStore(host, port[0], is_master=False, timeout=_STORE_TIMEOUT)
         self.beat(-1, waiting=False)
         self._write("pulse", 0)
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
         self._start(self._pulse)
-        # Python ends its threads where they stand; one that stands in the store's C++ takes the process with it (SIGABRT).
+        # Python ends its threads wherever they are; one that is in the store's C++ code then takes the process with it (SIGABRT).
         atexit.register(self.end)
 
-    def _start(self, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, name="iddpm-pulse", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
     def beat(self, step: int, *, waiting: bool) -> None:
-        """Notes how far this rank is. Tens of microseconds.
+        """Publish this rank's progress. Takes tens of microseconds.
 
         Args:
             step: Update that it works on.
-            waiting: Whether it has done its share and now meets the others.
+            waiting: True once it has computed its shard and waits for the other ranks.
         """
         self._progress = 2 * step + waiting, time.monotonic()
         self._write("progress", self._progress[0])
 
     def end(self) -> None:
-        """Ends the pulse; returns once nothing of it runs."""
+        """End the threads, and return once they have ended."""
         self._ended.set()
         for thread in self._threads:
-            thread.join(_PATIENCE.total_seconds())
+            thread.join(_STORE_TIMEOUT.total_seconds())
         atexit.unregister(self.end)
 
     def verdict(self) -> str:
-        """One clause that names who is behind; takes a few seconds."""
+        """Return one clause that names the ranks that are behind; takes a few seconds."""
         try:
             before = self._read("pulse")
-            time.sleep(_LISTEN_SECONDS)
+            time.sleep(_OBSERVATION_SECONDS)
             silent = [rank for rank, (a, b) in enumerate(zip(before, self._read("pulse"), strict=True)) if a == b]
             progress = self._read("progress")
         except RuntimeError:
@@ -93,29 +88,33 @@ class Heartbeats:
         behind = silent or [rank for rank, value in enumerate(progress) if value < max(progress)]
         if not behind:
             return f"all ranks wait for each other in step {max(progress) // 2:,}; the network between them is the likely cause"
-        word = "stands still" if silent else "did not finish its share"
-        return ", ".join(f"rank {rank} {word} in step {progress[rank] // 2:,}" for rank in behind)
+        state = "stands still" if silent else "did not finish its shard"
+        return ", ".join(f"rank {rank} {state} in step {progress[rank] // 2:,}" for rank in behind)
+
+    def _start(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name="iddpm-pulse", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _pulse(self) -> None:
         count = 0
-        warned_of = -1
+        reported = -1
         while not self._ended.wait(_PULSE_SECONDS):
             count += 1
             self._write("pulse", count)
             progress, since = self._progress or (-1, 0.0)
-            if self._alarm_seconds is not None and progress > warned_of and time.monotonic() - since > self._alarm_seconds:
-                warned_of = progress
-                # In a thread of its own: this one goes on telling the others that it lives.
-                self._start(functools.partial(self._warn, self._alarm_seconds))
+            if self._alarm_seconds is not None and progress > reported and time.monotonic() - since > self._alarm_seconds:
+                reported = progress
+                self._start(functools.partial(self._report, self._alarm_seconds))  # in a thread, so that the pulse goes on
 
-    def _warn(self, seconds: float) -> None:
+    def _report(self, seconds: float) -> None:
         say(f"{self.verdict()}; rank {self._rank} has made no progress for {seconds:.0f} s")
 
-    def _write(self, what: str, value: int) -> None:
+    def _write(self, key: str, value: int) -> None:
         try:
-            self._store.set(f"{what}/{self._rank}", str(value))
-        except RuntimeError:  # a store that is gone is no reason to stop
+            self._store.set(f"{key}/{self._rank}", str(value))
+        except RuntimeError:  # training goes on without the store
             return
 
-    def _read(self, what: str) -> list[int]:
-        return [int(self._store.get(f"{what}/{rank}")) for rank in range(self._world_size)]
+    def _read(self, key: str) -> list[int]:
+        return [int(self._store.get(f"{key}/{rank}")) for rank in range(self._world_size)]

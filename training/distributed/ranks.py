@@ -1,4 +1,4 @@
-"""Data-parallel workers: who takes which images of a batch, the network whose gradients they share, and what they tell each other."""
+"""Data-parallel ranks: which images of a batch each takes, the network whose gradients they average, and what they send each other."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from training.config.experiment import Resources
 
 
 def shard_bounds(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First and last but one of a rank's images in the global batch: equal shares, those of the first ranks one longer."""
+    """Return the first image of a rank's shard of the global batch and the one after its last.
+
+    Shards are equal, except that those of the first ranks may be one image longer.
+    """
     size, longer = divmod(global_batch_size, world_size)
     start = rank * size + min(rank, longer)
     return start, start + size + (rank < longer)
 
 
 def gather(values: Tensor, global_batch_size: int, world_size: int) -> Tensor:
-    """Puts the ranks' shares of a vector over the global batch together, in the batch's order."""
+    """Return on every rank the vector over the global batch, [global_batch_size], from each rank's shard of it."""
     if world_size == 1:
         return values
     bounds = [shard_bounds(global_batch_size, rank, world_size) for rank in range(world_size)]
-    padded = nn.functional.pad(values, (0, bounds[0][1] - len(values)))  # the first share is the longest
+    padded = nn.functional.pad(values, (0, bounds[0][1] - len(values)))  # the first shard is the longest
     parts = [torch.empty_like(padded) for _ in bounds]
     dist.all_gather(parts, padded)
     return torch.cat([part[: stop - start] for part, (start, stop) in zip(parts, bounds, strict=True)])
 
 
 def broadcast_object(value: Any, world_size: int) -> Any:
-    """Rank 0's value on every rank."""
+    """Return rank 0's value on every rank; a collective operation."""
     if world_size == 1:
         return value
     box = [value]
@@ -42,34 +45,31 @@ def broadcast_object(value: Any, world_size: int) -> Any:
 
 
 class AsyncStopFlag:
-    """Whether rank 0 wants something, told to all ranks without anybody waiting: each call says what the call before told.
+    """A flag of rank 0 that all ranks read without waiting: each call returns what rank 0 passed to the call before.
 
-    By then the device has long passed the message, with a whole update queued behind it. So all ranks learn it after the same
+    By then the device has long received that message, with a whole update queued behind it. So all ranks read it after the same
     update, and a rank's host is never further than one update ahead of its device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._told: tuple[Callable[[], Any], Tensor] | None = None
+        self._sent: tuple[Callable[[], Any], Tensor] | None = None
 
-    def exchange(self, wanted: bool) -> bool:
-        """For all ranks after the same update.
+    def exchange(self, is_set: bool) -> bool:
+        """Send rank 0's flag and return the one that it sent in the call before; called by all ranks after the same update.
 
         Args:
-            wanted: On rank 0; of the others it is not looked at.
-
-        Returns:
-            What rank 0 said in the call before.
+            is_set: The flag on rank 0; ignored on the others.
         """
-        before, self._told = self._told, self._send(wanted)
+        before, self._sent = self._sent, self._send(is_set)
         if before is None:
             return False
         arrive, flag = before
         arrive()
         return bool(flag.item())
 
-    def _send(self, wanted: bool) -> tuple[Callable[[], Any], Tensor]:
-        flag = torch.full((1,), float(wanted), device=self._device)
+    def _send(self, is_set: bool) -> tuple[Callable[[], Any], Tensor]:
+        flag = torch.full((1,), float(is_set), device=self._device)
         message = dist.broadcast(flag, src=0, async_op=True)
         if self._device.type != "cuda":
             return message.wait, flag
@@ -94,11 +94,11 @@ class Network:
         self._autocast = resources.precision == "bf16"
 
     def __call__(self, x_t: Tensor, timesteps: Tensor, **kwargs: Tensor) -> Tensor:
-        """The network's output."""
+        """Return the network's output, float32 [batch, out_channels, height, width]."""
         with torch.autocast(self._device_type, torch.bfloat16, enabled=self._autocast):
             output: Tensor = self._network(x_t, timesteps, **kwargs).float()
         return output
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Within it, gradients are added to this rank's own and not shared yet."""
+        """Add gradients to this rank's own for the time of the block, without averaging them over the ranks."""
         return self._ddp.no_sync() if self._ddp is not None else contextlib.nullcontext()

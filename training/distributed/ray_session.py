@@ -1,4 +1,4 @@
-"""One way to join Ray: a cluster where there is one, else a local one on loopback that ends with the work."""
+"""Join a Ray cluster, or start a local one on loopback that ends with the work."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,14 +28,16 @@ _LONGEST_TEMP_DIR = 35
 
 
 def set_defaults() -> None:
-    """Sets our defaults in the environment, where the user has not. Ray reads some when it is first imported."""
+    """Set our defaults in the environment, where the user has not. Ray reads some when it is first imported."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Iterator[None]:
-    """Joins Ray for the time of the block; inside another session it joins that one.
+    """Join Ray for the time of the block; inside another session, join that one.
+
+    A local cluster ends with the thread that started it: Linux kills a child when its parent thread ends.
 
     Args:
         address: "local" starts a cluster in this machine; otherwise one that runs: "auto", or its address.
@@ -49,13 +52,18 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
     if ray.is_initialized():
         yield
         return
-    with _sigterm_stays_ours():
-        if address == "local":
-            # A token that lives as long as this process: no other user of the machine can join, and no file is written.
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            _start_local(num_cpus)
-        else:
-            ray.init(address=address, logging_level=logging.WARNING)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    if not in_main_thread:
+        logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler is not set" not in record.getMessage())
+    if address == "local":
+        # A token that lives as long as this process: no other user of the machine can join, and no file is written.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        _start_local(num_cpus)
+    else:
+        ray.init(address=address, logging_level=logging.WARNING)
+    if in_main_thread and on_sigterm not in (signal.SIG_DFL, None):
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own raises wherever the program is
     try:
         yield
     finally:
@@ -63,7 +71,7 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
 
 
 def _start_local(num_cpus: int | None) -> None:
-    """Starts Ray here, again (twice at most) where this machine was too busy for the 30 s that Ray gives itself, a constant."""
+    """Start Ray here, up to three times: on a busy machine the 30 s that Ray allows itself, a constant, may be too short."""
     import ray
 
     for attempts_left in (2, 1, 0):
@@ -82,19 +90,3 @@ def _start_local(num_cpus: int | None) -> None:
             ray.shutdown()
         else:
             return
-
-
-@contextmanager
-def _sigterm_stays_ours() -> Iterator[None]:
-    """Keeps Ray from putting its handler, which raises wherever the program is, in the place of one that is there."""
-    import ray._private.utils as utils
-
-    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
-        yield
-        return
-    theirs = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = theirs

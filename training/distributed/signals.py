@@ -1,121 +1,141 @@
-"""SIGTERM and Ctrl-C as exceptions, raised only where a program can bear one."""
+"""SIGTERM and Ctrl-C as a flag that a program reads where it can stop in good order.
+
+No handler raises. An exception in the middle of an import can leave Python's import lock taken for good, and Python swallows one
+that is raised in a hook, such as at a fork. So the handler only sets the flag, and the main thread, which alone receives signals,
+waits while the work runs in another thread.
+"""
 
 from __future__ import annotations
 
-import _thread
+import concurrent.futures
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
-STOPPED_EXIT_CODE = 128 + 15
-"""Of a program that SIGTERM ended in good order: what a shell makes of a process that SIGTERM ended."""
+STOPPED_EXIT_CODE = 128 + signal.SIGTERM
+"""Exit code of a program that SIGTERM ended in good order: what a shell reports of a process that SIGTERM killed."""
 
-_SECONDS_BETWEEN_LOOKS = 0.05
-_LONGEST_HOLD_SECONDS = 20.0  # of the thirty that Kubernetes gives
+_POLL_SECONDS = 0.1
+
+_Result = TypeVar("_Result")
 
 
-class Stop:
-    """When a signal may be raised: not in the middle of an import, nor while it is held; and it must not be lost.
+class StopFlag:
+    """Set by the first of the given signals, and never unset.
 
-    An exception in the middle of an import can leave Python's import lock taken for good. A thread that imports something
-    later, as MLflow's client does with every request, would wait for it for ever. So an import ends first, however long it takes.
-    An exception in a hook that Python runs between two lines, as at a fork (Ray starts by several), goes no further than
-    `sys.unraisablehook`.
+    It has no lock: a handler runs in the main thread, which may hold that very lock.
     """
 
-    def __init__(self) -> None:
-        self._is_held = False
-        self._waiting_since: dict[int, float] = {}
-        self._raised: BaseException | None = None
+    def __init__(self, numbers: Collection[int] = ()) -> None:
+        self._numbers = numbers
+        self._received: list[int] = []
+        self.install()
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Holds signals back, for what must be known by whoever cleans up; they are raised a moment after the block."""
-        self._is_held = True
-        try:
-            yield
-        finally:
-            self._is_held = False
+    def install(self) -> None:
+        """Install the handlers, also once more: Ray's C++ code puts its own in the place of Python's while it starts."""
+        for number in self._numbers:
+            signal.signal(number, self._handle)
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raises `SystemExit` or `KeyboardInterrupt`; where that can't be now, comes again."""
-        since = self._waiting_since.get(number, time.monotonic())
-        if _is_importing(frame) or (self._is_held and time.monotonic() - since < _LONGEST_HOLD_SECONDS):
-            self._wait(number)
-            return
-        self._waiting_since.pop(number, None)
-        if number == signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
-        self._raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(STOPPED_EXIT_CODE)
-        raise self._raised
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(number)
 
-    def comes_again(self, lost: BaseException | None) -> bool:
-        """Whether an exception that has reached nobody was raised here; if so, it is raised again a moment later."""
-        if lost is None or lost is not self._raised:
-            return False
-        number = signal.SIGINT if isinstance(lost, KeyboardInterrupt) else signal.SIGTERM
-        signal.signal(number, self.handle)
-        self._wait(number)
-        return True
+    @property
+    def is_set(self) -> bool:
+        """True once a signal has arrived."""
+        return bool(self._received)
 
-    def _wait(self, number: int) -> None:
-        if number not in self._waiting_since:  # else a thread is at it, however often somebody insists
-            self._waiting_since[number] = time.monotonic()
-            _thread.start_new_thread(self._send_again, (number,))  # `threading` has locks, which the main thread may hold here
+    @property
+    def is_urgent(self) -> bool:
+        """True once Ctrl-C was pressed after an earlier signal: somebody does not want to wait any longer."""
+        return signal.SIGINT in self._received[1:]
 
-    def _send_again(self, number: int) -> None:
-        """Until it is raised; somebody else's handler gets it once."""
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-        while number in self._waiting_since:
-            if signal.getsignal(number) != self.handle:
-                del self._waiting_since[number]
-            os.kill(os.getpid(), number)
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    def wait(self, seconds: float) -> bool:
+        """Sleep for `seconds`, or until the flag is set; return whether it is."""
+        deadline = time.monotonic() + seconds
+        while not self.is_set and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, _POLL_SECONDS))
+        return self.is_set
+
+    def raise_if_set(self) -> None:
+        """Raise what ends the program, in the caller's own line.
+
+        Raises:
+            KeyboardInterrupt: The first signal was Ctrl-C.
+            SystemExit: The first signal was SIGTERM; the code is `STOPPED_EXIT_CODE`.
+        """
+        if self._received:
+            raise KeyboardInterrupt if self._received[0] == signal.SIGINT else SystemExit(STOPPED_EXIT_CODE)
 
 
 @contextlib.contextmanager
-def sigterm_as_exit() -> Iterator[Stop]:
-    """Within it SIGTERM raises `SystemExit`, so that what is open is closed; a second one changes nothing.
+def stop_flag() -> Iterator[StopFlag]:
+    """Turn SIGTERM and Ctrl-C into a flag for the time of the block.
 
-    Ctrl-C raises `KeyboardInterrupt` as ever, where it does no harm. While workers train, `training.launch.ray_train` takes SIGTERM
-    in its place, for the sake of a last checkpoint. Outside the main thread signals are left alone.
+    Where the block ends normally although a signal has arrived, the signal is sent again to the handler that was there before. Where it
+    ends by an exception, later SIGTERMs are ignored, so that they do not change the exit code of a program that is ending.
+    Outside the main thread signals are left alone. A signal that the program ignores stays ignored.
     """
-    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield StopFlag()
         return
-    report_lost = sys.unraisablehook
-
-    def look_at_lost(unraisable: sys.UnraisableHookArgs) -> None:
-        if not stop.comes_again(unraisable.exc_value):
-            report_lost(unraisable)
-
-    on_interrupt, on_term = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, stop.handle)
-    if on_interrupt is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop.handle)
-    sys.unraisablehook = look_at_lost
-    after: Any = on_term
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler or signal.SIG_DFL for number, handler in before.items() if handler is not signal.SIG_IGN}
+    flag = StopFlag(before)
+    is_ending = True
     try:
-        yield stop
-    except SystemExit:
-        after = signal.SIG_IGN  # nor may it change the code of a program that is ending
-        raise
+        yield flag
+        is_ending = False
     finally:
-        sys.unraisablehook = report_lost
-        signal.signal(signal.SIGTERM, after)
-        if on_interrupt is signal.default_int_handler:
-            signal.signal(signal.SIGINT, on_interrupt)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if is_ending and flag.is_set and number == signal.SIGTERM else handler)
+    if flag.is_set:
+        os.kill(os.getpid(), flag._received[0])
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
+def run_stoppable(
+    work: Callable[[], _Result],
+    stop: StopFlag,
+    *,
+    on_stop: Callable[[], bool] = lambda: False,
+    grace_seconds: float = 20.0,
+) -> _Result:
+    """Run `work` in a thread, and return or raise what it does; a signal is received whatever it is doing.
+
+    Args:
+        work: May be left running in a daemon thread, if it does not end after a signal.
+        stop: The flag. `work` may read it, too.
+        on_stop: Called once when the flag is set. True says that `work` will end by itself, and is waited for however long it takes.
+        grace_seconds: Time that `work` has to end after a signal where `on_stop` returned False; 20 of the 30 that Kubernetes gives.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: As `StopFlag.raise_if_set`, where the flag was set before, `work` did not end in time, or Ctrl-C was
+            pressed again.
+    """
+    stop.raise_if_set()
+    result: concurrent.futures.Future[_Result] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="iddpm-work", daemon=True).start()
+    while not _is_done(result) and not stop.is_set:
+        stop.install()
+    if not result.done():
+        deadline = time.monotonic() + (float("inf") if on_stop() else grace_seconds)
+        while not _is_done(result) and not stop.is_urgent and time.monotonic() < deadline:
+            pass
+    if not result.done():
+        stop.raise_if_set()
+    return result.result()
+
+
+def _is_done(future: concurrent.futures.Future[Any]) -> bool:
+    return bool(concurrent.futures.wait([future], timeout=_POLL_SECONDS).done)

@@ -24,7 +24,8 @@ from torch import Tensor
 from training.config.errors import UserError
 from training.config.experiment import Experiment, Resources
 from training.config.presets import preset
-from training.loop.trainer import Hooks, Trainer, TrainingError
+from training.loop.interfaces import Hooks, TrainingError
+from training.loop.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,13 @@
-"""How well a machine is used: memory, share of its peak, and MLflow's own system metrics."""
+"""Memory and floating point use of a training process."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from typing import Any
-
+import psutil
 import torch
 
 from training.config.experiment import Experiment
 from training.cost.accelerators import CARDS
 from training.cost.estimate import TRAINING_PASSES, count_macs
-
-_SYSTEM_SECONDS = 10.0
 
 
 class Gauge:
@@ -31,47 +26,9 @@ class Gauge:
         self._peak = peak * world_size if peak else None
 
     def read(self, images_per_second: float) -> dict[str, float]:
-        """The metrics of this moment: memory in GiB, and MFU in 0 to 1 where the peak is known."""
-        if self._on_gpu:
-            used = {"memory_gib": torch.cuda.max_memory_allocated() / 2**30}
-        else:
-            import psutil
-
-            used = {"memory_gib": psutil.Process().memory_info().rss / 2**30}
+        """Return the current metrics: memory in GiB, and MFU in 0 to 1 where the peak is known."""
+        num_bytes = torch.cuda.max_memory_allocated() if self._on_gpu else psutil.Process().memory_info().rss
+        metrics = {"memory_gib": num_bytes / 2**30}
         if self._peak is not None:
-            used["mfu"] = images_per_second * self._flops_per_image / self._peak
-        return used
-
-
-class SystemGauge:
-    """The machine's processor, memory, disk, network and GPUs, by MLflow's own collectors and under its names.
-
-    MLflow's thread that logs them ends when the server is away once, and a second one counts its steps from 0 again.
-    """
-
-    def __init__(self) -> None:
-        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-        self._collectors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]  # type: ignore[no-untyped-call]
-        with contextlib.suppress(Exception):  # whatever says that there is no GPU
-            self._collectors.append(GPUMonitor())  # type: ignore[no-untyped-call]
-        self._collect()  # the processor's use is counted from here
-        self._asked_at = time.monotonic()
-
-    def read(self) -> dict[str, float]:
-        """The values of now; none where less than ten seconds have passed, as some of them take milliseconds."""
-        if time.monotonic() - self._asked_at < _SYSTEM_SECONDS:
-            return {}
-        self._asked_at = time.monotonic()
-        return self._collect()
-
-    def _collect(self) -> dict[str, float]:
-        values: dict[str, float] = {}
-        for collector in self._collectors:
-            collector.clear_metrics()
-            collector.collect_metrics()
-            values |= {f"system/{name}": float(value) for name, value in collector.aggregate_metrics().items()}
-        return values
+            metrics["mfu"] = images_per_second * self._flops_per_image / self._peak
+        return metrics

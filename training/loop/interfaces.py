@@ -1,4 +1,4 @@
-"""What the loop is given and gives: batches, what its surroundings do at its boundaries, and how it ends."""
+"""Types between the loop and its callers: batches, hooks at its boundaries, its outcome and its errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+STOP_REQUESTED = "a signal"
+"""The `stop_reason` of a training that SIGTERM or Ctrl-C ended: the same command resumes it."""
+
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
+    """Training cannot go on; the message is one line with the reason and the remedy.
+
+    No `UserError`: a worker that hangs or a lost machine is not what the user wrote.
+    """
 
 
 class DivergedError(TrainingError):
@@ -39,19 +45,19 @@ class BatchSource(Protocol):
     def batches(
         self, first_step: int, num_steps: int, start: int = 0, stop: int | None = None, *, pin_memory: bool = False
     ) -> Iterator[Batch]:
-        """Images `start` to `stop` of the global batch of each step in turn, made ahead of their use."""
+        """Yield images `start` to `stop` of the global batch of each step in turn, prepared ahead of their use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hooks:
-    """What the surroundings do at the loop's boundaries; called on rank 0 alone.
+    """Functions that the loop calls at its boundaries, on rank 0 alone.
 
     Attributes:
-        log: Takes the step (updates done) and the mean metrics since the last call.
-        save: Takes the step and the files of a checkpoint, by name; copies the tensors, which training goes on to change.
-        should_stop: Asked at every log boundary; a reason ends training on all ranks after a checkpoint.
-        interruption: Asked after every other update, so it must be quick; a reason, which it goes on to give, ends training on all
-            ranks an update later, after a checkpoint that holds what is not logged yet.
+        log: Receives the step (updates done) and the mean metrics since the last call.
+        save: Receives the step and the files of a checkpoint, by name; copies the tensors, which training goes on to change.
+        should_stop: Called at every log boundary; a reason ends training on all ranks after a checkpoint.
+        interruption: Called after every other update, so it must be quick. A reason, which it must go on to return, ends training on
+            all ranks one update later, after a checkpoint that contains the sums of the metrics that are not logged yet.
     """
 
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
@@ -66,8 +72,8 @@ class Outcome:
 
     Attributes:
         step: Updates done.
-        stop_reason: Why it stopped before its last step.
-        failure: Why it can't go on, where starting the workers again would not help.
+        stop_reason: Why it stopped before its last step; `STOP_REQUESTED` after a signal.
+        failure: Why it cannot go on, where starting the workers again would not help.
     """
 
     step: int

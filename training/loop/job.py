@@ -1,4 +1,4 @@
-"""What a training job is told: the experiment, the machines, where everything is, and who scores its checkpoints."""
+"""A training job: the experiment, the machines, the URIs, and the scorer of its checkpoints."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from training.config.experiment import Experiment, Resources
+from training.storage import OUTAGE_SECONDS
 
 
 class Scorer(Protocol):
-    """Scores checkpoints beside training and says when enough is enough. Sent to other processes, so plain data."""
+    """Scores checkpoints beside training and decides when to stop early. Pickled to other processes, so plain data."""
 
     def score(self, checkpoint_uri: str) -> Mapping[str, Any]:
-        """Scores one checkpoint and keeps the score in the run's directory; a score that is kept is read, not redone."""
+        """Score one checkpoint and store the score in the run's directory; a stored score is read, not computed again."""
 
     def history(self, run_uri: str) -> Sequence[Mapping[str, Any]]:
-        """The kept scores, by step."""
+        """Return the stored scores, by step."""
 
     def stop_reason(self, history: Sequence[Mapping[str, Any]]) -> str | None:
-        """Why training should stop, as a pure function of the scores; None while it should not."""
+        """Return why training should stop, as a pure function of the scores; None while it should not."""
 
     def metrics(self, score: Mapping[str, Any]) -> Mapping[str, float]:
-        """What of a score is logged, at the step of its checkpoint."""
+        """Return the metrics of a score, which are logged at the step of its checkpoint."""
 
     def image(self, score: Mapping[str, Any]) -> Any:
-        """The sample grid of a score, uint8 HWC, or None."""
+        """Return the sample grid of a score, uint8 HWC, or None."""
 
     def keep(self, history: Sequence[Mapping[str, Any]]) -> set[int]:
-        """Steps whose checkpoints must not be removed."""
+        """Return the steps whose checkpoints must not be removed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What every worker is told.
+    """A training job, as every worker receives it.
 
     Attributes:
-        experiment: What to train.
-        resources: With how many workers of which kind.
+        experiment: The experiment to train.
+        resources: Number and kind of the workers.
         data_uri: Data set with a `train` split.
         run_uri: The run's directory.
         tracking_run_id: The MLflow run; empty tracks nothing.
         scorer: Scores checkpoints beside training; None scores none, never stops early, and keeps every checkpoint, as any
             may be the best.
-        control_name: Name of the actor that carries a request to stop.
+        control_name: Name of the Ray actor through which a request to stop reaches rank 0.
     """
 
     experiment: Experiment
@@ -54,3 +55,8 @@ class Job:
     tracking_run_id: str = ""
     scorer: Scorer | None = None
     control_name: str = field(default_factory=lambda: f"iddpm-control-{secrets.token_hex(4)}")
+
+    @property
+    def retry_seconds(self) -> float:
+        """Seconds for which a rank may retry storage while the others wait for it in a collective: half of their time-out at most."""
+        return min(OUTAGE_SECONDS, self.resources.collective_timeout_seconds / 2)

@@ -1,4 +1,4 @@
-"""What a training run logs, summed on the device and read once in a while."""
+"""Metrics of a training run, summed on the device and read at log boundaries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.diffusion.losses import LossTerms
 
 
 class Meter:
-    """Sums of what is logged, kept on the device; read once per log boundary."""
+    """Sums of the metrics on the device, read once per log boundary."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -23,29 +23,29 @@ class Meter:
         self.restart_clock()
 
     def _reset(self) -> None:
-        # This rank's share, in one piece: loss, l_simple, l_vlb; images; sums and weights of the quartiles of t.
-        self.share = torch.zeros(12, dtype=torch.float64, device=self.device)
-        self.sums, self.images, self.quartile_sums, self.quartile_weights = self.share.split([3, 1, 4, 4])  # type: ignore[no-untyped-call]
+        # This rank's sums in one tensor: loss, l_simple, l_vlb; images; sums and weights of the quartiles of t.
+        self.rank_sums = torch.zeros(12, dtype=torch.float64, device=self.device)
+        self.sums, self.images, self.quartile_sums, self.quartile_weights = self.rank_sums.split([3, 1, 4, 4])  # type: ignore[no-untyped-call]
         self.has_vlb = False
-        # What every rank knows alike.
+        # The same on every rank.
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.skipped = torch.zeros((), device=self.device)
         self.updates = 0
         self.seconds_before = 0.0
 
     def restart_clock(self) -> None:
-        """Begins the time over which speed is taken, after what a resumed run spent before."""
+        """Restart the time over which speed is measured; the seconds of a resumed run before its interruption are added."""
         self.clock = time.perf_counter()
 
     def state(self, world_size: int) -> dict[str, Any]:
-        """What is summed and not logged yet, in numbers that JSON keeps to the bit; for all ranks together."""
-        shares = [torch.empty_like(self.share) for _ in range(world_size)]
+        """Return the sums of all ranks that are not logged yet, in numbers that JSON preserves to the bit; a collective operation."""
+        all_sums = [torch.empty_like(self.rank_sums) for _ in range(world_size)]
         if world_size > 1:
-            dist.all_gather(shares, self.share)
+            dist.all_gather(all_sums, self.rank_sums)
         else:
-            shares = [self.share]
+            all_sums = [self.rank_sums]
         return {
-            "shares": [share.tolist() for share in shares],
+            "shares": [sums.tolist() for sums in all_sums],
             "has_vlb": self.has_vlb,
             "norm_sum": float(self.norm_sum),
             "skipped": float(self.skipped),
@@ -55,11 +55,11 @@ class Meter:
         }
 
     def load_state(self, state: Mapping[str, Any], rank: int, world_size: int) -> None:
-        """Goes on with what `state` gave, to the bit where the number of workers is the same."""
-        shares = torch.tensor(state["shares"], dtype=torch.float64)
-        if len(shares) != world_size:
-            shares = torch.cat([shares.sum(0, keepdim=True), shares.new_zeros(world_size - 1, shares.shape[1])])
-        self.share.copy_(shares[rank])
+        """Continue from what `state` returned, to the bit where the number of workers is the same."""
+        all_sums = torch.tensor(state["shares"], dtype=torch.float64)
+        if len(all_sums) != world_size:
+            all_sums = torch.cat([all_sums.sum(0, keepdim=True), all_sums.new_zeros(world_size - 1, all_sums.shape[1])])
+        self.rank_sums.copy_(all_sums[rank])
         self.has_vlb = state["has_vlb"]
         self.norm_sum.fill_(state["norm_sum"])
         self.skipped.fill_(state["skipped"])
@@ -68,11 +68,11 @@ class Meter:
         self.seconds_before = state["seconds"]
 
     def add_losses(self, t: Tensor, weights: Tensor, terms: LossTerms, num_timesteps: int) -> None:
-        """Adds a microbatch: its timesteps (of `num_timesteps`), their importance weights, and its terms."""
+        """Add a microbatch: its timesteps (of `num_timesteps`), their importance weights, and its terms."""
         with torch.no_grad():
             weights = weights.double()
             loss = terms.loss.detach().double()
-            finite = loss.isfinite().double()  # what is skipped is counted, and stays out of the means
+            finite = loss.isfinite().double()  # non-finite losses are counted, and left out of the means
             columns = [loss, terms.l_simple, terms.l_vlb if terms.l_vlb is not None else torch.zeros_like(loss)]
             self.sums += torch.stack([(column.detach().double() * weights).nan_to_num(0.0, 0.0, 0.0).sum() for column in columns])
             self.has_vlb = terms.l_vlb is not None
@@ -82,17 +82,17 @@ class Meter:
             self.quartile_weights.index_add_(0, quartile, weights * finite)
 
     def add_gradient(self, norm: Tensor, found_inf: Tensor) -> None:
-        """Adds an update: its gradient's norm, and 1 where it was skipped, else 0; both scalars on the device."""
+        """Add an update: its gradient's norm, and 1 where it was skipped, else 0; both scalars on the device."""
         self.updates += 1
         self.norm_sum += torch.where(found_inf > 0, torch.zeros_like(norm), norm).double()
         self.skipped += found_inf
         self.consecutive = (self.consecutive + 1) * found_inf
 
     def reduce(self, world_size: int) -> dict[str, float]:
-        """Means over the images of all ranks since the last call; the one place that waits for the device."""
+        """Return the means over the images of all ranks since the last call; the one place where the host waits for the device."""
         if world_size > 1:
-            dist.all_reduce(self.share)
-        values = self.share.tolist()
+            dist.all_reduce(self.rank_sums)
+        values = self.rank_sums.tolist()
         loss, l_simple, l_vlb = values[:3]
         count = max(values[3], 1.0)
         used = max(self.updates - float(self.skipped), 1.0)

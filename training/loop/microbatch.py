@@ -1,4 +1,4 @@
-"""The largest microbatch that a device's memory holds, found by trying."""
+"""Find the largest microbatch that fits into a device's memory, by trial."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable
 import torch
 
 
-def largest_that_fits(attempt: Callable[[int], None], share: int) -> int:
-    """The largest of share, share/2, share/4, ... (rounded up) for which an attempt does not run out of memory.
+def largest_that_fits(attempt: Callable[[int], None], shard_size: int) -> int:
+    """Return the largest of n, n/2, n/4, ... (rounded up) for which an attempt does not run out of memory.
 
     Args:
-        attempt: Makes one forward and backward pass on that many images.
-        share: Images that a worker has in each step.
+        attempt: Does one forward and backward pass on that many images.
+        shard_size: n, the images of a worker in each step.
 
     Raises:
         torch.OutOfMemoryError: Not even one image fits.
     """
-    size = share
+    size = shard_size
     while True:
         try:
             attempt(size)
@@ -26,6 +26,6 @@ def largest_that_fits(attempt: Callable[[int], None], share: int) -> int:
                 raise
         else:
             return size
-        # Outside of the handler, whose traceback would keep the failed attempt's tensors alive.
+        # Outside the except clause, whose traceback would keep the failed attempt's tensors alive.
         torch.cuda.empty_cache()
         size = -(-size // 2)

@@ -1,4 +1,4 @@
-"""What training changes: the network's weights, their averages, the optimiser's moments, and what the sampler of t has seen."""
+"""The state that training changes: weights, their averages, the optimiser's moments, and the loss history of the sampler of t."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from training.models.unet import make_model
 
 
 def learning_rate_at(step: int, learning_rate: float, lr_anneal_steps: int) -> float:
-    """Constant, or linear to 0 over `lr_anneal_steps` updates; the first update has the full rate."""
+    """Return the rate of the update after `step`: constant, or linear to 0 over `lr_anneal_steps`; the first has the full rate."""
     if lr_anneal_steps == 0:
         return learning_rate
     return learning_rate * max(0.0, 1.0 - step / lr_anneal_steps)
 
 
 class TrainState:
-    """An experiment's network and all that goes on with it from one update to the next; the same on every rank.
+    """An experiment's network and everything else that an update changes; the same on every rank.
 
     Args:
-        experiment: Says the network, the optimiser and the averages.
-        resources: Say how the network lies in memory.
-        device: Where it is.
+        experiment: Defines the network, the optimiser and the averages.
+        resources: Gradient checkpointing and the memory layout.
+        device: The device of the tensors.
     """
 
     def __init__(self, experiment: Experiment, resources: Resources, device: torch.device) -> None:
         optim = experiment.optim
-        # Every rank builds the same initial weights: the seed, not a broadcast, decides them.
+        # Every rank builds the same initial weights, from the seed; nothing is broadcast.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(experiment.seed)
             self.model = make_model(experiment, gradient_checkpointing=resources.gradient_checkpointing)
@@ -55,12 +55,12 @@ class TrainState:
         self.timestep_sampler = make_timestep_sampler(experiment.diffusion)
 
     def update(self, step: int, learning_rate: float, found_inf: Tensor) -> None:
-        """Updates the weights by their gradients, and the averages by the weights.
+        """Update the weights by their gradients, and the averages by the weights.
 
         Args:
             step: Updates before this one.
-            learning_rate: Of this update.
-            found_inf: 1 on the device where the weights must stay as they are, else 0: the fused optimiser looks, the host does not.
+            learning_rate: The rate of this update.
+            found_inf: Scalar on the device, 1 to leave the weights as they are, else 0. The fused optimiser reads it; the host does not.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -72,7 +72,7 @@ class TrainState:
             self.power_ema.update(self.model, step + 1)
 
     def files(self) -> dict[str, Any]:
-        """Its files in a checkpoint, by name; the tensors are the live ones."""
+        """Return its files in a checkpoint, by name; the tensors are the live ones."""
         files: dict[str, Any] = {
             "model.pt": self.model.state_dict(),
             "optimizer.pt": self.optimizer.state_dict(),
@@ -86,7 +86,7 @@ class TrainState:
         return files
 
     def restore(self, read: Callable[[str], Any]) -> None:
-        """Goes back to the files of a checkpoint, which `read` gives by name."""
+        """Restore the files of a checkpoint, which `read` returns by name."""
         self.model.load_state_dict(read("model.pt"))
         self.optimizer.load_state_dict(read("optimizer.pt"))
         self.timestep_sampler.load_state_dict(read("timestep_sampler.pt"))

@@ -1,8 +1,8 @@
-"""The training loop: data-parallel, resumable to the bit, and ignorant of who started it.
+"""The training loop: data-parallel, resumable to the bit, and independent of what started it.
 
-It runs under Ray Train (`training.launch.ray_train`), under torchrun and under plain Python alike. Every random draw is keyed
-by (seed, step, index of the image in the global batch), so the number of workers, the microbatch and interruptions
-change nothing that the model sees.
+It runs under Ray Train (`training.launch.ray_train`), under torchrun and under plain Python. Every random draw is keyed by
+(seed, step, index of the image in the global batch), so the number of workers, the microbatch and interruptions change nothing
+that the model receives.
 """
 
 from __future__ import annotations
@@ -23,12 +23,7 @@ from training.diffusion.pixels import to_model_range
 from training.diffusion.process import make_process
 from training.distributed.heartbeats import Heartbeats
 from training.distributed.ranks import AsyncStopFlag, Network, broadcast_object, gather, shard_bounds
-from training.loop.interfaces import Batch as Batch
-from training.loop.interfaces import BatchSource as BatchSource
-from training.loop.interfaces import DivergedError as DivergedError
-from training.loop.interfaces import Hooks as Hooks
-from training.loop.interfaces import Outcome as Outcome
-from training.loop.interfaces import TrainingError as TrainingError
+from training.loop.interfaces import Batch, BatchSource, DivergedError, Hooks, Outcome, TrainingError
 from training.loop.meter import Meter
 from training.loop.microbatch import largest_that_fits
 from training.loop.train_state import TrainState, learning_rate_at
@@ -36,28 +31,30 @@ from training.models.dropout import dropout_key
 from training.models.upsampler import make_low_res
 
 MAX_CONSECUTIVE_SKIPS = 10
-MAX_ROLLBACKS = 2
+MAX_UPDATES_BETWEEN_LOGS = 50
 
 
-def log_interval(checkpoint_interval: int) -> int:
-    """Updates between logged metrics: the largest divisor of the checkpoint interval up to 50.
+def is_log_boundary(step: int, checkpoint_interval: int) -> bool:
+    """Return whether metrics are logged after `step` updates.
 
-    A divisor, so that where a checkpoint is due it is known whether updates are being skipped.
+    The checkpoint interval is cut into the fewest equal parts (to within one update) of at most `MAX_UPDATES_BETWEEN_LOGS`. Reading the
+    metrics makes the host wait for the device. A checkpoint is always a boundary: only there it is known whether updates are skipped.
     """
-    return max(n for n in range(1, min(50, checkpoint_interval) + 1) if checkpoint_interval % n == 0)
+    parts = -(-checkpoint_interval // MAX_UPDATES_BETWEEN_LOGS)
+    return step * parts // checkpoint_interval > (step - 1) * parts // checkpoint_interval
 
 
 class Trainer:
     """One worker of a training run.
 
     Args:
-        experiment: What to train.
-        resources: How; changes speed only.
+        experiment: The experiment to train.
+        resources: Microbatch, precision and the like, which change the speed only.
         batches: The source of images.
-        device: Where this worker computes.
+        device: The device of this worker.
         rank: This worker's number.
-        world_size: Number of workers; each takes an equal share of the global batch (the first ones one more).
-        hooks: The surroundings.
+        world_size: Number of workers; each takes an equal shard of the global batch (the first ones one image more).
+        hooks: Functions called at the boundaries, on rank 0.
     """
 
     def __init__(
@@ -85,14 +82,14 @@ class Trainer:
         self.step = 0
         self.rollbacks = 0
         self.skipped_total = 0
-        self._skipping = False  # a checkpoint taken now might be none to go back to
+        self._skipping = False  # a checkpoint of weights that may be diverging is none to go back to
 
         self.state = TrainState(experiment, resources, self.device)
         self.process = make_process(experiment.diffusion)
         self._network = Network(self.state.model, resources, self.device, world_size)
         self._stop_flag = AsyncStopFlag(self.device) if world_size > 1 else None
         self._meter = Meter(self.device)
-        # NCCL ends a process that waited too long, and says nothing of who was waited for: that is said shortly before.
+        # NCCL ends a process that waited too long without naming the rank that it waited for: that is reported shortly before.
         alarm = max(0.5 * resources.collective_timeout_seconds, resources.collective_timeout_seconds - 15.0)
         on_gpu = self.device.type == "cuda"
         self._heartbeats = Heartbeats(rank, world_size, alarm_seconds=alarm if on_gpu else None) if world_size > 1 else None
@@ -101,34 +98,34 @@ class Trainer:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def checkpoint_files(self) -> dict[str, Any]:
-        """The files of a checkpoint, by name; the tensors are the live ones, for `Hooks.save` to copy."""
-        state = {
+        """Return the files of a checkpoint, by name; the tensors are the live ones, for `Hooks.save` to copy."""
+        progress = {
             "step": self.step,
             "rollbacks": self.rollbacks,
             "skipped_total": self.skipped_total,
             "images_seen": self.step * self.experiment.optim.global_batch_size,
         }
-        return {"experiment.json": self.experiment.to_json().encode(), "state.json": state} | self.state.files()
+        return {"experiment.json": self.experiment.to_json().encode(), "state.json": progress} | self.state.files()
 
     def restore(self, read: Callable[[str], Any]) -> None:
-        """Goes back to a checkpoint.
+        """Restore a checkpoint.
 
         Args:
-            read: Gives a file of the checkpoint by name, as `checkpoint_files` named it.
+            read: Returns a file of the checkpoint by its name in `checkpoint_files`.
         """
-        state = read("state.json")
+        progress = read("state.json")
         self.state.restore(read)
-        self.step = int(state["step"])
-        self.rollbacks = int(state["rollbacks"])
-        self.skipped_total = int(state["skipped_total"])
+        self.step = int(progress["step"])
+        self.rollbacks = int(progress["rollbacks"])
+        self.skipped_total = int(progress["skipped_total"])
         self._meter = Meter(self.device)
-        if "unlogged" in state:
-            self._meter.load_state(state["unlogged"], self.rank, self.world_size)
+        if "unlogged" in progress:
+            self._meter.load_state(progress["unlogged"], self.rank, self.world_size)
 
     # -- training ------------------------------------------------------------------------------------------------
 
     def train(self, num_steps: int | None = None) -> Outcome:
-        """Trains to the experiment's last step, or to `num_steps` updates in all.
+        """Train to the experiment's last step, or to `num_steps` updates in all.
 
         Raises:
             DivergedError: `MAX_CONSECUTIVE_SKIPS` updates in a row had a gradient that is not finite.
@@ -137,7 +134,7 @@ class Trainer:
         try:
             return self._train(num_steps)
         except RuntimeError as error:
-            # DistBackendError is NCCL's; gloo says it in words: "Timed out waiting", or "Application timeout caused pair closure".
+            # DistBackendError is NCCL's; gloo has only the message: "Timed out waiting", or "Application timeout caused pair closure".
             hung = isinstance(error, dist.DistBackendError) or re.search("timed out|timeout", str(error), re.IGNORECASE)
             if self._heartbeats is None or isinstance(error, TrainingError) or not hung:
                 raise
@@ -148,31 +145,31 @@ class Trainer:
 
     def _train(self, num_steps: int | None) -> Outcome:
         last = min(num_steps or self.experiment.optim.num_steps, self.experiment.optim.num_steps)
-        interval = log_interval(self.experiment.optim.checkpoint_interval)
+        interval = self.experiment.optim.checkpoint_interval
         reason: str | None = None
         self._meter.restart_clock()
-        mine = shard_bounds(self.experiment.optim.global_batch_size, self.rank, self.world_size)
-        batches = self.batches.batches(self.step, last - self.step, *mine, pin_memory=self.device.type == "cuda")
+        bounds = shard_bounds(self.experiment.optim.global_batch_size, self.rank, self.world_size)
+        batches = self.batches.batches(self.step, last - self.step, *bounds, pin_memory=self.device.type == "cuda")
         with contextlib.closing(batches) as stream:  # type: ignore[type-var]
             for batch in stream:
                 self._beat(waiting=False)
                 self._update(batch)
                 self.step += 1
-                is_boundary = self.step % interval == 0 or self.step == last
-                reason = self._log_and_ask() if is_boundary else self._interruption()
-                due = self.step % self.experiment.optim.checkpoint_interval == 0 and not self._skipping
-                if due or self.step == last or reason is not None:
+                is_boundary = is_log_boundary(self.step, interval) or self.step == last
+                reason = self._log() if is_boundary else self._interruption()
+                is_due = self.step % interval == 0 and not self._skipping
+                if is_due or self.step == last or reason is not None:
                     self._save()
                 if reason is not None:
                     break
         return Outcome(step=self.step, stop_reason=reason)
 
     def _draw_seed(self) -> int:
-        # After going back to a checkpoint the draws must differ, or the run would diverge in the same way again.
+        # After a roll-back the draws must differ, or the run would diverge in the same way again.
         return (self.experiment.seed + 0x9E3779B1 * self.rollbacks) % 2**32
 
     def _update(self, batch: Batch) -> None:
-        """One optimiser update on the global batch of this step, of which `batch` is this worker's share."""
+        """Do one optimiser update on the global batch of this step, of which `batch` is this worker's shard."""
         self.state.optimizer.zero_grad(set_to_none=True)
         images, indices = (x.to(self.device, non_blocking=True) for x in (batch.images, batch.indices))
         labels = batch.labels.to(self.device, non_blocking=True) if batch.labels is not None else None
@@ -188,7 +185,7 @@ class Trainer:
         self._observe_timesteps(drawn)
 
     def _backward(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the gradient of some of the global batch's images; returns their (t, unweighted loss)."""
+        """Add the gradient of some of the global batch's images; return their (t, unweighted loss)."""
         optim, seed = self.experiment.optim, self._draw_seed()
         x_0 = to_model_range(images)
         if self.experiment.data.random_flip:
@@ -199,25 +196,25 @@ class Trainer:
         terms = training_losses(self.process, self._network, x_0, t, eps, self._conditioning(x_0, labels, indices, seed))
         # DDP averages over ranks, so each rank's part of the mean over the global batch is multiplied by their number.
         loss = (terms.loss * weights).sum() * (self.world_size / optim.global_batch_size)
-        self._beat(waiting=True)  # DDP meets the other ranks within the backward pass
+        self._beat(waiting=True)  # DDP waits for the other ranks within the backward pass
         loss.backward()  # type: ignore[no-untyped-call]
         self._meter.add_losses(t, weights, terms, self.process.num_timesteps)
         return t, terms.loss.detach()
 
     def _find_microbatch(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> int:
-        """Tries sizes on the first batch; the gradients and the sums that the trial leaves are dropped."""
+        """Try sizes on the first batch, and drop the gradients and the sums of the trial."""
 
         def attempt(size: int) -> None:
             with self._network.no_sync():
                 self._backward(images[:size], labels[:size] if labels is not None else None, indices[:size])
 
         meter, self._meter = self._meter, Meter(self.device)
-        # Adam's moments come with the first update; their room is not the trial's.
+        # Adam's moments come with the first update; their memory must be left free.
         moments = [torch.empty_like(p) for p in self.state.parameters for _ in range(2)] if not self.state.optimizer.state else []
         size = largest_that_fits(attempt, len(images))
         del moments
         self.state.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.reset_peak_memory_stats(self.device)  # what did not fit is no use of memory
+        torch.cuda.reset_peak_memory_stats(self.device)  # an attempt that did not fit is no peak
         self._meter = meter
         self._meter.restart_clock()
         return size
@@ -236,7 +233,7 @@ class Trainer:
         return conditioning
 
     def _apply_gradient(self) -> None:
-        """Clips if asked, and updates the weights and their averages, unless the gradient is not finite.
+        """Clip if configured, and update the weights and their averages, unless the gradient is not finite.
 
         The skip is decided on the device (the fused optimiser's `found_inf`), so that no step waits for the host.
         """
@@ -251,7 +248,7 @@ class Trainer:
         self._meter.add_gradient(norm, found_inf)
 
     def _observe_timesteps(self, drawn: list[tuple[Tensor, Tensor]]) -> None:
-        """Tells the sampler of t the losses of the global batch, in the batch's order on every rank."""
+        """Update the sampler of t by the losses of the global batch, in the batch's order on every rank."""
         if self.experiment.diffusion.timestep_sampler == "uniform":
             return
         batch_size = self.experiment.optim.global_batch_size
@@ -260,8 +257,8 @@ class Trainer:
 
     # -- boundaries ----------------------------------------------------------------------------------------------
 
-    def _log_and_ask(self) -> str | None:
-        """Logs the mean metrics of all ranks and learns whether to stop; every rank gets the same answer."""
+    def _log(self) -> str | None:
+        """Log the mean metrics of all ranks; return why to stop, the same on every rank."""
         metrics = self._meter.reduce(self.world_size)
         skipped = int(metrics.pop("skipped"))
         self.skipped_total += skipped
@@ -282,18 +279,18 @@ class Trainer:
             } | {f"ema_distance_{decay}": value for decay, value in self.state.ema.distances(self.state.model).items()}
             self.hooks.log(self.step, metrics)
             reason = self.hooks.should_stop(self.step)
-        told: str | None = broadcast_object(reason, self.world_size)
-        return told
+        agreed: str | None = broadcast_object(reason, self.world_size)
+        return agreed
 
     def _interruption(self) -> str | None:
-        """Why to stop between two log boundaries; every rank gets the same answer."""
+        """Return why to stop between two log boundaries, the same on every rank."""
         reason = self.hooks.interruption() if self.rank == 0 else None
         if self._stop_flag is None:
             return reason
         if not self._stop_flag.exchange(reason is not None):
             return None
-        told: str | None = broadcast_object(reason, self.world_size)
-        return told
+        agreed: str | None = broadcast_object(reason, self.world_size)
+        return agreed
 
     def _save(self) -> None:
         unlogged = self._meter.state(self.world_size) if self._meter.updates or self._skipping else None
@@ -304,7 +301,7 @@ class Trainer:
             self.hooks.save(self.step, files)
 
     def close(self) -> None:
-        """Ends what runs beside it; training is over."""
+        """End the heartbeats; training is over."""
         if self._heartbeats is not None:
             self._heartbeats.end()
 

@@ -11,7 +11,8 @@ import textwrap
 import pytest
 
 from training.launch.torchrun import main
-from training.loop.trainer import Outcome, Trainer
+from training.loop.interfaces import Outcome
+from training.loop.trainer import Trainer
 
 SMALL = [
     *("--preset", "digits-hybrid-cosine", "--steps", "3", "--warmup", "1"),

@@ -1,4 +1,4 @@
-"""System metrics by MLflow's collectors, and who hangs by heartbeats."""
+"""System metrics by MLflow's collectors; heartbeats that name the rank that hangs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ import torch.distributed as dist
 
 from training.distributed import heartbeats as heartbeat
 from training.distributed.heartbeats import Heartbeats
-from training.loop import gauges
-from training.loop.gauges import SystemGauge
+from training.tracking.system_metrics import SystemMetrics
 
 
-def test_the_machine_is_looked_at_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    gauge = SystemGauge()
-    assert gauge.read() == {}
-    monkeypatch.setattr(gauges, "_SYSTEM_SECONDS", 0.0)
-    values = gauge.read()
+def test_the_machine_is_measured_by_mlflows_collectors_and_not_more_often_than_asked() -> None:
+    metrics = SystemMetrics()
+    assert metrics.read() == {}, "ten seconds have not passed"
+    values = SystemMetrics(interval_seconds=0.0).read()
     assert values.keys() >= {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes", "system/disk_usage_percentage"}
     assert all(isinstance(value, float) for value in values.values())
 
@@ -29,7 +27,7 @@ def test_a_rank_that_makes_no_progress_says_who_is_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(heartbeat, "_PULSE_SECONDS", 0.01)
-    monkeypatch.setattr(heartbeat, "_LISTEN_SECONDS", 0.1)
+    monkeypatch.setattr(heartbeat, "_OBSERVATION_SECONDS", 0.1)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         beats = Heartbeats(0, 1, alarm_seconds=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -29,8 +30,9 @@ from training.config.experiment import (
 from training.diffusion.pixels import to_model_range
 from training.distributed.ranks import broadcast_object, shard_bounds
 from training.launch.torchrun import RandomBatch, RandomImages
+from training.loop.interfaces import DivergedError, Hooks, TrainingError
 from training.loop.train_state import learning_rate_at
-from training.loop.trainer import MAX_CONSECUTIVE_SKIPS, DivergedError, Hooks, Trainer, TrainingError, log_interval
+from training.loop.trainer import MAX_CONSECUTIVE_SKIPS, Trainer, is_log_boundary
 
 CURVE = Path(__file__).parents[2] / "golden" / "training_curve.json"
 
@@ -275,9 +277,14 @@ def test_the_learning_rate_anneals_to_zero_and_its_first_update_is_whole() -> No
     assert learning_rate_at(10**9, 1e-4, 0) == 1e-4
 
 
-@pytest.mark.parametrize(("checkpoint_interval", "expected"), [(10_000, 50), (200, 50), (7, 7), (53, 1), (60, 30)])
-def test_the_log_interval_divides_the_checkpoint_interval(checkpoint_interval: int, expected: int) -> None:
-    assert log_interval(checkpoint_interval) == expected
+@pytest.mark.parametrize(("checkpoint_interval", "parts"), [(10_000, 200), (200, 4), (7, 1), (53, 2), (60, 2), (9_973, 200)])
+def test_metrics_are_logged_at_each_checkpoint_and_at_most_fifty_updates_apart(checkpoint_interval: int, parts: int) -> None:
+    boundaries = [step for step in range(1, 2 * checkpoint_interval + 1) if is_log_boundary(step, checkpoint_interval)]
+    assert {checkpoint_interval, 2 * checkpoint_interval} <= set(boundaries)
+    distances = {after - before for before, after in itertools.pairwise([0, *boundaries])}
+    assert len(boundaries) == 2 * parts, "also where the interval is prime: reading the metrics makes the host wait for the device"
+    assert max(distances) <= 50
+    assert max(distances) - min(distances) <= 1
 
 
 @pytest.mark.slow
@@ -289,7 +296,7 @@ def test_no_step_waits_for_a_value_from_the_device(monkeypatch: pytest.MonkeyPat
         run = Trainer(experiment, Resources(microbatch_size=3), RandomImages(experiment, torch.device("cpu")))
         run._update(RandomBatch(torch.zeros(7, 1, 8, 8, dtype=torch.uint8), None, torch.arange(7)))
         with pytest.raises(DataDependentOutputException):
-            run._log_and_ask()
+            run._log()
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(7, 1), (7, 3), (8, 3), (3, 3), (9, 2)])

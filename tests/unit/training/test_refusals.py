@@ -10,8 +10,8 @@ from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
 from training.launch.ray_train import train
+from training.loop.interfaces import TrainingError
 from training.loop.job import Job
-from training.loop.trainer import TrainingError
 
 EXPERIMENT = preset("digits-hybrid-cosine")
 

@@ -13,10 +13,12 @@ import torch
 from training.checkpoints import checkpoint
 from training.config.experiment import Experiment, Resources
 from training.config.presets import preset
-from training.launch.ray_train import _fit, _train_with_rollbacks
+from training.launch.ray_train import _fit
 from training.launch.torchrun import RandomImages
+from training.loop.interfaces import Hooks, TrainingError
 from training.loop.job import Job
-from training.loop.trainer import MAX_ROLLBACKS, Hooks, Trainer, TrainingError
+from training.loop.rollback import MAX_ROLLBACKS, train_with_rollbacks
+from training.loop.trainer import Trainer
 
 
 def experiment() -> Experiment:
@@ -44,35 +46,35 @@ def poisoned(run_uri: str, made: list[Trainer], poisons: Callable[[Trainer], boo
     return make
 
 
-def test_a_run_that_diverges_goes_back_and_ends_well_with_other_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_diverges_goes_back_and_ends_well_with_other_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made: list[Trainer] = []
-    restored: list[int] = []
-    restore = Trainer.restore
-
-    def note(trainer: Trainer, read: Callable[[str], Any]) -> None:
-        restore(trainer, read)
-        restored.append(trainer.step)
-
-    monkeypatch.setattr(Trainer, "restore", note)
     make = poisoned(str(tmp_path), made, lambda trainer: trainer.rollbacks == 0 and trainer.step >= 8)
-    outcome = _train_with_rollbacks(make, str(tmp_path), 0, 1, finish_saving=lambda: None)
+    outcome = train_with_rollbacks(make, str(tmp_path))
     assert outcome.step == 40
     assert [trainer.rollbacks for trainer in made] == [0, 1]
-    assert restored == [8], "a checkpoint whose last updates were skipped is none to go back to"
+    assert "resuming from step 8\n" in capsys.readouterr().out, "a checkpoint whose last updates were skipped is none to go back to"
     state = checkpoint.load(checkpoint.checkpoint_uri(str(tmp_path), 40), "state.json")
     assert state["rollbacks"] == 1, "a resumed run must go on with the same draws"
     weights = checkpoint.load_model_state(checkpoint.checkpoint_uri(str(tmp_path), 40), "model")
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
-def test_a_run_that_diverges_again_and_again_stops_and_says_what_was_tried(tmp_path: Path) -> None:
+def test_a_run_that_diverges_again_and_again_at_one_place_stops_and_names_what_was_tried(tmp_path: Path) -> None:
     made: list[Trainer] = []
     make = poisoned(str(tmp_path), made, lambda trainer: trainer.step >= 8)
-    outcome = _train_with_rollbacks(make, str(tmp_path), 0, 1, finish_saving=lambda: None)
+    outcome = train_with_rollbacks(make, str(tmp_path))
     assert outcome.failure is not None
     assert "the gradient was not finite for 10 updates in a row" in outcome.failure
     assert f"going back to the last good checkpoint {MAX_ROLLBACKS} times did not help" in outcome.failure
     assert len(made) == MAX_ROLLBACKS + 1
+
+
+def test_rollbacks_count_anew_after_a_good_stretch(tmp_path: Path) -> None:
+    made: list[Trainer] = []
+    make = poisoned(str(tmp_path), made, lambda trainer: trainer.step >= 8 * (trainer.rollbacks + 1) and trainer.rollbacks < 3)
+    outcome = train_with_rollbacks(make, str(tmp_path))
+    assert (outcome.step, outcome.failure) == (40, None)
+    assert [trainer.rollbacks for trainer in made] == [0, 1, 2, 3], "more than to one checkpoint, as each led to a later one"
 
 
 def test_failures_of_workers_count_anew_once_training_got_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

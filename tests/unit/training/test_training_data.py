@@ -23,7 +23,8 @@ from training.config.experiment import (
 from training.data.loading.loader import Loader
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.source import digits
-from training.loop.trainer import Hooks, Trainer
+from training.loop.interfaces import Hooks
+from training.loop.trainer import Trainer
 
 NUM_BYTES = 1497 * 8 * 8
 EXPERIMENT = Experiment(

@@ -1,0 +1,78 @@
+"""Roll-back of a run that diverges: its last good checkpoint again, with other draws."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from training import storage
+from training.checkpoints import checkpoint
+from training.console import say
+from training.distributed.ranks import broadcast_object
+from training.loop.interfaces import DivergedError, Outcome
+from training.loop.trainer import Trainer
+
+MAX_ROLLBACKS = 2
+"""Roll-backs to one checkpoint. A run that has saved a later one has made progress, and they count anew."""
+
+
+def train_with_rollbacks(
+    make_trainer: Callable[[], Trainer],
+    run_uri: str,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    finish_saving: Callable[[], None] = lambda: None,
+    retry_seconds: float = storage.OUTAGE_SECONDS,
+) -> Outcome:
+    """Train from the run's latest checkpoint; when training diverges, go back to the last good one, with other draws.
+
+    Args:
+        make_trainer: Builds a trainer at step 0.
+        run_uri: The run's directory.
+        rank: This worker's number.
+        world_size: Number of workers, which call this together.
+        finish_saving: Returns once every checkpoint is written.
+        retry_seconds: How long storage that does not answer is retried, while the other ranks wait.
+
+    Returns:
+        How training ended; with a `failure` where `MAX_ROLLBACKS` to one checkpoint did not help. It is no exception, since Ray would
+        start the workers again to fail in the same way.
+    """
+
+    def latest() -> str | None:
+        uri = storage.retry(lambda: checkpoint.latest(run_uri), seconds=retry_seconds) if rank == 0 else None
+        return broadcast_object(uri, world_size)  # type: ignore[no-any-return]
+
+    def load(uri: str, name: str) -> dict[str, Any]:
+        return storage.retry(lambda: checkpoint.load(uri, name), seconds=retry_seconds)
+
+    uri, rollbacks = latest(), 0
+    rollbacks_to: Counter[str | None] = Counter()
+    while True:
+        trainer: Trainer | None = make_trainer()
+        assert trainer is not None
+        if uri is not None:
+            trainer.restore(functools.partial(load, uri))
+            if rank == 0:
+                say(f"resuming from step {trainer.step}")
+        trainer.rollbacks = max(trainer.rollbacks, rollbacks)
+        try:
+            return trainer.train()
+        except DivergedError as error:
+            reason, step, rollbacks = str(error), trainer.step, trainer.rollbacks + 1
+        finally:
+            trainer.close()
+        finish_saving()
+        uri = latest()
+        rollbacks_to[uri] += 1
+        if rollbacks_to[uri] > MAX_ROLLBACKS:
+            failure = f"{reason}; going back to the last good checkpoint {MAX_ROLLBACKS} times did not help"
+            return Outcome(step=step, stop_reason=None, failure=failure)
+        if rank == 0:
+            say(f"{reason}; going back to the last good checkpoint ({rollbacks_to[uri]} of {MAX_ROLLBACKS})")
+        trainer = None  # the device does not need to hold two networks at once
+        gc.collect()

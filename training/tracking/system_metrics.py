@@ -1,0 +1,45 @@
+"""The machine's processor, memory, disk, network and GPUs, by MLflow's own collectors and under its names."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+
+class SystemMetrics:
+    """MLflow's collectors of system metrics.
+
+    MLflow's own thread that logs them ends when the server is away once, and the next one counts its steps from 0 again.
+
+    Args:
+        interval_seconds: Shortest time between two readings, as some of the collectors take milliseconds.
+    """
+
+    def __init__(self, *, interval_seconds: float = 10.0) -> None:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        self._interval_seconds = interval_seconds
+        self._collectors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]  # type: ignore[no-untyped-call]
+        with contextlib.suppress(Exception):  # raised, in one form or another, where there is no GPU
+            self._collectors.append(GPUMonitor())  # type: ignore[no-untyped-call]
+        self._collect()  # the processor's use is counted from here
+        self._read_at = time.monotonic()
+
+    def read(self) -> dict[str, float]:
+        """Return the current values by MLflow's names; nothing where less than `interval_seconds` have passed since the last ones."""
+        if time.monotonic() - self._read_at < self._interval_seconds:
+            return {}
+        self._read_at = time.monotonic()
+        return self._collect()
+
+    def _collect(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for collector in self._collectors:
+            collector.clear_metrics()
+            collector.collect_metrics()
+            values |= {f"system/{name}": float(value) for name, value in collector.aggregate_metrics().items()}
+        return values
