@@ -38,7 +38,7 @@ def measure_trial(
         URI of the trial's record.
     """
     from components.ablations.registry import MEASURE
-    from components.ablations.steps import note_record
+    from components.ablations.steps import log_record
     from components.launch.modes import run_in_mode
 
     uri = run_in_mode(
@@ -54,4 +54,4 @@ def measure_trial(
         ray_queue=ray_queue,
         rayjob_options=rayjob_options,
     )
-    return note_record(uri, metrics.log_metric)
+    return log_record(uri, metrics.log_metric)

@@ -1,1 +1,1 @@
-"""The steps of a sweep: plan, train and measure each trial, report, close."""
+"""The steps of an ablation: plan, train and measure each trial, report, close. Components and `pipelines.local` call them."""

@@ -1,9 +1,12 @@
-"""An ablation's directory, `<root>/ablations/<key>/`: `plan.json`, `trials/*.json`, and what the report makes of them."""
+"""An ablation's directory, `<root>/ablations/<key>/`: the plan (`plan.json`), `trials/*.json`, and the report."""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
+from evaluation.ablations.definitions.ablation import Trial
 from evaluation.ablations.definitions.request import AblationRequest
 from training import storage
 from training.config.errors import UserError
@@ -11,34 +14,54 @@ from training.config.errors import UserError
 PLAN = "plan.json"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The plan of an ablation, which its steps share.
+
+    Attributes:
+        request: The ablation.
+        items: One for each trial: all that the steps of a trial need, as the pipeline's loop hands it to them.
+        parent_run_id: The ablation's run in MLflow.
+        parent_url: The page of that run.
+        tracking: MLflow's experiment.
+        values: Label -> short name -> value of what the ablation varies; for a run that the user named, its own values.
+    """
+
+    request: AblationRequest
+    items: list[dict[str, Any]]
+    parent_run_id: str
+    parent_url: str
+    tracking: str
+    values: dict[str, dict[str, Any]]
+
+    def trial(self, label: str) -> Trial | None:
+        """Return the trial of that label; None for a joint measurement."""
+        found = (trial for trial in self.request.trials() if trial.label == label)
+        return next((dataclasses.replace(trial, values=self.values[label]) for trial in found), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, "request": self.request.to_dict()}
+
+
 def ablation_uri(request: AblationRequest, storage_root_uri: str) -> str:
-    """The ablation's directory."""
+    """Return the ablation's directory."""
     return storage.join(storage_root_uri, "ablations", request.key())
 
 
-def read_request(ablation_uri: str) -> AblationRequest:
-    """The ablation of that directory.
-
-    Raises:
-        UserError: Nothing was planned there.
-    """
-    return AblationRequest.from_dict(read_plan(ablation_uri)["request"])
+def storage_root_of(ablation_uri: str) -> str:
+    """Return the storage root of an ablation's directory."""
+    return ablation_uri.rstrip("/").rsplit("/", 2)[0]
 
 
-def read_items(ablation_uri: str) -> list[dict[str, Any]]:
-    """The plan's items."""
-    items: list[dict[str, Any]] = read_plan(ablation_uri)["items"]
-    return items
-
-
-def read_plan(ablation_uri: str) -> dict[str, Any]:
-    """What was planned: `request`, `items`, `parent_run_id` and `parent_url` in MLflow, `tracking`, MLflow's experiment, `values` by label.
+def read_plan(ablation_uri: str) -> Plan:
+    """Read the plan of an ablation.
 
     Raises:
         UserError: Nothing was planned there.
     """
     uri = storage.join(ablation_uri, PLAN)
     if not storage.exists(uri):
-        raise UserError(f"{ablation_uri}: nothing was planned there; run the ablation first")
-    plan: dict[str, Any] = storage.read_json(uri)
-    return plan
+        raise UserError(f"{ablation_uri}: no ablation was planned there; run the ablation first")
+    plan = storage.read_json(uri)
+    return Plan(**{**plan, "request": AblationRequest.from_dict(plan["request"])})

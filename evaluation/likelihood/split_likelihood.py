@@ -41,6 +41,7 @@ class LikelihoodPlan:
         seed: Of the noise and of stratified timesteps.
         batch_size: Images at a time, which changes no number but by rounding.
         chunk_size: Images of one piece; what an interruption costs at most.
+        timesteps: Another chain for the spaced form, in place of the one that K gives; None takes K's.
     """
 
     model: ModelSpec
@@ -51,11 +52,14 @@ class LikelihoodPlan:
     seed: int
     batch_size: int = 100
     chunk_size: int = 100
+    timesteps: tuple[int, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What tells the pieces from others, as plain values for JSON."""
         plain: dict[str, Any] = as_plain(asdict(self))
         del plain["batch_size"]
+        if self.timesteps is None:
+            del plain["timesteps"]  # keeps the identity of plans that never had any
         return plain
 
 
@@ -110,6 +114,7 @@ def _evaluate_piece(piece: _Piece) -> int:
         iterate(plan.dataset_uri, plan.batch_size, start=first, stop=first + _size(plan, piece.number)),
         form=plan.form,
         num_steps=plan.num_steps,
+        timesteps=plan.timesteps,
         seed=plan.seed,
         make_conditioning=lambda x_0, labels: _network_inputs(model, x_0, labels),
         device=model.device,

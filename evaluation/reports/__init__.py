@@ -1,1 +1,1 @@
-"""The page of an evaluation: figures, tables, and the paper's numbers beside ours."""
+"""Pages: the report of an evaluation, and the charts, tables and style that the pages of studies and ablations share."""

@@ -1,7 +1,7 @@
-"""The paper's numbers to be shown beside ours: those of the presets, and those of other people's models that it cites.
+"""Published numbers for a comparison: those of the paper's experiments, and those of other models that the paper cites.
 
-What the paper reports of its own experiments stands with them in `training.config.preset_table`. FIDs of unconditional
-ImageNet 64x64 are on 10K samples, the others on 50K (supplement section 1).
+The paper's own results are part of the presets (`training.config.preset_table`). FIDs of unconditional ImageNet 64x64 are
+on 10K samples, the others on 50K (supplement section 1).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class PaperRow:
     """One published row.
 
     Attributes:
-        model: In words; of the paper's own experiments, the preset and its overrides.
+        model: Name of the model; for the paper's own experiments, the preset and its overrides.
         source: Table, figure or section.
         bits_per_dim: Negative log-likelihood; None if not given.
         fid: None if not given.
@@ -34,7 +34,7 @@ class PaperRow:
 
 
 _Images = tuple[str, int, bool]
-"""Data set, image size, whether the model is given labels."""
+"""Data set, image size, whether the model is class-conditional."""
 
 OTHERS: dict[_Images, tuple[PaperRow, ...]] = {
     ("imagenet", 64, True): (PaperRow(model="BigGAN-deep", source="main paper", fid=4.06, precision=0.86, recall=0.59),),
@@ -44,11 +44,11 @@ OTHERS: dict[_Images, tuple[PaperRow, ...]] = {
         PaperRow(model="BigGAN-deep", source="supplement table 2", fid=7.0),
     ),
 }
-"""Other people's models, as the paper cites them."""
+"""Models of other papers, as the paper cites them."""
 
 
-def rows_beside(experiment: Experiment) -> tuple[PaperRow, ...]:
-    """Every published row for the same images, unconditional beside unconditional, conditional beside conditional."""
+def rows_for(experiment: Experiment) -> tuple[PaperRow, ...]:
+    """Return every published row for the same images and the same kind of model, conditional or not."""
     images = _images(experiment)
     rows: list[PaperRow] = []
     for name in names():

@@ -1,13 +1,8 @@
-"""One self-contained page for one evaluation: numbers with their errors, samples, curves, protocol, and what they mean.
-
-Nothing is loaded from elsewhere, so that the page is the same in the KFP UI, in MLflow and on disk.
-"""
+"""The page of one evaluation: numbers with their errors and their meaning, samples, curves and protocol."""
 
 from __future__ import annotations
 
-import base64
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,14 +17,16 @@ from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS, run_uri_of
 from evaluation.reports import figures
 from evaluation.reports import paper_numbers as paper
+from evaluation.reports.html import data_uri, render
+from evaluation.reports.numbers import format_digits, format_error, format_estimate
 from training import storage
 from training.config.experiment import Experiment
 from training.console import format_duration
 
-TEMPLATE_PATH = Path(__file__).parent / "report.html.jinja"
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 REPORT = "report.html"
 
-_METRIC_WORDS = {
+_METRIC_NAMES = {
     "kid": "KID",
     "kernel_distance": "Kernel distance",
     "inception_score": "Inception score",
@@ -54,7 +51,7 @@ class Nightly:
 
     Attributes:
         verdict: The judgement.
-        earlier: When, and which distance; oldest first.
+        earlier: Time and distance of the earlier evaluations, oldest first.
     """
 
     verdict: RegressionCheck
@@ -68,16 +65,16 @@ def write_report(
     links: Mapping[str, str] | None = None,
     result_name: str = "final",
 ) -> str:
-    """Makes the report of a run's evaluation from what is in its directory, and keeps it there.
+    """Make the report of an evaluation from the run's directory, and write it there.
 
     Args:
         run_uri: The run's directory.
-        losses: (step, training loss), by step, where they are at hand.
-        links: Words and addresses: the MLflow run, the pipeline's page.
-        result_name: Which evaluation.
+        losses: (step, training loss), by step.
+        links: Name -> address, such as that of the MLflow run.
+        result_name: Name of the evaluation.
 
     Returns:
-        The page's address: `<run>/evaluations/report.html`, or named as the evaluation if that is not the final one.
+        URI of the page: `<run>/evaluations/report.html`, or `<result_name>.html` for another evaluation than the final one.
 
     Raises:
         ObjectNotFoundError: The run has no such evaluation.
@@ -99,7 +96,7 @@ def write_report(
 
 
 def report_uri(run_uri: str, result_name: str = "final") -> str:
-    """Where the page about an evaluation is kept."""
+    """Return the URI of the page of an evaluation."""
     return storage.join(run_uri, EVALUATIONS, REPORT if result_name == "final" else f"{result_name}.html")
 
 
@@ -113,30 +110,26 @@ def render_report(
     links: Mapping[str, str] | None = None,
     nightly: Nightly | None = None,
 ) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
         result: The evaluation.
         history: Scores beside training.
         losses: (step, training loss), by step.
-        choice: The choice among the best few checkpoints, as `evaluation.selection.final_choice` keeps it.
+        choice: The choice among the best few checkpoints, as `evaluation.selection.final_choice` writes it.
         grid_png: Sample grid.
-        links: Words and addresses.
-        nightly: The comparison with the model's history, where that is what the page is about.
+        links: Name -> address.
+        nightly: The comparison with the model's history, for a page about a nightly evaluation.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE_PATH.read_text()
-    )
     likelihood = result.likelihood or {}
     experiment = result.experiment
-    return template.render(
+    return render(
+        _TEMPLATE,
         result=result,
         experiment=experiment,
         tiles=_tiles(result),
         is_fid=result.distance_name == "FID",
-        grid=base64.b64encode(grid_png).decode() if grid_png else "",
+        grid=data_uri(grid_png) if grid_png else "",
         conditional=experiment["model"]["class_conditional"],
         class_columns=experiment["model"]["class_conditional"] and experiment["data"]["num_classes"] <= grids.MAX_COLUMNS,
         distance_figure=figures.distance_by_step(
@@ -148,7 +141,7 @@ def render_report(
         loss_figure=figures.loss_by_step(losses, objective=experiment["diffusion"]["objective"]) if losses else "",
         bound_figure=figures.bound_by_timestep(likelihood["timesteps"], likelihood["per_t"]) if likelihood.get("timesteps") else "",
         candidates=_candidates(choice),
-        paper_rows=paper.rows_beside(Experiment.from_dict(experiment)),
+        paper_rows=paper.rows_for(Experiment.from_dict(experiment)),
         card=card_rows(result.protocol, result.likelihood),
         experiment_json=json.dumps(experiment, indent=2),
         links={"Checkpoint": result.checkpoint_uri, "Run directory": run_uri_of(result.checkpoint_uri), **(links or {})},
@@ -159,57 +152,30 @@ def render_report(
 
 
 def _nights(result: EvaluationResult, nightly: Nightly) -> list[tuple[str, str]]:
-    """When and how much, newest first."""
+    """Return when and how large the distances were, newest first."""
     now = datetime.fromisoformat(result.created_at).astimezone(UTC)
-    told = [*nightly.earlier, (now, result.distance)]
-    return [(when.strftime("%Y-%m-%d %H:%M UTC"), f"{value:.4g}") for when, value in reversed(told)]
+    nights = [*nightly.earlier, (now, result.distance)]
+    return [(when.strftime("%Y-%m-%d %H:%M UTC"), f"{value:.4g}") for when, value in reversed(nights)]
 
 
 def _tiles(result: EvaluationResult) -> list[_Tile]:
-    """The numbers that are read first."""
-    distance = result.protocol["distance"]
-    tiles = [
-        _Tile(
-            name=result.distance_name,
-            value=_digits(result.distance, result.distance_standard_error),
-            error=_error(result.distance_standard_error),
-            note=f"Frechet distance of {distance['num_samples']:,} samples, lower is better",
-        )
-    ]
+    """Return the numbers at the top of the page."""
+    note = f"Frechet distance of {result.protocol['distance']['num_samples']:,} samples, lower is better"
+    tiles = [_tile(result.distance_name, result.distance, result.distance_standard_error, note)]
     if result.likelihood is not None:
-        likelihood = result.likelihood
-        tiles.append(
-            _Tile(
-                name="Bits/dim",
-                value=_digits(likelihood["bits_per_dim"], likelihood["standard_error"]),
-                error=_error(likelihood["standard_error"]),
-                note=f"upper bound on {likelihood['num_images']:,} {result.protocol['likelihood']['split']} images, lower is better",
-            )
-        )
+        found = result.likelihood
+        note = f"upper bound on {found['num_images']:,} {result.protocol['likelihood']['split']} images, lower is better"
+        tiles.append(_tile("Bits/dim", found["bits_per_dim"], found["standard_error"], note))
     for name, item in result.metrics.items():
         percent = name in ("label_agreement", "precision", "recall")
-        scale, unit = (100.0, " %") if percent else (1.0, "")
-        error = item["standard_error"] * scale if item["standard_error"] is not None else None
-        tiles.append(
-            _Tile(
-                name=_METRIC_WORDS.get(name, name),
-                value=_digits(item["value"] * scale, error) + unit,
-                error=_error(error, unit),
-                note=item["note"],
-            )
-        )
+        tiles.append(_tile(_METRIC_NAMES.get(name, name), item["value"], item["standard_error"], item["note"], percent=percent))
     return tiles
 
 
-def _digits(value: float, error: float | None) -> str:
-    """A value to the first two digits of its error, or to four digits where that is unknown."""
-    if error is None or not error > 0:
-        return f"{value:.4g}"
-    return f"{value:,.{max(0, 1 - math.floor(math.log10(error)))}f}"
-
-
-def _error(error: float | None, unit: str = "") -> str:
-    return f"± {_digits(error, error)}{unit}" if error else ""
+def _tile(name: str, value: float, error: float | None, note: str, *, percent: bool = False) -> _Tile:
+    scale, unit = (100.0, " %") if percent else (1.0, "")
+    error = error * scale if error is not None else None
+    return _Tile(name=name, value=format_digits(value * scale, error) + unit, error=format_error(error, unit), note=note)
 
 
 def _candidates(choice: Mapping[str, Any] | None) -> list[dict[str, str]]:
@@ -220,7 +186,7 @@ def _candidates(choice: Mapping[str, Any] | None) -> list[dict[str, str]]:
             "step": f"{item['candidate']['step']:,}",
             "weights": item["candidate"]["weights"],
             "score": f"{item['candidate']['score']:.4g}",
-            "distance": f"{_digits(item['distance'], item['standard_error'])} {_error(item['standard_error'])}",
+            "distance": format_estimate(item["distance"], item["standard_error"]),
         }
         for item in choice["candidates"]
     ]

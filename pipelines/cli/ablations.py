@@ -221,7 +221,7 @@ def _show_plan(request: AblationRequest, card: str, price_per_hour: float | None
     ablation = request.ablation()
 
     def words(cost: TrialCost) -> str:
-        return cost.words(card, trains=ablation.trains, price_per_hour=price_per_hour)
+        return cost.describe(card, trains=ablation.trains, price_per_hour=price_per_hour)
 
     print(f"{request.name} at the scale {request.scale}: {ablation.title}. {ablation.source}")
     total = joint_cost(request, card)

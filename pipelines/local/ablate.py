@@ -106,7 +106,7 @@ def _trials(items: Sequence[Mapping[str, Any]], root: str, resources: Mapping[st
 
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        if any(not item["run_uri"] and steps.done_record(item) is None for item in items):
+        if any(not item["run_uri"] and steps.finished_record(item) is None for item in items):
             stack.enter_context(ray_session(num_cpus=max(os.cpu_count() or 1, int(resources["num_workers"]) + 1)))
         # One trial is trained, in Ray's processes, while the one before it is measured in this one.
         measuring = ThreadPoolExecutor(1, thread_name_prefix=_MEASURING)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.ablations.directory import ablation_uri, read_items
+from components.ablations.directory import ablation_uri, read_plan
 from components.ablations.tracking import ORDER_METRIC
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import record_uri
@@ -198,7 +198,7 @@ def test_an_evaluation_takes_runs_and_trains_nothing(
     request = AblationRequest(name=name, scale="tiny", runs={role: runs[role] for role in roles})
     done = run_ablation(request, services)
     assert done.failed == {}
-    assert {item["run_uri"] for item in read_items(done.uri)} == {runs[role] for role in roles}
+    assert {item["run_uri"] for item in read_plan(done.uri).items} == {runs[role] for role in roles}
     page = (done.folder / "report.html").read_text()
     assert shown in page
     assert "<svg" in page or name == "same-noise"

@@ -51,7 +51,7 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path) -> N
         (("ablate", "width", "--scale", "small"), "--scale is paper or tiny"),
         (("ablate", "width", "--set", "optim.learning_rate=1"), "varies optim.learning_rate itself"),
         (("ablate", "mine", "--grid", "seed=1,2"), "needs an experiment to vary"),
-        (("ablate", "mine", "--grid", "seed", "--preset", "digits-tiny-hybrid-cosine"), "reads section.field=a,b,c"),
+        (("ablate", "mine", "--grid", "seed", "--preset", "digits-tiny-hybrid-cosine"), "section.field=a,b,c"),
         (("ablate", "vlb-ratio", "--run", "vlb"), "--run vlb: it reads NAME=PLACE"),
         (("ablate", "nothing.yaml"), "nothing.yaml: there is no such file"),
         (("ablate", "wrong.yaml"), "there is no field 'axes'"),

@@ -1,236 +1,335 @@
-"""Which of the paper's claims each ablation tests, of trained models and of what is drawn from them.
-
-What concerns the course of training is in `evaluation.ablations.claims.training_course`, what two models do together in
-`evaluation.ablations.claims.model_pairs`.
-"""
+"""The paper's claims, by ablation. A claim is declared here and nowhere else: its words, its source and its two sides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from evaluation.ablations.claims import model_pairs as findings_of_two
-from evaluation.ablations.claims import training_course as findings_of_training
-from evaluation.ablations.claims.claim import Estimate, Finding, bits, change, curve, distance, mean, pick, smaller, unit_of
+from evaluation.ablations.claims.claim import Claim, Finding, Verdict, judge
+from evaluation.ablations.claims.estimates import (
+    bits,
+    bound_ratio,
+    change,
+    curve,
+    distance,
+    distance_name,
+    distances_by_weights,
+    find,
+    mean,
+    score_curve,
+)
+from evaluation.ablations.trials.measures import paired_correlation, read_images
 from evaluation.ablations.trials.record import TrialRecord
 
 Records = Sequence[TrialRecord]
-Found = list[Finding | None]
+Claims = Iterator[Claim | Finding]
 
 _BITS = "bits/dim"
 _TABLES = "main paper, tables 1 and 2"
+_SCALING = "main paper, scaling"
+_SAMPLING = "main paper, FID by sampling steps"
 _FIGURE_1 = "supplement section 2, figure 1"
+_SECTION_4 = "supplement section 4"
+_FIGURE_6 = "supplement section 6, figure 6"
+_FIGURE_7 = "supplement section 7, figure 7"
+_RISE_OF_SCORES = 1.05
+"""A score that ends by this factor above its minimum has become worse: noise alone moves the scores of neighbouring steps less."""
+_RISE_OF_BITS = 1.002
+"""The same for bits/dim, which are taken on the same images and noise at every step."""
 
 
 def findings(name: str, records: Iterable[TrialRecord]) -> list[Finding]:
-    """What the records of that ablation say; nothing of claims for which a trial is missing.
+    """Test the claims of an ablation; a claim is left out where a trial that it needs is missing.
 
     Args:
-        name: The ablation's.
-        records: Of its trials; failed ones are left out.
+        name: The ablation. A user's grid has no claims.
+        records: Its trials; failed ones are left out.
     """
-    test = _TESTS.get(name)
     done = [record for record in records if not record.error]
-    return [finding for finding in test(done) if finding is not None] if test and done else []
+    claims = _CLAIMS[name](done) if done and name in _CLAIMS else ()
+    tested = (item.test() if isinstance(item, Claim) else item for item in claims)
+    return [finding for finding in tested if finding is not None]
 
 
-def _hybrid_weight(records: Records) -> Found:
-    source, unit = "supplement section 1, table 1", unit_of(records)
-    stop, free = (
-        [distance(pick(records, stop_gradient=stopped, vlb_weight=weight)) for weight in (0.001, 0.01)] for stopped in (True, False)
-    )
-    return [
-        smaller("The stop-gradient improves sample quality.", source, ("mean with it", mean(stop)), ("without", mean(free)), unit),
-        smaller(
-            "The stop-gradient reduces the sensitivity to lambda.",
-            source,
-            ("change from lambda 0.001 to 0.01 with it", change(*stop)),
-            ("without", change(*free)),
-            unit,
-        ),
-    ]
+def _hybrid_weight(records: Records) -> Claims:
+    source = "supplement section 1, table 1"
+    stop, free = ([distance(find(records, stop_gradient=stop, vlb_weight=weight)) for weight in (0.001, 0.01)] for stop in (True, False))
+    unit, with_it = distance_name(records), "change from lambda 0.001 to 0.01 with it"
+    yield Claim("The stop-gradient improves sample quality.", source, ("mean with it", mean(stop)), ("without", mean(free)), unit)
+    yield Claim("The stop-gradient reduces the sensitivity to lambda.", source, (with_it, change(*stop)), ("without", change(*free)), unit)
 
 
-def _objective_schedule(records: Records) -> Found:
+def _objective_schedule(records: Records) -> Claims:
     data_sets = list(dict.fromkeys(str(record.values["data"]) for record in records))
-    found: Found = []
     for data in data_sets:
         rows = [record for record in records if record.values["data"] == data]
-        found += _objectives_on(rows, f" ({data})" if len(data_sets) > 1 else "")
-    return found
+        yield from _objectives_and_schedules(rows, f" ({data})" if len(data_sets) > 1 else "")
 
 
-def _objectives_on(rows: Records, on: str) -> Found:
-    unit, whole = unit_of(rows), max(record.values["num_timesteps"] for record in rows)
+def _objectives_and_schedules(rows: Records, on: str) -> Claims:
+    full = max(record.values["num_timesteps"] for record in rows)
 
-    def of(schedule: str, objective: str) -> TrialRecord | None:
-        return pick(rows, num_timesteps=whole, schedule=schedule, objective=objective)
+    def trial(schedule: str, objective: str) -> TrialRecord | None:
+        return find(rows, num_timesteps=full, schedule=schedule, objective=objective)
 
-    simple, hybrid, vlb = (of("cosine", objective) for objective in ("simple", "hybrid", "vlb"))
-    short = next((record for record in rows if record.values["num_timesteps"] < whole), None)
-    return [
-        smaller(
-            f"L_hybrid has a better likelihood than L_simple{on}.",
-            _TABLES,
-            ("L_hybrid", bits(hybrid)),
-            ("L_simple", bits(simple)),
-            _BITS,
-        ),
-        smaller(
-            f"L_vlb has a better likelihood than L_hybrid{on}.",
-            _TABLES,
-            ("L_vlb", bits(vlb)),
-            ("L_hybrid", bits(hybrid)),
-            _BITS,
-        ),
-        smaller(
-            f"L_vlb has worse samples than L_hybrid{on}.",
-            _TABLES,
-            ("L_hybrid", distance(hybrid)),
-            ("L_vlb", distance(vlb)),
-            unit,
-        ),
-        smaller(
-            f"The cosine schedule improves the likelihood of L_hybrid{on}.",
-            _TABLES,
-            ("cosine", bits(hybrid)),
-            ("linear", bits(of("linear", "hybrid"))),
-            _BITS,
-        ),
-        smaller(
-            f"More timesteps improve the likelihood of L_simple, linear{on}.",
-            _TABLES,
-            (f"T = {whole:,}", bits(of("linear", "simple"))),
-            (f"T = {short.values['num_timesteps']:,}" if short else "fewer", bits(short)),
-            _BITS,
-        ),
-    ]
+    simple, hybrid, vlb = (trial("cosine", objective) for objective in ("simple", "hybrid", "vlb"))
+    linear, more = trial("linear", "hybrid"), trial("linear", "simple")
+    less = next((record for record in rows if record.values["num_timesteps"] < full), None)
+    less_name = f"T = {less.values['num_timesteps']:,}" if less else "fewer"
+    for text, unit, estimate, smaller, larger in (
+        ("L_hybrid has a better likelihood than L_simple", _BITS, bits, ("L_hybrid", hybrid), ("L_simple", simple)),
+        ("L_vlb has a better likelihood than L_hybrid", _BITS, bits, ("L_vlb", vlb), ("L_hybrid", hybrid)),
+        ("L_vlb has worse samples than L_hybrid", distance_name(rows), distance, ("L_hybrid", hybrid), ("L_vlb", vlb)),
+        ("The cosine schedule improves the likelihood of L_hybrid", _BITS, bits, ("cosine", hybrid), ("linear", linear)),
+        ("More timesteps improve the likelihood of L_simple, linear", _BITS, bits, (f"T = {full:,}", more), (less_name, less)),
+    ):
+        yield Claim(f"{text}{on}.", _TABLES, (smaller[0], estimate(smaller[1])), (larger[0], estimate(larger[1])), unit)
 
 
-def _sampling_steps(records: Records) -> Found:
-    with_all = "cifar10" if any(record.values["data"] == "cifar10" for record in records) else str(records[0].values["data"])
-    rows = [record for record in records if record.values["data"] == with_all]
-    measure = "sampling-steps"
-    hybrid = pick(rows, schedule="cosine", objective="hybrid")
-    ours, ddim = (curve(hybrid, measure, method=method) for method in ("ancestral", "ddim"))
-    if len(ours) < 3 or hybrid is None:
-        return []
-    linear = curve(pick(rows, schedule="linear", objective="hybrid"), measure, method="ancestral")
-    fixed = curve(pick(rows, schedule="cosine", objective="simple"), measure, method="ancestral")
-    whole, few = max(ours), min(ours)
-    fortieth = min(ours, key=lambda count: abs(count - whole // 40))
-    most = max(ddim, default=few)
-    unit = str(hybrid.measures[measure]["distance_name"])
-    return [
-        smaller(
-            f"With the fewest steps ({few} of {whole:,}) DDIM is better than the ancestral sampler.",
+def _sampling_steps(records: Records) -> Claims:
+    data_sets = [record.values["data"] for record in records]
+    rows = [record for record in records if record.values["data"] == ("cifar10" if "cifar10" in data_sets else data_sets[0])]
+    hybrid = find(rows, schedule="cosine", objective="hybrid")
+    learned, ddim = (curve(hybrid, "sampling-steps", method) for method in ("ancestral", "ddim"))
+    if len(learned) < 3 or hybrid is None:
+        return
+    linear = curve(find(rows, schedule="linear", objective="hybrid"), "sampling-steps", "ancestral")
+    fixed = curve(find(rows, schedule="cosine", objective="simple"), "sampling-steps", "ancestral")
+    full, least = max(learned), min(learned)
+    few = min(learned, key=lambda count: abs(count - full // 40))
+    most = max(ddim, default=least)
+    for text, source, count, smaller, larger in (
+        ("With the fewest steps ({}) DDIM is better than the ancestral sampler.", _FIGURE_1, least, ("DDIM", ddim), ("ancestral", learned)),
+        (
+            "With many steps ({}) the ancestral sampler with a learned variance is better than DDIM.",
             _FIGURE_1,
-            ("DDIM", ddim.get(few)),
-            ("ancestral", ours.get(few)),
-            unit,
+            most,
+            ("ancestral", learned),
+            ("DDIM", ddim),
         ),
-        smaller(
-            f"With many steps ({most} of {whole:,}) the ancestral sampler with a learned variance is better than DDIM.",
-            _FIGURE_1,
-            ("ancestral", ours.get(most)),
-            ("DDIM", ddim.get(most)),
-            unit,
+        ("With few steps ({}) the cosine schedule is better than the linear one.", _SAMPLING, few, ("cosine", learned), ("linear", linear)),
+        (
+            "With few steps ({}) a learned variance is better than the fixed one of L_simple.",
+            _SAMPLING,
+            few,
+            ("L_hybrid", learned),
+            ("L_simple", fixed),
         ),
-        smaller(
-            f"With few steps ({fortieth} of {whole:,}) the cosine schedule is better than the linear one.",
-            "main paper, FID by sampling steps",
-            ("cosine", ours.get(fortieth)),
-            ("linear", linear.get(fortieth)),
-            unit,
-        ),
-        smaller(
-            f"With few steps ({fortieth} of {whole:,}) a learned variance is better than the fixed one of L_simple.",
-            "main paper, FID by sampling steps",
-            ("L_hybrid", ours.get(fortieth)),
-            ("L_simple", fixed.get(fortieth)),
-            unit,
-        ),
-    ]
+    ):
+        sides = (smaller[0], smaller[1].get(count)), (larger[0], larger[1].get(count))
+        yield Claim(text.format(f"{count} of {full:,}"), source, *sides, distance_name([hybrid], "sampling-steps"))
 
 
-def _lsun(records: Records) -> Found:
+def _batch_size(records: Records) -> Claims:
     sizes = sorted({record.values["global_batch_size"] for record in records})
     curves = {
-        (objective, size): curve(pick(records, objective=objective, global_batch_size=size), "figure-1")
+        (objective, size): curve(find(records, objective=objective, global_batch_size=size), "figure-1")
         for objective in ("hybrid", "simple")
         for size in sizes
     }
     counts = set.intersection(*(set(points) for points in curves.values()))
     if len(counts) < 2 or len(sizes) < 2:
-        return []
+        return
     few, many, small, large = min(counts), max(counts), sizes[0], sizes[-1]
-    unit = unit_of(records)
-
-    def best(objective: str, count: int) -> Estimate:
-        return min(curves[objective, size][count] for size in sizes)
-
-    return [
-        smaller(
-            f"With few steps ({few}) DDIM outperforms L_hybrid.",
-            _FIGURE_1,
-            ("DDIM, better batch", best("simple", few)),
-            ("L_hybrid, better batch", best("hybrid", few)),
-            unit,
-        ),
-        smaller(
-            f"With many steps ({many}) L_hybrid outperforms DDIM.",
-            _FIGURE_1,
-            ("L_hybrid, better batch", best("hybrid", many)),
-            ("DDIM, better batch", best("simple", many)),
-            unit,
-        ),
-        smaller(
+    best = {(name, count): min(curves[name, size][count] for size in sizes) for name in ("hybrid", "simple") for count in (few, many)}
+    ddim, hybrid, small_batch, large_batch = "DDIM, better batch", "L_hybrid, better batch", f"batch {small}", f"batch {large}"
+    for text, smaller, larger in (
+        (f"With few steps ({few}) DDIM outperforms L_hybrid.", (ddim, best["simple", few]), (hybrid, best["hybrid", few])),
+        (f"With many steps ({many}) L_hybrid outperforms DDIM.", (hybrid, best["hybrid", many]), (ddim, best["simple", many])),
+        (
             f"DDIM benefits from the smaller batch and learning rate ({few} steps).",
-            _FIGURE_1,
-            (f"batch {small}", curves["simple", small][few]),
-            (f"batch {large}", curves["simple", large][few]),
-            unit,
+            (small_batch, curves["simple", small][few]),
+            (large_batch, curves["simple", large][few]),
         ),
-        smaller(
+        (
             f"L_hybrid takes advantage of the larger batch and learning rate ({many} steps).",
-            _FIGURE_1,
-            (f"batch {large}", curves["hybrid", large][many]),
-            (f"batch {small}", curves["hybrid", small][many]),
-            unit,
+            (large_batch, curves["hybrid", large][many]),
+            (small_batch, curves["hybrid", small][many]),
         ),
-    ]
+    ):
+        yield Claim(text, _FIGURE_1, smaller, larger, distance_name(records))
 
 
-def _likelihood_steps(records: Records) -> Found:
-    found: Found = []
+def _likelihood_steps(records: Records) -> Claims:
     for record in records:
-        strided, repaired = (curve(record, "likelihood-steps", spacing=spacing) for spacing in ("strided", "with-small-t"))
+        strided, repaired = (curve(record, "likelihood-steps", spacing) for spacing in ("strided", "with-small-t"))
         if not repaired or not strided:
             continue
-        few, whole = min(repaired), max(strided)
-        # The spread over images is common to both, which see the same images on the same noise: it is no error of the difference.
-        found.append(
-            smaller(
-                f"Adding every t from 1 to T/K repairs the likelihood of {few} strided steps ({record.role}).",
-                "supplement section 5, figure 5",
-                ("with them", (repaired[few][0], 0.0)),
-                ("strided alone", (strided[few][0], 0.0)),
-                f"{_BITS} (all {whole:,} steps: {strided[whole][0]:.4g})",
-            )
+        few, full = min(repaired), max(strided)
+        # Both curves are on the same images and noise: the spread over images is no error of their difference.
+        yield Claim(
+            f"Adding every t from 1 to T/K repairs the likelihood of {few} strided steps ({record.role}).",
+            "supplement section 5, figure 5",
+            ("with them", (repaired[few][0], 0.0)),
+            ("strided alone", (strided[few][0], 0.0)),
+            f"{_BITS} (all {full:,} steps: {strided[full][0]:.4g})",
         )
-    return found
 
 
-_TESTS: dict[str, Callable[[Records], Found]] = {
+def _vlb_ratio(records: Records) -> Claims:
+    hybrid, vlb = find(records, role="hybrid"), find(records, role="vlb")
+    if hybrid is None or vlb is None:
+        return
+    ratio = bound_ratio(hybrid, vlb)
+    width = max(1, len(ratio) // 40)
+    for claim, part_name, part, vlb_is_better in (
+        ("theta_vlb is better at the start of the diffusion process.", f"the first {width} timesteps", ratio[:width], True),
+        ("theta_hybrid is better throughout the middle.", "the timesteps between", ratio[width:-width], False),
+        ("theta_vlb is better at the end of the diffusion process.", f"the last {width} timesteps", ratio[-width:], True),
+    ):
+        log_mean = sum(math.log(value) for value in part) / len(part)
+        share = sum(value < 1 for value in part) / len(part)
+        evidence = (
+            f"Over {part_name} the ratio of theta_hybrid's terms to theta_vlb's is {math.exp(log_mean):.3g} "
+            f"(geometric mean); theta_hybrid is the better one at {share:.0%} of them."
+        )
+        yield Finding(claim, f"{_SECTION_4}, figure 3", judge(-log_mean if vlb_is_better else log_mean), evidence)
+
+
+def _ensemble(records: Records) -> Claims:
+    joint, hybrid, vlb = (find(records, role=name) for name in ("ensemble", "hybrid", "vlb"))
+    better_part = min((estimate for estimate in (bits(hybrid), bits(vlb)) if estimate is not None), default=None)
+    ours, unit = ("ensemble", distance(joint)), distance_name(records)
+    text = "The ensemble has a better likelihood than both of its parts."
+    yield Claim(text, _SECTION_4, ("ensemble", bits(joint)), ("the better part", better_part), _BITS)
+    text = "The ensemble's samples are slightly worse than theta_hybrid's."
+    yield Claim(text, _SECTION_4, ("theta_hybrid", distance(hybrid)), ours, unit)
+    yield Claim("The ensemble's samples are better than theta_vlb's.", _SECTION_4, ours, ("theta_vlb", distance(vlb)), unit)
+
+
+def _same_noise(records: Records) -> Claims:
+    for data in dict.fromkeys(str(record.values["data"]) for record in records):
+        rows = [record for record in records if record.values["data"] == data and record.measures.get("samples")]
+        if len(rows) < 2:
+            continue
+        first, second = (read_images(record.measures["samples"]["images_uri"]) for record in rows[:2])
+        paired, unpaired = paired_correlation(first, second)
+        yield Finding(
+            f"From the same noise L_hybrid and L_vlb draw related images ({data}).",
+            "supplement section 8, figures 20 and 21: shown there, not said",
+            judge(unpaired - paired, 1 / math.sqrt(len(first))),
+            f"Pixels of {len(first)} pairs of images from the same noise correlate by {paired:.2f}, "
+            f"of pairs from different noise by {unpaired:.2f}.",
+        )
+
+
+def _two_stage(records: Records) -> Claims:
+    two, one = (distance(find(records, role=role)) for role in ("two-stage", "single-stage"))
+    source, unit = "supplement section 3, table 2", distance_name(records)
+    yield Claim("Two stages are better than a single one.", source, ("two stages", two), ("a single stage", one), unit)
+
+
+def _width(records: Records) -> Claims:
+    ordered = sorted(records, key=lambda record: int(record.values["width"]))
+    if len(ordered) < 2:
+        return
+    narrow, wide = ordered[0], ordered[-1]
+    wide_name, narrow_name = (f"C = {record.values['width']}" for record in (wide, narrow))
+    for quality, unit, estimate in (("distance", distance_name(records), distance), ("likelihood", _BITS, bits)):
+        text = f"A wider model has the better {quality}."
+        yield Claim(text, _SCALING, (wide_name, estimate(wide)), (narrow_name, estimate(narrow)), unit)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Course:
+    """The minimum of a curve over training, and its end."""
+
+    best_step: int
+    minimum: float
+    last_step: int
+    end: float
+
+    @classmethod
+    def of(cls, points: Mapping[int, float]) -> _Course:
+        best, last = min(points, key=lambda step: points[step]), max(points)
+        return cls(best_step=best, minimum=points[best], last_step=last, end=points[last])
+
+    def describe(self, name: str) -> str:
+        if self.best_step == self.last_step:
+            return f"{name} is least, {self.minimum:.4g}, at the last step, {self.last_step:,}: it was still becoming better."
+        return f"{name} is least, {self.minimum:.4g}, at step {self.best_step:,}, and {self.end:.4g} at the last, step {self.last_step:,}."
+
+    def rises(self, factor: float) -> bool:
+        """Return whether the curve has become worse; one that is best at its end, or hardly above that, may do so later."""
+        return self.end > factor * self.minimum
+
+    def judge_rise(self, factor: float) -> Verdict:
+        return "as the paper says" if self.rises(factor) else "not decided here"
+
+    def judge_sooner(self, other: _Course, factor: float) -> Verdict:
+        """Judge whether this one reached its best before the other; undecided until the earlier one has become worse again."""
+        earlier = min(self, other, key=lambda course: course.best_step)
+        if self.best_step == other.best_step or not earlier.rises(factor):
+            return "not decided here"
+        return judge(float(self.best_step - other.best_step))
+
+
+def _dropout(records: Records) -> Claims:
+    courses: dict[str, _Course] = {}
+    for schedule in ("linear", "cosine"):
+        points = {step: value for step, (value, _) in curve(find(records, schedule=schedule, dropout=0.1), "history-likelihood").items()}
+        if len(points) > 1:
+            course = courses[schedule] = _Course.of(points)
+            evidence = course.describe("Its bits/dim on test images")
+            yield Finding(f"The {schedule} model with dropout 0.1 overfits.", _FIGURE_6, course.judge_rise(_RISE_OF_BITS), evidence)
+    if len(courses) == 2:
+        cosine, linear = courses["cosine"], courses["linear"]
+        yield Finding(
+            "The cosine schedule reaches its optimum, and then overfits, more quickly than the linear one.",
+            _FIGURE_6,
+            cosine.judge_sooner(linear, _RISE_OF_BITS),
+            f"Least bits/dim at step {cosine.best_step:,} (cosine) and at step {linear.best_step:,} (linear), both with dropout 0.1.",
+        )
+    for schedule, best in (("linear", 0.1), ("cosine", 0.3)):
+        rates = {r.values["dropout"]: value for r in records if r.values["schedule"] == schedule and (value := distance(r)) is not None}
+        others = {rate: value for rate, value in rates.items() if rate != best}
+        if best in rates and others:
+            rate = min(others, key=lambda one: others[one])
+            text = f"Of 0.1, 0.2 and 0.3, dropout {best} works best for the {schedule} schedule."
+            sides = ((f"dropout {best}", rates[best]), (f"the best other, {rate}", others[rate]))
+            yield Claim(text, "supplement section 1", *sides, distance_name(records))
+
+
+def _overfitting(records: Records) -> Claims:
+    curves = {float(record.values["dropout"]): score_curve(record) for record in records}
+    courses = {rate: _Course.of(points) for rate, points in sorted(curves.items()) if len(points) > 1}
+    for rate, course in courses.items():
+        text = "Over the course of training the distance becomes worse, " + (f"with dropout {rate} too." if rate else "without dropout.")
+        yield Finding(text, _FIGURE_7, course.judge_rise(_RISE_OF_SCORES), course.describe("The score"))
+    without, small, unit = find(records, dropout=0.0), find(records, dropout=0.1), distance_name(records)
+    text = "A small amount of dropout improves the best attainable distance."
+    yield Claim(text, _FIGURE_7, ("best with dropout 0.1", distance(small)), ("best without", distance(without)), unit)
+    if 0.0 in courses and 0.1 in courses:
+        late, early = courses[0.1].best_step, courses[0.0].best_step
+        evidence = f"The best score is at step {late:,} with dropout 0.1, at step {early:,} without."
+        sooner = courses[0.0].judge_sooner(courses[0.1], _RISE_OF_SCORES)
+        yield Finding("With dropout it takes longer to get to the best.", _FIGURE_7, sooner, evidence)
+    for record in records:
+        averages = distances_by_weights(record)
+        trained = averages.pop("model", None)
+        if averages:
+            best = min(averages, key=lambda name: averages[name])
+            yield Claim(
+                f"An average of the weights is better than the weights that are trained (dropout {record.values['dropout']}).",
+                "supplement section 1, which uses an average throughout",
+                (f"decay {best.removeprefix('ema_')}, the best", averages[best]),
+                ("the weights themselves", trained),
+                f"{unit} at the last step",
+            )
+
+
+_CLAIMS: dict[str, Callable[[Records], Claims]] = {
     "hybrid-weight": _hybrid_weight,
     "objective-schedule": _objective_schedule,
-    "lsun-batch-size": _lsun,
-    "cifar10-dropout": findings_of_training.dropout,
-    "cond64-overfitting": findings_of_training.overfitting,
-    "width": findings_of_training.width,
+    "lsun-batch-size": _batch_size,
+    "cifar10-dropout": _dropout,
+    "cond64-overfitting": _overfitting,
+    "width": _width,
     "sampling-steps": _sampling_steps,
     "likelihood-steps": _likelihood_steps,
-    "vlb-ratio": findings_of_two.vlb_ratio,
-    "ensemble": findings_of_two.ensemble,
-    "same-noise": findings_of_two.same_noise,
-    "two-stage": findings_of_two.two_stage,
+    "vlb-ratio": _vlb_ratio,
+    "ensemble": _ensemble,
+    "same-noise": _same_noise,
+    "two-stage": _two_stage,
 }

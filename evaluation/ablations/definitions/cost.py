@@ -1,4 +1,4 @@
-"""What an ablation takes: its trainings, and what is measured of each, in hours of a named card."""
+"""The cost of an ablation in hours of a card: its trainings, and their measures."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from training.config.spacing import likelihood_spacing
 from training.cost.accelerators import speed_on
 from training.cost.estimate import count_forward_passes, estimate
 
-_CURVE_IMAGES = 1000  # of a curve of the likelihood, at the paper's scale
-_PAIRED_IMAGES = 100
+NUM_PAIRED_IMAGES = 100
+"""Images that are drawn from each model for comparisons on the same noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,7 @@ class TrialCost:
 
     Attributes:
         training: Of training and of the scores beside it.
-        measuring: Of everything that is taken afterwards.
+        measuring: Of all measures.
     """
 
     training: float
@@ -30,46 +30,45 @@ class TrialCost:
     def __add__(self, other: TrialCost) -> TrialCost:
         return TrialCost(training=self.training + other.training, measuring=self.measuring + other.measuring)
 
-    def words(self, card: str, *, trains: bool, price_per_hour: float | None = None) -> str:
-        """For a person."""
-        told = f"{_hours(self.measuring)} of measuring on one {card}"
+    def describe(self, card: str, *, trains: bool, price_per_hour: float | None = None) -> str:
+        """Return the hours, and the price where an hour's is given, in one line."""
+        text = f"{_hours(self.measuring)} of measuring on one {card}"
         if trains:
-            told = f"{_hours(self.training)} of training, {told}"
-        return (
-            told
-            if price_per_hour is None
-            else f"{told}, {(self.training + self.measuring) * price_per_hour:,.2f} at {price_per_hour:g} an hour"
-        )
+            text = f"{_hours(self.training)} of training, {text}"
+        if price_per_hour is not None:
+            text += f", {(self.training + self.measuring) * price_per_hour:,.2f} at {price_per_hour:g} an hour"
+        return text
 
 
 def trial_cost(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisation: float | None = None) -> TrialCost:
-    """The cost of a trial that nothing of is done yet; one that looks at a run has no training.
+    """Estimate the cost of a whole trial; an evaluation of a run has no training.
 
     Args:
         request: The ablation.
         trial: The trial.
         card: A name of `training.cost.accelerators.CARDS`.
-        utilisation: Share of the card's peak that is reached; None takes what was measured, or else assumes one.
+        utilisation: Share of the card's peak that is reached; None takes the measured share, or an assumed one.
 
     Raises:
-        CostError: There is no such card.
+        UserError: There is no such card.
     """
     experiment = trial.experiment
     cost = estimate(experiment, card, utilisation=utilisation, with_memory=False)
-    trained = cost.phases["training"].card_hours + cost.phases["scoring"].card_hours if request.ablation().trains else 0.0
-    passes = _measured_passes(request, trial, experiment)
+    trains = request.ablation().trains
     speed = speed_on(cost.card, "sampling", cost.forward_macs, utilisation=utilisation)
-    per_pass = cost.forward_flops / speed.flops_per_second / 3600
-    return TrialCost(training=trained, measuring=passes * per_pass)
+    hours_per_pass = cost.forward_flops / speed.flops_per_second / 3600
+    return TrialCost(
+        training=cost.phases["training"].card_hours + cost.phases["scoring"].card_hours if trains else 0.0,
+        measuring=_measured_passes(request, trial, experiment) * hours_per_pass,
+    )
 
 
 def joint_cost(request: AblationRequest, card: str = "H100", *, utilisation: float | None = None) -> TrialCost:
-    """The cost of what is taken of several trials at once: once more a reported evaluation, of a cascade both stages."""
+    """Estimate the cost of the joint measurement: one more reported evaluation, of a cascade both stages' samples."""
     joint = request.ablation().joint
     trials = {trial.role: trial for trial in request.trials()}
-    roles = {"none": (), "ensemble": ("hybrid",), "cascade": ("first-stage", "second-stage")}[joint]
     hours = 0.0
-    for role in roles:
+    for role in {"none": (), "ensemble": ("hybrid",), "cascade": ("first-stage", "second-stage")}[joint]:
         phases = estimate(trials[role].experiment, card, utilisation=utilisation, with_memory=False).phases
         hours += phases["sampling"].card_hours
         if joint == "ensemble" and "likelihood" in phases:
@@ -77,19 +76,23 @@ def joint_cost(request: AblationRequest, card: str = "H100", *, utilisation: flo
     return TrialCost(training=0.0, measuring=hours)
 
 
+def num_curve_images(experiment: Experiment) -> int:
+    """Return the number of images of a likelihood curve: fewer than for a reported number, since each step count takes them all."""
+    return 100 if experiment.data.name == "digits" else 1000
+
+
 def _measured_passes(request: AblationRequest, trial: Trial, experiment: Experiment) -> float:
-    """Network evaluations of one image."""
+    """Return the forward passes of one image."""
     num_timesteps, evaluation = experiment.diffusion.num_timesteps, experiment.evaluation
     counts = [count for count in request.counts() if count <= num_timesteps]
-    images = min(_CURVE_IMAGES, 100 if experiment.data.name == "digits" else _CURVE_IMAGES)
-    known = count_forward_passes(experiment)
+    images, known = num_curve_images(experiment), count_forward_passes(experiment)
     passes = {
         "final": known["sampling"] * (1 + (evaluation.rescore_best if evaluation.rescore_best > 1 else 0)) + known.get("likelihood", 0),
         "sampling-steps": evaluation.num_samples * (sum(counts) + sum(count for count in counts if count < num_timesteps)),
         "figure-1": evaluation.num_samples * sum(counts),
         "likelihood-steps": images * sum(count + len(likelihood_spacing(num_timesteps, count)) for count in counts),
         "bound": images * num_timesteps,
-        "samples": _PAIRED_IMAGES * (known["sampling"] // evaluation.num_samples),
+        "samples": NUM_PAIRED_IMAGES * (known["sampling"] // evaluation.num_samples),
         "history": 0,
         "history-likelihood": images * evaluation.likelihood_steps * (experiment.optim.num_steps // experiment.optim.checkpoint_interval),
         "raw-weights": known["sampling"] * (1 + len(experiment.optim.ema_decays)),

@@ -1,12 +1,12 @@
-"""The paper's ablations, tables and figures by name, each a few lines to check against the paper.
+"""The paper's ablations: its tables and figures by name.
 
-"Supplement" is the supplementary material, "main" the paper. At the tiny scale the same grid is run on the digits, every count
-of timesteps divided by ten, and lengths and learning rates those of a laptop.
+"Supplement" is the supplementary material, "main" the paper. The tiny scale runs the same grid on the digits: every count of
+timesteps is divided by ten, and training lengths and learning rates suit a laptop.
 """
 
 from __future__ import annotations
 
-from evaluation.ablations.definitions.ablation import Ablation, Row, choices, grid
+from evaluation.ablations.definitions.ablation import Ablation, Setting, grid, suggest
 from training.config.errors import UserError
 
 _TINY = "digits-tiny-hybrid-cosine"
@@ -14,12 +14,12 @@ _EVERY_STEP_COUNT = (50, 100, 200, 400, 1000, 4000)  # figures 8-19
 _FEWER_THAN_50 = 25  # figure 1: with fewer than 50 steps DDIM is better, with more L_hybrid is
 
 
-def _presets(*names: str) -> tuple[Row, ...]:
-    return tuple(Row(preset=name, overrides={}) for name in names)
+def _presets(*names: str) -> tuple[Setting, ...]:
+    return tuple(Setting(preset=name, overrides={}) for name in names)
 
 
-def _roles(**presets: str) -> tuple[Row, ...]:
-    return tuple(Row(preset=name, overrides={}, role=role.replace("_", "-")) for role, name in presets.items())
+def _roles(**presets: str) -> tuple[Setting, ...]:
+    return tuple(Setting(preset=name, overrides={}, role=role.replace("_", "-")) for role, name in presets.items())
 
 
 _LAMBDA_AND_STOP = {"diffusion.stop_gradient": (True, False), "diffusion.vlb_weight": (0.001, 0.01)}
@@ -62,7 +62,7 @@ _ABLATIONS: tuple[Ablation, ...] = (
         varied=("diffusion.objective", "optim.global_batch_size", "optim.learning_rate"),
         paper=_presets(*(f"lsun-bedroom-{objective}-linear-bs{batch}" for objective in ("hybrid", "simple") for batch in (64, 128))),
         tiny=tuple(
-            Row(preset=f"digits-tiny-{objective}-linear", overrides={**_TINY_LSUN, **batch})
+            Setting(preset=f"digits-tiny-{objective}-linear", overrides={**_TINY_LSUN, **batch})
             for objective in ("hybrid", "simple")
             for batch in _TINY_BATCHES
         ),
@@ -83,7 +83,7 @@ _ABLATIONS: tuple[Ablation, ...] = (
             *grid("digits-tiny-hybrid-cosine", {"model.dropout": (0.1, 0.2, 0.3)}, **_TINY_LONG),
         ),
         measures=("final", "history", "history-likelihood"),
-        looks_at="best",
+        checkpoint="best",
         shared=("optim.ema_snapshot_stds=0.05,0.1,0.2",),  # averages at every checkpoint are rebuilt from them
     ),
     Ablation(
@@ -98,7 +98,7 @@ _ABLATIONS: tuple[Ablation, ...] = (
             **{**_TINY_LONG, **_TINY_CONDITIONAL, "optim.ema_decays": [0.9, 0.98, 0.995]},
         ),
         measures=("final", "history", "raw-weights"),
-        looks_at="best",
+        checkpoint="best",
     ),
     Ablation(
         name="width",
@@ -107,7 +107,7 @@ _ABLATIONS: tuple[Ablation, ...] = (
         varied=("model.model_channels", "optim.learning_rate"),
         paper=_presets(*(f"imagenet64-hybrid-cosine-width{width}" for width in (64, 96, 128, 192))),
         tiny=tuple(
-            Row(preset=_TINY, overrides={**_FEWER, "model.model_channels": width, "optim.learning_rate": rate})
+            Setting(preset=_TINY, overrides={**_FEWER, "model.model_channels": width, "optim.learning_rate": rate})
             for width, rate in ((32, 0.002), (64, 0.001414), (96, 0.001155))  # in proportion to 1 / sqrt(C)
         ),
         measures=("final", "history"),
@@ -191,13 +191,13 @@ _ABLATIONS: tuple[Ablation, ...] = (
         source="Supplement, section 3, table 2 and figure 2",
         varied=("data.image_size", "model.low_res_size"),
         paper=(
-            Row(preset="imagenet256-cond-hybrid-linear", overrides={}, role="single-stage"),
-            Row(preset="imagenet64-cond-hybrid-cosine-large", overrides={}, role="first-stage"),
-            Row(preset="imagenet256-upsampler-hybrid-linear", overrides={}, role="second-stage"),
+            Setting(preset="imagenet256-cond-hybrid-linear", overrides={}, role="single-stage"),
+            Setting(preset="imagenet64-cond-hybrid-cosine-large", overrides={}, role="first-stage"),
+            Setting(preset="imagenet256-upsampler-hybrid-linear", overrides={}, role="second-stage"),
         ),
         tiny=(
-            Row(preset="digits-tiny-hybrid-linear", overrides=_TINY_CONDITIONAL, role="single-stage"),
-            Row(
+            Setting(preset="digits-tiny-hybrid-linear", overrides=_TINY_CONDITIONAL, role="single-stage"),
+            Setting(
                 preset=_TINY,
                 overrides={
                     **_TINY_CONDITIONAL,
@@ -208,7 +208,7 @@ _ABLATIONS: tuple[Ablation, ...] = (
                 role="first-stage",
                 measures=("samples",),  # the digits' classifier sees 8x8 images alone
             ),
-            Row(preset="digits-tiny-hybrid-linear", overrides={**_TINY_CONDITIONAL, "model.low_res_size": 4}, role="second-stage"),
+            Setting(preset="digits-tiny-hybrid-linear", overrides={**_TINY_CONDITIONAL, "model.low_res_size": 4}, role="second-stage"),
         ),
         joint="cascade",
     ),
@@ -218,16 +218,16 @@ ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _ABLAT
 
 
 def names() -> tuple[str, ...]:
-    """Every ablation's name, in the table's order: those that look at runs come after those that train them."""
+    """Return the names of all ablations; evaluations of runs come after the ablations that train those runs."""
     return tuple(ABLATIONS)
 
 
-def named(name: str) -> Ablation:
-    """The ablation of that name.
+def find_ablation(name: str) -> Ablation:
+    """Return the ablation of this name.
 
     Raises:
         UserError: There is none.
     """
     if name not in ABLATIONS:
-        raise UserError(f"there is no ablation {name!r}; {choices(name, ABLATIONS)}")
+        raise UserError(f"there is no ablation {name!r}; {suggest(name, ABLATIONS)}")
     return ABLATIONS[name]

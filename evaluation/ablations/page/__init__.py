@@ -1,1 +1,1 @@
-"""The page of an ablation: table, figures, sample grids, and the gallery of all pages."""
+"""The page of an ablation: table, figures and sample grids; and the gallery of all pages."""

@@ -1,241 +1,252 @@
-"""The figures of an ablation as the paper draws them."""
+"""The figures of an ablation, each drawn like the paper's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
-from evaluation.ablations.claims.claim import bits as bits_of
-from evaluation.ablations.claims.claim import bound_ratio, score_curve
+from matplotlib import rc_context
+
+from evaluation.ablations.claims.estimates import Estimate, bits, bound_ratio, curve, distance_name, find, score_curve
+from evaluation.ablations.definitions.ablation import format_value
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.page.drawing import Frame, Line, Picture, draw_bars, draw_lines
-from evaluation.ablations.page.table import TableRow, distance_name
+from evaluation.ablations.page.table import COLUMN_TITLES, TableRow
 from evaluation.ablations.trials.joint import ENDS_SHARE
 from evaluation.ablations.trials.record import TrialRecord
+from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines, new_axes
 
-Pictures = list[Picture | None]
+Records = Sequence[TrialRecord]
+Pictures = Iterator[Picture | None]
+
+_BITS = "bits/dim, lower is better"
+_SAMPLING_STEPS = "sampling steps"
+_TRAINING_STEP = "training step"
 
 
-def pictures(request: AblationRequest, records: Sequence[TrialRecord], rows: Sequence[TableRow]) -> list[Picture]:
-    """The figures of an ablation; none of a curve that has no points.
+def figures(request: AblationRequest, records: Records, rows: Sequence[TableRow]) -> list[Picture]:
+    """Draw the figures of an ablation; bars of the distances where the paper has a table and no figure.
 
     Args:
         request: The ablation.
-        records: Of its trials; failed ones are left out.
+        records: Its trials; failed ones are left out, and a figure whose curves have no points too.
         rows: The table.
     """
     done = [record for record in records if not record.error]
-    draw = _DRAWN.get(request.name) if not request.grid else None
-    drawn = draw(done) if draw else []
-    bars = draw_bars(rows, distance_name(records)) if draw is None else None
-    return [picture for picture in (*drawn, bars) if picture is not None]
+    draw = None if request.grid else _FIGURES.get(request.name)
+    drawn = draw(done) if draw else iter([draw_bars(rows, distance_name(records))])
+    return [picture for picture in drawn if picture is not None]
 
 
-def _of(record: TrialRecord, measure: str, x: str, y: str, **wanted: Any) -> dict[float, tuple[float, float]]:
-    points = (record.measures.get(measure) or {}).get("points", ())
-    return {
-        float(p[x]): (float(p[y]), float(p.get("standard_error") or 0.0))
-        for p in points
-        if p[y] is not None and all(p[name] == value for name, value in wanted.items())
-    }
+def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
+    """Draw the distance of each trial as a bar with one standard error, and the paper's FID where the two are comparable.
+
+    Args:
+        rows: The table; None is returned where no row has a distance.
+        name: What the distance is called.
+    """
+    rows = [row for row in rows if row.distance.ours is not None]
+    if not rows:
+        return None
+    with rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure, axes = new_axes(0.9 + 0.42 * len(rows))
+        heights = list(range(len(rows)))[::-1]
+        axes.barh(
+            heights,
+            [float(row.distance.ours or 0.0) for row in rows],
+            xerr=[row.distance.standard_error or 0.0 for row in rows],
+            color=COLOURS[0],
+            alpha=0.85,
+            height=0.6,
+            error_kw={"ecolor": "#111827", "capsize": 3},
+            label="ours",
+        )
+        published = [
+            (float(row.distance.paper or 0.0), height)
+            for row, height in zip(rows, heights, strict=True)
+            if row.distance.difference is not None
+        ]
+        if published:
+            axes.plot([value for value, _ in published], [height for _, height in published], "D", color=COLOURS[1], label="the paper's")
+            axes.legend()
+        axes.set_yticks(heights, _bar_names(rows))
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"{name}, lower is better")
+        caption = "The distance of every trial; the whisker is one standard error."
+        return Picture(svg=as_svg(figure, caption), caption=caption)
 
 
-def _better_below(records: Sequence[TrialRecord], measure: str) -> str:
-    name = next((record.measures[measure]["distance_name"] for record in records if record.measures.get(measure)), "distance")
-    return f"{name}, lower is better"
+def _bar_names(rows: Sequence[TableRow]) -> list[str]:
+    """Name each row by the columns that differ."""
+    columns = [name for name in rows[0].values if len({str(row.values.get(name)) for row in rows}) > 1]
+    by_role = any("=" not in row.label for row in rows)
+    if by_role or not columns:
+        return [row.label for row in rows]
+    return [", ".join(f"{COLUMN_TITLES.get(name, name)} {format_value(row.values.get(name))}" for name in columns) for row in rows]
 
 
-def _fifty_steps(records: Sequence[TrialRecord]) -> dict[float, str]:
-    """Where the paper has DDIM and the ancestral sampler change places; divided by ten, as every count is, on the digits."""
+def _distance_axis(records: Records, measure: str) -> str:
+    return f"{distance_name(records, measure)}, lower is better"
+
+
+def _crossing(records: Records) -> dict[float, str]:
+    """Return the number of steps at which DDIM and the ancestral sampler change places in the paper; divided by ten on the digits."""
     tiny = any(record.data.get("name") == "digits" for record in records)
     return {5.0: "5 steps: the paper's 50, by ten"} if tiny else {50.0: "50 steps, where the paper's curves cross"}
 
 
-def _sampling_steps(records: Sequence[TrialRecord]) -> Pictures:
+def _without_errors(values: dict[int, float]) -> dict[int, Estimate]:
+    return {step: (value, 0.0) for step, value in values.items()}
+
+
+def _sampling_steps(records: Records) -> Pictures:
     lines = [
-        Line(
-            label=f"{_words(record)}, {'DDIM' if method == 'ddim' else method}",
-            points=_of(record, "sampling-steps", "num_steps", "distance", method=method),
-            style=number,
-            dashes=int(method == "ddim"),
-        )
-        for number, record in enumerate(records)
-        for method in ("ancestral", "ddim")
+        Line(label=f"{_run_name(record)}, {name}", points=curve(record, "sampling-steps", method), style=style, dashes=dashes)
+        for style, record in enumerate(records)
+        for dashes, (method, name) in enumerate((("ancestral", "ancestral"), ("ddim", "DDIM")))
     ]
     caption = (
         "Distance by number of sampling steps, as supplement figure 1 draws it: whole lines are the ancestral sampler, dashed ones "
         "DDIM. Bands are one standard error."
     )
-    frame = Frame(x="sampling steps", y=_better_below(records, "sampling-steps"), caption=caption, log_x=True, places=_fifty_steps(records))
-    return [draw_lines(lines, frame)]
+    yield draw_lines(
+        lines, Chart(x=_SAMPLING_STEPS, y=_distance_axis(records, "sampling-steps"), caption=caption, log_x=True, places=_crossing(records))
+    )
 
 
-def _figure_1(records: Sequence[TrialRecord]) -> Pictures:
+def _figure_1(records: Records) -> Pictures:
     largest = max((record.values["global_batch_size"] for record in records), default=0)
     lines = []
     for record in records:
         hybrid, batch = record.values["objective"] == "hybrid", record.values["global_batch_size"]
-        lines.append(
-            Line(
-                label=f"{'L_hybrid' if hybrid else 'DDIM (L_simple)'}, batch {batch}, rate {record.values['learning_rate']:g}",
-                points=_of(record, "figure-1", "num_steps", "distance"),
-                style=2 * int(not hybrid) + int(batch < largest),
-                dashes=int(not hybrid),
-            )
-        )
+        label = f"{'L_hybrid' if hybrid else 'DDIM (L_simple)'}, batch {batch}, rate {record.values['learning_rate']:g}"
+        style = 2 * int(not hybrid) + int(batch < largest)
+        lines.append(Line(label=label, points=curve(record, "figure-1"), style=style, dashes=int(not hybrid)))
     caption = "Distance by number of sampling steps for two batch sizes and learning rates (supplement figure 1)."
-    frame = Frame(x="sampling steps", y=_better_below(records, "figure-1"), caption=caption, log_x=True, places=_fifty_steps(records))
-    return [draw_lines(lines, frame)]
+    yield draw_lines(
+        lines, Chart(x=_SAMPLING_STEPS, y=_distance_axis(records, "figure-1"), caption=caption, log_x=True, places=_crossing(records))
+    )
 
 
-def _likelihood_steps(records: Sequence[TrialRecord]) -> Pictures:
+def _likelihood_steps(records: Records) -> Pictures:
     lines = [
         Line(
-            label=f"{_words(record)}, {words}",
-            points=_bits_by_steps(record, spacing),
-            style=number,
-            dashes=int(spacing == "strided"),
+            label=f"{_run_name(record)}, {name}", points=bits_by_steps(record, spacing), style=style, dashes=int(spacing == "strided")
         ).without_errors()
-        for number, record in enumerate(records)
-        for spacing, words in (("with-small-t", "with every t to T/K"), ("strided", "strided alone"))
+        for style, record in enumerate(records)
+        for spacing, name in (("with-small-t", "with every t to T/K"), ("strided", "strided alone"))
     ]
     caption = "Negative log-likelihood by number of evaluation steps (supplement figure 5); dashed: the even stride alone."
-    return [draw_lines(lines, Frame(x="evaluation steps K", y="bits/dim, lower is better", caption=caption, log_x=True))]
+    yield draw_lines(lines, Chart(x="evaluation steps K", y=_BITS, caption=caption, log_x=True))
 
 
-def _bits_by_steps(record: TrialRecord, spacing: str) -> dict[float, tuple[float, float]]:
-    """Of either spacing; all T steps are the same in both, and end both curves."""
-    strided = _of(record, "likelihood-steps", "num_steps", "bits_per_dim", spacing="strided")
+def bits_by_steps(record: TrialRecord, spacing: str) -> dict[int, Estimate]:
+    """Return the bits/dim of a spacing by number of steps; all T steps, common to both spacings, end both curves."""
+    strided = curve(record, "likelihood-steps", "strided")
     if spacing == "strided" or not strided:
         return strided
-    return {**_of(record, "likelihood-steps", "num_steps", "bits_per_dim", spacing=spacing), max(strided): strided[max(strided)]}
+    return {**curve(record, "likelihood-steps", spacing), max(strided): strided[max(strided)]}
 
 
-def _vlb_ratio(records: Sequence[TrialRecord]) -> Pictures:
-    roles = {record.role: record for record in records}
-    if not {"hybrid", "vlb"} <= roles.keys():
-        return []
-    ratio = bound_ratio(roles["hybrid"], roles["vlb"])
-    width = len(ratio) // ENDS_SHARE
-    terms = [
-        Line(
-            label=name, points={t + 1: (max(term, 1e-9), 0.0) for t, term in enumerate(roles[role].measures["bound"]["per_t"])}, style=style
-        )
-        for style, (role, name) in enumerate((("hybrid", "theta_hybrid"), ("vlb", "theta_vlb")))
-    ]
-    timestep = "timestep t (1 is the least noise)"
-    return [
-        draw_lines(
-            [Line(label="ratio", points={t + 1: (value, 0.0) for t, value in enumerate(ratio)})],
-            Frame(
-                x=timestep,
-                y="term of theta_hybrid / term of theta_vlb",
-                caption="Ratio of the terms of the bound (supplement figure 3): below 1, theta_hybrid is the better one there.",
-                level=1.0,
-                places={float(width): f"the ensemble's ends, {width} timesteps each", float(len(ratio) - width): ""},
-            ),
+def _vlb_ratio(records: Records) -> Pictures:
+    hybrid, vlb = find(records, role="hybrid"), find(records, role="vlb")
+    if hybrid is None or vlb is None:
+        return
+    ratio = bound_ratio(hybrid, vlb)
+    width, timestep = len(ratio) // ENDS_SHARE, "timestep t (1 is the least noise)"
+    yield draw_lines(
+        [Line(label="ratio", points={t + 1: (value, 0.0) for t, value in enumerate(ratio)})],
+        Chart(
+            x=timestep,
+            y="term of theta_hybrid / term of theta_vlb",
+            caption="Ratio of the terms of the bound (supplement figure 3): below 1, theta_hybrid is the better one there.",
+            level=1.0,
+            places={float(width): f"the ensemble's ends, {width} timesteps each", float(len(ratio) - width): ""},
         ),
-        draw_lines(terms, Frame(x=timestep, y="term of the bound, bits/dim", caption="The terms themselves.", log_x=True, log_y=True)),
+    )
+    terms = [
+        Line(label=name, points={t + 1: (max(term, 1e-9), 0.0) for t, term in enumerate(record.measures["bound"]["per_t"])}, style=style)
+        for style, (record, name) in enumerate(((hybrid, "theta_hybrid"), (vlb, "theta_vlb")))
     ]
+    yield draw_lines(terms, Chart(x=timestep, y="term of the bound, bits/dim", caption="The terms themselves.", log_x=True, log_y=True))
 
 
-def _dropout(records: Sequence[TrialRecord]) -> Pictures:
-    step, test_bits = "training step", "bits/dim of test images"
+def _dropout(records: Records) -> Pictures:
     figure_6 = [record for record in records if record.values["dropout"] == 0.1]
     scores = [
-        Line(label=str(record.values["schedule"]), points={at: (value, 0.0) for at, value in score_curve(record).items()}, style=number)
-        for number, record in enumerate(figure_6)
+        Line(label=str(record.values["schedule"]), points=_without_errors(score_curve(record)), style=style)
+        for style, record in enumerate(figure_6)
     ]
-    bits = {
+    bits_lines = {
         record.label: Line(
             label=f"{record.values['schedule']}, dropout {record.values['dropout']}",
-            points=_of(record, "history-likelihood", "step", "bits_per_dim"),
+            points=curve(record, "history-likelihood"),
             style=("linear", "cosine").index(record.values["schedule"]),
             dashes=round(10 * record.values["dropout"]) - 1,
         ).without_errors()
         for record in records
     }
-    course = "over the course of training, dropout 0.1 (supplement figure 6"
-    return [
-        draw_lines(
-            scores,
-            Frame(x=step, y=_better_below(records, "history"), caption=f"Distance {course}, top): few-step scores.", legend="schedule"),
-        ),
-        draw_lines(
-            [bits[record.label] for record in figure_6],
-            Frame(x=step, y=test_bits, caption=f"Negative log-likelihood {course}, bottom).", legend="schedule"),
-        ),
-        draw_lines(list(bits.values()), Frame(x=step, y=test_bits, caption="The same for every dropout of the sweep.")),
-    ]
+    course, test_bits = "over the course of training, dropout 0.1 (supplement figure 6", "bits/dim of test images"
+    caption = f"Distance {course}, top): few-step scores."
+    yield draw_lines(scores, Chart(x=_TRAINING_STEP, y=_distance_axis(records, "history"), caption=caption, legend="schedule"))
+    caption = f"Negative log-likelihood {course}, bottom)."
+    shown = [bits_lines[record.label] for record in figure_6]
+    yield draw_lines(shown, Chart(x=_TRAINING_STEP, y=test_bits, caption=caption, legend="schedule"))
+    yield draw_lines(list(bits_lines.values()), Chart(x=_TRAINING_STEP, y=test_bits, caption="The same for every dropout of the sweep."))
 
 
-def _overfitting(records: Sequence[TrialRecord]) -> Pictures:
-    weights = list(dict.fromkeys(w for r in records for p in (r.measures.get("history") or {}).get("points", ()) for w in p["scores"]))
+def _overfitting(records: Records) -> Pictures:
+    scores = [point["scores"] for record in records for point in (record.measures.get("history") or {}).get("points", ())]
+    weights = list(dict.fromkeys(name for score in scores for name in score))
     lines = [
         Line(
             label=f"dropout {record.values['dropout']}, decay {name.removeprefix('ema_')}",
-            points={at: (value, 0.0) for at, value in score_curve(record, name).items()},
-            style=weights.index(name),
-            dashes=number,
+            points=_without_errors(score_curve(record, name)),
+            style=style,
+            dashes=dashes,
         )
-        for number, record in enumerate(records)
-        for name in weights
+        for dashes, record in enumerate(records)
+        for style, name in enumerate(weights)
     ]
     caption = (
         "Distance over the course of training for every dropout and decay of the average (supplement figure 7): a colour is a decay, "
         "a dash a dropout. Few-step scores on the same noise."
     )
-    return [draw_lines(lines, Frame(x="training step", y=_better_below(records, "history"), caption=caption))]
+    yield draw_lines(lines, Chart(x=_TRAINING_STEP, y=_distance_axis(records, "history"), caption=caption))
 
 
-def _width(records: Sequence[TrialRecord]) -> Pictures:
-    """The main paper's fits are drawn where the images are those that they were made for."""
+def _width(records: Records) -> Pictures:
+    """Draw the distance and bits/dim by training compute, with the main paper's fits where the images are those of the fits."""
+    scores, reported = [], []
+    for style, record in enumerate(records):
+        per_step, label, final = float(record.measures.get("flops_per_step") or 0.0), f"C = {record.values['width']}", bits(record)
+        points = {per_step * step: (value, 0.0) for step, value in score_curve(record).items()}
+        scores.append(Line(label=label, points=points, style=style))
+        reported.append(Line(label=label, points={per_step * record.step: final} if final else {}, style=style))
     fitted = any(record.data.get("name") == "imagenet64-official" for record in records)
-    distances, bits = [], []
-    for number, record in enumerate(records):
-        per_step, label = float(record.measures.get("flops_per_step") or 0.0), f"C = {record.values['width']}"
-        scores = {per_step * at: (value, 0.0) for at, value in score_curve(record).items()}
-        distances.append(Line(label=label, points=scores, style=number))
-        taken = bits_of(record)
-        bits.append(Line(label=label, points={per_step * record.step: taken} if taken else {}, style=number))
-    compute = "training compute, FLOPs"
-    return [
-        draw_lines(
-            distances,
-            Frame(
-                x=compute,
-                y=_better_below(records, "history"),
-                caption="Distance by training compute, a line a width (main paper, scaling).",
-                log_x=True,
-                published=_fit(distances, 4.00, 2.5e-25, 0.22) if fitted else (),
-            ),
+    for lines, y, caption, fit in (
+        (
+            scores,
+            _distance_axis(records, "history"),
+            "Distance by training compute, a line a width (main paper, scaling).",
+            (4.00, 2.5e-25, 0.22),
         ),
-        draw_lines(
-            bits,
-            Frame(
-                x=compute,
-                y="bits/dim, lower is better",
-                caption="Bits/dim of the evaluated checkpoint by training compute (main paper, scaling).",
-                log_x=True,
-                published=_fit(bits, 3.40, 3.0e-15, 0.17) if fitted else (),
-            ),
-        ),
-    ]
+        (reported, _BITS, "Bits/dim of the evaluated checkpoint by training compute (main paper, scaling).", (3.40, 3.0e-15, 0.17)),
+    ):
+        published = _power_law(lines, *fit) if fitted else ()
+        yield draw_lines(lines, Chart(x="training compute, FLOPs", y=y, caption=caption, log_x=True, published=published))
 
 
-def _fit(lines: Sequence[Line], floor: float, scale: float, power: float) -> list[Line]:
-    """The main paper's power law, floor + (scale C)^-power at C FLOPs, over the range of the lines."""
-    places = [float(at) for line in lines for at in line.points]
-    if not places:
+def _power_law(lines: Sequence[Line], floor: float, scale: float, power: float) -> list[Line]:
+    """Return the main paper's fit, floor + (scale C)^-power for a compute of C FLOPs, over the range of the lines."""
+    compute = [float(x) for line in lines for x in line.points]
+    if not compute:
         return []
-    low, high = min(places), max(places)
-    compute = [low * (high / low) ** (k / 20) for k in range(21)]
-    points = {at: (floor + (scale * at) ** -power, 0.0) for at in compute}
+    low, high = min(compute), max(compute)
+    points = {c: (floor + (scale * c) ** -power, 0.0) for c in (low * (high / low) ** (k / 20) for k in range(21))}
     return [Line(label="the paper's fit", points=points)]
 
 
-def _words(record: TrialRecord) -> str:
-    """A run of an evaluation, as a legend says it."""
+def _run_name(record: TrialRecord) -> str:
+    """Name an evaluated run in a legend: objective, schedule, and the data set unless it is the digits."""
     values = record.values
     parts = [f"L_{values['objective']}"] if "objective" in values else []
     parts += [str(values["schedule"])] if "schedule" in values else []
@@ -244,7 +255,7 @@ def _words(record: TrialRecord) -> str:
     return ", ".join(parts) or record.label
 
 
-_DRAWN: dict[str, Callable[[Sequence[TrialRecord]], Pictures]] = {
+_FIGURES: dict[str, Callable[[Records], Pictures]] = {
     "sampling-steps": _sampling_steps,
     "lsun-batch-size": _figure_1,
     "likelihood-steps": _likelihood_steps,
@@ -252,5 +263,5 @@ _DRAWN: dict[str, Callable[[Sequence[TrialRecord]], Pictures]] = {
     "cifar10-dropout": _dropout,
     "cond64-overfitting": _overfitting,
     "width": _width,
-    "same-noise": lambda records: [],
+    "same-noise": lambda records: iter(()),
 }

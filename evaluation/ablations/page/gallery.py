@@ -1,4 +1,4 @@
-"""The page that lists the reports of a folder."""
+"""The page that lists the reports of a folder, and their findings as a Markdown table."""
 
 from __future__ import annotations
 
@@ -7,34 +7,30 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from evaluation.reports import html
+
 SUMMARY = "summary.json"
 _TEMPLATE = Path(__file__).with_name("gallery.html.jinja")
 
 
 def write_gallery(folder: Path) -> Path:
-    """Lists the reports of a folder's sub-folders, each with what it found; returns the page.
+    """List the reports of a folder's sub-folders with their findings, and return the page.
 
     Args:
-        folder: Holds a folder for each ablation, with `report.html` and `summary.json`; made where it is missing.
+        folder: Contains a folder for each ablation, with `report.html` and `summary.json`; created where it is missing.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        _TEMPLATE.read_text()
-    )
-    entries = _entries(folder)
-    page = folder / "index.html"
     folder.mkdir(parents=True, exist_ok=True)
-    page.write_text(template.render(entries=entries))
+    page = folder / "index.html"
+    page.write_text(html.render(_TEMPLATE, entries=_entries(folder)))
     return page
 
 
 def findings_as_markdown(folder: Path) -> str:
-    """Every claim that the reports of a folder tested, as a table for a README: what the paper says, what was found, by which numbers."""
+    """Return every claim that the reports of a folder tested as a Markdown table: claim, verdict and evidence."""
     lines = ["| ablation | the paper's claim | here | evidence |", "|---|---|---|---|"]
     for entry in _entries(folder):
+        name = f"`{entry['name']}`" + (f" with {', '.join(entry['changes'])}" if entry["changes"] else "")
         for finding in entry["findings"]:
-            name = f"`{entry['name']}`" + (f" with {', '.join(entry['changes'])}" if entry["changes"] else "")
             cells = (name, finding["claim"], finding["verdict"], finding["evidence"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The page of an ablation: self-contained, the same in the KFP UI, in MLflow and on disk."""
+"""The page of an ablation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.ablations.claims.claim import Finding
-from evaluation.ablations.claims.findings import findings
-from evaluation.ablations.definitions.ablation import plain_word
+from evaluation.ablations.claims.estimates import CURVES, distance_name, points_of
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.page.drawing import Picture
-from evaluation.ablations.page.figures import pictures
+from evaluation.ablations.page import table
 from evaluation.ablations.page.sample_grids import sample_grids
-from evaluation.ablations.page.table import COLUMN_WORDS, NOTHING, Number, TableRow, distance_name, shown
+from evaluation.ablations.page.table import TableRow
 from evaluation.ablations.trials.record import TrialRecord
+from evaluation.reports import html
+from evaluation.reports.charts import Picture
+from evaluation.reports.numbers import format_estimate
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -25,44 +26,39 @@ def render(
     records: Sequence[TrialRecord],
     rows: Sequence[TableRow],
     *,
-    drawn: Sequence[Picture],
-    found: Sequence[Finding],
+    figures: Sequence[Picture],
+    findings: Sequence[Finding],
     links: Mapping[str, str],
 ) -> str:
-    """The page as HTML; every word is escaped.
+    """Return the page as HTML.
 
     Args:
         request: The ablation.
-        records: Of its trials, failed ones too.
+        records: Its trials, including those that failed.
         rows: The table.
-        drawn: The figures.
-        found: What the numbers say of the paper's claims.
-        links: Words -> address.
+        figures: The figures.
+        findings: The tested claims.
+        links: Name -> address.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        _TEMPLATE.read_text()
-    )
-    ablation = request.ablation()
-    columns = [name for name in (request.trials()[0].values) if name]
-    name = distance_name(records)
-    table = _table(rows, columns)
-    return template.render(
+    ablation, name = request.ablation(), distance_name(records)
+    columns = list(request.trials()[0].values)
+    cells = table.cells(columns, rows)
+    return html.render(
+        _TEMPLATE,
         name=request.name,
         title=ablation.title,
         source=ablation.source,
         scale=request.scale,
-        scale_words=_scale_words(request),
-        data_words=_data_words(records),
-        distance_words=_distance_words(name, rows),
+        scale_words=_describe_scale(request),
+        data_words=_describe_data(records),
+        distance_words=_describe_distance(name, rows),
         failures=[record for record in records if record.error],
-        findings=found,
-        table=table,
-        headers=_headers(columns, name, rows) if table else [],
+        findings=findings,
+        table=cells,
+        headers=table.headers(columns, name, rows) if cells else [],
         num_words=1 + len(columns),
         notes=_notes(request, rows),
-        pictures=drawn,
+        pictures=figures,
         points=_points(records),
         grids=sample_grids(records),
         card=_card(records),
@@ -72,115 +68,50 @@ def render(
     )
 
 
-def parts(request: AblationRequest, records: Sequence[TrialRecord], rows: Sequence[TableRow]) -> tuple[list[Picture], list[Finding]]:
-    """The figures and findings of an ablation."""
-    return pictures(request, records, rows), findings(request.name if not request.grid else "", records)
-
-
-def _scale_words(request: AblationRequest) -> str:
+def _describe_scale(request: AblationRequest) -> str:
     if request.grid:
-        told = f"A grid of one's own over {request.preset}."
+        text = f"A user's grid over {request.preset}."
     elif request.varies_another:
-        told = f"The paper's grid over another experiment than its own, {request.preset}."
+        text = f"The paper's grid over another experiment than its own, {request.preset}."
     elif request.scale == "paper":
-        told = "The paper's scale."
+        text = "The paper's scale."
     else:
-        told = "The tiny scale: the paper's grid on handwritten digits, every count of timesteps divided by ten."
+        text = "The tiny scale: the paper's grid on handwritten digits, every count of timesteps divided by ten."
     if request.runs:
-        told += f" Runs of one's own: {', '.join(f'{role} is {uri}' for role, uri in request.runs.items())}."
-    return told + (f" With changes: {', '.join(request.changes)}." if request.changes else "")
+        text += f" Runs named by the user: {', '.join(f'{role} is {uri}' for role, uri in request.runs.items())}."
+    return text + (f" With changes: {', '.join(request.changes)}." if request.changes else "")
 
 
-def _data_words(records: Sequence[TrialRecord]) -> str:
-    told = {
-        (
-            data["name"],
-            data["image_size"],
-            data["num_images"],
-        ): f"{data['num_images']:,} training images of {data['name']}, {data['image_size']}x{data['image_size']}"
+def _describe_data(records: Sequence[TrialRecord]) -> str:
+    data_sets = dict.fromkeys(
+        f"{data['num_images']:,} training images of {data['name']}, {data['image_size']}x{data['image_size']}"
         for data in (record.data for record in records)
         if data
-    }
+    )
+    if not data_sets:
+        return "No trial has finished."
     steps = [record.experiment["optim"]["num_steps"] for record in records if record.experiment]
     length = f", trained for {min(steps):,}{f' to {max(steps):,}' if max(steps) > min(steps) else ''} updates" if steps else ""
-    return f"{'; '.join(told.values())}{length}." if told else "No trial has finished."
+    return f"{'; '.join(data_sets)}{length}."
 
 
-def _distance_words(name: str, rows: Sequence[TableRow]) -> str:
+def _describe_distance(name: str, rows: Sequence[TableRow]) -> str:
     if name in ("distance", "FID"):
         return ""
-    told = (
-        f"{name} is a Frechet distance in the features of another network than Inception: not an FID. It compares with no published number"
-    )
-    return told + ("; the paper's stand beside ours to show the order that they have." if _with_paper(_distances(rows)) else ".")
-
-
-def _headers(columns: Sequence[str], name: str, rows: Sequence[TableRow]) -> list[str]:
-    headers = ["trial", *(COLUMN_WORDS.get(column, column) for column in columns)]
-    for title, reported, numbers in ((name, "the paper's FID", _distances(rows)), ("bits/dim", "the paper's", _bits(rows))):
-        headers += [title, *([reported] if _with_paper(numbers) else []), *(["difference"] if _with_differences(numbers) else [])]
-    return [*headers, "weights"]
-
-
-def _distances(rows: Sequence[TableRow]) -> list[Number]:
-    return [row.distance for row in rows]
-
-
-def _bits(rows: Sequence[TableRow]) -> list[Number]:
-    return [row.bits_per_dim for row in rows]
-
-
-def _with_paper(numbers: Sequence[Number]) -> bool:
-    return any(number.paper is not None for number in numbers)
-
-
-def _with_differences(numbers: Sequence[Number]) -> bool:
-    return any(number.difference is not None for number in numbers)
-
-
-def _table(rows: Sequence[TableRow], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Cells by row; nothing where no trial has a reported number."""
-    if not any(row.distance.ours is not None or row.error for row in rows):
-        return []
-    table = []
-    for number, row in enumerate(rows, start=1):
-        cells = [row.label if not row.values or "=" not in row.label else str(number)]
-        cells += [_cell(row.values.get(column)) for column in columns]
-        for one, numbers in ((row.distance, _distances(rows)), (row.bits_per_dim, _bits(rows))):
-            cells.append("failed" if row.error and one is row.distance else shown(one.ours, one.standard_error))
-            cells += [_published(one, likelihood=one is row.bits_per_dim)] if _with_paper(numbers) else []
-            cells += [NOTHING if one.difference is None else f"{one.difference:+.3g}"] if _with_differences(numbers) else []
-        kind = "failed" if row.error else "cited" if row.distance.ours is None and not row.weights else "ours"
-        table.append({"kind": kind, "cells": [*cells, row.weights]})
-    return table
-
-
-def _published(number: Number, *, likelihood: bool) -> str:
-    """The paper's number as it prints it: bits/dim to two places, an FID as it comes."""
-    if number.paper is None:
-        return NOTHING
-    return f"{number.paper:.2f}" if likelihood else str(float(number.paper))
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else plain_word(value)
+    text = f"{name} is a Frechet distance in the features of another network than Inception. It is not an FID and cannot be compared with "
+    text += "published numbers."
+    return text + (" The paper's FIDs are shown for their order." if table.any_paper_distance(rows) else "")
 
 
 def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
+    checkpoint = {"last": "the last checkpoint", "best": "the best checkpoint by distance"}[request.ablation().checkpoint]
     notes = [
-        "Numbers after ± are one standard error: of a distance over the draw of the samples, of bits/dim over images, noise and timesteps."
+        "Numbers after ± are one standard error: of a distance over the draw of the samples, of bits/dim over images, noise and timesteps.",
+        f"The evaluated checkpoint of each run is {checkpoint}.",
     ]
-    looked = {"last": "the last checkpoint", "best": "the best checkpoint by distance"}
-    notes.append(f"Of each run: {looked[request.ablation().looks_at]}.")
     if request.ablation().joint == "cascade":
-        notes.append("The second stage alone enlarges real images that were made small; two-stage, the first stage's samples.")
-    sources = sorted({row.where for row in rows if row.where})
+        notes.append("The second stage alone enlarges real images that were made small; two-stage enlarges the samples of the first stage.")
+    sources = sorted({row.source for row in rows if row.source})
     if sources:
         notes.append(f"The paper's numbers: {'; '.join(sources)}.")
         if request.scale == "tiny":
@@ -189,49 +120,38 @@ def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
 
 
 def _points(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
-    """The curves' points as a table, for who wants to read them off."""
-    rows = []
-    for record in records:
-        for measure, number, kind, value in (
-            ("sampling-steps", "num_steps", "method", "distance"),
-            ("figure-1", "num_steps", "method", "distance"),
-            ("likelihood-steps", "num_steps", "spacing", "bits_per_dim"),
-            ("history-likelihood", "step", None, "bits_per_dim"),
-            ("raw-weights", None, "weights", "distance"),
-        ):
-            for point in (record.measures.get(measure) or {}).get("points", ()):
-                rows.append(
-                    [
-                        record.label,
-                        point[kind] if kind else "bits/dim in training",
-                        f"{point[number]:,}" if number else f"step {record.measures[measure]['step']:,}",
-                        shown(point[value], point.get("standard_error")),
-                    ]
-                )
+    """Return the points of the curves as a table."""
+    rows = [
+        [
+            record.label,
+            point[fields.kind] if fields.kind else "bits/dim in training",
+            f"{point[fields.x]:,}" if fields.x else f"step {record.measures[measure]['step']:,}",
+            format_estimate(point[fields.y], point.get("standard_error")),
+        ]
+        for record in records
+        for measure, fields in CURVES.items()
+        for point in points_of(record, measure)
+    ]
     return {"headers": ["trial", "curve", "steps", "value"], "rows": rows} if rows else None
 
 
 def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
-    """The protocol in words: of the reported numbers, then of the curves."""
+    """Return the protocol of the reported numbers, then that of the curves, as rows of name and text."""
     finals = [record.final for record in records if record.final]
     card = _reported_card(finals) if finals else []
-    measures = next((record.measures for record in records if record.measures), {})
+    measured = next((record for record in records if record.measures), None)
+    measures = measured.measures if measured else {}
     for name in ("likelihood-steps", "bound"):
         if measures.get(name):
-            words = (
-                f"the first {measures[name]['num_images']:,} test images (their order is a seeded shuffle), the same noise for every model"
-            )
-            card.append(("Curves of the likelihood", words))
+            images = f"the first {measures[name]['num_images']:,} test images (their order is a seeded shuffle)"
+            card.append(("Curves of the likelihood", f"{images}, the same noise for every model"))
     for name in ("sampling-steps", "figure-1"):
-        points = (measures.get(name) or {}).get("points")
-        if points:
+        if points := points_of(measured, name):
             methods = " and ".join(dict.fromkeys("DDIM (eta 0)" if point["method"] == "ddim" else point["method"] for point in points))
             card.append(("Curves of the distance", f"{points[0]['num_samples']:,} samples a point, on the same noise; sampler: {methods}"))
-    drawn = measures.get("samples")
-    if drawn:
+    if drawn := measures.get("samples"):
         card.append(("Images", f"{drawn['num_images']:,} a model, on the same noise; sampler: {drawn['sampler']}"))
-    protocol = (measures.get("history") or {}).get("protocol")
-    if protocol:
+    if protocol := (measures.get("history") or {}).get("protocol"):
         card.append(("Scores beside training", f"{protocol['num_samples']:,} samples, {protocol['sampler']}, the same noise at every step"))
     if finals:
         versions = finals[0]["protocol"]["versions"]
@@ -240,28 +160,27 @@ def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
 
 
 def _reported_card(finals: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What differs from trial to trial is told of each."""
-
-    def told(words: Callable[[Mapping[str, Any]], str], part: str = "distance") -> str:
-        return "; ".join(dict.fromkeys(words(final["protocol"][part]) for final in finals if final["protocol"][part]))
+    def describe(text: Callable[[Mapping[str, Any]], str], part: str = "distance") -> str:
+        """Join the texts that differ between the trials."""
+        return "; ".join(dict.fromkeys(text(final["protocol"][part]) for final in finals if final["protocol"][part]))
 
     seeds = {final["protocol"]["distance"]["seed"] for final in finals}
-    samples = told(lambda d: f"{d['num_samples']:,}, {d['quantization']}")
+    noise = f"seed {seeds.pop()}, the same noise for every trial" if len(seeds) == 1 else "other noise by seed"
     card = [
-        ("Samples", f"{samples}; " + (f"seed {seeds.pop()}, the same noise for every trial" if len(seeds) == 1 else "other noise by seed")),
-        ("Sampler", told(lambda d: str(d["sampler"]))),
-        ("Reference", told(lambda d: _reference_words(d["reference"]))),
-        ("Features", told(lambda d: f"{d['reference']['extractor']}, weights sha256 {d['reference']['extractor_sha256'][:12]}")),
+        ("Samples", f"{describe(lambda d: f'''{d['num_samples']:,}, {d['quantization']}''')}; {noise}"),
+        ("Sampler", describe(lambda d: str(d["sampler"]))),
+        ("Reference", describe(lambda d: _describe_reference(d["reference"]))),
+        ("Features", describe(lambda d: f"{d['reference']['extractor']}, weights sha256 {d['reference']['extractor_sha256'][:12]}")),
         ("Standard error", "delete-a-group jackknife over ten blocks of samples"),
-        ("Likelihood", told(_likelihood_words, "likelihood")),
+        ("Likelihood", describe(_describe_likelihood, "likelihood")),
     ]
-    return [(name, words) for name, words in card if words]
+    return [(name, text) for name, text in card if text]
 
 
-def _reference_words(reference: Mapping[str, Any]) -> str:
+def _describe_reference(reference: Mapping[str, Any]) -> str:
     return f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}, digest {reference['data_digest'][:12]}"
 
 
-def _likelihood_words(likelihood: Mapping[str, Any]) -> str:
+def _describe_likelihood(likelihood: Mapping[str, Any]) -> str:
     form = f"{likelihood['form']} with {likelihood['num_steps']:,} of {likelihood['num_timesteps']:,} evaluations an image"
     return f"{likelihood['num_images']:,} {likelihood['split']} images, {form}"

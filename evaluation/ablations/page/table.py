@@ -1,24 +1,20 @@
-"""The table of an ablation: ours, the paper's, and the difference where the two are of one kind."""
+"""The table of an ablation: our numbers, the paper's, and their difference where both are the same quantity."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.ablations.definitions.ablation import plain_word
+from evaluation.ablations.definitions.ablation import format_overrides, format_value
 from evaluation.ablations.definitions.request import OBJECTIVES, AblationRequest
 from evaluation.ablations.trials.record import TrialRecord
-from evaluation.reports import paper_numbers as paper
+from evaluation.reports.numbers import NONE, format_estimate
+from evaluation.reports.paper_numbers import OTHERS
 from training.config.preset_table import PaperResult
 from training.config.presets import cited, preset
 
-_JOINT_RESULTS = {
-    "ensemble": ("imagenet64-hybrid-cosine-1500k", "ensemble"),
-    "two-stage": ("imagenet256-upsampler-hybrid-linear", "two-stage"),
-}
-COLUMN_WORDS = {
+COLUMN_TITLES = {
     "num_timesteps": "T",
     "vlb_weight": "lambda",
     "stop_gradient": "stop-gradient",
@@ -28,20 +24,25 @@ COLUMN_WORDS = {
     "low_res_size": "enlarges",
     "data": "data set",
 }
-"""Columns that are called otherwise than their fields."""
-NOTHING = "-"
-"""What a cell says that has no number."""
-_PREFERRED = {"hybrid-weight": "supplement table 1"}
-"""Where two tables of the paper report one experiment, the ablation's own."""
+"""Titles of columns that are not named after their field."""
+_JOINT_RESULTS = {
+    "ensemble": ("imagenet64-hybrid-cosine-1500k", "ensemble"),
+    "two-stage": ("imagenet256-upsampler-hybrid-linear", "two-stage"),
+}
+"""Role of a joint measurement -> preset whose results include it, and a word of that result's source."""
+_JOINT_SOURCES = ("supplement section 4", "supplement table 2, two-stage")
+"""Sources of results that a preset shares with another model."""
+_PREFERRED_SOURCES = {"hybrid-weight": "supplement table 1"}
+"""The ablation's own table, for an experiment that two tables of the paper report."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Number:
-    """One number of ours beside the paper's.
+    """Our number and the paper's.
 
     Attributes:
         ours: None where it was not taken.
-        standard_error: Of ours; None if unknown.
+        standard_error: Of our number; None if unknown.
         paper: None where the paper reports none.
         comparable: Whether both are the same quantity on the same images.
     """
@@ -53,7 +54,7 @@ class Number:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's, where that means something."""
+        """Ours minus the paper's; None where one is missing or the two are not comparable."""
         if self.ours is None or self.paper is None or not self.comparable:
             return None
         return self.ours - self.paper
@@ -64,13 +65,13 @@ class TableRow:
     """A row of the table.
 
     Attributes:
-        label: The trial, in words; of a published model, its name.
-        values: What it varies, by column.
+        label: Label of the trial, or name of a published model.
+        values: Column -> value of what the ablation varies.
         distance: The Frechet distance.
         bits_per_dim: The likelihood.
-        weights: Which weights of which step.
-        where: Where the paper reports its numbers; empty where it does not.
-        error: Why it failed.
+        weights: Step and name of the evaluated weights.
+        source: Where the paper reports its numbers; empty where it reports none.
+        error: Why the trial failed; empty where it did not.
         run_uri: Its run.
     """
 
@@ -79,13 +80,13 @@ class TableRow:
     distance: Number
     bits_per_dim: Number
     weights: str = ""
-    where: str = ""
+    source: str = ""
     error: str = ""
     run_uri: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """One flat row, as CSV and JSON carry it."""
-        flat: dict[str, Any] = {"trial": self.label, **{name: plain_word(value) for name, value in self.values.items()}}
+        """Return one flat row for CSV and JSON."""
+        flat: dict[str, Any] = {"trial": self.label, **{name: format_value(value) for name, value in self.values.items()}}
         for name, number in (("distance", self.distance), ("bits_per_dim", self.bits_per_dim)):
             flat |= {
                 name: number.ours,
@@ -93,85 +94,127 @@ class TableRow:
                 f"{name}_paper": number.paper,
                 f"{name}_difference": number.difference,
             }
-        return {**flat, "weights": self.weights, "paper_source": self.where, "error": self.error, "run_uri": self.run_uri}
+        return {**flat, "weights": self.weights, "paper_source": self.source, "error": self.error, "run_uri": self.run_uri}
 
 
 def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list[TableRow]:
-    """A row for each record, then those of other people's models that the paper's table cites.
+    """Return a row for each record, then the models of other papers that the paper's table cites.
 
     Args:
         request: The ablation.
-        records: In the order of the trials; what was taken of several comes last.
+        records: In the order of the trials; a joint measurement comes last.
     """
+    experiments = {record.label: record.experiment for record in reversed(records)}
+    # A run that a user named may be of another experiment than the trial's. A joint measurement needs all to be the paper's.
     as_planned = {
-        trial.label: not trial.run_uri or trial.experiment.to_dict() == _experiment(records, trial.label) for trial in request.trials()
+        trial.label: not trial.run_uri or trial.experiment.to_dict() == experiments.get(trial.label, {}) for trial in request.trials()
     }
-    same = request.scale == "paper" and not request.changes
-    # What is taken of several is the paper's where each of them is.
+    as_paper = request.scale == "paper" and not request.changes
     rows = [
-        _row(request, index, record, same=same and as_planned.get(record.label, all(as_planned.values())))
+        _row(record, reported(request, index, record), comparable=as_paper and as_planned.get(record.label, all(as_planned.values())))
         for index, record in enumerate(records)
     ]
     if request.ablation().joint == "cascade":
         rows += [
-            TableRow(label=other.model, values={}, distance=Number(paper=other.fid), bits_per_dim=Number(), where=other.source)
-            for other in paper.OTHERS[("imagenet", 256, True)]
+            TableRow(label=other.model, values={}, distance=Number(paper=other.fid), bits_per_dim=Number(), source=other.source)
+            for other in OTHERS[("imagenet", 256, True)]
         ]
     return rows
 
 
 def reported(request: AblationRequest, index: int, record: TrialRecord) -> PaperResult | None:
-    """What the paper reports of a trial; at the tiny scale, of the trial in its place at the paper's scale.
+    """Return the paper's result for a trial; at the tiny scale, that of the paper's trial with the same index.
 
-    Nothing of what the paper did not do: a grid of one's own, another objective, at the tiny scale another experiment.
+    There is none for what the paper did not do: a user's grid, another objective, or at the tiny scale another preset.
     """
     if request.grid or request.objective != OBJECTIVES[0] or (request.varies_another and request.scale == "tiny"):
         return None
     if record.role in _JOINT_RESULTS:
         name, word = _JOINT_RESULTS[record.role]
         return next(result for result in cited(name).results if word in result.where)
-    ablation = request.ablation()
+    name, overrides = record.preset, record.own
     if request.scale == "tiny":
-        if index >= len(ablation.paper):
+        settings = request.ablation().paper
+        if index >= len(settings):
             return None
-        name, own = ablation.paper[index].preset, [f"{path}={plain_word(value)}" for path, value in ablation.paper[index].overrides.items()]
-    else:
-        name, own = record.preset, list(record.own)
-    experiment = preset(name, own)
-    found = [result for result in cited(name).results if preset(name, result.overrides) == experiment]
-    preferred = [result for result in found if result.where == _PREFERRED.get(request.name)]
-    told = [result for result in (*preferred, *found) if result.fid is not None or result.bits_per_dim is not None]
-    # Several results of one preset that change nothing in it are of it and something else, but for the first.
-    return told[0] if told and not told[0].where.startswith(("supplement section 4", "supplement table 2, two-stage")) else None
+        name, overrides = settings[index].preset, format_overrides(settings[index].overrides)
+    experiment = preset(name, overrides)
+    results = [
+        result
+        for result in cited(name).results
+        if preset(name, result.overrides) == experiment and (result.fid is not None or result.bits_per_dim is not None)
+    ]
+    first = min(results, key=lambda result: result.where != _PREFERRED_SOURCES.get(request.name), default=None)
+    return None if first is None or first.where.startswith(_JOINT_SOURCES) else first
 
 
-def shown(value: float | None, error: float | None = None) -> str:
-    """A number and its error to the error's second digit, or the number alone to four digits; a dash where there is none."""
-    if value is None:
-        return NOTHING
-    if error is None or not error > 0:
+def headers(columns: Sequence[str], distance_name: str, rows: Sequence[TableRow]) -> list[str]:
+    """Return the table's headers; columns of the paper's numbers and of differences only where a row has one.
+
+    Args:
+        columns: Names of what the ablation varies.
+        distance_name: What the distance is called.
+        rows: The table.
+    """
+    titles = ["trial", *(COLUMN_TITLES.get(column, column) for column in columns)]
+    for title, paper_title, numbers in (
+        (distance_name, "the paper's FID", [row.distance for row in rows]),
+        ("bits/dim", "the paper's", [row.bits_per_dim for row in rows]),
+    ):
+        titles += [title, *([paper_title] if _any_paper(numbers) else []), *(["difference"] if _any_difference(numbers) else [])]
+    return [*titles, "weights"]
+
+
+def cells(columns: Sequence[str], rows: Sequence[TableRow]) -> list[dict[str, Any]]:
+    """Return the kind and the cells of each row, in the order of `headers`; no rows where no trial has a reported number."""
+    if not any(row.distance.ours is not None or row.error for row in rows):
+        return []
+    table = []
+    distances, bits = [row.distance for row in rows], [row.bits_per_dim for row in rows]
+    for number, row in enumerate(rows, start=1):
+        line = [row.label if not row.values or "=" not in row.label else str(number)]
+        line += [_value_cell(row.values.get(column)) for column in columns]
+        line += ["failed", *_number_cells(row.distance, distances)[1:]] if row.error else _number_cells(row.distance, distances)
+        line += _number_cells(row.bits_per_dim, bits, paper_format="{:.2f}")
+        kind = "failed" if row.error else "cited" if row.distance.ours is None and not row.weights else ""
+        table.append({"kind": kind, "cells": [*line, row.weights]})
+    return table
+
+
+def any_paper_distance(rows: Sequence[TableRow]) -> bool:
+    """Return whether the table has a distance of the paper's."""
+    return _any_paper([row.distance for row in rows])
+
+
+def _any_paper(numbers: Sequence[Number]) -> bool:
+    return any(number.paper is not None for number in numbers)
+
+
+def _any_difference(numbers: Sequence[Number]) -> bool:
+    return any(number.difference is not None for number in numbers)
+
+
+def _number_cells(number: Number, column: Sequence[Number], paper_format: str = "{}") -> list[str]:
+    """Return our number, then the paper's as the paper prints it and the difference, where the column has any."""
+    line = [format_estimate(number.ours, number.standard_error)]
+    if _any_paper(column):
+        line.append(NONE if number.paper is None else paper_format.format(float(number.paper)))
+    if _any_difference(column):
+        line.append(NONE if number.difference is None else f"{number.difference:+.3g}")
+    return line
+
+
+def _value_cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
         return f"{value:.4g}"
-    places = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:,.{places}f} ± {error:,.{places}f}"
+    return "" if value is None else format_value(value)
 
 
-def distance_name(records: Sequence[TrialRecord]) -> str:
-    """What the distance of these records is called."""
-    for record in records:
-        if record.final:
-            return str(record.final["distance_name"])
-        for measure in ("sampling-steps", "figure-1"):
-            if record.measures.get(measure):
-                return str(record.measures[measure]["distance_name"])
-    return "distance"
-
-
-def _experiment(records: Sequence[TrialRecord], label: str) -> Mapping[str, Any]:
-    return next((record.experiment for record in records if record.label == label), {})
-
-
-def _row(request: AblationRequest, index: int, record: TrialRecord, *, same: bool) -> TableRow:
-    result = reported(request, index, record)
+def _row(record: TrialRecord, result: PaperResult | None, *, comparable: bool) -> TableRow:
     final, likelihood = record.final or {}, (record.final or {}).get("likelihood") or {}
     return TableRow(
         label=record.label,
@@ -180,16 +223,16 @@ def _row(request: AblationRequest, index: int, record: TrialRecord, *, same: boo
             ours=final.get("distance"),
             standard_error=final.get("distance_standard_error"),
             paper=result.fid if result else None,
-            comparable=same and final.get("distance_name") == "FID",
+            comparable=comparable and final.get("distance_name") == "FID",
         ),
         bits_per_dim=Number(
             ours=likelihood.get("bits_per_dim"),
             standard_error=likelihood.get("standard_error"),
             paper=result.bits_per_dim if result else None,
-            comparable=same,
+            comparable=comparable,
         ),
         weights=f"step {record.step:,}, {record.weights}" if record.weights else "",
-        where=result.where if result else "",
+        source=result.where if result else "",
         error=record.error,
         run_uri=record.run_uri,
     )

@@ -1,1 +1,1 @@
-"""What is measured of an ablation's trials, and the record that each leaves."""
+"""The model of a trial, its measures, and its record."""

@@ -1,37 +1,50 @@
-"""What is taken of several trials together: the ensemble of two models, and a cascade of two stages."""
+"""Joint measurements of several trials: the ensemble of two models, and a cascade of two stages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from evaluation.ablations.trials.measures import NUM_PAIRED_IMAGES, sample_images
-from evaluation.ablations.trials.record import TrialModel, TrialRecord
-from evaluation.evaluate.options import EvaluationOptions
+from evaluation.ablations.definitions.ablation import Joint
+from evaluation.ablations.trials.measures import describe_samples
+from evaluation.ablations.trials.record import TrialRecord
+from evaluation.ablations.trials.trial_model import TrialModel
 from evaluation.evaluate.preflight import preflight
-from evaluation.evaluate.run import evaluate
-from evaluation.records.protocol_card import describe_sampling
+from evaluation.records.run_directory import SAMPLES
 from evaluation.sampling import sample_set
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.selection.final_choice import stored_result
 from training import storage
 
 ENDS_SHARE = 40
-"""Supplement section 4: the first and last 100 of 4000 timesteps."""
+"""T over the width of the ensemble's ends: the first and last 100 of 4000 timesteps (supplement section 4)."""
 
 
-def ensemble(subjects: Mapping[str, TrialModel]) -> TrialRecord:
-    """theta_vlb for the first and last T/40 timesteps and theta_hybrid between, by the protocol of its parts and on their noise.
+def measure_jointly(joint: Joint, models: Mapping[str, TrialModel]) -> TrialRecord:
+    """Measure an ensemble or a cascade.
+
+    Args:
+        joint: Which of the two.
+        models: The trials' models by role; see `ensemble` and `cascade`.
+
+    Returns:
+        A record without the data set, which the caller knows.
+    """
+    return ensemble(models) if joint == "ensemble" else cascade(models)
+
+
+def ensemble(models: Mapping[str, TrialModel]) -> TrialRecord:
+    """Measure theta_vlb for the first and last T/40 timesteps with theta_hybrid between, on the protocol and noise of its parts.
 
     Source: supplement section 4, figure 4.
 
     Args:
-        subjects: "hybrid" and "vlb".
+        models: "hybrid" and "vlb".
 
     Raises:
-        EnsembleError: The two don't go together.
+        UserError: The two models cannot form an ensemble.
     """
-    middle, ends = subjects["hybrid"], subjects["vlb"]
+    middle, ends = models["hybrid"], models["vlb"]
     width = middle.experiment.diffusion.num_timesteps // ENDS_SHARE
     spec = ModelSpec(
         checkpoint_uri=middle.checkpoint_uri,
@@ -40,71 +53,45 @@ def ensemble(subjects: Mapping[str, TrialModel]) -> TrialRecord:
         ends_weights=ends.weights,
         ends_width=width,
     )
-    options = EvaluationOptions(result_name="ensemble")
-    result = stored_result(spec, middle.data_uri, middle.reference_uri, options) or evaluate(
-        spec, middle.data_uri, middle.reference_uri, options=options
-    )
-    sampling = middle.experiment.evaluation.sampling
-    return _record(
-        middle,
-        "ensemble",
-        {
-            "final": result.to_dict(),
-            "samples": {
-                "images_uri": sample_images(middle, sampling, NUM_PAIRED_IMAGES, spec=spec, name="ensemble-"),
-                "sampler": describe_sampling(sampling, middle.experiment.diffusion.num_timesteps),
-                "num_images": NUM_PAIRED_IMAGES,
-            },
-            "ends_width": width,
-        },
-    )
+    result = middle.evaluate(spec, result_name="ensemble")
+    measures = {"final": result.to_dict(), "samples": describe_samples(middle, spec=spec, name="ensemble-"), "ends_width": width}
+    return _record(middle, "ensemble", measures)
 
 
-def cascade(subjects: Mapping[str, TrialModel]) -> TrialRecord:
-    """The second stage on the first stage's samples, each by its own reported sampler.
+def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
+    """Measure the second stage on the first stage's samples, each stage by its own reported sampler.
 
     Source: supplement section 3, table 2, figure 2.
 
     Args:
-        subjects: "first-stage" and "second-stage".
+        models: "first-stage" and "second-stage".
     """
-    first, second = subjects["first-stage"], subjects["second-stage"]
-    options = EvaluationOptions(likelihood=False, result_name="two-stage", keep_images=True)
-    spec = ModelSpec(checkpoint_uri=second.checkpoint_uri, weights=second.weights)
-    # The second stage reads the first one's images chunk by chunk, so both are cut alike.
-    cut = preflight(spec, second.data_uri, second.reference_uri, options).plan
+    first, second = models["first-stage"], models["second-stage"]
+    # The second stage reads the first stage's images chunk by chunk, so both need the same chunks.
+    chunks = preflight(second.spec, second.data_uri, second.reference_uri, replace(second.options, likelihood=False)).plan
     small = sample_set.SamplePlan(
-        model=ModelSpec(checkpoint_uri=first.checkpoint_uri, weights=first.weights),
-        num_images=cut.num_images,
-        seed=cut.seed,
+        model=first.spec,
+        num_images=chunks.num_images,
+        seed=chunks.seed,
         sampling=first.experiment.evaluation.sampling,
-        batch_size=cut.batch_size,
-        chunk_size=cut.chunk_size,
+        batch_size=chunks.batch_size,
+        chunk_size=chunks.chunk_size,
     )
-    small_uri = storage.join(first.run_uri, "samples", f"first-stage-{first.step:08d}-{first.weights}-{cut.num_images}")
-    sample_set.draw(small, small_uri)
-    options = EvaluationOptions(likelihood=False, result_name="two-stage", keep_images=True, low_res_uri=small_uri)
-    result = stored_result(spec, second.data_uri, second.reference_uri, options) or evaluate(
-        spec, second.data_uri, second.reference_uri, options=options
-    )
-    return _record(
-        second,
-        "two-stage",
-        {
-            "final": result.to_dict(),
-            "stages": {"first_uri": sample_set.chunk_uri(small_uri, 0), "second_uri": sample_set.chunk_uri(result.images_uri, 0)},
-        },
-    )
+    small_uri = storage.join(first.run_uri, SAMPLES, f"first-stage-{first.step:08d}-{first.weights}-{small.num_images}")
+    sample_set.draw(small, small_uri, num_workers=first.options.num_workers, device=first.worker_device)
+    result = second.evaluate(likelihood=False, result_name="two-stage", keep_images=True, low_res_uri=small_uri)
+    stages = {"first_uri": sample_set.chunk_uri(small_uri, 0), "second_uri": sample_set.chunk_uri(result.images_uri, 0)}
+    return _record(second, "two-stage", {"final": result.to_dict(), "stages": stages})
 
 
-def _record(subject: TrialModel, role: str, measures: dict[str, Any]) -> TrialRecord:
+def _record(model: TrialModel, role: str, measures: dict[str, Any]) -> TrialRecord:
     return TrialRecord(
         label=role,
         role=role,
-        run_uri=subject.run_uri,
-        checkpoint_uri=subject.checkpoint_uri,
-        weights=subject.weights,
-        step=subject.step,
-        experiment=subject.experiment.to_dict(),
+        run_uri=model.run_uri,
+        checkpoint_uri=model.checkpoint_uri,
+        weights=model.weights,
+        step=model.step,
+        experiment=model.experiment.to_dict(),
         measures=measures,
     )

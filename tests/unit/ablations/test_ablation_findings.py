@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.ablations.claims.claim import smaller, verdict
+from evaluation.ablations.claims.claim import Claim, judge
 from evaluation.ablations.claims.findings import findings
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.trials.measures import paired_correlation, sampling_of
@@ -72,11 +72,11 @@ def test_an_ablation_without_records_has_no_findings_and_does_not_fail(name: str
     ("difference", "error", "said"), [(-1.0, 0.4, "as"), (-1.0, 0.6, "not"), (1.0, 0.4, "otherwise"), (0.0, 0.0, "not")]
 )
 def test_a_difference_counts_above_two_standard_errors(difference: float, error: float, said: str) -> None:
-    assert verdict(difference, error).startswith(said)
+    assert judge(difference, error).startswith(said)
 
 
 def test_the_evidence_holds_both_numbers_and_their_difference_with_its_error() -> None:
-    finding = smaller("a", "b", ("ours", (3.0, 0.3)), ("theirs", (5.0, 0.4)), "FID")
+    finding = Claim("a", "b", ("ours", (3.0, 0.3)), ("theirs", (5.0, 0.4)), "FID").test()
     assert finding is not None
     assert finding.evidence == "ours: 3 ± 0.3; theirs: 5 ± 0.4 FID. The difference is -2 ± 0.5."
 

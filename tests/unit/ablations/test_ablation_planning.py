@@ -7,9 +7,9 @@ import torch
 
 from components.ablations.planning import list_data_sets
 from components.ablations.steps import reason
-from components.ablations.tracking import _run_name
+from components.ablations.tracking import run_name
 from evaluation.ablations.definitions.ablation import trials, values_of
-from evaluation.ablations.definitions.paper import named
+from evaluation.ablations.definitions.paper import find_ablation
 from evaluation.ablations.definitions.request import AblationRequest
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -31,7 +31,7 @@ def test_a_run_of_ones_own_brings_its_data_set_and_what_varies(tmp_path: Path) -
     run_uri = _run(tmp_path / "a", "digits-tiny-hybrid-linear", "data.name=mine")
     found = list_data_sets(AblationRequest(name="vlb-ratio", scale="tiny", runs={"hybrid": run_uri}), str(tmp_path))
     assert sorted(Path(one["data_uri"]).name.partition("-")[0] for one in found) == ["digits", "mine"]
-    ablation = named("sampling-steps")
+    ablation = find_ablation("sampling-steps")
     planned = trials(ablation, "tiny", runs={"hybrid": run_uri})[0]
     assert values_of(ablation, planned.experiment)["schedule"] == "cosine"
     assert values_of(ablation, checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, 100))) == {
@@ -43,7 +43,7 @@ def test_a_run_of_ones_own_brings_its_data_set_and_what_varies(tmp_path: Path) -
 
 def test_a_trial_is_called_in_mlflow_by_what_differs_alone() -> None:
     request = AblationRequest(name="objective-schedule", scale="tiny")
-    names = [_run_name(request, trial) for trial in request.trials()]
+    names = [run_name(request, trial) for trial in request.trials()]
     assert names[0] == "linear simple num_timesteps=100"
     assert len(set(names)) == len(names)
 

@@ -14,17 +14,20 @@ import pytest
 import torch
 from PIL import Image
 
-from components.ablations.tracking import pictures
+from components.ablations.tracking import sample_pictures
+from evaluation.ablations.claims.findings import findings
 from evaluation.ablations.definitions.ablation import Scale
-from evaluation.ablations.definitions.paper import named, names
+from evaluation.ablations.definitions.paper import find_ablation, names
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.page.figures import _bits_by_steps
+from evaluation.ablations.page.figures import bits_by_steps, figures
 from evaluation.ablations.page.gallery import findings_as_markdown, write_gallery
-from evaluation.ablations.page.page import parts, render
+from evaluation.ablations.page.page import render
 from evaluation.ablations.page.sample_grids import sample_grids
-from evaluation.ablations.page.table import shown, table_rows
-from evaluation.ablations.trials.record import TrialRecord, find_trial_model, slug
+from evaluation.ablations.page.table import table_rows
+from evaluation.ablations.trials.record import TrialRecord, slug
+from evaluation.ablations.trials.trial_model import find_trial_model
 from evaluation.records import npz
+from evaluation.reports.numbers import format_estimate
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.presets import preset
@@ -118,7 +121,7 @@ def _records(request: AblationRequest, folder: Path, *, distance_name: str = "FD
                 measures=wanted,
             )
         )
-    joint = {"ensemble": "ensemble", "cascade": "two-stage"}.get(request.ablation().joint)
+    joint = request.ablation().joint_role
     if joint:
         records.append(
             TrialRecord(
@@ -130,8 +133,10 @@ def _records(request: AblationRequest, folder: Path, *, distance_name: str = "FD
 
 def _page(request: AblationRequest, records: list[TrialRecord]) -> str:
     rows = table_rows(request, records)
-    drawn, found = parts(request, records, rows)
-    return render(request, records, rows, drawn=drawn, found=found, links={"Directory": "s3://bucket/x", "Compare": "http://mlflow/#/x"})
+    drawn, found = figures(request, records, rows), findings("" if request.grid else request.name, records)
+    return render(
+        request, records, rows, figures=drawn, findings=found, links={"Directory": "s3://bucket/x", "Compare": "http://mlflow/#/x"}
+    )
 
 
 @pytest.mark.parametrize("scale", ["paper", "tiny"])
@@ -139,19 +144,19 @@ def _page(request: AblationRequest, records: list[TrialRecord]) -> str:
 def test_every_ablation_has_a_page_that_stands_alone_and_says_its_scale(name: str, scale: Scale, tmp_path: Path) -> None:
     request = AblationRequest(name=name, scale=scale)
     page = _page(request, _records(request, tmp_path / "records"))
-    assert named(name).title in page
+    assert find_ablation(name).title in page
     assert ("The tiny scale: the paper" in page) == (scale == "tiny")
     assert ("The paper&#39;s scale." in page) == (scale == "paper")
     assert "1,497 training images of digits" in page
     assert request.command() in page
     assert not re.search(r'<(script|link|iframe)|(src|href)="(?!#|data:|http://mlflow)', page)
-    figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert figures or name == "same-noise"
-    for figure in figures:
+    drawn = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert drawn or name == "same-noise"
+    for figure in drawn:
         ElementTree.fromstring(figure)
         assert 'aria-label="' in figure
     if name not in ("same-noise", "two-stage", "ensemble", "hybrid-weight", "objective-schedule"):
-        assert len(re.findall("(sampling steps|evaluation steps|timestep t|training step|FLOPs)", "".join(figures))) > 0
+        assert len(re.findall("(sampling steps|evaluation steps|timestep t|training step|FLOPs)", "".join(drawn))) > 0
 
 
 def test_at_the_papers_scale_an_fid_is_compared_with_the_papers() -> None:
@@ -164,7 +169,7 @@ def test_at_the_papers_scale_an_fid_is_compared_with_the_papers() -> None:
     assert [row.distance.paper for row in rows] == [28.04, 27.36, 30.89, 34.35]
     assert [round(row.distance.difference or 0.0, 2) for row in rows] == [1.96, 2.64, -0.89, -4.35]
     assert [row.bits_per_dim.paper for row in rows] == [3.62, 3.62, 3.62, 3.63]
-    assert {row.where for row in rows} == {"supplement table 1"}
+    assert {row.source for row in rows} == {"supplement table 1"}
 
 
 @pytest.mark.parametrize(
@@ -221,7 +226,7 @@ def test_the_papers_numbers_stand_at_their_rows_in_every_table() -> None:
     def told(name: str, scale: Scale = "paper") -> list[float | None]:
         request = AblationRequest(name=name, scale=scale)
         records = [TrialRecord(label=t.label, role=t.role, values=t.values, preset=t.preset, own=t.own) for t in request.trials()]
-        joint = {"ensemble": "ensemble", "cascade": "two-stage"}.get(request.ablation().joint)
+        joint = request.ablation().joint_role
         records += [TrialRecord(label=joint, role=joint)] if joint else []
         return [row.distance.paper for row in table_rows(request, records)]
 
@@ -254,7 +259,7 @@ def test_a_grid_of_ones_own_has_no_claims_and_no_numbers_of_the_paper(tmp_path: 
     request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1, 2]}, preset="digits-tiny-hybrid-cosine")
     page = _page(request, _records(request, tmp_path / "records"))
     assert "the paper&#39;s FID" not in page
-    assert "the paper&#39;s stand beside ours" not in page
+    assert "The paper&#39;s FIDs are shown" not in page
     assert "The paper&#39;s claim" not in page
     assert "iddpm ablate mine --scale tiny --preset digits-tiny-hybrid-cosine --grid seed=1,2" in page
 
@@ -262,7 +267,7 @@ def test_a_grid_of_ones_own_has_no_claims_and_no_numbers_of_the_paper(tmp_path: 
 def test_grids_show_one_noise_a_column_and_one_model_a_row(tmp_path: Path) -> None:
     request = AblationRequest(name="same-noise", scale="tiny")
     (grid,) = sample_grids(_records(request, tmp_path / "records"))
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(grid.png))))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(grid.address.partition(",")[2]))))
     assert picture.shape[1] > 10 * 32
     assert "hybrid, vlb" in grid.caption
 
@@ -272,7 +277,7 @@ def test_grids_show_one_noise_a_column_and_one_model_a_row(tmp_path: Path) -> No
     [(None, None, "-"), (3.14159, None, "3.142"), (3.14159, 0.02, "3.142 ± 0.020"), (123.456, 2.0, "123.5 ± 2.0")],
 )
 def test_a_number_is_shown_to_the_second_digit_of_its_error(value: float | None, error: float | None, said: str) -> None:
-    assert shown(value, error) == said
+    assert format_estimate(value, error) == said
 
 
 def test_the_papers_numbers_are_written_as_it_prints_them(tmp_path: Path) -> None:
@@ -293,7 +298,7 @@ def test_every_page_has_a_protocol_also_where_the_first_trial_failed(name: str, 
 def test_mlflow_is_given_the_samples_of_every_number_of_steps_and_of_every_model(tmp_path: Path) -> None:
     for name, wanted in (("sampling-steps", {("samples_ancestral", 5)}), ("same-noise", {("samples", 0)}), ("likelihood-steps", set())):
         (record, *_) = _records(AblationRequest(name=name, scale="tiny"), tmp_path / name)
-        drawn = pictures(record)
+        drawn = sample_pictures(record)
         assert set(drawn) == wanted
         assert all(pixels.shape[0] > 32 and pixels.dtype == np.uint8 for pixels in drawn.values())
 
@@ -317,7 +322,7 @@ def test_both_curves_of_the_likelihood_end_at_all_steps() -> None:
         {"spacing": spacing, "num_steps": k, "bits_per_dim": 4.0} for spacing, k in (("strided", 5), ("with-small-t", 5), ("strided", 40))
     ]
     record = TrialRecord(label="x", measures={"likelihood-steps": {"points": points}})
-    assert sorted(_bits_by_steps(record, "with-small-t")) == sorted(_bits_by_steps(record, "strided")) == [5.0, 40.0]
+    assert sorted(bits_by_steps(record, "with-small-t")) == sorted(bits_by_steps(record, "strided")) == [5.0, 40.0]
 
 
 def test_a_label_becomes_a_name_of_a_file() -> None:
@@ -357,7 +362,7 @@ def test_what_is_looked_at_is_the_latest_or_the_chosen_checkpoint_else_the_best(
         checkpoint.save(run_uri, step, files)
 
     def looked_at(*, best: bool) -> tuple[int, str]:
-        subject = find_trial_model(run_uri, "", "", best=best)
+        subject = find_trial_model(run_uri, best=best)
         return subject.step, subject.weights
 
     assert looked_at(best=True) == looked_at(best=False) == (300, "ema_0.98")
@@ -366,6 +371,6 @@ def test_what_is_looked_at_is_the_latest_or_the_chosen_checkpoint_else_the_best(
     storage.write_json(f"{run_uri}/evaluations/choice.json", {"step": 100, "weights": "ema_0.98"})
     assert looked_at(best=True) == (100, "ema_0.98")
     assert looked_at(best=False) == (300, "ema_0.98")
-    assert find_trial_model(f"{run_uri}/checkpoints/step=00000200", "", "", best=True).step == 200
+    assert find_trial_model(f"{run_uri}/checkpoints/step=00000200", best=True).step == 200
     with pytest.raises(ValueError, match="there is no checkpoint"):
-        find_trial_model(str(tmp_path / "nothing"), "", "")
+        find_trial_model(str(tmp_path / "nothing"))

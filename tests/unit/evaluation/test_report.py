@@ -154,7 +154,7 @@ def test_a_distance_in_other_features_is_said_not_to_be_an_fid(result: Evaluatio
     words = " ".join(_Page(render_report(result)).words.split())
     assert "not an FID" in words
     assert "small digit classifier" in words
-    assert "compares with no published number" in words
+    assert "cannot be compared with published numbers" in words
 
 
 def test_an_fid_is_called_one_and_stands_beside_the_papers(result: EvaluationResult) -> None:
@@ -163,7 +163,7 @@ def test_an_fid_is_called_one_and_stands_beside_the_papers(result: EvaluationRes
     protocol = {**result.protocol, "distance": {**result.protocol["distance"], "reference": reference}}
     words = _Page(render_report(dataclasses.replace(result, distance_name="FID", experiment=experiment, protocol=protocol))).words
     assert "not an FID" not in words
-    assert "Beside the paper" in words
+    assert "The paper's numbers" in words
     assert "2.94" in words
 
 
@@ -241,10 +241,10 @@ def test_more_classes_than_a_grid_has_room_for_leave_no_grid_of_one_row() -> Non
 
 
 def test_the_papers_rows_are_those_for_the_same_images() -> None:
-    cifar10 = paper.rows_beside(preset("cifar10-hybrid-cosine"))
+    cifar10 = paper.rows_for(preset("cifar10-hybrid-cosine"))
     assert min(row.fid for row in cifar10 if row.fid is not None) == 2.90
     assert min(row.bits_per_dim for row in cifar10 if row.bits_per_dim is not None) == 2.94
-    table_2 = paper.rows_beside(preset("imagenet256-cond-hybrid-linear"))
+    table_2 = paper.rows_for(preset("imagenet256-cond-hybrid-linear"))
     assert {row.fid for row in table_2} == {38.1, 31.5, 12.3, 7.7, 7.0}
     assert all(row.source for row in (*cifar10, *table_2))
-    assert paper.rows_beside(preset("digits-hybrid-cosine")) == ()
+    assert paper.rows_for(preset("digits-hybrid-cosine")) == ()

@@ -1,0 +1,127 @@
+"""Numbers of a trial's record, each with its standard error: what claims compare and figures draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from evaluation.ablations.trials.record import TrialRecord
+
+Estimate = tuple[float, float]
+"""A number and its standard error; the error is 0 where it is unknown."""
+
+
+class CurveFields(NamedTuple):
+    """Names of the fields of a measure's points: abscissa, value, and what distinguishes the curves of one measure.
+
+    An empty name says that the points have no such field.
+    """
+
+    x: str
+    y: str
+    kind: str
+
+
+CURVES = {
+    "sampling-steps": CurveFields("num_steps", "distance", "method"),
+    "figure-1": CurveFields("num_steps", "distance", "method"),
+    "likelihood-steps": CurveFields("num_steps", "bits_per_dim", "spacing"),
+    "history-likelihood": CurveFields("step", "bits_per_dim", ""),
+    "raw-weights": CurveFields("", "distance", "weights"),
+}
+
+
+def points_of(record: TrialRecord | None, measure: str) -> list[dict[str, Any]]:
+    """Return the stored points of a measure; none where the trial or the measure is missing."""
+    return list((record.measures.get(measure) or {}).get("points", ())) if record else []
+
+
+def curve(record: TrialRecord | None, measure: str, kind: str = "") -> dict[int, Estimate]:
+    """Return a curve as number of steps -> estimate.
+
+    Args:
+        record: A trial; None gives an empty curve.
+        measure: A name of `CURVES` that has an abscissa.
+        kind: Only the points of this method or spacing; empty takes all.
+    """
+    fields = CURVES[measure]
+    return {
+        int(point[fields.x]): _estimate(point, fields.y)
+        for point in points_of(record, measure)
+        if point[fields.y] is not None and kind in ("", point.get(fields.kind))
+    }
+
+
+def distances_by_weights(record: TrialRecord) -> dict[str, Estimate]:
+    """Return name of the weights -> distance, for the trained weights ("model") and for each of their averages."""
+    return {point["weights"]: _estimate(point, "distance") for point in points_of(record, "raw-weights")}
+
+
+def score_curve(record: TrialRecord, weights: str | None = None) -> dict[int, float]:
+    """Return training step -> score beside training of those weights; None takes the best of all weights at each step."""
+    found = {}
+    for point in points_of(record, "history"):
+        scores = [value for name, value in point["scores"].items() if value is not None and weights in (None, name)]
+        if scores:
+            found[int(point["step"])] = min(scores)
+    return found
+
+
+def bound_ratio(hybrid: TrialRecord, vlb: TrialRecord) -> list[float]:
+    """Return the mean L_t of theta_hybrid over that of theta_vlb, for each t (supplement figure 3)."""
+    first, second = hybrid.measures["bound"]["per_t"], vlb.measures["bound"]["per_t"]
+    return [max(a, 1e-12) / max(b, 1e-12) for a, b in zip(first, second, strict=True)]
+
+
+def distance(record: TrialRecord | None) -> Estimate | None:
+    """Return a trial's reported distance; None where the trial is missing or failed."""
+    final = record.final if record else None
+    return None if final is None or final["distance"] is None else (final["distance"], final["distance_standard_error"] or 0.0)
+
+
+def bits(record: TrialRecord | None) -> Estimate | None:
+    """Return a trial's reported bits/dim; None where the trial is missing or failed, or took no likelihood."""
+    likelihood = (record.final or {}).get("likelihood") if record else None
+    return None if likelihood is None else _estimate(likelihood, "bits_per_dim")
+
+
+def mean(values: Sequence[Estimate | None]) -> Estimate | None:
+    """Return the mean; None where a value is missing."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return sum(value for value, _ in known) / len(known), math.hypot(*(error for _, error in known)) / len(known)
+
+
+def change(first: Estimate | None, second: Estimate | None) -> Estimate | None:
+    """Return the absolute difference; None where a value is missing."""
+    if first is None or second is None:
+        return None
+    return abs(first[0] - second[0]), math.hypot(first[1], second[1])
+
+
+def find(records: Iterable[TrialRecord], *, role: str = "", **values: Any) -> TrialRecord | None:
+    """Return the first trial with this role and these values, or None."""
+    for record in records:
+        if role in ("", record.role) and all(record.values.get(name) == value for name, value in values.items()):
+            return record
+    return None
+
+
+def distance_name(records: Iterable[TrialRecord], *measures: str) -> str:
+    """Return what a distance of these records is called, such as "FID"; "distance" where no trial took one.
+
+    Args:
+        records: The trials.
+        *measures: The measures that took it, the first one first; none takes the reported distance, or else a curve's.
+    """
+    for record in records:
+        for measure in measures or ("final", "sampling-steps", "figure-1"):
+            if name := (record.measures.get(measure) or {}).get("distance_name"):
+                return str(name)
+    return "distance"
+
+
+def _estimate(point: dict[str, Any], name: str) -> Estimate:
+    return float(point[name]), float(point.get("standard_error") or 0.0)

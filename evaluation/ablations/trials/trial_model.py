@@ -1,0 +1,113 @@
+"""The model that a trial's measures evaluate."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate
+from evaluation.records.devices import choose_device
+from evaluation.records.result import EvaluationResult
+from evaluation.records.run_directory import CHOICE, EVALUATIONS, RESULT, run_uri_of
+from evaluation.sampling.trained_model import ModelSpec
+from evaluation.selection.final_choice import stored_result
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.errors import UserError
+from training.config.experiment import Experiment
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialModel:
+    """A checkpoint's weights, and all that is needed to evaluate them.
+
+    Attributes:
+        run_uri: Its run's directory.
+        checkpoint_uri: The checkpoint.
+        weights: Name of the weights in it.
+        step: Updates that they have seen.
+        experiment: The experiment of the checkpoint.
+        data_uri: The data set.
+        reference_uri: Reference statistics; empty where no distances are taken.
+        options: How the work is done: workers, device, weights of the extractor.
+    """
+
+    run_uri: str
+    checkpoint_uri: str
+    weights: str
+    step: int
+    experiment: Experiment
+    data_uri: str = ""
+    reference_uri: str = ""
+    options: EvaluationOptions = field(default_factory=EvaluationOptions)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The weights as a specification that can be loaded."""
+        return ModelSpec(checkpoint_uri=self.checkpoint_uri, weights=self.weights)
+
+    @property
+    def device(self) -> str:
+        """The device of this process."""
+        return choose_device(self.options.device if self.options.num_workers <= 1 else "auto")
+
+    @property
+    def worker_device(self) -> str:
+        """The device of each worker."""
+        return self.device if self.options.num_workers <= 1 or self.options.device == "auto" else self.options.device
+
+    def evaluate(self, spec: ModelSpec | None = None, **protocol: Any) -> EvaluationResult:
+        """Evaluate the model, or return the stored result of the same evaluation.
+
+        Args:
+            spec: Other weights, or an ensemble; None takes the model's own.
+            **protocol: What differs from the experiment's protocol; fields of `EvaluationOptions`.
+        """
+        options, spec = replace(self.options, **protocol), spec or self.spec
+        stored = stored_result(spec, self.data_uri, self.reference_uri, options)
+        return stored or evaluate(spec, self.data_uri, self.reference_uri, options=options)
+
+
+def find_trial_model(run_uri: str, *, best: bool = False) -> TrialModel:
+    """Find the checkpoint and the weights of a run to evaluate.
+
+    Args:
+        run_uri: A run's directory, or a checkpoint's, which stands for its first average.
+        best: Take the chosen weights, or else those with the best score, where the run's files name them. Otherwise the
+            latest checkpoint's first average is taken.
+
+    Raises:
+        UserError: There is no checkpoint.
+    """
+    weights: str | None = None
+    if re.search(r"step=\d{8}/*$", run_uri):
+        uri = run_uri.rstrip("/")
+        run_uri = run_uri_of(uri)
+    else:
+        latest = checkpoint.latest(run_uri)
+        if latest is None:
+            raise UserError(f"{run_uri}: there is no checkpoint; name the directory of a trained run")
+        uri, weights = (_best_weights(run_uri) if best else None) or (latest, None)
+    return TrialModel(
+        run_uri=run_uri,
+        checkpoint_uri=uri,
+        weights=weights or checkpoint.weights_names(uri)[0],
+        step=checkpoint.step_of(uri),
+        experiment=checkpoint.load_experiment(uri),
+    )
+
+
+def _best_weights(run_uri: str) -> tuple[str, str] | None:
+    """Return the checkpoint and the weights that the run's files name as its best, if the checkpoint still exists."""
+    present = set(checkpoint.steps(run_uri))
+    for uri, step_name, weights_name in (
+        (storage.join(run_uri, EVALUATIONS, CHOICE), "step", "weights"),
+        (storage.join(run_uri, RESULT), "best_step", "best_weights"),
+    ):
+        if storage.exists(uri):
+            stored = storage.read_json(uri)
+            if int(stored[step_name]) in present:
+                return checkpoint.checkpoint_uri(run_uri, int(stored[step_name])), str(stored[weights_name])
+    return None

@@ -1,0 +1,217 @@
+"""Line charts of reports, as SVG inside a page.
+
+Colours are Okabe and Ito's, which readers with any colour vision can tell apart; every line has a marker of its own too.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+_INK, _GREY, _BLACK = "#334155", "#64748b", "#111827"
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "iddpm",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["system-ui", "Segoe UI", "Helvetica", "Arial", "DejaVu Sans"],
+    "font.size": 11,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": "#94a3b8",
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e2e8f0",
+    "legend.frameon": False,
+}
+_MAX_LABELLED_TICKS = 12
+_MAX_MARKED_POINTS = 40
+_MAX_LINES_IN_AXES = 4
+_WIDTH = 8.6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A chart in a page.
+
+    Attributes:
+        svg: The drawing.
+        caption: What it shows, and which figure of the paper it corresponds to.
+    """
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One curve.
+
+    Attributes:
+        label: Its name in the legend.
+        points: x -> y and its standard error; the error is 0 where it is unknown. Errors are drawn as a band.
+        style: Index of its colour and marker.
+        dashes: Index of its dash pattern.
+    """
+
+    label: str
+    points: Mapping[Any, tuple[float, float]]
+    style: int = 0
+    dashes: int = 0
+
+    def without_errors(self) -> Line:
+        """Return the curve without its band, for errors that are common to all its points and would hide it."""
+        return replace(self, points={x: (y, 0.0) for x, (y, _) in self.points.items()})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """Axes, legend and reference lines of a chart.
+
+    Attributes:
+        x: Label of the axis, with its unit.
+        y: Label of the axis, with its unit.
+        caption: The text below the chart, which is also its description for screen readers.
+        height: In inches; the width is the same for all charts.
+        log_x: Logarithmic x axis.
+        ticks: x -> its tick label; None labels the points' own x on a logarithmic axis, if there are few.
+        log_y: Logarithmic y axis; None takes one where the values span more than a factor of five.
+        legend: Title of the legend.
+        level: y of a horizontal reference line.
+        places: Vertical reference lines, x -> name.
+        published: The paper's own curves.
+        mark: A point to circle, and its name.
+    """
+
+    x: str
+    y: str
+    caption: str
+    height: float = 4.2
+    log_x: bool = False
+    ticks: Mapping[float, str] | None = None
+    log_y: bool | None = None
+    legend: str = ""
+    level: float | None = None
+    places: Mapping[float, str] | None = None
+    published: Sequence[Line] = ()
+    mark: tuple[float, float, str] | None = None
+
+
+def draw_lines(lines: Sequence[Line], chart: Chart) -> Picture | None:
+    """Draw the curves in one chart; None where none has a point."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    with rc_context(STYLE):
+        figure, axes = new_axes(chart.height)
+        for line in lines:
+            _draw(axes, line)
+        for line in chart.published:
+            xs = sorted(line.points)
+            axes.plot(xs, [line.points[x][0] for x in xs], color=_GREY, linestyle=_DASHES[1], linewidth=1.4, label=line.label)
+        if chart.level is not None:
+            axes.axhline(chart.level, color=_GREY, linewidth=1.2, linestyle=_DASHES[2])
+        places = chart.places or {}
+        for number, (x, name) in enumerate(places.items()):
+            axes.axvline(x, color=_GREY, linewidth=1.2, linestyle=_DASHES[2], label=name if not number or name else None)
+        scale_y(axes, [y for line in lines for y, _ in line.points.values()], chart.log_y)
+        xs = sorted({float(x) for line in lines for x in line.points})
+        _scale_x(axes, xs, log=chart.log_x, ticks=chart.ticks)
+        axes.set_xlabel(chart.x)
+        axes.set_ylabel(chart.y)
+        if chart.mark is not None:
+            _mark(axes, *chart.mark, at_right=chart.mark[0] > 0.7 * xs[-1])
+        if len(lines) + len(chart.published) + len(places) > 1 or chart.legend:
+            outside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(lines) > _MAX_LINES_IN_AXES else {}
+            axes.legend(title=chart.legend or None, alignment="left", handlelength=3.2, **outside)
+        return Picture(svg=as_svg(figure, chart.caption), caption=chart.caption)
+
+
+def new_axes(height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of a page's width; call it inside `rc_context(STYLE)`."""
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def scale_y(axes: Axes, values: Sequence[float], log: bool | None = None) -> None:
+    """Set the y axis: logarithmic with plain numbers, or linear.
+
+    Args:
+        axes: The axes.
+        values: Everything that is drawn.
+        log: None decides by the values, see `Chart.log_y`.
+    """
+    positive = [value for value in values if value > 0]
+    if log or (log is None and positive and len(positive) == len(values) and max(values) > 5 * min(values)):
+        axes.set_yscale("log")
+        if math.log10(max(positive) / min(positive)) < 3:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+
+
+def as_svg(figure: Figure, description: str) -> str:
+    """Return the figure as an SVG element: its text as text, and a description for readers who cannot see it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    xs = sorted(line.points)
+    ys, errors = [line.points[x][0] for x in xs], [line.points[x][1] for x in xs]
+    colour = COLOURS[line.style % len(COLOURS)]
+    axes.plot(
+        xs,
+        ys,
+        color=colour,
+        linestyle=_DASHES[line.dashes % len(_DASHES)],
+        marker=None if len(xs) > _MAX_MARKED_POINTS else _MARKERS[line.style % len(_MARKERS)],
+        markersize=5.5,
+        linewidth=1.8,
+        label=line.label,
+    )
+    if any(errors):
+        low, high = ([y + sign * error for y, error in zip(ys, errors, strict=True)] for sign in (-1, 1))
+        axes.fill_between(xs, low, high, color=colour, alpha=0.14, linewidth=0)
+
+
+def _scale_x(axes: Axes, xs: Sequence[float], *, log: bool, ticks: Mapping[float, str] | None) -> None:
+    few = len(xs) <= _MAX_LABELLED_TICKS and xs[-1] < 1e6
+    if log:
+        axes.set_xscale("log")
+    if log and (few or ticks):
+        ticks = ticks or {x: f"{x:,.0f}" for x in xs}
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.xaxis.set_minor_locator(NullLocator())
+    elif not log or xs[-1] < 1e6:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _mark(axes: Axes, x: float, y: float, name: str, *, at_right: bool) -> None:
+    axes.plot([x], [y], "o", markersize=14, markerfacecolor="none", markeredgecolor=_BLACK, markeredgewidth=1.8)
+    axes.annotate(
+        name,
+        (x, y),
+        xytext=(0, 26),
+        textcoords="offset points",
+        ha="right" if at_right else "center",
+        color=_BLACK,
+        arrowprops={"arrowstyle": "-", "color": _BLACK, "shrinkB": 8},
+    )
