@@ -7,12 +7,13 @@ from typing import Any
 
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.tracking import open_parent
+from components.steps.train import run_directory
 from evaluation.ablations.definitions.ablation import Trial, values_of
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.records.run_directory import RESULT
 from training import storage
 from training.config.errors import UserError
-from training.config.experiment import Experiment, run_key
+from training.config.experiment import Experiment
 from training.console import say
 
 _NEEDS_REFERENCE = {"final", "sampling-steps", "figure-1", "raw-weights"}
@@ -145,8 +146,7 @@ def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str,
         return trial.run_uri
     train_uri = storage.join(_data_uri(trial.experiment, storage_root_uri, data_uri), "train")
     if storage.exists(storage.join(train_uri, "manifest.json")):
-        key = run_key(trial.experiment, read_manifest(train_uri).content_digest)
-        run_uri = storage.join(storage_root_uri, "runs", key)
+        _, run_uri = run_directory(trial.experiment, read_manifest(train_uri).content_digest, storage_root_uri)
         if storage.exists(storage.join(run_uri, RESULT)):
             return run_uri
     changes = "".join(f" --set {item}" for item in request.overrides)

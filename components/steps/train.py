@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from training import storage
 from training.config.errors import UserError
-from training.config.experiment import Experiment, Resources, run_key
+from training.config.experiment import Experiment, Resources
 from training.config.presets import preset
+from training.config.run_keys import run_keys, same_training
 from training.console import say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from training.tracking.tracked_run import Status, TrackedRun
 
 RESULT = "result.json"
+EXPERIMENT = "experiment.json"
 _PROMPT_SECONDS = 5.0
 """In which an MLflow that is there has taken what is told it."""
 PIPELINE_RUN_TAG = "kfp.pipeline_run_id"
@@ -53,8 +55,15 @@ def identify(experiment_preset: str, experiment_overrides: Sequence[str], data_u
     experiment = preset(experiment_preset, experiment_overrides)
     manifest = read_manifest(storage.join(data_uri, "train"))
     require_data_fits(experiment, manifest)
-    key = run_key(experiment, manifest.content_digest)
-    return Run(experiment=experiment, manifest=manifest, key=key, uri=storage.join(storage_root_uri, "runs", key))
+    key, uri = run_directory(experiment, manifest.content_digest, storage_root_uri)
+    return Run(experiment=experiment, manifest=manifest, key=key, uri=uri)
+
+
+def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: str) -> tuple[str, str]:
+    """Return the key and the directory of a run; one that an earlier release made under another key is found."""
+    keys = run_keys(experiment, data_digest)
+    uris = [storage.join(storage_root_uri, "runs", key) for key in keys]
+    return next((found for found in zip(keys, uris, strict=True) if storage.exists(storage.join(found[1], EXPERIMENT))), (keys[0], uris[0]))
 
 
 def run_files(arguments: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -99,6 +108,7 @@ def train_run(
     """
     wanted = Resources.from_dict(resources)
     run = identify(experiment_preset, experiment_overrides, data_uri, storage_root_uri)
+    _claim_directory(run)
     result_uri = storage.join(run.uri, RESULT)
     if storage.exists(result_uri):
         result = storage.read_json(result_uri)
@@ -114,7 +124,6 @@ def train_run(
         "resources": {"num_gpus_per_worker": wanted.num_gpus_per_worker},
     }
     reference_uri = _kept_reference(reference_uri, same, ray_address)
-    _claim_directory(run)
     status: Status = "FAILED"
     tracked: TrackedRun | None = None
     with stop_flag() as stop:
@@ -156,14 +165,21 @@ def _close_finished(run: Run, tracking_run_id: str, tracking_experiment: str) ->
 
 
 def _claim_directory(run: Run) -> None:
-    """Writes the experiment into the run's directory, unless another one is there.
+    """Write the experiment into the run's directory; one that trains the same but is evaluated otherwise takes the place of the old.
 
     Raises:
-        UserError: It is.
+        UserError: The directory is another experiment's.
     """
-    uri = storage.join(run.uri, "experiment.json")
+    uri = storage.join(run.uri, EXPERIMENT)
     ours = run.experiment.to_json().encode()
-    if not storage.write_bytes(uri, ours, if_absent=True) and storage.read_bytes(uri) != ours:
+    if storage.write_bytes(uri, ours, if_absent=True):
+        return
+    stored = storage.read_bytes(uri)
+    if stored == ours:
+        return
+    if same_training(Experiment.from_json(stored), run.experiment):
+        storage.write_bytes(uri, ours)
+    else:
         raise UserError(f"{uri}: is another experiment than the one that belongs there, so it was changed; remove it, or restore it")
 
 

@@ -1,6 +1,6 @@
 """Published numbers for a comparison: those of the paper's experiments, and those of other models that the paper cites.
 
-The paper's own results are part of the presets (`training.config.preset_table`). FIDs of unconditional ImageNet 64x64 are
+The paper's own results are part of the presets (`training.config.presets`). FIDs of unconditional ImageNet 64x64 are
 on 10K samples, the others on 50K (supplement section 1).
 """
 

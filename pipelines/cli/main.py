@@ -13,7 +13,7 @@ import typer
 from pipelines.cli import ablations, cluster, data, models, runs, scoring, services, studies
 from pipelines.cli import schedules as schedule
 from training import console as progress
-from training.config.overrides import without_passwords
+from training.config.addresses import without_passwords
 
 app = typer.Typer(
     name="iddpm",

@@ -16,7 +16,7 @@ import yaml
 
 from components.container.image import VERSION
 from pipelines.compile import PIPELINES, compiled
-from training.config.overrides import without_passwords
+from training.config.addresses import without_passwords
 
 PRESET, OVERRIDES = "experiment_preset", "experiment_overrides"
 _KINDS: dict[str, tuple[type, str]] = {

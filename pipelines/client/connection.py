@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from training.config.overrides import holds_password
+from training.config.addresses import holds_password
 
 ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"
 """Address of the API; the name that KFP's own client reads."""

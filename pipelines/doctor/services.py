@@ -19,7 +19,7 @@ from pipelines.client.port_forward import PortForwardError
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from pipelines.doctor.route import NoWayError, Way
 from training import storage
-from training.config.overrides import holds_password, without_passwords
+from training.config.addresses import holds_password, without_passwords
 
 _PROBE = ".iddpm-doctor"
 _TRY_FORWARD = "--port-forward tries it from here; a pod of the cluster needs none"

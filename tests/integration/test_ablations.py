@@ -26,8 +26,9 @@ from pipelines.services.services import Services
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import Experiment, run_key
+from training.config.experiment import Experiment
 from training.config.presets import preset
+from training.config.run_keys import run_key
 from training.data.format.shards import read_manifest
 from training.data.splits import default_data_uri, prepare_experiment
 from training.models.unet import make_model

@@ -10,6 +10,7 @@ checkpoint, which nothing here reads. `.pt` files are state dicts of tensors, nu
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import tempfile
@@ -25,6 +26,7 @@ from training.checkpoints.files import CheckpointError as CheckpointError
 from training.checkpoints.files import Files, describe, plain, read_file, write_file
 from training.config.errors import UserError
 from training.config.experiment import Experiment
+from training.config.run_keys import same_training
 from training.console import say
 
 DIRECTORY = "checkpoints"
@@ -171,15 +173,23 @@ def load(uri: str, name: str) -> dict[str, Any]:
 
 
 def load_experiment(uri: str) -> Experiment:
-    """The experiment that the checkpoint belongs to.
+    """Return the experiment that the checkpoint belongs to.
+
+    The run's own `experiment.json` says how the run is evaluated now, which may have changed after the checkpoint was written.
 
     Raises:
         CheckpointError: As for `load_bytes`, or the experiment is not one that this program knows.
     """
     try:
-        return Experiment.from_json(load_bytes(uri, EXPERIMENT))
+        experiment = Experiment.from_json(load_bytes(uri, EXPERIMENT))
     except UserError as error:
         raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}") from error
+    run_uri, in_run, _ = uri.rpartition("/checkpoints/")
+    try:
+        of_run = Experiment.from_json(storage.read_bytes(storage.join(run_uri, EXPERIMENT))) if in_run else experiment
+    except (storage.StorageError, UserError):
+        return experiment  # a checkpoint is whole without its run
+    return dataclasses.replace(experiment, evaluation=of_run.evaluation) if same_training(experiment, of_run) else experiment
 
 
 def weights_names(uri: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ contains it. What may change speed but not the result is `Resources`, which is k
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -15,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from training.config.errors import UserError
-from training.config.overrides import unknown, validate, word_for
-from training.config.sections import FORBID_UNKNOWN, require
+from training.config.overrides import apply_words
 from training.config.sections import DataConfig as DataConfig
 from training.config.sections import DiffusionConfig as DiffusionConfig
 from training.config.sections import EvaluationConfig as EvaluationConfig
@@ -34,6 +32,7 @@ from training.config.sections import Schedule as Schedule
 from training.config.sections import TimestepSampler as TimestepSampler
 from training.config.sections import Variance as Variance
 from training.config.spacing import parse_spacing
+from training.config.validation import FORBID_UNKNOWN, require, validate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,12 +61,18 @@ class Experiment:
         require(
             self.data.image_size % factor == 0,
             "data.image_size",
-            f"{self.data.image_size} is not divisible by {factor}, "
-            f"which the {len(self.model.channel_mult)} stages of model.channel_mult need",
+            f"{self.data.image_size} is not divisible by {factor}, which the {len(self.model.channel_mult)} stages of model.channel_mult "
+            f"need; write a multiple of {factor}, or fewer entries in model.channel_mult",
         )
-        stage_sizes = [self.data.image_size // 2**i for i in range(len(self.model.channel_mult))]
-        unknown = [r for r in self.model.attention_resolutions if r not in stage_sizes]
-        require(not unknown, "model.attention_resolutions", f"{unknown} is not among the sizes of the stages, which are {stage_sizes}")
+        sizes = [self.data.image_size // 2**i for i in range(len(self.model.channel_mult))]
+        missing = [size for size in self.model.attention_resolutions if size not in sizes]
+        require(
+            not missing,
+            "model.attention_resolutions",
+            f"{missing} is not among the stages of images of {self.data.image_size} pixels, which are {sizes}; write "
+            f"model.attention_resolutions={','.join(str(size) for size in sizes if size in self.model.attention_resolutions) or sizes[-1]}"
+            " beside data.image_size, or other sizes of these",
+        )
         require(
             not self.model.class_conditional or self.data.num_classes > 0,
             "model.class_conditional",
@@ -96,21 +101,21 @@ class Experiment:
 
     @property
     def out_channels(self) -> int:
-        """Channels of the network's output: the prediction, and as many again for a learned variance."""
+        """The number of channels of the network's output: the prediction, and as many again for a learned variance."""
         return self.data.image_channels * (2 if self.diffusion.variance == "learned_range" else 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionary, tuples as lists, as JSON carries it."""
+        """Return a plain nested dictionary, tuples as lists, as JSON carries it."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
     def to_json(self) -> str:
-        """Canonical JSON: fields in their declared order, two spaces, a newline at the end."""
+        """Return canonical JSON: fields in their declared order, two spaces, a newline at the end."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Experiment:
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
             UserError: The text is not JSON, or a field is unknown, missing or out of its range.
@@ -123,7 +128,7 @@ class Experiment:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Experiment:
-        """Builds an experiment from nested dictionaries, with type conversion.
+        """Build an experiment from nested dictionaries, with type conversion.
 
         Raises:
             UserError: A field is unknown, missing or out of its range.
@@ -132,7 +137,7 @@ class Experiment:
         return experiment
 
     def override(self, overrides: Iterable[str]) -> Experiment:
-        """A copy with fields replaced by words from outside.
+        """Return a copy with fields replaced.
 
         Args:
             overrides: Each `section.field=value`, the value as JSON or a plain word: `diffusion.vlb_weight=0.01`,
@@ -141,44 +146,29 @@ class Experiment:
         Raises:
             UserError: An override is malformed, names no field, or gives a value that the field can't take.
         """
-        require(not isinstance(overrides, str), str(overrides), "overrides are a list, each section.field=value")
         plain = self.to_dict()
-        for item in overrides:
-            require(isinstance(item, str), str(item), "an override is text and reads section.field=value")
-            path, separator, word = item.partition("=")
-            path = path.strip()
-            require(bool(separator) and bool(path), item, "an override reads section.field=value")
-            require(path != "name", path, "is the preset's, and says what the overrides were made to")
-            *parents, leaf = path.split(".")
-            node = plain
-            for depth, parent in enumerate(parents):
-                require(parent in node, path, unknown(parent, node, ".".join(parents[:depth])))
-                require(isinstance(node[parent], dict), path, f"{'.'.join(parents[: depth + 1])} is a field and has none below it")
-                node = node[parent]
-            require(leaf in node, path, unknown(leaf, node, ".".join(parents)))
-            if isinstance(node[leaf], dict):
-                raise UserError(f"{path}: is a section; name one of its fields: {', '.join(node[leaf])}")
-            node[leaf] = word_for(node[leaf], word.strip(), path)
+        apply_words(plain, overrides)
         return Experiment.from_dict(plain)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What may change speed, never the result beyond stated rounding.
+    """The machines of a training; they change its speed, never its result beyond the rounding of floating point sums.
 
     Attributes:
-        num_workers: Data-parallel training processes.
-        min_workers: With fewer machines at hand, go on with as few as this; 0 insists on `num_workers`.
-        num_gpus_per_worker: GPUs of each (0 trains on the CPU).
-        microbatch_size: Images a worker passes through the network at once; 0 takes its whole share, or on a GPU the
-            largest part of it that fits, found by trial.
-        precision: "fp32", or "bf16" for autocast around the network.
-        compile: Pass the network through torch.compile.
-        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
-        num_threads: CPU threads of each worker; 0 shares the cores evenly.
-        cache_dir: Where data is staged on a node's disk; empty is a directory of this user's under the temporary one.
-        resident_data: Keep the whole data set in each training device's memory.
-        collective_timeout_seconds: How long workers wait for one that does not answer before they give it up.
+        num_workers: Data-parallel training processes, 1 or more.
+        min_workers: Processes, 0 to `num_workers`. With fewer machines available the run goes on with as few as this; 0 means
+            that it takes `num_workers` and no fewer.
+        num_gpus_per_worker: GPUs of each process: 1, or 0 to train on the CPU.
+        microbatch_size: Images that a worker passes through the network at once; their gradients are added up. 0 takes all of a
+            worker's part of the batch on a CPU, and on a GPU the largest part of it that fits into memory, found by trial.
+        precision: Numbers inside the network: "fp32", or "bf16" for autocast (the weights stay float32).
+        compile: Pass the network through torch.compile; the first step takes minutes longer, the others are faster.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more computation.
+        num_threads: CPU threads of each worker; 0 divides the cores of the machine evenly.
+        cache_dir: Local directory for the data that a node stages; empty is a directory of this user below the temporary one.
+        resident_data: Keep the whole data set in each training device's memory, as bytes.
+        collective_timeout_seconds: Seconds that workers wait for one that does not answer before the run fails, 1 or more.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -213,24 +203,10 @@ class Resources:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Resources:
-        """Builds resources from a dictionary, with type conversion.
+        """Build resources from a dictionary, with type conversion.
 
         Raises:
             UserError: A field is unknown or out of its range.
         """
         resources: Resources = validate(cls, value)
         return resources
-
-
-def run_key(experiment: Experiment, data_digest: str) -> str:
-    """Name of the run's directory and of its MLflow run: the same experiment on the same data has the same key.
-
-    Args:
-        experiment: The experiment; its seed and every override are part of the key.
-        data_digest: Content digest of the data set, from its manifest.
-
-    Returns:
-        The preset's name and ten hexadecimal digits.
-    """
-    identity = json.dumps([experiment.to_dict(), data_digest], sort_keys=True)
-    return f"{experiment.name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"

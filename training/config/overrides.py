@@ -1,115 +1,84 @@
-"""Words and dictionaries from outside, made into sections: conversion, unknown fields and ranges, each error with its path.
-
-This module needs the standard library alone; pydantic is imported where outside words are read.
-"""
+"""Changes of an experiment's fields: words like `diffusion.vlb_weight=0.01`, and tables of a file."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import functools
 import json
-import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_type_hints
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from training.config.errors import UserError
-from training.config.sections import require
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
-_CREDENTIALS = re.compile(r"(?<=s3)://[^\s/@]*:[^\s@]*@|://[^\s/@]+@", re.IGNORECASE)
+from training.config.validation import require, unknown_field
 
 
-def word_for(present: Any, word: str, path: str) -> Any:
-    """What a word of an override says in place of the present value.
+def apply_words(plain: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Change an experiment's plain dictionary by overrides.
+
+    Args:
+        plain: What `Experiment.to_dict` gave.
+        overrides: Each `section.field=value`, the value as JSON or a plain word.
 
     Raises:
-        UserError: It is true or false where the present value is neither: true would count as the number 1.
+        UserError: An override is malformed, names no field, or gives a value that the field can't take.
     """
-    value = _parse_word(word, as_list=isinstance(present, list))
-    said = value if isinstance(value, list) else [value]
-    truth = any(isinstance(item, bool) for item in said)
-    require(isinstance(present, bool | str) or not truth, path, f"{word!r} is said where neither true nor false can stand")
-    # A word stays a word where one is wanted: `evaluation.sampling.spacing=250`.
-    return word if isinstance(present, str) and not isinstance(value, str) else value
+    require(not isinstance(overrides, str), str(overrides), "overrides are a list, each section.field=value")
+    for item in overrides:
+        require(isinstance(item, str), str(item), "an override is text and reads section.field=value")
+        path, separator, word = item.partition("=")
+        path = path.strip()
+        require(bool(separator) and bool(path), item, "an override reads section.field=value")
+        require(path != "name", path, "is the preset's, and says what the overrides were made to")
+        *parents, leaf = path.split(".")
+        node = plain
+        for depth, parent in enumerate(parents):
+            require(parent in node, path, unknown_field(parent, node, ".".join(parents[:depth])))
+            require(isinstance(node[parent], dict), path, f"{'.'.join(parents[: depth + 1])} is a field and has none below it")
+            node = node[parent]
+        require(leaf in node, path, unknown_field(leaf, node, ".".join(parents)))
+        present, word = node[leaf], word.strip()
+        if isinstance(present, dict):
+            raise UserError(f"{path}: is a section; name one of its fields: {', '.join(present)}")
+        value = _parse_word(word, as_list=isinstance(present, list))
+        _refuse_boolean(present, value, repr(word), path)
+        # A word stays a word where one is wanted: `evaluation.sampling.spacing=250`.
+        node[leaf] = word if isinstance(present, str) and not isinstance(value, str) else value
+
+
+def apply_tables(plain: dict[str, Any], tables: Mapping[str, Any], path: str = "") -> None:
+    """Change an experiment's plain dictionary by nested tables, which hold only what differs.
+
+    Args:
+        plain: What `Experiment.to_dict` gave, or a section of it.
+        tables: Fields and sections; the text "none" stands for no value, which TOML cannot write.
+        path: Path of the section.
+
+    Raises:
+        UserError: A table or field is unknown, or a field stands where a table must, or the reverse.
+    """
+    for name, value in tables.items():
+        where = f"{path}.{name}" if path else name
+        require(name in plain, where, unknown_field(name, plain, path))
+        present = plain[name]
+        if isinstance(present, dict):
+            require(isinstance(value, dict), where, f"is a table of fields, like [{where}], got {value!r}")
+            apply_tables(present, value, where)
+            continue
+        require(not isinstance(value, dict), where, "is a field and no table")
+        _refuse_boolean(present, value, repr(value), where)
+        plain[name] = None if value == "none" else value
+
+
+def _refuse_boolean(present: Any, value: Any, shown: str, path: str) -> None:
+    """Refuse true and false where the present value is neither: they would count as the numbers 1 and 0."""
+    values = value if isinstance(value, list) else [value]
+    boolean = any(isinstance(item, bool) for item in values)
+    require(isinstance(present, bool | str) or not boolean, path, f"{shown} is given, but this field is neither true nor false")
 
 
 def _parse_word(word: str, *, as_list: bool) -> Any:
-    """JSON, a list with commas, or the word itself."""
+    """Read JSON, a list with commas, or the word itself."""
     if as_list and not word.startswith("["):
         return [_parse_word(part.strip(), as_list=False) for part in word.strip("()").split(",") if part.strip()]
     try:
         return json.loads(word)
     except json.JSONDecodeError:
-        pass
-    return {"none": None, "true": True, "false": False}.get(word.lower(), word)
-
-
-def unknown(name: str, node: Mapping[str, Any], path: str) -> str:
-    """The message about a field that is not there."""
-    close = difflib.get_close_matches(name, node, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    where = f" in {path!r}" if path else ""
-    return f"there is no {name!r}{where}{hint} The fields are {', '.join(node)}"
-
-
-def holds_password(address: str) -> bool:
-    """Whether a service's address has a user or a password in it, which no message may show; it need not have a scheme."""
-    return "@" in re.split(r"[/?#]", address.strip().rpartition("://")[2])[0]
-
-
-def without_passwords(text: str) -> str:
-    """A message, in which a user and a password before the host of an address have become stars.
-
-    A secret of S3's may hold a slash, but no bucket's name holds a colon.
-    """
-    return _CREDENTIALS.sub("://***@", text)
-
-
-@functools.cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(cls)
-
-
-def validate(cls: type, value: Mapping[str, Any]) -> Any:
-    """An object of that class.
-
-    Raises:
-        UserError: A field is unknown, missing or out of its range.
-    """
-    try:
-        from pydantic import ValidationError
-    except ImportError:
-        return _build(cls, value)
-    try:
-        return _adapter(cls).validate_python(value)
-    except ValidationError as error:
-        messages = []
-        for problem in error.errors():
-            cause, path = problem.get("ctx", {}).get("error"), ".".join(str(part) for part in problem["loc"])
-            if isinstance(cause, UserError):
-                # A section that stands in several places names its field alone.
-                messages.append(str(cause) if str(cause).startswith(path.partition(".")[0]) else f"{path}.{cause}")
-            else:
-                messages.append(f"{path}: {problem['msg']}, got {problem['input']!r}")
-        raise UserError("; ".join(messages)) from error
-
-
-def _build(cls: type, value: Mapping[str, Any]) -> Any:
-    """For a machine that has torch alone: types are taken as they come, ranges are checked all the same."""
-    kinds = get_type_hints(cls)
-    fields = {}
-    for name, item in value.items():
-        kind = kinds.get(name)
-        require(kind is not None, name, f"{cls.__name__} has no such field")
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            item = _build(kind, item)
-        fields[name] = tuple(item) if isinstance(item, list) else item
-    try:
-        return cls(**fields)
-    except TypeError as error:
-        raise UserError(f"{cls.__name__}: {error}") from error
+        return {"none": None, "true": True, "false": False}.get(word.lower(), word)

@@ -1,4 +1,4 @@
-"""The paper's experiments by name, and small ones that run on a laptop; the table is `training.config.preset_table`."""
+"""Named experiments: the paper's, small ones for a laptop, and starting points for a user's own images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import Any
 
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.config.preset_table import PRESETS, PaperResult, Preset
+from training.config.tables import own_data, paper, small
+from training.config.tables.row import Preset
+
+PRESETS: dict[str, Preset] = {row.experiment.name: row for table in (small, paper, own_data) for row in table.rows()}
 
 
 def names() -> tuple[str, ...]:
-    """Every preset's name, in the table's order."""
+    """Return every preset's name, in the order of the tables."""
     return tuple(PRESETS)
 
 
 def cited(name: str) -> Preset:
-    """The table's row of that name: the experiment, where its numbers come from, and what the paper reports.
+    """Return the preset's row: the experiment, where its numbers come from, and what the paper reports.
 
     Raises:
         UserError: No preset has that name.
@@ -31,7 +34,7 @@ def cited(name: str) -> Preset:
 
 
 def preset(name: str, overrides: Iterable[str] = ()) -> Experiment:
-    """The experiment of that name, with overrides applied.
+    """Return the experiment of that name, with overrides applied.
 
     Args:
         name: A name from `names()`.
@@ -43,37 +46,16 @@ def preset(name: str, overrides: Iterable[str] = ()) -> Experiment:
     return cited(name).experiment.override(overrides)
 
 
-def paper_results(experiment: Experiment) -> tuple[PaperResult, ...]:
-    """What the paper reports of exactly this experiment, but for its seed; empty where it reports nothing.
-
-    Args:
-        experiment: Of any preset, with or without overrides.
-    """
-    if experiment.name not in PRESETS:
-        return ()
-    row = PRESETS[experiment.name]
-    return tuple(result for result in row.results if row.experiment.override([*result.overrides, f"seed={experiment.seed}"]) == experiment)
-
-
 def describe(name: str) -> dict[str, Any]:
-    """A row of the table as plain data: name, source, assumptions, the paper's results, and the experiment."""
+    """Return a preset's row as plain data: name, source, assumptions, the paper's results, and the experiment."""
     row = cited(name)
-    return {
-        "name": name,
-        "source": row.source,
-        "assumed": row.assumed,
-        "results": [
-            {
-                key: list(value) if isinstance(value, tuple) else value
-                for key, value in dataclasses.asdict(result).items()
-                if value not in (None, ())
-            }
-            for result in row.results
-        ],
-        "experiment": row.experiment.to_dict(),
-    }
+    results = [{key: value for key, value in dataclasses.asdict(result).items() if value not in (None, ())} for result in row.results]
+    for result in results:
+        if "overrides" in result:
+            result["overrides"] = list(result["overrides"])
+    return {"name": name, "source": row.source, "assumed": row.assumed, "results": results, "experiment": row.experiment.to_dict()}
 
 
 def table() -> list[dict[str, Any]]:
-    """Every row of the table, as `describe` gives it."""
+    """Return every row, as `describe` gives it."""
     return [describe(name) for name in PRESETS]

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from training.config.errors import UserError
+from training.config.validation import FORBID_UNKNOWN, require
 
 Schedule = Literal["linear", "cosine"]
 Objective = Literal["simple", "vlb", "hybrid"]
@@ -19,15 +19,6 @@ LikelihoodForm = Literal["full", "spaced", "stratified"]
 Resize = Literal["none", "area", "adm", "box-squash", "lanczos"]
 Extractor = Literal["inception", "digits-classifier", "vgg16", "clip-vit-b-32"]
 Precision = Literal["fp32", "bf16"]
-
-FORBID_UNKNOWN = {"extra": "forbid"}
-"""pydantic's word for: a field that is not there is an error."""
-
-
-def require(condition: bool, path: str, message: str) -> None:
-    """Raises a `UserError` about that field where the condition does not hold."""
-    if not condition:
-        raise UserError(f"{path}: {message}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +22,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from training import storage
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Experiment, Resources
+from training.config.run_keys import training_fields
 from training.console import format_bytes, say
 from training.data.format.shards import read_manifest
 from training.data.loading.loader import Loader
@@ -200,10 +201,10 @@ def _require_possible(job: Job, ray_address: str) -> None:
 def _require_same(experiment: Experiment, uri: str) -> None:
     """Refuse to resume another experiment's checkpoint; rank 0 removes a damaged one (`checkpoint.clean`)."""
     try:
-        found = json.loads(storage.retry(lambda: checkpoint.load_bytes(uri, checkpoint.EXPERIMENT)))
-    except (checkpoint.CheckpointError, json.JSONDecodeError):
+        found = Experiment.from_json(storage.retry(lambda: checkpoint.load_bytes(uri, checkpoint.EXPERIMENT)))
+    except (checkpoint.CheckpointError, UserError):
         return
-    theirs, ours = flatten(found), flatten(experiment.to_dict())
+    theirs, ours = flatten(training_fields(found)), flatten(training_fields(experiment))
     different = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
     if different:
         name = different[0]

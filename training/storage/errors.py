@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from training.config.overrides import without_passwords
+from training.config.addresses import without_passwords
 
 
 class StorageError(OSError):

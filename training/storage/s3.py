@@ -29,7 +29,7 @@ from botocore.exceptions import (
 )
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_fixed
 
-from training.config.overrides import holds_password
+from training.config.addresses import holds_password
 from training.storage.errors import ObjectNotFoundError, StorageError, explained_disk
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from training.config.overrides import holds_password
+from training.config.addresses import holds_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

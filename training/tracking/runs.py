@@ -44,7 +44,7 @@ def open_run(
     """The run of that key, marked as running: found where there is one, else made.
 
     Args:
-        run_key: Identity of the run (`training.config.experiment.run_key`).
+        run_key: Identity of the run (`training.config.run_keys.run_key`).
         experiment_name: MLflow experiment that it belongs to; made where there is none.
         run_name: What people see.
         tags: Set on the run, new or not.

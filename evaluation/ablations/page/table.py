@@ -11,8 +11,8 @@ from evaluation.ablations.definitions.request import OBJECTIVES, AblationRequest
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.reports.numbers import NONE, format_estimate
 from evaluation.reports.paper_numbers import OTHERS
-from training.config.preset_table import PaperResult
 from training.config.presets import cited, preset
+from training.config.tables.row import PaperResult
 
 COLUMN_TITLES = {
     "num_timesteps": "T",

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from training.config import presets
 from training.config.errors import UserError
-from training.config.experiment import Experiment, Resources, run_key
+from training.config.experiment import Experiment, Resources
 
 DEMO = presets.preset("digits-hybrid-cosine")
 
@@ -62,7 +59,10 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
         ("data.image_size=9", r"data\.image_size: 9 is not divisible by 2"),
         ("model.model_channels=48", r"model\.model_channels: must be a multiple of 32"),
         ("model.num_heads=5", r"model\.num_heads: 5 heads do not divide"),
-        ("model.attention_resolutions=16", r"model\.attention_resolutions: \[16\] is not among .* \[8, 4\]"),
+        (
+            "model.attention_resolutions=16",
+            r"\[16\] is not among .* \[8, 4\]; write model\.attention_resolutions=4 ",
+        ),
         ("model.dropout=1", r"model\.dropout: must be in \[0, 1\)"),
         ("diffusion.variance=fixed_small", r"diffusion\.variance: L_hybrid exists to learn the variance"),
         ("diffusion.objective=simple", r"diffusion\.variance: L_simple has no gradient for a learned variance"),
@@ -72,9 +72,9 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
         ("evaluation.likelihood_steps=1001", r"evaluation\.likelihood_steps: 1001 is more than"),
         ("data.num_classes=0", r"model\.class_conditional: .* has no labels"),
         ("seed=-1", r"seed: must be in"),
-        ("optim.num_steps=true", r"optim\.num_steps: 'true' is said where neither true nor false can stand"),
-        ("model.channel_mult=true,2", r"model\.channel_mult: 'true,2' is said where"),
-        ("optim.grad_clip_norm=true", r"optim\.grad_clip_norm: 'true' is said where"),
+        ("optim.num_steps=true", r"optim\.num_steps: 'true' is given, but this field is neither true nor false"),
+        ("model.channel_mult=true,2", r"model\.channel_mult: 'true,2' is given"),
+        ("optim.grad_clip_norm=true", r"optim\.grad_clip_norm: 'true' is given"),
         ("optim.adam_eps=inf", r"optim\.adam_eps: must be a finite number above 0"),
         ("optim.weight_decay=Infinity", r"optim\.weight_decay: must be a finite number"),
         ("optim.grad_clip_norm=inf", r"optim\.grad_clip_norm: must be a finite number above 0, or null"),
@@ -123,14 +123,23 @@ def test_a_file_that_is_not_an_experiment_is_told_so() -> None:
         Experiment.from_dict({**DEMO.to_dict(), "colour": "red"})
 
 
-@given(seed=st.integers(0, 2**32 - 1), digest=st.text("0123456789abcdef", min_size=8, max_size=8))
-def test_a_run_key_is_one_for_one_with_experiment_and_data(seed: int, digest: str) -> None:
-    experiment = replace(DEMO, seed=seed)
-    key = run_key(experiment, digest)
-    assert key == run_key(Experiment.from_json(experiment.to_json()), digest)
-    assert key != run_key(replace(experiment, seed=(seed + 1) % 2**32), digest)
-    assert key != run_key(experiment, digest + "0")
-    assert key.startswith("digits-hybrid-cosine-")
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (
+            ["data.image_size=16"],
+            r"stages of images of 16 pixels, which are \[16, 8\]; write model\.attention_resolutions=8 ",
+        ),
+        (["data.image_size=4"], None),
+        (["data.image_size=16", "model.attention_resolutions=8"], None),
+    ],
+)
+def test_another_image_size_alone_is_refused_with_what_to_write_beside_it(overrides: list[str], remedy: str | None) -> None:
+    if remedy is None:
+        DEMO.override(overrides)
+    else:
+        with pytest.raises(UserError, match=remedy):
+            DEMO.override(overrides)
 
 
 @pytest.mark.parametrize(
@@ -154,3 +163,41 @@ def test_an_experiment_is_validated_without_torch() -> None:
         "assert not {'torch', 'ray', 'mlflow', 'boto3'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+WITHOUT_PYDANTIC = """
+import sys
+sys.modules["pydantic"] = None
+from training.config.experiment import Experiment, Resources
+from training.config.presets import names, preset
+
+for name in names():
+    assert Experiment.from_json(preset(name).to_json()) == preset(name)
+for wrong in sys.argv[1:]:
+    try:
+        preset("digits-hybrid-cosine", [wrong])
+    except ValueError as error:
+        print(error)
+    else:
+        print("taken:", wrong)
+try:
+    Resources.from_dict({"precision": "fp16"})
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_machine_without_pydantic_makes_the_same_checks() -> None:
+    wrong = {
+        "diffusion.objective=hybird": "diffusion.objective: must be 'simple' or 'vlb' or 'hybrid', got 'hybird'",
+        "optim.num_steps=many": "optim.num_steps: must be of type int, got 'many'",
+        "optim.num_steps=0.5": "optim.num_steps: must be of type int, got 0.5",
+        "model.channel_mult=1,a": "model.channel_mult.1: must be of type int, got 'a'",
+        "optim.adam_betas=0.9": "optim.adam_betas: must have 2 entries, got [0.9]",
+        "optim.grad_clip_norm=much": "optim.grad_clip_norm: must be of type float, got 'much'",
+        "evaluation.sampling.method=ddpm": "evaluation.sampling.method: must be 'ancestral' or 'ddim' or 'dpm_solver_pp', got 'ddpm'",
+        "evaluation.sampling.eta=2": "evaluation.sampling.eta: must be in [0, 1], got 2.0",
+        "optim.num_steps=0": "optim.num_steps: must be at least 1, got 0",
+    }
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PYDANTIC, *wrong], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [*wrong.values(), "precision: must be 'fp32' or 'bf16', got 'fp16'"]

@@ -1,4 +1,4 @@
-"""Every experiment of the paper as one table: what it is, where its numbers come from, what the paper reports.
+"""Every experiment of the paper: what it is, where its numbers come from, what the paper reports.
 
 Where the sources leave a number open, or disagree, the row says so. "Supplement" is the supplementary material, "main"
 the paper, "release" the flags published with the released code and checkpoints.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from training.config.experiment import (
     DataConfig,
@@ -21,47 +21,8 @@ from training.config.experiment import (
     SamplingConfig,
     Schedule,
 )
+from training.config.tables.row import OBJECTIVES_AND_SCHEDULES, PaperResult, Preset, diffusion_of
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PaperResult:
-    """A number that the paper reports.
-
-    Attributes:
-        where: Table, figure or section, with what else belongs to the number.
-        bits_per_dim: Negative log-likelihood; None where none is reported.
-        fid: Frechet Inception distance.
-        precision: Share of samples near a real image.
-        recall: Share of real images near a sample.
-        overrides: What has to be changed in the preset for this number; nothing, in most rows.
-    """
-
-    where: str
-    bits_per_dim: float | None = None
-    fid: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    overrides: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Preset:
-    """A named experiment and its citation.
-
-    Attributes:
-        experiment: What is trained and how it is scored.
-        source: Where the numbers of the experiment come from.
-        results: What the paper reports of it.
-        assumed: What the sources leave open, and what was taken; empty where nothing.
-    """
-
-    experiment: Experiment
-    source: str
-    results: tuple[PaperResult, ...] = ()
-    assumed: str = ""
-
-
-_DIGITS = DataConfig(name="digits", image_size=8, image_channels=1, num_classes=10)
 _CIFAR10 = DataConfig(name="cifar10", image_size=32, num_classes=10)
 _IMAGENET64_OFFICIAL = DataConfig(name="imagenet64-official", image_size=64)
 _IMAGENET64 = DataConfig(name="imagenet", image_size=64, num_classes=1000, resize="area")
@@ -72,16 +33,6 @@ _WIDE_256 = ModelConfig(channel_mult=(1, 1, 2, 2, 4, 4), num_res_blocks=2)
 _ALL_STEPS, _250_STEPS = SamplingConfig(), SamplingConfig(spacing="250")
 _PAPER = EvaluationConfig(patience=0)  # the paper trains for a fixed number of updates, except in supplement section 7
 
-# Main tables 1 (ImageNet 64x64, 200K updates, FID of 10K samples) and 2 (CIFAR-10, 500K updates, FID of 50K samples).
-_OBJECTIVES_AND_SCHEDULES: tuple[tuple[int, Schedule, Objective, tuple[float, float], tuple[float, float]], ...] = (
-    # T     schedule  objective  ImageNet-64 NLL, FID  CIFAR-10 NLL, FID
-    (1000, "linear", "simple", (3.99, 32.5), (3.73, 3.29)),
-    (4000, "linear", "simple", (3.77, 31.3), (3.37, 2.90)),
-    (4000, "linear", "hybrid", (3.66, 32.2), (3.26, 3.07)),
-    (4000, "cosine", "simple", (3.68, 27.0), (3.26, 3.05)),
-    (4000, "cosine", "hybrid", (3.62, 28.0), (3.17, 3.19)),
-    (4000, "cosine", "vlb", (3.57, 56.7), (2.94, 11.47)),
-)
 # Supplement table 1: the first row is main table 1's.
 _HYBRID_ABLATION = tuple(
     PaperResult(
@@ -102,82 +53,13 @@ _NO_PROTOCOL = (
 )
 
 
-def _diffusion(objective: Objective, schedule: Schedule, num_timesteps: int = 4000) -> DiffusionConfig:
-    return DiffusionConfig(
-        num_timesteps=num_timesteps,
-        schedule=schedule,
-        objective=objective,
-        variance="fixed_large" if objective == "simple" else "learned_range",
-        timestep_sampler="loss_second_moment" if objective == "vlb" else "uniform",
-    )
-
-
 def _evaluation(objective: Objective, num_samples: int = 50_000) -> EvaluationConfig:
     return replace(_PAPER, num_samples=num_samples, sampling=_ALL_STEPS if objective == "simple" else _250_STEPS)
 
 
-def _digits() -> Iterator[Preset]:
-    model = ModelConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), class_conditional=True)
-    demo = Experiment(
-        name="digits-hybrid-cosine",
-        data=_DIGITS,
-        model=model,
-        diffusion=DiffusionConfig(num_timesteps=1000),
-        optim=OptimConfig(global_batch_size=64, learning_rate=1e-3, num_steps=1600, ema_decays=(0.99, 0.995), checkpoint_interval=200),
-        evaluation=EvaluationConfig(
-            extractor="digits-classifier",
-            num_samples=1000,
-            sampling=SamplingConfig(spacing="50"),
-            scoring_num_samples=500,
-            scoring_sampling=SamplingConfig(method="dpm_solver_pp", spacing="10"),
-            patience=4,
-            rescore_best=2,
-            likelihood_steps=25,
-        ),
-    )
-    yield Preset(experiment=demo, source="ours: the paper's method on 1,797 handwritten digits, minutes on two cores")
-    yield Preset(
-        experiment=replace(demo, name="digits-upsampler-hybrid-cosine", model=replace(model, low_res_size=4)),
-        source="ours: supplement section 3's second stage on the same digits, from 4x4 to 8x8",
-    )
-
-
-def _tiny() -> Iterator[Preset]:
-    """The rows of the main tables on the digits, so small that a whole ablation takes minutes on a laptop.
-
-    Every count of timesteps is a tenth of the paper's: T is 400 or 100 rather than 4000 or 1000, 25 sampling steps stand
-    for 250. The schedules keep their shapes, and full chains are affordable.
-    """
-    model = ModelConfig(model_channels=32, channel_mult=(1, 1), num_res_blocks=1, attention_resolutions=())
-    for num_timesteps, schedule, objective, _, _ in _OBJECTIVES_AND_SCHEDULES:
-        sampling = SamplingConfig() if objective == "simple" else SamplingConfig(spacing="25")
-        yield Preset(
-            experiment=Experiment(
-                name=f"digits-tiny-{objective}-{schedule}" + ("" if num_timesteps == 4000 else f"-t{num_timesteps // 10}"),
-                data=_DIGITS,
-                model=model,
-                diffusion=_diffusion(objective, schedule, num_timesteps // 10),
-                optim=OptimConfig(
-                    global_batch_size=32, learning_rate=2e-3, num_steps=400, ema_decays=(0.98, 0.995), checkpoint_interval=100
-                ),
-                evaluation=EvaluationConfig(
-                    extractor="digits-classifier",
-                    num_samples=500,
-                    sampling=sampling,
-                    scoring_num_samples=250,
-                    scoring_sampling=SamplingConfig(method="dpm_solver_pp", spacing="10"),
-                    patience=0,
-                    rescore_best=1,
-                    likelihood_steps=40,
-                ),
-            ),
-            source="ours: a row of the main tables on 1,797 handwritten digits, every count of timesteps divided by ten",
-        )
-
-
 def _cifar10() -> Iterator[Preset]:
     source = "supplement section 1: [C, 2C, 2C, 2C], dropout 0.1 (linear) or 0.3 (cosine); main table 2 and release: 500K updates"
-    for num_timesteps, schedule, objective, _, (bits_per_dim, fid) in _OBJECTIVES_AND_SCHEDULES:
+    for num_timesteps, schedule, objective, _, (bits_per_dim, fid) in OBJECTIVES_AND_SCHEDULES:
         yield Preset(
             experiment=_cifar10_experiment(objective, schedule, num_timesteps, dropout=0.1 if schedule == "linear" else 0.3),
             source=source,
@@ -203,7 +85,7 @@ def _cifar10_experiment(objective: Objective, schedule: Schedule, num_timesteps:
         name=f"cifar10-{objective}-{schedule}" + ("" if num_timesteps == 4000 else f"-t{num_timesteps}") + suffix,
         data=_CIFAR10,
         model=ModelConfig(channel_mult=(1, 2, 2, 2), dropout=dropout),
-        diffusion=_diffusion(objective, schedule, num_timesteps),
+        diffusion=diffusion_of(objective, schedule, num_timesteps),
         optim=OptimConfig(num_steps=500_000),
         evaluation=_evaluation(objective),
     )
@@ -211,11 +93,11 @@ def _cifar10_experiment(objective: Objective, schedule: Schedule, num_timesteps:
 
 def _imagenet64() -> Iterator[Preset]:
     source = "supplement section 1: [C, 2C, 3C, 4C], C = 128, batch 128, learning rate 1e-4, FID of 10K samples; main table 1: "
-    for num_timesteps, schedule, objective, (bits_per_dim, fid), _ in _OBJECTIVES_AND_SCHEDULES:
+    for num_timesteps, schedule, objective, (bits_per_dim, fid), _ in OBJECTIVES_AND_SCHEDULES:
         experiment = Experiment(
             name=f"imagenet64-{objective}-{schedule}" + ("" if num_timesteps == 4000 else f"-t{num_timesteps}"),
             data=_IMAGENET64_OFFICIAL,
-            diffusion=_diffusion(objective, schedule, num_timesteps),
+            diffusion=diffusion_of(objective, schedule, num_timesteps),
             optim=OptimConfig(num_steps=200_000),
             evaluation=_evaluation(objective, num_samples=10_000),
         )
@@ -308,7 +190,7 @@ def _lsun() -> Iterator[Preset]:
                         name=f"lsun-bedroom-{objective}-linear-bs{batch_size}{flags}",
                         data=_LSUN_BEDROOM,
                         model=model,
-                        diffusion=replace(_diffusion(objective, "linear", 1000), rescale_timesteps=not flags),
+                        diffusion=replace(diffusion_of(objective, "linear", 1000), rescale_timesteps=not flags),
                         optim=OptimConfig(
                             global_batch_size=batch_size, learning_rate=learning_rate, num_steps=num_steps, checkpoint_interval=25_000
                         ),
@@ -337,7 +219,7 @@ def _imagenet256() -> Iterator[Preset]:
             name="imagenet256-cond-hybrid-linear",
             data=_IMAGENET256,
             model=replace(_WIDE_256, class_conditional=True),
-            diffusion=_diffusion("hybrid", "linear"),
+            diffusion=diffusion_of("hybrid", "linear"),
             optim=OptimConfig(num_steps=500_000),
             evaluation=evaluation,
         ),
@@ -351,7 +233,7 @@ def _imagenet256() -> Iterator[Preset]:
             name="imagenet256-upsampler-hybrid-linear",
             data=_IMAGENET256,
             model=replace(_WIDE_256, model_channels=192, class_conditional=True, low_res_size=64),
-            diffusion=replace(_diffusion("hybrid", "linear"), vlb_weight=0.00025, rescale_timesteps=False),
+            diffusion=replace(diffusion_of("hybrid", "linear"), vlb_weight=0.00025, rescale_timesteps=False),
             optim=OptimConfig(global_batch_size=256, learning_rate=3e-4, num_steps=500_000),
             evaluation=evaluation,
         ),
@@ -360,8 +242,7 @@ def _imagenet256() -> Iterator[Preset]:
     )
 
 
-PRESETS: dict[str, Preset] = {
-    row.experiment.name: row
-    for family in (_digits, _tiny, _cifar10, _imagenet64, _imagenet64_widths, _imagenet64_conditional, _lsun, _imagenet256)
-    for row in family()
-}
+def rows() -> Iterator[Preset]:
+    """Yield the rows, family by family."""
+    for family in (_cifar10, _imagenet64, _imagenet64_widths, _imagenet64_conditional, _lsun, _imagenet256):
+        yield from family()

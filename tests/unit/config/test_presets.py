@@ -11,7 +11,7 @@ import torch
 from training.config import presets
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.config.preset_table import PRESETS
+from training.config.presets import PRESETS
 from training.models.unet import make_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "presets"
@@ -52,13 +52,6 @@ def test_every_preset_cites_its_source_and_its_results_are_experiments_that_can_
         row.experiment.override(result.overrides)
 
 
-def test_results_belong_to_the_experiment_that_gave_them() -> None:
-    stop_gradient_off = presets.preset("imagenet64-hybrid-cosine", ["diffusion.stop_gradient=false", "diffusion.vlb_weight=0.01", "seed=5"])
-    assert [result.fid for result in presets.paper_results(stop_gradient_off)] == [34.35]
-    assert presets.paper_results(presets.preset("cifar10-hybrid-cosine", ["model.dropout=0.2"])) == ()
-    assert [result.fid for result in presets.paper_results(presets.preset("imagenet64-hybrid-cosine"))] == [28.0, 28.04]
-
-
 def test_the_papers_tables_are_all_there() -> None:
     fids = {result.fid for row in PRESETS.values() for result in row.results}
     main_table_1 = {32.5, 31.3, 32.2, 27.0, 28.0, 56.7, 19.2, 40.1}
@@ -84,7 +77,7 @@ def test_fid_protocols_are_the_supplements() -> None:
     for name in presets.names():
         experiment = presets.preset(name)
         unconditional_imagenet = experiment.data.name == "imagenet64-official"
-        if not name.startswith("digits"):
+        if not name.startswith(("digits", "images")):
             assert experiment.evaluation.num_samples == (10_000 if unconditional_imagenet else 50_000)
             assert experiment.evaluation.num_reference_images == (50_000 if experiment.data.name == "lsun-bedroom" else None)
 

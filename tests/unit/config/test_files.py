@@ -1,0 +1,100 @@
+"""Experiment files: what they may say, what they are refused for, and that they are read back as they were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.config import presets
+from training.config.errors import UserError
+from training.config.files import read_experiment_file, resolve_experiment, to_toml
+
+FILE = """
+# birds in the garden
+base = "cifar10-hybrid-cosine"
+name = "birds"
+seed = 3
+
+[data]
+name = "birds"        # the data set's own name
+image_size = 64
+num_classes = 0
+
+[model]
+attention_resolutions = [16, 8]
+
+[optim]
+learning_rate = 2e-4
+grad_clip_norm = 1
+
+[evaluation.sampling]
+method = "ddim"
+spacing = "ddim50"
+"""
+
+
+def test_a_file_is_its_base_and_what_differs(tmp_path: Path) -> None:
+    experiment = read_experiment_file(FILE)
+    words = ["data.name=birds", "data.image_size=64", "data.num_classes=0", "optim.learning_rate=2e-4", "optim.grad_clip_norm=1"]
+    words += ["evaluation.sampling.method=ddim", "evaluation.sampling.spacing=ddim50", "seed=3"]
+    expected = presets.preset("cifar10-hybrid-cosine", words)
+    assert experiment.name == "birds"
+    assert experiment.to_dict() == expected.to_dict() | {"name": "birds"}
+    path = tmp_path / "birds.toml"
+    path.write_text(FILE)
+    assert read_experiment_file(path) == read_experiment_file(str(path)) == experiment
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_what_is_written_is_read_back(name: str) -> None:
+    base = "imagenet64-hybrid-cosine"
+    assert read_experiment_file(to_toml(presets.preset(name), base)) == presets.preset(name)
+    assert to_toml(presets.preset(name), name) == f'base = "{name}"\n'
+
+
+def test_no_value_is_written_as_none() -> None:
+    base = presets.preset("digits-hybrid-cosine", ["optim.grad_clip_norm=1", "evaluation.num_reference_images=5"])
+    without = base.override(["optim.grad_clip_norm=null"])
+    text = 'base = "digits-hybrid-cosine"\n[optim]\ngrad_clip_norm = "none"\n[evaluation]\nnum_reference_images = 5\n'
+    assert read_experiment_file(text) == without
+    upsampler = presets.preset("digits-hybrid-cosine")
+    assert 'low_res_size = "none"' in to_toml(upsampler, "digits-upsampler-hybrid-cosine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\ndropout = 0.1", r'base: the file needs base = "a preset"'),
+        ("base = 3\nseed = 0", r"base: must be the name of a preset in quotes, got 3"),
+        ('base = "cifar10-hybrid-cosin"\nseed = 0', r"did you mean cifar10-hybrid-cosine"),
+        ('base = "cifar10-hybrid-cosine"\n[modl]\ndropout = 1', r"modl: there is no 'modl'; did you mean 'model'"),
+        ('base = "cifar10-hybrid-cosine"\n[model]\ndropot = 1', r"model\.dropot: there is no 'dropot' in 'model'; did you mean 'dropout'"),
+        ('base = "cifar10-hybrid-cosine"\nmodel = 3', r"model: is a table of fields, like \[model\], got 3"),
+        ('base = "cifar10-hybrid-cosine"\n[model.dropout]\nx = 3', r"model\.dropout: is a field and no table"),
+        ('base = "cifar10-hybrid-cosine"\n[model]\ndropout = "much"', r"model\.dropout: .*number"),
+        (
+            'base = "cifar10-hybrid-cosine"\n[model]\ndropout = true',
+            r"model\.dropout: True is given, but this field is neither",
+        ),
+        ('base = "cifar10-hybrid-cosine"\n[optim]\nnum_steps = 0', r"optim\.num_steps: must be at least 1"),
+        ('base = "cifar10-hybrid-cosine"\n[diffusion]\nobjective = "hybird"', r"diffusion\.objective: .*'hybrid'"),
+        ("base = cifar10-hybrid-cosine\n", r"not TOML: .*text needs quotes"),
+        ('base = "cifar10-hybrid-cosine"\nname = "../elsewhere"', r"name: '\.\./elsewhere' is not a name"),
+        ("no-such-file.toml", r"no-such-file\.toml: cannot be read as an experiment file"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line_with_the_path_of_the_field(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_experiment_file(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_door_resolves_an_experiment_in_the_same_way() -> None:
+    assert resolve_experiment(preset="digits-hybrid-cosine") == presets.preset("digits-hybrid-cosine")
+    assert resolve_experiment(file_text=FILE, overrides=["model.dropout=0.2"], seed=9) == read_experiment_file(FILE).override(
+        ["model.dropout=0.2", "seed=9"]
+    )
+    for given in ({}, {"preset": "digits-hybrid-cosine", "file_text": FILE}):
+        with pytest.raises(UserError, match="give either a preset or an experiment file"):
+            resolve_experiment(**given)  # type: ignore[arg-type]

@@ -1,0 +1,18 @@
+"""Service addresses that hold a user or a password, which no message and no log may show."""
+
+from __future__ import annotations
+
+import re
+
+# A secret of S3's may hold a slash, but no bucket's name holds a colon.
+_CREDENTIALS = re.compile(r"(?<=s3)://[^\s/@]*:[^\s@]*@|://[^\s/@]+@", re.IGNORECASE)
+
+
+def holds_password(address: str) -> bool:
+    """Return True for an address with a user or a password in it; the address need not have a scheme."""
+    return "@" in re.split(r"[/?#]", address.strip().rpartition("://")[2])[0]
+
+
+def without_passwords(text: str) -> str:
+    """Return the text with stars for a user and a password before the host of an address."""
+    return _CREDENTIALS.sub("://***@", text)

@@ -1,0 +1,103 @@
+"""An experiment file of a user's own, in TOML: a base preset and what differs from it.
+
+base = "images64-hybrid-cosine"
+name = "birds"           # optional; names the run's directory
+
+[data]
+name = "birds"
+num_classes = 200
+
+[model]
+class_conditional = true
+
+[evaluation.sampling]
+method = "ddim"
+spacing = "ddim50"
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from training.config.errors import UserError
+from training.config.experiment import Experiment
+from training.config.overrides import apply_tables
+from training.config.presets import preset as named_preset
+from training.config.validation import require
+
+
+def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iterable[str] = (), seed: int | None = None) -> Experiment:
+    """Return the experiment that a user asked for; the one function behind the command line, the pipelines and Python.
+
+    Args:
+        preset: Name of a preset; empty where a file is given.
+        file_text: Text of an experiment file; empty where a preset is given.
+        overrides: Each `section.field=value`; they win over the file.
+        seed: The experiment's seed; None leaves it.
+
+    Raises:
+        UserError: Not exactly one of preset and file is given, or one of the values is invalid.
+    """
+    require(bool(preset) != bool(file_text), "experiment", "give either a preset or an experiment file")
+    experiment = read_experiment_file(file_text) if file_text else named_preset(preset)
+    return experiment.override(overrides if seed is None else [*overrides, f"seed={seed}"])
+
+
+def read_experiment_file(text_or_path: str | Path) -> Experiment:
+    """Return the experiment of a file.
+
+    Args:
+        text_or_path: The file's text, or its path (a `Path`, or one line that ends in ".toml").
+
+    Raises:
+        UserError: The file is not there or not TOML, has no `base`, or has an unknown field or a value that its field can't take.
+    """
+    tables = _parse(_text_of(text_or_path))
+    require("base" in tables, "base", 'the file needs base = "a preset"; `iddpm presets` lists them')
+    base = tables.pop("base")
+    require(isinstance(base, str), "base", f"must be the name of a preset in quotes, got {base!r}")
+    plain = named_preset(base).to_dict()
+    apply_tables(plain, tables)
+    return Experiment.from_dict(plain)
+
+
+def to_toml(experiment: Experiment, base: str) -> str:
+    """Return the experiment as the text of a file that names `base` and says what differs.
+
+    Raises:
+        UserError: There is no preset of that name.
+    """
+    lines = [f"base = {json.dumps(base)}"]
+    lines += _differences(experiment.to_dict(), named_preset(base).to_dict(), "")
+    return "\n".join(lines) + "\n"
+
+
+def _differences(plain: Mapping[str, Any], usual: Mapping[str, Any], path: str) -> list[str]:
+    fields = [name for name, value in plain.items() if not isinstance(value, dict) and value != usual[name]]
+    lines = [f"\n[{path}]"] if path and fields else []
+    # JSON's text, numbers, lists and truth values are TOML's too.
+    lines += [f"{name} = {json.dumps('none' if plain[name] is None else plain[name])}" for name in fields]
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            lines += _differences(value, usual[name], f"{path}.{name}" if path else name)
+    return lines
+
+
+def _text_of(text_or_path: str | Path) -> str:
+    if isinstance(text_or_path, str) and ("\n" in text_or_path or not text_or_path.strip().endswith(".toml")):
+        return text_or_path
+    try:
+        return Path(text_or_path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{text_or_path}: cannot be read as an experiment file: {error}") from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"the experiment file is not TOML: {error}; text needs quotes, tables look like [model]") from error

@@ -1,0 +1,1 @@
+"""The tables of presets, by family; `training.config.presets` joins them and is what others import."""

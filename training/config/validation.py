@@ -1,0 +1,111 @@
+"""Dictionaries that a user wrote, made into the classes of the experiment: types, unknown fields and ranges are checked.
+
+pydantic does it where it is installed. A machine that has torch alone gets the same checks from `_build`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import types
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from training.config.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+FORBID_UNKNOWN = {"extra": "forbid"}
+"""pydantic's setting that makes an unknown field an error."""
+
+
+def require(condition: bool, path: str, message: str) -> None:
+    """Raise a `UserError` about the field at `path` unless the condition holds."""
+    if not condition:
+        raise UserError(f"{path}: {message}")
+
+
+def unknown_field(name: str, fields: Mapping[str, Any], path: str) -> str:
+    """Return the message about a field that does not exist, with the nearest one that does."""
+    close = difflib.get_close_matches(name, fields, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    where = f" in {path!r}" if path else ""
+    return f"there is no {name!r}{where}{hint} The fields are {', '.join(fields)}"
+
+
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def validate(cls: type, value: Mapping[str, Any]) -> Any:
+    """Return an object of that dataclass.
+
+    Raises:
+        UserError: A field is unknown, missing, of a wrong type or out of its range; the message has its path.
+    """
+    try:
+        from pydantic import ValidationError
+    except ImportError:
+        return _build(cls, value, "")
+    try:
+        return _adapter(cls).validate_python(value)
+    except ValidationError as error:
+        messages = []
+        for problem in error.errors():
+            cause, path = problem.get("ctx", {}).get("error"), ".".join(str(part) for part in problem["loc"])
+            if isinstance(cause, UserError):
+                messages.append(_with_path(str(cause), path))
+            else:
+                messages.append(f"{path}: {problem['msg']}, got {problem['input']!r}")
+        raise UserError("; ".join(messages)) from error
+
+
+def _with_path(message: str, path: str) -> str:
+    """Return the message of a section with the section's path; one that stands in several places names its field alone."""
+    return message if message.startswith(path.partition(".")[0]) else f"{path}.{message}"
+
+
+def _build(cls: type, value: Any, path: str) -> Any:
+    kinds = get_type_hints(cls)
+    require(isinstance(value, Mapping), path, f"must be a table of fields, got {value!r}")
+    fields = {}
+    for name, item in value.items():
+        where = f"{path}.{name}" if path else str(name)
+        require(name in kinds, where, unknown_field(str(name), {f.name: None for f in dataclasses.fields(cls)}, path))
+        fields[name] = _convert(kinds[name], item, where)
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields and _is_required(f)]
+    require(not missing, path or cls.__name__, f"needs {', '.join(missing)}")
+    try:
+        return cls(**fields)
+    except UserError as error:
+        raise UserError(_with_path(str(error), path)) from error
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    """Return the value as the annotated type has it, as pydantic's lax mode would."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, path)  # type: ignore[arg-type]
+    if origin is Literal:
+        require(value in arguments, path, f"must be {' or '.join(map(repr, arguments))}, got {value!r}")
+        return value
+    if origin in (Union, types.UnionType):
+        return None if value is None else _convert(next(each for each in arguments if each is not type(None)), value, path)
+    if origin is tuple:
+        require(isinstance(value, list | tuple), path, f"must be a list, got {value!r}")
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        require(len(kinds) == len(value), path, f"must have {len(kinds)} entries, got {value!r}")
+        return tuple(_convert(each, item, f"{path}.{index}") for index, (each, item) in enumerate(zip(kinds, value, strict=True)))
+    if kind in (int, float) and type(value) in (int, float) and kind(value) == value:
+        return kind(value)
+    require(type(value) is kind or (kind is float and isinstance(value, float)), path, f"must be of type {kind.__name__}, got {value!r}")
+    return value
