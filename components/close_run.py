@@ -15,7 +15,6 @@ def close_run(
     experiment_overrides: List[str],  # noqa: UP006
     data_uri: str,
     storage_root_uri: str,
-    tracking_experiment: str,
 ) -> str:
     """Closes the run in MLflow, where the training could not do it.
 
@@ -26,13 +25,10 @@ def close_run(
         experiment_overrides: Its overrides.
         data_uri: The data set; empty is its default place.
         storage_root_uri: Where everything is kept.
-        tracking_experiment: MLflow experiment.
 
     Returns:
         URI of the run's directory.
     """
     from components.steps.close import finish_training
 
-    return finish_training(
-        status.state, pipeline_run_id, experiment_preset, experiment_overrides, data_uri, storage_root_uri, tracking_experiment
-    )
+    return finish_training(status.state, pipeline_run_id, experiment_preset, experiment_overrides, data_uri, storage_root_uri)

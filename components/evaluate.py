@@ -38,7 +38,7 @@ def evaluate(
         URI of the result.
     """
     from components.launch.modes import run_in_mode
-    from components.steps.evaluate import note_result
+    from components.steps.evaluate import log_result
     from components.steps.registry import EVALUATE
 
     uri = run_in_mode(
@@ -54,4 +54,4 @@ def evaluate(
         ray_queue=ray_queue,
         rayjob_options=rayjob_options,
     )
-    return note_result(uri, metrics.log_metric)
+    return log_result(uri, metrics.log_metric)

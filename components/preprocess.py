@@ -58,7 +58,7 @@ def preprocess(
         The data set's directory, and the digest of its training images.
     """
     from components.launch.modes import run_in_mode
-    from components.steps.preprocess import note_data
+    from components.steps.preprocess import write_manifests
     from components.steps.registry import PREPROCESS
 
     uri = run_in_mode(
@@ -85,4 +85,4 @@ def preprocess(
         ray_queue=ray_queue,
         rayjob_options=rayjob_options,
     )
-    return note_data(uri, manifest.path)
+    return write_manifests(uri, manifest.path)

@@ -21,7 +21,7 @@ def resolve_model(model: str, storage_root_uri: str, pipeline_run_id: str) -> Na
     Returns:
         Its checkpoint and weights, the data set that it was trained on, and its MLflow run.
     """
-    from components.steps.nightly import resolve_model, telling_of_failure
+    from components.steps.nightly import reporting_failure, resolve_model
 
-    with telling_of_failure(model, "", storage_root_uri, f"nightly-{pipeline_run_id}"):
+    with reporting_failure(model, "", storage_root_uri, f"nightly-{pipeline_run_id}"):
         return resolve_model(model)

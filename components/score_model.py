@@ -42,8 +42,8 @@ def score_model(
         URI of the result.
     """
     from components.launch.modes import run_in_mode
-    from components.steps.evaluate import note_result
-    from components.steps.nightly import telling_of_failure
+    from components.steps.evaluate import log_result
+    from components.steps.nightly import reporting_failure
     from components.steps.registry import SCORE
 
     purpose = f"nightly-{pipeline_run_id}"
@@ -55,6 +55,6 @@ def score_model(
         "purpose": purpose,
         "resources": {"num_workers": num_workers, "num_gpus_per_worker": num_gpus_per_worker},
     }
-    with telling_of_failure(checkpoint_uri, weights, storage_root_uri, purpose):
+    with reporting_failure(checkpoint_uri, weights, storage_root_uri, purpose):
         uri = run_in_mode(SCORE, arguments, ray_mode=ray_mode, ray_address=ray_address, ray_queue=ray_queue, rayjob_options=rayjob_options)
-    return note_result(uri, metrics.log_metric)
+    return log_result(uri, metrics.log_metric)

@@ -20,7 +20,6 @@ def tabulate_ablation(
     experiment_objective: str,
     experiment_overrides: List[str],  # noqa: UP006
     storage_root_uri: str,
-    tracking_experiment: str,
 ) -> str:
     """Collects what the trials found into one page, in S3, in KFP and in MLflow, and names those that failed.
 
@@ -36,7 +35,6 @@ def tabulate_ablation(
         experiment_objective: Another objective for every trial.
         experiment_overrides: Overrides of every trial.
         storage_root_uri: Where the runs are.
-        tracking_experiment: MLflow's experiment.
 
     Returns:
         URI of the report.
@@ -47,4 +45,4 @@ def tabulate_ablation(
     request = from_form(
         ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides
     )
-    return finish_ablation(status.state, pipeline_run_id, request, storage_root_uri, tracking_experiment, page_path=page.path)
+    return finish_ablation(status.state, pipeline_run_id, request, storage_root_uri, page_path=page.path)

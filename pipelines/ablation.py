@@ -191,7 +191,6 @@ def ablation_pipeline(
         tabulate_ablation(
             pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             storage_root_uri=storage_root_uri,
-            tracking_experiment=tracking_experiment,
             **asked,
         ),
         name="table",

@@ -152,7 +152,6 @@ def train_pipeline(
             experiment_overrides=experiment_overrides,
             data_uri=data_uri,
             storage_root_uri=storage_root_uri,
-            tracking_experiment=tracking_experiment,
         ),
         name="close run",
     )

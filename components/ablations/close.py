@@ -13,7 +13,6 @@ def finish_ablation(
     pipeline_run_id: str,
     request: AblationRequest,
     storage_root_uri: str,
-    tracking_experiment: str,
     page_path: str,
 ) -> str:
     """Close the MLflow runs of trials that were left open, then make the report of all trials.
@@ -23,7 +22,6 @@ def finish_ablation(
         pipeline_run_id: The pipeline's run.
         request: The ablation.
         storage_root_uri: Where the runs are.
-        tracking_experiment: MLflow's experiment.
         page_path: Local file for the page.
 
     Returns:
@@ -32,5 +30,5 @@ def finish_ablation(
     Raises:
         ConfigError: The ablation is not valid, or was never planned.
     """
-    close_runs(state, pipeline_run_id, tracking_experiment)
+    close_runs(state, pipeline_run_id)
     return make_report(ablation_uri(request, storage_root_uri), page_path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.ablations.directory import Plan, storage_root_of
-from components.steps.evaluate import evaluate_run, options_for
+from components.steps.evaluate import evaluate_run, evaluation_options
 from evaluation.ablations.definitions.ablation import Trial
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.joint import measure_jointly
@@ -91,7 +91,7 @@ def _model(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], 
         model,
         data_uri=item["data_uri"],
         reference_uri=item["reference_uri"],
-        options=options_for(model.experiment, storage_root_of(item["ablation_uri"]), resources),
+        options=evaluation_options(model.experiment, storage_root_of(item["ablation_uri"]), resources),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.tracking import open_parent
-from components.steps.train import run_directory
+from components.steps.runs import run_directory
 from evaluation.ablations.definitions.ablation import Trial, values_of
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.records.run_directory import RESULT
@@ -128,7 +128,7 @@ def _experiment_of(trial: Trial) -> Experiment:
 
 
 def _reference_uri(trial: Trial, experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
-    from components.steps.evaluate import reference_for
+    from components.steps.reference import reference_for
 
     return reference_for(experiment, data_uri, storage_root_uri) if _NEEDS_REFERENCE & set(trial.measures) else ""
 

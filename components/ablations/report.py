@@ -83,9 +83,9 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
     if page_path:
         Path(page_path).parent.mkdir(parents=True, exist_ok=True)
         Path(page_path).write_text(page)
-    parent.log_text(page, PAGE)
-    parent.log_text(table, "table.csv")
-    parent.log_text(json.dumps({**summary, "rows": flat}, indent=2), "table.json")
+    parent.log_artifact(page, PAGE)
+    parent.log_artifact(table, "table.csv")
+    parent.log_artifact(json.dumps({**summary, "rows": flat}, indent=2), "table.json")
     parent.set_tags({"iddpm.compare_url": compare_url})
     parent.log_metrics({"num_finished": len(records) - len(failed), "num_failed": len(failed)}, 0)
     parent.finish("FAILED" if failed else "FINISHED")

@@ -1,4 +1,4 @@
-"""How a pipeline's run stands, by the Workflow that Argo makes of it."""
+"""The state of a pipeline's run, read from the Workflow that Argo makes of it."""
 
 from __future__ import annotations
 
@@ -10,5 +10,11 @@ ENDED = ("Succeeded", "Failed", "Error")
 
 
 def phase_of(workflow: Mapping[str, Any]) -> str:
-    """The phase; empty before Argo has looked at it."""
+    """Return the phase; empty before Argo has seen the Workflow."""
     return str((workflow.get("status") or {}).get("phase", ""))
+
+
+def is_cancelled(workflow: Mapping[str, Any]) -> bool:
+    """Return True if somebody ended the run: KFP sets the deadline to zero, Argo's own command sets `shutdown`."""
+    spec = workflow.get("spec") or {}
+    return spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))

@@ -1,1 +1,1 @@
-"""End what outlived its run: RayJobs and MLflow runs."""
+"""Clean up after runs that have ended: RayJobs and MLflow runs. A CronJob runs it; nothing imports it."""

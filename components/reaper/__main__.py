@@ -1,6 +1,6 @@
-"""Clears away what outlived the run of a pipeline: `python -m components.reaper`, every few minutes, in the namespace of runs.
+"""Clean up after pipelines' runs that have ended: `python -m components.reaper`, every few minutes, in the namespace of runs.
 
-RayJobs first, which hold GPUs, then runs in MLflow, on which nobody works any more. Where one can't be done, the other is.
+RayJobs first, which occupy GPUs, then MLflow runs. Where one can't be done, the other is.
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 import sys
 
 from components.cluster.kubernetes_api import KubernetesApi, KubernetesError, current_namespace
-from components.reaper.mlflow_runs import close_left_behind
-from components.reaper.rayjobs import reap
+from components.reaper.mlflow_runs import close_finished_runs
+from components.reaper.rayjobs import delete_finished_rayjobs
 from training.console import say
 from training.tracking.client import TrackingError
 
 
 def main() -> int:
-    """Does it once; the exit code says whether the cluster and MLflow let it."""
+    """Clean up once; return 1 if the cluster or MLflow did not allow all of it."""
     code = 0
     try:
         api = KubernetesApi(current_namespace(), patience_seconds=60.0)
     except KubernetesError as error:
         say(str(error))
         return 1
-    for work in (reap, close_left_behind):
+    for clean_up in (delete_finished_rayjobs, close_finished_runs):
         try:
-            work(api)
+            clean_up(api)
         except (KubernetesError, TrackingError) as error:
             say(str(error))
             code = 1

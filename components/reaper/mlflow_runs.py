@@ -1,67 +1,87 @@
-"""Closes MLflow runs that outlived the run of a pipeline that worked on them.
+"""Close MLflow runs whose pipeline's run has ended, and send MLflow what it lacks of them.
 
-A step closes its run itself, or the pipeline's last step does. When a pipeline's run is terminated, KFP runs no last step, and
-a step that is killed at once says nothing: its MLflow run would be shown as running for ever.
+A step closes its MLflow run itself, or the pipeline's last step does. A step that is killed at once can't, nor can anybody while MLflow
+is away: MLflow would show the run as running for ever.
 
-Only what is known to have been worked on here is closed. A run that carries a pipeline's id belongs here once a Workflow of
-that id is seen, which is noted on it; so that of a laptop, or of another cluster with the same MLflow, is never touched.
+A run is closed only if it was worked on in this cluster. A run that carries a pipeline's id belongs here once a Workflow of that id is
+found, which a tag on the run records. So the run of a laptop, or of another cluster with the same MLflow, is never touched.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING
 
 from components.cluster.kubernetes_api import KubernetesApi
-from components.cluster.workflows import ENDED, phase_of
-from components.steps.train import PIPELINE_RUN_TAG
+from components.cluster.workflows import ENDED, is_cancelled, phase_of
+from components.steps.mlflow_sync import update_mlflow, update_runs_behind
 from training.console import say
-from training.tracking.open_runs import OpenRun, close, mark, open_runs
+from training.storage.errors import StorageError
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, OpenRun, close_open_run, open_runs, set_tag
 
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status
 
-SEEN_TAG = "iddpm.workflow"
-"""Of an MLflow run: the pipeline's run that it was last seen with, where, and its Workflow."""
+WORKFLOW_TAG = "iddpm.workflow"
+"""Tag of an MLflow run: the pipeline's run that it was last seen with, the cluster, and the Workflow."""
+STORAGE_ROOT_VARIABLE = "IDDPM_STORAGE_ROOT_URI"
 
 
-def close_left_behind(api: KubernetesApi) -> list[str]:
-    """Closes every run whose Workflow has ended or is gone.
+def close_finished_runs(api: KubernetesApi) -> list[str]:
+    """Close every run whose Workflow has ended or is gone, and bring MLflow up to the directories that it is behind.
 
     Returns:
         Keys of the runs that were closed.
 
     Raises:
-        KubernetesError: The cluster does not answer, or does not let it.
+        KubernetesError: The cluster does not answer, or refuses.
         TrackingError: MLflow can't be reached, or refuses.
     """
     closed = []
     for run in open_runs(PIPELINE_RUN_TAG):
-        became = _what_became(run, api)
-        if became is None:
+        end = _end_of(run, api)
+        if end is None:
             continue
-        status, why = became
-        if close(run, PIPELINE_RUN_TAG, status):
-            say(f"run {run.key} was left open in MLflow; it is closed as {status}: {why}")
+        status, reason = end
+        _send_what_it_lacks(run)
+        if close_open_run(run, PIPELINE_RUN_TAG, status):
+            say(f"run {run.key} was left open in MLflow; it is closed as {status}: {reason}")
             closed.append(run.key)
+    storage_root_uri = os.environ.get(STORAGE_ROOT_VARIABLE, "")
+    if storage_root_uri:
+        try:
+            for run_uri in update_runs_behind(storage_root_uri):
+                say(f"MLflow has all of {run_uri} now")
+        except StorageError as error:
+            say(str(error))
     return closed
 
 
-def _what_became(run: OpenRun, api: KubernetesApi) -> tuple[Status, str] | None:
-    """How a run is to be closed, and why; None if it is not, as far as can be known here."""
+def _send_what_it_lacks(run: OpenRun) -> None:
+    """Bring MLflow up to the run's directory; the run of an ablation's trial shows another run's directory, and is left alone."""
+    run_uri = run.tags.get(RUN_URI_TAG, "")
+    if run_uri.rpartition("/")[2] != run.key:
+        return
+    try:
+        update_mlflow(run_uri, run.run_id)
+    except StorageError as error:
+        say(f"{error}; the metrics of {run.key} in MLflow may be incomplete")
+
+
+def _end_of(run: OpenRun, api: KubernetesApi) -> tuple[Status, str] | None:
+    """Return the status with which a run ends, and the reason; None if it goes on, or is not known here."""
     pipeline_run_id = run.tags[PIPELINE_RUN_TAG]
     seen_here = f"{pipeline_run_id} {api.identity} "
-    seen = run.tags.get(SEEN_TAG, "")
+    seen = run.tags.get(WORKFLOW_TAG, "")
     workflows = api.workflows(f"pipeline/runid={pipeline_run_id}")
     if not workflows:
         return ("KILLED", f"its Workflow {seen.removeprefix(seen_here)} is gone") if seen.startswith(seen_here) else None
     phases = {phase_of(workflow) for workflow in workflows}
-    name = _name(workflows[0])
+    name = workflows[0]["metadata"]["name"]
     if phases <= set(ENDED):
-        return "FINISHED" if phases == {"Succeeded"} else "KILLED", f"its Workflow {name} has ended ({', '.join(sorted(phases))})"
+        if any(is_cancelled(workflow) for workflow in workflows):
+            return "KILLED", f"its Workflow {name} was cancelled"
+        return "FINISHED" if phases == {"Succeeded"} else "FAILED", f"its Workflow {name} has ended ({', '.join(sorted(phases))})"
     if not seen.startswith(seen_here):
-        mark(run, SEEN_TAG, f"{seen_here}{name}")
+        set_tag(run.run_id, WORKFLOW_TAG, f"{seen_here}{name}")
     return None
-
-
-def _name(workflow: dict[str, Any]) -> str:
-    return str(workflow["metadata"]["name"])

@@ -1,8 +1,8 @@
-"""Ends RayJobs that outlived the run of a pipeline that started them.
+"""End RayJobs that outlived the run of a pipeline that started them.
 
-A launcher that is told to stop deletes its RayJob itself, and Kubernetes deletes it with the Workflow that owns it. Between
-the two lies a launcher that was killed without a word, in a run that was terminated: its Workflow stands for days, for its
-logs, and the RayJob would hold its GPUs until its own deadline.
+A launcher deletes its RayJob itself when it is stopped, and Kubernetes deletes it with the Workflow that owns it. Neither happens where
+a launcher was killed at once, in a run that was cancelled: its Workflow stays for days, for its logs, and the RayJob would
+occupy its GPUs until its own deadline.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from components.launch.rayjob_status import read_status
 from training.console import say
 
 
-def reap(api: KubernetesApi) -> list[str]:
-    """Deletes every RayJob of ours that is not at its end while its Workflow is; returns their names."""
-    reaped = []
+def delete_finished_rayjobs(api: KubernetesApi) -> list[str]:
+    """Delete every RayJob of this project that has not ended although its Workflow has; return their names."""
+    deleted = []
     for rayjob in api.rayjobs(MANAGED_BY):
         name, uid, owner = rayjob["metadata"]["name"], rayjob["metadata"]["uid"], workflow_of(rayjob)
         status = read_status(rayjob)
@@ -25,10 +25,10 @@ def reap(api: KubernetesApi) -> list[str]:
             continue
         workflow = api.workflow(owner.name)
         if workflow is None or workflow["metadata"]["uid"] != owner.uid:
-            continue  # what it owned is on its way out already
+            continue  # Kubernetes deletes what a deleted Workflow owned
         phase = phase_of(workflow)
         if phase in ENDED:
             api.delete_rayjob(name, uid)
             say(f"RayJob {name} is deleted: its Workflow {owner.name} has ended ({phase}), and it has not")
-            reaped.append(name)
-    return reaped
+            deleted.append(name)
+    return deleted

@@ -1,18 +1,27 @@
-"""The end of a pipeline's run, however it came: MLflow runs that nobody works on any more are closed, with what became of them.
+"""The last step of a training pipeline, which runs however the others ended: it closes MLflow runs that were left open.
 
-A step closes its run itself where it can. One whose process was killed, or whose node went away, could not, and the run
-would be shown as running for ever.
+A step closes its MLflow run itself where it can. A step whose process was killed, or whose node was lost, could not, and MLflow
+would show the run as running for ever.
+
+KFP's word for the end is not enough: of a cancelled run it says RUNNING, as of one that its retry deadline ended. So the Workflow decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from components.steps.train import PIPELINE_RUN_TAG, RESULT, identify
+from components.steps.mlflow_sync import update_mlflow
+from components.steps.runs import RESULT, identify
 from training import storage
 from training.config.presets import preset
 from training.console import say
+from training.tracking.client import TrackingError
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, OpenRun, close_open_run, open_runs
+
+if TYPE_CHECKING:
+    from training.tracking.tracked_run import Status
 
 _CANCELLED = ("CANCELED", "CANCELLED")
 
@@ -24,44 +33,68 @@ def finish_training(
     experiment_overrides: Sequence[str],
     data_uri: str,
     storage_root_uri: str,
-    tracking_experiment: str,
 ) -> str:
-    """Closes the MLflow run of a training that this pipeline's run left open.
+    """Close the MLflow run of a training that this pipeline's run left open.
 
     Args:
-        state: How KFP says that the pipeline's run ended.
-        pipeline_run_id: Whose MLflow runs are closed; those that another run of a pipeline went on with are left alone.
+        state: The state that KFP gives the pipeline's last step.
+        pipeline_run_id: The pipeline's run. MLflow runs that another pipeline's run resumed are left alone.
         experiment_preset: Name of the experiment.
         experiment_overrides: Its overrides.
         data_uri: The data set; empty is its default place.
-        storage_root_uri: Where everything is kept.
-        tracking_experiment: MLflow's experiment.
+        storage_root_uri: Where everything is stored.
 
     Returns:
         The run's directory; empty where there is no data set, so no run.
     """
-    close_runs(state, pipeline_run_id, tracking_experiment)
+    close_runs(state, pipeline_run_id)
     uri = find_data(experiment_preset, experiment_overrides, data_uri, storage_root_uri)
-    return identify(experiment_preset, experiment_overrides, uri, storage_root_uri).uri if uri else ""
+    if not uri:
+        return ""
+    run_uri = identify(experiment_preset, experiment_overrides, uri, storage_root_uri).uri
+    update_mlflow(run_uri)
+    return run_uri
 
 
-def close_runs(state: str, pipeline_run_id: str, tracking_experiment: str) -> None:
-    """Closes what a pipeline's run left open in MLflow: finished where the result is there, else killed or failed."""
-    from training.tracking.runs import close_left_open
+def close_runs(state: str, pipeline_run_id: str) -> None:
+    """Close the MLflow runs that a pipeline's run left open: finished where the result is there, else killed or failed.
 
-    def status(tags: Mapping[str, str]) -> Any:
-        run_uri = tags.get("iddpm.run_uri", "")
-        if run_uri and storage.exists(storage.join(run_uri, RESULT)):
-            return "FINISHED"
-        return "KILLED" if state in _CANCELLED else "FAILED"
+    Where MLflow does not answer, the reaper closes them later.
+    """
+    try:
+        runs = open_runs(PIPELINE_RUN_TAG, pipeline_run_id)
+        unfinished: Status = "KILLED" if runs and _is_cancelled(state, pipeline_run_id) else "FAILED"
+        for run in runs:
+            status: Status = "FINISHED" if has_result(run) else unfinished
+            if close_open_run(run, PIPELINE_RUN_TAG, status):
+                say(f"run {run.key} was left open in MLflow; it is closed as {status}")
+    except TrackingError as error:
+        say(f"{error}; the reaper closes what this pipeline's run left open in MLflow")
 
-    for key, became in close_left_open(tracking_experiment, {PIPELINE_RUN_TAG: pipeline_run_id}, status):
-        say(f"run {key} was left open in MLflow; it is closed as {became}")
+
+def has_result(run: OpenRun) -> bool:
+    """Return True if the run's directory has the result of a finished training."""
+    run_uri = run.tags.get(RUN_URI_TAG, "")
+    return bool(run_uri) and storage.exists(storage.join(run_uri, RESULT))
 
 
 def find_data(experiment_preset: str, experiment_overrides: Sequence[str], data_uri: str, storage_root_uri: str) -> str:
-    """Where an experiment's data set is, named or in its default place; empty where there is none."""
+    """Return the URI of an experiment's data set, given or in its default place; empty if there is none."""
     from training.data.splits import default_data_uri
 
     uri = data_uri or default_data_uri(preset(experiment_preset, experiment_overrides).data, storage_root_uri)
     return uri if storage.exists(storage.join(uri, "train", "manifest.json")) else ""
+
+
+def _is_cancelled(state: str, pipeline_run_id: str) -> bool:
+    if state in _CANCELLED or not os.environ.get("KFP_POD_NAME"):  # a pipeline on a laptop has no Workflow
+        return state in _CANCELLED
+    from components.cluster.kubernetes_api import KubernetesApi, KubernetesError, current_namespace
+    from components.cluster.workflows import is_cancelled
+
+    try:
+        workflows = KubernetesApi(current_namespace(), patience_seconds=60.0).workflows(f"pipeline/runid={pipeline_run_id}")
+    except KubernetesError as error:
+        say(f"{error}; a run that was cancelled is closed as failed")
+        return False
+    return any(is_cancelled(workflow) for workflow in workflows)

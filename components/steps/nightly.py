@@ -1,4 +1,4 @@
-"""The steps of the nightly check: which model, its score of today, and the comparison with its history."""
+"""The steps of the nightly check: find the model, score it, compare the score with the model's history."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from components.steps.evaluate import options_for, reference_for
-from components.steps.train import RESULT
-from components.steps.webhook import tell_once
+from components.steps.evaluate import evaluation_options
+from components.steps.reference import reference_for
+from components.steps.runs import RESULT
+from components.steps.webhook import send_once
 from training import storage
+from training.config.errors import UserError
 from training.console import say
 
 if TYPE_CHECKING:
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
 HISTORY = "nightly/distance"
 
 
-class NightlyError(ValueError):
-    """The model can't be found, or it has become worse; the message says which, with both numbers."""
+class RegressionError(RuntimeError):
+    """The model has become worse; the message names both numbers."""
 
 
 class Model(NamedTuple):
-    """A model to check, in words that a pipeline can carry."""
+    """A model to check, as text that a pipeline can carry."""
 
     checkpoint_uri: str
     weights: str
@@ -36,34 +38,33 @@ class Model(NamedTuple):
 
 
 def resolve_model(model: str) -> Model:
-    """Finds a model.
+    """Find a model.
 
     Args:
         model: `models:/NAME@ALIAS` (the registry), `runs:/ID` (MLflow), a run's directory, or a checkpoint's inside a run's.
 
     Raises:
-        NightlyError: There is no such run, or it has not finished.
-        UserError: There is nothing of that name.
+        UserError: There is nothing of that name, or its run has not finished.
         TrackingError: There is no such registered model.
     """
     from evaluation.selection.resolve import resolve_model
 
     found = resolve_model(model)
     if not (found.data_uri and found.tracking_run_id):
-        raise NightlyError(f"{model}: there is no finished run ({RESULT} is missing); name a run, a checkpoint or models:/NAME@ALIAS")
+        raise UserError(f"{model}: there is no finished run ({RESULT} is missing); name a run, a checkpoint or models:/NAME@ALIAS")
     return Model(found.checkpoint_uri, found.weights or "", found.data_uri, found.tracking_run_id)
 
 
 def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, resources: Mapping[str, Any]) -> str:
-    """Evaluates a model anew, with noise of its own.
+    """Evaluate a model again, with noise of its own.
 
     Args:
-        checkpoint_uri: What to evaluate.
-        weights: Which weights; empty takes the first average.
+        checkpoint_uri: The checkpoint.
+        weights: Name of the weights; empty takes the first average.
         data_uri: The data set that it was trained on.
-        storage_root_uri: Where reference statistics are kept.
-        purpose: Names the draw and the result: other words give other noise.
-        resources: How many processes draw samples; fields of `training.config.experiment.Resources`.
+        storage_root_uri: Where reference statistics are stored.
+        purpose: Name of the result, which seeds the noise.
+        resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
 
     Returns:
         URI of the result.
@@ -74,7 +75,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
 
     experiment = load_experiment(checkpoint_uri)
     options = dataclasses.replace(
-        options_for(experiment, storage_root_uri, resources), purpose=purpose, result_name=purpose, likelihood=False
+        evaluation_options(experiment, storage_root_uri, resources), purpose=purpose, result_name=purpose, likelihood=False
     )
     reference_uri = reference_for(experiment, data_uri, storage_root_uri)
     evaluate(checkpoint_uri, data_uri, reference_uri, weights=weights or None, options=options)
@@ -82,37 +83,37 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
 
 
 @contextlib.contextmanager
-def telling_of_failure(model: str, weights: str, storage_root_uri: str, purpose: str) -> Iterator[None]:
-    """Tells the webhook when a model can't be found or evaluated: a check that does not run is no healthy model.
+def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: str) -> Iterator[None]:
+    """Send a failure to find or evaluate a model to the webhook, and raise it again: a check that did not run proves no healthy model.
 
     Args:
         model: The model.
-        weights: Which weights; empty where they are not known yet.
-        storage_root_uri: Where it is written down that it was told.
-        purpose: Of the evaluation; what is tried again under it is told of once.
+        weights: Name of the weights; empty where it is not known yet.
+        storage_root_uri: Where the receipt of the message is stored.
+        purpose: Name of the evaluation; one message is sent for it, however often the step is tried.
     """
     try:
         yield
     except Exception as error:
-        what = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         message = {
-            "text": f"iDDPM nightly: {model} could not be evaluated: {what}",
+            "text": f"iDDPM nightly: {model} could not be evaluated: {reason}",
             "event": "evaluation_failed",
             "model": model,
             "weights": weights,
-            "error": what,
+            "error": reason,
         }
-        tell_once(message, storage.join(storage_root_uri, "nightly", f"{purpose}-failure-told.json"))
+        send_once(message, storage.join(storage_root_uri, "nightly", f"{purpose}-failure-told.json"))
         raise
 
 
 def compare_with_history(
     evaluation_uri: str, tracking_run_id: str, num_standard_errors: float, min_difference: float, page_path: str
 ) -> str:
-    """Appends a score to the model's history in MLflow, and refuses one that is a regression.
+    """Append a score to the model's history in MLflow, and refuse one that is a regression.
 
-    A regression is not appended: the history that tomorrow is compared with stays a healthy one. Where there is no
-    history yet, the run's own reported distance is it. The webhook is told of a regression.
+    A regression is not appended, so the next night's score is compared with healthy ones. Where there is no history yet, the
+    run's own reported distance takes its place. The webhook gets a message about a regression.
 
     Args:
         evaluation_uri: The score.
@@ -122,10 +123,10 @@ def compare_with_history(
         page_path: Local file for the page that shows the comparison.
 
     Returns:
-        The verdict in one sentence.
+        The result of the comparison, one sentence.
 
     Raises:
-        NightlyError: The score is a regression; the message names both numbers.
+        RegressionError: The score is a regression.
     """
     from datetime import UTC, datetime
 
@@ -157,27 +158,27 @@ def compare_with_history(
     )
     Path(page_path).parent.mkdir(parents=True, exist_ok=True)
     Path(page_path).write_text(page)
-    # By its name, so that the next night leaves it, and under one that always leads to the last.
+    # One page for each night, and one path that always leads to the last.
     name = evaluation_uri.rpartition("/")[2].removesuffix(".json")
     for path in (f"evaluations/{name}.html", "nightly.html"):
-        tracked.log_text(page, path)
+        tracked.log_artifact(page, path)
     if verdict.regressed:
-        tracked.log_metrics({"nightly/regressed_distance": result.distance}, now)
+        tracked.log_metrics({"nightly/regressed_distance": result.distance}, now, milliseconds=now * 1000)
         tracked.flush()
-        said = f"{result.distance_name} has regressed: {verdict.reason} ({result.checkpoint_uri}, {result.weights})"
-        tell_once(
-            _regression_message(said, result, verdict, evaluation_uri, tracked.url), f"{evaluation_uri.removesuffix('.json')}-told.json"
+        finding = f"{result.distance_name} has regressed: {verdict.reason} ({result.checkpoint_uri}, {result.weights})"
+        send_once(
+            _regression_message(finding, result, verdict, evaluation_uri, tracked.url), f"{evaluation_uri.removesuffix('.json')}-told.json"
         )
-        raise NightlyError(said)
-    tracked.log_metrics({HISTORY: result.distance}, now)
+        raise RegressionError(finding)
+    tracked.log_metrics({HISTORY: result.distance}, now, milliseconds=now * 1000)
     tracked.flush()
     say(f"healthy: {result.distance_name} {verdict.reason}")
     return verdict.reason
 
 
-def _regression_message(said: str, result: EvaluationResult, verdict: RegressionCheck, evaluation_uri: str, url: str) -> dict[str, Any]:
+def _regression_message(finding: str, result: EvaluationResult, verdict: RegressionCheck, evaluation_uri: str, url: str) -> dict[str, Any]:
     return {
-        "text": f"iDDPM nightly: {said} {url}",
+        "text": f"iDDPM nightly: {finding} {url}",
         "event": "regression",
         "model": result.checkpoint_uri,
         "weights": result.weights,

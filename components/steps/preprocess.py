@@ -1,4 +1,4 @@
-"""The step that makes the data set, and what it tells the steps that follow."""
+"""The preprocess step: make the data set, and pass its digest to the steps that follow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training import storage
 
 
 class Data(NamedTuple):
-    """A data set, in words that a pipeline can carry."""
+    """A data set, as text that a pipeline can carry."""
 
     data_uri: str
     digest: str
@@ -29,7 +29,7 @@ def prepare_data(
     other_sizes: Sequence[int],
     resources: Mapping[str, Any],
 ) -> str:
-    """`training.data.splits.prepare_experiment`, spread as `resources` say: fields of `training.config.experiment.Resources`."""
+    """Call `training.data.splits.prepare_experiment` with the workers of `resources`, fields of `training.config.experiment.Resources`."""
     from training.data.splits import prepare_experiment
 
     return prepare_experiment(
@@ -44,15 +44,15 @@ def prepare_data(
     )
 
 
-def note_data(data_uri: str, manifest_path: str) -> Data:
-    """Writes a data set's manifests to a local file, as one JSON object by split.
+def write_manifests(data_uri: str, manifest_path: str) -> Data:
+    """Write a data set's manifests to a local file, as one JSON object by split.
 
     Args:
         data_uri: The data set's directory.
         manifest_path: Local file.
 
     Returns:
-        The directory, and the content digest of the training images: what a cached step's result is keyed by.
+        The directory, and the content digest of the training images, which keys the cached results of later steps.
     """
     from training.data.format.shards import read_manifest
 

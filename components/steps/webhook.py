@@ -1,6 +1,6 @@
-"""A word to whoever should know: one JSON message to a webhook, whose address is a secret of the environment's.
+"""Send one JSON message to a webhook, whose address is a secret in the environment.
 
-`text` is what Slack, Mattermost, Google Chat and the like show; the other keys are for programs.
+Slack, Mattermost, Google Chat and the like show the key `text`; the other keys are for programs.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ import json
 import os
 import queue
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 from training import storage
 from training.console import say
@@ -23,28 +20,22 @@ URL_VARIABLE = "IDDPM_WEBHOOK_URL"
 _ATTEMPTS = 3
 _TIMEOUT_SECONDS = 10.0
 _PAUSE_SECONDS = 1.0
-_PATIENCE_SECONDS = 40.0
-"""Of all attempts together. A server that sends a byte now and then never lets a socket's own time-out pass."""
+_BUDGET_SECONDS = 40.0
+"""Limit of all attempts together. A server that sends a byte now and then never exceeds a socket's own time-out."""
+_RETRIED = (429, *range(500, 600))
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST becomes a GET without its message: nothing would arrive, and it would look delivered."""
+def send_once(message: Mapping[str, Any], receipt_uri: str) -> bool:
+    """Send a message, unless an earlier attempt of the same step has; never raise, never show the address.
 
-    def redirect_request(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> None:
-        return None
-
-
-def tell_once(message: Mapping[str, Any], receipt_uri: str) -> bool:
-    """Sends a message, unless an earlier attempt of the same step has; never raises, never shows the address.
-
-    What the message is about matters more than its delivery: a webhook that fails is said in one line.
+    The failure that the message reports matters more than its delivery, so a webhook that fails costs one log line.
 
     Args:
-        message: JSON; `text` is what people see.
-        receipt_uri: Is written once the message was taken.
+        message: JSON; people see `text`.
+        receipt_uri: Written once the webhook accepted the message.
 
     Returns:
-        Whether it is known to have arrived, now or before; False also where no webhook is set.
+        True if the message is known to have arrived, now or before; False also where no webhook is set.
     """
     url = os.environ.get(URL_VARIABLE, "").strip()
     if not url:
@@ -56,44 +47,55 @@ def tell_once(message: Mapping[str, Any], receipt_uri: str) -> bool:
         if problem is None:
             storage.write_json(receipt_uri, message)
     except storage.StorageError as error:
-        say(f"webhook: whether it was told is not known ({error})")
+        say(f"the webhook may not have got the message: {error}")
         return False
-    say("told the webhook" if problem is None else f"the webhook was not told: {problem}")
+    say("sent the message to the webhook" if problem is None else f"the webhook did not get the message: {problem}")
     return problem is None
 
 
 def _post_in_time(url: str, body: bytes) -> str | None:
-    """`_post`, which is left to itself when it takes too long."""
+    """Call `_post`, and abandon it when it takes too long."""
     found: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=lambda: found.put(_post(url, body)), daemon=True).start()
     try:
-        return found.get(timeout=_PATIENCE_SECONDS)
+        return found.get(timeout=_BUDGET_SECONDS)
     except queue.Empty:
-        return f"it had not answered after {_PATIENCE_SECONDS:g} s"
+        return f"it had not answered after {_BUDGET_SECONDS:g} s"
 
 
 def _post(url: str, body: bytes) -> str | None:
-    """Why the message was not taken; None if it was. What may pass is tried again, twice."""
+    """Return why the message was not accepted; None if it was."""
+    import requests  # type: ignore[import-untyped]
+    from requests.adapters import HTTPAdapter  # type: ignore[import-untyped]
+    from urllib3 import Retry
+    from urllib3.exceptions import MaxRetryError, ProtocolError
+
     if not url.startswith(("https://", "http://")):
         return f"{URL_VARIABLE} is not an http:// or https:// address"
-    opener = urllib.request.build_opener(_NoRedirect)
-    problem = ""
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            time.sleep(_PAUSE_SECONDS * 2 ** (attempt - 1))
-        try:
-            request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")
-            with opener.open(request, timeout=_TIMEOUT_SECONDS):
-                return None
-        except urllib.error.HTTPError as error:
-            problem = f"it answered {error.code}"
-            error.close()
-            if error.code < 500 and error.code != 429:
-                return problem
-        except (ValueError, http.client.InvalidURL):  # its text holds the address
-            return f"{URL_VARIABLE} is not an address"
-        except http.client.HTTPException as error:
-            problem = f"it does not answer as a web server does ({type(error).__name__})"
-        except OSError as error:
-            problem = f"it can't be reached ({type(getattr(error, 'reason', error)).__name__})"
-    return f"{problem}, {_ATTEMPTS} times"
+    retries = Retry(
+        _ATTEMPTS - 1,
+        allowed_methods=None,  # POST too: the receivers show a message, and twice is better than never
+        status_forcelist=_RETRIED,
+        backoff_factor=_PAUSE_SECONDS,
+        raise_on_status=False,
+        respect_retry_after_header=False,
+    )
+    try:
+        with requests.Session() as session:
+            session.mount("http://", HTTPAdapter(max_retries=retries))
+            session.mount("https://", HTTPAdapter(max_retries=retries))
+            # A redirected POST becomes a GET without its message: nothing would arrive, and it would look delivered.
+            headers = {"Content-Type": "application/json"}
+            status = session.post(url, data=body, headers=headers, timeout=_TIMEOUT_SECONDS, allow_redirects=False).status_code
+    except ValueError:  # its text holds the address
+        return f"{URL_VARIABLE} is not an address"
+    except requests.RequestException as error:
+        cause: BaseException = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
+        cause = cause.reason if isinstance(cause, MaxRetryError) and cause.reason is not None else cause
+        details = [detail for detail in cause.args if isinstance(detail, http.client.HTTPException)]
+        if isinstance(cause, ProtocolError) and details:
+            return f"it does not answer as a web server does ({type(details[0]).__name__}), {_ATTEMPTS} times"
+        return f"it can't be reached ({type(cause).__name__}), {_ATTEMPTS} times"
+    if status < 300:
+        return None
+    return f"it answered {status}" + (f", {_ATTEMPTS} times" if status in _RETRIED else "")

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 def keep(study: Study, out: Path, tracking_run_ids: list[str], plain: dict[str, Any] | None) -> None:
     """Writes a study's files, notes it in MLflow, and prints it: for people, or `plain` as JSON where that is given."""
-    from components.steps.study_notes import note_study
+    from components.steps.studies import log_study
 
     written = study.write(out)
-    page = noted(lambda: note_study(study, tracking_run_ids))
+    page = noted(lambda: log_study(study, tracking_run_ids))
     if plain is not None:
         print(json.dumps(plain, indent=2))
         return

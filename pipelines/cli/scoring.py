@@ -126,7 +126,7 @@ def evaluate(
 ) -> None:
     """Score a model by its experiment's protocol, and write a page about it."""
     connect()
-    from components.steps.evaluation_notes import note_evaluation
+    from components.steps.studies import log_evaluation
     from evaluation.evaluate.options import EvaluationOptions, require_own_name
     from evaluation.evaluate.run import evaluate as run_evaluation
     from evaluation.records.run_directory import run_uri_of
@@ -163,7 +163,7 @@ def evaluate(
     result = run_evaluation(spec, data_uri, reference_uri, options=options)
     run_uri = run_uri_of(spec.checkpoint_uri)
     page = write_report(run_uri, result_name=name)
-    tracked = noted(lambda: note_evaluation(run_uri, name, named.tracking_run_id))
+    tracked = noted(lambda: log_evaluation(run_uri, name, named.tracking_run_id))
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return

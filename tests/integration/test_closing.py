@@ -1,4 +1,4 @@
-"""The end of a pipeline's run: what it left open in a real MLflow is closed as what became of it."""
+"""The last step of a pipeline: MLflow runs that were left open are closed, with the end that the recorded Workflow shows."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import fake_kubernetes
 import pytest
+from recorded_workflows import workflow_states
 
 from components.steps.close import close_runs, finish_training
-from components.steps.train import PIPELINE_RUN_TAG, identify
+from components.steps.runs import identify
 from training import storage
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.source import digits
-from training.tracking.runs import TrackedRun, open_run
+from training.tracking import client as mlflow_client
+from training.tracking.runs import PIPELINE_RUN_TAG, TrackedRun, open_run
 
 
 @pytest.fixture
@@ -34,20 +37,48 @@ def _status(run: TrackedRun) -> str:
     return str(MlflowClient().get_run(run.run_id).info.status)
 
 
+@pytest.mark.parametrize(("state", "status"), [("FAILED", "FAILED"), ("RUNNING", "FAILED"), ("CANCELLED", "KILLED")])
+def test_a_run_whose_process_was_killed_on_a_laptop_ends_as_kfp_says(experiment, capsys, state, status):
+    pipeline = str(uuid.uuid4())
+    run = _left_open(experiment, "k-1", pipeline)
+    close_runs(state, pipeline)
+    assert _status(run) == status
+    assert f"run k-1 was left open in MLflow; it is closed as {status}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    ("state", "became"), [("FAILED", "FAILED"), ("RUNNING", "FAILED"), ("CANCELLED", "KILLED"), ("CANCELED", "KILLED")]
+    ("recording", "state", "status"),
+    [
+        ("rayjob-cancelled", "RUNNING", "KILLED"),
+        ("plugin-env-collision-then-cancelled", "RUNNING", "KILLED"),
+        ("worker-killed-then-step-pod-deleted", "RUNNING", "FAILED"),  # its retry deadline ended it
+        ("bad-source-failed", "FAILED", "FAILED"),
+    ],
 )
-def test_a_run_whose_process_was_killed_is_closed_as_what_became_of_it(experiment, capsys, state, became):
-    run = _left_open(experiment, "k-1", "pipeline-1")
-    close_runs(state, "pipeline-1", experiment)
-    assert _status(run) == became
-    assert f"run k-1 was left open in MLflow; it is closed as {became}" in capsys.readouterr().out
+def test_on_a_cluster_the_workflow_tells_a_cancelled_run_from_a_failed_one(experiment, tmp_path, monkeypatch, recording, state, status):
+    pipeline = str(uuid.uuid4())
+    run = _left_open(experiment, "k-1", pipeline)
+    # The last step runs while the Workflow is still running.
+    workflow = [each for each in workflow_states(recording, pipeline_run_id=pipeline) if each["status"].get("phase") == "Running"][-1]
+    with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        monkeypatch.setenv("KFP_POD_NAME", "close-run")
+        fake.workflows[workflow["metadata"]["name"]] = workflow
+        close_runs(state, pipeline)
+    assert _status(run) == status
+
+
+def test_where_mlflow_is_away_the_last_step_ends_well_and_says_who_closes_the_runs(experiment, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
+    close_runs("FAILED", "pipeline-1")
+    assert "the reaper closes" in capsys.readouterr().out
 
 
 def test_a_run_that_left_its_result_is_closed_as_finished(experiment, tmp_path):
     storage.write_json(str(tmp_path / "result.json"), {"step": 1})
     run = _left_open(experiment, "k-2", "pipeline-1", str(tmp_path))
-    close_runs("FAILED", "pipeline-1", experiment)
+    close_runs("FAILED", "pipeline-1")
     assert _status(run) == "FINISHED"
 
 
@@ -55,20 +86,16 @@ def test_runs_that_are_closed_or_that_another_pipeline_works_on_are_left_alone(e
     other = _left_open(experiment, "k-3", "pipeline-2")
     closed = _left_open(experiment, "k-4", "pipeline-1")
     closed.finish("KILLED")
-    close_runs("FAILED", "pipeline-1", experiment)
+    close_runs("FAILED", "pipeline-1")
     assert (_status(other), _status(closed)) == ("RUNNING", "KILLED")
     assert "left open" not in capsys.readouterr().out
     other.finish("KILLED")
 
 
-def test_an_experiment_that_was_never_made_has_nothing_to_close(experiment):
-    close_runs("FAILED", "pipeline-1", experiment)
-
-
 def test_the_train_pipelines_end_names_the_runs_directory_wherever_the_data_set_is(experiment, tmp_path: Path):
     root, elsewhere = str(tmp_path / "store"), str(tmp_path / "elsewhere")
     arguments = ("FAILED", "pipeline-1", "digits-hybrid-cosine", ["optim.num_steps=10"])
-    assert finish_training(*arguments, "", root, experiment) == ""
+    assert finish_training(*arguments, "", root) == ""
     prepare(digits("train"), f"{elsewhere}/train", image_size=8, options=Options(resize="none"))
-    found = finish_training(*arguments, elsewhere, root, experiment)
+    found = finish_training(*arguments, elsewhere, root)
     assert found == identify("digits-hybrid-cosine", ["optim.num_steps=10"], elsewhere, root).uri

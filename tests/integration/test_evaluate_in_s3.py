@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.steps.evaluate import extractor_weights_at
+from components.steps.reference import stored_extractor_weights
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
@@ -88,9 +88,9 @@ def test_a_set_of_images_in_s3_is_drawn_by_two_workers_as_by_one(run_uri: str, b
 
 
 def test_an_extractors_weights_are_found_in_the_bucket(bucket_uri: str) -> None:
-    assert extractor_weights_at(bucket_uri, "vgg16") is None
+    assert stored_extractor_weights(bucket_uri, "vgg16") is None
     storage.write_bytes(f"{bucket_uri}/extractors/{NETWORKS['vgg16'].name}", b"not weights")
-    found = extractor_weights_at(bucket_uri, "vgg16")
+    found = stored_extractor_weights(bucket_uri, "vgg16")
     assert found == f"{bucket_uri}/extractors/{NETWORKS['vgg16'].name}"
     with pytest.raises(UserError, match="sha256"):
         load_extractor("vgg16", weights=found)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from components.steps.evaluate import evaluate_run, make_reference
+from components.steps.evaluate import evaluate_run
+from components.steps.reference import make_reference
 from components.steps.train import train_run
 from evaluation.distances.reference_statistics import load_reference
 from training import storage
@@ -32,22 +33,22 @@ def _deleted(root: str) -> str:
     return uri
 
 
-def test_training_makes_them_anew_where_they_were_and_says_why(root, monkeypatch, capsys):
+def test_training_computes_them_again_where_they_were_and_says_why(root, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # the step ends right after
     uri = _deleted(root)
     with pytest.raises(TrackingError, match="is not set"):
         train_run(_PRESET, [], f"{root}/data", uri, root, "iddpm", {})
     assert load_reference(uri).features.num_images == read_manifest(f"{root}/data/train").num_images
-    assert f"{uri} is gone: KFP's cache knows where the statistics were, not that they were deleted" in capsys.readouterr().out
+    assert f"{uri} was deleted, which KFP's cache does not see" in capsys.readouterr().out
 
 
-def test_evaluation_makes_them_anew_too(root, capsys):
+def test_evaluation_computes_them_again_too(root, capsys):
     uri = _deleted(root)
     storage.write_bytes(f"{root}/runs/one/experiment.json", preset(_PRESET).to_json().encode())
     with pytest.raises(UserError):  # the run has no checkpoint: the step ends right after
         evaluate_run(f"{root}/runs/one", f"{root}/data", uri, {})
     assert storage.exists(uri)
-    assert "they are made anew" in capsys.readouterr().out
+    assert "the statistics are computed again" in capsys.readouterr().out
 
 
 def test_somebody_elses_are_not_made_up(root):

@@ -1,4 +1,4 @@
-"""MLflow runs that outlived the run of a pipeline: a real MLflow, and a small Kubernetes API over HTTP."""
+"""MLflow runs that outlived the run of a pipeline: a real MLflow, and recorded Workflows behind a small Kubernetes API."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import fake_kubernetes
 import pytest
 from fake_kubernetes import FakeKubernetes
+from recorded_workflows import workflow_states
 
 from components.cluster.kubernetes_api import KubernetesApi
 from components.reaper import __main__ as reaper
-from components.reaper.mlflow_runs import SEEN_TAG, close_left_behind
-from components.steps.train import PIPELINE_RUN_TAG
-from training.tracking.open_runs import close, open_runs
-from training.tracking.runs import TrackedRun, open_run, tags_of
+from components.reaper.mlflow_runs import STORAGE_ROOT_VARIABLE, WORKFLOW_TAG, close_finished_runs
+from components.steps.mlflow_sync import leave_mark
+from training import storage
+from training.tracking.runs import PIPELINE_RUN_TAG, TrackedRun, close_open_run, open_run, open_runs, tags_of
 
 
 @pytest.fixture
@@ -32,9 +33,10 @@ def pipeline() -> str:
     return str(uuid.uuid4())
 
 
-def _run(pipeline: str, key: str = "") -> TrackedRun:
+def _run(pipeline: str, key: str = "", run_uri: str = "") -> TrackedRun:
     key = key or f"reaped-{uuid.uuid4().hex[:8]}"
-    run = open_run(run_key=key, experiment_name="reaping", run_name=key, tags={PIPELINE_RUN_TAG: pipeline}, params={})
+    tags = {PIPELINE_RUN_TAG: pipeline, "iddpm.run_uri": run_uri}
+    run = open_run(run_key=key, experiment_name="reaping", run_name=key, tags=tags, params={})
     assert run.flush()
     return run
 
@@ -45,7 +47,7 @@ def _workflow(cluster: FakeKubernetes, pipeline: str, phase: str) -> None:
 
 
 def _reap() -> list[str]:
-    return close_left_behind(KubernetesApi(fake_kubernetes.NAMESPACE))
+    return close_finished_runs(KubernetesApi(fake_kubernetes.NAMESPACE))
 
 
 def _status(run: TrackedRun) -> str:
@@ -54,14 +56,53 @@ def _status(run: TrackedRun) -> str:
     return str(MlflowClient().get_run(run.run_id).info.status)
 
 
-@pytest.mark.parametrize(("phase", "became"), [("Failed", "KILLED"), ("Error", "KILLED"), ("Succeeded", "FINISHED")])
-def test_a_run_whose_workflow_has_ended_is_closed(cluster, pipeline, capsys, phase, became):
+@pytest.mark.parametrize(
+    ("recording", "status", "reason"),
+    [
+        ("train-local-succeeded", "FINISHED", "has ended (Succeeded)"),
+        ("bad-source-failed", "FAILED", "has ended (Failed)"),
+        ("rayjob-cancelled", "KILLED", "was cancelled"),
+        ("plugin-env-collision-then-cancelled", "KILLED", "was cancelled"),
+    ],
+)
+def test_a_run_is_closed_once_its_recorded_workflow_has_ended(cluster, pipeline, capsys, recording, status, reason):
     run = _run(pipeline)
-    _workflow(cluster, pipeline, phase)
+    states = workflow_states(recording, pipeline_run_id=pipeline)
+    running = [state for state in states if state["status"].get("phase") in (None, "Running")]
+    for state in (running[0], running[-1]):
+        cluster.workflows = {state["metadata"]["name"]: state}
+        assert _reap() == []
+        assert _status(run) == "RUNNING"
+    cluster.workflows = {states[-1]["metadata"]["name"]: states[-1]}
     assert len(_reap()) == 1
-    assert _status(run) == became
-    assert f"it is closed as {became}: its Workflow train-x has ended ({phase})" in capsys.readouterr().out
+    assert _status(run) == status
+    assert f"it is closed as {status}: its Workflow {states[-1]['metadata']['name']} {reason}" in capsys.readouterr().out
     assert _reap() == []
+
+
+def test_metrics_that_a_killed_step_left_in_the_runs_directory_reach_mlflow(cluster, pipeline, tmp_path):
+    key = f"reaped-{uuid.uuid4().hex[:8]}"
+    run_uri = f"{tmp_path}/runs/{key}"
+    run = _run(pipeline, key, run_uri)
+    storage.write_bytes(f"{run_uri}/metrics.jsonl", b'{"step": 10, "time": 1, "values": {"loss": 1.5}}\n')
+    _workflow(cluster, pipeline, "Failed")
+    assert _reap() == [key]
+    assert run.metric_history("loss") == [(10, 1.5)]
+
+
+def test_a_run_that_mlflow_was_behind_when_it_ended_is_brought_up_to_date(cluster, tmp_path, monkeypatch):
+    key = f"reaped-{uuid.uuid4().hex[:8]}"
+    run_uri = f"{tmp_path}/runs/{key}"
+    run = _run("", key, run_uri)
+    storage.write_bytes(f"{run_uri}/metrics.jsonl", b'{"step": 10, "time": 1, "values": {"loss": 1.5}}\n')
+    result = {"tracking_run_id": run.run_id, "best_checkpoint_uri": "s3://x", "best_weights": "ema_0.99"}
+    storage.write_json(f"{run_uri}/result.json", result)
+    leave_mark(run_uri, run.run_id)
+    monkeypatch.setenv(STORAGE_ROOT_VARIABLE, str(tmp_path))
+    _reap()
+    assert run.metric_history("loss") == [(10, 1.5)]
+    assert (_status(run), tags_of(run.run_id)["iddpm.best_weights"]) == ("FINISHED", "ema_0.99")
+    assert storage.list_uris(f"{tmp_path}/mlflow_behind") == []
 
 
 @pytest.mark.parametrize("phase", ["Running", "Pending", ""])
@@ -114,10 +155,10 @@ def test_a_run_that_is_taken_over_between_the_look_and_the_closing_is_left_alone
     run = _run(pipeline)
     (found,) = [each for each in open_runs(PIPELINE_RUN_TAG) if each.run_id == run.run_id]
     _run("", found.key)
-    assert not close(found, PIPELINE_RUN_TAG, "KILLED")
+    assert not close_open_run(found, PIPELINE_RUN_TAG, "KILLED")
     assert _status(run) == "RUNNING"
     run.finish("KILLED")
-    assert not close(found, PIPELINE_RUN_TAG, "FAILED")
+    assert not close_open_run(found, PIPELINE_RUN_TAG, "FAILED")
 
 
 def test_a_run_of_kfps_own_is_left_to_kfp(cluster, pipeline):
@@ -135,7 +176,7 @@ def test_the_workflow_is_noted_once(cluster, pipeline):
     run = _run(pipeline)
     _workflow(cluster, pipeline, "Running")
     _reap()
-    noted = tags_of(run.run_id)[SEEN_TAG]
+    noted = tags_of(run.run_id)[WORKFLOW_TAG]
     assert noted.startswith(f"{pipeline} ")
     assert noted.endswith(" train-x")
     _workflow(cluster, pipeline, "Failed")
@@ -148,7 +189,7 @@ def test_what_the_cluster_does_not_allow_is_told_and_the_rest_is_done(cluster, p
     cluster.faults["GET"] = [403]  # to the list of RayJobs
     assert reaper.main() == 1
     assert "may not list RayJobs" in capsys.readouterr().out
-    assert _status(run) == "KILLED"
+    assert _status(run) == "FAILED"
 
 
 def test_without_mlflow_the_exit_code_says_so_and_the_rayjobs_are_looked_after(cluster, monkeypatch, capsys):
@@ -163,4 +204,4 @@ def test_a_cluster_without_kuberay_has_runs_to_close_all_the_same(cluster, pipel
     _workflow(cluster, pipeline, "Error")
     cluster.has_kuberay = False
     assert reaper.main() == 0
-    assert _status(run) == "KILLED"
+    assert _status(run) == "FAILED"

@@ -11,8 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from components.steps.evaluation_notes import note_evaluation
-from components.steps.study_notes import DEFAULT_EXPERIMENT, note_study
+from components.steps.studies import DEFAULT_EXPERIMENT, log_evaluation, log_study
 from evaluation.monitoring.checkpoint_scorer import score_checkpoint
 from evaluation.reports.study import Study
 from pipelines.cli.main import app
@@ -160,7 +159,7 @@ def test_an_evaluation_of_a_model_without_a_run_is_noted_all_the_same_and_one_by
 ) -> None:
     uri, run_id = trained
     bare = write_run(str(tmp_path / "bare"), data_uri, "")
-    assert tracking.whereabouts("f" * 32) is None
+    assert tracking.locate("f" * 32) is None
     iddpm("evaluate", bare, "--no-likelihood", "--metric", "none")
     (own,) = [run for run in studies("evaluation", DEFAULT_EXPERIMENT) if run.info.run_name == "bare: manual"]
     assert own.info.status == "FINISHED"
@@ -168,13 +167,13 @@ def test_an_evaluation_of_a_model_without_a_run_is_noted_all_the_same_and_one_by
 
     for source in storage.list_uris(f"{bare}/evaluations"):
         storage.write_bytes(f"{uri}/evaluations/{source.rpartition('/')[2]}", storage.read_bytes(source))
-    note_evaluation(uri, "manual", run_id)
+    log_evaluation(uri, "manual", run_id)
     assert studies("evaluation") == []
     assert "evaluations/manual.html" in artifacts(run_id, "evaluations")
     other = storage.read_json(f"{uri}/evaluations/manual.json")
     other["distance"] *= 2
     storage.write_json(f"{uri}/evaluations/manual.json", other)
-    note_evaluation(uri, "manual", run_id)
+    log_evaluation(uri, "manual", run_id)
     (apart,) = studies("evaluation")
     assert apart.data.tags["mlflow.parentRunId"] == run_id
     assert apart.data.metrics["manual/distance"] == other["distance"]
@@ -196,8 +195,8 @@ def test_a_study_that_is_interrupted_while_it_is_noted_is_killed_and_heals(servi
 
     monkeypatch.setattr(tracking.TrackedRun, "finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        note_study(study, [""])
+        log_study(study, [""])
     assert status() == "KILLED"
     monkeypatch.undo()
-    note_study(study, [""])
+    log_study(study, [""])
     assert status() == "FINISHED"

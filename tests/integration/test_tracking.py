@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -19,8 +20,8 @@ from pipelines.services import services as local_services
 from training import storage
 from training.tracking import client as mlflow_client
 from training.tracking import runs as tracking
-from training.tracking.metric_points import kept_metrics_uri
-from training.tracking.runs import TrackingError
+from training.tracking.metrics_file import METRICS, read_metric
+from training.tracking.runs import TrackingError, send_metrics
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_openers_at_the_same_moment_share_one_run(key):
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_a_run_ends_as_it_is_told_after_everything_has_arrived(key, status):
+def test_a_run_gets_its_status_after_everything_has_arrived(key, status):
     run = open_run(key)
     run.log_metrics({"loss": 1.0}, 3)
     assert run.finish(status)
@@ -126,50 +127,79 @@ class AbsentServer:
 
 
 def test_a_request_of_a_process_that_is_gone_may_come_late(key, bucket_uri):
-    kept_uri = kept_metrics_uri(bucket_uri)
     opened = open_run(key)
     absent = AbsentServer(server())
-    gone = tracking.TrackedRun(absent, opened.run_id, kept_metrics_uri=kept_uri)
+    gone = tracking.TrackedRun(absent, opened.run_id, run_uri=bucket_uri)
     for step in (10, 20):
         gone.log_metrics({"loss": step, "seconds": 0.5, "score": math.nan}, step)
     assert not gone.flush(timeout_seconds=2.0)
     args, kwargs = absent.requests[-1]
     late = LateServer(server(), lambda: server().log_batch(*args, **kwargs))
-    again = tracking.TrackedRun(late, opened.run_id, kept_metrics_uri=kept_uri)
+    again = tracking.TrackedRun(late, opened.run_id, run_uri=bucket_uri)
     for step in (20, 30):  # from the checkpoint before, and not to the last bit
         again.log_metrics({"loss": 1000 + step, "seconds": 0.7, "score": math.nan}, step)
     assert again.close()
-    assert points(opened, "loss") == [(10, 10), (20, 20), (30, 1030)]
+    assert points(opened, "loss") == read_metric(bucket_uri, "loss") == [(10, 10), (20, 20), (30, 1030)]
     assert points(opened, "seconds") == [(10, 0.5), (20, 0.5), (30, 0.7)]
     assert [step for step, _ in points(opened, "score")] == [10, 20, 30]
-    assert not storage.exists(kept_uri)
+    lines = storage.read_bytes(f"{bucket_uri}/{METRICS}").decode().splitlines()
+    assert json.loads(lines[0])["values"] == {"loss": 10.0, "seconds": 0.5, "score": "NaN"}
+    assert len(lines) == 3
 
 
-def test_metrics_that_a_killed_process_could_not_send_are_sent_by_the_one_that_goes_on(key, bucket_uri):
-    kept_uri = kept_metrics_uri(bucket_uri)
+def test_metrics_that_a_killed_process_could_not_send_are_sent_by_the_one_that_resumes(key, bucket_uri):
     opened = open_run(key)
-    gone = tracking.TrackedRun(AbsentServer(server()), opened.run_id, kept_metrics_uri=kept_uri)
+    gone = tracking.TrackedRun(AbsentServer(server()), opened.run_id, run_uri=bucket_uri)
     for step in range(1, 400):
         gone.log_metrics({"loss": step, "grad_norm": 1.0, "seconds": 2.0}, step)
-    gone.keep_metrics()  # as before a checkpoint
-    again = tracking.TrackedRun(server(), opened.run_id, kept_metrics_uri=kept_uri)
+    gone.save_metrics()  # as before a checkpoint
+    again = tracking.TrackedRun(server(), opened.run_id, run_uri=bucket_uri)
     assert again.flush()  # without a value of its own
     assert points(opened, "loss") == [(step, step) for step in range(1, 400)]
     assert len(points(opened, "seconds")) == 399
+
+
+def test_an_mlflow_that_lost_its_runs_gets_all_metrics_again(key, bucket_uri):
+    first = tracking.TrackedRun(server(), open_run(key).run_id, run_uri=bucket_uri)
+    first.log_metrics({"loss": 1.0}, 10)
+    assert first.close()
     other = open_run(key + "-other")
-    tracking.TrackedRun(server(), other.run_id, kept_metrics_uri=kept_uri).flush()
-    assert points(other, "loss") == [], "what is kept is of one run"
+    send_metrics(bucket_uri, other.run_id)
+    assert points(other, "loss") == [(10, 1.0)]
 
 
-def test_metrics_that_mlflow_was_not_there_to_take_at_the_end_are_sent_afterwards(key, bucket_uri):
+def test_metrics_that_mlflow_did_not_take_at_the_end_are_sent_afterwards(key, bucket_uri):
     opened = open_run(key)
-    ended = tracking.TrackedRun(AbsentServer(server()), opened.run_id, kept_metrics_uri=kept_metrics_uri(bucket_uri))
+    ended = tracking.TrackedRun(AbsentServer(server()), opened.run_id, run_uri=bucket_uri)
     ended.log_metrics({"loss": 1.0}, 10)
     assert not ended.close(timeout_seconds=1.0)
     for _ in range(2):
-        tracking.deliver_kept_metrics(opened.run_id, bucket_uri)
+        send_metrics(bucket_uri, opened.run_id)
         assert points(opened, "loss") == [(10, 1.0)]
-        assert storage.list_uris(bucket_uri) == []
+
+
+def test_metrics_that_an_earlier_version_left_for_mlflow_are_sent_too(key, bucket_uri):
+    opened = open_run(key)
+    opened.log_metrics({"loss": 1.0}, 10, milliseconds=1)
+    opened.flush()
+    old = {"run_id": opened.run_id, "points": [["loss", 1.0, 10, 1], ["loss", 2.0, 20, 2], ["score", math.nan, 20, 2]]}
+    storage.write_bytes(f"{bucket_uri}/metrics_for_mlflow.json", json.dumps(old).encode())
+    send_metrics(bucket_uri, opened.run_id)
+    assert points(opened, "loss") == read_metric(bucket_uri, "loss") == [(10, 1.0), (20, 2.0)]
+    assert storage.list_uris(bucket_uri) == [f"{bucket_uri}/{METRICS}"]
+    resumed = tracking.TrackedRun(server(), opened.run_id, run_uri=bucket_uri)
+    resumed.log_metrics({"loss": 3.0}, 20)
+    assert resumed.close()
+    assert points(opened, "loss") == [(10, 1.0), (20, 2.0)]
+
+
+def test_a_metric_that_mlflow_refuses_costs_no_other_metric(key, capsys):
+    run = open_run(key)
+    for step in range(3):
+        run.log_metrics({"a//b": step, "loss": step}, step)  # MLflow takes no path with an empty part
+    assert run.flush()
+    assert points(run, "loss") == [(0, 0), (1, 1), (2, 2)]
+    assert "MLflow refused metrics of the name a//b" in capsys.readouterr().out
 
 
 def test_a_step_repeated_within_one_process_keeps_its_first_value(key):
@@ -239,7 +269,7 @@ def test_a_server_that_goes_away_and_comes_back_misses_nothing(key, services, ca
     for step in range(1, 40):
         run.log_metrics({"loss": step}, step)
     run.log_image("samples", np.zeros((8, 8, 3), np.uint8), 20)
-    run.log_text("text", "report/note.txt")
+    run.log_artifact("text", "report/note.txt")
     run.set_tags({"checkpoint": "s3://x"})
     assert time.monotonic() - started < 10  # nobody waited for the server
     assert not run.flush(timeout_seconds=2.0)
@@ -324,12 +354,10 @@ def test_parameters_are_dotted_and_a_later_value_becomes_a_tag(key):
     assert {name: value for name, value in data.tags.items() if name.startswith("resumed.")} == {"resumed.resources.num_workers": "1"}
 
 
-def test_files_texts_and_the_data_set_are_kept_with_the_run(key, tmp_path):
+def test_files_texts_and_the_data_set_are_stored_with_the_run(key):
     run = open_run(key)
-    (tmp_path / "r.html").write_text("<p>report</p>")
-    run.log_file(tmp_path / "r.html", "report/report.html")
-    (tmp_path / "r.html").unlink()  # it was read when it was logged
-    run.log_text("note", "note.txt")
+    run.log_artifact(b"<p>report</p>", "report/report.html")
+    run.log_artifact("note", "note.txt")
     for _ in range(2):
         run.log_dataset("digits", "0123456789abcdef" * 4, "s3://iddpm/data/digits/train")
     assert run.flush()
@@ -337,8 +365,6 @@ def test_files_texts_and_the_data_set_are_kept_with_the_run(key, tmp_path):
     assert open(report).read() == "<p>report</p>"  # noqa: SIM115, PTH123
     (dataset,) = [entry.dataset for entry in server().get_run(run.run_id).inputs.dataset_inputs]
     assert (dataset.name, dataset.digest) == ("digits", ("0123456789abcdef" * 4)[:36])
-    with pytest.raises(TrackingError, match="No such file"):
-        run.log_file(tmp_path / "none", "x")
 
 
 def test_another_process_writes_to_the_same_run_by_its_id(key):
@@ -366,7 +392,7 @@ def test_what_mlflow_refuses_is_said_once_and_the_rest_goes_on(key, capsys):
 
 
 def test_an_address_where_nobody_listens_is_named_with_the_remedy(key, monkeypatch):
-    monkeypatch.setattr(mlflow_client, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer; .*iddpm up") as caught:
         open_run(key)

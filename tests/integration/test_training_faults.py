@@ -23,7 +23,7 @@ import psutil
 import pytest
 import torch
 
-from components.steps.evaluate import reference_for
+from components.steps.reference import reference_for
 from evaluation.monitoring.checkpoint_scorer import read_history
 from pipelines.services import daemons
 from pipelines.services import services as local_services
@@ -265,7 +265,7 @@ def test_sigterm_saves_a_checkpoint_says_so_in_the_exit_code_and_the_same_comman
     run.until(has_checkpoint(bucket_uri, 10))
     run.process.send_signal(signal.SIGTERM)
     assert run.wait(200) == 143, run.text[-3000:]
-    assert "told to stop: saved at step" in run.text
+    assert "stopped on request: saved at step" in run.text
     run_uri = run_uri_of(bucket_uri)
     assert not storage.exists(f"{run_uri}/result.json")
     step = checkpoint.steps(run_uri)[-1]

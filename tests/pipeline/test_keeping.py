@@ -23,7 +23,7 @@ def test_a_study_is_written_and_printed_where_there_is_no_mlflow(
     study = Study(
         kind="comparison", title="a vs b", text="b is better", models={"a": "A", "b": "B"}, protocol={}, points={}, files={"a.txt": b"a"}
     )
-    monkeypatch.setattr(mlflow_client, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if address is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)

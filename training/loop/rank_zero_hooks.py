@@ -21,7 +21,6 @@ from training.loop.gauges import Gauge
 from training.loop.interfaces import STOP_REQUESTED, Hooks, Outcome
 from training.loop.job import Job, Scorer
 from training.loop.progress import Progress
-from training.tracking.metric_points import kept_metrics_uri
 from training.tracking.runs import TrackedRun, attach
 from training.tracking.system_metrics import SystemMetrics
 
@@ -66,7 +65,7 @@ class RankZeroHooks:
         self._tracked: TrackedRun | None = None
         self._system: SystemMetrics | None = None
         if job.tracking_run_id:
-            self._tracked = attach(job.tracking_run_id, unseen=True, kept_metrics_uri=kept_metrics_uri(job.run_uri))
+            self._tracked = attach(job.tracking_run_id, check=False, run_uri=job.run_uri)
             self._system = SystemMetrics()
         self._gauge = Gauge(job.experiment, world_size)
         self._progress = Progress(job.experiment.optim.num_steps)
@@ -127,9 +126,9 @@ class RankZeroHooks:
             return
         try:
             if not storage.retry(self._tracked.close):
-                say("MLflow is away: pictures that it has not received are lost; the metrics wait for the same command")
+                say("MLflow does not answer; the run's directory has what it lacks, and the next step sends it")
         except storage.StorageError as error:
-            say(f"{error}; metrics that MLflow has not received by now are lost")
+            say(f"{error}; the metrics of the last steps are not stored")
 
     def _read_run(self, removed: set[int]) -> tuple[Sequence[Score], set[int]]:
         scorer, run_uri = self._job.scorer, self._job.run_uri
@@ -152,7 +151,7 @@ class RankZeroHooks:
         if self._is_due(step):
             averages.keep_snapshot(self._job.run_uri, step, files)
         if self._tracked is not None:  # a run that is killed and resumes here does not log again what led here
-            self._tracked.keep_metrics()
+            self._tracked.save_metrics()
 
     def _is_due(self, step: int) -> bool:
         """Return whether an undisturbed run has that checkpoint: one that a signal caused changes neither scores nor choice."""

@@ -1,13 +1,14 @@
-"""The way to MLflow: its client, and which of its failures pass. The heavy import waits for the first use."""
+"""Connect to MLflow, and repeat requests whose failure may pass. The heavy import waits for the first use."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from training.config.addresses import holds_password
+from training.config.errors import UserError
+from training.storage.retry import retry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,17 +24,18 @@ _REFUSALS = {
     "NOT_FOUND",
     "ENDPOINT_NOT_FOUND",
 }
-_PATIENCE_SECONDS = 30.0
+RETRY_SECONDS = 30.0
+"""How long a request that needs an answer is repeated."""
 
 _Result = TypeVar("_Result")
 
 
-class TrackingError(ValueError):
-    """MLflow can't be reached or won't do what was asked; the message is one line with the remedy."""
+class TrackingError(UserError):
+    """MLflow can't be reached or refuses a request; a step whose work is done catches it and goes on."""
 
 
 def tracking_uri() -> str:
-    """MLflow's address, without a slash at the end.
+    """Return MLflow's address, without a slash at the end.
 
     Raises:
         TrackingError: The environment names none, or one with a password in it.
@@ -60,13 +62,13 @@ def _export_step_settings() -> None:
 
 
 def connect() -> MlflowClient:
-    """A client of the MLflow that the environment names.
+    """Return a client of the MLflow that the environment names.
 
     Raises:
-        TrackingError: It names none, or one that is no MLflow's address.
+        TrackingError: It names none, or an address that is not MLflow's.
     """
     uri = tracking_uri()
-    # MLflow's own patience (seven attempts, four minutes) would hide an outage; ours is in `insist` and the outbox.
+    # MLflow's own retries (seven in four minutes) would hide an outage; ours are in `request` and in the background sender.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -79,8 +81,8 @@ def connect() -> MlflowClient:
         raise TrackingError(f"MLFLOW_TRACKING_URI is {uri}, which is no MLflow's address; 'iddpm up' shows the local one's") from error
 
 
-def is_transient(error: Exception) -> bool:
-    """Whether the failure may pass: no answer or the server's own trouble, not a refusal."""
+def is_transient(error: BaseException) -> bool:
+    """Return True for a failure that may pass: no answer or a server's own error, not a refusal."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -89,25 +91,25 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, OSError) and (status is None or status >= 500 or status == 429)
 
 
-def insist(action: Callable[[], _Result]) -> _Result:
-    """Does it now, waiting out a short absence of the server.
+def in_one_line(error: BaseException) -> str:
+    """Return an error's text as one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]
+
+
+def request(action: Callable[[], _Result]) -> _Result:
+    """Do a request now and return its answer; an absence of the server of up to `RETRY_SECONDS` is waited out.
 
     Raises:
-        TrackingError: The server refuses, or stays away.
+        TrackingError: The server refuses, or does not answer.
     """
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return action()
-        except TrackingError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            if not is_transient(error):
-                raise TrackingError(f"MLflow at {tracking_uri()} refused: {reason}") from error
-            if time.monotonic() > deadline:
-                raise TrackingError(
-                    f"MLflow at {tracking_uri()} does not answer; is it running, and is MLFLOW_TRACKING_URI right? "
-                    f"'iddpm up' starts the local one ({reason})"
-                ) from error
-            time.sleep(1.0)
+    try:
+        return retry(action, seconds=RETRY_SECONDS, pause_seconds=1.0, is_transient=is_transient, report=lambda line: None)
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_transient(error):
+            raise TrackingError(f"MLflow at {tracking_uri()} refused: {in_one_line(error)}") from error
+        raise TrackingError(
+            f"MLflow at {tracking_uri()} does not answer; is it running, and is MLFLOW_TRACKING_URI right? "
+            f"'iddpm up' starts the local one ({in_one_line(error)})"
+        ) from error

@@ -1,4 +1,4 @@
-"""MLflow's model registry: which checkpoint is a model's best, by a name and an alias that stay when models change."""
+"""MLflow's model registry: the best checkpoint of a model, under a name and an alias that stay when checkpoints change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.console import say
-from training.tracking.client import TrackingError, connect, insist
+from training.tracking.client import TrackingError, connect, request
 
 CHAMPION = "champion"
 _TAGS = ("checkpoint_uri", "weights", "distance_name", "distance", "data_uri")
@@ -18,12 +18,12 @@ class RegisteredModel:
 
     Attributes:
         name: The registered model.
-        version: MLflow's number of it.
+        version: MLflow's number of the version.
         run_id: The MLflow run that trained it.
         checkpoint_uri: Its checkpoint's directory.
-        weights: Which weights of it.
+        weights: Name of the weights in the checkpoint.
         data_uri: The data set that it was trained on.
-        distance_name: What its distance is called.
+        distance_name: Name of its distance.
         distance: Its reported distance.
     """
 
@@ -40,13 +40,13 @@ class RegisteredModel:
 def register(
     name: str, *, run_id: str, checkpoint_uri: str, weights: str, distance_name: str, distance: float, data_uri: str
 ) -> RegisteredModel:
-    """Registers a checkpoint, or finds it registered; it becomes the champion if it is the best so far.
+    """Register a checkpoint, or find it registered; it becomes the champion if it is the best so far.
 
     Args:
         name: The registered model: the preset, so that its variants compete.
         run_id: The MLflow run that trained it.
         checkpoint_uri: Its checkpoint's directory.
-        weights: Which weights of it.
+        weights: Name of the weights in the checkpoint.
         distance_name: Distances of other names are not compared.
         distance: Smaller is better.
         data_uri: The data set that it was trained on.
@@ -73,22 +73,22 @@ def register(
             name, source=checkpoint_uri, run_id=run_id, tags={f"iddpm.{key}": value for key, value in values.items()}
         )
 
-    model = _read(insist(find_or_create))
+    model = _read(request(find_or_create))
     champion = _by_alias(client, name)
     if champion is None or (champion.distance_name == distance_name and distance < champion.distance):
-        insist(lambda: client.set_registered_model_alias(name, CHAMPION, model.version))
+        request(lambda: client.set_registered_model_alias(name, CHAMPION, model.version))
         say(f"{name} version {model.version} is the registry's champion, at {distance_name} {distance:.4g}")
     return model
 
 
 def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> RegisteredModel:
-    """The version that an alias of a registered model points to, or the version of that number.
+    """Return the version that an alias of a registered model points to, or the version of that number.
 
     Raises:
         TrackingError: There is none, or MLflow can't be reached.
     """
     if version is not None:
-        return _read(insist(lambda: connect().get_model_version(name, version)))
+        return _read(request(lambda: connect().get_model_version(name, version)))
     model = _by_alias(connect(), name, alias)
     if model is None:
         raise TrackingError(f"MLflow's registry has no model {name!r} with the alias {alias!r}; a finished train pipeline registers one")
@@ -106,7 +106,7 @@ def _by_alias(client: Any, name: str, alias: str = CHAMPION) -> RegisteredModel 
                 return None
             raise
 
-    version = insist(find)
+    version = request(find)
     return None if version is None else _read(version)
 
 

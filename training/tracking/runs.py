@@ -1,20 +1,18 @@
-"""One MLflow run for one experiment, found or made by its run key, whoever is cut off and comes back.
+"""Find or make the one MLflow run of an experiment, by its run key, and find the runs that were left open.
 
-Everything is addressed by run id through `MlflowClient`; MLflow's "active run" of the process, which ends runs behind
-one's back, is not used. A step is never logged twice: what the server has is asked first. Logging never waits for the
-server and never ends training (`training.tracking.outbox`).
+Everything is addressed by run id through `MlflowClient`. MLflow's "active run" of the process, which can end a run unasked, is not used.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from training import storage
 from training.tracking.client import TrackingError as TrackingError
-from training.tracking.client import connect, insist, tracking_uri
-from training.tracking.metric_points import kept_metrics_uri
+from training.tracking.client import connect, request, tracking_uri
+from training.tracking.metrics_file import has_metrics
 from training.tracking.tracked_run import PARENT_TAG, Status
 from training.tracking.tracked_run import TrackedRun as TrackedRun
 
@@ -23,13 +21,32 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 RUN_KEY_TAG = "iddpm.run_key"
+PIPELINE_RUN_TAG = "kfp.pipeline_run_id"
+"""Tag of an MLflow run: the pipeline's run that works on it. The name is the one that KFP's own MLflow plugin uses."""
+RUN_URI_TAG = "iddpm.run_uri"
+_PAGE = 500
 
 
-class Whereabouts(NamedTuple):
-    """Where a run is found: the name of its experiment, and its page."""
+class RunLocation(NamedTuple):
+    """The name of a run's experiment, and the address of its page."""
 
     experiment_name: str
     url: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run of this project that is marked as running.
+
+    Attributes:
+        run_id: MLflow's id.
+        key: Its run key.
+        tags: All of its tags.
+    """
+
+    run_id: str
+    key: str
+    tags: dict[str, str]
 
 
 def open_run(
@@ -41,15 +58,15 @@ def open_run(
     params: Mapping[str, Any],
     parent_run_id: str | None = None,
 ) -> TrackedRun:
-    """The run of that key, marked as running: found where there is one, else made.
+    """Find the run of that key, or make it, and mark it as running.
 
     Args:
         run_key: Identity of the run (`training.config.run_keys.run_key`).
         experiment_name: MLflow experiment that it belongs to; made where there is none.
-        run_name: What people see.
+        run_name: The name that people see.
         tags: Set on the run, new or not.
-        params: Nested mappings become dotted names. What a run already has stays; see `TrackedRun.log_params`.
-        parent_run_id: The run that this one is a part of; None takes the one that KFP injects as `MLFLOW_RUN_ID`.
+        params: Nested mappings become dotted names. A value that a run already has stays; see `TrackedRun.log_params`.
+        parent_run_id: The parent run; None takes the one that KFP injects as `MLFLOW_RUN_ID`.
 
     Raises:
         TrackingError: MLflow can't be reached, or refuses.
@@ -70,95 +87,125 @@ def open_run(
             client.delete_run(created.info.run_id)
         return first
 
-    run = insist(find_or_create)
+    run = request(find_or_create)
     tracked = TrackedRun(client, str(run.info.run_id))
     tracked.set_tags(all_tags)
     tracked.log_params(params)
     return tracked
 
 
-def attach(run_id: str, *, unseen: bool = False, kept_metrics_uri: str | None = None) -> TrackedRun:
-    """A run that exists, from another process than the one that opened it.
+def attach(run_id: str, *, check: bool = True, run_uri: str | None = None) -> TrackedRun:
+    """Return a run that exists, in another process than the one that opened it.
 
     Args:
-        run_id: MLflow's name of the run.
-        unseen: Take its existence on trust: what must not fail, such as a worker that starts again, may come while
-            MLflow is away.
-        kept_metrics_uri: See `TrackedRun`.
+        run_id: MLflow's id of the run.
+        check: Ask MLflow whether it exists. A worker that starts again while MLflow is away must not fail, so it does not ask.
+        run_uri: See `TrackedRun`.
 
     Raises:
         TrackingError: There is no such run, or MLflow can't be reached.
     """
     client = connect()
-    if not unseen:
-        insist(lambda: client.get_run(run_id))
-    return TrackedRun(client, run_id, kept_metrics_uri=kept_metrics_uri)
+    if check:
+        request(lambda: client.get_run(run_id))
+    return TrackedRun(client, run_id, run_uri=run_uri)
 
 
-def deliver_kept_metrics(run_id: str, run_uri: str) -> None:
-    """Sends the metrics that MLflow was not there to take when the training ended, if there are any.
-
-    Args:
-        run_id: MLflow's name of the run.
-        run_uri: The training run's directory.
+def send_metrics(run_uri: str, run_id: str) -> None:
+    """Send the metrics of a run's directory that MLflow lacks.
 
     Raises:
         TrackingError: MLflow can't be reached, or there is no such run.
-        StorageError: The file of those metrics can't be read.
+        StorageError: The directory can't be read.
     """
-    uri = kept_metrics_uri(run_uri)
-    if storage.exists(uri) and not attach(run_id, kept_metrics_uri=uri).close():
-        raise TrackingError(
-            f"MLflow at {tracking_uri()} does not answer; {uri} keeps the metrics that it lacks, and the same command sends them"
-        )
+    if has_metrics(run_uri) and not attach(run_id, run_uri=run_uri).close():
+        raise TrackingError(f"MLflow at {tracking_uri()} does not answer; the metrics that it lacks are in {run_uri}")
 
 
-def close_left_open(
-    experiment_name: str, tags: Mapping[str, str], status_of: Callable[[Mapping[str, str]], Status]
-) -> list[tuple[str, Status]]:
-    """Closes those of our runs that are still marked as running although nobody works on them.
+def open_runs(tag: str, value: str = "") -> list[OpenRun]:
+    """Return the runs of this project that are marked as running, in all experiments, and have that tag.
 
     Args:
-        experiment_name: MLflow experiment.
-        tags: What a run must have, all of it, to be meant.
-        status_of: What became of a run, told from its tags.
-
-    Returns:
-        Of each run that was closed its key, and what it was closed as.
+        tag: A tag that is not empty on the run.
+        value: Its value; empty allows any.
 
     Raises:
         TrackingError: MLflow can't be reached, or refuses.
     """
     client = connect()
-    wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    wanted = "attributes.status = 'RUNNING'" + (f" and tags.`{tag}` = '{value}'" if value else "")
 
-    def close() -> list[tuple[str, Status]]:
-        experiment = client.get_experiment_by_name(experiment_name)
-        if experiment is None:
+    def find() -> list[OpenRun]:
+        experiments = [each.experiment_id for each in _all_pages(client.search_experiments)]
+        if not experiments:
             return []
-        closed = []
-        for run in client.search_runs([experiment.experiment_id], filter_string=f"{wanted} and attributes.status = 'RUNNING'"):
-            if RUN_KEY_TAG in run.data.tags:  # KFP's own plugin gives its runs some of our tags, and closes them itself
-                status = status_of(run.data.tags)
-                client.set_terminated(run.info.run_id, status)
-                closed.append((run.data.tags[RUN_KEY_TAG], status))
-        return closed
+        running = _all_pages(client.search_runs, experiment_ids=experiments, filter_string=wanted)
+        found = [OpenRun(run.info.run_id, run.data.tags.get(RUN_KEY_TAG, ""), dict(run.data.tags)) for run in running]
+        return [run for run in found if run.key and run.tags.get(tag)]  # those of KFP's own plugin have no key
 
-    return insist(close)
+    return request(find)
+
+
+def set_tag(run_id: str, tag: str, value: str) -> None:
+    """Set a tag of a run, and wait for it.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or refuses.
+    """
+    client = connect()
+    request(lambda: client.set_tag(run_id, tag, value))
+
+
+def close_open_run(run: OpenRun, tag: str, status: Status) -> bool:
+    """Close a run, unless it was closed or taken over by somebody else since it was found; return True if it is closed now.
+
+    Args:
+        run: The run, as it was found.
+        tag: The tag that names the one who works on it.
+        status: Its end.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or refuses.
+    """
+    client = connect()
+
+    def end() -> bool:
+        now = client.get_run(run.run_id)
+        if now.info.status != "RUNNING" or now.data.tags.get(tag) != run.tags[tag]:
+            return False
+        client.set_terminated(run.run_id, status)
+        return True
+
+    return request(end)
+
+
+def end_if_running(run_id: str, status: Status) -> None:
+    """Give a run that is marked as running its end.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or refuses.
+    """
+    client = connect()
+
+    def end() -> None:
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, status)
+
+    request(end)
 
 
 def tags_of(run_id: str) -> dict[str, str]:
-    """The tags of a run.
+    """Return the tags of a run.
 
     Raises:
         TrackingError: There is no such run, or MLflow can't be reached.
     """
     client = connect()
-    return dict(insist(lambda: client.get_run(run_id)).data.tags)
+    return dict(request(lambda: client.get_run(run_id)).data.tags)
 
 
-def whereabouts(run_id: str) -> Whereabouts | None:
-    """Where a run is; None where this MLflow has no such run.
+def locate(run_id: str) -> RunLocation | None:
+    """Return where a run is; None if this MLflow has no such run.
 
     Raises:
         TrackingError: MLflow can't be reached.
@@ -167,16 +214,16 @@ def whereabouts(run_id: str) -> Whereabouts | None:
 
     client = connect()
 
-    def find() -> Whereabouts | None:
+    def find() -> RunLocation | None:
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
-        return Whereabouts(client.get_experiment(run.info.experiment_id).name, TrackedRun(client, run_id).url)
+        return RunLocation(client.get_experiment(run.info.experiment_id).name, TrackedRun(client, run_id).url)
 
-    return insist(find)
+    return request(find)
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:
@@ -205,3 +252,14 @@ def _find(client: MlflowClient, experiment_id: str, run_key: str) -> Run | None:
         max_results=1,
     )
     return runs[0] if runs else None
+
+
+def _all_pages(search: Callable[..., Any], **arguments: Any) -> list[Any]:
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(**arguments, max_results=_PAGE, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found

@@ -1,20 +1,27 @@
-"""One run in MLflow, as a thing to log to: nothing waits for the server, nothing is logged twice."""
+"""One MLflow run to log to. No call that logs waits for the server, and nothing is logged twice."""
 
 from __future__ import annotations
 
 import functools
+import io
 import json
+import math
 import re
 import tempfile
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlencode
 
+from training.console import say
 from training.storage import is_s3
-from training.tracking.client import TrackingError, insist, is_transient, tracking_uri
-from training.tracking.metric_points import MetricPoints
-from training.tracking.outbox import Outbox
+from training.tracking.client import TrackingError, in_one_line, is_transient, request, tracking_uri
+from training.tracking.metrics_file import MetricsFile, Point
+from training.tracking.sender import BackgroundSender
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +32,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 PARENT_TAG = "mlflow.parentRunId"
 
+_BATCH = 1000  # metrics of one request; MLflow's limit
 _KEY = re.compile(r"[A-Za-z0-9_\-. /]{1,250}")
 _LOGGED_IMAGE = re.compile(r"images/(?P<key>.+)\+step\+(?P<step>\d+)\+timestamp\+\d+\+[^+]+\+compressed\.\w+")
 _MAX_VALUE_LENGTH = 6000  # of a parameter; MLflow's limit
@@ -32,44 +40,50 @@ _MAX_DIGEST_LENGTH = 36  # MLflow's limit
 
 
 class TrackedRun:
-    """One run. Writing returns at once and is delivered in order in the background; `flush` waits for it.
+    """One run. Logging returns at once; a background thread delivers in order, and `flush` waits for it.
 
     Two processes may write to one run, but not to one metric.
 
     Args:
-        client: The way to MLflow.
-        run_id: MLflow's name of the run.
-        kept_metrics_uri: File for the metrics that wait, through which a process that goes on with the run sends what one that
-            was killed left, and nothing twice even where MLflow hung; None where nobody goes on.
+        client: The client of MLflow.
+        run_id: MLflow's id of the run.
+        run_uri: The directory in whose `metrics.jsonl` the metrics are recorded before they are sent, for the one process that trains
+            the run; what an earlier process recorded is sent too, where MLflow lacks it. None records nothing.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, *, kept_metrics_uri: str | None = None) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, *, run_uri: str | None = None) -> None:
         self._client = client
         self._run_id = run_id
-        self._outbox = Outbox("MLflow", is_transient)
-        self._points = MetricPoints(client, run_id, kept_metrics_uri)
+        self._sender = BackgroundSender()
+        self._metrics = MetricsFile(run_uri)
+        self._metrics_are_queued = threading.Event()
+        self._sent_steps: dict[str, set[int]] = {}
         self._images: set[tuple[str, int]] | None = None
-        if kept_metrics_uri is not None:
-            self.log_metrics({}, 0)  # sends what an earlier process left
+        if run_uri is not None:
+            self._queue_metrics()
 
     @property
     def run_id(self) -> str:
-        """MLflow's name of the run."""
+        """MLflow's id of the run."""
         return self._run_id
 
     @functools.cached_property
     def _experiment_id(self) -> str:
-        return str(insist(lambda: self._client.get_run(self._run_id)).info.experiment_id)
+        return str(request(lambda: self._client.get_run(self._run_id)).info.experiment_id)
 
     @property
     def url(self) -> str:
-        """Page of the run, in the mode for training; MLflow opens others as evaluations of language models."""
+        """Address of the run's page, in the mode for training; MLflow opens others as evaluations of language models.
+
+        Raises:
+            TrackingError: MLflow can't be reached.
+        """
         return f"{tracking_uri()}/#/experiments/{self._experiment_id}/runs/{self._run_id}?workflowType=machine_learning"
 
     def parts_url(self, *, order_by_metric: str) -> str:
-        """Page of the runs whose parent this one is, as a flat table and charts, best first.
+        """Address of the page with the child runs of this one, as a flat table and charts, smallest metric first.
 
-        MLflow folds such runs away by default; a filter and an order by metric unfold them.
+        MLflow folds child runs away by default; a filter and an order by metric unfold them.
         """
         query = {
             "searchFilter": f"tags.`{PARENT_TAG}` = '{self._run_id}'",
@@ -81,32 +95,37 @@ class TrackedRun:
         return f"{tracking_uri()}/#/experiments/{self._experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
     def side_by_side_url(self, run_ids: Sequence[str]) -> str:
-        """Page that sets runs of this experiment beside each other: parallel coordinates, and which parameters differ."""
+        """Address of the page that compares runs of this experiment: parallel coordinates, and the parameters that differ."""
         query = {"runs": json.dumps(list(run_ids)), "experiments": json.dumps([self._experiment_id]), "workflowType": "machine_learning"}
         return f"{tracking_uri()}/#/compare-runs?{urlencode(query, quote_via=quote)}"
 
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Logs values of a step. A (metric, step) that the run has already keeps its first value.
+    def log_metrics(self, values: Mapping[str, float], step: int, *, milliseconds: int | None = None) -> None:
+        """Log values of a step. A (metric, step) that the run has already keeps its first value.
 
         Args:
-            values: By metric. Infinity is logged as NaN, since MLflow would store a large number.
+            values: By metric. MLflow gets infinity as NaN, since it would store a large number.
             step: Training step.
+            milliseconds: Time of the values, since 1970; None is now. Values from a file get the file's time, so that a process
+                that sends them again after MLflow hung does not add them twice.
+
+        Raises:
+            TrackingError: A name is not one that MLflow takes.
         """
         for key in values:
             _require_key(key)
-        if self._points.add(values, step):
-            self._outbox.put("metrics", self._send_points)
+        self._metrics.append(values, int(step), int(time.time() * 1000) if milliseconds is None else milliseconds)
+        self._queue_metrics()
 
-    def keep_metrics(self) -> None:
-        """Writes down the metrics that have not arrived yet, where there is a file for them.
+    def save_metrics(self) -> None:
+        """Write the metrics logged so far to the run's directory, if the run has one.
 
         Raises:
-            StorageError: It can't be written.
+            StorageError: They can't be written.
         """
-        self._points.keep()
+        self._metrics.save()
 
     def log_image(self, key: str, image: NDArray[np.uint8], step: int) -> None:
-        """Logs a picture that MLflow shows under a slider of steps; the first one of a step stays.
+        """Log a picture, which MLflow shows under a slider of steps; the first one of a step stays.
 
         Args:
             key: Name of the series.
@@ -115,99 +134,139 @@ class TrackedRun:
         """
         _require_key(key)
         pixels = image.copy()
-        self._outbox.put(f"image {key} of step {step}", lambda: self._send_image(key, pixels, int(step)))
+        self._sender.put(f"image {key} of step {step}", lambda: self._send_image(key, pixels, int(step)))
 
-    def log_text(self, text: str, artifact_path: str) -> None:
-        """Stores a text under that path of the run's artifacts."""
-        self._outbox.put(artifact_path, lambda: self._client.log_text(self._run_id, text, artifact_path))
+    def log_png(self, key: str, png: bytes, step: int) -> None:
+        """As `log_image`, from the bytes of a PNG file."""
+        import numpy as np
+        from PIL import Image
 
-    def log_file(self, path: str | Path, artifact_path: str) -> None:
-        """Stores a file as `artifact_path` (its path and name among the run's artifacts).
+        self.log_image(key, np.array(Image.open(io.BytesIO(png)).convert("RGB")), step)
 
-        For reports and pictures: it is read into memory now. What is large belongs in S3, and its URI in a tag.
+    def image_steps(self, key: str) -> set[int]:
+        """Return the steps whose picture of that series MLflow has.
 
         Raises:
-            TrackingError: The file can't be read.
+            TrackingError: MLflow can't be reached.
         """
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise TrackingError(f"{path}: {error.strerror}; it can't be stored in MLflow as {artifact_path}") from error
-        self.log_bytes(data, artifact_path)
+        return {step for name, step in request(self._list_images) if name == key.replace("/", "~")}
 
-    def log_bytes(self, data: bytes, artifact_path: str) -> None:
-        """Stores what is at hand as a file of that path among the run's artifacts."""
-        self._outbox.put(artifact_path, lambda: self._send_file(data, artifact_path))
+    def log_artifact(self, content: bytes | str, artifact_path: str) -> None:
+        """Store a small file, such as a report or a picture, under that path of the run's artifacts.
+
+        A large file belongs in S3, and its URI in a tag.
+        """
+        data = content.encode() if isinstance(content, str) else content
+        self._sender.put(artifact_path, lambda: self._send_file(data, artifact_path))
 
     def log_dataset(self, name: str, digest: str, uri: str) -> None:
-        """Notes the data set that the run reads.
+        """Log the data set that the run reads.
 
         Args:
             name: Its name.
-            digest: Its content's digest; MLflow keeps the first 36 characters.
-            uri: Where it is.
+            digest: Digest of its content; MLflow stores the first 36 characters.
+            uri: Its directory.
         """
-        self._outbox.put(f"data set {name}", lambda: self._send_dataset(name, digest[:_MAX_DIGEST_LENGTH], uri))
+        self._sender.put(f"data set {name}", lambda: self._send_dataset(name, digest[:_MAX_DIGEST_LENGTH], uri))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Notes parameters, nested mappings as dotted names.
+        """Log parameters, nested mappings as dotted names.
 
         MLflow never changes a parameter. Where a resumed run has another value now (fewer workers, for instance), the
         first stays and the new one becomes the tag `resumed.<name>`.
         """
         flat = flatten(params)
-        self._outbox.put("parameters", lambda: self._send_params(flat))
+        self._sender.put("parameters", lambda: self._send_params(flat))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Sets tags; unlike parameters they can change."""
+        """Set tags; unlike parameters they can change."""
         copy = {key: str(value) for key, value in tags.items()}
-        self._outbox.put("tags", lambda: self._send_tags(copy))
+        self._sender.put("tags", lambda: self._send_tags(copy))
 
     def metric_history(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric by step, what this process has not delivered yet included.
+        """Return (step, value) of a metric by step, with what this process has not delivered yet.
 
         Raises:
             TrackingError: MLflow can't be reached.
         """
         self.flush()
-        history = insist(lambda: self._client.get_metric_history(self._run_id, key))
+        history = request(lambda: self._client.get_metric_history(self._run_id, key))
         return sorted((int(metric.step), float(metric.value)) for metric in history)
 
     def flush(self, *, timeout_seconds: float = 30.0) -> bool:
-        """Waits until all is delivered; False where MLflow stayed away, in which case it is kept and tried again."""
-        return self._outbox.flush(timeout_seconds)
+        """Wait until all is delivered; return False if MLflow did not answer, in which case it is tried again."""
+        return self._sender.flush(timeout_seconds)
 
     def close(self, *, timeout_seconds: float = 30.0) -> bool:
-        """Waits until all is delivered, for a process that leaves the run open to others.
-
-        Returns:
-            False where MLflow stayed away; the metrics then wait in their file, if there is one, and the rest is lost.
+        """Wait until all is delivered, and leave the run open; return False if MLflow did not answer.
 
         Raises:
-            StorageError: The file can't be written or removed.
+            StorageError: The metrics can't be written to the run's directory.
         """
-        if not self.flush(timeout_seconds=timeout_seconds):
-            self._points.keep()
-            return False
-        self._points.forget()
-        return True
+        delivered = self.flush(timeout_seconds=timeout_seconds)
+        self.save_metrics()
+        return delivered
 
     def finish(self, status: Status, *, timeout_seconds: float = 60.0) -> bool:
-        """Delivers all and gives the run its end; False where MLflow stayed away."""
-        self._outbox.put(f"status {status}", lambda: self._client.set_terminated(self._run_id, status=status))
-        return self._outbox.flush(timeout_seconds)
+        """Deliver all and end the run with that status; return False if MLflow did not answer."""
+        self._sender.put(f"status {status}", lambda: self._client.set_terminated(self._run_id, status=status))
+        return self._sender.flush(timeout_seconds)
 
-    # The rest runs in the outbox's thread, and may run twice.
+    # The rest runs in the sender's thread, and may run twice.
 
-    def _send_points(self) -> None:
-        if self._points.deliver():
-            self._outbox.put("metrics", self._send_points)
+    def _queue_metrics(self) -> None:
+        if not self._metrics_are_queued.is_set():
+            self._metrics_are_queued.set()
+            if not self._sender.put("metrics", self._send_metrics):
+                self._metrics_are_queued.clear()
+
+    def _send_metrics(self) -> None:
+        self._sender.wait(self._metrics.seconds_between_writes)  # more may come to go with them
+        self._metrics_are_queued.clear()
+        try:
+            self._metrics.save()
+            while points := self._metrics.unsent[:_BATCH]:
+                self._send_batch(points)
+                del self._metrics.unsent[: len(points)]
+        except Exception as error:
+            if is_transient(error):  # the sender repeats this call
+                self._metrics_are_queued.set()
+            raise
+
+    def _send_batch(self, points: list[Point]) -> None:
+        """Send points in one request; where MLflow refuses it, metric by metric, so that one bad metric costs only itself."""
+        from mlflow.entities import Metric
+
+        try:
+            lacking = [point for point in points if point.step not in self._steps_in_mlflow(point.key)]
+            if lacking:
+                metrics = [Metric(p.key, p.value if math.isfinite(p.value) else math.nan, p.milliseconds, p.step) for p in lacking]
+                self._client.log_batch(self._run_id, metrics=metrics)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            by_key = [list(group) for _, group in groupby(sorted(points, key=attrgetter("key")), key=attrgetter("key"))]
+            if len(by_key) == 1:
+                say(f"MLflow refused metrics of the name {points[0].key}: {in_one_line(error)}")
+                return
+            for group in by_key:
+                self._send_batch(group)
+            return
+        for point in lacking:
+            self._sent_steps[point.key].add(point.step)
+
+    def _steps_in_mlflow(self, key: str) -> set[int]:
+        if key not in self._sent_steps:
+            self._sent_steps[key] = {int(metric.step) for metric in self._client.get_metric_history(self._run_id, key)}
+        return self._sent_steps[key]
+
+    def _list_images(self) -> set[tuple[str, int]]:
+        names = [str(file.path) for file in self._client.list_artifacts(self._run_id, "images")]
+        return {(match["key"], int(match["step"])) for name in names if (match := _LOGGED_IMAGE.fullmatch(name))}
 
     def _send_image(self, key: str, pixels: NDArray[np.uint8], step: int) -> None:
         if self._images is None:
-            names = [str(file.path) for file in self._client.list_artifacts(self._run_id, "images")]
-            found = [match for name in names if (match := _LOGGED_IMAGE.fullmatch(name))]
-            self._images = {(match["key"], int(match["step"])) for match in found}
+            self._images = self._list_images()
         name = key.replace("/", "~")  # as MLflow writes it
         if (name, step) in self._images:
             return
@@ -250,7 +309,7 @@ class TrackedRun:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one level of dotted names and words: {"a": {"b": 1}} is {"a.b": "1"}."""
+    """Return nested mappings as one level of dotted names and text: {"a": {"b": 1}} becomes {"a.b": "1"}."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

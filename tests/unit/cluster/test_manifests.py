@@ -24,7 +24,7 @@ from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.rayjob_spec import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_MAP, Owner, PodShape, RayJob
 from components.launch.rayjob import Pace, run_rayjob
 from components.launch.rayjob_manifest import render
-from components.reaper.rayjobs import reap
+from components.reaper.rayjobs import delete_finished_rayjobs
 
 _ROOT = Path(__file__).resolve().parents[3]
 _K8S = _ROOT / "k8s"
@@ -277,13 +277,14 @@ def test_the_role_grants_exactly_what_a_run_from_beginning_to_end_asks(tmp_path,
         api = KubernetesApi(fake_kubernetes.NAMESPACE)
         api.pod("launcher")
         run_rayjob(job, api, is_done=lambda: True, pace=Pace(poll_seconds=0.05))
+        api.workflows("pipeline/runid=1")  # asked by the pipeline's last step
         asked = {_permission(method, path) for _, method, path in fake.requests}
     role = _named("kind", "Role", "iddpm-rayjobs", "kubeflow")
     granted = {
         (resource, verb)
         for rule in role["rules"]
         for resource, verb in itertools.product(rule["resources"], rule["verbs"])
-        if rule["apiGroups"] == ([""] if resource.startswith("pods") else ["ray.io"])
+        if rule["apiGroups"] == ([""] if resource.startswith("pods") else ["argoproj.io"] if resource == "workflows" else ["ray.io"])
     }
     assert asked == granted
 
@@ -295,7 +296,7 @@ def test_the_reapers_role_grants_exactly_what_it_asks(tmp_path, monkeypatch):
         fake.add_rayjob(render(dataclasses.replace(_rayjob(), owner=owner)))
         fake.workflows["train-x"] = {"metadata": {"name": "train-x", "uid": "w-1"}, "status": {"phase": "Failed"}}
         api = KubernetesApi(fake_kubernetes.NAMESPACE)
-        reap(api)
+        delete_finished_rayjobs(api)
         api.workflows("pipeline/runid=1")  # of each run that MLflow shows as running
         asked = {_permission(method, path) for _, method, path in fake.requests}
     rules = _named("kind", "Role", "iddpm-reaper", "kubeflow")["rules"]

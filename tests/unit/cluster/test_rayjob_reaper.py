@@ -47,7 +47,7 @@ def _workflow(cluster: FakeKubernetes, phase: str) -> None:
 
 
 def _reap() -> list[str]:
-    return rayjob_reaper.reap(KubernetesApi(fake_kubernetes.NAMESPACE))
+    return rayjob_reaper.delete_finished_rayjobs(KubernetesApi(fake_kubernetes.NAMESPACE))
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed", "Error"])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.steps.train import run_directory
+from components.steps.runs import run_directory
 from training import storage
 from training.checkpoints import checkpoint
 from training.config import presets

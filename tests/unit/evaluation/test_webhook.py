@@ -1,4 +1,4 @@
-"""The webhook, against a server: told once, insistent but not for ever, and its address in no line."""
+"""The webhook, against a server: one message, a few attempts, and its address in no line."""
 
 import contextlib
 import http.server
@@ -69,18 +69,18 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
 def test_a_message_is_sent_once_however_often_its_step_is_tried(
     server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    receipt = str(tmp_path / "told.json")
+    receipt = str(tmp_path / "sent.json")
     for _ in range(2):
-        assert webhook.tell_once({"text": "worse"}, receipt)
+        assert webhook.send_once({"text": "worse"}, receipt)
     assert server.messages == [{"text": "worse"}]
     said = capsys.readouterr()
-    assert "told the webhook" in said.out + said.err
+    assert "sent the message to the webhook" in said.out + said.err
     assert "s3cr3t" not in said.out + said.err + Path(receipt).read_text()
 
 
 def test_a_server_in_trouble_is_tried_again(server: _Server, tmp_path: Path) -> None:
     server.codes = [503, 429]
-    assert webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+    assert webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
     assert server.num_requests == 3
 
 
@@ -97,13 +97,13 @@ def test_a_webhook_that_fails_is_said_in_one_line_without_its_address(
     server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], codes: list[int], requests: int, words: str
 ) -> None:
     server.codes = codes
-    assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+    assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
     assert server.num_requests == requests
     said = "".join(capsys.readouterr())
-    assert f"the webhook was not told: {words}" in said
+    assert f"the webhook did not get the message: {words}" in said
     assert said.count("\n") == 1
     assert "s3cr3t" not in said
-    assert not (tmp_path / "told.json").exists(), "the next attempt tries again"
+    assert not (tmp_path / "sent.json").exists(), "the next attempt tries again"
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_an_address_that_leads_nowhere_is_not_shown(
 ) -> None:
     monkeypatch.setenv(webhook.URL_VARIABLE, url)
     monkeypatch.setattr(webhook, "_PAUSE_SECONDS", 0.01)
-    assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+    assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
     said = "".join(capsys.readouterr())
-    assert "the webhook was not told" in said
+    assert "the webhook did not get the message" in said
     assert "s3cr3t" not in said
 
 
@@ -135,7 +135,7 @@ def test_an_answer_that_is_no_http_is_said_in_one_line(
         threading.Thread(target=answer, daemon=True).start()
         monkeypatch.setenv(webhook.URL_VARIABLE, f"http://127.0.0.1:{listening.getsockname()[1]}/s3cr3t")
         monkeypatch.setattr(webhook, "_PAUSE_SECONDS", 0.01)
-        assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+        assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
     assert "it does not answer as a web server does (BadStatusLine), 3 times" in "".join(capsys.readouterr())
 
 
@@ -153,25 +153,25 @@ def test_an_answer_that_drips_in_is_not_waited_for(
 
         threading.Thread(target=drip, daemon=True).start()
         monkeypatch.setenv(webhook.URL_VARIABLE, f"http://127.0.0.1:{listening.getsockname()[1]}/s3cr3t")
-        monkeypatch.setattr(webhook, "_PATIENCE_SECONDS", 0.3)
+        monkeypatch.setattr(webhook, "_BUDGET_SECONDS", 0.3)
         started = time.monotonic()
-        assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+        assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
     assert time.monotonic() - started < 10
-    assert "the webhook was not told: it had not answered after 0.3 s" in "".join(capsys.readouterr())
+    assert "the webhook did not get the message: it had not answered after 0.3 s" in "".join(capsys.readouterr())
 
 
 def test_without_an_address_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv(webhook.URL_VARIABLE, raising=False)
-    assert not webhook.tell_once({"text": "worse"}, str(tmp_path / "told.json"))
+    assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
     assert "".join(capsys.readouterr()) == ""
 
 
-def test_a_model_that_can_not_be_evaluated_is_told_of_once_and_the_failure_stays(server: _Server, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_evaluated_is_reported_once_and_the_failure_stays(server: _Server, tmp_path: Path) -> None:
     uri = f"{tmp_path}/checkpoints/step=00000100"
     for _ in range(2):
         with (
             pytest.raises(ValueError, match="no such weights"),
-            nightly_run.telling_of_failure(uri, "ema_0.9", str(tmp_path), "nightly-1"),
+            nightly_run.reporting_failure(uri, "ema_0.9", str(tmp_path), "nightly-1"),
         ):
             raise ValueError("no such weights")
     (message,) = server.messages
@@ -180,7 +180,7 @@ def test_a_model_that_can_not_be_evaluated_is_told_of_once_and_the_failure_stays
     assert "no such weights" in str(message["text"])
 
 
-def test_a_model_that_is_not_to_be_found_is_told_of(server: _Server, tmp_path: Path) -> None:
+def test_a_model_that_is_not_found_is_reported(server: _Server, tmp_path: Path) -> None:
     missing = f"{tmp_path}/runs/no-such-run"
     with pytest.raises(ValueError, match="no-such-run"):
         resolve_model.python_func(missing, str(tmp_path), "nightly-1")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from components.steps.train import Run, identify
+from components.steps.runs import Run, identify
 from evaluation.monitoring.checkpoint_scorer import read_history
 from training import storage
 from training.checkpoints import checkpoint

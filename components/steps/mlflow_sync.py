@@ -1,0 +1,126 @@
+"""Bring MLflow up to a training run's directory, which holds everything that MLflow shows.
+
+A step whose work is done does not fail because MLflow is away: its numbers are in the directory, and the next step, the pipeline's last
+step or the reaper sends them. A mark under the storage root names each run that MLflow is behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from components.steps.runs import read_result
+from components.steps.studies import FINAL, evaluation_uri, log_evaluation, read_evaluation
+from training import storage
+from training.console import say
+from training.tracking.client import TrackingError
+
+if TYPE_CHECKING:
+    from evaluation.records.result import EvaluationResult
+    from training.tracking.tracked_run import TrackedRun
+
+_MARKS = "mlflow_behind"
+
+
+def update_mlflow(run_uri: str, run_id: str = "") -> bool:
+    """Call `bring_up_to_date`; where MLflow does not answer, say so and leave a mark for the reaper.
+
+    Args:
+        run_uri: The run's directory.
+        run_id: As for `bring_up_to_date`.
+
+    Returns:
+        True if MLflow has everything now.
+    """
+    try:
+        bring_up_to_date(run_uri, run_id)
+    except TrackingError as error:
+        say(f"{error}; {run_uri} has everything, and MLflow gets it from the next step, the reaper or the same command")
+        leave_mark(run_uri, run_id)
+        return False
+    storage.delete(_mark_uri(run_uri))
+    return True
+
+
+def leave_mark(run_uri: str, run_id: str) -> None:
+    """Write down that MLflow lacks something of a run."""
+    storage.write_json(_mark_uri(run_uri), {"run_uri": run_uri, "run_id": run_id})
+
+
+def update_runs_behind(storage_root_uri: str) -> list[str]:
+    """Call `update_mlflow` for every run that has a mark; return the directories of the runs that are up to date now."""
+    marks = [storage.read_json(uri) for uri in storage.list_uris(storage.join(storage_root_uri, _MARKS))]
+    return [mark["run_uri"] for mark in marks if update_mlflow(mark["run_uri"], mark["run_id"])]
+
+
+def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
+    """Send to MLflow what it lacks of a run: metrics, sample grids, the final evaluation with its report, the registered model, the end.
+
+    Doing it again changes nothing.
+
+    Args:
+        run_uri: The run's directory.
+        run_id: The MLflow run of a training that is not finished; one that is names it in its result.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or refuses.
+        StorageError: The directory can't be read.
+    """
+    from training.tracking.runs import attach, end_if_running
+
+    result = read_result(run_uri)
+    run_id = run_id or result.get("tracking_run_id", "")
+    if not run_id:
+        return
+    run = attach(run_id, run_uri=run_uri)
+    _log_sample_grids(run, run_uri)
+    final = _final_evaluation(run_uri)
+    if final is not None:
+        log_evaluation(run_uri, FINAL, run_id)
+        run.set_tags(
+            {
+                "iddpm.best_checkpoint_uri": final.checkpoint_uri,
+                "iddpm.best_weights": final.weights,
+                "iddpm.evaluation_uri": evaluation_uri(run_uri, FINAL),
+            }
+        )
+    elif result:
+        run.set_tags({"iddpm.best_checkpoint_uri": result["best_checkpoint_uri"], "iddpm.best_weights": result["best_weights"]})
+    if not run.close():
+        raise TrackingError("MLflow does not answer")
+    if final is not None:
+        _register(final, run_id, result)
+    if result:
+        end_if_running(run_id, "FINISHED")
+
+
+def _final_evaluation(run_uri: str) -> EvaluationResult | None:
+    try:
+        return read_evaluation(run_uri, FINAL)
+    except storage.ObjectNotFoundError:
+        return None
+
+
+def _log_sample_grids(run: TrackedRun, run_uri: str) -> None:
+    """Log the grid of each scored step that MLflow lacks: `samples/step=NNNNNNNN.png`."""
+    grids = {int(uri.rpartition("=")[2].removesuffix(".png")): uri for uri in storage.list_uris(storage.join(run_uri, "samples"))}
+    for step in sorted(grids.keys() - (run.image_steps("samples") if grids else set())):
+        run.log_png("samples", storage.read_bytes(grids[step]), step)
+
+
+def _register(final: EvaluationResult, run_id: str, result: dict[str, Any]) -> None:
+    from training.tracking.registry import register
+
+    register(
+        final.experiment["name"],
+        run_id=run_id,
+        checkpoint_uri=final.checkpoint_uri,
+        weights=final.weights,
+        distance_name=final.distance_name,
+        distance=final.distance,
+        data_uri=result["data_uri"],
+    )
+
+
+def _mark_uri(run_uri: str) -> str:
+    runs_uri, _, key = run_uri.rstrip("/").rpartition("/")
+    return storage.join(runs_uri.rpartition("/")[0], _MARKS, f"{key}.json")

@@ -1,0 +1,100 @@
+"""The reference step: statistics of real images, which generated images are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from training import storage
+from training.config.errors import UserError
+from training.config.experiment import Experiment, Extractor
+from training.config.presets import preset
+from training.console import say
+
+REFERENCES = "references"
+"""Directory of reference statistics below the storage root."""
+
+
+def stored_extractor_weights(storage_root_uri: str, extractor: Extractor) -> str | None:
+    """Return the URI of an extractor's weights below the storage root, `extractors/<file name>`.
+
+    A cluster without access to the internet keeps them there, once for all steps. Their sha256 is checked, so the place
+    changes no number.
+
+    Returns:
+        The URI; None if they are not there, which leaves torch's cache and the download.
+    """
+    from evaluation.features.extractors import weights_file
+
+    file = weights_file(extractor)
+    if file is None:
+        return None
+    uri = storage.join(storage_root_uri, "extractors", file.name)
+    return uri if storage.exists(uri) else None
+
+
+def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
+    """Compute statistics of the training images with the experiment's extractor, or find them; return their URI."""
+    from evaluation.distances.reference_statistics import compute_reference
+    from evaluation.features.extractors import load_extractor
+    from evaluation.records.devices import choose_device
+
+    evaluation = experiment.evaluation
+    extractor = load_extractor(
+        evaluation.extractor, weights=stored_extractor_weights(storage_root_uri, evaluation.extractor), device=choose_device("auto")
+    )
+    statistics = compute_reference(
+        storage.join(data_uri, "train"), extractor, storage.join(storage_root_uri, REFERENCES), evaluation.num_reference_images
+    )
+    return statistics.uri
+
+
+def make_reference(
+    experiment_preset: str,
+    experiment_overrides: Sequence[str],
+    data_uri: str,
+    data_digest: str,
+    storage_root_uri: str,
+    resources: Mapping[str, Any],
+) -> str:
+    """Do the reference step: `reference_for` with arguments that a pipeline can carry.
+
+    Args:
+        experiment_preset: Name of the experiment.
+        experiment_overrides: Its overrides.
+        data_uri: The data set.
+        data_digest: Digest of its training images, from the step that made it.
+        storage_root_uri: Where everything is stored.
+        resources: Fields of `training.config.experiment.Resources`.
+
+    Raises:
+        UserError: The images have another digest.
+    """
+    from training.data.format.shards import read_manifest
+
+    found = read_manifest(storage.join(data_uri, "train")).content_digest
+    if found != data_digest:
+        raise UserError(f"{data_uri} changed while the pipeline ran (digest {found}, expected {data_digest}); submit the pipeline again")
+    return reference_for(preset(experiment_preset, experiment_overrides), data_uri, storage_root_uri)
+
+
+def existing_reference(reference_uri: str, storage_root_uri: str, make: Callable[[], str]) -> str:
+    """Return the URI of statistics that an earlier step gave; make them again if they were deleted.
+
+    KFP's cache returns the URI that the step once returned, without a look at whether it is there. Data set and
+    extractor determine the statistics, so they are the same once more.
+
+    Args:
+        reference_uri: The URI; empty where no statistics are used.
+        storage_root_uri: Where everything is stored.
+        make: Makes them, and returns their URI.
+
+    Raises:
+        UserError: They are gone, and were not made by this project.
+    """
+    if not reference_uri or storage.exists(reference_uri):
+        return reference_uri
+    if not reference_uri.startswith(storage.join(storage_root_uri, REFERENCES) + "/"):
+        raise UserError(f"there are no reference statistics at {reference_uri}")
+    say(f"{reference_uri} was deleted, which KFP's cache does not see; the statistics are computed again")
+    return make()

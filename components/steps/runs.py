@@ -1,0 +1,111 @@
+"""The identity of a training run: its experiment and data set name it, in S3 as in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training import storage
+from training.config.errors import UserError
+from training.config.experiment import Experiment
+from training.config.presets import preset
+from training.config.run_keys import run_keys, same_training
+
+EXPERIMENT = "experiment.json"
+RESULT = "result.json"
+"""The file that a finished training leaves in its run's directory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        experiment: The experiment.
+        manifest: Manifest of the data set's training images.
+        key: The run's key.
+        uri: Its directory.
+    """
+
+    experiment: Experiment
+    manifest: Any
+    key: str
+    uri: str
+
+
+def identify(experiment_preset: str, experiment_overrides: Sequence[str], data_uri: str, storage_root_uri: str) -> Run:
+    """Return the run of an experiment on a data set; equal arguments give the same run.
+
+    Raises:
+        UserError: The preset, an override or the data set does not fit.
+        DatasetError: The data set is not there.
+    """
+    from training.data.format.shards import read_manifest
+
+    experiment = preset(experiment_preset, experiment_overrides)
+    manifest = read_manifest(storage.join(data_uri, "train"))
+    require_data_fits(experiment, manifest)
+    key, uri = run_directory(experiment, manifest.content_digest, storage_root_uri)
+    return Run(experiment=experiment, manifest=manifest, key=key, uri=uri)
+
+
+def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: str) -> tuple[str, str]:
+    """Return the key and the directory of a run; one that an earlier release made under another key is found."""
+    keys = run_keys(experiment, data_digest)
+    uris = [storage.join(storage_root_uri, "runs", key) for key in keys]
+    return next((found for found in zip(keys, uris, strict=True) if storage.exists(storage.join(found[1], EXPERIMENT))), (keys[0], uris[0]))
+
+
+def claim_directory(run: Run) -> None:
+    """Write the experiment into the run's directory; it replaces one that trains the same and is evaluated differently.
+
+    Raises:
+        UserError: The directory is another experiment's.
+    """
+    uri = storage.join(run.uri, EXPERIMENT)
+    ours = run.experiment.to_json().encode()
+    if storage.write_bytes(uri, ours, if_absent=True):
+        return
+    stored = storage.read_bytes(uri)
+    if stored == ours:
+        return
+    if not same_training(Experiment.from_json(stored), run.experiment):
+        raise UserError(f"{uri} was changed: it is not the experiment of this run; restore it, or remove it")
+    storage.write_bytes(uri, ours)
+
+
+def run_files(arguments: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the run's key, its directory and the URI of its result, from the arguments of the training step."""
+    names = ("experiment_preset", "experiment_overrides", "data_uri", "storage_root_uri")
+    run = identify(*(arguments[name] for name in names))
+    return run.key, run.uri, storage.join(run.uri, RESULT)
+
+
+def read_result(run_uri: str) -> dict[str, Any]:
+    """Read the result that a finished training left; empty if it is not finished."""
+    uri = storage.join(run_uri, RESULT)
+    found: dict[str, Any] = storage.read_json(uri) if storage.exists(uri) else {}
+    return found
+
+
+def require_data_fits(experiment: Experiment, manifest: Any) -> None:
+    """Refuse a data set that the experiment was not written for.
+
+    Raises:
+        UserError: Name, size, channels, labels or resize method differ; the message names them.
+    """
+    data = experiment.data
+    differences = [
+        f"data.{name} is {ours!r}, the data set has {theirs!r}"
+        for name, ours, theirs in (
+            ("name", data.name, manifest.name),
+            ("image_size", data.image_size, manifest.image_size),
+            ("image_channels", data.image_channels, manifest.image_channels),
+            ("num_classes", data.num_classes, manifest.num_classes),
+            ("resize", data.resize, manifest.resize),
+        )
+        if ours != theirs
+    ]
+    if differences:
+        raise UserError(f"the data set does not fit the experiment: {'; '.join(differences)}")

@@ -1,0 +1,26 @@
+"""Workflows as a real cluster showed them, state by state (tests/recordings/workflows)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path(__file__).parent / "recordings" / "workflows"
+
+
+def workflow_states(name: str, *, pipeline_run_id: str = "") -> list[dict[str, Any]]:
+    """The Workflow of a recording in each of its states, as the API answers; with another id of the pipeline's run, if one is given."""
+    recording = json.loads(gzip.decompress((_FOLDER / f"{name}.json.gz").read_bytes()))
+    metadata = recording["created"]["metadata"]
+
+    def state(each: dict[str, Any]) -> dict[str, Any]:
+        labels = each["labels"] | ({"pipeline/runid": pipeline_run_id} if pipeline_run_id else {})
+        return {
+            "metadata": {"name": metadata["name"], "uid": metadata["uid"], "labels": labels},
+            "spec": each["spec"],
+            "status": each["status"],
+        }
+
+    return [state(each) for each in recording["states"]]

@@ -1,0 +1,138 @@
+"""`metrics.jsonl` in a run's directory: the record of the run's metrics, which MLflow is brought up to.
+
+Each line is one JSON object: `step`, `time` (milliseconds since 1970) and `values` by metric; NaN and infinities are the words "NaN",
+"Infinity" and "-Infinity". A (metric, step) keeps its first value, so a step that is trained again after a resume adds nothing.
+
+A value is written here before it is sent, with its time. A request that nobody answered may still be carried out by a server that
+hung, even after its sender was killed. MLflow stores equal points of the same time once, so sending the file's points again is harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from training import storage
+
+METRICS = "metrics.jsonl"
+_OLD_METRICS = "metrics_for_mlflow.json"
+"""What earlier versions left where MLflow was away: {"run_id", "points": [[metric, value, step, milliseconds]]}."""
+
+
+class Point(NamedTuple):
+    """A value of a metric at a training step, with the time at which it was logged."""
+
+    key: str
+    value: float
+    step: int
+    milliseconds: int
+
+
+class MetricsFile:
+    """The metrics of one run. `append` returns at once; `save` writes; what was saved and not sent yet is `unsent`.
+
+    S3 can't append, so the file is written whole. A run of 5,000 log lines with 25 metrics has 4 MB; `seconds_between_writes` keeps the
+    traffic under 100 kB a second. Rank 0 of a training is the only writer.
+
+    Attributes:
+        unsent: Points that are on record and that MLflow may lack; the thread that sends them removes them.
+    """
+
+    def __init__(self, run_uri: str | None) -> None:
+        """Read nothing yet.
+
+        Args:
+            run_uri: The run's directory; None keeps the metrics in memory only.
+        """
+        self._run_uri = run_uri
+        self._new: list[tuple[int, int, dict[str, float]]] = []
+        self._appending = threading.Lock()
+        self._saving = threading.Lock()
+        self._steps: dict[str, set[int]] = defaultdict(set)
+        self._text: bytes | None = None
+        self._unsaved = b""
+        self._unsaved_points: list[Point] = []
+        self.unsent: list[Point] = []
+
+    @property
+    def seconds_between_writes(self) -> float:
+        """How long to gather values before the next write: 1 s, more where the file is large."""
+        return max(1.0, len(self._text or b"") / 1e5)
+
+    def append(self, values: Mapping[str, float], step: int, milliseconds: int) -> None:
+        """Add values of a step, in memory."""
+        with self._appending:
+            self._new.append((step, milliseconds, {key: float(value) for key, value in values.items()}))
+
+    def save(self) -> None:
+        """Write what was added.
+
+        Raises:
+            StorageError: The file can't be read or written; the values stay, for the next call.
+        """
+        with self._saving:
+            if self._text is None:
+                self._text = self._read()
+            with self._appending:
+                new, self._new = self._new, []
+            for step, milliseconds, values in new:
+                self._take(step, milliseconds, values)
+            if self._run_uri is not None and self._unsaved:
+                storage.write_bytes(storage.join(self._run_uri, METRICS), self._text + self._unsaved)
+                storage.delete(storage.join(self._run_uri, _OLD_METRICS))
+                self._text += self._unsaved
+            self._unsaved = b""
+            self.unsent += self._unsaved_points
+            self._unsaved_points = []
+
+    def _take(self, step: int, milliseconds: int, values: Mapping[str, float]) -> None:
+        fresh = {key: value for key, value in values.items() if step not in self._steps[key]}
+        if not fresh:
+            return
+        for key, value in fresh.items():
+            self._steps[key].add(step)
+            self._unsaved_points.append(Point(key, value, step, milliseconds))
+        plain = {key: value if math.isfinite(value) else json.dumps(value) for key, value in fresh.items()}
+        self._unsaved += json.dumps({"step": step, "time": milliseconds, "values": plain}).encode() + b"\n"
+
+    def _read(self) -> bytes:
+        """Read what an earlier process left; its points may not have arrived."""
+        if self._run_uri is None:
+            return b""
+        text = _read_or_empty(storage.join(self._run_uri, METRICS))
+        for step, milliseconds, values in _parse(text):
+            for key, value in values.items():
+                self._steps[key].add(step)
+                self.unsent.append(Point(key, value, step, milliseconds))
+        old = _read_or_empty(storage.join(self._run_uri, _OLD_METRICS))
+        for key, value, step, milliseconds in json.loads(old)["points"] if old else ():
+            self._take(int(step), int(milliseconds), {key: float(value)})
+        return text
+
+
+def has_metrics(run_uri: str) -> bool:
+    """Return True if there are metrics in a run's directory."""
+    return any(storage.exists(storage.join(run_uri, name)) for name in (METRICS, _OLD_METRICS))
+
+
+def read_metric(run_uri: str, key: str) -> list[tuple[int, float]]:
+    """Read (step, value) of one metric from a run's directory, by step; empty where it has none."""
+    return sorted((step, values[key]) for step, _, values in _parse(_read_or_empty(storage.join(run_uri, METRICS))) if key in values)
+
+
+def _read_or_empty(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except storage.ObjectNotFoundError:
+        return b""
+
+
+def _parse(text: bytes) -> list[tuple[int, int, dict[str, float]]]:
+    def values(line: dict[str, Any]) -> dict[str, float]:
+        return {key: float(value) for key, value in line["values"].items()}
+
+    return [(line["step"], line["time"], values(line)) for line in map(json.loads, text.splitlines())]

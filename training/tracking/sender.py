@@ -1,0 +1,103 @@
+"""Send requests to MLflow in the background, in order, and repeat each while the server is away.
+
+Whoever adds a request never waits for the network, so a server that restarts costs training nothing.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from training.console import say
+from training.storage.errors import StorageError
+from training.tracking.client import in_one_line, is_transient
+
+_CAPACITY = 512
+_MAX_PAUSE_SECONDS = 30.0
+_FLUSH_PAUSE_SECONDS = 0.5
+
+
+class BackgroundSender:
+    """A queue of requests with one daemon thread.
+
+    A request is repeated until it succeeds, is refused or the process ends, so it must be harmless to repeat.
+    """
+
+    def __init__(self) -> None:
+        self._requests: queue.Queue[tuple[str, Callable[[], None]]] = queue.Queue(_CAPACITY)
+        self._thread: threading.Thread | None = None
+        self._is_full = False
+        self._num_flushing = 0
+        self._flushing = threading.Event()
+
+    def put(self, name: str, send: Callable[[], None]) -> bool:
+        """Add a request; return False if there is no room for it, after hours without an answer.
+
+        Args:
+            name: Its name in messages.
+            send: Does it; called in the background thread.
+        """
+        try:
+            self._requests.put_nowait((name, send))
+        except queue.Full:
+            if not self._is_full:
+                say(f"MLflow has been away for so long that {name} and what follows wait in the run's directory only")
+            self._is_full = True
+            return False
+        self._is_full = False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="sender to MLflow", daemon=True)
+            self._thread.start()
+        return True
+
+    def wait(self, seconds: float) -> None:
+        """Wait, for the thread's own use: until the time is over or somebody flushes."""
+        self._flushing.wait(seconds)
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until the queue is empty; return False if it was not in that time."""
+        with self._requests.all_tasks_done:  # the queue's own condition, of which `Queue.join` has no time-out
+            self._num_flushing += 1
+            self._flushing.set()
+            try:
+                return self._requests.all_tasks_done.wait_for(lambda: not self._requests.unfinished_tasks, timeout=timeout_seconds)
+            finally:
+                self._num_flushing -= 1
+                if not self._num_flushing:
+                    self._flushing.clear()
+
+    def _run(self) -> None:
+        while True:
+            name, send = self._requests.get()
+            self._deliver(name, send)
+            self._requests.task_done()
+
+    def _deliver(self, name: str, send: Callable[[], None]) -> None:
+        import tenacity
+
+        def report_first(state: tenacity.RetryCallState) -> None:
+            if state.attempt_number == 1 and state.outcome is not None:
+                error = state.outcome.exception()
+                server = "the run's directory" if isinstance(error, StorageError) else "MLflow"
+                say(f"{server} does not answer; work goes on, and {name} and what follows wait ({in_one_line(error or Exception())})")
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=tenacity.wait_exponential(1.0, max=_MAX_PAUSE_SECONDS),
+            sleep=self._pause,
+            before_sleep=report_first,
+            reraise=True,
+        )
+        try:
+            retrying(send)
+        except Exception as error:  # whatever a client library raises, training must not end by it
+            say(f"MLflow refused {name}: {in_one_line(error)}")
+        else:
+            if retrying.statistics["attempt_number"] > 1:
+                say("MLflow answers again")
+
+    def _pause(self, seconds: float) -> None:
+        if self._flushing.wait(seconds):  # somebody waits: try twice a second
+            time.sleep(_FLUSH_PAUSE_SECONDS)
