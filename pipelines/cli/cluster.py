@@ -1,11 +1,11 @@
-"""submit, runs, cancel, doctor: Kubeflow Pipelines on a cluster, from here."""
+"""submit, runs, cancel, doctor: Kubeflow Pipelines on a cluster."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -19,25 +19,27 @@ from pipelines.cli.kfp_options import (
     PRESET,
     SET,
     err,
-    moment,
+    format_time,
+    format_upload,
     out,
-    table,
-    uploaded,
+    print_table,
     warn,
     with_connection,
 )
 from pipelines.client.connection import Connection
 
+if TYPE_CHECKING:
+    from pipelines.client.arguments import CompiledPipeline
+    from pipelines.client.kfp_client import Kfp
+    from pipelines.client.submit import SubmittedRun
+
+_OUTCOMES = {"SUCCEEDED": "succeeded", "FAILED": "failed", "CANCELED": "was cancelled", "SKIPPED": "was skipped"}
+
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command(rich_help_panel=PANEL)(with_connection(submit))
-    app.command(rich_help_panel=PANEL)(with_connection(runs))
-    app.command(rich_help_panel=PANEL)(with_connection(cancel))
-    app.command(rich_help_panel=PANEL)(with_connection(doctor))
-
-
-# -- runs --------------------------------------------------------------------------------------------------------------
+    """Add the commands."""
+    for command in (submit, runs, cancel, doctor):
+        app.command(rich_help_panel=PANEL)(with_connection(command))
 
 
 def submit(
@@ -48,16 +50,18 @@ def submit(
     parameters: list[str] = PARAM,
     experiment: str = EXPERIMENT,
     create_experiment: bool = CREATE_EXPERIMENT,
-    run_name: str = typer.Option("", help="Name of the run; empty takes the pipeline's and the time."),
-    wait: bool = typer.Option(True, help="Follow the run to its end; its failure is this command's."),
-    timeout: str = typer.Option("", help="How long to follow, like 30m or 12h; the run goes on."),
+    run_name: str = typer.Option("", help="Name of the run; empty takes the pipeline's name and the time."),
+    wait: bool = typer.Option(True, help="Follow the run to its end, and fail if it fails."),
+    timeout: str = typer.Option("", help="The longest time to follow, like 30m or 12h; the run goes on after it."),
     as_json: bool = JSON,
 ) -> None:
     """Start a run on the cluster, and follow it."""
     from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
-    from pipelines.client.durations import parse_duration
+    from pipelines.client.follow import require_success
     from pipelines.client.kfp_client import connected
     from pipelines.client.submit import submit as start
+    from pipelines.client.timing import parse_duration
+    from training.console import format_duration
 
     seconds = parse_duration(timeout, "--timeout") if timeout else None
     compiled = compiled_pipeline(pipeline)
@@ -65,7 +69,7 @@ def submit(
     say = err if as_json else out
     with connected(connection, warn) as kfp:
         started = start(kfp, compiled, arguments, experiment=experiment, create_experiment=create_experiment, run_name=run_name)
-        say(f"pipeline    {compiled.pipeline_name}, version {started.version.name} {uploaded(started.version.is_new)}")
+        say(f"pipeline    {compiled.pipeline_name}, version {started.version.name} {format_upload(started.version.is_new)}")
         say(f"experiment  {started.experiment}")
         say(f"run         {started.run_id}  {started.run_name}")
         if started.page:
@@ -74,67 +78,65 @@ def submit(
         if as_json:
             out(json.dumps(_submitted_json(started, compiled, arguments, run), indent=2))
         if run is None:
-            say("it goes on without this command; `iddpm runs` lists it, `iddpm cancel` ends it")
+            say("the run goes on without this command; `iddpm runs` lists it, `iddpm cancel` ends it")
             return
-        _require_success(run, compiled.task_names, connection, kfp)
-        say(f"the run succeeded in {_took(run)}")
+        require_success(run, task_names=compiled.task_names, namespace=kfp.namespace or connection.kfp_namespace)
+        took = format_duration((run.finished_at - run.created_at).total_seconds()) if run.finished_at else "an unknown time"
+        say(f"the run succeeded in {took}")
 
 
 def runs(
     connection: Connection,
-    experiment: str = typer.Option("", help="Only those of this experiment."),
-    limit: int = typer.Option(20, min=1, help="How many, the latest first."),
+    experiment: str = typer.Option("", help="List only runs of this experiment."),
+    limit: int = typer.Option(20, min=1, help="The most runs to list."),
     as_json: bool = JSON,
 ) -> None:
     """List the runs on the cluster, the latest first."""
     from pipelines.client.kfp_client import connected
-    from pipelines.client.runs import latest
+    from pipelines.client.runs import list_runs
 
     with connected(connection, warn) as kfp:
-        found = latest(kfp, experiment=experiment, limit=limit)
+        found = list_runs(kfp, experiment=experiment, limit=limit)
     if as_json:
         out(json.dumps(found, indent=2))
-        return
-    if not found:
+    elif not found:
         out("no runs" + (f" in experiment {experiment}" if experiment else ""))
-    table([(run["run_id"], run["state"], moment(run["created"]), run["pipeline"], run["name"]) for run in found])
+    else:
+        print_table([(run["run_id"], run["state"], format_time(run["created"]), run["pipeline"], run["name"]) for run in found])
 
 
 def cancel(
     connection: Connection,
-    run_id: str = typer.Argument(..., help="The run's id; `iddpm runs` shows it."),
+    run_id: str = typer.Argument(..., help="Id of the run; `iddpm runs` shows it."),
     wait: bool = typer.Option(False, "--wait", help="Wait until it has ended."),
-    timeout: str = typer.Option("", help="How long to wait, like 10m."),
+    timeout: str = typer.Option("", help="The longest time to wait, like 10m."),
 ) -> None:
-    """End a run on the cluster; harmless where it has ended already."""
-    from pipelines.client.durations import parse_duration
-    from pipelines.client.follow import follow, words
+    """Cancel a run on the cluster. A run that has ended stays as it is."""
+    from pipelines.client.follow import follow
     from pipelines.client.kfp_client import connected
-    from pipelines.client.runs import terminate
+    from pipelines.client.runs import format_state, terminate
+    from pipelines.client.timing import parse_duration
 
     seconds = parse_duration(timeout, "--timeout") if timeout else None
     with connected(connection, warn) as kfp:
         ended = terminate(kfp, run_id)
         if ended is not None:
-            out(f"run {run_id} has ended already: it {_ended(ended)}")
+            out(f"run {run_id} has ended already: it {_OUTCOMES[ended]}")
             return
-        out(f"run {run_id} is told to end; a training that it left on a Ray cluster ends with it")
+        out(f"run {run_id} is being cancelled; a training that it started on a Ray cluster ends with it")
         if wait:
-            out(f"it is {words(follow(kfp, run_id, task_names=(), say=out, timeout_seconds=seconds).state)}")
-
-
-# -- doctor ------------------------------------------------------------------------------------------------------------
+            out(f"it is {format_state(follow(kfp, run_id, task_names=(), say=out, timeout_seconds=seconds).state)}")
 
 
 def doctor(
     connection: Connection,
-    runs_namespace: str = typer.Option("", help="Where the pods of runs are; empty takes --namespace, or KFP's own."),
-    service_account: str = typer.Option("pipeline-runner", help="What runs' pods run as; with several users default-editor."),
-    bucket: str = typer.Option("s3://iddpm", help="Where runs are kept; a small object is written there and deleted."),
-    pull_image: bool = typer.Option(False, "--pull-image", help="Start a pod with the project's image, to see whether nodes can pull it."),
+    runs_namespace: str = typer.Option("", help="Namespace of the pods of runs; empty takes --namespace, or else KFP's own."),
+    service_account: str = typer.Option("pipeline-runner", help="Service account of runs; with several users default-editor."),
+    bucket: str = typer.Option("s3://iddpm", help="Bucket of runs; a small object is written there and deleted."),
+    pull_image: bool = typer.Option(False, "--pull-image", help="Start a pod with the project's image, to test that nodes can pull it."),
     as_json: bool = JSON,
 ) -> None:
-    """Look whether a cluster has all that a run needs, and say what to do where it has not."""
+    """Check that a cluster has everything that a run needs, and print a remedy for each thing that is missing."""
     from pipelines.doctor.examine import examine
     from pipelines.doctor.findings import FAILURE, WARNING
 
@@ -144,29 +146,26 @@ def doctor(
         service_account=service_account,
         bucket=bucket,
         pull_image=pull_image,
-        watch=(lambda finding: None) if as_json else (lambda finding: out(str(finding))),
+        report=(lambda finding: None) if as_json else (lambda finding: out(str(finding))),
     )
     failures, warnings = (sum(1 for each in findings if each.state == state) for state in (FAILURE, WARNING))
     if as_json:
-        told = [each.to_dict() for each in findings]
-        out(json.dumps({"ok": not failures, "failures": failures, "warnings": warnings, "findings": told}, indent=2))
+        plain = [each.to_dict() for each in findings]
+        out(json.dumps({"ok": not failures, "failures": failures, "warnings": warnings, "findings": plain}, indent=2))
     else:
-        out(f"\n{_count(failures, 'failure')}, {_count(warnings, 'warning')}, {len(findings) - failures - warnings} in order")
+        out(f"\n{_count(failures, 'failure')}, {_count(warnings, 'warning')}, {len(findings) - failures - warnings} ok")
     if failures:
         raise typer.Exit(1)
 
 
-# -- words -------------------------------------------------------------------------------------------------------------
-
-
-def _follow(kfp: Any, run_id: str, task_names: Any, seconds: float | None, say: Callable[[str], None]) -> Any:
+def _follow(kfp: Kfp, run_id: str, task_names: Collection[str], seconds: float | None, say: Callable[[str], None]) -> Any:
     from pipelines.client.follow import StillRunningError, follow
 
-    def say_when(line: str) -> None:
+    def say_with_time(line: str) -> None:
         say(f"{datetime.now():%H:%M:%S}    {line}")
 
     try:
-        return follow(kfp, run_id, task_names=task_names, say=say_when, timeout_seconds=seconds)
+        return follow(kfp, run_id, task_names=task_names, say=say_with_time, timeout_seconds=seconds)
     except StillRunningError as error:
         raise StillRunningError(f"{error} (`iddpm cancel {run_id}` ends it)") from None
     except KeyboardInterrupt:
@@ -174,13 +173,7 @@ def _follow(kfp: Any, run_id: str, task_names: Any, seconds: float | None, say: 
         raise
 
 
-def _require_success(run: Any, task_names: Any, connection: Connection, kfp: Any) -> None:
-    from pipelines.client.follow import require_success
-
-    require_success(run, task_names=task_names, namespace=kfp.namespace or connection.kfp_namespace)
-
-
-def _submitted_json(started: Any, compiled: Any, arguments: Any, run: Any) -> dict[str, Any]:
+def _submitted_json(started: SubmittedRun, compiled: CompiledPipeline, arguments: Mapping[str, Any], run: Any) -> dict[str, Any]:
     return {
         "run_id": started.run_id,
         "name": started.run_name,
@@ -192,16 +185,6 @@ def _submitted_json(started: Any, compiled: Any, arguments: Any, run: Any) -> di
         "page": started.page or None,
         "state": run.state.lower() if run is not None else "submitted",
     }
-
-
-def _ended(state: str) -> str:
-    return {"SUCCEEDED": "succeeded", "FAILED": "failed", "CANCELED": "was cancelled", "SKIPPED": "was skipped"}[state]
-
-
-def _took(run: Any) -> str:
-    from training.console import format_duration
-
-    return format_duration((run.finished_at - run.created_at).total_seconds()) if run.finished_at else "no time that KFP knows"
 
 
 def _count(number: int, word: str) -> str:

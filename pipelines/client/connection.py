@@ -1,7 +1,7 @@
-"""How the KFP API is reached: at an address, from inside its cluster, or through `kubectl port-forward`; with which token.
+"""Settings of the connection to KFP's API: its address, or `kubectl port-forward`, or the service inside the cluster; and the token.
 
-A token comes from a file or the environment, never from an argument, and is read again for each request: what rotates
-it - the kubelet, a login helper - writes the file anew while a run of days is followed.
+A token comes from a file or the environment, never from an argument. The file is read again for each request: the
+kubelet or a login helper renews it while a run of days is followed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from training.config.addresses import holds_password
+from training.config.errors import UserError
 
 ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"
 """Address of the API; the name that KFP's own client reads."""
 UI_VARIABLE = "KF_PIPELINES_UI_ENDPOINT"
-"""Address of the UI, where it differs; the name that KFP's own client reads."""
+"""Address of the UI if it differs; the name that KFP's own client reads."""
 TOKEN_VARIABLE = "KFP_TOKEN"
 """The token itself."""
 POD_TOKEN_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
@@ -29,21 +30,17 @@ API_PORT = 8888
 SERVICE = "ml-pipeline"
 
 
-class ConnectionSettingsError(ValueError):
-    """How to reach KFP is not said, or said wrongly; one line with the remedy."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Connection:
-    """What a user says about the way to KFP.
+    """Settings of the connection, as a user gives them.
 
     Attributes:
         endpoint: Address of the API or the UI, like "https://kfp.example.com"; empty reads the environment.
         token_file: File with the token; empty reads the environment.
-        port_forward: Whether to reach the service through kubectl.
-        kfp_namespace: Where KFP is installed.
-        ca_file: Certificates to trust in place of the usual ones.
-        namespace: The user's, where KFP serves several.
+        port_forward: Connect through kubectl.
+        kfp_namespace: Namespace of KFP.
+        ca_file: Certificates to trust instead of the system's.
+        namespace: The user's namespace, if KFP serves several users.
     """
 
     endpoint: str = ""
@@ -55,54 +52,37 @@ class Connection:
 
     @property
     def address(self) -> str:
-        """Address of the API without a slash at its end; empty with `port_forward`, which makes one.
+        """Address of the API without a slash at its end; empty with `port_forward`, which chooses one.
 
         Raises:
-            ConnectionSettingsError: There is none, or it is not one.
+            UserError: There is none, or it is malformed.
         """
         if self.port_forward:
             if self.endpoint:
-                raise ConnectionSettingsError("--endpoint and --port-forward are two ways to KFP; give one")
+                raise UserError("--endpoint and --port-forward exclude each other; give one")
             return ""
-        said = self.endpoint or os.environ.get(ENDPOINT_VARIABLE, "")
-        if said:
-            return _checked(said)
+        if self._given_endpoint:
+            return _normalized(self._given_endpoint)
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
             return f"http://{SERVICE}.{self.kfp_namespace}.svc.cluster.local:{API_PORT}"
-        raise ConnectionSettingsError(
-            f"where is Kubeflow Pipelines? Give --endpoint https://..., set {ENDPOINT_VARIABLE}, or use --port-forward "
+        raise UserError(
+            f"the address of Kubeflow Pipelines is missing; give --endpoint https://..., set {ENDPOINT_VARIABLE}, or use --port-forward "
             "(with kubectl and a kubeconfig)"
         )
 
     @property
     def ui_address(self) -> str:
-        """Address of the UI, for links; empty where none is known (a forwarded port and a pod's way lead to the bare API)."""
-        ui = os.environ.get(UI_VARIABLE, "")
-        if ui:
-            return _checked(ui)
-        return _checked(self.endpoint or os.environ[ENDPOINT_VARIABLE]) if self._has_address else ""
+        """Address of the UI, for links; empty if it is not known (a forwarded port and a pod's service are the bare API)."""
+        endpoint = os.environ.get(UI_VARIABLE) or ("" if self.port_forward else self._given_endpoint)
+        return _normalized(endpoint) if endpoint else ""
 
     @property
-    def _has_address(self) -> bool:
-        return not self.port_forward and bool(self.endpoint or os.environ.get(ENDPOINT_VARIABLE))
+    def _given_endpoint(self) -> str:
+        return self.endpoint or os.environ.get(ENDPOINT_VARIABLE, "")
 
-    def token_reader(self) -> Callable[[], str] | None:
-        """Reads the token that now holds; None where none was given.
-
-        Raises:
-            ConnectionSettingsError: There is a file and it has none.
-        """
-        path = self._token_path()
-        if path is None:
-            token = os.environ.get(TOKEN_VARIABLE, "")
-            if not token:
-                return None
-            _one_word(token, TOKEN_VARIABLE)
-            return token.strip
-        _read_token(path)
-        return lambda: _read_token(path)
-
-    def _token_path(self) -> Path | None:
+    @property
+    def token_path(self) -> Path | None:
+        """File of the token; None if there is none."""
         if self.token_file:
             return Path(self.token_file).expanduser()
         if os.environ.get(TOKEN_VARIABLE) or not os.environ.get("KUBERNETES_SERVICE_HOST"):
@@ -110,28 +90,41 @@ class Connection:
         path = Path(os.environ.get(POD_TOKEN_VARIABLE) or _POD_TOKEN)
         return path if path.exists() else None
 
-    def is_in_clear(self, address: str) -> bool:
-        """Whether a token would leave this machine unencrypted, other than inside the cluster, where KFP is reached so."""
-        split = urlsplit(address)
-        in_pod = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
-        return split.scheme == "http" and split.hostname not in _LOOPBACK and not in_pod
+    def token_reader(self) -> Callable[[], str] | None:
+        """Return a function that reads the current token; None if no token was given.
+
+        Raises:
+            UserError: The file has no token.
+        """
+        path = self.token_path
+        if path is not None:
+            _read_token(path)
+            return lambda: _read_token(path)
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        return _checked_token(token, TOKEN_VARIABLE).strip if token else None
 
 
-def _checked(address: str) -> str:
+def is_unencrypted(address: str) -> bool:
+    """Tell whether requests to an address leave this machine unencrypted. Inside a cluster that is the usual way."""
+    split = urlsplit(address)
+    return split.scheme == "http" and split.hostname not in _LOOPBACK and not os.environ.get("KUBERNETES_SERVICE_HOST")
+
+
+def _normalized(address: str) -> str:
     bare = address.strip().rpartition("://")[2]
-    if holds_password(address):  # first of all: no message below may show it
-        raise ConnectionSettingsError(f"the endpoint must not hold a password; give a token by --token-file or {TOKEN_VARIABLE}")
+    if holds_password(address):  # first of all: the messages below show the address
+        raise UserError(f"the endpoint must not contain a password; give a token by --token-file or {TOKEN_VARIABLE}")
     split = urlsplit(address.strip())
     if split.scheme not in ("http", "https"):
         scheme = "http" if address.startswith(_LOOPBACK) else "https"
-        raise ConnectionSettingsError(f"the endpoint {address!r} begins with neither http:// nor https://; did you mean {scheme}://{bare}?")
+        raise UserError(f"the endpoint {address!r} starts with neither http:// nor https://; did you mean {scheme}://{bare}?")
     try:
         host, _ = split.hostname, split.port
     except ValueError as error:
-        raise ConnectionSettingsError(f"the endpoint {address!r} is no address: {error}") from error
+        raise UserError(f"the endpoint {address!r} is malformed: {error}; write it like https://kfp.example.com") from error
     if not host:
-        raise ConnectionSettingsError(f"the endpoint {address!r} names no host; it reads https://kfp.example.com")
-    # The UI's address from a browser ("http://host/#/runs") is as good: the UI hands on what is asked of the API.
+        raise UserError(f"the endpoint {address!r} has no host; write it like https://kfp.example.com")
+    # The UI's address from a browser ("http://host/#/runs") is accepted: the UI passes requests on to the API.
     return urlunsplit((split.scheme, split.netloc, split.path, "", "")).rstrip("/")
 
 
@@ -140,12 +133,12 @@ def _read_token(path: Path) -> str:
         token = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConnectionSettingsError(f"--token-file {path} can't be read: {reason}") from error
-    return _one_word(token, f"--token-file {path}")
+        raise UserError(f"--token-file {path} cannot be read: {reason}") from error
+    return _checked_token(token, f"--token-file {path}")
 
 
-def _one_word(token: str, where: str) -> str:
-    word = token.strip()
-    if not word or len(word.split()) != 1 or not word.isascii():
-        raise ConnectionSettingsError(f"{where} holds no token: it must be one word")
-    return word
+def _checked_token(text: str, source: str) -> str:
+    token = text.strip()
+    if len(token.split()) != 1 or not token.isascii():
+        raise UserError(f"{source} contains no token: a token is one word of ASCII characters")
+    return token

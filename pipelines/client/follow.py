@@ -1,7 +1,7 @@
-"""A run watched to its end: a line for each task whose state changes, and what failed named with its error.
+"""Follow a run to its end: a line for each task whose state changes, and the errors of the tasks that failed.
 
-KFP's API tells the states of Argo's nodes: each task is there beside its driver, its executor and its tries. It tells
-no errors; those stand in the log of the task's pod, which is read from Kubernetes where that can be reached.
+KFP's API reports the states of Argo's nodes: beside each task its driver, its executor and its retries. It reports no
+errors. Those are in the logs of the tasks' pods, which are read from Kubernetes if that can be reached.
 """
 
 from __future__ import annotations
@@ -12,37 +12,41 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import tenacity
+
 from pipelines.client.errors import KfpError
 from pipelines.client.kfp_client import Kfp
-from pipelines.client.submit import FINISHED
+from pipelines.client.runs import FINISHED, format_state
 from training.console import format_duration
 
-_WORDS = {"RUNTIME_STATE_UNSPECIFIED": "pending", "CANCELED": "cancelled", "CANCELING": "being cancelled"}
 _NODE_NAME = "workflows.argoproj.io/node-name"
 
 
 class RunFailedError(RuntimeError):
-    """The run did not end well; names the tasks that failed and their errors."""
+    """The run failed or was cancelled; the message names the tasks that failed and their errors."""
 
 
 class StillRunningError(RuntimeError):
-    """The time to wait was over before the run was; the run goes on."""
+    """The time to wait is over and the run still goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pace:
-    """How often to look, and how long to bear a server that does not answer.
+class Polling:
+    """How a run is polled.
 
     Attributes:
-        poll_seconds: Between two looks.
-        patience_seconds: How long the server may be silent.
+        interval_seconds: Time between two requests.
+        outage_seconds: Time for which the server may give no answer.
+        token_seconds: Time for which it may refuse the token of a file, which a login helper may be about to renew.
+            Without such a file a refusal is final.
     """
 
-    poll_seconds: float = 5.0
-    patience_seconds: float = 600.0
+    interval_seconds: float = 5.0
+    outage_seconds: float = 600.0
+    token_seconds: float = 60.0
 
 
-DEFAULT_PACE = Pace()
+DEFAULT_POLLING = Polling()
 
 
 def follow(
@@ -52,45 +56,46 @@ def follow(
     task_names: Collection[str],
     say: Callable[[str], None],
     timeout_seconds: float | None = None,
-    pace: Pace = DEFAULT_PACE,
+    polling: Polling = DEFAULT_POLLING,
 ) -> Any:
-    """Waits for a run, and returns it as it ended, however it ended.
+    """Wait for the end of a run, and return the run, also a failed one.
 
     Args:
         kfp: The connection.
         run_id: The run.
-        task_names: What is a task of the pipeline, rather than a node of Argo's around one.
-        say: Is given each line of progress.
-        timeout_seconds: How long to wait; None waits for the end.
-        pace: How often to look.
+        task_names: Names of the pipeline's tasks; Argo's other nodes are not reported.
+        say: Called with each line of progress.
+        timeout_seconds: The longest time to wait; None waits for the end.
+        polling: How often to ask.
 
     Raises:
         StillRunningError: The time is over.
-        KfpError: The run is gone, or the server silent for too long.
+        KfpError: The run was deleted, or the server gave no answer for too long.
     """
     began = time.monotonic()
-    said: dict[str, str] = {}
+    reported: dict[str, str] = {}
+    get_run = _retrying(kfp, say, polling).wraps(kfp.client.get_run)
     while True:
-        run = _patiently(lambda: kfp.client.get_run(run_id), say, pace)
+        run = get_run(run_id)
         for label, state in _task_states(run, task_names).items():
-            if state != said.get(label, "pending"):
-                said[label] = state
+            if state != reported.get(label, "pending"):
+                reported[label] = state
                 say(f"{label:<24} {state}")
         if run.state in FINISHED:
             return run
         waited = time.monotonic() - began
-        if timeout_seconds is not None and waited + pace.poll_seconds > timeout_seconds:
-            raise StillRunningError(f"run {run_id} is still {words(run.state)} after {format_duration(waited)}; it goes on")
-        time.sleep(pace.poll_seconds)
+        if timeout_seconds is not None and waited + polling.interval_seconds > timeout_seconds:
+            raise StillRunningError(f"run {run_id} is still {format_state(run.state)} after {format_duration(waited)}; it goes on")
+        time.sleep(polling.interval_seconds)
 
 
 def require_success(run: Any, *, task_names: Collection[str], namespace: str) -> None:
-    """Lets a run that succeeded pass.
+    """Raise an error unless the run succeeded.
 
     Args:
-        run: As it ended.
-        task_names: Those of its pipeline.
-        namespace: Where its pods are, or were.
+        run: The finished run.
+        task_names: Names of its pipeline's tasks.
+        namespace: Namespace of its pods.
 
     Raises:
         RunFailedError: It failed or was cancelled.
@@ -99,65 +104,70 @@ def require_success(run: Any, *, task_names: Collection[str], namespace: str) ->
         return
     failed = [label for label, state in _task_states(run, task_names).items() if state == "failed"]
     if run.state == "CANCELED" or not failed:
-        told = getattr(run.error, "message", None)
-        raise RunFailedError(f"run {run.run_id} {'was cancelled' if run.state == 'CANCELED' else 'failed'}" + (f": {told}" if told else ""))
+        message = getattr(run.error, "message", None)
+        outcome = "was cancelled" if run.state == "CANCELED" else "failed"
+        raise RunFailedError(f"run {run.run_id} {outcome}" + (f": {message}" if message else ""))
     errors = _errors(run, namespace)
-    told = "; ".join(f"{label}: {errors[_bare(label)]}" if _bare(label) in errors else label for label in failed)
-    unknown = any(_bare(label) not in errors for label in failed)
-    where = f"the log says why: in the UI, or 'kubectl -n {namespace} logs -l pipeline/runid={run.run_id} -c main --prefix --tail=20'"
-    raise RunFailedError(f"run {run.run_id} failed at {told}" + (f"; {where}" if unknown else ""))
-
-
-def words(state: str | None) -> str:
-    """A state as a person says it."""
-    return _WORDS.get(state or "RUNTIME_STATE_UNSPECIFIED", (state or "").lower())
+    causes = "; ".join(f"{label}: {errors[_task(label)]}" if _task(label) in errors else label for label in failed)
+    remedy = f"; see the log in the UI, or by 'kubectl -n {namespace} logs -l pipeline/runid={run.run_id} -c main --prefix --tail=20'"
+    raise RunFailedError(f"run {run.run_id} failed at {causes}{'' if all(_task(label) in errors for label in failed) else remedy}")
 
 
 def _task_states(run: Any, names: Collection[str]) -> dict[str, str]:
-    """Task -> state; the tasks of a loop are numbered in the order in which they began."""
+    """Return the states by task. The tasks of a loop are numbered in the order in which they began."""
     details = (run.run_details.task_details if run.run_details else None) or []
     found: dict[str, list[Any]] = {}
     for detail in sorted(details, key=lambda each: (str(each.start_time), str(each.task_id))):
         name = detail.display_name or ""
         task = name.removesuffix("-driver")
-        # A driver prepares its task's pod; of interest only where that fails, as the task is then never begun.
+        # A driver prepares its task's pod. It matters only if it fails, since its task then never begins.
         if task in names and (task == name or detail.state == "FAILED"):
             found.setdefault(task, []).append(detail)
     states: dict[str, str] = {}
     for name, nodes in found.items():
         for number, node in enumerate(nodes, start=1):
-            states[name if len(nodes) == 1 else f"{name} ({number})"] = words(node.state)
+            states[name if len(nodes) == 1 else f"{name} ({number})"] = format_state(node.state)
     return states
 
 
-def _bare(label: str) -> str:
+def _task(label: str) -> str:
     return label.partition(" (")[0]
 
 
-def _patiently(look: Callable[[], Any], say: Callable[[str], None], pace: Pace) -> Any:
-    silent_since: float | None = None
-    while True:
-        try:
-            return look()
-        except KfpError as error:
-            now = time.monotonic()
-            if silent_since is None:
-                silent_since = now
-                if error.may_pass and pace.patience_seconds > 0:
-                    say(f"{error}; the run goes on, and this looks again")
-            if not error.may_pass or now - silent_since >= pace.patience_seconds:
-                raise
-            time.sleep(pace.poll_seconds)
+def _retrying(kfp: Kfp, say: Callable[[str], None], polling: Polling) -> tenacity.Retrying:
+    """Return a retry policy that bears a server's outage, and reports the first failure of each."""
+
+    def is_transient(error: BaseException) -> bool:
+        return isinstance(error, KfpError) and (error.is_transient or (error.status == 401 and kfp.rereads_token))
+
+    def is_exhausted(call: tenacity.RetryCallState) -> bool:
+        error = call.outcome.exception() if call.outcome else None
+        limit = polling.token_seconds if isinstance(error, KfpError) and error.status == 401 else polling.outage_seconds
+        return (call.seconds_since_start or 0.0) >= limit
+
+    def report(call: tenacity.RetryCallState) -> None:
+        if call.attempt_number == 1 and call.outcome:
+            say(f"{call.outcome.exception()}; the run goes on, and this command asks again")
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        stop=is_exhausted,
+        wait=tenacity.wait_fixed(polling.interval_seconds),
+        before_sleep=report,
+        reraise=True,
+    )
 
 
-# -- why ---------------------------------------------------------------------------------------------------------------
+# -- errors of tasks ---------------------------------------------------------------------------------------------------
 
 
 def _errors(run: Any, namespace: str) -> dict[str, str]:
-    """Task -> its error: as KFP tells it, else from its pod's log."""
+    """Return the errors by task: from KFP, else from the pod's log."""
     details = (run.run_details.task_details if run.run_details else None) or []
-    told = {(each.display_name or "").removesuffix("-driver"): each.error.message for each in details if each.error and each.error.message}
-    return {**dict(_errors_in_logs(run.run_id, namespace)), **told}
+    from_kfp = {
+        (each.display_name or "").removesuffix("-driver"): each.error.message for each in details if each.error and each.error.message
+    }
+    return {**dict(_errors_in_logs(run.run_id, namespace)), **from_kfp}
 
 
 def _errors_in_logs(run_id: str, namespace: str) -> Iterator[tuple[str, str]]:
@@ -172,16 +182,16 @@ def _errors_in_logs(run_id: str, namespace: str) -> Iterator[tuple[str, str]]:
     for pod in pods:
         if pod.get("status", {}).get("phase") != "Failed":
             continue
-        # "iddpm-train-x7k2p.root.train.executor(1)": the last part that is no executor is the task.
+        # "iddpm-train-x7k2p.root.train.executor(1)": the last part that is not an executor is the task.
         node = str((pod["metadata"].get("annotations") or {}).get(_NODE_NAME, ""))
         parts = [part for part in node.split(".") if not part.startswith("executor")]
-        error = error_in(cluster.log_tail(pod["metadata"]["name"]))
+        error = last_error(cluster.log_tail(pod["metadata"]["name"]))
         if parts and error:
             yield parts[-1].removesuffix("-driver"), error
 
 
-def error_in(log: str) -> str:
-    """The line of a log that says what went wrong: what ended the last traceback, else the last line."""
+def last_error(log: str) -> str:
+    """Return the line of a log that names the error: the end of the last traceback, else the last line."""
     lines = [line.rstrip() for line in log.splitlines() if line.strip()]
     starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     after = lines[starts[-1] + 1 :] if starts else []

@@ -1,7 +1,7 @@
-"""KFP's own client, connected, quiet, patient where a person waits, and with errors in one line.
+"""KFP's own client, adapted to a command line: it prints nothing, has time limits, and its errors are one line.
 
-KFP's client prints links, warns at each start, reads and writes `~/.config/kfp/context.json`, asks five times with
-pauses of 5 s before it says that nobody answers, and has no time limits. None of this is wanted in a command line.
+By itself it prints links, warns at each start, reads and writes `~/.config/kfp/context.json`, tries five times with
+pauses of 5 s before it reports that there is no answer, and has no time limits.
 """
 
 from __future__ import annotations
@@ -18,101 +18,103 @@ import kfp
 from kfp.client.token_credentials_base import TokenCredentialsBase
 
 from components.cluster.proxies import proxy_for
-from pipelines.client.connection import API_PORT, SERVICE, Connection
-from pipelines.client.errors import KfpError, guarded, objects_only, page_error
-from pipelines.client.port_forward import PortForward, forwarded
+from pipelines.client.connection import API_PORT, SERVICE, Connection, is_unencrypted
+from pipelines.client.errors import KfpError, objects_only, page_error, with_errors
+from pipelines.client.port_forward import PortForward, forward_port
 
 T = TypeVar("T")
 
 KNOWN_VERSION = "2.17"
-"""Of KFP: what this was tried with, up to the second number."""
-_PAGE = 100
+"""KFP's version that this was tested with, up to the second number."""
+_PAGE_SIZE = 100
 
 
 class Kfp:
     """A connection to KFP.
 
     Attributes:
-        client: KFP's own client. Its methods that print are to be called through `quietly`.
-        address: Where the API is.
-        ui_address: Where the UI is; empty where that is not known.
-        version: Of the server, like "2.17.0"; "unknown" where it does not say.
-        multi_user: Whether it serves several users.
-        namespace: The user's, or None with a single one.
+        client: KFP's own client. Call its methods that print through `call_silently`.
+        address: Address of the API.
+        ui_address: Address of the UI; empty if it is not known.
+        rereads_token: True if the token is read from a file for each request.
+        version: Version of the server, like "2.17.0"; "unknown" if it does not report one.
+        multi_user: True if it serves several users.
+        namespace: The user's namespace; None with a single user.
     """
 
     def __init__(self, client: kfp.Client, connection: Connection, address: str) -> None:
-        """Asks the server who it is.
+        """Ask the server for its version and mode.
 
         Raises:
-            KfpError: It does not answer, is no KFP, or wants a namespace.
+            KfpError: It does not answer, is no KFP, or needs a namespace.
         """
         self.client = client
         self.address = address
         self.ui_address = connection.ui_address
+        self.rereads_token = connection.token_path is not None
         health = _health(client, address)
         self.version = str(health.get("tag_name") or "unknown").removeprefix("v")
         self.multi_user = bool(health.get("multi_user"))
         self.namespace = (connection.namespace or _own_namespace()) if self.multi_user else None
         if self.multi_user and not self.namespace:
-            raise KfpError(f"KFP at {address} serves several users; say whose namespace by --namespace")
+            raise KfpError(f"KFP at {address} serves several users; give your namespace by --namespace")
         client.set_user_namespace(self.namespace or "")
 
-    def quietly(self, call: Callable[..., T], *words: Any, **more: Any) -> T:
-        """Calls a method of the client that prints."""
+    def call_silently(self, method: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call a method of the client that prints."""
         with contextlib.redirect_stdout(io.StringIO()):
-            return call(*words, **more)
+            return method(*args, **options)
 
-    def every(self, call: Callable[..., Any], items: str, *, limit: int | None = None, **more: Any) -> list[Any]:
-        """What a listing method gives, over all its pages.
+    def list_all(self, method: Callable[..., Any], items: str, *, limit: int | None = None, **options: Any) -> list[Any]:
+        """Return all pages of a list.
 
         Args:
-            call: The method.
-            items: Name of the list in its answer.
-            limit: After how many to stop.
-            **more: The method's arguments.
+            method: The client's method that lists a page.
+            items: Name of the list in its response.
+            limit: The most items to return; None returns all.
+            **options: The method's arguments.
         """
         found: list[Any] = []
         token = ""
         while True:
-            size = _PAGE if limit is None else min(_PAGE, limit - len(found))
-            answer = call(page_token=token, page_size=size, **more)
-            found += getattr(answer, items) or []
-            token = answer.next_page_token or ""
+            size = _PAGE_SIZE if limit is None else min(_PAGE_SIZE, limit - len(found))
+            page = method(page_token=token, page_size=size, **options)
+            found += getattr(page, items) or []
+            token = page.next_page_token or ""
             if not token or (limit is not None and len(found) >= limit):
                 return found
 
     def link(self, kind: str, ident: str) -> str:
-        """Address of a page of the UI; empty where the UI's is not known."""
+        """Return the address of a page of the UI; empty if the UI's address is not known."""
         return f"{self.ui_address}/#/{kind}/details/{ident}" if self.ui_address else ""
 
 
 @contextlib.contextmanager
 def connected(connection: Connection, warn: Callable[[str], None]) -> Iterator[Kfp]:
-    """A connection to KFP for the time of a block.
+    """Connect to KFP for the duration of the block.
 
     Args:
-        connection: The way.
-        warn: Is given what is not as it should be, but does not keep it from working.
+        connection: The settings.
+        warn: Called with each warning.
 
     Raises:
-        ConnectionSettingsError: How to reach it is not said, or said wrongly.
-        PortForwardError: kubectl opens no way.
+        UserError: The settings are missing or wrong.
+        PortForwardError: kubectl forwards no port.
         KfpError: It does not answer, refuses, or is no KFP.
     """
     address, read_token = connection.address, connection.token_reader()
-    if read_token is not None and connection.is_in_clear(address):
-        warn(f"{address} is not encrypted: the token can be read on the way")
+    if read_token is not None and is_unencrypted(address):
+        warn(f"{address} is not encrypted: others on the network can read the token")
     with contextlib.ExitStack() as stack:
         forward: PortForward | None = None
         if connection.port_forward:
-            forward = stack.enter_context(forwarded(connection.kfp_namespace, SERVICE, API_PORT))
+            forward = stack.enter_context(forward_port(connection.kfp_namespace, SERVICE, API_PORT))
             address = forward.url
         found = Kfp(_client(connection, address, read_token, forward), connection, address)
         if not found.version.startswith(f"{KNOWN_VERSION}."):
             warn(
-                f"KFP at {address} says it is version {found.version}; this was tried with {KNOWN_VERSION}, and an older one refuses "
-                "pipelines whose parameters have drop-downs"
+                f"KFP at {address} is version {found.version}; tested is {KNOWN_VERSION}, and older ones refuse pipelines whose parameters "
+                "have drop-downs"
             )
         yield found
 
@@ -121,11 +123,11 @@ class _Client(kfp.Client):  # type: ignore[misc]  # kfp has no types
     """KFP's client without its file of settings in the home directory, and with the environment's proxy."""
 
     def _load_context_setting_or_default(self) -> None:
-        # Not empty, or the constructor would ask the server for its mode, five times, and log each failure's traceback.
-        self._context_setting = {"namespace": "not asked yet"}
+        # If it is empty, the constructor asks the server for its mode five times, and logs the traceback of each failure.
+        self._context_setting = {"namespace": "unknown"}
 
-    def _load_config(self, *words: Any, **more: Any) -> Any:
-        config = super()._load_config(*words, **more)
+    def _load_config(self, *args: Any, **options: Any) -> Any:
+        config = super()._load_config(*args, **options)
         proxy = proxy_for(config.host)
         if proxy:
             config.proxy, config.proxy_headers = proxy
@@ -146,17 +148,17 @@ class _Token(TokenCredentialsBase):  # type: ignore[misc]
 def _client(connection: Connection, address: str, read_token: Callable[[], str] | None, forward: PortForward | None) -> kfp.Client:
     ca_file = connection.ca_file or os.environ.get("SSL_CERT_FILE") or None
     if ca_file and not os.access(ca_file, os.R_OK):
-        raise KfpError(f"the certificates {ca_file} (--ca-file, SSL_CERT_FILE) can't be read")
+        raise KfpError(f"the certificates {ca_file} (--ca-file, SSL_CERT_FILE) cannot be read")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         client = _Client(host=address, credentials=_Token(read_token) if read_token else None, ssl_ca_cert=ca_file)
     api = client._run_api.api_client  # the one that all of its services share
-    send = guarded(api.call_api, address, has_token=read_token is not None)
+    send = with_errors(api.call_api, address, has_token=read_token is not None)
 
-    def call_api(*words: Any, **more: Any) -> Any:
+    def call_api(*args: Any, **options: Any) -> Any:
         if forward is not None:
             forward.ensure()
-        return send(*words, **more)
+        return send(*args, **options)
 
     api.call_api = call_api
     api.deserialize = objects_only(api.deserialize, address)
@@ -164,15 +166,13 @@ def _client(connection: Connection, address: str, read_token: Callable[[], str] 
 
 
 def _health(client: kfp.Client, address: str) -> dict[str, Any]:
-    """What the server says of itself. The client's own model of it leaves the version out."""
+    """Return the server's description of itself. The client's own model lacks the version."""
     try:
-        answer = client._healthz_api.healthz_service_get_healthz(_preload_content=False)
-        found = json.loads(answer.data)
+        response = client._healthz_api.healthz_service_get_healthz(_preload_content=False)
+        found = json.loads(response.data)
     except KfpError as error:
         if error.status == 404:
-            raise KfpError(
-                f"there is no KFP API at {address} (404); the address is that of the UI, or of service {SERVICE}", 404
-            ) from error
+            raise KfpError(f"there is no KFP API at {address} (404); give the address of the UI, or of service {SERVICE}", 404) from error
         raise
     except ValueError as error:
         raise page_error(address) from error
@@ -182,7 +182,7 @@ def _health(client: kfp.Client, address: str) -> dict[str, Any]:
 
 
 def _own_namespace() -> str:
-    """Of this pod; empty outside."""
+    """Return the namespace of this pod; empty outside of a pod."""
     try:
         with open(kfp.Client._NAMESPACE_PATH) as file:  # noqa: PTH123 - KFP's constant
             return file.read().strip()

@@ -1,4 +1,4 @@
-"""A service of the cluster on a free port of loopback, by `kubectl port-forward`, for the time of a command."""
+"""Forward a service of the cluster to a free port on loopback, by `kubectl port-forward`, for the duration of a command."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from collections.abc import Iterator
 from pipelines.services.daemons import signals_deferred, termination_raised
 from pipelines.services.ports import free_ports
 
-_SECONDS_TO_COME_UP = 30.0
-_SECONDS_TO_END = 5.0
+_START_SECONDS = 30.0
+_STOP_SECONDS = 5.0
 
 
 class PortForwardError(RuntimeError):
-    """The way through kubectl does not open; one line with the remedy."""
+    """kubectl does not forward the port. Not a `UserError`: the cluster may be the cause."""
 
 
 class PortForward:
     """One service on one port of loopback.
 
-    kubectl ends when the service's pod does, or when the API server cuts a connection that was idle; `ensure` opens it
-    again at the same port.
+    kubectl ends when the service's pod does, or when the API server closes an idle connection; `ensure` starts it again
+    on the same port.
     """
 
     def __init__(self, namespace: str, service: str, port: int) -> None:
-        """Names the service; `ensure` opens the way.
+        """Choose a local port; `ensure` opens it.
 
         Raises:
-            PortForwardError: There is no kubectl.
+            PortForwardError: kubectl is not installed.
         """
         found = shutil.which("kubectl")
         if found is None:
@@ -40,67 +40,68 @@ class PortForward:
         self._namespace, self._service, self._port = namespace, service, port
         self.local_port = free_ports(1)[0]
         self._process: subprocess.Popen[str] | None = None
-        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as this object
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as this object
 
     @property
     def url(self) -> str:
-        """Where the service is reached."""
+        """Address of the service on loopback."""
         return f"http://127.0.0.1:{self.local_port}"
 
     def ensure(self) -> None:
-        """Opens the way where it is not open.
+        """Start kubectl unless it runs, and wait until the port is open.
 
         Raises:
-            PortForwardError: kubectl refuses, or takes too long.
+            PortForwardError: kubectl refuses, or takes longer than 30 s.
         """
         if self._process is not None and self._process.poll() is None:
             return
-        words = ["port-forward", "--address", "127.0.0.1", f"svc/{self._service}", f"{self.local_port}:{self._port}"]
+        arguments = ["port-forward", "--address", "127.0.0.1", f"svc/{self._service}", f"{self.local_port}:{self._port}"]
         with signals_deferred():
-            # A session of its own: Ctrl-C is ours to act on, while the way is still open.
+            # In its own session: Ctrl-C is for this process, which still needs the port for its clean-up.
             self._process = subprocess.Popen(
-                [self._kubectl, "--namespace", self._namespace, *words],
+                [self._kubectl, "--namespace", self._namespace, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=self._said,
+                stderr=self._errors,
                 text=True,
                 start_new_session=True,
             )
         process, is_open = self._process, threading.Event()
-        threading.Thread(target=_listen, args=(process, is_open), daemon=True).start()
+        threading.Thread(target=_read_output, args=(process, is_open), daemon=True).start()
         waited = 0.0
         while not is_open.wait(0.1):
             waited += 0.1
-            if process.poll() is not None or waited > _SECONDS_TO_COME_UP:
-                raise PortForwardError(self._why_not(process))
+            if process.poll() is not None or waited > _START_SECONDS:
+                raise PortForwardError(self._failure(process))
 
     def close(self) -> None:
-        """Ends kubectl."""
+        """End kubectl."""
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
             try:
-                process.wait(_SECONDS_TO_END)
+                process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._said.close()
+        self._errors.close()
 
-    def _why_not(self, process: subprocess.Popen[str]) -> str:
-        self._said.seek(0)
-        lines = [line.strip() for line in self._said if line.strip()]
-        what = f"kubectl does not forward svc/{self._service} of namespace {self._namespace}"
+    def _failure(self, process: subprocess.Popen[str]) -> str:
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors if line.strip()]
+        problem = f"kubectl does not forward svc/{self._service} of namespace {self._namespace}"
         if process.poll() is None:
-            return f"{what}: it is silent for {_SECONDS_TO_COME_UP:.0f} s; is the cluster reachable?"
-        return f"{what}: {lines[-1][:300] if lines else f'it ended with {process.returncode}'} (is KUBECONFIG right, and --kfp-namespace?)"
+            return f"{problem}: no answer for {_START_SECONDS:.0f} s; is the cluster reachable?"
+        cause = lines[-1][:300] if lines else f"it ended with {process.returncode}"
+        return f"{problem}: {cause} (are KUBECONFIG and --kfp-namespace right?)"
 
 
 @contextlib.contextmanager
-def forwarded(namespace: str, service: str, port: int) -> Iterator[PortForward]:
-    """A service on loopback until the block ends, also by SIGTERM.
+def forward_port(namespace: str, service: str, port: int) -> Iterator[PortForward]:
+    """Forward a service to loopback until the block ends, also by SIGTERM.
 
     Raises:
-        PortForwardError: There is no kubectl, or it refuses.
+        PortForwardError: kubectl is not installed, or refuses.
     """
     with termination_raised():
         forward = PortForward(namespace, service, port)
@@ -111,8 +112,8 @@ def forwarded(namespace: str, service: str, port: int) -> Iterator[PortForward]:
             forward.close()
 
 
-def _listen(process: subprocess.Popen[str], is_open: threading.Event) -> None:
-    """Reads what kubectl prints, also later, so that it never waits for a reader."""
+def _read_output(process: subprocess.Popen[str], is_open: threading.Event) -> None:
+    """Read kubectl's output to its end, so that kubectl never blocks on a full pipe."""
     assert process.stdout is not None
     with process.stdout as lines:
         for line in lines:

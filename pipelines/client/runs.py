@@ -1,40 +1,48 @@
-"""The runs that KFP knows: the latest of them, and the end of one."""
+"""The runs on the server: their states, the latest of them, and the end of one."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pipelines.client.errors import KfpError
-from pipelines.client.follow import words
 from pipelines.client.kfp_client import Kfp
-from pipelines.client.submit import FINISHED, SubmitError, find_experiment
+from pipelines.client.submit import find_experiment
+from training.config.errors import UserError
+
+FINISHED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+_STATE_NAMES = {"RUNTIME_STATE_UNSPECIFIED": "pending", "CANCELED": "cancelled", "CANCELING": "being cancelled"}
 
 
-def latest(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[str, Any]]:
-    """The latest runs, as plain values.
+def format_state(state: str | None) -> str:
+    """Return a state of KFP in plain words, like "running"."""
+    return _STATE_NAMES.get(state or "RUNTIME_STATE_UNSPECIFIED", (state or "").lower())
+
+
+def list_runs(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[str, Any]]:
+    """Return the latest runs as plain values.
 
     Args:
         kfp: The connection.
-        experiment: Only those of this one; empty takes all.
-        limit: How many.
+        experiment: Only runs of this experiment; empty takes all.
+        limit: The most to return.
 
     Raises:
-        SubmitError: There is no such experiment.
+        UserError: There is no such experiment.
         KfpError: KFP refuses, or does not answer.
     """
-    where: dict[str, Any] = {"namespace": kfp.namespace}
+    scope: dict[str, Any] = {"namespace": kfp.namespace}
     if experiment:
-        where = {"experiment_id": find_experiment(kfp, experiment)[0]}
-    runs = kfp.every(kfp.client.list_runs, "runs", limit=limit, sort_by="created_at desc", **where)
+        scope = {"experiment_id": find_experiment(kfp, experiment)[0]}
+    runs = kfp.list_all(kfp.client.list_runs, "runs", limit=limit, sort_by="created_at desc", **scope)
     names = PipelineNames(kfp)
     return [
         {
             "run_id": run.run_id,
             "name": run.display_name,
-            "state": words(run.state),
+            "state": format_state(run.state),
             "created": run.created_at.isoformat() if run.created_at else "",
             "finished": run.finished_at.isoformat() if run.finished_at and run.state in FINISHED else None,
-            "pipeline": names.of(run),
+            "pipeline": names.find(run),
             "schedule_id": run.recurring_run_id,
         }
         for run in runs
@@ -42,49 +50,46 @@ def latest(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[str,
 
 
 def terminate(kfp: Kfp, run_id: str) -> str | None:
-    """Tells a run to end.
+    """Terminate a run.
 
     Returns:
-        The state of one that had ended already; None of one that was told.
+        The state of a run that had finished already; None if it is being terminated.
 
     Raises:
-        SubmitError: There is no such run.
+        UserError: There is no such run.
         KfpError: KFP refuses, or does not answer.
     """
     state = _state(kfp, run_id)
-    if state in FINISHED:
-        return state
-    if state != "CANCELING":
+    if state not in (*FINISHED, "CANCELING"):
         try:
             kfp.client.terminate_run(run_id)
+            return None
         except KfpError:
-            state = _state(kfp, run_id)  # it may have ended meanwhile, which KFP answers with an error
-            if state in FINISHED:
-                return state
-            if state != "CANCELING":
+            state = _state(kfp, run_id)  # KFP refuses also if the run has finished meanwhile
+            if state not in (*FINISHED, "CANCELING"):
                 raise
-    return None
+    return state if state in FINISHED else None
 
 
 class PipelineNames:
-    """Names of pipelines by what refers to them, each asked for once."""
+    """Names of the pipelines of runs and schedules; each is requested once."""
 
     def __init__(self, kfp: Kfp) -> None:
         self._kfp = kfp
         self._names: dict[str, str] = {}
 
-    def of(self, referring: Any) -> str:
-        """The name of the pipeline of a run or schedule; "-" where it is gone or has none."""
-        reference = referring.pipeline_version_reference
+    def find(self, run: Any) -> str:
+        """Return the name of the pipeline of a run or schedule; "-" if it was deleted or has none."""
+        reference = run.pipeline_version_reference
         if reference is None or not reference.pipeline_id:
-            spec = referring.pipeline_spec or {}
+            spec = run.pipeline_spec or {}
             spec = spec.get("pipeline_spec", spec)
             return str(spec.get("pipelineInfo", {}).get("name", "-"))
         if reference.pipeline_id not in self._names:
-            self._names[reference.pipeline_id] = self._name(reference.pipeline_id)
+            self._names[reference.pipeline_id] = self._request(reference.pipeline_id)
         return self._names[reference.pipeline_id]
 
-    def _name(self, pipeline_id: str) -> str:
+    def _request(self, pipeline_id: str) -> str:
         try:
             return str(self._kfp.client.get_pipeline(pipeline_id).display_name)
         except KfpError as error:
@@ -98,5 +103,5 @@ def _state(kfp: Kfp, run_id: str) -> str:
         return str(kfp.client.get_run(run_id).state or "RUNTIME_STATE_UNSPECIFIED")
     except KfpError as error:
         if error.status == 404:
-            raise SubmitError(f"there is no run {run_id}; `iddpm runs` lists them") from error
+            raise UserError(f"there is no run {run_id}; `iddpm runs` lists them") from error
         raise

@@ -1,20 +1,43 @@
-"""When a schedule runs, as a person says it: by a cron expression in a zone, or by an interval."""
+"""Times of schedules: cron expressions in the dialect of KFP's scheduler, intervals, and time zones.
+
+KFP reads cron expressions with robfig/cron 1.2 (`cron.Parse`). It differs from a crontab in more than the seconds: the
+last field may be left out, so that five fields are accepted *with another meaning* ("0 2 * * *" is minute 2 of each
+hour); Sunday is 0, and 7 is an error; names have three letters; an expression has no time zone.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pipelines.client.cron import Cron, parse
-from pipelines.client.durations import parse_duration
+from croniter import CroniterBadDateError, CroniterError, croniter
 
-_SECONDS_BETWEEN_RUNS = 60
+from training.config.errors import UserError
 
-
-class ScheduleError(ValueError):
-    """A schedule that can't be, is not there, or is not ours; one line with the remedy."""
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MIN_INTERVAL_SECONDS = 60
+_YEARS_AHEAD = 5  # KFP looks no further for the next time
+_FIELDS = (
+    ("second", "0 to 59"),
+    ("minute", "0 to 59"),
+    ("hour", "0 to 23"),
+    ("day of the month", "1 to 31"),
+    ("month", "1 to 12 or jan to dec"),
+    ("day of the week", "0 to 6 or sun to sat; Sunday is 0"),
+)
+_PART = re.compile(r"([*?]|(\d+|[a-z]{3})(-(\d+|[a-z]{3}))?)(/\d+)?", re.IGNORECASE)
+_NICKNAMES = {
+    "@yearly": "0 0 0 1 1 *",
+    "@annually": "0 0 0 1 1 *",
+    "@monthly": "0 0 0 1 * *",
+    "@weekly": "0 0 0 * * 0",
+    "@daily": "0 0 0 * * *",
+    "@midnight": "0 0 0 * * *",
+    "@hourly": "0 0 * * * *",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,101 +45,185 @@ class Timing:
     """When a schedule runs: by a cron expression or by an interval.
 
     Attributes:
-        cron: The expression, or None.
-        every_seconds: The interval, or 0.
-        zone: The one zone in which the cluster reads all its expressions.
-        meant: How it was said, where that was in another zone; for people.
+        cron: The expression in the cluster's zone; empty with an interval.
+        every_seconds: The interval; 0 with an expression.
+        zone: The one zone in which the cluster reads all expressions.
+        written_as: The user's own expression and zone, if the zone is another one; for people.
     """
 
-    cron: Cron | None = None
+    cron: str = ""
     every_seconds: int = 0
     zone: str = "UTC"
-    meant: str = ""
+    written_as: str = ""
 
-    def next_times(self, count: int, after: datetime | None = None) -> list[datetime]:
-        """The next times by the clock; none for an interval, which counts from when KFP last ran it."""
-        if self.cron is None:
-            return []
-        return list(islice(self.cron.times(after or datetime.now(UTC), zone_of(self.zone)), count))
+    def next_times(self, count: int) -> list[datetime]:
+        """Return the next times; none for an interval, which counts from the last run on the server."""
+        return next_times(self.cron, self.zone, count) if self.cron else []
 
 
-def timing_of(cron: str, every: str, *, time_zone: str = "", cluster_zone: str = "UTC") -> Timing:
-    """When a schedule runs, as a person says it.
+def parse_timing(cron: str, every: str, *, time_zone: str = "", cluster_zone: str = "UTC") -> Timing:
+    """Read a schedule's options.
 
     Args:
         cron: Six fields, seconds first; empty with `every`.
-        every: A length of time; empty with `cron`.
-        time_zone: In which the expression is meant; empty means the cluster's.
-        cluster_zone: In which KFP reads it.
+        every: An interval like "24h"; empty with `cron`.
+        time_zone: Zone in which the expression is written; empty is the cluster's.
+        cluster_zone: Zone in which KFP reads it.
 
     Raises:
-        CronError: The expression is not one.
-        ScheduleError: Both or neither are given, a zone is unknown, or the expression can't be said in the cluster's zone.
+        UserError: Both or neither are given, one cannot be read, or the expression has no equivalent in the cluster's zone.
     """
     if bool(cron) == bool(every):
-        raise ScheduleError("say when: either --cron '0 0 2 * * *' (second, minute, hour, day, month, weekday) or --every 24h")
-    zone_of(cluster_zone)
+        raise UserError("give either --cron '0 0 2 * * *' (second, minute, hour, day, month, weekday) or --every 24h")
+    find_zone(cluster_zone)
     if every:
         seconds = parse_duration(every, "--every")
-        if seconds < _SECONDS_BETWEEN_RUNS:
-            raise ScheduleError(f"--every {every}: at least 1 minute must lie between two runs")
+        if seconds < _MIN_INTERVAL_SECONDS:
+            raise UserError(f"--every {every}: the interval must be at least 1m")
         if time_zone:
-            raise ScheduleError("--time-zone goes with --cron; an interval has no zone")
+            raise UserError("--time-zone goes with --cron; an interval has no zone")
         return Timing(every_seconds=seconds, zone=cluster_zone)
-    parsed = parse(cron)
-    if len(parsed.fields[0]) > 1:
-        raise ScheduleError(f"cron {cron!r} would run {len(parsed.fields[0])} times a minute; its first field is the second, like 0")
+    cron = parse_cron(cron)
+    if (seconds := _values(cron.split()[0], 0)) == ["*"] or len(seconds) > 1:
+        raise UserError(f"cron {cron!r} would run many times a minute; its first field is the second, like 0")
     if not time_zone or time_zone == cluster_zone:
-        return Timing(cron=parsed, zone=cluster_zone)
-    return Timing(cron=_in_cluster_zone(parsed, time_zone, cluster_zone), zone=cluster_zone, meant=f"{parsed.text} in {time_zone}")
+        return Timing(cron=cron, zone=cluster_zone)
+    return Timing(cron=_in_cluster_zone(cron, time_zone, cluster_zone), zone=cluster_zone, written_as=f"{cron} in {time_zone}")
 
 
-def zone_of(name: str) -> ZoneInfo:
-    """The zone of that name.
+def parse_cron(text: str) -> str:
+    """Check an expression by the rules of KFP's scheduler, and return it with single spaces.
 
     Raises:
-        ScheduleError: There is none.
+        UserError: It has another number of fields, a value out of range, or no time at all.
     """
+    text = " ".join(text.split())
+    words = text.split()
+    if text.startswith("@"):
+        interval = text.removeprefix("@every ")
+        remedy = f"give --every {interval} instead" if interval != text else f"write {_NICKNAMES.get(text, '0 0 2 * * *')!r}"
+        raise UserError(f"cron {text!r}: KFP reads six fields; {remedy}")
+    if re.match(r"(CRON_)?TZ=", text):
+        raise UserError(f"cron {text!r}: KFP reads no zone in an expression; give it as --time-zone")
+    if len(words) == 5:
+        raise UserError(
+            f"cron {text!r} has five fields; KFP's has six, with seconds first, and would run it in minute {words[1]} of hour {words[2]}: "
+            f"write '0 {text}'"
+        )
+    if len(words) != len(_FIELDS):
+        raise UserError(f"cron {text!r} has {len(words)} fields; six are needed: second, minute, hour, day of month, month, day of week")
+    for number, word in enumerate(words):
+        for part in word.split(","):
+            _check_part(text, part, number)
     try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ScheduleError(f"there is no time zone {name!r}; it reads like Europe/Berlin or UTC") from error
+        next_times(text, "UTC", 1)
+    except CroniterBadDateError as error:
+        raise UserError(f"cron {text!r} never runs: no such day exists; correct its day or its month") from error
+    return text
 
 
-def interval_words(seconds: int) -> str:
-    """An interval in the form that `--every` takes."""
+def next_times(cron: str, zone: str, count: int, after: datetime | None = None) -> list[datetime]:
+    """Return the next times of an expression in a zone.
+
+    Raises:
+        CroniterError: It is no expression, or has no time in the next five years.
+    """
+    start = (after or datetime.now(UTC)).astimezone(find_zone(zone))
+    # With a star in one of the two days both must hold, else one of them: croniter calls this cron's bug, and KFP has it.
+    times = croniter(cron, start, second_at_beginning=True, implement_cron_bug=True, max_years_between_matches=_YEARS_AHEAD)
+    return [times.get_next(datetime) for _ in range(count)]
+
+
+def parse_duration(text: str, option: str) -> int:
+    """Return the seconds of a duration.
+
+    Args:
+        text: A duration like "90s", "1h30m" or "2d".
+        option: The option that it was given as, for the message.
+
+    Raises:
+        UserError: It is no duration, or zero.
+    """
+    parts = re.findall(r"(\d+)([smhd])", text)
+    seconds = sum(int(count) * _UNIT_SECONDS[unit] for count, unit in parts)
+    if "".join(count + unit for count, unit in parts) != text or seconds == 0:
+        raise UserError(f"{option} {text!r} is not a duration; write it like 90s, 30m, 24h or 1h30m")
+    return seconds
+
+
+def format_interval(seconds: int) -> str:
+    """Return an interval in the form that `--every` takes."""
     parts = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+    for unit, size in reversed(_UNIT_SECONDS.items()):
         count, seconds = divmod(seconds, size)
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts)
 
 
-def _in_cluster_zone(cron: Cron, zone: str, cluster_zone: str) -> Cron:
-    """The same times said in the cluster's zone, where that can be said at all."""
+def find_zone(name: str) -> ZoneInfo:
+    """Return the time zone of that name.
+
+    Raises:
+        UserError: There is none.
+    """
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise UserError(f"there is no time zone {name!r}; write it like Europe/Berlin or UTC") from error
+
+
+def _check_part(text: str, part: str, number: int) -> None:
+    name, values = _FIELDS[number]
+    bounds = part.partition("/")[0]
+    try:
+        if not _PART.fullmatch(part) or (number == 5 and "7" in bounds):
+            raise CroniterError(part)
+        _values(part, number)
+        if len(ends := [_values(end, number)[0] for end in bounds.split("-")]) == 2 and ends[0] > ends[1]:
+            raise CroniterError(part)
+    except CroniterError as error:
+        raise UserError(f"cron {text!r}: {part!r} is no {name}, which is {values}; write it like 5, 1-5, */10 or 1,15") from error
+
+
+def _values(field: str, number: int) -> list[Any]:
+    """Return the values of one field; `["*"]` if it takes all."""
+    fields = ["0", "0", "0", "*", "*", "*"]
+    fields[number] = field
+    values: list[Any] = croniter.expand(" ".join(fields), second_at_beginning=True)[0][(number - 1) % len(_FIELDS)]  # seconds are last
+    return values
+
+
+def _in_cluster_zone(cron: str, zone: str, cluster_zone: str) -> str:
+    """Translate an expression into the cluster's zone.
+
+    Raises:
+        UserError: It has no equivalent there.
+    """
     remedy = (
         f"write the expression in {cluster_zone}, or have the cluster's zone changed "
         "(cronScheduleTimezone in ConfigMap pipeline-install-config)"
     )
-    shifts = _hours_ahead(zone_of(zone), zone_of(cluster_zone))
+    shifts = _offsets_between(find_zone(zone), find_zone(cluster_zone))
     if len(shifts) > 1:
-        hours = " or ".join(f"{shift:+g} h" for shift in sorted(shifts))
-        raise ScheduleError(f"KFP has one zone for all schedules, {cluster_zone}, and {zone} is {hours} from it by season; {remedy}")
+        by_season = " or ".join(f"{shift:+g} h" for shift in sorted(shifts))
+        raise UserError(f"KFP has one zone for all schedules, {cluster_zone}, and {zone} differs by {by_season} with the season; {remedy}")
     shift = shifts.pop()
-    second, minute, hour, *days = cron.text.split()
-    if shift == 0 or hour in ("*", "?"):
+    second, minute, hour, *days = cron.split()
+    hours = _values(hour, 2)
+    if shift == 0 or hours == ["*"]:
         return cron
-    moved = [each - shift for each in cron.fields[2]]
-    other_day = any(not 0 <= each < 24 for each in moved) and set(days) - {"*", "?"}
-    if shift % 1 or other_day:
-        raise ScheduleError(f"KFP has one zone for all schedules, {cluster_zone}, and this can't be said there of {zone}; {remedy}")
-    return parse(" ".join([second, minute, ",".join(f"{each % 24:g}" for each in sorted(moved, key=lambda h: h % 24)), *days]))
+    hours_there = [each - shift for each in hours]
+    changes_day = any(not 0 <= each < 24 for each in hours_there) and set(days) - {"*", "?"}
+    if shift % 1 or changes_day:
+        raise UserError(f"KFP has one zone for all schedules, {cluster_zone}, and {cron!r} in {zone} has no equivalent there; {remedy}")
+    return " ".join([second, minute, ",".join(f"{each:g}" for each in sorted(each % 24 for each in hours_there)), *days])
 
 
-def _hours_ahead(here: ZoneInfo, there: ZoneInfo) -> set[float]:
-    """By how many hours one zone's clocks are ahead of another's in the two years to come."""
+def _offsets_between(zone: ZoneInfo, other: ZoneInfo) -> set[float]:
+    """Return the hours by which the first zone is ahead of the other in the next two years."""
     now = datetime.now(UTC)
-    moments = [now + timedelta(days=days) for days in range(0, 730, 7)]
-    offsets = [(moment.astimezone(here).utcoffset(), moment.astimezone(there).utcoffset()) for moment in moments]
-    return {(ours - theirs).total_seconds() / 3600 for ours, theirs in offsets if ours is not None and theirs is not None}
+    times = [now + timedelta(days=days) for days in range(0, 730, 7)]
+    return {
+        (time.astimezone(zone).replace(tzinfo=None) - time.astimezone(other).replace(tzinfo=None)).total_seconds() / 3600 for time in times
+    }

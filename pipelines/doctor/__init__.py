@@ -1,1 +1,1 @@
-"""Check that a cluster has all that a run needs."""
+"""Check that a cluster has everything that a run needs: `examine.examine`, for the command line."""

@@ -1,6 +1,6 @@
-"""Whether a cluster has all that a run needs, and whether it can be reached from here.
+"""Check that a cluster has everything that a run needs, and that it can be reached from here.
 
-What can be looked at is looked at: without a kubeconfig that is one failure, and the services are tried all the same.
+Without a kubeconfig that is one failure, and the services are tested all the same.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from components.container.image import BASE_IMAGE
 from pipelines.client.arguments import compiled_pipeline
 from pipelines.client.connection import Connection
 from pipelines.compile import PIPELINES
-from pipelines.doctor.cluster import cluster_findings, is_answering
+from pipelines.doctor.cluster import check_cluster, check_kubernetes
 from pipelines.doctor.findings import FAILURE, Finding
-from pipelines.doctor.image import image_findings
-from pipelines.doctor.needs import Needs, needs_of, object_findings
-from pipelines.doctor.route import Way
-from pipelines.doctor.services import bucket_findings, kfp_findings, mlflow_findings
+from pipelines.doctor.image import check_image
+from pipelines.doctor.pod_environment import check_sources, find_sources
+from pipelines.doctor.services import check_bucket, check_kfp, check_mlflow
 
 
 def examine(
@@ -29,53 +28,48 @@ def examine(
     service_account: str,
     bucket: str,
     pull_image: bool,
-    watch: Callable[[Finding], None],
+    report: Callable[[Finding], None],
 ) -> list[Finding]:
-    """Looks at everything.
+    """Make all checks.
 
     Args:
-        connection: The way to KFP; its `port_forward` also opens the ways to S3 and MLflow inside the cluster.
-        runs_namespace: Where the pods of runs are.
-        service_account: What they run as.
-        bucket: Where runs are kept.
-        pull_image: Whether to start a pod with the project's image.
-        watch: Is given each finding as it is made.
+        connection: Connection to KFP; with `port_forward`, S3 and MLflow in the cluster are reached through kubectl too.
+        runs_namespace: Namespace of the pods of runs.
+        service_account: Their service account.
+        bucket: Bucket of runs.
+        pull_image: Start a pod with the project's image.
+        report: Called with each finding.
     """
     found: list[Finding] = []
-    for finding in _looks(connection, runs_namespace, service_account, bucket, pull_image):
-        watch(finding)
+    for finding in _checks(connection, runs_namespace, service_account, bucket, pull_image):
+        report(finding)
         found.append(finding)
     return found
 
 
-def _looks(connection: Connection, namespace: str, account: str, bucket: str, pull_image: bool) -> Iterator[Finding]:
-    needs = needs_of(compiled_pipeline(name).platform for name in PIPELINES)
-    cluster, finding = _cluster(namespace)
+def _checks(connection: Connection, namespace: str, account: str, bucket: str, pull_image: bool) -> Iterator[Finding]:
+    sources = find_sources(compiled_pipeline(name).platform for name in PIPELINES)
+    cluster, finding = _connect(namespace)
     yield finding
-    settings: dict[str, str] = {}
+    environment: dict[str, str] = {}
     if cluster is not None:
-        yield from cluster_findings(cluster, connection.kfp_namespace, account)
-        yield from object_findings(cluster, needs, settings)
-        yield from image_findings(cluster, BASE_IMAGE, account=account, in_pod=pull_image)
-    else:
-        settings = _own_settings(needs)
-    yield from kfp_findings(connection)
-    way = Way(port_forward=connection.port_forward, has_cluster=cluster is not None)
-    yield from bucket_findings(way, settings, bucket)
-    yield from mlflow_findings(way, settings)
+        yield from check_cluster(cluster, connection.kfp_namespace, account)
+        yield from check_sources(cluster, sources, environment)
+        yield from check_image(cluster, BASE_IMAGE, account=account, in_pod=pull_image)
+    else:  # the variables of this process stand in for those of a run's pod
+        variables = {variable for source in sources for variable in source.variables.values()}
+        environment = {name: value for name, value in os.environ.items() if name in variables}
+    yield from check_kfp(connection)
+    port_forward = connection.port_forward and cluster is not None
+    yield from check_bucket(environment, bucket, port_forward=port_forward)
+    yield from check_mlflow(environment, port_forward=port_forward)
 
 
-def _cluster(namespace: str) -> tuple[ClusterApi | None, Finding]:
+def _connect(namespace: str) -> tuple[ClusterApi | None, Finding]:
     try:
         cluster = connect(namespace)
     except KubernetesError as error:
-        told = str(error).partition(";")[0]
-        remedy = "set KUBECONFIG to your cluster's file; 'kubectl get nodes' tries it. Nothing in the cluster was looked at"
-        return None, Finding(FAILURE, "kubernetes", told, remedy)
-    finding = is_answering(cluster)
+        remedy = "set KUBECONFIG to your cluster's file, and try it with 'kubectl get nodes'. Nothing in the cluster was checked"
+        return None, Finding(FAILURE, "kubernetes", str(error).partition(";")[0], remedy)
+    finding = check_kubernetes(cluster)
     return (None if finding.state == FAILURE else cluster), finding
-
-
-def _own_settings(needs: Needs) -> dict[str, str]:
-    """Those of this process, where the cluster's can't be read."""
-    return {name: os.environ[name] for name in needs.variables if name in os.environ}

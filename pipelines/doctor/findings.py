@@ -1,4 +1,4 @@
-"""What `iddpm doctor` finds: each thing in order, doubtful or wrong, and what to do about it."""
+"""A finding of `iddpm doctor`: a thing that is in order, doubtful or wrong, and the remedy."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from dataclasses import dataclass
 from typing import Any
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
+ASK_ADMINISTRATOR = "ask an administrator of the cluster"
 _INDENT = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        state: `OK`, `WARNING` (it works without, or could not be seen) or `FAILURE`.
-        subject: What was looked at.
-        told: What was seen.
-        remedy: What to do; empty where all is well.
+        state: `OK`, `WARNING` (runs work without it, or it could not be checked) or `FAILURE`.
+        subject: The thing that was checked.
+        message: What was found.
+        remedy: What to do; empty if all is well.
     """
 
     state: str
     subject: str
-    told: str
+    message: str
     remedy: str = ""
 
     def __str__(self) -> str:
-        """As a person reads it, the remedy on a line of its own."""
-        line = f"{self.state.upper() if self.state == FAILURE else self.state:<{_INDENT}}{self.subject}: {self.told}"
+        """Return a line for a person, with the remedy on a line of its own."""
+        line = f"{self.state.upper() if self.state == FAILURE else self.state:<{_INDENT}}{self.subject}: {self.message}"
         return f"{line}\n{'':<{_INDENT}}-> {self.remedy}" if self.remedy else line
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return plain values for JSON."""
         return dataclasses.asdict(self)

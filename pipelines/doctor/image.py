@@ -1,177 +1,100 @@
-"""Whether the cluster's nodes can run the project's image.
+"""Check that the cluster's nodes can run the project's image.
 
-Only a node can tell for certain: it pulls with its own credentials, by its own way. From here it can be seen which
-images nodes hold, and, where a registry lets anybody look, whether it has the image. For the rest a pod is started.
+Only a node can tell: it pulls with its own credentials, over its own network. From here one sees which images the nodes
+have; for anything else a pod must be started.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlencode
-
-import urllib3
 
 from components.cluster.cluster_api import ClusterApi
-from components.cluster.proxies import pool_for
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from training.console import format_duration
 
-_HUB = "docker.io"
-_LOOPBACK = re.compile(r"(localhost|127\.0\.0\.1)(:\d+)?")
-_MANIFESTS = ", ".join(
-    (
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-    )
-)
-_TRY_POD = "--pull-image starts a pod that tries it"
-_SECONDS_TO_PULL = 900.0
+_TRY_POD = "--pull-image starts a pod that tests it"
+_PULL_SECONDS = 900.0
 _POLL_SECONDS = 1.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Image:
-    """A reference, taken apart.
-
-    Attributes:
-        registry: Host of the registry; empty where none is named.
-        repository: Path in it.
-        version: Tag, or "sha256:...".
-    """
-
-    registry: str
-    repository: str
-    version: str
-
-    @classmethod
-    def of(cls, reference: str) -> Image:
-        """Takes a reference apart as docker and Kubernetes do."""
-        name, _, digest = reference.partition("@")
-        first, slash, rest = name.partition("/")
-        registry = first if slash and (set(".:") & set(first) or first == "localhost") else ""
-        path = rest if registry else name
-        repository, _, tag = path.partition(":")
-        return cls(registry=registry, repository=repository, version=digest or tag or "latest")
-
-    @property
-    def names_on_nodes(self) -> frozenset[str]:
-        """How a node may call it."""
-        separator = "@" if self.version.startswith("sha256:") else ":"
-        tail = f"{self.repository}{separator}{self.version}"
-        hosts = (self.registry,) if self.registry else ("localhost", _HUB, f"{_HUB}/library")
-        return frozenset(f"{host}/{tail}" for host in hosts) | ({tail} if not self.registry else frozenset())
-
-
-def image_findings(cluster: ClusterApi, reference: str, *, account: str, in_pod: bool) -> Iterator[Finding]:
-    """Looks for the image.
+def check_image(cluster: ClusterApi, reference: str, *, account: str, in_pod: bool) -> Iterator[Finding]:
+    """Check the image.
 
     Args:
-        cluster: The cluster, seen from the namespace of runs.
+        cluster: The cluster, in the namespace of runs.
         reference: The image.
-        account: What runs' pods run as, with whose credentials they pull.
-        in_pod: Whether to start a pod with it.
+        account: Service account of runs, whose credentials pull it.
+        in_pod: Start a pod with it.
     """
-    if in_pod:
-        yield _pulled(cluster, reference, account)
-        return
-    subject, image = f"image {reference}", Image.of(reference)
+    yield _check_in_pod(cluster, reference, account) if in_pod else _check_on_nodes(cluster, reference)
+
+
+def _check_on_nodes(cluster: ClusterApi, reference: str) -> Finding:
+    subject = f"image {reference}"
     nodes = cluster.get("/api/v1/nodes").body.get("items", [])
-    holding = [node for node in nodes if _holds(node, image)]
-    if nodes and len(holding) == len(nodes):
-        yield Finding(OK, subject, f"is on {'the node' if len(nodes) == 1 else f'all {len(nodes)} nodes'}")
-    elif image.registry:
-        yield _in_registry(subject, image)
-    elif holding:
-        yield Finding(
-            WARNING, subject, f"is on {len(holding)} of {len(nodes)} nodes, and names no registry", f"load it into the others; {_TRY_POD}"
-        )
-    else:
-        remedy = (
-            "on one machine 'kind load docker-image' brings it (k8s/README.md, step 2); else push it and name it by IDDPM_IMAGE; "
-            f"a node lists 50 images only, so {_TRY_POD}"
-        )
-        state = FAILURE if nodes else WARNING
-        yield Finding(state, subject, f"is {'on no node' if nodes else 'not to be seen'}, and names no registry", remedy)
+    num_having = sum(1 for node in nodes if not _image_names(node).isdisjoint(_names_on_nodes(reference)))
+    if nodes and num_having == len(nodes):
+        return Finding(OK, subject, f"is on {'the node' if len(nodes) == 1 else f'all {len(nodes)} nodes'}")
+    if _registry(reference):
+        message = f"is on {num_having} of {len(nodes)} nodes; whether the others can pull it cannot be seen from here"
+        return Finding(WARNING, subject, message, f"{_TRY_POD}; a private registry needs imagePullSecrets on the service account")
+    if num_having:
+        message = f"is on {num_having} of {len(nodes)} nodes, and names no registry"
+        return Finding(WARNING, subject, message, f"load it into the others; {_TRY_POD}")
+    remedy = (
+        "on one machine 'kind load docker-image' loads it (k8s/README.md, step 2); else push it to a registry and set IDDPM_IMAGE; "
+        f"a node lists 50 images only, so {_TRY_POD}"
+    )
+    if not nodes:
+        return Finding(WARNING, subject, "names no registry, and the nodes cannot be seen", remedy)
+    return Finding(FAILURE, subject, "is on no node, and names no registry", remedy)
 
 
-def _holds(node: dict[str, Any], image: Image) -> bool:
-    names = {name for each in node.get("status", {}).get("images", []) for name in each.get("names") or ()}
-    return bool(names & image.names_on_nodes)
+def _registry(reference: str) -> str:
+    """Return the registry's host in a reference; empty if it names none."""
+    first, slash, _ = reference.partition("/")
+    return first if slash and (set(".:") & set(first) or first == "localhost") else ""
 
 
-# -- in the registry ---------------------------------------------------------------------------------------------------
+def _names_on_nodes(reference: str) -> set[str]:
+    """Return the names that a node may have for an image."""
+    name, _, digest = reference.partition("@")
+    path = name.removeprefix(f"{_registry(reference)}/")
+    repository, _, tag = path.partition(":")
+    short = f"{repository}@{digest}" if digest else f"{repository}:{tag or 'latest'}"
+    hosts = (f"{_registry(reference)}/",) if _registry(reference) else ("", "localhost/", "docker.io/", "docker.io/library/")
+    return {host + short for host in hosts}
 
 
-def _in_registry(subject: str, image: Image) -> Finding:
-    try:
-        status = _manifest_status(image)
-    except (urllib3.exceptions.HTTPError, ValueError, KeyError) as error:
-        told = f"registry {image.registry} can't be asked from here ({type(error).__name__}); nodes may have another way"
-        return Finding(WARNING, subject, told, _TRY_POD)
-    if status == 200:
-        return Finding(OK, subject, f"is in {image.registry} for everybody to pull")
-    if status == 404:
-        return Finding(FAILURE, subject, f"registry {image.registry} has no such image", "push it, or put right IDDPM_IMAGE")
-    if status in (401, 403):
-        told = f"registry {image.registry} shows it to nobody without credentials; nodes need some"
-        return Finding(WARNING, subject, told, f"give the service account of runs imagePullSecrets; {_TRY_POD}")
-    return Finding(WARNING, subject, f"registry {image.registry} answers {status}", _TRY_POD)
+def _image_names(node: Mapping[str, Any]) -> set[str]:
+    return {name for each in node.get("status", {}).get("images", []) for name in each.get("names") or ()}
 
 
-def _manifest_status(image: Image) -> int:
-    """What the registry answers when nobody in particular asks for the manifest."""
-    host = "registry-1.docker.io" if image.registry == _HUB else image.registry
-    scheme = "http" if _LOOPBACK.fullmatch(host) else "https"
-    url, headers = f"{scheme}://{host}/v2/{image.repository}/manifests/{image.version}", {"Accept": _MANIFESTS}
-    pool = pool_for(url, retries=1, timeout=urllib3.Timeout(connect=5, read=20))
-    answer = pool.request("HEAD", url, headers=headers)
-    challenge = answer.headers.get("WWW-Authenticate", "")
-    if answer.status != 401 or not challenge.lower().startswith("bearer "):
-        return answer.status
-    # A registry gives a token for what is public to whoever asks.
-    words = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-    query = {"service": words.get("service", ""), "scope": words.get("scope", f"repository:{image.repository}:pull")}
-    granted = pool.request("GET", f"{words['realm']}?{urlencode(query)}")
-    if granted.status != 200:
-        return 401
-    told = json.loads(granted.data)
-    return pool.request("HEAD", url, headers={**headers, "Authorization": f"Bearer {told.get('token') or told['access_token']}"}).status
-
-
-# -- in a pod ----------------------------------------------------------------------------------------------------------
-
-
-def _pulled(cluster: ClusterApi, reference: str, account: str) -> Finding:
+def _check_in_pod(cluster: ClusterApi, reference: str, account: str) -> Finding:
     subject, name = f"image {reference}", f"iddpm-doctor-{secrets.token_hex(4)}"
     path = f"/api/v1/namespaces/{cluster.namespace}/pods"
-    made = cluster.post(path, _pod(name, reference, account))
-    if not made.ok:
-        return Finding(
-            FAILURE, subject, f"a pod to try it can't be made: {made.reason}", "ask whoever may make pods there, or leave --pull-image out"
-        )
+    created = cluster.post(path, _pod(name, reference, account))
+    if not created.ok:
+        remedy = "ask for the right to create pods there, or leave out --pull-image"
+        return Finding(FAILURE, subject, f"a pod that tests it cannot be created: {created.reason}", remedy)
     began = time.monotonic()
     try:
-        while time.monotonic() - began < _SECONDS_TO_PULL:
-            finding = _seen(subject, cluster.get(f"{path}/{name}").body, time.monotonic() - began)
+        while time.monotonic() - began < _PULL_SECONDS:
+            finding = _check_pod(subject, cluster.get(f"{path}/{name}").body, time.monotonic() - began)
             if finding is not None:
                 return finding
             time.sleep(_POLL_SECONDS)
     finally:
         cluster.delete(f"{path}/{name}")
-    told = f"a pod with it did not start in {format_duration(_SECONDS_TO_PULL)}"
-    return Finding(FAILURE, subject, told, "'kubectl get events' in the namespace says what it waits for")
+    message = f"a pod with it did not start within {format_duration(_PULL_SECONDS)}"
+    return Finding(FAILURE, subject, message, f"'kubectl -n {cluster.namespace} get events' tells what it waits for")
 
 
-def _seen(subject: str, pod: Any, seconds: float) -> Finding | None:
-    """What a pod's status tells of its image; None while it tells nothing."""
+def _check_pod(subject: str, pod: Any, seconds: float) -> Finding | None:
+    """Judge the image by a pod's status; None while it is undecided."""
     status = pod.get("status", {})
     state: dict[str, Any] = next((each.get("state", {}) for each in status.get("containerStatuses", [])), {})
     node = pod.get("spec", {}).get("nodeName", "a node")
@@ -180,12 +103,11 @@ def _seen(subject: str, pod: Any, seconds: float) -> Finding | None:
     waiting = state.get("waiting", {})
     reason, message = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())[:200]
     if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"):
-        remedy = "is the reference right, and may the nodes pull it? A private registry takes imagePullSecrets on the service account"
-        return Finding(FAILURE, subject, f"{node} can't pull it: {message or reason}", remedy)
+        remedy = "is the reference right, and may the nodes pull it? A private registry needs imagePullSecrets on the service account"
+        return Finding(FAILURE, subject, f"{node} cannot pull it: {message or reason}", remedy)
     if reason in ("CreateContainerConfigError", "CreateContainerError"):
-        return Finding(
-            FAILURE, subject, f"{node} can't start it: {message or reason}", "'make image' builds it as nodes want it: not as root"
-        )
+        remedy = "build it with 'make image': it must not run as root"
+        return Finding(FAILURE, subject, f"{node} cannot start it: {message or reason}", remedy)
     return None
 
 
@@ -199,7 +121,7 @@ def _pod(name: str, image: str, account: str) -> dict[str, Any]:
             "serviceAccountName": account,
             "automountServiceAccountToken": False,
             "restartPolicy": "Never",
-            "activeDeadlineSeconds": int(_SECONDS_TO_PULL) + 60,
+            "activeDeadlineSeconds": int(_PULL_SECONDS) + 60,
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [
                 {

@@ -76,23 +76,21 @@ def is_ready(port: int, bucket: str, key_id: str, secret: str) -> bool:
     """
     if are_free([port]):
         return False
-    from botocore.exceptions import BotoCoreError, ClientError
-
     from training.storage import s3
 
     client = s3.connect(f"http://127.0.0.1:{port}", key_id, secret, attempts=1)
     try:
         listed = client.list_objects_v2(Bucket=bucket, MaxKeys=_NUM_PROBED_OBJECTS).get("Contents", [])
-    except (BotoCoreError, ClientError):
-        return False
+    except Exception:
+        return False  # whatever the cause, it is not up yet
     key = next((item["Key"] for item in listed if item["Size"]), None)
     deadline = time.monotonic() + _SECONDS_FOR_VOLUMES
     while key is not None and time.monotonic() < deadline:
         try:
             client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")["Body"].read()
             break
-        except BotoCoreError:
-            return False  # it has stopped
-        except ClientError:
+        except client.exceptions.ClientError:
             time.sleep(0.1)
+        except Exception:
+            return False  # it has stopped
     return True

@@ -14,7 +14,7 @@ from measuring import Measured, Run, of, seconds_of
 
 from pipelines.services import services
 
-_IDDPM = [sys.executable, "-m", "pipelines.cli"]
+_IDDPM = [sys.executable, "-m", "pipelines.cli.main"]
 
 
 def measure(run: Run) -> Iterator[tuple[str, Measured]]:

@@ -13,9 +13,10 @@ import fake_kfp
 import pytest
 from fake_kfp import FakeKfp
 
-from pipelines.client.connection import Connection, ConnectionSettingsError
+from pipelines.client.connection import Connection, is_unencrypted
 from pipelines.client.errors import KfpError
 from pipelines.client.kfp_client import connected
+from training.config.errors import UserError
 
 Iddpm = Callable[..., "tuple[int, str, str]"]
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -35,16 +36,16 @@ def test_without_an_endpoint_the_error_says_how_to_give_one(iddpm: Iddpm, monkey
     [
         ("localhost:8080", "did you mean http://localhost:8080?"),
         ("kfp.example.com", "did you mean https://kfp.example.com?"),
-        ("http://", "names no host"),
-        ("http://host:port", "is no address"),
-        ("https://me:secret@host", "must not hold a password"),
-        ("me:secret@host", "must not hold a password"),
-        ("ftp://me:secret@host:port", "must not hold a password"),
+        ("http://", "has no host"),
+        ("http://host:port", "is malformed"),
+        ("https://me:secret@host", "must not contain a password"),
+        ("me:secret@host", "must not contain a password"),
+        ("ftp://me:secret@host:port", "must not contain a password"),
         ("ftp://host", "did you mean https://host?"),
     ],
 )
 def test_a_malformed_endpoint_is_refused(endpoint: str, said: str) -> None:
-    with pytest.raises(ConnectionSettingsError) as error:
+    with pytest.raises(UserError) as error:
         _ = Connection(endpoint=endpoint).address
     assert said in str(error.value)
     assert "secret" not in str(error.value)
@@ -73,7 +74,7 @@ def test_the_token_of_a_file_is_read_again_for_each_request(server: FakeKfp, tmp
     server.tokens = {"first"}
     with connected(Connection(endpoint=server.url, token_file=str(file)), lambda line: None) as kfp:
         server.tokens = {"second"}
-        with pytest.raises(KfpError, match=r"wants another token \(401\): it has expired"):
+        with pytest.raises(KfpError, match=r"refuses the token \(401\): it has expired"):
             kfp.client.list_runs()
         file.write_text("second\n")
         kfp.client.list_runs()
@@ -81,17 +82,17 @@ def test_the_token_of_a_file_is_read_again_for_each_request(server: FakeKfp, tmp
 
 def test_a_refused_token_is_not_shown(server: FakeKfp, iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
     server.tokens = {"good"}
-    assert "wants a token (401): give one by --token-file or KFP_TOKEN" in iddpm("runs")[2]
+    assert "needs a token (401): give one by --token-file or KFP_TOKEN" in iddpm("runs")[2]
     monkeypatch.setenv("KFP_TOKEN", "bad-and-secret")
     status, out, err = iddpm("runs")
     assert status == 1
-    assert "wants another token (401)" in err
+    assert "refuses the token (401)" in err
     assert "secret" not in out + err
     monkeypatch.setenv("KFP_TOKEN", "good")
     assert iddpm("runs")[0] == 0
 
 
-@pytest.mark.parametrize(("text", "said"), [(None, "No such file"), ("", "holds no token"), ("two words", "holds no token")])
+@pytest.mark.parametrize(("text", "said"), [(None, "No such file"), ("", "contains no token"), ("two words", "contains no token")])
 def test_a_token_file_without_a_token_is_refused(iddpm: Iddpm, tmp_path: Path, text: str | None, said: str) -> None:
     file = tmp_path / "token"
     if text is not None:
@@ -133,7 +134,7 @@ def test_a_proxy_that_is_away_is_named_as_the_reason_without_its_password(iddpm:
     for endpoint in ("http://kfp.invalid:8888", "https://kfp.invalid"):
         status, out, err = iddpm("runs", "--endpoint", endpoint)
         assert (status, err.count("\n")) == (1, 1)
-        assert "the environment's proxy (https_proxy, http_proxy) does not let it through" in err
+        assert "the environment's proxy (https_proxy, http_proxy) fails" in err
         assert "0x" not in err
         assert "secret" not in out + err
 
@@ -170,7 +171,7 @@ def test_a_connection_that_breaks_while_a_run_is_started_leaves_no_certainty_and
     server.faults["POST", "/runs"] = ["lose"]
     status, _, err = iddpm("submit", "nightly-fid")
     assert status == 1
-    assert "it may have acted all the same" in err
+    assert "the request may have been carried out" in err
     assert len(server.runs) == 1
 
 
@@ -183,9 +184,9 @@ def test_another_version_is_warned_of(server: FakeKfp, iddpm: Iddpm) -> None:
 
 
 def test_a_token_over_an_unencrypted_way_is_warned_of() -> None:
-    assert Connection(endpoint="http://kfp.example.com").is_in_clear("http://kfp.example.com")
-    assert not Connection(endpoint="http://localhost:8080").is_in_clear("http://localhost:8080")
-    assert not Connection(endpoint="https://kfp.example.com").is_in_clear("https://kfp.example.com")
+    assert is_unencrypted("http://kfp.example.com")
+    assert not is_unencrypted("http://localhost:8080")
+    assert not is_unencrypted("https://kfp.example.com")
 
 
 def test_tls_needs_a_certificate_that_is_trusted(tmp_path: Path, iddpm: Iddpm) -> None:
@@ -283,4 +284,4 @@ def test_without_kubectl_the_error_says_so(iddpm: Iddpm, monkeypatch: pytest.Mon
 
 
 def test_an_endpoint_and_a_port_forward_are_one_too_many(iddpm: Iddpm) -> None:
-    assert "two ways to KFP" in iddpm("runs", "--port-forward", "--endpoint", "http://localhost:8080")[2]
+    assert "exclude each other" in iddpm("runs", "--port-forward", "--endpoint", "http://localhost:8080")[2]

@@ -6,15 +6,13 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import fake_kfp
 import pytest
 from fake_kfp import FakeKfp
 
-from pipelines.client.cron import CronError, parse
-from pipelines.client.durations import parse_duration
-from pipelines.client.timing import ScheduleError, interval_words, timing_of
+from pipelines.client.timing import format_interval, next_times, parse_cron, parse_duration, parse_timing
+from training.config.errors import UserError
 
 Iddpm = Callable[..., "tuple[int, str, str]"]
 A_MONDAY = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -27,8 +25,7 @@ def schedule(iddpm: Iddpm) -> Iddpm:
 
 
 def _next(text: str, count: int = 3, after: datetime = A_MONDAY, zone: str = "UTC") -> list[str]:
-    times = parse(text).times(after, ZoneInfo(zone))
-    return [f"{next(times):%a %d.%m. %H:%M:%S}" for _ in range(count)]
+    return [f"{time:%a %d.%m. %H:%M:%S}" for time in next_times(parse_cron(text), zone, count, after)]
 
 
 # -- cron --------------------------------------------------------------------------------------------------------------
@@ -63,33 +60,33 @@ def test_times_are_by_the_clock_of_the_zone_over_its_changes() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("0 2 * * *", "would read yours as minute 2 of every hour: write '0 0 2 * * *'"),
+        ("0 2 * * *", "would run it in minute 2 of hour *: write '0 0 2 * * *'"),
         ("30 4 1 * mon", "write '0 30 4 1 * mon'"),
         ("0 2 * *", "has 4 fields; six are needed"),
         ("0 0 0 2 * * *", "has 7 fields"),
         ("", "has 0 fields"),
-        ("60 0 2 * * *", "'60' is not a value for the seconds, which is 0 to 59"),
-        ("0 60 2 * * *", "the minutes, which is 0 to 59"),
-        ("0 0 24 * * *", "the hours, which is 0 to 23"),
-        ("0 0 2 0 * *", "the day of the month, which is 1 to 31"),
-        ("0 0 2 * 13 *", "the month, which is 1 to 12 or jan, feb"),
-        ("0 0 2 * * 7", "the day of the week, which is 0 to 6 or sun, mon, tue, wed, thu, fri, sat; Sunday is 0"),
-        ("0 0 2 * * MONDAY", "'MONDAY' is not a value for the day of the week"),
-        ("0 0 2 L * *", "'L' is not a value for the day of the month"),
-        ("0 0 5-2 * * *", "has its end before its beginning"),
-        ("0 */0 * * * *", "has a step of 0"),
-        ("0 1- * * * *", "'1-' is not a value for the minutes"),
-        ("0 1,,2 * * * *", "'' is not a value for the minutes"),
-        ("0 0 2 31 feb,apr *", "never comes: no Feb, Apr has such a day"),
+        ("60 0 2 * * *", "'60' is no second, which is 0 to 59"),
+        ("0 60 2 * * *", "no minute, which is 0 to 59"),
+        ("0 0 24 * * *", "no hour, which is 0 to 23"),
+        ("0 0 2 0 * *", "no day of the month, which is 1 to 31"),
+        ("0 0 2 * 13 *", "no month, which is 1 to 12 or jan to dec"),
+        ("0 0 2 * * 7", "no day of the week, which is 0 to 6 or sun to sat; Sunday is 0"),
+        ("0 0 2 * * MONDAY", "'MONDAY' is no day of the week"),
+        ("0 0 2 L * *", "'L' is no day of the month"),
+        ("0 0 5-2 * * *", "'5-2' is no hour"),
+        ("0 */0 * * * *", "'*/0' is no minute"),
+        ("0 1- * * * *", "'1-' is no minute"),
+        ("0 1,,2 * * * *", "'' is no minute"),
+        ("0 0 2 31 feb,apr *", "never runs: no such day exists"),
         ("@daily", "write '0 0 0 * * *'"),
-        ("@every 24h", "give --every 24h in its place"),
-        ("@noon", "is no expression"),
-        ("TZ=Europe/Berlin 0 0 2 * * *", "say it by --time-zone"),
+        ("@every 24h", "give --every 24h instead"),
+        ("@noon", "KFP reads six fields"),
+        ("TZ=Europe/Berlin 0 0 2 * * *", "give it as --time-zone"),
     ],
 )
 def test_what_kfp_would_refuse_or_misread_is_refused_with_the_form_it_should_have(text: str, said: str) -> None:
-    with pytest.raises(CronError) as error:
-        parse(text)
+    with pytest.raises(UserError) as error:
+        parse_cron(text)
     assert said in str(error.value)
 
 
@@ -110,46 +107,44 @@ def test_what_kfp_would_refuse_or_misread_is_refused_with_the_form_it_should_hav
     ],
 )
 def test_an_expression_is_said_in_the_clusters_zone_where_it_can_be(cron: str, zone: str, cluster: str, sent: str) -> None:
-    found = timing_of(cron, "", time_zone=zone, cluster_zone=cluster).cron
-    assert found is not None
-    assert found.text == sent
+    assert parse_timing(cron, "", time_zone=zone, cluster_zone=cluster).cron == sent
 
 
 @pytest.mark.parametrize(
     ("cron", "zone", "said"),
     [
-        ("0 0 2 * * *", "Europe/Berlin", "Europe/Berlin is +1 h or +2 h from it by season; write the expression in UTC"),
-        ("0 0 2 * * MON", "Asia/Tokyo", "this can't be said there of Asia/Tokyo"),  # Sunday in UTC
-        ("0 0 2 * * *", "Asia/Kolkata", "this can't be said there of Asia/Kolkata"),  # half an hour
+        ("0 0 2 * * *", "Europe/Berlin", "Europe/Berlin differs by +1 h or +2 h with the season; write the expression in UTC"),
+        ("0 0 2 * * MON", "Asia/Tokyo", "in Asia/Tokyo has no equivalent there"),  # Sunday in UTC
+        ("0 0 2 * * *", "Asia/Kolkata", "in Asia/Kolkata has no equivalent there"),  # half an hour
         ("0 0 2 * * *", "Berlin", "there is no time zone 'Berlin'"),
-        ("* 0 2 * * *", "", "would run 60 times a minute"),
+        ("* 0 2 * * *", "", "would run many times a minute"),
     ],
 )
 def test_an_expression_that_can_not_be_said_there_is_refused(cron: str, zone: str, said: str) -> None:
-    with pytest.raises(ScheduleError) as error:
-        timing_of(cron, "", time_zone=zone)
+    with pytest.raises(UserError) as error:
+        parse_timing(cron, "", time_zone=zone)
     assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("cron", "every", "zone", "said"),
     [
-        ("", "", "", "say when"),
-        ("0 0 2 * * *", "24h", "", "say when"),
-        ("", "30s", "", "at least 1 minute"),
-        ("", "daily", "", "is no length of time"),
+        ("", "", "", "give either --cron"),
+        ("0 0 2 * * *", "24h", "", "give either --cron"),
+        ("", "30s", "", "at least 1m"),
+        ("", "daily", "", "is not a duration"),
         ("", "24h", "UTC", "an interval has no zone"),
     ],
 )
 def test_a_time_that_is_none_is_refused(cron: str, every: str, zone: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        timing_of(cron, every, time_zone=zone)
+        parse_timing(cron, every, time_zone=zone)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("24h", 86400), ("2d", 172800), ("1h30m", 5400)])
 def test_a_length_of_time_is_read(text: str, seconds: int) -> None:
     assert parse_duration(text, "--every") == seconds
-    assert parse_duration(interval_words(seconds), "--every") == seconds
+    assert parse_duration(format_interval(seconds), "--every") == seconds
 
 
 # -- recurring runs ----------------------------------------------------------------------------------------------------
@@ -188,7 +183,7 @@ def test_an_interval_the_options_and_a_name(server: FakeKfp, schedule: Iddpm) ->
 def test_what_is_printed_says_the_zone_and_the_next_times(schedule: Iddpm) -> None:
     out = schedule("create", "nightly-fid", "--cluster-time-zone", "Europe/Berlin")[1]
     assert "when        0 0 2 * * *\n" in out
-    assert "zone        Europe/Berlin: KFP reads every cron expression in the one zone of its cluster" in out
+    assert "zone        Europe/Berlin: KFP reads all cron expressions in the one zone of its cluster" in out
     assert out.rstrip().endswith("(Europe/Berlin)")
     assert (
         "when        0 0 17 * * *  (0 0 2 * * * in Asia/Tokyo)\n"
@@ -200,10 +195,10 @@ def test_what_is_printed_says_the_zone_and_the_next_times(schedule: Iddpm) -> No
 
 
 def test_creating_it_twice_leaves_one(server: FakeKfp, schedule: Iddpm) -> None:
-    assert "is made" in schedule("create", "nightly-fid")[1]
+    assert "is created" in schedule("create", "nightly-fid")[1]
     status, out, _ = schedule("create", "nightly-fid")
     assert status == 0
-    assert "is there already, unchanged" in out
+    assert "exists already, unchanged" in out
     assert len(server.asked("POST", "/recurringruns")) == 1
     assert len(server.recurring) == 1
 
@@ -216,7 +211,7 @@ def test_a_change_replaces_it_and_says_so(server: FakeKfp, schedule: Iddpm, word
     (old,) = server.recurring
     status, out, _ = schedule("create", "nightly-fid", *words)
     assert status == 0
-    assert "had changed and is replaced" in out
+    assert "has changed and is replaced" in out
     (new,) = server.recurring
     assert new != old
     # The new one is there before the old one goes.
@@ -227,7 +222,7 @@ def test_a_change_replaces_it_and_says_so(server: FakeKfp, schedule: Iddpm, word
 def test_a_new_version_of_the_pipeline_replaces_it(server: FakeKfp, schedule: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule("create", "nightly-fid")
     monkeypatch.setattr("pipelines.client.arguments.VERSION", "0.2.0")
-    assert "had changed and is replaced" in schedule("create", "nightly-fid")[1]
+    assert "has changed and is replaced" in schedule("create", "nightly-fid")[1]
     (kept,) = server.recurring.values()
     assert server.versions[kept["pipeline_version_reference"]["pipeline_version_id"]]["name"].startswith("0.2.0-")
 
@@ -246,7 +241,7 @@ def test_a_paused_one_stays_paused_when_it_is_replaced(server: FakeKfp, schedule
     _, out, _ = schedule("create", "nightly-fid", "--every", "12h")
     (kept,) = server.recurring.values()
     assert kept["mode"] == "DISABLE"
-    assert "it is paused; `iddpm schedule resume nightly-fid` lets it run" in out
+    assert "it is paused; `iddpm schedule resume nightly-fid` resumes it" in out
 
 
 def test_two_who_create_it_at_once_keep_the_same_one(server: FakeKfp, schedule: Iddpm) -> None:
@@ -270,19 +265,19 @@ def test_a_schedule_that_was_made_elsewhere_is_left_alone(server: FakeKfp, sched
     made["description"] = "by hand"
     status, _, err = schedule("create", "nightly-fid", "--every", "1h")
     assert status == 1
-    assert "was made elsewhere" in err
+    assert "was not made by iddpm" in err
     assert list(server.recurring.values()) == [made]
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("train",), "say when"),
+        (("train",), "give either --cron"),
         (("nightly-fid", "--cron", "0 2 * * *"), "write '0 0 2 * * *'"),
         (("nightly-fid", "--max-concurrency", "11"), "must be 1 to 10"),
         (("nightly-fid", "--param", "score_cpus=1"), "did you mean 'score_cpu'?"),
         (("train", "--every", "1h", "--set", "optim.num_step=1"), "optim.num_step"),
-        (("nightly-fid", "--time-zone", "Europe/Berlin"), "by season"),
+        (("nightly-fid", "--time-zone", "Europe/Berlin"), "with the season"),
     ],
 )
 def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, schedule: Iddpm, words: tuple[str, ...], said: str) -> None:
@@ -296,10 +291,10 @@ def test_pause_resume_and_delete(server: FakeKfp, schedule: Iddpm) -> None:
     schedule("create", "nightly-fid")
     (ident,) = server.recurring
     assert schedule("pause", "nightly-fid")[1] == "schedule nightly-fid is paused\n"
-    assert schedule("pause", "nightly-fid")[1] == "schedule nightly-fid is paused already\n"
+    assert schedule("pause", "nightly-fid")[1] == "schedule nightly-fid is already paused\n"
     assert server.recurring[ident]["mode"] == "DISABLE"
-    assert schedule("resume", ident)[1] == f"schedule {ident} runs\n"
-    assert schedule("resume", "nightly-fid")[1] == "schedule nightly-fid runs already\n"
+    assert schedule("resume", ident)[1] == f"schedule {ident} is active\n"
+    assert schedule("resume", "nightly-fid")[1] == "schedule nightly-fid is already active\n"
     assert len(server.asked("POST", f"/recurringruns/{ident}:disable")) == 1
     assert len(server.asked("POST", f"/recurringruns/{ident}:enable")) == 1
     assert schedule("delete", "nightly-fid")[1] == f"schedule nightly-fid is deleted ({ident}); its past runs stay\n"
@@ -317,7 +312,7 @@ def test_of_two_of_one_name_one_must_be_named_by_its_id(server: FakeKfp, schedul
     schedule("create", "nightly-fid")
     (made,) = server.recurring.values()
     server.recurring["another"] = {**made, "recurring_run_id": "another"}
-    assert "2 schedules are called 'nightly-fid'; name one by its id" in schedule("delete", "nightly-fid")[2]
+    assert "there are 2 schedules named 'nightly-fid'; give the id of one" in schedule("delete", "nightly-fid")[2]
     assert schedule("delete", "another")[0] == 0
 
 
@@ -336,8 +331,8 @@ def test_list_shows_when_each_runs_next(server: FakeKfp, schedule: Iddpm) -> Non
     told: list[dict[str, Any]] = json.loads(schedule("list", "--json")[1])
     assert [(each["name"], each["state"], each["when"], bool(each["next"])) for each in told] == [
         ("again", "paused", "every 1d12h", False),
-        ("by hand", "runs", "0 2 * * * UTC", False),
-        ("nightly-fid", "runs", "0 0 2 * * * UTC", True),
+        ("by hand", "active", "0 2 * * * UTC", False),
+        ("nightly-fid", "active", "0 0 2 * * * UTC", True),
     ]
     lines = schedule("list")[1].splitlines()
     assert lines[0].split() == ["again", "paused", "every", "1d12h", "iddpm-train"]

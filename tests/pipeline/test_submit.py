@@ -21,13 +21,13 @@ from fake_kfp import FakeKfp
 from pipelines.client.arguments import ArgumentsError, CompiledPipeline, arguments_of, cluster_arguments_of, compiled_pipeline
 from pipelines.client.connection import Connection
 from pipelines.client.errors import KfpError
-from pipelines.client.follow import Pace, RunFailedError, StillRunningError, error_in, follow, require_success
+from pipelines.client.follow import Polling, RunFailedError, StillRunningError, follow, last_error, require_success
 from pipelines.client.kfp_client import Kfp, connected
-from pipelines.client.submit import uploaded
+from pipelines.client.submit import upload as upload_pipeline
 from pipelines.compile import PIPELINES
 from training.data.images.decoding import LARGEST_MAX_PIXELS
 
-QUICK = Pace(poll_seconds=0.01, patience_seconds=0.5)
+QUICK = Polling(interval_seconds=0.01, outage_seconds=0.5, token_seconds=0.5)
 SUCCEEDS = [("SUCCEEDED", {"resolve-model": "SUCCEEDED"})]
 Iddpm = Callable[..., "tuple[int, str, str]"]
 
@@ -95,7 +95,7 @@ def test_the_same_yaml_is_uploaded_once(server: FakeKfp, iddpm: Iddpm) -> None:
 
 def test_a_changed_pipeline_is_a_new_version_of_the_same_pipeline(server: FakeKfp, kfp: Kfp, nightly: CompiledPipeline) -> None:
     changed = CompiledPipeline(nightly.name, nightly.text + "# changed\n", nightly.spec, nightly.platform)
-    first, second = uploaded(kfp, nightly), uploaded(kfp, changed)
+    first, second = upload_pipeline(kfp, nightly), upload_pipeline(kfp, changed)
     assert first.pipeline_id == second.pipeline_id
     assert first.name != second.name
     assert second.is_new
@@ -108,7 +108,7 @@ def test_of_many_who_upload_at_once_one_does_and_all_get_its_version(server: Fak
 
     def upload(_: int) -> tuple[str, bool]:
         with connected(Connection(endpoint=server.url), lambda line: None) as own:
-            version = uploaded(own, nightly)
+            version = upload_pipeline(own, nightly)
         return version.version_id, version.is_new
 
     with ThreadPoolExecutor(4) as pool:
@@ -130,7 +130,7 @@ def test_json_is_all_that_stands_on_standard_output(server: FakeKfp, iddpm: Iddp
 def test_no_wait_leaves_the_run_to_itself(server: FakeKfp, iddpm: Iddpm) -> None:
     status, out, _ = iddpm("submit", "nightly-fid", "--no-wait")
     assert status == 0
-    assert "it goes on without this command" in out
+    assert "the run goes on without this command" in out
     assert next(iter(server.runs.values()))["looks"] == 0
 
 
@@ -148,8 +148,8 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         for name in ("torch", "ray", "mlflow", "pyarrow", "numpy"):
             sys.modules[name] = None
         sys.argv = ["iddpm", "submit", "train", "--preset", "digits-hybrid-cosine", "--set", "optim.num_steps=5", "--no-wait"]
-        from pipelines import cli
-        cli.main()
+        from pipelines.cli.main import main
+        main()
         """
     )
     env = {**os.environ, "KF_PIPELINES_ENDPOINT": server.url}
@@ -231,7 +231,7 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--param", "data_other_sizes=[8.5]"), "data_other_sizes is a JSON list of whole numbers, 1 or more"),
         (("train", "--param", "train_cpu=0m"), "train_cpu is a number of cores like 4 or 500m"),
         (("nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset"),
-        (("nightly-fid", "--timeout", "soon"), "--timeout 'soon' is no length of time"),
+        (("nightly-fid", "--timeout", "soon"), "--timeout 'soon' is not a duration"),
     ],
 )
 def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, iddpm: Iddpm, words: tuple[str, ...], said: str) -> None:
@@ -309,7 +309,7 @@ def test_an_archived_experiment_takes_no_runs(server: FakeKfp, iddpm: Iddpm) -> 
 
 def test_with_several_users_the_namespace_goes_with_the_experiment_and_the_pipeline(server: FakeKfp, iddpm: Iddpm) -> None:
     server.namespaces = {"team-a"}
-    assert "say whose namespace by --namespace" in iddpm("runs")[2]
+    assert "give your namespace by --namespace" in iddpm("runs")[2]
     assert "does not allow it (403)" in iddpm("runs", "--namespace", "team-b")[2]
     assert iddpm("submit", "nightly-fid", "--namespace", "team-a", "--no-wait")[0] == 0
     assert [each["namespace"] for each in (*server.experiments.values(), *server.pipelines.values())] == ["team-a", "team-a"]
@@ -318,7 +318,7 @@ def test_with_several_users_the_namespace_goes_with_the_experiment_and_the_pipel
 def test_a_list_longer_than_a_page_is_read_to_its_end(server: FakeKfp, kfp: Kfp) -> None:
     for number in range(130):
         server.add_experiment(f"experiment {number}")
-    assert len(kfp.every(kfp.client.list_experiments, "experiments")) == 130
+    assert len(kfp.list_all(kfp.client.list_experiments, "experiments")) == 130
 
 
 # -- following ---------------------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_each_change_of_a_tasks_state_is_one_line_and_argos_own_nodes_are_none(s
         ("SUCCEEDED", {"train": "SUCCEEDED", "report": "SUCCEEDED"}),
     ]
     said: list[str] = []
-    follow(kfp, run, task_names={"train", "report"}, say=said.append, pace=QUICK)
+    follow(kfp, run, task_names={"train", "report"}, say=said.append, polling=QUICK)
     assert [line.split() for line in said] == [["train", "running"], ["train", "succeeded"], ["report", "succeeded"]]
 
 
@@ -343,7 +343,7 @@ def test_the_tasks_of_a_loop_are_numbered(server: FakeKfp, kfp: Kfp) -> None:
     run = server.add_run("PENDING", scripted=True)
     server.script = [("SUCCEEDED", {"train#a": "SUCCEEDED", "train#b": "FAILED"})]
     said: list[str] = []
-    follow(kfp, run, task_names={"train"}, say=said.append, pace=QUICK)
+    follow(kfp, run, task_names={"train"}, say=said.append, polling=QUICK)
     assert [" ".join(line.split()) for line in said] == ["train (1) succeeded", "train (2) failed"]
 
 
@@ -352,7 +352,7 @@ def test_a_failed_run_is_the_commands_failure_and_names_the_task(server: FakeKfp
     status, _, err = iddpm("submit", "nightly-fid")
     assert status == 1
     (run,) = server.runs
-    assert err.startswith(f"error: run {run} failed at score-model; the log says why: in the UI, or 'kubectl -n kubeflow logs ")
+    assert err.startswith(f"error: run {run} failed at score-model; see the log in the UI, or by 'kubectl -n kubeflow logs ")
     assert f"-l pipeline/runid={run} " in err
 
 
@@ -390,8 +390,8 @@ def test_the_failed_tasks_error_is_read_from_its_pods_log(
 
 
 def test_without_a_traceback_the_last_line_of_a_log_is_the_error() -> None:
-    assert error_in("one\nKilled\n\n") == "Killed"
-    assert error_in("") == ""
+    assert last_error("one\nKilled\n\n") == "Killed"
+    assert last_error("") == ""
 
 
 def test_a_cancelled_run_is_no_success(server: FakeKfp, kfp: Kfp) -> None:
@@ -402,29 +402,55 @@ def test_a_cancelled_run_is_no_success(server: FakeKfp, kfp: Kfp) -> None:
 
 def test_a_server_that_is_away_for_a_while_does_not_end_the_following(server: FakeKfp, kfp: Kfp) -> None:
     run = server.add_run("SUCCEEDED")
-    server.faults["GET", f"/runs/{run}"] = [503, "drop", "drop", "drop", "drop", 401, 500]
+    server.faults["GET", f"/runs/{run}"] = [503, "drop", "drop", "drop", "drop", 500]
     said: list[str] = []
-    assert follow(kfp, run, task_names=(), say=said.append, pace=QUICK).state == "SUCCEEDED"
+    assert follow(kfp, run, task_names=(), say=said.append, polling=QUICK).state == "SUCCEEDED"
     assert len(said) == 1
-    assert "the run goes on, and this looks again" in said[0]
+    assert "the run goes on, and this command asks again" in said[0]
 
 
 def test_a_server_that_stays_away_ends_it(server: FakeKfp, kfp: Kfp) -> None:
     run = server.add_run("RUNNING")
     server.faults["GET", f"/runs/{run}"] = [503] * 1000
     with pytest.raises(KfpError, match=r"KFP failed at .* \(503\)"):
-        follow(kfp, run, task_names=(), say=lambda line: None, pace=QUICK)
+        follow(kfp, run, task_names=(), say=lambda line: None, polling=QUICK)
+
+
+def test_a_refused_token_that_nobody_renews_ends_it_at_once(server: FakeKfp, kfp: Kfp) -> None:
+    run = server.add_run("RUNNING")
+    server.faults["GET", f"/runs/{run}"] = [401] * 1000
+    with pytest.raises(KfpError, match=r"\(401\)"):
+        follow(kfp, run, task_names=(), say=lambda line: None, polling=Polling(interval_seconds=60))
+
+
+def test_a_token_that_is_renewed_in_its_file_goes_on_and_one_that_is_not_ends_it(server: FakeKfp, tmp_path: Path) -> None:
+    run, file = server.add_run("RUNNING"), tmp_path / "token"
+    file.write_text("old")
+    server.tokens = {"old"}
+    said: list[str] = []
+    with connected(Connection(endpoint=server.url, token_file=str(file)), lambda line: None) as kfp:
+        server.tokens = {"new"}
+        with pytest.raises(KfpError, match=r"\(401\)"):
+            follow(kfp, run, task_names=(), say=said.append, polling=QUICK)
+        server.runs[run]["state"] = "SUCCEEDED"
+
+        def renew(request: fake_kfp.Request) -> None:
+            file.write_text("new")
+
+        server.before = renew
+        assert follow(kfp, run, task_names=(), say=said.append, polling=QUICK).state == "SUCCEEDED"
+    assert ["refuses the token (401)" in line for line in said] == [True, True]
 
 
 def test_a_run_that_is_deleted_meanwhile_ends_it_at_once(server: FakeKfp, kfp: Kfp) -> None:
     with pytest.raises(KfpError, match="404"):
-        follow(kfp, "gone", task_names=(), say=lambda line: None, pace=Pace(poll_seconds=60, patience_seconds=600))
+        follow(kfp, "gone", task_names=(), say=lambda line: None, polling=Polling(interval_seconds=60))
 
 
 def test_when_the_time_is_over_the_run_goes_on(server: FakeKfp, kfp: Kfp) -> None:
     run = server.add_run("RUNNING")
     with pytest.raises(StillRunningError, match="is still running after"):
-        follow(kfp, run, task_names=(), say=lambda line: None, timeout_seconds=0.05, pace=QUICK)
+        follow(kfp, run, task_names=(), say=lambda line: None, timeout_seconds=0.05, polling=QUICK)
     assert server.runs[run]["state"] == "RUNNING"
 
 
@@ -455,7 +481,7 @@ def test_cancel_terminates_a_run(server: FakeKfp, iddpm: Iddpm) -> None:
     run = server.add_run("RUNNING")
     status, out, _ = iddpm("cancel", run, "--wait")
     assert status == 0
-    assert out == f"run {run} is told to end; a training that it left on a Ray cluster ends with it\nit is cancelled\n"
+    assert out == f"run {run} is being cancelled; a training that it started on a Ray cluster ends with it\nit is cancelled\n"
     assert len(server.asked("POST", f"/runs/{run}:terminate")) == 1
 
 

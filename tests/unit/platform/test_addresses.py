@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.cli import main as cli
 from pipelines.doctor.findings import FAILURE
-from pipelines.doctor.services import bucket_findings, mlflow_findings
+from pipelines.doctor.services import check_bucket, check_mlflow
 from training import storage
 from training.config.addresses import holds_password, without_passwords
 from training.tracking import client as mlflow_client
@@ -31,8 +31,7 @@ def test_an_address_with_a_password_is_refused_in_words_that_do_not_show_it(addr
 @pytest.mark.parametrize("address", WITH_PASSWORD)
 def test_the_doctor_does_not_show_it_either(address: str) -> None:
     settings = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "key", "MLFLOW_TRACKING_URI": address}
-    # Nothing is asked of the cluster, so no way to it is needed.
-    found = [*bucket_findings(None, settings, "s3://bucket"), *mlflow_findings(None, settings)]  # type: ignore[arg-type]
+    found = [*check_bucket(settings, "s3://bucket", port_forward=False), *check_mlflow(settings, port_forward=False)]
     assert [finding.state for finding in found] == [FAILURE, FAILURE]
     assert "s3cr3t" not in repr(found)
 
