@@ -84,7 +84,7 @@ def parse_timing(cron: str, every: str, *, time_zone: str = "", cluster_zone: st
             raise UserError("--time-zone goes with --cron; an interval has no zone")
         return Timing(every_seconds=seconds, zone=cluster_zone)
     cron = parse_cron(cron)
-    if (seconds := _values(cron.split()[0], 0)) == ["*"] or len(seconds) > 1:
+    if (values := _values(cron.split()[0], 0)) == ["*"] or len(values) > 1:
         raise UserError(f"cron {cron!r} would run many times a minute; its first field is the second, like 0")
     if not time_zone or time_zone == cluster_zone:
         return Timing(cron=cron, zone=cluster_zone)
