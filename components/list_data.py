@@ -17,7 +17,7 @@ def list_data(
     experiment_objective: str,
     experiment_overrides: List[str],  # noqa: UP006
     data_uri: str,
-    data_sources: Dict[str, Any],  # noqa: UP006
+    data_options: str,
     storage_root_uri: str,
 ) -> list[dict[str, str]]:
     """Checks the ablation, and lists the data sets of its trials.
@@ -31,17 +31,18 @@ def list_data(
         experiment_objective: Another objective for every trial.
         experiment_overrides: Overrides of every trial.
         data_uri: Directory of the data set, for an ablation of a single one.
-        data_sources: Name of a data set -> where its images come from.
+        data_options: How images are prepared; see `components.steps.settings.DataOptions`, whose sources are read here.
         storage_root_uri: Where everything is kept.
 
     Returns:
         All that the preprocess and reference steps of each need.
     """
     from components.ablations.planning import list_data_sets
+    from components.steps.settings import read_data_options
     from evaluation.ablations.definitions.request import from_form
 
     request = from_form(
         ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides
     )
-    found: list[Any] = list_data_sets(request, storage_root_uri, data_uri=data_uri, sources=data_sources)
+    found: list[Any] = list_data_sets(request, storage_root_uri, data_uri=data_uri, sources=read_data_options(data_options).sources)
     return found

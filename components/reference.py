@@ -1,6 +1,6 @@
 """Reference statistics: the features of the real images, computed once a data set and extractor."""
 
-from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
+from typing import List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
 
 from kfp import dsl
 
@@ -14,26 +14,18 @@ def reference(
     data_uri: str,
     data_digest: str,
     storage_root_uri: str,
-    num_gpus_per_worker: int,
-    ray_mode: str,
-    ray_address: str,
-    ray_queue: str,
-    rayjob_options: Dict[str, Any],  # noqa: UP006
+    resources: str,
     takes_distances: str = "yes",
 ) -> str:
-    """Computes the statistics that generated images are compared with, or finds them.
+    """Compute the statistics that generated images are compared with, or find them.
 
     Args:
         experiment_preset: Name of the experiment.
         experiment_overrides: Its overrides.
         data_uri: The data set.
-        data_digest: Of its training images. KFP's cache knows the step by it: other images are another step.
+        data_digest: Digest of its training images. KFP's cache knows the step by it: other images are another step.
         storage_root_uri: Where everything is kept.
-        num_gpus_per_worker: 1 computes on a GPU, 0 on the CPU.
-        ray_mode: "local" computes in this step, "rayjob" on a cluster that KubeRay makes for it, "address" on one that stands.
-        ray_address: With "address", where that cluster is.
-        ray_queue: With "rayjob", Kueue's local queue.
-        rayjob_options: With "rayjob", what the cluster should be.
+        resources: Resources of the stage; see `components.launch.resources`.
         takes_distances: "yes" computes the statistics; "no", for an ablation that takes no distances, computes nothing.
 
     Returns:
@@ -41,10 +33,10 @@ def reference(
     """
     if takes_distances != "yes":
         return ""
-    from components.launch.modes import run_in_mode
+    from components.launch.run import run_step
     from components.steps.registry import REFERENCE
 
-    uri: str = run_in_mode(
+    uri: str = run_step(
         REFERENCE,
         {
             "experiment_preset": experiment_preset,
@@ -52,11 +44,7 @@ def reference(
             "data_uri": data_uri,
             "data_digest": data_digest,
             "storage_root_uri": storage_root_uri,
-            "resources": {"num_workers": 1, "num_gpus_per_worker": num_gpus_per_worker},
         },
-        ray_mode=ray_mode,
-        ray_address=ray_address,
-        ray_queue=ray_queue,
-        rayjob_options=rayjob_options,
+        resources,
     )
     return uri

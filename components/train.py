@@ -1,6 +1,6 @@
 """Training on Ray, with each checkpoint scored beside it and early stopping."""
 
-from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
+from typing import List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
 
 from kfp import dsl
 
@@ -16,20 +16,9 @@ def train(
     storage_root_uri: str,
     tracking_experiment: str,
     pipeline_run_id: str,
-    num_workers: int,
-    min_workers: int,
-    num_gpus_per_worker: int,
-    microbatch_size: int,
-    precision: str,
-    use_compile: bool,
-    cache_dir: str,
-    resident_data: bool,
-    ray_mode: str,
-    ray_address: str,
-    ray_queue: str,
-    rayjob_options: Dict[str, Any],  # noqa: UP006
+    resources: str,
 ) -> str:
-    """Trains the experiment, or goes on with it from its latest checkpoint.
+    """Train the experiment, or go on with it from its latest checkpoint.
 
     Args:
         experiment_preset: Name of the experiment.
@@ -38,27 +27,16 @@ def train(
         reference_uri: Reference statistics for the scores beside training.
         storage_root_uri: Where everything is kept.
         tracking_experiment: MLflow experiment.
-        pipeline_run_id: Of this run of the pipeline.
-        num_workers: Data-parallel workers.
-        min_workers: As few as this go on where machines are lost; 0 insists on `num_workers`.
-        num_gpus_per_worker: 1 trains on GPUs, 0 on the CPU.
-        microbatch_size: Images a worker passes through the network at once; 0 takes its whole share.
-        precision: "fp32" or "bf16".
-        use_compile: Pass the network through torch.compile.
-        cache_dir: Where data is staged on a node's disk; empty is a temporary directory.
-        resident_data: Keep the whole data set in each training device's memory.
-        ray_mode: "local" runs Ray in this step, "rayjob" on a cluster that KubeRay makes for the run, "address" on one that stands.
-        ray_address: With "address", where that cluster is.
-        ray_queue: With "rayjob", Kueue's local queue.
-        rayjob_options: With "rayjob", what the cluster should be.
+        pipeline_run_id: ID of this run of the pipeline.
+        resources: Resources of the stage; see `components.launch.resources`.
 
     Returns:
         URI of the run's directory.
     """
-    from components.launch.modes import run_in_mode
+    from components.launch.run import run_step
     from components.steps.registry import TRAIN
 
-    uri: str = run_in_mode(
+    uri: str = run_step(
         TRAIN,
         {
             "experiment_preset": experiment_preset,
@@ -68,20 +46,7 @@ def train(
             "storage_root_uri": storage_root_uri,
             "tracking_experiment": tracking_experiment,
             "pipeline_run_id": pipeline_run_id,
-            "resources": {
-                "num_workers": num_workers,
-                "min_workers": min_workers,
-                "num_gpus_per_worker": num_gpus_per_worker,
-                "microbatch_size": microbatch_size,
-                "precision": precision,
-                "compile": use_compile,
-                "cache_dir": cache_dir,
-                "resident_data": resident_data,
-            },
         },
-        ray_mode=ray_mode,
-        ray_address=ray_address,
-        ray_queue=ray_queue,
-        rayjob_options=rayjob_options,
+        resources,
     )
     return uri

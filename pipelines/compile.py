@@ -13,8 +13,13 @@ from typing import Any
 
 import yaml
 
+from components.launch.resources import describe_resources
+from components.steps.settings import describe_data_options
 from pipelines.compile_checks import CompileError as CompileError
 from pipelines.compile_checks import check
+
+_SIZES = "pipelinechannel--settings-"
+"""In the names of inputs that are outputs of the settings step."""
 
 PIPELINES: dict[str, str] = {
     "train": "pipelines.train",
@@ -63,43 +68,38 @@ def compiled(name: str) -> str:
     for parameter, values in literals.items():
         # The SDK has no enumerations yet; the specification, the server (2.17) and the UI do.
         parameters[parameter]["literals"] = list(values)
+    for parameter, definition in parameters.items():
+        if parameter.endswith("_resources"):
+            definition["description"] += f" {describe_resources()}"
+        if parameter == "data_options":
+            definition["description"] += f" {describe_data_options()}"
     text = yaml.safe_dump_all(documents, sort_keys=True, width=140, allow_unicode=True)
     check(text)
     return text
 
 
 def specification(pipeline: Any) -> list[dict[str, Any]]:
-    """What the SDK compiles a pipeline to, with one of its mistakes repaired: the specification, and Kubernetes' part.
-
-    The SDK (2.17) forgets to hand a loop those parameters of the pipeline that only say how much processor or memory
-    a step in the loop gets; the driver would then not find them.
-    """
+    """Compile a pipeline with the SDK; return the specification, and what Kubernetes is told."""
     from kfp import compiler
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(path))
-        documents = list(yaml.safe_load_all(path.read_text()))
-    spec = documents[0]
-    _hand_down(spec, spec["root"])
-    return documents
+        return list(yaml.safe_load_all(path.read_text()))
 
 
-def _hand_down(spec: dict[str, Any], parent: dict[str, Any]) -> None:
-    """Gives each nested graph the inputs that its steps read and that it was not given."""
-    for task in parent["dag"]["tasks"].values():
-        component = spec["components"][task["componentRef"]["name"]]
-        if "dag" not in component:
-            continue
-        _hand_down(spec, component)
-        known = component.setdefault("inputDefinitions", {}).setdefault("parameters", {})
-        for name in sorted(_inputs_read(component["dag"]) - set(known)):
-            parameter = name.removeprefix("pipelinechannel--")
-            known[name] = {"parameterType": spec["root"]["inputDefinitions"]["parameters"][parameter]["parameterType"]}
-            source = parameter if parent is spec["root"] else name
-            task.setdefault("inputs", {}).setdefault("parameters", {})[name] = {"componentInputParameter": source}
+def local_specification(pipeline: Any) -> dict[str, Any]:
+    """Return the specification for kfp.local: without pods' sizes and without retries.
 
-
-def _inputs_read(dag: dict[str, Any]) -> set[str]:
-    inputs = [value for task in dag["tasks"].values() for value in task.get("inputs", {}).get("parameters", {}).values()]
-    return {value["componentInputParameter"] for value in inputs if "componentInputParameter" in value}
+    kfp.local gives a step in a loop the loop's item in place of any other step's output, also of those that only size its pod; and
+    a laptop's user wants to see an error, not to wait for it to happen again.
+    """
+    spec = specification(pipeline)[0]
+    for component in (spec["root"], *spec["components"].values()):
+        for parameters in (component, *component.get("dag", {}).get("tasks", {}).values()):
+            parameters.pop("retryPolicy", None)
+            inputs = parameters.get("inputDefinitions", parameters.get("inputs", {})).get("parameters", {})
+            for name, value in list(inputs.items()):
+                if _SIZES in name or _SIZES in str(value.get("runtimeValue", "")):
+                    del inputs[name]
+    return spec

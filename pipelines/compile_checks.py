@@ -12,8 +12,10 @@ from components.container.image import ImageError, image_from
 
 MAX_BYTES = 256 * 1024
 """Above this a pipeline's Argo workflow comes near the 1 MiB that Kubernetes stores of an object."""
-IMAGE_PARAMETER = "cluster_image"
-"""The parameter of every pipeline that says what its steps run."""
+IMAGE_PARAMETER = "image"
+"""The parameter of every pipeline that names the image of its steps."""
+MAX_PARAMETERS = 15
+"""A person reads them in one form."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['(?:pipelinechannel--)?(?P<name>[^']+)'\]\}\}")
@@ -68,6 +70,8 @@ def _root_problems(spec: dict[str, Any]) -> Iterator[str]:
     name = spec["pipelineInfo"]["name"]
     if not _NAME.fullmatch(name):
         yield f"the pipeline's name {name!r} is not lower-case letters, digits and dashes"
+    if len(_parameters(spec)) > MAX_PARAMETERS:
+        yield f"there are {len(_parameters(spec))} parameters, more than {MAX_PARAMETERS}, which is what a form can show"
     for parameter, definition in _parameters(spec).items():
         if "defaultValue" not in definition:
             yield f"parameter {parameter} has no default, so the UI would show it as missing"
@@ -83,6 +87,7 @@ def _root_problems(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _executor_problems(spec: dict[str, Any]) -> Iterator[str]:
+    types = _channel_types(spec)
     for label, executor in spec["deploymentSpec"]["executors"].items():
         container = executor["container"]
         if _parameter_read(container["image"]) != IMAGE_PARAMETER:
@@ -95,10 +100,10 @@ def _executor_problems(spec: dict[str, Any]) -> Iterator[str]:
                 yield f"{label} has no {name}"
         accelerator = resources.get("accelerator", {})
         for value in (*(resources.get(name, "") for name in _RESOURCES), *map(str, accelerator.values())):
-            parameter = _parameter_read(value)
-            if parameter and _parameters(spec)[parameter]["parameterType"] != "STRING":
+            channel = _parameter_read(value)
+            if channel and types.get(channel) != "STRING":
                 # Read in the source of KFP 2.17: what is not text is taken for empty, without a word.
-                yield f"{label} asks for resources by parameter {parameter}, which must be text (str)"
+                yield f"{label} asks for resources by {channel}, which must be text (str)"
 
 
 def _pod_problems(spec: dict[str, Any], platform: dict[str, Any]) -> Iterator[str]:
@@ -155,6 +160,16 @@ def _placeholder_problems(name: str, task: dict[str, Any]) -> Iterator[str]:
 def _parameters(spec: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = spec["root"].get("inputDefinitions", {}).get("parameters", {})
     return found
+
+
+def _channel_types(spec: dict[str, Any]) -> dict[str, str]:
+    """Return the types of what a pod's size may be read from: parameters of the pipeline, and outputs of steps as STEP-OUTPUT."""
+    types = {name: definition["parameterType"] for name, definition in _parameters(spec).items()}
+    for component in (spec["root"], *spec["components"].values()):
+        for name, task in component.get("dag", {}).get("tasks", {}).items():
+            outputs = spec["components"][task["componentRef"]["name"]].get("outputDefinitions", {}).get("parameters", {})
+            types |= {f"{name}-{output}": definition["parameterType"] for output, definition in outputs.items()}
+    return types
 
 
 def _parameter_read(value: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
 import json
 import threading
@@ -24,7 +25,7 @@ _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 @dataclass
 class FakeKubernetes:
-    """State of the cluster, and what it was asked.
+    """State of the cluster, and the requests that it received.
 
     Attributes:
         script: Statuses that a RayJob goes through, one at each look; the last one stays.
@@ -52,11 +53,11 @@ class FakeKubernetes:
     _uids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def count(self, method: str, path: str = "") -> int:
-        """How many requests of that method came, to paths that end so."""
+        """Count the requests of that method to paths with that end."""
         return sum(1 for _, asked, where in self.requests if asked == method and where.endswith(path))
 
     def add_rayjob(self, manifest: dict[str, Any], status: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Puts a RayJob there as the API keeps it."""
+        """Put a RayJob there as the API keeps it."""
         kept = json.loads(json.dumps(manifest))
         kept["metadata"]["uid"] = f"uid-{next(self._uids)}"
         kept["looks"] = 0
@@ -66,7 +67,7 @@ class FakeKubernetes:
         return kept
 
     def add_pod(self, name: str, labels: dict[str, str], **more: Any) -> None:
-        """Puts a pod there."""
+        """Put a pod there."""
         self.pods[name] = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -129,6 +130,17 @@ class FakeKubernetes:
             kept["looks"] += 1
         self.on_look(kept)
         return 200, kept
+
+
+def recorded_statuses(name: str) -> list[dict[str, Any]]:
+    """Return the statuses of a RayJob as a real cluster gave them, one after the other.
+
+    Args:
+        name: Beginning of the recording's file name: "4504db" succeeded, in "47d66d" the submitter was lost, in "967f1a" the head.
+    """
+    (path,) = (Path(__file__).parent / "recordings" / "rayjobs").glob(f"*-{name}-*.json.gz")
+    statuses = [each.get("object", each).get("status") or {} for each in json.loads(gzip.decompress(path.read_bytes()))]
+    return [status for status, before in zip(statuses, [None, *statuses], strict=False) if status != before]
 
 
 def _selected(objects: dict[str, dict[str, Any]], query: dict[str, list[str]]) -> list[dict[str, Any]]:
@@ -197,7 +209,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serve(directory: Path) -> Iterator[tuple[FakeKubernetes, Path]]:
-    """Serves an empty cluster on loopback, and writes a kubeconfig for it into the directory."""
+    """Serve an empty cluster on loopback, and writes a kubeconfig for it into the directory."""
     fake = FakeKubernetes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
     server.daemon_threads = True
@@ -215,7 +227,7 @@ def serve(directory: Path) -> Iterator[tuple[FakeKubernetes, Path]]:
 
 
 def write_kubeconfig(path: Path, url: str, token: str) -> None:
-    """A kubeconfig with one cluster and one user."""
+    """Write a kubeconfig with one cluster and one user."""
     path.write_text(
         json.dumps(
             {

@@ -1,7 +1,7 @@
 """The Kubernetes API as the launcher of a RayJob needs it: few calls, each of which outlives a server's bad minutes.
 
 The token of a pod is changed about every hour, API servers restart and load balancers drop connections, while a
-training runs for days. So a call that a later try may help is tried again, with jitter, for as long as `patience` says.
+training runs for days. So a call that a later try may help is tried again, with jitter, for as long as `patience_seconds` says.
 """
 
 from __future__ import annotations
@@ -10,45 +10,27 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
-import random
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import urllib3
-from kubernetes import client, config
+from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from components.cluster.proxies import proxy_for
-from components.cluster.rayjob_spec import GROUP, PLURAL, VERSION
+from components.cluster.connection import KubernetesError, connect
+from components.cluster.names import GROUP, PLURAL, VERSION
 from training.console import format_duration
+from training.storage.retry import retry
 
 T = TypeVar("T")
 
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_NO_ANSWER = (urllib3.exceptions.HTTPError, OSError)
 _TIMEOUT = (5.0, 30.0)
 _DELETE_TIMEOUT = (2.0, 3.0)
 _LONGEST_PAUSE = 15.0
-_RETRIED = frozenset({401, 408, 429})
-
-
-class KubernetesError(RuntimeError):
-    """The API refused, or did not answer for too long; one line that names the remedy."""
-
-
-def in_cluster() -> bool:
-    """Whether this process runs in a pod, by the environment that Kubernetes gives every pod."""
-    return bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and not os.environ.get("KUBECONFIG")
-
-
-def current_namespace() -> str:
-    """The namespace of this pod, or of the current context of the kubeconfig; "default" where neither says."""
-    if in_cluster():
-        return _NAMESPACE_FILE.read_text().strip()
-    _, context = config.list_kube_config_contexts(_kubeconfig())
-    return str(context["context"].get("namespace") or "default")
+_WORKFLOWS = ("argoproj.io", "v1alpha1", "workflows")
+_RAYJOBS = (GROUP, VERSION, PLURAL)
 
 
 class KubernetesApi:
@@ -72,53 +54,35 @@ class KubernetesApi:
         self.namespace = namespace
         self._patience = patience_seconds
         self._first_pause = first_pause_seconds
-        self._client = _connect()
+        self._client = connect()
 
     @property
     def identity(self) -> str:
-        """Tells this namespace from every other's, of this cluster or another: a digest of its name, the API's address and its CA."""
+        """Digest that tells this namespace from every other, of this cluster or another: its name, the API's address and its CA."""
         configuration = self._client.configuration
         authority = Path(configuration.ssl_ca_cert).read_bytes() if configuration.ssl_ca_cert else b""
         return hashlib.sha256(b"\n".join([configuration.host.encode(), self.namespace.encode(), authority])).hexdigest()[:12]
 
-    # -- RayJobs -------------------------------------------------------------------------------------------------------
+    # -- RayJobs and Workflows -----------------------------------------------------------------------------------------
 
     def rayjob(self, name: str) -> dict[str, Any] | None:
-        """The RayJob of that name, or None."""
-        return self._call(
-            f"read RayJob {name}",
-            lambda api: _or_none(lambda: _rayjobs(api).get_namespaced_custom_object(*self._path, name, _request_timeout=_TIMEOUT)),
-        )
+        """Return the RayJob of that name, or None."""
+        return self._read(f"read RayJob {name}", _RAYJOBS, name)
 
     def rayjobs(self, selector: str) -> list[dict[str, Any]]:
-        """The RayJobs with these labels; none where KubeRay is not installed."""
-        found = self._call(
-            "list RayJobs",
-            lambda api: _or_none(
-                lambda: _rayjobs(api).list_namespaced_custom_object(*self._path, label_selector=selector, _request_timeout=_TIMEOUT)
-            ),
-        )
-        return list(found["items"]) if found else []
+        """Return the RayJobs with these labels; none where KubeRay is not installed."""
+        return self._list("list RayJobs", _RAYJOBS, selector)
 
     def workflow(self, name: str) -> dict[str, Any] | None:
-        """The Workflow of that name, which is a pipeline's run, or None."""
-        path = ("argoproj.io", "v1alpha1", self.namespace, "workflows")
-        return self._call(
-            f"read Workflow {name}",
-            lambda api: _or_none(lambda: _rayjobs(api).get_namespaced_custom_object(*path, name, _request_timeout=_TIMEOUT)),
-        )
+        """Return the Workflow of that name, which is a pipeline's run, or None."""
+        return self._read(f"read Workflow {name}", _WORKFLOWS, name)
 
     def workflows(self, selector: str) -> list[dict[str, Any]]:
-        """The Workflows with these labels."""
-        path = ("argoproj.io", "v1alpha1", self.namespace, "workflows")
-        found = self._call(
-            "list Workflows",
-            lambda api: _rayjobs(api).list_namespaced_custom_object(*path, label_selector=selector, _request_timeout=_TIMEOUT),
-        )
-        return list(found["items"])
+        """Return the Workflows with these labels."""
+        return self._list("list Workflows", _WORKFLOWS, selector, required=True)
 
     def create_rayjob(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Creates a RayJob.
+        """Create a RayJob.
 
         Returns:
             It, with its uid; None where one of the name exists, be it from an earlier try of this very call.
@@ -126,11 +90,12 @@ class KubernetesApi:
         Raises:
             KubernetesError: There is no KubeRay, or it refuses the manifest.
         """
-        name = manifest["metadata"]["name"]
 
         def create(api: client.ApiClient) -> Any:
             try:
-                return _rayjobs(api).create_namespaced_custom_object(*self._path, manifest, _request_timeout=_TIMEOUT)
+                return client.CustomObjectsApi(api).create_namespaced_custom_object(
+                    *self._path(_RAYJOBS), manifest, _request_timeout=_TIMEOUT
+                )
             except ApiException as error:
                 if error.status == 409:
                     return None
@@ -140,44 +105,45 @@ class KubernetesApi:
                     ) from error
                 raise
 
-        created: dict[str, Any] | None = self._call(f"create RayJob {name}", create)
+        created: dict[str, Any] | None = self._call(f"create RayJob {manifest['metadata']['name']}", create)
         return created
 
     def delete_rayjob(self, name: str, uid: str) -> None:
-        """Deletes the RayJob of that name and uid; one that is gone, or another of the same name, is left alone."""
+        """Delete the RayJob of that name and uid; one that is gone, or another of the same name, is left alone."""
 
         def delete(api: client.ApiClient) -> None:
-            body = client.V1DeleteOptions(propagation_policy="Background", preconditions=client.V1Preconditions(uid=uid))
             try:
-                _rayjobs(api).delete_namespaced_custom_object(*self._path, name, body=body, _request_timeout=_TIMEOUT)
+                client.CustomObjectsApi(api).delete_namespaced_custom_object(
+                    *self._path(_RAYJOBS), name, body=_delete_options(uid), _request_timeout=_TIMEOUT
+                )
             except ApiException as error:
                 if error.status not in (404, 409):
                     raise
 
         self._call(f"delete RayJob {name}", delete)
 
-    def prepared_delete(self, name: str) -> Callable[[], int]:
-        """One DELETE, ready to be sent: what a signal handler calls with no time left for anything before it.
+    def prepared_delete(self, name: str) -> Callable[[str], int]:
+        """Prepare one DELETE: what a signal handler sends with no time left for anything before it.
 
         It has a connection pool of its own, as the handler may interrupt the other one in the middle of a request.
 
         Returns:
-            Sends it and returns the answer's status, 0 where there was none. It neither raises nor prints.
+            Takes the RayJob's uid, sends the DELETE and returns the answer's status, 0 where there was none, 404 where another
+            RayJob has the name by now. It neither raises nor prints.
         """
         send = functools.partial(
-            _rayjobs(_connect()).delete_namespaced_custom_object_with_http_info,
-            *self._path,
+            client.CustomObjectsApi(connect()).delete_namespaced_custom_object_with_http_info,
+            *self._path(_RAYJOBS),
             name,
-            body=client.V1DeleteOptions(propagation_policy="Background"),
             _request_timeout=_DELETE_TIMEOUT,
         )
 
-        def delete() -> int:
+        def delete(uid: str) -> int:
             try:
-                return int(send()[1])
+                return int(send(body=_delete_options(uid))[1])
             except ApiException as error:
-                return error.status or 0
-            except (urllib3.exceptions.HTTPError, OSError):
+                return 404 if error.status == 409 else error.status or 0
+            except _NO_ANSWER:
                 return 0
 
         return delete
@@ -185,18 +151,17 @@ class KubernetesApi:
     # -- pods ----------------------------------------------------------------------------------------------------------
 
     def pod(self, name: str) -> dict[str, Any] | None:
-        """The pod of that name, or None."""
-        return self._call(
-            f"read pod {name}",
-            lambda api: _or_none(
-                lambda: api.sanitize_for_serialization(
-                    client.CoreV1Api(api).read_namespaced_pod(name, self.namespace, _request_timeout=_TIMEOUT)
-                )
-            ),
-        )
+        """Return the pod of that name, or None."""
+
+        def read(api: client.ApiClient) -> Any:
+            return api.sanitize_for_serialization(
+                client.CoreV1Api(api).read_namespaced_pod(name, self.namespace, _request_timeout=_TIMEOUT)
+            )
+
+        return self._call(f"read pod {name}", lambda api: _or_none(lambda: read(api)))
 
     def pods(self, selector: str) -> list[dict[str, Any]]:
-        """The pods with these labels."""
+        """Return the pods with these labels."""
 
         def read(api: client.ApiClient) -> list[dict[str, Any]]:
             found = client.CoreV1Api(api).list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=_TIMEOUT)
@@ -205,69 +170,92 @@ class KubernetesApi:
         return self._call(f"list pods {selector}", read)
 
     def log_lines(self, pod: str, container: str) -> Iterator[str]:
-        """Lines of a container's log as they come, each behind its time stamp; ends with the container.
+        """Yield lines of a container's log as they come, each behind its time stamp; end with the container.
 
-        Best effort: it raises whatever the connection does, and is not tried again here.
+        Raises:
+            KubernetesError: The connection broke, or there is no log; it is not tried again here.
         """
-        response = client.CoreV1Api(_connect()).read_namespaced_pod_log(
-            pod, self.namespace, container=container, follow=True, timestamps=True, _preload_content=False, _request_timeout=(5.0, 300.0)
-        )
-        rest = b""
         try:
-            for piece in response.stream(4096):
-                *lines, rest = (rest + piece).split(b"\n")
-                for line in lines:
-                    yield line.decode(errors="replace")
-        finally:
-            response.close()
+            response = client.CoreV1Api(connect()).read_namespaced_pod_log(
+                pod,
+                self.namespace,
+                container=container,
+                follow=True,
+                timestamps=True,
+                _preload_content=False,
+                _request_timeout=(5.0, 300.0),
+            )
+            rest = b""
+            try:
+                for piece in response.stream(4096):
+                    *lines, rest = (rest + piece).split(b"\n")
+                    for line in lines:
+                        yield line.decode(errors="replace")
+            finally:
+                response.close()
+        except (ApiException, *_NO_ANSWER) as error:
+            raise KubernetesError(f"the log of pod {pod} broke off: {type(error).__name__}") from error
         if rest:
             yield rest.decode(errors="replace")
 
     # -- one call ------------------------------------------------------------------------------------------------------
 
-    @property
-    def _path(self) -> tuple[str, str, str, str]:
-        return GROUP, VERSION, self.namespace, PLURAL
+    def _path(self, kind: tuple[str, str, str]) -> tuple[str, str, str, str]:
+        group, version, plural = kind
+        return group, version, self.namespace, plural
+
+    def _read(self, what: str, kind: tuple[str, str, str], name: str) -> dict[str, Any] | None:
+        def read(api: client.ApiClient) -> Any:
+            return client.CustomObjectsApi(api).get_namespaced_custom_object(*self._path(kind), name, _request_timeout=_TIMEOUT)
+
+        return self._call(what, lambda api: _or_none(lambda: read(api)))
+
+    def _list(self, what: str, kind: tuple[str, str, str], selector: str, *, required: bool = False) -> list[dict[str, Any]]:
+        def read(api: client.ApiClient) -> Any:
+            return client.CustomObjectsApi(api).list_namespaced_custom_object(
+                *self._path(kind), label_selector=selector, _request_timeout=_TIMEOUT
+            )
+
+        found = self._call(what, read if required else lambda api: _or_none(lambda: read(api)))
+        return list(found["items"]) if found else []
 
     def _call(self, what: str, send: Callable[[client.ApiClient], T]) -> T:
-        failing_since: float | None = None
-        pause = self._first_pause
-        while True:
-            try:
-                return send(self._client)
-            except ApiException as error:
-                if error.status not in _RETRIED and not 500 <= (error.status or 0) < 600:
-                    raise KubernetesError(_refusal(what, self.namespace, error)) from error
-                told = f"it answered {error.status} {error.reason}"
-                if error.status == 401:
-                    self._client = _connect()  # the token has been changed since; the file, or the kubeconfig, has the new one
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                told = f"{type(error).__name__}"
-            now = time.monotonic()
-            failing_since = failing_since if failing_since is not None else now
-            if now - failing_since > self._patience:
-                raise KubernetesError(
-                    f"the Kubernetes API did not {what} for {format_duration(now - failing_since)} ({told}); "
-                    "a RayJob goes on without it, and the same command finds it again"
-                )
-            time.sleep(random.uniform(0.5, 1.0) * pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        try:
+            return retry(
+                lambda: self._send(send),
+                seconds=self._patience,
+                pause_seconds=self._first_pause,
+                max_pause_seconds=_LONGEST_PAUSE,
+                is_transient=_may_pass,
+            )
+        except (ApiException, *_NO_ANSWER) as error:
+            if not _may_pass(error):
+                raise KubernetesError(_refusal(what, self.namespace, error)) from error
+            answer = f"it answered {error.status} {error.reason}" if isinstance(error, ApiException) else type(error).__name__
+            raise KubernetesError(
+                f"the Kubernetes API did not {what} for {format_duration(self._patience)} ({answer}); "
+                "a RayJob goes on without it, and the same command finds it again"
+            ) from error
+
+    def _send(self, send: Callable[[client.ApiClient], T]) -> T:
+        try:
+            return send(self._client)
+        except ApiException as error:
+            if error.status != 401:
+                raise
+            self._client = connect()  # the token has been changed since; the file, or the kubeconfig, has the new one
+            return send(self._client)
 
 
-def _kubeconfig() -> str:
-    """Read when asked; the client library reads the variable once, when it is imported."""
-    return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+def _may_pass(error: BaseException) -> bool:
+    """Return True for no answer and for the server's own trouble; a refusal stays one, 401 with a fresh token among them."""
+    if isinstance(error, ApiException):
+        return error.status in (408, 429) or 500 <= (error.status or 0) < 600
+    return isinstance(error, _NO_ANSWER)
 
 
-def _kubeconfigs_proxy() -> str:
-    """The `proxy-url` of the current context's cluster, which the client library leaves unread."""
-    kubeconfig = config.kube_config.KubeConfigMerger(_kubeconfig()).config
-    context = kubeconfig["contexts"].get_with_name(kubeconfig["current-context"])["context"]
-    return str(kubeconfig["clusters"].get_with_name(context["cluster"])["cluster"].safe_get("proxy-url") or "")
-
-
-def _rayjobs(api: client.ApiClient) -> client.CustomObjectsApi:
-    return client.CustomObjectsApi(api)
+def _delete_options(uid: str) -> client.V1DeleteOptions:
+    return client.V1DeleteOptions(propagation_policy="Background", preconditions=client.V1Preconditions(uid=uid))
 
 
 def _or_none(read: Callable[[], T]) -> T | None:
@@ -279,26 +267,7 @@ def _or_none(read: Callable[[], T]) -> T | None:
         raise
 
 
-def _connect() -> client.ApiClient:
-    configuration = client.Configuration()
-    try:
-        if in_cluster():
-            config.load_incluster_config(client_configuration=configuration)
-        else:
-            config.load_kube_config(_kubeconfig(), client_configuration=configuration)
-    except config.ConfigException as error:
-        raise KubernetesError(
-            f"no cluster is known here: {error}; set KUBECONFIG, or run the step in a pod of the cluster (ray_mode=local needs none)"
-        ) from error
-    if not in_cluster():
-        proxy = proxy_for(configuration.host, named=_kubeconfigs_proxy())
-        if proxy:
-            configuration.proxy, configuration.proxy_headers = proxy
-    configuration.retries = 0  # tries are counted above, where it is known what may be said twice
-    return client.ApiClient(configuration)
-
-
-def _refusal(what: str, namespace: str, error: ApiException) -> str:
+def _refusal(what: str, namespace: str, error: Any) -> str:
     if error.status == 403:
         return (
             f"this service account may not {what} in namespace {namespace} (403); "
@@ -307,4 +276,5 @@ def _refusal(what: str, namespace: str, error: ApiException) -> str:
     message = str(error.body or error.reason)
     with contextlib.suppress(ValueError, AttributeError):
         message = json.loads(message).get("message", message)
-    return f"the Kubernetes API refused to {what} ({error.status}): {' '.join(message.split())[:500]}"
+    remedy = "; log in again, or renew the kubeconfig's token" if error.status == 401 else ""
+    return f"the Kubernetes API refused to {what} ({error.status}): {' '.join(message.split())[:500]}{remedy}"

@@ -11,11 +11,13 @@ from urllib.parse import urlsplit, urlunsplit
 import urllib3
 from requests.utils import get_auth_from_url, get_environ_proxies, select_proxy  # type: ignore[import-untyped]
 
+from training.config.errors import UserError
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _IN_CLUSTER = (".svc", ".svc.cluster.local")
 
 
-class ProxySettingsError(ValueError):
+class ProxySettingsError(UserError):
     """A proxy of a kind that can't be used; one line with the remedy."""
 
 

@@ -1,16 +1,46 @@
-"""The state of a pipeline's run, read from the Workflow that Argo makes of it."""
+"""The Workflow that Argo makes of a pipeline's run: its phase, and the pods and RayJobs that it owns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 ENDED = ("Succeeded", "Failed", "Error")
 """Phases of a Workflow whose steps are over."""
 
 
+class Owner(NamedTuple):
+    """The Workflow of a pipeline's run, which a RayJob goes away with."""
+
+    api_version: str
+    name: str
+    uid: str
+
+    def reference(self) -> dict[str, Any]:
+        """Return the entry of `metadata.ownerReferences`. It is not the controller: KubeRay and Argo each mind their own."""
+        return {
+            "apiVersion": self.api_version,
+            "kind": "Workflow",
+            "name": self.name,
+            "uid": self.uid,
+            "controller": False,
+            "blockOwnerDeletion": False,
+        }
+
+
+def owner_of(manifest: Mapping[str, Any] | None) -> Owner | None:
+    """Return the Workflow that owns a pod or a RayJob, or None.
+
+    A Workflow outlives the retries of its pods, and what it owns goes when the pipeline's run goes.
+    """
+    for reference in (manifest or {}).get("metadata", {}).get("ownerReferences") or ():
+        if reference["kind"] == "Workflow":
+            return Owner(reference["apiVersion"], reference["name"], reference["uid"])
+    return None
+
+
 def phase_of(workflow: Mapping[str, Any]) -> str:
-    """Return the phase; empty before Argo has seen the Workflow."""
+    """Return the phase; empty before Argo has looked at it."""
     return str((workflow.get("status") or {}).get("phase", ""))
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import re
 
+from training.config.errors import UserError
+
 VERSION = "0.1.0"
 DEFAULT_IMAGE = f"iddpm-pipelines:{VERSION}"
 """What `make image` builds: named by the release, never `latest`."""
@@ -19,7 +21,7 @@ _REFERENCE = re.compile(r"[\w.\-]+(:\d+(?=/))?(/[\w.\-]+)*(:(?P<tag>[\w][\w.\-]{
 _MOVING_TAGS = ("latest", "main", "master", "dev", "edge", "nightly", "stable")
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """The image reference is malformed, or its tag can move."""
 
 
@@ -41,5 +43,5 @@ def image_from(reference: str, *, variable: str = "IDDPM_IMAGE") -> str:
     return reference
 
 
-BASE_IMAGE = image_from(os.environ.get("IDDPM_IMAGE") or DEFAULT_IMAGE)
-"""What `@dsl.component(base_image=...)` is given, by this compilation."""
+BASE_IMAGE = os.environ.get("IDDPM_IMAGE") or DEFAULT_IMAGE
+"""Image of the components in this compilation. Compiling checks it; a run on this machine takes no image, and need not."""

@@ -42,7 +42,7 @@ class Call:
     @property
     def driver(self) -> tuple[str, ...]:
         """The command that does it, on a node of the cluster."""
-        return "python", "-m", "components.launch.rayjob_driver", self.uri
+        return "python", "-m", "components.launch.driver", self.uri
 
     def write(self) -> None:
         """Says what to do."""

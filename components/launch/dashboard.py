@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,19 +24,21 @@ from typing import Any, TypeVar
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from components.cluster.rayjob_spec import RAY_SECRET, RUN_URI_ANNOTATION, rayjob_name
+from components.cluster.names import OWNER_LABEL, RAY_SECRET, RUN_URI_ANNOTATION
 from components.launch.call import Call, call_of
-from components.launch.rayjob import DEFAULT_PACE, Pace
+from components.launch.rayjob.follow import DEFAULT_PACE, Pace
+from components.launch.rayjob.manifest import rayjob_name
 from components.launch.step import Step
 from training import storage
 from training.config.errors import UserError
 from training.console import format_duration, say
 from training.distributed.signals import STOPPED_EXIT_CODE
+from training.storage.retry import retry
 
 T = TypeVar("T")
 
 _LIVE = ("PENDING", "RUNNING")
-_PASSING = (408, 425, 429)
+_TRANSIENT = (408, 425, 429)
 """Refusals that a later try may find gone, beside the server's own errors."""
 _TIMEOUT_SECONDS = (10.0, 30.0)
 """To connect, and without a byte of the answer."""
@@ -42,7 +46,7 @@ _SECONDS_TO_STOP = 3.0
 _PATIENCE_SECONDS = 900.0
 _SECONDS_BETWEEN_TRIES = 5.0
 _CHARACTERS_PER_SECOND = 100_000
-_LOOKS_FOR_LAST_LINES = 3
+_TRIES_FOR_LAST_LINES = 3
 
 
 class RayJobsError(RuntimeError):
@@ -56,14 +60,9 @@ class _RefusalError(RuntimeError):
         super().__init__(f"it answered {status}: {_line(text) or 'nothing more'}")
         self.status = status
 
-    @property
-    def may_pass(self) -> bool:
-        """Whether a later try may help: a cluster that has just come up has no agent yet, a proxy has no head."""
-        return self.status >= 500 or self.status in _PASSING
-
 
 class _Dashboard(JobSubmissionClient):
-    """Ray's client, which would wait for ever for an answer, and says what it was told in words only."""
+    """Ray's client with a timeout for each request, and with the HTTP status in its errors."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         try:
@@ -78,10 +77,23 @@ class _Dashboard(JobSubmissionClient):
         raise _RefusalError(r.status_code, r.text)
 
 
-def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, pace: Pace = DEFAULT_PACE) -> Any:
-    """Runs a step on the cluster with that dashboard, or follows a job that is at it.
+@dataclass
+class _Job:
+    """The job that is followed.
 
-    SIGTERM stops the job before anything else and raises SystemExit(143).
+    Attributes:
+        name: Its name in Ray; empty before there is one.
+        is_own: True if this launcher, or an earlier try of the same step, submitted it. Only such a job is stopped by SIGTERM.
+    """
+
+    name: str = ""
+    is_own: bool = False
+
+
+def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, pace: Pace = DEFAULT_PACE) -> Any:
+    """Run a step on the cluster with that dashboard, or follow a job that runs it already.
+
+    SIGTERM stops the job before anything else, unless another run submitted it, and raises SystemExit(143).
 
     Args:
         step: The step.
@@ -101,13 +113,12 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
         say(f"{call.key} is done already")
         return call.answer()
     client = _connect(address)
-    name = rayjob_name(call.key)
-    with _stopped_on_sigterm(client) as hold:
-        _attach_or_submit(client, name, call, hold)
-        _follow(client, hold.job, pace)
+    with _stopped_on_sigterm(client) as job:
+        _attach_or_submit(client, rayjob_name(call.key), call, job)
+        _follow(client, job.name, pace)
     if not call.is_done():
         raise RayJobsError(
-            f"Ray job {hold.job} succeeded but {call.result_uri} is not there; does the cluster write to the same S3 as this step?"
+            f"Ray job {job.name} succeeded but {call.result_uri} is not there; does the cluster write to the same S3 as this step?"
         )
     say(f"{call.key} is done")
     return call.answer()
@@ -127,44 +138,60 @@ def _connect(address: str) -> _Dashboard:
         raise RayJobsError(f"no Ray dashboard answers at {address}: {_line(error)}; is it the head's port 8265, seen from here?") from error
 
 
-def _attach_or_submit(client: _Dashboard, name: str, call: Call, hold: _Hold) -> None:
-    """Finds the job that is at the call already, or submits one; a job's name ends in the number of its try.
+def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job) -> None:
+    """Find the job that runs the call already, or submit one; a job's name ends in the number of its try.
 
     Ray takes a name anew once its job is deleted, and then mistakes the end of the old job for that of the new one.
     """
-    tries = _patiently(lambda: _tries(client, name))
-    for number, status in tries.items():
+    owner = _owner()
+    tries = _retry(lambda: _tries(client, name))
+    for number, (status, submitter) in tries.items():
         if status in _LIVE:
             say(f"Ray job {name}-{number} is there already and {status}; following it")
-            hold.job = f"{name}-{number}"
+            job.name, job.is_own = f"{name}-{number}", submitter == owner
             return
     if not call.step.run_files:
         storage.delete(call.result_uri)  # of an earlier call: this one may find something else
     call.write()
-    hold.job = f"{name}-{max(tries, default=0) + 1}"  # before it is on its way, so that SIGTERM finds it
-    _patiently(lambda: _submit(client, hold.job, call))
-    say(f"Ray job {hold.job} is handed to {client.get_address()}")
+    job.name, job.is_own = f"{name}-{max(tries, default=0) + 1}", True  # before it is on its way, so that SIGTERM finds it
+    job.is_own = _retry(lambda: _submit(client, job.name, call, owner))
+    say(f"Ray job {job.name} is submitted to {client.get_address()}")
 
 
-def _tries(client: _Dashboard, name: str) -> dict[int, str]:
-    """The jobs of that name: number of the try -> status."""
-    jobs = {job.submission_id or "": str(job.status.value) for job in client.list_jobs()}
-    numbers = {job.removeprefix(f"{name}-"): status for job, status in jobs.items() if job.startswith(f"{name}-")}
-    return {int(number): status for number, status in numbers.items() if number.isdecimal()}
+def _owner() -> str:
+    """Return what names this run of a pipeline in the metadata of its jobs: the Workflow, which begins the pod's name."""
+    pod = os.environ.get("KFP_POD_NAME", "")
+    return re.split(r"-(?:retry-)?system-container-impl-", pod)[0] if pod else uuid.uuid4().hex
 
 
-def _submit(client: _Dashboard, job: str, call: Call) -> None:
+def _tries(client: _Dashboard, name: str) -> dict[int, tuple[str, str]]:
+    """Return the jobs of that name: number of the try -> status, and who submitted it."""
+    jobs = {job.submission_id or "": job for job in client.list_jobs()}
+    numbers = {job.removeprefix(f"{name}-"): found for job, found in jobs.items() if job.startswith(f"{name}-")}
+    return {
+        int(number): (str(found.status.value), (found.metadata or {}).get(OWNER_LABEL, ""))
+        for number, found in numbers.items()
+        if number.isdecimal()
+    }
+
+
+def _submit(client: _Dashboard, job: str, call: Call, owner: str) -> bool:
+    """Submit a job; return False if another launcher was faster and submitted it."""
+    metadata = {RUN_URI_ANNOTATION: call.directory_uri, OWNER_LABEL: owner}
     try:
-        client.submit_job(entrypoint=shlex.join(call.driver), submission_id=job, metadata={RUN_URI_ANNOTATION: call.directory_uri})
+        client.submit_job(entrypoint=shlex.join(call.driver), submission_id=job, metadata=metadata)
     except _RefusalError:
-        if not _status(client, job):  # else somebody was faster, or the answer to an earlier try was lost
+        if not _status(client, job):
             raise
+        # Somebody was faster, or the answer to an earlier try was lost.
+        return bool((client.get_job_info(job).metadata or {}).get(OWNER_LABEL) == owner)
+    return True
 
 
 def _follow(client: _Dashboard, name: str, pace: Pace) -> None:
-    log = _Log(client, name)
+    log = _Log(client, name, pace)
     while True:
-        status = _patiently(lambda: _status(client, name))
+        status = _retry(lambda: _status(client, name))
         if status not in _LIVE:
             break
         log.show()
@@ -174,33 +201,30 @@ def _follow(client: _Dashboard, name: str, pace: Pace) -> None:
         return
     if not status:
         raise RayJobsError(f"Ray job {name} is gone: the cluster was started anew, or the job deleted; the same command goes on")
-    message = _line(_patiently(lambda: client.get_job_info(name).message or ""))
-    raise RayJobsError(
-        f"Ray job {name} ended as {status}: {message[:400]}; its last lines say why, and the same command goes on from there"
-    )
+    message = _line(_retry(lambda: client.get_job_info(name).message or ""))
+    raise RayJobsError(f"Ray job {name} ended as {status}: {message}; its last lines say why, and the same command goes on from there")
 
 
 class _Log:
     """The driver's log, copied to standard output; best effort, as the run does not depend on it."""
 
-    def __init__(self, client: _Dashboard, name: str) -> None:
-        self._client = client
-        self._name = name
+    def __init__(self, client: _Dashboard, name: str, pace: Pace) -> None:
+        self._client, self._name, self._pace = client, name, pace
         self._shown = 0
         self._next_look = 0.0
 
     def show(self) -> None:
-        """Shows what is new. The dashboard gives the whole log each time, so a long one is asked for less often."""
-        if time.monotonic() >= self._next_look:
+        """Show what is new. The dashboard gives the whole log each time, so a long one is read less often."""
+        if self._pace.clock() >= self._next_look:
             self._look()
-            self._next_look = time.monotonic() + self._shown / _CHARACTERS_PER_SECOND
+            self._next_look = self._pace.clock() + self._shown / _CHARACTERS_PER_SECOND
 
     def show_the_rest(self) -> None:
-        """Shows what is new, and looks again where the dashboard does not give it."""
-        for _ in range(_LOOKS_FOR_LAST_LINES):
+        """Show what is new, and try again where the dashboard does not give it."""
+        for _ in range(_TRIES_FOR_LAST_LINES):
             if self._look():
                 return
-            time.sleep(1.0)
+            self._pace.sleep(1.0)
 
     def _look(self) -> bool:
         try:
@@ -214,7 +238,7 @@ class _Log:
 
 
 def _status(client: _Dashboard, name: str) -> str:
-    """The job's status in Ray's words; empty where there is no such job."""
+    """Return the job's status, as Ray names it; empty where there is no such job."""
     try:
         return str(client.get_job_status(name).value)
     except _RefusalError as error:
@@ -223,54 +247,49 @@ def _status(client: _Dashboard, name: str) -> str:
         raise
 
 
-def _patiently(ask: Callable[[], T]) -> T:
-    """Asks again while the cluster does not answer, for a while: a training runs for days."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return ask()
-        except RayJobsError:
-            raise
-        except (RuntimeError, OSError) as error:
-            if isinstance(error, _RefusalError) and not error.may_pass:
-                raise RayJobsError(f"the Ray dashboard refuses: {error}") from error
-            if time.monotonic() > deadline:
-                raise RayJobsError(
-                    f"the Ray cluster has not answered for {format_duration(_PATIENCE_SECONDS)}: {_line(error)}; its job may go on"
-                ) from error
-            time.sleep(_SECONDS_BETWEEN_TRIES)
+def _retry(request: Callable[[], T]) -> T:
+    """Send a request again while the cluster does not answer, for a while: a training runs for days."""
+    try:
+        return retry(request, seconds=_PATIENCE_SECONDS, pause_seconds=_SECONDS_BETWEEN_TRIES, is_transient=_may_pass)
+    except RayJobsError:
+        raise
+    except (RuntimeError, OSError) as error:
+        if not _may_pass(error):
+            raise RayJobsError(f"the Ray dashboard refuses: {error}") from error
+        patience = format_duration(_PATIENCE_SECONDS)
+        raise RayJobsError(f"the Ray cluster has not answered for {patience}: {_line(error)}; its job may go on") from error
 
 
-@dataclass
-class _Hold:
-    """The job that SIGTERM stops."""
-
-    job: str = ""
+def _may_pass(error: BaseException) -> bool:
+    """Return True if a later try may help: a cluster that has just come up has no agent yet, a proxy has no head."""
+    if isinstance(error, _RefusalError):
+        return error.status >= 500 or error.status in _TRANSIENT
+    return isinstance(error, (RuntimeError, OSError)) and not isinstance(error, RayJobsError)
 
 
 @contextmanager
-def _stopped_on_sigterm(client: _Dashboard) -> Iterator[_Hold]:
-    hold = _Hold()
+def _stopped_on_sigterm(client: _Dashboard) -> Iterator[_Job]:
+    job = _Job()
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if hold.job:  # first: a pod of a terminated pipeline has about a second left, and whoever does not answer gets no more
-            stopper = threading.Thread(target=_stop, args=(client, hold.job), daemon=True)
+        if job.is_own:  # first: a pod of a terminated pipeline has about a second left, and who does not answer gets no more
+            stopper = threading.Thread(target=_stop, args=(client, job.name), daemon=True)
             stopper.start()
             stopper.join(_SECONDS_TO_STOP)
         raise SystemExit(STOPPED_EXIT_CODE)
 
     if threading.current_thread() is not threading.main_thread():
-        yield hold
+        yield job
         return
     previous = signal.signal(signal.SIGTERM, handle)
     try:
-        yield hold
+        yield job
     finally:
         signal.signal(signal.SIGTERM, previous)
 
 
 def _stop(client: _Dashboard, job: str) -> None:
-    """Stops a job, and asks again while there is none of the name: it may be on its way."""
+    """Stop a job, and try again while there is none of the name: it may be on its way."""
     deadline = time.monotonic() + _SECONDS_TO_STOP
     while time.monotonic() < deadline:
         with contextlib.suppress(RuntimeError, OSError):

@@ -33,12 +33,16 @@ class Step:
             arguments and returns the run's key, its directory and the URI of its result. One run has one job, whoever asks.
             Such a step takes the cluster's address and distributes its own work. Any other step (empty) is handed to a
             worker, since a cluster's head offers neither cores nor GPUs.
+        stage: The stage whose resources it uses; one of `components.launch.resources.STAGES`.
+        is_parallel: True if it spreads its work over the stage's workers; otherwise it uses one.
     """
 
     name: str
     function: str
     files_argument: str
     run_files: str = ""
+    stage: str = "evaluate"
+    is_parallel: bool = True
 
     def __call__(self, **arguments: Any) -> Any:
         """Do it in this process."""

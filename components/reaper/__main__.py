@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from components.cluster.kubernetes_api import KubernetesApi, KubernetesError, current_namespace
+from components.cluster.connection import KubernetesError, current_namespace
+from components.cluster.kubernetes_api import KubernetesApi
 from components.reaper.mlflow_runs import close_finished_runs
 from components.reaper.rayjobs import delete_finished_rayjobs
 from training.console import say

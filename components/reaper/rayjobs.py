@@ -8,10 +8,9 @@ occupy its GPUs until its own deadline.
 from __future__ import annotations
 
 from components.cluster.kubernetes_api import KubernetesApi
-from components.cluster.rayjob_spec import MANAGED_BY
-from components.cluster.workflows import ENDED, phase_of
-from components.launch.rayjob_options import workflow_of
-from components.launch.rayjob_status import read_status
+from components.cluster.names import MANAGED_BY
+from components.cluster.workflows import ENDED, owner_of, phase_of
+from components.launch.rayjob.status import read_status
 from training.console import say
 
 
@@ -19,7 +18,7 @@ def delete_finished_rayjobs(api: KubernetesApi) -> list[str]:
     """Delete every RayJob of this project that has not ended although its Workflow has; return their names."""
     deleted = []
     for rayjob in api.rayjobs(MANAGED_BY):
-        name, uid, owner = rayjob["metadata"]["name"], rayjob["metadata"]["uid"], workflow_of(rayjob)
+        name, uid, owner = rayjob["metadata"]["name"], rayjob["metadata"]["uid"], owner_of(rayjob)
         status = read_status(rayjob)
         if owner is None or status.succeeded or status.failed or rayjob["metadata"].get("deletionTimestamp"):
             continue

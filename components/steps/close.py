@@ -89,7 +89,8 @@ def find_data(experiment_preset: str, experiment_overrides: Sequence[str], data_
 def _is_cancelled(state: str, pipeline_run_id: str) -> bool:
     if state in _CANCELLED or not os.environ.get("KFP_POD_NAME"):  # a pipeline on a laptop has no Workflow
         return state in _CANCELLED
-    from components.cluster.kubernetes_api import KubernetesApi, KubernetesError, current_namespace
+    from components.cluster.connection import KubernetesError, current_namespace
+    from components.cluster.kubernetes_api import KubernetesApi
     from components.cluster.workflows import is_cancelled
 
     try:

@@ -17,6 +17,7 @@ from pipelines.cli.kfp_options import (
     PARAM,
     PIPELINE,
     PRESET,
+    RESOURCES,
     SET,
     err,
     format_time,
@@ -48,6 +49,7 @@ def submit(
     preset: str = PRESET,
     overrides: list[str] = SET,
     parameters: list[str] = PARAM,
+    resources: list[str] = RESOURCES,
     experiment: str = EXPERIMENT,
     create_experiment: bool = CREATE_EXPERIMENT,
     run_name: str = typer.Option("", help="Name of the run; empty takes the pipeline's name and the time."),
@@ -65,7 +67,7 @@ def submit(
 
     seconds = parse_duration(timeout, "--timeout") if timeout else None
     compiled = compiled_pipeline(pipeline)
-    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters)
+    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters, resources=resources)
     say = err if as_json else out
     with connected(connection, warn) as kfp:
         started = start(kfp, compiled, arguments, experiment=experiment, create_experiment=create_experiment, run_name=run_name)

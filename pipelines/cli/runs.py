@@ -18,7 +18,8 @@ def run(
     pipeline: str = typer.Argument("train", help="train, ablation or nightly-fid."),
     preset: str = typer.Option("", help="The experiment; `iddpm presets` lists them."),
     overrides: list[str] = typer.Option([], "--set", help="Override of the experiment, like optim.num_steps=500; repeat it."),
-    parameters: list[str] = typer.Option([], "--param", help="Parameter of the pipeline, like train_num_workers=1; repeat it."),
+    parameters: list[str] = typer.Option([], "--param", help="Parameter of the pipeline, like tracking_experiment=mine; repeat it."),
+    resources: list[str] = typer.Option([], "--resources", help="A stage's resources, like train=2xcpu or train.num_workers=4; repeat it."),
 ) -> None:
     """Run a pipeline on this machine, with the services that `iddpm up` starts."""
     from pipelines.client.arguments import arguments_of, compiled_pipeline
@@ -26,7 +27,7 @@ def run(
     from pipelines.local.run import run_pipeline
     from pipelines.services import services
 
-    arguments = arguments_of(compiled_pipeline(pipeline), preset=preset, overrides=overrides, words=parameters)
+    arguments = arguments_of(compiled_pipeline(pipeline), preset=preset, overrides=overrides, words=parameters, resources=resources)
     running = services.up()
     outputs = run_pipeline(load(pipeline), arguments, running)
     for name, value in outputs.items():

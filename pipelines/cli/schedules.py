@@ -16,6 +16,7 @@ from pipelines.cli.kfp_options import (
     PARAM,
     PIPELINE,
     PRESET,
+    RESOURCES,
     SET,
     format_time,
     format_upload,
@@ -53,6 +54,7 @@ def create(
     preset: str = PRESET,
     overrides: list[str] = SET,
     parameters: list[str] = PARAM,
+    resources: list[str] = RESOURCES,
     experiment: str = EXPERIMENT,
     create_experiment: bool = CREATE_EXPERIMENT,
     max_concurrency: int = typer.Option(1, help="Number of its runs that may run at once, 1 to 10."),
@@ -66,7 +68,7 @@ def create(
     from pipelines.client.timing import parse_timing
 
     compiled = compiled_pipeline(pipeline)
-    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters)
+    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters, resources=resources)
     cron = cron or (schedules.NIGHTLY if pipeline == "nightly-fid" and not every else "")
     timing = parse_timing(cron, every, time_zone=time_zone, cluster_zone=cluster_time_zone)
     spec = schedules.ScheduleSpec(

@@ -14,9 +14,12 @@ from typing import Any
 
 import yaml
 
-from components.container.image import VERSION
+from components.container.image import VERSION, image_from
+from components.launch.resources import merge_resources, read_resources
+from components.steps.settings import read_data_options
 from pipelines.compile import PIPELINES, compiled
 from training.config.addresses import without_passwords
+from training.config.errors import UserError
 
 PRESET, OVERRIDES = "experiment_preset", "experiment_overrides"
 _KINDS: dict[str, tuple[type, str]] = {
@@ -27,23 +30,13 @@ _KINDS: dict[str, tuple[type, str]] = {
     "LIST": (list, "a JSON list"),
     "STRUCT": (dict, "a JSON object"),
 }
-_AMOUNTS = {
-    "_cpu": (re.compile(r"(?=.*[1-9])(\d+(\.\d+)?|\d+m)"), "a number of cores like 4 or 500m"),
-    "_memory": (re.compile(r"(?=.*[1-9])\d+(\.\d+)?(k|Ki|M|Mi|G|Gi|T|Ti)?"), "an amount of memory like 16Gi"),
-    "_gpus": (re.compile(r"\d+"), "a whole number of GPUs"),
-}
-"""By the end of a parameter's name: what text a pod's specification takes there, which the server would not check."""
-_RANGES: dict[str, tuple[int, float, str]] = {
-    "_max_errors": (1, math.inf, "1 or more"),
-    "_max_pixels": (1, 2**30, "1 to 1073741824"),
-    "_sizes": (1, math.inf, "a JSON list of whole numbers, 1 or more"),
-    "": (0, math.inf, "0 or more"),
-}
-"""Likewise: the least number, the greatest, and both in words. `Resources` knows more of those that are its fields."""
+_S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?")
+_RESOURCES = "_resources"
+"""End of the name of a stage's parameter; see `components.launch.resources`."""
 
 
-class ArgumentsError(ValueError):
-    """An argument that the pipeline does not take; one line that names it and what there is."""
+class ArgumentsError(UserError):
+    """An argument that the pipeline does not take; one line that names it and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,27 +96,24 @@ def compiled_pipeline(name: str) -> CompiledPipeline:
     return CompiledPipeline(name, text, documents[0], documents[1] if len(documents) > 1 else {})
 
 
-def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
-    """What a run is given, each of its parameter's type; what is not said is left to the pipeline's defaults.
+def arguments_of(
+    pipeline: CompiledPipeline, *, preset: str, overrides: Sequence[str], words: Sequence[str], resources: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the arguments of a run, each of its parameter's type; what is not said is left to the pipeline's defaults.
 
     Args:
         pipeline: The pipeline.
         preset: The experiment; empty leaves the default.
-        overrides: Of the experiment, like "optim.num_steps=500".
+        overrides: Overrides of the experiment, like "optim.num_steps=500".
         words: "name=value" of the pipeline's parameters.
+        resources: "stage.field=value", which changes one field of a stage's resources, or "stage=profile".
 
     Raises:
-        ArgumentsError: An argument is unknown, given twice, or not of its type.
-        UserError: The experiment is unknown, or an override does not fit it.
-        PlacementError: Processes, GPUs or images at a time are not as many as a step takes.
+        UserError: An argument is unknown, given twice, or does not fit.
     """
-    from pipelines.client.placement import resources_of
-
     arguments: dict[str, Any] = {}
     for word in words:
-        name, separator, value = word.partition("=")
-        if not separator:
-            raise ArgumentsError(f"--param {word}: it reads name=value")
+        name, value = _parse(f"--param {word}", word, "name=value")
         if name not in pipeline.parameters:
             near = close_to(name, pipeline.parameters) or f"; it has {', '.join(sorted(pipeline.parameters))}"
             raise ArgumentsError(f"--param {word}: pipeline {pipeline.name} has no parameter {name!r}{near}")
@@ -138,30 +128,49 @@ def arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence
         if name in arguments:
             raise ArgumentsError(f"{option} and --param {name} say the same thing; give one")
         arguments[name] = given
+    for word in resources:
+        _change_resources(pipeline, arguments, word)
     _require_experiment(pipeline, arguments)
     for name, given in arguments.items():
         shown = without_passwords(str(given))
         if shown != str(given):
             raise ArgumentsError(f"--param {name}={shown}: an argument is seen by all; a password's place is the environment, or a Secret")
         _require_literal(name, given, pipeline.parameters[name])
-        _require_amount(name, given)
-        _require_range(name, given)
-    resources_of(_chosen(pipeline, arguments))
+        if type(given) in (int, float) and given < 0:
+            raise ArgumentsError(f"--param {name}={given}: {name} is 0 or more")
+    chosen = _chosen(pipeline, arguments)
+    for stage in _stages(pipeline):
+        read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage)
+    read_data_options(chosen.get("data_options", ""))
     return arguments
 
 
-def cluster_arguments_of(pipeline: CompiledPipeline, *, preset: str, overrides: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
-    """As `arguments_of`, for a run on a cluster: image, nodes and Ray are checked as the steps will check them.
+def cluster_arguments_of(
+    pipeline: CompiledPipeline, *, preset: str, overrides: Sequence[str], words: Sequence[str], resources: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the arguments of a run on a cluster: as `arguments_of`, and refused where no cluster could use them.
 
     Raises:
-        ArgumentsError: As there; likewise UserError.
+        UserError: As there; or an address that steps on a cluster do not share.
         ImageError: The image's reference is malformed, or can change.
-        PlacementError: A step would refuse where it is to work, or on what.
     """
-    from pipelines.client.placement import require_placement
-
-    arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words)
-    require_placement(_chosen(pipeline, arguments))
+    arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources)
+    chosen = _chosen(pipeline, arguments)
+    image_from(chosen["image"], variable="--param image")
+    for name in ("storage_root_uri", "data_uri"):
+        if chosen.get(name) and not _S3_URI.fullmatch(chosen[name]):
+            raise ArgumentsError(f"--param {name}={chosen[name]}: the steps of a run share nothing but S3; it reads s3://BUCKET/PATH")
+    if chosen.get("storage_root_uri") == "":
+        raise ArgumentsError("--param storage_root_uri: a run needs a place for what it makes, like s3://iddpm")
+    model = chosen.get("model")
+    if model is not None and not model.startswith(("models:/", "runs:/", "s3://")):
+        raise ArgumentsError(f"--param model={model}: it reads models:/NAME@ALIAS, runs:/ID, or s3://BUCKET/PATH of a run or a checkpoint")
+    for stage in _stages(pipeline):
+        address = read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage).ray_address
+        if address and not address.startswith(("http://", "https://")):
+            raise ArgumentsError(
+                f"{stage}{_RESOURCES}.ray_address {address}: a step's pod is on no node of that cluster; name its dashboard, like http://HEAD:8265"
+            )
     return arguments
 
 
@@ -213,18 +222,34 @@ def _require_literal(name: str, value: Any, definition: Mapping[str, Any]) -> No
         raise ArgumentsError(f"--param {name}={value}: it is not offered{there}")
 
 
-def _require_amount(name: str, value: Any) -> None:
-    for ending, (form, words) in _AMOUNTS.items():
-        if name.endswith(ending) and isinstance(value, str) and not form.fullmatch(value):
-            raise ArgumentsError(f"--param {name}={value}: {name} is {words}")
+def _parse(option: str, word: str, form: str) -> tuple[str, str]:
+    name, separator, value = word.partition("=")
+    if not separator:
+        raise ArgumentsError(f"{option}: it reads {form}")
+    return name, value
 
 
-def _require_range(name: str, value: Any) -> None:
-    ending = next(ending for ending in _RANGES if name.endswith(ending))
-    least, greatest, words = _RANGES[ending]
-    if type(value) in (int, float):
-        fits = least <= value <= greatest
-    else:  # the one list of numbers
-        fits = ending != "_sizes" or all(type(each) is int and each >= least for each in value)
-    if not fits:
-        raise ArgumentsError(f"--param {name}={json.dumps(value)}: {name} is {words}")
+def _stages(pipeline: CompiledPipeline) -> list[str]:
+    return [name.removesuffix(_RESOURCES) for name in pipeline.parameters if name.endswith(_RESOURCES)]
+
+
+def _change_resources(pipeline: CompiledPipeline, arguments: dict[str, Any], word: str) -> None:
+    """Change a stage's resources in the arguments: by a profile's name, or one field."""
+    path, value = _parse(f"--resources {word}", word, "STAGE.FIELD=VALUE, or STAGE=PROFILE")
+    stage, _, field = path.partition(".")
+    stages = _stages(pipeline)
+    if stage not in stages:
+        near = close_to(stage, stages)
+        raise ArgumentsError(
+            f"--resources {word}: pipeline {pipeline.name} has no stage {stage!r}{near or '; it has ' + ', '.join(stages)}"
+        )
+    name = f"{stage}{_RESOURCES}"
+    text = _chosen(pipeline, arguments)[name]
+    arguments[name] = merge_resources(text, {field: _plain(value)}, stage=stage) if field else value
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from components.cluster.cluster_api import ClusterApi
-from components.cluster.kubernetes_api import in_cluster
+from components.cluster.connection import in_cluster
 from pipelines.client.kfp_client import KNOWN_VERSION
 from pipelines.doctor.findings import ASK_ADMINISTRATOR, FAILURE, OK, WARNING, Finding
 
@@ -136,11 +136,11 @@ def _operator(cluster: ClusterApi) -> Finding:
 def _kueue(cluster: ClusterApi) -> Finding:
     answer = cluster.get("/apis/kueue.x-k8s.io")
     if not answer.ok:
-        return Finding(OK, "kueue", "is not installed; RayJobs start as pods do, and cluster_queue must stay empty")
+        return Finding(OK, "kueue", "is not installed; RayJobs start as pods do, and queue must stay empty")
     version = answer.body.get("preferredVersion", {}).get("version", "v1beta1")
     queues = cluster.get(f"/apis/kueue.x-k8s.io/{version}/namespaces/{cluster.namespace}/localqueues").body.get("items", [])
     names = ", ".join(queue["metadata"]["name"] for queue in queues)
-    return Finding(OK, "kueue", f"local queues in {cluster.namespace}: {names or 'none; cluster_queue must stay empty'}")
+    return Finding(OK, "kueue", f"local queues in {cluster.namespace}: {names or 'none; queue must stay empty'}")
 
 
 def _accounts(cluster: ClusterApi, account: str) -> Iterator[Finding]:

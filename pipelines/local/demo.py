@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -38,7 +39,11 @@ def run_demo(overrides: Sequence[str] = ()) -> None:
     were_running = services.status().running
     running = services.up()
     print(f"MLflow is {running.mlflow_url}; the state is in {running.home}", flush=True)
-    arguments = {"experiment_preset": PRESET, "experiment_overrides": list(overrides), "train_num_workers": NUM_WORKERS}
+    arguments = {
+        "experiment_preset": PRESET,
+        "experiment_overrides": list(overrides),
+        "train_resources": json.dumps({"num_workers": NUM_WORKERS}),
+    }
     try:
         outputs = run_pipeline(load("train"), arguments, running, show=lambda line: print(line, flush=True))
     except PipelineInterruptedError:

@@ -107,14 +107,10 @@ def _check_arguments(pipeline: Any, arguments: Mapping[str, Any]) -> None:
 def _write_job(pipeline: Any, arguments: Mapping[str, Any], home: Path, log_path: Path, folder: Path) -> Path:
     import yaml
 
-    from pipelines.compile import specification
+    from pipelines.compile import local_specification
 
     spec_path = folder / "pipeline.yaml"
-    spec = specification(pipeline)[0]
-    # A laptop's user wants to see the error, not to wait for it to happen three times.
-    for component in (spec["root"], *spec["components"].values()):
-        for task in component.get("dag", {}).get("tasks", {}).values():
-            task.pop("retryPolicy", None)
+    spec = local_specification(pipeline)
     spec_path.write_text(yaml.safe_dump(spec))
     job_path = folder / "job.json"
     job_path.write_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -23,9 +24,11 @@ from ray.job_submission import JobSubmissionClient
 from step_arguments import preprocess_arguments
 
 from components.launch import dashboard as ray_jobs
+from components.launch.call import call_of
 from components.launch.dashboard import RayJobsError, run_on_dashboard
-from components.launch.modes import run_in_mode
-from components.launch.rayjob import Pace
+from components.launch.rayjob.follow import Pace
+from components.launch.rayjob.manifest import rayjob_name
+from components.launch.run import run_step
 from components.steps.registry import EVALUATE, PREPROCESS
 from training.config.errors import UserError
 from training.data.format.shards import read_manifest
@@ -92,12 +95,14 @@ def test_a_step_is_done_by_the_cluster_and_its_answer_and_lines_come_back(dashbo
     assert read_manifest(f"{uri}/train").num_images > 1000
     made_at = Path(f"{uri}/train/manifest.json").stat().st_mtime_ns
     said = capsys.readouterr().out
-    assert f"is handed to {dashboard}" in said
-    assert "preprocess is done on the Ray cluster" in said.partition("is handed to")[2]  # the driver's own: a worker's may come too late
-    again = run_in_mode(PREPROCESS, preprocess_arguments(tmp_path), ray_mode="address", ray_address=dashboard)
+    assert f"is submitted to {dashboard}" in said
+    assert "preprocess is done on the Ray cluster" in said.partition("is submitted to")[2]  # the driver's own: a worker's may come too late
+    arguments = preprocess_arguments(tmp_path)
+    del arguments["resources"]
+    again = run_step(PREPROCESS, arguments, json.dumps({"ray_mode": "address", "ray_address": dashboard, "num_workers": 2}))
     assert again == uri
     assert Path(f"{uri}/train/manifest.json").stat().st_mtime_ns == made_at
-    assert "is handed to" in capsys.readouterr().out  # what was found the last time is not taken for an answer
+    assert "is submitted to" in capsys.readouterr().out  # what was found the last time is not taken for an answer
 
 
 def test_a_step_that_fails_there_is_told_in_one_line(dashboard, tmp_path, capsys):
@@ -108,12 +113,12 @@ def test_a_step_that_fails_there_is_told_in_one_line(dashboard, tmp_path, capsys
     assert "no-such-preset" in capsys.readouterr().out
 
 
-def _terminated(program: str, *, within_seconds: float) -> str:
-    """Sends SIGTERM to a program once it follows its job; the job's name."""
+def _terminated(program: str, *, within_seconds: float, follows: str = "is submitted to") -> str:
+    """Send SIGTERM to a program once it follows its job; return the job's name."""
     launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
         assert launcher.stdout is not None
-        line = next(line for line in launcher.stdout if "is handed to" in line)
+        line = next(line for line in launcher.stdout if follows in line)
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(timeout=within_seconds) == 143
     finally:
@@ -256,3 +261,31 @@ def test_sigterm_ends_the_step_though_the_dashboard_has_fallen_silent(tmp_path):
             f"run_on_dashboard(PREPROCESS, {preprocess_arguments(tmp_path)!r}, {address!r})",
             within_seconds=20,  # the answer would be waited for for half a minute
         )
+
+
+@pytest.mark.parametrize(("owner", "stops"), [("another-run", 0), ("train-x", 1)], ids=["of another run", "of an earlier try"])
+def test_sigterm_stops_a_job_that_it_found_there_only_if_it_is_its_own(tmp_path, owner, stops, monkeypatch):
+    monkeypatch.setenv("KFP_POD_NAME", "train-x-retry-system-container-impl-123")
+    name = f"{rayjob_name(call_of(PREPROCESS, preprocess_arguments(tmp_path)).key)}-1"
+    job = {"submission_id": name, "type": "SUBMISSION", "status": "RUNNING", "entrypoint": "x", "metadata": {"iddpm/owner": owner}}
+    posted: list[str] = []
+
+    def answer(method: str, path: str) -> Answer:
+        if method == "POST":
+            posted.append(path)
+            return 200, '{"stopped": true}'
+        if path == "/api/version":
+            return _VERSION
+        if path.endswith("/logs"):
+            return 200, '{"logs": ""}'
+        return 200, json.dumps([job] if path == "/api/jobs/" else job)
+
+    with _stand_in(answer) as address:
+        _terminated(
+            "from components.launch.dashboard import run_on_dashboard\n"
+            "from components.steps.registry import PREPROCESS\n"
+            f"run_on_dashboard(PREPROCESS, {preprocess_arguments(tmp_path)!r}, {address!r})",
+            within_seconds=60,
+            follows="is there already",
+        )
+    assert posted == [f"/api/jobs/{name}/stop"] * stops

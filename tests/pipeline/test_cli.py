@@ -115,11 +115,11 @@ def test_show_prints_the_experiment_with_its_overrides() -> None:
         (("run", "train", "--preset", "digits"), "there is no preset 'digits'"),
         (("run", "train", "--set", "optim.num_steps=few"), "optim.num_steps"),
         (
-            ("run", "train", "--param", "train_workers=1"),
-            "pipeline train has no parameter 'train_workers'; did you mean 'train_num_workers'?",
+            ("run", "train", "--param", "train_resource=1"),
+            "pipeline train has no parameter 'train_resource'; did you mean 'train_resources'?",
         ),
-        (("run", "train", "--param", "train_num_workers=0"), "--param train_num_workers: must be at least 1, got 0"),
-        (("run", "train", "--param", "train_precision=fp16"), "it is not offered; did you mean 'bf16'?"),
+        (("run", "train", "--resources", "train.num_workers=0"), "train_resources.num_workers: must be at least 1, got 0"),
+        (("run", "train", "--resources", "train.precision=fp16"), "train_resources.precision: Input should be 'fp32' or 'bf16'"),
         (("run", "nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset and no --set"),
     ],
 )

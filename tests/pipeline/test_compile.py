@@ -1,7 +1,9 @@
 """The compiled pipelines: as committed, as a server parses them, and as this project promises."""
 
 import copy
+import dataclasses
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +14,10 @@ import pytest
 import yaml
 
 from components.container.image import BASE_IMAGE, ImageError, image_from
+from components.launch.resources import StageResources, read_resources
 from evaluation.ablations.definitions import paper as ablations
 from pipelines.ablation import parallel_trials
-from pipelines.compile import PIPELINES, compile_all, compiled
+from pipelines.compile import PIPELINES, compile_all, compiled, load, local_specification
 from pipelines.compile_checks import MAX_BYTES, CompileError, check
 from training.config import presets
 
@@ -89,7 +92,7 @@ def test_only_what_its_arguments_and_the_image_determine_is_taken_from_the_cache
     cached = {key for key, task in tasks.items() if task["cachingOptions"].get("enableCache", False)}
     assert cached == {"train": {"reference"}, "ablation": {"reference"}, "nightly-fid": set()}[name]
     for key in cached:
-        assert {"pipelinechannel--cluster_image"} <= set(tasks[key]["inputs"]["parameters"])
+        assert {"pipelinechannel--image"} <= set(tasks[key]["inputs"]["parameters"])
 
 
 def test_the_cached_reference_is_known_by_the_digest_of_its_images(texts: dict[str, str]) -> None:
@@ -102,29 +105,15 @@ def test_the_cached_reference_is_known_by_the_digest_of_its_images(texts: dict[s
 _RAY_STEPS = [("train", step) for step in ("preprocess", "reference", "train", "evaluate")]
 _RAY_STEPS += [("ablation", step) for step in ("preprocess", "reference", "train-trial", "measure-trial", "joint-measure")]
 _RAY_STEPS += [("nightly-fid", "score-model")]
-_STAGES = {
-    "preprocess": "data",
-    "reference": "evaluate",
-    "train-trial": "train",
-    "measure-trial": "evaluate",
-    "joint-measure": "evaluate",
-    "score-model": "score",
-}
+_STAGES = {"preprocess": "data", "train": "train", "train-trial": "train"}
+_STAGES |= dict.fromkeys(("reference", "evaluate", "measure-trial", "joint-measure", "score-model"), "evaluate")
 
 
 @pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
-def test_a_step_that_may_use_a_cluster_is_told_where_ray_runs(pipeline: str, step: str, texts: dict[str, str]) -> None:
+def test_a_step_that_may_use_a_cluster_reads_the_resources_of_its_stage(pipeline: str, step: str, texts: dict[str, str]) -> None:
     spec = next(yaml.safe_load_all(texts[pipeline]))
-    stage = _STAGES.get(step, step)
-    parameters = _tasks(spec)[step]["inputs"]["parameters"]
-    read = {key: value.get("componentInputParameter", "").removeprefix("pipelinechannel--") for key, value in parameters.items()}
-    assert (read["ray_mode"], read["ray_address"], read["rayjob_options"], read["ray_queue"]) == (
-        f"{stage}_ray_mode",
-        f"{stage}_ray_address",
-        f"{stage}_rayjob_options",
-        "cluster_queue",
-    )
-    assert spec["root"]["inputDefinitions"]["parameters"][f"{stage}_ray_mode"]["literals"] == ["local", "rayjob", "address"]
+    read = _tasks(spec)[step]["inputs"]["parameters"]["resources"]["componentInputParameter"]
+    assert read.removeprefix("pipelinechannel--") == f"{_STAGES[step]}_resources"
 
 
 @pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
@@ -141,16 +130,64 @@ def test_a_pod_in_which_ray_may_run_has_room_in_shared_memory(pipeline: str, ste
     assert [(mount["mountPath"], mount["medium"]) for mount in mounts] == [("/dev/shm", "Memory")]
 
 
-@pytest.mark.parametrize(("pipeline", "step"), [one for one in _RAY_STEPS if one[1] != "preprocess"])
-def test_gpus_and_their_nodes_are_chosen_by_parameters(pipeline: str, step: str, texts: dict[str, str]) -> None:
+@pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
+def test_the_settings_step_sizes_a_pod_also_in_a_loop(pipeline: str, step: str, texts: dict[str, str]) -> None:
     spec, platform = yaml.safe_load_all(texts[pipeline])
-    stage = _STAGES.get(step, step)
-    accelerator = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]["resources"]["accelerator"]
-    assert f"'pipelinechannel--{stage}_gpus'" in accelerator["resourceCount"]
-    assert "'pipelinechannel--cluster_gpu_type'" in accelerator["resourceType"]
+    asked = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]["resources"]
+    accelerator = asked["accelerator"]
+    stage = _STAGES[step]
+    sizes = {"cpu": asked["resourceCpuLimit"], "memory": asked["resourceMemoryLimit"]}
+    sizes |= {"gpus": accelerator["resourceCount"], "gpu_type": accelerator["resourceType"]}
+    parameters = _tasks(spec)[step]["inputs"]["parameters"]
+    for name, value in sizes.items():
+        channel = f"pipelinechannel--settings-{stage}_{name}"
+        assert value == f"{{{{$.inputs.parameters['{channel}']}}}}"
+        assert _producer(parameters[channel], channel) == f"{stage}_{name}"
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
-    assert pod["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"].endswith("cluster_gpu_node_selector")
-    assert pod["tolerations"][0]["tolerationJson"]["componentInputParameter"].endswith("cluster_gpu_tolerations")
+    for name, source in (
+        ("node_selector", pod["nodeSelector"]["nodeSelectorJson"]),
+        ("tolerations", pod["tolerations"][0]["tolerationJson"]),
+    ):
+        assert _producer(source, f"pipelinechannel--settings-{stage}_{name}") == f"{stage}_{name}"
+
+
+def _producer(source: dict[str, Any], channel: str) -> str:
+    """The output of the settings step that is read, directly or as the loop's own input; that one is checked for every graph below."""
+    if "taskOutputParameter" in source:
+        assert source["taskOutputParameter"]["producerTask"] == "settings"
+        return str(source["taskOutputParameter"]["outputParameterKey"])
+    assert source == {"componentInputParameter": channel}
+    return channel.removeprefix("pipelinechannel--settings-")
+
+
+def test_what_sizes_pods_in_loops_is_handed_to_the_loops(texts: dict[str, str]) -> None:
+    spec, platform = yaml.safe_load_all(texts["ablation"])
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    loops = {name: task for name, task in _tasks(spec).items() if "parameterIterator" in task}
+    assert len(loops) == 2
+    for task in loops.values():
+        component = spec["components"][task["componentRef"]["name"]]
+        for inner in component["dag"]["tasks"].values():
+            pod = executors[inner["componentRef"]["name"].replace("comp-", "exec-")]
+            selector = pod["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
+            assert selector in component["inputDefinitions"]["parameters"]
+            assert task["inputs"]["parameters"][selector]["taskOutputParameter"]["producerTask"] == "settings"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_form_has_at_most_fifteen_parameters_each_of_which_explains_itself(name: str, texts: dict[str, str]) -> None:
+    parameters = next(yaml.safe_load_all(texts[name]))["root"]["inputDefinitions"]["parameters"]
+    assert len(parameters) <= 15
+    for stage in (each for each in parameters if each.endswith("_resources")):
+        described = parameters[stage]["description"]
+        assert all(each.name in described for each in dataclasses.fields(StageResources))
+        assert '{"profile": "8xgpu"' in described
+        read_resources(parameters[stage]["defaultValue"], stage=stage.removesuffix("_resources"))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_on_a_laptop_no_step_reads_the_size_of_its_pod(name: str) -> None:
+    assert "pipelinechannel--settings-" not in yaml.safe_dump(local_specification(load(name))["components"])
 
 
 @pytest.mark.parametrize(("pipeline", "step"), [("train", "close-run"), ("ablation", "tabulate-ablation")])
@@ -244,7 +281,7 @@ def _placeholder_in_text(spec: dict[str, Any]) -> None:
 
 
 def _bad_literal(spec: dict[str, Any]) -> None:
-    spec["root"]["inputDefinitions"]["parameters"]["train_precision"]["literals"] = ["fp16"]
+    spec["root"]["inputDefinitions"]["parameters"]["experiment_preset"]["literals"] = ["fp16"]
 
 
 def _unknown_field(spec: dict[str, Any]) -> None:
@@ -252,11 +289,11 @@ def _unknown_field(spec: dict[str, Any]) -> None:
 
 
 def _number_of_gpus(spec: dict[str, Any]) -> None:
-    spec["root"]["inputDefinitions"]["parameters"]["train_gpus"]["parameterType"] = "NUMBER_INTEGER"
+    spec["components"]["comp-settings"]["outputDefinitions"]["parameters"]["train_gpus"]["parameterType"] = "NUMBER_INTEGER"
 
 
 def _moving_image(spec: dict[str, Any]) -> None:
-    spec["root"]["inputDefinitions"]["parameters"]["cluster_image"]["defaultValue"] = "iddpm:latest"
+    spec["root"]["inputDefinitions"]["parameters"]["image"]["defaultValue"] = "iddpm:latest"
 
 
 def _hook_on_a_step(spec: dict[str, Any]) -> None:
@@ -269,6 +306,11 @@ def _two_pages(spec: dict[str, Any]) -> None:
     artifacts["other"] = copy.deepcopy(artifacts["page"])
 
 
+def _too_many_parameters(spec: dict[str, Any]) -> None:
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    parameters |= {f"more_{number}": parameters["data_uri"] for number in range(9)}
+
+
 def _too_large(spec: dict[str, Any]) -> None:
     spec["pipelineInfo"]["description"] = "x" * MAX_BYTES
 
@@ -278,19 +320,20 @@ def _too_large(spec: dict[str, Any]) -> None:
     [
         (_no_default, "storage_root_uri has no default"),
         (_no_description, "storage_root_uri has no description"),
-        (_other_image, "exec-train runs python:3.11, not what the parameter cluster_image says"),
-        (_moving_image, "parameter cluster_image: 'iddpm:latest' can change"),
-        (_number_of_gpus, "exec-train asks for resources by parameter train_gpus, which must be text"),
+        (_other_image, "exec-train runs python:3.11, not what the parameter image says"),
+        (_moving_image, "parameter image: 'iddpm:latest' can change"),
+        (_number_of_gpus, "exec-train asks for resources by settings-train_gpus, which must be text"),
         (_hook_on_a_step, "report ignores failures of single steps"),
         (_pip, "exec-train installs packages"),
         (_no_memory, "exec-train has no resourceMemoryLimit"),
         (_no_retry, "train is not tried again"),
         (_clock_on_retries, "train: its retries end 300s after the first try"),
         (_placeholder_in_text, r"close-run: pipeline_run_id is 'nightly-\{\{.*join it in the step"),
-        (_bad_literal, "train_precision: its default 'fp32' is not among"),
+        (_bad_literal, "experiment_preset: its default 'digits-hybrid-cosine' is not among"),
         (_unknown_field, "does not parse"),
         (_two_pages, "report has 2 HTML artifacts"),
         (_too_large, "the YAML has"),
+        (_too_many_parameters, "parameters, more than 15"),
     ],
 )
 def test_a_pipeline_that_breaks_a_promise_is_not_written(
@@ -348,6 +391,14 @@ def test_an_immutable_image_is_taken(reference: str) -> None:
 def test_an_image_that_can_change_under_the_cache_is_refused(reference: str) -> None:
     with pytest.raises(ImageError, match="IDDPM_IMAGE"):
         image_from(reference)
+
+
+def test_a_moving_tag_is_refused_when_compiling_and_not_when_a_laptop_imports_the_steps() -> None:
+    program = "from pipelines.local.run import _write_job; from pipelines.compile import load, compiled; load('train'); compiled('train')"
+    env = {**os.environ, "IDDPM_IMAGE": "iddpm-pipelines:latest"}
+    result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "CompileError: parameter image: 'iddpm-pipelines:latest' can change" in result.stderr
 
 
 def test_the_trials_at_once_are_the_compiling_environments() -> None:

@@ -20,7 +20,7 @@ import yaml
 from fake_kfp import FakeKfp
 from fake_kubernetes import NAMESPACE, FakeKubernetes
 
-from components.cluster.cluster_api import connect
+from components.cluster.cluster_api import ClusterApi
 from components.container.image import BASE_IMAGE
 from pipelines.cli import main as cli
 from pipelines.client.arguments import compiled_pipeline
@@ -308,7 +308,7 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             {"preferredVersion": {"version": "v1beta1"}},
             "kueue",
             OK,
-            "none; cluster_queue must stay empty",
+            "none; queue must stay empty",
         ),
     ],
 )
@@ -499,7 +499,7 @@ def test_a_bucket_that_is_no_address_is_refused() -> None:
 
 
 def _image(cluster: FakeCluster, reference: str, *, in_pod: bool = False) -> Finding:
-    return _only(check_image(connect(NAMESPACE), reference, account="pipeline-runner", in_pod=in_pod))
+    return _only(check_image(ClusterApi(NAMESPACE), reference, account="pipeline-runner", in_pod=in_pod))
 
 
 def test_an_image_of_a_registry_is_left_to_a_pod_to_test(cluster: FakeCluster) -> None:

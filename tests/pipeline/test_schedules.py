@@ -204,7 +204,7 @@ def test_creating_it_twice_leaves_one(server: FakeKfp, schedule: Iddpm) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--cron", "0 0 3 * * *"), ("--param", "score_cpu=8"), ("--max-concurrency", "2"), ("--catch-up",), ("--every", "12h")]
+    "words", [("--cron", "0 0 3 * * *"), ("--resources", "evaluate.cpu=8"), ("--max-concurrency", "2"), ("--catch-up",), ("--every", "12h")]
 )
 def test_a_change_replaces_it_and_says_so(server: FakeKfp, schedule: Iddpm, words: tuple[str, ...]) -> None:
     schedule("create", "nightly-fid")
@@ -275,7 +275,7 @@ def test_a_schedule_that_was_made_elsewhere_is_left_alone(server: FakeKfp, sched
         (("train",), "give either --cron"),
         (("nightly-fid", "--cron", "0 2 * * *"), "write '0 0 2 * * *'"),
         (("nightly-fid", "--max-concurrency", "11"), "must be 1 to 10"),
-        (("nightly-fid", "--param", "score_cpus=1"), "did you mean 'score_cpu'?"),
+        (("nightly-fid", "--param", "evaluate_resource=1"), "did you mean 'evaluate_resources'?"),
         (("train", "--every", "1h", "--set", "optim.num_step=1"), "optim.num_step"),
         (("nightly-fid", "--time-zone", "Europe/Berlin"), "with the season"),
     ],

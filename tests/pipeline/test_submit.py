@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,14 +19,20 @@ import pytest
 import yaml
 from fake_kfp import FakeKfp
 
-from pipelines.client.arguments import ArgumentsError, CompiledPipeline, arguments_of, cluster_arguments_of, compiled_pipeline
+from components.launch.resources import PROFILES, read_resources
+from components.steps.settings import DataOptions, read_data_options
+from pipelines.client.arguments import CompiledPipeline, arguments_of, cluster_arguments_of, compiled_pipeline
 from pipelines.client.connection import Connection
 from pipelines.client.errors import KfpError
 from pipelines.client.follow import Polling, RunFailedError, StillRunningError, follow, last_error, require_success
 from pipelines.client.kfp_client import Kfp, connected
 from pipelines.client.submit import upload as upload_pipeline
 from pipelines.compile import PIPELINES
+from training.config.errors import UserError
+from training.config.experiment import Resources
 from training.data.images.decoding import LARGEST_MAX_PIXELS
+from training.data.preparation.prepare import Options
+from training.data.sources.catalog import SourceOptions
 
 QUICK = Polling(interval_seconds=0.01, outage_seconds=0.5, token_seconds=0.5)
 SUCCEEDS = [("SUCCEEDED", {"resolve-model": "SUCCEEDED"})]
@@ -47,7 +54,7 @@ def train() -> CompiledPipeline:
 
 def test_submit_uploads_the_pipeline_and_starts_a_run_of_that_version(server: FakeKfp, iddpm: Iddpm, train: CompiledPipeline) -> None:
     server.script = [("SUCCEEDED", {"preprocess": "SUCCEEDED"})]
-    words = ("--preset", "cifar10-hybrid-cosine", "--set", "optim.num_steps=5", "--param", "train_num_workers=4", "--run-name", "mine")
+    words = ("--preset", "cifar10-hybrid-cosine", "--set", "optim.num_steps=5", "--resources", "train.num_workers=4", "--run-name", "mine")
     assert iddpm("submit", "train", *words)[0] == 0
     (pipeline,) = server.asked("POST", "/pipelines")
     assert pipeline.body["name"] == pipeline.body["display_name"] == "iddpm-train"
@@ -66,7 +73,7 @@ def test_submit_uploads_the_pipeline_and_starts_a_run_of_that_version(server: Fa
             "parameters": {
                 "experiment_preset": "cifar10-hybrid-cosine",
                 "experiment_overrides": ["optim.num_steps=5"],
-                "train_num_workers": 4,
+                "train_resources": '{"profile": "laptop", "num_workers": 4}',
             }
         },
     }
@@ -119,10 +126,10 @@ def test_of_many_who_upload_at_once_one_does_and_all_get_its_version(server: Fak
 
 def test_json_is_all_that_stands_on_standard_output(server: FakeKfp, iddpm: Iddpm) -> None:
     server.script = SUCCEEDS
-    _, out, err = iddpm("submit", "nightly-fid", "--json", "--param", "score_cpu=4")
+    _, out, err = iddpm("submit", "nightly-fid", "--json", "--resources", "evaluate=2xcpu")
     told = json.loads(out)
     assert told["state"] == "succeeded"
-    assert told["parameters"] == {"score_cpu": "4"}
+    assert told["parameters"] == {"evaluate_resources": "2xcpu"}
     assert told["run_id"] in server.runs
     assert "resolve-model" in err
 
@@ -168,30 +175,77 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--preset", "digits-hybrid-cosin"), "there is no preset 'digits-hybrid-cosin'"),
         (("train", "--set", "optim.num_step=5"), "optim.num_step"),
         (("train", "--set", "optim.num_steps=few"), "optim.num_steps"),
-        (("train", "--param", "train_gpu=1"), "no parameter 'train_gpu'; did you mean 'train_gpus'?"),
-        (("train", "--param", "train_num_workers=two"), "train_num_workers is a whole number"),
-        (("train", "--param", "train_num_workers=1.5"), "train_num_workers is a whole number"),
-        (("train", "--param", "train_min_workers=3"), "--param train_min_workers: must be 0 to num_workers (2), got 3"),
-        (("train", "--param", "train_use_compile=yes"), "train_use_compile is true or false"),
-        (("train", "--param", "train_rayjob_options=[]"), "train_rayjob_options is a JSON object"),
+        (("train", "--param", "train_resource=1"), "no parameter 'train_resource'; did you mean 'train_resources'?"),
+        (("train", "--resources", "trian.gpus=1"), "pipeline train has no stage 'trian'; did you mean 'train'?"),
+        (("train", "--resources", "train"), "it reads STAGE.FIELD=VALUE, or STAGE=PROFILE"),
+        (("train", "--resources", "train.gpu=1"), "train_resources: there is no 'gpu'; did you mean 'gpus'?"),
+        (("train", "--resources", "train=laptob"), "train_resources: there is no profile 'laptob'"),
+        (("train", "--resources", "train.num_workers=two"), "train_resources.num_workers: Input should be a valid integer"),
+        (("train", "--resources", "train.num_workers=1.5"), "train_resources.num_workers: Input should be a valid integer"),
+        (("train", "--resources", "train.min_workers=3"), "train_resources.min_workers: must be 0 to num_workers (1), got 3"),
+        (("train", "--resources", "train.compile=perhaps"), "train_resources.compile: Input should be a valid boolean"),
+        (("train", "--resources", "train.rayjob=[]"), "train_resources.rayjob"),
+        (("train", "--resources", "train.cpu.limit=1"), "cpu"),
+        (("train", "--resources", "train.precision=fp16"), "train_resources.precision: Input should be 'fp32' or 'bf16'"),
+        (("train", "--resources", "train.gpus=two"), "train_resources.gpus: Input should be a valid integer"),
+        (("train", "--resources", "train.cpu=4x"), "train_resources.cpu '4x' is not a quantity that Kubernetes knows, like '4' or '500m'"),
+        (("train", "--resources", "train.cpu=0m"), "train_resources.cpu '0m' is not a quantity"),
         (
-            ("train", "--param", "train_precision=fp16"),
-            "it is not offered; did you mean 'bf16'?",
+            ("train", "--resources", "train.memory=32GB"),
+            "train_resources.memory '32GB' is not a quantity that Kubernetes knows, like '16Gi'",
         ),
-        (("train", "--param", "data_on_error=ignore"), "data_on_error=ignore: it is not offered; there are fail, skip"),
-        (("train", "--param", "train_gpus"), "it reads name=value"),
-        (("train", "--param", "train_gpus=1", "--param", "train_gpus=2"), "is given twice"),
+        (
+            ("train", "--resources", "train.memory=900Mi"),
+            "train_resources.memory '900Mi' is too little: Ray and 1 worker(s) in a pod need at least 1.5Gi",
+        ),
+        (("train", "--resources", "train.gpu_type=gpu"), "it reads like nvidia.com/gpu"),
+        (("train", "--resources", 'train.node_selector={"gpu": 1}'), 'the label gpu is text, so 1 reads "1" in quotes'),
+        (("train", "--resources", 'train.tolerations=["gpu"]'), "'gpu' is no toleration of a pod's"),
+        (("train", "--resources", "data.num_workers=0"), "data_resources.num_workers: must be at least 1, got 0"),
+        (("train", "--resources", "data=1xgpu"), "data_resources: images are prepared on processors"),
+        (("train", "--resources", "evaluate.precision=bf16"), "evaluate_resources.precision is read by training alone"),
+        (("train", "--resources", "train.ray_mode=address"), "train_resources.ray_address goes with ray_mode address and is needed there"),
+        (("train", "--resources", "train.ray_address=http://head:8265"), "ray_address goes with ray_mode address"),
+        (("train", "--resources", "train.rayjob.head_cpu=1"), "queue and rayjob go with ray_mode rayjob; ray_mode is local"),
+        (("train", "--param", 'train_resources={"profile": "8xgpu", "gpus": 4}'), "gpus 4 is too few: 8 workers take one each"),
+        (("train", "--param", 'train_resources={"profile": "rayjob-8xgpu", "gpus": 8}'), "gpus 8 would be taken twice"),
+        (("train", "--param", 'train_resources={"profile": "1xgpu", "gpus": 0}'), "gpus 0 is too few"),
+        (
+            ("train", "--param", 'train_resources={"ray_mode": "address", "ray_address": "head:6379"}'),
+            "name its dashboard, like http://HEAD",
+        ),
+        (
+            ("train", "--param", 'train_resources={"profile": "rayjob-2xcpu", "rayjob": {"head_cores": 8}}'),
+            "train_resources.rayjob.head_cores",
+        ),
+        (
+            ("train", "--param", 'train_resources={"profile": "rayjob-8xgpu", "rayjob": {"workers_per_pod": 3}}'),
+            "must divide num_workers 8",
+        ),
+        (("train", "--param", 'train_resources={"profile": "rayjob-1xgpu", "cpu": "1900m"}'), "cpu '1900m' is too little: a Ray pod needs"),
+        (
+            ("nightly-fid", "--param", 'evaluate_resources={"profile": "rayjob-2xcpu", "rayjob": {"head_memory": "8 GB"}}'),
+            "rayjob.head_memory '8 GB'",
+        ),
+        (
+            ("train", "--param", 'train_resources={"profile": "rayjob-2xcpu", "rayjob": {"image": "iddpm:latest"}}'),
+            "can change under a cached",
+        ),
+        (("train", "--param", "train_resources={"), "train_resources is not JSON"),
+        (("train", "--param", 'data_options={"on_error": "ignore"}'), "data_options.on_error: Input should be 'fail' or 'skip'"),
+        (("train", "--param", 'data_options={"label": "none"}'), "data_options: there is no 'label'; did you mean 'labels'?"),
+        (("train", "--param", 'data_options={"max_errors": 0}'), "data_options.max_errors must be 1 or more, got 0"),
+        (("train", "--param", 'data_options={"max_pixels": 1073741825}'), "data_options.max_pixels must be 1 to 1073741824"),
+        (("train", "--param", 'data_options={"other_sizes": [32, 0]}'), "other_sizes must be 1 or more"),
+        (("train", "--param", 'data_options={"other_sizes": [8.5]}'), "data_options.other_sizes"),
+        (("train", "--param", "data_options=[]"), "data_options is a JSON object"),
+        (("train", "--param", "data_uri"), "it reads name=value"),
+        (("train", "--param", "data_uri=s3://a", "--param", "data_uri=s3://b"), "is given twice"),
         (("train", "--preset", "digits-hybrid-cosine", "--param", "experiment_preset=digits-hybrid-cosine"), "say the same thing"),
         (("train", "--param", "experiment_overrides=[1]"), "a JSON list of words"),
-        (("train", "--param", "train_gpus=two"), "train_gpus is a whole number of GPUs"),
-        (("train", "--param", "train_cpu=4x"), "train_cpu is a number of cores like 4 or 500m"),
-        (("train", "--param", "train_memory=32GB"), "train_memory is an amount of memory like 16Gi"),
-        (("train", "--param", "cluster_image=iddpm:latest"), "'iddpm:latest' can change under a cached step"),
-        (("train", "--param", "cluster_image="), "--param cluster_image: '' is not an image reference"),
-        (("train", "--param", "cluster_image=Iddpm 1"), "--param cluster_image: 'Iddpm 1' is not an image reference"),
-        (("train", "--param", "cluster_gpu_type=gpu"), "it reads like nvidia.com/gpu"),
-        (("train", "--param", 'cluster_gpu_node_selector={"gpu": 1}'), 'the label gpu is text, so 1 reads "1" in quotes'),
-        (("train", "--param", 'cluster_gpu_tolerations=["gpu"]'), "'gpu' is no toleration of a pod's"),
+        (("train", "--param", "image=iddpm:latest"), "'iddpm:latest' can change under a cached step"),
+        (("train", "--param", "image="), "--param image: '' is not an image reference"),
+        (("train", "--param", "image=Iddpm 1"), "--param image: 'Iddpm 1' is not an image reference"),
         (("nightly-fid", "--param", "model=digits-hybrid-cosine"), "it reads models:/NAME@ALIAS, runs:/ID, or s3://"),
         (("train", "--param", "storage_root_uri=runs"), "the steps of a run share nothing but S3"),
         (("train", "--param", "storage_root_uri="), "a run needs a place for what it makes"),
@@ -201,35 +255,11 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
             "--param data_source=s3://***@b/raw: an argument is seen by all; a password's",
         ),
         (
-            ("ablation", "--param", 'data_sources={"digits": "s3://me:secret@b/raw"}'),
-            "--param data_sources={'digits': 's3://***@b/raw'}: an",
-        ),
-        (("train", "--param", "data_num_workers=0"), "--param data_num_workers: must be at least 1, got 0"),
-        (("train", "--param", "train_num_gpus_per_worker=1"), "train_gpus=0: train_num_workers=2 on GPUs in the stage's own pod take 2"),
-        (("train", "--param", "evaluate_num_gpus_per_worker=1"), "--param evaluate_gpus=0"),
-        (("train", "--param", "train_ray_mode=address"), "train_ray_address goes with train_ray_mode=address and is needed there"),
-        (("train", "--param", "train_ray_address=http://head:8265"), "train_ray_mode is local"),
-        (("train", "--param", "train_ray_mode=address", "--param", "train_ray_address=head:6379"), "name its dashboard, like http://HEAD"),
-        (("train", "--param", 'train_rayjob_options={"head_cpu": "2"}'), "train_rayjob_options go with train_ray_mode=rayjob"),
-        (
-            ("train", "--param", "train_ray_mode=rayjob", "--param", 'train_rayjob_options={"worker_cpus": 8}'),
-            "--param train_rayjob_options: unknown RayJob option(s) worker_cpus; there are worker_cpu,",
-        ),
-        (
-            ("train", "--param", "train_ray_mode=rayjob", "--param", 'train_rayjob_options={"workers_per_pod": 3}'),
-            "workers_per_pod (3) must divide the 2 workers",
-        ),
-        (
-            ("nightly-fid", "--param", "score_ray_mode=rayjob", "--param", 'score_rayjob_options={"head_memory": "8 GB"}'),
-            "--param score_rayjob_options: memory '8 GB' is not a quantity",
+            ("ablation", "--param", 'data_options={"sources": {"digits": "s3://me:secret@b/raw"}}'),
+            '--param data_options={"sources": {"digits": "s3://***@b/raw"}}: an',
         ),
         (("nightly-fid", "--param", "threshold_difference=inf"), "threshold_difference is a number"),
         (("nightly-fid", "--param", "threshold_difference=-0.1"), "--param threshold_difference=-0.1: threshold_difference is 0 or more"),
-        (("train", "--param", "data_max_errors=0"), "--param data_max_errors=0: data_max_errors is 1 or more"),
-        (("train", "--param", "data_max_pixels=1073741825"), "data_max_pixels is 1 to 1073741824"),
-        (("train", "--param", "data_other_sizes=[32, 0]"), "data_other_sizes is a JSON list of whole numbers, 1 or more"),
-        (("train", "--param", "data_other_sizes=[8.5]"), "data_other_sizes is a JSON list of whole numbers, 1 or more"),
-        (("train", "--param", "train_cpu=0m"), "train_cpu is a number of cores like 4 or 500m"),
         (("nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset"),
         (("nightly-fid", "--timeout", "soon"), "--timeout 'soon' is not a duration"),
     ],
@@ -242,19 +272,16 @@ def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, i
     assert server.requests == []
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-def test_no_number_of_a_pipeline_is_negative(name: str) -> None:
-    """Here or on a cluster; the steps would find out one by one, hours later."""
-    pipeline = compiled_pipeline(name)
-    numbers = [each for each, parameter in pipeline.parameters.items() if parameter["parameterType"].startswith("NUMBER")]
-    assert numbers
-    for number in numbers:
-        with pytest.raises(ValueError, match=rf"^--param {number}\b.*(or more|at least|must be 0|1 to)"):
-            arguments_of(pipeline, preset="", overrides=[], words=[f"{number}=-1"])
+def test_the_most_pixels_are_as_many_as_are_decoded() -> None:
+    assert read_data_options(json.dumps({"max_pixels": LARGEST_MAX_PIXELS})).max_pixels == LARGEST_MAX_PIXELS
+    with pytest.raises(UserError, match="max_pixels"):
+        read_data_options(json.dumps({"max_pixels": LARGEST_MAX_PIXELS + 1}))
 
 
-def test_the_most_pixels_are_as_many_as_are_decoded(train: CompiledPipeline) -> None:
-    assert arguments_of(train, preset="", overrides=[], words=[f"data_max_pixels={LARGEST_MAX_PIXELS}"])
+def test_the_forms_options_have_the_defaults_of_the_step() -> None:
+    given = DataOptions().arguments()
+    assert Options(**given["options"]) == Options()
+    assert SourceOptions(**given["source_options"]) == SourceOptions()
 
 
 def test_a_whole_number_is_taken_where_a_fraction_may_stand(nightly: CompiledPipeline) -> None:
@@ -263,13 +290,30 @@ def test_a_whole_number_is_taken_where_a_fraction_may_stand(nightly: CompiledPip
 
 
 def test_what_a_cluster_may_have_is_sent(train: CompiledPipeline) -> None:
-    words = ["cluster_image=registry:5000/me/iddpm@sha256:" + "0" * 64, 'cluster_gpu_node_selector={"gpu": "a100"}']
-    words += ['cluster_gpu_tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists"}]', "cluster_queue=team"]
-    words += ["train_ray_mode=rayjob", "train_num_workers=8", "train_num_gpus_per_worker=1"]
-    words += ['train_rayjob_options={"worker_cpu": 9, "worker_memory": "200Gi", "workers_per_pod": 8}']
-    words += ["evaluate_ray_mode=address", "evaluate_ray_address=https://ray.example.com", "evaluate_num_gpus_per_worker=1"]
-    given = cluster_arguments_of(train, preset="", overrides=[], words=words)
-    assert given["train_rayjob_options"]["workers_per_pod"] == 8
+    words = ["image=registry:5000/me/iddpm@sha256:" + "0" * 64]
+    words += ['evaluate_resources={"ray_mode": "address", "ray_address": "https://ray.example.com", "num_gpus_per_worker": 1}']
+    resources = ["train=rayjob-8x8gpu", 'train.node_selector={"gpu": "a100"}', "train.queue=team", "train.rayjob.head_cpu=4"]
+    resources += ['train.tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists"}]', "train.gradient_checkpointing=true"]
+    given = cluster_arguments_of(train, preset="", overrides=[], words=words, resources=resources)
+    read = read_resources(given["train_resources"], stage="train")
+    assert (read.num_workers, read.workers_per_pod, read.queue, read.rayjob.head_cpu) == (64, 8, "team", "4")
+    assert read.gradient_checkpointing
+    assert read.pod.gpus == "0"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_can_be_named(profile: str, train: CompiledPipeline) -> None:
+    given = cluster_arguments_of(train, preset="", overrides=[], words=[], resources=[f"train={profile}", f"evaluate={profile}"])
+    read = read_resources(given["train_resources"], stage="train")
+    assert int(read.pod.gpus) == (0 if profile.startswith("rayjob") else read.num_workers * read.num_gpus_per_worker)
+
+
+def test_every_field_of_the_works_resources_can_be_said(train: CompiledPipeline) -> None:
+    for each in dataclasses.fields(Resources):
+        value = {"precision": "bf16", "cache_dir": "/data", "num_gpus_per_worker": 1}.get(each.name, 1)
+        words = [f"train.{each.name}={value}"]
+        (text,) = arguments_of(train, preset="", overrides=[], words=[], resources=words).values()
+        assert getattr(read_resources(text, stage="train").work, each.name) == value
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -280,8 +324,6 @@ def test_a_pipelines_own_defaults_are_sent(name: str) -> None:
 def test_a_preset_by_its_parameters_name_is_checked_as_well(train: CompiledPipeline) -> None:
     with pytest.raises(ValueError, match="there is no preset 'nothing'"):
         arguments_of(train, preset="", overrides=[], words=["experiment_preset=nothing"])
-    with pytest.raises(ArgumentsError, match="data_on_error"):
-        arguments_of(train, preset="", overrides=[], words=["data_on_error=ignore"])
 
 
 # -- experiments and users ---------------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ import pytest
 import yaml
 
 from components.cluster.kubernetes_api import KubernetesApi
-from components.cluster.rayjob_spec import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_MAP, Owner, PodShape, RayJob
-from components.launch.rayjob import Pace, run_rayjob
-from components.launch.rayjob_manifest import render
+from components.cluster.names import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_MAP
+from components.cluster.workflows import Owner
+from components.launch.rayjob.follow import Pace, run_rayjob
+from components.launch.rayjob.manifest import RayJob, render
+from components.launch.resources import RayJobOptions, StageResources
 from components.reaper.rayjobs import delete_finished_rayjobs
 
 _ROOT = Path(__file__).resolve().parents[3]
@@ -78,8 +80,8 @@ def _rayjob() -> RayJob:
         entrypoint=("true",),
         namespace=fake_kubernetes.NAMESPACE,
         image="iddpm-pipelines:0.1.0",
-        ray_version="2.60.0",
-        worker=PodShape(cpu="4", memory="16Gi", num_gpus=1),
+        resources=StageResources(ray_mode="rayjob", cpu="4", memory="16Gi", num_gpus_per_worker=1),
+        driver_env={},
     )
 
 
@@ -262,9 +264,9 @@ def test_the_role_grants_exactly_what_a_run_from_beginning_to_end_asks(tmp_path,
     """The launcher's own requests, seen by the fake API, against the Role; its pod's name makes it read itself."""
     with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        fake.script = [{"jobDeploymentStatus": "Running"}, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
+        fake.script = fake_kubernetes.recorded_statuses("4504db")
         job = _rayjob()
-        fake.add_rayjob(render(job), {"jobDeploymentStatus": "Failed"})
+        fake.add_rayjob(render(job), fake_kubernetes.recorded_statuses("47d66d")[-1])
         fake.add_pod("launcher", {})
         fake.logs["submitter"] = ["t line"]
 
@@ -292,7 +294,7 @@ def test_the_role_grants_exactly_what_a_run_from_beginning_to_end_asks(tmp_path,
 def test_the_reapers_role_grants_exactly_what_it_asks(tmp_path, monkeypatch):
     with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        owner = Owner(api_version="argoproj.io/v1alpha1", kind="Workflow", name="train-x", uid="w-1")
+        owner = Owner("argoproj.io/v1alpha1", "train-x", "w-1")
         fake.add_rayjob(render(dataclasses.replace(_rayjob(), owner=owner)))
         fake.workflows["train-x"] = {"metadata": {"name": "train-x", "uid": "w-1"}, "status": {"phase": "Failed"}}
         api = KubernetesApi(fake_kubernetes.NAMESPACE)
@@ -314,7 +316,7 @@ def _permission(method: str, path: str) -> tuple[str, str]:
 def test_the_role_goes_to_the_account_that_kfp_runs_steps_as_and_ray_pods_have_none(overlay):
     bindings = {item["metadata"]["name"]: [subject["name"] for subject in item["subjects"]] for item in _of(overlay, "RoleBinding")}
     assert bindings == {"iddpm-rayjobs": ["pipeline-runner"], "iddpm-reaper": ["iddpm-reaper"]}
-    assert _named(overlay, "ServiceAccount", _rayjob().service_account, "kubeflow")
+    assert _named(overlay, "ServiceAccount", RayJobOptions().service_account, "kubeflow")
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)

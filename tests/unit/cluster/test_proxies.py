@@ -10,7 +10,8 @@ import fake_kubernetes
 import pytest
 import urllib3
 
-from components.cluster.kubernetes_api import KubernetesApi, KubernetesError
+from components.cluster.connection import KubernetesError
+from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.proxies import Proxy, ProxySettingsError, pool_for, proxy_for
 
 

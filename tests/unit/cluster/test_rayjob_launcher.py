@@ -10,25 +10,24 @@ from typing import Any
 
 import fake_kubernetes
 import pytest
-from fake_kubernetes import FakeKubernetes
+from fake_kubernetes import FakeKubernetes, recorded_statuses
 
-from components.cluster.rayjob_spec import RayJobSpecError, rayjob_name
-from components.launch import rayjob_driver
+from components.launch import driver
 from components.launch.call import CALL, Call
-from components.launch.modes import run_in_mode
-from components.launch.rayjob import Pace, RayJobError
-from components.launch.rayjob_launcher import run_on_rayjob
-from components.launch.rayjob_options import RayJobOptions, rayjob_for
-from components.steps.registry import EVALUATE, TRAIN
+from components.launch.rayjob.follow import Pace, RayJobError
+from components.launch.rayjob.launcher import run_on_rayjob
+from components.launch.rayjob.manifest import rayjob_for, rayjob_name
+from components.launch.resources import RayJobOptions, StageResources, read_resources
+from components.launch.run import run_step
+from components.steps.registry import EVALUATE, REFERENCE, TRAIN
 from training import storage
 from training.config.errors import UserError
-from training.config.experiment import Resources
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.source import digits
 
 _PACE = Pace(poll_seconds=0.02, teardown_seconds=1)
-_GOOD = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
-_GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+_GOOD = recorded_statuses("4504db")[-1]
+_TWO = StageResources(ray_mode="rayjob", cpu="4", num_workers=2)
 _WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "train-x", "uid": "workflow-1", "controller": True}
 
 
@@ -47,12 +46,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKub
                     {"name": "wait", "image": "argoexec"},
                     {"name": "main", "image": "iddpm@sha256:abc", "imagePullPolicy": "Always"},
                 ],
-                "nodeSelector": {"pool": "gpu"},
-                "tolerations": [_GPU_TAINT, {"key": "node.kubernetes.io/not-ready", "operator": "Exists"}],
                 "imagePullSecrets": [{"name": "registry"}],
             },
         )
-        fake.script = [{"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, _GOOD]
+        fake.script = recorded_statuses("4504db")
         yield fake
 
 
@@ -86,7 +83,7 @@ def _training_ends_well(cluster: FakeKubernetes) -> None:
 
 def test_a_run_is_trained_on_the_cluster_and_its_result_read_from_storage(cluster, arguments, capsys):
     _training_ends_well(cluster)
-    run_uri = run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE)
+    run_uri = run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)
     manifest = cluster.created[0]
     assert manifest["metadata"]["name"] == rayjob_name(Path(run_uri).name)
     assert manifest["metadata"]["ownerReferences"] == [{**_WORKFLOW, "controller": False, "blockOwnerDeletion": False}]
@@ -94,52 +91,50 @@ def test_a_run_is_trained_on_the_cluster_and_its_result_read_from_storage(cluste
     assert head["image"] == "iddpm@sha256:abc"
     assert manifest["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
     assert storage.read_json(storage.join(run_uri, CALL)) == {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": ""}
-    assert manifest["spec"]["entrypoint"].endswith(f"components.launch.rayjob_driver {run_uri}/{CALL}")
+    assert manifest["spec"]["entrypoint"].endswith(f"components.launch.driver {run_uri}/{CALL}")
     assert f"{Path(run_uri).name} is done" in capsys.readouterr().out
 
 
 def test_a_run_that_is_done_asks_nothing_of_the_cluster(cluster, arguments):
     _training_ends_well(cluster)
-    first = run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE)
+    first = run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)
     asked = len(cluster.requests)
-    assert run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE) == first
+    assert run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE) == first
     assert len(cluster.requests) == asked
 
 
 def test_a_job_that_succeeds_without_a_result_is_no_success(cluster, arguments):
     with pytest.raises(RayJobError, match=r"result\.json is not there"):
-        run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE)
+        run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)
 
 
 def test_the_mlflow_run_that_kfp_made_reaches_the_driver_and_no_worker(cluster, arguments, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "kfp-run")
     _training_ends_well(cluster)
-    run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE)
+    run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)
     ray = cluster.created[0]["spec"]["rayClusterSpec"]
     mine = {"name": "MLFLOW_RUN_ID", "value": "kfp-run"}
     assert mine in ray["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
     assert mine not in ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
 
 
-def test_the_nodes_and_the_pulling_that_kfp_gave_the_step_are_those_of_the_workers(cluster, arguments):
+def test_the_pulling_that_kfp_gave_the_step_is_that_of_the_cluster(cluster, arguments):
     _training_ends_well(cluster)
-    run_on_rayjob(TRAIN, arguments, RayJobOptions(), pace=_PACE)
+    run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)
     ray = cluster.created[0]["spec"]["rayClusterSpec"]
-    worker, head = (group["template"]["spec"] for group in (ray["workerGroupSpecs"][0], ray["headGroupSpec"]))
-    assert (worker["nodeSelector"], worker["tolerations"]) == ({"pool": "gpu"}, [_GPU_TAINT])
-    assert "nodeSelector" not in head
-    for pod in (worker, head):
+    for pod in (group["template"]["spec"] for group in (ray["workerGroupSpecs"][0], ray["headGroupSpec"])):
         assert pod["imagePullSecrets"] == [{"name": "registry"}]
         assert pod["containers"][0]["imagePullPolicy"] == "Always"
 
 
-def test_options_outrank_what_the_step_was_given(cluster, arguments):
+def test_an_image_of_the_resources_goes_before_the_steps(cluster, arguments):
     _training_ends_well(cluster)
-    options = RayJobOptions(node_selector={"pool": "other"}, tolerations=[{"operator": "Exists"}], image="mine:1")
-    run_on_rayjob(TRAIN, arguments, options, pace=_PACE)
+    run_on_rayjob(TRAIN, arguments, dataclasses.replace(_TWO, rayjob=RayJobOptions(image="mine:1")), pace=_PACE)
     worker = cluster.created[0]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
-    assert (worker["nodeSelector"], worker["tolerations"]) == ({"pool": "other"}, [{"operator": "Exists"}])
     assert worker["containers"][0]["image"] == "mine:1"
+
+
+_FOUR = '{"ray_mode": "rayjob", "cpu": "5", "num_workers": 4, "num_gpus_per_worker": 1, "rayjob": {"workers_per_pod": 4}}'
 
 
 def _evaluation(tmp_path: Path) -> dict[str, Any]:
@@ -160,8 +155,9 @@ def _answered(cluster: FakeKubernetes, answer: str) -> None:
 
 def test_an_evaluation_has_a_cluster_of_its_own_and_its_answer_comes_back(cluster, tmp_path):
     _answered(cluster, "s3://somewhere/final.json")
-    options = RayJobOptions(worker_cpu="5", workers_per_pod=4)
-    assert run_on_rayjob(EVALUATE, _evaluation(tmp_path), options, pace=_PACE) == "s3://somewhere/final.json"
+    assert (
+        run_on_rayjob(EVALUATE, _evaluation(tmp_path), read_resources(_FOUR, stage="evaluate"), pace=_PACE) == "s3://somewhere/final.json"
+    )
     (manifest,) = cluster.created
     assert manifest["metadata"]["name"].startswith("iddpm-evaluate-")
     worker = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
@@ -172,7 +168,7 @@ def test_an_evaluation_has_a_cluster_of_its_own_and_its_answer_comes_back(cluste
 
 def test_a_launcher_that_is_tried_again_finds_its_evaluation_and_another_run_of_the_pipeline_does_not(cluster, tmp_path):
     _answered(cluster, "first")
-    arguments, options = _evaluation(tmp_path), RayJobOptions()
+    arguments, options = _evaluation(tmp_path), read_resources(_FOUR, stage="evaluate")
     run_on_rayjob(EVALUATE, arguments, options, pace=_PACE)
     assert run_on_rayjob(EVALUATE, arguments, options, pace=_PACE) == "first"
     assert len(cluster.created) == 1
@@ -184,115 +180,51 @@ def test_a_launcher_that_is_tried_again_finds_its_evaluation_and_another_run_of_
 
 def test_a_step_that_answers_nothing_is_no_success(cluster, tmp_path):
     with pytest.raises(RayJobError, match=r"rayjob-answer\.json is not there"):
-        run_on_rayjob(EVALUATE, _evaluation(tmp_path), RayJobOptions(), pace=_PACE)
+        run_on_rayjob(EVALUATE, _evaluation(tmp_path), _TWO, pace=_PACE)
 
 
 _CALL = Call(step=TRAIN, arguments={}, key="k-0", directory_uri="s3://b/k-0", result_uri="s3://b/k-0/result.json")
-
-
-def _job_for(resources: Resources, **options: Any) -> Any:
-    return rayjob_for(_CALL, resources, RayJobOptions(**{"image": "i:1", **options}), launcher=None, namespace="runs")
+_POD = {"containers": [{"name": "main", "image": "i:1"}]}
 
 
 def test_workers_are_packed_into_pods_with_their_gpus():
-    job = _job_for(Resources(num_workers=8, num_gpus_per_worker=1), workers_per_pod=4, worker_cpu="16")
-    assert (job.num_worker_pods, job.worker.num_gpus) == (2, 4)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"workers_per_pod": 3}, "must divide"),
-        ({"worker_cpu": "1"}, "goes on beside them"),
-        ({"worker_cpu": "1900m"}, "goes on beside them"),
-        ({"worker_memory": "16GB"}, "quantity"),
-        ({"scratch_size": "50GB"}, "scratch_size '50GB' is not a quantity"),
-        ({"gpu_resource": "gpu"}, "reads like nvidia.com/gpu"),
-        ({"node_selector": {"gpu": True}}, "the label gpu is text"),
-        ({"tolerations": ["nvidia.com/gpu"]}, "no toleration"),
-        ({"tolerations": [{"key": "gpu", "opertor": "Exists"}]}, "no toleration"),
-        ({"image_pull_policy": "always"}, "Always, IfNotPresent, Never"),
-        ({"image_pull_secrets": [1]}, "image_pull_secrets: 1 is no name"),
-        ({"service_account": "Ray Pods"}, "service_account: 'Ray Pods' is no name"),
-        ({"queue_name": "The Queue"}, "queue_name: 'The Queue' is no name"),
-        ({"active_deadline_seconds": 2**31}, "active_deadline_seconds must be 1 to"),
-        ({"image": "not an image"}, "not an image reference"),
-        ({"image": "iddpm:latest"}, "can change"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused_with_the_reason(options, words):
-    with pytest.raises(RayJobSpecError, match=words):
-        _job_for(Resources(num_workers=2), **options)
+    job = rayjob_for(_CALL, read_resources("rayjob-8x8gpu", stage="train"), launcher={"spec": _POD}, namespace="runs")
+    assert (job.num_worker_pods, job.resources.workers_per_pod) == (8, 8)
 
 
 def test_outside_a_pod_the_image_must_be_named():
-    with pytest.raises(RayJobSpecError, match="image"):
-        rayjob_for(_CALL, Resources(), RayJobOptions(), launcher=None, namespace="runs")
+    with pytest.raises(UserError, match=r"name one as rayjob\.image"):
+        rayjob_for(_CALL, _TWO, launcher=None, namespace="runs")
 
 
 def test_the_driver_does_the_call_that_it_is_pointed_at(tmp_path, arguments, capsys):
     path = str(tmp_path / "call.json")
     arguments["experiment_preset"] = "no-such-preset"
     storage.write_json(path, {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": ""})
-    assert rayjob_driver.main([path]) == 1
+    assert driver.main([path]) == 1
     assert "no-such-preset" in capsys.readouterr().out
 
 
 def test_the_driver_without_arguments_says_how_it_is_called(capsys):
-    assert rayjob_driver.main([]) == 2
+    assert driver.main([]) == 2
     assert "usage" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("mode", "words"),
-    [
-        ({"ray_mode": "cluster"}, "local, rayjob, address"),
-        ({"ray_mode": "address"}, "ray_address"),
-        ({"ray_mode": "local", "ray_address": "10.0.0.1:6379"}, "ray_address"),
-        ({"ray_mode": "local", "rayjob_options": {"worker_cpu": "4"}}, "ray_mode=rayjob"),
-    ],
-)
-def test_a_mode_that_does_not_fit_its_arguments_is_refused(mode, words):
-    with pytest.raises(UserError, match=words):
-        run_in_mode(TRAIN, {}, **mode)
-
-
-def test_an_unknown_option_is_named_beside_the_known_ones():
-    with pytest.raises(RayJobSpecError, match=r"worker_cpus.*worker_cpu,"):
-        run_in_mode(TRAIN, {}, ray_mode="rayjob", rayjob_options={"worker_cpus": "4"})
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"workers_per_pod": "eight"}, "workers_per_pod must be a whole number, got 'eight'"),
-        ({"workers_per_pod": 1.5}, "workers_per_pod must be a whole number"),
-        ({"worker_cpu": ["4"]}, "worker_cpu must be text"),
-        ({"node_selector": "gpu"}, "node_selector must be an object"),
-        ({"tolerations": {"operator": "Exists"}}, "tolerations must be a list"),
-    ],
-)
-def test_an_option_of_the_wrong_kind_is_refused(options, words):
-    with pytest.raises(RayJobSpecError, match=words):
-        RayJobOptions.from_dict(options)
-
-
-def test_numbers_are_taken_as_a_form_gives_them():
-    options = RayJobOptions.from_dict({"workers_per_pod": 8.0, "worker_cpu": 9, "head_cpu": 2.5, "worker_memory": 17179869184.0})
-    assert (options.workers_per_pod, options.worker_cpu, options.head_cpu, options.worker_memory) == (8, "9", "2.5", "17179869184")
-
-
-def test_the_queue_of_the_pipeline_holds_where_the_options_name_none(cluster, arguments):
+def test_the_resources_of_the_form_reach_the_cluster(cluster, arguments):
     _training_ends_well(cluster)
     cluster.script = [_GOOD]
-    run_in_mode(TRAIN, arguments, ray_mode="rayjob", ray_queue="training")
+    del arguments["resources"]
+    run_uri = run_step(TRAIN, arguments, '{"profile": "rayjob-2xcpu", "queue": "training", "gradient_checkpointing": true}')
     assert cluster.created[0]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
     assert cluster.created[0]["spec"]["suspend"] is True
+    call = storage.read_json(storage.join(run_uri, CALL))
+    assert (call["arguments"]["resources"]["num_workers"], call["arguments"]["resources"]["gradient_checkpointing"]) == (2, True)
 
 
-def test_the_mode_rayjob_reaches_the_cluster(cluster, arguments):
-    _training_ends_well(cluster)
-    # A pause of five seconds would follow the first look: the job is done by then.
+def test_a_step_that_spreads_nothing_takes_one_worker_of_its_stages_pods(cluster, tmp_path):
+    _answered(cluster, "statistics")
     cluster.script = [_GOOD]
-    run_uri = run_in_mode(TRAIN, arguments, ray_mode="rayjob", rayjob_options={"worker_memory": "4Gi"})
-    assert storage.exists(storage.join(run_uri, "result.json"))
+    assert run_step(REFERENCE, {"storage_root_uri": str(tmp_path)}, _FOUR) == "statistics"
+    workers = cluster.created[0]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert workers["replicas"] == 1
+    assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"

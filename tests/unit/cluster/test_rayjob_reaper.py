@@ -8,15 +8,17 @@ from typing import Any
 
 import fake_kubernetes
 import pytest
-from fake_kubernetes import FakeKubernetes
+from fake_kubernetes import FakeKubernetes, recorded_statuses
 
-from components.cluster.kubernetes_api import KubernetesApi, KubernetesError
-from components.cluster.rayjob_spec import Owner, PodShape, RayJob
-from components.launch.rayjob_manifest import render
+from components.cluster.connection import KubernetesError
+from components.cluster.kubernetes_api import KubernetesApi
+from components.cluster.workflows import Owner
+from components.launch.rayjob.manifest import RayJob, render
+from components.launch.resources import StageResources
 from components.reaper import rayjobs as rayjob_reaper
 
-_RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
-_DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+_STARTED, *_, _DONE = (status for status in recorded_statuses("4504db") if status)
+_RUNNING = next(status for status in recorded_statuses("4504db") if status.get("jobStatus") == "RUNNING")
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKub
 
 
 def _manifest(owner_uid: str = "w-1") -> dict[str, Any]:
-    owner = Owner(api_version="argoproj.io/v1alpha1", kind="Workflow", name="train-x", uid=owner_uid) if owner_uid else None
+    owner = Owner("argoproj.io/v1alpha1", "train-x", owner_uid) if owner_uid else None
     return render(
         RayJob(
             run_key="digits-0",
@@ -35,8 +37,8 @@ def _manifest(owner_uid: str = "w-1") -> dict[str, Any]:
             entrypoint=("true",),
             namespace=fake_kubernetes.NAMESPACE,
             image="iddpm:1",
-            ray_version="2.60.0",
-            worker=PodShape(cpu="4", memory="16Gi"),
+            resources=StageResources(ray_mode="rayjob", cpu="4"),
+            driver_env={},
             owner=owner,
         )
     )
@@ -51,7 +53,7 @@ def _reap() -> list[str]:
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed", "Error"])
-@pytest.mark.parametrize("status", [_RUNNING, {"jobDeploymentStatus": "Suspended"}, None])
+@pytest.mark.parametrize("status", [_RUNNING, _STARTED, None])
 def test_a_job_whose_workflow_has_ended_without_it_is_deleted(cluster, capsys, phase, status):
     kept = cluster.add_rayjob(_manifest(), status)
     _workflow(cluster, phase)

@@ -16,43 +16,33 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kuberay_rules import violations
 
-from components.cluster.rayjob_spec import Owner, PodShape, RayJob, RayJobSpecError, rayjob_name
-from components.launch.rayjob_manifest import render
-from components.launch.rayjob_rules import violations
+from components.cluster.workflows import Owner
+from components.launch.rayjob.manifest import RayJob, rayjob_name, render
+from components.launch.resources import StageResources, read_resources
 
 _SCHEMA = Path(os.environ["IDDPM_RAYJOB_SCHEMA"]) if "IDDPM_RAYJOB_SCHEMA" in os.environ else None
 
 _PLAIN: dict[str, Any] = {
     "run_key": "digits-hybrid-cosine-0123456789",
     "run_uri": "s3://iddpm/runs/digits-hybrid-cosine-0123456789",
-    "entrypoint": ("python", "-m", "components.launch.rayjob_driver", "s3://iddpm/a b's.json"),
+    "entrypoint": ("python", "-m", "components.launch.driver", "s3://iddpm/a b's.json"),
     "namespace": "kubeflow",
     "image": "iddpm-pipelines:0.1.0",
-    "ray_version": "2.60.0",
-    "worker": PodShape(cpu="4", memory="16Gi"),
+    "driver_env": {},
 }
+_GPUS = """{"profile": "rayjob-8xgpu", "num_workers": 32, "node_selector": {"pool": "gpu"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]}"""
 _JOBS = {
-    "plain": RayJob(**_PLAIN),
-    "gpu": RayJob(
-        **{
-            **_PLAIN,
-            "worker": PodShape(
-                cpu="12",
-                memory="96Gi",
-                num_gpus=8,
-                node_selector={"pool": "gpu"},
-                tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-            ),
-            "num_worker_pods": 4,
-        }
-    ),
-    "queued": RayJob(**_PLAIN, queue_name="training"),
+    "plain": RayJob(**_PLAIN, resources=StageResources(ray_mode="rayjob", cpu="4")),
+    "gpu": RayJob(**_PLAIN, resources=read_resources(_GPUS, stage="train")),
+    "queued": RayJob(**_PLAIN, resources=StageResources(ray_mode="rayjob", cpu="4", queue="training")),
     "owned": RayJob(
-        **_PLAIN,
-        owner=Owner(api_version="argoproj.io/v1alpha1", kind="Workflow", name="train-x", uid="4c1d"),
+        **{**_PLAIN, "driver_env": {"MLFLOW_RUN_ID": "abc"}},
+        resources=StageResources(ray_mode="rayjob", cpu="4"),
+        owner=Owner("argoproj.io/v1alpha1", "train-x", "4c1d"),
         image_pull_secrets=("registry",),
-        head_env={"MLFLOW_RUN_ID": "abc"},
     ),
 }
 
@@ -231,9 +221,3 @@ def test_the_entrypoint_survives_a_shell():
     import shlex
 
     assert shlex.split(render(_JOBS["plain"])["spec"]["entrypoint"]) == list(_PLAIN["entrypoint"])
-
-
-@pytest.mark.parametrize("shape", [{"cpu": "4 cores"}, {"memory": "16GB"}, {"num_gpus": -1}])
-def test_a_shape_that_kubernetes_does_not_know_is_refused(shape):
-    with pytest.raises(RayJobSpecError):
-        PodShape(**{"cpu": "1", "memory": "1Gi", **shape})

@@ -1,4 +1,4 @@
-"""What a RayJob's status says: whether it ended, whether well, and if not, why and what helps."""
+"""The status of a RayJob: how far it is, and if it failed, why and what helps."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _TROUBLED = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """A RayJob's status.
+    """The status of a RayJob.
 
     Attributes:
-        deployment: `jobDeploymentStatus`: how far KubeRay is; "" before it looked.
-        job: `jobStatus`: what Ray says of the driver; "" before there is one.
-        reason: KubeRay's word for a failure.
-        message: Its sentence.
-        dashboard_url: Of the cluster's dashboard, as seen inside Kubernetes.
+        deployment: `jobDeploymentStatus`, how far KubeRay is; "" before it looked.
+        job: `jobStatus`, Ray's status of the driver; "" before there is one.
+        reason: KubeRay's name of a failure.
+        message: KubeRay's message.
+        dashboard_url: Address of the cluster's dashboard inside Kubernetes.
     """
 
     deployment: str
@@ -47,17 +47,17 @@ class Status:
 
     @property
     def succeeded(self) -> bool:
-        """Complete alone is not enough: a stopped job is complete as well."""
+        """True if it ended well. Complete alone is not enough: a stopped job is complete as well."""
         return self.deployment == "Complete" and self.job == "SUCCEEDED"
 
     @property
     def failed(self) -> bool:
-        """Whether it ended otherwise than well."""
+        """True if it ended, but not well."""
         return self.deployment in ("Failed", "ValidationFailed") or (self.deployment == "Complete" and self.job != "SUCCEEDED")
 
     @property
-    def words(self) -> str:
-        """Where it is, for a person."""
+    def summary(self) -> str:
+        """The state in words, for a progress line."""
         if self.deployment == "Suspended":
             return "waits in the queue until there is room for all its pods"
         return {"": "is not yet seen by KubeRay", "Initializing": "is starting its cluster", "Waiting": "waits to be submitted"}.get(
@@ -66,7 +66,7 @@ class Status:
 
 
 def read_status(manifest: Mapping[str, Any]) -> Status:
-    """The status of a RayJob as the API gave it."""
+    """Read the status of a RayJob's manifest."""
     status = manifest.get("status") or {}
     return Status(
         deployment=status.get("jobDeploymentStatus") or "",
@@ -78,7 +78,7 @@ def read_status(manifest: Mapping[str, Any]) -> Status:
 
 
 def failure_message(name: str, status: Status, troubles: Sequence[str] = ()) -> str:
-    """Why a job failed and what helps, in one line."""
+    """Return in one line why a job failed and what helps."""
     if status.deployment == "Complete":
         what, remedy = f"ended as {status.job or 'unknown'}", f"somebody stopped it by hand; {_RESUMES}"
     else:
@@ -90,7 +90,7 @@ def failure_message(name: str, status: Status, troubles: Sequence[str] = ()) -> 
 
 
 def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What keeps pods from running, each trouble once: no node fits, no image, no Secret, out of memory."""
+    """Return what keeps pods from running, each trouble once: no node fits, no image, no Secret, out of memory."""
     troubles: dict[str, None] = {}
     for pod in pods:
         status = pod.get("status") or {}
@@ -110,7 +110,7 @@ def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def is_live(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod may still run something; one being deleted may, until it is gone."""
+    """Return True if a pod may still run something; a pod being deleted may, until it is gone."""
     return ((pod.get("status") or {}).get("phase") or "Pending") not in ("Succeeded", "Failed")
 
 

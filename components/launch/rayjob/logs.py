@@ -6,10 +6,8 @@ import contextlib
 import sys
 import threading
 
-import urllib3
-from kubernetes.client.exceptions import ApiException
-
-from components.cluster.kubernetes_api import KubernetesApi, KubernetesError
+from components.cluster.connection import KubernetesError
+from components.cluster.kubernetes_api import KubernetesApi
 
 _SUBMITTER = "ray-job-submitter"
 _PAUSE_SECONDS = 5.0
@@ -20,7 +18,7 @@ class LogFollower:
     """Copies the submitter's log, which is the driver's, to standard output from a thread of its own."""
 
     def __init__(self, api: KubernetesApi, selector: str) -> None:
-        """Prepares; `start` begins.
+        """Prepare to follow; `start` begins.
 
         Args:
             api: The cluster.
@@ -33,13 +31,13 @@ class LogFollower:
         self._last_stamp = ""
 
     def start(self) -> None:
-        """Begins to follow; harmless when it has begun."""
+        """Begin to follow; do nothing if it has begun."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="rayjob-logs", daemon=True)
             self._thread.start()
 
     def finish(self) -> None:
-        """Waits a moment for the last lines, then leaves the thread to end by itself."""
+        """Wait a moment for the last lines, then leave the thread to end by itself."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(_LAST_LINES_SECONDS)
@@ -47,7 +45,7 @@ class LogFollower:
     def _run(self) -> None:
         last = False
         while True:
-            with contextlib.suppress(ApiException, KubernetesError, urllib3.exceptions.HTTPError, OSError):
+            with contextlib.suppress(KubernetesError):
                 for pod in self._api.pods(self._selector):
                     names = [container["name"] for container in pod["spec"]["containers"]]
                     if _SUBMITTER in names:
@@ -57,7 +55,7 @@ class LogFollower:
             last = self._stop.wait(_PAUSE_SECONDS)
 
     def _copy(self, pod: str) -> None:
-        """A connection that breaks is opened again from the log's beginning; the stamps say what was shown."""
+        """Copy new lines. A connection that broke is opened again from the log's beginning; the stamps tell which lines were shown."""
         for line in self._api.log_lines(pod, _SUBMITTER):
             stamp, _, text = line.partition(" ")
             if stamp > self._last_stamp:

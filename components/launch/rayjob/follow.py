@@ -1,7 +1,7 @@
-"""One run on KubeRay, from a small pod that starts it, watches it and, told to stop, ends it.
+"""One run on KubeRay, from a small pod that starts it, follows it and, if it is stopped, ends it.
 
 A run has one RayJob name, so that the API server itself keeps two launchers from starting it twice: the second finds
-the first one's job and watches that. A job that failed is deleted, its pods waited for, and created again; training
+the first one's job and follows that. A job that failed is deleted, its pods waited for, and created again; training
 then goes on from its checkpoints. Whether a run is done is read from the run's directory by the caller, not from logs.
 """
 
@@ -18,11 +18,10 @@ from types import FrameType
 from typing import Any
 
 from components.cluster.kubernetes_api import KubernetesApi
-from components.cluster.rayjob_spec import OWNER_LABEL, RUN_LABEL, RUN_URI_ANNOTATION, RayJob, RayJobSpecError
-from components.launch.rayjob_logs import LogFollower
-from components.launch.rayjob_manifest import render
-from components.launch.rayjob_rules import violations
-from components.launch.rayjob_status import Status, failure_message, is_live, pod_troubles, read_status
+from components.cluster.names import LAUNCH_LABEL, OWNER_LABEL, RUN_LABEL, RUN_URI_ANNOTATION
+from components.launch.rayjob.logs import LogFollower
+from components.launch.rayjob.manifest import RayJob, render
+from components.launch.rayjob.status import Status, failure_message, is_live, pod_troubles, read_status
 from training.console import format_duration, say
 from training.distributed.signals import STOPPED_EXIT_CODE
 
@@ -41,127 +40,144 @@ class Pace:
         poll_seconds: Between two looks at the job, give or take a fifth.
         teardown_seconds: How long the pods of an earlier job may take to go.
         slack_seconds: How long KubeRay may take to see the job, and after the job's own deadline to act on it.
+        clock: Returns seconds; a test has one of its own.
+        sleep: Waits for seconds.
     """
 
     poll_seconds: float = 5.0
     teardown_seconds: float = 600.0
     slack_seconds: float = 600.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
 
     def pause(self) -> None:
-        """Waits for about `poll_seconds`, so that many launchers don't ask in step."""
-        time.sleep(self.poll_seconds * random.uniform(0.8, 1.2))
+        """Wait for about `poll_seconds`, so that many launchers don't ask in step."""
+        self.sleep(self.poll_seconds * random.uniform(0.8, 1.2))
 
 
 DEFAULT_PACE = Pace()
 
 
 def run_rayjob(job: RayJob, api: KubernetesApi, *, is_done: Callable[[], bool], pace: Pace = DEFAULT_PACE) -> None:
-    """Starts a job, or finds it running, and returns once it succeeded.
+    """Start a job, or find it running, and return once it succeeded.
 
     SIGTERM sends one DELETE before anything else and raises SystemExit(143); likewise Ctrl-C. A job that another
-    Workflow started is watched, but never ended from here.
+    Workflow or another person started is followed, but never ended from here.
 
     Args:
         job: The job.
         api: The cluster.
-        is_done: Whether the run left its result; a job that succeeded but whose result is gone is started again.
+        is_done: Returns True if the run left its result; a job that succeeded but whose result is gone is started again.
         pace: How often to look.
 
     Raises:
         RayJobError: It failed, was deleted, outlived its deadline, or KubeRay does not see it.
-        RayJobSpecError: KubeRay would refuse it.
         KubernetesError: The API refuses, or is away for too long; a job that was started goes on.
     """
-    manifest = render(job)
-    broken = violations(manifest)
-    if broken:
-        raise RayJobSpecError(f"KubeRay would refuse RayJob {job.name}: {'; '.join(broken)}")
-    with _deleted_on_sigterm(job.name, api.prepared_delete(job.name)) as hold:
-        running = _attach_or_create(job, manifest, api, is_done, pace, hold)
+    with _deleted_on_sigterm(job, api) as ownership:
+        running = _attach_or_create(job, api, is_done, pace, ownership)
         _watch(job, running["metadata"]["uid"], api, pace)
-        hold.mine = False  # it ended well: KubeRay clears it away, its log stays readable until then
+        ownership.uid = ""  # it ended well: KubeRay clears it away, its log stays readable until then
 
 
 # -- SIGTERM -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Hold:
-    """Whether the job of this name may be ended from here, and whether its creation is on its way."""
+class _Ownership:
+    """The job that this launcher may end.
 
-    mine: bool = False
-    being_created: bool = False
+    Attributes:
+        uid: Its uid; empty while there is none.
+        is_being_created: True while its creation is on its way.
+    """
+
+    uid: str = ""
+    is_being_created: bool = False
 
 
 @contextmanager
-def _deleted_on_sigterm(name: str, delete: Callable[[], int]) -> Iterator[_Hold]:
-    hold = _Hold()
-    told = threading.Event()
+def _deleted_on_sigterm(job: RayJob, api: KubernetesApi) -> Iterator[_Ownership]:
+    ownership, delete = _Ownership(), api.prepared_delete(job.name)
+    stopped = threading.Event()
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if hold.mine:
-            delete()  # first: a pod of a terminated pipeline has about a second left
-        told.set()
+        if ownership.uid:
+            delete(ownership.uid)  # first: a pod of a terminated pipeline has about a second left
+        stopped.set()
         raise SystemExit(STOPPED_EXIT_CODE)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, handle) if in_main_thread else None
     try:
-        yield hold
+        yield ownership
     except KeyboardInterrupt:
-        told.set()
+        stopped.set()
         raise
     finally:
-        if told.is_set() and hold.mine:
-            _delete_for_certain(name, delete, may_still_arrive=hold.being_created)
+        if stopped.is_set():
+            if ownership.is_being_created:
+                ownership.uid = _uid_of_created(job, api)
+            if ownership.uid:
+                _delete_for_certain(job.name, lambda: delete(ownership.uid))
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
 
 
-def _delete_for_certain(name: str, delete: Callable[[], int], *, may_still_arrive: bool) -> None:
-    """Again, while there is time: a create that was on its way may arrive after the first DELETE."""
+def _uid_of_created(job: RayJob, api: KubernetesApi) -> str:
+    """Return the uid of a job whose creation was on its way, and may still arrive; another launcher's job is left alone."""
+    deadline = time.monotonic() + _SECONDS_TO_DELETE
+    while time.monotonic() < deadline:
+        found = api.rayjob(job.name)
+        if found is not None:
+            return str(found["metadata"]["uid"]) if found["metadata"]["labels"].get(LAUNCH_LABEL) == job.launch else ""
+        time.sleep(0.1)
+    return ""
+
+
+def _delete_for_certain(name: str, delete: Callable[[], int]) -> None:
+    """Delete again, while there is time: the API may have been away."""
     deadline = time.monotonic() + _SECONDS_TO_DELETE
     while True:
         status = delete()
-        if status == 200 or (status == 404 and not may_still_arrive):
-            say("told to stop: the RayJob is deleted; the same command goes on from the latest checkpoint")
+        if status in (200, 404):
+            say("stopped: the RayJob is deleted; the same command goes on from the latest checkpoint")
             return
         if time.monotonic() > deadline:
-            break
+            say(f"RayJob {name} could not be deleted (the API answered {status or 'nothing'}); 'kubectl delete rayjob {name}' does it")
+            return
         time.sleep(0.1)
-    if status != 404:
-        say(f"RayJob {name} could not be deleted (the API answered {status or 'nothing'}); 'kubectl delete rayjob {name}' does it")
 
 
 # -- one job for a run -------------------------------------------------------------------------------------------------
 
 
-def _attach_or_create(
-    job: RayJob, manifest: dict[str, Any], api: KubernetesApi, is_done: Callable[[], bool], pace: Pace, hold: _Hold
-) -> dict[str, Any]:
+def _attach_or_create(job: RayJob, api: KubernetesApi, is_done: Callable[[], bool], pace: Pace, ownership: _Ownership) -> dict[str, Any]:
     while True:
         found = api.rayjob(job.name)
         if found is None:
             _wait_for_pods_to_go(job, api, pace)
-            hold.mine = hold.being_created = True
-            created = api.create_rayjob(manifest)
-            hold.being_created = False
+            ownership.is_being_created = True
+            created = api.create_rayjob(render(job))
+            ownership.uid = created["metadata"]["uid"] if created else ""
+            ownership.is_being_created = False
             if created is not None:
                 say(f"RayJob {job.name} is created in namespace {job.namespace}: {job.num_worker_pods} worker pod(s)")
                 return created
-            hold.mine = False
             pace.pause()
             continue  # somebody was faster; look again at what there is
         _require_same_run(job, found)
+        labels, uid = found["metadata"].get("labels") or {}, found["metadata"]["uid"]
         if not found["metadata"].get("deletionTimestamp"):
             status = read_status(found)
             if not status.failed and not (status.succeeded and not is_done()):
-                hold.mine = found["metadata"]["labels"].get(OWNER_LABEL) == (job.owner.uid if job.owner else None)
-                say(f"RayJob {job.name} is there already and {status.words}; following it")
+                is_own = labels.get(LAUNCH_LABEL) == job.launch or (job.owner is not None and labels.get(OWNER_LABEL) == job.owner.uid)
+                ownership.uid = uid if is_own else ""
+                say(f"RayJob {job.name} is there already and {status.summary}; following it")
                 return found
             say(f"RayJob {job.name} of an earlier try {'failed' if status.failed else 'has lost its result'}; starting it again")
-            api.delete_rayjob(job.name, found["metadata"]["uid"])
-        _wait_until_gone(job, found["metadata"]["uid"], api, pace)
+            api.delete_rayjob(job.name, uid)
+        _wait_until_gone(job, uid, api, pace)
 
 
 def _require_same_run(job: RayJob, found: dict[str, Any]) -> None:
@@ -176,12 +192,12 @@ def _require_same_run(job: RayJob, found: dict[str, Any]) -> None:
 
 
 def _wait_until_gone(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
-    deadline = time.monotonic() + pace.teardown_seconds
+    deadline = pace.clock() + pace.teardown_seconds
     while True:
         found = api.rayjob(job.name)
         if found is None or found["metadata"]["uid"] != uid:
             return
-        if time.monotonic() > deadline:
+        if pace.clock() > deadline:
             raise RayJobError(
                 f"RayJob {job.name} is still being deleted after {format_duration(pace.teardown_seconds)}; is KubeRay's operator running?"
             )
@@ -189,8 +205,8 @@ def _wait_until_gone(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> N
 
 
 def _wait_for_pods_to_go(job: RayJob, api: KubernetesApi, pace: Pace) -> None:
-    """Two drivers would write the same checkpoints, and a deleted job's pods outlive it by their grace period."""
-    deadline = time.monotonic() + pace.teardown_seconds
+    """Wait, since two drivers would write the same checkpoints: a deleted job's pods outlive it by their grace period."""
+    deadline = pace.clock() + pace.teardown_seconds
     said = False
     while True:
         live = [pod["metadata"]["name"] for pod in api.pods(f"{RUN_LABEL}={job.name}") if is_live(pod)]
@@ -199,7 +215,7 @@ def _wait_for_pods_to_go(job: RayJob, api: KubernetesApi, pace: Pace) -> None:
         if not said:
             say(f"waiting for {len(live)} pod(s) of the last try to go")
             said = True
-        if time.monotonic() > deadline:
+        if pace.clock() > deadline:
             raise RayJobError(
                 f"{len(live)} pod(s) of an earlier RayJob {job.name} are still there after {format_duration(pace.teardown_seconds)}: "
                 f"{', '.join(live[:3])}; delete them, by force where their node is gone"
@@ -213,7 +229,7 @@ def _wait_for_pods_to_go(job: RayJob, api: KubernetesApi, pace: Pace) -> None:
 def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
     selector = f"{RUN_LABEL}={job.name}"
     logs = LogFollower(api, selector)
-    said = ""
+    summary = ""
     troubles: list[str] = []
     began: float | None = None
     try:
@@ -225,9 +241,9 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
                     "the same command goes on from the latest checkpoint"
                 )
             status = read_status(found)
-            if status.words != said:
-                said = status.words
-                _tell(job, status)
+            if status.summary != summary:
+                summary = status.summary
+                _report(job, status)
             if status.deployment in ("Running", "Complete", "Failed"):
                 logs.start()
             if status.succeeded:
@@ -239,29 +255,30 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
             if status.deployment in ("Suspended", "Suspending"):
                 began = None  # KubeRay, too, counts anew once the queue lets it go on
             else:
-                began = began if began is not None else time.monotonic()
-                _require_in_time(job, uid, status, time.monotonic() - began, api, pace)
+                began = began if began is not None else pace.clock()
+                _require_in_time(job, uid, status, pace.clock() - began, api, pace)
             pace.pause()
     finally:
         logs.finish()
 
 
 def _require_in_time(job: RayJob, uid: str, status: Status, seconds: float, api: KubernetesApi, pace: Pace) -> None:
-    """Ends a job on which nobody works any more: KubeRay's operator would have ended it, or at least looked at it."""
+    """End a job that nobody works on any more: KubeRay's operator would have ended it, or at least looked at it."""
     operator = "is KubeRay's operator running ('kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator')?"
     if status.deployment == "" and seconds > pace.slack_seconds:
         api.delete_rayjob(job.name, uid)
         raise RayJobError(f"KubeRay has not looked at RayJob {job.name} for {format_duration(seconds)}, and it is deleted; {operator}")
-    if seconds > job.active_deadline_seconds + pace.slack_seconds:
+    deadline = job.resources.rayjob.active_deadline_seconds
+    if seconds > deadline + pace.slack_seconds:
         api.delete_rayjob(job.name, uid)
         raise RayJobError(
-            f"RayJob {job.name} outlived its deadline of {format_duration(job.active_deadline_seconds)} and is deleted; {operator} "
+            f"RayJob {job.name} outlived its deadline of {format_duration(deadline)} and is deleted; {operator} "
             "The same command goes on from the latest checkpoint"
         )
 
 
-def _tell(job: RayJob, status: Status) -> None:
-    say(f"RayJob {job.name} {status.words}")
+def _report(job: RayJob, status: Status) -> None:
+    say(f"RayJob {job.name} {status.summary}")
     if status.deployment == "Running" and status.dashboard_url:
         service = status.dashboard_url.partition(".")[0]
         say(f"dashboard: {status.dashboard_url} (kubectl -n {job.namespace} port-forward svc/{service} 8265)")

@@ -1,6 +1,6 @@
-"""The driver of a RayJob: `python -m components.launch.rayjob_driver <address of its call>`, on the cluster's head.
+"""The driver of a RayJob: `python -m components.launch.driver <address of its call>`, on the cluster's head.
 
-The same step as on a laptop, on the cluster that it finds itself on.
+It runs the same step as a laptop does, on the cluster that it is on.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from training.console import say
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the call that the file holds; the exit code is what Ray, and so KubeRay, calls success or failure."""
+    """Run the call in the file; the exit code is what Ray, and so KubeRay, takes for success or failure."""
     if len(words) != 1:
-        say("usage: python -m components.launch.rayjob_driver <URI of the call's JSON>")
+        say("usage: python -m components.launch.driver <URI of the call's JSON>")
         return 2
     call = storage.read_json(words[0])
     try:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from components.cluster.rayjob_spec import MAX_NAME_LENGTH, QUANTITY
+from components.cluster.names import QUANTITY
+from components.launch.rayjob.manifest import MAX_NAME_LENGTH
 
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")

@@ -1,0 +1,77 @@
+"""The way to the Kubernetes API: by the pod's service account, or outside a cluster by the kubeconfig."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kubernetes import client, config
+
+from components.cluster.proxies import ProxySettingsError, proxy_for
+
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class KubernetesError(RuntimeError):
+    """The API refused, or did not answer for too long; one line that names the remedy."""
+
+
+def in_cluster() -> bool:
+    """Return True in a pod, by the environment that Kubernetes gives every pod."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and not os.environ.get("KUBECONFIG")
+
+
+def current_namespace() -> str:
+    """Return the namespace of this pod, or of the kubeconfig's current context; "default" where neither has one.
+
+    Raises:
+        KubernetesError: There is no kubeconfig, or it can't be read.
+    """
+    if in_cluster():
+        return _NAMESPACE_FILE.read_text().strip()
+    try:
+        _, context = config.list_kube_config_contexts(_kubeconfig())
+        return str(context["context"].get("namespace") or "default")
+    except Exception as error:  # a broken kubeconfig fails in as many ways as YAML can be broken
+        raise _no_cluster(error) from error
+
+
+def connect() -> client.ApiClient:
+    """Connect, with the token that is valid now.
+
+    Raises:
+        KubernetesError: There is neither a service account nor a kubeconfig that can be used.
+    """
+    configuration = client.Configuration()
+    try:
+        if in_cluster():
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            config.load_kube_config(_kubeconfig(), client_configuration=configuration)
+            if proxy := proxy_for(configuration.host, named=_proxy_of_kubeconfig()):
+                configuration.proxy, configuration.proxy_headers = proxy
+    except ProxySettingsError:
+        raise
+    except Exception as error:  # likewise, and certificates
+        raise _no_cluster(error) from error
+    configuration.retries = 0  # tries are counted by the caller, who knows what may be sent twice
+    return client.ApiClient(configuration)
+
+
+def _no_cluster(error: Exception) -> KubernetesError:
+    reason = " ".join(str(error).split())[:300]
+    return KubernetesError(
+        f"no cluster is known here: {reason}; set KUBECONFIG, or run the step in a pod of the cluster (ray_mode local needs none)"
+    )
+
+
+def _kubeconfig() -> str:
+    """Return the path as it is now; the client library reads the variable once, when it is imported."""
+    return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+
+
+def _proxy_of_kubeconfig() -> str:
+    """Return the `proxy-url` of the current context's cluster, which the client library leaves unread."""
+    kubeconfig = config.kube_config.KubeConfigMerger(_kubeconfig()).config
+    context = kubeconfig["contexts"].get_with_name(kubeconfig["current-context"])["context"]
+    return str(kubeconfig["clusters"].get_with_name(context["cluster"])["cluster"].safe_get("proxy-url") or "")

@@ -1,0 +1,111 @@
+"""Names and types that the cluster knows: labels and Secrets of ours, quantities, node selectors, tolerations."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from training.config.errors import UserError
+
+GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
+
+RUN_LABEL = "iddpm/run"
+"""On a RayJob and all its pods: the job's name, and so the run's."""
+MANAGED_BY = "app.kubernetes.io/managed-by=iddpm"
+"""Selects all RayJobs of ours, and their pods."""
+OWNER_LABEL = "iddpm/owner"
+"""On a RayJob: uid of the Workflow that started it, which alone may end it. In the metadata of a Ray job: that Workflow's name."""
+LAUNCH_LABEL = "iddpm/launch"
+"""On a RayJob: the launcher process that created it."""
+RUN_KEY_ANNOTATION = "iddpm/run-key"
+RUN_URI_ANNOTATION = "iddpm/run-uri"
+
+S3_SECRET = "iddpm-s3"
+"""Secret with the S3 credentials; see k8s/."""
+SERVICES_CONFIG_MAP = "iddpm-services"
+"""ConfigMap with the addresses of S3 and MLflow; see k8s/."""
+MLFLOW_SECRET = "iddpm-mlflow"
+"""Secret with MLflow's user and password, where MLflow asks for them; it need not exist."""
+RAY_SECRET = "iddpm-ray"
+"""Secret with the token of a Ray cluster that stands, where it asks for one; it need not exist."""
+
+QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
+"""An amount as pods ask for it."""
+CORES = re.compile(r"\d+(\.\d+)?|\d+m")
+"""An amount of processor."""
+GPU_RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?")
+"""A name under which a cluster counts GPUs."""
+_OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+_TOLERATION = {"key", "operator", "value", "effect", "tolerationSeconds"}
+_OPERATORS = ("", "Equal", "Exists", "Lt", "Gt")
+_EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
+_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_UNITS |= {f"{letter}i": 2.0 ** (10 * power) for power, letter in enumerate("KMGTP", start=1)}
+
+
+def amount(quantity: str) -> float:
+    """Return a quantity as a number: cores, or bytes.
+
+    Raises:
+        UserError: It is no quantity.
+    """
+    if not QUANTITY.fullmatch(quantity):
+        raise UserError(f"{quantity!r} is not a quantity that Kubernetes knows, like '4', '500m' or '16Gi'")
+    number = quantity.rstrip("mkKMGTPi")
+    return float(number) * _UNITS[quantity[len(number) :]]
+
+
+def require_quantity(name: str, value: str, *, form: re.Pattern[str] = QUANTITY) -> None:
+    """Refuse what Kubernetes would not read as an amount, and nothing at all.
+
+    Raises:
+        UserError: It is either.
+    """
+    if not form.fullmatch(value) or not amount(value):
+        example = "like '4' or '500m'" if form is CORES else "like '16Gi'"
+        raise UserError(f"{name} {value!r} is not a quantity that Kubernetes knows, {example}")
+
+
+def require_object_name(name: str, value: str) -> None:
+    """Refuse what cannot name an object of Kubernetes.
+
+    Raises:
+        UserError: It has other characters than lower-case letters, digits, dots and dashes.
+    """
+    if not _OBJECT_NAME.fullmatch(value):
+        raise UserError(f"{name}: {value!r} is no name of an object in Kubernetes: lower-case letters, digits and dashes")
+
+
+def require_node_selector(selector: Mapping[str, Any]) -> None:
+    """Refuse what is no selector of nodes.
+
+    Raises:
+        UserError: A label's value is not text.
+    """
+    for key, value in selector.items():
+        if not isinstance(value, str):
+            raise UserError(f'node_selector: the label {key} is text, so {json.dumps(value)} reads "{json.dumps(value)}" in quotes')
+
+
+def require_tolerations(tolerations: Sequence[Any]) -> None:
+    """Refuse what is no list of a pod's tolerations.
+
+    Raises:
+        UserError: One of them is none.
+    """
+    for each in tolerations:
+        if not _is_toleration(each):
+            example = '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]'
+            raise UserError(f"tolerations: {each!r} is no toleration of a pod's; the list reads like {example}")
+
+
+def _is_toleration(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and value.keys() <= _TOLERATION
+        and value.get("operator", "") in _OPERATORS
+        and value.get("effect", "") in _EFFECTS
+        and (bool(value.get("key")) or value.get("operator") == "Exists")
+    )

@@ -1,0 +1,58 @@
+"""Run a step where its resources say: in its own pod or machine, on a cluster made for it, or on one that stands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from components.launch.resources import StageResources, read_resources
+from components.launch.step import Step, run_on_cluster
+
+
+def run_step(step: Step, arguments: Mapping[str, Any], resources: str) -> Any:
+    """Run a step of a pipeline.
+
+    Args:
+        step: The step.
+        arguments: Its arguments, by name, without `resources`.
+        resources: Resources of its stage, as the form says them; see `components.launch.resources.read_resources`.
+
+    Returns:
+        What the step returns.
+
+    Raises:
+        UserError: The resources, or the arguments, do not fit.
+    """
+    return run_with(step, arguments, read_resources(resources, stage=step.stage))
+
+
+def run_with(step: Step, arguments: Mapping[str, Any], resources: StageResources) -> Any:
+    """Run a step with resources that are read already.
+
+    With `ray_mode` "local", Ray starts in this process's pod or machine where it is needed, and ends with the step. "rayjob" has
+    KubeRay make a cluster for the step. "address" takes one that stands, which has the same image and storage: a dashboard's
+    address (http://HEAD:8265) is handed the step as a job; "auto" or the cluster's own address are for a process on one of its nodes.
+
+    Args:
+        step: The step.
+        arguments: Its arguments, by name, without `resources`.
+        resources: How the work is spread, and where.
+
+    Returns:
+        What the step returns.
+    """
+    if not step.is_parallel:  # one worker, whatever the rest of the stage uses
+        resources = dataclasses.replace(resources, num_workers=1, min_workers=0)
+    arguments = {**arguments, "resources": dataclasses.asdict(resources.work)}
+    if resources.ray_mode == "rayjob":
+        from components.launch.rayjob.launcher import run_on_rayjob
+
+        return run_on_rayjob(step, arguments, resources)
+    if resources.ray_address.startswith(("http://", "https://")):
+        from components.launch.dashboard import run_on_dashboard
+
+        return run_on_dashboard(step, arguments, resources.ray_address)
+    if resources.ray_mode == "address":
+        return run_on_cluster(step, arguments, resources.ray_address)
+    return step(**arguments)

@@ -1,0 +1,54 @@
+"""The first step of every pipeline: all settings checked at once, and the sizes of the later steps' pods."""
+
+from typing import Any, Dict, List, NamedTuple  # noqa: UP035 - kfp copies the annotation into a file that has these names only
+
+from kfp import dsl
+
+from components.container.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def settings(
+    experiment_preset: str = "",
+    experiment_overrides: List[str] = [],  # noqa: B006, UP006 - KFP wants literals
+    data_options: str = "",
+    data_resources: str = "laptop",
+    train_resources: str = "laptop",
+    evaluate_resources: str = "laptop",
+) -> NamedTuple(  # type: ignore[valid-type]
+    "Settings",
+    data_cpu=str,
+    data_memory=str,
+    data_gpus=str,
+    data_gpu_type=str,
+    data_node_selector=Dict[str, Any],  # noqa: UP006
+    data_tolerations=List[Dict[str, Any]],  # noqa: UP006
+    train_cpu=str,
+    train_memory=str,
+    train_gpus=str,
+    train_gpu_type=str,
+    train_node_selector=Dict[str, Any],  # noqa: UP006
+    train_tolerations=List[Dict[str, Any]],  # noqa: UP006
+    evaluate_cpu=str,
+    evaluate_memory=str,
+    evaluate_gpus=str,
+    evaluate_gpu_type=str,
+    evaluate_node_selector=Dict[str, Any],  # noqa: UP006
+    evaluate_tolerations=List[Dict[str, Any]],  # noqa: UP006
+):
+    """Check every setting of the run, so that a wrong one fails here and not hours later.
+
+    Args:
+        experiment_preset: Name of the experiment; empty checks none.
+        experiment_overrides: Its overrides.
+        data_options: How images are prepared.
+        data_resources: Resources of the preprocess step.
+        train_resources: Resources of the train step.
+        evaluate_resources: Resources of the reference and evaluate steps.
+
+    Returns:
+        What the pods of each stage ask for. KFP takes numbers as text.
+    """
+    from components.steps.settings import check_settings
+
+    return check_settings(experiment_preset, experiment_overrides, data_options, data_resources, train_resources, evaluate_resources)

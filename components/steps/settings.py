@@ -1,0 +1,134 @@
+"""The settings of a pipeline's run: the form's text parameters, read and checked at once in the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from components.launch.resources import STAGES, read_resources
+from training.config.errors import UserError
+from training.config.validation import unknown_field, validate
+from training.console import say
+
+_MAX_PIXELS = 89_478_485
+"""Default of `training.data.preparation`, at which Pillow warns of a decompression bomb."""
+_LARGEST_MAX_PIXELS = 2**30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataOptions:
+    """How images become a data set.
+
+    Attributes:
+        labels: Where labels come from: auto, none, folders, filename, or the address of a CSV or JSON file.
+        num_test: Test images to hold out of a source that has no test split.
+        on_error: What an unreadable image does.
+        max_errors: With "skip", how many images may be left out.
+        allow_upscale: Enlarge images that are smaller than the experiment's size.
+        reduced_decode: Decode large JPEGs at reduced size: faster, about two grey levels off the exact average.
+        max_pixels: Width times height above which an image is refused as a decompression bomb.
+        other_sizes: Further image sizes to make from the same decoding, for the other models of a cascade. Each goes
+            to its own default place where the data set has one, otherwise below it, to 64x64 for size 64.
+        sources: For an ablation: name of a data set -> where its images come from; one that is left out comes from its name.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    labels: str = "auto"
+    num_test: int = 0
+    on_error: Literal["fail", "skip"] = "fail"
+    max_errors: int = 100
+    allow_upscale: bool = False
+    reduced_decode: bool = False
+    max_pixels: int = _MAX_PIXELS
+    other_sizes: tuple[int, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_test", 0), ("max_errors", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if not 1 <= self.max_pixels <= _LARGEST_MAX_PIXELS:
+            raise UserError(f"max_pixels must be 1 to {_LARGEST_MAX_PIXELS}, got {self.max_pixels}")
+        if any(size < 1 for size in self.other_sizes):
+            raise UserError(f"other_sizes must be 1 or more, got {list(self.other_sizes)}")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `components.steps.preprocess.prepare_data` that these options are."""
+        names = ("on_error", "max_errors", "allow_upscale", "reduced_decode", "max_pixels")
+        return {
+            "source_options": {"labels": self.labels, "num_test": self.num_test},
+            "options": {name: getattr(self, name) for name in names},
+            "other_sizes": list(self.other_sizes),
+        }
+
+
+def read_data_options(text: str) -> DataOptions:
+    """Read the parameter `data_options`: a JSON object of fields of `DataOptions`; empty changes nothing.
+
+    Raises:
+        UserError: It is no JSON object, or a field is unknown or does not fit; the message has its path.
+    """
+    try:
+        given = json.loads(text or "{}")
+    except ValueError as error:
+        raise UserError(f"data_options is not JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise UserError(f"data_options is a JSON object, got {text}")
+    names = [each.name for each in dataclasses.fields(DataOptions)]
+    for name in given:
+        if name not in names:
+            raise UserError(f"data_options: {unknown_field(name, dict.fromkeys(names), '')}")
+    try:
+        read: DataOptions = validate(DataOptions, given)
+    except UserError as error:
+        raise UserError(f"data_options.{error}") from None
+    return read
+
+
+def describe_data_options() -> str:
+    """Return what a form says about `data_options`: an example, and all fields with their defaults."""
+    values = dataclasses.asdict(DataOptions())
+    fields = ", ".join(f"{name} ({json.dumps(value)})" for name, value in values.items())
+    return f'How images are prepared, a JSON object like {{"labels": "folders", "on_error": "skip"}}. Fields: {fields}.'
+
+
+def check_settings(
+    experiment_preset: str,
+    experiment_overrides: Sequence[str],
+    data_options: str,
+    data_resources: str,
+    train_resources: str,
+    evaluate_resources: str,
+) -> tuple[Any, ...]:
+    """Check all settings of a run, before any step works.
+
+    Args:
+        experiment_preset: Name of the experiment; empty checks none.
+        experiment_overrides: Its overrides.
+        data_options: As for `read_data_options`.
+        data_resources: As for `components.launch.resources.read_resources`, like the others.
+        train_resources: Likewise.
+        evaluate_resources: Likewise.
+
+    Returns:
+        The fields of `PodSize` for each stage, in the order of `STAGES`.
+
+    Raises:
+        UserError: A setting does not fit; the message names it.
+    """
+    if experiment_preset:
+        from training.config.presets import preset
+
+        preset(experiment_preset, experiment_overrides)
+    read_data_options(data_options)
+    sizes: list[Any] = []
+    for stage, text in zip(STAGES, (data_resources, train_resources, evaluate_resources), strict=True):
+        resources = read_resources(text, stage=stage)
+        where = {"local": "in the step's pod", "rayjob": "on a Ray cluster made for it", "address": f"at {resources.ray_address}"}
+        say(f"{stage}: {resources.num_workers} worker(s) {where[resources.ray_mode]}, {resources.cpu} core(s) and {resources.memory} a pod")
+        sizes.extend(resources.pod)
+    return tuple(sizes)
