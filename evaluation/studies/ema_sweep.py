@@ -23,12 +23,8 @@ from evaluation.reports.study import Study, as_json
 from evaluation.reports.table_page import table_page
 from evaluation.sampling.trained_model import ModelSpec
 from evaluation.selection.final_choice import stored_result
-from training import storage
 from training.checkpoints import averages, checkpoint
-from training.console import say
 from training.models.posthoc_ema import ReconstructionError
-
-REBUILT = "rebuilt"
 
 
 class SweepError(ValueError):
@@ -145,18 +141,13 @@ def _find(run_uri: str, step: int, decay: float, *, kept: bool, max_error: float
     uri, weights = checkpoint.checkpoint_uri(run_uri, step), f"ema_{decay}"
     if kept and weights in checkpoint.weights_names(uri):
         return dataclasses.replace(point, checkpoint_uri=uri, weights=weights)
-    out_uri = storage.join(run_uri, REBUILT, f"decay={decay}")
-    uri = checkpoint.checkpoint_uri(out_uri, step)
     try:
-        if step not in checkpoint.steps(out_uri):
-            averages.rebuild_average(run_uri, out_uri, decay=decay, step=step, max_error=max_error)
-            say(f"rebuilt the average of decay {decay:g} at step {step:,}")
+        rebuilt = averages.find_or_rebuild(run_uri, decay=decay, step=step, max_error=max_error)
     except ReconstructionError as error:
         return dataclasses.replace(point, source=str(error))
-    rebuild_error = checkpoint.load(uri, "state.json")["rebuilt"]["error"]
-    if rebuild_error > max_error:  # an earlier sweep allowed more
-        return dataclasses.replace(point, source=f"the rebuilt average of decay {decay:g} is off by {rebuild_error:.2%}")
-    return dataclasses.replace(point, source="rebuilt", rebuild_error=rebuild_error, checkpoint_uri=uri, weights=weights)
+    return dataclasses.replace(
+        point, source="rebuilt", rebuild_error=rebuilt.error, checkpoint_uri=rebuilt.checkpoint_uri, weights=rebuilt.weights
+    )
 
 
 def _score(point: SweepPoint, data_uri: str, reference_uri: str, options: EvaluationOptions, full: bool) -> EvaluationResult:

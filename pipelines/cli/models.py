@@ -164,7 +164,7 @@ def import_checkpoint(
 ) -> None:
     """Make one of our checkpoints from a published file."""
     connect()
-    from training.checkpoints.exchange import import_checkpoint as make
+    from training.checkpoints.import_export import import_checkpoint as make
 
     print(json.dumps(make(file, run, preset=preset or None, overrides=overrides), indent=2))
 
@@ -176,7 +176,7 @@ def export_checkpoint(
 ) -> None:
     """Write a checkpoint's weights as one file."""
     connect()
-    from training.checkpoints.exchange import export_checkpoint as write
+    from training.checkpoints.import_export import export_checkpoint as write
 
     print(json.dumps(write(checkpoint, file, weights=weights or None), indent=2))
 

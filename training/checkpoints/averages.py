@@ -1,7 +1,6 @@
-"""Averages of a run's weights that it did not keep, from the snapshots that it stored with its checkpoints.
+"""Averages of a run's weights that training did not keep, rebuilt from the snapshots that it stored with its checkpoints.
 
-The sweep of supplement figure 7 from a single run: each rebuilt average is a checkpoint of its own, for sampling and
-scoring.
+This gives the sweep of supplement figure 7 from a single run: each rebuilt average is a checkpoint of its own, for sampling and scoring.
 """
 
 from __future__ import annotations
@@ -20,29 +19,33 @@ from training.models.posthoc_ema import ReconstructionError, Snapshot, combine, 
 from training.models.unet import make_model
 
 DIRECTORY = "averages"
+REBUILT_DIRECTORY = "rebuilt"
 _PREFIX = "power_ema_"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RebuiltAverage:
+    """A rebuilt average: a checkpoint, the name of the weights in it, and their expected relative error."""
+
+    checkpoint_uri: str
+    weights: str
+    error: float
+
+
 def snapshots_uri(run_uri: str) -> str:
-    """Where a run keeps its snapshots: apart from its checkpoints, of which only some are kept."""
+    """Return the directory of a run's snapshots, apart from its checkpoints, of which only some are kept."""
     return storage.join(run_uri, DIRECTORY)
 
 
 def keep_snapshot(run_uri: str, step: int, files: Mapping[str, Any]) -> None:
-    """Stores what of a checkpoint's files is a snapshot, if anything is."""
-    found = snapshot_files(files)
-    if found:
-        checkpoint.save(snapshots_uri(run_uri), step, found)
-
-
-def snapshot_files(files: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a checkpoint's files is a snapshot of the averages, and what says whose it is."""
+    """Store the power-function averages among a checkpoint's files, if there are any, with the experiment."""
     averages = {name: value for name, value in files.items() if name.startswith(_PREFIX)}
-    return {checkpoint.EXPERIMENT: files[checkpoint.EXPERIMENT], **averages} if averages else {}
+    if averages:
+        checkpoint.save(snapshots_uri(run_uri), step, {checkpoint.EXPERIMENT: files[checkpoint.EXPERIMENT], **averages})
 
 
 def snapshots(run_uri: str) -> list[Snapshot]:
-    """The power-function averages that the run stored, earliest first."""
+    """Return the power-function averages that the run stored, earliest first."""
     run_uri = snapshots_uri(run_uri)
     found = []
     for step in checkpoint.steps(run_uri):
@@ -54,19 +57,44 @@ def snapshots(run_uri: str) -> list[Snapshot]:
 
 
 def initial_weights(experiment: Experiment) -> dict[str, Tensor]:
-    """The weights before the first update, which the experiment's seed decides."""
+    """Return the weights before the first update, which follow from the experiment's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         return make_model(experiment).state_dict()
 
 
+def find_or_rebuild(run_uri: str, *, decay: float, step: int, max_error: float = 0.005) -> RebuiltAverage:
+    """Return the average of a decay at a step out of the run's directory, rebuilt now where it is not stored there.
+
+    Args:
+        run_uri: A run that stored snapshots (`optim.ema_snapshot_stds`).
+        decay: The decay of the average.
+        step: Number of updates.
+        max_error: Largest expected error, in units of the distance from the weights to the average.
+
+    Raises:
+        ReconstructionError: The snapshots do not determine the average to `max_error`.
+    """
+    directory = storage.join(run_uri, REBUILT_DIRECTORY, f"decay={decay}")
+    for candidate in (directory, storage.join(run_uri, REBUILT_DIRECTORY, f"ema_{decay}")):  # the latter as ablations once named it
+        uri = checkpoint.checkpoint_uri(candidate, step)
+        if step in checkpoint.steps(candidate):
+            break
+    else:
+        uri = rebuild_average(run_uri, directory, decay=decay, step=step, max_error=max_error)["checkpoint_uri"]
+    error = float(checkpoint.load(uri, "state.json")["rebuilt"]["error"])
+    if error > max_error:  # an earlier call allowed more
+        raise ReconstructionError(f"the rebuilt average of decay {decay:g} at step {step} is off by {error:.2%} (allowed: {max_error:.2%})")
+    return RebuiltAverage(checkpoint_uri=uri, weights=f"ema_{decay}", error=error)
+
+
 def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int | None = None, max_error: float = 0.005) -> dict[str, Any]:
-    """Makes a checkpoint that holds an exponential average of any decay, as if training had kept it.
+    """Make a checkpoint that contains an exponential average of any decay, as if training had kept it.
 
     Args:
         run_uri: A run that stored snapshots (`optim.ema_snapshot_stds`).
         out_run_uri: Another run's directory, which gets the checkpoint; one for each decay.
-        decay: Of the wanted average.
+        decay: The decay of the average.
         step: Number of updates; None is the last snapshot's.
         max_error: Largest expected error, in units of the distance from the weights to the average.
 

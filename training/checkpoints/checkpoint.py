@@ -1,10 +1,10 @@
-"""Checkpoints in a run's directory: whole or not there, plain tensors and JSON, with the experiment inside.
+"""Checkpoints in a run's directory: complete or absent, plain tensors and JSON, with the experiment inside.
 
     <run>/checkpoints/step=00010000/experiment.json  model.pt  ema_0.9999.pt  optimizer.pt  state.json  complete.json
 
-`complete.json` lists the other files with their sizes and sha256 and is written last: a directory without it is half a
-checkpoint, which nothing here reads. `.pt` files are state dicts of tensors, numbers and strings, read with
-`weights_only=True`, so that a checkpoint can't run code.
+`complete.json` lists the other files with their sizes and sha256 and is written last: a directory without it is half a checkpoint,
+which nothing here reads. `.pt` files are state dicts of tensors, numbers and strings, read with `weights_only=True`, so that a
+checkpoint can't run code.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ MODEL = "model"
 
 
 def checkpoint_uri(run_uri: str, step: int) -> str:
-    """Directory of the checkpoint after `step` updates."""
+    """Return the directory of the checkpoint after `step` updates."""
     if not 0 <= step < 10**8:
         raise CheckpointError(f"step {step} is not in 0..99,999,999")
     return storage.join(run_uri, DIRECTORY, f"step={step:08d}")
 
 
 def step_of(uri: str) -> int:
-    """The number of updates that the checkpoint in that directory has seen.
+    """Return the number of updates of the checkpoint in that directory.
 
     Raises:
         CheckpointError: It is not the directory of a checkpoint.
@@ -55,15 +55,15 @@ def step_of(uri: str) -> int:
 
 
 def save(run_uri: str, step: int, files: Files) -> str:
-    """Writes a checkpoint; whoever looks sees all of it or none.
+    """Write a checkpoint; readers find all of it or nothing.
 
-    The same content again is not written again. Other content for the same step (a run that went back and took another
-    way) replaces the old, which is taken back first.
+    The same content is not written again. Other content for the same step (of a run that was rolled back) replaces the old, which becomes
+    incomplete first.
 
     Args:
         run_uri: The run's directory.
         step: Number of updates so far.
-        files: What to write.
+        files: The files, by name.
 
     Returns:
         The checkpoint's directory.
@@ -89,23 +89,23 @@ def save(run_uri: str, step: int, files: Files) -> str:
 
 
 def steps(run_uri: str) -> list[int]:
-    """Steps of the complete checkpoints, in increasing order."""
+    """Return the steps of the complete checkpoints, in increasing order."""
     return sorted(step for step, complete in _found(run_uri).items() if complete)
 
 
 def latest(run_uri: str) -> str | None:
-    """Directory of the complete checkpoint with the most updates, or None; half-written ones don't count."""
+    """Return the directory of the complete checkpoint with the most updates, or None."""
     complete = steps(run_uri)
     return checkpoint_uri(run_uri, complete[-1]) if complete else None
 
 
 def clean(run_uri: str) -> list[int]:
-    """Removes half-written checkpoints, and the latest ones as far as they are damaged, so that the one before is the latest.
+    """Remove half-written checkpoints, and damaged ones from the latest back to the first whole one.
 
-    For the run itself when it starts: another process may be writing one.
+    Only the run itself may call this, when it starts: for another process, a half-written one may be on its way.
 
     Returns:
-        Steps of what was removed.
+        The steps of the removed checkpoints.
 
     Raises:
         StorageError: A checkpoint can't be read.
@@ -130,7 +130,7 @@ def clean(run_uri: str) -> list[int]:
 
 
 def remove(run_uri: str, unwanted: Collection[int]) -> None:
-    """Removes the checkpoints of some steps; one that is removed halfway doesn't count any more, and `clean` takes its rest."""
+    """Remove the checkpoints of some steps; one that is removed halfway is incomplete, and `clean` removes its rest."""
     for step in sorted(unwanted):
         uri = checkpoint_uri(run_uri, step)
         storage.delete(storage.join(uri, COMPLETE))
@@ -138,7 +138,7 @@ def remove(run_uri: str, unwanted: Collection[int]) -> None:
 
 
 def file_names(uri: str) -> tuple[str, ...]:
-    """Names of a complete checkpoint's files.
+    """Return the names of a complete checkpoint's files.
 
     Raises:
         CheckpointError: There is no complete checkpoint.
@@ -147,7 +147,7 @@ def file_names(uri: str) -> tuple[str, ...]:
 
 
 def load_bytes(uri: str, name: str) -> bytes:
-    """The content of one file of a checkpoint, checked against its sha256.
+    """Return the content of one file of a checkpoint, checked against its sha256.
 
     Raises:
         CheckpointError: There is no complete checkpoint, no such file in it, or it is damaged.
@@ -158,14 +158,14 @@ def load_bytes(uri: str, name: str) -> bytes:
 
 
 def load(uri: str, name: str) -> dict[str, Any]:
-    """One state dict (`.pt`, on the CPU) or JSON object (`.json`) of a checkpoint.
+    """Return one state dict (`.pt`, on the CPU) or JSON object (`.json`) of a checkpoint.
 
     Args:
         uri: The checkpoint's directory.
         name: The file's name.
 
     Raises:
-        CheckpointError: As for `load_bytes`, or the file holds something else.
+        CheckpointError: As for `load_bytes`, or the file contains something else.
         StorageError: It can't be read.
     """
     with _checked(uri, name) as path:
@@ -173,12 +173,12 @@ def load(uri: str, name: str) -> dict[str, Any]:
 
 
 def load_experiment(uri: str) -> Experiment:
-    """Return the experiment that the checkpoint belongs to.
+    """Return the experiment of the checkpoint.
 
-    The run's own `experiment.json` says how the run is evaluated now, which may have changed after the checkpoint was written.
+    Its evaluation section is that of the run's own `experiment.json`, which may have changed after the checkpoint was written.
 
     Raises:
-        CheckpointError: As for `load_bytes`, or the experiment is not one that this program knows.
+        CheckpointError: As for `load_bytes`, or this program does not know the experiment's fields.
     """
     try:
         experiment = Experiment.from_json(load_bytes(uri, EXPERIMENT))
@@ -193,19 +193,19 @@ def load_experiment(uri: str) -> Experiment:
 
 
 def weights_names(uri: str) -> tuple[str, ...]:
-    """What can be asked of `load_model_state`: the experiment's averages in its order, then "model"."""
+    """Return the names that `load_model_state` accepts: the experiment's averages in its order, then "model"."""
     present = file_names(uri)
     names = [f"ema_{decay}" for decay in load_experiment(uri).optim.ema_decays] + [MODEL]
     return tuple(name for name in names if f"{name}.pt" in present)
 
 
 def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
-    """The network's weights.
+    """Return the network's weights.
 
     Args:
         uri: The checkpoint's directory.
-        weights: "ema_0.9999" (an average by its decay) or "model" (the weights that are trained); None takes the
-            experiment's first average.
+        weights: "ema_0.9999" (an average, by its decay) or "model" (the weights that the optimiser updates); None takes the experiment's
+            first average.
 
     Raises:
         CheckpointError: As for `load_bytes`, or there are no such weights.
@@ -220,19 +220,19 @@ def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
 class AsyncWriter:
     """Writes checkpoints in one background thread, from copies, so that training goes on meanwhile.
 
-    A failure is raised by the next call. At most one checkpoint waits: memory holds one copy, and a store that is
-    slower than the interval slows training down instead of filling memory.
+    A failure is raised by the next call. At most one checkpoint is on its way: memory contains one copy, and a store that is slower than
+    the interval slows training down instead of filling memory.
     """
 
     def __init__(
         self, run_uri: str, *, first: Callable[[int, Files], None] = lambda step, files: None, retry_seconds: float = storage.OUTAGE_SECONDS
     ) -> None:
-        """Starts no thread yet.
+        """Start no thread yet.
 
         Args:
             run_uri: The run's directory.
-            first: Writes what has to be there whenever the checkpoint is; called in the background, perhaps twice.
-            retry_seconds: How long a store that does not answer is tried again.
+            first: Writes whatever must be stored before the checkpoint; called in the background, perhaps twice.
+            retry_seconds: How long a store that does not answer is retried.
         """
         self._run_uri = run_uri
         self._first = first
@@ -241,7 +241,7 @@ class AsyncWriter:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, files: Files, on_saved: Callable[[str], None] | None = None) -> None:
-        """Copies the values now and writes them later.
+        """Copy the values now and write them later.
 
         Args:
             step: Number of updates so far.
@@ -257,7 +257,7 @@ class AsyncWriter:
         self._pending = self._pool.submit(self._write, step, copies, on_saved)
 
     def wait(self) -> None:
-        """Returns once nothing is being written.
+        """Return once nothing is being written.
 
         Raises:
             CheckpointError: The checkpoint failed so.
@@ -268,7 +268,7 @@ class AsyncWriter:
             pending.result()
 
     def close(self) -> None:
-        """Waits, and ends the thread."""
+        """Wait, and end the thread."""
         try:
             self.wait()
         finally:
@@ -285,7 +285,7 @@ class AsyncWriter:
 
 
 def _found(run_uri: str) -> dict[int, bool]:
-    """Every step of which there is anything, and whether it is complete."""
+    """Return every step that has a file, and whether its checkpoint is complete."""
     found: dict[int, bool] = {}
     for uri in storage.list_uris(storage.join(run_uri, DIRECTORY)):
         match = re.search(rf"/{DIRECTORY}/step=(\d{{8}})/([^/]+)$", uri)
@@ -296,7 +296,7 @@ def _found(run_uri: str) -> dict[int, bool]:
 
 
 def _read_complete(uri: str) -> Any:
-    """What `complete.json` says; None where it is missing or damaged."""
+    """Return the content of `complete.json`; None where it is missing or damaged."""
     try:
         complete = json.loads(storage.read_bytes(storage.join(uri, COMPLETE)))
     except (storage.ObjectNotFoundError, ValueError):
@@ -314,7 +314,7 @@ def _complete(uri: str) -> Any:
 
 @contextlib.contextmanager
 def _checked(uri: str, name: str) -> Iterator[Path]:
-    """A local file of a checkpoint whose bytes are those that were written."""
+    """Give a local file of a checkpoint, whose bytes are those that were written."""
     files = _complete(uri)["files"]
     if name not in files:
         raise CheckpointError(f"{uri}: has no file {name!r}; it has {', '.join(files)}")

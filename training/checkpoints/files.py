@@ -1,4 +1,4 @@
-"""What a checkpoint's files hold, and how they get to this machine's disk: plain tensors, numbers, strings and JSON."""
+"""Read and write a checkpoint's files on this machine's disk: plain tensors, numbers, strings and JSON."""
 
 from __future__ import annotations
 
@@ -13,31 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.config.errors import UserError
+
 Files = Mapping[str, Mapping[str, Any] | bytes]
 """By file name: a state dict for `.pt`, a JSON object for `.json`, or the bytes themselves."""
 
-_ALMOST_NOTHING = 2**20
-"""Free bytes of a disk on which writing has failed for want of room."""
+_FULL_DISK_BYTES = 2**20
+"""A disk with fewer free bytes, on which writing has failed, counts as full."""
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, half-written, damaged or can't be written; the message has the remedy."""
+class CheckpointError(UserError):
+    """A checkpoint that is missing, half-written, damaged or can't be written; the message names the remedy.
+
+    Own class, since a run that resumes removes a damaged checkpoint and takes the one before.
+    """
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file, as `complete.json` lists them."""
+    """Return the size and sha256 of a file, as `complete.json` lists them."""
     with path.open("rb") as file:
         return {"num_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def write_file(path: Path, value: Mapping[str, Any] | bytes) -> dict[str, Any]:
-    """Writes a value in the form that its file's name asks for.
+    """Write a value in the format of its file's suffix.
 
     Returns:
-        Its description.
+        The file's description, as `describe`.
 
     Raises:
-        CheckpointError: It is neither tensors nor plain data, or the disk is full.
+        CheckpointError: The value is neither tensors nor plain data, or the disk is full.
     """
     try:
         if isinstance(value, bytes):
@@ -48,15 +53,15 @@ def write_file(path: Path, value: Mapping[str, Any] | bytes) -> dict[str, Any]:
             torch.save(plain(value, path.name, copy=False), path)
     except TypeError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
-    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as RuntimeError, in words about itself
-        full = shutil.disk_usage(path.parent).free < _ALMOST_NOTHING
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError about itself
+        full = shutil.disk_usage(path.parent).free < _FULL_DISK_BYTES
         reason = "the disk is full" if full else f"can't be written ({' '.join(str(error).split())})"
         raise CheckpointError(f"{path}: {reason}; free some space there, or point TMPDIR elsewhere") from error
     return describe(path)
 
 
 def plain(value: Any, path: str, *, copy: bool) -> Any:
-    """The value with every tensor on the CPU and no larger than itself (a view would drag its whole storage along).
+    """Return the value with every tensor on the CPU and without the rest of its storage (a view would be saved with all of it).
 
     Args:
         value: Tensors, numbers, strings, and dictionaries, lists and tuples of them.
@@ -82,21 +87,21 @@ def plain(value: Any, path: str, *, copy: bool) -> Any:
 
 
 def read_file(path: Path, uri: str) -> dict[str, Any]:
-    """The state dict (tensors on the CPU) or JSON object in a file.
+    """Return the state dict (tensors on the CPU) or JSON object in a file.
 
     Args:
         path: The file.
-        uri: Where it came from, for the message.
+        uri: Its origin, for the message.
 
     Raises:
-        CheckpointError: It holds something else.
+        CheckpointError: It contains something else.
     """
     try:
         value = json.loads(path.read_bytes()) if uri.endswith(".json") else torch.load(path, map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        # Of an unpickled file torch's own words advise to run what it holds.
-        reason = "it holds something else" if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0]
+        # PyTorch's own message about code in a file recommends to run it.
+        reason = "it contains something else" if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0]
         raise CheckpointError(f"{uri}: can't be read as plain tensors and data ({reason})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{uri}: holds a {type(value).__name__} instead of a dictionary")
+        raise CheckpointError(f"{uri}: contains a {type(value).__name__} instead of a dictionary")
     return value

@@ -279,15 +279,13 @@ def _likelihood(model: TrialModel, timesteps: tuple[int, ...] | None, *, terms: 
 
 def _rebuild(model: TrialModel, decay: float, step: int) -> TrialModel | None:
     """Return the model with its average of that decay at that step, or None where the snapshots do not determine it."""
-    out_uri = storage.join(model.run_uri, "rebuilt", f"ema_{decay}")
-    uri = checkpoint.checkpoint_uri(out_uri, step)
-    if step not in checkpoint.steps(out_uri):
-        try:
-            averages.rebuild_average(model.run_uri, out_uri, decay=decay, step=step, max_error=_MAX_REBUILD_ERROR)
-        except ReconstructionError as error:
-            say(f"step {step:,} is left out: {error}")
-            return None
-    return replace(model, checkpoint_uri=uri, weights=f"ema_{decay}", step=step, experiment=checkpoint.load_experiment(uri))
+    try:
+        rebuilt = averages.find_or_rebuild(model.run_uri, decay=decay, step=step, max_error=_MAX_REBUILD_ERROR)
+    except ReconstructionError as error:
+        say(f"step {step:,} is left out: {error}")
+        return None
+    uri = rebuilt.checkpoint_uri
+    return replace(model, checkpoint_uri=uri, weights=rebuilt.weights, step=step, experiment=checkpoint.load_experiment(uri))
 
 
 def _digests(spec: ModelSpec) -> list[str]:

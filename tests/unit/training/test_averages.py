@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.checkpoints import checkpoint
-from training.checkpoints.averages import initial_weights, rebuild_average, snapshot_files, snapshots, snapshots_uri
+from training.checkpoints.averages import find_or_rebuild, initial_weights, keep_snapshot, rebuild_average, snapshots
 from training.config import presets
 from training.models.ema import EMA, PowerEMA
 from training.models.posthoc_ema import ReconstructionError
@@ -39,7 +39,7 @@ def test_a_rebuilt_average_is_a_checkpoint_that_equals_the_average_kept_in_train
         if step % 50 == 0:
             files = {f"power_ema_{std}.pt": power.state_dict(std) for std in STDS}
             whole = {"experiment.json": EXPERIMENT.to_json().encode(), "model.pt": model.state_dict(), **files}
-            checkpoint.save(snapshots_uri(run), step, snapshot_files(whole))
+            keep_snapshot(run, step, whole)
 
     result = rebuild_average(run, str(tmp_path / "rebuilt"), decay=DECAY)
     assert (result["weights"], result["step"], result["num_snapshots"]) == (f"ema_{DECAY}", 500, 30)
@@ -48,6 +48,19 @@ def test_a_rebuilt_average_is_a_checkpoint_that_equals_the_average_kept_in_train
     rebuilt, kept = checkpoint.load_model_state(result["checkpoint_uri"]), ema.state_dict(DECAY)
     gap = math.sqrt(sum(float((rebuilt[name] - kept[name]).square().sum()) for name in kept))
     assert gap / (ema.distances(model)[DECAY] * math.sqrt(sum(float(t.square().sum()) for t in model.state_dict().values()))) < 0.005
+
+    found = find_or_rebuild(run, decay=DECAY, step=500)
+    assert found.checkpoint_uri == f"{run}/rebuilt/decay={DECAY}/checkpoints/step=00000500"
+    written = Path(found.checkpoint_uri, "complete.json").stat().st_mtime_ns
+    assert find_or_rebuild(run, decay=DECAY, step=500) == found
+    assert Path(found.checkpoint_uri, "complete.json").stat().st_mtime_ns == written, "a second study finds the first one's"
+    with pytest.raises(ReconstructionError, match=r"is off by \S+% \(allowed:"):
+        find_or_rebuild(run, decay=DECAY, step=500, max_error=found.error / 2)
+
+
+def test_an_average_that_an_ablation_once_stored_is_found(tmp_path: Path) -> None:
+    uri = checkpoint.save(str(tmp_path / "rebuilt" / "ema_0.5"), 3, {"state.json": {"rebuilt": {"error": 0.001}}})
+    assert find_or_rebuild(str(tmp_path), decay=0.5, step=3).checkpoint_uri == uri
 
 
 def test_a_run_without_snapshots_is_told_so(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""The published OpenAI checkpoints: which experiment a state dict is, and what the released code calls an experiment.
+"""The published OpenAI checkpoints: find the experiment of a state dict, and write an experiment as flags of the released code.
 
-The released code keeps a network as a bare state dict: nothing in it says which experiment it was. Its published files
-are known by name; the tensors' names and shapes then have to be that experiment's. Names are the same on both sides, so
-nothing is renamed.
+The released code stores a network as a bare state dict, which does not name its experiment. Its published files are known by name; the
+tensors' names and shapes then have to be that experiment's. Names are the same on both sides, so nothing is renamed.
 """
 
 from __future__ import annotations
@@ -15,84 +14,81 @@ import torch
 from torch import Tensor
 
 from training.config import presets
+from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.models.unet import make_model
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class ReleasedError(ValueError):
-    """A file that can't be imported or exported; the message says why and what to give instead."""
-
-
 @dataclass(frozen=True, slots=True)
-class Released:
-    """A published checkpoint: the preset that it is, and its number of updates."""
+class Published:
+    """A published checkpoint: its preset, and its number of updates."""
 
     preset: str
     step: int
 
 
-RELEASED = {
-    "imagenet64_uncond_100M_1500K": Released("imagenet64-hybrid-cosine-1500k", 1_500_000),
-    "imagenet64_uncond_vlb_100M_1500K": Released("imagenet64-vlb-cosine-1500k", 1_500_000),
-    "cifar10_uncond_50M_500K": Released("cifar10-hybrid-cosine", 500_000),
-    "cifar10_uncond_vlb_50M_500K": Released("cifar10-vlb-cosine", 500_000),
-    "imagenet64_cond_270M_250K": Released("imagenet64-cond-hybrid-cosine-large", 250_000),
-    "upsample_cond_500K": Released("imagenet256-upsampler-hybrid-linear", 500_000),
-    "lsun_uncond_100M_1200K_bs128": Released("lsun-bedroom-hybrid-linear-bs128-released", 1_200_000),
-    "lsun_uncond_100M_2400K_bs64": Released("lsun-bedroom-hybrid-linear-bs64-released", 2_400_000),
+PUBLISHED = {
+    "imagenet64_uncond_100M_1500K": Published("imagenet64-hybrid-cosine-1500k", 1_500_000),
+    "imagenet64_uncond_vlb_100M_1500K": Published("imagenet64-vlb-cosine-1500k", 1_500_000),
+    "cifar10_uncond_50M_500K": Published("cifar10-hybrid-cosine", 500_000),
+    "cifar10_uncond_vlb_50M_500K": Published("cifar10-vlb-cosine", 500_000),
+    "imagenet64_cond_270M_250K": Published("imagenet64-cond-hybrid-cosine-large", 250_000),
+    "upsample_cond_500K": Published("imagenet256-upsampler-hybrid-linear", 500_000),
+    "lsun_uncond_100M_1200K_bs128": Published("lsun-bedroom-hybrid-linear-bs128-released", 1_200_000),
+    "lsun_uncond_100M_2400K_bs64": Published("lsun-bedroom-hybrid-linear-bs64-released", 2_400_000),
 }
 
 
 def expected_shapes(experiment: Experiment) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in the state dict of an experiment's network."""
+    """Return the name and shape of every tensor in the state dict of an experiment's network."""
     with torch.device("meta"):
         return shapes_of(make_model(experiment).state_dict())
 
 
 def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, overrides: Iterable[str] = ()) -> Experiment:
-    """The experiment that a state dict belongs to.
+    """Return the experiment that a state dict belongs to.
 
     Args:
         shapes: Name and shape of each of its tensors.
-        file_name: The file's name, which is a published checkpoint's or says nothing.
-        preset: The preset that it is, where the name does not say.
+        file_name: The file's name, which may be that of a published checkpoint.
+        preset: The preset of the network, where the file's name does not tell it.
         overrides: How it differs from the preset.
 
     Raises:
-        ReleasedError: The tensors are not the named experiment's, or fit none or several of the published ones.
-        UserError: There is no such preset, or an override is invalid.
+        UserError: The tensors are not the named experiment's, or fit none or several of the published ones; there is no such preset, or an
+            override is invalid.
     """
     overrides = tuple(overrides)
-    known = max((name for name in RELEASED if name in file_name), key=len, default=None)
-    named = preset or (RELEASED[known].preset if known else None)
+    known = max((name for name in PUBLISHED if name in file_name), key=len, default=None)
+    named = preset or (PUBLISHED[known].preset if known else None)
     if named is not None:
         experiment = presets.preset(named, overrides)
         difference = describe_difference(expected_shapes(experiment), shapes)
         if difference:
-            raise ReleasedError(f"{file_name}: is not a network of {named}: {difference}")
+            raise UserError(f"{file_name}: is not a network of {named}: {difference}")
         return experiment
     if overrides:
-        raise ReleasedError("overrides change a preset; name the preset too")
-    candidates = {released.preset: expected_shapes(presets.preset(released.preset)) for released in RELEASED.values()}
+        raise UserError("overrides change a preset; name the preset too")
+    candidates = {published.preset: expected_shapes(presets.preset(published.preset)) for published in PUBLISHED.values()}
     fitting = [name for name, expected in candidates.items() if expected == dict(shapes)]
     if len(fitting) == 1:
         return presets.preset(fitting[0])
     if fitting:
-        raise ReleasedError(
+        raise UserError(
             f"{file_name}: its tensors fit {', '.join(fitting)}, whose difference tensors do not show; name the preset that it is, "
-            f"or keep the published file name ({', '.join(name for name, released in RELEASED.items() if released.preset in fitting)})"
+            f"or keep the published file name ({', '.join(name for name, published in PUBLISHED.items() if published.preset in fitting)})"
         )
     nearest = min(candidates, key=lambda name: _num_differences(candidates[name], shapes))
-    raise ReleasedError(
+    raise UserError(
         f"{file_name}: its tensors are no published network's; the nearest, {nearest}, differs: "
         f"{describe_difference(candidates[nearest], shapes)}. If it was trained with other settings, name a preset and overrides"
     )
 
 
 def describe_difference(expected: Shapes, found: Shapes) -> str:
-    """What sets two state dicts apart, in one line: the first of each kind and how many more; empty where nothing does."""
+    """Return the differences of two state dicts in one line: the first of each kind and how many more; empty where there is none."""
     missing = [f"{name} {list(expected[name])} is missing" for name in expected if name not in found]
     surplus = [f"{name} {list(found[name])} is not expected" for name in found if name not in expected]
     other = [
@@ -104,21 +100,21 @@ def describe_difference(expected: Shapes, found: Shapes) -> str:
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor."""
+    """Return the name and shape of each tensor."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def step_of(file_name: str, experiment: Experiment) -> int:
-    """Number of updates that a file's weights have seen, as its name says; else the experiment's last."""
-    known = max((name for name in RELEASED if name in file_name), key=len, default=None)
+    """Return the number of updates in a file's name; where there is none, the experiment's last."""
+    known = max((name for name in PUBLISHED if name in file_name), key=len, default=None)
     if known is not None:
-        return RELEASED[known].step
+        return PUBLISHED[known].step
     written = re.search(r"(\d{6,8})\.pt$", file_name)  # the released code's model200000.pt and ema_0.9999_200000.pt
     return int(written[1]) if written else experiment.optim.num_steps
 
 
 def reference_flags(experiment: Experiment) -> str | None:
-    """Command-line flags with which the released code builds this network and process; None where it has none.
+    """Return the command-line flags with which the released code builds this network and process; None where it can't.
 
     Its stages follow from the image size, images are RGB, labels are 1,000, and lambda does not matter in sampling.
     """

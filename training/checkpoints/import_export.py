@@ -1,7 +1,6 @@
-"""Networks from files of the released code, and to files that it and others read.
+"""Import networks from files of the released code, and export them to files that it and other programs read.
 
-Whether the published weights are the averaged ones is not documented, so an imported checkpoint holds them as "model"
-and claims no average.
+It is not documented whether the published weights are averages, so an imported checkpoint contains them as "model" and no average.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from torch import Tensor
 
 from training import storage
 from training.checkpoints import checkpoint
-from training.checkpoints.released import (
-    ReleasedError,
+from training.checkpoints.published import (
     describe_difference,
     expected_shapes,
     recognise,
@@ -38,8 +36,8 @@ class Imported:
     """A network from a file.
 
     Attributes:
-        experiment: Which experiment it is.
-        step: Number of updates it has seen, as the file's name says; else the experiment's last.
+        experiment: Its experiment.
+        step: Number of updates in the file's name; where there is none, the experiment's last.
         state: Its weights, float32.
     """
 
@@ -49,36 +47,35 @@ class Imported:
 
 
 def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterable[str] = ()) -> Imported:
-    """Reads a network from a `.pt` file of the released code, or from what `export_checkpoint` wrote.
+    """Read a network from a `.pt` file of the released code, or from a file that `export_checkpoint` wrote.
 
     Args:
         file_uri: A path or s3:// URI.
-        preset: The preset that it is, where neither the file nor its name says.
+        preset: The preset of the network, where neither the file nor its name tells it.
         overrides: How it differs from the preset.
 
     Raises:
-        ReleasedError: The file does not hold the weights of one network, or as for `recognise`.
-        UserError: As for `recognise`.
+        UserError: The file does not contain the weights of one network, or as for `recognise`.
         StorageError: The file can't be read.
     """
     file_name = file_uri.rstrip("/").rpartition("/")[2]
     with storage.open_local(file_uri) as path:
-        state, carried = _read(path, file_name)
+        state, embedded = _read(path, file_name)
         # Copied out of the file here: tensors that map it must not outlive it.
         state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
     overrides = tuple(overrides)
-    if carried is not None and preset is None:
-        experiment = carried.override(overrides)
+    if embedded is not None and preset is None:
+        experiment = embedded.override(overrides)
         difference = describe_difference(expected_shapes(experiment), shapes_of(state))
         if difference:
-            raise ReleasedError(f"{file_name}: is not a network of the experiment that it carries: {difference}")
+            raise UserError(f"{file_name}: is not a network of the experiment that it contains: {difference}")
     else:
         experiment = recognise(shapes_of(state), file_name, preset=preset, overrides=overrides)
     return Imported(experiment=experiment, step=step_of(file_name, experiment), state=state)
 
 
 def import_checkpoint(file_uri: str, run_uri: str, *, preset: str | None = None, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Makes a checkpoint of ours from a published file: for sampling and scoring, not for going on with training.
+    """Make a checkpoint of ours from a published file: for sampling and scoring, not for resuming training.
 
     Args:
         file_uri: As `read_weights`.
@@ -91,7 +88,7 @@ def import_checkpoint(file_uri: str, run_uri: str, *, preset: str | None = None,
         to have right) and `weights`.
 
     Raises:
-        ReleasedError, UserError, StorageError: As `read_weights`.
+        UserError, StorageError: As `read_weights`.
         CheckpointError: The checkpoint can't be written.
     """
     imported = read_weights(file_uri, preset=preset, overrides=overrides)
@@ -118,10 +115,9 @@ def import_checkpoint(file_uri: str, run_uri: str, *, preset: str | None = None,
 
 
 def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None = None) -> dict[str, Any]:
-    """Writes the weights of a checkpoint as one file.
+    """Write the weights of a checkpoint as one file.
 
-    `.pt` is a bare state dict, which the released code reads; `.safetensors` carries the experiment too, in its
-    metadata.
+    `.pt` is a bare state dict, which the released code reads; `.safetensors` also contains the experiment, in its metadata.
 
     Args:
         checkpoint_uri: A checkpoint of ours.
@@ -133,13 +129,13 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
         released code builds this network (None where it can't).
 
     Raises:
-        ReleasedError: The file's name ends otherwise.
+        UserError: The file's name ends otherwise.
         CheckpointError: There is no such checkpoint, or no such weights in it.
         StorageError: The file can't be written.
     """
     suffix = Path(file_uri).suffix
     if suffix not in (".pt", ".safetensors"):
-        raise ReleasedError(f"{file_uri}: a file to export to ends in .pt (read by the released code) or .safetensors")
+        raise UserError(f"{file_uri}: a file to export to ends in .pt (read by the released code) or .safetensors")
     experiment = checkpoint.load_experiment(checkpoint_uri)
     chosen = weights or checkpoint.weights_names(checkpoint_uri)[0]
     state = {name: tensor.contiguous() for name, tensor in checkpoint.load_model_state(checkpoint_uri, chosen).items()}
@@ -164,14 +160,14 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
 
 
 def _read(path: Path, file_name: str) -> tuple[dict[str, Tensor], Experiment | None]:
-    """Tensors by name, and the experiment where the file carries one."""
+    """Return the tensors by name, and the experiment if the file contains one."""
     if file_name.endswith(".safetensors"):
         return _read_safetensors(path, file_name)
-    with _explained(file_name):
-        # Files of the zip format are mapped rather than read; pickled tensors only, no code.
+    with _read_errors_explained(file_name):
+        # A file in the zip format is memory-mapped. Only tensors are unpickled, no code.
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(value, Mapping) or not value or not all(isinstance(item, Tensor) for item in value.values()):
-        raise ReleasedError(f"{file_name}: does not hold the weights of a network (a dictionary of tensors); optimiser files do not")
+        raise UserError(f"{file_name}: does not contain the weights of a network (a dictionary of tensors); optimiser files do not")
     return {str(name): tensor for name, tensor in value.items()}, None
 
 
@@ -180,26 +176,26 @@ def _read_safetensors(path: Path, file_name: str) -> tuple[dict[str, Tensor], Ex
 
     try:
         with safe_open(path, framework="pt") as file:
-            carried = (file.metadata() or {}).get("experiment")
+            embedded = (file.metadata() or {}).get("experiment")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except SafetensorError as error:
-        raise ReleasedError(f"{file_name}: is not a safetensors file, or is damaged ({error})") from error
+        raise UserError(f"{file_name}: is not a safetensors file, or is damaged ({error})") from error
     try:
-        return state, Experiment.from_json(carried) if carried is not None else None
+        return state, Experiment.from_json(embedded) if embedded is not None else None
     except UserError as error:
-        raise ReleasedError(f"{file_name}: carries an experiment that this program does not know ({error}); name a preset") from error
+        raise UserError(f"{file_name}: contains an experiment that this program does not know ({error}); name a preset") from error
 
 
 @contextlib.contextmanager
-def _explained(file_name: str) -> Iterator[None]:
+def _read_errors_explained(file_name: str) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        # PyTorch's own words recommend loading it all the same.
-        raise ReleasedError(
+        # PyTorch's own message recommends to load it all the same.
+        raise UserError(
             f"{file_name}: can't be read as plain tensors: it is no file of torch.save, or holds other objects, which could run code; "
             "save the network's state_dict() alone"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
-        raise ReleasedError(f"{file_name}: can't be read as plain tensors; it is damaged or cut short ({reason})") from error
+        raise UserError(f"{file_name}: can't be read as plain tensors; it is damaged or cut short ({reason})") from error

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from training.checkpoints import checkpoint
-from training.checkpoints.exchange import export_checkpoint, import_checkpoint, read_weights
-from training.checkpoints.released import RELEASED, ReleasedError, describe_difference, expected_shapes, recognise, reference_flags
+from training.checkpoints.import_export import export_checkpoint, import_checkpoint, read_weights
+from training.checkpoints.published import PUBLISHED, describe_difference, expected_shapes, recognise, reference_flags
 from training.config import presets
 from training.config.errors import UserError
 from training.models.unet import make_model
@@ -25,19 +25,19 @@ def digits_state() -> dict[str, Tensor]:
     return {name: torch.randn_like(tensor) for name, tensor in make_model(presets.preset(DIGITS)).state_dict().items()}
 
 
-@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_file_is_recognised_by_its_name_and_verified_by_its_shapes(name: str) -> None:
-    released = RELEASED[name]
-    shapes = expected_shapes(presets.preset(released.preset))
-    assert recognise(shapes, f"{name}.pt").name == released.preset
-    assert recognise(shapes, f"{name} (1).pt").name == released.preset
+    published = PUBLISHED[name]
+    shapes = expected_shapes(presets.preset(published.preset))
+    assert recognise(shapes, f"{name}.pt").name == published.preset
+    assert recognise(shapes, f"{name} (1).pt").name == published.preset
     spoiled = dict(shapes) | {"out.2.weight": (1, 2, 3, 3)}
-    with pytest.raises(ReleasedError, match=rf"is not a network of {released.preset}: out\.2\.weight is \[1, 2, 3, 3\] where"):
+    with pytest.raises(UserError, match=rf"is not a network of {published.preset}: out\.2\.weight is \[1, 2, 3, 3\] where"):
         recognise(spoiled, f"{name}.pt")
 
 
 def test_published_presets_have_the_flags_that_the_files_were_trained_with() -> None:
-    flags = {name: presets.preset(released.preset).diffusion for name, released in RELEASED.items()}
+    flags = {name: presets.preset(published.preset).diffusion for name, published in PUBLISHED.items()}
     not_rescaled = {name for name, diffusion in flags.items() if not diffusion.rescale_timesteps}
     assert not_rescaled == {
         "imagenet64_cond_270M_250K",
@@ -60,7 +60,7 @@ def test_the_number_of_tensors_is_the_published_one() -> None:
 def test_shapes_alone_tell_an_upsampler_and_do_not_tell_the_objective() -> None:
     upsampler = expected_shapes(presets.preset("imagenet256-upsampler-hybrid-linear"))
     assert recognise(upsampler, "model.pt").name == "imagenet256-upsampler-hybrid-linear"
-    with pytest.raises(ReleasedError, match=r"fit cifar10-hybrid-cosine, cifar10-vlb-cosine, .* name the preset that it is"):
+    with pytest.raises(UserError, match=r"fit cifar10-hybrid-cosine, cifar10-vlb-cosine, .* name the preset that it is"):
         recognise(expected_shapes(presets.preset("cifar10-hybrid-cosine")), "model.pt")
     named = recognise(expected_shapes(presets.preset("cifar10-hybrid-cosine")), "model.pt", preset="cifar10-vlb-cosine")
     assert named.diffusion.objective == "vlb"
@@ -68,10 +68,10 @@ def test_shapes_alone_tell_an_upsampler_and_do_not_tell_the_objective() -> None:
 
 def test_another_architecture_is_answered_with_the_nearest_and_its_differences() -> None:
     narrow = expected_shapes(presets.preset("cifar10-hybrid-cosine", ["model.num_res_blocks=2"]))
-    with pytest.raises(ReleasedError, match=r"no published network's; the nearest, \S+, differs: .* name a preset and overrides"):
+    with pytest.raises(UserError, match=r"no published network's; the nearest, \S+, differs: .* name a preset and overrides"):
         recognise(narrow, "model.pt")
     assert recognise(narrow, "model.pt", preset="cifar10-hybrid-cosine", overrides=["model.num_res_blocks=2"]).model.num_res_blocks == 2
-    with pytest.raises(ReleasedError, match="name the preset too"):
+    with pytest.raises(UserError, match="name the preset too"):
         recognise(narrow, "model.pt", overrides=["model.num_res_blocks=2"])
     with pytest.raises(UserError, match=r"no preset .cifar10-hybrid.; did you mean"):
         recognise(narrow, "model.pt", preset="cifar10-hybrid")
@@ -144,7 +144,7 @@ class Trap:
     [
         (b"not a checkpoint", "opt000000.pt: can't be read as plain tensors"),
         (b"PK\3\4 the beginning of a file", "it is damaged or cut short"),
-        ({"state": {}, "param_groups": []}, "does not hold the weights of a network"),
+        ({"state": {}, "param_groups": []}, "does not contain the weights of a network"),
         (Trap(), r"can't be read as plain tensors: .* could run code; save the network's state_dict\(\) alone$"),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_file_that_is_no_network_is_refused_and_runs_no_code(
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(ReleasedError, match=message):
+    with pytest.raises(UserError, match=message):
         read_weights(str(path))
     assert "code ran" not in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
@@ -164,12 +164,12 @@ def test_a_file_that_is_no_network_is_refused_and_runs_no_code(
 
 def test_a_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
-    with pytest.raises(ReleasedError, match="is not a safetensors file, or is damaged"):
+    with pytest.raises(UserError, match="is not a safetensors file, or is damaged"):
         read_weights(str(tmp_path / "x.safetensors"))
 
 
 def test_a_file_is_exported_to_the_formats_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ReleasedError, match=r"ends in \.pt .* or \.safetensors"):
+    with pytest.raises(UserError, match=r"ends in \.pt .* or \.safetensors"):
         export_checkpoint(str(tmp_path), str(tmp_path / "model.onnx"))
 
 
