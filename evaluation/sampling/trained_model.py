@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.diffusion.ensemble import Ensemble, EnsembleError, ends_and_middle, require_same_process
+from training.diffusion.ensemble import Ensemble, ends_and_middle, require_same_process
 from training.diffusion.process import Model
 from training.models.unet import make_model
 
@@ -71,7 +72,7 @@ class ModelSpec:
 
         Raises:
             CheckpointError: A checkpoint or its weights are missing.
-            EnsembleError: The two don't go together.
+            UserError: The two don't go together.
         """
         model = load_model(self.checkpoint_uri, self.weights, device=device)
         if not self.ends_checkpoint_uri:
@@ -112,7 +113,7 @@ def ensemble(ends: TrainedModel, middle: TrainedModel, *, width: int = 100) -> T
     """Supplement section 4: `ends` (theta_vlb) for the first and last timesteps, `middle` (theta_hybrid) between.
 
     Raises:
-        EnsembleError: The two differ in the process, the images or the labels, so that their outputs mean different
+        UserError: The two differ in the process, the images or the labels, so that their outputs mean different
             things, or the width does not fit.
     """
     diffusion = require_same_process([middle.experiment.diffusion, ends.experiment.diffusion])
@@ -136,4 +137,4 @@ def _require_same_images(members: Sequence[TrainedModel]) -> None:
     kinds = {(member.image_shape, member.num_classes) for member in members}
     if len(kinds) > 1:
         words = " and ".join(f"{shape} with {classes} labels" for shape, classes in sorted(kinds))
-        raise EnsembleError(f"models of one ensemble must make the same images; these make {words}")
+        raise UserError(f"models of one ensemble must make the same images; these make {words}")

@@ -5,6 +5,8 @@ Pure Python, so that an experiment can be validated on a client that has no torc
 
 from __future__ import annotations
 
+from training.config.errors import UserError
+
 
 def uniform_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
     """K timesteps from 0 to T - 1 at an even stride, both ends included; K = 1 keeps timestep 0 alone.
@@ -14,7 +16,7 @@ def uniform_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
         num_steps: The paper's K, between 1 and T.
 
     Raises:
-        ValueError: K is not between 1 and T.
+        UserError: K is not between 1 and T.
     """
     return section_spacing(num_timesteps, (num_steps,))
 
@@ -25,17 +27,17 @@ def section_spacing(num_timesteps: int, counts: tuple[int, ...]) -> tuple[int, .
     Rounding is to the even neighbour on a half, as the released code's.
 
     Raises:
-        ValueError: A section has fewer timesteps than its count asks for.
+        UserError: A section has fewer timesteps than its count asks for.
     """
     if not counts or len(counts) > num_timesteps:
-        raise ValueError(f"{len(counts)} sections do not fit into {num_timesteps} timesteps")
+        raise UserError(f"{len(counts)} sections do not fit into {num_timesteps} timesteps")
     size, longer = divmod(num_timesteps, len(counts))
     kept: list[int] = []
     start = 0
     for index, count in enumerate(counts):
         length = size + (index < longer)
         if not 1 <= count <= length:
-            raise ValueError(f"a section of {length} timesteps cannot give {count}; ask for 1 to {length}")
+            raise UserError(f"a section of {length} timesteps cannot give {count}; ask for 1 to {length}")
         stride = (length - 1) / (count - 1) if count > 1 else 0.0
         position = 0.0
         for _ in range(count):
@@ -51,14 +53,14 @@ def ddim_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
     The last one is near T - T/K, never T - 1 unless K = T.
 
     Raises:
-        ValueError: No integer stride gives K timesteps.
+        UserError: No integer stride gives K timesteps.
     """
     for stride in range(1, num_timesteps + 1):
         if len(range(0, num_timesteps, stride)) == num_steps:
             return tuple(range(0, num_timesteps, stride))
     possible = sorted({len(range(0, num_timesteps, stride)) for stride in range(1, num_timesteps + 1)})
     nearest = sorted(possible, key=lambda n: abs(n - num_steps))[:2]
-    raise ValueError(
+    raise UserError(
         f"no integer stride over {num_timesteps} timesteps gives {num_steps} of them; "
         f"the nearest that do are {' and '.join(f'ddim{n}' for n in sorted(nearest))}"
     )
@@ -85,7 +87,7 @@ def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
         Kept timesteps, 0-based, increasing, without duplicates.
 
     Raises:
-        ValueError: The words are none of these, or ask for what T timesteps cannot give.
+        UserError: The words are none of these, or ask for what T timesteps cannot give.
     """
     text = spacing.strip()
     if not text:
@@ -101,14 +103,14 @@ def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
         else:
             kind, numbers = "sections", tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"spacing {spacing!r} is not understood; use '250', '10,10,5', 'ddim50', 'nll:100' or 't:0,5,10'") from None
+        raise UserError(f"spacing {spacing!r} is not understood; use '250', '10,10,5', 'ddim50', 'nll:100' or 't:0,5,10'") from None
     if kind == "t":
         bad = [t for t in numbers if not 0 <= t < num_timesteps]
         if bad:
-            raise ValueError(f"timesteps {bad} of {spacing!r} are not in 0..{num_timesteps - 1}")
+            raise UserError(f"timesteps {bad} of {spacing!r} are not in 0..{num_timesteps - 1}")
         return tuple(sorted(set(numbers)))
     if kind != "sections" and not 1 <= numbers[0] <= num_timesteps:
-        raise ValueError(f"spacing {spacing!r} asks for {numbers[0]} of {num_timesteps} timesteps; use 1 to {num_timesteps}")
+        raise UserError(f"spacing {spacing!r} asks for {numbers[0]} of {num_timesteps} timesteps; use 1 to {num_timesteps}")
     if kind == "ddim":
         return ddim_spacing(num_timesteps, numbers[0])
     if kind == "nll":

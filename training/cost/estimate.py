@@ -1,7 +1,7 @@
-"""What an experiment takes: parameters, operations, hours of a named card and their price, memory.
+"""The cost of an experiment: parameters, operations, hours of a named card and their price, memory.
 
-Nothing is run: shapes alone go through the network. The hours are those of the speeds that were measured on the card, or
-of an assumed share of its peak (`training.cost.accelerators`). A multiply-accumulate (MAC) is two floating point operations
+Nothing is run: only shapes go through the network. The hours follow from the speeds that were measured on the card, or
+from an assumed part of its peak (`training.cost.accelerators`). A multiply-accumulate (MAC) is two floating point operations
 (FLOPs); the paper's "39 billion FLOPs" (supplement section 1) are MACs.
 """
 
@@ -17,33 +17,31 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.config.spacing import likelihood_spacing, parse_spacing
 from training.cost.accelerators import CARDS, Card, card_named, speed_on
-from training.cost.accelerators import CostError as CostError
-from training.cost.accelerators import Phase as SpeedOf
 from training.models.unet import make_model
 
 _BYTES_PER_WEIGHT = 4
 # Weights, gradients, and Adam's two moments, in float32 under bf16 autocast too.
 _COPIES_IN_TRAINING = 4
-# A backward pass computes a gradient for inputs and one for weights, each as dear as the forward pass.
+# A backward pass computes a gradient for inputs and one for weights, each as expensive as the forward pass.
 TRAINING_PASSES = 3
-_SPEEDS: tuple[SpeedOf, ...] = ("training", "sampling")
 # Images of the split on which bits/dim is reported, of the data sets whose size is known beforehand.
 _LIKELIHOOD_IMAGES = {"digits": 300, "cifar10": 10_000, "imagenet64-official": 49_999, "imagenet": 50_000, "lsun-bedroom": 300}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """One phase of a run.
+    """The cost of one phase of a run.
 
     Attributes:
         forward_passes: Network evaluations of one image; a training image counts three.
         flops: Floating point operations.
         card_hours: Hours of one card.
-        price: Of those hours; None where no price of an hour was given.
-        basis: What the hours are reckoned by: a measured speed, or an assumed share of the peak.
+        price: Price of those hours; None without a price per hour.
+        basis: The measured speed, or the assumed part of the peak, that the hours follow from.
     """
 
     forward_passes: int
@@ -82,12 +80,12 @@ class Cost:
         forward_flops: Twice that.
         macs_by_kind: The same by kind: convolution, attention (the products of queries, keys and values), linear.
         card: Name of the card.
-        utilisation: Share of the card's peak that training reaches, as measured or assumed.
-        card_hours: Of all phases.
-        price: Of all phases; None where no price of an hour was given.
+        utilisation: Part of the card's peak that training reaches, as measured or assumed.
+        card_hours: Hours of one card, over all phases.
+        price: Price of all phases; None without a price per hour.
         phases: training; scoring (of checkpoints beside training); sampling (for the reported distance); likelihood,
             where the number of images is known beforehand.
-        memory: In training; None where it was not asked for.
+        memory: Memory in training; None where it was not asked for.
     """
 
     experiment: str
@@ -104,31 +102,22 @@ class Cost:
     memory: Memory | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionary, for JSON."""
+        """Return a plain nested dictionary, for JSON."""
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Network:
-    """What is counted of a network."""
-
-    macs: dict[str, int]
-    parameters: int
-    tensors: int
+# Most experiments of the paper share their network with others, and counting one takes half a second.
+_counts: dict[tuple[object, ...], tuple[dict[str, int], int, int]] = {}
 
 
-_networks: dict[tuple[object, ...], _Network] = {}
-"""Most experiments of the paper share their network with others; counting one takes half a second."""
-
-
-def _network(experiment: Experiment) -> _Network:
+def _count_network(experiment: Experiment) -> tuple[dict[str, int], int, int]:
+    """Return the network's MACs by kind, its number of parameters and its number of tensors."""
     key = (experiment.model, experiment.data, experiment.diffusion.variance)
-    if key not in _networks:
+    if key not in _counts:
         with torch.device("meta"):
             model = make_model(experiment)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        _networks[key] = _Network(count_macs(experiment), parameters, len(model.state_dict()))
-    return _networks[key]
+        _counts[key] = count_macs(experiment), sum(parameter.numel() for parameter in model.parameters()), len(model.state_dict())
+    return _counts[key]
 
 
 def estimate(
@@ -139,29 +128,27 @@ def estimate(
     price_per_hour: float | None = None,
     with_memory: bool = True,
 ) -> Cost:
-    """The cost of training and evaluating an experiment.
+    """Return the cost of training and evaluating an experiment.
 
     Args:
-        experiment: Any.
+        experiment: The experiment.
         card: A name of `CARDS`; "CPU" is one core.
-        utilisation: Share of the card's peak that is reached, in (0, 1]; None takes what was measured, or else assumes one.
-        price_per_hour: Of one card, in any currency.
-        with_memory: Also find the memory, which takes seconds.
+        utilisation: Part of the card's peak that is reached, in (0, 1]; None takes what was measured, or else assumes one.
+        price_per_hour: Price of one card, in any currency.
+        with_memory: Also estimate the memory, which takes seconds.
 
     Raises:
-        CostError: There is no such card, or the utilisation or the price is out of its range.
+        UserError: There is no such card, or the utilisation or the price is out of its range.
     """
     card = card_named(card)
     if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
-        raise CostError(f"the price of an hour must be a finite number of at least 0, got {price_per_hour}")
-    network = _network(experiment)
-    macs = network.macs
+        raise UserError(f"the price of an hour must be a finite number of at least 0, got {price_per_hour}")
+    macs, parameters, tensors = _count_network(experiment)
     forward_macs = sum(macs.values())
-    speeds = {name: speed_on(card, name, forward_macs, utilisation=utilisation) for name in _SPEEDS}
+    training, sampling = (speed_on(card, work, forward_macs, utilisation=utilisation) for work in ("training", "sampling"))
 
     def phase(name: str, forward_passes: int) -> Phase:
-        flops = 2.0 * forward_passes * forward_macs
-        speed = speeds["training" if name == "training" else "sampling"]
+        flops, speed = 2.0 * forward_passes * forward_macs, training if name == "training" else sampling
         hours = flops / speed.flops_per_second / 3600
         price = None if price_per_hour is None else hours * price_per_hour
         return Phase(forward_passes=forward_passes, flops=flops, card_hours=hours, price=price, basis=speed.basis)
@@ -170,37 +157,37 @@ def estimate(
     hours = sum(each.card_hours for each in phases.values())
     return Cost(
         experiment=experiment.name,
-        parameters=network.parameters,
-        tensors=network.tensors,
+        parameters=parameters,
+        tensors=tensors,
         forward_macs=forward_macs,
         forward_flops=2 * forward_macs,
         macs_by_kind=macs,
         card=card,
-        utilisation=speeds["training"].flops_per_second / CARDS[card].peak_flops,
+        utilisation=training.flops_per_second / CARDS[card].peak_flops,
         card_hours=hours,
         price=None if price_per_hour is None else hours * price_per_hour,
         phases=phases,
-        memory=_memory(experiment, network.parameters, CARDS[card]) if with_memory else None,
+        memory=_memory(experiment, parameters, CARDS[card]) if with_memory else None,
     )
 
 
 def count_forward_passes(experiment: Experiment) -> dict[str, int]:
-    """Network evaluations of one image that each phase takes; likelihood is left out where its images are unknown."""
+    """Return the network evaluations of one image by phase; likelihood is left out where its images are unknown."""
     optim, evaluation, num_timesteps = experiment.optim, experiment.evaluation, experiment.diffusion.num_timesteps
 
     def steps(sampling: SamplingConfig) -> int:
         return len(parse_spacing(sampling.spacing, num_timesteps))
 
-    num_averages = max(1, len(optim.ema_decays))
     checkpoints = math.ceil(optim.num_steps / optim.checkpoint_interval)
+    scored_images = checkpoints * max(1, len(optim.ema_decays)) * evaluation.scoring_num_samples
     counts = {
         "training": TRAINING_PASSES * optim.num_steps * optim.global_batch_size,
-        "scoring": checkpoints * num_averages * evaluation.scoring_num_samples * steps(evaluation.scoring_sampling),
+        "scoring": scored_images * steps(evaluation.scoring_sampling),
         "sampling": evaluation.num_samples * steps(evaluation.sampling),
     }
     images = _LIKELIHOOD_IMAGES.get(experiment.data.name) if evaluation.likelihood_split == "test" else None
     if evaluation.likelihood_num_images is not None:
-        images = evaluation.likelihood_num_images if images is None else min(images, evaluation.likelihood_num_images)
+        images = min(images or evaluation.likelihood_num_images, evaluation.likelihood_num_images)
     if images is not None:
         evaluations = {
             "full": num_timesteps,
@@ -212,7 +199,7 @@ def count_forward_passes(experiment: Experiment) -> dict[str, int]:
 
 
 def count_macs(experiment: Experiment) -> dict[str, int]:
-    """Multiply-accumulates of one image through an experiment's network, by kind of operation."""
+    """Return the multiply-accumulates of one image through an experiment's network, by kind of operation."""
     with torch.device("meta"):
         model, inputs = make_model(experiment), _inputs(experiment, 1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -226,11 +213,10 @@ def count_macs(experiment: Experiment) -> dict[str, int]:
 
 
 def activation_bytes(experiment: Experiment, batch_size: int, *, bf16: bool) -> int:
-    """Bytes that a forward pass keeps for its backward pass, weights aside but their bf16 copies included."""
+    """Return the bytes that a forward pass keeps for its backward pass: bf16 copies of the weights count, the weights do not."""
     kept: dict[int, Any] = {}
     # Labels are embedded before anything of size happens; without them no value needs to be looked at.
-    model_config = dataclasses.replace(experiment.model, class_conditional=False)
-    experiment = dataclasses.replace(experiment, model=model_config)
+    experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, class_conditional=False))
     with FakeTensorMode():
         model = make_model(experiment).train()
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -245,7 +231,7 @@ def activation_bytes(experiment: Experiment, batch_size: int, *, bf16: bool) -> 
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=bf16),
         ):
-            # Held until the sum is taken, so that no storage is freed and its identity used again.
+            # The output lives until the sum is taken, so that no storage is freed and its identity used again.
             output = model(**_inputs(experiment, batch_size))
         total = sum(int(storage.nbytes()) for storage in kept.values())
         del output
@@ -268,7 +254,7 @@ def _inputs(experiment: Experiment, batch_size: int) -> dict[str, Tensor]:
 def _memory(experiment: Experiment, parameters: int, card: Card) -> Memory:
     averages = len(experiment.optim.ema_decays) + len(experiment.optim.ema_snapshot_stds)
     state = _BYTES_PER_WEIGHT * (_COPIES_IN_TRAINING + averages) * parameters
-    # What two images keep beyond one is what an image keeps: the rest (copies of the weights) does not grow.
+    # The difference of two images and one is what an image keeps: the rest (copies of the weights) does not grow.
     one = {bf16: activation_bytes(experiment, 1, bf16=bf16) for bf16 in (False, True)}
     per_image = {bf16: activation_bytes(experiment, 2, bf16=bf16) - one[bf16] for bf16 in (False, True)}
     fixed = state + one[True] - per_image[True]

@@ -12,13 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig
 from training.diffusion.process import Model
 from training.shapes import Float
-
-
-class EnsembleError(ValueError):
-    """Models or ranges that cannot stand for one model: the message says which and why."""
 
 
 class Ensemble:
@@ -36,7 +33,7 @@ class Ensemble:
             diffusion: The process that all members were trained for.
 
         Raises:
-            EnsembleError: The ranges leave a timestep out, overlap, or leave 0..T-1.
+            UserError: The ranges leave a timestep out, overlap, or leave 0..T-1.
         """
         covered = sorted((part for _, part in members if len(part)), key=lambda part: part.start)
         expected = 0
@@ -50,7 +47,7 @@ class Ensemble:
                 self._timesteps_per_unit = diffusion.num_timesteps / 1000 if diffusion.rescale_timesteps else 1.0
                 return
         words = ", ".join(f"{part.start}..{part.stop - 1}" for part in covered) or "none"
-        raise EnsembleError(f"the members' ranges must cover timesteps 0..{diffusion.num_timesteps - 1}, each once; they are {words}")
+        raise UserError(f"the members' ranges must cover timesteps 0..{diffusion.num_timesteps - 1}, each once; they are {words}")
 
     def __call__(
         self, x_t: Float[Tensor, "batch channels *size"], timesteps: Float[Tensor, " batch"], **model_kwargs: Tensor
@@ -89,11 +86,11 @@ def ends_and_middle(ends: Model, middle: Model, diffusion: DiffusionConfig, *, w
         width: Original timesteps at each end.
 
     Raises:
-        EnsembleError: The two ends would meet.
+        UserError: The two ends would meet.
     """
     num_timesteps = diffusion.num_timesteps
     if not 0 <= 2 * width <= num_timesteps:
-        raise EnsembleError(f"two ends of {width} timesteps do not fit into {num_timesteps}; use a width of 0 to {num_timesteps // 2}")
+        raise UserError(f"two ends of {width} timesteps do not fit into {num_timesteps}; use a width of 0 to {num_timesteps // 2}")
     parts = ((ends, range(width)), (middle, range(width, num_timesteps - width)), (ends, range(num_timesteps - width, num_timesteps)))
     return Ensemble(parts, diffusion)
 
@@ -102,12 +99,12 @@ def require_same_process(configs: Sequence[DiffusionConfig]) -> DiffusionConfig:
     """The process that all models share; how each was trained may differ, what its output means may not.
 
     Raises:
-        EnsembleError: Two of them differ in a field that gives the output its meaning, which is named.
+        UserError: Two of them differ in a field that gives the output its meaning, which is named.
     """
     first = configs[0]
     for other in configs[1:]:
         for name in ("num_timesteps", "schedule", "variance", "prediction", "rescale_timesteps"):
             ours, theirs = getattr(first, name), getattr(other, name)
             if ours != theirs:
-                raise EnsembleError(f"models of one ensemble must share diffusion.{name}; one has {ours!r}, another {theirs!r}")
+                raise UserError(f"models of one ensemble must share diffusion.{name}; one has {ours!r}, another {theirs!r}")
     return dataclasses.replace(first)

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.config.errors import UserError
 from training.models.ema import power_exponent
 from training.shapes import Float64
 
 _CHUNK = 1 << 16
 
 
-class ReconstructionError(ValueError):
+class ReconstructionError(UserError):
     """The wanted average can't be rebuilt from the snapshots at hand; the message says what would help."""
 
 

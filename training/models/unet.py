@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from training.config.errors import UserError
 from training.config.experiment import Experiment, ModelConfig
 from training.models.dropout import KeyedDropout
 from training.models.layers import (
@@ -21,10 +22,6 @@ from training.models.layers import (
 )
 from training.models.upsampler import with_low_res
 from training.shapes import Float, Int64
-
-
-class ModelInputError(ValueError):
-    """The network was given what it can't take: the message names the argument and what is allowed."""
 
 
 def make_model(experiment: Experiment, *, gradient_checkpointing: bool = False) -> UNet:
@@ -143,7 +140,7 @@ class UNet(nn.Module):
             Predicted channels, then (where the variance is learned) as many for the variance.
 
         Raises:
-            ModelInputError: An argument is missing, too many, or of a wrong shape or range.
+            UserError: An argument is missing, too many, or of a wrong shape or range.
         """
         self._check(x, timesteps, y, low_res)
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels))
@@ -171,21 +168,21 @@ class UNet(nn.Module):
     def _check(self, x: Tensor, timesteps: Tensor, y: Tensor | None, low_res: Tensor | None) -> None:
         batch, factor = x.shape[0], 2 ** (len(self.config.channel_mult) - 1)
         if x.ndim != 4 or x.shape[1] != self.image_channels or x.shape[2] % factor or x.shape[3] % factor:
-            raise ModelInputError(
+            raise UserError(
                 f"x: must be [batch, {self.image_channels}, height, width] with height and width divisible by {factor} "
                 f"({len(self.config.channel_mult)} stages), got {list(x.shape)}"
             )
         if timesteps.shape != (batch,):
-            raise ModelInputError(f"timesteps: must be [batch], one per image: [{batch}], got {list(timesteps.shape)}")
+            raise UserError(f"timesteps: must be [batch], one per image: [{batch}], got {list(timesteps.shape)}")
         if (y is not None) != bool(self.num_classes):
-            raise ModelInputError(
+            raise UserError(
                 f"y: this model is class-conditional and needs one label per image, of 0 to {self.num_classes - 1}"
                 if self.num_classes
                 else "y: this model is not class-conditional and takes no labels"
             )
         if y is not None:
             if y.shape != (batch,):
-                raise ModelInputError(f"y: must be [batch], one label per image: [{batch}], got {list(y.shape)}")
+                raise UserError(f"y: must be [batch], one label per image: [{batch}], got {list(y.shape)}")
             # On a GPU, looking at the labels would make each step wait for the device.
             if (
                 y.device.type == "cpu"
@@ -193,13 +190,13 @@ class UNet(nn.Module):
                 and batch
                 and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes
             ):
-                raise ModelInputError(f"y: labels must be of 0 to {self.num_classes - 1}, got {int(y.min())} to {int(y.max())}")
+                raise UserError(f"y: labels must be of 0 to {self.num_classes - 1}, got {int(y.min())} to {int(y.max())}")
         size = self.config.low_res_size
         if (low_res is not None) != (size is not None):
-            raise ModelInputError(
+            raise UserError(
                 f"low_res: this model is an upsampler and needs the {size}x{size} images"
                 if size is not None
                 else "low_res: this model is not an upsampler and takes no low-resolution images"
             )
         if low_res is not None and low_res.shape != (batch, self.image_channels, size, size):
-            raise ModelInputError(f"low_res: must be {[batch, self.image_channels, size, size]}, got {list(low_res.shape)}")
+            raise UserError(f"low_res: must be {[batch, self.image_channels, size, size]}, got {list(low_res.shape)}")

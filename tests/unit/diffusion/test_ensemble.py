@@ -9,10 +9,11 @@ import torch
 from oracles import DiscreteOracle, discrete_images
 from torch import Tensor
 
+from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, SamplingConfig
 from training.diffusion.bound import bound_terms
 from training.diffusion.denoiser import Denoiser
-from training.diffusion.ensemble import Ensemble, EnsembleError, ends_and_middle, require_same_process
+from training.diffusion.ensemble import Ensemble, ends_and_middle, require_same_process
 from training.diffusion.process import Model, make_process
 from training.diffusion.samplers.loop import make_sampling_process, sample
 from training.diffusion.samplers.sampler import make_sampler
@@ -109,17 +110,17 @@ def test_the_bound_of_an_ensemble_is_the_sum_of_the_better_terms_exactly() -> No
     ],
 )
 def test_ranges_that_do_not_cover_each_timestep_once_are_refused(ranges: list[range], words: str) -> None:
-    with pytest.raises(EnsembleError, match=rf"must cover timesteps 0\.\.99, each once.*{words}"):
+    with pytest.raises(UserError, match=rf"must cover timesteps 0\.\.99, each once.*{words}"):
         Ensemble([(constant(0.0), part) for part in ranges], SMALL)
 
 
 def test_ends_that_meet_are_refused() -> None:
-    with pytest.raises(EnsembleError, match="two ends of 60 timesteps do not fit into 100; use a width of 0 to 50"):
+    with pytest.raises(UserError, match="two ends of 60 timesteps do not fit into 100; use a width of 0 to 50"):
         ends_and_middle(constant(0.0), constant(0.0), SMALL, width=60)
 
 
 def test_members_must_mean_the_same_by_their_output_but_may_be_trained_differently() -> None:
     hybrid, vlb = DiffusionConfig(), DiffusionConfig(objective="vlb", timestep_sampler="loss_second_moment")
     assert require_same_process([hybrid, vlb]) == hybrid
-    with pytest.raises(EnsembleError, match=r"diffusion\.schedule; one has 'cosine', another 'linear'"):
+    with pytest.raises(UserError, match=r"diffusion\.schedule; one has 'cosine', another 'linear'"):
         require_same_process([hybrid, DiffusionConfig(schedule="linear")])

@@ -9,7 +9,6 @@ from evaluation.sampling.trained_model import TrainedModel, ensemble, load_model
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
-from training.diffusion.ensemble import EnsembleError
 
 _DDIM = SamplingConfig(method="ddim", spacing="5")
 _ANCESTRAL = SamplingConfig(spacing="5")
@@ -110,5 +109,5 @@ def test_an_ensemble_uses_both_models(kept_run_uri: str, model: TrainedModel) ->
 
 
 def test_an_ensemble_that_does_not_fit_is_refused(model: TrainedModel) -> None:
-    with pytest.raises(EnsembleError, match="do not fit into 40"):
+    with pytest.raises(UserError, match="do not fit into 40"):
         ensemble(model, model, width=21)

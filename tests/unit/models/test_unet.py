@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from training.config.errors import UserError
 from training.config.experiment import DataConfig, DiffusionConfig, Experiment, ModelConfig
 from training.models.layers import timestep_embedding
-from training.models.unet import ModelInputError, UNet, make_model
+from training.models.unet import UNet, make_model
 from training.models.upsampler import make_low_res, with_low_res
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "reference_values.json").read_text())
@@ -245,7 +246,7 @@ IMAGES, TIMES, LABELS, SMALL_IMAGES = torch.zeros(2, 3, 8, 8), torch.zeros(2), t
     ],
 )
 def test_bad_input_gives_one_error_that_names_what_is_allowed(model: dict[str, object], arguments: dict[str, Tensor], message: str) -> None:
-    with pytest.raises(ModelInputError, match=message):
+    with pytest.raises(UserError, match=message):
         tiny(**model)(**({"x": IMAGES, "timesteps": TIMES} | arguments))
 
 

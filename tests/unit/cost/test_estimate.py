@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from training.config import presets
-from training.cost.estimate import CostError, activation_bytes, count_forward_passes, count_macs, estimate
+from training.config.errors import UserError
+from training.cost.estimate import activation_bytes, count_forward_passes, count_macs, estimate
 from training.models.unet import make_model
 
 
@@ -96,11 +97,11 @@ def test_a_cost_is_plain_data() -> None:
 
 @pytest.mark.parametrize(("card", "utilisation", "message"), [("H900", 0.3, "the cards are H100"), ("H100", 1.5, "at most 1, got 1.5")])
 def test_an_unknown_card_or_utilisation_is_answered_with_what_is_allowed(card: str, utilisation: float, message: str) -> None:
-    with pytest.raises(CostError, match=message):
+    with pytest.raises(UserError, match=message):
         estimate(presets.preset("digits-hybrid-cosine"), card, utilisation=utilisation)
 
 
 @pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
 def test_a_price_that_is_none_is_refused(price: float) -> None:
-    with pytest.raises(CostError, match="the price of an hour must be a finite number of at least 0"):
+    with pytest.raises(UserError, match="the price of an hour must be a finite number of at least 0"):
         estimate(presets.preset("digits-hybrid-cosine"), price_per_hour=price)

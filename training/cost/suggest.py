@@ -1,0 +1,105 @@
+"""A first experiment for a user's own images, as the text of an experiment file with a comment for each choice."""
+
+from __future__ import annotations
+
+from training.config.files import read_experiment_file
+from training.config.presets import preset
+from training.config.validation import require
+from training.console import format_duration
+from training.cost.accelerators import card_named, speed_on
+from training.cost.estimate import TRAINING_PASSES, count_macs
+
+_SIZES = (128, 64, 32, 16, 8)
+_MAX_EPOCHS = 2_000
+# Card: the largest image size, the network's width, the batch and the hours of training that are sensible on it.
+_CARD_SIZES = {
+    "CPU": (32, 32, 32, 4),
+    "L4": (64, 64, 64, 24),
+    "V100": (64, 64, 64, 24),
+    "L40S": (128, 96, 64, 24),
+    "A100": (128, 96, 64, 24),
+    "H100": (128, 128, 128, 24),
+    "H200": (128, 128, 128, 24),
+}
+
+
+def suggest_experiment(
+    *, num_images: int, min_side: int, channels: int, num_classes: int = 0, card: str = "CPU", name: str = "my-images", num_cores: int = 2
+) -> str:
+    """Return the text of an experiment file whose sizes fit the images and the machine.
+
+    Args:
+        num_images: Training images, 1 or more.
+        min_side: Shorter side of the smallest image in pixels, 8 or more; images are never enlarged.
+        channels: 1 for grey images, 3 for colour.
+        num_classes: Labels; 0 for images without.
+        card: A name of `training.cost.accelerators.CARDS`, in any case.
+        name: Name of the data set and of the experiment: small letters, digits, dashes.
+        num_cores: Cores of the machine, for the CPU.
+
+    Raises:
+        UserError: There is no such card, or a number is out of its range.
+    """
+    card = card_named(card)
+    require(num_images >= 1, "num_images", f"must be at least 1, got {num_images}")
+    require(min_side >= _SIZES[-1], "min_side", f"the smallest image is {min_side} pixels high or wide; remove images below {_SIZES[-1]}")
+    largest, width, batch_size, hours = _CARD_SIZES[card]
+    size = next(each for each in _SIZES if each <= min(min_side, largest))
+    dropout = 0.3 if num_images < 5_000 else 0.1 if num_images < 100_000 else 0.0
+    base = f"images{max(size, 32)}-hybrid-cosine"
+    lines = {
+        "data": [
+            f'name = "{name}"',
+            f"image_size = {size}  # pixels; the smallest image has {min_side}, and {card} is fast enough for {largest}",
+            f"image_channels = {channels}",
+            f"num_classes = {num_classes}" + ("  # the images are labelled" if num_classes else "  # no labels"),
+            "random_flip = true  # mirrors half of the images; false for text, digits and whatever has a left and a right",
+        ],
+        "model": [
+            f"model_channels = {width}  # the width of the network; twice as wide is four times as slow",
+            f"dropout = {dropout}  # {num_images:,} images: fewer need more against learning them by heart",
+            f"class_conditional = {'true' if num_classes else 'false'}",
+        ],
+    }
+    if size < 32:
+        stages = (1, 2, 2) if size == 16 else (1, 2)
+        lines["model"] += [f"channel_mult = {list(stages)}  # {len(stages)} stages", f"attention_resolutions = [{size // 2}]"]
+    experiment = read_experiment_file(_text(base, name, lines))
+    flops_per_step = 2 * TRAINING_PASSES * batch_size * sum(count_macs(experiment).values())
+    speed = speed_on(card, "training", flops_per_step // (2 * TRAINING_PASSES * batch_size)).flops_per_second
+    speed *= num_cores if card == "CPU" else 1
+    affordable = hours * 3600 * speed / flops_per_step
+    num_steps = _rounded(min(affordable, _MAX_EPOCHS * num_images / batch_size, preset(base).optim.num_steps))
+    interval = max(1, num_steps // 20)
+    on_cpu = card == "CPU"
+    took = format_duration(num_steps * flops_per_step / speed)
+    lines["optim"] = [
+        f"global_batch_size = {batch_size}",
+        f"num_steps = {num_steps}  # about {took} on {f'{num_cores} cores' if on_cpu else f'one {card}'}, "
+        f"{num_steps * batch_size / num_images:,.0f} times through the images",
+        f"ema_decays = [{_decay(num_steps, 20)}, {_decay(num_steps, 5)}]  # averages over about a twentieth and a fifth of training",
+        f"checkpoint_interval = {interval}  # twenty checkpoints, each is scored",
+    ]
+    lines["evaluation"] = [
+        f"num_samples = {min(1_000 if on_cpu else 10_000, max(num_images, 100))}  # drawn for the reported FID",
+        f"scoring_num_samples = {200 if on_cpu else 2_000}  # drawn for the score of each checkpoint",
+        f"likelihood_num_images = {100 if on_cpu else 2_000}  # held-out images for bits/dim",
+    ]
+    text = _text(base, name, lines)
+    read_experiment_file(text)
+    return text
+
+
+def _text(base: str, name: str, lines: dict[str, list[str]]) -> str:
+    sections = "".join(f"\n[{section}]\n" + "\n".join(fields) + "\n" for section, fields in lines.items())
+    return f'base = "{base}"  # what is not said here is as in this preset: iddpm show {base}\nname = "{name}"\n{sections}'
+
+
+def _rounded(steps: float) -> int:
+    """Return the number with its first two digits, and at least 20."""
+    return max(20, int(float(f"{steps:.1e}")))
+
+
+def _decay(num_steps: int, part: int) -> float:
+    """Return the decay of an average that reaches back over 1 / part of the training."""
+    return round(1 - part / num_steps, 6) if num_steps > 2 * part else 0.5
