@@ -18,7 +18,7 @@ from evaluation.records.run_directory import RESULT
 from training import storage
 from training.console import say
 from training.cost.estimate import TRAINING_PASSES, count_macs
-from training.data.format.shards import read_manifest
+from training.data.format.manifest import read_manifest
 
 
 def measure_one(request: AblationRequest, trial: Trial, item: Mapping[str, Any], run_uri: str, resources: Mapping[str, Any]) -> TrialRecord:

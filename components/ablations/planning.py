@@ -139,7 +139,7 @@ def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str,
     Raises:
         UserError: The run does not exist.
     """
-    from training.data.format.shards import read_manifest
+    from training.data.format.manifest import read_manifest
 
     ablation = request.ablation()
     if trial.run_uri or ablation.trains:

@@ -124,7 +124,7 @@ def reason(error: Exception) -> str:
 def finished_record(item: Mapping[str, Any]) -> TrialRecord | None:
     """Return the record of a trial that is finished on the present images of its data set, or None."""
     from evaluation.ablations.trials.record import read_record
-    from training.data.format.shards import read_manifest
+    from training.data.format.manifest import read_manifest
 
     record = read_record(item["ablation_uri"], item["label"])
     if record is None or record.error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def prepare_data(
 ) -> str:
     """Call `training.data.splits.prepare_experiment` with the workers of `resources`, fields of `training.config.experiment.Resources`."""
     from training.data.splits import prepare_experiment
+    from training.distributed.parallel_map import parallel_map
 
     return prepare_experiment(
         experiment_preset,
@@ -39,8 +41,9 @@ def prepare_data(
         storage_root_uri=storage_root_uri,
         source=source,
         source_options=source_options,
-        options={**options, "num_workers": resources["num_workers"]},
+        options=options,
         other_sizes=other_sizes,
+        shard_map=functools.partial(parallel_map, num_workers=int(resources["num_workers"])),
     )
 
 
@@ -54,7 +57,7 @@ def write_manifests(data_uri: str, manifest_path: str) -> Data:
     Returns:
         The directory, and the content digest of the training images, which keys the cached results of later steps.
     """
-    from training.data.format.shards import read_manifest
+    from training.data.format.manifest import read_manifest
 
     uris = {split: storage.join(data_uri, split) for split in ("train", "test")}
     manifests = {split: read_manifest(uri) for split, uri in uris.items() if storage.exists(storage.join(uri, "manifest.json"))}

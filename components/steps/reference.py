@@ -70,7 +70,7 @@ def make_reference(
     Raises:
         UserError: The images have another digest.
     """
-    from training.data.format.shards import read_manifest
+    from training.data.format.manifest import read_manifest
 
     found = read_manifest(storage.join(data_uri, "train")).content_digest
     if found != data_digest:

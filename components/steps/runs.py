@@ -39,9 +39,9 @@ def identify(experiment_preset: str, experiment_overrides: Sequence[str], data_u
 
     Raises:
         UserError: The preset, an override or the data set does not fit.
-        DatasetError: The data set is not there.
+        UserError: The data set is not there.
     """
-    from training.data.format.shards import read_manifest
+    from training.data.format.manifest import read_manifest
 
     experiment = preset(experiment_preset, experiment_overrides)
     manifest = read_manifest(storage.join(data_uri, "train"))

@@ -22,8 +22,8 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.console import say
-from training.data.format.shards import Manifest, read_manifest
-from training.data.loading.loader import iterate
+from training.data.format.manifest import Manifest, read_manifest
+from training.data.loading.row_groups import iterate
 
 BATCH_SIZE = 256
 
@@ -148,9 +148,7 @@ def reference_name(manifest: Manifest, extractor: FeatureExtractor, num_images: 
     return f"{data}-{extractor.name}-{extractor.sha256[:8]}-n{count}.npz"
 
 
-def compute_reference(
-    dataset_uri: str, extractor: FeatureExtractor, out_uri: str, num_images: int | None = None, *, cache_dir: str | None = None
-) -> ReferenceStatistics:
+def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: str, num_images: int | None = None) -> ReferenceStatistics:
     """Statistics of a data set's images; those that are stored already are read, not redone.
 
     Args:
@@ -158,11 +156,10 @@ def compute_reference(
         extractor: Whose features.
         out_uri: A `.npz` file, or a directory in which `reference_name` names it.
         num_images: How many images, from the data set's beginning (its order is a seeded shuffle); None is all.
-        cache_dir: Where shards are staged.
 
     Raises:
         UserError: `out_uri` holds statistics of something else.
-        DatasetError: There is no such data set.
+        UserError: There is no such data set.
     """
     manifest = read_manifest(dataset_uri)
     count = manifest.num_images if num_images is None else min(num_images, manifest.num_images)
@@ -174,7 +171,7 @@ def compute_reference(
             raise UserError(f"{uri} holds statistics of {provenance.num_images:,} images, not {count:,}; give another name")
         say(f"{uri}: statistics of {count:,} images are there already")
         return stored
-    images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count, cache_dir=cache_dir))
+    images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count))
     moments, spatial = moments_of(images, extractor)
     provenance = dataclasses.replace(provenance_of(manifest, extractor.name, extractor.sha256), num_images=moments.num_images)
     save_reference(

@@ -25,7 +25,7 @@ from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.data.format.shards import read_manifest
+from training.data.format.manifest import read_manifest
 
 _LIKELIHOOD_BATCH_SIZE = 100
 

@@ -32,8 +32,8 @@ from evaluation.sampling.generate import Generated
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.console import format_duration, say
-from training.data.format.shards import read_manifest
-from training.data.loading.loader import iterate
+from training.data.format.manifest import read_manifest
+from training.data.loading.row_groups import iterate
 
 FEATURE_BATCH_SIZE = 250
 _MAX_SHOWN = 200
@@ -61,7 +61,7 @@ def evaluate(
         UserError: The reference can't be compared with it, or is not of this data.
         UserError: The extractor's weights can't be had.
         UserError: A measure can't be taken here.
-        DatasetError: The data set is not there.
+        UserError: The data set is not there.
     """
     options = options or EvaluationOptions()
     started = time.monotonic()

@@ -111,7 +111,7 @@ def accuracy(model: DigitClassifier, images: UInt8[Tensor, "batch 1 8 8"], label
 
 def digits(split: str) -> tuple[UInt8[Tensor, "batch 1 8 8"], Int64[Tensor, " batch"]]:
     """Images and labels of one side of the demo's recorded split ("train" or "test")."""
-    from training.data.sources.source import digits as source_of
+    from training.data.sources.published import digits as source_of
 
     source = source_of(split)
     items = source.listing().items

@@ -20,9 +20,9 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import LikelihoodForm
 from training.console import format_duration, format_rate, format_remaining, say
-from training.data.format.shards import read_manifest
-from training.data.loading.loader import iterate
-from training.distributed.parallel_map import spread
+from training.data.format.manifest import read_manifest
+from training.data.loading.row_groups import iterate
+from training.distributed.parallel_map import parallel_map
 from training.models.upsampler import make_low_res
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -93,7 +93,7 @@ def split_likelihood(plan: LikelihoodPlan, work_uri: str, *, num_workers: int = 
     started = shown = time.monotonic()
     done, total = 0, sum(_size(plan, number) for number in missing)
     jobs = [_Piece(plan, work_uri, number, device) for number in missing]
-    for count in spread(_evaluate_piece, jobs, num_workers=num_workers, num_gpus_per_worker=int(device != "cpu")):
+    for count in parallel_map(_evaluate_piece, jobs, num_workers=num_workers, num_gpus_per_worker=int(device != "cpu")):
         done += count
         now = time.monotonic()
         if now - shown > _SECONDS_BETWEEN_LINES:

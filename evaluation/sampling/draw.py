@@ -17,7 +17,7 @@ from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
-from training.data.format.shards import read_manifest
+from training.data.format.manifest import read_manifest
 
 NUM_SHOWN = 100
 

@@ -29,7 +29,7 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
 from training.console import format_duration, format_rate, format_remaining, say
-from training.distributed.parallel_map import spread
+from training.distributed.parallel_map import parallel_map
 
 PLAN = "plan.json"
 _SECONDS_BETWEEN_LINES = 5.0
@@ -117,7 +117,7 @@ def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu
     started = shown = time.monotonic()
     done = 0
     jobs = [_Chunk(plan, uri, number, device) for number in missing]
-    for count in spread(_draw_chunk, jobs, num_workers=num_workers, num_gpus_per_worker=int(device != "cpu")):
+    for count in parallel_map(_draw_chunk, jobs, num_workers=num_workers, num_gpus_per_worker=int(device != "cpu")):
         done += count
         now = time.monotonic()
         if now - shown > _SECONDS_BETWEEN_LINES:

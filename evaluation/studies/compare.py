@@ -31,7 +31,7 @@ from evaluation.selection.final_choice import stored_result
 from training import storage
 from training.config.experiment import EvaluationConfig, Experiment
 from training.console import say
-from training.data.format.shards import read_manifest
+from training.data.format.manifest import read_manifest
 
 _NUM_SHOWN = 10
 _PROTOCOL_FIELDS = ("num_samples", "sampling", "likelihood_split", "likelihood_num_images", "likelihood_form", "likelihood_steps")

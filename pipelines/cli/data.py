@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import typer
@@ -39,11 +40,11 @@ def preprocess(
     """Prepare images as shards with a manifest, or finish what was begun."""
     connect()
     from training.data.splits import prepare_experiment
+    from training.distributed.parallel_map import parallel_map
 
     if on_error not in ("fail", "skip"):
         raise ValueError(f"--on-error must be fail or skip, got {on_error!r}")
     options = {
-        "num_workers": num_workers,
         "on_error": on_error,
         "max_errors": max_errors,
         "allow_upscale": allow_upscale,
@@ -52,7 +53,16 @@ def preprocess(
     }
     source_options = {"labels": labels, "num_test": num_test}
     print(
-        prepare_experiment(preset, overrides, data, source=source, source_options=source_options, options=options, other_sizes=other_sizes)
+        prepare_experiment(
+            preset,
+            overrides,
+            data,
+            source=source,
+            source_options=source_options,
+            options=options,
+            other_sizes=other_sizes,
+            shard_map=functools.partial(parallel_map, num_workers=num_workers),
+        )
     )
 
 
@@ -61,8 +71,8 @@ def info(dataset: str = _DATASET, as_json: bool = typer.Option(False, "--json", 
     import dataclasses
 
     connect()
-    from training.data.format.shards import read_manifest
-    from training.data.inspection import describe
+    from training.data.format.manifest import read_manifest
+    from training.data.inspection.dataset import describe
 
     manifest = read_manifest(dataset)
     if as_json:
@@ -75,7 +85,7 @@ def info(dataset: str = _DATASET, as_json: bool = typer.Option(False, "--json", 
 def verify(dataset: str = _DATASET) -> None:
     """Read every byte and compare it with the manifest."""
     connect()
-    from training.data.inspection import verify as check
+    from training.data.inspection.dataset import verify as check
 
     manifest = check(dataset)
     shards = f"{len(manifest.shards):,} shard{'s' if len(manifest.shards) > 1 else ''}"
@@ -89,7 +99,7 @@ def preview(
 ) -> None:
     """Write a labelled contact sheet."""
     connect()
-    from training.data.inspection import preview as write
+    from training.data.inspection.contact_sheet import preview as write
 
     write(dataset, out, num_images=num_images)
     print(out)

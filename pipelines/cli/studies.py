@@ -144,7 +144,7 @@ def adopt_reference(
     from evaluation.distances.reference_statistics import import_statistics, provenance_of
     from evaluation.features.extractors import extractor_id
     from training import storage
-    from training.data.format.shards import read_manifest
+    from training.data.format.manifest import read_manifest
 
     network = extractor_id(extractor)
     manifest = read_manifest(storage.join(data, "train"))

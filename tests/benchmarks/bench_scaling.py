@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from evaluation.sampling.trained_model import ModelSpec
 from training.config.experiment import SamplingConfig
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.catalog import open_splits
+from training.distributed.parallel_map import parallel_map
 from training.distributed.ray_session import ray_session
 
 
@@ -110,8 +112,9 @@ def preparation(run: Run) -> Measured:
             nonlocal calls
             calls += 1
             started = time.perf_counter()
-            options = Options(rows_per_shard=num_photos // 16, num_workers=workers)
-            prepare(source, str(root / f"data-{calls}"), image_size=64, options=options)
+            options = Options(rows_per_shard=num_photos // 16)
+            shard_map = functools.partial(parallel_map, num_workers=workers)
+            prepare(source, str(root / f"data-{calls}"), image_size=64, options=options, shard_map=shard_map)
             return time.perf_counter() - started
 
         work(2)  # the first call starts Ray's worker processes

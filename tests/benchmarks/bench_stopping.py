@@ -29,7 +29,7 @@ from training.config.presets import preset
 from training.console import say
 from training.data.loading.loader import Loader
 from training.data.preparation.prepare import Options, prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 from training.loop.interfaces import Hooks
 from training.loop.trainer import Trainer
 

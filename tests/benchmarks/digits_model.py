@@ -12,7 +12,7 @@ from training.config.experiment import Resources
 from training.config.presets import preset
 from training.data.loading.loader import Loader
 from training.data.preparation.prepare import Options, prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 from training.loop.interfaces import Hooks
 from training.loop.trainer import Trainer
 

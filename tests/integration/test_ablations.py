@@ -29,7 +29,7 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.presets import preset
 from training.config.run_keys import run_key
-from training.data.format.shards import read_manifest
+from training.data.format.manifest import read_manifest
 from training.data.splits import default_data_uri, prepare_experiment
 from training.models.unet import make_model
 from training.tracking.client import connect

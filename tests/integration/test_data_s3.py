@@ -1,3 +1,4 @@
+import functools
 import gzip
 import io
 import os
@@ -17,14 +18,18 @@ from PIL import Image
 from training import storage
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint import AsyncWriter
+from training.config.errors import UserError
 from training.config.presets import preset
-from training.data.format.shards import DatasetError, read_manifest
-from training.data.inspection import preview, verify
-from training.data.loading.loader import Loader, iterate
+from training.data.format.manifest import read_manifest
+from training.data.inspection.contact_sheet import preview
+from training.data.inspection.dataset import verify
+from training.data.loading.loader import Loader
+from training.data.loading.row_groups import iterate
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.catalog import SourceOptions, open_splits
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 from training.data.splits import prepare_splits
+from training.distributed.parallel_map import parallel_map
 from training.storage import StorageError
 
 DIGITS = preset("digits-hybrid-cosine").data
@@ -68,7 +73,7 @@ def test_objects_overwritten_at_the_same_size_between_a_stop_and_the_resume_are_
 
     source, options = f"{bucket_uri}/images", Options(rows_per_shard=4)
     write(0, broken=0)
-    with pytest.raises(DatasetError, match=r"00\.bmp is not an image"):
+    with pytest.raises(UserError, match=r"00\.bmp is not an image"):
         prepare(open_splits(source, SourceOptions(name="x"))["train"], f"{bucket_uri}/resumed", image_size=8, options=options)
     assert storage.list_uris(f"{bucket_uri}/resumed/_partial")
     write(1000, broken=None)
@@ -79,7 +84,7 @@ def test_objects_overwritten_at_the_same_size_between_a_stop_and_the_resume_are_
 
 def test_row_groups_stream_out_of_s3(bucket_uri, tmp_path, monkeypatch):
     manifest = prepare(digits("train"), f"{bucket_uri}/colour", image_size=8, options=COLOUR)
-    everything = torch.cat([images for _, images, _ in iterate(f"{bucket_uri}/colour", 500, cache_dir=tmp_path / "staged")])
+    everything = torch.cat([images for _, images, _ in iterate(f"{bucket_uri}/colour", 500)])
     monkeypatch.setattr("training.data.loading.loader.GROUPS_PER_BLOCK", 1)
     monkeypatch.setattr("training.data.loading.streaming.GROUPS_PER_BLOCK", 1)
     monkeypatch.setattr("training.data.loading.streaming._BLOCKS_ON_DISK", 1)
@@ -98,7 +103,10 @@ def test_streaming_waits_for_a_store_that_comes_back(bucket_uri, tmp_path, monke
         "training.data.loading.streaming._BLOCKS_ON_DISK",
     ):
         monkeypatch.setattr(name, 1)
-    loader = Loader(f"{bucket_uri}/colour", seed=3, global_batch_size=8, cache_dir=tmp_path, disk_budget_bytes=1024 * 200 + 1000)
+    loader, refused = (
+        Loader(f"{bucket_uri}/colour", seed=3, global_batch_size=8, cache_dir=tmp_path / name, disk_budget_bytes=1024 * 200 + 1000)
+        for name in ("waits", "refused")
+    )
     # The address of nothing, until the real one is put back under its other name, which comes before.
     monkeypatch.setattr("training.storage.s3._ATTEMPTS", 1)
     real = os.environ["AWS_ENDPOINT_URL"]
@@ -109,7 +117,7 @@ def test_streaming_waits_for_a_store_that_comes_back(bucket_uri, tmp_path, monke
     back.join()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match="refused the credentials"):
-        loader.batch(150)
+        refused.batch(0)
 
 
 def test_a_byte_that_flips_in_s3_is_found(data_uri, tmp_path):
@@ -117,10 +125,10 @@ def test_a_byte_that_flips_in_s3_is_found(data_uri, tmp_path):
     data = bytearray(storage.read_bytes(uri))
     data[2000] ^= 4
     storage.write_bytes(uri, bytes(data))
-    with pytest.raises(DatasetError, match="its sha256 is not the manifest's"):
+    with pytest.raises(UserError, match="its sha256 is not the manifest's"):
         Loader(f"{data_uri}/train", seed=0, global_batch_size=8, cache_dir=tmp_path)
     storage.delete(uri)
-    with pytest.raises(DatasetError, match="the shard is missing"):
+    with pytest.raises(UserError, match="the shard is missing"):
         Loader(f"{data_uri}/train", seed=0, global_batch_size=8, cache_dir=tmp_path)
 
 
@@ -166,7 +174,7 @@ def test_an_archive_that_is_overwritten_in_s3_by_one_of_its_size_is_copied_again
         source = open_splits(f"{bucket_uri}/images.{form}")["train"]
         uri = str(tmp_path / str(level))
         prepare(source, uri, image_size=8)
-        digests.append((len(archive.getvalue()), int(next(iterate(uri, 1, cache_dir=tmp_path / "cache"))[1][0, 0, 0, 0])))
+        digests.append((len(archive.getvalue()), int(next(iterate(uri, 1))[1][0, 0, 0, 0])))
     assert [pixel for _, pixel in digests] == [1, 2]
     assert digests[0][0] == digests[1][0]
 
@@ -208,9 +216,11 @@ def test_a_worker_that_is_killed_costs_its_shard_and_nothing_else(bucket_uri, tm
     place = write_images(tmp_path / "images", "folder", count=400)
     whole = prepare(open_splits(place)["train"], str(tmp_path / "whole"), image_size=8, options=Options(rows_per_shard=8))
     program = (
-        "import sys; from training.data.preparation import prepare; from training.data.sources import catalog\n"
-        "options = prepare.Options(rows_per_shard=8, num_workers=2)\n"
-        "prepare.prepare(catalog.open_splits(sys.argv[1])['train'], sys.argv[2], image_size=8, options=options)\n"
+        "import functools, sys; from training.data.preparation import prepare; from training.data.sources import catalog\n"
+        "from training.distributed.parallel_map import parallel_map\n"
+        "source, two_workers = catalog.open_splits(sys.argv[1])['train'], functools.partial(parallel_map, num_workers=2)\n"
+        "options = prepare.Options(rows_per_shard=8)\n"
+        "prepare.prepare(source, sys.argv[2], image_size=8, options=options, shard_map=two_workers)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program, place, f"{bucket_uri}/data"], start_new_session=True)
     deadline = time.monotonic() + 120
@@ -220,5 +230,6 @@ def test_a_worker_that_is_killed_costs_its_shard_and_nothing_else(bucket_uri, tm
     process.wait()
     done = set(storage.list_uris(f"{bucket_uri}/data/_partial"))
     assert done, "nothing was done before the kill"
-    options = Options(rows_per_shard=8, num_workers=3)
-    assert prepare(open_splits(place)["train"], f"{bucket_uri}/data", image_size=8, options=options) == whole
+    three_workers = functools.partial(parallel_map, num_workers=3)
+    options = Options(rows_per_shard=8)
+    assert prepare(open_splits(place)["train"], f"{bucket_uri}/data", image_size=8, options=options, shard_map=three_workers) == whole

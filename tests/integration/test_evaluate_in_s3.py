@@ -21,7 +21,7 @@ from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
 from training.config.presets import preset
 from training.data.preparation.prepare import Options, prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 from training.models.unet import make_model
 
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from training import storage
-from training.data.format.shards import DatasetError
+from training.config.errors import UserError
 from training.data.loading.loader import Loader
 from training.data.preparation.prepare import prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def test_staging_on_a_full_disk_says_where_and_keeps_no_part(images, small_disk,
     if not known:
         elsewhere = storage.shutil.disk_usage("/")
         monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: elsewhere)  # as if there had been room at the beginning
-    with pytest.raises(DatasetError, match=rf"^{small_disk}: .*free some space, choose another cache directory") as caught:
+    with pytest.raises(UserError, match=rf"^{small_disk}: .*free some space, choose another cache directory") as caught:
         Loader(f"{tmp_path}/data/train", seed=0, global_batch_size=8, cache_dir=small_disk)
     assert "\n" not in str(caught.value)
     assert {path.suffix for path in small_disk.iterdir()} == {".lock"}

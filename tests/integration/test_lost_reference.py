@@ -11,9 +11,9 @@ from evaluation.distances.reference_statistics import load_reference
 from training import storage
 from training.config.errors import UserError
 from training.config.presets import preset
-from training.data.format.shards import read_manifest
+from training.data.format.manifest import read_manifest
 from training.data.preparation.prepare import Options, prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 from training.tracking.runs import TrackingError
 
 _PRESET = "digits-hybrid-cosine"

@@ -31,7 +31,7 @@ from components.launch.rayjob.manifest import rayjob_name
 from components.launch.run import run_step
 from components.steps.registry import EVALUATE, PREPROCESS
 from training.config.errors import UserError
-from training.data.format.shards import read_manifest
+from training.data.format.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.format.shards import DatasetError, read_manifest
+from training.config.errors import UserError
+from training.data.format.manifest import read_manifest
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.catalog import open_splits
 
@@ -24,9 +25,10 @@ ROWS = 8
 
 # The source writes down each shard that is begun, and by whom; a read takes a moment, so that a kill meets work.
 PROGRAM = """
-import contextlib, os, sys, time
-from training.data.files import FolderSource
-from training.data.prepare import Options, prepare
+import contextlib, functools, os, sys, time
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.files import FolderSource
+from training.distributed.parallel_map import parallel_map
 
 class Watched(FolderSource):
     log = sys.argv[3]
@@ -40,7 +42,8 @@ class Watched(FolderSource):
 
 if __name__ == "__main__":
     source = Watched(sys.argv[1], name="images", split="train")
-    prepare(source, sys.argv[2], image_size=8, options=Options(rows_per_shard=8, num_workers=2))
+    two_workers = functools.partial(parallel_map, num_workers=2)
+    prepare(source, sys.argv[2], image_size=8, options=Options(rows_per_shard=8), shard_map=two_workers)
 """
 
 
@@ -93,7 +96,7 @@ def test_after_the_whole_program_is_killed_at_most_one_shard_a_worker_is_redone(
         wait_for(functools.partial(has_begun, tmp_path, len(begun(tmp_path)) + 5), process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        with pytest.raises(DatasetError, match="there is no data set"):
+        with pytest.raises(UserError, match="there is no data set"):
             read_manifest(str(tmp_path / "data"))
         workers = set(begun(tmp_path))
         deadline = time.monotonic() + 60

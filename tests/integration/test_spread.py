@@ -3,17 +3,17 @@
 import pytest
 
 from training.checkpoints.checkpoint import CheckpointError, checkpoint_uri, step_of
-from training.distributed.parallel_map import spread
+from training.distributed.parallel_map import parallel_map
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_every_job_is_done_once(num_workers: int) -> None:
     jobs = [checkpoint_uri("run", step) for step in range(8)]
-    assert sorted(spread(step_of, jobs, num_workers=num_workers)) == list(range(8))
+    assert sorted(parallel_map(step_of, jobs, num_workers=num_workers)) == list(range(8))
 
 
 @pytest.mark.slow
 def test_what_a_job_raises_comes_back() -> None:
     with pytest.raises(CheckpointError, match="elsewhere: is not a checkpoint's directory"):
-        list(spread(step_of, ["elsewhere", checkpoint_uri("run", 1)], num_workers=2))
+        list(parallel_map(step_of, ["elsewhere", checkpoint_uri("run", 1)], num_workers=2))

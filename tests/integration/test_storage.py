@@ -231,7 +231,7 @@ def test_an_environment_without_credentials_is_named(s3_env, services, monkeypat
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    with pytest.raises(StorageError, match="no S3 credentials in the environment; set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StorageError, match="there are no S3 credentials; set AWS_ACCESS_KEY_ID"):
         storage.read_bytes("s3://iddpm/a")
 
 

@@ -20,7 +20,7 @@ from training.checkpoints import checkpoint
 from training.config.presets import preset
 from training.console import marking
 from training.data.preparation.prepare import Options, prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 from training.models.unet import make_model
 from training.tracking import runs as tracking
 

@@ -30,7 +30,7 @@ from pipelines.client.submit import upload as upload_pipeline
 from pipelines.compile import PIPELINES
 from training.config.errors import UserError
 from training.config.experiment import Resources
-from training.data.images.decoding import LARGEST_MAX_PIXELS
+from training.data.images.decode import LARGEST_MAX_PIXELS
 from training.data.preparation.prepare import Options
 from training.data.sources.catalog import SourceOptions
 

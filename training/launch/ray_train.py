@@ -26,7 +26,7 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment, Resources
 from training.config.run_keys import training_fields
 from training.console import format_bytes, say
-from training.data.format.shards import read_manifest
+from training.data.format.manifest import read_manifest
 from training.data.loading.loader import Loader
 from training.distributed.ray_session import ray_session
 from training.distributed.signals import StopFlag, run_stoppable

@@ -1,4 +1,4 @@
-"""The disk's half of `training.storage`: files below `file:///path` or a path, by the standard library alone."""
+"""The disk backend of `training.storage`: files by `file:///path` or a path, by the standard library alone."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote
 
 from training.console import format_bytes
-from training.storage.errors import StorageError, explained_disk
+from training.storage.errors import StorageError, explain_disk_errors
 
 _PARTIAL_SUFFIX = ".partial"
 
 
 def local_path(uri: str) -> Path:
-    """The path of an address on disk.
+    """Return the path of a URI on disk.
 
     Raises:
-        StorageError: It is of neither a file nor S3.
+        StorageError: Its scheme is another one than file://.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
@@ -33,24 +34,37 @@ def local_path(uri: str) -> Path:
 
 
 def read(uri: str) -> bytes:
-    """The file's bytes."""
-    with explained_disk(uri):
+    """Read the bytes of the file."""
+    with explain_disk_errors(uri):
         return local_path(uri).read_bytes()
 
 
+def open_seekable(uri: str) -> BinaryIO:
+    """Open the file."""
+    with explain_disk_errors(uri):
+        return local_path(uri).open("rb")
+
+
 def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
-    """Puts a whole file in place; False where `if_absent` found another."""
-    with explained_disk(uri), _partial_file(local_path(uri), num_bytes=len(data)) as partial:
+    """Put a complete file in place; return False where `if_absent` found another."""
+    with explain_disk_errors(uri), _partial_file(local_path(uri), num_bytes=len(data)) as partial:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # the new name must not reach the disk before the data
-        return _put_in_place(partial, local_path(uri), if_absent=if_absent)
+        if not if_absent:
+            partial.replace(local_path(uri))
+            return True
+        try:
+            os.link(partial, local_path(uri))  # unlike a rename, fails where the name is taken
+        except FileExistsError:
+            return False
+        return True
 
 
 def size(uri: str) -> int:
-    """The file's bytes, counted."""
-    with explained_disk(uri):
+    """Return the size of the file in bytes."""
+    with explain_disk_errors(uri):
         path = local_path(uri)
         if path.is_dir():
             raise FileNotFoundError(errno.ENOENT, "is a directory", str(path))
@@ -58,48 +72,53 @@ def size(uri: str) -> int:
 
 
 def version(uri: str) -> str:
-    """Size, time and inode."""
-    with explained_disk(uri):
+    """Return size, time and inode."""
+    with explain_disk_errors(uri):
         found = local_path(uri).stat()
         return f"{found.st_size}-{found.st_mtime_ns}-{found.st_dev}-{found.st_ino}"
 
 
-def files(prefix_uri: str) -> Iterator[str]:
-    """Addresses of all files below a directory."""
-    with explained_disk(prefix_uri):
+def list_objects(prefix_uri: str) -> Iterator[tuple[str, int, str]]:
+    """Yield URI, bytes and version of all files below a directory."""
+    return ((uri, size(uri), version(uri)) for uri in list_uris(prefix_uri))
+
+
+def list_uris(prefix_uri: str) -> Iterator[str]:
+    """Yield the URIs of all files below a directory."""
+    with explain_disk_errors(prefix_uri):
         root = local_path(prefix_uri)
         yield from (_uri_of(path, root, prefix_uri) for path in _files_below(root))
 
 
-def directories(prefix_uri: str) -> Iterator[str]:
-    """Addresses of the directories directly below one that hold a file."""
-    with explained_disk(prefix_uri):
+def list_directories(prefix_uri: str) -> Iterator[str]:
+    """Yield the URIs of the directories directly below one that contain a file."""
+    with explain_disk_errors(prefix_uri):
         root = local_path(prefix_uri)
         children = root.iterdir() if root.is_dir() else ()
         yield from (_uri_of(child, root, prefix_uri) for child in children if child.is_dir() and any(_files_below(child)))
 
 
 def delete(uri: str) -> None:
-    """Removes the file, if it is there."""
-    with explained_disk(uri):
+    """Delete the file, if there is one."""
+    with explain_disk_errors(uri):
         local_path(uri).unlink(missing_ok=True)
 
 
 def delete_below(uri: str) -> int:
-    """Removes a directory; how many files it held."""
+    """Delete a directory; return the number of its files."""
     root = local_path(uri).absolute()
     if root == Path(root.anchor):
         raise StorageError(f"{uri}: is the root of the disk; name a directory below it")
-    with explained_disk(uri):
+    with explain_disk_errors(uri):
         count = sum(1 for _ in _files_below(root))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(root)
         return count
 
 
-def delete_leftovers(uri: str, *, older_than_seconds: float) -> None:
-    """Removes what writers that were killed left below a directory."""
-    with explained_disk(uri):
+def delete_partial_files(uri: str, *, older_than_seconds: float) -> None:
+    """Delete the unfinished files of killed writers below a directory."""
+    with explain_disk_errors(uri):
         for path in local_path(uri).rglob(f".*{_PARTIAL_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > older_than_seconds:
@@ -107,9 +126,9 @@ def delete_leftovers(uri: str, *, older_than_seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(target: Path, what: str, *, num_bytes: int) -> Iterator[Path]:
-    """A path to write to, which becomes `target` at the end of the block; `what` is what an error is about."""
-    with explained_disk(what), _partial_file(target, num_bytes=num_bytes) as partial:
+def complete_file(target: Path, subject: str, *, num_bytes: int) -> Iterator[Path]:
+    """Provide a path to write to, which becomes `target` at the end of the block; errors name `subject`."""
+    with explain_disk_errors(subject), _partial_file(target, num_bytes=num_bytes) as partial:
         yield partial
         partial.replace(target)
 
@@ -117,7 +136,7 @@ def whole_file(target: Path, what: str, *, num_bytes: int) -> Iterator[Path]:
 def _uri_of(path: Path, root: Path, root_uri: str) -> str:
     if "://" not in root_uri:
         return str(path)
-    # Only what `local_path` would read as an escape is escaped, so that a listing equals what `storage.join` makes.
+    # Escapes only what `local_path` would unescape, so that a listing equals the results of `storage.join`.
     return f"{root_uri.rstrip('/')}/{path.relative_to(root).as_posix().replace('%', '%25')}"
 
 
@@ -127,7 +146,7 @@ def _files_below(directory: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _partial_file(target: Path, *, num_bytes: int) -> Iterator[Path]:
-    """A new name beside `target` to write to; whatever is left under it afterwards goes."""
+    """Provide a new name next to `target` to write to; a file that still has it at the end is deleted."""
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if num_bytes > free:
@@ -137,14 +156,3 @@ def _partial_file(target: Path, *, num_bytes: int) -> Iterator[Path]:
         yield partial
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _put_in_place(partial: Path, target: Path, *, if_absent: bool) -> bool:
-    if not if_absent:
-        partial.replace(target)
-        return True
-    try:
-        os.link(partial, target)  # unlike a rename, fails where the name is taken
-    except FileExistsError:
-        return False
-    return True

@@ -1,4 +1,7 @@
-"""The ways in which reading and writing fail, each as one line that names the thing and the remedy."""
+"""The errors of reading and writing, each in one line that names the URI and the remedy.
+
+They are not `UserError`s: a storage that does not answer is nobody's mistake, and retries need to know which error may pass.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ class StorageError(OSError):
     """A read, write or listing that failed; the message is one line with the remedy, and without a password.
 
     Attributes:
-        transient: Trying again later may succeed (no answer, a server's own error), unlike a wrong name or secret.
+        transient: True where a later attempt may succeed (no answer, an error of the server itself), unlike with a wrong name or secret.
     """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
@@ -27,25 +30,26 @@ class ObjectNotFoundError(StorageError):
 
 
 @contextlib.contextmanager
-def explained_disk(what: str) -> Iterator[None]:
-    """Turns the system's errors about files into a `StorageError` about `what`."""
+def explain_disk_errors(subject: str) -> Iterator[None]:
+    """Turn the system's errors about files into a `StorageError` about `subject`."""
     try:
         yield
     except StorageError:
         raise
     except OSError as error:
-        raise _explain(what, error) from error
+        raise _explain(subject, error) from error
 
 
-def _explain(what: str, error: OSError) -> StorageError:
-    where = f" ({error.filename})" if error.filename and str(error.filename) not in what else ""
+def _explain(subject: str, error: OSError) -> StorageError:
+    if error.filename and str(error.filename) not in subject:
+        subject += f" ({error.filename})"
     if error.errno == errno.ENOENT:
-        return ObjectNotFoundError(f"{what}{where}: there is no such file")
+        return ObjectNotFoundError(f"{subject}: there is no such file")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         detail = "" if error.strerror == os.strerror(error.errno) else f" ({error.strerror})"
-        return StorageError(f"{what}{where}: the disk is full{detail}; free some space, or name a directory on another disk")
+        return StorageError(f"{subject}: the disk is full{detail}; free some space, or name a directory on another disk")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(f"{what}{where}: {error.strerror}; give this user the right to it, or name another directory")
+        return StorageError(f"{subject}: {error.strerror}; give this user the right to it, or name another directory")
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-        return StorageError(f"{what}{where}: {error.strerror}; a file and a directory can't have one name, so use another")
-    return StorageError(f"{what}{where}: {error.strerror or error}; look at the disk")
+        return StorageError(f"{subject}: {error.strerror}; a file and a directory can't have one name, so use another")
+    return StorageError(f"{subject}: {error.strerror or error}; check the disk")

@@ -1,19 +1,22 @@
-"""The S3 half of `training.storage`: the one module that knows boto3.
+"""The S3 backend of `training.storage`: the one module that knows boto3.
 
-The client comes from the environment alone (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
-`AWS_REGION`), is shared by the threads of a process and is never pickled: a pickled client carries its secret.
+The environment alone selects server and credentials: `AWS_ENDPOINT_URL` and `AWS_REGION`; `AWS_ACCESS_KEY_ID`,
+`AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`, or where these are absent whatever else boto3 finds (a pod's role by IRSA or Pod
+Identity, an instance's role, a profile). The client is shared by the threads of a process and is never pickled: a pickled client
+contains its secret.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -30,32 +33,33 @@ from botocore.exceptions import (
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from training.config.addresses import holds_password
-from training.storage.errors import ObjectNotFoundError, StorageError, explained_disk
+from training.storage.errors import ObjectNotFoundError, StorageError, explain_disk_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 _ATTEMPTS = 4
-_NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
 _DELETE_BATCH = 1000  # S3's limit for one request
+_NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "ExpiredToken", "401", "403"}
 _BUSY = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException", "OperationAborted"}
 
 
 def read(uri: str) -> bytes:
-    """The object's bytes."""
-    bucket, key = split(uri)
-    with _explained(uri):
-        # boto3 repeats a request, but not the reading of a body that breaks off.
-        attempts = Retrying(retry=retry_if_exception_type(_NO_ANSWER), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
-        return attempts(lambda: client().get_object(Bucket=bucket, Key=key)["Body"].read())
+    """Read the bytes of the object."""
+    return _get(uri)
+
+
+def open_seekable(uri: str) -> BinaryIO:
+    """Open the object; each read is a request for its range."""
+    return cast(BinaryIO, _ObjectFile(uri, size(uri)))
 
 
 def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
-    """Puts the object in one request; False where `if_absent` found another."""
+    """Put the object in one request; return False where `if_absent` found another."""
     bucket, key = split(uri)
-    with _explained(uri):
+    with _explain_errors(uri):
         if not if_absent:
             client().put_object(Bucket=bucket, Key=key, Body=data)
             return True
@@ -76,35 +80,20 @@ def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
 
 
 def size(uri: str) -> int:
-    """The object's bytes, counted."""
+    """Return the size of the object in bytes."""
     return _head(uri)["ContentLength"]
 
 
 def version(uri: str) -> str:
-    """Size, entity tag and time: one of them changes when the object is overwritten."""
+    """Return size, entity tag and time, of which one changes when the object is overwritten."""
     head = _head(uri)
     return _version(head["ContentLength"], head["ETag"], head["LastModified"])
 
 
-def _version(num_bytes: int, entity_tag: str, modified: datetime) -> str:
-    return f"{num_bytes}-{entity_tag.strip(chr(34))}-{modified.timestamp():.0f}"
-
-
-def _head(uri: str) -> HeadObjectOutputTypeDef:
-    bucket, key = split(uri)
-    with _explained(uri):
-        try:
-            return client().head_object(Bucket=bucket, Key=key)
-        except ClientError as error:
-            if _status(error) == 404:  # a HEAD has no body that could tell a missing bucket from a missing object
-                _require_bucket(bucket, client().meta.endpoint_url)
-            raise
-
-
-def objects(prefix_uri: str) -> list[tuple[str, int, str]]:
-    """URI, bytes and version of all objects below the directory, in any order and number."""
+def list_objects(prefix_uri: str) -> list[tuple[str, int, str]]:
+    """List URI, bytes and version of all objects below the directory, in any order and number."""
     bucket, key = split(prefix_uri, root_allowed=True)
-    with _explained(prefix_uri):
+    with _explain_errors(prefix_uri):
         pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=_as_directory(key))
         return [
             (f"s3://{bucket}/{entry['Key']}", entry["Size"], _version(entry["Size"], entry["ETag"], entry["LastModified"]))
@@ -113,66 +102,69 @@ def objects(prefix_uri: str) -> list[tuple[str, int, str]]:
         ]
 
 
-def keys(prefix_uri: str) -> list[str]:
-    """URIs of all objects below the directory, in any order and number."""
-    return [uri for uri, _, _ in objects(prefix_uri)]
+def list_uris(prefix_uri: str) -> list[str]:
+    """List the URIs of all objects below the directory, in any order and number."""
+    return [uri for uri, _, _ in list_objects(prefix_uri)]
 
 
-def directories(prefix_uri: str) -> list[str]:
-    """URIs of the directories directly below the directory that hold something, without a slash at the end."""
+def list_directories(prefix_uri: str) -> list[str]:
+    """List the URIs of the directories directly below the directory that contain something, without a slash at the end."""
     bucket, key = split(prefix_uri, root_allowed=True)
     s3 = client()
 
-    def holds_something(prefix: str) -> bool:
+    def contains_something(prefix: str) -> bool:
         return bool(s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"))
 
-    with _explained(prefix_uri):
+    with _explain_errors(prefix_uri):
         pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=_as_directory(key), Delimiter="/")
         prefixes = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
-        # SeaweedFS goes on listing a directory for a while after its last object is gone.
+        # SeaweedFS continues to list a directory for a while after its last object is deleted.
         with ThreadPoolExecutor(max_workers=16) as pool:
-            kept = [prefix for prefix, holds in zip(prefixes, pool.map(holds_something, prefixes), strict=True) if holds]
-        return [f"s3://{bucket}/{prefix.rstrip('/')}" for prefix in kept]
+            filled = list(pool.map(contains_something, prefixes))
+        return [f"s3://{bucket}/{prefix.rstrip('/')}" for prefix, is_filled in zip(prefixes, filled, strict=True) if is_filled]
 
 
 def delete(uri: str) -> None:
-    """Removes the object, if there is one."""
+    """Delete the object, if there is one."""
     bucket, key = split(uri)
-    with _explained(uri):
+    with _explain_errors(uri):
         client().delete_object(Bucket=bucket, Key=key)
 
 
 def delete_below(uri: str) -> int:
-    """Removes every object below the directory; returns how many there were."""
+    """Delete every object below the directory; return their number."""
     bucket, _ = split(uri)
-    names = [name.removeprefix(f"s3://{bucket}/") for name in keys(uri)]
-    with _explained(uri):
+    names = [name.removeprefix(f"s3://{bucket}/") for name in list_uris(uri)]
+    with _explain_errors(uri):
         for start in range(0, len(names), _DELETE_BATCH):
             batch = names[start : start + _DELETE_BATCH]
             answer = client().delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": name} for name in batch], "Quiet": True})
             for failure in answer.get("Errors", ()):
-                raise StorageError(f"s3://{bucket}/{failure.get('Key')}: was not deleted ({failure.get('Code')}: {failure.get('Message')})")
+                raise StorageError(
+                    f"s3://{bucket}/{failure.get('Key')}: was not deleted ({failure.get('Code')}: {failure.get('Message')}); "
+                    f"check that these credentials may delete in bucket {bucket!r}"
+                )
     return len(names)
 
 
 def download(uri: str, path: Path) -> None:
-    """Writes the object to `path`, in parallel ranges where it is large."""
+    """Write the object to `path`, in parallel ranges where it is large."""
     bucket, key = split(uri)
-    with explained_disk(str(path)), _explained(uri):
+    with explain_disk_errors(str(path)), _explain_errors(uri):
         client().download_file(bucket, key, str(path))
 
 
 def upload(path: Path, uri: str) -> None:
-    """Puts the file as one object, in parallel parts where it is large."""
+    """Put the file as one object, in parallel parts where it is large."""
     bucket, key = split(uri)
-    with explained_disk(str(path)), _explained(uri):
+    with explain_disk_errors(str(path)), _explain_errors(uri):
         client().upload_file(str(path), bucket, key)
 
 
 def create_bucket(uri: str) -> None:
-    """Makes the bucket of `uri`, unless this account has it already."""
+    """Make the bucket of `uri`, unless this account has it already."""
     bucket, _ = split(uri, root_allowed=True)
-    with _explained(uri):
+    with _explain_errors(uri):
         try:
             client().create_bucket(Bucket=bucket)
         except ClientError as error:
@@ -181,56 +173,46 @@ def create_bucket(uri: str) -> None:
 
 
 def split(uri: str, *, root_allowed: bool = False) -> tuple[str, str]:
-    """Bucket and key of an s3:// address."""
+    """Return bucket and key of an s3:// URI."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     key = key.strip("/")
     if ":" in bucket or "@" in bucket:
-        raise StorageError(f"{uri}: holds a user or a password; S3 is told AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
+        raise StorageError(f"{uri}: contains a user or a password; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
     if not bucket or (not key and not root_allowed):
-        raise StorageError(f"{uri}: names a whole bucket or none; an address reads s3://bucket/path")
+        raise StorageError(f"{uri}: names a whole bucket or none; write an address like s3://bucket/path")
     return bucket, key
 
 
 def client() -> S3Client:
-    """Client of this process for the S3 that the environment names now."""
-    environment = os.environ
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    if endpoint and holds_password(endpoint):  # it is shown, in messages
-        raise StorageError("AWS_ENDPOINT_URL must not hold a password; S3 is told AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    return _connect_once(
-        os.getpid(),  # a fork must not share its parent's sockets
-        endpoint,
-        environment.get("AWS_ACCESS_KEY_ID"),
-        environment.get("AWS_SECRET_ACCESS_KEY"),
-        environment.get("AWS_SESSION_TOKEN"),
-        environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1",
-    )
+    """Return this process's client for the S3 server that the environment names now."""
+    settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _connect_once(os.getpid(), settings)  # a forked process must not share its parent's sockets
 
 
 @functools.lru_cache(maxsize=4)
-def _connect_once(
-    process_id: int, endpoint: str | None, key_id: str | None, secret: str | None, token: str | None, region: str
-) -> S3Client:
-    return connect(endpoint, key_id, secret, token=token, region=region)
+def _connect_once(process_id: int, settings: tuple[tuple[str, str], ...]) -> S3Client:
+    environment = dict(settings)
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    if endpoint and holds_password(endpoint):  # messages show it
+        raise StorageError("AWS_ENDPOINT_URL must not contain a password; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
+    return connect(endpoint, region=environment.get("AWS_REGION"))
 
 
 def connect(
     endpoint: str | None,
-    key_id: str | None,
-    secret: str | None,
+    key_id: str | None = None,
+    secret: str | None = None,
     *,
-    token: str | None = None,
-    region: str = "us-east-1",
+    region: str | None = None,
     attempts: int = _ATTEMPTS,
 ) -> S3Client:
-    """A new client.
+    """Make a new client.
 
     Args:
         endpoint: URL of the server; None is AWS.
-        key_id: Access key; None leaves the search for credentials to boto3 (a pod's role, for instance).
+        key_id: Access key; None leaves the search for credentials to boto3.
         secret: Its secret.
-        token: Session token of temporary credentials.
-        region: Any name where the server isn't AWS.
+        region: None takes boto3's (`AWS_DEFAULT_REGION`, the profile's), or us-east-1; servers other than AWS accept any.
         attempts: Requests in all before a failure counts, with growing pauses.
     """
     config = Config(
@@ -240,33 +222,91 @@ def connect(
         max_pool_connections=32,
         user_agent_extra="iddpm",
     )
-    return boto3.session.Session().client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id=key_id,
-        aws_secret_access_key=secret,
-        aws_session_token=token,
-        region_name=region,
-        config=config,
-    )
+    session = boto3.session.Session(aws_access_key_id=key_id, aws_secret_access_key=secret)
+    return session.client("s3", endpoint_url=endpoint, region_name=region or session.region_name or "us-east-1", config=config)
+
+
+class _ObjectFile(io.RawIOBase):
+    """An object as a file for reading; its position is local, so that only reads are requests."""
+
+    def __init__(self, uri: str, num_bytes: int) -> None:
+        self._uri = uri
+        self._size = num_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Read from the position on."""
+        end = self._size if size < 0 else min(self._position + size, self._size)
+        if end <= self._position:
+            return b""
+        data = _get(self._uri, f"bytes={self._position}-{end - 1}")
+        self._position += len(data)
+        return data
+
+
+def _get(uri: str, byte_range: str = "") -> bytes:
+    bucket, key = split(uri)
+
+    def request() -> bytes:
+        s3 = client()
+        answer = s3.get_object(Bucket=bucket, Key=key, Range=byte_range) if byte_range else s3.get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read()
+
+    # boto3 repeats a request, but not the reading of a body that breaks off.
+    attempts = Retrying(retry=retry_if_exception_type(_NO_ANSWER), stop=stop_after_attempt(_ATTEMPTS), reraise=True)
+    with _explain_errors(uri):
+        return attempts(request)
+
+
+def _head(uri: str) -> HeadObjectOutputTypeDef:
+    bucket, key = split(uri)
+    with _explain_errors(uri):
+        try:
+            return client().head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if _status(error) == 404:  # the answer to a HEAD does not distinguish a missing bucket from a missing object
+                _require_bucket(bucket, client().meta.endpoint_url)
+            raise
+
+
+def _version(num_bytes: int, entity_tag: str, modified: datetime) -> str:
+    return f"{num_bytes}-{entity_tag.strip(chr(34))}-{modified.timestamp():.0f}"
 
 
 @contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Turns boto3's errors into a `StorageError` about `uri`, without a secret in it."""
+def _explain_errors(uri: str) -> Iterator[None]:
+    """Turn boto3's errors into a `StorageError` about `uri`, without a secret in it."""
     try:
         yield
     except ClientError as error:
         raise _explain_answer(uri, error) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise StorageError(
-            f"{uri}: no S3 credentials in the environment; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-            "(and AWS_ENDPOINT_URL where it isn't AWS), or start the local one by 'iddpm up'"
+            f"{uri}: there are no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL where it "
+            "isn't AWS), give the pod a role, or start the local server by 'iddpm up'"
         ) from error
     except _NO_ANSWER as error:
         raise StorageError(
-            f"{uri}: no answer from S3 at {client().meta.endpoint_url} ({type(error).__name__}); is it running, and is "
-            "AWS_ENDPOINT_URL right? 'iddpm up' starts the local one",
+            f"{uri}: no answer from S3 at {client().meta.endpoint_url} ({type(error).__name__}); check that it runs and that "
+            "AWS_ENDPOINT_URL is right; 'iddpm up' starts the local one",
             transient=True,
         ) from error
     except (BotoCoreError, Boto3Error) as error:
@@ -287,11 +327,11 @@ def _explain_answer(uri: str, error: ClientError) -> StorageError:
     if code in _REFUSED:
         return StorageError(
             f"{uri}: S3 at {endpoint} refused the credentials ({code}); check AWS_ACCESS_KEY_ID and "
-            f"AWS_SECRET_ACCESS_KEY, and that they may use bucket {bucket!r}"
+            f"AWS_SECRET_ACCESS_KEY or the pod's role, and that they may use bucket {bucket!r}"
         )
     status = _status(error)
     transient = code in _BUSY or status >= 500 or status == 429
-    remedy = "try again, and look at the server's log and free disk space" if transient else "check the address"
+    remedy = "try again, and check the server's log and free disk space" if transient else "check the address"
     message = " ".join(error.response.get("Error", {}).get("Message", "").split())
     return StorageError(f"{uri}: S3 at {endpoint} answered {status} {code} {message}; {remedy}", transient=transient)
 

@@ -29,7 +29,7 @@ from training.checkpoints import averages, checkpoint
 from training.config.experiment import SamplingConfig, SamplingMethod
 from training.config.spacing import likelihood_spacing, parse_spacing, uniform_spacing
 from training.console import say
-from training.data.format.shards import read_manifest
+from training.data.format.manifest import read_manifest
 from training.models.posthoc_ema import ReconstructionError
 
 NUM_GRID_IMAGES = 10

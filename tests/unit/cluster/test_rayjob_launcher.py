@@ -23,7 +23,7 @@ from components.steps.registry import EVALUATE, REFERENCE, TRAIN
 from training import storage
 from training.config.errors import UserError
 from training.data.preparation.prepare import Options, prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 
 _PACE = Pace(poll_seconds=0.02, teardown_seconds=1)
 _GOOD = recorded_statuses("4504db")[-1]

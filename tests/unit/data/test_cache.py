@@ -10,18 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.data.cache import disk_cache as cache
-from training.data.cache.disk_cache import hold, make_room
-from training.data.format.shards import DatasetError
+from training.config.errors import UserError
+from training.data.cache.disk_cache import CacheEntry, get_or_make, reserve
 from training.data.loading.loader import Loader
 from training.data.preparation.prepare import Options, prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 
 KIB = 1024
 
 
-def entry(directory: Path, name: str, num_bytes: int = KIB) -> cache.Hold:
-    return hold(directory / name, lambda partial: partial.write_bytes(name[:1].encode() * num_bytes))
+def entry(directory: Path, name: str, num_bytes: int = KIB) -> CacheEntry:
+    return get_or_make(directory / name, lambda partial: partial.write_bytes(name[:1].encode() * num_bytes))
+
+
+def evict(directory: Path, num_bytes: int, budget_bytes: int | None = None) -> None:
+    with reserve(directory, num_bytes, budget_bytes):
+        pass
 
 
 def kept(directory: Path) -> set[str]:
@@ -29,7 +33,7 @@ def kept(directory: Path) -> set[str]:
 
 
 def fill(directory: Path, names: str) -> None:
-    """Unheld entries, used in that order."""
+    """Entries without users, last used in that order."""
     for age, name in enumerate(names):
         entry(directory, name).release()
         os.utime(directory / name, (age, age))
@@ -38,25 +42,25 @@ def fill(directory: Path, names: str) -> None:
 def test_the_entry_that_was_used_longest_ago_goes_first(tmp_path):
     fill(tmp_path, "abcd")
     entry(tmp_path, "a").release()  # so it is the latest
-    make_room(tmp_path, 2 * KIB, budget_bytes=4 * KIB)
+    evict(tmp_path, 2 * KIB, budget_bytes=4 * KIB)
     assert kept(tmp_path) == {"d", "a"}
 
 
 def test_nothing_goes_while_there_is_room(tmp_path):
     fill(tmp_path, "abcd")
-    make_room(tmp_path, KIB, budget_bytes=5 * KIB)
-    make_room(tmp_path, KIB)
+    evict(tmp_path, KIB, budget_bytes=5 * KIB)
+    evict(tmp_path, KIB)
     assert kept(tmp_path) == {"a", "b", "c", "d"}
 
 
-def test_what_is_held_stays_even_over_the_budget(tmp_path):
+def test_an_entry_in_use_stays_even_over_the_budget(tmp_path):
     fill(tmp_path, "abc")
     held = entry(tmp_path, "a")
     os.utime(tmp_path / "a", (0, 0))
-    make_room(tmp_path, KIB, budget_bytes=KIB)
+    evict(tmp_path, KIB, budget_bytes=KIB)
     assert kept(tmp_path) == {"a"}
     held.release()
-    make_room(tmp_path, KIB, budget_bytes=KIB)
+    evict(tmp_path, KIB, budget_bytes=KIB)
     assert kept(tmp_path) == set()
 
 
@@ -67,10 +71,10 @@ def test_a_full_disk_makes_room_without_a_budget_and_says_when_that_is_not_enoug
         return type("usage", (), {"free": 3 * KIB - KIB * len(kept(tmp_path))})
 
     monkeypatch.setattr("shutil.disk_usage", usage)
-    make_room(tmp_path, 2 * KIB)
+    evict(tmp_path, 2 * KIB)
     assert kept(tmp_path) == {"b"}
-    with pytest.raises(DatasetError, match=r"needs 4.00 KiB for a copy of the data, but 3.00 KiB are free; free some space"):
-        make_room(tmp_path, 4 * KIB)
+    with pytest.raises(UserError, match=r"needs 4.00 KiB for a copy of the data, but 3.00 KiB are free; free some space"):
+        evict(tmp_path, 4 * KIB)
 
 
 def test_an_entry_that_could_not_be_made_leaves_nothing(tmp_path):
@@ -79,27 +83,27 @@ def test_an_entry_that_could_not_be_made_leaves_nothing(tmp_path):
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        hold(tmp_path / "a", make)
+        get_or_make(tmp_path / "a", make)
     assert kept(tmp_path) == set()
     entry(tmp_path, "a")
     assert kept(tmp_path) == {"a"}
 
 
-def test_what_another_process_holds_stays_until_that_is_killed(tmp_path):
+def test_an_entry_of_another_process_stays_until_that_is_killed(tmp_path):
     fill(tmp_path, "ab")
     program = (
-        "import sys, time, pathlib; from training.data.cache.disk_cache import hold\n"
-        "held = hold(pathlib.Path(sys.argv[1]), print); print('held', flush=True); time.sleep(60)"
+        "import sys, time, pathlib; from training.data.cache.disk_cache import get_or_make\n"
+        "held = get_or_make(pathlib.Path(sys.argv[1]), print); print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    make_room(tmp_path, KIB, budget_bytes=KIB)
+    evict(tmp_path, KIB, budget_bytes=KIB)
     assert kept(tmp_path) == {"a"}
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    make_room(tmp_path, KIB, budget_bytes=KIB)
+    evict(tmp_path, KIB, budget_bytes=KIB)
     assert kept(tmp_path) == set()
 
 
@@ -109,8 +113,7 @@ from training.data.cache import disk_cache as cache
 directory, clock = pathlib.Path(sys.argv[1]), random.Random(int(sys.argv[2]))
 
 def make(partial):
-    with cache.making_room(directory):
-        cache.make_room(directory, 4096, budget_bytes=3 * 4096)
+    with cache.reserve(directory, 4096, budget_bytes=3 * 4096):
         with partial.open("wb") as file:
             for _ in range(4):
                 file.write(partial.name[:1].encode() * 1024)
@@ -120,7 +123,7 @@ def make(partial):
 made = []
 for _ in range(60):
     name = clock.choice("abcdef")
-    held = cache.hold(directory / name, make)
+    held = cache.get_or_make(directory / name, make)
     for _ in range(clock.randrange(4)):
         assert held.path.read_bytes() == name.encode() * 4096, name
     held.release()
@@ -138,7 +141,7 @@ def test_processes_that_make_room_for_themselves_never_take_what_others_read(tmp
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
     assert sum(map(int, said)) > 6, "nothing was ever removed and made again"
-    make_room(tmp_path, 0, budget_bytes=3 * 4096)
+    evict(tmp_path, 0, budget_bytes=3 * 4096)
     assert len(kept(tmp_path)) <= 3
     assert not list(tmp_path.glob("*.partial"))
 

@@ -5,12 +5,14 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from training.config.errors import UserError
 from training.config.experiment import DataConfig
 from training.config.presets import preset
-from training.data.format.shards import DatasetError, read_manifest
-from training.data.loading.loader import Loader, iterate
+from training.data.format.manifest import read_manifest
+from training.data.loading.loader import Loader
+from training.data.loading.row_groups import iterate
 from training.data.preparation.prepare import Options, prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 from training.data.splits import check_matches, prepare_splits
 
 DIGITS = preset("digits-hybrid-cosine").data
@@ -29,7 +31,7 @@ def loader(data_uri, tmp_path):
 
 
 def everything(uri, tmp_path):
-    parts = list(iterate(uri, 100, cache_dir=tmp_path))
+    parts = list(iterate(uri, 100))
     return torch.cat([images for _, images, _ in parts]), torch.cat([labels for *_, labels in parts])
 
 
@@ -56,12 +58,12 @@ def test_preparing_again_finds_the_data_set_and_changes_nothing(data_uri):
 
 
 def test_another_seed_in_the_same_place_is_refused_and_named(data_uri):
-    with pytest.raises(DatasetError, match="shuffle_seed 0 there, 1 here"):
+    with pytest.raises(UserError, match="shuffle_seed 0 there, 1 here"):
         prepare(digits("train"), f"{data_uri}/train", image_size=8, options=Options(resize="none", seed=1))
 
 
 def test_a_data_set_that_is_not_the_experiments_is_refused(data_uri):
-    with pytest.raises(DatasetError, match=r"data\.num_classes is 0 in the experiment"):
+    with pytest.raises(UserError, match=r"data\.num_classes is 0 in the experiment"):
         check_matches(read_manifest(f"{data_uri}/train"), DataConfig(name="digits", image_size=8, image_channels=1))
 
 
@@ -125,10 +127,10 @@ def test_rows_are_shuffled_over_the_whole_data_set(data_uri, tmp_path):
 
 
 def test_a_place_without_a_data_set_says_how_to_make_one(tmp_path):
-    with pytest.raises(DatasetError, match="iddpm preprocess"):
+    with pytest.raises(UserError, match="iddpm preprocess"):
         Loader(str(tmp_path / "nothing"), seed=0, global_batch_size=1)
 
 
 def test_offsets_outside_of_the_global_batch_are_refused(loader):
-    with pytest.raises(DatasetError, match="global batch of 64"):
+    with pytest.raises(UserError, match="global batch of 64"):
         loader.batch(0, 0, 65)

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from training.data.images.decoding import ImageError, prepare_image
+from training.data.images.decode import ImageError
+from training.data.images.prepare_image import prepare_image
 
 PHOTOS = load_sample_images().images
 

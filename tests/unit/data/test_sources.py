@@ -12,10 +12,11 @@ import pytest
 import torchvision
 from PIL import Image
 
+from training.config.errors import UserError
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.sources.files import file_source
 from training.data.sources.labels import assign_labels
-from training.data.sources.source import SourceError, digits
+from training.data.sources.published import digits
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +134,7 @@ def test_held_out_images_are_disjoint_complete_and_drawn_by_the_seed(tmp_path):
     assert keys[1]["train"] | keys[1]["test"] == {f"{i}.png" for i in range(20)}
     assert not keys[1]["train"] & keys[1]["test"]
     assert keys[1]["test"] != keys[2]["test"]
-    with pytest.raises(SourceError, match="can't hold out 20 test images of 20"):
+    with pytest.raises(UserError, match="can't hold out 20 test images of 20"):
         open_splits(root, SourceOptions(num_test=20))["test"].listing()
 
 
@@ -183,22 +184,22 @@ def test_numbers_in_a_table_stay_what_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "rule", "message"),
     [
-        (["a/1.png", "2.png"], "folders", r"2\.png lies in no folder"),
+        (["a/1.png", "2.png"], "folders", r"2\.png is in no folder"),
         (["1.png"], "filename", r"1\.png has no '_'"),
-        (["1.png"], "flickr", r"labels 'flickr' are not understood; use 'auto'"),
+        (["1.png"], "flickr", r"labels 'flickr' is not a rule; use 'auto'"),
     ],
 )
 def test_an_image_without_a_label_is_named(keys, rule, message):
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(UserError, match=message):
         assign_labels(keys, rule)
 
 
 def test_a_table_with_holes_or_too_many_columns_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("1.png,cat\n")
-    with pytest.raises(SourceError, match=r"has no label for 1 of 2 images, the first of them 2\.png"):
+    with pytest.raises(UserError, match=r"has no label for 1 of 2 images, the first of them 2\.png"):
         assign_labels(["1.png", "2.png"], str(tmp_path / "t.csv"))
     (tmp_path / "t.csv").write_text("1.png,cat,3\n")
-    with pytest.raises(SourceError, match="a row has 3 columns"):
+    with pytest.raises(UserError, match="a row has 3 columns"):
         assign_labels(["1.png"], str(tmp_path / "t.csv"))
 
 
@@ -219,19 +220,19 @@ def test_a_table_with_holes_or_too_many_columns_is_refused(tmp_path):
 )
 def test_a_table_that_says_no_class_is_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(UserError, match=message):
         assign_labels(["1.png"], str(tmp_path / name))
 
 
 @pytest.mark.parametrize(("write", "name"), [(write_zip, "both.zip"), (write_tar, "both.tar")])
 def test_an_archive_of_both_splits_is_not_taken_for_two_classes(tmp_path, write, name):
     files = {f"data/{split}/{key}": data for split in ("train", "test") for key, data in FILES.items()}
-    with pytest.raises(SourceError, match=r"holds training and test images \(test, train\)"):
+    with pytest.raises(UserError, match=r"contains training and test images \(test, train\)"):
         open_splits(write(tmp_path / name, files), SourceOptions(labels="none"))["train"].listing()
 
 
 def test_a_test_image_of_a_class_that_training_lacks_is_refused():
-    with pytest.raises(SourceError, match="'emu', which no training image is"):
+    with pytest.raises(UserError, match="'emu', which no training image has"):
         assign_labels(["emu/1.png"], "folders", ("cat", "dog"))
     assert assign_labels(["dog/1.png"], "folders", ("cat", "dog")) == ([1], ("cat", "dog"))
 
@@ -283,7 +284,7 @@ def test_cifar10_is_unpacked_where_only_its_archive_is_there(tmp_path, monkeypat
 def test_cifar10_that_is_missing_or_altered_is_refused(tmp_path, monkeypatch):
     cifar_standin(tmp_path, monkeypatch)
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"changed")
-    with pytest.raises(SourceError, match="CIFAR-10 is not there or not whole"):
+    with pytest.raises(UserError, match="CIFAR-10 is not there or not whole"):
         open_splits(f"cifar10:{tmp_path}")["train"].listing()
 
 
@@ -302,21 +303,21 @@ def test_the_labelled_imagenet64_is_read_from_its_npz_files(tmp_path, save, caps
     assert label == 2
     assert np.array_equal(image, data["train_data_batch_10"][2].reshape(3, 64, 64).transpose(1, 2, 0))
     assert len(splits["test"].listing().items) == 3
-    assert capsys.readouterr().out.count("holds 3 of the release's 10 files train_data_batch_*.npz") == 1
+    assert capsys.readouterr().out.count("contains 3 of the release's 10 files train_data_batch_*.npz") == 1
 
 
 def test_labels_that_are_not_chrabaszczs_are_refused(tmp_path):
     np.savez(tmp_path / "val_data.npz", data=np.zeros((2, 12288), np.uint8), labels=np.array([0, 999]))
-    with pytest.raises(SourceError, match=r"labels run from 0 to 999; they should be in 1\.\.1000"):
+    with pytest.raises(UserError, match=r"labels run from 0 to 999; they should be in 1\.\.1000"):
         open_splits(f"imagenet64-labelled:{tmp_path}")["test"].listing()
     np.savez(tmp_path / "val_data.npz", data=np.zeros((2, 3072), np.uint8), labels=np.array([1, 2]))
-    with pytest.raises(SourceError, match=r"it should be uint8 \[rows, 12288\]"):
+    with pytest.raises(UserError, match=r"it should be uint8 \[rows, 12288\]"):
         open_splits(f"imagenet64-labelled:{tmp_path}")["test"].listing()
 
 
 def test_an_npz_with_pickled_objects_is_not_opened(tmp_path):
     np.savez(tmp_path / "val_data.npz", data=np.array([{}], dtype=object), labels=np.array([1]))
-    with pytest.raises(SourceError, match="pickled objects"):
+    with pytest.raises(UserError, match="pickled objects"):
         open_splits(f"imagenet64-labelled:{tmp_path}")["test"].listing()
 
 
@@ -338,11 +339,11 @@ def test_the_official_imagenet64_is_read_without_labels(tmp_path, form):
 
 def test_the_two_releases_of_imagenet64_are_never_taken_for_each_other(tmp_path):
     np.savez(tmp_path / "val_data.npz", data=np.zeros((1, 12288), np.uint8), labels=np.array([1]))
-    with pytest.raises(SourceError, match="that is the source 'imagenet64-labelled'"):
+    with pytest.raises(UserError, match="that is the source 'imagenet64-labelled'"):
         open_splits(f"imagenet64-official:{tmp_path}")
     (tmp_path / "val_data.npz").unlink()
     write_folder(tmp_path, {"train_64x64/1.png": png(1, 64)})
-    with pytest.raises(SourceError, match="not the labelled ImageNet-64"):
+    with pytest.raises(UserError, match="not the labelled ImageNet-64"):
         open_splits(f"imagenet64-labelled:{tmp_path}")["train"].listing()
 
 
@@ -389,21 +390,21 @@ def test_lsun_is_read_from_its_lmdb(tmp_path):
     ],
 )
 def test_a_source_that_is_not_there_says_so(spec, message):
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(UserError, match=message):
         open_splits(spec)
 
 
 def test_an_empty_folder_and_broken_archives_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no image"):
         open_splits(str(tmp_path / "empty"))["train"].listing()
     for name in ("x.zip", "x.tar", "x.tar.gz"):
         (tmp_path / name).write_bytes(b"this is not an archive" * 100)
-        with pytest.raises(SourceError, match=r"is not a whole (zip|tar|compressed) file"):
+        with pytest.raises(UserError, match=r"is not a whole (zip|tar|compressed) file"):
             open_splits(str(tmp_path / name))["train"].listing()
     whole = tar_bytes({"1.png": png(1, 64), "2.png": png(2, 64)})
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 3])
-    with pytest.raises(SourceError, match="is not a whole tar file"):
+    with pytest.raises(UserError, match="is not a whole tar file"):
         open_splits(str(tmp_path / "cut.tar"))["train"].listing()
 
 
@@ -415,7 +416,7 @@ def test_a_tar_that_ends_early_is_not_taken_for_a_smaller_one(tmp_path, damage):
     cut = whole[:second]
     data = {"cut between two members": cut, "flipped byte in a header": flipped, "inner tar cut": tar_bytes({"a.tar": cut, "b.tar": whole})}
     (tmp_path / "x.tar").write_bytes(data[damage])
-    with pytest.raises(SourceError, match=r"is not a whole tar file \(damaged or cut off at byte 1,024\)"):
+    with pytest.raises(UserError, match=r"is not a whole tar file \(damaged or cut off at byte 1,024\)"):
         open_splits(str(tmp_path / "x.tar"))["train"].listing()
 
 
@@ -427,9 +428,9 @@ def test_an_address_of_a_folder_is_the_folder(tmp_path):
 
 
 def test_options_that_a_source_can_not_take_are_refused(tmp_path):
-    with pytest.raises(SourceError, match="labels of digits are its own"):
+    with pytest.raises(UserError, match="labels of digits are its own"):
         open_splits("digits", SourceOptions(labels="none"))
-    with pytest.raises(SourceError, match="digits has its own test images"):
+    with pytest.raises(UserError, match="digits has its own test images"):
         open_splits("digits", SourceOptions(num_test=5))
 
 

@@ -4,19 +4,20 @@ import errno
 import pytest
 import torch
 
+from training.config.errors import UserError
 from training.data.format import shards
 from training.data.format.order import BlockOrder, GlobalOrder, Purpose, permutation
-from training.data.format.shards import DatasetError
-from training.data.loading import streaming
-from training.data.loading.loader import Loader, iterate
+from training.data.loading import row_groups, streaming
+from training.data.loading.loader import Loader
+from training.data.loading.row_groups import iterate
 from training.data.preparation.prepare import Options, prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 
 
 @pytest.fixture(autouse=True)
 def small_row_groups(monkeypatch):
     """The digits are too few for row groups of 1,024: cut them finer, so that there are many."""
-    for module in (shards, streaming):
+    for module in (shards, row_groups):
         monkeypatch.setattr(module, "ROW_GROUP_ROWS", 150)
     monkeypatch.setattr("training.data.loading.loader.GROUPS_PER_BLOCK", 3)
     monkeypatch.setattr(streaming, "GROUPS_PER_BLOCK", 3)
@@ -44,7 +45,7 @@ def sorted_rows(images):
 
 def test_an_epoch_streams_every_image_once(data_uri, tmp_path):
     loader = stream(data_uri, tmp_path / "cache")
-    everything = torch.cat([images for _, images, _ in iterate(data_uri, 500, cache_dir=tmp_path / "staged")])
+    everything = torch.cat([images for _, images, _ in iterate(data_uri, 500)])
     seen = torch.cat([loader.batch(step).images for step in range(47)])
     assert sorted_rows(seen[:1497]) == sorted_rows(everything)
     assert sorted_rows(seen[1497 : 2 * 1497]) == sorted_rows(everything)
@@ -75,7 +76,7 @@ def test_a_streamed_batch_needs_no_history_and_no_number_of_workers(data_uri, tm
 def test_labels_stay_with_their_images_while_streaming(data_uri, tmp_path):
     by_pixels = {
         bytes(image.numpy()): int(label)
-        for _, images, labels in iterate(data_uri, 500, cache_dir=tmp_path / "staged")
+        for _, images, labels in iterate(data_uri, 500)
         for image, label in zip(images, labels, strict=True)
     }
     loader = stream(data_uri, tmp_path / "cache")
@@ -89,14 +90,14 @@ def test_a_flipped_byte_is_found_while_streaming(data_uri, tmp_path):
     data[5000] ^= 1
     path.write_bytes(data)
     loader = stream(data_uri, tmp_path / "cache")
-    with pytest.raises(DatasetError, match=r"shard-00002\.parquet: row group 0 can't be read"):
+    with pytest.raises(UserError, match=r"shard-00002\.parquet: row group 0 can't be read"):
         list(loader.batches(0, 24))
 
 
 def test_a_shard_that_goes_missing_while_streaming_is_named(data_uri, tmp_path):
     loader = stream(data_uri, tmp_path / "cache")
     (tmp_path / "data" / "shard-00001.parquet").unlink()
-    with pytest.raises(DatasetError, match=r"shard-00001\.parquet: the shard is missing"):
+    with pytest.raises(UserError, match=r"shard-00001\.parquet: the shard is missing"):
         list(loader.batches(0, 24))
 
 
@@ -107,13 +108,13 @@ def test_a_disk_that_fills_up_while_streaming_is_named_and_keeps_no_part(data_ur
 
     loader = stream(data_uri, tmp_path / "cache")
     monkeypatch.setattr("numpy.save", fail)
-    with pytest.raises(DatasetError, match=rf"{tmp_path}/cache/.*: the disk is full; free some space"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/cache/.*: the disk is full; free some space"):
         loader.batch(0)
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
 def test_a_budget_that_cannot_hold_the_blocks_is_refused(data_uri, tmp_path):
-    with pytest.raises(DatasetError, match=r"too small to stream; it needs"):
+    with pytest.raises(UserError, match=r"too small to stream; it needs"):
         stream(data_uri, tmp_path / "cache", budget=20_000)
 
 

@@ -12,7 +12,7 @@ from training.checkpoints import checkpoint
 from training.config.experiment import Experiment
 from training.config.presets import preset
 from training.data.preparation.prepare import Options, prepare
-from training.data.sources.source import digits
+from training.data.sources.published import digits
 from training.models.unet import make_model
 
 

@@ -28,8 +28,8 @@ from evaluation.records import npz
 from evaluation.studies.batch_score import score_batch
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.data.format.shards import read_manifest
-from training.data.loading.loader import iterate
+from training.data.format.manifest import read_manifest
+from training.data.loading.row_groups import iterate
 
 
 def _write_statistics(uri: str, features: FeatureStatistics, spatial: FeatureStatistics | None = None) -> None:

@@ -17,7 +17,7 @@ from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
-from training.data.loading.loader import iterate
+from training.data.loading.row_groups import iterate
 from training.models.unet import make_model
 
 

@@ -20,18 +20,13 @@ from evaluation.features.extractors import load_extractor
 from evaluation.records import npz
 from training.config.errors import UserError
 from training.config.presets import preset
-from training.data.format.shards import read_manifest
-from training.data.loading.loader import iterate
+from training.data.format.manifest import read_manifest
+from training.data.loading.row_groups import iterate
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> str:
-    return str(tmp_path / "cache")
-
-
-def test_statistics_come_back_with_their_provenance(digits_uri: str, tmp_path: Path, cache: str) -> None:
+def test_statistics_come_back_with_their_provenance(digits_uri: str, tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
-    made = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path), cache_dir=cache)
+    made = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path))
     again = load_reference(made.uri)
     provenance = again.require(
         extractor=extractor, experiment=preset("digits-hybrid-cosine"), manifest=read_manifest(f"{digits_uri}/train")
@@ -39,48 +34,48 @@ def test_statistics_come_back_with_their_provenance(digits_uri: str, tmp_path: P
     assert provenance.num_images == again.features.num_images == 1497
     assert sum(provenance.class_counts) == 1497
     assert provenance.distance_name == "FD(digits-classifier)"
-    images = torch.cat([images for _, images, _ in iterate(f"{digits_uri}/train", 100, cache_dir=cache)])
+    images = torch.cat([images for _, images, _ in iterate(f"{digits_uri}/train", 100)])
     torch.testing.assert_close(again.features.covariance, torch.cov(extractor(images).double().T), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(again.features.factor @ again.features.factor.T, again.features.covariance, rtol=1e-9, atol=1e-9)
 
 
-def test_stored_statistics_are_read_and_not_redone(digits_uri: str, tmp_path: Path, cache: str) -> None:
+def test_stored_statistics_are_read_and_not_redone(digits_uri: str, tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
-    first = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path), cache_dir=cache)
+    first = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path))
     stored = Path(first.uri)
     assert stored.name == reference_name(read_manifest(f"{digits_uri}/train"), extractor)
     before = stored.stat().st_mtime_ns
-    assert compute_reference(f"{digits_uri}/train", extractor, str(tmp_path), cache_dir=cache).uri == first.uri
+    assert compute_reference(f"{digits_uri}/train", extractor, str(tmp_path)).uri == first.uri
     assert stored.stat().st_mtime_ns == before
 
 
-def test_real_digits_are_nearer_to_the_training_set_than_noise_is(digits_uri: str, tmp_path: Path, cache: str) -> None:
+def test_real_digits_are_nearer_to_the_training_set_than_noise_is(digits_uri: str, tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
-    reference = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path), cache_dir=cache)
-    held_out, _ = moments_of((images for _, images, _ in iterate(f"{digits_uri}/test", 100, cache_dir=cache)), extractor)
+    reference = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path))
+    held_out, _ = moments_of((images for _, images, _ in iterate(f"{digits_uri}/test", 100)), extractor)
     noise = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     noisy, _ = moments_of([noise], extractor)
     assert frechet_distance(reference.features, held_out) * 20 < frechet_distance(reference.features, noisy)
 
 
-def test_statistics_of_other_data_are_refused_with_what_differs(digits_uri: str, tmp_path: Path, cache: str) -> None:
+def test_statistics_of_other_data_are_refused_with_what_differs(digits_uri: str, tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
-    reference = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path / "train.npz"), cache_dir=cache)
+    reference = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path / "train.npz"))
     with pytest.raises(UserError, match="split: 'train', not 'test'"):
         reference.require(extractor=extractor, manifest=read_manifest(f"{digits_uri}/test"))
     other = preset("digits-hybrid-cosine", ["data.image_size=16", "data.name=cifar10", "model.attention_resolutions=[8]"])
     with pytest.raises(UserError, match="data_name: 'digits', not 'cifar10'; image_size: 8, not 16"):
         reference.require(extractor=extractor, experiment=other)
     with pytest.raises(UserError, match=r"split: 'train', not 'test'"):
-        compute_reference(f"{digits_uri}/test", extractor, str(tmp_path / "train.npz"), cache_dir=cache)
+        compute_reference(f"{digits_uri}/test", extractor, str(tmp_path / "train.npz"))
 
 
-def test_statistics_of_another_count_are_not_taken_for_these(digits_uri: str, tmp_path: Path, cache: str) -> None:
+def test_statistics_of_another_count_are_not_taken_for_these(digits_uri: str, tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
     uri = str(tmp_path / "some.npz")
-    assert compute_reference(f"{digits_uri}/train", extractor, uri, num_images=200, cache_dir=cache).features.num_images == 200
+    assert compute_reference(f"{digits_uri}/train", extractor, uri, num_images=200).features.num_images == 200
     with pytest.raises(UserError, match="statistics of 200 images, not 1,497"):
-        compute_reference(f"{digits_uri}/train", extractor, uri, cache_dir=cache)
+        compute_reference(f"{digits_uri}/train", extractor, uri)
 
 
 def _provenance(**changes: object) -> Provenance:

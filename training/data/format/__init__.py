@@ -1,1 +1,1 @@
-"""The format of a prepared data set: Parquet shards, the manifest, and orders that depend on a seed alone."""
+"""The format of a prepared data set: manifest, Parquet shards, and orders by a seed. For `training.data` and its users."""

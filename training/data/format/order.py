@@ -1,4 +1,4 @@
-"""Orders that are a pure function of a seed, the same on every machine and with every library version."""
+"""Orders of rows as pure functions of a seed, equal on every machine and with every library version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 class Purpose(enum.IntEnum):
-    """What an order is for: equal seeds give unrelated orders for different purposes."""
+    """Use of an order; equal seeds give unrelated orders for different purposes."""
 
     EPOCH = 0
     SHUFFLE = 1
@@ -20,29 +20,29 @@ class Purpose(enum.IntEnum):
 
 
 def permutation(count: int, seed: int, purpose: Purpose, number: int = 0) -> npt.NDArray[np.int64]:
-    """A uniformly random order of 0..count-1: the ranks of `count` raw 64-bit outputs of Philox, keyed by the arguments.
+    """Return a uniformly random order of 0..count-1: the ranks of `count` raw 64-bit outputs of Philox, keyed by the arguments.
 
-    NumPy guarantees the raw stream of its bit generators for ever, but not what its own `permutation` makes of it.
+    NumPy guarantees that the raw stream of its bit generators never changes; it does not guarantee that of its `permutation`.
 
     Args:
-        count: How many.
+        count: Length of the order.
         seed: 0 up to 2^64.
-        purpose: What for.
-        number: Which of the orders for that purpose, for instance the epoch; 0 up to 2^56.
+        purpose: Use of the order.
+        number: Number of the order among those for this purpose, for instance the epoch; 0 up to 2^56.
     """
     raw = np.random.Philox(key=np.array([seed, (purpose << 56) + number], dtype=np.uint64)).random_raw(count)
     return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
 
 
 class GlobalOrder:
-    """Every epoch an exact permutation of all rows; epoch e holds the positions e * num_rows up to (e + 1) * num_rows."""
+    """Each epoch is a permutation of all rows; epoch e covers the positions e * num_rows up to (e + 1) * num_rows."""
 
     def __init__(self, num_rows: int, seed: int) -> None:
         self.num_rows = num_rows
         self._epoch = functools.lru_cache(maxsize=2)(lambda epoch: permutation(num_rows, seed, Purpose.EPOCH, epoch))
 
     def rows(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The row at each position of the endless sequence of epochs."""
+        """Return the row at each position of the endless sequence of epochs."""
         rows = np.empty_like(positions)
         epochs, within = np.divmod(positions, self.num_rows)
         for epoch in np.unique(epochs):
@@ -52,14 +52,14 @@ class GlobalOrder:
 
 
 class BlockOrder:
-    """Every epoch each row once, in an order that reads the row groups of the shards one block after another.
+    """Each epoch visits each row once, in an order that reads the row groups of the shards one block after another.
 
     The row groups are permuted, cut into blocks, and the rows of each block permuted. The rows were shuffled over the
     whole data set when it was prepared, so a block is a fair sample of it.
     """
 
     def __init__(self, group_sizes: Sequence[int], seed: int, *, groups_per_block: int) -> None:
-        """Args: rows of each row group; the seed; how many row groups are mixed at once."""
+        """Args: rows of each row group; the seed; number of row groups that are mixed at once."""
         self.num_rows = sum(group_sizes)
         self.num_blocks = -(-len(group_sizes) // groups_per_block)
         self._sizes = np.asarray(group_sizes, dtype=np.int64)
@@ -70,22 +70,22 @@ class BlockOrder:
         self._block = functools.lru_cache(maxsize=4)(self._block_rows)
 
     def groups(self, epoch: int, block: int) -> npt.NDArray[np.int64]:
-        """Row groups of a block."""
+        """Return the row groups of a block."""
         return self._groups(epoch)[block * self._groups_per_block : (block + 1) * self._groups_per_block]
 
     def rows(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The row at each position of the endless sequence of epochs."""
+        """Return the row at each position of the endless sequence of epochs."""
         rows = np.empty_like(positions)
         for epoch, block, chosen, offset in self._blocks_of(positions):
             rows[chosen] = self._block(epoch, block)[offset]
         return rows
 
     def last_block(self, positions: npt.NDArray[np.int64]) -> tuple[int, int]:
-        """Epoch and block of the last of these positions."""
+        """Return epoch and block of the last of these positions."""
         return max((epoch, block) for epoch, block, _, _ in self._blocks_of(positions))
 
     def next_block(self, epoch: int, block: int) -> tuple[int, int]:
-        """Epoch and block that follow."""
+        """Return the epoch and block that follow."""
         return (epoch, block + 1) if block + 1 < self.num_blocks else (epoch + 1, 0)
 
     def _blocks_of(self, positions: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, npt.NDArray[np.bool_], npt.NDArray[np.int64]]]:

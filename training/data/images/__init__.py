@@ -1,1 +1,1 @@
-"""One image file to one square uint8 image: decode, centre crop, downsample."""
+"""From one image file to square uint8 images: decode, centre crop, resize. For `training.data` only."""

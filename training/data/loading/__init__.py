@@ -1,1 +1,1 @@
-"""Batches for the training loop, from data that is staged on the node or streamed."""
+"""Batches for training, and rows in order: from data that is staged on the node, streamed through it, or read directly."""

@@ -1,1 +1,1 @@
-"""Prepare a data set: plan its order, make its shards side by side, publish it."""
+"""From an image source to a data set: plan, make each shard independently, publish. `prepare.prepare` is the entry for all callers."""

@@ -1,17 +1,18 @@
-"""Every source by the word that names it."""
+"""Open any image source by its address."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 from training import storage
-from training.data.cache.disk_cache import default_cache_dir
+from training.config.errors import UserError
+from training.config.validation import FORBID_UNKNOWN
 from training.data.sources.files import TEST_FOLDERS, file_source
-from training.data.sources.published import Cifar10, LabelledImageNet64, Lsun, ilsvrc2012, official_imagenet64
-from training.data.sources.source import DIGITS_SPLIT_SEED, HeldOut, Source, SourceError, digits
+from training.data.sources.published import DIGITS_SPLIT_SEED, NEED_NO_FOLDER, PUBLISHED, ilsvrc2012, lsun_splits
+from training.data.sources.source import RandomSplit, Source
 
 USAGE = (
     "digits; cifar10[:FOLDER]; imagenet64-official:FOLDER; imagenet64-labelled:FOLDER; imagenet:FOLDER; lsun-CATEGORY:FOLDER; "
@@ -21,14 +22,16 @@ USAGE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceOptions:
-    """How a source is read.
+    """How to read a source.
 
     Attributes:
-        name: What to call a source that has no name of its own (a folder, an archive).
-        labels: Where labels come from; see `training.data.sources.labels`. "auto" takes what is usual for the source.
-        num_test: Test images to hold out of a source that has no test split; 0 makes none.
+        name: Name for a source that has none of its own (a folder, an archive).
+        labels: Rule for labels; see `training.data.sources.labels`. "auto" takes the usual rule of the source.
+        num_test: Test images to hold out of a source without a test split; 0 makes no test split.
         split_seed: Seed that draws them.
     """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     name: str = "images"
     labels: str = "auto"
@@ -37,93 +40,62 @@ class SourceOptions:
 
     def __post_init__(self) -> None:
         if self.num_test < 0:
-            raise SourceError(f"num-test must be 0 or more, got {self.num_test}")
+            raise UserError(f"num-test must be 0 or more, got {self.num_test}")
 
 
-def open_splits(spec: str, options: SourceOptions | None = None) -> dict[str, Source]:
-    """The splits of a source: "train", and "test" where it has test images or some are held out.
+def open_splits(address: str, options: SourceOptions | None = None) -> dict[str, Source]:
+    """Open the splits of a source: "train", and "test" where it has test images or some are held out.
 
     Args:
-        spec: "digits"; "cifar10" (downloaded to this node) or "cifar10:FOLDER"; "imagenet64-official:FOLDER",
-            "imagenet64-labelled:FOLDER", "imagenet:FOLDER", "lsun-bedroom:FOLDER"; or the address of a folder, an
-            S3 prefix, a zip or a tar. A folder or prefix with `train` and `test` (or `val`) below it gives both splits.
-        options: How it is read.
+        address: "digits"; "cifar10" (downloaded to this node) or "cifar10:FOLDER"; "imagenet64-official:FOLDER",
+            "imagenet64-labelled:FOLDER", "imagenet:FOLDER", "lsun-bedroom:FOLDER"; or a folder, an S3 prefix, a zip or a
+            tar. A folder or prefix with `train` and `test` (or `val`) below it gives both splits.
+        options: How to read it.
 
     Raises:
-        SourceError: There is no such source.
+        UserError: There is no such source, or an option does not apply to it.
     """
     options = options or SourceOptions()
-    if _is_address(spec):
-        return _generic(spec, options)
-    word, _, place = spec.partition(":")
-    splits = _published(word, place)
-    if options.labels != "auto" and word != "imagenet":
-        raise SourceError(f"the labels of {word} are its own; leave labels at 'auto'")
+    name, separator, folder = address.partition(":")
+    if folder.startswith("//") or "/" in name or name.startswith(".") or (not separator and Path(address).exists()):
+        return _file_splits(address, options)
+    splits = _published_splits(name, folder)
+    if options.labels != "auto" and name != "imagenet":
+        raise UserError(f"the labels of {name} are its own; leave labels at 'auto'")
     if options.num_test and "test" in splits:
-        raise SourceError(f"{word} has its own test images; leave num_test at 0")
-    if word == "imagenet":
-        splits = {split: ilsvrc2012(place, split, labels=options.labels) for split in splits}
+        raise UserError(f"{name} has its own test images; leave num_test at 0")
+    if name == "imagenet":
+        splits = {split: ilsvrc2012(folder, split, labels=options.labels) for split in splits}
     return splits
 
 
-def _is_address(spec: str) -> bool:
-    word, separator, place = spec.partition(":")
-    return place.startswith("//") or "/" in word or word.startswith(".") or (not separator and Path(spec).exists())
-
-
-def _published(word: str, place: str) -> dict[str, Source]:
-    both = ("train", "test")
-    if word == "digits":
-        return {split: digits(split) for split in both}
-    if word == "cifar10":
-        root = place or str(default_cache_dir() / "cifar10")
-        return {split: Cifar10(root, split, download=not place) for split in both}
-    makers: dict[str, Callable[[str, str], Source]] = {
-        "imagenet64-official": official_imagenet64,
-        "imagenet64-labelled": LabelledImageNet64,
-        "imagenet": ilsvrc2012,
-    }
-    if word not in makers and not word.startswith("lsun-"):
-        close = difflib.get_close_matches(word, ["digits", "cifar10", *makers, "lsun-bedroom"], n=1)
+def _published_splits(name: str, folder: str) -> dict[str, Source]:
+    if name not in PUBLISHED and not name.startswith("lsun-"):
+        close = difflib.get_close_matches(name, [*PUBLISHED, "lsun-bedroom"], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SourceError(f"there is no source {word!r}{hint}; the sources are: {USAGE}")
-    if not place:
-        raise SourceError(f"{word} needs the folder that holds its files: {word}:FOLDER")
-    if not Path(place).is_dir():
-        raise SourceError(f"{place}: there is no such folder")
-    if word.startswith("lsun-"):
-        return _lsun(word, place)
-    return {split: makers[word](place, split) for split in both}
+        raise UserError(f"there is no source {name!r}{hint}; the sources are: {USAGE}")
+    if not folder and name not in NEED_NO_FOLDER:
+        raise UserError(f"{name} needs the folder that contains its files: {name}:FOLDER")
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    if name.startswith("lsun-"):
+        return lsun_splits(name, folder)
+    return {split: PUBLISHED[name](folder, split) for split in ("train", "test")}
 
 
-def _lsun(word: str, place: str) -> dict[str, Source]:
-    category = word.removeprefix("lsun-")
-    splits: dict[str, Source] = {}
-    for split, folder in (("train", f"{category}_train_lmdb"), ("test", f"{category}_val_lmdb")):
-        if (Path(place) / folder).is_dir():
-            splits[split] = Lsun(str(Path(place) / folder), name=word, split=split)
-    if "train" not in splits:
-        raise SourceError(f"{place}: holds no folder {category}_train_lmdb")
-    return splits
-
-
-def _generic(place: str, options: SourceOptions) -> dict[str, Source]:
-    below = _folders(place)
-    tests = [name for name in TEST_FOLDERS if name in below]
-    if "train" in below and tests:
+def _file_splits(address: str, options: SourceOptions) -> dict[str, Source]:
+    subfolders: set[str] = set()
+    if storage.is_s3(address) or storage.local_path(address).is_dir():
+        subfolders = {uri.rpartition("/")[2] for uri in storage.list_dirs(address)}
+    test_folder = next((name for name in TEST_FOLDERS if name in subfolders), None)
+    if "train" in subfolders and test_folder is not None:
         if options.num_test:
-            raise SourceError(f"{place}: has its own test images in {tests[0]}; leave num_test at 0")
+            raise UserError(f"{address}: has its own test images in {test_folder}; leave num_test at 0")
         return {
-            split: file_source(storage.join(place, folder), name=options.name, split=split, labels=options.labels)
-            for split, folder in (("train", "train"), ("test", tests[0]))
+            split: file_source(storage.join(address, folder), name=options.name, split=split, labels=options.labels)
+            for split, folder in (("train", "train"), ("test", test_folder))
         }
-    whole = file_source(place, name=options.name, split="train", labels=options.labels)
+    whole = file_source(address, name=options.name, split="train", labels=options.labels)
     if not options.num_test:
         return {"train": whole}
-    return {split: HeldOut(whole, split=split, num_test=options.num_test, seed=options.split_seed) for split in ("train", "test")}
-
-
-def _folders(place: str) -> set[str]:
-    if storage.is_s3(place) or storage.local_path(place).is_dir():
-        return {uri.rstrip("/").rpartition("/")[2] for uri in storage.list_dirs(place)}
-    return set()
+    return {split: RandomSplit(whole, split=split, num_test=options.num_test, seed=options.split_seed) for split in ("train", "test")}

@@ -1,4 +1,4 @@
-"""Image files in a folder, an S3 prefix, a zip or a tar: listed once, each read by where it lies."""
+"""Image files in a folder, an S3 prefix, a zip or a tar: listed once, each read from where it is."""
 
 from __future__ import annotations
 
@@ -9,65 +9,75 @@ import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from training import storage
+from training.config.errors import UserError
 from training.data.cache.archives import local_archive
-from training.data.images.decoding import ImageError
+from training.data.images.decode import ImageError
 from training.data.sources.labels import assign_labels, outer_folders
-from training.data.sources.source import Item, Listing, Reader, Source, SourceError
+from training.data.sources.source import Item, Listing, Reader, Source
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
-"""What counts as an image by its name; anything else in a folder or archive is left alone."""
-
+"""Suffixes of image files; other files in a folder or archive are ignored."""
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-"""What a folder of test images is called, where it lies beside one that is called train."""
+"""Names of a folder of test images next to one named "train"."""
+
+
+class FileEntry(NamedTuple):
+    """A file of a source: name, size, argument for the reader, and a version that changes when the file is overwritten."""
+
+    key: str
+    num_bytes: int
+    locator: Any
+    version: str
 
 
 class FileSource(Source):
-    """Image files with names, whose labels follow from the names or a table.
+    """Image files with names; the labels follow from the names or from a table.
 
     Attributes:
-        class_names: Names of the labels, where another split has fixed them; empty takes what is found.
+        class_names: Names of the labels, where another split has fixed them; empty takes those that are found.
     """
 
     class_names: tuple[str, ...] = ()
 
     def __init__(self, uri: str, *, name: str, split: str, labels: str = "auto") -> None:
-        """Args: where the files are; what to call the data set; which split this is; see `training.data.sources.labels`."""
+        """Args: address of the files; name of the data set; "train" or "test"; rule of `training.data.sources.labels`."""
         self.uri = uri
         self.name = name
         self.split = split
         self.labels = labels
 
     @property
-    def place(self) -> str:
-        """The address."""
+    def address(self) -> str:
+        """Where the files are."""
         return self.uri
 
     def listing(self) -> Listing:
-        """Every image file, sorted by name."""
-        found = sorted(item for item in self.find() if is_image_name(item[0]))
+        """List every image file, sorted by name."""
+        found = sorted(entry for entry in self.find() if is_image_name(entry.key))
         if not found:
-            raise SourceError(f"{self.uri}: holds no image (no name ends in {', '.join(sorted(IMAGE_SUFFIXES))})")
-        folders = set(outer_folders([key for key, _, _, _ in found]))
+            raise UserError(f"{self.uri}: contains no image (no name ends in {', '.join(sorted(IMAGE_SUFFIXES))})")
+        keys = [entry.key for entry in found]
+        folders = set(outer_folders(keys))
         if "train" in folders and folders.intersection(TEST_FOLDERS) and folders <= {"train", *TEST_FOLDERS}:
-            raise SourceError(
-                f"{self.uri}: holds training and test images ({', '.join(sorted(folders))}); name the folder in which these lie "
-                "(unpack an archive first), or each by itself"
+            raise UserError(
+                f"{self.uri}: contains training and test images ({', '.join(sorted(folders))}); name the folder that contains these "
+                "folders (unpack an archive first), or each of them by itself"
             )
-        labels, class_names = assign_labels([key for key, _, _, _ in found], self.labels, self.class_names)
+        labels, class_names = assign_labels(keys, self.labels, self.class_names)
         items = [Item(key, label, *rest) for (key, *rest), label in zip(found, labels, strict=True)]
         return Listing(items, class_names)
 
     @abstractmethod
-    def find(self) -> Iterator[tuple[str, int, Any, str]]:
-        """Name, size, locator and version of every file; another file of the same name has another version."""
+    def find(self) -> Iterator[FileEntry]:
+        """Yield every file, image or not, in any order."""
 
 
 def is_image_name(key: str) -> bool:
-    """Whether the name is an image's, and not one of those that archivers and editors hide beside images."""
+    """Return True for the name of an image; hidden files, which archivers and editors leave next to images, don't count."""
     path = PurePosixPath(key)
     return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
@@ -75,13 +85,13 @@ def is_image_name(key: str) -> bool:
 class FolderSource(FileSource):
     """A folder on a disk that every worker sees, at any depth; links are followed."""
 
-    def find(self) -> Iterator[tuple[str, int, str, str]]:
-        """Walks the folder."""
+    def find(self) -> Iterator[FileEntry]:
+        """Walk the folder."""
         root = Path(self.uri)
         seen = set()
         for directory, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
             real = os.path.realpath(directory)
-            if real in seen:  # a link that leads back up
+            if real in seen:  # a link to a folder above
                 folders.clear()
                 continue
             seen.add(real)
@@ -90,15 +100,22 @@ class FolderSource(FileSource):
                 key = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
                 try:
                     status = path.stat()
-                except OSError:  # a link to nothing: reading it will say so, if it is wanted
-                    yield key, 0, str(path), ""
+                except OSError:  # a broken link; reading it gives the error, if it is an image
+                    yield FileEntry(key, 0, str(path), "")
                 else:
-                    yield key, status.st_size, str(path), str(status.st_mtime_ns)
+                    yield FileEntry(key, status.st_size, str(path), str(status.st_mtime_ns))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
-        """Reads whole files."""
-        yield _read_path
+        """Read whole files."""
+
+        def read(path: str) -> bytes:
+            try:
+                return Path(path).read_bytes()
+            except OSError as error:
+                raise ImageError(f"can't be read ({error.strerror})") from error
+
+        yield read
 
 
 class BucketSource(FileSource):
@@ -106,33 +123,40 @@ class BucketSource(FileSource):
 
     concurrency = 16
 
-    def find(self) -> Iterator[tuple[str, int, str, str]]:
-        """Lists the prefix."""
+    def find(self) -> Iterator[FileEntry]:
+        """List the prefix."""
         prefix = self.uri.rstrip("/") + "/"
         for uri, num_bytes, version in storage.list_objects(self.uri):
-            yield uri.removeprefix(prefix), num_bytes, uri, version
+            yield FileEntry(uri.removeprefix(prefix), num_bytes, uri, version)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
-        """Reads whole objects."""
-        yield _read_object
+        """Read whole objects."""
+
+        def read(uri: str) -> bytes:
+            try:
+                return storage.read_bytes(uri)
+            except storage.ObjectNotFoundError as error:
+                raise ImageError("was removed after it was listed") from error
+
+        yield read
 
 
 class ZipSource(FileSource):
     """A zip file; one in S3 is copied once to each node that works."""
 
-    def find(self) -> Iterator[tuple[str, int, str, str]]:
-        """Reads the central directory."""
+    def find(self) -> Iterator[FileEntry]:
+        """Read the central directory."""
         with self._opened() as archive:
             for entry in archive.infolist():
                 if not entry.is_dir():
                     if entry.flag_bits & 1:
-                        raise SourceError(f"{self.uri}: {entry.filename} is encrypted; unpack it first")
-                    yield entry.filename, entry.file_size, entry.filename, f"{entry.CRC:08x}"
+                        raise UserError(f"{self.uri}: {entry.filename} is encrypted; unpack it first")
+                    yield FileEntry(entry.filename, entry.file_size, entry.filename, f"{entry.CRC:08x}")
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
-        """Unpacks one member at a time."""
+        """Unpack one member at a time."""
         with self._opened() as archive:
 
             def read(name: str) -> bytes:
@@ -149,29 +173,28 @@ class ZipSource(FileSource):
             with local_archive(self.uri) as path, zipfile.ZipFile(path) as archive:
                 yield archive
         except zipfile.BadZipFile as error:
-            raise SourceError(f"{self.uri}: is not a whole zip file ({error}); copy it again") from error
+            raise UserError(f"{self.uri}: is not a whole zip file ({error}); copy it again") from error
 
 
 class TarSource(FileSource):
-    """A tar, with tars inside as ILSVRC2012 has them: the inner one's name becomes a folder.
+    """A tar, with tars inside as ILSVRC2012 has them: the name of an inner tar becomes a folder.
 
-    A compressed one is unpacked to a plain tar once on each node that works, because a compressed stream can't be
-    entered in the middle.
+    A compressed one is unpacked to a plain tar once per node, because a compressed stream can't be read from the middle.
     """
 
-    def find(self) -> Iterator[tuple[str, int, tuple[int, int], str]]:
-        """Reads the headers only, also those inside."""
-        version = storage.version(self.uri)  # a header says nothing about the content
+    def find(self) -> Iterator[FileEntry]:
+        """Read only the headers, including those of inner tars."""
+        version = storage.version(self.uri)  # a header contains no checksum of the content
         try:
             with local_archive(self.uri) as path, tarfile.open(path, "r:") as archive:
-                for key, num_bytes, locator in self._members(archive, "", 0):
-                    yield key, num_bytes, locator, version
+                for key, offset, num_bytes in self._members(archive, "", 0):
+                    yield FileEntry(key, num_bytes, (offset, num_bytes), version)
         except (tarfile.TarError, EOFError) as error:
-            raise SourceError(f"{self.uri}: is not a whole tar file ({error}); copy it again") from error
+            raise UserError(f"{self.uri}: is not a whole tar file ({error}); copy it again") from error
 
-    def _members(self, archive: tarfile.TarFile, folder: str, base: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    def _members(self, archive: tarfile.TarFile, folder: str, base: int) -> Iterator[tuple[str, int, int]]:
         for member in archive:
-            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all, and typeshed hides them
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would collect them all, and typeshed hides them
             if not member.isfile():
                 continue
             name = member.name.removeprefix("./").lstrip("/")
@@ -180,21 +203,21 @@ class TarSource(FileSource):
                 with tarfile.open(fileobj=inside, mode="r:") as inner:
                     yield from self._members(inner, f"{folder}{PurePosixPath(name).stem}/", base + member.offset_data)
             else:
-                yield folder + name, member.size, (base + member.offset_data, member.size)
+                yield folder + name, base + member.offset_data, member.size
         _require_end(archive)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
-        """Reads by offset."""
+        """Read by offset."""
         with local_archive(self.uri) as path, path.open("rb") as file:
             yield lambda locator: _read_part(file, *locator)
 
 
 def file_source(uri: str, *, name: str, split: str, labels: str = "auto") -> FileSource:
-    """The source for what lies at that address.
+    """Return the source for the files at that address.
 
     Raises:
-        SourceError: It is none of a folder, an S3 prefix, a zip or a tar, or there is nothing.
+        UserError: There is nothing, or no folder, S3 prefix, zip or tar.
     """
     lower = uri.lower()
     kind: type[FileSource]
@@ -207,16 +230,15 @@ def file_source(uri: str, *, name: str, split: str, labels: str = "auto") -> Fil
     elif (folder := storage.local_path(uri)).is_dir():
         return FolderSource(str(folder), name=name, split=split, labels=labels)
     else:
-        raise SourceError(
-            f"{uri}: is neither a folder nor a .zip or .tar" if folder.exists() else f"{uri}: there is no such file or folder"
-        )
+        reason = "is neither a folder nor a .zip or .tar" if folder.exists() else "there is no such file or folder"
+        raise UserError(f"{uri}: {reason}; check the address")
     if not storage.exists(uri):
-        raise SourceError(f"{uri}: there is no such file")
+        raise UserError(f"{uri}: there is no such file; check the address")
     return kind(uri, name=name, split=split, labels=labels)
 
 
 def _require_end(archive: tarfile.TarFile) -> None:
-    """Looks for the empty block that ends a tar: tarfile takes a damaged header, or none, for the end."""
+    """Check for the empty block that ends a tar; tarfile takes a damaged or missing header for the end."""
     file = archive.fileobj
     assert file is not None
     file.seek(archive.offset)
@@ -225,21 +247,7 @@ def _require_end(archive: tarfile.TarFile) -> None:
 
 
 def _refuse(error: OSError) -> None:
-    raise SourceError(f"{error.filename}: can't be listed ({error.strerror})") from error
-
-
-def _read_path(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"can't be read ({error.strerror})") from error
-
-
-def _read_object(uri: str) -> bytes:
-    try:
-        return storage.read_bytes(uri)
-    except storage.ObjectNotFoundError as error:
-        raise ImageError("is gone since it was listed") from error
+    raise UserError(f"{error.filename}: can't be listed ({error.strerror})") from error
 
 
 def _read_part(file: IO[bytes], offset: int, num_bytes: int) -> bytes:

@@ -1,9 +1,12 @@
-"""The paper's data sets in the forms in which they are published."""
+"""The data sets of the paper in the forms in which they are published, and the digits of the demo.
+
+A new published data set needs a class or function here and its line in `PUBLISHED`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +14,78 @@ import numpy as np
 import numpy.typing as npt
 
 from training import storage
+from training.config.errors import UserError
 from training.console import say
-from training.data.cache.archives import npz_array
-from training.data.cache.disk_cache import default_cache_dir, node_lock
-from training.data.format.shards import UNLABELLED, Images
+from training.data.cache.archives import map_npz_array
+from training.data.cache.disk_cache import default_cache_dir, file_lock
+from training.data.format.manifest import Images
+from training.data.format.shards import UNLABELLED
 from training.data.sources.files import FileSource, file_source
-from training.data.sources.source import ArraySource, Item, Listing, Reader, Source, SourceError
+from training.data.sources.source import ArraySource, Item, Listing, RandomSplit, Reader, Source
+
+DIGITS_NUM_TEST = 300
+DIGITS_SPLIT_SEED = 20210218
+"""Seed that draws the 300 test images of the digits; another seed makes another data set."""
+
+_IMAGENET64_TRAIN_FILES = 10
+
+
+class Digits(ArraySource):
+    """The 1,797 handwritten digits that scikit-learn ships: 8x8, grey, 17 levels, 10 classes.
+
+    Level k of 0..16 becomes round(k * 255 / 16). UCI's "Optical Recognition of Handwritten Digits", test part.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("digits", "all", image_channels=1)
+
+    def arrays(self) -> tuple[Images, npt.NDArray[np.int64], tuple[str, ...]]:
+        """Load images `[1797, 8, 8, 1]`, labels 0 to 9 and their names."""
+        from sklearn.datasets import load_digits
+
+        raw = load_digits()
+        images = np.rint(raw.images * (255 / 16)).astype(np.uint8)[..., None]
+        return images, raw.target.astype(np.int64), tuple(str(digit) for digit in range(10))
+
+
+def digits(split: str) -> Source:
+    """Return a split of the digits: 1,497 training or 300 test images."""
+    return RandomSplit(Digits(), split=split, num_test=DIGITS_NUM_TEST, seed=DIGITS_SPLIT_SEED)
 
 
 class Cifar10(ArraySource):
     """CIFAR-10 as torchvision reads it (`cifar-10-batches-py`, checked by torchvision's MD5): 50,000 and 10,000 images."""
 
-    def __init__(self, root: str, split: str, *, download: bool = False) -> None:
-        """Args: folder that holds `cifar-10-batches-py`; "train" or "test"; whether to fetch it where it is missing."""
+    def __init__(self, root: str, split: str) -> None:
+        """Args: folder that contains `cifar-10-batches-py`, or empty to download it to this node; "train" or "test"."""
         super().__init__("cifar10", split, image_channels=3)
-        self.root = root
-        self.download = download
+        self.root = root or str(default_cache_dir() / "cifar10")
+        self.download = not root
 
     def arrays(self) -> tuple[Images, npt.NDArray[np.int64], tuple[str, ...]]:
-        """Images `[rows, 32, 32, 3]`, labels 0 to 9 in torchvision's order (airplane first), their names."""
+        """Load images `[rows, 32, 32, 3]`, labels 0 to 9 in torchvision's order (airplane first) and their names."""
         from torchvision.datasets import CIFAR10
         from torchvision.datasets.utils import check_integrity
 
         packed = Path(self.root) / CIFAR10.filename
         try:
-            # torchvision unpacks the archive, where it is there and whole, by the same word that would download it.
-            with node_lock(default_cache_dir() / "cifar10.lock"):
+            # torchvision unpacks an archive that is already there by the same argument that would download it.
+            with file_lock(default_cache_dir() / "cifar10.lock"):
                 download = self.download or check_integrity(str(packed), CIFAR10.tgz_md5)
                 data = CIFAR10(self.root, train=self.split == "train", download=download)
         except (RuntimeError, OSError) as error:
-            raise SourceError(
+            raise UserError(
                 f"{self.root}: CIFAR-10 is not there or not whole ({error}); put the folder cifar-10-batches-py or "
                 f"{packed.name} there, or let it be downloaded with the source 'cifar10'"
             ) from error
         return np.asarray(data.data), np.asarray(data.targets, dtype=np.int64), tuple(data.classes)
 
 
-_TRAIN_FILES = 10
-
-
 class LabelledImageNet64(Source):
     """ImageNet-64 of Chrabaszcz et al. (2017): `train_data_batch_1.npz` to `_10`, `val_data.npz`; 1000 labels.
 
-    The whole image squashed by a box filter; not the release of van den Oord et al. (2016), whose likelihoods differ.
-    Each file holds `data` (uint8, `[rows, 3 * 64 * 64]`, channel after channel) and `labels` (1 to 1000).
+    The whole image, squashed by a box filter. The release of van den Oord et al. (2016) has other pixels and other likelihoods.
+    Each file contains `data` (uint8, `[rows, 3 * 64 * 64]`, channel after channel) and `labels` (1 to 1000).
     """
 
     def __init__(self, root: str, split: str) -> None:
@@ -64,21 +95,21 @@ class LabelledImageNet64(Source):
         self.split = split
 
     def listing(self) -> Listing:
-        """One item a row, named by its file and place."""
+        """List one item per row, named by file and position."""
         pattern = "train_data_batch_*.npz" if self.split == "train" else "val_data.npz"
         files = sorted(Path(self.root).glob(pattern), key=lambda path: (len(path.name), path.name))
         if not files:
-            raise SourceError(f"{self.root}: holds no {pattern}, so it is not the labelled ImageNet-64 in npz form")
-        if self.split == "train" and len(files) != _TRAIN_FILES:
-            say(f"{self.root}: holds {len(files)} of the release's {_TRAIN_FILES} files {pattern}, so its other images will be missing")
+            raise UserError(f"{self.root}: contains no {pattern}, so it is not the labelled ImageNet-64 in npz form")
+        if self.split == "train" and len(files) != _IMAGENET64_TRAIN_FILES:
+            say(f"{self.root}: contains {len(files)} of the release's {_IMAGENET64_TRAIN_FILES} files {pattern}")
         items: list[Item] = []
         for path in files:
-            labels = np.asarray(npz_array(path, "labels")).astype(np.int64)
-            rows = npz_array(path, "data")
+            labels = np.asarray(map_npz_array(path, "labels")).astype(np.int64)
+            rows = map_npz_array(path, "data")
             if rows.ndim != 2 or rows.shape[1] != 3 * 64 * 64 or rows.dtype != np.uint8 or len(rows) != len(labels):
-                raise SourceError(f"{path}: data is {rows.dtype} {rows.shape} with {len(labels)} labels; it should be uint8 [rows, 12288]")
+                raise UserError(f"{path}: data is {rows.dtype} {rows.shape} with {len(labels)} labels; it should be uint8 [rows, 12288]")
             if len(labels) and not (labels.min() >= 1 and labels.max() <= 1000):
-                raise SourceError(f"{path}: labels run from {labels.min()} to {labels.max()}; they should be in 1..1000")
+                raise UserError(f"{path}: labels run from {labels.min()} to {labels.max()}; they should be in 1..1000")
             version = storage.version(str(path))
             items += [
                 Item(f"{path.stem}/{row:06d}", int(label) - 1, rows.shape[1], (path.name, row), version) for row, label in enumerate(labels)
@@ -87,13 +118,13 @@ class LabelledImageNet64(Source):
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
-        """Maps each file at its first use."""
+        """Map each file at its first use."""
         mapped: dict[str, npt.NDArray[Any]] = {}
 
         def read(locator: tuple[str, int]) -> Images:
             name, row = locator
             if name not in mapped:
-                mapped[name] = npz_array(Path(self.root) / name, "data")
+                mapped[name] = map_npz_array(Path(self.root) / name, "data")
             return np.ascontiguousarray(mapped[name][row].reshape(3, 64, 64).transpose(1, 2, 0))
 
         yield read
@@ -103,13 +134,13 @@ class Lsun(Source):
     """One category of LSUN as published: an lmdb of encoded images, without labels."""
 
     def __init__(self, directory: str, *, name: str, split: str) -> None:
-        """Args: the `<category>_train_lmdb` or `_val_lmdb` folder; "lsun-bedroom" and the like; which split it is."""
+        """Args: the `<category>_train_lmdb` or `_val_lmdb` folder; name like "lsun-bedroom"; "train" or "test"."""
         self.directory = directory
         self.name = name
         self.split = split
 
     def listing(self) -> Listing:
-        """Every key."""
+        """List every key."""
         with self._transaction() as transaction:
             keys = list(transaction.cursor().iternext(keys=True, values=False))
         version = storage.version(str(Path(self.directory) / "data.mdb"))
@@ -117,7 +148,7 @@ class Lsun(Source):
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
-        """Reads by key."""
+        """Read by key."""
         with self._transaction() as transaction:
             yield lambda key: bytes(transaction.get(key) or b"")
 
@@ -132,39 +163,64 @@ class Lsun(Source):
             ):
                 yield transaction
         except lmdb.Error as error:
-            raise SourceError(f"{self.directory}: is not an lmdb folder as LSUN publishes it ({error})") from error
+            raise UserError(f"{self.directory}: is not an lmdb folder as LSUN publishes it ({error})") from error
 
 
 def official_imagenet64(root: str, split: str) -> FileSource:
-    """ImageNet-64 of van den Oord et al. (2016): PNG files in `train_64x64` and `valid_64x64`, folders or tars; no labels.
+    """Open ImageNet-64 of van den Oord et al. (2016): PNG files in `train_64x64` and `valid_64x64`, folders or tars; no labels.
 
     Raises:
-        SourceError: The files are not there, or are those of the labelled release.
+        UserError: The files are not there, or belong to the labelled release.
     """
     if any(Path(root).glob("*_data*.npz")):
-        raise SourceError(f"{root}: holds the labelled ImageNet-64 (npz files); that is the source 'imagenet64-labelled'")
+        raise UserError(f"{root}: contains the labelled ImageNet-64 (npz files); that is the source 'imagenet64-labelled'")
     stem = "train_64x64" if split == "train" else "valid_64x64"
-    return file_source(_first(root, [stem, f"{stem}.tar", f"{stem}.zip"]), name="imagenet64-official", split=split, labels="none")
+    return file_source(_first_existing(root, [stem, f"{stem}.tar", f"{stem}.zip"]), name="imagenet64-official", split=split, labels="none")
 
 
 def ilsvrc2012(root: str, split: str, *, labels: str = "auto") -> FileSource:
-    """ILSVRC2012: `train` or the tar of tars `ILSVRC2012_img_train.tar`; `val` in folders, or the flat tar with a table.
+    """Open ILSVRC2012: `train` or the tar of tars `ILSVRC2012_img_train.tar`; `val` in folders, or the flat tar with a table.
 
     Args:
-        root: Folder that holds them.
+        root: Folder that contains them.
         split: "train" or "test" (the 50,000 validation images).
-        labels: For a flat validation split the address of a table; see `training.data.sources.labels`.
+        labels: For a flat validation split, the address of a table; see `training.data.sources.labels`.
 
     Raises:
-        SourceError: The files are not there.
+        UserError: The files are not there.
     """
     stem = "train" if split == "train" else "val"
-    uri = _first(root, [stem, f"ILSVRC2012_img_{stem}.tar", f"{stem}.tar", f"{stem}.zip"])
+    uri = _first_existing(root, [stem, f"ILSVRC2012_img_{stem}.tar", f"{stem}.tar", f"{stem}.zip"])
     return file_source(uri, name="imagenet", split=split, labels="folders" if split == "train" or labels == "auto" else labels)
 
 
-def _first(root: str, names: Sequence[str]) -> str:
+def lsun_splits(name: str, root: str) -> dict[str, Source]:
+    """Open the splits of one category of LSUN that are in a folder; `name` is like "lsun-bedroom".
+
+    Raises:
+        UserError: There is no training split.
+    """
+    category = name.removeprefix("lsun-")
+    folders = {"train": Path(root) / f"{category}_train_lmdb", "test": Path(root) / f"{category}_val_lmdb"}
+    if not folders["train"].is_dir():
+        raise UserError(f"{root}: contains no folder {category}_train_lmdb")
+    return {split: Lsun(str(folder), name=name, split=split) for split, folder in folders.items() if folder.is_dir()}
+
+
+PUBLISHED: dict[str, Callable[[str, str], Source]] = {
+    "digits": lambda _, split: digits(split),
+    "cifar10": Cifar10,
+    "imagenet64-official": official_imagenet64,
+    "imagenet64-labelled": LabelledImageNet64,
+    "imagenet": ilsvrc2012,
+}
+"""Published data sets by name: folder and split to source."""
+
+NEED_NO_FOLDER = {"digits", "cifar10"}
+
+
+def _first_existing(root: str, names: Sequence[str]) -> str:
     for name in names:
         if (Path(root) / name).exists():
             return str(Path(root) / name)
-    raise SourceError(f"{root}: holds none of {', '.join(names)}")
+    raise UserError(f"{root}: contains none of {', '.join(names)}")

@@ -1,7 +1,7 @@
-"""Where images come from: a listing that is cheap, and a way to read one image that any process can use.
+"""Interface of an image source: a listing that is cheap, and a reader of single images that any process can open.
 
-A source holds only its configuration, so that it travels to another process cheaply; a listing is made once, by whoever
-plans the work, and each piece of work carries its own part of it.
+A source contains only its configuration, so it is cheap to send to another process. The listing is made once, by the process that
+plans the work, and each job carries its own part of it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training.config.errors import UserError
+from training.console import format_bytes
+from training.data.format.manifest import Images
 from training.data.format.order import Purpose, permutation
-from training.data.format.shards import Images
+from training.data.images.decode import MAX_PIXELS, ImageError
 
 Reader = Callable[[Any], "bytes | Images"]
-"""An item's locator to the bytes of an image file, or to pixels `[height, width, channels]` where they are stored raw."""
+"""Maps an item's locator to the bytes of an image file, or to pixels `[height, width, channels]` where they are stored raw."""
 
-
-class SourceError(ValueError):
-    """A source that can't be listed or read; the message names it and the remedy."""
+_MAX_FILE_BYTES_PER_PIXEL = 12  # 16 bits, four channels, and half as much again for metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,11 @@ class Item:
     """One image of a source.
 
     Attributes:
-        key: Its name within the source, unique, the same on every machine.
+        key: Its name within the source; unique, and the same on every machine.
         label: 0 and up; -1 where there is none.
-        num_bytes: Size of its file, for progress and for telling a changed source.
-        locator: What the source's reader needs to find it.
-        version: Another one when the file is overwritten by one of the same size; empty where the name says it all.
+        num_bytes: Size of its file.
+        locator: Argument for the source's reader.
+        version: Changes when the file is overwritten by one of the same size; empty where the key identifies the content.
     """
 
     key: str
@@ -49,7 +51,7 @@ class Item:
 
 
 def items_digest(items: Iterable[Item]) -> str:
-    """sha256 over what is known of some files without reading them: two equal ones are of the same files, not overwritten between."""
+    """Return a sha256 over keys, labels, sizes and versions: equal digests mean the same files, not overwritten in between."""
     sha256 = hashlib.sha256()
     for item in items:
         sha256.update(f"{item.key}\0{item.label}\0{item.num_bytes}\0{item.version}\n".encode())
@@ -69,27 +71,27 @@ class Listing:
     class_names: tuple[str, ...]
 
     def digest(self) -> str:
-        """sha256 over keys, labels and sizes: tells one source from another without reading its pixels."""
+        """Return a sha256 over keys, labels and sizes, which distinguishes sources without reading their pixels."""
         sha256 = hashlib.sha256(repr(self.class_names).encode())
         for item in self.items:
             sha256.update(f"{item.key}\0{item.label}\0{item.num_bytes}\n".encode())
         return sha256.hexdigest()
 
     def class_counts(self) -> tuple[int, ...]:
-        """Images of each label."""
+        """Return the number of images of each label."""
         counts = Counter(item.label for item in self.items)
         return tuple(counts[label] for label in range(len(self.class_names)))
 
 
 class Source(ABC):
-    """Images with names and, where it has them, labels.
+    """Images with names and, where the source has them, labels.
 
     Attributes:
         name: The data set and its release.
         split: "train" or "test".
-        image_channels: Channels that its images naturally have.
-        split_seed: Seed that drew this split, where the source itself has none.
-        concurrency: Reads that one process should keep in flight; more than 1 where a read waits on a network.
+        image_channels: Channels of its images.
+        split_seed: Seed that drew this split; None where the source itself defines it.
+        concurrency: Number of reads that one process should keep in flight; more than 1 where a read waits for a network.
     """
 
     name: str
@@ -99,25 +101,59 @@ class Source(ABC):
     concurrency: int = 1
 
     @property
-    def place(self) -> str:
-        """What to call it in a message: where its files are, if it has files."""
+    def address(self) -> str:
+        """Where the files are, or the name of a source without files; used in messages."""
         return self.name
 
     @abstractmethod
     def listing(self) -> Listing:
-        """Every image of the source.
+        """List every image of the source.
 
         Raises:
-            SourceError: There is nothing, or it isn't what it should be.
+            UserError: There is nothing, or the files are not in the expected form.
         """
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Reader]:
-        """A reader of items, good until the context ends."""
+        """Open a reader of items, valid until the context ends."""
 
 
-class HeldOut(Source):
-    """One side of a source that is divided at random into training and test images, by a recorded seed."""
+def read_items(
+    source: Source, items: Iterable[Item], *, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[Item, bytes | Images | ImageError]]:
+    """Yield each item with its data, or with the reason why it has none, in order, with `source.concurrency` reads in flight.
+
+    A file that is larger than any image of `max_pixels` is not read.
+    """
+
+    def read(item: Item) -> bytes | Images | ImageError:
+        if item.num_bytes > _MAX_FILE_BYTES_PER_PIXEL * max_pixels:
+            return ImageError(f"is too large: {format_bytes(item.num_bytes)}, more than any image of {max_pixels:,} pixels")
+        try:
+            return reader(item.locator)
+        except ImageError as error:
+            return error
+
+    with source.open() as reader:
+        if source.concurrency <= 1:
+            yield from ((item, read(item)) for item in items)
+            return
+        pending: deque[tuple[Item, Future[bytes | Images | ImageError]]] = deque()
+        pool = ThreadPoolExecutor(source.concurrency)
+        try:
+            for item in items:
+                pending.append((item, pool.submit(read, item)))
+                if len(pending) >= source.concurrency:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            for last, future in pending:
+                yield last, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class RandomSplit(Source):
+    """One side of a source that a recorded seed divides at random into training and test images."""
 
     def __init__(self, whole: Source, *, split: str, num_test: int, seed: int) -> None:
         self.whole = whole
@@ -129,26 +165,26 @@ class HeldOut(Source):
         self.num_test = num_test
 
     @property
-    def place(self) -> str:
-        """The whole source's."""
-        return self.whole.place
+    def address(self) -> str:
+        """The address of the whole source."""
+        return self.whole.address
 
     def listing(self) -> Listing:
-        """The first `num_test` images of a seeded permutation are the test images; each side keeps the source's order."""
+        """List this side: the first `num_test` images of a seeded permutation are the test images; each side keeps the source's order."""
         whole = self.whole.listing()
         if not 0 < self.num_test < len(whole.items):
-            raise SourceError(f"{self.name}: can't hold out {self.num_test} test images of {len(whole.items)}; lower --num-test")
+            raise UserError(f"{self.name}: can't hold out {self.num_test} test images of {len(whole.items)}; lower --num-test")
         order = permutation(len(whole.items), self.seed, Purpose.SPLIT)
         chosen = order[: self.num_test] if self.split == "test" else order[self.num_test :]
         return Listing([whole.items[i] for i in np.sort(chosen)], whole.class_names)
 
     def open(self) -> AbstractContextManager[Reader]:
-        """The whole source's reader."""
+        """Open the reader of the whole source."""
         return self.whole.open()
 
 
 class ArraySource(Source):
-    """Images that are arrays in memory anyway; items are located by their row."""
+    """Images that fit into memory as one array; items are located by their row."""
 
     def __init__(self, name: str, split: str, *, image_channels: int) -> None:
         self.name = name
@@ -157,44 +193,16 @@ class ArraySource(Source):
 
     @abstractmethod
     def arrays(self) -> tuple[Images, npt.NDArray[np.int64], tuple[str, ...]]:
-        """Images `[rows, height, width, channels]`, labels, class names."""
+        """Load images `[rows, height, width, channels]`, labels and class names."""
 
     def listing(self) -> Listing:
-        """One item a row, named by the split and its position."""
+        """List one item per row, named by split and position."""
         images, labels, class_names = self.arrays()
-        size = int(images[0].nbytes) if len(images) else 0
-        return Listing([Item(f"{self.split}/{row:07d}", int(label), size, row) for row, label in enumerate(labels)], class_names)
+        num_bytes = int(images[0].nbytes) if len(images) else 0
+        return Listing([Item(f"{self.split}/{row:07d}", int(label), num_bytes, row) for row, label in enumerate(labels)], class_names)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
-        """Loads the arrays once."""
+        """Load the arrays once and read from them."""
         images, _, _ = self.arrays()
         yield lambda row: images[row]
-
-
-class Digits(ArraySource):
-    """The 1,797 handwritten digits that scikit-learn ships: 8x8, grey, 17 levels, 10 classes.
-
-    Level k of 0..16 becomes round(k * 255 / 16). UCI's "Optical Recognition of Handwritten Digits", test part.
-    """
-
-    def __init__(self) -> None:
-        super().__init__("digits", "all", image_channels=1)
-
-    def arrays(self) -> tuple[Images, npt.NDArray[np.int64], tuple[str, ...]]:
-        """Images `[1797, 8, 8, 1]`, labels 0 to 9, their names."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-        return images, digits.target.astype(np.int64), tuple(str(digit) for digit in range(10))
-
-
-DIGITS_NUM_TEST = 300
-DIGITS_SPLIT_SEED = 20210218
-"""Which 300 digits are the test images; changing it makes another data set."""
-
-
-def digits(split: str) -> Source:
-    """The demo's data: 1,497 training and 300 test images."""
-    return HeldOut(Digits(), split=split, num_test=DIGITS_NUM_TEST, seed=DIGITS_SPLIT_SEED)

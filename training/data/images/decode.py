@@ -1,0 +1,169 @@
+"""Decode an image file to 8-bit pixels: formats, orientation, bit depth, transparency, limits."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+from collections.abc import Iterator
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from training.data.format.manifest import Images
+
+MAX_PIXELS = 89_478_485
+"""Default limit of width times height; a larger image may be made to exhaust the memory. It is Pillow's own limit."""
+
+LARGEST_MAX_PIXELS = 2**30
+"""OpenCV decodes no larger image."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""The raster formats. For some other formats, Pillow would start external programs."""
+
+Background = Literal["white", "grey", "black"]
+"""Colour behind transparent pixels."""
+
+_BACKGROUND_LEVELS = {"white": 255, "grey": 128, "black": 0}
+_TRANSPARENT_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+_ORIENTATION_TAG = 0x0112
+# In OpenCV, COLOR means BGR; these flags only select the reduction and are combined with the RGB flag.
+_REDUCED = (cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_JPEG_END = b"\xff\xd9"  # never part of the compressed pixels
+
+
+class ImageError(ValueError):
+    """An image that can't be used. The message is the reason; whoever catches it knows the name of the image, and may skip it."""
+
+
+def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read the header of an image file; its pixels are decoded later, by `load`.
+
+    Raises:
+        ImageError: It is not an image of one of the `FORMATS`, or has more than `max_pixels` pixels.
+    """
+    beginning = bytes(stream.getbuffer()[:8])
+    if not beginning:
+        raise ImageError("is empty (0 bytes)")
+    with _without_pillows_limit():
+        try:
+            image = Image.open(stream, formats=FORMATS)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ImageError(f"is not an image of a known format (it begins with {beginning!r}); known are {', '.join(FORMATS)}") from error
+    if image.width * image.height > max_pixels:
+        raise ImageError(
+            f"is too large: {image.width}x{image.height} is over {max_pixels:,} pixels, which may be a decompression bomb; "
+            "if it is intended, raise --max-pixels"
+        )
+    return image
+
+
+def load(image: Image.Image) -> Image.Image:
+    """Decode the pixels of an opened image, in the mode of the file.
+
+    Raises:
+        ImageError: The image is damaged, or its pixels are floating point or 32-bit numbers.
+    """
+    try:
+        with _without_pillows_limit():
+            image.load()
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise ImageError(f"is damaged or truncated ({error})") from error
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ImageError(f"has {image.mode!r} pixels (floating point or 32 bits), whose white is not known; convert it to 8 or 16 bits")
+    # Pillow resizes big-endian pixels byte by byte, without a warning.
+    return image.convert("I") if image.mode == "I;16B" else image
+
+
+def decode_pixels(data: bytes, channels: int, *, reduced_size: int = 0, max_pixels: int = MAX_PIXELS, background: str = "white") -> Images:
+    """Decode an image file: upright, 8 bits per channel (16-bit pixels keep their high byte), composed over the background.
+
+    Args:
+        data: The bytes of the file; of an animation, the first frame is decoded.
+        channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
+        reduced_size: Let the JPEG decoder halve a large RGB image while its short side stays at least twice this; 0 never does.
+        max_pixels: Limit of width times height.
+        background: Colour behind transparent pixels; see `Background`.
+
+    Returns:
+        uint8 `[height, width, channels]`.
+
+    Raises:
+        ImageError: It isn't an image, is damaged, or is too large.
+    """
+    stream = io.BytesIO(data)
+    image = open_image(stream, max_pixels)
+    plain = image.format == "JPEG" and image.mode == "RGB" and channels == 3 and _orientation(image) == 1
+    # OpenCV 4 returns the readable part of a truncated file without an error, so the end marker is required after the header.
+    if plain and data.find(_JPEG_END, stream.tell()) > 0:
+        # The decoding library and the pixels are the same as Pillow's, without Pillow's detour through four bytes per pixel.
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        # At least twice the size is kept for the exact average, which halves the error compared to keeping once the size.
+        halvings = (min(image.size) // (2 * reduced_size)).bit_length() - 1 if reduced_size else 0
+        if halvings > 0:
+            flags |= _REDUCED[min(halvings, 3) - 1]
+        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+        if pixels is not None:
+            return np.asarray(pixels, dtype=np.uint8)
+    image = load(image)
+    turn = _UPRIGHT.get(_orientation(image))
+    return to_pixels(_compose(image if turn is None else image.transpose(turn), background), channels)
+
+
+def to_pixels(image: Image.Image, channels: int) -> Images:
+    """Convert a Pillow image to uint8 `[height, width, channels]`; transparency is dropped."""
+    image = _eight_bits(image)
+    mode = "L" if channels == 1 else "RGB"
+    converted = image if image.mode == mode else image.convert(mode)
+    return np.asarray(converted).reshape(converted.height, converted.width, channels)
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Return True where the file has an alpha channel or a transparent colour."""
+    return image.mode in _TRANSPARENT_MODES or "transparency" in image.info
+
+
+def _compose(image: Image.Image, background: str) -> Image.Image:
+    image = _eight_bits(image)
+    if not is_transparent(image):
+        return image
+    level = _BACKGROUND_LEVELS[background]
+    composed = Image.new("RGBA", image.size, (level, level, level, 255))
+    composed.alpha_composite(image.convert("RGBA"))
+    return composed
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if not image.mode.startswith(("I", "F")):
+        return image
+    # A resize that overshoots leaves the range of 16 bits.
+    return Image.fromarray((np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except (ValueError, TypeError, SyntaxError, OSError, struct.error):
+        return 1  # damaged metadata is no reason to lose the image
+
+
+@contextlib.contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Suspend Pillow's limit of pixels, which is one for the whole process, while ours is applied."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit

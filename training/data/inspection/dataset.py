@@ -1,0 +1,90 @@
+"""Describe and verify a prepared data set."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from training.config.errors import UserError
+from training.console import format_bytes
+from training.data.format.manifest import Manifest, Shard, read_manifest
+from training.data.format.shards import RowsDigest, read_row_groups
+from training.data.loading.staging import local_shard
+
+
+def describe(manifest: Manifest) -> dict[str, str]:
+    """Return the lines of `iddpm dataset info`: name of a property to its value in words."""
+    counts = manifest.class_counts
+    lines = {
+        "name": f"{manifest.name}, {manifest.split}",
+        "images": f"{manifest.num_images:,} of {manifest.image_size}x{manifest.image_size}x{manifest.image_channels}",
+        "classes": f"{manifest.num_classes}, of {_range(counts)} images" if counts else "none",
+        "resize": manifest.resize + (" after a reduced decode" if manifest.reduced_decode else ""),
+        "background": f"{manifest.background} behind transparent pixels",
+        "shards": f"{len(manifest.shards)}, {format_bytes(sum(shard.num_bytes for shard in manifest.shards))}",
+        "order": f"shuffled by seed {manifest.shuffle_seed}",
+        "digest": manifest.content_digest,
+    }
+    if manifest.split_seed is not None:
+        lines["split"] = f"drawn by seed {manifest.split_seed}"
+    if manifest.num_upscaled:
+        lines["upscaled"] = f"{manifest.num_upscaled:,} images were smaller"
+    if manifest.errors:
+        first = manifest.errors[0]
+        lines["left out"] = (
+            f"{len(manifest.errors):,} unreadable images (--json lists them); the first is {first.source}: it {first.reason}"
+        )
+    return lines
+
+
+def verify(dataset_uri: str) -> Manifest:
+    """Read every byte of a data set and compare it with the manifest.
+
+    Raises:
+        UserError: Something is missing, damaged, or differs from the manifest; the message names every such shard.
+        StorageError: The data set can't be read.
+    """
+    manifest = read_manifest(dataset_uri)
+    counts = np.zeros(manifest.num_classes, dtype=np.int64)
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="iddpm-verify-") as directory:
+        for shard in manifest.shards:
+            try:
+                with local_shard(dataset_uri, shard, Path(directory)) as path:
+                    counts += _verify_rows(path, shard, manifest)
+            except (UserError, pa.ArrowException) as error:
+                faults.append(str(error))
+    if not faults and tuple(counts.tolist()) != manifest.class_counts:
+        faults.append(f"{dataset_uri}: the labels of the rows differ from the manifest's counts; prepare the data set again")
+    if faults:
+        raise UserError("; ".join(faults))
+    return manifest
+
+
+def _range(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least:,} to {most:,}" if least < most else f"{least:,}"
+
+
+def _verify_rows(path: Path, shard: Shard, manifest: Manifest) -> npt.NDArray[np.int64]:
+    """Compare the rows of a shard with its digest; return the number of images by label."""
+    digest = RowsDigest()
+    counts = np.zeros(manifest.num_classes, dtype=np.int64)
+    num_rows = 0
+    with pq.ParquetFile(path) as file:
+        for images, labels, sources in read_row_groups(file, manifest.image_shape):
+            for image, label, source in zip(images, labels.tolist(), sources, strict=True):
+                digest.update(image.tobytes(), label, source)
+            if labels.size and not (labels.min() >= -1 and labels.max() < max(manifest.num_classes, 0)):
+                raise UserError(f"{shard.file}: has labels outside of 0..{manifest.num_classes - 1}; prepare the data set again")
+            counts += np.bincount(labels[labels >= 0], minlength=manifest.num_classes)
+            num_rows += len(labels)
+    if num_rows != shard.num_rows or digest.hexdigest() != shard.rows_sha256:
+        raise UserError(f"{shard.file}: its rows differ from the manifest; prepare the data set again")
+    return counts

@@ -1,0 +1,113 @@
+"""Inspect a folder of images before an experiment is written for it."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from training import storage
+from training.config.errors import UserError
+from training.data.format.manifest import UnreadableImage
+from training.data.images.decode import ImageError, is_transparent, open_image
+from training.data.sources.catalog import open_splits
+from training.data.sources.source import read_items
+
+MAX_INSPECTED = 10_000
+
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderSummary:
+    """The images of a folder.
+
+    Attributes:
+        uri: The folder.
+        num_images: Training images, by their names.
+        num_test_images: Images in a folder of test images next to `train`; 0 where there is none.
+        num_inspected: Training images that were read; the following fields describe these.
+        min_side: Shortest side of any image, in pixels.
+        median_side: Median of the images' shorter sides.
+        max_side: Longest side of any image.
+        num_grey: Images without colours.
+        num_transparent: Images with an alpha channel or a transparent colour.
+        class_counts: Training images by class, where the folders below make classes; empty where they don't.
+        unreadable: Inspected files that are no images, with the reasons.
+    """
+
+    uri: str
+    num_images: int
+    num_test_images: int
+    num_inspected: int
+    min_side: int
+    median_side: int
+    max_side: int
+    num_grey: int
+    num_transparent: int
+    class_counts: Mapping[str, int]
+    unreadable: tuple[UnreadableImage, ...]
+
+    @property
+    def image_channels(self) -> int:
+        """1 where every inspected image is grey, else 3."""
+        return 1 if self.num_grey == self.num_inspected - len(self.unreadable) else 3
+
+
+class _Header(NamedTuple):
+    short_side: int
+    long_side: int
+    is_grey: bool
+    is_transparent: bool
+
+
+def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSummary:
+    """Count the images of a folder, and read the headers of at most `max_inspected` of them, evenly spaced.
+
+    Pixels are not decoded: a file that is cut off is found only by `iddpm preprocess`.
+
+    Args:
+        uri: A folder, an S3 prefix, a zip or a tar; its folders are classes as `iddpm preprocess` makes them.
+        max_inspected: Limit of the images that are read.
+
+    Raises:
+        UserError: There is no such folder, it contains no image, or none of its images can be read.
+        StorageError: It can't be listed or read.
+    """
+    if not storage.is_s3(uri) and not storage.local_path(uri).exists():
+        raise UserError(f"{uri}: there is no such folder; name the one that contains the images")
+    sources = open_splits(uri)
+    listing = sources["train"].listing()
+    step = -(-len(listing.items) // max_inspected)
+    inspected = listing.items[::step]
+    headers: list[_Header] = []
+    unreadable: list[UnreadableImage] = []
+    for item, data in read_items(sources["train"], inspected):
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            assert isinstance(data, bytes)  # of a source of files
+            image = open_image(io.BytesIO(data))
+            headers.append(_Header(min(image.size), max(image.size), image.mode in _GREY_MODES, is_transparent(image)))
+        except ImageError as error:
+            unreadable.append(UnreadableImage(source=item.key, reason=str(error)))
+    if not headers:
+        first = unreadable[0]
+        raise UserError(f"{uri}: none of {len(unreadable):,} images can be read; the first, {first.source}, {first.reason}")
+    counts = Counter(listing.class_names[item.label] for item in listing.items if item.label >= 0)
+    return FolderSummary(
+        uri=uri,
+        num_images=len(listing.items),
+        num_test_images=len(sources["test"].listing().items) if "test" in sources else 0,
+        num_inspected=len(inspected),
+        min_side=min(header.short_side for header in headers),
+        median_side=int(statistics.median(header.short_side for header in headers)),
+        max_side=max(header.long_side for header in headers),
+        num_grey=sum(header.is_grey for header in headers),
+        num_transparent=sum(header.is_transparent for header in headers),
+        class_counts=dict(sorted(counts.items())),
+        unreadable=tuple(unreadable),
+    )
