@@ -1,1 +1,1 @@
-"""Studies of trained models: comparison, EMA sweep, replay of early stopping, scores of image files."""
+"""Studies of trained models and of sample files. A module computes one study, and formats it as text, page and metrics."""

@@ -1,8 +1,8 @@
-"""A batch of images in a file against a reference in a file: how published numbers are checked, and others' samples scored.
+"""Batch score: a file of images against a file of reference statistics, to check published numbers or score others' samples.
 
 Both may be the field's npz files: the ADM evaluator's sample batches (`arr_0`) and reference batches (`mu`, `sigma`,
-`mu_s`, `sigma_s`, `arr_0`), EDM's and pytorch-fid's statistics, or ours. A file that does not say which network and
-images its statistics come from is taken at its user's word, and the result says so.
+`mu_s`, `sigma_s`, `arr_0`), EDM's and pytorch-fid's statistics, or ours. For a file that does not record the network and
+the images of its statistics, the given extractor is assumed, and the result says so.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from evaluation.features.extractors import ExtractorId, FeatureExtractor, distan
 from evaluation.records import npz
 from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import versions
+from evaluation.reports.numbers import plain_estimate
+from evaluation.reports.study import Study, as_json
+from evaluation.reports.table_page import table_page
 from training.config.errors import UserError
 from training.config.experiment import Extractor
 from training.console import say
@@ -40,16 +43,16 @@ BATCH_SIZE = 250
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchScore:
-    """What was found.
+    """The score of a batch.
 
     Attributes:
-        distance_name: "FID" in the standard Inception network's features, for all that the files say.
+        distance_name: "FID" in the standard Inception network's features, as far as the files record it.
         distance: The Frechet distance.
         standard_error: Over the draw of the samples; None for statistics without images.
         num_samples: Images of the sample batch; None if unknown.
         metrics: Further measures by name: value, standard_error, note.
-        reference: What the reference says of itself.
-        protocol: The card: which files, how many samples, whose features, where, by which versions.
+        reference: The origin of the reference, as far as the file records it.
+        protocol: The card: files, number of samples, extractor, device and versions.
     """
 
     distance_name: str
@@ -78,21 +81,19 @@ def score_batch(
     metrics: Sequence[str] = (),
     device: str = "auto",
 ) -> BatchScore:
-    """Scores the images, or the statistics, of one file against another.
+    """Score the images, or the statistics, of one file against another.
 
     Args:
         samples_uri: A sample batch (`arr_0`), or statistics alone (`mu`, `sigma`), which allow the distance alone.
         reference_uri: Statistics, with or without images; or images alone, whose statistics are then computed.
-        extractor: Whose features, by name or at hand.
+        extractor: The feature extractor, by name or loaded.
         extractor_weights: Path or `s3://` URI of its weights.
         metrics: Further measures; see `evaluation.distances.metrics`.
-        device: Where.
+        device: "auto", "cpu" or "cuda".
 
     Raises:
-        UserError: A file is not what it should be.
-        UserError: The reference says that it is of another extractor.
-        UserError: A measure can't be taken of these files.
-        UserError: The statistics are of another number of dimensions.
+        UserError: A file is damaged or of another format, the reference records another extractor, the statistics have
+            another number of dimensions, or these files do not allow a measure.
     """
     here = choose_device(device)
     found = _score(samples_uri, reference_uri, extractor, extractor_weights, metrics, here)
@@ -120,11 +121,11 @@ def _score(
 ) -> BatchScore:
     wanted = parse_metrics(metrics)
     if "label_agreement" in wanted:
-        raise UserError("label_agreement takes samples of our own models; 'iddpm evaluate' measures it")
+        raise UserError("label_agreement needs samples of our own models; use 'iddpm evaluate'")
     with npz.open_npz(samples_uri) as file:
         has_images = "arr_0" in file.files
     if not has_images and wanted:
-        raise UserError(f"{samples_uri} holds no images (arr_0), only statistics; {', '.join(sorted(wanted))} need images")
+        raise UserError(f"{samples_uri} has no images (arr_0), only statistics; {', '.join(sorted(wanted))} need images")
     with npz.open_npz(reference_uri) as file:
         has_statistics = "mu" in file.files
     if not has_images and has_statistics:
@@ -143,7 +144,7 @@ def _score(
 
 
 def _score_statistics(samples_uri: str, reference_uri: str, network: ExtractorId | FeatureExtractor) -> BatchScore:
-    """Statistics against statistics, for which no network is run."""
+    """Score statistics against statistics, without a network."""
     statistics = load_reference(samples_uri)
     require_comparable(statistics, load_reference(reference_uri))
     return _scored_statistics(statistics, _reference(reference_uri, network), network)
@@ -187,7 +188,7 @@ def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, ke
 
 
 def _reference_of_images(uri: str, network: FeatureExtractor) -> _Reference:
-    say(f"{uri} holds images without statistics: taking the features of {npz.count_images(uri):,} of them")
+    say(f"{uri} has images without statistics: computing the features of {npz.count_images(uri):,} images")
     moments, spatial = moments_of(npz.stream_images(uri, BATCH_SIZE), network)
     return _Reference(
         features=moments.statistics(),
@@ -203,16 +204,70 @@ def _reference(uri: str, network: ExtractorId | FeatureExtractor) -> _Reference:
         provenance = found.require(extractor=network)
         words = f"{provenance.num_images:,} {provenance.split} images of {provenance.data_name}, {provenance.extractor}"
     else:
-        words = f"{uri} does not say which images, network and resize its statistics come from; they are taken for {network.name}'s"
+        words = f"{uri} does not record the images, network and resize of its statistics; they are assumed to be of {network.name}"
     return _Reference(features=found.features, spatial=found.spatial, images_uri=found.images_uri, words=words)
 
 
 def _require_reference(wanted: frozenset[Any], reference: _Reference, uri: str) -> None:
     if wanted & {"kid", "precision_recall"} and not reference.images_uri:
-        raise UserError(f"{uri} holds no images (arr_0): KID and precision/recall compare single images; take an ADM reference batch")
+        raise UserError(f"{uri} has no images (arr_0): KID and precision/recall compare single images; give an ADM reference batch")
     if "sfid" in wanted and reference.spatial is None:
-        raise UserError(f"{uri} holds no spatial statistics (mu_s, sigma_s): the sFID needs them, or the images")
+        raise UserError(f"{uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; give a file that has them, or images")
 
 
 def _is_fid(network: FeatureExtractor) -> bool:
     return distance_name(network.name, network.sha256) == "FID"
+
+
+def as_text(found: BatchScore) -> str:
+    """Return one line for each measure, for a terminal."""
+    return "\n".join(f"{name:<18} {text}" for name, text in [*_rows(found), ("reference", found.reference)])
+
+
+def as_page(found: BatchScore) -> str:
+    """Return the measures and their card as a page."""
+    card = found.protocol
+    return table_page(
+        f"{found.distance_name} of a batch",
+        ["measure", "value"],
+        _rows(found),
+        lead=[f"{card['samples']} against {card['reference_file']}"],
+        card=[
+            ("Samples", f"{_count(found)}, {card['samples']}"),
+            ("Reference", f"{card['reference_file']}: {found.reference}"),
+            ("Features", f"{card['extractor']}, weights sha256 {card['extractor_sha256'][:12]}"),
+            ("Standard error", "delete-a-group jackknife over ten blocks of samples; none for statistics without images"),
+            ("Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())),
+            ("Device", card["device"]),
+        ],
+    )
+
+
+def as_study(found: BatchScore) -> Study:
+    """Return the files, and the metrics for MLflow."""
+    measured = {"distance": {"value": found.distance, "standard_error": found.standard_error}, **found.metrics}
+    points: dict[tuple[str, int], float | int | None] = {}
+    for name, item in measured.items():
+        points |= {(name, 0): item["value"], (f"{name}_standard_error", 0): item["standard_error"]}
+    samples_uri = found.protocol["samples"]
+    name = samples_uri.rstrip("/").rpartition("/")[2]
+    return Study(
+        kind="score-batch",
+        title=f"{found.distance_name} of {name}",
+        text=as_text(found),
+        models={name: samples_uri},
+        protocol=found.protocol,
+        points=points,
+        files={"score.html": as_page(found).encode(), "score.json": as_json(dataclasses.asdict(found))},
+    )
+
+
+def _rows(found: BatchScore) -> list[tuple[str, str]]:
+    rows = [(found.distance_name, f"{plain_estimate(found.distance, found.standard_error, digits=6)}  ({_count(found)})")]
+    for name, item in found.metrics.items():
+        rows.append((name.replace("_", " "), f"{plain_estimate(item['value'], item['standard_error'], digits=6)}  ({item['note']})"))
+    return rows
+
+
+def _count(found: BatchScore) -> str:
+    return f"{found.num_samples:,} samples" if found.num_samples else "statistics of an unknown number of samples"

@@ -1,8 +1,7 @@
-"""Models beside each other: one protocol, the same noise, the same images, and how sure the differences are.
+"""Comparison of models: one protocol, the same noise and images, and the standard errors of the differences.
 
-Drawn from under one seed, two models' distances differ by the models and hardly by the draw, so the difference is known
-much better than either number. With d_(b) the distance without block b of the samples, the jackknife over the
-differences d^B_(b) - d^A_(b) gives its standard error; bits/dim are compared image by image.
+Under one seed, the distances of two models differ by the models and hardly by the draw of the samples. So their difference
+is known much better than either number. Bits/dim are compared image by image.
 """
 
 from __future__ import annotations
@@ -11,65 +10,48 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from evaluation.distances.frechet import jackknife_error
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
 from evaluation.records import grids, npz
 from evaluation.records.devices import choose_device
-from evaluation.records.protocol_card import as_plain, derived_seed
+from evaluation.records.protocol_card import as_plain, card_rows, derived_seed
 from evaluation.records.result import EvaluationResult
+from evaluation.reports.numbers import plain_estimate
+from evaluation.reports.study import Study, as_json
+from evaluation.reports.table_page import table_page, text_table
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.low_res import RealLowRes
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from evaluation.selection.final_choice import stored_result
+from evaluation.studies.paired import Difference, distance_difference
 from training import storage
-from training.config.experiment import EvaluationConfig, Experiment
+from training.config.errors import UserError
+from training.config.experiment import Experiment
 from training.console import say
 from training.data.format.manifest import read_manifest
 
 _NUM_SHOWN = 10
+_NUM_NOISE_ERRORS = 2.0
+"""Standard errors below which a difference is called noise."""
 _PROTOCOL_FIELDS = ("num_samples", "sampling", "likelihood_split", "likelihood_num_images", "likelihood_form", "likelihood_steps")
-
-
-class ComparisonError(ValueError):
-    """Models that can't stand beside each other; the message says what differs."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """One measure of a model against the first one's.
-
-    Attributes:
-        value: Its number minus the first one's; negative is better, for distances and bits/dim.
-        standard_error: Of the difference, on common noise and images; None if unknown.
-    """
-
-    value: float
-    standard_error: float | None
-
-    @property
-    def num_standard_errors(self) -> float | None:
-        """The difference in its standard errors; None where there is no error, 0 where there is no difference."""
-        if self.value == 0:
-            return 0.0
-        return self.value / self.standard_error if self.standard_error else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compared:
-    """A model and what was found.
+    """A model in a comparison.
 
     Attributes:
-        name: What the user calls it, made short.
+        name: Its short name.
         result: Its numbers with their protocol card.
-        distance_difference: Against the first model; None for the first.
-        likelihood_difference: Likewise, of bits/dim; None where it was not taken.
+        distance_difference: Its distance minus the first model's; None for the first model.
+        likelihood_difference: The same for bits/dim; None where they were not taken.
     """
 
     name: str
@@ -80,12 +62,12 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Models beside each other.
+    """A comparison.
 
     Attributes:
-        models: In the order that they were given in.
-        grid: A row of samples for each model, a column for each noise, as PNG.
-        notes: What the reader has to know, such as protocols that were set aside.
+        models: In the given order.
+        grid: A PNG with a row of samples for each model and a column for each noise.
+        notes: Warnings, such as about models whose own protocol was not used.
     """
 
     models: tuple[Compared, ...]
@@ -93,7 +75,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the picture."""
+        """Return plain values for JSON, without the picture."""
         rows = []
         for model in self.models:
             row: dict[str, Any] = {"name": model.name, "result": model.result.to_dict()}
@@ -109,24 +91,23 @@ class Comparison:
 def compare(
     models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, options: EvaluationOptions | None = None, names: Sequence[str] = ()
 ) -> Comparison:
-    """Evaluates models by one protocol on the same noise and says how sure their differences are.
+    """Evaluate models by one protocol on the same noise, and compute the standard errors of their differences.
 
-    The protocol is the first model's, but for what the options say. Results are kept in the runs' directories: what was
-    evaluated by this protocol before is read, and a comparison that was killed goes on where it was.
+    The protocol is that of the first model's experiment, except for what the options change. Results are stored in the
+    runs' directories, so a comparison that was killed continues.
 
     Args:
         models: Two or more.
         data_uri: The data set that all were trained on.
         reference_uri: Reference statistics.
         options: As for an evaluation; the purpose is "compare".
-        names: What the models are called; their runs and steps if empty.
+        names: Names of the models; empty takes `short_names`.
 
     Raises:
-        ComparisonError: There are fewer than two models, or they make different images.
-        UserError: The reference can't be compared with them.
+        UserError: There are fewer than two models, they make different images, or the reference does not fit them.
     """
     if len(models) < 2:
-        raise ComparisonError("a comparison takes two models or more")
+        raise UserError("a comparison takes two models or more")
     loaded = [spec.load("cpu") for spec in models]
     _require_same_images(loaded)
     first = loaded[0].experiment
@@ -136,27 +117,27 @@ def compare(
     for name, spec in zip(names, models, strict=True):
         mine = dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}")
         say(f"{name}: {spec.checkpoint_uri}")
-        kept = stored_result(spec, data_uri, reference_uri, mine)
-        if kept is not None:
+        stored = stored_result(spec, data_uri, reference_uri, mine)
+        if stored is not None:
             say(f"{name}: evaluated by this protocol before")
-        results.append(kept or evaluate(spec, data_uri, reference_uri, options=mine))
+        results.append(stored or evaluate(spec, data_uri, reference_uri, options=mine))
     return Comparison(
         models=tuple(
             Compared(
                 name=name,
                 result=result,
-                distance_difference=_distance_difference(results[0], result) if number else None,
+                distance_difference=distance_difference(result, results[0]) if number else None,
                 likelihood_difference=_likelihood_difference(results[0], result) if number else None,
             )
             for number, (name, result) in enumerate(zip(names, results, strict=True))
         ),
         grid=_grid(models, names, shared, data_uri),
-        notes=_notes(loaded, names),
+        notes=_protocol_notes(loaded, names),
     )
 
 
 def short_names(models: Sequence[TrainedModel]) -> list[str]:
-    """Names that tell the models apart: what differs of preset, step and weights, numbered where nothing does."""
+    """Name the models by what differs of preset, step and weights; by a number too where nothing differs."""
     parts = [(model.experiment.name, f"step {model.step:,}", model.weights) for model in models]
     differing = [number for number in range(3) if len({part[number] for part in parts}) > 1] or [0]
     names = [" ".join(part[number] for number in differing) for part in parts]
@@ -179,39 +160,23 @@ def _require_same_images(models: Sequence[TrainedModel]) -> None:
     for model in models[1:]:
         differing = [f"{name} is {first[name]!r} and {value!r}" for name, value in kind(model).items() if value != first[name]]
         if differing:
-            raise ComparisonError(f"{models[0].description} and {model.description} make different images: {'; '.join(differing)}")
+            raise UserError(f"{models[0].description} and {model.description} make different images: {'; '.join(differing)}")
 
 
 def _shared_options(experiment: Experiment, options: EvaluationOptions, data_uri: str) -> EvaluationOptions:
-    """The protocol that all models are held to: the first one's experiment's, but for what was asked."""
-    evaluation = experiment.evaluation
-    split = options.likelihood_split or evaluation.likelihood_split
-    wanted = options.likelihood_num_images or evaluation.likelihood_num_images
-    return dataclasses.replace(
-        options,
-        num_samples=options.num_samples or evaluation.num_samples,
-        sampling=options.sampling or evaluation.sampling,
-        extractor=options.extractor or evaluation.extractor,
-        likelihood_form=options.likelihood_form or evaluation.likelihood_form,
-        likelihood_steps=options.likelihood_steps or evaluation.likelihood_steps,
-        likelihood_split=split,
-        # Said in a number, since None would mean each experiment's own.
-        likelihood_num_images=wanted or (read_manifest(storage.join(data_uri, split)).num_images if options.likelihood else None),
-        purpose="compare",
-        seed=options.seed if options.seed is not None else derived_seed(experiment.seed, "compare"),
-    )
+    """Return the protocol of all models: that of the first model's experiment, with the given changes."""
+    fields = ("num_samples", "sampling", "extractor", "likelihood_form", "likelihood_steps", "likelihood_split", "likelihood_num_images")
+    own: dict[str, Any] = {name: getattr(options, name) or getattr(experiment.evaluation, name) for name in fields}
+    if own["likelihood_num_images"] is None and options.likelihood:  # None would mean each experiment's own
+        own["likelihood_num_images"] = read_manifest(storage.join(data_uri, own["likelihood_split"])).num_images
+    seed = options.seed if options.seed is not None else derived_seed(experiment.seed, "compare")
+    return dataclasses.replace(options, **own, purpose="compare", seed=seed)
 
 
 def _key(spec: ModelSpec, options: EvaluationOptions) -> str:
-    """Tells results of one run's directory apart: which weights, by which protocol."""
+    """Identify a result in a run's directory by weights and protocol."""
     protocol = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("num_workers", "device", "result_name")}
     return hashlib.sha256(json.dumps([dataclasses.asdict(spec), protocol], default=str).encode()).hexdigest()[:12]
-
-
-def _distance_difference(first: EvaluationResult, second: EvaluationResult) -> Difference:
-    pairs = list(zip(first.distance_without_blocks, second.distance_without_blocks, strict=True))
-    error = jackknife_error([theirs - ours for ours, theirs in pairs])
-    return Difference(value=second.distance - first.distance, standard_error=error if math.isfinite(error) else None)
 
 
 def _likelihood_difference(first: EvaluationResult, second: EvaluationResult) -> Difference | None:
@@ -219,14 +184,14 @@ def _likelihood_difference(first: EvaluationResult, second: EvaluationResult) ->
         return None
     ours, theirs = (npz.read_arrays(result.likelihood["per_image_uri"]) for result in (first, second) if result.likelihood)
     if ours["index"].tolist() != theirs["index"].tolist():
-        raise ComparisonError("the bits/dim are of different images; delete the results of the comparison and compare again")
+        raise UserError("the bits/dim are of different images; delete the comparison's results (compare-*.json) and compare again")
     difference = torch.from_numpy(theirs["bits_per_dim"] - ours["bits_per_dim"])
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else None
     return Difference(value=float(difference.mean()), standard_error=error)
 
 
 def _grid(models: Sequence[ModelSpec], names: Sequence[str], options: EvaluationOptions, data_uri: str) -> bytes:
-    """The first images of each evaluation's draw: a row a model, one noise and label a column."""
+    """Draw the first images of each evaluation: a row has one model, a column one noise and label."""
     sampling, seed = options.sampling, options.seed
     assert sampling is not None, "the shared protocol names its sampler"
     assert seed is not None, "and its seed"
@@ -244,21 +209,108 @@ def _grid(models: Sequence[ModelSpec], names: Sequence[str], options: Evaluation
     return grids.to_png(pixels)
 
 
-def _notes(models: Sequence[TrainedModel], names: Sequence[str]) -> tuple[str, ...]:
-    """What of the other experiments' own protocols was set aside."""
-    first = models[0].experiment.evaluation
+def _protocol_notes(models: Sequence[TrainedModel], names: Sequence[str]) -> tuple[str, ...]:
+    """Name the models whose experiment has another protocol, or whose bound is another."""
+    first = models[0].experiment
     notes = []
     for name, model in zip(names[1:], models[1:], strict=True):
-        differing = [field for field in _PROTOCOL_FIELDS if _field(model.experiment.evaluation, field) != _field(first, field)]
+        own = model.experiment
+        differing = [field for field in _PROTOCOL_FIELDS if getattr(own.evaluation, field) != getattr(first.evaluation, field)]
         if differing:
-            notes.append(f"{name} has an evaluation protocol of its own ({', '.join(differing)}); here all are held to {names[0]}'s")
-        if model.experiment.diffusion.num_timesteps != models[0].experiment.diffusion.num_timesteps:
+            notes.append(f"{name} has an evaluation protocol of its own ({', '.join(differing)}), which is not used: all have {names[0]}'s")
+        if own.diffusion.num_timesteps != first.diffusion.num_timesteps:
             notes.append(
-                f"{name} has {model.experiment.diffusion.num_timesteps:,} timesteps, {names[0]} "
-                f"{models[0].experiment.diffusion.num_timesteps:,}: their bounds on bits/dim are different bounds"
+                f"{name} has {own.diffusion.num_timesteps:,} timesteps, {names[0]} {first.diffusion.num_timesteps:,}: "
+                "their bounds on bits/dim are different bounds"
             )
     return tuple(notes)
 
 
-def _field(evaluation: EvaluationConfig, name: str) -> Any:
-    return getattr(evaluation, name)
+def as_text(comparison: Comparison) -> str:
+    """Return the table and the notes for a terminal."""
+    return "\n".join([*text_table(_headers(comparison), _rows(comparison)), "", *_notes(comparison)])
+
+
+def as_page(comparison: Comparison) -> str:
+    """Return the table and the paired samples as a page."""
+    first = comparison.models[0].result
+    return table_page(
+        f"Comparison: {', '.join(model.name for model in comparison.models)}",
+        _headers(comparison),
+        _rows(comparison),
+        card=[(name, text) for name, text in card_rows(first.protocol, first.likelihood) if name != "Model"],
+        notes=[*_notes(comparison), *(f"{model.name}: {model.result.protocol['model']}" for model in comparison.models)],
+        pictures={"A row for each model. All images of a column start from the same noise, with the same class.": comparison.grid},
+    )
+
+
+def as_study(comparison: Comparison) -> Study:
+    """Return the files, and the metrics by model: `distance/1_step_200`, and its difference `distance_difference/2_step_400`."""
+    return Study(
+        kind="comparison",
+        title=" vs ".join(model.name for model in comparison.models),
+        text=as_text(comparison),
+        models={model.name: model.result.protocol["model"] for model in comparison.models},
+        protocol=comparison.models[0].result.protocol,
+        points={(name, 0): value for name, value in _metrics(comparison)},
+        files={
+            "comparison.html": as_page(comparison).encode(),
+            "samples.png": comparison.grid,
+            "comparison.json": as_json(comparison.to_dict()),
+        },
+    )
+
+
+def describe_difference(difference: Difference | None) -> str:
+    """Describe a difference with its error, and say whether it is more than noise; empty where there is none."""
+    if difference is None:
+        return ""
+    errors = difference.num_standard_errors
+    if errors is None or difference.standard_error is None:
+        return f"{difference.value:+.3g}"
+    judgement = "within noise" if abs(errors) < _NUM_NOISE_ERRORS else "better" if difference.value < 0 else "worse"
+    return f"{difference.value:+.3g} +- {difference.standard_error:.2g} ({abs(errors):.1f} SE, {judgement})"
+
+
+def _metrics(comparison: Comparison) -> Iterator[tuple[str, float | None]]:
+    """Yield the metrics under names that MLflow takes; the models' numbers of one measure are one group."""
+    for number, model in enumerate(comparison.models, start=1):
+        name = re.sub(r"[^A-Za-z0-9_.\-]+", "_", f"{number} {model.name.replace(',', '')}").strip("_")[:100]
+        for measure, value in model.result.flat_metrics("").items():
+            yield f"{measure.lstrip('/')}/{name}", value
+        for measure, difference in (("distance", model.distance_difference), ("bits_per_dim", model.likelihood_difference)):
+            if difference is not None:
+                yield f"{measure}_difference/{name}", difference.value
+                yield f"{measure}_difference_standard_error/{name}", difference.standard_error
+
+
+def _headers(comparison: Comparison) -> list[str]:
+    first = comparison.models[0].result
+    likelihood = ["bits/dim", "against the first"] if first.likelihood is not None else []
+    return ["Model", first.distance_name, "against the first", *likelihood, *(name.replace("_", " ") for name in first.metrics)]
+
+
+def _rows(comparison: Comparison) -> list[list[str]]:
+    rows = []
+    for model in comparison.models:
+        result = model.result
+        row = [model.name, plain_estimate(result.distance, result.distance_standard_error)]
+        row.append(describe_difference(model.distance_difference) or "-")
+        if result.likelihood is not None:
+            row.append(plain_estimate(result.likelihood["bits_per_dim"], result.likelihood["standard_error"]))
+            row.append(describe_difference(model.likelihood_difference) or "-")
+        rows.append([*row, *(plain_estimate(item["value"], item["standard_error"]) for item in result.metrics.values())])
+    return rows
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    card: dict[str, Any] = comparison.models[0].result.protocol
+    distance, likelihood = card["distance"], card["likelihood"]
+    protocol = f"Protocol of all: {distance['num_samples']:,} samples, {distance['sampler']}, seed {distance['seed']}"
+    if likelihood is not None:
+        protocol += f"; bits/dim of {likelihood['num_images']:,} {likelihood['split']} images, {likelihood['form']}"
+    return [
+        f"{protocol}.",
+        "Numbers after +- are one standard error. Differences are on the same noise and images, so their errors are smaller.",
+        *(f"{note}." for note in comparison.notes),
+    ]

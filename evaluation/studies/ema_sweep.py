@@ -1,7 +1,7 @@
-"""Averages of many decays out of one run, scored on common noise: supplement figure 7 without training it again.
+"""EMA sweep: averages of many decays from one run, scored on common noise (supplement figure 7 without more training).
 
-A decay that training kept is taken from its checkpoint; any other one is rebuilt from the run's snapshots of
-power-function averages (`training.checkpoints.averages`), if those determine it.
+A decay that training kept is read from its checkpoint. Any other one is rebuilt from the run's snapshots of power-function
+averages (`training.checkpoints.averages`), if they determine it.
 """
 
 from __future__ import annotations
@@ -13,22 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.distances.frechet import jackknife_error
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.evaluate.run import evaluate
 from evaluation.records.protocol_card import as_plain, card_rows
 from evaluation.records.result import EvaluationResult
 from evaluation.reports import figures
+from evaluation.reports.numbers import plain_estimate
 from evaluation.reports.study import Study, as_json
-from evaluation.reports.table_page import table_page
+from evaluation.reports.table_page import table_page, text_table
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.selection.final_choice import stored_result
+from evaluation.studies.paired import distance_difference, evaluate_once
 from training.checkpoints import averages, checkpoint
+from training.config.errors import UserError
 from training.models.posthoc_ema import ReconstructionError
-
-
-class SweepError(ValueError):
-    """A run or decays that can't be swept; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,16 +32,16 @@ class SweepPoint:
     """One average.
 
     Attributes:
-        step: Of the checkpoint.
-        decay: Of the average.
-        source: "kept", "rebuilt", or why it can't be had.
-        rebuild_error: Expected error of a rebuilt one, in units of the distance from the weights to the average; None of others.
-        distance: On the sweep's noise; None where it can't be had.
+        step: Step of the checkpoint.
+        decay: Decay of the average.
+        source: "kept", "rebuilt", or why the average is not available.
+        rebuild_error: Expected error of a rebuilt average, in units of the distance from the weights to the average; else None.
+        distance: On the sweep's noise; None where the average is not available.
         standard_error: Of `distance`.
-        behind: How much larger than the best of its step.
-        behind_standard_error: Of `behind`, on common noise; None for the best itself.
-        checkpoint_uri: Where its weights are.
-        weights: Their name there.
+        behind: Its distance minus that of the best average of the same step.
+        behind_standard_error: Of `behind`, on common noise; None for the best average itself.
+        checkpoint_uri: The checkpoint that contains its weights.
+        weights: Their name in the checkpoint.
     """
 
     step: int
@@ -65,10 +61,10 @@ class Sweep:
     """The averages of a run, by step and decay.
 
     Attributes:
-        run_uri: Which run.
+        run_uri: The run.
         distance_name: What the distance is called.
         points: By step, then decay.
-        protocol: The card of one of them.
+        protocol: The protocol card of one average.
     """
 
     run_uri: str
@@ -77,12 +73,12 @@ class Sweep:
     protocol: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         plain: dict[str, Any] = as_plain(dataclasses.asdict(self))
         return plain
 
     def best(self) -> SweepPoint:
-        """The average with the smallest distance."""
+        """Return the average with the smallest distance."""
         return min((point for point in self.points if point.distance is not None), key=lambda point: point.distance or 0.0)
 
 
@@ -97,27 +93,27 @@ def sweep(
     max_error: float = 0.005,
     options: EvaluationOptions | None = None,
 ) -> Sweep:
-    """Scores averages of a run.
+    """Score averages of a run.
 
     Args:
-        run_uri: The run's directory; decays that it did not keep need its snapshots (`optim.ema_snapshot_stds`).
-        decays: Of the averages.
+        run_uri: The run's directory; other decays than those of its checkpoints need snapshots (`optim.ema_snapshot_stds`).
+        decays: Decays of the averages, between 0 and 1.
         data_uri: The data set that it was trained on.
         reference_uri: Reference statistics.
-        steps: At which numbers of updates; none takes the latest.
-        at_full_protocol: By the reported number's protocol; otherwise by that of the scores beside training.
+        steps: Numbers of updates; none takes the latest.
+        at_full_protocol: Use the protocol of reported numbers; otherwise that of the scores beside training.
         max_error: Largest expected error of a rebuilt average, in units of the distance from the weights to the average.
         options: How the work is done.
 
     Raises:
-        SweepError: No decay is given, one is not in (0, 1), or none of them can be had.
+        UserError: No decay is given, one is not in (0, 1), or no average is available.
     """
     if not decays or not all(0 < decay < 1 for decay in decays):
-        raise SweepError(f"decays are numbers between 0 and 1, such as 0.99,0.999; got {list(decays)}")
+        raise UserError(f"decays are numbers between 0 and 1, such as 0.99,0.999; got {list(decays)}")
     present, snapshots = checkpoint.steps(run_uri), averages.snapshots(run_uri)
     latest = max([*present, *(snapshot.step for snapshot in snapshots)], default=None)
     if latest is None:
-        raise SweepError(f"{run_uri}: there are neither checkpoints nor snapshots")
+        raise UserError(f"{run_uri}: the run has neither checkpoints nor snapshots")
     found: list[tuple[SweepPoint, EvaluationResult | None]] = []
     for step in sorted(set(steps) or {latest}):
         for decay in sorted(set(decays)):
@@ -126,7 +122,7 @@ def sweep(
             found.append((point, result))
     results = [result for _, result in found if result is not None]
     if not results:
-        raise SweepError(f"{run_uri}: no average of these can be had: {'; '.join(sorted({point.source for point, _ in found}))}")
+        raise UserError(f"{run_uri}: none of these averages is available: {'; '.join(sorted({point.source for point, _ in found}))}")
     return Sweep(
         run_uri=run_uri,
         distance_name=results[0].distance_name,
@@ -136,7 +132,7 @@ def sweep(
 
 
 def _find(run_uri: str, step: int, decay: float, *, kept: bool, max_error: float) -> SweepPoint:
-    """Where the average is, made if need be."""
+    """Find the average, or rebuild it."""
     point = SweepPoint(step=step, decay=decay, source="kept")
     uri, weights = checkpoint.checkpoint_uri(run_uri, step), f"ema_{decay}"
     if kept and weights in checkpoint.weights_names(uri):
@@ -162,7 +158,7 @@ def _score(point: SweepPoint, data_uri: str, reference_uri: str, options: Evalua
         result_name=f"ema-sweep-{point.step:08d}-{point.weights}",
     )
     spec = ModelSpec(checkpoint_uri=point.checkpoint_uri, weights=point.weights)
-    return stored_result(spec, data_uri, reference_uri, options) or evaluate(spec, data_uri, reference_uri, options=options)
+    return evaluate_once(spec, data_uri, reference_uri, options)
 
 
 def _best_of(step: int, found: Sequence[tuple[SweepPoint, EvaluationResult | None]]) -> EvaluationResult | None:
@@ -173,19 +169,18 @@ def _best_of(step: int, found: Sequence[tuple[SweepPoint, EvaluationResult | Non
 def _measured(point: SweepPoint, result: EvaluationResult | None, best: EvaluationResult | None) -> SweepPoint:
     if result is None or best is None:
         return point
-    pairs = zip(result.distance_without_blocks, best.distance_without_blocks, strict=True)
-    error = jackknife_error([mine - its for mine, its in pairs]) if result is not best else None
+    difference = distance_difference(result, best)
     return dataclasses.replace(
         point,
         distance=result.distance,
         standard_error=result.distance_standard_error,
-        behind=result.distance - best.distance,
-        behind_standard_error=error,
+        behind=difference.value,
+        behind_standard_error=difference.standard_error if result is not best else None,
     )
 
 
 def as_csv(found: Sweep) -> str:
-    """The points as a table for other programs."""
+    """Return the points as CSV."""
     buffer = io.StringIO()
     names = [field.name for field in dataclasses.fields(SweepPoint)]
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
@@ -195,26 +190,23 @@ def as_csv(found: Sweep) -> str:
 
 
 def table(found: Sweep) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows for people."""
+    """Return the headers and rows of the table."""
     headers = ["step", "decay", found.distance_name, "behind the best of its step", "weights"]
     return headers, [_row(point) for point in found.points]
 
 
-def absent(found: Sweep) -> list[str]:
-    """Why averages could not be had, a sentence each."""
+def unavailable(found: Sweep) -> list[str]:
+    """Say why averages are not available, one sentence each."""
     return [f"decay {point.decay:g} at step {point.step:,}: {point.source}" for point in found.points if point.distance is None]
 
 
 def as_text(found: Sweep) -> str:
-    """The table as a terminal shows it, and below it what could not be had."""
-    headers, rows = table(found)
-    widths = [max(len(row[column]) for row in [headers, *rows]) for column in range(len(headers))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [headers, *rows]]
-    return "\n".join([*lines, *absent(found)])
+    """Return the table for a terminal, and below it the averages that are not available."""
+    return "\n".join([*text_table(*table(found)), *unavailable(found)])
 
 
 def figure(found: Sweep) -> str:
-    """The distance by decay, a line a step, as SVG."""
+    """Draw the distance by decay, with a line for each step, as SVG."""
     lines: dict[str, list[tuple[float, float, float | None]]] = {}
     for point in found.points:
         if point.distance is not None:
@@ -223,7 +215,7 @@ def figure(found: Sweep) -> str:
 
 
 def as_page(found: Sweep) -> str:
-    """The figure and the table as one page."""
+    """Return the figure and the table as a page."""
     headers, rows = table(found)
     distance = found.protocol["distance"]
     return table_page(
@@ -231,22 +223,22 @@ def as_page(found: Sweep) -> str:
         headers,
         rows,
         card=[(name, words) for name, words in card_rows(found.protocol) if name != "Model"],
-        lead=[f"{found.run_uri}, supplement figure 7's question answered after training."],
-        notes=[f"{distance['num_samples']:,} samples, {distance['sampler']}, the same noise for every average.", *absent(found)],
-        pictures={"Bars are one standard error; on common noise differences are surer than the bars say.": figure(found).encode()},
+        lead=[f"{found.run_uri}: supplement figure 7, computed after training."],
+        notes=[f"{distance['num_samples']:,} samples, {distance['sampler']}, the same noise for every average.", *unavailable(found)],
+        pictures={"Bands are one standard error; the errors of differences on common noise are smaller.": figure(found).encode()},
     )
 
 
 def as_study(found: Sweep) -> Study:
-    """The files, and the numbers as MLflow draws them.
+    """Return the files, and the metrics for MLflow.
 
-    A decay is no step: each has a metric of its own, `distance/0.9999`, at the checkpoint's step. The figure's line is
+    Each decay has a metric of its own, `distance/0.9999`, at the checkpoint's step. The figure's line is
     `distance_by_updates_averaged/step_200000`, whose steps are 1 / (1 - decay), the figure's axis.
     """
-    had = [point for point in found.points if point.distance is not None]
-    best = {point.step: point for point in had if point.behind == 0}
+    available = [point for point in found.points if point.distance is not None]
+    best = {point.step: point for point in available if point.behind == 0}
     points: dict[tuple[str, int], float | None] = {}
-    for point in had:
+    for point in available:
         points |= {
             (f"distance/{point.decay}", point.step): point.distance,
             (f"distance_standard_error/{point.decay}", point.step): point.standard_error,
@@ -273,10 +265,8 @@ def as_study(found: Sweep) -> Study:
 
 
 def _row(point: SweepPoint) -> list[str]:
-    if point.distance is None:
-        return [f"{point.step:,}", f"{point.decay:g}", "-", "-", "not to be had"]
-    error = f" +- {point.standard_error:.2g}" if point.standard_error else ""
-    behind = "best" if point.behind == 0 else f"{point.behind:.3g}"
-    behind += f" +- {point.behind_standard_error:.2g}" if point.behind_standard_error else ""
+    if point.distance is None or point.behind is None:
+        return [f"{point.step:,}", f"{point.decay:g}", "-", "-", "not available"]
+    behind = "best" if point.behind == 0 else plain_estimate(point.behind, point.behind_standard_error, digits=3)
     source = f"rebuilt, {point.rebuild_error:.2%} off" if point.rebuild_error is not None else point.source
-    return [f"{point.step:,}", f"{point.decay:g}", f"{point.distance:.4g}{error}", behind, source]
+    return [f"{point.step:,}", f"{point.decay:g}", plain_estimate(point.distance, point.standard_error), behind, source]

@@ -1,7 +1,7 @@
-"""Early stopping replayed: what the cheap scores decided, what full scoring of every checkpoint would have, and both costs.
+"""Replay of early stopping: the choice by the scores beside training, the choice by full scoring, and the cost of both.
 
-Costs are counted in network evaluations, images times sampling steps: they are the cost on any machine. At the paper's
-protocol one cheap score is 10,000 images x 20 steps against 50,000 x 250: 62.5 times less.
+Costs are network evaluations, images times sampling steps, which are the same on any machine. At the paper's protocol one
+score beside training takes 10,000 images x 20 steps, a full one 50,000 x 250: 62.5 times more.
 """
 
 from __future__ import annotations
@@ -12,31 +12,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.distances.frechet import jackknife_error
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.evaluate.run import evaluate
 from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.monitoring.early_stopping import best_checkpoints, decide, sorted_by_step
-from evaluation.records.protocol_card import as_plain, num_sampling_steps
+from evaluation.records.protocol_card import as_plain, card_rows, num_sampling_steps
 from evaluation.records.result import EvaluationResult
+from evaluation.reports import figures
+from evaluation.reports.numbers import plain_estimate
+from evaluation.reports.study import Study, as_json
+from evaluation.reports.table_page import table_page
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.selection.final_choice import stored_result
+from evaluation.studies.paired import distance_difference, evaluate_once
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.console import say
 
-
-class ReplayError(ValueError):
-    """A run that can't be replayed; the message says why."""
+Weights = tuple[int, str]
+"""Step of a checkpoint, and name of weights in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pick:
-    """A choice of weights.
+    """Chosen weights.
 
     Attributes:
-        step: Of the checkpoint.
-        weights: Which weights of it.
+        step: Step of the checkpoint.
+        weights: Name of the weights.
         distance: At full protocol.
     """
 
@@ -47,24 +49,24 @@ class Pick:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replay:
-    """What was found.
+    """The result of a replay.
 
     Attributes:
-        run_uri: Which run.
-        num_checkpoints: Scored both ways.
-        num_weights: Sets of weights of them: checkpoints times decays.
-        stop_step: Where the history of scores stops training; None if it goes on to its end.
-        cheap: Best by the scores beside training.
-        rescored: Best of the few best, at full protocol: what early stopping registers.
-        full: Best of all, at full protocol.
-        behind: How much worse `rescored` is than `full`; 0 where they are one.
-        behind_standard_error: Of `behind`, on common noise; None where they are one.
+        run_uri: The run.
+        num_checkpoints: Checkpoints that were scored both ways.
+        num_weights: Their sets of weights: checkpoints times decays.
+        stop_step: Step at which the history of scores stops training; None if it never does.
+        cheap: Best weights by the scores beside training.
+        rescored: Best of the few best, at full protocol: the weights that early stopping registers.
+        full: Best of all weights, at full protocol.
+        behind: Distance of `rescored` minus that of `full`; 0 where they are the same.
+        behind_standard_error: Of `behind`, on common noise; None where they are the same.
         cheap_evaluations: Network evaluations of the scores beside training.
-        rescoring_evaluations: Of the few best, at full protocol.
-        full_evaluations: Of everything at full protocol.
+        rescoring_evaluations: Network evaluations of the few best at full protocol.
+        full_evaluations: Network evaluations of all weights at full protocol.
         table: Step, weights, score beside training, full distance and its standard error, of each set of weights.
-        scoring_protocol: The card of the scores beside training.
-        protocol: The card of the full scores.
+        scoring_protocol: The protocol card of the scores beside training.
+        protocol: The protocol card of the full scores.
     """
 
     run_uri: str
@@ -85,21 +87,26 @@ class Replay:
 
     @property
     def same_checkpoint(self) -> bool:
-        """Whether early stopping picks the checkpoint that full scoring of all picks, if perhaps with another decay."""
+        """Whether early stopping picks the checkpoint that full scoring picks, perhaps with another decay."""
         return self.rescored.step == self.full.step
 
     @property
     def score_ratio(self) -> float:
-        """How much less a score beside training costs than a full one."""
+        """Cost of full scoring over the cost of the scores beside training."""
         return self.full_evaluations / self.cheap_evaluations
 
     @property
     def total_ratio(self) -> float:
-        """The same with the few best scored again."""
+        """The same, with the cost of rescoring the few best added to the latter."""
         return self.full_evaluations / (self.cheap_evaluations + self.rescoring_evaluations)
 
+    @property
+    def picks(self) -> dict[str, Pick]:
+        """The choices by name."""
+        return {"cheap": self.cheap, "rescored": self.rescored, "full": self.full}
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         ratios = {"same_checkpoint": self.same_checkpoint, "score_ratio": self.score_ratio, "total_ratio": self.total_ratio}
         plain: dict[str, Any] = as_plain({**dataclasses.asdict(self), **ratios})
         return plain
@@ -108,65 +115,29 @@ class Replay:
 def replay(
     run_uri: str, data_uri: str, reference_uri: str, *, num_rescored: int | None = None, options: EvaluationOptions | None = None
 ) -> Replay:
-    """Scores every checkpoint that a run still has at full protocol and compares the choices.
+    """Score every remaining checkpoint of a run at full protocol, and compare the choices.
 
     Args:
-        run_uri: A run that was scored beside training. It keeps its best and last checkpoints; one that was trained with
-            `evaluation.rescore_best` at least the number of its checkpoints has kept all.
+        run_uri: A run that was scored beside training. It keeps its best and last checkpoints; it keeps all of them if
+            `evaluation.rescore_best` is at least their number.
         data_uri: The data set that it was trained on.
         reference_uri: Reference statistics.
-        num_rescored: How many of the best are looked at again; None takes the experiment's.
+        num_rescored: How many of the best are rescored; None takes the experiment's number.
         options: What differs from the experiment's full protocol, and how the work is done.
 
     Raises:
-        ReplayError: Fewer than two checkpoints that are still there have scores.
+        UserError: Fewer than two remaining checkpoints have scores, or no score is finite.
     """
     present = set(checkpoint.steps(run_uri))
-    whole = read_history(run_uri)
-    history = [score for score in sorted_by_step(whole) if int(score["step"]) in present]
-    if len(history) < 2:
-        raise ReplayError(f"{run_uri}: a replay compares checkpoints; only {len(history)} that is still there has a score")
-    if len(history) < len(whole):
-        say(f"{len(whole) - len(history)} of {len(whole)} scored checkpoints were removed in training; replaying the others")
-    experiment = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, int(history[0]["step"])))
-    options = _full_options(experiment, options or EvaluationOptions())
-    results = {
-        (int(score["step"]), weights): _full(run_uri, int(score["step"]), weights, data_uri, reference_uri, options)
-        for score in history
-        for weights, value in score["scores"].items()
-        if value is not None and math.isfinite(value)
-    }
-    candidates = best_checkpoints(history, num_rescored or experiment.evaluation.rescore_best)
-    if not candidates:
-        raise ReplayError(f"{run_uri}: no score is finite, so there is nothing to choose")
-    cheap = (candidates[0].step, candidates[0].weights)
-    rescored = min(((c.step, c.weights) for c in candidates), key=lambda key: results[key].distance)
-    full = min(results, key=lambda key: results[key].distance)
-    error = jackknife_error(_differences(results[rescored], results[full])) if rescored != full else None
-    return Replay(
-        run_uri=run_uri,
-        num_checkpoints=len(history),
-        num_weights=len(results),
-        stop_step=_stop_step(whole, experiment),
-        cheap=_pick(cheap, results),
-        rescored=_pick(rescored, results),
-        full=_pick(full, results),
-        behind=results[rescored].distance - results[full].distance,
-        behind_standard_error=error,
-        cheap_evaluations=sum(_evaluations(score["protocol"], experiment) * len(score["scores"]) for score in history),
-        rescoring_evaluations=len(candidates) * _evaluations(results[full].protocol["distance"], experiment),
-        full_evaluations=len(results) * _evaluations(results[full].protocol["distance"], experiment),
-        table=tuple(
-            (step, weights, _score_of(history, step, weights), result.distance, result.distance_standard_error)
-            for (step, weights), result in sorted(results.items())
-        ),
-        scoring_protocol=history[-1]["protocol"],
-        protocol=results[full].protocol,
-    )
-
-
-def _full_options(experiment: Experiment, options: EvaluationOptions) -> EvaluationOptions:
-    return dataclasses.replace(
+    history = read_history(run_uri)
+    scores = [score for score in sorted_by_step(history) if int(score["step"]) in present]
+    if len(scores) < 2:
+        raise UserError(f"{run_uri}: a replay compares checkpoints with scores, and only {len(scores)} remain; name another run")
+    if len(scores) < len(history):
+        say(f"{len(history) - len(scores)} of {len(history)} scored checkpoints were removed in training; replaying the others")
+    experiment = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, int(scores[0]["step"])))
+    options = options or EvaluationOptions()
+    options = dataclasses.replace(
         options,
         likelihood=False,
         metrics=(),
@@ -175,15 +146,50 @@ def _full_options(experiment: Experiment, options: EvaluationOptions) -> Evaluat
         sampling=options.sampling or experiment.evaluation.sampling,
     )
 
+    def evaluate(step: int, weights: str) -> EvaluationResult:
+        spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, step), weights=weights)
+        named = dataclasses.replace(options, result_name=f"replay-{step:08d}-{weights}")
+        return evaluate_once(spec, data_uri, reference_uri, named)
 
-def _full(run_uri: str, step: int, weights: str, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
-    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, step), weights=weights)
-    mine = dataclasses.replace(options, result_name=f"replay-{step:08d}-{weights}")
-    return stored_result(spec, data_uri, reference_uri, mine) or evaluate(spec, data_uri, reference_uri, options=mine)
+    by_score = {
+        (int(score["step"]), weights): float(value)
+        for score in scores
+        for weights, value in score["scores"].items()
+        if value is not None and math.isfinite(value)
+    }
+    results = {key: evaluate(*key) for key in by_score}
+    candidates = [(c.step, c.weights) for c in best_checkpoints(scores, num_rescored or experiment.evaluation.rescore_best)]
+    if not candidates:
+        raise UserError(f"{run_uri}: no score is finite, so there is nothing to choose; name another run")
+    rescored = min(candidates, key=lambda key: results[key].distance)
+    full = min(results, key=lambda key: results[key].distance)
+    behind = distance_difference(results[rescored], results[full])
+    full_cost = _num_evaluations(results[full].protocol["distance"], experiment)
+
+    def pick(key: Weights) -> Pick:
+        return Pick(step=key[0], weights=key[1], distance=results[key].distance)
+
+    return Replay(
+        run_uri=run_uri,
+        num_checkpoints=len(scores),
+        num_weights=len(results),
+        stop_step=_stop_step(history, experiment),
+        cheap=pick(candidates[0]),
+        rescored=pick(rescored),
+        full=pick(full),
+        behind=behind.value,
+        behind_standard_error=behind.standard_error if rescored != full else None,
+        cheap_evaluations=sum(_num_evaluations(score["protocol"], experiment) * len(score["scores"]) for score in scores),
+        rescoring_evaluations=len(candidates) * full_cost,
+        full_evaluations=len(results) * full_cost,
+        table=tuple((*key, by_score[key], result.distance, result.distance_standard_error) for key, result in sorted(results.items())),
+        scoring_protocol=scores[-1]["protocol"],
+        protocol=results[full].protocol,
+    )
 
 
 def _stop_step(history: Sequence[Mapping[str, Any]], experiment: Experiment) -> int | None:
-    """The first checkpoint at which the scores up to then say stop."""
+    """Return the first step at which the scores up to it stop training."""
     ordered = sorted_by_step(history)
     for count in range(1, len(ordered) + 1):
         if decide(ordered[:count], experiment.evaluation).stop:
@@ -191,45 +197,78 @@ def _stop_step(history: Sequence[Mapping[str, Any]], experiment: Experiment) -> 
     return None
 
 
-def _evaluations(card: Mapping[str, Any], experiment: Experiment) -> int:
-    """Network evaluations of one distance."""
+def _num_evaluations(card: Mapping[str, Any], experiment: Experiment) -> int:
+    """Return the network evaluations of one distance."""
     sampling = SamplingConfig(**card["sampling"])
     return int(card["num_samples"]) * num_sampling_steps(sampling, experiment.diffusion.num_timesteps)
 
 
-def _pick(key: tuple[int, str], results: Mapping[tuple[int, str], EvaluationResult]) -> Pick:
-    return Pick(step=key[0], weights=key[1], distance=results[key].distance)
-
-
-def _differences(first: EvaluationResult, second: EvaluationResult) -> list[float]:
-    return [a - b for a, b in zip(first.distance_without_blocks, second.distance_without_blocks, strict=True)]
-
-
-def _score_of(history: Sequence[Mapping[str, Any]], step: int, weights: str) -> float:
-    return next(float(score["scores"][weights]) for score in history if int(score["step"]) == step)
-
-
 def as_text(found: Replay) -> str:
-    """What was found, for the terminal."""
+    """Return the table and the verdict for a terminal."""
     lines = [f"{'step':>8}  {'weights':<12}  {'beside training':>15}  at full protocol"]
     for step, weights, score, distance, error in found.table:
-        marks = chosen_by(found, step, weights)
-        lines.append(
-            f"{step:>8,}  {weights:<12}  {score:>15.4g}  {distance_words(distance, error):<18}{f'  <- {marks}' if marks else ''}".rstrip()
-        )
-    return "\n".join([*lines, "", *verdict(found)])
+        names = _picked_by(found, step, weights)
+        line = f"{step:>8,}  {weights:<12}  {score:>15.4g}  {plain_estimate(distance, error):<18}{f'  <- {names}' if names else ''}"
+        lines.append(line.rstrip())
+    return "\n".join([*lines, "", *_verdict(found)])
 
 
-def verdict(found: Replay) -> list[str]:
-    """Whether the choices agree, and what each costs."""
+def as_page(found: Replay) -> str:
+    """Return the verdict, the table and both curves as a page."""
+    name, cheap, full = found.protocol["distance"]["name"], found.scoring_protocol, found.protocol["distance"]
+    beside = {(step, weights): (score, None) for step, weights, score, _, _ in found.table}
+    at_full = {(step, weights): (distance, error) for step, weights, _, distance, error in found.table}
+    return table_page(
+        "Replay of early stopping",
+        ["step, weights", "beside training", f"{name} at full protocol", "chosen by"],
+        [
+            [f"{step:,} {weights}", f"{score:.4g}", plain_estimate(distance, error), _picked_by(found, step, weights)]
+            for step, weights, score, distance, error in found.table
+        ],
+        card=[(title, text) for title, text in card_rows(found.protocol) if title != "Model"],
+        lead=[found.run_uri, *(f"{line[0].upper()}{line[1:]}." for line in _verdict(found))],
+        pictures={
+            f"Beside training: {cheap['num_samples']:,} samples, {cheap['sampler']}.": _figure(found, beside),
+            f"At full protocol: {full['num_samples']:,} samples, {full['sampler']}; bands are one standard error.": _figure(found, at_full),
+        },
+    )
+
+
+def as_study(found: Replay) -> Study:
+    """Return the files, and the metrics for MLflow: two curves by step for each decay, and the verdict at step 0."""
+    name = found.run_uri.rstrip("/").rpartition("/")[2]
+    verdict = ("same_checkpoint", "score_ratio", "total_ratio", "behind", "behind_standard_error", "stop_step")
+    points: dict[tuple[str, int], float | int | None] = {(field, 0): getattr(found, field) for field in verdict}
+    points[("same_checkpoint", 0)] = int(found.same_checkpoint)
+    for word, pick in found.picks.items():
+        points |= {(f"picked_step/{word}", 0): pick.step, (f"picked_distance/{word}", 0): pick.distance}
+    for step, weights, score, distance, error in found.table:
+        points |= {
+            (f"beside_training/{weights}", step): score,
+            (f"full_protocol/{weights}", step): distance,
+            (f"full_protocol_standard_error/{weights}", step): error,
+        }
+    text = as_text(found)
+    return Study(
+        kind="replay-stopping",
+        title=f"Replay of early stopping: {name}",
+        text=text,
+        models={name: found.run_uri},
+        protocol=found.protocol,
+        points=points,
+        files={"replay.html": as_page(found).encode(), "replay.json": as_json(found.to_dict()), "replay.txt": f"{text}\n".encode()},
+    )
+
+
+def _verdict(found: Replay) -> list[str]:
+    """Say whether the choices agree, and what each costs."""
     stop = f"at step {found.stop_step:,}" if found.stop_step is not None else "not before the end"
-    if found.behind == 0:
-        agreement = "the same weights"
-    else:
+    agreement = "the same weights"
+    if found.behind != 0:
         error = found.behind_standard_error
-        told = f", {abs(found.behind / error):.1f} standard errors" if error else ""
-        what = "the same checkpoint, another decay" if found.same_checkpoint else "another checkpoint"
-        agreement = f"{what}, worse by {found.behind:.3g}{told}"
+        errors = f", {abs(found.behind / error):.1f} standard errors" if error else ""
+        choice = "the same checkpoint, another decay" if found.same_checkpoint else "another checkpoint"
+        agreement = f"{choice}, worse by {found.behind:.3g}{errors}"
     return [
         f"the scores stop training {stop}",
         f"early stopping picks step {found.rescored.step:,} ({found.rescored.weights}), full scoring of all step {found.full.step:,} "
@@ -240,12 +279,20 @@ def verdict(found: Replay) -> list[str]:
     ]
 
 
-def distance_words(distance: float, error: float | None) -> str:
-    """A distance with its standard error."""
-    return f"{distance:.4g}" + (f" +- {error:.2g}" if error else "")
+def _picked_by(found: Replay, step: int, weights: str) -> str:
+    """Return the names of the choices that picked these weights."""
+    return ", ".join(name for name, pick in found.picks.items() if (pick.step, pick.weights) == (step, weights))
 
 
-def chosen_by(found: Replay, step: int, weights: str) -> str:
-    """Which of the ways to choose choose these weights."""
-    picks = {"cheap": found.cheap, "rescored": found.rescored, "full": found.full}
-    return ", ".join(word for word, pick in picks.items() if (pick.step, pick.weights) == (step, weights))
+def _figure(found: Replay, curve: Mapping[Weights, tuple[float, float | None]]) -> bytes:
+    """Draw a distance by step as SVG, with the weights that early stopping picked."""
+    history = [
+        {
+            "step": step,
+            "scores": {weights: value for (at, weights), (value, _) in curve.items() if at == step},
+            "standard_errors": {weights: error for (at, weights), (_, error) in curve.items() if at == step},
+        }
+        for step in sorted({step for step, _ in curve})
+    ]
+    name, picked = found.protocol["distance"]["name"], found.rescored
+    return figures.distance_by_step(history, distance_name=name, chosen_step=picked.step, chosen_weights=picked.weights).encode()

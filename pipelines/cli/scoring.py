@@ -198,8 +198,7 @@ def compare(
     connect()
     from evaluation.evaluate.options import EvaluationOptions
     from evaluation.selection.resolve import resolve_model
-    from evaluation.studies import compare_page
-    from evaluation.studies.compare import compare as run_comparison
+    from evaluation.studies import compare as study
 
     if weights and len(weights) != len(models):
         raise ValueError(f"--weights is given {len(weights)} times for {len(models)} models; give it for each, or for none")
@@ -220,9 +219,9 @@ def compare(
     )
     reference_uri = reference or reference_beside(specs[0].checkpoint_uri, data_uri, extractor, extractor_weights)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
-    comparison = run_comparison(specs, data_uri, reference_uri, options=options)
+    comparison = study.compare(specs, data_uri, reference_uri, options=options)
     ids = [named.tracking_run_id for named in found]
-    keep(compare_page.as_study(comparison), out, ids, comparison.to_dict() if as_json else None)
+    keep(study.as_study(comparison), out, ids, comparison.to_dict() if as_json else None)
 
 
 def data_of(word: str, known: str, model: str) -> str:

@@ -88,8 +88,7 @@ def replay_stopping(
     from evaluation.evaluate.options import EvaluationOptions
     from evaluation.records.run_directory import run_uri_of
     from evaluation.selection.resolve import resolve_model
-    from evaluation.studies import stopping_replay_page as replay_page
-    from evaluation.studies.stopping_replay import replay
+    from evaluation.studies import stopping_replay as study
 
     named = resolve_model(run)
     data_uri = scoring.data_of(data, named.data_uri, run)
@@ -102,8 +101,8 @@ def replay_stopping(
         device=device,
     )
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
-    found = replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
-    keep(replay_page.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
+    found = study.replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
+    keep(study.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
 
 
 def score_batch(
@@ -118,11 +117,10 @@ def score_batch(
 ) -> None:
     """Score a file of images against a file of reference statistics: for checking published numbers."""
     connect()
-    from evaluation.studies import batch_score_page
-    from evaluation.studies.batch_score import score_batch as score
+    from evaluation.studies import batch_score as study
 
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is scored
-    found = score(
+    found = study.score_batch(
         samples,
         reference,
         extractor=extractor,  # type: ignore[arg-type]  # what is none is refused there
@@ -130,7 +128,7 @@ def score_batch(
         metrics=[metric for metric in metrics if metric != "none"],
         device=device,
     )
-    keep(batch_score_page.as_study(found), out, [""], dataclasses.asdict(found) if as_json else None)
+    keep(study.as_study(found), out, [""], dataclasses.asdict(found) if as_json else None)
 
 
 def adopt_reference(

@@ -79,7 +79,7 @@ def test_a_sample_batch_is_scored_against_a_reference_batch(samples: str, adm_re
     assert "torch" in found.protocol["versions"]
     expected = kid(extractor(_digits(digits_uri, "test", 200)), extractor(_digits(digits_uri, "train", 300)))
     assert found.metrics["kernel_distance"]["value"] == pytest.approx(expected.value, abs=2 * (expected.standard_error or 0))
-    assert "does not say which images" in found.reference
+    assert "does not record the images" in found.reference
 
 
 def test_images_alone_are_a_reference_too(samples: str, digits_uri: str, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_statistics_alone_have_a_distance_and_nothing_else(adm_reference: str, d
     found = score_batch(uri, adm_reference, extractor="digits-classifier")
     assert found.distance == pytest.approx(frechet_distance(load_reference(adm_reference).features, moments))
     assert found.standard_error is None
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="has no images"):
         score_batch(uri, adm_reference, extractor="digits-classifier", metrics=("kid",))
 
 
@@ -184,7 +184,7 @@ def test_an_adopted_batch_serves_the_evaluation_with_its_own_images(
 
 
 def test_what_does_not_fit_is_refused_by_name(samples: str, adm_reference: str, reference_uri: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="has no images"):
         score_batch(samples, reference_uri, extractor="digits-classifier", metrics=("precision_recall",))
     other = str(tmp_path / "other.npz")
     npz.write_arrays(other, {"mu": np.zeros(5), "sigma": np.eye(5)})

@@ -13,9 +13,10 @@ from PIL import Image
 
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.sampling.trained_model import ModelSpec, load_model
-from evaluation.studies import compare_page
-from evaluation.studies.compare import Comparison, ComparisonError, Difference, compare, short_names
+from evaluation.studies.compare import Comparison, as_page, as_study, as_text, compare, describe_difference, short_names
+from evaluation.studies.paired import Difference
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.models.unet import make_model
 
@@ -75,7 +76,7 @@ def test_the_grid_has_a_row_a_model_and_equal_models_equal_rows(comparison: Comp
 
 
 def test_table_and_page_name_every_model_and_judge_every_difference(comparison: Comparison) -> None:
-    text, page = compare_page.as_text(comparison), compare_page.as_page(comparison)
+    text, page = as_text(comparison), as_page(comparison)
     for word in ("step 100", "step 200", "step 300", "FD(digits-classifier)", "bits/dim", "within noise"):
         assert word in text
         assert word in page
@@ -89,9 +90,9 @@ def test_a_comparison_is_kept_under_one_key_whenever_it_was_taken_and_under_name
         return dataclasses.replace(comparison, models=(dataclasses.replace(first, result=result), *others))
 
     distance = comparison.models[0].result.distance
-    study = compare_page.as_study(comparison)
-    assert compare_page.as_study(at("another day", distance)).key == study.key
-    assert compare_page.as_study(at("another day", distance + 1)).key != study.key
+    study = as_study(comparison)
+    assert as_study(at("another day", distance)).key == study.key
+    assert as_study(at("another day", distance + 1)).key != study.key
     names = [name for name, _ in study.points]
     assert {"distance/1_step_100", "bits_per_dim_difference_standard_error/3_step_300"} <= set(names)
     assert all(re.fullmatch(r"[A-Za-z0-9_./-]+", name) for name in names)
@@ -115,9 +116,9 @@ def test_models_of_other_images_are_refused(kept_run_uri: str, experiment: Exper
     unconditional = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, class_conditional=False))
     files = {"experiment.json": unconditional.to_dict(), "ema_0.99.pt": make_model(unconditional).state_dict()}
     checkpoint.save(str(tmp_path / "other"), 1, files)
-    with pytest.raises(ComparisonError, match="labels that the network is given is 10 and 0"):
+    with pytest.raises(UserError, match="labels that the network is given is 10 and 0"):
         compare([_spec(kept_run_uri, 200), _spec(str(tmp_path / "other"), 1)], digits_uri, "unused.npz")
-    with pytest.raises(ComparisonError, match="two models or more"):
+    with pytest.raises(UserError, match="two models or more"):
         compare([_spec(kept_run_uri, 200)], digits_uri, "unused.npz")
 
 
@@ -151,4 +152,4 @@ def test_names_say_what_differs_and_are_never_the_same(kept_run_uri: str) -> Non
     ],
 )
 def test_differences_read_as_sentences(difference: Difference | None, words: str) -> None:
-    assert compare_page.words(difference) == words
+    assert describe_difference(difference) == words

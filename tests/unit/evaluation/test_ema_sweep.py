@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.studies.ema_sweep import Sweep, SweepError, absent, as_csv, as_page, sweep, table
+from evaluation.studies.ema_sweep import Sweep, as_csv, as_page, sweep, table, unavailable
 from training.checkpoints import averages, checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.models.ema import EMA, PowerEMA
 from training.models.unet import make_model
@@ -62,8 +63,8 @@ def test_kept_and_rebuilt_averages_stand_in_one_table(swept_run_uri: str, digits
     assert found.best() in (kept, rebuilt)
     headers, rows = table(found)
     assert len(headers) == len(rows[0])
-    assert rows[0][-1] == "not to be had"
-    assert "would be off by" in absent(found)[0]
+    assert rows[0][-1] == "not available"
+    assert "would be off by" in unavailable(found)[0]
     parsed = list(csv.DictReader(io.StringIO(as_csv(found))))
     assert float(parsed[1]["distance"]) == kept.distance
     assert parsed[0]["distance"] == ""
@@ -80,9 +81,9 @@ def test_a_rebuilt_average_scores_as_the_one_that_training_would_have_kept(swept
 
 
 def test_what_can_not_be_swept_is_said(kept_run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
-    with pytest.raises(SweepError, match="decays are numbers between 0 and 1"):
+    with pytest.raises(UserError, match="decays are numbers between 0 and 1"):
         _sweep(kept_run_uri, (1.0,), digits_uri, reference_uri)
-    with pytest.raises(SweepError, match=r"no average of these can be had: .*has no snapshots"):
+    with pytest.raises(UserError, match=r"none of these averages is available: .*has no snapshots"):
         _sweep(kept_run_uri, (0.5,), digits_uri, reference_uri)
-    with pytest.raises(SweepError, match="neither checkpoints nor snapshots"):
+    with pytest.raises(UserError, match="neither checkpoints nor snapshots"):
         _sweep(str(tmp_path), (0.5,), digits_uri, reference_uri)

@@ -9,9 +9,10 @@ import pytest
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.monitoring.checkpoint_scorer import score_checkpoint
 from evaluation.records.run_directory import score_uri
-from evaluation.studies.stopping_replay import Replay, ReplayError, as_text, replay
+from evaluation.studies.stopping_replay import Replay, as_text, replay
 from training import storage
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 
 
@@ -62,5 +63,5 @@ def test_rescoring_all_picks_what_full_scoring_picks_even_where_the_scores_misle
 
 
 def test_a_run_without_scores_is_refused(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
-    with pytest.raises(ReplayError, match="only 0 that is still there has a score"):
+    with pytest.raises(UserError, match="only 0 remain"):
         replay(run_uri, digits_uri, reference_uri)
