@@ -6,6 +6,7 @@ step or the reaper sends them. A mark under the storage root names each run that
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from components.steps.runs import read_result
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from training.tracking.tracked_run import TrackedRun
 
 _MARKS = "mlflow_behind"
+_GRID = re.compile(r"/step=(\d+)\.png$")
 
 
 def update_mlflow(run_uri: str, run_id: str = "") -> bool:
@@ -102,7 +104,8 @@ def _final_evaluation(run_uri: str) -> EvaluationResult | None:
 
 def _log_sample_grids(run: TrackedRun, run_uri: str) -> None:
     """Log the grid of each scored step that MLflow lacks: `samples/step=NNNNNNNN.png`."""
-    grids = {int(uri.rpartition("=")[2].removesuffix(".png")): uri for uri in storage.list_uris(storage.join(run_uri, "samples"))}
+    found = {uri: _GRID.search(uri) for uri in storage.list_uris(storage.join(run_uri, "samples"))}
+    grids = {int(match[1]): uri for uri, match in found.items() if match}  # the others are of evaluations
     for step in sorted(grids.keys() - (run.image_steps("samples") if grids else set())):
         run.log_png("samples", storage.read_bytes(grids[step]), step)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from components.steps.evaluate import evaluate_run, report_run
+from components.steps.mlflow_sync import update_mlflow
 from components.steps.reference import stored_extractor_weights
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.evaluate.options import EvaluationOptions
@@ -23,6 +25,9 @@ from training.config.presets import preset
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.published import digits
 from training.models.unet import make_model
+from training.tracking import client as mlflow_client
+from training.tracking.registry import resolve
+from training.tracking.runs import open_run
 
 
 @pytest.fixture
@@ -43,10 +48,11 @@ def run_uri(bucket_uri: str) -> str:
     network = make_model(experiment)
     state = {name: value + 0.02 * torch.randn(value.shape) for name, value in network.state_dict().items()}
     files = {"experiment.json": experiment.to_dict(), "model.pt": state, "ema_0.99.pt": state, "ema_0.995.pt": state}
-    checkpoint.save(f"{bucket_uri}/run", 100, files)
+    checkpoint.save(f"{bucket_uri}/runs/one", 100, files)
     for split in ("train", "test"):
         prepare(digits(split), f"{bucket_uri}/data/{split}", image_size=8, options=Options(resize="none"))
-    return f"{bucket_uri}/run"
+    storage.write_json(f"{bucket_uri}/runs/one/experiment.json", experiment.to_dict())
+    return f"{bucket_uri}/runs/one"
 
 
 @pytest.mark.slow
@@ -102,3 +108,41 @@ def test_scores_are_kept_in_s3_and_read_from_there(run_uri: str, bucket_uri: str
     assert read_history(run_uri) == [score]
     assert storage.exists(score["grid_uri"])
     assert score["scores"]["ema_0.99"] == score["scores"]["ema_0.995"], "equal weights on equal noise score equally"
+
+
+@pytest.mark.slow
+def test_steps_whose_work_is_done_end_well_while_mlflow_is_away_and_the_next_one_sends_everything(
+    run_uri: str, bucket_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    reference = compute_reference(f"{bucket_uri}/data/train", load_extractor("digits-classifier"), f"{bucket_uri}/references")
+    score_checkpoint(checkpoint.checkpoint_uri(run_uri, 100), reference.uri)
+    run = open_run(run_key="one", experiment_name="mlflow-away", run_name="one", tags={}, params={})
+    assert run.flush()
+    result = {"tracking_run_id": run.run_id, "data_uri": f"{bucket_uri}/data", "best_checkpoint_uri": "", "best_weights": ""}
+    storage.write_json(f"{run_uri}/result.json", result)
+    storage.write_bytes(f"{run_uri}/metrics.jsonl", b'{"step": 50, "time": 1, "values": {"train/loss": 0.5}}\n')
+
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        away.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
+        evaluation_uri = evaluate_run(run_uri, f"{bucket_uri}/data", reference.uri, {})
+        report_run(run_uri, evaluation_uri, str(tmp_path / "page.html"))
+    said = capsys.readouterr().out
+    assert f"{run_uri} has everything, and MLflow gets it from the next step" in said
+    assert "no link to the MLflow run" in said
+    assert len(storage.list_uris(f"{bucket_uri}/mlflow_behind")) == 1
+
+    for _ in range(2):  # doing it again changes nothing
+        assert update_mlflow(run_uri)
+        stored = MlflowClient().get_run(run.run_id)
+        assert stored.info.status == "FINISHED"
+        distance = storage.read_json(evaluation_uri)["distance"]
+        assert run.metric_history("final/distance") == [(100, distance)]
+        assert run.metric_history("train/loss") == [(50, 0.5)]
+        assert run.image_steps("samples") == {100}
+        artifacts = {file.path for folder in ("", "evaluations") for file in MlflowClient().list_artifacts(run.run_id, folder)}
+        assert artifacts == {"images", "evaluations", "report.html", "evaluations/final.json", "evaluations/final.png"}
+        assert resolve("digits-hybrid-cosine").run_id == run.run_id
+    assert storage.list_uris(f"{bucket_uri}/mlflow_behind") == []
