@@ -99,7 +99,7 @@ def report(
     """Make an ablation's report again from what its trials left, or all that there are; nothing is trained or measured."""
     from evaluation.ablations.page.gallery import findings_as_markdown
     from pipelines.local.ablate import gallery_folder, report_locally, was_planned
-    from pipelines.local.quiet import only_progress
+    from pipelines.local.output import show_progress
     from pipelines.services import services
 
     requests = _requests(name, scale, preset, objective, overrides, grid, runs)
@@ -109,7 +109,7 @@ def report(
     for request in requests:
         # What may be piped on is the table alone.
         aside = contextlib.redirect_stdout(sys.stderr) if markdown else contextlib.nullcontext()
-        with aside, only_progress(running.home / "logs" / "report.log", lambda name=request.name: name):  # type: ignore[misc]
+        with aside, show_progress(running.home / "logs" / "report.log", lambda name=request.name: name):  # type: ignore[misc]
             page = report_locally(request, running) / "report.html"
         if not markdown:
             print(_shown(page))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.ablations.definitions.request import AblationRequest
-from pipelines.local.quiet import only_progress
+from pipelines.local.output import show_progress
 from training.console import say
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def run_ablation(
     os.environ.update(services.env)
     root = services.bucket_uri
     log_path = services.home / "logs" / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    with only_progress(log_path, lambda: _title(request)):
+    with show_progress(log_path, lambda: _title(request)):
         for data_set in list_data_sets(request, root, sources=sources):
             prepare_experiment(data_set["experiment_preset"], data_set["overrides"], data_set["data_uri"], source=data_set["source"])
         items = plan(request, root, TRACKING_EXPERIMENT)

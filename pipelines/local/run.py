@@ -1,8 +1,7 @@
-"""Runs a pipeline on this machine: the very pipeline that compiles for the cluster, through `kfp.local`.
+"""Run a pipeline on this machine through `kfp.local`: the same pipeline that is compiled for the cluster.
 
-The run is a child process in its own session (`pipelines.local.runner`). This side shows its progress lines, and
-sees to it that when the run ends, in whatever way, nothing of it goes on: not a component, not a Ray process.
-The embedded services are not part of a run and stay up.
+The run is a child process in its own session (`pipelines.local.worker`). This side shows its progress lines and ensures
+that, however the run ends, nothing of it goes on: no component, no Ray process. The embedded services stay up.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,13 +29,13 @@ if TYPE_CHECKING:
 
 _MARK = "IDDPM_LOCAL_RUN"
 _GRACE_SECONDS = 20.0
-"""How long a run that was told to stop may take to save what it must."""
+"""Time that an interrupted run has to save its state."""
 _STRAGGLER_SECONDS = 3.0
-"""How long what is left may take to notice that its run has ended."""
+"""Time that its other processes then have to end by themselves."""
 
 
 class PipelineError(RuntimeError):
-    """A pipeline that did not finish: the message is one line; `log_path` is where everything else stands."""
+    """A pipeline did not finish. The message is one line; `log_path` is the log of the run."""
 
     def __init__(self, message: str, log_path: Path | None = None) -> None:
         super().__init__(message)
@@ -45,7 +43,7 @@ class PipelineError(RuntimeError):
 
 
 class PipelineInterruptedError(PipelineError):
-    """The run was stopped from outside, and everything of it has stopped."""
+    """The run was interrupted, and all of it has stopped."""
 
     exit_status = 130
 
@@ -57,39 +55,38 @@ def run_pipeline(
     *,
     show: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Runs a pipeline to its end.
+    """Run a pipeline to its end.
 
     Args:
-        pipeline: What `@dsl.pipeline` made.
+        pipeline: A function with `@dsl.pipeline`.
         arguments: Its parameters by name; the others keep their defaults.
-        services: What the components find in their environment; their state folder takes the logs, small artifacts and
-            the lock that allows one run at a time.
-        show: Is given each progress line, led by its stage.
+        services: Their environment is the components'. Their directory holds logs, small artifacts, and the lock that
+            allows one run at a time.
+        show: Called with each progress line, which begins with its stage.
 
     Returns:
         The pipeline's outputs by name; an artifact is its path.
 
     Raises:
-        PipelineError: A component failed; the message says which and why, in one line.
-        PipelineInterruptedError: Ctrl-C, or SIGTERM.
+        PipelineError: A component failed; the message names it and its error.
+        PipelineInterruptedError: Ctrl-C, SIGTERM, or a closed terminal.
     """
     _check_arguments(pipeline, arguments)
     home = services.home.resolve()
     log_path = home / "logs" / f"{pipeline.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    with _one_run_at_a_time(home), tempfile.TemporaryDirectory(prefix="iddpm-run-") as folder:
-        if _stop_leftovers(home):
-            show("stopped what an earlier run, which was killed, had left behind")
-        job = _write_job(pipeline, arguments, home, log_path, Path(folder))
-        status = _supervise(job, services, log_path, show)
+    with _lock(home), tempfile.TemporaryDirectory(prefix="iddpm-run-") as folder:
+        if _kill_processes(home):
+            show("stopped the processes that an earlier, killed run had left")
         result_path = Path(folder) / "result.json"
+        status = _supervise(_write_job(pipeline, arguments, home, log_path, Path(folder)), services, log_path, show)
         result = json.loads(result_path.read_text()) if result_path.exists() else {}
     if "outputs" in result:
         outputs: dict[str, Any] = result["outputs"]
         return outputs
     if "failures" in result:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in result["failures"].items())
-        raise PipelineError(f"{pipeline.name} failed in {reasons}", log_path)
+        errors = "; ".join(f"{name}: {error}" for name, error in result["failures"].items())
+        raise PipelineError(f"{pipeline.name} failed in {errors}", log_path)
     raise PipelineError(f"{pipeline.name} ended with exit status {status} and no result (was it killed, or out of memory?)", log_path)
 
 
@@ -99,9 +96,9 @@ def _check_arguments(pipeline: Any, arguments: Mapping[str, Any]) -> None:
     if unknown:
         raise PipelineError(f"pipeline {pipeline.name!r} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
     for name, value in arguments.items():
-        # kfp.local rewrites this word to the interpreter's path wherever it stands, without a word.
+        # kfp.local silently replaces this word by the interpreter's path, wherever it stands.
         if "python3" in json.dumps(value):
-            raise PipelineError(f"{name}: kfp.local can't carry a value that contains 'python3'; rename it")
+            raise PipelineError(f"{name}: kfp.local cannot pass a value that contains 'python3'; rename it")
 
 
 def _write_job(pipeline: Any, arguments: Mapping[str, Any], home: Path, log_path: Path, folder: Path) -> Path:
@@ -112,29 +109,26 @@ def _write_job(pipeline: Any, arguments: Mapping[str, Any], home: Path, log_path
     spec_path = folder / "pipeline.yaml"
     spec = local_specification(pipeline)
     spec_path.write_text(yaml.safe_dump(spec))
+    job = {
+        "spec_path": str(spec_path),
+        "spec": {"root": spec["root"], "components": spec["components"]},
+        "arguments": dict(arguments),
+        "pipeline_root": str(home / "pipelines"),
+        "log_path": str(log_path),
+        "result_path": str(folder / "result.json"),
+    }
     job_path = folder / "job.json"
-    job_path.write_text(
-        json.dumps(
-            {
-                "spec_path": str(spec_path),
-                "spec": {"root": spec["root"], "components": spec["components"]},
-                "arguments": dict(arguments),
-                "pipeline_root": str(home / "pipelines"),
-                "log_path": str(log_path),
-                "result_path": str(folder / "result.json"),
-            }
-        )
-    )
+    job_path.write_text(json.dumps(job))
     return job_path
 
 
 def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[str], None]) -> int:
-    """Starts the run, shows its lines, and returns its exit status once nothing of it is left."""
+    """Start the run, show its lines, and return its exit status when none of its processes is left."""
     home = services.home.resolve()
     mark = {_MARK: f"{home}:{uuid.uuid4().hex}"}
-    with _terminate_as_interrupt(), log_path.open("a") as log:
+    with daemons.termination_raised(), log_path.open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.local.runner", str(job)],
+            [sys.executable, "-m", "pipelines.local.worker", str(job)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -148,80 +142,55 @@ def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[st
             for line in process.stdout:
                 show(line.rstrip("\n"))
             status = process.wait()
-        except KeyboardInterrupt:
-            show("stopping everything (Ctrl-C again to kill it at once) ...")
-            _stop(process, home)
-            raise PipelineInterruptedError("stopped; the same command goes on from the last checkpoint", log_path) from None
+        except (KeyboardInterrupt, SystemExit):
+            show("stopping all processes (Ctrl-C again kills them at once) ...")
+            _interrupt(process, home)
+            raise PipelineInterruptedError("stopped; the same command continues from the last checkpoint", log_path) from None
         finally:
-            _stop_leftovers(home, session=process.pid)
+            _kill_processes(home, session=process.pid)
             process.wait()
         return status
 
 
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM stops a run as cleanly as Ctrl-C does."""
-
-    def interrupt(signum: int, frame: types.FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: the owner of the process decides what its signals mean
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _stop(process: subprocess.Popen[str], home: Path) -> None:
-    """Asks the whole run to stop, as a terminal's Ctrl-C would, and waits; what remains is killed by the caller."""
+def _interrupt(process: subprocess.Popen[str], home: Path) -> None:
+    """Interrupt the run as Ctrl-C in a terminal would, and give it time to end."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
     deadline = time.monotonic() + _GRACE_SECONDS
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         deadline = min(deadline, time.monotonic() + _STRAGGLER_SECONDS)
-        while _processes_of(home, process.pid) and time.monotonic() < deadline:
+        while _find_processes(home, process.pid) and time.monotonic() < deadline:
             time.sleep(0.2)
 
 
-def _stop_leftovers(home: Path, session: int | None = None) -> bool:
-    """Kills every process that a run of this state folder started and that is still there.
-
-    Only for the holder of the lock: then no such process has anybody who waits for it.
-    """
+def _kill_processes(home: Path, session: int | None = None) -> bool:
+    """Kill all processes of this directory's runs. Only the holder of the lock may: then no other run is under way."""
     try:
-        return bool(daemons.kill_all(lambda: _processes_of(home, session)))
+        return bool(daemons.kill_all(lambda: _find_processes(home, session)))
     except RuntimeError as error:
         raise PipelineError(f"the run of {home} cannot be stopped: {error}") from error
 
 
-def _processes_of(home: Path, session: int | None) -> list[psutil.Process]:
-    """The processes of this state folder's runs: those that carry our mark, their descendants, and the session's.
+def _find_processes(home: Path, session: int | None) -> list[psutil.Process]:
+    """Return the processes of this directory's runs: those with our mark, their descendants, and the session's.
 
-    The mark alone would miss Ray's workers, which overwrite their environment when they set their title.
+    Ray's workers do not have the mark: they overwrite their environment when they set their title.
     """
-    mark = f"{home}:"
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            ours = process.environ().get(_MARK, "").startswith(mark)
-            if not ours and session is not None:
-                ours = os.getsid(process.pid) == session
-            if ours and process.status() != psutil.STATUS_ZOMBIE:
-                for one in (process, *process.children(recursive=True)):
-                    found[one.pid] = one
+            is_marked = process.environ().get(_MARK, "").startswith(f"{home}:")
+            if (is_marked or (session is not None and os.getsid(process.pid) == session)) and process.status() != psutil.STATUS_ZOMBIE:
+                found.update((each.pid, each) for each in (process, *process.children(recursive=True)))
     found.pop(os.getpid(), None)
     return [process for process in found.values() if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 @contextlib.contextmanager
-def _one_run_at_a_time(home: Path) -> Iterator[None]:
-    """Holds the state folder's lock, which the system gives back however this process ends."""
+def _lock(home: Path) -> Iterator[None]:
+    """Lock the directory for one run. The system releases the lock however this process ends."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "run.lock").open("a+") as lock:
         try:

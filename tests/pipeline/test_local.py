@@ -39,7 +39,7 @@ def _run(pipeline: object, arguments: dict[str, object], home: Path) -> tuple[di
     return outputs, lines
 
 
-def test_only_progress_lines_are_shown_and_each_says_which_stage_of_how_many(toy: ModuleType, tmp_path: Path) -> None:
+def test_show_progress_lines_are_shown_and_each_says_which_stage_of_how_many(toy: ModuleType, tmp_path: Path) -> None:
     outputs, lines = _run(toy.toy_sum, {"first": 5}, tmp_path)
     assert outputs == {"Output": 14}
     assert [line for line in lines if "done in" not in line] == ["[1/2 sum] 5 + 2 in a test", "[2/2 double] twice 7"]
@@ -107,7 +107,7 @@ def test_a_stopped_run_has_an_interrupts_exit_status_and_leaves_no_process_behin
     process.send_signal(how)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "\nerror: stopped; the same command goes on from the last checkpoint (the whole log: " in printed
+    assert "\nerror: stopped; the same command continues from the last checkpoint (the whole log: " in printed
     assert _left(tmp_path) == []
 
 
@@ -131,7 +131,7 @@ def test_what_a_killed_run_leaves_is_stopped_by_the_next(toy: ModuleType, tmp_pa
     outputs = run_pipeline(toy.toy_sum, {}, _services(tmp_path / "home"), show=lines.append)
     assert outputs == {"Output": 6}
     assert not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE
-    assert "stopped what an earlier run, which was killed, had left behind" in lines
+    assert "stopped the processes that an earlier, killed run had left" in lines
 
 
 def test_a_process_that_can_not_be_killed_ends_a_run_with_an_error_that_names_it(

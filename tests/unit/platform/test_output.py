@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.local.quiet import only_progress
+from pipelines.local.output import show_progress
 from training.console import say
 
 
-def test_only_progress_is_shown_and_everything_is_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_progress_is_shown_and_everything_is_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log_path = tmp_path / "logs" / "x.log"
-    with only_progress(log_path, lambda: "width"):
+    with show_progress(log_path, lambda: "width"):
         print("chatter of a library")
         print("a warning", file=sys.stderr)
         say("step 5")
@@ -27,7 +27,7 @@ def test_only_progress_is_shown_and_everything_is_in_the_log(tmp_path: Path, cap
 
 
 def test_lines_of_threads_are_not_mixed_and_carry_their_own_title(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with only_progress(tmp_path / "x.log", lambda: threading.current_thread().name):
+    with show_progress(tmp_path / "x.log", lambda: threading.current_thread().name):
         sys.stdout.write("iddpm| from the ")
         other = threading.Thread(target=lambda: say("from another"), name="other")
         other.start()
@@ -38,6 +38,6 @@ def test_lines_of_threads_are_not_mixed_and_carry_their_own_title(tmp_path: Path
 
 def test_an_error_passes_and_output_is_as_before(tmp_path: Path) -> None:
     before = sys.stdout, sys.stderr
-    with pytest.raises(ValueError, match="x"), only_progress(tmp_path / "x.log", lambda: ""):
+    with pytest.raises(ValueError, match="x"), show_progress(tmp_path / "x.log", lambda: ""):
         raise ValueError("x")
     assert (sys.stdout, sys.stderr) == before

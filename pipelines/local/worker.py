@@ -1,16 +1,14 @@
-"""The process in which `kfp.local` runs one compiled pipeline: `python -m pipelines.local.runner JOB.json`.
+"""The process in which `kfp.local` runs one compiled pipeline: `python -m pipelines.local.worker JOB.json`.
 
-It stands apart from the process that started it (`pipelines.local.run`) because kfp.local keeps process-wide state,
-patches `print`, deletes its workspace and does not stop on Ctrl-C. Everything that kfp and the components print goes
-into the log file; to standard output go only the progress lines (`training.console.say`), led by the stage that
-each belongs to. It dies with its parent, whichever way that ends.
+It is separate from the process that starts it (`pipelines.local.run`) because kfp.local keeps global state, patches
+`print`, deletes its workspace and does not stop on Ctrl-C. All output of kfp and the components goes to the log file;
+only progress lines (`training.console.say`) go to standard output, with their stage in front. It ends with its parent.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import io
 import itertools
 import json
 import logging
@@ -20,23 +18,26 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipelines.local.output import LineFilter, write_log_line
 from training.console import format_duration, heard
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_EXECUTING = re.compile(r"Executing task '([^']+)'")
+_STARTED = re.compile(r"Executing task '([^']+)'")
 _FINISHED = re.compile(r"Task '([^']+)' finished with status (SUCCESS|FAILURE)")
-_ERROR = re.compile(r"^\s*((?:\w+\.)*)(\w*(?:Error|Exception|Interrupt|Exit|Invalid|Failed|Refused|Timeout))(?:: (.*))?$")
+_EXCEPTION = re.compile(r"^\s*((?:\w+\.)*)(\w*(?:Error|Exception|Interrupt|Exit|Invalid|Failed|Refused|Timeout))(?:: (.*))?$")
 _ITERATION = re.compile(r"/for-loop-\d+-iteration-(\d+)/")  # in the paths that kfp's executor is given
 _INTERRUPTED = 130
-_OURS = ("training", "evaluation", "components", "pipelines")
+_SECONDS_TO_STOP = 20
+_PROJECT = ("training", "evaluation", "components", "pipelines")
 
 
 @dataclasses.dataclass
 class _Task:
-    """One running component: where its lines belong, and what it said last."""
+    """A running component."""
 
     name: str
     started: float
@@ -44,50 +45,40 @@ class _Task:
     last_lines: collections.deque[str] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=400))
 
 
-class StageLog(io.TextIOBase):
-    """Stands in for standard output: everything into the log, progress lines shown with their stage.
+class StageOutput:
+    """Follows kfp.local's output: writes all lines to the log, and shows progress lines with their stage.
 
-    kfp.local runs every task in one thread from its "Executing task" line to its end, and prints the component's
-    lines from that thread. So the thread says which task a line belongs to, also when two tasks run at once.
+    kfp.local runs a task in one thread from its "Executing task" line to its end, and prints the component's lines in
+    that thread. So the thread tells the task of a line, also when two tasks run at once.
 
     Args:
-        shown: Where progress lines go.
-        log: Where everything goes.
-        stages: Component name -> (position from 1, display name), in the order in which they can run.
+        shown: Stream of progress lines.
+        log: Stream of all lines.
+        stages: Position (from 1) and display name by component, as `find_stages` returns them.
+
+    Attributes:
+        failures: Error by failed component.
+        stopping: Set to end the process at the next task's start.
     """
 
-    def __init__(self, shown: TextIO, log: TextIO, stages: dict[str, tuple[int, str]]) -> None:
+    def __init__(self, shown: TextIO, log: TextIO, stages: Mapping[str, tuple[int, str]]) -> None:
         self._shown = shown
         self._log = log
         self._stages = stages
         self._total = max((position for position, _ in stages.values()), default=1)
-        self._lock = threading.Lock()
-        self._partial: dict[int, str] = {}
         self._running: dict[int, _Task] = {}
         self.failures: dict[str, str] = {}
         self.stopping = False
 
-    def write(self, text: str) -> int:
-        """Takes any piece of text; acts on whole lines."""
-        with self._lock:
-            thread = threading.get_ident()
-            *lines, self._partial[thread] = (self._partial.get(thread, "") + text).split("\n")
-            for line in lines:
-                self._take(thread, line)
-        return len(text)
-
-    def flush(self) -> None:
-        """The log is written line by line, so there is nothing to do."""
-
-    def _take(self, thread: int, line: str) -> None:
-        plain = _ANSI.sub("", line)
+    def handle(self, line: str) -> None:
+        """Take one line, in the thread that printed it."""
+        thread, plain = threading.get_ident(), _ANSI.sub("", line)
         task = self._running.get(thread)
-        label = task.name if task else "kfp"
-        self._log.write(f"{time.strftime('%H:%M:%S')} {label:<16} {plain}\n")
-        if executing := _EXECUTING.search(plain):
+        write_log_line(self._log, f"{task.name if task else 'kfp':<16} {plain}")
+        if started := _STARTED.search(plain):
             if self.stopping:
                 os._exit(_INTERRUPTED)
-            self._running[thread] = _Task(executing[1], time.monotonic())
+            self._running[thread] = _Task(started[1], time.monotonic())
         elif finished := _FINISHED.search(plain):
             self._finish(thread, finished[1], failed=finished[2] == "FAILURE")
         elif task:
@@ -112,39 +103,37 @@ class StageLog(io.TextIOBase):
         self._shown.flush()
 
 
-def last_error(lines: collections.deque[str]) -> str:
-    """The error that ended a component, from the last lines that it printed.
+def last_error(lines: Iterable[str]) -> str:
+    """Return the error that ended a component, in one line.
 
-    Returns:
-        The message of the last exception printed, in one line. Its class leads where the message alone would not say
-        enough.
+    It is the message of the last exception among the component's last lines. The class is put in front of it unless the
+    project raised it: our own messages name the remedy.
     """
     printed = [line.strip() for line in lines]
     for index in reversed(range(len(printed))):
-        match = _ERROR.match(printed[index])
+        match = _EXCEPTION.match(printed[index])
         if match:
-            module, kind, first = match.groups()
-            rest = itertools.takewhile(bool, printed[index + 1 : index + 6])  # a message of several lines
+            module, name, first = match.groups()
+            rest = itertools.takewhile(bool, printed[index + 1 : index + 6])  # a message may have several lines
             message = " ".join([first or "", *rest]).strip()
             if not message:
-                return kind
-            # What our modules raise says what to do; anything else needs its class to be understood.
-            return message if module.split(".")[0] in _OURS else f"{kind}: {message}"
+                return name
+            return message if module.split(".")[0] in _PROJECT else f"{name}: {message}"
     return "it ended without an error message (was it killed, or out of memory?)"
 
 
-def stages_of(spec: dict[str, Any]) -> dict[str, tuple[int, str]]:
-    """Every step that a pipeline can run, in the order of its dependencies.
+def find_stages(spec: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """Return all steps of a pipeline in the order of their dependencies.
 
     Args:
         spec: A compiled pipeline, as its YAML reads.
 
     Returns:
-        Component name (without kfp's "comp-") -> (position from 1, the name shown).
+        Position (from 1) and display name by component name (without kfp's "comp-").
     """
     ordered: list[tuple[str, str]] = []
 
-    def walk(dag: dict[str, Any]) -> None:
+    def walk(dag: Mapping[str, Any]) -> None:
         tasks = dag["tasks"]
         done: set[str] = set()
         while len(done) < len(tasks):
@@ -163,36 +152,36 @@ def stages_of(spec: dict[str, Any]) -> dict[str, tuple[int, str]]:
 
 
 def _plain(value: Any) -> Any:
-    """Outputs as JSON carries them: an artifact is its URI."""
+    """Return an output for JSON: an artifact becomes its URI."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value.uri if hasattr(value, "uri") else value
 
 
 def _stop_with_parent() -> None:
-    """Waits for the parent's end of the pipe to close without the word that all is well; then stops the whole group."""
+    """Stop the process group when the parent ends, which closes its end of the pipe."""
     sys.stdin.read()
     os.killpg(os.getpgrp(), signal.SIGINT)
-    time.sleep(20)
+    time.sleep(_SECONDS_TO_STOP)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def main() -> int:
-    """Runs the job and writes its result; the exit status is 0, 1 (a task failed) or 130 (interrupted)."""
+    """Run the job and write its result; return the exit status: 0, 1 (a task failed) or 130 (interrupted)."""
     from kfp import components, local
 
     job = json.loads(Path(sys.argv[1]).read_text())
     spec_text = Path(job["spec_path"]).read_text()
     shown = sys.stdout
     with Path(job["log_path"]).open("a", buffering=1, encoding="utf-8", errors="replace") as log:
-        stage_log = StageLog(shown, log, stages_of(job["spec"]))
+        output = StageOutput(shown, log, find_stages(job["spec"]))
 
         def stop(*_: object) -> None:
-            stage_log.stopping = True
+            output.stopping = True
 
         signal.signal(signal.SIGINT, stop)
         threading.Thread(target=_stop_with_parent, daemon=True).start()
-        sys.stdout = stage_log
+        sys.stdout = LineFilter(output.handle)
         logging.captureWarnings(True)
         local.init(
             runner=local.SubprocessRunner(use_venv=False),
@@ -204,17 +193,16 @@ def main() -> int:
             task = components.load_component_from_text(spec_text)(**job["arguments"])
             result = {"outputs": {name: _plain(value) for name, value in task.outputs.items()}}
         except Exception as error:
-            result = {"failures": stage_log.failures or {"kfp": _ANSI.sub("", f"{type(error).__name__}: {error}")}}
+            result = {"failures": output.failures or {"kfp": _ANSI.sub("", f"{type(error).__name__}: {error}")}}
         finally:
             sys.stdout = shown
-        if stage_log.stopping:
+        if output.stopping:
             return _INTERRUPTED
         Path(job["result_path"]).write_text(json.dumps(result))
     return 1 if "failures" in result else 0
 
 
 if __name__ == "__main__":
-    # Threads that wait for the parent, and kfp's own, must not hold the process up.
     status = main()
     sys.stdout.flush()
-    os._exit(status)
+    os._exit(status)  # without waiting for kfp's threads and for the one that waits for the parent
