@@ -19,13 +19,13 @@ _NAME = typer.Argument(..., help="An ablation (`iddpm ablations` lists them), al
 _SCALE = typer.Option("tiny", help="tiny: the same grid on the digits, in minutes; paper: the paper's own experiments.")
 _PRESET = typer.Option("", help="Another experiment to vary; a --grid needs one.")
 _OBJECTIVE = typer.Option("", help="simple, vlb or hybrid for every trial; empty leaves each its own.")
-_SET = typer.Option([], "--set", help="Override of every trial, like optim.num_steps=500; repeat it.")
-_GRID = typer.Option([], "--grid", help="An axis of your own grid, like diffusion.vlb_weight=0.001,0.01; repeat it.")
-_RUN = typer.Option([], "--run", help="A run or checkpoint to look at, like vlb=s3://bucket/runs/KEY; repeat it.")
+_SET = typer.Option([], "--set", help="Override of every trial, like optim.num_steps=500; may be repeated.")
+_GRID = typer.Option([], "--grid", help="An axis of your own grid, like diffusion.vlb_weight=0.001,0.01; may be repeated.")
+_RUN = typer.Option([], "--run", help="A run or checkpoint to look at, like vlb=s3://bucket/runs/KEY; may be repeated.")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     app.command("ablations", rich_help_panel=_PANEL)(list_ablations)
     app.command(rich_help_panel=_PANEL)(ablate)
     app.command(rich_help_panel=_PANEL)(report)
@@ -49,7 +49,9 @@ def ablate(
     overrides: list[str] = _SET,
     grid: list[str] = _GRID,
     runs: list[str] = _RUN,
-    sources: list[str] = typer.Option([], "--source", help="Where a data set's images come from, like imagenet=/data/train; repeat it."),
+    sources: list[str] = typer.Option(
+        [], "--source", help="Where a data set's images come from, like imagenet=/data/train; may be repeated."
+    ),
     num_workers: int = typer.Option(1, min=1, help="Training processes of a trial, and processes that draw samples."),
     gpu: bool = typer.Option(False, help="Train on GPUs."),
     plan: bool = typer.Option(False, "--plan", help="Only show the trials, and what they cost."),

@@ -1,4 +1,4 @@
-"""preprocess, and dataset info, verify, preview: the data plane."""
+"""preprocess, and dataset info, verify, preview: data sets."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import json
 import typer
 
 from pipelines.cli.services import connect
+from training.config.errors import UserError
 
-_DATASET = typer.Argument(..., help="Directory of one split of a data set, like s3://iddpm/data/digits-8x8x1-none/train.")
+_DATASET = typer.Argument(..., help="Directory of a split of a data set, like s3://iddpm/data/digits-8x8x1-none/train.")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     app.command(rich_help_panel="Data")(preprocess)
-    group = typer.Typer(no_args_is_help=True, help="Look at a data set: info, verify, preview.")
+    group = typer.Typer(no_args_is_help=True, help="Inspect a data set: info, verify, preview.")
     group.command()(info)
     group.command()(verify)
     group.command()(preview)
@@ -23,27 +24,27 @@ def register(app: typer.Typer) -> None:
 
 
 def preprocess(
-    preset: str = typer.Argument(..., help="Experiment whose data section says size, channels and resize."),
-    data: str = typer.Argument(..., help="Directory of the data set; train and test go below it."),
-    source: str = typer.Option("", help="Where images come from (cifar10, a folder, a .zip, ...); empty is the data set's name."),
-    overrides: list[str] = typer.Option([], "--set", help="Override, like data.image_size=64; repeat it."),
-    labels: str = typer.Option("auto", help="auto, none, folders, filename, or the address of a CSV or JSON file."),
-    num_test: int = typer.Option(0, min=0, help="Test images to hold out of a source without a test split."),
-    num_workers: int = typer.Option(1, min=1, help="Ray tasks at once; 1 works in this process."),
-    on_error: str = typer.Option("fail", help="What an unreadable image does: fail, or skip."),
-    max_errors: int = typer.Option(100, min=1, help="With skip, how many images may be left out."),
-    allow_upscale: bool = typer.Option(False, help="Enlarge images that are too small."),
-    reduced_decode: bool = typer.Option(False, help="Decode large JPEGs at reduced size: faster, less exact."),
-    max_pixels: int = typer.Option(89478485, help="Width times height above which an image is refused as a decompression bomb."),
-    other_sizes: list[int] = typer.Option([], "--other-size", help="Make this size too, in 64x64 below DATA for size 64; repeat it."),
+    preset: str = typer.Argument(..., help="Preset whose data section has size, channels and resize."),
+    data: str = typer.Argument(..., help="Directory of the data set; it gets train and test."),
+    source: str = typer.Option("", help="Source of the images (cifar10, a directory, a .zip, ...); empty takes the data set's name."),
+    overrides: list[str] = typer.Option([], "--set", help="Override, like data.image_size=64; may be repeated."),
+    labels: str = typer.Option("auto", help="Source of labels: auto, none, folders, filename, or a CSV or JSON file."),
+    num_test: int = typer.Option(0, min=0, help="Number of test images to hold out of a source without a test split."),
+    num_workers: int = typer.Option(1, min=1, help="Parallel Ray tasks; 1 works in this process."),
+    on_error: str = typer.Option("fail", help="Treatment of an unreadable image: fail or skip."),
+    max_errors: int = typer.Option(100, min=1, help="The most images that skip may leave out."),
+    allow_upscale: bool = typer.Option(False, help="Enlarge images that are too small, instead of failing."),
+    reduced_decode: bool = typer.Option(False, help="Decode large JPEGs at reduced size: faster and less exact."),
+    max_pixels: int = typer.Option(89478485, help="Largest width times height; a larger image is refused as a decompression bomb."),
+    other_sizes: list[int] = typer.Option([], "--other-size", help="Further image size, stored in DATA/64x64 for 64; may be repeated."),
 ) -> None:
-    """Prepare images as shards with a manifest, or finish what was begun."""
+    """Prepare images as shards with a manifest. An interrupted command continues."""
     connect()
     from training.data.splits import prepare_experiment
     from training.distributed.parallel_map import parallel_map
 
     if on_error not in ("fail", "skip"):
-        raise ValueError(f"--on-error must be fail or skip, got {on_error!r}")
+        raise UserError(f"--on-error must be fail or skip, got {on_error!r}")
     options = {
         "on_error": on_error,
         "max_errors": max_errors,
@@ -66,8 +67,8 @@ def preprocess(
     )
 
 
-def info(dataset: str = _DATASET, as_json: bool = typer.Option(False, "--json", help="The manifest, as JSON.")) -> None:
-    """What a data set is."""
+def info(dataset: str = _DATASET, as_json: bool = typer.Option(False, "--json", help="Print the manifest as JSON.")) -> None:
+    """Describe a data set."""
     import dataclasses
 
     connect()
@@ -83,19 +84,19 @@ def info(dataset: str = _DATASET, as_json: bool = typer.Option(False, "--json", 
 
 
 def verify(dataset: str = _DATASET) -> None:
-    """Read every byte and compare it with the manifest."""
+    """Read every byte of a data set and compare it with the manifest."""
     connect()
     from training.data.inspection.dataset import verify as check
 
     manifest = check(dataset)
     shards = f"{len(manifest.shards):,} shard{'s' if len(manifest.shards) > 1 else ''}"
-    print(f"{dataset}: {manifest.num_images:,} images in {shards} are as the manifest says")
+    print(f"{dataset}: {manifest.num_images:,} images in {shards} match the manifest")
 
 
 def preview(
     dataset: str = _DATASET,
-    out: str = typer.Argument("preview.png", help="PNG to write, s3:// or a path."),
-    num_images: int = typer.Option(64, help="How many of its first images."),
+    out: str = typer.Argument("preview.png", help="PNG file, s3:// or a path."),
+    num_images: int = typer.Option(64, help="Number of images, from the first on."),
 ) -> None:
     """Write a labelled contact sheet."""
     connect()

@@ -1,4 +1,4 @@
-"""The command line, `iddpm`: every command is a few lines around a function that also Python can call.
+"""The command line `iddpm`: each command is a few lines around a function that Python can call too.
 
 Results go to standard output, progress to standard error. An error is one line there and an exit status other than 0;
 `--debug` shows the traceback instead.
@@ -10,40 +10,32 @@ import sys
 
 import typer
 
-from pipelines.cli import ablations, cluster, data, models, runs, scoring, services, studies
-from pipelines.cli import schedules as schedule
-from training import console as progress
+from pipelines.cli import ablations, cluster, data, models, runs, schedules, scoring, services, studies
+from training import console
 from training.config.addresses import without_passwords
 
 app = typer.Typer(
     name="iddpm",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Improved denoising diffusion as pipelines: prepare data, train, score and report, here or on Kubeflow.",
-    epilog="New here? `iddpm demo` trains a small model of real handwritten digits in a few minutes.",
+    help="Improved DDPM as pipelines: prepare data, train, evaluate and report, on this machine or on Kubeflow.",
+    epilog="To begin, `iddpm demo` trains a small model of real handwritten digits in a few minutes.",
 )
-services.register(app)
-runs.register(app)
-models.register(app)
-scoring.register(app)
-studies.register(app)
-ablations.register(app)
-data.register(app)
-cluster.register(app)
-schedule.register(app)
+for group in (services, runs, models, scoring, studies, ablations, data, cluster, schedules):
+    group.register(app)
 
 
 @app.callback()
 def _options(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
-    """Takes the option, which `main` has acted on already."""
+    """Accept the option; `main` reads it."""
 
 
 def main() -> None:
-    """Runs the command that the process was given."""
+    """Run the command of this process."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1
     try:
-        with progress.marking(False):
+        with console.marking(False):
             app(arguments)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -63,12 +55,12 @@ def _one_line(error: Exception) -> str:
     log_path = getattr(error, "log_path", None)
     if log_path is not None:
         message += f" (the whole log: {log_path})"
-    # What our modules raise says what to do; anything else is a defect of ours or of a library, and says so.
+    # Messages of the project name the remedy. Any other error is a defect of ours or of a library.
     module = type(error).__module__.split(".")[0]
     if isinstance(error, ValueError) or module in ("training", "evaluation", "components", "pipelines"):
         return message
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"  # a path from outside that can't be read or written
+        return f"{error.filename}: {error.strerror}"  # a user's path
     return f"{type(error).__name__}: {message or 'no message'} (unexpected; --debug shows where)"
 
 

@@ -1,4 +1,4 @@
-"""presets, show, cost; import-, export-checkpoint, rebuild-average: experiments, and what was made of them."""
+"""presets, show, cost, import-checkpoint, export-checkpoint, rebuild-average: experiments and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pipelines.cli.services import connect
 if TYPE_CHECKING:
     from training.cost.estimate import Cost
 
-_JSON = typer.Option(False, "--json", help="As JSON.")
-_SET = typer.Option([], "--set", help="Override, like model.dropout=0.1; repeat it.")
-_WEIGHTS = typer.Option("", help="ema_0.9999 and the like, or model; empty takes the first average.")
+_JSON = typer.Option(False, "--json", help="Print JSON.")
+_SET = typer.Option([], "--set", help="Override, like model.dropout=0.1; may be repeated.")
+_WEIGHTS = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the first average.")
 _PANEL = "Experiments and models"
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     commands: dict[str, Callable[..., None]] = {
         "presets": presets,
         "show": show,
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def presets(as_json: bool = _JSON) -> None:
-    """List the experiments, by name, with what the paper reports of them."""
+    """List the presets, with the results that the paper reports."""
     from training.config import presets as table
 
     rows = table.table()
@@ -46,25 +46,25 @@ def presets(as_json: bool = _JSON) -> None:
         data, diffusion, optim = experiment["data"], experiment["diffusion"], experiment["optim"]
         settings = f"{data['image_size']:>3} px  T {diffusion['num_timesteps']:<5} {diffusion['schedule']:<7} {diffusion['objective']:<7}"
         told = "; ".join(
-            _paper_words(result) for result in row["results"] if not result.get("overrides") and {"fid", "bits_per_dim"} & result.keys()
+            _format_result(result) for result in row["results"] if not result.get("overrides") and {"fid", "bits_per_dim"} & result.keys()
         )
         print(f"{row['name']:<46} {settings} {optim['num_steps']:>9,} x {optim['global_batch_size']:<5} {told}".rstrip())
-    print("\nsteps x batch, then what the paper reports; `iddpm show NAME --json` has the source, the assumptions and all results")
+    print("\nsteps x batch, then the paper's results; `iddpm show NAME --json` has the source, the assumptions and all results")
 
 
-def _paper_words(result: dict[str, Any]) -> str:
-    """One reported result: "FID 19.2, 3.57 bits/dim (main table 1)"."""
+def _format_result(result: dict[str, Any]) -> str:
+    """Return a reported result, like "FID 19.2, 3.57 bits/dim (main table 1)"."""
     numbers = [f"FID {result['fid']}"] if "fid" in result else []
     numbers += [f"{result['bits_per_dim']} bits/dim"] if "bits_per_dim" in result else []
     return f"{', '.join(numbers)} ({result['where']})"
 
 
 def show(
-    preset: str = typer.Argument(..., help="Name of an experiment; `iddpm presets` lists them."),
+    preset: str = typer.Argument(..., help="Name of a preset; `iddpm presets` lists them."),
     overrides: list[str] = _SET,
-    as_json: bool = typer.Option(False, "--json", help="With its source, what was assumed, and the paper's results."),
+    as_json: bool = typer.Option(False, "--json", help="Add its source, its assumptions, and the paper's results."),
 ) -> None:
-    """Print an experiment as JSON, with overrides applied; --json adds its source and the paper's results."""
+    """Print an experiment as JSON, with overrides applied."""
     from training.config import presets as table
 
     experiment = table.preset(preset, overrides)
@@ -75,14 +75,14 @@ def show(
 
 
 def cost(
-    preset: str = typer.Argument("", help="Name of an experiment; none gives a line for each."),
+    preset: str = typer.Argument("", help="Name of a preset; none prints a line for each."),
     overrides: list[str] = _SET,
     card: str = typer.Option("H100", help="Accelerator, or CPU for one core."),
-    utilisation: float = typer.Option(None, help="Share of its peak to reckon with, instead of what was measured.", show_default=False),
-    price_per_hour: float = typer.Option(None, help="Of one card, in any currency; adds the bill.", show_default=False),
+    utilisation: float = typer.Option(None, help="Utilisation of its peak, 0 to 1, instead of the measured one.", show_default=False),
+    price_per_hour: float = typer.Option(None, help="Price of one card per hour, in any currency; adds the total.", show_default=False),
     as_json: bool = _JSON,
 ) -> None:
-    """What an experiment takes: parameters, multiply-adds, card-hours and their price, memory."""
+    """Estimate the cost of an experiment: parameters, multiply-adds, card-hours and their price, memory."""
     from training.config.presets import names
     from training.config.presets import preset as named
     from training.cost.estimate import estimate
@@ -107,7 +107,7 @@ def _print_cost(found: Cost) -> None:
     print(f"hours of one {_card(found.card)}:")
     for name, phase in found.phases.items():
         print(f"  {name:<12} {_hours(phase.card_hours):>12}{_price(phase.price)}  {phase.flops:.3g} FLOPs")
-    print(f"  {'in all':<12} {_hours(found.card_hours):>12}{_price(found.price)}")
+    print(f"  {'total':<12} {_hours(found.card_hours):>12}{_price(found.price)}")
     for line in _bases(found):
         print(line)
     memory = [f"{name.replace('_', ' ')} {_memory(value, format_bytes)}" for name, value in found.to_dict()["memory"].items()]
@@ -116,24 +116,24 @@ def _print_cost(found: Cost) -> None:
 
 def _print_costs(found: Sequence[Cost]) -> None:
     print(
-        f"{'hours of one ' + _card(found[0].card):<50} {'training':>11} {'evaluation':>11} {'in all':>11}"
+        f"{'hours of one ' + _card(found[0].card):<50} {'training':>11} {'evaluation':>11} {'total':>11}"
         + (f" {'price':>12}" if found[0].price is not None else "")
     )
     for one in found:
         training = one.phases["training"].card_hours
         hours = f"{_hours(training):>11} {_hours(one.card_hours - training):>11} {_hours(one.card_hours):>11}"
         print(f"{one.experiment:<50} {hours}{_price(one.price)}")
-    print("\nevaluation: scores beside training, and the reported distance and likelihood; `iddpm cost NAME` has them apart")
+    print("\nevaluation: scores during training, and the reported distance and likelihood; `iddpm cost NAME` lists them separately")
     for line in dict.fromkeys(line for one in found for line in _bases(one)):
         print(line)
 
 
 def _bases(found: Cost) -> list[str]:
-    """What the hours are reckoned by, a line for each basis."""
-    of: dict[str, list[str]] = {}
+    """Return a line for each basis of the estimate."""
+    phases_by_basis: dict[str, list[str]] = {}
     for name, phase in found.phases.items():
-        of.setdefault(phase.basis, []).append("training" if name == "training" else "evaluation")
-    return [f"{' and '.join(dict.fromkeys(phases))} reckoned by: {basis}" for basis, phases in of.items()]
+        phases_by_basis.setdefault(phase.basis, []).append("training" if name == "training" else "evaluation")
+    return [f"{' and '.join(dict.fromkeys(phases))} estimated by: {basis}" for basis, phases in phases_by_basis.items()]
 
 
 def _card(name: str) -> str:
@@ -157,12 +157,12 @@ def _memory(value: Any, format_bytes: Any) -> str:
 
 
 def import_checkpoint(
-    file: str = typer.Argument(..., help="A .pt file of the released code, or one that export-checkpoint wrote."),
-    run: str = typer.Argument(..., help="Directory of the run that gets the checkpoint."),
-    preset: str = typer.Option("", help="Which experiment it is, where neither the file nor its name says."),
+    file: str = typer.Argument(..., help="A .pt file of the released code or of export-checkpoint."),
+    run: str = typer.Argument(..., help="Directory of the run for the checkpoint."),
+    preset: str = typer.Option("", help="Preset of the file, if neither the file nor its name tells it."),
     overrides: list[str] = _SET,
 ) -> None:
-    """Make one of our checkpoints from a published file."""
+    """Import a published checkpoint."""
     connect()
     from training.checkpoints.import_export import import_checkpoint as make
 
@@ -170,11 +170,11 @@ def import_checkpoint(
 
 
 def export_checkpoint(
-    checkpoint: str = typer.Argument(..., help="Checkpoint's directory."),
-    file: str = typer.Argument(..., help="A .pt (the released code reads it) or .safetensors file to write."),
+    checkpoint: str = typer.Argument(..., help="Directory of the checkpoint."),
+    file: str = typer.Argument(..., help="File to write: .pt (the released code reads it) or .safetensors."),
     weights: str = _WEIGHTS,
 ) -> None:
-    """Write a checkpoint's weights as one file."""
+    """Export a checkpoint's weights to one file."""
     connect()
     from training.checkpoints.import_export import export_checkpoint as write
 
@@ -182,12 +182,12 @@ def export_checkpoint(
 
 
 def rebuild_average(
-    run: str = typer.Argument(..., help="Directory of a run that stored snapshots (optim.ema_snapshot_stds)."),
-    out: str = typer.Argument(..., help="Directory of another run, which gets the checkpoint; one for each decay."),
-    decay: float = typer.Option(..., help="Decay of the exponential average, 0.9999 or slower."),
-    step: int = typer.Option(0, min=0, help="Updates; 0 takes the last snapshot's."),
+    run: str = typer.Argument(..., help="Directory of a run with snapshots (optim.ema_snapshot_stds)."),
+    out: str = typer.Argument(..., help="Directory of another run for the checkpoint; one for each decay."),
+    decay: float = typer.Option(..., help="Decay of the exponential average, like 0.9999."),
+    step: int = typer.Option(0, min=0, help="Training step; 0 takes that of the last snapshot."),
 ) -> None:
-    """Make the average of any decay from a finished run's snapshots, as a checkpoint to sample and score."""
+    """Rebuild the average of any decay from a run's snapshots, as a checkpoint."""
     connect()
     from training.checkpoints.averages import rebuild_average as rebuild
 

@@ -1,4 +1,4 @@
-"""sample, evaluate, compare: what a trained model makes, and how good it is."""
+"""sample, evaluate, compare: images and scores of trained models."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipelines.cli.recording import keep, noted
+from pipelines.cli.results import log_if_reachable, save_study
 from pipelines.cli.services import connect
+from training.config.errors import UserError
 
 if TYPE_CHECKING:
     from evaluation.sampling.trained_model import ModelSpec
@@ -17,44 +18,48 @@ if TYPE_CHECKING:
 
 PANEL = "Samples and scores"
 MODEL = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), runs:/ID, or models:/NAME@ALIAS.")
-DATA = typer.Option("", "--data", help="The data set's directory; empty takes the one that the model was trained on.")
-REFERENCE = typer.Option("", help="Reference statistics; empty computes them beside the data set, or finds them there.")
-WEIGHTS = typer.Option("", help="ema_0.9999 and the like, or model; empty takes the chosen ones, or the first average.")
-STEPS = typer.Option("", help="Spacing, like 250 or ddim50; empty takes the experiment's.")
-METHOD = typer.Option("", help="ancestral, ddim or dpm_solver_pp; empty takes the experiment's.")
-LABELS = typer.Option("balanced", help="balanced, data (as often as in the data), or labels like 0,1,2, repeated in turn.")
-EXTRACTOR = typer.Option("", help="inception, digits-classifier, vgg16 or clip-vit-b-32; empty takes the experiment's.")
-EXTRACTOR_WEIGHTS = typer.Option("", help="Its weights' file, s3:// or a path; empty takes torch's cache, or downloads.")
+DATA = typer.Option("", "--data", help="Directory of the data set; empty takes the one of the model's training.")
+REFERENCE = typer.Option("", help="Reference statistics (npz); empty takes those beside the data set, and computes missing ones.")
+WEIGHTS = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the selected ones, or else the first average.")
+STEPS = typer.Option("", help="Sampling steps, like 250 or ddim50; empty takes the experiment's.")
+METHOD = typer.Option("", help="Sampler: ancestral, ddim or dpm_solver_pp; empty takes the experiment's.")
+LABELS = typer.Option("balanced", help="Classes: balanced, data (frequencies of the data set), or labels like 0,1,2 in turn.")
+EXTRACTOR = typer.Option("", help="Feature extractor: inception, digits-classifier, vgg16 or clip-vit-b-32; empty takes the experiment's.")
+EXTRACTOR_WEIGHTS = typer.Option("", help="File of the extractor's weights, s3:// or a path; empty takes torch's cache, or downloads them.")
 METRICS = typer.Option(
-    [], "--metric", help="Also kid, inception_score, precision_recall, sfid or label_agreement; repeat it. 'none' takes none."
+    [],
+    "--metric",
+    help="Further metric: kid, inception_score, precision_recall, sfid or label_agreement; may be repeated. 'none' takes none.",
 )
-WORKERS = typer.Option(1, "--num-workers", min=1, help="Ray tasks at once; 1 works in this process.")
-BATCH = typer.Option(0, "--batch-size", min=0, help="Images at a time; 0 takes what fits. It changes no image.")
-DEVICE = typer.Option("auto", help="auto, cpu or cuda.")
-PRECISION = typer.Option("fp32", help="Of the network while sampling: fp32, or bf16.")
-ENDS = typer.Option("", help="For an ensemble: the model of the first and last timesteps (theta_vlb), named like the other.")
-ENDS_WEIGHTS = typer.Option("", help="Its weights.")
-ENDS_WIDTH = typer.Option(100, min=0, help="How many timesteps at each end are its.")
-LOW_RES = typer.Option("", help="For an upsampler: images of the first stage (`sample --images`); empty takes real ones, downsampled.")
-JSON = typer.Option(False, "--json", help="As JSON.")
+WORKERS = typer.Option(1, "--num-workers", min=1, help="Parallel Ray tasks; 1 works in this process.")
+BATCH = typer.Option(0, "--batch-size", min=0, help="Images in a batch; 0 takes what fits. It does not change the images.")
+DEVICE = typer.Option("auto", help="Device: auto, cpu or cuda.")
+PRECISION = typer.Option("fp32", help="Precision of the network while sampling: fp32 or bf16.")
+ENDS = typer.Option("", help="Model of the first and last timesteps of an ensemble (theta_vlb), named like MODEL.")
+ENDS_WEIGHTS = typer.Option("", help="Weights of that model.")
+ENDS_WIDTH = typer.Option(100, min=0, help="Number of its timesteps at each end.")
+LOW_RES = typer.Option("", help="Images of the first stage for an upsampler (`sample --images`); empty takes real images, downsampled.")
+JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (sample, evaluate, compare):
         app.command(rich_help_panel=PANEL)(command)
 
 
 def sample(
     model: str = MODEL,
-    out: Path = typer.Argument(Path("samples.png"), help="PNG to write, of the first 100."),
-    num_images: int = typer.Option(100, help="How many."),
-    seed: int = typer.Option(0, help="Of all noise; another seed, other images."),
+    out: Path = typer.Argument(Path("samples.png"), help="PNG with the first 100 images."),
+    num_images: int = typer.Option(100, help="Number of images."),
+    seed: int = typer.Option(0, help="Seed of all noise."),
     steps: str = STEPS,
     method: str = METHOD,
     labels: str = LABELS,
-    images: str = typer.Option("", help="Directory (s3:// or a path) that gets the images as npz shards; goes on where it was."),
-    npz: str = typer.Option("", help="One npz file of all images too, as the ADM evaluator reads it."),
+    images: str = typer.Option(
+        "", help="Directory (s3:// or a path) for the images as npz shards; an interrupted command continues there."
+    ),
+    npz: str = typer.Option("", help="npz file of all images, as the ADM evaluator reads it."),
     data: str = DATA,
     weights: str = WEIGHTS,
     ends: str = ENDS,
@@ -66,7 +71,7 @@ def sample(
     device: str = DEVICE,
     precision: str = PRECISION,
 ) -> None:
-    """Draw images from a model: one PNG grid, and all of them as npz where asked."""
+    """Sample images from a model: a PNG grid, and npz files on request."""
     import tempfile
 
     connect()
@@ -74,7 +79,7 @@ def sample(
     from evaluation.selection.resolve import resolve_model
 
     if num_workers > 1 and not images:
-        raise ValueError("--num-workers needs --images: workers hand their images over in storage that all of them reach")
+        raise UserError("--num-workers needs --images: the workers need storage that all of them reach")
     named = resolve_model(model)
     spec = _spec(named.spec(weights or None), ends, ends_weights, ends_width)
     request = DrawRequest(
@@ -97,22 +102,24 @@ def sample(
 
 def evaluate(
     model: str = MODEL,
-    data_set: str = typer.Argument("", metavar="[DATA]", help="The data set's directory; empty takes the one of its training."),
+    data_set: str = typer.Argument("", metavar="[DATA]", help="Directory of the data set; empty takes the one of the model's training."),
     reference: str = REFERENCE,
-    num_samples: int = typer.Option(0, min=0, help="Images drawn; 0 takes the experiment's."),
+    num_samples: int = typer.Option(0, min=0, help="Number of sampled images; 0 takes the experiment's."),
     steps: str = STEPS,
     method: str = METHOD,
     labels: str = LABELS,
     extractor: str = EXTRACTOR,
     extractor_weights: str = EXTRACTOR_WEIGHTS,
     metrics: list[str] = METRICS,
-    likelihood: bool = typer.Option(True, help="Whether to take bits/dim."),
-    likelihood_form: str = typer.Option("", help="full, spaced or stratified; empty takes the experiment's."),
-    likelihood_steps: int = typer.Option(0, min=0, help="Network evaluations an image for the latter two; 0 takes the experiment's."),
-    likelihood_split: str = typer.Option("", help="train or test; empty takes the experiment's."),
-    likelihood_images: int = typer.Option(0, min=0, help="Images of the split; 0 takes the experiment's."),
-    name: str = typer.Option("manual", help="Name of the result in the run's directory, of its page and of its noise."),
-    keep_images: bool = typer.Option(False, "--keep-images", help="Leave the drawn images in the run's directory, as npz shards."),
+    likelihood: bool = typer.Option(True, help="Compute bits/dim."),
+    likelihood_form: str = typer.Option("", help="Estimator of bits/dim: full, spaced or stratified; empty takes the experiment's."),
+    likelihood_steps: int = typer.Option(
+        0, min=0, help="Network evaluations per image of spaced and stratified; 0 takes the experiment's."
+    ),
+    likelihood_split: str = typer.Option("", help="Split for bits/dim: train or test; empty takes the experiment's."),
+    likelihood_images: int = typer.Option(0, min=0, help="Number of images of the split; 0 takes the experiment's."),
+    name: str = typer.Option("manual", help="Name of the result in the run's directory; it also seeds the noise."),
+    keep_images: bool = typer.Option(False, "--keep-images", help="Store the sampled images in the run's directory, as npz shards."),
     weights: str = WEIGHTS,
     ends: str = ENDS,
     ends_weights: str = ENDS_WEIGHTS,
@@ -124,7 +131,7 @@ def evaluate(
     precision: str = PRECISION,
     as_json: bool = JSON,
 ) -> None:
-    """Score a model by its experiment's protocol, and write a page about it."""
+    """Evaluate a model by its experiment's protocol, and write a report."""
     connect()
     from components.steps.studies import log_evaluation
     from evaluation.evaluate.options import EvaluationOptions, require_own_name
@@ -145,7 +152,7 @@ def evaluate(
         low_res_uri=low_res,
         metrics=measures,
         likelihood=likelihood,
-        likelihood_form=likelihood_form or None,  # type: ignore[arg-type]  # what is no form is refused there
+        likelihood_form=likelihood_form or None,  # type: ignore[arg-type]  # other words are refused there
         likelihood_steps=likelihood_steps or None,
         likelihood_split=likelihood_split or None,  # type: ignore[arg-type]
         likelihood_num_images=likelihood_images or None,
@@ -163,7 +170,7 @@ def evaluate(
     result = run_evaluation(spec, data_uri, reference_uri, options=options)
     run_uri = run_uri_of(spec.checkpoint_uri)
     page = write_report(run_uri, result_name=name)
-    tracked = noted(lambda: log_evaluation(run_uri, name, named.tracking_run_id))
+    tracked = log_if_reachable(lambda: log_evaluation(run_uri, name, named.tracking_run_id))
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return
@@ -176,32 +183,32 @@ def evaluate(
 
 
 def compare(
-    models: list[str] = typer.Argument(..., help="Two models or more, each named as for evaluate; the others are set against the first."),
+    models: list[str] = typer.Argument(..., help="Two or more models, each named as for evaluate; the others are compared with the first."),
     data: str = DATA,
     reference: str = REFERENCE,
-    num_samples: int = typer.Option(0, min=0, help="Images drawn from each; 0 takes the first one's experiment's."),
+    num_samples: int = typer.Option(0, min=0, help="Number of images sampled from each; 0 takes that of the first model's experiment."),
     steps: str = STEPS,
     method: str = METHOD,
-    weights: list[str] = typer.Option([], "--weights", help="Weights of each model, in their order; repeat it."),
+    weights: list[str] = typer.Option([], "--weights", help="Weights of each model, in their order; may be repeated."),
     extractor: str = EXTRACTOR,
     extractor_weights: str = EXTRACTOR_WEIGHTS,
     metrics: list[str] = METRICS,
-    likelihood: bool = typer.Option(True, help="Whether to take bits/dim."),
-    seed: int = typer.Option(-1, help="Of the common noise; -1 derives it from the first one's experiment."),
-    out: Path = typer.Option(Path("comparison"), help="Folder for samples.png, comparison.json and comparison.html."),
+    likelihood: bool = typer.Option(True, help="Compute bits/dim."),
+    seed: int = typer.Option(-1, help="Seed of the common noise; -1 derives it from the first model's experiment."),
+    out: Path = typer.Option(Path("comparison"), help="Directory for samples.png, comparison.json and comparison.html."),
     num_workers: int = WORKERS,
     batch_size: int = BATCH,
     device: str = DEVICE,
     as_json: bool = JSON,
 ) -> None:
-    """Set models beside each other: one protocol, the same noise, and how sure the differences are."""
+    """Compare models by one protocol on the same noise, with the uncertainty of the differences."""
     connect()
     from evaluation.evaluate.options import EvaluationOptions
     from evaluation.selection.resolve import resolve_model
     from evaluation.studies import compare as study
 
     if weights and len(weights) != len(models):
-        raise ValueError(f"--weights is given {len(weights)} times for {len(models)} models; give it for each, or for none")
+        raise UserError(f"--weights is given {len(weights)} times for {len(models)} models; give it for each model, or not at all")
     found = [resolve_model(word) for word in models]
     specs = [named.spec(chosen or None) for named, chosen in zip(found, weights or [""] * len(found), strict=True)]
     data_uri = data_of(data, found[0].data_uri, models[0])
@@ -218,25 +225,25 @@ def compare(
         device=device,
     )
     reference_uri = reference or reference_beside(specs[0].checkpoint_uri, data_uri, extractor, extractor_weights)
-    out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     comparison = study.compare(specs, data_uri, reference_uri, options=options)
     ids = [named.tracking_run_id for named in found]
-    keep(study.as_study(comparison), out, ids, comparison.to_dict() if as_json else None)
+    save_study(study.as_study(comparison), out, ids, comparison.to_dict() if as_json else None)
 
 
 def data_of(word: str, known: str, model: str) -> str:
-    """The data set: the one that was named, else the one that the model was trained on.
+    """Return the data set that was given, or else the one of the model's training.
 
     Raises:
-        ValueError: Neither is known.
+        UserError: Neither is known.
     """
     if not (word or known):
-        raise ValueError(f"{model} does not say which data set it was trained on; name its directory")
+        raise UserError(f"the data set of {model} is not known; give its directory")
     return word or known
 
 
 def reference_beside(checkpoint_uri: str, data_uri: str, extractor: str, extractor_weights: str) -> str:
-    """Reference statistics for a model, kept beside the data set."""
+    """Return the URI of reference statistics beside the data set, and compute missing ones."""
     from evaluation.distances.reference_statistics import compute_reference
     from evaluation.features.extractors import load_extractor
     from evaluation.records.devices import choose_device
@@ -251,7 +258,7 @@ def reference_beside(checkpoint_uri: str, data_uri: str, extractor: str, extract
 
 
 def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> ModelSpec:
-    """The model, as the middle of an ensemble where its ends are named."""
+    """Return the model, as the middle of an ensemble if a model of the ends is given."""
     import dataclasses
 
     from evaluation.selection.resolve import resolve_model
@@ -263,7 +270,7 @@ def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> Mod
 
 
 def sampling_of(spec: ModelSpec, steps: str, method: str) -> SamplingConfig:
-    """The experiment's sampler with the words' changes."""
+    """Return the experiment's sampling settings with the options' changes."""
     from training.checkpoints.checkpoint import load_experiment
 
     experiment = load_experiment(spec.checkpoint_uri)
@@ -275,7 +282,7 @@ def sampling_of(spec: ModelSpec, steps: str, method: str) -> SamplingConfig:
 
 
 def _metrics(words: list[str]) -> tuple[str, ...] | None:
-    """The measures, refused before reference statistics are computed; None where nothing was said."""
+    """Check the metrics before reference statistics are computed; None if the option was not given."""
     from evaluation.distances.metrics import parse_metrics
 
     return tuple(sorted(parse_metrics([word for word in words if word != "none"]))) if words else None
@@ -287,10 +294,10 @@ def _labels(word: str) -> Any:
     try:
         return tuple(int(label) for label in word.split(","))
     except ValueError as error:
-        raise ValueError(f"--labels must be balanced, data, or numbers like 0,1,2; got {word!r}") from error
+        raise UserError(f"--labels must be balanced, data, or numbers like 0,1,2; got {word!r}") from error
 
 
 def _precision(word: str) -> Any:
     if word not in ("fp32", "bf16"):
-        raise ValueError(f"--precision must be fp32 or bf16, got {word!r}")
+        raise UserError(f"--precision must be fp32 or bf16, got {word!r}")
     return word

@@ -9,10 +9,9 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command(rich_help_panel="Services on this machine")(up)
-    app.command(rich_help_panel="Services on this machine")(down)
-    app.command(rich_help_panel="Services on this machine")(status)
+    """Add the commands."""
+    for command in (up, down, status):
+        app.command(rich_help_panel="Services on this machine")(command)
 
 
 def connect() -> None:
@@ -36,7 +35,7 @@ def connect() -> None:
 
 
 def up() -> None:
-    """Start S3 (SeaweedFS) and MLflow on loopback; harmless if they run."""
+    """Start S3 (SeaweedFS) and MLflow on this machine."""
     from pipelines.services import services
 
     running = services.up()
@@ -44,15 +43,15 @@ def up() -> None:
 
 
 def down() -> None:
-    """Stop them; their data stays."""
+    """Stop S3 and MLflow on this machine. Their data stays."""
     from pipelines.services import services
 
     stopped = services.down()
     print("stopped" if stopped else "nothing was running")
 
 
-def status(as_json: bool = typer.Option(False, "--json", help="As JSON.")) -> None:
-    """What runs, where, and how much it takes. Exit status 3 if something does not run."""
+def status(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+    """Show the services of this machine: addresses, memory and disk. The exit status is 3 if one does not run."""
     from pipelines.services import services
     from training.console import format_bytes
 

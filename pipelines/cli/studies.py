@@ -1,4 +1,4 @@
-"""ema-sweep, replay-stopping, score-batch, adopt-reference: studies of a run, and files of other people's numbers."""
+"""ema-sweep, replay-stopping, score-batch, adopt-reference: studies of a run, and published files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import typer
 
 from pipelines.cli import scoring
-from pipelines.cli.recording import keep
+from pipelines.cli.results import save_study
 from pipelines.cli.services import connect
+from training.config.errors import UserError
 
 _RUN = typer.Argument(..., help="A run's directory, runs:/ID, or models:/NAME@ALIAS.")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     commands: dict[str, Callable[..., None]] = {
         "ema-sweep": ema_sweep,
         "replay-stopping": replay_stopping,
@@ -30,19 +31,21 @@ def register(app: typer.Typer) -> None:
 
 def ema_sweep(
     run: str = _RUN,
-    decays: str = typer.Option(..., help="Decays like 0.99,0.999,0.9999; what was not kept is rebuilt from the run's snapshots."),
-    at: str = typer.Option("", help="Numbers of updates like 100000,200000; empty takes the latest."),
-    full: bool = typer.Option(False, "--full", help="By the reported number's protocol rather than that of the scores in training."),
-    max_error: float = typer.Option(0.005, help="Largest expected error of a rebuilt average, as a share of weights minus average."),
+    decays: str = typer.Option(..., help="Decays like 0.99,0.999,0.9999; missing averages are rebuilt from the run's snapshots."),
+    at: str = typer.Option("", help="Training steps like 100000,200000; empty takes the latest."),
+    full: bool = typer.Option(False, "--full", help="Use the protocol of the reported number, not of the scores in training."),
+    max_error: float = typer.Option(
+        0.005, help="Largest expected error of a rebuilt average, relative to the distance from weights to average."
+    ),
     data: str = scoring.DATA,
     reference: str = scoring.REFERENCE,
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
-    out: Path = typer.Option(Path("ema-sweep"), help="Folder for sweep.html, sweep.csv, sweep.json and sweep.svg."),
+    out: Path = typer.Option(Path("ema-sweep"), help="Directory for sweep.html, sweep.csv, sweep.json and sweep.svg."),
     num_workers: int = scoring.WORKERS,
     device: str = scoring.DEVICE,
     as_json: bool = scoring.JSON,
 ) -> None:
-    """Score averages of many decays out of one run, on common noise (figure 7)."""
+    """Score averages of many decays from one run, on common noise (figure 7)."""
     connect()
     from evaluation.evaluate.options import EvaluationOptions
     from evaluation.records.run_directory import run_uri_of
@@ -55,7 +58,7 @@ def ema_sweep(
     data_uri = scoring.data_of(data, named.data_uri, run)
     reference_uri = reference or scoring.reference_beside(named.checkpoint_uri, data_uri, "", extractor_weights)
     options = EvaluationOptions(num_workers=num_workers, device=device, extractor_weights=extractor_weights or None)
-    out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     found = study.sweep(
         run_uri_of(named.checkpoint_uri),
         wanted,
@@ -66,24 +69,24 @@ def ema_sweep(
         max_error=max_error,
         options=options,
     )
-    keep(study.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
+    save_study(study.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
 
 
 def replay_stopping(
     run: str = _RUN,
-    num_samples: int = typer.Option(0, min=0, help="Images of a full score; 0 takes the experiment's."),
+    num_samples: int = typer.Option(0, min=0, help="Number of images of a full score; 0 takes the experiment's."),
     steps: str = scoring.STEPS,
     method: str = scoring.METHOD,
-    rescored: int = typer.Option(0, min=0, help="How many of the best are scored again; 0 takes the experiment's."),
+    rescored: int = typer.Option(0, min=0, help="Number of the best that are scored again; 0 takes the experiment's."),
     data: str = scoring.DATA,
     reference: str = scoring.REFERENCE,
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
-    out: Path = typer.Option(Path("replay-stopping"), help="Folder for replay.html, replay.json and replay.txt."),
+    out: Path = typer.Option(Path("replay-stopping"), help="Directory for replay.html, replay.json and replay.txt."),
     num_workers: int = scoring.WORKERS,
     device: str = scoring.DEVICE,
     as_json: bool = scoring.JSON,
 ) -> None:
-    """Score every checkpoint at full protocol, and say whether early stopping picked the same and at what cost."""
+    """Score every checkpoint by the full protocol, and compare early stopping's choice with the best one."""
     connect()
     from evaluation.evaluate.options import EvaluationOptions
     from evaluation.records.run_directory import run_uri_of
@@ -100,22 +103,22 @@ def replay_stopping(
         num_workers=num_workers,
         device=device,
     )
-    out.mkdir(parents=True, exist_ok=True)  # refused before anything is drawn
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     found = study.replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
-    keep(study.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
+    save_study(study.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
 
 
 def score_batch(
     samples: str = typer.Argument(..., help="npz of images (arr_0), or of statistics (mu, sigma)."),
     reference: str = typer.Argument(..., help="npz of reference statistics, an ADM reference batch, or images alone."),
-    extractor: str = typer.Option("inception", help="inception, digits-classifier, vgg16 or clip-vit-b-32."),
+    extractor: str = typer.Option("inception", help="Feature extractor: inception, digits-classifier, vgg16 or clip-vit-b-32."),
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
     metrics: list[str] = scoring.METRICS,
-    out: Path = typer.Option(Path("score-batch"), help="Folder for score.html and score.json."),
+    out: Path = typer.Option(Path("score-batch"), help="Directory for score.html and score.json."),
     device: str = scoring.DEVICE,
     as_json: bool = scoring.JSON,
 ) -> None:
-    """Score a file of images against a file of reference statistics: for checking published numbers."""
+    """Score a file of images against a file of reference statistics, to check published numbers."""
     connect()
     from evaluation.studies import batch_score as study
 
@@ -128,16 +131,16 @@ def score_batch(
         metrics=[metric for metric in metrics if metric != "none"],
         device=device,
     )
-    keep(study.as_study(found), out, [""], dataclasses.asdict(found) if as_json else None)
+    save_study(study.as_study(found), out, [""], dataclasses.asdict(found) if as_json else None)
 
 
 def adopt_reference(
-    file: str = typer.Argument(..., help="npz of statistics from elsewhere: mu and sigma, as EDM, pytorch-fid and ADM write them."),
-    data: str = typer.Argument(..., help="Directory of the data set whose training images they are of."),
+    file: str = typer.Argument(..., help="npz of mu and sigma, as EDM, pytorch-fid and ADM write them."),
+    data: str = typer.Argument(..., help="Directory of the data set whose training images they describe."),
     out: str = typer.Argument(..., help="npz to write; give it as --reference."),
-    extractor: str = typer.Option("inception", help="Whose features they are."),
+    extractor: str = typer.Option("inception", help="Extractor of their features."),
 ) -> None:
-    """Vouch for statistics that do not say what they are of: all training images of a data set, in an extractor's features."""
+    """Import external FID statistics, declaring their dataset and extractor."""
     connect()
     from evaluation.distances.reference_statistics import import_statistics, provenance_of
     from evaluation.features.extractors import extractor_id
@@ -154,4 +157,4 @@ def _numbers(words: str, kind: Callable[[str], Any], option: str) -> list[Any]:
     try:
         return [kind(word) for word in words.split(",") if word]
     except ValueError as error:
-        raise ValueError(f"{option}: {words!r} are not numbers between commas") from error
+        raise UserError(f"{option}: {words!r} is not a list of numbers with commas") from error

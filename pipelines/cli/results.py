@@ -1,8 +1,9 @@
-"""Where the numbers of a command go: to files, to MLflow where there is one to reach, and to whoever asked."""
+"""Store the results of a command: in files, and in MLflow if it can be reached."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,12 @@ if TYPE_CHECKING:
     from evaluation.reports.study import Study
 
 
-def keep(study: Study, out: Path, tracking_run_ids: list[str], plain: dict[str, Any] | None) -> None:
-    """Writes a study's files, notes it in MLflow, and prints it: for people, or `plain` as JSON where that is given."""
+def save_study(study: Study, out: Path, tracking_run_ids: list[str], plain: dict[str, Any] | None) -> None:
+    """Write a study's files, log it to MLflow, and print it: as text, or `plain` as JSON if it is given."""
     from components.steps.studies import log_study
 
     written = study.write(out)
-    page = noted(lambda: log_study(study, tracking_run_ids))
+    page = log_if_reachable(lambda: log_study(study, tracking_run_ids))
     if plain is not None:
         print(json.dumps(plain, indent=2))
         return
@@ -25,17 +26,15 @@ def keep(study: Study, out: Path, tracking_run_ids: list[str], plain: dict[str, 
         print(f"{'MLflow':<32} {page}")
 
 
-def noted(note: Callable[[], str]) -> str:
-    """The MLflow page of what was noted; empty where there is no MLflow to reach: the numbers stand without it."""
-    import os
-
+def log_if_reachable(log: Callable[[], str]) -> str:
+    """Log to MLflow and return the page; empty if MLflow cannot be reached, since the files have the results too."""
     from training.console import say
     from training.tracking.runs import TrackingError
 
     if "MLFLOW_TRACKING_URI" not in os.environ:
         return ""
     try:
-        return note()
+        return log()
     except TrackingError as error:
-        say(f"not noted in MLflow: {error}")
+        say(f"not logged to MLflow: {error}")
         return ""
