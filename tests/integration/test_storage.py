@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from training import storage
-from training.storage import ObjectNotFoundError, StorageError
+from training.storage import ObjectNotFoundError, StorageError, s3
 
 EVERYWHERE = ["s3", "file", "path"]
 
@@ -233,6 +234,38 @@ def test_an_environment_without_credentials_is_named(s3_env, services, monkeypat
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     with pytest.raises(StorageError, match="there are no S3 credentials; set AWS_ACCESS_KEY_ID"):
         storage.read_bytes("s3://iddpm/a")
+
+
+def test_credentials_of_the_default_chain_are_used_where_the_environment_has_none(bucket_uri, tmp_path, monkeypatch):
+    """A profile with a credential process stands for every source that boto3 knows: IRSA, Pod Identity, an instance's role."""
+    keys = {"Version": 1, "AccessKeyId": os.environ["AWS_ACCESS_KEY_ID"], "SecretAccessKey": os.environ["AWS_SECRET_ACCESS_KEY"]}
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    (tmp_path / "config").write_text(f"[profile platform]\ncredential_process = cat {tmp_path}/keys.json\n")
+    storage.write_bytes(f"{bucket_uri}/a", b"content")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "platform")
+    assert storage.read_bytes(f"{bucket_uri}/a") == b"content"
+    with storage.open_seekable(f"{bucket_uri}/a") as file:
+        assert file.read(3) == b"con"
+
+
+def test_a_session_token_is_sent(s3_env):
+    s3_env("AWS_SESSION_TOKEN", "token-of-the-session")
+    signed = s3.client().generate_presigned_url("get_object", Params={"Bucket": "b", "Key": "k"})
+    assert "token-of-the-session" in signed
+
+
+def test_a_file_is_read_in_parts_from_any_position(root):
+    uri = storage.join(root, "parts")
+    storage.write_bytes(uri, b"0123456789")
+    with storage.open_seekable(uri) as file:
+        assert (file.read(3), file.tell(), file.seek(-2, os.SEEK_END)) == (b"012", 3, 8)
+        assert (file.read(100), file.read(1)) == (b"89", b"")
+        assert (file.seek(1), file.seek(1, os.SEEK_CUR), file.read()) == (1, 2, b"23456789")
+    with pytest.raises(ObjectNotFoundError, match="none"):
+        storage.open_seekable(storage.join(root, "none"))
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x"])

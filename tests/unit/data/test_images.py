@@ -173,6 +173,15 @@ def test_alpha_is_laid_over_white():
     assert (prepared[16:] == 255).all()
 
 
+@pytest.mark.parametrize(("background", "level"), [("white", 255), ("grey", 128), ("black", 0)])
+def test_the_background_of_transparent_pixels_is_an_option(background, level):
+    image = np.zeros((64, 64, 4), dtype=np.uint8)
+    image[:32] = (10, 20, 30, 255)
+    prepared = one(encode(image), 32, background=background)
+    assert (prepared[:16] == (10, 20, 30)).all()
+    assert (prepared[16:] == level).all()
+
+
 def test_a_transparent_palette_entry_is_white():
     image = Image.fromarray(np.zeros((32, 32), dtype=np.uint8), "L").convert("P")
     assert (one(encode(image, transparency=0), 32) == 255).all()

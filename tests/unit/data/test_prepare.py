@@ -202,6 +202,19 @@ def test_too_many_broken_images_stop_the_work(folder, tmp_path):
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
+def test_the_background_is_part_of_the_plan_and_of_the_manifest(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(tmp_path / "images" / "1.png")
+    uri = str(tmp_path / "data")
+    manifest = prepare(source_of(tmp_path / "images"), uri, image_size=16, options=Options(background="black"))
+    assert manifest.background == "black"
+    assert describe(manifest)["background"] == "black behind transparent pixels"
+    (_, images, _) = next(iterate(uri, 1))
+    assert not images.any()
+    with pytest.raises(UserError, match="background 'black' there, 'white' here"):
+        prepare(source_of(tmp_path / "images"), uri, image_size=16)
+
+
 def test_small_images_are_enlarged_only_where_allowed_and_counted(folder, tmp_path):
     source = copy_with(folder, tmp_path / "photos", {"class3/tiny.png": BROKEN["class3/tiny.png"]})
     manifest = prepare(source, str(tmp_path / "data"), image_size=16, options=Options(allow_upscale=True))

@@ -9,7 +9,7 @@ from training.data.format import shards
 from training.data.format.order import BlockOrder, GlobalOrder, Purpose, permutation
 from training.data.loading import row_groups, streaming
 from training.data.loading.loader import Loader
-from training.data.loading.row_groups import iterate
+from training.data.loading.row_groups import RowReader, iterate
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.published import digits
 
@@ -122,6 +122,36 @@ def test_data_that_fits_the_budget_is_staged_in_its_exact_order(data_uri, tmp_pa
     within = stream(data_uri, tmp_path / "cache", budget=10_000_000)
     staged = Loader(data_uri, seed=5, global_batch_size=64, cache_dir=tmp_path / "cache")
     assert torch.equal(within.batch(3).images, staged.batch(3).images)
+
+
+def test_iteration_reads_only_the_rows_that_are_asked_for_and_stages_nothing(data_uri, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    everything = list(iterate(data_uri, 100))
+    for shard in ("shard-00000", "shard-00002", "shard-00003"):
+        (tmp_path / "data" / f"{shard}.parquet").unlink()
+    part = list(iterate(data_uri, 70, start=460, stop=890))
+    assert [len(rows) for rows, _, _ in part] == [70] * 6 + [10]
+    assert torch.equal(torch.cat([rows for rows, _, _ in part]), torch.arange(460, 890))
+    assert torch.equal(torch.cat([images for _, images, _ in part]), torch.cat([images for _, images, _ in everything])[460:890])
+    assert torch.equal(torch.cat([labels for *_, labels in part]), torch.cat([labels for *_, labels in everything])[460:890])
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_iteration_that_is_stopped_early_reads_little_more(data_uri, tmp_path):
+    for shard in ("shard-00002", "shard-00003"):
+        (tmp_path / "data" / f"{shard}.parquet").unlink()
+    batches = iterate(data_uri, 100)
+    assert [len(next(batches)[0]) for _ in range(4)] == [100] * 4
+    batches.close()
+
+
+def test_rows_are_read_in_any_order_and_any_number_of_times(data_uri):
+    everything = torch.cat([images for _, images, _ in iterate(data_uri, 500)])
+    wanted = torch.tensor([1496, 3, 3, 700, 0, 451])
+    rows, images, _ = RowReader(data_uri).rows(wanted.numpy())
+    assert torch.equal(rows, wanted)
+    assert torch.equal(images, everything[wanted])
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 4, 2], [1], [3, 3, 1, 3, 3, 2, 3]])
