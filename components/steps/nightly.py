@@ -71,6 +71,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     """
     from evaluation.evaluate.run import evaluate
     from evaluation.records.run_directory import EVALUATIONS, run_uri_of
+    from evaluation.sampling.trained_model import ModelSpec
     from training.checkpoints.checkpoint import load_experiment
 
     experiment = load_experiment(checkpoint_uri)
@@ -78,7 +79,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
         evaluation_options(experiment, storage_root_uri, resources), purpose=purpose, result_name=purpose, likelihood=False
     )
     reference_uri = reference_for(experiment, data_uri, storage_root_uri)
-    evaluate(checkpoint_uri, data_uri, reference_uri, weights=weights or None, options=options)
+    evaluate(ModelSpec(checkpoint_uri=checkpoint_uri, weights=weights or None), data_uri, reference_uri, options=options)
     return storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"{purpose}.json")
 
 

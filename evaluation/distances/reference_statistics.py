@@ -1,4 +1,4 @@
-"""Reference statistics: the features of the real images, with the provenance that makes a comparison mean something.
+"""Reference statistics: mean and covariance of the real images' features, with their provenance.
 
 Supplement section 1: the full training set for CIFAR-10 and ImageNet, 50K training samples for LSUN.
 """
@@ -30,7 +30,7 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """Where statistics come from: two sets compare only if all of it agrees, but for the count.
+    """The origin of statistics. Two sets are comparable only if all fields but the counts agree.
 
     Attributes:
         data_name: The data set and its release, as its manifest names it.
@@ -38,10 +38,10 @@ class Provenance:
         split: "train" or "test".
         image_size: Height and width in pixels.
         image_channels: 1 (grey) or 3 (RGB).
-        resize: How larger images were made this size.
-        num_images: How many images were seen.
-        extractor: Whose features.
-        extractor_sha256: Of the extractor's weights.
+        resize: The method that made larger images this size.
+        num_images: Number of images.
+        extractor: The extractor of the features.
+        extractor_sha256: Digest of the extractor's weights.
         class_counts: Images of each label, from the data set's manifest; empty without labels.
     """
 
@@ -58,16 +58,16 @@ class Provenance:
 
     @property
     def distance_name(self) -> str:
-        """What a distance to these statistics may be called."""
+        """Name of a distance to these statistics."""
         return distance_name(self.extractor, self.extractor_sha256)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {**dataclasses.asdict(self), "class_counts": list(self.class_counts)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Provenance:
-        """What `to_dict` gave."""
+        """Return the provenance of a `to_dict`."""
         return cls(**{**value, "class_counts": tuple(value["class_counts"])})
 
 
@@ -77,11 +77,11 @@ class ReferenceStatistics:
 
     Attributes:
         features: Mean, covariance and its triangular factor.
-        spatial: The same of the spatial features, for the sFID; None where they were not taken.
-        provenance: Where they come from; None for a file from elsewhere that does not say (see `import_statistics`).
-        uri: Where they are stored.
-        images_uri: A batch of the real images, for measures that compare single ones, where the statistics come with it (an
-            ADM reference batch); empty where the data set's own images are to be taken.
+        spatial: The same of the spatial features, for the sFID; None if the file has none.
+        provenance: Their origin; None for a file from elsewhere that does not record it (see `import_statistics`).
+        uri: Their file.
+        images_uri: A batch of the real images, for metrics that compare single ones, if the statistics come with one (an ADM
+            reference batch); empty if the data set's own images are to be used.
     """
 
     features: FeatureStatistics
@@ -93,20 +93,20 @@ class ReferenceStatistics:
     def require(
         self, *, extractor: ExtractorId | FeatureExtractor, experiment: Experiment | None = None, manifest: Manifest | None = None
     ) -> Provenance:
-        """Refuses a comparison that would mean nothing.
+        """Return the provenance, after checking that samples may be compared with these statistics.
 
         Args:
-            extractor: What will see the samples.
-            experiment: What made the samples.
-            manifest: The data set that they are to resemble.
+            extractor: The extractor of the samples' features.
+            experiment: The experiment that made the samples.
+            manifest: The data set that the samples should resemble.
 
         Raises:
-            UserError: The provenance is unknown, or differs; the message lists what does.
+            UserError: The provenance is unknown, or differs; the message lists the differences.
         """
         if self.provenance is None:
             raise UserError(
-                f"{self.uri or 'these statistics'} do not say which images, extractor and resize they come from; state it once with "
-                "evaluation.distances.reference_statistics.import_statistics, which stores them with it"
+                f"{self.uri or 'these statistics'} do not record their images, extractor and resize; declare them once with "
+                "evaluation.distances.reference_statistics.import_statistics"
             )
         mine = self.provenance
         expected: dict[str, Any] = {"extractor": extractor.name, "extractor_sha256": extractor.sha256}
@@ -127,10 +127,10 @@ class ReferenceStatistics:
 
 
 def require_comparable(first: ReferenceStatistics, second: ReferenceStatistics) -> None:
-    """Refuses to compare statistics of images that were made in different ways; data and split may differ.
+    """Check that two statistics are of images that were made in the same way; data and split may differ.
 
     Raises:
-        UserError: Both say where they come from, and it differs; the message lists what does.
+        UserError: Both record their provenance, and it differs; the message lists the differences.
     """
     if first.provenance is None or second.provenance is None:
         return
@@ -142,24 +142,23 @@ def require_comparable(first: ReferenceStatistics, second: ReferenceStatistics) 
 
 
 def reference_name(manifest: Manifest, extractor: FeatureExtractor, num_images: int | None = None) -> str:
-    """File name that the same data, extractor, resize and count always give, and others never."""
+    """Return a file name that identifies data, extractor, resize and count."""
     count = manifest.num_images if num_images is None else min(num_images, manifest.num_images)
     data = f"{manifest.name}-{manifest.split}-{manifest.content_digest[:12]}-{manifest.resize}"
     return f"{data}-{extractor.name}-{extractor.sha256[:8]}-n{count}.npz"
 
 
 def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: str, num_images: int | None = None) -> ReferenceStatistics:
-    """Statistics of a data set's images; those that are stored already are read, not redone.
+    """Compute statistics of a data set's images, or read them if they are stored already.
 
     Args:
         dataset_uri: One split's directory, with its manifest.
-        extractor: Whose features.
+        extractor: The extractor of the features.
         out_uri: A `.npz` file, or a directory in which `reference_name` names it.
-        num_images: How many images, from the data set's beginning (its order is a seeded shuffle); None is all.
+        num_images: Number of images, from the data set's beginning (its order is a seeded shuffle); None is all.
 
     Raises:
-        UserError: `out_uri` holds statistics of something else.
-        UserError: There is no such data set.
+        UserError: `out_uri` contains other statistics, or there is no such data set.
     """
     manifest = read_manifest(dataset_uri)
     count = manifest.num_images if num_images is None else min(num_images, manifest.num_images)
@@ -169,11 +168,11 @@ def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: st
         provenance = stored.require(extractor=extractor, manifest=manifest)
         if provenance.num_images != count:
             raise UserError(f"{uri} holds statistics of {provenance.num_images:,} images, not {count:,}; give another name")
-        say(f"{uri}: statistics of {count:,} images are there already")
+        say(f"{uri}: statistics of {count:,} images exist already")
         return stored
     images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count))
     moments, spatial = moments_of(images, extractor)
-    provenance = dataclasses.replace(provenance_of(manifest, extractor.name, extractor.sha256), num_images=moments.num_images)
+    provenance = dataclasses.replace(provenance_of(manifest, extractor), num_images=moments.num_images)
     save_reference(
         uri, moments.statistics(), provenance, spatial=None if spatial is None or spatial.num_images < 2 else spatial.statistics()
     )
@@ -182,7 +181,7 @@ def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: st
 
 
 def moments_of(images: Iterable[Tensor], extractor: FeatureExtractor) -> tuple[Moments, Moments | None]:
-    """Moments of the features of batches of uint8 NCHW images, and of their spatial features where there are some."""
+    """Return moments of the features of batches of uint8 NCHW images, and of their spatial features if the extractor has them."""
     moments = Moments(extractor.dim)
     spatial: Moments | None = None
     for batch in images:
@@ -197,7 +196,7 @@ def moments_of(images: Iterable[Tensor], extractor: FeatureExtractor) -> tuple[M
 def save_reference(
     uri: str, features: FeatureStatistics, provenance: Provenance, *, spatial: FeatureStatistics | None = None, images_uri: str = ""
 ) -> None:
-    """Writes statistics, their factor and their provenance; other tools find their mu and sigma in the file too."""
+    """Write statistics, their factor and their provenance; other tools find mu and sigma in the file, too."""
     arrays: npz.Arrays = {
         "mu": features.mean.numpy(),
         "sigma": features.covariance.numpy(),
@@ -213,15 +212,15 @@ def save_reference(
 
 
 def load_reference(uri: str) -> ReferenceStatistics:
-    """Reads statistics: ours with their provenance, or EDM's, pytorch-fid's and ADM's without one.
+    """Read statistics: ours with their provenance, or EDM's, pytorch-fid's and ADM's without one.
 
     Raises:
-        UserError: It is no such file.
+        UserError: The file is no npz with statistics.
         StorageError: It can't be read.
     """
     with npz.open_npz(uri) as file:
         images_uri = uri if "arr_0" in file.files else str(file["images_uri"]) if "images_uri" in file.files else ""
-        # An ADM batch may hold gigabytes of images, which are read where they are needed.
+        # An ADM batch may contain gigabytes of images, which are read only when they are needed.
         arrays = {name: file[name] for name in file.files if name not in ("arr_0", "arr_1")}
     features = statistics_from_arrays(arrays, uri)
     if "factor" in arrays:
@@ -237,10 +236,10 @@ def load_reference(uri: str) -> ReferenceStatistics:
 
 
 def statistics_from_arrays(arrays: npz.Arrays, uri: str, suffix: str = "") -> FeatureStatistics:
-    """The statistics in `mu` and `sigma` (with a suffix: "_s" for the spatial ones).
+    """Return the statistics in `mu` and `sigma`; with the suffix "_s" the spatial ones.
 
     Raises:
-        UserError: They are absent, or their shapes are not those of a mean and a covariance.
+        UserError: They are absent, or they are not a mean and a covariance.
     """
     missing = [name for name in (f"mu{suffix}", f"sigma{suffix}") if name not in arrays]
     if missing:
@@ -251,37 +250,36 @@ def statistics_from_arrays(arrays: npz.Arrays, uri: str, suffix: str = "") -> Fe
     except (TypeError, ValueError) as error:
         raise UserError(f"{uri}: mu{suffix}, sigma{suffix} or num_images are no numbers ({error})") from error
     if mean.ndim != 1 or tuple(covariance.shape) != (len(mean), len(mean)):
-        raise UserError(
-            f"{uri}: mu{suffix} {tuple(mean.shape)} and sigma{suffix} {tuple(covariance.shape)} are not a mean and its covariance"
-        )
+        shapes = f"mu{suffix} {tuple(mean.shape)} and sigma{suffix} {tuple(covariance.shape)}"
+        raise UserError(f"{uri}: {shapes} are not a mean and its covariance")
     if bool((covariance.diagonal() < 0).any()) or not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6, equal_nan=True):
         raise UserError(f"{uri}: sigma{suffix} is no covariance: it has negative variances, or is not symmetric")
     return FeatureStatistics(mean=mean, covariance=(covariance + covariance.T) / 2, num_images=num_images)
 
 
 def import_statistics(foreign_uri: str, out_uri: str, provenance: Provenance) -> ReferenceStatistics:
-    """Stores statistics from elsewhere with the provenance that the caller vouches for.
+    """Import external FID statistics, declaring their dataset and extractor.
 
     Args:
-        foreign_uri: EDM's, pytorch-fid's or ADM's npz. The images of an ADM batch are not copied: what compares single
-            images reads them there.
+        foreign_uri: EDM's, pytorch-fid's or ADM's npz. The images of an ADM batch are not copied: metrics that compare
+            single images read them from this file.
         out_uri: The `.npz` to write.
-        provenance: What the file does not say.
+        provenance: The data set and the extractor, which the file does not record; see `provenance_of`.
 
     Raises:
-        UserError: It is no such file.
-        UserError: It has a provenance of its own.
+        UserError: The file is no npz with statistics, or it records a provenance of its own.
     """
     foreign = load_reference(foreign_uri)
     if foreign.provenance is not None:
-        raise UserError(f"{foreign_uri} says itself where it comes from: {foreign.provenance.data_name}, {foreign.provenance.extractor}")
+        origin = f"{foreign.provenance.data_name}, {foreign.provenance.extractor}"
+        raise UserError(f"{foreign_uri} records its provenance already: {origin}; use it as it is")
     features = dataclasses.replace(foreign.features, num_images=provenance.num_images)
     save_reference(out_uri, features, provenance, spatial=foreign.spatial, images_uri=foreign.images_uri)
     return load_reference(out_uri)
 
 
-def provenance_of(manifest: Manifest, extractor: str, extractor_sha256: str) -> Provenance:
-    """The provenance of statistics of all images of a data set, which whoever adopts them vouches for."""
+def provenance_of(manifest: Manifest, extractor: ExtractorId | FeatureExtractor) -> Provenance:
+    """Return the provenance of statistics of all images of a data set in an extractor's features."""
     return Provenance(
         data_name=manifest.name,
         data_digest=manifest.content_digest,
@@ -290,7 +288,7 @@ def provenance_of(manifest: Manifest, extractor: str, extractor_sha256: str) -> 
         image_channels=manifest.image_channels,
         resize=manifest.resize,
         num_images=manifest.num_images,
-        extractor=extractor,
-        extractor_sha256=extractor_sha256,
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
         class_counts=tuple(manifest.class_counts),
     )

@@ -1,76 +1,97 @@
-"""The options of an evaluation: what differs from the experiment's protocol, and how the work is done."""
+"""The options of an evaluation: what differs from the experiment's protocol, and the resources that it may use."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from evaluation.sampling.generate import Labels
 from training.config.errors import UserError
 from training.config.experiment import Extractor, LikelihoodForm, Precision, SamplingConfig
+from training.config.validation import validate
 
-RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_TAKEN = re.compile(r"(final|choice|report)|(step|choose|replay|ema-sweep|compare|ablation|nightly|work|last)[-=].*")
-"""Names in a run's directory of what pipelines and studies keep there."""
+_RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RESERVED_NAMES = re.compile(r"(final|choice|report)|(step|choose|replay|ema-sweep|compare|ablation|nightly|work|last)[-=].*")
+"""Names in a run's directory that pipelines and studies use."""
 
-
-def require_own_name(name: str) -> None:
-    """Refuses a name for a person's own result under which something else is kept.
-
-    Raises:
-        UserError: It is taken.
-    """
-    if _TAKEN.fullmatch(name):
-        raise UserError(f"results called {name!r} are kept by pipelines and studies, which would lose theirs; give another --name")
+_AtLeastOne = Annotated[int, Field(ge=1)]
+_AtLeastZero = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationOptions:
-    """What may differ from the experiment's own protocol, and how the work is done.
+    """Deviations from the experiment's protocol, and resources. None takes the experiment's own value.
 
     Attributes:
-        num_samples: Images drawn; None takes the experiment's.
-        sampling: Sampler; None takes the experiment's.
+        num_samples: Number of images drawn.
+        sampling: Sampler and spacing.
         labels: Labels of the samples; see `evaluation.sampling.generate.labels_for`.
         low_res_uri: For an upsampler: the first stage's images (`evaluation.sampling.sample_set`), at least as many. Empty
             gives it real training images, downsampled.
-        metrics: Further measures; see `evaluation.distances.metrics`. None takes those that cost nothing more: agreement with the
-            labels, where the extractor knows them.
-        likelihood: Whether bits/dim is taken.
-        likelihood_split: "train" or "test"; None takes the experiment's.
-        likelihood_num_images: Images of the split; None takes the experiment's.
-        likelihood_form: "full", "spaced" or "stratified"; None takes the experiment's.
-        likelihood_steps: Network evaluations an image for the latter two; None takes the experiment's.
-        purpose: Which draw: "report" for the reported number; another word gives independent noise.
-        seed: Of all noise, so that models are compared on the same; None derives it from the experiment's seed and the purpose.
-        extractor: Whose features; None takes the experiment's.
-        extractor_weights: Path or `s3://` URI of the extractor's weights, where it needs some.
-        batch_size: Images at a time; 0 takes what a network of this image size has room for.
+        metrics: Further metrics; see `evaluation.distances.metrics`. None takes those that cost nothing more: agreement with
+            the labels, if the extractor is a classifier of them.
+        likelihood: Compute bits/dim, too.
+        likelihood_split: "train" or "test".
+        likelihood_num_images: Number of images of the split.
+        likelihood_form: "full", "spaced" or "stratified".
+        likelihood_steps: Network evaluations per image for "spaced" and "stratified".
+        purpose: Name of the draw: "report" for the reported number; another word gives independent noise.
+        seed: Seed of all noise, to compare models on the same; None derives it from the experiment's seed and the purpose.
+        extractor: The feature extractor.
+        extractor_weights: Path or `s3://` URI of the extractor's weights, if it needs some; see
+            `evaluation.features.extractors.load_extractor`.
+        batch_size: Images per batch; 0 takes the default for this image size.
         num_workers: 1 works in this process; more are Ray tasks.
-        device: Where each of them works: "auto", "cpu", "cuda". With Ray tasks "auto" is what this process sees.
-        precision: Of the network while sampling.
+        device: The device of each of them: "auto", "cpu", "cuda". With Ray tasks "auto" is what this process sees.
+        precision: Precision of the network while sampling.
         keep_images: Leave the drawn images in the run's directory.
         result_name: Name of the result's file, without its ending.
     """
 
-    num_samples: int | None = None
+    num_samples: _AtLeastOne | None = None
     sampling: SamplingConfig | None = None
     labels: Labels = "balanced"
     low_res_uri: str = ""
     metrics: tuple[str, ...] | None = None
     likelihood: bool = True
     likelihood_split: Literal["train", "test"] | None = None
-    likelihood_num_images: int | None = None
+    likelihood_num_images: _AtLeastOne | None = None
     likelihood_form: LikelihoodForm | None = None
-    likelihood_steps: int | None = None
+    likelihood_steps: _AtLeastOne | None = None
     purpose: str = "report"
     seed: int | None = None
     extractor: Extractor | None = None
     extractor_weights: str | None = None
-    batch_size: int = 0
-    num_workers: int = 1
+    batch_size: _AtLeastZero = 0
+    num_workers: _AtLeastOne = 1
     device: str = "auto"
     precision: Precision = "fp32"
     keep_images: bool = False
     result_name: str = "final"
+
+    def validated(self) -> EvaluationOptions:
+        """Return the options after checking their types and ranges.
+
+        Raises:
+            UserError: A value is of another type or out of its range; the message names the field.
+        """
+        if not _RESULT_NAME.fullmatch(self.result_name):
+            raise UserError(f"result_name: {self.result_name!r} is no file name; use letters, digits, dots, dashes and underscores")
+        options: EvaluationOptions = validate(
+            EvaluationOptions, {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        )
+        return options
+
+
+def require_own_name(name: str) -> None:
+    """Check that a person's result has a name that no pipeline or study uses.
+
+    Raises:
+        UserError: The name is reserved.
+    """
+    if _RESERVED_NAMES.fullmatch(name):
+        raise UserError(f"the name {name!r} is reserved for results of pipelines and studies, which it would replace; give another --name")

@@ -1,4 +1,4 @@
-"""What an evaluation will do, settled and checked before the first image is drawn."""
+"""The plan of an evaluation, made and checked before the first image is drawn."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from evaluation.distances.metrics import Metric, parse_metrics, require_count, require_extractor
+from evaluation.distances.metrics import parse_metrics, require_count, require_extractor
 from evaluation.distances.reference_statistics import Provenance, ReferenceStatistics, load_reference
-from evaluation.evaluate.options import RESULT_NAME, EvaluationOptions
+from evaluation.evaluate.options import EvaluationOptions
 from evaluation.features.extractors import FeatureExtractor, load_extractor
-from evaluation.likelihood.estimate import require_form
+from evaluation.likelihood.estimate import require_num_steps
 from evaluation.likelihood.split_likelihood import LikelihoodPlan
 from evaluation.records.devices import choose_device, default_batch_size, describe_arithmetic
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
-from evaluation.sampling.generate import QUANTIZATION, Labels, labels_for
-from evaluation.sampling.sample_set import SamplePlan, chunk_size_for, input_digests
-from evaluation.sampling.trained_model import ModelSpec
+from evaluation.sampling.chunks import default_chunk_size
+from evaluation.sampling.generate import QUANTIZATION
+from evaluation.sampling.sample_set import SamplePlan, plan_samples
+from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -32,7 +31,26 @@ _LIKELIHOOD_BATCH_SIZE = 100
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """All that was checked before the first image is drawn."""
+    """Everything that an evaluation needs, checked.
+
+    Attributes:
+        experiment: The experiment that trained the model.
+        weights: The weights of the checkpoint.
+        step: Training step of the checkpoint.
+        run_uri: The run's directory.
+        data_uri: The data set.
+        extractor: The feature extractor.
+        reference: Reference statistics.
+        provenance: Their provenance.
+        metrics: Names of the metrics besides the distance.
+        class_names: Names of the labels.
+        samples: The images to draw.
+        likelihood: The likelihood to compute; None if it is not wanted.
+        images_uri: Directory of the images.
+        work_uri: Directory of the likelihood's chunks.
+        device: The device of each worker.
+        card: The protocol card.
+    """
 
     experiment: Experiment
     weights: str
@@ -42,10 +60,10 @@ class EvaluationPlan:
     extractor: FeatureExtractor
     reference: ReferenceStatistics
     provenance: Provenance
-    metrics: frozenset[Metric]
+    metrics: frozenset[str]
     class_names: tuple[str, ...]
-    plan: SamplePlan
-    likelihood_plan: LikelihoodPlan | None
+    samples: SamplePlan
+    likelihood: LikelihoodPlan | None
     images_uri: str
     work_uri: str
     device: str
@@ -53,59 +71,51 @@ class EvaluationPlan:
 
 
 def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationPlan:
-    """Refuses what can't work, and settles the protocol."""
-    if not RESULT_NAME.fullmatch(options.result_name):
-        raise UserError(f"{options.result_name!r} can't name a result; take letters, digits, dots, dashes and underscores")
-    loaded = spec.load("cpu")  # refuses missing and ill-matched weights now rather than in a worker
-    experiment = loaded.experiment
-    here = choose_device(options.device if options.num_workers <= 1 else "auto")
-    extractor = load_extractor(options.extractor or experiment.evaluation.extractor, weights=options.extractor_weights, device=here)
-    metrics = parse_metrics(_default_metrics(experiment, extractor) if options.metrics is None else options.metrics)
-    require_extractor(metrics, extractor)
-    if "label_agreement" in metrics and not loaded.num_classes:
-        raise UserError(f"agreement with the labels needs a class-conditional model, which {loaded.description} is not")
-    train = read_manifest(storage.join(data_uri, "train"))
-    reference = load_reference(reference_uri)
-    provenance = reference.require(extractor=extractor, experiment=experiment, manifest=train)
-    expected = experiment.evaluation.num_reference_images or train.num_images
-    if provenance.num_images != min(expected, train.num_images):
-        raise UserError(f"the reference is of {provenance.num_images:,} images, the experiment's protocol takes {expected:,}")
-    if "sfid" in metrics and reference.spatial is None:
-        raise UserError(f"{reference_uri} holds no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
+    """Plan an evaluation, and check everything that can be checked before the first image is drawn.
 
-    upsampler = experiment.model.low_res_size is not None
-    if options.low_res_uri and not upsampler:
-        raise UserError(f"{loaded.description} is not an upsampler, it enlarges nothing")
-    sampling = options.sampling or experiment.evaluation.sampling
-    seed = options.seed if options.seed is not None else derived_seed(experiment.seed, options.purpose)
-    num_samples = options.num_samples or experiment.evaluation.num_samples
-    require_count(metrics, num_samples, "samples")
-    labels_for(torch.arange(1), loaded.num_classes, options.labels, seed=seed, class_counts=provenance.class_counts)
-    room = default_batch_size(experiment.data.image_size)
-    batch_size = options.batch_size or room
-    plan = SamplePlan(
-        model=spec,
-        num_images=num_samples,
-        seed=seed,
-        sampling=sampling,
+    Raises:
+        CheckpointError: There is no such checkpoint, or no such weights.
+        UserError: There is no such data set, or an option is not possible with this model, data set, extractor or reference.
+    """
+    options = options.validated()
+    model = spec.load("cpu")
+    experiment = model.experiment
+    own_device = choose_device(options.device if options.num_workers <= 1 else "auto")
+    extractor = load_extractor(options.extractor or experiment.evaluation.extractor, weights=options.extractor_weights, device=own_device)
+    train_uri = storage.join(data_uri, "train")
+    train = read_manifest(train_uri)
+    reference = load_reference(reference_uri)
+    metrics = _check_metrics(options, model, extractor, reference)
+    provenance = reference.require(extractor=extractor, experiment=experiment, manifest=train)
+    expected = min(experiment.evaluation.num_reference_images or train.num_images, train.num_images)
+    if provenance.num_images != expected:
+        raise UserError(
+            f"the reference {reference_uri} is of {provenance.num_images:,} images, the experiment's protocol takes {expected:,}; "
+            "compute it again"
+        )
+    samples = plan_samples(
+        spec,
+        model,
+        num_images=options.num_samples or experiment.evaluation.num_samples,
+        seed=options.seed if options.seed is not None else derived_seed(experiment.seed, options.purpose),
+        sampling=options.sampling or experiment.evaluation.sampling,
         labels=options.labels,
         class_counts=provenance.class_counts,
-        batch_size=batch_size,
-        chunk_size=chunk_size_for(num_samples, room),
-        precision=options.precision,
+        train_uri=train_uri,
         low_res_uri=options.low_res_uri,
-        low_res_data_uri=storage.join(data_uri, "train") if upsampler and not options.low_res_uri else "",
-        inputs=input_digests(spec, options.low_res_uri),
+        batch_size=options.batch_size,
+        precision=options.precision,
     )
-    likelihood_plan = _likelihood_plan(spec, experiment, data_uri, options, seed) if options.likelihood else None
+    require_count(metrics, samples.num_images, "samples")
+    likelihood = _plan_likelihood(spec, experiment, data_uri, options, samples.seed) if options.likelihood else None
     run_uri = run_uri_of(spec.checkpoint_uri)
-    there = here if options.num_workers <= 1 or options.device == "auto" else options.device
-    identity = json.dumps([plan.to_dict(), likelihood_plan.to_dict() if likelihood_plan else None])
+    device = own_device if options.num_workers <= 1 or options.device == "auto" else options.device
+    identity = json.dumps([samples.to_dict(), likelihood.to_dict() if likelihood else None])
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return EvaluationPlan(
         experiment=experiment,
-        weights=loaded.weights,
-        step=loaded.step,
+        weights=model.weights,
+        step=model.step,
         run_uri=run_uri,
         data_uri=data_uri,
         extractor=extractor,
@@ -113,73 +123,71 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         provenance=provenance,
         metrics=metrics,
         class_names=tuple(train.class_names),
-        plan=plan,
-        likelihood_plan=likelihood_plan,
+        samples=samples,
+        likelihood=likelihood,
         images_uri=storage.join(run_uri, SAMPLES, f"images-{key}"),
         work_uri=storage.join(run_uri, EVALUATIONS, f"work-{key}"),
-        device=there,
-        card=_card(loaded.description, experiment, provenance, plan, likelihood_plan, options.purpose, there),
+        device=device,
+        card=_card(model, provenance, samples, likelihood, options.purpose, device),
     )
 
 
-def _labels_of(plan: SamplePlan) -> Labels | str:
-    return "those of the small images" if plan.low_res_uri or plan.low_res_data_uri else plan.labels
+def _check_metrics(
+    options: EvaluationOptions, model: TrainedModel, extractor: FeatureExtractor, reference: ReferenceStatistics
+) -> frozenset[str]:
+    knows_labels = extractor.name == "digits-classifier" and model.num_classes > 0
+    default = ("label_agreement",) if knows_labels else ()
+    metrics = parse_metrics(default if options.metrics is None else options.metrics)
+    require_extractor(metrics, extractor)
+    if "label_agreement" in metrics and not model.num_classes:
+        raise UserError(f"label_agreement needs a class-conditional model, which {model.description} is not; leave it out")
+    if "sfid" in metrics and reference.spatial is None:
+        raise UserError(f"{reference.uri} holds no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
+    return metrics
 
 
-def _default_metrics(experiment: Experiment, extractor: FeatureExtractor) -> tuple[str, ...]:
-    knows_labels = extractor.name == "digits-classifier" and experiment.model.class_conditional
-    return ("label_agreement",) if knows_labels else ()
-
-
-def _likelihood_plan(spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:
+def _plan_likelihood(spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:
     evaluation = experiment.evaluation
     form, num_steps = options.likelihood_form or evaluation.likelihood_form, options.likelihood_steps or evaluation.likelihood_steps
-    require_form(form, num_steps, experiment.diffusion.num_timesteps)
-    if options.likelihood_split not in (None, "train", "test"):
-        raise UserError(f"there is no split {options.likelihood_split!r}; take train or test")
+    require_num_steps(form, num_steps, experiment.diffusion.num_timesteps)
     dataset_uri = storage.join(data_uri, options.likelihood_split or evaluation.likelihood_split)
     available = read_manifest(dataset_uri).num_images
-    wanted = options.likelihood_num_images or evaluation.likelihood_num_images or available
-    if wanted < 1:
-        raise UserError(f"the likelihood of {wanted} images can't be taken; take 1 to {available:,}")
-    room = min(default_batch_size(experiment.data.image_size), _LIKELIHOOD_BATCH_SIZE)
+    num_images = min(options.likelihood_num_images or evaluation.likelihood_num_images or available, available)
+    default = min(default_batch_size(experiment.data.image_size), _LIKELIHOOD_BATCH_SIZE)
     return LikelihoodPlan(
         model=spec,
         dataset_uri=dataset_uri,
-        num_images=min(wanted, available),
+        num_images=num_images,
         form=form,
         num_steps=num_steps,
         seed=seed,
-        batch_size=min(options.batch_size or room, _LIKELIHOOD_BATCH_SIZE),
-        chunk_size=chunk_size_for(min(wanted, available), room),
+        batch_size=min(options.batch_size or default, _LIKELIHOOD_BATCH_SIZE),
+        chunk_size=default_chunk_size(num_images, default),
     )
 
 
 def _card(
-    model: str,
-    experiment: Experiment,
-    provenance: Provenance,
-    plan: SamplePlan,
-    likelihood: LikelihoodPlan | None,
-    purpose: str,
-    device: str,
+    model: TrainedModel, provenance: Provenance, samples: SamplePlan, likelihood: LikelihoodPlan | None, purpose: str, device: str
 ) -> dict[str, Any]:
+    experiment = model.experiment
+    enlarges = bool(samples.low_res_uri or samples.low_res_data_uri)
+    labels = "those of the small images" if enlarges else samples.labels
     card: dict[str, Any] = {
-        "model": model,
-        "inputs_sha256": list(plan.inputs),
+        "model": model.description,
+        "inputs_sha256": list(samples.inputs),
         "distance": {
             "name": provenance.distance_name,
-            "num_samples": plan.num_images,
-            "sampler": describe_sampling(plan.sampling, experiment.diffusion.num_timesteps),
-            "sampling": dataclasses.asdict(plan.sampling),
-            "labels": _labels_of(plan) if experiment.model.class_conditional else None,
-            "low_res": plan.low_res_uri or ("real training images, downsampled by area" if plan.low_res_data_uri else None),
+            "num_samples": samples.num_images,
+            "sampler": describe_sampling(samples.sampling, experiment.diffusion.num_timesteps),
+            "sampling": dataclasses.asdict(samples.sampling),
+            "labels": labels if experiment.model.class_conditional else None,
+            "low_res": samples.low_res_uri or ("real training images, downsampled by area" if samples.low_res_data_uri else None),
             "quantization": QUANTIZATION,
-            "seed": plan.seed,
+            "seed": samples.seed,
             "purpose": purpose,
-            "precision": plan.precision,
-            "arithmetic": describe_arithmetic(device, plan.precision),
-            "batch_size": plan.batch_size,
+            "precision": samples.precision,
+            "arithmetic": describe_arithmetic(device, samples.precision),
+            "batch_size": samples.batch_size,
             "reference": provenance.to_dict(),
         },
         "likelihood": None,

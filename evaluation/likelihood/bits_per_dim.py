@@ -1,9 +1,9 @@
-"""Bits per dimension of a set of images, as a result: its parts, its error, and how those of several workers merge."""
+"""Bits per dimension of a set of images: its terms, its standard error, and the merge of several workers' parts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,15 @@ from training.shapes import Float64, Int64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Likelihood:
-    """Bits/dim of a set of images; parts from several workers or batches merge into the whole.
+    """Bits/dim of a set of images; the parts of several workers or batches merge into the whole.
 
     Attributes:
-        form: How the bound was evaluated.
-        num_evaluations_per_image: Network evaluations that each image took.
-        indices: Which images, increasing.
-        per_image: Bits/dim of each.
-        prior_per_image: Its part KL(q(x_T | x_0) || N(0, I)).
-        decoder_per_image: Its part -log p(x_0 | x_1).
+        form: "full", "spaced" or "stratified"; see `evaluation.likelihood.estimate`.
+        num_evaluations_per_image: Network evaluations per image.
+        indices: Indices of the images, increasing.
+        per_image: Bits/dim of each image.
+        prior_per_image: The term KL(q(x_T | x_0) || N(0, I)) of each image.
+        decoder_per_image: The term -log p(x_0 | x_1) of each image.
         timesteps: Original timesteps of the chain, increasing; empty for the stratified form.
         term_sums: Sum of L_t over the images, for each of `timesteps`.
     """
@@ -56,12 +56,12 @@ class Likelihood:
 
     @property
     def prior(self) -> float:
-        """Mean prior part, in bits/dim."""
+        """Mean prior term, in bits/dim."""
         return float(self.prior_per_image.mean())
 
     @property
     def decoder(self) -> float:
-        """Mean decoder part, in bits/dim."""
+        """Mean decoder term, in bits/dim."""
         return float(self.decoder_per_image.mean())
 
     @property
@@ -70,7 +70,7 @@ class Likelihood:
         return self.term_sums / self.num_images
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary as JSON carries it, without the per-image values; an unknown standard error is null."""
+        """Return a summary for JSON, without the per-image values; an unknown standard error is null."""
         return {
             "form": self.form,
             "bits_per_dim": self.bits_per_dim,
@@ -84,23 +84,24 @@ class Likelihood:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as plain values and tensors that `torch.load(weights_only=True)` reads back."""
+        """Return all fields as plain values and tensors, which `torch.load(weights_only=True)` reads back."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Likelihood:
-        """What `state_dict` gave."""
+        """Return the likelihood of a `state_dict`."""
         return cls(**{**state, "timesteps": tuple(state["timesteps"])})
 
 
-def merge(parts: Sequence[Likelihood]) -> Likelihood:
-    """The likelihood of all images of the parts; the same whatever the split was.
+def merge(parts: Iterable[Likelihood]) -> Likelihood:
+    """Return the likelihood of all images of the parts. It does not depend on the split into parts.
 
     Raises:
         UserError: There are no parts, they were evaluated differently, or an image is in two of them.
     """
+    parts = list(parts)
     if not parts:
-        raise UserError("there are no images to take the likelihood of")
+        raise UserError("there are no images to compute the likelihood of")
     protocols = {(part.form, part.num_evaluations_per_image, part.timesteps) for part in parts}
     if len(protocols) > 1:
         words = " and ".join(sorted(f"{form!r} with {evaluations} evaluations" for form, evaluations, _ in protocols))
@@ -110,7 +111,7 @@ def merge(parts: Sequence[Likelihood]) -> Likelihood:
     indices = indices[order]
     twice = indices[1:][indices[1:] == indices[:-1]]
     if len(twice):
-        raise UserError(f"image {int(twice[0])} is in two parts of the likelihood; each image counts once")
+        raise UserError(f"image {int(twice[0])} is in two parts of the likelihood; evaluate each image once")
     return Likelihood(
         form=parts[0].form,
         num_evaluations_per_image=parts[0].num_evaluations_per_image,

@@ -1,21 +1,20 @@
-"""Bits per dimension of images under a model: the variational bound, whole, over fewer steps, or estimated.
+"""Bits per dimension of images under a model: the variational bound, in full, over fewer steps, or estimated.
 
 For an image x_0 the bound is prior + sum over t of L_t (Ho et al. 2020, equation 5): the prior KL(q(x_T | x_0) || N(0, I)),
 the decoder's -log p(x_0 | x_1) (L_0 here) and a KL for each step between. All are means over an image's dimensions in
-bits. Three forms:
+bits. There are three forms:
 
 - "full": every L_t once. T network evaluations an image.
 - "spaced": the bound of the shorter chain that keeps the strided timesteps and every t from 1 to T/K (supplement
-  section 5). A looser bound of its own, not an estimate of the full one.
+  section 5). It is a looser bound, not an estimate of the full one.
 - "stratified": an unbiased estimate of the full bound from K evaluations; see `stratum_bounds`.
 
-Noise is keyed by (seed, image, original timestep): the result depends on neither batches nor workers.
+Noise is keyed by (seed, image, original timestep), so the result depends on neither batches nor workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -33,42 +32,10 @@ from training.diffusion.process import GaussianProcess, Model, make_process
 from training.shapes import Float64, Int64
 
 ImageBatch = tuple[Tensor, Tensor, Tensor | None]
+"""Indices within the split, uint8 NCHW images as stored, labels."""
 MakeConditioning = Callable[[Tensor, Tensor | None], Mapping[str, Tensor]]
 _LAST_TIMESTEPS_WEIGHT = 0.2
-"""Share of the last timesteps against the first ones in `stratum_bounds`."""
-
-
-def evaluate_likelihood(
-    diffusion: DiffusionConfig,
-    model: Model,
-    batches: Iterable[ImageBatch],
-    *,
-    form: LikelihoodForm = "full",
-    num_steps: int = 100,
-    timesteps: Sequence[int] | None = None,
-    seed: int = 0,
-    clip_denoised: bool = True,
-    make_conditioning: MakeConditioning | None = None,
-    device: torch.device | str | None = None,
-) -> Likelihood:
-    """Bits/dim of all images; `likelihood_parts` merged.
-
-    Raises:
-        UserError: There are no images, an image comes twice, or a batch is not uint8.
-    """
-    parts = likelihood_parts(
-        diffusion,
-        model,
-        batches,
-        form=form,
-        num_steps=num_steps,
-        timesteps=timesteps,
-        seed=seed,
-        clip_denoised=clip_denoised,
-        make_conditioning=make_conditioning,
-        device=device,
-    )
-    return merge(list(parts))
+"""Weight of the last timesteps relative to the first ones in `stratum_bounds`."""
 
 
 def likelihood_parts(
@@ -84,100 +51,88 @@ def likelihood_parts(
     make_conditioning: MakeConditioning | None = None,
     device: torch.device | str | None = None,
 ) -> Iterator[Likelihood]:
-    """Bits/dim batch by batch, so that a caller can store each part and go on after a kill where it was.
+    """Compute bits/dim batch by batch; `evaluation.likelihood.bits_per_dim.merge` joins the parts.
 
     Args:
         diffusion: The process that the model was trained for.
-        model: The network, in evaluation mode. It runs in float32 whatever autocast says: rounding its mean to bfloat16
-            alone would cost some hundredths of a bit.
-        batches: Of (indices, images, labels or None): indices within the split, int64; uint8 NCHW images as stored,
-            neither flipped nor resized.
+        model: The network, in evaluation mode. It runs in float32 even under autocast, because rounding its mean to
+            bfloat16 alone costs some hundredths of a bit.
+        batches: Indices (int64), images and labels (or None) of each batch. Images are neither flipped nor resized.
         form: "full", "spaced" or "stratified".
         num_steps: K of the spacing, or of the stratified estimate; not used by "full".
         timesteps: Another chain for "spaced", in place of the one that K gives.
         seed: Keys the noise and the stratified timesteps.
         clip_denoised: Clamp the predicted x_0 to [-1, 1], as the paper's released code does.
-        make_conditioning: Gives the network's further inputs from (x_0, labels). None passes labels, where there are any,
+        make_conditioning: Returns the network's further inputs for (x_0, labels). None passes the labels, if there are any,
             as `y`; a model that takes no labels needs `lambda x_0, labels: {}`.
-        device: Where to evaluate; None is the device of each batch's images.
+        device: The device to compute on; None is the device of each batch's images.
 
     Yields:
-        One part a batch, on the CPU.
+        One part per batch, on the CPU.
 
     Raises:
-        UserError: A batch is not uint8, or K is not possible.
+        UserError: A batch is not uint8, K is not possible, or the device has no memory for one image.
         ValueError: `timesteps` are not increasing, or not of this process.
     """
     if timesteps is not None and form != "spaced":
         raise UserError(f"only the 'spaced' form takes timesteps; this one is {form!r}")
     if timesteps is None:
-        require_form(form, num_steps, diffusion.num_timesteps)
+        require_num_steps(form, num_steps, diffusion.num_timesteps)
     if form == "spaced" and timesteps is None:
         timesteps = likelihood_spacing(diffusion.num_timesteps, num_steps)
     process = make_process(diffusion, timesteps if form == "spaced" else None)
     bounds = stratum_bounds(process.num_timesteps, num_steps) if form == "stratified" else ()
 
-    def denoiser(x_0: Tensor, labels: Tensor | None) -> Denoiser:
-        given = {} if labels is None else {"y": labels}
-        conditioning = make_conditioning(x_0, labels) if make_conditioning is not None else given
-        return Denoiser(process, model, conditioning=conditioning, clip_denoised=clip_denoised)
-
     def part(batch: ImageBatch) -> Likelihood:
-        return _part(batch, denoiser, form=form, bounds=bounds, seed=seed, device=device)
+        target = torch.device(device) if device is not None else batch[1].device
+        indices, x_0 = batch[0].to(target), to_model_range(batch[1].to(target))
+        labels = batch[2].to(target) if batch[2] is not None else None
+        default = {} if labels is None else {"y": labels}
+        conditioning = default if make_conditioning is None else make_conditioning(x_0, labels)
+        denoiser = Denoiser(process, model, conditioning=conditioning, clip_denoised=clip_denoised)
+        return _part(denoiser, x_0, indices, form=form, bounds=bounds, seed=seed)
 
     for batch in batches:
         if batch[1].dtype != torch.uint8:
             raise UserError(f"bits/dim is defined on stored uint8 images; the batch's are {batch[1].dtype}")
-        yield _in_halves(part, batch)
+        yield _halve_until_it_fits(part, batch)
 
 
-def require_form(form: str, num_steps: int, num_timesteps: int) -> None:
-    """Refuses a form that there is not, or a number of steps that it can't have.
+def require_num_steps(form: LikelihoodForm, num_steps: int, num_timesteps: int) -> None:
+    """Check that a form of the likelihood can be evaluated in that number of steps.
 
     Raises:
-        UserError: One of them.
+        UserError: It can't.
     """
-    if form not in get_args(LikelihoodForm):
-        raise UserError(f"there is no form {form!r} of the likelihood; take {', '.join(get_args(LikelihoodForm))}")
     fewest = 2 if form == "stratified" else 1
     if form != "full" and not fewest <= num_steps <= num_timesteps:
         raise UserError(f"a {form} likelihood takes {fewest} to {num_timesteps} steps, got {num_steps}")
 
 
-def _in_halves(part: Callable[[ImageBatch], Likelihood], batch: ImageBatch) -> Likelihood:
-    """The part of a batch; where the device has no room for it, of its halves, which gives the same numbers."""
+def _halve_until_it_fits(part: Callable[[ImageBatch], Likelihood], batch: ImageBatch) -> Likelihood:
+    """Evaluate a batch; if the device runs out of memory, evaluate its halves, which gives the same numbers."""
     try:
         return part(batch)
     except torch.OutOfMemoryError as error:
         if len(batch[0]) == 1:
             raise UserError("the device has no memory for the likelihood of a single image; use a larger one, or the CPU") from error
-    torch.cuda.empty_cache()  # outside of the handler, whose traceback holds the tensors of the failed attempt
+    torch.cuda.empty_cache()  # after the handler, because its traceback keeps the tensors of the failed attempt
     indices, images, labels = batch
     middle = len(indices) // 2
     halves = (slice(None, middle), slice(middle, None))
-    return merge([_in_halves(part, (indices[rows], images[rows], None if labels is None else labels[rows])) for rows in halves])
+    return merge(_halve_until_it_fits(part, (indices[rows], images[rows], None if labels is None else labels[rows])) for rows in halves)
 
 
 def _part(
-    batch: ImageBatch,
-    make_denoiser: Callable[[Tensor, Tensor | None], Denoiser],
-    *,
-    form: LikelihoodForm,
-    bounds: Sequence[int],
-    seed: int,
-    device: torch.device | str | None,
+    denoiser: Denoiser, x_0: Tensor, indices: Int64[Tensor, " batch"], *, form: LikelihoodForm, bounds: Sequence[int], seed: int
 ) -> Likelihood:
-    """The likelihood of one batch; see `likelihood_parts`."""
-    target = torch.device(device) if device is not None else batch[1].device
-    indices, x_0 = batch[0].to(target), to_model_range(batch[1].to(target))
-    labels = batch[2].to(target) if batch[2] is not None else None
-    denoiser = make_denoiser(x_0, labels)
+    """Return the likelihood of one batch; see `likelihood_parts`."""
     process = denoiser.process
 
     def term(t: Tensor) -> Tensor:
         return bound_terms(denoiser, x_0, t, indices=indices, seed=seed).double()
 
-    with torch.no_grad(), full_precision(target.type):
+    with torch.no_grad(), full_precision(x_0.device.type):
         prior = process.prior_bits_per_dim(x_0).double()
         if form == "stratified":
             total, decoder = _stratified_sum(term, bounds, indices, seed)
@@ -200,7 +155,7 @@ def _part(
 def _stratified_sum(
     term: Callable[[Tensor], Tensor], bounds: Sequence[int], indices: Int64[Tensor, " batch"], seed: int
 ) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"]]:
-    """The estimated sum of L_t, and L_0; each image draws its own timestep from each stratum."""
+    """Estimate the sum of L_t, and return it with L_0. Each image draws its own timestep from each stratum."""
     total = decoder = term(torch.zeros_like(indices))
     for stratum in range(1, len(bounds) - 1):
         start, stop = bounds[stratum], bounds[stratum + 1]
@@ -215,7 +170,7 @@ def _stratified_sum(
 def _whole_sum(
     term: Callable[[Tensor], Tensor], process: GaussianProcess, indices: Int64[Tensor, " batch"]
 ) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"], Float64[Tensor, " terms"]]:
-    """The sum of L_t over the chain, L_0, and each L_t summed over the images."""
+    """Return the sum of L_t over the chain, L_0, and each L_t summed over the images."""
     total = decoder = term(torch.zeros_like(indices))
     sums = [total.sum()]
     for k in range(1, process.num_timesteps):
@@ -226,7 +181,7 @@ def _whole_sum(
 
 
 def stratum_bounds(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
-    """Boundaries 0 = b_0 < ... < b_K = T of the strata from which the stratified estimate draws one timestep each.
+    """Return the boundaries 0 = b_0 < ... < b_K = T of the strata from which the stratified estimate draws one timestep each.
 
     sum over t of L_t = sum over strata of (width * mean of L_t within), and one t drawn uniformly from a stratum gives an
     unbiased estimate of its summand. A stratum of one timestep is exact. Variance is least when a stratum's share of

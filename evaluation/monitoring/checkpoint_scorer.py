@@ -1,21 +1,20 @@
-"""One checkpoint's score beside training: every decay on common noise, few steps, few images, kept in the run's directory.
+"""The score of a checkpoint beside training: every EMA decay on common noise, few steps, few images.
 
-The same sample indices and seed at every checkpoint and for every decay: two scores then differ by the models and
-hardly by the draw (about a fifteenth of the variance of independent draws was measured on small models). A score ranks
-checkpoints of one run; a reported number takes the full protocol, with other seeds (`evaluation.evaluate.run`).
+All checkpoints and decays use the same sample indices and seed, so two scores differ by the models and hardly by the draw
+(measured on small models: a fifteenth of the variance of independent draws). A score ranks checkpoints of one run; a
+reported number takes the full protocol and other seeds (`evaluation.evaluate.run`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, standard_error
+from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, jackknife_error, leave_one_out_distances
 from evaluation.distances.reference_statistics import ReferenceStatistics, load_reference
 from evaluation.features.extractors import FeatureExtractor, load_extractor
 from evaluation.monitoring import early_stopping
@@ -30,22 +29,20 @@ from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import EvaluationConfig, Experiment, Precision
 
-NUM_GRID_ROWS = 10
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointScorer:
-    """Scores checkpoints and judges their history; plain data, so that it travels to another process.
+    """Scores checkpoints and decides when to stop. It is plain data, so that it can be sent to another process.
 
     Attributes:
-        evaluation: Of the experiment that is trained: counts, sampler, patience.
+        evaluation: Evaluation section of the experiment that is trained: counts, sampler, patience.
         reference_uri: Reference statistics.
-        extractor_weights: Path or `s3://` URI of the extractor's weights, where it needs some.
+        extractor_weights: Path or `s3://` URI of the extractor's weights, if it needs some.
         class_names: Names of the labels, for the sample grids.
-        data_uri: The data set; an upsampler is given its training images, downsampled.
-        batch_size: Images at a time; 0 takes what a network of this image size has room for.
-        precision: "bf16" is good enough for a score, and several times as fast on a GPU.
-        device: Where.
+        data_uri: The data set; an upsampler enlarges its training images, downsampled.
+        batch_size: Images per batch; 0 takes the default for this image size.
+        precision: Precision of the network. "bf16" is good enough for a score, and several times as fast on a GPU.
+        device: The device to score on.
     """
 
     evaluation: EvaluationConfig
@@ -58,162 +55,117 @@ class CheckpointScorer:
     device: str = "auto"
 
     def score(self, checkpoint_uri: str) -> dict[str, Any]:
-        """The score of one checkpoint; one that is kept for the same weights and protocol is read, not redone."""
-        return score_checkpoint(
-            checkpoint_uri,
-            self.reference_uri,
-            extractor_weights=self.extractor_weights,
-            class_names=self.class_names,
-            data_uri=self.data_uri,
-            batch_size=self.batch_size,
-            precision=self.precision,
-            device=self.device,
+        """Score every decay of a checkpoint by the experiment's scoring protocol, and store score and sample grid.
+
+        A stored score of the same weights and protocol is read, not computed again.
+
+        Args:
+            checkpoint_uri: The checkpoint's directory inside its run's.
+
+        Returns:
+            The content of `<run>/evaluations/step=NNNNNNNN.json`: `step`, `scores` and `standard_errors` by weights,
+            `grid_uri`, `protocol`, `seconds`.
+
+        Raises:
+            CheckpointError: There is no such checkpoint.
+            UserError: The reference can't be compared with it, the extractor's weights can't be read, or it is an upsampler
+                and `data_uri` is empty.
+        """
+        started = time.monotonic()
+        device = choose_device(self.device)
+        experiment = checkpoint.load_experiment(checkpoint_uri)
+        extractor = load_extractor(experiment.evaluation.extractor, weights=self.extractor_weights, device=device)
+        reference = load_reference(self.reference_uri)
+        protocol = scoring_protocol(experiment, reference, extractor, self.precision)
+        digest = checkpoint_digest(checkpoint_uri)
+        uri = score_uri(checkpoint_uri)
+        if storage.exists(uri):
+            stored: dict[str, Any] = storage.read_json(uri)
+            if stored.get("protocol") == protocol and stored.get("checkpoint_digest") == digest:
+                return stored
+
+        low_res_size = experiment.model.low_res_size
+        low_res = RealLowRes(storage.join(self.data_uri, "train"), low_res_size) if self.data_uri and low_res_size is not None else None
+        scores: dict[str, float] = {}
+        errors: dict[str, float] = {}
+        pictures: dict[str, grids.Pixels] = {}
+        for weights in [name for name in checkpoint.weights_names(checkpoint_uri) if name != checkpoint.MODEL]:
+            model = load_model(checkpoint_uri, weights, device=device)
+            scores[weights], errors[weights], pictures[weights] = self._score_weights(model, reference.features, extractor, low_res)
+        step = checkpoint.step_of(checkpoint_uri)
+        best = min(scores, key=lambda name: (math.isnan(scores[name]), scores[name]), default=None)
+        grid_uri = ""
+        if best is not None:
+            grid_uri = storage.join(run_uri_of(checkpoint_uri), SAMPLES, f"step={step:08d}.png")
+            storage.write_bytes(grid_uri, grids.to_png(pictures[best]))
+        score: dict[str, Any] = as_plain(
+            {
+                "step": step,
+                "checkpoint_uri": checkpoint_uri,
+                "checkpoint_digest": digest,
+                "distance_name": protocol["distance"],
+                "scores": scores,
+                "standard_errors": errors,
+                "best_weights": best,
+                "grid_uri": grid_uri,
+                "protocol": protocol,
+                "versions": versions(),
+                "seconds": round(time.monotonic() - started, 2),
+            }
         )
+        storage.write_json(uri, score)
+        return score
 
     def history(self, run_uri: str) -> list[dict[str, Any]]:
-        """The kept scores, by step."""
+        """Return the stored scores, by step."""
         return read_history(run_uri)
 
     def stop_reason(self, history: Sequence[Mapping[str, Any]]) -> str | None:
-        """Why training should stop; None while it should not."""
+        """Return why training should stop; None while it should not."""
         decision = early_stopping.decide(history, self.evaluation)
         return decision.reason if decision.stop else None
 
     def metrics(self, score: Mapping[str, Any]) -> dict[str, float]:
-        """The distance of each decay, and the best of them, as MLflow names metrics."""
+        """Return the distance of each decay and the best of them, under MLflow's metric names."""
         finite = {weights: float(value) for weights, value in score["scores"].items() if value is not None}
         best = {"score/best": min(finite.values())} if finite else {}
         return best | {f"score/{weights}": value for weights, value in finite.items()}
 
     def image(self, score: Mapping[str, Any]) -> grids.Pixels | None:
-        """The sample grid of a score, uint8 HWC; None where it is gone."""
+        """Return the sample grid of a score, uint8 HWC; None if its file was deleted."""
         uri = score.get("grid_uri")
         return grids.from_png(storage.read_bytes(uri)) if uri and storage.exists(uri) else None
 
     def keep(self, history: Sequence[Mapping[str, Any]]) -> set[int]:
-        """Steps whose checkpoints the final choice may want."""
-        return early_stopping.steps_to_keep(history, self.evaluation)
+        """Return the steps of the checkpoints that the final choice may need."""
+        return {candidate.step for candidate in early_stopping.best_checkpoints(history, self.evaluation.rescore_best)}
 
-
-def score_checkpoint(
-    checkpoint_uri: str,
-    reference_uri: str,
-    *,
-    extractor_weights: str | None = None,
-    class_names: Sequence[str] = (),
-    data_uri: str = "",
-    batch_size: int = 0,
-    precision: Precision = "fp32",
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Scores every decay of a checkpoint by the experiment's scoring protocol, and keeps score and sample grid.
-
-    Args:
-        checkpoint_uri: The checkpoint's directory inside the run's.
-        reference_uri: Reference statistics; refused if they are of other images or another extractor.
-        extractor_weights: Path or `s3://` URI of the extractor's weights.
-        class_names: Names of the labels, for the grid.
-        data_uri: The data set, for an upsampler.
-        batch_size: Images at a time; 0 takes what a network of this image size has room for.
-        precision: Of the network.
-        device: Where.
-
-    Returns:
-        What is stored in `<run>/evaluations/step=NNNNNNNN.json`: `step`, `scores` and `standard_errors` by weights,
-        `grid_uri`, `protocol`, `seconds`.
-
-    Raises:
-        CheckpointError: There is no such checkpoint.
-        UserError: The reference can't be compared with it.
-        UserError: The extractor's weights can't be had.
-        UserError: It is an upsampler, and `data_uri` is not given.
-    """
-    started = time.monotonic()
-    device = choose_device(device)
-    experiment = checkpoint.load_experiment(checkpoint_uri)
-    extractor = load_extractor(experiment.evaluation.extractor, weights=extractor_weights, device=device)
-    batch_size = batch_size or default_batch_size(experiment.data.image_size)
-    reference = load_reference(reference_uri)
-    protocol = scoring_protocol(experiment, reference, extractor, precision)
-    uri = score_uri(checkpoint_uri)
-    identity = checkpoint_digest(checkpoint_uri)
-    if storage.exists(uri):
-        kept: dict[str, Any] = storage.read_json(uri)
-        if kept.get("protocol") == protocol and kept.get("checkpoint_digest") == identity:
-            return kept
-
-    low_res_size = experiment.model.low_res_size
-    low_res = RealLowRes(storage.join(data_uri, "train"), low_res_size) if data_uri and low_res_size is not None else None
-    scores: dict[str, float] = {}
-    errors: dict[str, float] = {}
-    pictures: dict[str, grids.Pixels] = {}
-    for weights in [name for name in checkpoint.weights_names(checkpoint_uri) if name != checkpoint.MODEL]:
-        model = load_model(checkpoint_uri, weights, device=device)
-        scores[weights], errors[weights], pictures[weights] = _score(
-            model, reference.features, extractor, class_names=class_names, batch_size=batch_size, precision=precision, low_res=low_res
-        )
-    best = min(scores, key=lambda name: (scores[name] != scores[name], scores[name]), default=None)
-    grid_uri = ""
-    if best is not None:
-        grid_uri = storage.join(run_uri_of(checkpoint_uri), SAMPLES, f"step={checkpoint.step_of(checkpoint_uri):08d}.png")
-        storage.write_bytes(grid_uri, grids.to_png(pictures[best]))
-    score: dict[str, Any] = as_plain(
-        {
-            "step": checkpoint.step_of(checkpoint_uri),
-            "checkpoint_uri": checkpoint_uri,
-            "checkpoint_digest": identity,
-            "distance_name": protocol["distance"],
-            "scores": scores,
-            "standard_errors": errors,
-            "best_weights": best,
-            "grid_uri": grid_uri,
-            "protocol": protocol,
-            "versions": versions(),
-            "seconds": round(time.monotonic() - started, 2),
-        }
-    )
-    storage.write_json(uri, score)
-    return score
-
-
-def _score(
-    model: TrainedModel,
-    reference: FeatureStatistics,
-    extractor: FeatureExtractor,
-    *,
-    class_names: Sequence[str],
-    batch_size: int,
-    precision: Precision,
-    low_res: LowRes | None,
-) -> tuple[float, float, grids.Pixels]:
-    evaluation = model.experiment.evaluation
-    batches = generate(
-        model,
-        num_images=evaluation.scoring_num_samples,
-        seed=derived_seed(model.experiment.seed, "score"),
-        sampling=evaluation.scoring_sampling,
-        batch_size=batch_size,
-        precision=precision,
-        low_res=low_res,
-    )
-    blocks = BlockedMoments(extractor.dim, evaluation.scoring_num_samples)
-    shown = []
-    num_shown = 0
-    for indices, images, labels in batches:
-        blocks.update(indices, extractor(images))
-        if num_shown < NUM_GRID_ROWS * max(10, model.num_classes):
-            shown.append((images, labels))
-            num_shown += len(images)
-    images = torch.cat([part for part, _ in shown])
-    labels = torch.cat([y for _, y in shown if y is not None]) if model.num_classes else None
-    picture = grids.class_grid(images, labels, class_names, num_rows=NUM_GRID_ROWS)
-    return frechet_distance(reference, blocks.total()), standard_error(reference, blocks), picture
+    def _score_weights(
+        self, model: TrainedModel, reference: FeatureStatistics, extractor: FeatureExtractor, low_res: LowRes | None
+    ) -> tuple[float, float, grids.Pixels]:
+        """Return the distance, its standard error and the sample grid of one set of weights."""
+        evaluation = model.experiment.evaluation
+        blocks = BlockedMoments(extractor.dim, evaluation.scoring_num_samples)
+        grid = grids.ClassGrid(self.class_names)
+        for indices, images, labels in generate(
+            model,
+            num_images=evaluation.scoring_num_samples,
+            seed=derived_seed(model.experiment.seed, "score"),
+            sampling=evaluation.scoring_sampling,
+            batch_size=self.batch_size or default_batch_size(model.experiment.data.image_size),
+            precision=self.precision,
+            low_res=low_res,
+        ):
+            blocks.update(indices, extractor(images))
+            grid.update(images, labels if model.num_classes else None)
+        error = jackknife_error(leave_one_out_distances(reference, blocks))
+        return frechet_distance(reference, blocks.total()), error, grid.pixels()
 
 
 def scoring_protocol(
     experiment: Experiment, reference: ReferenceStatistics, extractor: FeatureExtractor, precision: Precision
 ) -> dict[str, Any]:
-    """The card of a score: what has to agree for two scores to be of one history.
+    """Return the protocol card of a score. Scores of one history have equal cards.
 
     Raises:
         UserError: The reference can't be compared with the experiment's images.
@@ -237,6 +189,6 @@ def scoring_protocol(
 
 
 def read_history(run_uri: str) -> list[dict[str, Any]]:
-    """The scores that are kept in a run's directory, by step."""
+    """Read the scores in a run's directory, by step."""
     uris = [uri for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS)) if uri.rpartition("/")[2].startswith("step=")]
     return sorted((storage.read_json(uri) for uri in uris), key=lambda score: int(score["step"]))

@@ -1,15 +1,15 @@
-"""When to stop: a pure function of the stored history of scores.
+"""Early stopping, as a pure function of the stored history of scores.
 
-Supplement section 7: FID becomes worse over training, so stop early; the best decay of the average is not known
-beforehand, so every one is scored. A score is a plain dictionary, as `evaluation.monitoring.checkpoint_scorer` stores it in the run's
-directory: `step`, and `scores`, the distance of each set of weights. Nothing here reads anything else, so that a
-history from a resumed or a finished run gives the decision again.
+Supplement section 7: the FID gets worse late in training, so training stops early; the best decay of the average is not known
+beforehand, so every decay is scored. A score is a dictionary that `evaluation.monitoring.checkpoint_scorer` stores in the run's
+directory; this module reads its `step` and its `scores`, the distance of each set of weights, and nothing else. A resumed or
+finished run's history therefore gives the same decision again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,12 @@ Score = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One set of weights of one checkpoint, and its score.
+    """One set of weights of one checkpoint, with its score.
 
     Attributes:
         step: Training step of the checkpoint.
         weights: "ema_0.9999" and the like.
-        score: Its distance; smaller is better.
+        score: The distance; smaller is better.
     """
 
     step: int
@@ -35,13 +35,13 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """Whether to go on, and what is best so far.
+    """Stop or continue, and the best checkpoint so far.
 
     Attributes:
-        stop: Whether training should stop.
+        stop: True if training should stop.
         best_step: Step of the best checkpoint; None while no score is finite.
-        best_weights: The decay that was best there.
-        best_score: Its distance.
+        best_weights: Its best weights.
+        best_score: Their distance.
         reason: One sentence for a person.
     """
 
@@ -53,14 +53,14 @@ class Decision:
 
 
 def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
-    """Stops after `patience` scored checkpoints without a gain, never before `min_steps`.
+    """Decide to stop after `patience` scored checkpoints without a gain, but not before `min_steps`.
 
-    A checkpoint's score is the smallest over its decays. It is a gain if it is below the last gain's score by more than
-    `min_gain` of it: noise of that size neither prolongs training nor, because the comparison is with the last gain and
-    not with the last checkpoint, hides slow progress. A checkpoint without a finite score is none.
+    A checkpoint's score is the smallest over its decays. It is a gain if it is below the last gain's score by more than the
+    fraction `min_gain`. Noise of that size does not prolong training. It does not hide slow progress either, because the
+    comparison is with the last gain and not with the last checkpoint. A score that is not finite is no gain.
 
     Args:
-        history: Scores in any order; of a step that occurs twice, the later entry counts.
+        history: Scores in any order; if a step occurs twice, the later entry counts.
         config: `patience` (0 never stops), `min_gain`, `min_steps`.
     """
     scores = sorted_by_step(history)
@@ -78,17 +78,17 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
         else:
             since += 1
     last_step = int(scores[-1]["step"])
-    tired = 0 < config.patience <= since
+    out_of_patience = 0 < config.patience <= since
     best_words = f"best {best.score:.4g} at step {best.step:,} ({best.weights})"
-    if tired and last_step >= config.min_steps:
+    if out_of_patience and last_step >= config.min_steps:
         reason = f"no gain of {config.min_gain:.1%} in {since} scored checkpoints; {best_words}"
-    elif tired:
+    elif out_of_patience:
         reason = f"no gain in {since} scored checkpoints, but step {last_step:,} is before min_steps {config.min_steps:,}; {best_words}"
     else:
         limit = f" of {config.patience}" if config.patience else ""
         reason = f"{since}{limit} scored checkpoints since the last gain; {best_words}"
     return Decision(
-        stop=tired and last_step >= config.min_steps,
+        stop=out_of_patience and last_step >= config.min_steps,
         best_step=best.step,
         best_weights=best.weights,
         best_score=best.score,
@@ -97,13 +97,13 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
 
 
 def sorted_by_step(history: Iterable[Score]) -> list[Score]:
-    """The scores by step, one a step."""
+    """Return the scores by step, one per step."""
     by_step = {int(score["step"]): score for score in history}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def ranked_candidates(history: Iterable[Score]) -> list[Candidate]:
-    """Every set of weights with a finite score, best first; of equals, the earlier step."""
+    """Return every set of weights with a finite score, best first; of equal scores, the earlier step first."""
     candidates = [
         Candidate(step=int(score["step"]), weights=weights, score=float(value))
         for score in sorted_by_step(history)
@@ -114,19 +114,14 @@ def ranked_candidates(history: Iterable[Score]) -> list[Candidate]:
 
 
 def best_checkpoints(history: Iterable[Score], count: int) -> list[Candidate]:
-    """The best weights of each of the best `count` checkpoints: what is worth a full scoring.
+    """Return the best weights of each of the best `count` checkpoints, which are scored again at full protocol.
 
-    One a checkpoint, because the decays of one checkpoint are almost the same network.
+    There is one per checkpoint, because the decays of one checkpoint are almost the same network.
     """
     best_of_step: dict[int, Candidate] = {}
     for candidate in ranked_candidates(history):
         best_of_step.setdefault(candidate.step, candidate)
     return list(best_of_step.values())[:count]
-
-
-def steps_to_keep(history: Sequence[Score], config: EvaluationConfig) -> set[int]:
-    """Steps whose checkpoints a later choice may want."""
-    return {candidate.step for candidate in best_checkpoints(history, config.rescore_best)}
 
 
 def _smallest(score: Score) -> float:

@@ -1,4 +1,4 @@
-"""Whether a model that is scored again has become worse: a pure function of its history."""
+"""The nightly check for a regression, as a pure function of the history of a model's scores."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from training.config.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegressionCheck:
-    """The judgement of one score.
+    """The comparison of one score with its history.
 
     Attributes:
-        regressed: Whether it lies above the limit.
+        regressed: True if the score is above the limit, or not finite.
         distance: The score.
-        baseline: What it was compared with: the median of the history.
+        baseline: The median of the history.
         spread: Standard deviation of one score.
-        limit: Above it, a score is a regression.
+        limit: Largest score that is no regression.
         reason: One sentence with both numbers.
     """
 
@@ -39,25 +39,25 @@ def check_regression(
     num_standard_errors: float = 4.0,
     min_difference: float = 0.0,
 ) -> RegressionCheck:
-    """Compares a score with its history.
+    """Compare a score with its history.
 
     A score is a regression if it exceeds the history's median m by more than `num_standard_errors` * s and by more than
     `min_difference`. s is the history's standard deviation once it has three scores, but never less than the score's
-    own standard error: a short history that happens to agree would otherwise raise alarms about noise.
+    own standard error: otherwise a short history with almost equal scores would raise alarms about noise.
 
     Args:
         distance: The new score; smaller is better. A score that is not finite is a regression.
-        standard_error: Of the new score over the draw of samples; None if unknown.
-        history: Earlier scores by the same protocol, at least one that is finite; others say nothing.
-        num_standard_errors: How many standard deviations are noise.
-        min_difference: What is too little to matter, in units of the distance.
+        standard_error: Standard error of the new score over the draw of samples; None if unknown.
+        history: Earlier scores by the same protocol; those that are not finite are ignored.
+        num_standard_errors: Number of standard deviations that count as noise.
+        min_difference: Smallest difference that matters, in units of the distance.
 
     Raises:
-        UserError: There is no history, or a threshold is no number that is at least 0.
+        UserError: The history has no finite score, or a threshold is negative or not finite.
     """
     history = [value for value in history if math.isfinite(value)]
     if not history:
-        raise UserError("there is no earlier score to compare with")
+        raise UserError("there is no earlier score to compare with; evaluate the model once more")
     if not (0 <= num_standard_errors < math.inf and 0 <= min_difference < math.inf):
         raise UserError(f"thresholds must be at least 0, got {num_standard_errors} standard errors and a difference of {min_difference}")
     baseline = statistics.median(history)

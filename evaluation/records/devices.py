@@ -1,4 +1,4 @@
-"""Where evaluation computes, in which arithmetic, and on how many images at a time."""
+"""The device, the arithmetic and the batch size of evaluation."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ MAX_BATCH_SIZE = 250
 _PIXELS_AT_A_TIME = 2**20
 
 
-def choose_device(word: str) -> str:
-    """The device that a word means.
+def choose_device(name: str) -> str:
+    """Return the name of a device that exists here.
 
     Args:
-        word: "auto" (a GPU where this process sees one, else the processor), "cpu", "cuda" or "cuda:1".
+        name: "auto" (a GPU if this process sees one, else the CPU), "cpu", "cuda" or "cuda:1".
 
     Raises:
         UserError: There is no such device here.
     """
-    if word == "auto":
+    if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(word)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"{word!r} is not a device; use auto, cpu, cuda or cuda:1") from error
+        raise UserError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise UserError(f"there is no device {word!r} here: this process sees {count} GPUs; use auto or cpu")
-    return word
+        raise UserError(f"there is no device {name!r} here: this process sees {count} GPUs; use auto or cpu")
+    return name
 
 
 def default_batch_size(image_size: int) -> int:
-    """Images at a time that a network of the paper's sizes has room for: about a megapixel, at most 250.
+    """Return a batch size that fits a network of the paper's sizes: about a megapixel, at most 250 images.
 
-    What still does not fit is halved when the device says so (`evaluation.sampling.generate`, `evaluation.likelihood.estimate`).
+    A batch that does not fit is halved (`evaluation.sampling.generate`, `evaluation.likelihood.estimate`).
     """
     return min(MAX_BATCH_SIZE, max(1, _PIXELS_AT_A_TIME // image_size**2))
 
 
 def describe_arithmetic(device: str, precision: Precision) -> str:
-    """What a network computes in while sampling, in words for protocol cards."""
+    """Return the arithmetic of a network while sampling, as text for protocol cards."""
     if precision == "bf16":
         return "bfloat16 autocast"
     return "float32" if device == "cpu" else "float32, convolutions in TF32"
@@ -53,10 +53,10 @@ def describe_arithmetic(device: str, precision: Precision) -> str:
 
 @contextlib.contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
-    """Float32 as IEEE means it: no autocast, and no TF32 in matrix products and convolutions, which CUDA uses unasked."""
+    """Compute in IEEE float32: no autocast, and no TF32 in matrix products and convolutions, which CUDA uses by default."""
     cuda: Any = torch.backends.cuda
     cudnn: Any = torch.backends.cudnn
-    # The three are set together: PyTorch refuses to say whether TF32 is on where its parts disagree.
+    # The three are set together: PyTorch raises an error when it is asked for TF32 and they differ.
     backends = (cuda.matmul, cudnn.conv, cudnn.rnn)
     before = [backend.fp32_precision for backend in backends]
     try:

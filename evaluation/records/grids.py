@@ -1,4 +1,4 @@
-"""Grids of samples as PNG: tiles of whole pixels, enlarged without smoothing, because small images are made of pixels."""
+"""Grids of samples as PNG. Small images are enlarged by whole factors and without smoothing."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def sample_grid(
     row_names: Sequence[str] = (),
     tile_pixels: int = _MIN_TILE_PIXELS,
 ) -> Pixels:
-    """The images row by row on white, with a thin gap between them.
+    """Draw the images row by row on white, with a thin gap between them.
 
     Args:
-        images: The images, the first row's first.
-        num_columns: Images a row.
-        column_names: Words above the columns, such as the classes; none leaves no room for them.
-        row_names: Words left of the rows, such as numbers of sampling steps.
+        images: The images, row by row.
+        num_columns: Images per row.
+        column_names: Names above the columns, such as the classes.
+        row_names: Names left of the rows, such as numbers of sampling steps.
         tile_pixels: Smaller images are enlarged by a whole factor to at least this size.
 
     Returns:
@@ -69,44 +69,54 @@ def sample_grid(
     return np.asarray(picture)
 
 
-def class_grid(
-    images: UInt8[Tensor, "images channels height width"],
-    labels: Tensor | None,
-    class_names: Sequence[str] = (),
-    *,
-    num_rows: int = 10,
-    max_columns: int = MAX_COLUMNS,
-) -> Pixels:
-    """A grid with a column for each class, named above it; the first images where that would leave most of them out.
+class ClassGrid:
+    """A grid with a column for each class, made from a stream of samples of which it stores only those that it shows.
 
-    Args:
-        images: Samples, in the order in which they are to be shown.
-        labels: Their labels, or None.
-        class_names: Name of each label; the numbers where it is empty.
-        num_rows: At most so many rows.
-        max_columns: At most so many classes, the first ones.
+    It shows the first images in their order if a grid of classes would leave out most of them.
     """
-    first = images[: num_rows * max_columns]
-    if labels is None:
-        return sample_grid(first, num_columns=max_columns)
-    shown = torch.unique(labels)[:max_columns]
-    columns = [(labels == label).nonzero().squeeze(1)[:num_rows] for label in shown]
-    depth = min(len(column) for column in columns)
-    if 2 * depth * len(columns) < min(len(first), num_rows * len(columns)):
-        return sample_grid(first, num_columns=max_columns)
-    order = torch.stack([column[:depth] for column in columns], dim=1).flatten()
-    names = [class_names[int(label)] if int(label) < len(class_names) else str(int(label)) for label in shown]
-    return sample_grid(images[order], num_columns=len(columns), column_names=names)
+
+    def __init__(self, class_names: Sequence[str] = (), *, num_rows: int = 10, max_columns: int = MAX_COLUMNS) -> None:
+        """Start an empty grid.
+
+        Args:
+            class_names: Name of each label; empty shows the numbers.
+            num_rows: Largest number of rows.
+            max_columns: Largest number of classes; the lowest labels are shown.
+        """
+        self._class_names = class_names
+        self._num_rows, self._max_columns = num_rows, max_columns
+        self._first: list[Tensor] = []
+        self._columns: dict[int, list[Tensor]] = {}
+
+    def update(self, images: UInt8[Tensor, "batch channels height width"], labels: Tensor | None) -> None:
+        """Add a batch of samples and their labels."""
+        room = self._num_rows * self._max_columns - len(self._first)
+        self._first += images[: max(room, 0)].clone()
+        for label in [] if labels is None else torch.unique(labels).tolist():
+            column = self._columns.setdefault(label, [])
+            column += images[(labels == label).nonzero().squeeze(1)[: self._num_rows - len(column)]]
+        for label in sorted(self._columns)[self._max_columns :]:
+            del self._columns[label]
+
+    def pixels(self) -> Pixels:
+        """Draw the grid; uint8 RGB, height x width x 3."""
+        columns = [self._columns[label] for label in sorted(self._columns)]
+        depth = min((len(column) for column in columns), default=0)
+        if 2 * depth * len(columns) < min(len(self._first), self._num_rows * max(len(columns), 1)):
+            return sample_grid(torch.stack(self._first), num_columns=self._max_columns)
+        names = [self._class_names[label] if label < len(self._class_names) else str(label) for label in sorted(self._columns)]
+        images = [column[row] for row in range(depth) for column in columns]
+        return sample_grid(torch.stack(images), num_columns=len(columns), column_names=names)
 
 
 def to_png(pixels: Pixels) -> bytes:
-    """The pixels as a PNG file."""
+    """Return the pixels as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def from_png(data: bytes) -> Pixels:
-    """The pixels of a PNG file, RGB."""
+    """Return the pixels of a PNG file, RGB."""
     with Image.open(io.BytesIO(data)) as picture:
         return np.asarray(picture.convert("RGB"))

@@ -1,7 +1,7 @@
-"""The protocol card: everything that a number depends on, beside the number.
+"""The protocol card: everything that a number depends on, stored with the number.
 
-Distances of the same model differ by whole units between protocols (counts, resize, sampler, weights), so a number
-without its card can't be compared with anything.
+Distances of one model differ by whole units between protocols (counts, resize, sampler, weights), so a number without
+its card can't be compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PACKAGES = ("iddpm-pipelines", "torch", "numpy", "torch-fidelity")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed the number."""
+    """Return the versions of Python and of the packages that compute the numbers."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -30,29 +30,29 @@ def versions() -> dict[str, str]:
 
 
 def num_sampling_steps(sampling: SamplingConfig, num_timesteps: int) -> int:
-    """The paper's K: network evaluations an image."""
+    """Return the paper's K: network evaluations per image."""
     return len(parse_spacing(sampling.spacing, num_timesteps))
 
 
 def describe_sampling(sampling: SamplingConfig, num_timesteps: int) -> str:
-    """The sampler in words: "ancestral, 250 of 4,000 steps"."""
+    """Describe the sampler in words: "ancestral, 250 of 4,000 steps"."""
     name = {"ancestral": "ancestral", "ddim": f"DDIM, eta {sampling.eta:g}", "dpm_solver_pp": "DPM-Solver++ (2M)"}[sampling.method]
     clip = "" if sampling.clip_denoised else ", x_0 not clipped"
     return f"{name}, {num_sampling_steps(sampling, num_timesteps):,} of {num_timesteps:,} steps{clip}"
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that what is chosen on one draw is not reported on the same draw.
+    """Return a different seed for each purpose, so that a checkpoint chosen on one draw is not reported on the same draw.
 
     Args:
-        seed: The experiment's.
+        seed: The experiment's seed.
         purpose: "score" (the same noise at every checkpoint and decay), "choose", "report", "nightly-2026-11-24".
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6])
 
 
 def as_plain(value: Any) -> Any:
-    """The value as JSON carries it: tuples as lists, numbers that are not finite as null."""
+    """Convert a value for JSON: tuples become lists, numbers that are not finite become null."""
     if isinstance(value, dict):
         return {str(name): as_plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -63,11 +63,11 @@ def as_plain(value: Any) -> Any:
 
 
 def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
-    """The protocol card in words, a name and what it says a row.
+    """Describe the protocol card in words: rows of a name and its value.
 
     Args:
-        card: As `evaluation.evaluate.preflight` makes it.
-        likelihood_summary: What was found of the bits/dim, which knows how often the network was asked; None if it was not taken.
+        card: A card of `evaluation.evaluate.preflight`.
+        likelihood_summary: `EvaluationResult.likelihood`, for the number of network evaluations; None if not computed.
     """
     distance, likelihood = card["distance"], card["likelihood"]
     reference = distance["reference"]

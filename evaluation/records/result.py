@@ -1,4 +1,4 @@
-"""What an evaluation finds: numbers, each with the protocol that it depends on."""
+"""The result of an evaluation: its numbers, and the protocol that they depend on."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from evaluation.records.protocol_card import as_plain
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationResult:
-    """Numbers and their protocol.
+    """The numbers of one model and their protocol; stored as JSON.
 
     Attributes:
-        checkpoint_uri: What was evaluated.
-        weights: Which weights of it.
+        checkpoint_uri: The checkpoint; of an ensemble, the middle member's. The digests of all inputs are in `protocol`.
+        weights: The weights of the checkpoint.
         step: Training step.
-        distance_name: "FID" for the standard Inception network alone.
+        distance_name: "FID" only for the standard Inception network.
         distance: The Frechet distance.
-        distance_standard_error: Over the draw of the samples; None if unknown.
-        distance_without_blocks: The distance without each block of the samples (`evaluation.distances.frechet.without_each_block`), so that
-            another model's on the same noise can be compared with it.
-        held_out: `num_images` real test images have the distance `real`, as many samples `generated`: no finite sample
-            has distance zero, and smaller ones have larger ones. None where there are no test images.
-        likelihood: Summary of the bits/dim, with `per_image_uri` where each image's stands; None if it was not taken.
-        metrics: Further measures by name: value, standard_error, note.
+        distance_standard_error: Standard error over the draw of the samples; None if unknown.
+        distance_without_blocks: The distance without each block of samples (`frechet.leave_one_out_distances`), to compare
+            it with another model's on the same noise.
+        held_out: The distance `real` of `num_images` real test images, and `generated` of as many samples. It shows the bias
+            of a finite sample: no finite sample has distance zero. None if there are no test images.
+        likelihood: Summary of the bits/dim, and in `per_image_uri` the file of each image's; None if not computed.
+        metrics: Further metrics by name: value, standard_error, note.
         grid_uri: Sample grid, PNG.
-        images_uri: The drawn images, where they were kept.
-        protocol: The card.
+        images_uri: The drawn images, if they were kept.
+        protocol: The protocol card.
         experiment: The experiment.
         created_at: UTC, ISO 8601.
-        seconds: How long it took.
+        seconds: Duration.
     """
 
     checkpoint_uri: str
@@ -53,17 +53,17 @@ class EvaluationResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         plain: dict[str, Any] = as_plain(dataclasses.asdict(self))
         return plain
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EvaluationResult:
-        """What `to_dict` gave."""
+        """Return the result of a `to_dict`."""
         return cls(**value)
 
     def flat_metrics(self, prefix: str = "final") -> dict[str, float]:
-        """The numbers as MLflow names metrics, such as "final/distance"."""
+        """Return the numbers under MLflow's metric names, such as "final/distance"."""
         found: dict[str, float | None] = {"distance": self.distance, "distance_standard_error": self.distance_standard_error}
         if self.likelihood is not None:
             found |= {

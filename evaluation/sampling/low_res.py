@@ -1,7 +1,7 @@
-"""The small images that an upsampler is given, where no first stage made them: real ones, downsampled as in training.
+"""The small images that an upsampler enlarges: real images downsampled as in training, or the samples of a first stage.
 
-A distance over real small images says what the second stage adds of its own; supplement section 3's two-stage number
-takes the first stage's samples instead (`SamplePlan.low_res_uri`).
+A distance on real small images measures the second stage alone. The paper's two-stage number (supplement section 3) takes
+the first stage's samples instead (`SamplePlan.low_res_uri`; `evaluation.sampling.sample_set`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from training.models.upsampler import make_low_res
 from training.shapes import Int64
 
 LowRes = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""Indices to small images (uint8, or float32 in [-1, 1]) and their labels."""
+"""Maps indices to small images (uint8, or float32 in [-1, 1]) and their labels."""
 
 
 class RealLowRes:
-    """Image i of a data set, again from its beginning after its end, downsampled by area."""
+    """Image i of a data set, downsampled by area. After the last image the data set starts again."""
 
     def __init__(self, dataset_uri: str, low_res_size: int) -> None:
-        """Read the data set's manifest; its images are read when they are needed, and not staged.
+        """Read the data set's manifest. Its images are read when they are needed, and not staged.
+
+        Args:
+            dataset_uri: One split's directory.
+            low_res_size: Height and width of the small images.
 
         Raises:
             UserError: There is no such data set.

@@ -1,9 +1,9 @@
-"""A set of generated images in storage: drawn in chunks by any number of workers, and never the same chunk twice.
+"""A set of generated images in storage, drawn in chunks by any number of workers.
 
     <uri>/plan.json  images-00000.npz  images-00001.npz  ...
 
-A chunk is a function of the plan alone, so that who draws it, and after which interruption, makes no difference. Chunks
-are the field's sample batches (uint8 `arr_0`, labels `arr_1`), so that other evaluators can read them too.
+A chunk depends on the plan alone, so neither the worker nor an interruption changes it. Chunks are the field's sample
+batches (uint8 `arr_0`, labels `arr_1`), so that other evaluators can read them too.
 """
 
 from __future__ import annotations
@@ -11,47 +11,44 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from evaluation.records import npz
-from evaluation.records.protocol_card import as_plain
-from evaluation.records.run_directory import checkpoint_digest
-from evaluation.sampling.generate import Generated, Labels, concatenated, generate
+from evaluation.records.devices import default_batch_size
+from evaluation.sampling.chunks import Chunk, ChunkedPlan, default_chunk_size, process_chunks
+from evaluation.sampling.generate import Generated, Labels, concatenated, generate, labels_for
 from evaluation.sampling.low_res import LowRes, RealLowRes
-from evaluation.sampling.trained_model import ModelSpec, TrainedModel
+from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_cached
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
-from training.console import format_duration, format_rate, format_remaining, say
-from training.distributed.parallel_map import parallel_map
 
 PLAN = "plan.json"
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplePlan:
-    """Everything that the images are a function of.
+class SamplePlan(ChunkedPlan):
+    """Everything that the images depend on.
 
     Attributes:
-        model: Which network.
-        num_images: How many.
-        seed: Of all noise and of drawn labels.
+        model: The network.
+        num_images: Number of images.
+        seed: Seed of all noise and of drawn labels.
         sampling: Sampler and spacing.
         labels: "balanced", "data", or a list; see `evaluation.sampling.generate.labels_for`.
         class_counts: Images of each label in the data, for "data".
-        batch_size: Images at a time, which changes none of them: a set may be gone on with by another.
-        chunk_size: Images of one file; what an interruption costs at most.
-        precision: Of the network.
+        batch_size: Images per batch. It changes no image, so an interrupted set may be continued with another.
+        chunk_size: Images per file; an interruption loses at most the work on one file per worker.
+        precision: Precision of the network.
         low_res_uri: For an upsampler: the set of images to enlarge, at least as many.
-        low_res_data_uri: Or a data set (one split) whose images, downsampled, it is to enlarge again.
-        inputs: Digests of what stands at these addresses, where something else may come to stand (`input_digests`).
+        low_res_data_uri: Alternatively a data set (one split) whose images are downsampled and enlarged again.
+        inputs: Digests of the checkpoints and of the first stage's set (`input_digests`), because something else may be
+            written to the same addresses.
     """
 
     model: ModelSpec
@@ -65,7 +62,7 @@ class SamplePlan:
     precision: Precision = "fp32"
     low_res_uri: str = ""
     low_res_data_uri: str = ""
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if self.num_images < 1 or self.batch_size < 1 or self.chunk_size < 1:
@@ -73,69 +70,87 @@ class SamplePlan:
                 f"{self.num_images} images in chunks of {self.chunk_size} and batches of {self.batch_size}: each must be at least 1"
             )
 
-    @property
-    def num_chunks(self) -> int:
-        """Files of the set."""
-        return -(-self.num_images // self.chunk_size)
 
-    def to_dict(self) -> dict[str, Any]:
-        """What tells the images from others, as plain values for JSON."""
-        plain: dict[str, Any] = as_plain(asdict(self))
-        del plain["batch_size"]
-        return plain
+def plan_samples(
+    spec: ModelSpec,
+    model: TrainedModel,
+    *,
+    num_images: int,
+    seed: int,
+    sampling: SamplingConfig,
+    labels: Labels,
+    class_counts: tuple[int, ...],
+    train_uri: str,
+    low_res_uri: str = "",
+    batch_size: int = 0,
+    precision: Precision = "fp32",
+) -> SamplePlan:
+    """Check a draw of images against the model, and plan it.
 
+    Args:
+        spec: The model's address.
+        model: The same model, loaded.
+        num_images: Number of images.
+        seed: Seed of all noise.
+        sampling: Sampler and spacing.
+        labels: See `evaluation.sampling.generate.labels_for`.
+        class_counts: Images of each label in the data, for "data".
+        train_uri: The training split; an upsampler without `low_res_uri` enlarges its images, downsampled.
+        low_res_uri: For an upsampler: the first stage's images.
+        batch_size: Images per batch; 0 takes the default for this image size.
+        precision: Precision of the network.
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    plan: SamplePlan
-    uri: str
-    number: int
-    device: str
+    Raises:
+        UserError: The labels or the small images don't suit the model.
+    """
+    upsampler = model.low_res_size is not None
+    if low_res_uri and not upsampler:
+        raise UserError(f"{model.description} is not an upsampler: it takes no images to enlarge")
+    labels_for(torch.arange(1), model.num_classes, labels, seed=seed, class_counts=class_counts)
+    default = default_batch_size(model.experiment.data.image_size)
+    return SamplePlan(
+        model=spec,
+        num_images=num_images,
+        seed=seed,
+        sampling=sampling,
+        labels=labels,
+        class_counts=class_counts,
+        batch_size=batch_size or default,
+        chunk_size=default_chunk_size(num_images, default),
+        precision=precision,
+        low_res_uri=low_res_uri,
+        low_res_data_uri=train_uri if upsampler and not low_res_uri else "",
+        inputs=input_digests(spec, low_res_uri),
+    )
 
 
 def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu") -> None:
-    """Draws what of the set is not there yet.
+    """Draw the images of the set that do not exist yet.
 
     Args:
         plan: The images.
         uri: The set's directory.
         num_workers: 1 draws in this process; more are Ray tasks.
-        device: Where each of them samples.
+        device: The device of each of them.
 
     Raises:
-        UserError: The directory holds a set of another plan.
+        UserError: The directory contains a set of another plan.
     """
     plan_uri = storage.join(uri, PLAN)
     if not storage.write_json(plan_uri, plan.to_dict(), if_absent=True) and storage.read_json(plan_uri) != plan.to_dict():
         raise UserError(f"{uri} holds images of another plan; give another directory, or delete it")
-    present = set(storage.list_uris(uri))
-    missing = [number for number in range(plan.num_chunks) if chunk_uri(uri, number) not in present]
-    if len(missing) < plan.num_chunks:
-        say(f"{plan.num_chunks - len(missing)} of {plan.num_chunks} chunks of images are there already")
-    _loaded.cache_clear()  # the checkpoint may have been written anew since
-    _kept_chunk.cache_clear()
-    started = shown = time.monotonic()
-    done = 0
-    jobs = [_Chunk(plan, uri, number, device) for number in missing]
-    for count in parallel_map(_draw_chunk, jobs, num_workers=num_workers, num_gpus_per_worker=int(device != "cpu")):
-        done += count
-        now = time.monotonic()
-        if now - shown > _SECONDS_BETWEEN_LINES:
-            shown = now
-            total = sum(_size(plan, number) for number in missing)
-            rate, left = format_rate(done, now - started, "images"), format_remaining(done, total, now - started)
-            say(f"drew {done:,}/{total:,} images  {rate}  {left}")
-    if done:
-        say(f"drew {done:,} images in {format_duration(time.monotonic() - started)}")
+    _cached_chunk.cache_clear()  # the first stage may have been drawn again since the last call
+    uris = [chunk_uri(uri, number) for number in range(plan.num_chunks)]
+    process_chunks(_draw_chunk, plan, uris, directory=uri, activity="drew", num_workers=num_workers, device=device)
 
 
 def read(uri: str) -> Iterator[Generated]:
-    """The images of a set, chunk by chunk: indices, uint8 NCHW images, labels.
+    """Read a set, chunk by chunk: indices, uint8 NCHW images, labels.
 
     Raises:
         UserError: The set is not complete.
     """
-    plan = storage.read_json(storage.join(uri, PLAN))
+    plan = _read_plan(uri)
     num_images, chunk_size = int(plan["num_images"]), int(plan["chunk_size"])
     for number, first in enumerate(range(0, num_images, chunk_size)):
         images, labels = _read_chunk(uri, number)
@@ -144,29 +159,19 @@ def read(uri: str) -> Iterator[Generated]:
         yield torch.arange(first, first + len(images)), images, labels
 
 
-def chunk_size_for(num_images: int, batch_size: int) -> int:
-    """About twenty chunks of whole batches: enough to spread and to show progress, few enough files.
-
-    Args:
-        num_images: Of the set.
-        batch_size: What images of this size have room for, whatever is asked for: other chunks would be begun anew.
-    """
-    return batch_size * max(1, -(-num_images // (20 * batch_size)))
-
-
-def input_digests(model: ModelSpec, low_res_uri: str = "") -> tuple[str, ...]:
-    """Of the checkpoints and of the first stage's plan: a run that was trained anew has other weights at the same address.
+def input_digests(spec: ModelSpec, low_res_uri: str = "") -> tuple[str, ...]:
+    """Return the digests of the checkpoints and, for an upsampler, of the first stage's plan.
 
     Raises:
         UserError: There is no set of small images.
     """
-    uris = [uri for uri in (model.checkpoint_uri, model.ends_checkpoint_uri) if uri]
-    small = (hashlib.sha256(json.dumps(_plan_at(low_res_uri)).encode()).hexdigest(),) if low_res_uri else ()
-    return (*map(checkpoint_digest, uris), *small)
+    if not low_res_uri:
+        return spec.digests()
+    return (*spec.digests(), hashlib.sha256(json.dumps(_read_plan(low_res_uri)).encode()).hexdigest())
 
 
 def chunk_uri(uri: str, number: int) -> str:
-    """Where a chunk of the set is."""
+    """Return the file of a chunk of the set."""
     return storage.join(uri, f"images-{number:05d}.npz")
 
 
@@ -177,19 +182,14 @@ def _read_chunk(uri: str, number: int) -> tuple[Tensor, Tensor | None]:
         raise UserError(f"{uri}: chunk {number} is missing; the set is not complete, draw it again") from error
 
 
-def _size(plan: SamplePlan, number: int) -> int:
-    return min(plan.chunk_size, plan.num_images - number * plan.chunk_size)
-
-
-def _draw_chunk(chunk: _Chunk) -> int:
-    plan, first = chunk.plan, chunk.number * chunk.plan.chunk_size
-
-    model = _loaded(plan.model, chunk.device)
+def _draw_chunk(chunk: Chunk[SamplePlan]) -> int:
+    plan = chunk.plan
+    model = load_cached(plan.model, chunk.device)
     images, labels = concatenated(
         generate(
             model,
-            num_images=_size(plan, chunk.number),
-            start=first,
+            num_images=chunk.size,
+            start=chunk.start,
             seed=plan.seed,
             sampling=plan.sampling,
             labels=plan.labels,
@@ -199,59 +199,47 @@ def _draw_chunk(chunk: _Chunk) -> int:
             low_res=_low_res(plan, model),
         )
     )
-    npz.write_images(chunk_uri(chunk.uri, chunk.number), images, labels)
+    npz.write_images(chunk.uri, images, labels)
     return len(images)
 
 
 def _low_res(plan: SamplePlan, model: TrainedModel) -> LowRes | None:
-    size = model.experiment.model.low_res_size
-    if plan.low_res_data_uri and size is not None:
-        return RealLowRes(plan.low_res_data_uri, size)
-    if not plan.low_res_uri:
-        return None
-    return _FirstStage(plan, size, model.description)
+    if plan.low_res_data_uri and model.low_res_size is not None:
+        return RealLowRes(plan.low_res_data_uri, model.low_res_size)
+    return _FirstStage(plan, model) if plan.low_res_uri else None
 
 
-def _plan_at(uri: str) -> dict[str, Any]:
-    """The plan of the first stage's set."""
+def _read_plan(uri: str) -> dict[str, Any]:
     try:
         plan: dict[str, Any] = storage.read_json(storage.join(uri, PLAN))
     except storage.ObjectNotFoundError as error:
-        raise UserError(f"{uri} holds no set of images ({PLAN} is missing); draw the first stage's into it") from error
+        raise UserError(f"{uri} holds no set of images ({PLAN} is missing); draw the images into it first") from error
     return plan
 
 
 class _FirstStage:
-    """Image i of the first stage's set and its label, whatever chunks either stage has."""
+    """Image i of the first stage's set and its label. The two stages may have chunks of different sizes."""
 
-    def __init__(self, plan: SamplePlan, size: int | None, description: str) -> None:
+    def __init__(self, plan: SamplePlan, model: TrainedModel) -> None:
         self._uri = plan.low_res_uri
-        small = _plan_at(self._uri)
+        small = _read_plan(self._uri)
         self._chunk_size = int(small["chunk_size"])
         if int(small["num_images"]) < plan.num_images:
-            raise UserError(f"{self._uri} holds {small['num_images']:,} images; {plan.num_images:,} are to be enlarged")
-        found = self._chunk(0)[0].shape[-1]
-        if found != size:
-            raise UserError(f"{self._uri} holds images of {found} pixels; {description} enlarges {size}")
+            raise UserError(f"{self._uri} holds {small['num_images']:,} images; {plan.num_images:,} are to be enlarged: draw more")
+        size = _cached_chunk(self._uri, 0)[0].shape[-1]
+        if size != model.low_res_size:
+            raise UserError(f"{self._uri} holds images of {size} pixels; {model.description} enlarges {model.low_res_size}")
 
     def __call__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         images, labels = [], []
         for number in torch.unique(indices // self._chunk_size).tolist():
-            chunk_images, chunk_labels = self._chunk(number)
+            chunk_images, chunk_labels = _cached_chunk(self._uri, number)
             rows = indices[indices // self._chunk_size == number] - number * self._chunk_size
             images.append(chunk_images[rows])
             labels += [] if chunk_labels is None else [chunk_labels[rows]]
         return torch.cat(images), torch.cat(labels) if labels else None
 
-    def _chunk(self, number: int) -> tuple[Tensor, Tensor | None]:
-        return _kept_chunk(self._uri, number)
-
 
 @functools.lru_cache(maxsize=2)
-def _kept_chunk(uri: str, number: int) -> tuple[Tensor, Tensor | None]:
+def _cached_chunk(uri: str, number: int) -> tuple[Tensor, Tensor | None]:
     return _read_chunk(uri, number)
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(spec: ModelSpec, device: str) -> TrainedModel:
-    return spec.load(device)

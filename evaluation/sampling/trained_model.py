@@ -1,32 +1,36 @@
-"""Trained networks, read from checkpoints: everything that evaluation needs is inside one."""
+"""Trained networks, read from checkpoints. A checkpoint contains everything that evaluation needs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from evaluation.records.run_directory import checkpoint_digest
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.diffusion.ensemble import Ensemble, ends_and_middle, require_same_process
+from training.diffusion.ensemble import ends_and_middle, require_same_process
 from training.diffusion.process import Model
 from training.models.unet import make_model
+from training.models.upsampler import make_low_res
+from training.shapes import Float32, Int64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedModel:
-    """A network, ready to be evaluated, and what is known of it.
+    """A network that is ready to be evaluated. For an ensemble, all but `network` and `description` are its middle member's.
 
     Attributes:
         network: The network, or an ensemble of several.
-        experiment: What it was trained as; of an ensemble, its middle member's.
-        checkpoint_uri: Where it was read from; of an ensemble, its middle member's.
+        experiment: The experiment that trained it.
+        checkpoint_uri: The checkpoint that it was read from.
         weights: "ema_0.9999" and the like, or "model".
-        step: Updates that it has seen.
+        step: Training step of the checkpoint.
         description: One line that names it fully, for protocol cards.
-        device: Where it runs.
+        device: The device that it is on.
     """
 
     network: Model
@@ -39,8 +43,13 @@ class TrainedModel:
 
     @property
     def num_classes(self) -> int:
-        """Number of labels that the network is given; 0 for an unconditional one."""
+        """Number of labels that the network is conditioned on; 0 for an unconditional one."""
         return self.experiment.data.num_classes if self.experiment.model.class_conditional else 0
+
+    @property
+    def low_res_size(self) -> int | None:
+        """Height and width of the images that an upsampler enlarges; None for any other network."""
+        return self.experiment.model.low_res_size
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -48,17 +57,34 @@ class TrainedModel:
         data = self.experiment.data
         return data.image_channels, data.image_size, data.image_size
 
+    def conditioning(
+        self, x_0: Float32[Tensor, "batch channels height width"], labels: Int64[Tensor, " batch"] | None
+    ) -> dict[str, Tensor]:
+        """Return the network's further inputs for real images: labels, and for an upsampler each image's own area downsample.
+
+        Raises:
+            UserError: The network is class-conditional, and the images have no labels.
+        """
+        inputs: dict[str, Tensor] = {}
+        if self.num_classes:
+            if labels is None:
+                raise UserError(f"{self.description} is class-conditional, and the images have no labels; give a data set with labels")
+            inputs["y"] = labels
+        if self.low_res_size is not None:
+            inputs["low_res"] = make_low_res(x_0, self.low_res_size)
+        return inputs
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """Which network, as plain data that travels to another process.
+    """The address of a network or of an ensemble, as plain data for other processes.
 
     Attributes:
         checkpoint_uri: A checkpoint's directory.
         weights: "ema_0.9999" or "model"; None is the experiment's first average.
         ends_checkpoint_uri: For an ensemble, the checkpoint of theta_vlb; empty for a single model.
-        ends_weights: Its weights.
-        ends_width: How many timesteps at each end are its.
+        ends_weights: Weights of theta_vlb.
+        ends_width: Number of timesteps at each end that theta_vlb models.
     """
 
     checkpoint_uri: str
@@ -68,25 +94,35 @@ class ModelSpec:
     ends_width: int = 100
 
     def load(self, device: torch.device | str = "cpu") -> TrainedModel:
-        """The network.
+        """Load the network or the ensemble.
 
         Raises:
             CheckpointError: A checkpoint or its weights are missing.
-            UserError: The two don't go together.
+            UserError: The two members can't be combined.
         """
         model = load_model(self.checkpoint_uri, self.weights, device=device)
         if not self.ends_checkpoint_uri:
             return model
         return ensemble(load_model(self.ends_checkpoint_uri, self.ends_weights, device=device), model, width=self.ends_width)
 
+    def digests(self) -> tuple[str, ...]:
+        """Return the digest of each checkpoint. A run that is trained again writes other weights to the same address."""
+        return tuple(checkpoint_digest(uri) for uri in (self.checkpoint_uri, self.ends_checkpoint_uri) if uri)
+
+
+@functools.lru_cache(maxsize=1)
+def load_cached(spec: ModelSpec, device: str) -> TrainedModel:
+    """Load a model once per process. Clear the cache where a checkpoint may have been written again."""
+    return spec.load(device)
+
 
 def load_model(checkpoint_uri: str, weights: str | None = None, *, device: torch.device | str = "cpu") -> TrainedModel:
-    """The network of a checkpoint.
+    """Load the network of a checkpoint, in evaluation mode and without gradients.
 
     Args:
         checkpoint_uri: The checkpoint's directory.
         weights: "ema_0.9999" or "model"; None takes the experiment's first average.
-        device: Where it will run.
+        device: The device to put it on.
 
     Raises:
         CheckpointError: There is no such checkpoint, or no such weights in it.
@@ -97,9 +133,8 @@ def load_model(checkpoint_uri: str, weights: str | None = None, *, device: torch
     with torch.random.fork_rng(devices=[]):
         network = make_model(experiment)
     network.load_state_dict(state)
-    network = network.to(device).eval().requires_grad_(False)
     return TrainedModel(
-        network=network,
+        network=network.to(device).eval().requires_grad_(False),
         experiment=experiment,
         checkpoint_uri=checkpoint_uri,
         weights=chosen,
@@ -110,16 +145,20 @@ def load_model(checkpoint_uri: str, weights: str | None = None, *, device: torch
 
 
 def ensemble(ends: TrainedModel, middle: TrainedModel, *, width: int = 100) -> TrainedModel:
-    """Supplement section 4: `ends` (theta_vlb) for the first and last timesteps, `middle` (theta_hybrid) between.
+    """Combine `ends` (theta_vlb) for the first and last timesteps with `middle` (theta_hybrid) between.
+
+    Source: supplement section 4.
 
     Raises:
-        UserError: The two differ in the process, the images or the labels, so that their outputs mean different
-            things, or the width does not fit.
+        UserError: The two differ in their process, images or labels, or the width does not fit into the process.
     """
     diffusion = require_same_process([middle.experiment.diffusion, ends.experiment.diffusion])
-    _require_same_images([middle, ends])
+    images = [(model.image_shape, model.num_classes) for model in (middle, ends)]
+    if images[0] != images[1]:
+        words = " and ".join(f"{shape} with {classes} labels" for shape, classes in images)
+        raise UserError(f"models of one ensemble must make the same images; these make {words}: give two models of one data set")
     return TrainedModel(
-        network=_joined(ends, middle, width),
+        network=ends_and_middle(ends.network, middle.network, diffusion, width=width),
         experiment=middle.experiment,
         checkpoint_uri=middle.checkpoint_uri,
         weights=middle.weights,
@@ -127,14 +166,3 @@ def ensemble(ends: TrainedModel, middle: TrainedModel, *, width: int = 100) -> T
         description=f"{middle.description}, and for the first and last {width} of {diffusion.num_timesteps} timesteps {ends.description}",
         device=middle.device,
     )
-
-
-def _joined(ends: TrainedModel, middle: TrainedModel, width: int) -> Ensemble:
-    return ends_and_middle(ends.network, middle.network, middle.experiment.diffusion, width=width)
-
-
-def _require_same_images(members: Sequence[TrainedModel]) -> None:
-    kinds = {(member.image_shape, member.num_classes) for member in members}
-    if len(kinds) > 1:
-        words = " and ".join(f"{shape} with {classes} labels" for shape, classes in sorted(kinds))
-        raise UserError(f"models of one ensemble must make the same images; these make {words}")

@@ -1,7 +1,8 @@
-"""The final choice among the best few checkpoints, at full protocol and on fresh noise.
+"""The final choice among the best few checkpoints, at full protocol and on new noise.
 
-The smallest of many noisy scores is smaller than it deserves (the winner's curse); scoring the best few again, with other
-seeds and the reported number's counts and sampler, chooses by what will be reported. The report then draws once more.
+The smallest of many noisy scores is smaller than the model's true distance (the winner's curse). Scoring the best few again
+with other seeds, and with the reported number's counts and sampler, chooses by what will be reported. The report then uses
+a third draw.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.monitoring.early_stopping import Candidate, best_checkpoints
 from evaluation.records.protocol_card import as_plain
 from evaluation.records.result import EvaluationResult
-from evaluation.records.run_directory import CHOICE, EVALUATIONS
+from evaluation.records.run_directory import CHOICE, EVALUATIONS, result_uri
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
@@ -31,8 +32,8 @@ class Rescored:
 
     Attributes:
         candidate: The weights, and their score beside training.
-        distance: At full protocol; None for an only candidate, which needs no second look.
-        standard_error: Of `distance`.
+        distance: The distance at full protocol; None for an only candidate, which is not scored again.
+        standard_error: Standard error of `distance`.
     """
 
     candidate: Candidate
@@ -47,8 +48,8 @@ class Choice:
     Attributes:
         checkpoint_uri: Their checkpoint.
         step: Its training step.
-        weights: Which weights of it.
-        candidates: All that were looked at, best first.
+        weights: The weights of the checkpoint.
+        candidates: All candidates, best first.
         reason: One sentence for a person.
     """
 
@@ -59,29 +60,28 @@ class Choice:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         plain: dict[str, Any] = as_plain(dataclasses.asdict(self))
         return plain
 
 
 def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: EvaluationOptions | None = None) -> Choice:
-    """Scores the best few checkpoints of a run again and keeps the choice in its directory.
+    """Score the best few checkpoints of a run again, and store the choice in its directory.
 
-    All candidates are drawn from on the same noise, which is neither that of the scores nor that of the report. What a
-    killed run has rescored is not done again.
+    All candidates are drawn on the same noise, which differs from that of the scores and that of the report. Results that
+    an interrupted choice stored are not computed again.
 
     Args:
         run_uri: The run's directory.
         data_uri: Its data set.
         reference_uri: Reference statistics.
-        options: How the work is done; likelihood and other measures are left to the report.
+        options: Resources; likelihood and other metrics are left to the report.
 
     Raises:
-        UserError: No checkpoint that is still there has a finite score.
+        UserError: No existing checkpoint has a finite score.
     """
-    history = read_history(run_uri)
     present = set(checkpoint.steps(run_uri))
-    usable = [score for score in history if int(score["step"]) in present]
+    usable = [score for score in read_history(run_uri) if int(score["step"]) in present]
     if not best_checkpoints(usable, 1):
         raise UserError(f"{run_uri}: none of {len(present)} checkpoints has a finite score; score one, or name the checkpoint to evaluate")
     experiment = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, int(usable[0]["step"])))
@@ -110,23 +110,23 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
 
 
 def stored_result(model: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult | None:
-    """The stored result of the same evaluation of the same weights; None where there is none."""
-    job = preflight(model, data_uri, reference_uri, options)
-    uri = storage.join(job.run_uri, EVALUATIONS, f"{options.result_name}.json")
+    """Return the stored result of the same evaluation of the same weights; None if there is none."""
+    plan = preflight(model, data_uri, reference_uri, options)
+    uri = result_uri(plan.run_uri, options.result_name)
     if not storage.exists(uri):
         return None
-    kept = EvaluationResult.from_dict(storage.read_json(uri))
-    return kept if kept.protocol == job.card else None
+    result = EvaluationResult.from_dict(storage.read_json(uri))
+    return result if result.protocol == plan.card else None
 
 
 def _rescore(run_uri: str, candidate: Candidate, data_uri: str, reference_uri: str, options: EvaluationOptions) -> Rescored:
-    mine = dataclasses.replace(
+    own = dataclasses.replace(
         options, likelihood=False, metrics=(), purpose="choose", result_name=f"choose-{candidate.step:08d}-{candidate.weights}"
     )
     model = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, candidate.step), weights=candidate.weights)
-    result = stored_result(model, data_uri, reference_uri, mine)
+    result = stored_result(model, data_uri, reference_uri, own)
     if result is None:
-        result = evaluate(model, data_uri, reference_uri, options=mine)
+        result = evaluate(model, data_uri, reference_uri, options=own)
     else:
         say(f"step {candidate.step:,} ({candidate.weights}) was scored at full protocol before: {result.distance:.4g}")
     return Rescored(candidate=candidate, distance=result.distance, standard_error=result.distance_standard_error)

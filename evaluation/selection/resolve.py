@@ -1,4 +1,4 @@
-"""Which checkpoint a word names: a registered model, an MLflow run, a run's directory, or a checkpoint itself."""
+"""The checkpoint that a name refers to: a registered model, an MLflow run, a run's directory, or a checkpoint itself."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FORMS = "a checkpoint's directory, a run's directory, runs:/ID, or models:/NAME@
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedModel:
-    """A checkpoint, and what is known of it.
+    """A checkpoint, with its data set and its MLflow run.
 
     Attributes:
         checkpoint_uri: Its directory.
-        weights: Which weights were chosen; None where nothing chose, which takes the first average.
+        weights: The chosen weights; None if none were chosen, which means the first average.
         data_uri: The data set that it was trained on; empty if unknown.
         tracking_run_id: The MLflow run that trained it; empty if unknown.
     """
@@ -31,47 +31,48 @@ class ResolvedModel:
     tracking_run_id: str = ""
 
     def spec(self, weights: str | None = None) -> ModelSpec:
-        """The model, with other weights if some are given."""
+        """Return the model's specification, with other weights if some are given."""
         return ModelSpec(checkpoint_uri=self.checkpoint_uri, weights=weights or self.weights)
 
 
-def resolve_model(word: str) -> ResolvedModel:
-    """The model of that name.
+def resolve_model(name: str) -> ResolvedModel:
+    """Find the model of that name.
 
     Args:
-        word: `models:/NAME@ALIAS` (the registry; the alias is `champion` where none is given), `models:/NAME/VERSION`,
-            `runs:/ID` (MLflow), a run's directory (its chosen weights), or a checkpoint's directory.
+        name: `models:/NAME@ALIAS` (the registry; without an alias `champion`), `models:/NAME/VERSION`, `runs:/ID` (MLflow),
+            a run's directory (its chosen weights), or a checkpoint's directory.
 
     Raises:
         UserError: There is nothing of that name.
-        TrackingError: MLflow can't be reached, or knows no such model or run.
+        CheckpointError: There is no complete checkpoint in that directory.
+        TrackingError: MLflow can't be reached, or has no such model or run.
     """
-    if word.startswith("models:/"):
-        return _registered(word.removeprefix("models:/"))
-    if word.startswith("runs:/"):
-        return _tracked(word.removeprefix("runs:/").strip("/"))
-    uri = word.rstrip("/")
-    head, separator, _ = uri.rpartition(f"/{checkpoint.DIRECTORY}/")
-    if separator:
-        checkpoint.file_names(uri)  # refuses one that is not there
-        trained = _stored(storage.join(head, RESULT))
-        return ResolvedModel(checkpoint_uri=uri, data_uri=trained.get("data_uri", ""), tracking_run_id=trained.get("tracking_run_id", ""))
-    return _of_run(uri)
+    if name.startswith("models:/"):
+        return _resolve_registered(name.removeprefix("models:/"))
+    if name.startswith("runs:/"):
+        return _resolve_tracked(name.removeprefix("runs:/").strip("/"))
+    uri = name.rstrip("/")
+    run_uri, separator, _ = uri.rpartition(f"/{checkpoint.DIRECTORY}/")
+    if not separator:
+        return _resolve_run(uri)
+    checkpoint.file_names(uri)  # raises an error if there is no complete checkpoint
+    trained = _read_json(storage.join(run_uri, RESULT))
+    return ResolvedModel(checkpoint_uri=uri, data_uri=trained.get("data_uri", ""), tracking_run_id=trained.get("tracking_run_id", ""))
 
 
-def _registered(word: str) -> ResolvedModel:
+def _resolve_registered(name: str) -> ResolvedModel:
     from training.tracking.registry import CHAMPION, resolve
 
-    name, at, alias = word.partition("@")
-    name, slash, version = name.partition("/")
-    if not name or (at and slash):
-        raise UserError(f"models:/{word} is not a registered model; write models:/NAME@ALIAS or models:/NAME/VERSION")
-    found = resolve(name, alias or CHAMPION, version=version or None)
-    say(f"models:/{word} is version {found.version} of {name}: {found.checkpoint_uri} ({found.weights})")
+    model, at, alias = name.partition("@")
+    model, slash, version = model.partition("/")
+    if not model or (at and slash):
+        raise UserError(f"models:/{name} is not a registered model; write models:/NAME@ALIAS or models:/NAME/VERSION")
+    found = resolve(model, alias or CHAMPION, version=version or None)
+    say(f"models:/{name} is version {found.version} of {model}: {found.checkpoint_uri} ({found.weights})")
     return ResolvedModel(checkpoint_uri=found.checkpoint_uri, weights=found.weights, data_uri=found.data_uri, tracking_run_id=found.run_id)
 
 
-def _tracked(run_id: str) -> ResolvedModel:
+def _resolve_tracked(run_id: str) -> ResolvedModel:
     from training.tracking.runs import tags_of
 
     tags = tags_of(run_id)
@@ -84,20 +85,20 @@ def _tracked(run_id: str) -> ResolvedModel:
         )
     if "iddpm.run_uri" not in tags:
         raise UserError(f"the MLflow run {run_id} trained no model of ours: it has no tag iddpm.run_uri; name {FORMS}")
-    return _of_run(tags["iddpm.run_uri"])
+    return _resolve_run(tags["iddpm.run_uri"])
 
 
-def _of_run(run_uri: str) -> ResolvedModel:
-    """The weights that were chosen of a run; of one that is not finished, its latest checkpoint's."""
-    trained = _stored(storage.join(run_uri, RESULT))
+def _resolve_run(run_uri: str) -> ResolvedModel:
+    """Return the chosen weights of a run; for one that is not finished, its latest checkpoint."""
+    trained = _read_json(storage.join(run_uri, RESULT))
     known = {"data_uri": trained.get("data_uri", ""), "tracking_run_id": trained.get("tracking_run_id", "")}
-    choice = _stored(storage.join(run_uri, EVALUATIONS, CHOICE))
+    choice = _read_json(storage.join(run_uri, EVALUATIONS, CHOICE))
     for uri, weights in (
         (choice.get("checkpoint_uri"), choice.get("weights")),
         (trained.get("best_checkpoint_uri"), trained.get("best_weights")),
     ):
         if uri:
-            # A run that was copied holds addresses of the place where it was; its checkpoints are beside it all the same.
+            # A copied run contains addresses of its first place, but its checkpoints are in its own directory.
             return ResolvedModel(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, checkpoint.step_of(uri)), weights=weights, **known)
     latest = checkpoint.latest(run_uri)
     if latest is None:
@@ -106,9 +107,9 @@ def _of_run(run_uri: str) -> ResolvedModel:
     return ResolvedModel(checkpoint_uri=latest, **known)
 
 
-def _stored(uri: str) -> dict[str, str]:
+def _read_json(uri: str) -> dict[str, str]:
     try:
-        found: dict[str, str] = storage.read_json(uri)
+        content: dict[str, str] = storage.read_json(uri)
     except storage.ObjectNotFoundError:
         return {}
-    return found
+    return content

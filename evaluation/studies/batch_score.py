@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, jackknife_error, without_each_block
+from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, jackknife_error, leave_one_out_distances
+from evaluation.distances.metric import MetricInputs, MetricValue
 from evaluation.distances.metrics import (
-    MetricInputs,
-    MetricValue,
     compute_metrics,
     extract_features,
+    metric_inputs,
     metrics_to_dict,
+    need_real_images,
     parse_metrics,
     require_count,
     require_extractor,
@@ -140,7 +141,7 @@ def _score(
         return _scored_statistics(load_reference(samples_uri), _reference_of_images(reference_uri, network), network)
     reference = _reference(reference_uri, network) if has_statistics else _reference_of_images(reference_uri, network)
     _require_reference(wanted, reference, reference_uri)
-    return _score_images(samples_uri, reference, network, MetricInputs(metrics=wanted), distance_name(network.name, network.sha256))
+    return _score_images(samples_uri, reference, network, metric_inputs(wanted), distance_name(network.name, network.sha256))
 
 
 def _score_statistics(samples_uri: str, reference_uri: str, network: ExtractorId | FeatureExtractor) -> BatchScore:
@@ -173,10 +174,10 @@ def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, ke
         kept.update(outputs, None)
         first += len(images)
     real = None
-    if kept.metrics & {"kid", "precision_recall"}:
+    if need_real_images(kept.metrics):
         real = extract_features(npz.stream_images(reference.images_uri, BATCH_SIZE), network)
     measured: list[MetricValue] = compute_metrics(kept, reference_features=real, spatial=reference.spatial, is_inception=_is_fid(network))
-    error = jackknife_error(without_each_block(reference.features, blocks))
+    error = jackknife_error(leave_one_out_distances(reference.features, blocks))
     return BatchScore(
         distance_name=name,
         distance=frechet_distance(reference.features, blocks.total()),
@@ -209,7 +210,7 @@ def _reference(uri: str, network: ExtractorId | FeatureExtractor) -> _Reference:
 
 
 def _require_reference(wanted: frozenset[Any], reference: _Reference, uri: str) -> None:
-    if wanted & {"kid", "precision_recall"} and not reference.images_uri:
+    if need_real_images(wanted) and not reference.images_uri:
         raise UserError(f"{uri} has no images (arr_0): KID and precision/recall compare single images; give an ADM reference batch")
     if "sfid" in wanted and reference.spatial is None:
         raise UserError(f"{uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; give a file that has them, or images")

@@ -149,7 +149,7 @@ def adopt_reference(
 
     network = extractor_id(extractor)
     manifest = read_manifest(storage.join(data, "train"))
-    made = import_statistics(file, out, provenance_of(manifest, network.name, network.sha256))
+    made = import_statistics(file, out, provenance_of(manifest, network))
     print(f"{made.uri}: {made.features.dim}-dimensional features of {extractor}, vouched for as {manifest.num_images:,} images of {data}")
 
 

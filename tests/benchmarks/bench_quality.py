@@ -20,12 +20,12 @@ from evaluation.distances.frechet import (
     FeatureStatistics,
     frechet_distance,
     jackknife_error,
-    standard_error,
-    without_each_block,
+    leave_one_out_distances,
 )
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.features.extractors import load_extractor
-from evaluation.likelihood.estimate import evaluate_likelihood
+from evaluation.likelihood.bits_per_dim import merge
+from evaluation.likelihood.estimate import likelihood_parts
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import load_model
 from training.config.experiment import LikelihoodForm, SamplingConfig
@@ -65,7 +65,7 @@ def distances(run: Run, pool: Executor, checkpoint_uri: str, data_uri: str) -> I
     for name in _FEW:
         few = blocks[name]
         ratio = frechet_distance(reference, few.total()) / frechet_distance(reference, many.total())
-        without = zip(without_each_block(reference, few), without_each_block(reference, many), strict=True)
+        without = zip(leave_one_out_distances(reference, few), leave_one_out_distances(reference, many), strict=True)
         error = jackknife_error([one / other for one, other in without])
         note = f"{_told(reference, few)} against {_told(reference, many)}, {num_images} images each; the range is +- a standard error"
         yield name, Measured(value=ratio, low=ratio - error, high=ratio + error, note=note)
@@ -74,12 +74,12 @@ def distances(run: Run, pool: Executor, checkpoint_uri: str, data_uri: str) -> I
 def draw(checkpoint_uri: str, sampling: SamplingConfig, start: int, num_images: int) -> Tensor:
     """Some of the images of one set."""
     torch.set_num_threads(1)
-    images, _ = concatenated(generate(checkpoint_uri, num_images=num_images, start=start, seed=0, sampling=sampling))
+    images, _ = concatenated(generate(load_model(checkpoint_uri), num_images=num_images, start=start, seed=0, sampling=sampling))
     return images
 
 
 def _told(reference: FeatureStatistics, blocks: BlockedMoments) -> str:
-    return f"{frechet_distance(reference, blocks.total()):.2f} +- {standard_error(reference, blocks):.2f}"
+    return f"{frechet_distance(reference, blocks.total()):.2f} +- {jackknife_error(leave_one_out_distances(reference, blocks)):.2f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,5 +120,5 @@ def bits_per_dim(checkpoint_uri: str, data_uri: str, bits: Bits) -> Tensor:
     assert batch.labels is not None
     rows = (torch.arange(bits.num_images), batch.images[: bits.num_images], batch.labels[: bits.num_images])
     steps = model.experiment.evaluation.likelihood_steps
-    found = evaluate_likelihood(model.experiment.diffusion, model.network, [rows], form=bits.form, num_steps=steps, seed=bits.seed)
+    found = merge(likelihood_parts(model.experiment.diffusion, model.network, [rows], form=bits.form, num_steps=steps, seed=bits.seed))
     return found.per_image

@@ -139,6 +139,7 @@ def generation(run: Run, checkpoint_uri: str) -> Measured:
                 sampling=sampling,
                 batch_size=batch,
                 chunk_size=batch,
+                inputs=(),
             )
             started = time.perf_counter()
             draw(plan, f"{directory}/{calls}", num_workers=workers)

@@ -21,10 +21,10 @@ import torch
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.features.extractors import load_extractor
-from evaluation.monitoring.checkpoint_scorer import score_checkpoint
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.studies.stopping_replay import as_text, replay
 from training.checkpoints import checkpoint
-from training.config.experiment import Experiment, Resources, SamplingConfig
+from training.config.experiment import EvaluationConfig, Experiment, Resources, SamplingConfig
 from training.config.presets import preset
 from training.console import say
 from training.data.loading.loader import Loader
@@ -68,7 +68,7 @@ def main() -> int:
         if experiment.optim.num_steps not in checkpoint.steps(run_uri):
             train(experiment, data_uri, run_uri)
         for step in checkpoint.steps(run_uri):
-            score_checkpoint(checkpoint.checkpoint_uri(run_uri, step), reference.uri)
+            CheckpointScorer(evaluation=EvaluationConfig(), reference_uri=reference.uri).score(checkpoint.checkpoint_uri(run_uri, step))
         found = replay(
             run_uri,
             data_uri,

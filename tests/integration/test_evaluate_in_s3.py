@@ -13,14 +13,14 @@ from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
 from evaluation.features.extractors import load_extractor
 from evaluation.features.pretrained import NETWORKS
-from evaluation.monitoring.checkpoint_scorer import read_history, score_checkpoint
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
 from evaluation.records import npz
 from evaluation.sampling.draw import DrawRequest, draw_images
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import SamplingConfig
+from training.config.experiment import EvaluationConfig, SamplingConfig
 from training.config.presets import preset
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.published import digits
@@ -104,7 +104,7 @@ def test_an_extractors_weights_are_found_in_the_bucket(bucket_uri: str) -> None:
 
 def test_scores_are_kept_in_s3_and_read_from_there(run_uri: str, bucket_uri: str) -> None:
     reference = compute_reference(f"{bucket_uri}/data/train", load_extractor("digits-classifier"), f"{bucket_uri}/references")
-    score = score_checkpoint(checkpoint.checkpoint_uri(run_uri, 100), reference.uri)
+    score = CheckpointScorer(evaluation=EvaluationConfig(), reference_uri=reference.uri).score(checkpoint.checkpoint_uri(run_uri, 100))
     assert read_history(run_uri) == [score]
     assert storage.exists(score["grid_uri"])
     assert score["scores"]["ema_0.99"] == score["scores"]["ema_0.995"], "equal weights on equal noise score equally"

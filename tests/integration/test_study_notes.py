@@ -12,11 +12,12 @@ import torch
 from typer.testing import CliRunner
 
 from components.steps.studies import DEFAULT_EXPERIMENT, log_evaluation, log_study
-from evaluation.monitoring.checkpoint_scorer import score_checkpoint
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.reports.study import Study
 from pipelines.cli.main import app
 from training import storage
 from training.checkpoints import checkpoint
+from training.config.experiment import EvaluationConfig
 from training.config.presets import preset
 from training.console import marking
 from training.data.preparation.prepare import Options, prepare
@@ -129,7 +130,7 @@ def test_a_sweep_and_a_replay_are_parts_of_the_run_that_they_are_of(trained: tup
 
     (reference,) = [name for name in storage.list_uris(f"{data_uri}/references") if name.endswith(".npz")]
     for step in (100, 200):
-        score_checkpoint(checkpoint.checkpoint_uri(uri, step), reference)
+        CheckpointScorer(evaluation=EvaluationConfig(), reference_uri=reference).score(checkpoint.checkpoint_uri(uri, step))
     printed = iddpm("replay-stopping", uri, "--out", str(tmp_path))
     (replay,) = studies("replay-stopping")
     assert tracking.attach(replay.info.run_id).url in printed

@@ -68,7 +68,7 @@ def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
     """
     first, second = models["first-stage"], models["second-stage"]
     # The second stage reads the first stage's images chunk by chunk, so both need the same chunks.
-    chunks = preflight(second.spec, second.data_uri, second.reference_uri, replace(second.options, likelihood=False)).plan
+    chunks = preflight(second.spec, second.data_uri, second.reference_uri, replace(second.options, likelihood=False)).samples
     small = sample_set.SamplePlan(
         model=first.spec,
         num_images=chunks.num_images,
@@ -76,8 +76,10 @@ def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
         sampling=first.experiment.evaluation.sampling,
         batch_size=chunks.batch_size,
         chunk_size=chunks.chunk_size,
+        inputs=first.spec.digests(),
     )
-    small_uri = storage.join(first.run_uri, SAMPLES, f"first-stage-{first.step:08d}-{first.weights}-{small.num_images}")
+    identity = f"{first.step:08d}-{first.weights}-{small.num_images}-{small.inputs[0][:12]}"
+    small_uri = storage.join(first.run_uri, SAMPLES, f"first-stage-{identity}")
     sample_set.draw(small, small_uri, num_workers=first.options.num_workers, device=first.worker_device)
     result = second.evaluate(likelihood=False, result_name="two-stage", keep_images=True, low_res_uri=small_uri)
     stages = {"first_uri": sample_set.chunk_uri(small_uri, 0), "second_uri": sample_set.chunk_uri(result.images_uri, 0)}

@@ -21,7 +21,7 @@ from evaluation.likelihood.split_likelihood import LikelihoodPlan, split_likelih
 from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.records import npz
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling
-from evaluation.records.run_directory import EVALUATIONS, SAMPLES, checkpoint_digest
+from evaluation.records.run_directory import EVALUATIONS, SAMPLES
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
@@ -207,7 +207,7 @@ def sample_images(model: TrialModel, sampling: SamplingConfig, num_images: int, 
     """
     spec, seed = spec or model.spec, derived_seed(model.experiment.seed, PURPOSE)
     identity = {
-        "digest": _digests(spec),
+        "digest": list(spec.digests()),
         "weights": [spec.weights, spec.ends_weights, spec.ends_width],
         "sampling": {field: asdict(sampling)[field] for field in ("method", "spacing", "eta", "clip_denoised")},
         "seed": seed,
@@ -256,7 +256,7 @@ def _likelihood(model: TrialModel, timesteps: tuple[int, ...] | None, *, terms: 
         timesteps=timesteps,
     )
     identity = {
-        "digest": _digests(model.spec),
+        "digest": list(model.spec.digests()),
         "weights": model.weights,
         "data": manifest.content_digest,
         "num_images": plan.num_images,
@@ -286,10 +286,6 @@ def _rebuild(model: TrialModel, decay: float, step: int) -> TrialModel | None:
         return None
     uri = rebuilt.checkpoint_uri
     return replace(model, checkpoint_uri=uri, weights=rebuilt.weights, step=step, experiment=checkpoint.load_experiment(uri))
-
-
-def _digests(spec: ModelSpec) -> list[str]:
-    return [checkpoint_digest(uri) for uri in (spec.checkpoint_uri, spec.ends_checkpoint_uri) if uri]
 
 
 def _key(identity: Mapping[str, Any]) -> str:

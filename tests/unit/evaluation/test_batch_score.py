@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evaluation.distances.frechet import FeatureStatistics, Moments, frechet_distance
-from evaluation.distances.metrics import kid
+from evaluation.distances.kernel_distance import kernel_distance
 from evaluation.distances.reference_statistics import (
     compute_reference,
     import_statistics,
@@ -77,7 +77,7 @@ def test_a_sample_batch_is_scored_against_a_reference_batch(samples: str, adm_re
     assert (found.protocol["samples"], found.protocol["num_samples"]) == (samples, 200)
     assert found.protocol["extractor_sha256"] == WEIGHTS_SHA256
     assert "torch" in found.protocol["versions"]
-    expected = kid(extractor(_digits(digits_uri, "test", 200)), extractor(_digits(digits_uri, "train", 300)))
+    expected = kernel_distance(extractor(_digits(digits_uri, "test", 200)), extractor(_digits(digits_uri, "train", 300)))
     assert found.metrics["kernel_distance"]["value"] == pytest.approx(expected.value, abs=2 * (expected.standard_error or 0))
     assert "does not record the images" in found.reference
 
@@ -170,17 +170,15 @@ def test_an_adopted_batch_serves_the_evaluation_with_its_own_images(
     run_uri: str, digits_uri: str, adm_reference: str, tmp_path: Path
 ) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 200)
-    with pytest.raises(UserError, match="do not say which images"):
+    with pytest.raises(UserError, match="do not record their images"):
         evaluate(uri, digits_uri, adm_reference)
     adopted = str(tmp_path / "adopted.npz")
-    import_statistics(adm_reference, adopted, provenance_of(read_manifest(f"{digits_uri}/train"), "digits-classifier", WEIGHTS_SHA256))
+    import_statistics(adm_reference, adopted, provenance_of(read_manifest(f"{digits_uri}/train"), DigitsExtractor()))
     options = EvaluationOptions(likelihood=False, metrics=("precision_recall",), num_samples=60)
     result = evaluate(uri, digits_uri, adopted, options=options)
     assert "60 samples, 300 real images" in result.metrics["precision"]["note"]
     with pytest.raises(UserError, match="says itself where it comes from"):
-        import_statistics(
-            adopted, str(tmp_path / "again.npz"), provenance_of(read_manifest(f"{digits_uri}/train"), "digits-classifier", WEIGHTS_SHA256)
-        )
+        import_statistics(adopted, str(tmp_path / "again.npz"), provenance_of(read_manifest(f"{digits_uri}/train"), DigitsExtractor()))
 
 
 def test_what_does_not_fit_is_refused_by_name(samples: str, adm_reference: str, reference_uri: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
-from evaluation.monitoring.checkpoint_scorer import score_checkpoint
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.records import npz
 from evaluation.sampling import sample_set
 from evaluation.sampling.low_res import RealLowRes
@@ -16,7 +16,7 @@ from evaluation.sampling.sample_set import SamplePlan
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import Experiment, SamplingConfig
+from training.config.experiment import EvaluationConfig, Experiment, SamplingConfig
 from training.data.loading.row_groups import iterate
 from training.models.unet import make_model
 
@@ -33,7 +33,7 @@ def upsampler_run_uri(experiment: Experiment, tmp_path: Path) -> str:
 
 def _plan(run_uri: str, step: int, **changes: object) -> SamplePlan:
     spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, step))
-    plan = SamplePlan(model=spec, num_images=25, seed=1, sampling=SamplingConfig(spacing="4"), batch_size=5, chunk_size=10)
+    plan = SamplePlan(model=spec, num_images=25, seed=1, sampling=SamplingConfig(spacing="4"), batch_size=5, chunk_size=10, inputs=())
     return dataclasses.replace(plan, **changes)  # type: ignore[arg-type]
 
 
@@ -74,8 +74,8 @@ def test_real_small_images_are_the_area_averages_with_their_labels(digits_uri: s
 def test_an_upsampler_is_scored_and_evaluated_on_real_small_images(upsampler_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     uri = checkpoint.checkpoint_uri(upsampler_run_uri, 100)
     with pytest.raises(UserError, match="low_res must be given"):
-        score_checkpoint(uri, reference_uri)
-    score = score_checkpoint(uri, reference_uri, data_uri=digits_uri)
+        CheckpointScorer(evaluation=EvaluationConfig(), reference_uri=reference_uri).score(uri)
+    score = CheckpointScorer(evaluation=EvaluationConfig(), reference_uri=reference_uri, data_uri=digits_uri).score(uri)
     assert score["scores"]["ema_0.99"] == score["scores"]["ema_0.995"]
     result = evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(batch_size=20, likelihood_num_images=10))
     assert result.protocol["distance"]["low_res"] == "real training images, downsampled by area"

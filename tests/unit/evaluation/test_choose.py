@@ -7,19 +7,20 @@ import pytest
 
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
-from evaluation.monitoring.checkpoint_scorer import read_history, score_checkpoint
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
 from evaluation.records.run_directory import score_uri
 from evaluation.selection.final_choice import choose_best
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
+from training.config.experiment import Experiment
 
 _OPTIONS = EvaluationOptions(batch_size=20)
 
 
 @pytest.fixture
-def scored_run_uri(run_uri: str, reference_uri: str) -> str:
+def scored_run_uri(run_uri: str, reference_uri: str, experiment: Experiment) -> str:
     for step in (100, 200):
-        score_checkpoint(checkpoint.checkpoint_uri(run_uri, step), reference_uri)
+        CheckpointScorer(evaluation=experiment.evaluation, reference_uri=reference_uri).score(checkpoint.checkpoint_uri(run_uri, step))
     return run_uri
 
 

@@ -55,7 +55,9 @@ def test_the_second_stage_enlarges_a_set_in_other_chunks(
     state = {name: value + 0.02 * torch.randn(value.shape) for name, value in make_model(upsampler).state_dict().items()}
     checkpoint.save(str(tmp_path / "run"), 1, {"experiment.json": upsampler.to_dict(), "ema_0.99.pt": state})
     small = str(tmp_path / "small")
-    first = sample_set.SamplePlan(model=request_.model, num_images=25, seed=1, sampling=request_.sampling, labels=(3, 1, 4), chunk_size=10)
+    first = sample_set.SamplePlan(
+        model=request_.model, num_images=25, seed=1, sampling=request_.sampling, labels=(3, 1, 4), chunk_size=10, inputs=()
+    )
     sample_set.draw(first, small)
     for number in range(3):
         images, labels = npz.read_images(sample_set.chunk_uri(small, number))

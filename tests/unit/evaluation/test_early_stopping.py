@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.monitoring.early_stopping import Score, best_checkpoints, decide, ranked_candidates, steps_to_keep
+from evaluation.monitoring.early_stopping import Score, best_checkpoints, decide, ranked_candidates
 from training.config.experiment import EvaluationConfig
 
 
@@ -131,4 +131,3 @@ def test_the_best_few_are_of_different_checkpoints() -> None:
     ]
     assert [(c.step, c.weights) for c in best_checkpoints(history, 2)] == [(200, "a"), (100, "a")]
     assert len(ranked_candidates(history)) == 6
-    assert steps_to_keep(history, _config(rescore_best=3)) == {100, 200, 300}

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from oracles import DiscreteOracle, GaussianOracle, discrete_images
 from torch import Tensor
 
 from evaluation.likelihood.bits_per_dim import Likelihood, merge
-from evaluation.likelihood.estimate import evaluate_likelihood, likelihood_parts, stratum_bounds
+from evaluation.likelihood.estimate import likelihood_parts, stratum_bounds
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, LikelihoodForm
 from training.config.spacing import likelihood_spacing
@@ -37,6 +38,10 @@ def model_for(form: LikelihoodForm) -> Model:
 def batches(images: Tensor, size: int, order: list[int] | None = None) -> list[tuple[Tensor, Tensor, None]]:
     chosen = torch.tensor(order) if order is not None else torch.arange(len(images))
     return [(part, images[part], None) for part in chosen.split(size)]
+
+
+def evaluate_likelihood(*args: Any, **kwargs: Any) -> Likelihood:
+    return merge(likelihood_parts(*args, **kwargs))
 
 
 @pytest.fixture(scope="module")

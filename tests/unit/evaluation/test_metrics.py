@@ -6,16 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation.distances.class_metrics import inception_score
 from evaluation.distances.frechet import Moments, frechet_distance
-from evaluation.distances.metrics import (
-    MetricInputs,
-    compute_metrics,
-    inception_score,
-    kid,
-    parse_metrics,
-    precision_recall,
-    require_extractor,
-)
+from evaluation.distances.kernel_distance import kernel_distance
+from evaluation.distances.metrics import compute_metrics, metric_inputs, parse_metrics, require_extractor
+from evaluation.distances.precision_recall import precision_recall
 from evaluation.features.extractors import DigitsExtractor
 from training.config.errors import UserError
 
@@ -34,10 +29,10 @@ def test_kernel_distance_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:
     within = [(kernel(z, z).sum() - kernel(z, z).trace()) / (n * (n - 1)) for z in (x, y)]
     expected = float(within[0] + within[1] - 2 * kernel(x, y).mean())
     # One subset holds all 60 of each, so that every subset gives the same number.
-    assert kid(x, y).value == pytest.approx(expected, rel=1e-5)
-    assert kid(x, y).standard_error is None, "which is rounding, no spread"
-    assert (kid(_features(100, 8, 0), y).standard_error or 0.0) > expected / 1000
-    assert abs(kid(_features(500, 8, 2), _features(500, 8, 3)).value) < expected / 10
+    assert kernel_distance(x, y).value == pytest.approx(expected, rel=1e-5)
+    assert kernel_distance(x, y).standard_error is None, "which is rounding, no spread"
+    assert (kernel_distance(_features(100, 8, 0), y).standard_error or 0.0) > expected / 1000
+    assert abs(kernel_distance(_features(500, 8, 2), _features(500, 8, 3)).value) < expected / 10
 
 
 def test_inception_score_of_certain_and_evenly_spread_classes_is_their_number() -> None:
@@ -56,7 +51,7 @@ def test_precision_and_recall_tell_too_little_variety_from_too_much() -> None:
 
 
 def test_spatial_distance_is_the_frechet_distance_of_spatial_features() -> None:
-    reference, sample = Moments(6), MetricInputs(metrics=parse_metrics(["sfid"]))
+    reference, sample = Moments(6), metric_inputs(parse_metrics(["sfid"]))
     reference.update(_features(50, 6, 0))
     spatial = _features(40, 6, 1, shift=1.0)
     sample.update({"features": spatial, "spatial": spatial}, None)
@@ -67,7 +62,7 @@ def test_spatial_distance_is_the_frechet_distance_of_spatial_features() -> None:
 
 
 def test_a_kernel_distance_in_other_features_is_no_kid() -> None:
-    kept = MetricInputs(metrics=parse_metrics(["kid"]))
+    kept = metric_inputs(parse_metrics(["kid"]))
     kept.update({"features": _features(30, 4, 0)}, None)
     names = [
         compute_metrics(kept, reference_features=_features(30, 4, 1), spatial=None, is_inception=is_it)[0].name for is_it in (True, False)
@@ -76,7 +71,7 @@ def test_a_kernel_distance_in_other_features_is_no_kid() -> None:
 
 
 def test_agreement_with_the_labels_is_a_share_with_its_error() -> None:
-    kept = MetricInputs(metrics=parse_metrics(["label_agreement"]))
+    kept = metric_inputs(parse_metrics(["label_agreement"]))
     logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     kept.update({"features": logits, "logits": logits}, torch.tensor([0, 1, 2, 2]))
     (found,) = compute_metrics(kept, reference_features=None, spatial=None, is_inception=False)

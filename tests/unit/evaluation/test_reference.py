@@ -99,7 +99,7 @@ def test_foreign_statistics_are_refused_until_someone_vouches_for_them(tmp_path:
     np.savez(uri, mu=np.zeros(4, np.float32), sigma=np.eye(4))
     foreign = load_reference(uri)
     assert foreign.provenance is None
-    with pytest.raises(UserError, match="do not say which images, extractor and resize"):
+    with pytest.raises(UserError, match="do not record their images, extractor and resize"):
         foreign.require(extractor=extractor)
     vouched = import_statistics(uri, str(tmp_path / "ours.npz"), _provenance())
     assert vouched.provenance == _provenance()

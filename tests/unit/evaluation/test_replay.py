@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.monitoring.checkpoint_scorer import score_checkpoint
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.records.run_directory import score_uri
 from evaluation.studies.stopping_replay import Replay, as_text, replay
 from training import storage
@@ -17,9 +17,9 @@ from training.config.experiment import Experiment, SamplingConfig
 
 
 @pytest.fixture
-def scored_run_uri(run_uri: str, reference_uri: str) -> str:
+def scored_run_uri(run_uri: str, reference_uri: str, experiment: Experiment) -> str:
     for step in (100, 200):
-        score_checkpoint(checkpoint.checkpoint_uri(run_uri, step), reference_uri)
+        CheckpointScorer(evaluation=experiment.evaluation, reference_uri=reference_uri).score(checkpoint.checkpoint_uri(run_uri, step))
     return run_uri
 
 

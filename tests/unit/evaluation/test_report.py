@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from evaluation.features.inception import WEIGHTS
 from evaluation.records import grids
@@ -227,17 +230,36 @@ def test_a_grid_keeps_every_pixel_as_a_square() -> None:
     assert grids.from_png(grids.to_png(grid)).tolist() == grid.tolist()
 
 
+def _class_grid(images: Tensor, labels: Tensor, class_names: Sequence[str] = ()) -> grids.Pixels:
+    grid = grids.ClassGrid(class_names)
+    grid.update(images, labels)
+    return grid.pixels()
+
+
 def test_a_class_grid_has_each_class_in_its_column() -> None:
     labels = torch.tensor([2, 0, 1, 1, 2, 0])
     images = (labels * 100).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
-    grid = grids.class_grid(images, labels, ["a", "b", "c"])
+    grid = _class_grid(images, labels, ["a", "b", "c"])
     bottom = grid[-20]
     assert [int(bottom[3 + 24 + column * 51, 0]) for column in range(3)] == [0, 100, 200]
 
 
+def test_a_class_grid_stores_no_more_samples_than_it_shows() -> None:
+    grid, whole = grids.ClassGrid(), grids.ClassGrid()
+    images = torch.randint(0, 256, (10_000, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(10_000) % 1000
+    for rows in torch.arange(10_000).split(250):
+        grid.update(images[rows], labels[rows])
+    stored = [grid._first, *grid._columns.values()]
+    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for column in stored for tensor in column}
+    assert sum(memory.values()) <= 2 * 100 * 64, "the first hundred, and ten of each of ten classes"
+    whole.update(images, labels)
+    assert np.array_equal(grid.pixels(), whole.pixels())
+
+
 def test_more_classes_than_a_grid_has_room_for_leave_no_grid_of_one_row() -> None:
     images = torch.zeros(200, 3, 64, 64, dtype=torch.uint8)
-    assert grids.class_grid(images, torch.arange(200)).shape == grids.sample_grid(images[:100]).shape
+    assert _class_grid(images, torch.arange(200)).shape == grids.sample_grid(images[:100]).shape
 
 
 def test_the_papers_rows_are_those_for_the_same_images() -> None:

@@ -10,9 +10,10 @@ import torch
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.evaluate.options import EvaluationOptions, require_own_name
 from evaluation.evaluate.preflight import preflight
-from evaluation.evaluate.run import EvaluationResult, evaluate
+from evaluation.evaluate.run import evaluate
 from evaluation.features.extractors import load_extractor
 from evaluation.likelihood.split_likelihood import LikelihoodPlan, split_likelihood
+from evaluation.records.result import EvaluationResult
 from evaluation.sampling import sample_set
 from evaluation.sampling.sample_set import SamplePlan, chunk_uri
 from evaluation.sampling.trained_model import ModelSpec
@@ -28,7 +29,7 @@ _FEW = EvaluationOptions(likelihood_num_images=20, batch_size=20)
 @pytest.fixture
 def plan(kept_run_uri: str) -> SamplePlan:
     spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(kept_run_uri, 200))
-    return SamplePlan(model=spec, num_images=25, seed=1, sampling=SamplingConfig(spacing="4"), batch_size=5, chunk_size=10)
+    return SamplePlan(model=spec, num_images=25, seed=1, sampling=SamplingConfig(spacing="4"), batch_size=5, chunk_size=10, inputs=())
 
 
 def test_an_evaluation_writes_numbers_grid_and_card(run_uri: str, digits_uri: str, reference_uri: str) -> None:
@@ -74,20 +75,20 @@ def test_another_purpose_draws_other_samples(run_uri: str, digits_uri: str, refe
 
 def test_what_can_be_refused_is_refused_before_anything_is_drawn(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 200)
-    with pytest.raises(UserError, match="there is no measure 'fidd'"):
+    with pytest.raises(UserError, match="there is no metric 'fidd'"):
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(metrics=("fidd",)))
     for few, metric, message in ((1, "label_agreement", "a Frechet distance takes 2"), (3, "precision_recall", "precision_recall takes 4")):
         with pytest.raises(UserError, match=f"{few} samples: {message} at least"):
             evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(metrics=(metric,), num_samples=few))
     with pytest.raises(UserError, match=r"not all in 0\.\.9"):
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(labels=(3, 12)))
-    with pytest.raises(UserError, match="the likelihood of -5 images can't be taken"):
+    with pytest.raises(UserError, match="likelihood_num_images: Input should be greater than or equal to 1, got -5"):
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(likelihood_num_images=-5))
     for name in ("", "../final", "a b", "-x"):
-        with pytest.raises(UserError, match="can't name a result"):
+        with pytest.raises(UserError, match="is no file name"):
             evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(result_name=name))
     with pytest.raises(CheckpointError):
-        evaluate(uri, digits_uri, reference_uri, weights="ema_0.5")
+        evaluate(ModelSpec(checkpoint_uri=uri, weights="ema_0.5"), digits_uri, reference_uri)
     some = compute_reference(f"{digits_uri}/train", load_extractor("digits-classifier"), str(tmp_path / "some.npz"), num_images=100)
     with pytest.raises(UserError, match="reference is of 100 images, the experiment's protocol takes 1,497"):
         evaluate(uri, digits_uri, some.uri)
@@ -110,7 +111,7 @@ def test_agreement_with_labels_is_refused_to_a_model_that_has_none(
 
 @pytest.mark.parametrize("name", ["final", "choice", "step=00000200", "choose-00000200-ema_0.99", "nightly-2026", "compare-x", "report"])
 def test_a_persons_result_takes_no_name_that_pipelines_and_studies_use(name: str) -> None:
-    with pytest.raises(UserError, match="are kept by pipelines and studies"):
+    with pytest.raises(UserError, match="is reserved for results of pipelines and studies"):
         require_own_name(name)
     require_own_name(f"my-{name.replace('=', '-')}")
 

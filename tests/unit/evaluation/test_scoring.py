@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.distances.reference_statistics import load_reference, save_reference
-from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history, score_checkpoint
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
 from evaluation.monitoring.early_stopping import decide
 from evaluation.records.run_directory import run_uri_of, score_uri
 from training.checkpoints import checkpoint
@@ -34,11 +34,11 @@ def test_a_score_names_every_decay_and_is_kept_with_its_protocol(run_uri: str, s
     assert scorer.metrics(score)["score/best"] == min(score["scores"].values())
 
 
-def test_a_score_does_not_depend_on_the_batch_size(run_uri: str, experiment: Experiment, reference_uri: str) -> None:
+def test_a_score_does_not_depend_on_the_batch_size(run_uri: str, scorer: CheckpointScorer) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 100)
-    first = score_checkpoint(uri, reference_uri, batch_size=60)
+    first = dataclasses.replace(scorer, batch_size=60).score(uri)
     Path(score_uri(uri)).unlink()
-    second = score_checkpoint(uri, reference_uri, batch_size=13)
+    second = dataclasses.replace(scorer, batch_size=13).score(uri)
     for weights, value in first["scores"].items():
         assert second["scores"][weights] == pytest.approx(value, rel=1e-3)
 
@@ -84,14 +84,14 @@ def test_the_history_decides(run_uri: str, scorer: CheckpointScorer, experiment:
     assert best.best_score == min(value for score in history for value in score["scores"].values())
 
 
-def test_a_reference_of_other_images_is_refused(run_uri: str, reference_uri: str, tmp_path: Path) -> None:
-    reference = load_reference(reference_uri)
+def test_a_reference_of_other_images_is_refused(run_uri: str, scorer: CheckpointScorer, tmp_path: Path) -> None:
+    reference = load_reference(scorer.reference_uri)
     assert reference.provenance is not None
     other = str(tmp_path / "other.npz")
     changed = dataclasses.replace(reference.provenance, data_name="letters")
     save_reference(other, reference.features, changed)
     with pytest.raises(UserError, match="data_name: 'letters', not 'digits'"):
-        score_checkpoint(checkpoint.checkpoint_uri(run_uri, 100), other)
+        dataclasses.replace(scorer, reference_uri=other).score(checkpoint.checkpoint_uri(run_uri, 100))
 
 
 def test_the_runs_directory_is_found_from_a_checkpoint() -> None:

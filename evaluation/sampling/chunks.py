@@ -1,0 +1,116 @@
+"""Work on many images in chunks: one file each, written whole, by any number of workers. A chunk that exists is not redone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+from evaluation.records.protocol_card import as_plain
+from evaluation.sampling.trained_model import load_cached
+from training import storage
+from training.console import format_duration, format_rate, format_remaining, say
+from training.distributed.parallel_map import parallel_map
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class ChunkedPlan:
+    """What all plans of chunked work have in common; each is a frozen dataclass with these fields."""
+
+    num_images: int
+    batch_size: int
+    chunk_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what determines the content of the chunks, as plain values for JSON. The batch size does not."""
+        plain: dict[str, Any] = as_plain(asdict(self))  # type: ignore[call-overload]
+        del plain["batch_size"]
+        return plain
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of files."""
+        return -(-self.num_images // self.chunk_size)
+
+
+PlanT = TypeVar("PlanT", bound=ChunkedPlan)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk(Generic[PlanT]):
+    """One piece of the work.
+
+    Attributes:
+        plan: The whole work.
+        uri: The file to write.
+        number: Number of the chunk, from 0.
+        device: The device to compute on.
+    """
+
+    plan: PlanT
+    uri: str
+    number: int
+    device: str
+
+    @property
+    def start(self) -> int:
+        """Index of its first image."""
+        return self.number * self.plan.chunk_size
+
+    @property
+    def size(self) -> int:
+        """Number of its images."""
+        return min(self.plan.chunk_size, self.plan.num_images - self.start)
+
+
+def process_chunks(
+    function: Callable[[Chunk[PlanT]], int],
+    plan: PlanT,
+    chunk_uris: list[str],
+    *,
+    directory: str,
+    activity: str,
+    num_workers: int,
+    device: str,
+) -> None:
+    """Process the chunks whose files are missing, and print the progress.
+
+    Args:
+        function: Writes a chunk's file and returns the number of its images. Importable by name, because workers call it.
+        plan: The whole work.
+        chunk_uris: File of every chunk.
+        directory: The directory of these files.
+        activity: What is done with an image, in the past tense, for the lines printed: "drew".
+        num_workers: 1 works in this process; more are Ray tasks.
+        device: The device of each of them.
+    """
+    load_cached.cache_clear()  # the checkpoint may have been written again since the last call
+    present = set(storage.list_uris(directory))
+    chunks = [Chunk(plan, uri, number, device) for number, uri in enumerate(chunk_uris) if uri not in present]
+    if len(chunks) < len(chunk_uris):
+        say(f"{len(chunk_uris) - len(chunks)} of {len(chunk_uris)} chunks exist already")
+    total = sum(chunk.size for chunk in chunks)
+    started = shown = time.monotonic()
+    done = 0
+    for count in parallel_map(function, chunks, num_workers=num_workers, num_gpus_per_worker=int(device != "cpu")):
+        done += count
+        now = time.monotonic()
+        if now - shown > _SECONDS_BETWEEN_LINES:
+            shown = now
+            rate, left = format_rate(done, now - started, "images"), format_remaining(done, total, now - started)
+            say(f"{activity} {done:,}/{total:,} images  {rate}  {left}")
+    if done:
+        say(f"{activity} {done:,} images in {format_duration(time.monotonic() - started)}")
+
+
+def default_chunk_size(num_images: int, batch_size: int) -> int:
+    """Return a size of whole batches that makes about twenty chunks: enough to spread over workers, and few files.
+
+    Args:
+        num_images: Images in all.
+        batch_size: The default batch size of images of this size. Another batch size must not change the chunks, because
+            chunks of another size would be computed again.
+    """
+    return batch_size * max(1, -(-num_images // (20 * batch_size)))
