@@ -117,7 +117,7 @@ def test_steps_whose_work_is_done_end_well_while_mlflow_is_away_and_the_next_one
     from mlflow import MlflowClient
 
     reference = compute_reference(f"{bucket_uri}/data/train", load_extractor("digits-classifier"), f"{bucket_uri}/references")
-    score_checkpoint(checkpoint.checkpoint_uri(run_uri, 100), reference.uri)
+    CheckpointScorer(evaluation=EvaluationConfig(), reference_uri=reference.uri).score(checkpoint.checkpoint_uri(run_uri, 100))
     run = open_run(run_key="one", experiment_name="mlflow-away", run_name="one", tags={}, params={})
     assert run.flush()
     result = {"tracking_run_id": run.run_id, "data_uri": f"{bucket_uri}/data", "best_checkpoint_uri": "", "best_weights": ""}

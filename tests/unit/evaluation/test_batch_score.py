@@ -177,7 +177,7 @@ def test_an_adopted_batch_serves_the_evaluation_with_its_own_images(
     options = EvaluationOptions(likelihood=False, metrics=("precision_recall",), num_samples=60)
     result = evaluate(uri, digits_uri, adopted, options=options)
     assert "60 samples, 300 real images" in result.metrics["precision"]["note"]
-    with pytest.raises(UserError, match="says itself where it comes from"):
+    with pytest.raises(UserError, match="records its provenance already"):
         import_statistics(adopted, str(tmp_path / "again.npz"), provenance_of(read_manifest(f"{digits_uri}/train"), DigitsExtractor()))
 
 

@@ -9,6 +9,7 @@ from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
 from evaluation.records.run_directory import score_uri
+from evaluation.sampling.trained_model import ModelSpec
 from evaluation.selection.final_choice import choose_best
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -28,10 +29,9 @@ def test_the_choice_is_the_best_at_full_protocol(scored_run_uri: str, digits_uri
     choice = choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS)
     distances = {
         item.candidate.step: evaluate(
-            checkpoint.checkpoint_uri(scored_run_uri, item.candidate.step),
+            ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(scored_run_uri, item.candidate.step), weights=item.candidate.weights),
             digits_uri,
             reference_uri,
-            weights=item.candidate.weights,
             options=EvaluationOptions(batch_size=20, likelihood=False, purpose="choose", result_name="mine"),
         ).distance
         for item in choice.candidates

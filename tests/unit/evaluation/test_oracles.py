@@ -14,8 +14,8 @@ import pytest
 import torch
 from oracles import DiscreteOracle, GaussianOracle, discrete_images, expected_bits
 
-from evaluation.likelihood.bits_per_dim import Likelihood
-from evaluation.likelihood.estimate import evaluate_likelihood
+from evaluation.likelihood.bits_per_dim import Likelihood, merge
+from evaluation.likelihood.estimate import likelihood_parts
 from training.config.experiment import DiffusionConfig, Schedule, Variance
 from training.config.spacing import likelihood_spacing, uniform_spacing
 from training.diffusion.process import make_process
@@ -49,7 +49,7 @@ def bits(config: DiffusionConfig, data: tuple[list[int], list[float]], timesteps
     images, _ = discrete_images(*data, num_images)
     model = DiscreteOracle(make_process(config, timesteps), *data)
     batch = (torch.arange(num_images), images, None)
-    return evaluate_likelihood(config, model, [batch], form="spaced", timesteps=timesteps, clip_denoised=False)
+    return merge(likelihood_parts(config, model, [batch], form="spaced", timesteps=timesteps, clip_denoised=False))
 
 
 def check_row(row: tuple[Schedule, int], data: tuple[list[int], list[float]], expected: Row) -> None:
@@ -103,7 +103,7 @@ def test_the_stratified_estimate_finds_the_entropy_from_a_fortieth_of_the_evalua
     config = DiffusionConfig()
     model = DiscreteOracle(make_process(config), *THREE)
     batch = (torch.arange(64), images, None)
-    result = evaluate_likelihood(config, model, [batch], form="stratified", num_steps=100, clip_denoised=False)
+    result = merge(likelihood_parts(config, model, [batch], form="stratified", num_steps=100, clip_denoised=False))
     assert result.num_evaluations_per_image == 100
     assert result.standard_error < 0.05
     assert abs(result.bits_per_dim - entropy) < 3 * result.standard_error
@@ -143,6 +143,6 @@ def gaussian_bits(variance: Variance, num_steps: int) -> float:
     images = ((x_0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     model = GaussianOracle(make_process(config, timesteps), std=0.25)
     batch = (torch.arange(64), images, None)
-    result = evaluate_likelihood(config, model, [batch], form="spaced", timesteps=timesteps, clip_denoised=False)
+    result = merge(likelihood_parts(config, model, [batch], form="spaced", timesteps=timesteps, clip_denoised=False))
     print(f"gaussian {variance} {num_steps}: {result.bits_per_dim:.4f} +- {result.standard_error:.4f}")
     return result.bits_per_dim
