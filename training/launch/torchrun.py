@@ -3,8 +3,8 @@
     python -m training.launch.torchrun --preset cifar10-hybrid-cosine --steps 100
     torchrun --nproc-per-node 8 -m training.launch.torchrun --preset imagenet64-hybrid-cosine --steps 100 --bf16 --compile
 
-For a bare GPU machine: it runs and times the very loop that the pipelines run, on random images of the data set's
-shape, so that a speed can be measured where nothing but torch is installed. What it prints is one JSON line.
+It runs and times the loop of the pipelines on random images of the data set's shape, so that a speed can be measured on a GPU machine
+where only torch is installed. It prints one JSON line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,7 @@ class RandomBatch:
 
 
 class RandomImages:
-    """A source of one batch of random images, made once and reused: what is timed is the loop, not the source."""
+    """A source of one batch of random images, made once and reused, so that the loop is timed and not the source."""
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         data = experiment.data
@@ -53,7 +53,7 @@ class RandomImages:
     def batches(
         self, first_step: int, num_steps: int, start: int = 0, stop: int | None = None, *, pin_memory: bool = False
     ) -> Iterator[RandomBatch]:
-        """The same images at every step, under that step's positions; they are on the device already."""
+        """Yield the same images at every step, with that step's positions; they are on the device already."""
         part = slice(start, stop)
         labels = self.labels[part] if self.labels is not None else None
         for step in range(first_step, first_step + num_steps):
@@ -61,7 +61,7 @@ class RandomImages:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains on random images and prints the mean speed; returns the exit code."""
+    """Train on random images and print the mean speed; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.launch.torchrun", description="Time the training loop with torch alone.")
     parser.add_argument("--preset", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="section.field=value", dest="overrides")
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--microbatch", type=int, default=0)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
     options = parser.parse_args(arguments)
     if options.steps < 1 or options.warmup < 0:
         parser.error("--steps must be at least 1 and --warmup at least 0")
@@ -83,10 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     last: dict[str, float] = {}
-
-    def remember(step: int, metrics: Mapping[str, float]) -> None:
-        last.update(metrics)
-
     try:
         experiment = preset(options.preset, [*options.overrides, f"optim.num_steps={options.warmup + options.steps}"])
         resources = Resources(
@@ -95,9 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             microbatch_size=options.microbatch,
             precision="bf16" if options.bf16 else "fp32",
             compile=options.compile,
+            gradient_checkpointing=options.gradient_checkpointing,
         )
         source = RandomImages(experiment, device)
-        trainer = Trainer(experiment, resources, source, device=device, rank=rank, world_size=world_size, hooks=Hooks(log=remember))
+        hooks = Hooks(log=lambda step, metrics: last.update(metrics))
+        trainer = Trainer(experiment, resources, source, device=device, rank=rank, world_size=world_size, hooks=hooks)
     except (UserError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -116,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "precision": resources.precision,
             "compile": resources.compile,
             "steps": options.steps,
+            "last_step": trainer.step,
             "images_per_second": images / seconds,
             "loss": last["loss"],
         }

@@ -25,7 +25,6 @@ from training.distributed.heartbeats import Heartbeats
 from training.distributed.ranks import AsyncStopFlag, Network, broadcast_object, gather, shard_bounds
 from training.loop.interfaces import Batch, BatchSource, DivergedError, Hooks, Outcome, TrainingError
 from training.loop.meter import Meter
-from training.loop.microbatch import largest_that_fits
 from training.loop.train_state import TrainState, learning_rate_at
 from training.models.dropout import dropout_key
 from training.models.upsampler import make_low_res
@@ -211,7 +210,7 @@ class Trainer:
         meter, self._meter = self._meter, Meter(self.device)
         # Adam's moments come with the first update; their memory must be left free.
         moments = [torch.empty_like(p) for p in self.state.parameters for _ in range(2)] if not self.state.optimizer.state else []
-        size = largest_that_fits(attempt, len(images))
+        size = _largest_that_fits(attempt, len(images))
         del moments
         self.state.optimizer.zero_grad(set_to_none=True)
         torch.cuda.reset_peak_memory_stats(self.device)  # an attempt that did not fit is no peak
@@ -308,3 +307,23 @@ class Trainer:
     def _beat(self, *, waiting: bool) -> None:
         if self._heartbeats is not None:
             self._heartbeats.beat(self.step, waiting=waiting)
+
+
+def _largest_that_fits(attempt: Callable[[int], None], shard_size: int) -> int:
+    """Return the largest of n, n/2, n/4, ... (rounded up) images for which an attempt does not run out of memory, from n = `shard_size`.
+
+    Raises:
+        torch.OutOfMemoryError: Not even one image fits.
+    """
+    size = shard_size
+    while True:
+        try:
+            attempt(size)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        else:
+            return size
+        # Outside the except clause, whose traceback would keep the failed attempt's tensors alive.
+        torch.cuda.empty_cache()
+        size = -(-size // 2)

@@ -207,6 +207,20 @@ def test_two_workers_train_what_one_worker_trains_interrupted_or_not(tmp_path: P
             assert two["logged"][step][name] == pytest.approx(metrics[name], rel=2e-3), (step, name)
 
 
+def test_gradient_checkpointing_computes_activations_twice_and_changes_no_number() -> None:
+    records, calls = [], []
+    for resources in (Resources(), Resources(gradient_checkpointing=True)):
+        record, count = Record(), [0]
+        run = trainer(tiny(num_steps=2), record, resources=resources)
+        block = next(module for module in run.state.model.modules() if type(module).__name__ == "ResBlock")
+        block.in_layers[0].register_forward_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+        run.train()
+        records.append(steady(record.logged[2]))
+        calls.append(count[0])
+    assert calls[1] == 2 * calls[0]
+    assert records[0] == records[1]
+
+
 def test_an_update_with_a_gradient_that_is_not_finite_is_skipped_and_counted() -> None:
     record = Record()
     run = trainer(tiny(), record)

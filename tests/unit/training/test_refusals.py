@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
 from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
+from training.data.preparation.prepare import Options, prepare
+from training.data.sources.published import digits
 from training.launch.ray_train import train
 from training.loop.interfaces import TrainingError
 from training.loop.job import Job
@@ -16,13 +22,14 @@ from training.loop.job import Job
 EXPERIMENT = preset("digits-hybrid-cosine")
 
 
-def job(run_uri: Path, **resources: int) -> Job:
+def job(run_uri: Path, **resources: Any) -> Job:
     return Job(experiment=EXPERIMENT, resources=Resources(**resources), data_uri="none", run_uri=str(run_uri))
 
 
 @pytest.fixture(autouse=True)
-def ray_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.launch.ray_train.ray_session", lambda *args, **kwargs: pytest.fail("Ray is started"))
+def ray_does_not_start() -> Iterator[None]:
+    yield
+    assert not ray.is_initialized()
 
 
 def test_more_workers_than_images(tmp_path: Path) -> None:
@@ -42,3 +49,19 @@ def test_a_checkpoint_of_another_experiment(tmp_path: Path) -> None:
     checkpoint.save(str(tmp_path), 10, {"experiment.json": other.to_json().encode()})
     with pytest.raises(TrainingError, match=r"step=00000010 is a checkpoint of another experiment \(optim.learning_rate is 0.5 there and"):
         train(job(tmp_path))
+
+
+def test_a_data_set_in_memory_that_the_experiment_streams(tmp_path: Path) -> None:
+    prepare(digits("test"), str(tmp_path / "data" / "train"), image_size=8, options=Options(resize="none"))
+    streamed = dataclasses.replace(
+        job(tmp_path / "run", resident_data=True),
+        data_uri=str(tmp_path / "data"),
+        experiment=EXPERIMENT.override(["data.disk_budget_bytes=1000"]),
+    )
+    with pytest.raises(TrainingError, match=r"resident_data keeps the whole data set of 18\.8 KiB in memory, .* raise the budget"):
+        train(streamed)
+
+
+def test_rank_0_retries_storage_for_less_time_than_the_others_wait_for_it() -> None:
+    for seconds in (1, 8, 600, 10_000):
+        assert job(Path(), collective_timeout_seconds=seconds).retry_seconds == min(seconds / 2, 600)

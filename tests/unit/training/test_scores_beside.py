@@ -1,0 +1,142 @@
+"""Rank 0's hooks and the scores beside training, without MLflow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.checkpoints import checkpoint
+from training.config.experiment import Resources
+from training.config.presets import preset
+from training.loop.interfaces import STOP_REQUESTED, Outcome
+from training.loop.job import Job, Scorer
+from training.loop.rank_zero_hooks import RankZeroHooks
+
+EXPERIMENT = preset("digits-hybrid-cosine", ["optim.checkpoint_interval=10"])
+
+
+class Scores:
+    """A scorer that decides by the number of scores."""
+
+    def __init__(self, steps: Sequence[int], enough: int = 100) -> None:
+        self.scores = [self.score(f"run/checkpoints/step={step:08d}") for step in steps]
+        self.enough = enough
+        self.seen: list[int] = []
+
+    def score(self, checkpoint_uri: str) -> Mapping[str, Any]:
+        return {"step": checkpoint.step_of(checkpoint_uri), "value": 1.0}
+
+    def history(self, run_uri: str) -> Sequence[Mapping[str, Any]]:
+        return self.scores
+
+    def stop_reason(self, history: Sequence[Mapping[str, Any]]) -> str | None:
+        self.seen = [score["step"] for score in history]
+        return "enough" if len(history) >= self.enough else None
+
+    def metrics(self, score: Mapping[str, Any]) -> Mapping[str, float]:
+        return {"score/distance": score["value"]}
+
+    def image(self, score: Mapping[str, Any]) -> Any:
+        return None
+
+    def keep(self, history: Sequence[Mapping[str, Any]]) -> set[int]:
+        return {10}
+
+
+class Pool:
+    """Computes scores when told to."""
+
+    def __init__(self) -> None:
+        self.submitted: dict[int, Future[Mapping[str, Any]]] = {}
+
+    def submit(self, scorer: Scorer, checkpoint_uri: str) -> Future[Mapping[str, Any]]:
+        future: Future[Mapping[str, Any]] = Future()
+        self.submitted[checkpoint.step_of(checkpoint_uri)] = future
+        return future
+
+    def finish(self, step: int) -> None:
+        self.submitted[step].set_result({"step": step, "value": 2.0})
+
+
+def save(run_uri: Path, *steps: int) -> None:
+    for step in steps:
+        checkpoint.save(str(run_uri), step, {"state.json": {"step": step}})
+
+
+def hooks_of(run_uri: Path, scorer: Scores, pool: Pool, *, is_stop_requested: bool = False) -> RankZeroHooks:
+    job = Job(experiment=EXPERIMENT, resources=Resources(), data_uri="", run_uri=str(run_uri), scorer=scorer)
+    return RankZeroHooks(job, 1, submit_score=pool.submit, is_stop_requested=lambda: is_stop_requested)
+
+
+def test_a_kept_checkpoint_without_a_score_is_scored_by_the_next_attempt(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20, 23)
+    scorer, pool = Scores([10], enough=2), Pool()
+    side = hooks_of(tmp_path, scorer, pool)
+    hooks = side.hooks()
+    assert list(pool.submitted) == [20], "not that of step 23, which an undisturbed run does not have"
+    assert hooks.should_stop(25) is None
+    pool.finish(20)
+    assert hooks.should_stop(30) == "enough"
+    assert scorer.seen == [10, 20]
+    side.close()
+
+
+def test_a_damaged_checkpoint_that_is_written_again_has_one_score(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20)
+    Path(checkpoint.checkpoint_uri(str(tmp_path), 20), "state.json").unlink()
+    scorer, pool = Scores([10, 20]), Pool()
+    side = hooks_of(tmp_path, scorer, pool)
+    hooks = side.hooks()
+    assert checkpoint.steps(str(tmp_path)) == [10]
+    hooks.save(20, {"state.json": {"step": 20}})
+    side.finish_saving()
+    hooks.should_stop(20)
+    pool.finish(20)
+    hooks.should_stop(30)
+    assert scorer.seen == [10, 20]
+    side.close()
+
+
+def test_a_score_that_fails_ends_nothing_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, 10)
+    pool = Pool()
+    side = hooks_of(tmp_path, Scores([]), pool)
+    pool.submitted[10].set_exception(RuntimeError("out of memory"))
+    assert side.finish(Outcome(step=10, stop_reason=None)).stop_reason is None
+    side.close()
+    assert "the score of step 10 failed: out of memory" in capsys.readouterr().out
+
+
+def test_whoever_waits_for_scores_stops_when_a_signal_comes(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    side = hooks_of(tmp_path, Scores([]), Pool(), is_stop_requested=True)
+    assert side.hooks().interruption() == STOP_REQUESTED
+    assert side.finish(Outcome(step=10, stop_reason=None)).stop_reason == STOP_REQUESTED
+    side.close()
+
+
+def test_checkpoints_that_nobody_needs_are_removed(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20, 30, 40)
+    side = hooks_of(tmp_path, Scores([10, 20, 30, 40]), Pool())
+    side.hooks().should_stop(50)
+    side.close()
+    assert checkpoint.steps(str(tmp_path)) == [10, 30, 40], "the scorer's choice and the latest two stay"
+
+
+def test_a_process_that_scores_lowers_its_priority_once() -> None:
+    code = (
+        "import os; from training.launch.ray_train import _score\n"
+        "class Scorer:\n"
+        "    def score(self, uri): return {'nice': os.nice(0)}\n"
+        "before = os.nice(0)\n"
+        "values = [_score._function(Scorer(), 'uri')['nice'] for _ in range(3)]\n"
+        "assert values == 3 * [min(before + 10, 19)], values\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
+    assert ended.returncode == 0, ended.stderr
