@@ -23,7 +23,8 @@ from training_steps import COMMON, SMALL
 from evaluation.sampling.sample_set import SamplePlan, draw
 from evaluation.sampling.trained_model import ModelSpec
 from training.config.experiment import SamplingConfig
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.catalog import open_splits
 from training.distributed.parallel_map import parallel_map
 from training.distributed.ray_session import ray_session

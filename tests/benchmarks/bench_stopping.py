@@ -28,7 +28,8 @@ from training.config.experiment import EvaluationConfig, Experiment, Resources, 
 from training.config.presets import preset
 from training.console import say
 from training.data.loading.loader import Loader
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.loop.interfaces import Hooks
 from training.loop.trainer import Trainer

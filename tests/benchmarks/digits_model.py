@@ -11,7 +11,8 @@ from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
 from training.data.loading.loader import Loader
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.loop.interfaces import Hooks
 from training.loop.trainer import Trainer

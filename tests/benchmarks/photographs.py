@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.catalog import open_splits
 
 

@@ -13,7 +13,8 @@ from recorded_workflows import workflow_states
 from components.steps.close import close_runs, finish_training
 from components.steps.runs import identify
 from training import storage
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.tracking import client as mlflow_client
 from training.tracking.runs import PIPELINE_RUN_TAG, TrackedRun, open_run

@@ -25,7 +25,8 @@ from training.data.inspection.contact_sheet import preview
 from training.data.inspection.dataset import verify
 from training.data.loading.loader import Loader
 from training.data.loading.row_groups import iterate
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.sources.published import digits
 from training.data.splits import prepare_splits

@@ -22,7 +22,8 @@ from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import EvaluationConfig, SamplingConfig
 from training.config.presets import preset
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.models.unet import make_model
 from training.tracking import client as mlflow_client

@@ -12,7 +12,8 @@ from training import storage
 from training.config.errors import UserError
 from training.config.presets import preset
 from training.data.format.manifest import read_manifest
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.tracking.runs import TrackingError
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from training.config.errors import UserError
 from training.data.format.manifest import read_manifest
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.catalog import open_splits
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,8 @@ ROWS = 8
 # The source writes down each shard that is begun, and by whom; a read takes a moment, so that a kill meets work.
 PROGRAM = """
 import contextlib, functools, os, sys, time
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.files import FolderSource
 from training.distributed.parallel_map import parallel_map
 

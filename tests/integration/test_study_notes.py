@@ -20,7 +20,8 @@ from training.checkpoints import checkpoint
 from training.config.experiment import EvaluationConfig
 from training.config.presets import preset
 from training.console import marking
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.models.unet import make_model
 from training.tracking import runs as tracking

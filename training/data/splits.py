@@ -12,7 +12,8 @@ from training.config.experiment import DataConfig
 from training.config.presets import preset as make_experiment
 from training.config.validation import validate
 from training.data.format.manifest import Manifest
-from training.data.preparation.prepare import Options, ShardMap, prepare_sizes
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import ShardMap, prepare_sizes
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.sources.files import FileSource
 

@@ -1,9 +1,11 @@
 """Bytes by URI, in S3 (`s3://bucket/key`) or on disk (`file:///path` or a path), with one meaning for both.
 
 A write is seen completely or not at all. A directory is only a common beginning of names, so an empty one does not exist.
-Every failure is a `StorageError` whose one line names the URI and the remedy. The environment alone selects the S3 server and its
-credentials; see `training.storage.s3`. That module, and with it boto3, is imported at the first S3 URI, so that local paths
-need the standard library alone.
+A function that finds nothing under the URI that it needs raises `ObjectNotFoundError`. Every other failure (refused credentials,
+a missing bucket, no answer, a full disk) is a `StorageError` whose one line names the URI and the remedy.
+
+The environment alone selects the S3 server and its credentials; see `training.storage.s3`. That module, and with it boto3, is
+imported at the first S3 URI, so that local paths need the standard library alone.
 """
 
 from __future__ import annotations
@@ -55,22 +57,12 @@ def is_s3(uri: str) -> bool:
 
 
 def read_bytes(uri: str) -> bytes:
-    """Read everything stored under `uri`.
-
-    Raises:
-        ObjectNotFoundError: There is nothing.
-        StorageError: It can't be read.
-    """
+    """Read everything stored under `uri`."""
     return _backend(uri).read(uri)
 
 
 def open_seekable(uri: str) -> BinaryIO:
-    """Open what is stored under `uri` for reading in parts; in S3 each read is a request for its range alone.
-
-    Raises:
-        ObjectNotFoundError: There is nothing.
-        StorageError: It can't be read.
-    """
+    """Open what is stored under `uri` for reading in parts; in S3 each read is a request for its range alone."""
     return _backend(uri).open_seekable(uri)
 
 
@@ -85,20 +77,12 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
 
     Returns:
         True if it was written; False only with `if_absent`, where something was there.
-
-    Raises:
-        StorageError: It can't be written.
     """
     return _backend(uri).write(uri, data, if_absent=if_absent)
 
 
 def read_json(uri: str) -> Any:
-    """Read the JSON value stored under `uri`.
-
-    Raises:
-        ObjectNotFoundError: There is nothing.
-        StorageError: It can't be read, or isn't JSON.
-    """
+    """Read the JSON value stored under `uri`."""
     data = read_bytes(uri)
     try:
         return json.loads(data)
@@ -112,11 +96,7 @@ def write_json(uri: str, value: Any, *, if_absent: bool = False) -> bool:
 
 
 def exists(uri: str) -> bool:
-    """Return True if something is stored under exactly `uri`; a directory does not count.
-
-    Raises:
-        StorageError: The bucket is missing, the credentials are refused, or there is no answer.
-    """
+    """Return True if something is stored under exactly `uri`; a directory does not count."""
     try:
         size(uri)
     except ObjectNotFoundError:
@@ -125,12 +105,7 @@ def exists(uri: str) -> bool:
 
 
 def size(uri: str) -> int:
-    """Return the number of bytes stored under `uri`.
-
-    Raises:
-        ObjectNotFoundError: There is nothing.
-        StorageError: The storage refuses or does not answer.
-    """
+    """Return the number of bytes stored under `uri`."""
     return _backend(uri).size(uri)
 
 
@@ -138,10 +113,6 @@ def version(uri: str) -> str:
     """Return a string that changes whenever something else is stored under `uri`, even of the same size.
 
     In S3 it consists of size, entity tag (which follows the content) and time; on disk, of size, time and inode.
-
-    Raises:
-        ObjectNotFoundError: There is nothing.
-        StorageError: The storage refuses or does not answer.
     """
     return _backend(uri).version(uri)
 
@@ -162,11 +133,7 @@ def list_dirs(prefix_uri: str) -> list[str]:
 
 
 def delete(uri: str) -> None:
-    """Delete what is stored under exactly `uri`; it is no error if there is nothing.
-
-    Raises:
-        StorageError: It can't be deleted.
-    """
+    """Delete what is stored under exactly `uri`; it is no error if there is nothing."""
     _backend(uri).delete(uri)
 
 
@@ -175,9 +142,6 @@ def delete_prefix(uri: str) -> int:
 
     Returns:
         The number of objects or files that were deleted.
-
-    Raises:
-        StorageError: Something can't be deleted, or `uri` is a whole bucket or the root of the disk.
     """
     return _backend(uri).delete_below(uri)
 
@@ -189,12 +153,7 @@ def delete_partial_files(uri: str, *, older_than_seconds: float = 60.0) -> None:
 
 
 def download(uri: str, path: str | Path) -> Path:
-    """Copy what is stored under `uri` to the file `path`, which appears completely or not at all.
-
-    Raises:
-        ObjectNotFoundError: There is nothing.
-        StorageError: It can't be read, or the disk has no room for it.
-    """
+    """Copy what is stored under `uri` to the file `path`, which appears completely or not at all."""
     target = Path(path)
     num_bytes = size(uri)
     with disk.complete_file(target, f"{uri} to {target}", num_bytes=num_bytes) as partial:
@@ -208,11 +167,7 @@ def download(uri: str, path: str | Path) -> Path:
 
 
 def upload(path: str | Path, uri: str) -> None:
-    """Store the file `path` under `uri`, in parallel parts where it is large; it is seen completely or not at all.
-
-    Raises:
-        StorageError: The file can't be read, or `uri` can't be written.
-    """
+    """Store the file `path` under `uri`, in parallel parts where it is large; it is seen completely or not at all."""
     source = Path(path)
     num_bytes = size(str(source))
     if is_s3(uri):
@@ -226,12 +181,7 @@ def upload(path: str | Path, uri: str) -> None:
 
 @contextlib.contextmanager
 def open_local(uri: str) -> Iterator[Path]:
-    """Provide a local file with the content of `uri`, to read only: the file itself, or a copy that is deleted at the end.
-
-    Raises:
-        ObjectNotFoundError: There is nothing.
-        StorageError: It can't be read, or the disk has no room for it.
-    """
+    """Provide a local file with the content of `uri`, to read only: the file itself, or a copy that is deleted at the end."""
     if not is_s3(uri):
         size(uri)
         yield local_path(uri)

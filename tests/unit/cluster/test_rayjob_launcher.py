@@ -22,7 +22,8 @@ from components.launch.run import run_step
 from components.steps.registry import EVALUATE, REFERENCE, TRAIN
 from training import storage
 from training.config.errors import UserError
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 
 _PACE = Pace(poll_seconds=0.02, teardown_seconds=1)

@@ -13,7 +13,8 @@ import torch
 from training.config.errors import UserError
 from training.data.cache.disk_cache import CacheEntry, get_or_make, reserve
 from training.data.loading.loader import Loader
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 
 KIB = 1024

@@ -11,7 +11,8 @@ from training.config.presets import preset
 from training.data.format.manifest import read_manifest
 from training.data.loading.loader import Loader
 from training.data.loading.row_groups import iterate
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.data.splits import check_matches, prepare_splits
 

@@ -26,7 +26,8 @@ from training.data.inspection.contact_sheet import contact_sheet, preview
 from training.data.inspection.dataset import describe, verify
 from training.data.loading.loader import Loader
 from training.data.loading.row_groups import iterate
-from training.data.preparation.prepare import Options, prepare, prepare_sizes
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare, prepare_sizes
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.splits import prepare_experiment, prepare_splits
 from training.distributed.parallel_map import parallel_map

@@ -10,7 +10,8 @@ from training.data.format.order import BlockOrder, GlobalOrder, Purpose, permuta
 from training.data.loading import row_groups, streaming
 from training.data.loading.loader import Loader
 from training.data.loading.row_groups import RowReader, iterate
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 
 

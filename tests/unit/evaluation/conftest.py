@@ -11,7 +11,8 @@ from evaluation.features.extractors import load_extractor
 from training.checkpoints import checkpoint
 from training.config.experiment import Experiment
 from training.config.presets import preset
-from training.data.preparation.prepare import Options, prepare
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.models.unet import make_model
 

@@ -13,17 +13,15 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any
 
 from training import storage
 from training.config.errors import UserError
-from training.config.experiment import Resize
-from training.config.validation import FORBID_UNKNOWN
 from training.console import say
 from training.data.format.manifest import MANIFEST, SCHEMA_VERSION, Manifest, manifest_digest, read_manifest
 from training.data.format.order import Purpose, permutation
 from training.data.format.shards import rows_per_shard
-from training.data.images.decode import LARGEST_MAX_PIXELS, MAX_PIXELS, Background
+from training.data.preparation.options import Options
 from training.data.preparation.progress import Progress
 from training.data.preparation.shard_job import PARTIAL, ShardJob, ShardRecord, Target, make_shard, read_record, too_many_errors
 from training.data.sources.source import Item, Listing, Source, items_digest
@@ -32,58 +30,6 @@ _Result = tuple[int, dict[int, ShardRecord]]
 
 ShardMap = Callable[[Callable[[ShardJob], _Result], Sequence[ShardJob]], Iterable[_Result]]
 """Applies a function to every job, in any order: `map` in this process, or `training.distributed.parallel_map` on Ray."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """How images become a data set.
-
-    Attributes:
-        resize: Method; see `training.data.images.resize`.
-        seed: Seed of the global order of the rows, 0 up to 2^64.
-        image_channels: 1 (grey) or 3 (RGB); None takes those of the source.
-        rows_per_shard: None takes as many as make 128 to 256 MB. Changes neither the images nor their order.
-        on_error: "fail" stops at an unreadable image; "skip" leaves it out and lists it in the manifest.
-        max_errors: With "skip", images that may be left out before the work stops.
-        allow_upscale: Enlarge images that are too small instead of refusing them.
-        reduced_decode: Decode faster and less exactly; see `training.data.images.prepare_image.prepare_image`.
-        max_pixels: Width times height above which an image is refused as a decompression bomb.
-        background: Colour behind transparent pixels.
-    """
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    resize: Resize = "area"
-    seed: int = 0
-    image_channels: int | None = None
-    rows_per_shard: int | None = None
-    on_error: Literal["fail", "skip"] = "fail"
-    max_errors: int = 100
-    allow_upscale: bool = False
-    reduced_decode: bool = False
-    max_pixels: int = MAX_PIXELS
-    background: Background = "white"
-
-    def __post_init__(self) -> None:
-        choices: dict[str, tuple[Any, ...]] = {
-            "resize": get_args(Resize),
-            "on_error": ("fail", "skip"),
-            "image_channels": (None, 1, 3),
-            "background": get_args(Background),
-        }
-        for name, values in choices.items():
-            if getattr(self, name) not in values:
-                raise UserError(f"{name} must be one of {', '.join(map(str, values))}, got {getattr(self, name)!r}")
-        ranges = {
-            "seed": (0, 2**64 - 1),
-            "rows_per_shard": (1, 2**31 - 1),
-            "max_errors": (1, 2**31 - 1),
-            "max_pixels": (1, LARGEST_MAX_PIXELS),
-        }
-        for name, (least, most) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise UserError(f"{name} must be {least} to {most:,}, got {value:,}")
 
 
 def prepare(
@@ -267,13 +213,7 @@ def _make(source: Source, plan: _Plan, options: Options, shard_map: ShardMap) ->
             source=source,
             items=plan.items(number),
             targets=plan.targets,
-            image_channels=options.image_channels or source.image_channels,
-            resize=options.resize,
-            allow_upscale=options.allow_upscale,
-            reduced_decode=options.reduced_decode,
-            max_pixels=options.max_pixels,
-            background=options.background,
-            max_errors=options.max_errors if options.on_error == "skip" else -1,
+            options=options,
         )
         for number in range(plan.num_shards)
         if number not in done
@@ -286,7 +226,7 @@ def _make(source: Source, plan: _Plan, options: Options, shard_map: ShardMap) ->
         done[number] = records
         errors += progress.report_unreadable(records)
         if len(errors) > options.max_errors:
-            raise too_many_errors(source.address, errors, options.max_errors)
+            raise too_many_errors(source.address, errors, options)
         progress.add_finished(number, records)
     return {
         target.image_size: _publish(target, plan, [done[n][target.image_size] for n in range(plan.num_shards)]) for target in plan.targets

@@ -21,11 +21,11 @@ import numpy as np
 
 from training import storage
 from training.config.errors import UserError
-from training.config.experiment import Resize
 from training.data.format.manifest import MANIFEST, Shard, UnreadableImage, read_manifest
 from training.data.format.shards import ShardWriter
-from training.data.images.decode import Background, ImageError
+from training.data.images.decode import ImageError
 from training.data.images.prepare_image import prepare_image
+from training.data.preparation.options import Options
 from training.data.sources.source import Item, Source, items_digest, read_items
 
 if TYPE_CHECKING:
@@ -67,22 +67,14 @@ class ShardJob:
         source: Source of the images.
         items: The images, in their final order.
         targets: The sizes to make.
-        image_channels, resize, allow_upscale, reduced_decode, max_pixels, background: See
-            `training.data.images.prepare_image.prepare_image`.
-        max_errors: Unreadable images to skip before giving up; -1 gives up at the first.
+        options: How to make them; without `image_channels`, those of the source.
     """
 
     number: int
     source: Source
     items: Sequence[Item]
     targets: tuple[Target, ...]
-    image_channels: int
-    resize: Resize
-    allow_upscale: bool
-    reduced_decode: bool
-    max_pixels: int
-    background: Background
-    max_errors: int
+    options: Options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +129,7 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
     """
     cv2.setNumThreads(1)  # the jobs themselves run in parallel
     _keep_freed_memory()
+    options, channels = job.options, job.options.image_channels or job.source.image_channels
     sizes = [target.image_size for target in job.targets]
     label_counts: collections.Counter[int] = collections.Counter()
     num_upscaled = np.zeros(len(sizes), dtype=np.int64)
@@ -145,25 +138,25 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
     with _scratch_directory() as directory:
         paths = [Path(directory) / f"{size}.parquet" for size in sizes]
         with _disk_errors_explained(directory):
-            writers = [ShardWriter(path, size * size * job.image_channels) for path, size in zip(paths, sizes, strict=True)]
-        for item, data in read_items(job.source, job.items, max_pixels=job.max_pixels):
+            writers = [ShardWriter(path, size * size * channels) for path, size in zip(paths, sizes, strict=True)]
+        for item, data in read_items(job.source, job.items, max_pixels=options.max_pixels):
             try:
                 if isinstance(data, ImageError):
                     raise data
                 prepared = prepare_image(
                     data,
                     sizes,
-                    job.resize,
-                    channels=job.image_channels,
-                    allow_upscale=job.allow_upscale,
-                    reduced_decode=job.reduced_decode,
-                    max_pixels=job.max_pixels,
-                    background=job.background,
+                    options.resize,
+                    channels=channels,
+                    allow_upscale=options.allow_upscale,
+                    reduced_decode=options.reduced_decode,
+                    max_pixels=options.max_pixels,
+                    background=options.background,
                 )
             except ImageError as error:
                 errors.append(UnreadableImage(source=item.key, reason=str(error)))
-                if len(errors) > job.max_errors:
-                    raise too_many_errors(job.source.address, errors, job.max_errors) from error
+                if options.on_error == "fail" or len(errors) > options.max_errors:
+                    raise too_many_errors(job.source.address, errors, options) from error
                 continue
             with _disk_errors_explained(directory):
                 for writer, image in zip(writers, prepared.images, strict=True):
@@ -192,13 +185,15 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
     return job.number, records
 
 
-def too_many_errors(address: str, errors: Sequence[UnreadableImage], max_errors: int) -> UserError:
+def too_many_errors(address: str, errors: Sequence[UnreadableImage], options: Options) -> UserError:
     """Return the error that ends a preparation, with the names of the first images."""
     first = "; ".join(f"{error.source} {error.reason}" for error in errors[:5])
-    if max_errors < 0:
+    if options.on_error == "fail":
         return UserError(f"{address}: {first}. Repair or remove it, or skip such images (--on-error skip)")
     more = f" and {len(errors) - 5} more" if len(errors) > 5 else ""
-    return UserError(f"{address}: more than {max_errors} images can't be used: {first}{more}. Repair the source, or raise --max-errors")
+    return UserError(
+        f"{address}: more than {options.max_errors} images can't be used: {first}{more}. Repair the source, or raise --max-errors"
+    )
 
 
 def _record_uri(target: Target, number: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -76,11 +76,6 @@ class Listing:
         for item in self.items:
             sha256.update(f"{item.key}\0{item.label}\0{item.num_bytes}\n".encode())
         return sha256.hexdigest()
-
-    def class_counts(self) -> tuple[int, ...]:
-        """Return the number of images of each label."""
-        counts = Counter(item.label for item in self.items)
-        return tuple(counts[label] for label in range(len(self.class_names)))
 
 
 class Source(ABC):
