@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.workflows import ENDED, is_cancelled, phase_of
-from components.steps.mlflow_sync import update_mlflow, update_runs_behind
+from components.steps.mlflow_sync import update_open_run, update_runs_behind
 from training.console import say
 from training.storage.errors import StorageError
-from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, OpenRun, close_open_run, open_runs, set_tag
+from training.tracking.runs import PIPELINE_RUN_TAG, OpenRun, close_open_run, open_runs, set_tag
 
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status
@@ -43,7 +43,7 @@ def close_finished_runs(api: KubernetesApi) -> list[str]:
         if end is None:
             continue
         status, reason = end
-        _send_what_it_lacks(run)
+        update_open_run(run)
         if close_open_run(run, PIPELINE_RUN_TAG, status):
             say(f"run {run.key} was left open in MLflow; it is closed as {status}: {reason}")
             closed.append(run.key)
@@ -55,17 +55,6 @@ def close_finished_runs(api: KubernetesApi) -> list[str]:
         except StorageError as error:
             say(str(error))
     return closed
-
-
-def _send_what_it_lacks(run: OpenRun) -> None:
-    """Bring MLflow up to the run's directory; the run of an ablation's trial shows another run's directory, and is left alone."""
-    run_uri = run.tags.get(RUN_URI_TAG, "")
-    if run_uri.rpartition("/")[2] != run.key:
-        return
-    try:
-        update_mlflow(run_uri, run.run_id)
-    except StorageError as error:
-        say(f"{error}; the metrics of {run.key} in MLflow may be incomplete")
 
 
 def _end_of(run: OpenRun, api: KubernetesApi) -> tuple[Status, str] | None:

@@ -3,7 +3,7 @@
 A step closes its MLflow run itself where it can. A step whose process was killed, or whose node was lost, could not, and MLflow
 would show the run as running for ever.
 
-KFP's word for the end is not enough: of a cancelled run it says RUNNING, as of one that its retry deadline ended. So the Workflow decides.
+The state that KFP passes is not enough: it is RUNNING for a cancelled run, and for one that its retry deadline ended. The Workflow decides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from components.steps.mlflow_sync import update_mlflow
+from components.steps.mlflow_sync import update_mlflow, update_open_run
 from components.steps.runs import RESULT, identify
 from training import storage
 from training.config.presets import preset
@@ -65,14 +65,15 @@ def close_runs(state: str, pipeline_run_id: str) -> None:
         runs = open_runs(PIPELINE_RUN_TAG, pipeline_run_id)
         unfinished: Status = "KILLED" if runs and _is_cancelled(state, pipeline_run_id) else "FAILED"
         for run in runs:
-            status: Status = "FINISHED" if has_result(run) else unfinished
+            update_open_run(run)
+            status: Status = "FINISHED" if _has_result(run) else unfinished
             if close_open_run(run, PIPELINE_RUN_TAG, status):
                 say(f"run {run.key} was left open in MLflow; it is closed as {status}")
     except TrackingError as error:
         say(f"{error}; the reaper closes what this pipeline's run left open in MLflow")
 
 
-def has_result(run: OpenRun) -> bool:
+def _has_result(run: OpenRun) -> bool:
     """Return True if the run's directory has the result of a finished training."""
     run_uri = run.tags.get(RUN_URI_TAG, "")
     return bool(run_uri) and storage.exists(storage.join(run_uri, RESULT))

@@ -7,13 +7,15 @@ step or the reaper sends them. A mark under the storage root names each run that
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from components.steps.runs import read_result
 from components.steps.studies import FINAL, evaluation_uri, log_evaluation, read_evaluation
 from training import storage
 from training.console import say
 from training.tracking.client import TrackingError
+from training.tracking.registry import RegisteredModel, register
+from training.tracking.runs import RUN_URI_TAG, OpenRun, attach, end_if_running
 
 if TYPE_CHECKING:
     from evaluation.records.result import EvaluationResult
@@ -43,6 +45,17 @@ def update_mlflow(run_uri: str, run_id: str = "") -> bool:
     return True
 
 
+def update_open_run(run: OpenRun) -> None:
+    """Call `update_mlflow` for a training that MLflow shows as running; the run of an ablation's trial names another run's directory."""
+    run_uri = run.tags.get(RUN_URI_TAG, "")
+    if run_uri.rpartition("/")[2] != run.key:
+        return
+    try:
+        update_mlflow(run_uri, run.run_id)
+    except storage.StorageError as error:
+        say(f"{error}; MLflow may lack the last metrics of {run.key}")
+
+
 def leave_mark(run_uri: str, run_id: str) -> None:
     """Write down that MLflow lacks something of a run."""
     storage.write_json(_mark_uri(run_uri), {"run_uri": run_uri, "run_id": run_id})
@@ -67,8 +80,6 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
         TrackingError: MLflow can't be reached, or refuses.
         StorageError: The directory can't be read.
     """
-    from training.tracking.runs import attach, end_if_running
-
     result = read_result(run_uri)
     run_id = run_id or result.get("tracking_run_id", "")
     if not run_id:
@@ -90,7 +101,17 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
     if not run.close():
         raise TrackingError("MLflow does not answer")
     if final is not None:
-        _register(final, run_id, result)
+        register(
+            RegisteredModel(
+                name=final.experiment["name"],
+                run_id=run_id,
+                checkpoint_uri=final.checkpoint_uri,
+                weights=final.weights,
+                data_uri=result["data_uri"],
+                distance_name=final.distance_name,
+                distance=final.distance,
+            )
+        )
     if result:
         end_if_running(run_id, "FINISHED")
 
@@ -108,20 +129,6 @@ def _log_sample_grids(run: TrackedRun, run_uri: str) -> None:
     grids = {int(match[1]): uri for uri, match in found.items() if match}  # the others are of evaluations
     for step in sorted(grids.keys() - (run.image_steps("samples") if grids else set())):
         run.log_png("samples", storage.read_bytes(grids[step]), step)
-
-
-def _register(final: EvaluationResult, run_id: str, result: dict[str, Any]) -> None:
-    from training.tracking.registry import register
-
-    register(
-        final.experiment["name"],
-        run_id=run_id,
-        checkpoint_uri=final.checkpoint_uri,
-        weights=final.weights,
-        distance_name=final.distance_name,
-        distance=final.distance,
-        data_uri=result["data_uri"],
-    )
 
 
 def _mark_uri(run_uri: str) -> str:

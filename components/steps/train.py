@@ -58,7 +58,7 @@ def train_run(
         SystemExit: SIGTERM ended training early, after a last checkpoint; the code is `STOPPED_EXIT_CODE`.
         TrainingError: Training cannot go on.
     """
-    wanted = Resources.from_dict(resources)
+    worker_resources = Resources.from_dict(resources)
     run = identify(experiment_preset, experiment_overrides, data_uri, storage_root_uri)
     claim_directory(run)
     result = read_result(run.uri)
@@ -72,7 +72,7 @@ def train_run(
         "data_uri": data_uri,
         "data_digest": run.manifest.content_digest,
         "storage_root_uri": storage_root_uri,
-        "resources": {"num_gpus_per_worker": wanted.num_gpus_per_worker},
+        "resources": {"num_gpus_per_worker": worker_resources.num_gpus_per_worker},
     }
     reference_uri = _existing_reference(reference_uri, reference_arguments, ray_address)
     status: Status = "FAILED"
@@ -80,10 +80,9 @@ def train_run(
     with stop_flag() as stop:
         try:
             tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, data_uri, pipeline_run_id), stop)
-            result = _train(run, wanted, data_uri, reference_uri, tracked.run_id, ray_address, stop)
+            result = _train(run, worker_resources, data_uri, reference_uri, tracked.run_id, ray_address, stop)
             result |= {"tracking_run_id": tracked.run_id, "run_key": run.key, "data_uri": data_uri}
             run_stoppable(lambda: storage.retry(lambda: storage.write_json(storage.join(run.uri, RESULT), result)), stop)
-            tracked.set_tags({"iddpm.best_checkpoint_uri": result["best_checkpoint_uri"], "iddpm.best_weights": result["best_weights"]})
             status = "FINISHED"
         except (SystemExit, KeyboardInterrupt):
             status = "KILLED"
@@ -102,7 +101,13 @@ def _finish(tracked: TrackedRun, status: Status, run_uri: str, stop: StopFlag) -
         delivered = tracked.flush(timeout_seconds=1.0)
     if not delivered:
         say(f"MLflow does not answer and shows this run as running; the reaper or the same command closes it as {status}")
-        leave_mark(run_uri, tracked.run_id)
+    try:
+        if delivered and status != "KILLED":  # the workers may have recorded more than they could send
+            update_mlflow(run_uri, tracked.run_id)
+        else:  # a stopped program has no time for that
+            leave_mark(run_uri, tracked.run_id)
+    except storage.StorageError as error:
+        say(f"{error}; MLflow may lack the last metrics of this run")
 
 
 def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_run_id: str) -> TrackedRun:

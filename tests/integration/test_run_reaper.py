@@ -172,18 +172,18 @@ def test_a_run_of_kfps_own_is_left_to_kfp(cluster, pipeline):
     client.set_terminated(created.info.run_id, "KILLED")
 
 
-def test_the_workflow_is_noted_once(cluster, pipeline):
+def test_the_workflow_is_recorded_once(cluster, pipeline):
     run = _run(pipeline)
     _workflow(cluster, pipeline, "Running")
     _reap()
-    noted = tags_of(run.run_id)[WORKFLOW_TAG]
-    assert noted.startswith(f"{pipeline} ")
-    assert noted.endswith(" train-x")
+    recorded = tags_of(run.run_id)[WORKFLOW_TAG]
+    assert recorded.startswith(f"{pipeline} ")
+    assert recorded.endswith(" train-x")
     _workflow(cluster, pipeline, "Failed")
     _reap()
 
 
-def test_what_the_cluster_does_not_allow_is_told_and_the_rest_is_done(cluster, pipeline, capsys):
+def test_one_refused_request_is_reported_and_the_rest_is_done(cluster, pipeline, capsys):
     run = _run(pipeline)
     _workflow(cluster, pipeline, "Failed")
     cluster.faults["GET"] = [403]  # to the list of RayJobs

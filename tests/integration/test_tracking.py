@@ -20,8 +20,9 @@ from pipelines.services import services as local_services
 from training import storage
 from training.tracking import client as mlflow_client
 from training.tracking import runs as tracking
+from training.tracking import sender
 from training.tracking.metrics_file import METRICS, read_metric
-from training.tracking.runs import TrackingError, send_metrics
+from training.tracking.runs import TrackingError, attach
 
 
 @pytest.fixture
@@ -132,7 +133,8 @@ def test_a_request_of_a_process_that_is_gone_may_come_late(key, bucket_uri):
     gone = tracking.TrackedRun(absent, opened.run_id, run_uri=bucket_uri)
     for step in (10, 20):
         gone.log_metrics({"loss": step, "seconds": 0.5, "score": math.nan}, step)
-    assert not gone.flush(timeout_seconds=2.0)
+    while not absent.requests:
+        assert not gone.flush(timeout_seconds=0.5)
     args, kwargs = absent.requests[-1]
     late = LateServer(server(), lambda: server().log_batch(*args, **kwargs))
     again = tracking.TrackedRun(late, opened.run_id, run_uri=bucket_uri)
@@ -164,7 +166,7 @@ def test_an_mlflow_that_lost_its_runs_gets_all_metrics_again(key, bucket_uri):
     first.log_metrics({"loss": 1.0}, 10)
     assert first.close()
     other = open_run(key + "-other")
-    send_metrics(bucket_uri, other.run_id)
+    assert attach(other.run_id, run_uri=bucket_uri).close()
     assert points(other, "loss") == [(10, 1.0)]
 
 
@@ -174,7 +176,7 @@ def test_metrics_that_mlflow_did_not_take_at_the_end_are_sent_afterwards(key, bu
     ended.log_metrics({"loss": 1.0}, 10)
     assert not ended.close(timeout_seconds=1.0)
     for _ in range(2):
-        send_metrics(bucket_uri, opened.run_id)
+        assert attach(opened.run_id, run_uri=bucket_uri).close()
         assert points(opened, "loss") == [(10, 1.0)]
 
 
@@ -184,7 +186,7 @@ def test_metrics_that_an_earlier_version_left_for_mlflow_are_sent_too(key, bucke
     opened.flush()
     old = {"run_id": opened.run_id, "points": [["loss", 1.0, 10, 1], ["loss", 2.0, 20, 2], ["score", math.nan, 20, 2]]}
     storage.write_bytes(f"{bucket_uri}/metrics_for_mlflow.json", json.dumps(old).encode())
-    send_metrics(bucket_uri, opened.run_id)
+    assert attach(opened.run_id, run_uri=bucket_uri).close()
     assert points(opened, "loss") == read_metric(bucket_uri, "loss") == [(10, 1.0), (20, 2.0)]
     assert storage.list_uris(bucket_uri) == [f"{bucket_uri}/{METRICS}"]
     resumed = tracking.TrackedRun(server(), opened.run_id, run_uri=bucket_uri)
@@ -200,6 +202,21 @@ def test_a_metric_that_mlflow_refuses_costs_no_other_metric(key, capsys):
     assert run.flush()
     assert points(run, "loss") == [(0, 0), (1, 1), (2, 2)]
     assert "MLflow refused metrics of the name a//b" in capsys.readouterr().out
+
+
+def test_requests_that_do_not_fit_into_memory_cost_no_metric(key, bucket_uri, monkeypatch, capsys):
+    monkeypatch.setattr(sender, "_CAPACITY", 3)
+    client = AbsentServer(server())
+    run = tracking.TrackedRun(client, open_run(key).run_id, run_uri=bucket_uri)
+    for number in range(10):
+        run.set_tags({"number": str(number)})
+    run.log_metrics({"loss": 1.0}, 1)
+    assert capsys.readouterr().out.count("wait in the run's directory only") == 1
+    client.log_batch = server().log_batch
+    assert run.flush()
+    run.log_metrics({"loss": 2.0}, 2)
+    assert run.flush()
+    assert points(run, "loss") == [(1, 1.0), (2, 2.0)]
 
 
 def test_a_step_repeated_within_one_process_keeps_its_first_value(key):
@@ -378,7 +395,7 @@ def test_another_process_writes_to_the_same_run_by_its_id(key):
     assert run.metric_history("loss") == [(7, 1.0)]
 
 
-def test_what_mlflow_refuses_is_said_once_and_the_rest_goes_on(key, capsys):
+def test_a_deleted_run_refuses_metrics_and_takes_later_ones_once_it_is_restored(key, capsys):
     run = open_run(key)
     server().set_terminated(run.run_id)
     server().delete_run(run.run_id)
@@ -410,7 +427,7 @@ def test_what_can_never_work_is_refused_at_once(key):
         tracking.attach("0" * 32)
     with pytest.raises(TrackingError, match="is not a metric's name"):
         open_run(key).log_metrics({"loss:x": 1.0}, 0)
-    with pytest.raises(TrackingError, match="holds a quote"):
+    with pytest.raises(TrackingError, match="contains a quote"):
         open_run("it's")
     experiment = server().create_experiment(f"gone-{key}")
     server().delete_experiment(experiment)

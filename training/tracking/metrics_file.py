@@ -1,6 +1,6 @@
 """`metrics.jsonl` in a run's directory: the record of the run's metrics, which MLflow is brought up to.
 
-Each line is one JSON object: `step`, `time` (milliseconds since 1970) and `values` by metric; NaN and infinities are the words "NaN",
+Each line is one JSON object: `step`, `time` (milliseconds since 1970) and `values` by metric; NaN and infinities are the strings "NaN",
 "Infinity" and "-Infinity". A (metric, step) keeps its first value, so a step that is trained again after a resume adds nothing.
 
 A value is written here before it is sent, with its time. A request that nobody answered may still be carried out by a server that
@@ -54,6 +54,7 @@ class MetricsFile:
         self._saving = threading.Lock()
         self._steps: dict[str, set[int]] = defaultdict(set)
         self._text: bytes | None = None
+        self._has_old_file = False
         self._unsaved = b""
         self._unsaved_points: list[Point] = []
         self.unsent: list[Point] = []
@@ -83,7 +84,9 @@ class MetricsFile:
                 self._take(step, milliseconds, values)
             if self._run_uri is not None and self._unsaved:
                 storage.write_bytes(storage.join(self._run_uri, METRICS), self._text + self._unsaved)
-                storage.delete(storage.join(self._run_uri, _OLD_METRICS))
+                if self._has_old_file:
+                    storage.delete(storage.join(self._run_uri, _OLD_METRICS))
+                    self._has_old_file = False
                 self._text += self._unsaved
             self._unsaved = b""
             self.unsent += self._unsaved_points
@@ -109,14 +112,10 @@ class MetricsFile:
                 self._steps[key].add(step)
                 self.unsent.append(Point(key, value, step, milliseconds))
         old = _read_or_empty(storage.join(self._run_uri, _OLD_METRICS))
+        self._has_old_file = bool(old)
         for key, value, step, milliseconds in json.loads(old)["points"] if old else ():
             self._take(int(step), int(milliseconds), {key: float(value)})
         return text
-
-
-def has_metrics(run_uri: str) -> bool:
-    """Return True if there are metrics in a run's directory."""
-    return any(storage.exists(storage.join(run_uri, name)) for name in (METRICS, _OLD_METRICS))
 
 
 def read_metric(run_uri: str, key: str) -> list[tuple[int, float]]:

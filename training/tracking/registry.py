@@ -17,18 +17,18 @@ class RegisteredModel:
     """A version of a registered model.
 
     Attributes:
-        name: The registered model.
-        version: MLflow's number of the version.
+        name: The registered model: the preset, so that its variants compete.
+        version: MLflow's number of the version; empty before it is registered.
         run_id: The MLflow run that trained it.
         checkpoint_uri: Its checkpoint's directory.
         weights: Name of the weights in the checkpoint.
         data_uri: The data set that it was trained on.
-        distance_name: Name of its distance.
-        distance: Its reported distance.
+        distance_name: Name of its distance; distances of other names are not compared.
+        distance: Its reported distance; smaller is better.
     """
 
     name: str
-    version: str
+    version: str = ""
     run_id: str
     checkpoint_uri: str
     weights: str
@@ -37,48 +37,32 @@ class RegisteredModel:
     distance: float
 
 
-def register(
-    name: str, *, run_id: str, checkpoint_uri: str, weights: str, distance_name: str, distance: float, data_uri: str
-) -> RegisteredModel:
+def register(model: RegisteredModel) -> RegisteredModel:
     """Register a checkpoint, or find it registered; it becomes the champion if it is the best so far.
 
-    Args:
-        name: The registered model: the preset, so that its variants compete.
-        run_id: The MLflow run that trained it.
-        checkpoint_uri: Its checkpoint's directory.
-        weights: Name of the weights in the checkpoint.
-        distance_name: Distances of other names are not compared.
-        distance: Smaller is better.
-        data_uri: The data set that it was trained on.
+    Returns:
+        The model, with its version.
 
     Raises:
         TrackingError: MLflow can't be reached, or refuses.
     """
-    client = connect()
-    values = {
-        "checkpoint_uri": checkpoint_uri,
-        "weights": weights,
-        "distance_name": distance_name,
-        "distance": repr(distance),
-        "data_uri": data_uri,
-    }
+    client, name = connect(), model.name
+    tags = {f"iddpm.{key}": str(getattr(model, key)) for key in _TAGS}
 
     def find_or_create() -> Any:
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        for version in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-            if all(version.tags.get(f"iddpm.{key}") == values[key] for key in _TAGS):
+        for version in client.search_model_versions(f"name = '{name}' and run_id = '{model.run_id}'"):
+            if tags.items() <= version.tags.items():
                 return version
-        return client.create_model_version(
-            name, source=checkpoint_uri, run_id=run_id, tags={f"iddpm.{key}": value for key, value in values.items()}
-        )
+        return client.create_model_version(name, source=model.checkpoint_uri, run_id=model.run_id, tags=tags)
 
-    model = _read(request(find_or_create))
+    registered = _read(request(find_or_create))
     champion = _by_alias(client, name)
-    if champion is None or (champion.distance_name == distance_name and distance < champion.distance):
-        request(lambda: client.set_registered_model_alias(name, CHAMPION, model.version))
-        say(f"{name} version {model.version} is the registry's champion, at {distance_name} {distance:.4g}")
-    return model
+    if champion is None or (champion.distance_name == model.distance_name and model.distance < champion.distance):
+        request(lambda: client.set_registered_model_alias(name, CHAMPION, registered.version))
+        say(f"{name} version {registered.version} is the registry's champion, at {model.distance_name} {model.distance:.4g}")
+    return registered
 
 
 def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> RegisteredModel:

@@ -1,5 +1,7 @@
 """Find or make the one MLflow run of an experiment, by its run key, and find the runs that were left open.
 
+Each function raises `TrackingError` where MLflow can't be reached or refuses.
+
 Everything is addressed by run id through `MlflowClient`. MLflow's "active run" of the process, which can end a run unasked, is not used.
 """
 
@@ -11,8 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.tracking.client import TrackingError as TrackingError
-from training.tracking.client import connect, request, tracking_uri
-from training.tracking.metrics_file import has_metrics
+from training.tracking.client import connect, request
 from training.tracking.tracked_run import PARENT_TAG, Status
 from training.tracking.tracked_run import TrackedRun as TrackedRun
 
@@ -67,9 +68,6 @@ def open_run(
         tags: Set on the run, new or not.
         params: Nested mappings become dotted names. A value that a run already has stays; see `TrackedRun.log_params`.
         parent_run_id: The parent run; None takes the one that KFP injects as `MLFLOW_RUN_ID`.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or refuses.
     """
     client = connect()
     parent_run_id = parent_run_id or os.environ.get("MLFLOW_RUN_ID")
@@ -111,35 +109,21 @@ def attach(run_id: str, *, check: bool = True, run_uri: str | None = None) -> Tr
     return TrackedRun(client, run_id, run_uri=run_uri)
 
 
-def send_metrics(run_uri: str, run_id: str) -> None:
-    """Send the metrics of a run's directory that MLflow lacks.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or there is no such run.
-        StorageError: The directory can't be read.
-    """
-    if has_metrics(run_uri) and not attach(run_id, run_uri=run_uri).close():
-        raise TrackingError(f"MLflow at {tracking_uri()} does not answer; the metrics that it lacks are in {run_uri}")
-
-
 def open_runs(tag: str, value: str = "") -> list[OpenRun]:
     """Return the runs of this project that are marked as running, in all experiments, and have that tag.
 
     Args:
         tag: A tag that is not empty on the run.
         value: Its value; empty allows any.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or refuses.
     """
     client = connect()
-    wanted = "attributes.status = 'RUNNING'" + (f" and tags.`{tag}` = '{value}'" if value else "")
+    condition = "attributes.status = 'RUNNING'" + (f" and tags.`{tag}` = '{value}'" if value else "")
 
     def find() -> list[OpenRun]:
         experiments = [each.experiment_id for each in _all_pages(client.search_experiments)]
         if not experiments:
             return []
-        running = _all_pages(client.search_runs, experiment_ids=experiments, filter_string=wanted)
+        running = _all_pages(client.search_runs, experiment_ids=experiments, filter_string=condition)
         found = [OpenRun(run.info.run_id, run.data.tags.get(RUN_KEY_TAG, ""), dict(run.data.tags)) for run in running]
         return [run for run in found if run.key and run.tags.get(tag)]  # those of KFP's own plugin have no key
 
@@ -147,11 +131,7 @@ def open_runs(tag: str, value: str = "") -> list[OpenRun]:
 
 
 def set_tag(run_id: str, tag: str, value: str) -> None:
-    """Set a tag of a run, and wait for it.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or refuses.
-    """
+    """Set a tag of a run, and wait for it."""
     client = connect()
     request(lambda: client.set_tag(run_id, tag, value))
 
@@ -163,9 +143,6 @@ def close_open_run(run: OpenRun, tag: str, status: Status) -> bool:
         run: The run, as it was found.
         tag: The tag that names the one who works on it.
         status: Its end.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or refuses.
     """
     client = connect()
 
@@ -180,11 +157,7 @@ def close_open_run(run: OpenRun, tag: str, status: Status) -> bool:
 
 
 def end_if_running(run_id: str, status: Status) -> None:
-    """Give a run that is marked as running its end.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or refuses.
-    """
+    """Give a run that is marked as running its end."""
     client = connect()
 
     def end() -> None:
@@ -205,11 +178,7 @@ def tags_of(run_id: str) -> dict[str, str]:
 
 
 def locate(run_id: str) -> RunLocation | None:
-    """Return where a run is; None if this MLflow has no such run.
-
-    Raises:
-        TrackingError: MLflow can't be reached.
-    """
+    """Return where a run is; None if this MLflow has no such run."""
     from mlflow.exceptions import MlflowException
 
     client = connect()
@@ -244,7 +213,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
 
 def _find(client: MlflowClient, experiment_id: str, run_key: str) -> Run | None:
     if "'" in run_key:
-        raise TrackingError(f"{run_key!r} is not a run key: it holds a quote")
+        raise TrackingError(f"{run_key!r} is not a run key: it contains a quote")
     runs = client.search_runs(
         [experiment_id],
         filter_string=f"tags.`{RUN_KEY_TAG}` = '{run_key}'",
