@@ -1,7 +1,7 @@
-"""What a person watching a run sees: short lines, and numbers written for people.
+"""Progress lines for a person who watches a run, and numbers formatted for people.
 
-The local runner filters the output of its steps and shows exactly the lines that carry the mark written here, so a
-library's chatter can't bury them. In a command that does the work itself they go to standard error, without the mark.
+The local runner shows only those output lines of its steps that begin with `MARK`, so that log lines of libraries do
+not hide them. In a command that does the work itself the lines go to standard error, without the mark.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _marked = True
 
 
 def say(message: str) -> None:
-    """Prints `message` at once: to standard output, every line of it behind the mark, unless `marking` says otherwise.
+    """Print a message at once: to standard output with the mark before each line, or as `output_marks` set it.
 
-    A reader that has gone away (a closed pipe) is not the run's trouble: training goes on unseen.
+    A closed pipe is ignored: training goes on without a reader.
     """
     stream, mark = (sys.stdout, MARK) if _marked else (sys.stderr, "")
     text = "".join(f"{mark}{line}\n" for line in message.splitlines() or [""])
@@ -30,27 +30,27 @@ def say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def marking(marked: bool) -> Iterator[None]:
-    """For the time of the block, whether somebody reads the marks; without them standard output is left to results."""
+def output_marks(enabled: bool) -> Iterator[None]:
+    """Turn the marks on or off inside the block; without marks, lines go to standard error and standard output is left to results."""
     global _marked
-    before, _marked = _marked, marked
+    before, _marked = _marked, enabled
     try:
         yield
     finally:
         _marked = before
 
 
-def heard(line: str) -> str | None:
-    """The message of one output line that `say` wrote, or None for any other line.
+def parse_marked_line(line: str) -> str | None:
+    """Return the message of an output line that `say` wrote, or None for any other line.
 
-    Loggers that run the process may put their own words before the mark; they are dropped.
+    A prefix that a logger put before the mark is dropped.
     """
     _, mark, message = line.rstrip("\r\n").partition(MARK)
     return message if mark else None
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as a person says them: "0.4 s", "12 s", "3 min 05 s", "2 h 07 min", "3 d 04 h"."""
+    """Format seconds: "0.4 s", "12 s", "3 min 05 s", "2 h 07 min", "3 d 04 h"."""
     if seconds < 9.95:
         return f"{max(seconds, 0.0):.1f} s"
     whole = round(seconds)
@@ -67,7 +67,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_rate(count: float, seconds: float, unit: str) -> str:
-    """`count` per second to three digits: "1,230 images/s", "4.56 steps/s"; "- images/s" where no time has passed."""
+    """Format a rate to three digits: "1,230 images/s", "4.56 steps/s"; "- images/s" where no time has passed."""
     if seconds <= 0:
         return f"- {unit}/s"
     rate = count / seconds
@@ -76,7 +76,7 @@ def format_rate(count: float, seconds: float, unit: str) -> str:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Bytes in binary units to three digits: "512 B", "1.50 MiB", "23.4 GiB"."""
+    """Format bytes in binary units to three digits: "512 B", "1.50 MiB", "23.4 GiB"."""
     value, unit = float(num_bytes), _BYTE_UNITS[0]
     for larger in _BYTE_UNITS[1:]:
         if value < 999.5:
@@ -87,12 +87,12 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_remaining(done: int, total: int, seconds: float) -> str:
-    """Time left at the speed so far: "1 min 10 s left"; "? left" before anything is done.
+    """Format the time left at the speed so far: "1 min 10 s left"; "? left" before anything is done.
 
     Args:
         done: Units finished in `seconds`.
-        total: Units in all, counted from where `done` began.
-        seconds: Time that they took.
+        total: All units, counted from the same start as `done`.
+        seconds: Time since that start.
     """
     if done <= 0:
         return "? left"

@@ -35,7 +35,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1
     try:
-        with console.marking(False):
+        with console.output_marks(False):
             app(arguments)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from training.console import heard, marking
+from training.console import output_marks, parse_marked_line
 
 
 class LineFilter(io.TextIOBase):
@@ -49,11 +49,11 @@ def show_progress(log_path: Path, title: Callable[[], str]) -> Iterator[None]:
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     before = sys.stdout, sys.stderr
-    with log_path.open("a", buffering=1, encoding="utf-8", errors="replace") as log, marking(True):
+    with log_path.open("a", buffering=1, encoding="utf-8", errors="replace") as log, output_marks(True):
 
         def handle(line: str) -> None:
             write_log_line(log, line)
-            if (message := heard(line)) is not None:
+            if (message := parse_marked_line(line)) is not None:
                 before[0].write(f"[{title()}] {message}\n")
                 before[0].flush()
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipelines.local.output import LineFilter, write_log_line
-from training.console import format_duration, heard
+from training.console import format_duration, parse_marked_line
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '([^']+)'")
@@ -85,7 +85,7 @@ class StageOutput:
             task.last_lines.append(plain)
             if not task.iteration and (in_loop := _ITERATION.search(plain)):
                 task.iteration = f" {int(in_loop[1]) + 1}"
-            if (message := heard(plain)) is not None:
+            if (message := parse_marked_line(plain)) is not None:
                 self._show(task, message)
 
     def _finish(self, thread: int, name: str, *, failed: bool) -> None:

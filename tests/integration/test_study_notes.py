@@ -19,7 +19,7 @@ from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import EvaluationConfig
 from training.config.presets import preset
-from training.console import marking
+from training.console import output_marks
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
@@ -47,7 +47,7 @@ def artifacts(run_id: str, folder: str = "") -> set[str]:
 
 
 def iddpm(*arguments: str) -> str:
-    with marking(False):
+    with output_marks(False):
         found = CliRunner().invoke(app, [*arguments], catch_exceptions=False)
     assert found.exit_code == 0
     return found.stdout

@@ -27,7 +27,7 @@ def test_a_study_is_written_and_printed_where_there_is_no_mlflow(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if address is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with progress.marking(False):
+    with progress.output_marks(False):
         save_study(study, tmp_path, ["f" * 32, ""], None)
     printed = capsys.readouterr()
     assert printed.out == f"b is better\n\n{tmp_path / 'a.txt'}\n"

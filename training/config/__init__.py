@@ -1,4 +1,4 @@
-"""The experiment: one frozen, typed, validated object, its sections, its presets, and overrides of its fields.
+"""The experiment: one frozen, typed, validated object; its presets, overrides, files and run keys.
 
 Imports nothing of ours and no torch. Everything else may import it.
 """

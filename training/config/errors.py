@@ -1,4 +1,4 @@
-"""The error of a user: something that the caller wrote is wrong, and the message says what to write."""
+"""The error that every room raises for what a user did wrong."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The experiment: one frozen, typed, validated object that says everything that can change a result.
+"""The experiment: one frozen, typed, validated object with everything that can change a result.
 
 A preset's name plus overrides makes it (`training.config.presets`), JSON carries it, MLflow logs it, every checkpoint
-contains it. What may change speed but not the result is `Resources`, which is kept apart.
+contains it. `Resources`, which may change speed but not the result, is a separate object.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from training.config.sections import Schedule as Schedule
 from training.config.sections import TimestepSampler as TimestepSampler
 from training.config.sections import Variance as Variance
 from training.config.spacing import parse_spacing
-from training.config.validation import FORBID_UNKNOWN, require, validate
+from training.config.validation import FORBID_UNKNOWN, require, require_at_least, validate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """Everything that can change a result.
+    """The settings of a training and its evaluation: everything that can change a result.
 
     Attributes:
-        name: The preset that it was made from.
-        seed: Every random draw in training and evaluation is keyed by it.
+        name: Name of the preset that it was made from, or the user's own; part of the run's directory.
+        seed: Keys every random draw in training and evaluation, in [0, 2^32).
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -186,19 +186,13 @@ class Resources:
     collective_timeout_seconds: int = 600
 
     def __post_init__(self) -> None:
-        require(self.num_workers >= 1, "resources.num_workers", f"must be at least 1, got {self.num_workers}")
+        require_at_least(1, self, "resources", "num_workers", "collective_timeout_seconds")
+        require_at_least(0, self, "resources", "microbatch_size", "num_threads")
         require(self.num_gpus_per_worker in (0, 1), "resources.num_gpus_per_worker", f"must be 0 or 1, got {self.num_gpus_per_worker}")
-        for name in ("microbatch_size", "num_threads"):
-            require(getattr(self, name) >= 0, f"resources.{name}", f"must be 0 or more, got {getattr(self, name)}")
         require(
             0 <= self.min_workers <= self.num_workers,
             "resources.min_workers",
             f"must be 0 to num_workers ({self.num_workers}), got {self.min_workers}",
-        )
-        require(
-            self.collective_timeout_seconds >= 1,
-            "resources.collective_timeout_seconds",
-            f"must be at least 1, got {self.collective_timeout_seconds}",
         )
 
     @classmethod

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from training.config.validation import FORBID_UNKNOWN, require
+from training.config.validation import FORBID_UNKNOWN, require, require_at_least
 
 Schedule = Literal["linear", "cosine"]
 Objective = Literal["simple", "vlb", "hybrid"]
@@ -23,7 +23,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which images, at which size, prepared how.
+    """The data set: its images, their size and their preparation.
 
     Attributes:
         name: The data set, as its manifest names it ("digits", "cifar10", "imagenet64-official", ...).
@@ -49,10 +49,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name)), "data.name", f"{self.name!r} is not a name like 'cifar10'")
-        require(self.image_size >= 1, "data.image_size", f"must be at least 1, got {self.image_size}")
-        require(self.image_channels >= 1, "data.image_channels", f"must be at least 1, got {self.image_channels}")
-        require(self.num_classes >= 0, "data.num_classes", f"must be 0 (unlabelled) or more, got {self.num_classes}")
-        require(self.disk_budget_bytes >= 0, "data.disk_budget_bytes", f"must be 0 (any size) or more, got {self.disk_budget_bytes}")
+        require_at_least(1, self, "data", "image_size", "image_channels")
+        require_at_least(0, self, "data", "num_classes", "disk_budget_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,10 +92,8 @@ class ModelConfig:
             "model.channel_mult",
             f"must be one or more positive integers, got {self.channel_mult}",
         )
-        require(self.num_res_blocks >= 1, "model.num_res_blocks", f"must be at least 1, got {self.num_res_blocks}")
-        require(self.num_heads >= 1, "model.num_heads", f"must be at least 1, got {self.num_heads}")
+        require_at_least(1, self, "model", "num_res_blocks", "num_heads", "low_res_size")
         require(0.0 <= self.dropout < 1.0, "model.dropout", f"must be in [0, 1), got {self.dropout}")
-        require(self.low_res_size is None or self.low_res_size >= 1, "model.low_res_size", f"must be at least 1, got {self.low_res_size}")
         for mult in self.channel_mult:
             require(
                 (self.model_channels * mult) % self.num_heads == 0,
@@ -115,11 +111,11 @@ class DiffusionConfig:
         schedule: "linear" (Ho et al., scaled by 1000/T) or "cosine".
         objective: "simple" (L_simple), "vlb" (L_vlb) or "hybrid" (L_simple + vlb_weight * L_vlb).
         variance: "learned_range" (interpolated in log space between beta_tilde and beta), "fixed_large" (beta)
-            or "fixed_small" (beta_tilde). L_simple alone cannot teach a variance.
-        prediction: What the network's first channels mean: "eps" (the paper) or "x_0".
+            or "fixed_small" (beta_tilde). L_simple has no gradient for a variance.
+        prediction: The meaning of the network's first channels: "eps" (the paper) or "x_0".
         vlb_weight: The paper's lambda, in front of the whole L_vlb in bits/dim, whatever T is.
-        stop_gradient: In L_hybrid, L_vlb teaches the variance only, not the mean.
-        timestep_sampler: How t is drawn in training; "loss_second_moment" is the paper's importance sampler.
+        stop_gradient: In L_hybrid, the gradient of L_vlb reaches the variance only, not the mean.
+        timestep_sampler: The law of t in training; "loss_second_moment" is the paper's importance sampler.
         rescale_timesteps: Feed the network t * 1000/T rather than t. Some released checkpoints were trained without.
     """
 
@@ -136,16 +132,12 @@ class DiffusionConfig:
     rescale_timesteps: bool = True
 
     def __post_init__(self) -> None:
-        require(self.num_timesteps >= 2, "diffusion.num_timesteps", f"must be at least 2, got {self.num_timesteps}")
+        require_at_least(2, self, "diffusion", "num_timesteps")
+        require_at_least(0, self, "diffusion", "vlb_weight")
         require(
             self.schedule != "linear" or self.num_timesteps > 20,
             "diffusion.num_timesteps",
             f"the linear schedule, scaled by 1000/T, needs more than 20 timesteps (beta would reach 1), got {self.num_timesteps}",
-        )
-        require(
-            math.isfinite(self.vlb_weight) and self.vlb_weight >= 0,
-            "diffusion.vlb_weight",
-            f"must be a finite number of at least 0, got {self.vlb_weight}",
         )
         require(
             self.objective != "simple" or self.variance != "learned_range",
@@ -193,22 +185,12 @@ class OptimConfig:
     checkpoint_interval: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("global_batch_size", "num_steps", "checkpoint_interval"):
-            require(getattr(self, name) >= 1, f"optim.{name}", f"must be at least 1, got {getattr(self, name)}")
-        require(self.lr_anneal_steps >= 0, "optim.lr_anneal_steps", f"must be 0 (constant) or more, got {self.lr_anneal_steps}")
-        require(
-            math.isfinite(self.learning_rate) and self.learning_rate > 0,
-            "optim.learning_rate",
-            f"must be a finite number above 0, got {self.learning_rate}",
-        )
+        require_at_least(1, self, "optim", "global_batch_size", "num_steps", "checkpoint_interval")
+        require_at_least(0, self, "optim", "lr_anneal_steps", "weight_decay")
+        for name in ("learning_rate", "adam_eps", "grad_clip_norm"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, f"optim.{name}", f"must be a finite number above 0, got {value}")
         require(all(0 <= b < 1 for b in self.adam_betas), "optim.adam_betas", f"must be in [0, 1), got {self.adam_betas}")
-        require(0 < self.adam_eps < math.inf, "optim.adam_eps", f"must be a finite number above 0, got {self.adam_eps}")
-        require(0 <= self.weight_decay < math.inf, "optim.weight_decay", f"must be a finite number of at least 0, got {self.weight_decay}")
-        require(
-            self.grad_clip_norm is None or 0 < self.grad_clip_norm < math.inf,
-            "optim.grad_clip_norm",
-            f"must be a finite number above 0, or null, got {self.grad_clip_norm}",
-        )
         require(
             all(0 < d < 1 for d in self.ema_decays) and len(set(self.ema_decays)) == len(self.ema_decays),
             "optim.ema_decays",
@@ -223,11 +205,11 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
-    """How images are drawn from a model.
+    """The sampler that draws images from a model.
 
     Attributes:
-        method: "ancestral" (the paper's), "ddim" or "dpm_solver_pp" (DPM-Solver++ 2M).
-        spacing: Which timesteps are visited: "250" (uniform), "ddim50", "10,10,5" (section counts),
+        method: "ancestral" (the paper's), "ddim" or "dpm_solver_pp" (DPM-Solver++ 2M); a module of `training.diffusion.samplers`.
+        spacing: The timesteps that are visited: "250" (uniform), "ddim50", "10,10,5" (section counts),
             "nll:100" (supplement section 5) or "t:0,5,10" (an explicit list). Empty visits all of them.
         eta: DDIM's stochasticity; 0 is deterministic.
         clip_denoised: Clamp the predicted x_0 to [-1, 1] at every step.
@@ -247,10 +229,10 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """How a model is scored, and when training stops.
+    """The scores of a model, and the rule by which training stops.
 
     Attributes:
-        extractor: Whose features the Frechet distance is taken in. Only "inception" makes it an FID.
+        extractor: The network in whose features the Frechet distance is computed. Only "inception" makes it an FID.
         num_samples: Images drawn for the reported distance (supplement section 1: 50K; 10K for unconditional
             ImageNet-64).
         num_reference_images: Training images behind the reference statistics; None is the whole training set.
@@ -286,13 +268,9 @@ class EvaluationConfig:
     likelihood_steps: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "scoring_num_samples", "rescore_best", "likelihood_steps"):
-            require(getattr(self, name) >= 1, f"evaluation.{name}", f"must be at least 1, got {getattr(self, name)}")
-        for name in ("num_reference_images", "likelihood_num_images"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"evaluation.{name}", f"must be at least 1 or null, got {value}")
-        for name in ("patience", "min_steps"):
-            require(getattr(self, name) >= 0, f"evaluation.{name}", f"must be 0 or more, got {getattr(self, name)}")
+        require_at_least(1, self, "evaluation", "num_samples", "scoring_num_samples", "rescore_best", "likelihood_steps")
+        require_at_least(1, self, "evaluation", "num_reference_images", "likelihood_num_images")
+        require_at_least(0, self, "evaluation", "patience", "min_steps")
         require(
             self.likelihood_form != "stratified" or self.likelihood_steps >= 2,
             "evaluation.likelihood_steps",

@@ -1,4 +1,4 @@
-"""Which of the T timesteps a sampler or a likelihood visits.
+"""The timesteps that a sampler or a likelihood visits, chosen from the T of training.
 
 Pure Python, so that an experiment can be validated on a client that has no torch.
 """
@@ -9,7 +9,7 @@ from training.config.errors import UserError
 
 
 def uniform_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
-    """K timesteps from 0 to T - 1 at an even stride, both ends included; K = 1 keeps timestep 0 alone.
+    """Return K timesteps from 0 to T - 1 at an even stride, both ends included; K = 1 keeps timestep 0 alone.
 
     Args:
         num_timesteps: The paper's T.
@@ -22,7 +22,7 @@ def uniform_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
 
 
 def section_spacing(num_timesteps: int, counts: tuple[int, ...]) -> tuple[int, ...]:
-    """Splits 0..T-1 into equal sections (the first ones longer by one where T does not divide) and strides each.
+    """Split 0..T-1 into equal sections (the first ones longer by one where T does not divide) and stride each.
 
     Rounding is to the even neighbour on a half, as the released code's.
 
@@ -48,7 +48,7 @@ def section_spacing(num_timesteps: int, counts: tuple[int, ...]) -> tuple[int, .
 
 
 def ddim_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
-    """Every i-th timestep from 0, for the integer i that gives exactly K of them (the released code's `ddimK`).
+    """Return every i-th timestep from 0, for the integer i that gives exactly K of them (the released code's `ddimK`).
 
     The last one is near T - T/K, never T - 1 unless K = T.
 
@@ -67,7 +67,7 @@ def ddim_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
 
 
 def likelihood_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
-    """Supplement section 5: the uniform K timesteps, and every t from 1 to T/K (1-based; 0 to T/K - 1 here).
+    """Return the uniform K timesteps and every t from 1 to T/K (1-based; 0 to T/K - 1 here): supplement section 5.
 
     A bound over a strided chain loses most at the smallest timesteps; including all of them repairs it.
     """
@@ -76,7 +76,7 @@ def likelihood_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
 
 
 def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
-    """Reads a spacing as an experiment spells it.
+    """Parse a spacing as experiments write it.
 
     Args:
         spacing: "" (all timesteps), "250" (uniform), "10,10,5" (section counts), "ddim50", "nll:100"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -25,6 +26,14 @@ def require(condition: bool, path: str, message: str) -> None:
     """Raise a `UserError` about the field at `path` unless the condition holds."""
     if not condition:
         raise UserError(f"{path}: {message}")
+
+
+def require_at_least(minimum: int, section: object, path: str, *names: str) -> None:
+    """Raise a `UserError` about the first named field that is below the minimum or not finite; None passes."""
+    for name in names:
+        value = getattr(section, name)
+        kind = "a finite number of at least" if isinstance(value, float) else "at least"
+        require(value is None or minimum <= value < math.inf, f"{path}.{name}", f"must be {kind} {minimum}, got {value}")
 
 
 def unknown_field(name: str, fields: Mapping[str, Any], path: str) -> str:

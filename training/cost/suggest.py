@@ -97,7 +97,8 @@ def _text(base: str, name: str, lines: dict[str, list[str]]) -> str:
 
 def _rounded(steps: float) -> int:
     """Return the number with its first two digits, and at least 20."""
-    return max(20, int(float(f"{steps:.1e}")))
+    unit = 10.0 ** max(0, len(str(int(steps))) - 2)
+    return max(20, int(steps // unit * unit))
 
 
 def _decay(num_steps: int, part: int) -> float:

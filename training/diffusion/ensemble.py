@@ -1,4 +1,4 @@
-"""Several models as one, each on its own range of timesteps (supplement section 4).
+"""An ensemble: several models, each on its own range of timesteps (supplement section 4).
 
 A model trained with L_vlb is better at both ends of the diffusion process and one trained with L_hybrid in between
 (figure 3). Together they keep the second one's sample quality and have a better likelihood than either.
@@ -19,14 +19,14 @@ from training.shapes import Float
 
 
 class Ensemble:
-    """A model that passes each image to the member whose range holds its original timestep.
+    """A model that passes each image to the member whose range contains its original timestep.
 
     The network's input says which timestep that is, so an ensemble goes wherever a model goes: in any chain, spaced or
     not, for sampling and for likelihood.
     """
 
     def __init__(self, members: Sequence[tuple[Model, range]], diffusion: DiffusionConfig) -> None:
-        """Members and the original timesteps (0-based) that each is responsible for.
+        """Make an ensemble of members and their original timesteps (0-based).
 
         Args:
             members: Models with ranges of step 1 that cover 0..T-1, each timestep once. A model may appear twice.
@@ -50,14 +50,14 @@ class Ensemble:
         raise UserError(f"the members' ranges must cover timesteps 0..{diffusion.num_timesteps - 1}, each once; they are {words}")
 
     def __call__(
-        self, x_t: Float[Tensor, "batch channels *size"], timesteps: Float[Tensor, " batch"], **model_kwargs: Tensor
+        self, x_t: Float[Tensor, "batch channels *size"], timesteps: Float[Tensor, " batch"], **conditioning: Tensor
     ) -> Float[Tensor, "batch outputs *size"]:
-        """The responsible members' outputs.
+        """Return the output of each image's member.
 
         Args:
             x_t: Noisy images.
             timesteps: Original timesteps as a network sees them (scaled by 1000/T where the members were trained so).
-            **model_kwargs: One row an image: labels, low-resolution images.
+            **conditioning: One row an image: labels, low-resolution images.
         """
         original = torch.round(timesteps.double() * self._timesteps_per_unit).long()
         out: Tensor | None = None
@@ -65,10 +65,10 @@ class Ensemble:
             mine = (original >= part.start) & (original < part.stop)
             rows = mine.nonzero().squeeze(1)
             if len(rows) == len(x_t):
-                return model(x_t, timesteps, **model_kwargs)
+                return model(x_t, timesteps, **conditioning)
             if len(rows) == 0:
                 continue
-            own = model(x_t[rows], timesteps[rows], **{name: value[rows] for name, value in model_kwargs.items()})
+            own = model(x_t[rows], timesteps[rows], **{name: value[rows] for name, value in conditioning.items()})
             if out is None:
                 out = own.new_empty(len(x_t), *own.shape[1:])
             out[rows] = own
@@ -77,7 +77,7 @@ class Ensemble:
 
 
 def ends_and_middle(ends: Model, middle: Model, diffusion: DiffusionConfig, *, width: int = 100) -> Ensemble:
-    """Supplement section 4: `middle` for t in [width, T - width), `ends` for the first and last `width` timesteps.
+    """Return the ensemble of supplement section 4: `middle` for t in [width, T - width), `ends` for the first and last `width` timesteps.
 
     Args:
         ends: The paper's theta_vlb.
@@ -96,7 +96,7 @@ def ends_and_middle(ends: Model, middle: Model, diffusion: DiffusionConfig, *, w
 
 
 def require_same_process(configs: Sequence[DiffusionConfig]) -> DiffusionConfig:
-    """The process that all models share; how each was trained may differ, what its output means may not.
+    """Return the process that all models share; their objectives may differ, the meaning of their outputs may not.
 
     Raises:
         UserError: Two of them differ in a field that gives the output its meaning, which is named.

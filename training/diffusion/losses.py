@@ -25,12 +25,12 @@ MIN_PROBABILITY = 1e-12
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Of each image in a batch, float32.
+    """The loss of each image in a batch, float32.
 
     Attributes:
-        loss: What training minimises: L_simple, L_vlb or L_hybrid.
+        loss: The objective: L_simple, L_vlb or L_hybrid.
         l_simple: Mean squared error of the network's prediction.
-        l_vlb: T times the bound's term at the image's t, in bits/dim; None under L_simple, which has no use for it.
+        l_vlb: T times the bound's term at the image's t, in bits/dim; None under L_simple, which does not use it.
     """
 
     loss: Float[Tensor, " batch"]
@@ -46,7 +46,7 @@ def training_losses(
     eps: Float[Tensor, "batch channels *size"],
     conditioning: Mapping[str, Tensor] | None = None,
 ) -> LossTerms:
-    """Each image's contribution to the objective, at one t: equations 14, 4 and 16.
+    """Return each image's contribution to the objective, at one t: equations 14, 4 and 16.
 
     Only the network may run under autocast: the rest is float32, whatever the surrounding context.
 
@@ -82,7 +82,7 @@ def vlb_term_bits_per_dim(
     x_t: Float[Tensor, "batch channels *size"],
     t: Int64[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1) for the first t.
+    """Return L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1) for the first t.
 
     Equations 6 and 5. Both are computed for every image, and both are finite, so that the choice has a gradient.
 
@@ -103,7 +103,7 @@ def vlb_term_bits_per_dim(
 
 
 def normal_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_variance_p: Tensor) -> Tensor:
-    """KL(q || p) of two Gaussians, elementwise, in nats; the arguments broadcast.
+    """Return KL(q || p) of two Gaussians, elementwise, in nats; the arguments broadcast.
 
     (log s_p^2 - log s_q^2 - 1 + s_q^2 / s_p^2 + (m_q - m_p)^2 / s_p^2) / 2.
     """
@@ -119,7 +119,7 @@ def normal_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_varian
 def discretized_gaussian_log_likelihood(
     x_0: Float[Tensor, "*image"], mean: Float[Tensor, "*image"], log_scale: Float[Tensor, "*image"]
 ) -> Float[Tensor, "*image"]:
-    """Log of a Gaussian's mass on the 8-bit level that x_0 is, elementwise, in nats.
+    """Return the log of a Gaussian's mass on the 8-bit level of x_0, elementwise, in nats.
 
     Ho et al. (2020) equation 13: the bin is x_0 -+ 1/255, open downwards for level 0 and upwards for level 255.
 
@@ -147,5 +147,5 @@ def approximate_normal_cdf(x: Float[Tensor, "*image"]) -> Float[Tensor, "*image"
 
 
 def mean_over_dims(x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-    """Mean over all dimensions of an image."""
+    """Return the mean over all dimensions of each image."""
     return x.flatten(1).mean(1)

@@ -1,7 +1,7 @@
-"""Random numbers that are a function of (seed, purpose, index, counter), and of nothing else.
+"""Keyed random numbers: a function of (seed, purpose, index, counter) and of nothing else.
 
-Ordinary generators hand out one sequence, so that what an image gets depends on the batch it sits in and on how many
-processes share the work. Here each draw is computed from its key: a sample, a training step or a likelihood is the
+An ordinary generator returns one sequence, so that the numbers of an image depend on its batch and on the number of
+processes. Here each draw is computed from its key: a sample, a training step or a likelihood is the
 same for any batch size, order or number of workers, two models can be compared on the same noise (figures 4, 20 and
 21), and a resumed run needs no generator state.
 
@@ -33,7 +33,7 @@ _CPU_CHUNK = 1 << 15
 
 
 class Stream(enum.IntEnum):
-    """What a draw is for. Draws for different purposes are independent, whatever else they share."""
+    """The purpose of a draw. Draws for different purposes are independent, whatever else they share."""
 
     TRAIN_NOISE = 1
     TRAIN_TIMESTEP = 2
@@ -49,7 +49,7 @@ class Stream(enum.IntEnum):
 def keyed_normal(
     seed: int, stream: int, indices: Int64[Tensor, " batch"], shape: tuple[int, ...], *, counter: int | Int64[Tensor, " batch"] = 0
 ) -> Float32[Tensor, "batch ..."]:
-    """One field of independent N(0, 1) numbers per index.
+    """Return one field of independent N(0, 1) numbers per index.
 
     Box and Muller: with u_1, u_2 uniform, sqrt(-2 ln u_1) (cos 2 pi u_2, sin 2 pi u_2) are two independent normals.
 
@@ -75,7 +75,7 @@ def keyed_normal(
 def keyed_uniform(
     seed: int, stream: int, indices: Int64[Tensor, " batch"], *, counter: int | Int64[Tensor, " batch"] = 0
 ) -> Float64[Tensor, " batch"]:
-    """One number per index, uniform over the multiples of 2^-53 in [0, 1). Arguments as `keyed_normal`."""
+    """Return one number per index, uniform over the multiples of 2^-53 in [0, 1). Arguments as `keyed_normal`."""
     out = torch.empty(len(indices), dtype=torch.float64, device=indices.device)
     for rows, (w_0, w_1, _, _) in _blocks(seed, stream, indices, 1, counter):
         out[rows] = (((w_0 << 21) ^ (w_1 >> 11)).double() * 2.0**-53).squeeze(1)
@@ -88,7 +88,7 @@ def _box_muller(
     first: Float32[Tensor, "rows blocks"],
     second: Float32[Tensor, "rows blocks"],
 ) -> None:
-    """Writes two normals for each pair of 32-bit words. u_1 is in (0, 1], so that its logarithm is finite."""
+    """Write two normals for each pair of 32-bit words. u_1 is in (0, 1], so that its logarithm is finite."""
     radius = (w_1 + 1).float().mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
     angle = w_2.float().mul_(2.0 * math.pi * 2.0**-32)
     torch.mul(radius, angle.cos(), out=first)
@@ -98,7 +98,7 @@ def _box_muller(
 def _blocks(
     seed: int, stream: int, indices: Int64[Tensor, " batch"], num_blocks: int, counter: int | Int64[Tensor, " batch"]
 ) -> Iterator[tuple[slice, _Words]]:
-    """Four 32-bit words for each (index, block), some rows of the batch at a time."""
+    """Yield four 32-bit words for each (index, block), some rows of the batch at a time."""
     if not 0 <= stream < 1 << 16:
         raise ValueError(f"stream {stream} is not in [0, 65536)")
     if isinstance(counter, int) and not 0 <= counter < 1 << 32:
@@ -115,9 +115,9 @@ def _blocks(
 
 
 def philox_4x32(counter: _Words, key: tuple[int, int]) -> _Words:
-    """Philox4x32-10, a bijection of 128-bit counters that passes for random (Salmon et al. 2011, section 3.3).
+    """Return Philox4x32-10 of a counter: a bijection that passes tests of randomness (Salmon et al. 2011, section 3.3).
 
-    A 32-bit word is an int64 here. The product of two words wraps modulo 2^64, which is what the generator wants:
+    A 32-bit word is an int64 here. The product of two words wraps modulo 2^64, as the generator needs it:
     its two halves are the two output words. The low halves need no mask until something multiplies or shifts them.
 
     Args:
@@ -138,5 +138,5 @@ def philox_4x32(counter: _Words, key: tuple[int, int]) -> _Words:
 
 
 def _mixed_high_word(product: Tensor, word: Tensor, key: int) -> Tensor:
-    """The product's high word, mixed with another word and the key."""
+    """Return the product's high word, mixed with another word and the key."""
     return ((product >> 32) ^ word).bitwise_xor_(key).bitwise_and_(_WORD)

@@ -1,4 +1,4 @@
-"""The forward process q, its posterior, and what a network says about the reverse process p.
+"""The forward process q, its posterior, and the reverse process p that a network's output gives.
 
 x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, over T timesteps or over the K of them that are kept. Ho et
 al. (2020) section 2, and sections 2.1 and 3.1 of the paper. Here t counts from 0: the paper's t is t + 1.
@@ -34,7 +34,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class ModelPrediction:
-    """p(x_{t-1} | x_t), with the x_0 that its mean was made from and the eps that goes with that x_0."""
+    """The distribution p(x_{t-1} | x_t), with the x_0 that its mean was made from and the eps that goes with that x_0."""
 
     mean: Tensor
     variance: Tensor
@@ -50,7 +50,7 @@ class GaussianProcess:
     The tables are float64, index 0 for the paper's t = 1. Maths on images is in their own precision, float32 or more.
 
     Attributes:
-        config: What a network predicts, how its variance is read, and the original T.
+        config: The meaning of a network's output, and the original T.
         timesteps: The kept timesteps of the original chain, increasing. A t of this class counts the kept ones.
         alpha_bars: alpha_bar at the kept timesteps.
     """
@@ -87,12 +87,12 @@ class GaussianProcess:
 
     @cached_property
     def sqrt_alpha_bars(self) -> Float64[Tensor, " timesteps"]:
-        """What is left of x_0 in x_t (equation 8)."""
+        """The factor of x_0 in x_t: sqrt(alpha_bar_t) (equation 8)."""
         return self.alpha_bars.sqrt()
 
     @cached_property
     def sqrt_one_minus_alpha_bars(self) -> Float64[Tensor, " timesteps"]:
-        """How much noise is in x_t (equation 8)."""
+        """The factor of the noise in x_t: sqrt(1 - alpha_bar_t) (equation 8)."""
         return (1.0 - self.alpha_bars).sqrt()
 
     @cached_property
@@ -136,7 +136,7 @@ class GaussianProcess:
         return (1.0 - self.alpha_bars_prev) * (1.0 - self.betas).sqrt() / (1.0 - self.alpha_bars)
 
     def at(self, name: str, t: Int64[Tensor, " batch"], like: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """Looks a table up at each image's t.
+        """Look a table up at each image's t.
 
         Args:
             name: A table of this class, such as "betas".
@@ -150,7 +150,7 @@ class GaussianProcess:
         return values.view(-1, *[1] * (like.ndim - 1))
 
     def model_timesteps(self, t: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """What the network is told: the original timestep, as a float, in units of T/1000 where the config rescales."""
+        """Return the network's input for t: the original timestep, as a float, in units of T/1000 where the config rescales."""
         key = ("timesteps", t.device)
         if key not in self._on_device:
             self._on_device[key] = torch.tensor(self.timesteps, device=t.device)
@@ -160,13 +160,13 @@ class GaussianProcess:
     def q_sample(
         self, x_0: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"], eps: Float[Tensor, "batch channels *size"]
     ) -> Float[Tensor, "batch channels *size"]:
-        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (equation 9)."""
+        """Return x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (equation 9)."""
         return self.at("sqrt_alpha_bars", t, x_0) * x_0 + self.at("sqrt_one_minus_alpha_bars", t, x_0) * eps
 
     def q_posterior(
         self, x_0: Float[Tensor, "batch channels *size"], x_t: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"]
     ) -> Gaussian:
-        """q(x_{t-1} | x_t, x_0), equations 10 to 12. Its log-variance is finite at t = 0, where its variance is 0."""
+        """Return q(x_{t-1} | x_t, x_0), equations 10 to 12. Its log-variance is finite at t = 0, where its variance is 0."""
         return Gaussian(
             mean=self.at("posterior_mean_coef_x_0", t, x_0) * x_0 + self.at("posterior_mean_coef_x_t", t, x_t) * x_t,
             variance=self.at("posterior_variance", t, x_0),
@@ -176,13 +176,13 @@ class GaussianProcess:
     def predict_x_0_from_eps(
         self, x_t: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"], eps: Float[Tensor, "batch channels *size"]
     ) -> Float[Tensor, "batch channels *size"]:
-        """x_0 = x_t / sqrt(alpha_bar_t) - sqrt(1 / alpha_bar_t - 1) eps: equation 9 solved for x_0."""
+        """Return x_0 = x_t / sqrt(alpha_bar_t) - sqrt(1 / alpha_bar_t - 1) eps: equation 9 solved for x_0."""
         return self.at("sqrt_recip_alpha_bars", t, x_t) * x_t - self.at("sqrt_recipm1_alpha_bars", t, x_t) * eps
 
     def predict_eps_from_x_0(
         self, x_t: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"], x_0: Float[Tensor, "batch channels *size"]
     ) -> Float[Tensor, "batch channels *size"]:
-        """Noise in x_t: eps = (x_t / sqrt(alpha_bar_t) - x_0) / sqrt(1 / alpha_bar_t - 1): equation 9 solved for eps."""
+        """Return eps = (x_t / sqrt(alpha_bar_t) - x_0) / sqrt(1 / alpha_bar_t - 1): equation 9 solved for eps."""
         return (self.at("sqrt_recip_alpha_bars", t, x_t) * x_t - x_0) / self.at("sqrt_recipm1_alpha_bars", t, x_t)
 
     def read_output(
@@ -193,7 +193,7 @@ class GaussianProcess:
         *,
         clip_denoised: bool,
     ) -> ModelPrediction:
-        """p(x_{t-1} | x_t) from the network's output: the posterior of the x_0 that it predicts.
+        """Return p(x_{t-1} | x_t) from the network's output: the posterior of the x_0 that it predicts.
 
         Args:
             output: Channels that predict eps or x_0, then as many for the variance where it is learned.
@@ -219,7 +219,7 @@ class GaussianProcess:
         )
 
     def split_output(self, output: Float[Tensor, "batch outputs *size"], num_channels: int) -> tuple[Tensor, Tensor | None]:
-        """Parts a network's output into its prediction and v, which is None where the variance is not learned.
+        """Split a network's output into its prediction and v, which is None where the variance is not learned.
 
         Raises:
             ValueError: The number of output channels does not fit the config's variance.
@@ -234,7 +234,7 @@ class GaussianProcess:
         return (output[:, :num_channels], output[:, num_channels:]) if learned else (output, None)
 
     def _model_log_variance(self, v: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
-        """Equation 15: log Sigma = f log beta_t + (1 - f) log beta_tilde_t; -1 to 1 spans the range: f = (v + 1) / 2."""
+        """Return log Sigma (equation 15) = f log beta_t + (1 - f) log beta_tilde_t; -1 to 1 spans the range: f = (v + 1) / 2."""
         if v is None:
             fixed = "fixed_large_log_variance" if self.config.variance == "fixed_large" else "posterior_log_variance_clipped"
             return self.at(fixed, t, x_t).expand_as(x_t)
@@ -242,7 +242,7 @@ class GaussianProcess:
         return fraction * self.at("log_betas", t, x_t) + (1.0 - fraction) * self.at("posterior_log_variance_clipped", t, x_t)
 
     def prior_bits_per_dim(self, x_0: Float[Tensor, "batch channels *size"]) -> Float[Tensor, " batch"]:
-        """L_T = KL(q(x_T | x_0) || N(0, I)) (equation 7), mean over dimensions, in bits.
+        """Return L_T = KL(q(x_T | x_0) || N(0, I)) (equation 7), mean over dimensions, in bits.
 
         With a = alpha_bar_T it is (a x_0^2 - a - log(1 - a)) / 2 a dimension, in nats: written so that nothing
         cancels, in float64, because a is near 1e-10.
@@ -254,7 +254,7 @@ class GaussianProcess:
 
 
 def make_process(config: DiffusionConfig, timesteps: Sequence[int] | None = None) -> GaussianProcess:
-    """The chain over the given timesteps, with betas that keep alpha_bar at each of them (equation 19).
+    """Return the chain over the given timesteps, with betas that keep alpha_bar at each of them (equation 19).
 
     Args:
         config: The diffusion that the network was trained with.

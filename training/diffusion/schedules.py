@@ -1,4 +1,4 @@
-"""How fast the forward process destroys an image: beta_t and alpha_bar_t = prod_s (1 - beta_s).
+"""The noise schedules: beta_t and alpha_bar_t = prod_s (1 - beta_s).
 
 In float64 throughout: in float32 the cosine schedule's first beta is off by 0.9 %.
 """
@@ -18,7 +18,7 @@ MAX_BETA = 0.999
 
 
 def beta_schedule(name: Schedule, num_timesteps: int) -> Float64[Tensor, " timesteps"]:
-    """The schedule of that name over T timesteps.
+    """Return the schedule of that name over T timesteps.
 
     Args:
         name: "linear" or "cosine".
@@ -35,7 +35,7 @@ def beta_schedule(name: Schedule, num_timesteps: int) -> Float64[Tensor, " times
 
 
 def linear_betas(num_timesteps: int) -> Float64[Tensor, " timesteps"]:
-    """Beta from 10^-4 to 0.02, times 1000/T so that alpha_bar keeps its shape whatever T is.
+    """Return beta from 10^-4 to 0.02, times 1000/T so that alpha_bar keeps its shape whatever T is.
 
     Ho et al. (2020) with T = 1000; supplement section 1 for T = 4000 (0.0001/4 to 0.02/4).
 
@@ -49,7 +49,7 @@ def linear_betas(num_timesteps: int) -> Float64[Tensor, " timesteps"]:
 
 
 def alpha_bar_cosine(u: float) -> float:
-    """f(u) = cos^2((u + s) / (1 + s) * pi/2), s = 0.008: equation 17, not yet divided by f(0).
+    """Return f(u) = cos^2((u + s) / (1 + s) * pi/2), s = 0.008: equation 17, not yet divided by f(0).
 
     Args:
         u: t/T, in [0, 1].
@@ -58,7 +58,7 @@ def alpha_bar_cosine(u: float) -> float:
 
 
 def cosine_betas(num_timesteps: int) -> Float64[Tensor, " timesteps"]:
-    """beta_t = min(1 - f(t/T) / f((t-1)/T), 0.999), t from 1 to T: equation 17 and the clipping below it.
+    """Return beta_t = min(1 - f(t/T) / f((t-1)/T), 0.999), t from 1 to T: equation 17 and the clipping below it.
 
     Only the last one is clipped for the paper's T; without it alpha_bar_T would be 0.
     """

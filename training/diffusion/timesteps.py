@@ -1,4 +1,4 @@
-"""How t is drawn in training: uniformly, or in proportion to how much its loss varies.
+"""The law of t in training: uniform, or in proportion to how much the loss of a t varies.
 
 A draw is keyed by the seed, the step and the image's index, so that it doesn't depend on how many workers share a
 batch. Every draw comes with a weight that keeps the weighted loss an unbiased estimate of its mean over t.
@@ -7,11 +7,11 @@ batch. Every draw comes with a weight that keeps the weighted loss an unbiased e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig
 from training.diffusion.noise import Stream, keyed_uniform
 from training.shapes import Float, Float32, Float64, Int64
@@ -20,83 +20,67 @@ HISTORY_LENGTH = 10
 UNIFORM_SHARE = 0.001
 
 
-@runtime_checkable
-class TimestepSampler(Protocol):
-    """A law for t, which may learn from the losses that it led to."""
+class TimestepSampler:
+    """Every t with probability 1/T and weight 1; the base of laws that adapt to the losses.
 
-    def sample(self, seed: int, step: int, indices: Int64[Tensor, " batch"]) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
-        """Draws t in 0..T-1 for each index, and its weight 1 / (T p_t), on the indices' device."""
-        ...
-
-    def update(self, t: Int64[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
-        """Learns from a step.
-
-        Args:
-            t: Timesteps of the global batch, in an order that is the same on every rank.
-            losses: The unweighted loss of each, in the same order.
-        """
-        ...
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint needs to continue."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `state_dict` gave."""
-        ...
-
-
-class UniformTimesteps:
-    """Every t with probability 1/T, weight 1."""
+    Args:
+        num_timesteps: The paper's T.
+    """
 
     def __init__(self, num_timesteps: int) -> None:
         self.num_timesteps = num_timesteps
 
     def sample(self, seed: int, step: int, indices: Int64[Tensor, " batch"]) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
-        """Draws t; see `TimestepSampler`."""
+        """Draw t in 0..T-1 for each index, and its weight 1 / (T p_t), on the indices' device."""
         u = keyed_uniform(seed, Stream.TRAIN_TIMESTEP, indices, counter=step)
         return (u * self.num_timesteps).long(), torch.ones(len(indices), device=indices.device)
 
     def update(self, t: Int64[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
-        """Learns nothing."""
+        """Adapt the law to the losses of a step; the uniform one does not change.
+
+        Args:
+            t: Timesteps of the global batch, in an order that is the same on every rank.
+            losses: The unweighted loss of each, in the same order.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """Return the tensors that a checkpoint stores."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes nothing.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: The state is another sampler's.
+            UserError: The state is another sampler's, or for another T.
         """
-        if state:
-            raise ValueError("the checkpoint's timestep sampler is not uniform; resume with its own diffusion.timestep_sampler")
+        own = self.state_dict()
+        for name in own.keys() | state.keys():
+            shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (state, own)]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"the checkpoint's timestep sampler has {name} of shape {shapes[0]}, this experiment's {shapes[1]}; "
+                    "resume with its own diffusion.timestep_sampler and diffusion.num_timesteps"
+                )
 
 
-class LossSecondMoment:
-    """p_t proportional to sqrt(E[L_t^2]), from the last ten losses of each t (equation 18 and the text below it).
+class LossSecondMoment(TimestepSampler):
+    """Probabilities p_t proportional to sqrt(E[L_t^2]), from the last ten losses of each t (equation 18 and the text below it).
 
     Uniform until every t has ten. From then on 0.1 % of the probability stays uniform, so that no t is forgotten. The
     histories live where the losses are, and nothing here waits for that device.
     """
 
     def __init__(self, num_timesteps: int) -> None:
-        self.num_timesteps = num_timesteps
+        super().__init__(num_timesteps)
         # Ring buffers: the mean of squares does not care about the order within a history.
         self._history = torch.zeros(num_timesteps, HISTORY_LENGTH, dtype=torch.float64)
         self._counts = torch.zeros(num_timesteps, dtype=torch.int64)
-
-    @property
-    def is_warmed_up(self) -> bool:
-        """Whether every t has a full history."""
-        return bool(self._is_full())
 
     def _is_full(self) -> Tensor:
         return (self._counts >= HISTORY_LENGTH).all()
 
     def probabilities(self) -> Float64[Tensor, " timesteps"]:
-        """p_t, summing to 1. Uniform before the histories are full, and where all losses are 0."""
+        """Return p_t, summing to 1: uniform before the histories are full, and where all losses are 0."""
         uniform = torch.full_like(self._history[:, 0], 1.0 / self.num_timesteps)
         root_mean_square = self._history.square().mean(1).sqrt()
         total = root_mean_square.sum()
@@ -104,7 +88,7 @@ class LossSecondMoment:
         return torch.where(self._is_full() & (total != 0), learned, uniform)
 
     def sample(self, seed: int, step: int, indices: Int64[Tensor, " batch"]) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
-        """Draws t by inverting its distribution function; see `TimestepSampler`."""
+        """Draw t by inverting its distribution function; see `TimestepSampler`."""
         self._move_to(indices.device)
         p = self.probabilities()
         u = keyed_uniform(seed, Stream.TRAIN_TIMESTEP, indices, counter=step)
@@ -113,7 +97,7 @@ class LossSecondMoment:
         return t, (1.0 / (self.num_timesteps * p)).float()[t]
 
     def update(self, t: Int64[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
-        """Appends each loss to its t's history; see `TimestepSampler`.
+        """Append each loss to its t's history; see `TimestepSampler`.
 
         A loss that is not finite would make every later probability meaningless, and is left out.
         """
@@ -134,28 +118,18 @@ class LossSecondMoment:
         self._history, self._counts = self._history.to(device), self._counts.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The histories and how many losses each t has seen."""
+        """Return the histories and the number of losses of each t."""
         return {"history": self._history.clone(), "counts": self._counts.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `state_dict` gave.
-
-        Raises:
-            ValueError: The state is another sampler's, or for another T.
-        """
-        for name, own in (("history", self._history), ("counts", self._counts)):
-            if name not in state or state[name].shape != own.shape:
-                found = tuple(state[name].shape) if name in state else "none"
-                raise ValueError(
-                    f"the checkpoint's timestep sampler has {name} of shape {found}, not {tuple(own.shape)}; "
-                    "resume with its own diffusion.timestep_sampler and diffusion.num_timesteps"
-                )
+        """Restore the histories; see `TimestepSampler`."""
+        super().load_state_dict(state)
         self._history.copy_(state["history"])
         self._counts.copy_(state["counts"])
 
 
 def make_timestep_sampler(config: DiffusionConfig) -> TimestepSampler:
-    """The sampler that the config names, over its T timesteps."""
+    """Return the sampler that the config names, over its T timesteps."""
     if config.timestep_sampler == "loss_second_moment":
         return LossSecondMoment(config.num_timesteps)
-    return UniformTimesteps(config.num_timesteps)
+    return TimestepSampler(config.num_timesteps)

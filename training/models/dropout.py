@@ -1,4 +1,4 @@
-"""Dropout whose masks are a function of (seed, step, image, layer), and of nothing else.
+"""Keyed dropout: masks are a function of (seed, step, image, layer) and of nothing else.
 
 Ordinary dropout draws from the device's generator, so that an image's mask depends on the batch it sits in and on
 how many workers share the work. Here each image brings a key, and each layer expands it into a mask.
@@ -21,7 +21,7 @@ _LANES = 4  # 16-bit uniform numbers in one 64-bit word
 
 
 def dropout_key(seed: int, step: int, indices: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
-    """One 53-bit key per image, for all the dropout layers of one training step.
+    """Return one 53-bit key per image, for all the dropout layers of one training step.
 
     Args:
         seed: The experiment's seed.
@@ -32,7 +32,7 @@ def dropout_key(seed: int, step: int, indices: Int64[Tensor, " batch"]) -> Int64
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's output function, a bijection of 64-bit words, in place. The masks make the shifts logical."""
+    """Apply SplitMix64's output function, a bijection of 64-bit words, in place. The masks make the shifts logical."""
     z.bitwise_xor_((z >> 30).bitwise_and_((1 << 34) - 1)).mul_(_MULTIPLIER_1)
     z.bitwise_xor_((z >> 27).bitwise_and_((1 << 37) - 1)).mul_(_MULTIPLIER_2)
     return z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
@@ -41,13 +41,13 @@ def _mix(z: Tensor) -> Tensor:
 def keyed_dropout(
     x: Float[Tensor, "batch ..."], probability: float, key: Int64[Tensor, " batch"], layer: int
 ) -> Float[Tensor, "batch ..."]:
-    """Zeroes each entry with the given probability and scales the rest by its inverse, so that the mean stays.
+    """Zero each entry with the given probability and scale the rest by its inverse, so that the mean stays.
 
     The field of an image is SplitMix64 started at a mix of its key and the layer's number, 16 bits an entry.
 
     Args:
         x: Activations.
-        probability: Of zeroing an entry, rounded to a multiple of 2^-16 (the scale matches the rounded value).
+        probability: Probability of zeroing an entry, rounded to a multiple of 2^-16 (the scale matches the rounded value).
         key: From `dropout_key`.
         layer: The layer's number; layers of one network have different ones. Less than 1024.
     """
@@ -64,7 +64,7 @@ class KeyedDropout(nn.Module):
     """Dropout in training, keyed where a key is given and from the device's generator where none is.
 
     Args:
-        probability: Of zeroing an activation, in [0, 1).
+        probability: Probability of zeroing an activation, in [0, 1).
     """
 
     def __init__(self, probability: float) -> None:
@@ -73,7 +73,7 @@ class KeyedDropout(nn.Module):
         self.layer = 0
 
     def forward(self, x: Float[Tensor, "batch ..."], key: Int64[Tensor, " batch"] | None = None) -> Float[Tensor, "batch ..."]:
-        """Returns `x` itself in evaluation or where the probability is 0."""
+        """Apply dropout; in evaluation, or where the probability is 0, return `x` itself."""
         if not self.training or self.probability == 0.0:
             return x
         if key is None:
@@ -81,5 +81,5 @@ class KeyedDropout(nn.Module):
         return keyed_dropout(x, self.probability, key, self.layer)
 
     def extra_repr(self) -> str:
-        """Shown when the network is printed."""
+        """Return the layer's settings, for the printed network."""
         return f"p={self.probability}, layer={self.layer}"

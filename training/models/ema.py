@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def power_exponent(std: float) -> float:
-    """The exponent gamma >= 0 of the power-function average with relative standard deviation `std`.
+    """Return the exponent gamma >= 0 of the power-function average with relative standard deviation `std`.
 
     The average at step t weights the weights of step tau by tau^gamma, and has standard deviation
     sigma t = t sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)) (Karras et al. 2024, "Analyzing and improving the
@@ -35,7 +35,7 @@ def power_exponent(std: float) -> float:
 
 
 class _Averages:
-    """Copies of a model's weights, one set for each number that says how it averages."""
+    """Averages of a model's weights, one set for each decay or relative standard deviation."""
 
     def __init__(self, model: nn.Module, kinds: Iterable[float]) -> None:
         self._model, self._weights = model, _weights(model)
@@ -49,15 +49,15 @@ class _Averages:
 
     @torch.no_grad()
     def _move(self, model: nn.Module, kind: float, weight: float) -> None:
-        """Average += weight (current - average), in place."""
+        """Move one average in place: average += weight (current - average)."""
         torch._foreach_lerp_(list(self._averages[kind].values()), self._current(model), weight)
 
     def state_dict(self, kind: float) -> dict[str, Tensor]:
-        """One average, under the model's names; the live tensors, not copies."""
+        """Return one average, under the model's names; the live tensors, not copies."""
         return dict(self._averages[kind])
 
     def load_state_dict(self, kind: float, state: Mapping[str, Tensor]) -> None:
-        """Continues one average from a stored one.
+        """Continue one average from a stored one.
 
         Raises:
             ValueError: Names or shapes are not the model's.
@@ -71,7 +71,7 @@ class _Averages:
 
     @torch.no_grad()
     def distances(self, model: nn.Module) -> dict[float, float]:
-        """|weights - average| / |weights| for each average: how far each is from the weights that it follows."""
+        """Return |weights - average| / |weights| of each average."""
         weights = self._current(model)
         norm = _norm(weights)
         return {kind: _norm(torch._foreach_sub(weights, list(avg.values()))) / norm for kind, avg in self._averages.items()}
@@ -80,7 +80,7 @@ class _Averages:
 class EMA(_Averages):
     """Exponential moving averages: theta_ema <- d theta_ema + (1 - d) theta after each update.
 
-    Begun as a copy of the initial weights, without warm-up or bias correction, as the released code's. After n updates
+    Starts as a copy of the initial weights, without warm-up or bias correction, as the released code's. After n updates
     the initial weights still count d^n: 37 % after 10,000 updates of 0.9999.
 
     Args:
@@ -92,7 +92,7 @@ class EMA(_Averages):
         super().__init__(model, decays)
 
     def update(self, model: nn.Module) -> None:
-        """Moves every average towards the current weights; once per optimiser update."""
+        """Move every average towards the current weights; once per optimiser update."""
         for decay in self._averages:
             self._move(model, decay, 1.0 - decay)
 
@@ -113,7 +113,7 @@ class PowerEMA(_Averages):
         self._exponents = {std: power_exponent(std) for std in self._averages}
 
     def update(self, model: nn.Module, step: int) -> None:
-        """Moves every average towards the current weights.
+        """Move every average towards the current weights.
 
         Args:
             model: The model after its update.
@@ -124,7 +124,7 @@ class PowerEMA(_Averages):
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the state dict themselves, which stay the same objects when the model moves to another device."""
+    """Return the tensors of the state dict themselves, which stay the same objects when the model moves to another device."""
     return dict(model.state_dict(keep_vars=True))
 
 

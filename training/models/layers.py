@@ -35,7 +35,7 @@ def timestep_embedding(timesteps: Float[Tensor, " batch"], width: int, *, max_pe
 
 
 def zero_(module: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
-    """Sets weight and bias to 0: a residual branch that starts as the identity, or an output that starts at 0."""
+    """Set weight and bias to 0, for a residual branch that starts as the identity, or an output that starts at 0."""
     nn.init.zeros_(module.weight)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
@@ -43,13 +43,13 @@ def zero_(module: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
 
 
 class GroupNorm32(nn.GroupNorm):
-    """GroupNorm of 32 groups, in float32 whatever comes in, and back in the type that came."""
+    """GroupNorm of 32 groups, computed in float32; the result has the type of the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(NUM_GROUPS, channels, eps=1e-5)
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
-        """Normalises each group of channels of each image to mean 0 and variance 1, then scales and shifts."""
+        """Normalise each group of channels of each image to mean 0 and variance 1, then scale and shift."""
         # Not nn.functional's, which refuses one value a group: a stage of one pixel has that, in a batch of one image.
         return torch.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
 
@@ -58,7 +58,7 @@ class Float32Sequential(nn.Sequential):
     """Layers that stay in float32 under autocast: the time path and the output, which are cheap and sensitive."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers in turn; the result is float32."""
+        """Apply the layers in turn; the result is float32."""
         if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
             return self._apply_layers(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -71,7 +71,7 @@ class Float32Sequential(nn.Sequential):
 
 
 class ResBlock(nn.Module):
-    """A residual block that is told the time.
+    """A residual block that takes the time embedding.
 
     With scale and shift, the embedding gives (w, b) and h becomes GroupNorm(h)(w + 1) + b; without, the embedding
     gives v and h becomes GroupNorm(h + v) (supplement section 1). The last convolution starts at 0.
@@ -81,7 +81,7 @@ class ResBlock(nn.Module):
         emb_channels: Width of the time embedding.
         out_channels: Channels of the output; where they differ from the input's, the skip is a 1x1 convolution.
         dropout: Probability of dropping an activation before the last convolution.
-        use_scale_shift_norm: Which of the two injections.
+        use_scale_shift_norm: Scale and shift, rather than add.
     """
 
     def __init__(self, in_channels: int, emb_channels: int, out_channels: int, *, dropout: float, use_scale_shift_norm: bool) -> None:
@@ -101,7 +101,7 @@ class ResBlock(nn.Module):
         emb: Float[Tensor, "batch emb_channels"],
         dropout_key: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch out_channels height width"]:
-        """Adds the residual branch to the (projected) input."""
+        """Add the residual branch to the (projected) input."""
         norm, silu, dropout, conv = self.out_layers
         h: Tensor = self.in_layers(x)
         injected = self.emb_layers(emb)[:, :, None, None]
@@ -134,7 +134,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = zero_(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Gives x + proj(softmax(q k^T / sqrt(channels / num_heads)) v)."""
+        """Return x + proj(softmax(q k^T / sqrt(channels / num_heads)) v)."""
         batch, channels, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         qkv = nn.functional.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
@@ -152,7 +152,7 @@ class Downsample(nn.Module):
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels half_height half_width"]:
-        """Applies the convolution."""
+        """Apply the convolution."""
         h: Tensor = self.op(x)
         return h
 
@@ -165,13 +165,13 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels double_height double_width"]:
-        """Repeats and convolves."""
+        """Repeat each pixel and convolve."""
         h: Tensor = self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
         return h
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """Layers in turn, of which the residual blocks are told the time and the dropout key."""
+    """Layers in turn; the residual blocks also take the time embedding and the dropout key."""
 
     def forward(  # type: ignore[override]
         self,
@@ -179,7 +179,7 @@ class TimestepEmbedSequential(nn.Sequential):
         emb: Float[Tensor, "batch emb_channels"],
         dropout_key: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
-        """Applies the layers in turn."""
+        """Apply the layers in turn."""
         for layer in self:
             x = layer(x, emb, dropout_key) if isinstance(layer, ResBlock) else layer(x)
         return x

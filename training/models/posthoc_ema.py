@@ -1,8 +1,8 @@
 """Averages of the weights rebuilt after training, from snapshots of power-function averages.
 
-Write theta(tau) for the weights after update tau, theta(0) for the initial ones. Every average at hand is a sum of
-theta(tau) p(tau), and so is the wanted one; the wanted profile is approximated by a linear combination of the stored
-ones, and the same combination of the stored weights is the answer (Karras et al. 2024, section 3.2 and appendix C,
+Write theta(tau) for the weights after update tau, theta(0) for the initial ones. Every stored average is a sum of
+theta(tau) p(tau), and so is the requested one; its profile is approximated by a linear combination of the stored
+ones, and the same combination of the stored weights is the result (Karras et al. 2024, section 3.2 and appendix C,
 which minimises the distance of the profiles themselves).
 
 Here the distance is taken between the cumulative profiles C(tau) = p(0) + ... + p(tau), and coefficients sum to 1.
@@ -26,7 +26,7 @@ _CHUNK = 1 << 16
 
 
 class ReconstructionError(UserError):
-    """The wanted average can't be rebuilt from the snapshots at hand; the message says what would help."""
+    """The requested average cannot be rebuilt from the stored snapshots; callers catch it to leave that average out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class Combination:
 def combine(
     snapshots: Sequence[Snapshot], *, step: int, decay: float | None = None, std: float | None = None, with_initial: bool = False
 ) -> Combination:
-    """The combination of snapshots that is nearest to an average at `step`.
+    """Return the combination of snapshots that is nearest to an average at `step`.
 
     Args:
         snapshots: What is stored.
@@ -102,7 +102,7 @@ def reconstruct(
     initial: Mapping[str, Tensor] | None = None,
     max_error: float = 0.005,
 ) -> dict[str, Tensor]:
-    """The weights of an average that training did not keep.
+    """Return the weights of an average that training did not keep.
 
     Args:
         snapshots: What is stored.
@@ -135,10 +135,10 @@ def reconstruct(
 
 
 def _power_profile(tau: Float64[Tensor, " steps"], step: int, std: float) -> Float64[Tensor, " steps"]:
-    """C(tau) = min(tau / t, 1)^(gamma + 1): what `PowerEMA`'s recursion gives, exactly."""
+    """Return C(tau) = min(tau / t, 1)^(gamma + 1): exactly that of `PowerEMA`'s recursion."""
     return (tau / step).clamp(max=1.0) ** (power_exponent(std) + 1.0)
 
 
 def _exponential_profile(tau: Float64[Tensor, " steps"], step: int, decay: float) -> Float64[Tensor, " steps"]:
-    """C(tau) = decay^(t - tau) up to t, with the initial weights' share decay^t at tau = 0; then 1."""
+    """Return C(tau) = decay^(t - tau) up to t, with the initial weights' share decay^t at tau = 0; then 1."""
     return torch.where(tau < step, decay ** (step - tau).clamp(min=0.0), 1.0)

@@ -25,10 +25,10 @@ from training.shapes import Float, Int64
 
 
 def make_model(experiment: Experiment, *, gradient_checkpointing: bool = False) -> UNet:
-    """The network of an experiment, freshly initialised from torch's global generator.
+    """Return the network of an experiment, freshly initialised from torch's global generator.
 
     Args:
-        experiment: Says the sizes of everything.
+        experiment: The sizes of everything.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more compute.
     """
     return UNet(
@@ -42,10 +42,10 @@ def make_model(experiment: Experiment, *, gradient_checkpointing: bool = False) 
 
 
 class UNet(nn.Module):
-    """eps_theta(x_t, t), and v_theta where the variance is learned (the last half of the output's channels).
+    """The network eps_theta(x_t, t), and v_theta where the variance is learned (the last half of the output's channels).
 
     Stages of `num_res_blocks` residual blocks, from the highest resolution to the lowest; a middle of block,
-    attention, block; and the stages mirrored, each block of which is also given what its counterpart made. A
+    attention, block; and the stages mirrored, each block of which also takes the output of its counterpart. A
     resolution in `attention_resolutions` has attention after each of its blocks; the middle always has.
 
     At initialisation the output is exactly 0.
@@ -127,7 +127,7 @@ class UNet(nn.Module):
         low_res: Float[Tensor, "..."] | None = None,
         dropout_key: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch out_channels height width"]:
-        """The prediction at x_t.
+        """Return the prediction at x_t.
 
         Args:
             x: The noisy images x_t, [batch, channels, height, width]; any size that halves in each stage but the last.

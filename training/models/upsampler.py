@@ -1,4 +1,4 @@
-"""What makes a UNet an upsampler: the small image that it is given (supplement section 3).
+"""The small image that a UNet takes as an upsampler (supplement section 3).
 
 The model of p(x_256 | x_64, y) is the same network with twice the input channels: x_64, enlarged, beside x_t.
 """
@@ -14,7 +14,7 @@ from training.shapes import Float
 def make_low_res(
     x_0: Float[Tensor, "batch channels height width"], low_res_size: int
 ) -> Float[Tensor, "batch channels low_height low_width"]:
-    """The small image that a training image gives: the exact area average, not rounded to 8 bits again.
+    """Return the small image of a training image: the exact area average, not rounded to 8 bits again.
 
     Args:
         x_0: Images in [-1, 1].
@@ -26,7 +26,7 @@ def make_low_res(
 def with_low_res(
     x_t: Float[Tensor, "batch channels height width"], low_res: Float[Tensor, "batch low_channels low_height low_width"]
 ) -> Float[Tensor, "batch all_channels height width"]:
-    """x_t and the small image, enlarged to its size, as one image: x_t's channels first.
+    """Return x_t and the small image, enlarged to its size, as one image: x_t's channels first.
 
     The enlargement is bilinear with pixel centres at half-integers (`align_corners=False`), as the released weights
     expect it.

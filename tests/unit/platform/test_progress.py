@@ -15,11 +15,11 @@ def test_every_line_of_a_message_carries_the_mark_and_is_heard_again(capsys):
     progress.say("training\nstep 1")
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["iddpm| training", "iddpm| step 1"]
-    assert [progress.heard(line + "\n") for line in lines] == ["training", "step 1"]
+    assert [progress.parse_marked_line(line + "\n") for line in lines] == ["training", "step 1"]
 
 
 def test_where_nobody_reads_the_marks_progress_leaves_standard_output_to_results(capsys):
-    with progress.marking(False):
+    with progress.output_marks(False):
         progress.say("training\nstep 1")
     progress.say("marked again")
     said = capsys.readouterr()
@@ -28,8 +28,8 @@ def test_where_nobody_reads_the_marks_progress_leaves_standard_output_to_results
 
 
 def test_a_mark_behind_a_loggers_prefix_is_heard_and_other_lines_are_not():
-    assert progress.heard("(worker pid=12) iddpm| step 5\n") == "step 5"
-    assert progress.heard("INFO: something else\n") is None
+    assert progress.parse_marked_line("(worker pid=12) iddpm| step 5\n") == "step 5"
+    assert progress.parse_marked_line("INFO: something else\n") is None
 
 
 def test_a_reader_that_left_does_not_end_the_speaker():

@@ -1,4 +1,4 @@
-"""Every experiment of the paper: what it is, where its numbers come from, what the paper reports.
+"""The experiments of the paper, with the source of their numbers and the results that the paper reports.
 
 Where the sources leave a number open, or disagree, the row says so. "Supplement" is the supplementary material, "main"
 the paper, "release" the flags published with the released code and checkpoints.

@@ -19,7 +19,7 @@ class Sampler(Protocol):
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether a step uses its noise."""
+        """True for a sampler whose steps use their noise."""
         ...
 
     def step(
