@@ -152,7 +152,7 @@ def comparison_url(request: AblationRequest, parent: TrackedRun, records: Sequen
     """Return MLflow's page that compares the trials: as charts, sorted by the distance or bits/dim."""
     metrics = {name for record in records for name, _ in metric_points(record)}
     metric = next((name for name in (ORDER_METRIC, "bits_per_dim") if name in metrics), ORDER_METRIC)
-    url = parent.parts_url(order_by_metric=metric)
+    url = parent.children_url(order_by_metric=metric)
     say(f"compare the trials of {request.name} at {url}")
     return url
 
@@ -160,7 +160,7 @@ def comparison_url(request: AblationRequest, parent: TrackedRun, records: Sequen
 def parallel_coordinates(parent: TrackedRun, records: Sequence[TrialRecord]) -> dict[str, str]:
     """Return a link to MLflow's parallel coordinates of the trials; none for fewer than two trials."""
     run_ids = [record.tracking_run_id for record in records if record.tracking_run_id]
-    return {"Parallel coordinates of the trials in MLflow": parent.side_by_side_url(run_ids)} if len(run_ids) > 1 else {}
+    return {"Parallel coordinates of the trials in MLflow": parent.compare_url(run_ids)} if len(run_ids) > 1 else {}
 
 
 def run_name(request: AblationRequest, trial: Trial) -> str:

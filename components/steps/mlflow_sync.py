@@ -57,8 +57,11 @@ def update_open_run(run: OpenRun) -> None:
 
 
 def leave_mark(run_uri: str, run_id: str) -> None:
-    """Write down that MLflow lacks something of a run."""
-    storage.write_json(_mark_uri(run_uri), {"run_uri": run_uri, "run_id": run_id})
+    """Record that MLflow may lack something of a run; a storage that does not answer is no reason to stop."""
+    try:
+        storage.write_json(_mark_uri(run_uri), {"run_uri": run_uri, "run_id": run_id})
+    except storage.StorageError as error:
+        say(f"{error}; the reaper does not learn that MLflow lacks something of {run_uri}")
 
 
 def update_runs_behind(storage_root_uri: str) -> list[str]:

@@ -128,13 +128,14 @@ def compare_with_history(
 
     Raises:
         RegressionError: The score is a regression.
+        TrackingError: MLflow, which has the history, does not answer.
     """
     from datetime import UTC, datetime
 
     from evaluation.monitoring.regression import check_regression
     from evaluation.records.result import EvaluationResult
     from evaluation.reports.report import Nightly, render_report
-    from training.tracking.runs import attach
+    from training.tracking.runs import TrackingError, attach
 
     result = EvaluationResult.from_dict(storage.read_json(evaluation_uri))
     tracked = attach(tracking_run_id)
@@ -172,7 +173,8 @@ def compare_with_history(
         )
         raise RegressionError(finding)
     tracked.log_metrics({HISTORY: result.distance}, now, milliseconds=now * 1000)
-    tracked.flush()
+    if not tracked.flush():
+        raise TrackingError("MLflow does not answer, so the score is not in the model's history; run this step again")
     say(f"healthy: {result.distance_name} {verdict.reason}")
     return verdict.reason
 

@@ -94,20 +94,22 @@ def train_run(
 
 
 def _finish(tracked: TrackedRun, status: Status, run_uri: str, stop: StopFlag) -> None:
-    """Close the MLflow run, within five seconds where MLflow answers; only the wait for an MLflow that is away ends by a second Ctrl-C."""
+    """Close the MLflow run, within five seconds where MLflow answers; only the wait for an MLflow that is away ends by a second Ctrl-C.
+
+    The mark comes first, for the reaper: a program that was stopped may be killed while it waits.
+    """
+    leave_mark(run_uri, tracked.run_id)
     delivered = tracked.finish(status, timeout_seconds=_QUICK_SECONDS)
     deadline = time.monotonic() + _LAST_SECONDS
     while not delivered and time.monotonic() < deadline and not (stop.is_urgent if status == "KILLED" else stop.is_set):
         delivered = tracked.flush(timeout_seconds=1.0)
     if not delivered:
         say(f"MLflow does not answer and shows this run as running; the reaper or the same command closes it as {status}")
-    try:
-        if delivered and status != "KILLED":  # the workers may have recorded more than they could send
-            update_mlflow(run_uri, tracked.run_id)
-        else:  # a stopped program has no time for that
-            leave_mark(run_uri, tracked.run_id)
-    except storage.StorageError as error:
-        say(f"{error}; MLflow may lack the last metrics of this run")
+    elif status != "KILLED":
+        try:
+            update_mlflow(run_uri, tracked.run_id)  # the workers may have recorded more than they could send
+        except storage.StorageError as error:
+            say(f"{error}; MLflow may lack the last metrics of this run")
 
 
 def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_run_id: str) -> TrackedRun:

@@ -355,7 +355,7 @@ def test_the_parent_is_the_one_that_is_named_or_else_the_one_that_the_pipeline_i
     assert os.environ["MLFLOW_RUN_ID"] == parent.run_id  # MLflow's own start_run would have taken it away
     found = server().search_runs([server().get_run(parent.run_id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
     assert {run.info.run_id for run in found} == {named.run_id, injected.run_id}
-    assert parent.run_id in parent.parts_url(order_by_metric="FID")
+    assert parent.run_id in parent.children_url(order_by_metric="FID")
 
 
 def test_parameters_are_dotted_and_a_later_value_becomes_a_tag(key):

@@ -80,7 +80,7 @@ class TrackedRun:
         """
         return f"{tracking_uri()}/#/experiments/{self._experiment_id}/runs/{self._run_id}?workflowType=machine_learning"
 
-    def parts_url(self, *, order_by_metric: str) -> str:
+    def children_url(self, *, order_by_metric: str) -> str:
         """Address of the page with the child runs of this one, as a flat table and charts, smallest metric first.
 
         MLflow folds child runs away by default; a filter and an order by metric unfold them.
@@ -94,7 +94,7 @@ class TrackedRun:
         }
         return f"{tracking_uri()}/#/experiments/{self._experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
-    def side_by_side_url(self, run_ids: Sequence[str]) -> str:
+    def compare_url(self, run_ids: Sequence[str]) -> str:
         """Address of the page that compares runs of this experiment: parallel coordinates, and the parameters that differ."""
         query = {"runs": json.dumps(list(run_ids)), "experiments": json.dumps([self._experiment_id]), "workflowType": "machine_learning"}
         return f"{tracking_uri()}/#/compare-runs?{urlencode(query, quote_via=quote)}"
