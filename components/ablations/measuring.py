@@ -35,7 +35,7 @@ def measure_one(request: AblationRequest, trial: Trial, item: Mapping[str, Any],
     best = request.ablation().checkpoint == "best"
     if "final" in trial.measures:  # first: it chooses the checkpoint of the other measures
         found["final"] = _final(run_uri, item, resources, best=best)
-    model = _model(run_uri, item, resources, best=best)
+    model = trial_model(run_uri, item, resources, best=best)
     for name in trial.measures:
         if name != "final":
             found[name] = measure(name, model, request.counts())
@@ -77,7 +77,7 @@ def measure_several(plan: Plan, resources: Mapping[str, Any]) -> TrialRecord:
         record = read_record(item["ablation_uri"], item["label"])
         assert record is not None, "the caller checks that every trial is measured"
         # Weights and step as the trial measured them: a checkpoint's URI alone stands for its first average.
-        model = _model(record.checkpoint_uri, item, resources)
+        model = trial_model(record.checkpoint_uri, item, resources)
         models[record.role] = dataclasses.replace(model, weights=record.weights, step=record.step)
         data = data or record.data
     record = measure_jointly(plan.request.ablation().joint, models)
@@ -85,7 +85,15 @@ def measure_several(plan: Plan, resources: Mapping[str, Any]) -> TrialRecord:
     return dataclasses.replace(record, data=data)
 
 
-def _model(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], *, best: bool = False) -> TrialModel:
+def trial_model(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], *, best: bool = False) -> TrialModel:
+    """Return the model to measure, with the data set, the workers, the device and the extractor weights of the step.
+
+    Args:
+        run_uri: Its run's directory, or a checkpoint's.
+        item: Its item of the plan.
+        resources: Fields of `training.config.experiment.Resources`.
+        best: See `find_trial_model`.
+    """
     model = find_trial_model(run_uri, best=best)
     return dataclasses.replace(
         model,
@@ -100,7 +108,7 @@ def _final(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], 
     if best and storage.exists(storage.join(run_uri, RESULT)):
         stored: dict[str, Any] = storage.read_json(evaluate_run(run_uri, item["data_uri"], item["reference_uri"], resources))
         return stored
-    model = _model(run_uri, item, resources)
+    model = trial_model(run_uri, item, resources)
     return model.evaluate(result_name=f"ablation-{model.step:08d}-{model.weights}").to_dict()
 
 

@@ -21,23 +21,19 @@ class PaperRow:
         source: Table, figure or section.
         bits_per_dim: Negative log-likelihood; None if not given.
         fid: None if not given.
-        precision: None if not given.
-        recall: None if not given.
     """
 
     model: str
     source: str
     bits_per_dim: float | None = None
     fid: float | None = None
-    precision: float | None = None
-    recall: float | None = None
 
 
 _Images = tuple[str, int, bool]
 """Data set, image size, whether the model is class-conditional."""
 
 OTHERS: dict[_Images, tuple[PaperRow, ...]] = {
-    ("imagenet", 64, True): (PaperRow(model="BigGAN-deep", source="main paper", fid=4.06, precision=0.86, recall=0.59),),
+    ("imagenet", 64, True): (PaperRow(model="BigGAN-deep", source="main paper", fid=4.06),),
     ("imagenet", 256, True): (
         PaperRow(model="VQ-VAE-2 (two-stage)", source="supplement table 2", fid=38.1),
         PaperRow(model="BigGAN", source="supplement table 2", fid=7.7),
@@ -61,8 +57,6 @@ def rows_for(experiment: Experiment) -> tuple[PaperRow, ...]:
                 source=result.where,
                 bits_per_dim=result.bits_per_dim,
                 fid=result.fid,
-                precision=result.precision,
-                recall=result.recall,
             )
             for result in row.results
             if result.fid is not None or result.bits_per_dim is not None

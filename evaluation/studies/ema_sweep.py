@@ -77,10 +77,6 @@ class Sweep:
         plain: dict[str, Any] = as_plain(dataclasses.asdict(self))
         return plain
 
-    def best(self) -> SweepPoint:
-        """Return the average with the smallest distance."""
-        return min((point for point in self.points if point.distance is not None), key=lambda point: point.distance or 0.0)
-
 
 def sweep(
     run_uri: str,

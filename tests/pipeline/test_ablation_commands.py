@@ -18,7 +18,7 @@ def _iddpm(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedPro
 
 def test_the_ablations_are_listed_with_their_place_in_the_paper() -> None:
     printed = _iddpm("ablations").stdout
-    for words in ("hybrid-weight", "table 1", "sampling-steps", "figures 1 and 8-19", "two-stage", "looks at 2 runs"):
+    for words in ("hybrid-weight", "table 1", "sampling-steps", "figures 1 and 8-19", "two-stage", "evaluates 2 runs"):
         assert words in printed
 
 
@@ -52,9 +52,9 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path) -> N
         (("ablate", "width", "--set", "optim.learning_rate=1"), "varies optim.learning_rate itself"),
         (("ablate", "mine", "--grid", "seed=1,2"), "needs an experiment to vary"),
         (("ablate", "mine", "--grid", "seed", "--preset", "digits-tiny-hybrid-cosine"), "section.field=a,b,c"),
-        (("ablate", "vlb-ratio", "--run", "vlb"), "--run vlb: it reads NAME=PLACE"),
+        (("ablate", "vlb-ratio", "--run", "vlb"), "--run vlb: write NAME=PLACE"),
         (("ablate", "nothing.yaml"), "nothing.yaml: there is no such file"),
-        (("ablate", "wrong.yaml"), "there is no field 'axes'"),
+        (("ablate", "wrong.yaml"), "there is no 'axes'"),
         (("ablate", "all", "--preset", "digits-tiny-hybrid-cosine"), "name one ablation"),
         (("run", "ablation", "--param", "ablation_name=hybrid-wait"), "did you mean 'hybrid-weight'"),
         (("run", "ablation", "--set", "diffusion.vlb_weight=1"), "varies diffusion.vlb_weight itself"),
@@ -74,16 +74,16 @@ def test_an_ablation_that_can_not_work_is_refused_in_one_line_before_anything_st
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"", "a grid reads 'preset: NAME'"),
-        (b"- a\n- b\n", "a grid reads 'preset: NAME'"),
-        (b"grid: {}\n", "a grid reads 'preset: NAME'"),
+        (b"", "write 'preset: NAME'"),
+        (b"- a\n- b\n", "write 'preset: NAME'"),
+        (b"grid: {}\n", "write 'preset: NAME'"),
         (b"grid: [1\n", "is not YAML"),
         (b"title: caf\xe9\n", "is not YAML"),
         (b"grid:\n  seed: [1]\n  seed: [2]\n", "has seed twice"),
         (b"grid:\n  data.name: [2026-01-01, digits]\n", "put such a value in quotes"),
-        (b"grid:\n  seed: [1, 2]\nset: optim.num_steps=4\n", "set is a list of overrides"),
-        (b"grid:\n  seed: [1, 2]\nset: 5\n", "set is a list of overrides"),
-        (b"grid:\n  seed: [1, 2]\n1: 5\n", "there is no field '1'"),
+        (b"grid:\n  seed: [1, 2]\nset: optim.num_steps=4\n", "set: Input should be a valid tuple"),
+        (b"grid:\n  seed: [1, 2]\nset: 5\n", "set: Input should be a valid tuple"),
+        (b"grid:\n  seed: [1, 2]\n1: 5\n", "there is no '1'"),
     ],
 )
 def test_a_file_that_is_no_grid_is_refused_by_its_name(tmp_path: Path, text: bytes, said: str) -> None:

@@ -40,22 +40,21 @@ class TrialCost:
         return text
 
 
-def trial_cost(request: AblationRequest, trial: Trial, card: str = "H100", *, utilisation: float | None = None) -> TrialCost:
+def trial_cost(request: AblationRequest, trial: Trial, card: str = "H100") -> TrialCost:
     """Estimate the cost of a whole trial; an evaluation of a run has no training.
 
     Args:
         request: The ablation.
         trial: The trial.
         card: A name of `training.cost.accelerators.CARDS`.
-        utilisation: Share of the card's peak that is reached; None takes the measured share, or an assumed one.
 
     Raises:
         UserError: There is no such card.
     """
     experiment = trial.experiment
-    cost = estimate(experiment, card, utilisation=utilisation, with_memory=False)
+    cost = estimate(experiment, card, with_memory=False)
     trains = request.ablation().trains
-    speed = speed_on(cost.card, "sampling", cost.forward_macs, utilisation=utilisation)
+    speed = speed_on(cost.card, "sampling", cost.forward_macs)
     hours_per_pass = cost.forward_flops / speed.flops_per_second / 3600
     return TrialCost(
         training=cost.phases["training"].card_hours + cost.phases["scoring"].card_hours if trains else 0.0,
@@ -63,13 +62,13 @@ def trial_cost(request: AblationRequest, trial: Trial, card: str = "H100", *, ut
     )
 
 
-def joint_cost(request: AblationRequest, card: str = "H100", *, utilisation: float | None = None) -> TrialCost:
+def joint_cost(request: AblationRequest, card: str = "H100") -> TrialCost:
     """Estimate the cost of the joint measurement: one more reported evaluation, of a cascade both stages' samples."""
     joint = request.ablation().joint
     trials = {trial.role: trial for trial in request.trials()}
     hours = 0.0
     for role in {"none": (), "ensemble": ("hybrid",), "cascade": ("first-stage", "second-stage")}[joint]:
-        phases = estimate(trials[role].experiment, card, utilisation=utilisation, with_memory=False).phases
+        phases = estimate(trials[role].experiment, card, with_memory=False).phases
         hours += phases["sampling"].card_hours
         if joint == "ensemble" and "likelihood" in phases:
             hours += phases["likelihood"].card_hours

@@ -1,0 +1,98 @@
+"""A trial is measured with the workers, the device and the extractor weights of its step, wherever a measure needs them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.ablations.measuring import measure_one, trial_model
+from evaluation.ablations.definitions.ablation import Measure, Trial
+from evaluation.ablations.definitions.request import AblationRequest
+from evaluation.ablations.trials.measures import likelihood_by_steps
+from evaluation.ablations.trials.trial_model import find_trial_model
+from evaluation.features.inception import WEIGHTS
+from evaluation.likelihood.bits_per_dim import merge
+from evaluation.likelihood.estimate import likelihood_parts
+from evaluation.records.protocol_card import derived_seed
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.errors import UserError
+from training.config.presets import preset
+from training.config.spacing import likelihood_spacing
+from training.data.loading.row_groups import iterate
+from training.data.splits import prepare_experiment
+from training.models.unet import make_model
+
+_SMALL = (
+    "diffusion.num_timesteps=40",
+    "evaluation.sampling.spacing=5",
+    "evaluation.scoring_sampling.spacing=5",
+    "evaluation.num_samples=60",
+)
+_PRESET = "digits-tiny-hybrid-cosine"
+
+
+def _item(root: Path, *overrides: str) -> dict[str, Any]:
+    """A run of a network with random last layers, its data set, and its item of a plan."""
+    experiment = preset(_PRESET, [*_SMALL, *overrides])
+    prepare_experiment(_PRESET, [*_SMALL, *overrides], str(root / "data"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = {name: value + 0.02 * torch.randn(value.shape) for name, value in make_model(experiment).state_dict().items()}
+    files = {"experiment.json": experiment.to_dict(), f"ema_{experiment.optim.ema_decays[0]}.pt": state}
+    checkpoint.save(str(root / "runs" / "x"), 100, files)
+    return {
+        "label": "x",
+        "ablation_uri": str(root / "ablations" / "key"),
+        "data_uri": str(root / "data"),
+        "reference_uri": str(root / "none.npz"),
+        "run_uri": str(root / "runs" / "x"),
+    }
+
+
+@pytest.mark.parametrize("measure", ["final", "sampling-steps", "figure-1", "raw-weights"])
+def test_a_distance_is_taken_with_the_extractor_weights_below_the_storage_root(
+    measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster without a network has them there alone; these are other bytes, which are refused by their place."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no download
+    item = _item(tmp_path, "evaluation.extractor=inception")
+    storage.write_bytes(str(tmp_path / "extractors" / WEIGHTS.name), b"other bytes")
+    request = AblationRequest(name="sampling-steps", scale="tiny")
+    trial = Trial(label="x", values={}, preset=_PRESET, overrides=(), measures=(measure,))
+    with pytest.raises(UserError, match=rf"extractors/{WEIGHTS.name} has sha256"):
+        measure_one(request, trial, item, item["run_uri"], {"num_workers": 1})
+
+
+def test_every_measure_has_the_workers_and_the_device_of_its_step(tmp_path: Path) -> None:
+    item = _item(tmp_path)
+    model = trial_model(item["run_uri"], item, {"num_workers": 3})
+    assert (model.options.num_workers, model.worker_device) == (3, "cuda" if torch.cuda.is_available() else "cpu")
+    assert trial_model(item["run_uri"], item, {"num_workers": 2, "num_gpus_per_worker": 1}).worker_device == "cuda"
+
+
+def test_bits_per_dim_by_steps_are_those_of_the_first_images_on_the_ablations_noise(tmp_path: Path) -> None:
+    item = _item(tmp_path)
+    model = trial_model(item["run_uri"], item, {"num_workers": 1})
+    found = likelihood_by_steps(model, (10,))
+    loaded = find_trial_model(item["run_uri"]).spec.load()
+    expected = merge(
+        list(
+            likelihood_parts(
+                model.experiment.diffusion,
+                loaded.network,
+                iterate(f"{item['data_uri']}/test", 50, stop=100),
+                form="spaced",
+                timesteps=likelihood_spacing(40, 10),
+                seed=derived_seed(model.experiment.seed, "ablation"),
+                make_conditioning=lambda x_0, labels: {},
+            )
+        )
+    )
+    by_spacing = {point["spacing"]: point for point in found["points"]}
+    assert by_spacing["with-small-t"]["bits_per_dim"] == pytest.approx(expected.to_dict()["bits_per_dim"], rel=1e-6)
+    assert found["num_images"] == 100
+    assert not [uri for uri in storage.list_uris(f"{item['run_uri']}/evaluations") if "/work-" in uri]
+    assert likelihood_by_steps(model, (10,)) == found
