@@ -44,8 +44,7 @@ def _diffusion(module: str, *mutations: tuple[str, str, str], tests: str = "") -
     names = tests or module
     elsewhere = {
         "spacing": "training/config/spacing.py",
-        "sampling": f"{DIFFUSION}/samplers/loop.py",
-        "dpm_solver": f"{DIFFUSION}/samplers/dpm_solver.py",
+        **{name: f"{DIFFUSION}/samplers/{name}.py" for name in ("loop", "ancestral", "ddim", "dpm_solver_pp")},
     }
     return _in(
         elsewhere.get(module, f"{DIFFUSION}/{module}.py"),
@@ -143,7 +142,11 @@ PROCESS = _diffusion(
 
 LOSSES = _diffusion(
     "losses",
-    ("erf instead of the tanh approximation", "torch.special.ndtr if exact else approximate_normal_cdf", "torch.special.ndtr"),
+    (
+        "erf instead of the tanh approximation",
+        "return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))",
+        "return torch.special.ndtr(x)",
+    ),
     ("bin of 1/256", "HALF_BIN = 1.0 / 255.0", "HALF_BIN = 1.0 / 256.0"),
     ("bin of 1/127.5", "HALF_BIN = 1.0 / 255.0", "HALF_BIN = 1.0 / 127.5"),
     (
@@ -175,7 +178,7 @@ LOSSES = _diffusion(
     ("L_vlb without weight is L_hybrid", 'l_vlb if config.objective == "vlb" else', "l_vlb if False else"),
     ("target of an x_0 network is eps", 'eps if config.prediction == "eps" else x_0', "eps"),
     ("sum over dimensions, not mean", "x.flatten(1).mean(1)", "x.flatten(1).sum(1)"),
-    ("conditions not passed on", ", **(model_kwargs or {}))", ")"),
+    ("conditions not passed on", ", **(conditioning or {}))", ")"),
 )
 
 TIMESTEPS = _diffusion(
@@ -286,35 +289,48 @@ NETWORK = [
 
 SAMPLERS = [
     *_diffusion(
-        "sampling",
-        ("noise in the last step", "prediction.mean + _unless_last(t, x_t) *", "prediction.mean +"),
-        ("variance for deviation in an ancestral step", "torch.exp(0.5 * prediction.log_variance)", "torch.exp(prediction.log_variance)"),
+        "ancestral",
+        ("noise in the last step", "p_sample(prediction, noise) if k > 0 else prediction.mean", "p_sample(prediction, noise)"),
+        ("variance for deviation in an ancestral step", "torch.exp(0.5 * p.log_variance)", "torch.exp(p.log_variance)"),
+        tests="sampling",
+    ),
+    *_diffusion(
+        "ddim",
         ("eta not squared", "eta**2 *", "eta *"),
-        ("sigma not taken from eps's share", "(1 - alpha_bar_prev - variance)", "(1 - alpha_bar_prev)"),
-        ("DDIM towards the step it is at", "process.alpha_bars_prev.to(t.device)[t]", "process.alpha_bars.to(t.device)[t]"),
-        ("step noise keyed by the kept timestep", "counter=process.timesteps[k])", "counter=k)"),
+        ("sigma not taken from eps's share", "max(1 - alpha_bar_prev - variance, 0.0)", "max(1 - alpha_bar_prev, 0.0)"),
+        ("DDIM towards the step it is at", "process.alpha_bars_prev[k]", "process.alpha_bars[k]"),
+        ("DDIM's noise in the last step", "* noise if k > 0 else mean", "* noise"),
+        tests="sampling",
+    ),
+    *_diffusion(
+        "loop",
+        ("step noise keyed by the kept timestep", "counter=timesteps[k])", "counter=k)"),
         ("step noise from the start's stream", "Stream.SAMPLE_STEP", "Stream.SAMPLE_START"),
         (
             "one noise for all images",
             "keyed_normal(seed, Stream.SAMPLE_START, indices, shape)",
             "keyed_normal(seed, Stream.SAMPLE_START, 0 * indices, shape)",
         ),
-        (
-            "encoding towards the step it is at",
-            "torch.cat([process.alpha_bars[1:], process.alpha_bars.new_zeros(1)])",
-            "process.alpha_bars",
-        ),
-        ("images rounded by default", '= "truncate"', '= "round"'),
         ("seed not used", "keyed_normal(seed, Stream.SAMPLE_START", "keyed_normal(0, Stream.SAMPLE_START"),
+        tests="sampling",
+    ),
+    *_diffusion("pixels", ("levels rounded", "(x + 1) * 127.5)", "(x + 1) * 127.5).round()"), tests="sampling"),
+    *_diffusion(
+        "denoiser",
+        ("conditions not passed to the network", ", **self.conditioning)", ")"),
+        ("x_0 clipped although it should not be", "clip_denoised=self.clip_denoised", "clip_denoised=True"),
+        tests="sampling process",
     ),
     *_diffusion(
-        "dpm_solver",
-        ("first order only", "if before is not None:", "if False:"),
+        "dpm_solver_pp",
+        ("first order only", "if previous is not None else None", "if False else None"),
+        ("the prediction before taken for the one at hand", "float(alpha_bars[k + 1])", "float(alpha_bars[k])"),
         ("extrapolation not halved", "0.5 * min(h / h_before, 1.0)", "1.0 * min(h / h_before, 1.0)"),
         ("extrapolation not limited", "min(h / h_before, 1.0)", "h / h_before"),
         ("extrapolation whatever the step", "min(h / h_before, 1.0)", "1.0"),
         ("log signal-to-noise ratio not halved", "0.5 * (math.log(alpha_bar)", "1.0 * (math.log(alpha_bar)"),
-        ("no step to x_0 at the end", "x_0 if k == 0 else", "x if k == 0 else"),
+        ("no step to x_0 at the end", "return prediction.x_0, prediction", "return x_t, prediction"),
+        tests="dpm_solver",
     ),
     *_diffusion(
         "ensemble",
@@ -330,7 +346,6 @@ SAMPLERS = [
     *_diffusion(
         "bound",
         ("bound's noise keyed by the kept timestep", "counter=original)", "counter=t)"),
-        ("ratio upside down", "ratios.append(first_term / second_term)", "ratios.append(second_term / first_term)"),
     ),
 ]
 
