@@ -1,6 +1,7 @@
 """A disk that really is full, wherever the data plane writes: one line with the remedy, and nothing half-published."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -46,7 +47,7 @@ def one_line(done):
     return done.stderr
 
 
-def test_a_disk_without_room_for_a_shard_says_where_and_publishes_nothing(images, small_disk, tmp_path):
+def test_a_disk_without_room_for_a_shard_is_named_and_nothing_is_published(images, small_disk, tmp_path):
     said = one_line(preprocess(images, tmp_path / "data", small_disk))
     assert str(small_disk) in said
     assert "free some space there, or point TMPDIR elsewhere" in said
@@ -55,14 +56,14 @@ def test_a_disk_without_room_for_a_shard_says_where_and_publishes_nothing(images
     assert preprocess(images, tmp_path / "data", tmp_path).returncode == 0
 
 
-def test_a_disk_without_room_for_the_data_set_says_where_and_publishes_nothing(images, small_disk, tmp_path):
+def test_a_disk_without_room_for_the_data_set_is_named_and_nothing_is_published(images, small_disk, tmp_path):
     said = one_line(preprocess(images, small_disk / "data", tmp_path))
     assert "the disk is full" in said
     assert f"{small_disk}/data/train" in said
     assert [path for path in small_disk.rglob("*") if path.is_file()] == []
 
 
-def test_a_node_without_room_for_an_archive_says_where_and_keeps_no_part(images, bucket_uri, small_disk, tmp_path):
+def test_a_node_without_room_for_an_archive_is_named_and_no_part_remains(images, bucket_uri, small_disk, tmp_path):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for path in images.iterdir():
             archive.write(path, path.name)
@@ -74,18 +75,18 @@ def test_a_node_without_room_for_an_archive_says_where_and_keeps_no_part(images,
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["told before", "filled meanwhile"])
-def test_staging_on_a_full_disk_says_where_and_keeps_no_part(images, small_disk, tmp_path, monkeypatch, known):
+def test_a_full_disk_is_named_when_staging_and_no_part_remains(images, small_disk, tmp_path, monkeypatch, known):
     assert preprocess(images, tmp_path / "data", tmp_path).returncode == 0
     if not known:
-        elsewhere = storage.shutil.disk_usage("/")
-        monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: elsewhere)  # as if there had been room at the beginning
+        elsewhere = shutil.disk_usage("/")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: elsewhere)  # as if there had been room at the beginning
     with pytest.raises(UserError, match=rf"^{small_disk}: .*free some space, choose another cache directory") as caught:
         Loader(f"{tmp_path}/data/train", seed=0, global_batch_size=8, cache_dir=small_disk)
     assert "\n" not in str(caught.value)
     assert {path.suffix for path in small_disk.iterdir()} == {".lock"}
 
 
-def test_a_full_disk_is_emptied_of_data_that_nobody_uses(small_disk, tmp_path):
+def test_unused_data_is_evicted_from_a_full_disk(small_disk, tmp_path):
     for split in ("train", "test"):
         prepare(digits(split), str(tmp_path / split), image_size=8)
     room = 128 * 1024  # either of the data sets fits, but not both

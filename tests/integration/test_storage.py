@@ -38,7 +38,7 @@ def below(root: str, uris: list[str]) -> list[str]:
     return [uri.removeprefix(root + "/") for uri in uris]
 
 
-def test_what_is_written_is_read_listed_measured_and_deleted(root):
+def test_an_object_is_written_read_listed_measured_and_deleted(root):
     uri = storage.join(root, "a", "b", "data.bin")
     assert not storage.exists(uri)
     assert storage.write_bytes(uri, b"one")
@@ -106,7 +106,7 @@ def test_deleting_below_a_name_spares_the_names_that_only_begin_alike(root):
     assert below(root, storage.list_uris(root)) == ["step=1.json", "step=10/x"]
 
 
-def test_of_many_writers_that_want_an_absent_name_one_succeeds(root):
+def test_one_of_many_writers_of_an_absent_name_succeeds(root):
     uri = storage.join(root, "lock")
     start, won = threading.Barrier(8), []
 
@@ -203,7 +203,7 @@ ACTS = {
 
 
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
-def test_a_missing_bucket_is_said_to_be_missing(services, act):
+def test_a_missing_bucket_is_named_in_the_error(services, act):
     with pytest.raises(StorageError, match=r"s3://no-such-bucket: there is no such bucket at http://127.*AWS_ENDPOINT_URL") as caught:
         act("s3://no-such-bucket/a/b")
     assert "\n" not in str(caught.value)
@@ -280,7 +280,7 @@ def test_a_whole_bucket_or_disk_is_never_deleted(services, uri):
         storage.delete_prefix(uri)
 
 
-def test_a_download_that_has_no_room_says_what_it_needs_and_leaves_nothing(bucket_uri, small_disk):
+def test_a_download_without_room_names_the_bytes_that_it_needs_and_leaves_nothing(bucket_uri, small_disk):
     storage.write_bytes(f"{bucket_uri}/big", bytes(3 * 2**20))
     with pytest.raises(StorageError, match=r"disk is full \(needs 3.00 MiB, .* free\); free some space"):
         storage.download(f"{bucket_uri}/big", small_disk / "big")
@@ -289,7 +289,7 @@ def test_a_download_that_has_no_room_says_what_it_needs_and_leaves_nothing(bucke
     assert list(small_disk.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_during_the_download_says_so_and_leaves_nothing(bucket_uri, small_disk, monkeypatch):
+def test_a_disk_that_fills_up_during_the_download_is_an_error_and_leaves_nothing(bucket_uri, small_disk, monkeypatch):
     storage.write_bytes(f"{bucket_uri}/big", bytes(3 * 2**20))
     elsewhere = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: elsewhere)  # as if there had been room at the beginning

@@ -1,6 +1,6 @@
 """The errors of reading and writing, each in one line that names the URI and the remedy.
 
-They are not `UserError`s: a storage that does not answer is nobody's mistake, and retries need to know which error may pass.
+They are not `UserError`s: a storage that does not answer is not the user's mistake, and retries must know which error may pass.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The S3 backend of `training.storage`: the one module that knows boto3.
 
 The environment alone selects server and credentials: `AWS_ENDPOINT_URL` and `AWS_REGION`; `AWS_ACCESS_KEY_ID`,
-`AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`, or where these are absent whatever else boto3 finds (a pod's role by IRSA or Pod
+`AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`, or where these are absent the other sources of boto3 (a pod's role by IRSA or Pod
 Identity, an instance's role, a profile). The client is shared by the threads of a process and is never pickled: a pickled client
 contains its secret.
 """

@@ -40,14 +40,14 @@ def fill(directory: Path, names: str) -> None:
         os.utime(directory / name, (age, age))
 
 
-def test_the_entry_that_was_used_longest_ago_goes_first(tmp_path):
+def test_the_least_recently_used_entry_is_evicted_first(tmp_path):
     fill(tmp_path, "abcd")
     entry(tmp_path, "a").release()  # so it is the latest
     evict(tmp_path, 2 * KIB, budget_bytes=4 * KIB)
     assert kept(tmp_path) == {"d", "a"}
 
 
-def test_nothing_goes_while_there_is_room(tmp_path):
+def test_nothing_is_evicted_while_there_is_room(tmp_path):
     fill(tmp_path, "abcd")
     evict(tmp_path, KIB, budget_bytes=5 * KIB)
     evict(tmp_path, KIB)
@@ -65,7 +65,7 @@ def test_an_entry_in_use_stays_even_over_the_budget(tmp_path):
     assert kept(tmp_path) == set()
 
 
-def test_a_full_disk_makes_room_without_a_budget_and_says_when_that_is_not_enough(tmp_path, monkeypatch):
+def test_a_full_disk_evicts_without_a_budget_and_is_an_error_when_that_is_not_enough(tmp_path, monkeypatch):
     fill(tmp_path, "ab")
 
     def usage(_: object) -> object:
@@ -132,7 +132,7 @@ sys.stderr.write(f"{len(made)}\\n")
 """
 
 
-def test_processes_that_make_room_for_themselves_never_take_what_others_read(tmp_path):
+def test_processes_never_evict_entries_that_others_read(tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", _CONTENDER, str(tmp_path), str(seed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -147,7 +147,7 @@ def test_processes_that_make_room_for_themselves_never_take_what_others_read(tmp
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_loader_keeps_its_data_and_makes_room_for_others(tmp_path):
+def test_the_data_of_a_loader_is_not_evicted_while_it_exists(tmp_path):
     uris = []
     for name, split in (("a", "train"), ("b", "test")):
         uris.append(str(tmp_path / name))

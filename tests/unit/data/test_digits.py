@@ -127,7 +127,7 @@ def test_rows_are_shuffled_over_the_whole_data_set(data_uri, tmp_path):
     assert follows < 0.2
 
 
-def test_a_place_without_a_data_set_says_how_to_make_one(tmp_path):
+def test_a_missing_data_set_is_refused_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(UserError, match="iddpm preprocess"):
         Loader(str(tmp_path / "nothing"), seed=0, global_batch_size=1)
 

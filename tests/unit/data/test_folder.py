@@ -66,7 +66,7 @@ def test_the_test_images_next_to_the_training_images_are_counted_apart(folder, t
     assert (found.num_images, found.num_test_images) == (4, 1)
 
 
-def test_a_missing_and_an_empty_folder_say_so(tmp_path):
+def test_a_missing_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere: there is no such folder; name the one"):
         inspect_folder(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="contains no image"):
@@ -76,7 +76,7 @@ def test_a_missing_and_an_empty_folder_say_so(tmp_path):
         inspect_folder(str(tmp_path))
 
 
-def test_of_very_many_images_some_are_read_and_all_are_counted(tmp_path):
+def test_a_part_of_very_many_images_is_read_and_all_are_counted(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(buffer, "PNG")
     for number in range(50):

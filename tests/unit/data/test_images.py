@@ -220,7 +220,7 @@ def test_grey_is_repeated_for_colour_and_colour_weighted_for_grey():
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_picture_counts(format):
+def test_the_first_frame_of_an_animation_is_decoded(format):
     frames = [Image.new("RGB", (64, 64), colour) for colour in ((200, 0, 0), (0, 200, 0))]
     data = encode(frames[0], format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {}))
     assert (one(data, 32) == (200, 0, 0)).all()
@@ -269,7 +269,7 @@ def test_a_jpeg_decoded_the_fast_way_has_pillows_pixels():
         assert np.array_equal(one(data, 427), np.asarray(Image.open(io.BytesIO(data))))
 
 
-def test_broken_files_say_what_is_wrong():
+def test_a_broken_file_is_refused_with_the_reason():
     jpeg = encode(PHOTOS[0], "JPEG")
     png = encode(PHOTOS[0])
     flipped = bytearray(png)

@@ -84,7 +84,7 @@ BROKEN = {
 }
 
 
-def test_the_manifest_counts_what_is_there(undisturbed):
+def test_the_manifest_counts_images_shards_and_classes(undisturbed):
     assert (undisturbed.num_images, len(undisturbed.shards), undisturbed.class_counts) == (200, 13, (67, 67, 66))
     assert undisturbed.class_names == ("class0", "class1", "class2")
     assert [shard.num_rows for shard in undisturbed.shards] == [16] * 12 + [8]
@@ -120,7 +120,7 @@ def test_a_program_that_is_killed_ten_times_makes_the_same_data_set(folder, undi
     assert sorted(path.name for path in Path(uri).iterdir()) == sorted(["manifest.json", *(shard.file for shard in manifest.shards)])
 
 
-def test_the_work_goes_on_where_it_stopped(folder, tmp_path, undisturbed):
+def test_an_interrupted_preparation_is_continued(folder, tmp_path, undisturbed):
     uri = str(tmp_path / "data")
     partial = copy_with(folder, tmp_path / "photos", {})
     bad = tmp_path / "photos" / "class1"
@@ -229,7 +229,7 @@ def test_several_sizes_from_one_decode_are_the_single_data_sets(folder, undistur
     assert both[8] == alone
 
 
-def test_a_size_that_was_made_beside_a_larger_one_is_found_by_whoever_wants_it_alone(folder, tmp_path):
+def test_a_size_that_was_made_with_a_larger_one_is_found_when_it_is_requested_alone(folder, tmp_path):
     sizes = {200: str(tmp_path / "200"), 8: str(tmp_path / "8")}
     beside = prepare_sizes(source_of(folder), sizes, options=Options(allow_upscale=True))[8]
     assert len(beside.shards) == 1
@@ -273,7 +273,7 @@ def _fewer(folder, tmp_path):
     return source_of(tmp_path / "fewer")
 
 
-def test_shards_of_a_plan_that_was_given_up_do_not_stay(folder, undisturbed, tmp_path):
+def test_shards_of_an_abandoned_plan_are_deleted(folder, undisturbed, tmp_path):
     Path(tmp_path, "shard-00099.parquet").write_bytes(b"left over")
     prepare(source_of(folder), str(tmp_path), image_size=16, options=SMALL_SHARDS)
     assert not (tmp_path / "shard-00099.parquet").exists()
@@ -302,13 +302,13 @@ def test_a_run_never_writes_over_the_data_set_that_another_has_published_meanwhi
     assert verify(uri).shuffle_seed == 1
 
 
-def test_of_two_runs_that_make_the_same_data_set_the_later_one_finds_it(folder, undisturbed, tmp_path):
+def test_the_later_of_two_runs_that_make_the_same_data_set_finds_it(folder, undisturbed, tmp_path):
     uri = str(tmp_path / "data")
     source = meanwhile(source_of(folder), lambda: prepare(source_of(folder), uri, image_size=16, options=SMALL_SHARDS), shard=5)
     assert prepare(source, uri, image_size=16, options=SMALL_SHARDS) == undisturbed == verify(uri)
 
 
-def test_shards_that_another_run_wrote_over_ones_own_are_not_published(folder, tmp_path):
+def test_shards_that_another_run_replaced_are_not_published(folder, tmp_path):
     uri = str(tmp_path / "data")
     broken = copy_with(folder, tmp_path / "photos", {"class3/z.png": b""})
 
@@ -321,7 +321,7 @@ def test_shards_that_another_run_wrote_over_ones_own_are_not_published(folder, t
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
-def test_what_killed_programs_left_behind_does_not_fill_the_disk(folder, tmp_path, monkeypatch):
+def test_the_scratch_files_of_killed_programs_are_deleted(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     uri, hour_ago = tmp_path / "data", time.time() - 3600
     left = [uri / ".shard-00002.parquet.7f54c297e350.partial", tmp_path / "iddpm-shard-killed", tmp_path / "iddpm-shard-alive"]
@@ -355,7 +355,7 @@ def test_a_full_disk_stops_the_work_with_one_line_and_nothing_is_published(folde
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
-def test_a_disk_without_room_for_the_data_is_told_before_staging(undisturbed, folder, tmp_path, monkeypatch):
+def test_a_disk_without_room_for_the_data_is_refused_before_staging(undisturbed, folder, tmp_path, monkeypatch):
     uri = str(tmp_path / "data")
     prepare(source_of(folder), uri, image_size=16, options=SMALL_SHARDS)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 1000}))
@@ -476,7 +476,7 @@ def test_processes_of_a_node_stage_once(damaged, tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 8, 32, 64, 128, 144, 160, 192, 256, 288, 300, 512, 1024, 4096])
-def test_a_shard_holds_128_to_256_megabytes_of_images_of_any_size(size):
+def test_a_shard_has_128_to_256_megabytes_for_images_of_any_size(size):
     assert 128e6 <= rows_per_shard(size * size * 3) * size * size * 3 <= 256e6
 
 
@@ -505,13 +505,13 @@ def test_a_caption_may_have_other_letters_than_english():
     assert len({sheet.tobytes() for sheet in sheets}) == 4, "letters that the font lacks all look alike"
 
 
-def test_the_directory_of_the_splits_is_told_from_no_data_set(folder, tmp_path):
+def test_the_directory_of_the_splits_is_refused_with_the_names_of_the_splits(folder, tmp_path):
     prepare(source_of(folder), str(tmp_path / "data" / "train"), image_size=16)
     with pytest.raises(UserError, match=rf"contains the splits of a data set; name one of them: {tmp_path}/data/train$"):
         read_manifest(str(tmp_path / "data"))
 
 
-def test_an_experiment_gets_both_splits_or_is_told_why_not(folder, tmp_path):
+def test_an_experiment_gets_both_splits_or_an_error_with_the_reason(folder, tmp_path):
     data = DataConfig(name="photos", image_size=16, num_classes=3, resize="area")
     options = SourceOptions(num_test=20)
     manifests = prepare_splits(data, str(tmp_path / "data"), source=str(folder), source_options=options)

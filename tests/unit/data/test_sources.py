@@ -110,7 +110,7 @@ def test_a_link_that_leads_back_up_does_not_go_round(tmp_path):
     assert len(open_splits(root)["train"].listing().items) == 3
 
 
-def test_a_name_that_is_not_utf8_is_kept_readable(tmp_path):
+def test_a_name_that_is_not_utf8_is_escaped(tmp_path):
     root = tmp_path / "images"
     root.mkdir()
     (root / "caf\udce9.png").write_bytes(png(7))
@@ -176,7 +176,7 @@ def test_labels_come_from_a_table(tmp_path, table):
     assert assign_labels(["1.png", "x/2.png"], str(tmp_path / table[0])) == ([1, 0], ("ape", "cat"))
 
 
-def test_numbers_in_a_table_stay_what_they_are(tmp_path):
+def test_numbers_in_a_table_are_the_labels(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": [["1.png", 2], ["2.png", 0]]}))
     assert assign_labels(["1.png", "2.png"], str(tmp_path / "dataset.json")) == ([2, 0], ("0", "1", "2"))
 
@@ -218,7 +218,7 @@ def test_a_table_with_holes_or_too_many_columns_is_refused(tmp_path):
         ("t.csv", f"1.png,{'x' * 200_000}\n", "is not a CSV file"),
     ],
 )
-def test_a_table_that_says_no_class_is_refused(tmp_path, name, text, message):
+def test_a_table_without_a_class_for_an_image_is_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         assign_labels(["1.png"], str(tmp_path / name))
@@ -389,7 +389,7 @@ def test_lsun_is_read_from_its_lmdb(tmp_path):
         ("/nowhere/images.tar", "there is no such file"),
     ],
 )
-def test_a_source_that_is_not_there_says_so(spec, message):
+def test_a_missing_source_is_refused_by_name(spec, message):
     with pytest.raises(UserError, match=message):
         open_splits(spec)
 

@@ -53,7 +53,7 @@ def test_an_epoch_streams_every_image_once(data_uri, tmp_path):
     assert not torch.equal(seen[:1497], seen[1497 : 2 * 1497])
 
 
-def test_the_disk_never_holds_more_than_the_budget(data_uri, tmp_path):
+def test_the_disk_never_contains_more_than_the_budget(data_uri, tmp_path):
     loader = stream(data_uri, tmp_path / "cache")
     for step in range(60):
         loader.batch(step)
@@ -102,7 +102,7 @@ def test_a_shard_that_goes_missing_while_streaming_is_named(data_uri, tmp_path):
         list(loader.batches(0, 24))
 
 
-def test_a_disk_that_fills_up_while_streaming_is_named_and_keeps_no_part(data_uri, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_while_streaming_is_named_and_no_part_remains(data_uri, tmp_path, monkeypatch):
     def fail(file, rows):
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up_while_streaming_is_named_and_keeps_no_part(data_ur
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
-def test_a_budget_that_cannot_hold_the_blocks_is_refused(data_uri, tmp_path):
+def test_a_budget_smaller_than_the_blocks_is_refused(data_uri, tmp_path):
     with pytest.raises(UserError, match=r"too small to stream; it needs"):
         stream(data_uri, tmp_path / "cache", budget=20_000)
 

@@ -44,7 +44,7 @@ _JPEG_END = b"\xff\xd9"  # never part of the compressed pixels
 
 
 class ImageError(ValueError):
-    """An image that can't be used. The message is the reason; whoever catches it knows the name of the image, and may skip it."""
+    """An image that can't be used. The message is the reason; the caller adds the name of the image, or skips it."""
 
 
 def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -87,7 +87,7 @@ def load(image: Image.Image) -> Image.Image:
 
 
 def decode_pixels(data: bytes, channels: int, *, reduced_size: int = 0, max_pixels: int = MAX_PIXELS, background: str = "white") -> Images:
-    """Decode an image file: upright, 8 bits per channel (16-bit pixels keep their high byte), composed over the background.
+    """Decode an image file: upright, 8 bits per channel (of 16-bit pixels the high byte), composed over the background.
 
     Args:
         data: The bytes of the file; of an animation, the first frame is decoded.
@@ -109,7 +109,7 @@ def decode_pixels(data: bytes, channels: int, *, reduced_size: int = 0, max_pixe
     if plain and data.find(_JPEG_END, stream.tell()) > 0:
         # The decoding library and the pixels are the same as Pillow's, without Pillow's detour through four bytes per pixel.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        # At least twice the size is kept for the exact average, which halves the error compared to keeping once the size.
+        # The exact average starts from at least twice the size, which halves the error compared to once the size.
         halvings = (min(image.size) // (2 * reduced_size)).bit_length() - 1 if reduced_size else 0
         if halvings > 0:
             flags |= _REDUCED[min(halvings, 3) - 1]

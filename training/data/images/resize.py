@@ -1,6 +1,6 @@
 """Crop and resize an image to a square, by one of five methods.
 
-The manifest records the method, because statistics of images made by one method hold little for those of another:
+The manifest records the method, because images made by different methods have different statistics:
 
 - "area": centre crop to the square, then the exact average over the area of each output pixel (supplement section 1, after
   Brock et al.): OpenCV's INTER_AREA, within half a grey level of the real-valued average.

@@ -236,7 +236,7 @@ def _make(source: Source, plan: _Plan, options: Options, shard_map: ShardMap) ->
 def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Manifest:
     uri = target.dataset_uri
     replaced = any(read_record(target, number, plan.items(number)) is None for number in range(plan.num_shards))
-    found = _find_published(target, plan)  # after the records, because whoever publishes deletes them
+    found = _find_published(target, plan)  # after the records, because a run that publishes deletes them
     if found is not None:
         return _compare(target, plan, records, found)
     if replaced:

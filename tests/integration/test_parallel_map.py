@@ -1,4 +1,4 @@
-"""Work spread over Ray: every job once, and what a job raises comes back as it was raised."""
+"""Jobs on Ray: each is done once, and its exception is raised unchanged."""
 
 import pytest
 
@@ -14,6 +14,6 @@ def test_every_job_is_done_once(num_workers: int) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_job_raises_comes_back() -> None:
+def test_the_exception_of_a_job_is_raised() -> None:
     with pytest.raises(CheckpointError, match="elsewhere: is not a checkpoint's directory"):
         list(parallel_map(step_of, ["elsewhere", checkpoint_uri("run", 1)], num_workers=2))
