@@ -13,16 +13,20 @@ def close_run(
     pipeline_run_id: str,
     experiment_preset: str,
     experiment_overrides: List[str],  # noqa: UP006
+    experiment_file: str,
+    seed: int,
     data_uri: str,
     storage_root_uri: str,
 ) -> str:
-    """Closes the run in MLflow, where the training could not do it.
+    """Close the run in MLflow, where the training could not do it.
 
     Args:
         status: How the steps ended.
-        pipeline_run_id: Of this run of the pipeline.
+        pipeline_run_id: ID of this run of the pipeline.
         experiment_preset: Name of the experiment.
         experiment_overrides: Its overrides.
+        experiment_file: Its file, which goes before the preset.
+        seed: Its seed; -1 leaves it.
         data_uri: The data set; empty is its default place.
         storage_root_uri: Where everything is kept.
 
@@ -30,5 +34,7 @@ def close_run(
         URI of the run's directory.
     """
     from components.steps.close import finish_training
+    from components.steps.settings import resolve_experiment_form
 
-    return finish_training(status.state, pipeline_run_id, experiment_preset, experiment_overrides, data_uri, storage_root_uri)
+    experiment = resolve_experiment_form(experiment_preset, experiment_overrides, experiment_file, seed)
+    return finish_training(status.state, pipeline_run_id, experiment, data_uri, storage_root_uri)

@@ -1,6 +1,6 @@
 """The step that makes the data set: images in, shards and a manifest in S3 out."""
 
-from typing import List, NamedTuple  # noqa: UP035 - kfp copies the annotation into a file that has this name only
+from typing import NamedTuple
 
 from kfp import dsl
 
@@ -10,8 +10,7 @@ from components.container.image import BASE_IMAGE
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def preprocess(
     manifest: dsl.Output[dsl.Dataset],
-    experiment_preset: str,
-    experiment_overrides: List[str],  # noqa: UP006
+    experiment: str,
     data_uri: str,
     storage_root_uri: str,
     source: str,
@@ -22,8 +21,7 @@ def preprocess(
 
     Args:
         manifest: The manifests, as JSON by split.
-        experiment_preset: Preset of the experiment, whose data section has size, channels and resize.
-        experiment_overrides: Its overrides, each section.field=value.
+        experiment: The experiment as JSON, whose data section has size, channels and resize.
         data_uri: Directory of the data set; the splits are train and test below it. Empty is one under
             storage_root_uri that is named by name, size and resize.
         storage_root_uri: Where everything is kept.
@@ -42,8 +40,7 @@ def preprocess(
     uri = run_step(
         PREPROCESS,
         {
-            "experiment_preset": experiment_preset,
-            "experiment_overrides": experiment_overrides,
+            "experiment": experiment,
             "data_uri": data_uri,
             "storage_root_uri": storage_root_uri,
             "source": source,

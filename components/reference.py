@@ -1,7 +1,5 @@
 """Reference statistics: the features of the real images, computed once a data set and extractor."""
 
-from typing import List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
-
 from kfp import dsl
 
 from components.container.image import BASE_IMAGE
@@ -9,8 +7,7 @@ from components.container.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def reference(
-    experiment_preset: str,
-    experiment_overrides: List[str],  # noqa: UP006
+    experiment: str,
     data_uri: str,
     data_digest: str,
     storage_root_uri: str,
@@ -20,8 +17,7 @@ def reference(
     """Compute the statistics that generated images are compared with, or find them.
 
     Args:
-        experiment_preset: Name of the experiment.
-        experiment_overrides: Its overrides.
+        experiment: The experiment, as JSON.
         data_uri: The data set.
         data_digest: Digest of its training images. KFP's cache knows the step by it: other images are another step.
         storage_root_uri: Where everything is kept.
@@ -39,8 +35,7 @@ def reference(
     uri: str = run_step(
         REFERENCE,
         {
-            "experiment_preset": experiment_preset,
-            "experiment_overrides": experiment_overrides,
+            "experiment": experiment,
             "data_uri": data_uri,
             "data_digest": data_digest,
             "storage_root_uri": storage_root_uri,

@@ -11,12 +11,15 @@ from components.container.image import BASE_IMAGE
 def settings(
     experiment_preset: str = "",
     experiment_overrides: List[str] = [],  # noqa: B006, UP006 - KFP wants literals
+    experiment_file: str = "",
+    seed: int = -1,
     data_options: str = "",
     data_resources: str = "laptop",
     train_resources: str = "laptop",
     evaluate_resources: str = "laptop",
 ) -> NamedTuple(  # type: ignore[valid-type]
     "Settings",
+    experiment=str,
     data_cpu=str,
     data_memory=str,
     data_gpus=str,
@@ -39,16 +42,20 @@ def settings(
     """Check every setting of the run, so that a wrong one fails here and not hours later.
 
     Args:
-        experiment_preset: Name of the experiment; empty checks none.
+        experiment_preset: Name of the experiment; empty, and no file, for a pipeline that trains none.
         experiment_overrides: Its overrides.
+        experiment_file: Text or s3:// address of an experiment file, which goes before the preset.
+        seed: The experiment's seed; -1 leaves it.
         data_options: How images are prepared.
         data_resources: Resources of the preprocess step.
         train_resources: Resources of the train step.
         evaluate_resources: Resources of the reference and evaluate steps.
 
     Returns:
-        What the pods of each stage ask for. KFP takes numbers as text.
+        The experiment as JSON, and what the pods of each stage ask for. KFP takes numbers as text.
     """
     from components.steps.settings import check_settings
 
-    return check_settings(experiment_preset, experiment_overrides, data_options, data_resources, train_resources, evaluate_resources)
+    return check_settings(
+        experiment_preset, experiment_overrides, experiment_file, seed, data_options, data_resources, train_resources, evaluate_resources
+    )

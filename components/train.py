@@ -1,7 +1,5 @@
 """Training on Ray, with each checkpoint scored beside it and early stopping."""
 
-from typing import List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
-
 from kfp import dsl
 
 from components.container.image import BASE_IMAGE
@@ -9,8 +7,7 @@ from components.container.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def train(
-    experiment_preset: str,
-    experiment_overrides: List[str],  # noqa: UP006
+    experiment: str,
     data_uri: str,
     reference_uri: str,
     storage_root_uri: str,
@@ -21,8 +18,7 @@ def train(
     """Train the experiment, or go on with it from its latest checkpoint.
 
     Args:
-        experiment_preset: Name of the experiment.
-        experiment_overrides: Its overrides.
+        experiment: The experiment, as JSON.
         data_uri: The data set.
         reference_uri: Reference statistics for the scores beside training.
         storage_root_uri: Where everything is kept.
@@ -39,8 +35,7 @@ def train(
     uri: str = run_step(
         TRAIN,
         {
-            "experiment_preset": experiment_preset,
-            "experiment_overrides": experiment_overrides,
+            "experiment": experiment,
             "data_uri": data_uri,
             "reference_uri": reference_uri,
             "storage_root_uri": storage_root_uri,

@@ -30,13 +30,13 @@ def train_trial(
     from components.ablations.steps import train_trial
     from components.launch.run import run_step
     from components.steps.registry import TRAIN
+    from training.config.presets import preset
 
     def train() -> str:
         uri: str = run_step(
             TRAIN,
             {
-                "experiment_preset": item["experiment_preset"],
-                "experiment_overrides": item["overrides"],
+                "experiment": preset(item["experiment_preset"], item["overrides"]).to_json(),
                 "data_uri": item["data_uri"],
                 "reference_uri": item["reference_uri"],
                 "storage_root_uri": storage_root_uri,

@@ -128,8 +128,7 @@ def ablation_pipeline(
         with dsl.ParallelFor(listed.output, name="data-sets") as data_set:
             data = data_pod.configure(
                 preprocess(
-                    experiment_preset=data_set.experiment_preset,
-                    experiment_overrides=data_set.overrides,
+                    experiment=data_set.experiment,
                     data_uri=data_set.data_uri,
                     storage_root_uri=storage_root_uri,
                     source=data_set.source,
@@ -141,8 +140,7 @@ def ablation_pipeline(
             )
             statistics = evaluate_pod.configure(
                 reference(
-                    experiment_preset=data_set.experiment_preset,
-                    experiment_overrides=data_set.overrides,
+                    experiment=data_set.experiment,
                     takes_distances=data_set.takes_distances,
                     data_uri=data.outputs["data_uri"],
                     data_digest=data.outputs["digest"],

@@ -6,6 +6,7 @@ A client needs kfp for this, but not torch, Ray or MLflow.
 from __future__ import annotations
 
 import importlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 
 import yaml
 
-from components.launch.resources import describe_resources
+from components.launch.resources import STAGES, describe_resources
 from components.steps.settings import describe_data_options
 from pipelines.compile_checks import CompileError as CompileError
 from pipelines.compile_checks import check
 
-_SIZES = "pipelinechannel--settings-"
-"""In the names of inputs that are outputs of the settings step."""
+_SIZES = re.compile(rf"pipelinechannel--settings-({'|'.join(STAGES)})_")
+"""In the names of inputs that size pods: outputs of the settings step."""
 
 PIPELINES: dict[str, str] = {
     "train": "pipelines.train",
@@ -100,6 +101,6 @@ def local_specification(pipeline: Any) -> dict[str, Any]:
             parameters.pop("retryPolicy", None)
             inputs = parameters.get("inputDefinitions", parameters.get("inputs", {})).get("parameters", {})
             for name, value in list(inputs.items()):
-                if _SIZES in name or _SIZES in str(value.get("runtimeValue", "")):
+                if _SIZES.search(name) or _SIZES.search(str(value.get("runtimeValue", ""))):
                     del inputs[name]
     return spec

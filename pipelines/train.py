@@ -33,9 +33,11 @@ def train_pipeline(
     data_source: str = "",
     data_uri: str = "",
     evaluate_resources: str = "laptop",
+    experiment_file: str = "",
     experiment_overrides: list[str] = [],  # noqa: B006 - KFP wants literals
     experiment_preset: str = "digits-hybrid-cosine",
     image: str = BASE_IMAGE,
+    seed: int = -1,
     storage_root_uri: str = "s3://iddpm",
     tracking_experiment: str = "iddpm",
     train_resources: str = "laptop",
@@ -48,9 +50,11 @@ def train_pipeline(
         data_source: Where the images come from; empty is the data set's own name.
         data_uri: The data set's directory; empty puts it under storage_root_uri, named by name, size and resize.
         evaluate_resources: Resources of the reference and evaluate steps.
+        experiment_file: An experiment of your own, as TOML or as the s3:// address of such a file; it goes before experiment_preset.
         experiment_overrides: What to change in it, a JSON list like ["optim.num_steps=4000", "model.dropout=0.1"].
         experiment_preset: Which experiment; `iddpm presets` lists them and `iddpm show` prints one.
         image: Image of all steps; a digest, or a tag that is never written twice.
+        seed: Seed of the experiment; -1 leaves its own.
         storage_root_uri: Where data sets, runs and reports are kept.
         tracking_experiment: MLflow's experiment.
         train_resources: Resources of the train step.
@@ -58,14 +62,19 @@ def train_pipeline(
     Returns:
         URI of the run's directory.
     """
-    experiment = {"experiment_preset": experiment_preset, "experiment_overrides": experiment_overrides}
+    form = {
+        "experiment_preset": experiment_preset,
+        "experiment_overrides": experiment_overrides,
+        "experiment_file": experiment_file,
+        "seed": seed,
+    }
     small = Pod(image=image, timeout_seconds=SHORT)
     closed = small.configure(
         close_run(
             pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             data_uri=data_uri,
             storage_root_uri=storage_root_uri,
-            **experiment,
+            **form,
         ),
         name="close run",
     )
@@ -76,10 +85,11 @@ def train_pipeline(
                 data_resources=data_resources,
                 train_resources=train_resources,
                 evaluate_resources=evaluate_resources,
-                **experiment,
+                **form,
             ),
             name="settings",
         )
+        experiment = checked.outputs["experiment"]
         data_pod, train_pod, evaluate_pod = (stage_pod(checked, stage, image=image) for stage in ("data", "train", "evaluate"))
         data = data_pod.configure(
             preprocess(
@@ -88,7 +98,7 @@ def train_pipeline(
                 source=data_source,
                 options=data_options,
                 resources=data_resources,
-                **experiment,
+                experiment=experiment,
             ),
             name="preprocess",
             uses_ray=True,
@@ -99,7 +109,7 @@ def train_pipeline(
                 data_digest=data.outputs["digest"],
                 storage_root_uri=storage_root_uri,
                 resources=evaluate_resources,
-                **experiment,
+                experiment=experiment,
             ),
             name="reference",
             cached=True,
@@ -113,7 +123,7 @@ def train_pipeline(
                 tracking_experiment=tracking_experiment,
                 pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
                 resources=train_resources,
-                **experiment,
+                experiment=experiment,
             ),
             name="train",
             uses_ray=True,

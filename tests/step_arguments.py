@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.config.presets import preset
 
-def preprocess_arguments(root: Path, **changes: Any) -> dict[str, Any]:
+
+def preprocess_arguments(root: Path, overrides: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
     """Of the preprocess step on the digits, whose storage root is that folder."""
     return {
-        "experiment_preset": "digits-hybrid-cosine",
-        "experiment_overrides": [],
+        "experiment": preset("digits-hybrid-cosine", overrides).to_json(),
         "data_uri": "",
         "storage_root_uri": str(root),
         "source": "",

@@ -40,7 +40,7 @@ def list_data_sets(
         experiment = _experiment_of(trial)
         names.add(experiment.data.name)
         place = _data_uri(experiment, storage_root_uri)
-        named = {"experiment_preset": trial.preset, "overrides": list(trial.overrides)}
+        named = {"experiment": trial.experiment.to_json()}
         source = str((sources or {}).get(experiment.data.name, ""))
         known = data_sets.setdefault(place, {**named, "data_uri": data_uri or place, "source": source, "takes_distances": "no"})
         if _NEEDS_REFERENCE & set(trial.measures) and known["takes_distances"] == "no":

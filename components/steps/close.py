@@ -9,13 +9,12 @@ The state that KFP passes is not enough: it is RUNNING for a cancelled run, and 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from components.steps.mlflow_sync import update_mlflow, update_open_run
 from components.steps.runs import RESULT, identify
 from training import storage
-from training.config.presets import preset
+from training.config.experiment import Experiment
 from training.console import say
 from training.tracking.client import TrackingError
 from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, OpenRun, close_open_run, open_runs
@@ -29,8 +28,7 @@ _CANCELLED = ("CANCELED", "CANCELLED")
 def finish_training(
     state: str,
     pipeline_run_id: str,
-    experiment_preset: str,
-    experiment_overrides: Sequence[str],
+    experiment: Experiment,
     data_uri: str,
     storage_root_uri: str,
 ) -> str:
@@ -39,8 +37,7 @@ def finish_training(
     Args:
         state: The state that KFP gives the pipeline's last step.
         pipeline_run_id: The pipeline's run. MLflow runs that another pipeline's run resumed are left alone.
-        experiment_preset: Name of the experiment.
-        experiment_overrides: Its overrides.
+        experiment: The experiment.
         data_uri: The data set; empty is its default place.
         storage_root_uri: Where everything is stored.
 
@@ -48,10 +45,10 @@ def finish_training(
         The run's directory; empty where there is no data set, so no run.
     """
     close_runs(state, pipeline_run_id)
-    uri = find_data(experiment_preset, experiment_overrides, data_uri, storage_root_uri)
+    uri = find_data(experiment, data_uri, storage_root_uri)
     if not uri:
         return ""
-    run_uri = identify(experiment_preset, experiment_overrides, uri, storage_root_uri).uri
+    run_uri = identify(experiment, uri, storage_root_uri).uri
     update_mlflow(run_uri)
     return run_uri
 
@@ -79,11 +76,11 @@ def _has_result(run: OpenRun) -> bool:
     return bool(run_uri) and storage.exists(storage.join(run_uri, RESULT))
 
 
-def find_data(experiment_preset: str, experiment_overrides: Sequence[str], data_uri: str, storage_root_uri: str) -> str:
+def find_data(experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
     """Return the URI of an experiment's data set, given or in its default place; empty if there is none."""
     from training.data.splits import default_data_uri
 
-    uri = data_uri or default_data_uri(preset(experiment_preset, experiment_overrides).data, storage_root_uri)
+    uri = data_uri or default_data_uri(experiment.data, storage_root_uri)
     return uri if storage.exists(storage.join(uri, "train", "manifest.json")) else ""
 
 

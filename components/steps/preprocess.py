@@ -20,8 +20,7 @@ class Data(NamedTuple):
 
 
 def prepare_data(
-    experiment_preset: str,
-    experiment_overrides: Sequence[str],
+    experiment: str,
     data_uri: str,
     storage_root_uri: str,
     source: str,
@@ -31,12 +30,12 @@ def prepare_data(
     resources: Mapping[str, Any],
 ) -> str:
     """Call `training.data.splits.prepare_experiment` with the workers of `resources`, fields of `training.config.experiment.Resources`."""
+    from training.config.experiment import Experiment
     from training.data.splits import prepare_experiment
     from training.distributed.parallel_map import parallel_map
 
     return prepare_experiment(
-        experiment_preset,
-        experiment_overrides,
+        Experiment.from_json(experiment),
         data_uri,
         storage_root_uri=storage_root_uri,
         source=source,

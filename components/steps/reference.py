@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment, Extractor
-from training.config.presets import preset
 from training.console import say
 
 REFERENCES = "references"
@@ -50,8 +49,7 @@ def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str) 
 
 
 def make_reference(
-    experiment_preset: str,
-    experiment_overrides: Sequence[str],
+    experiment: str,
     data_uri: str,
     data_digest: str,
     storage_root_uri: str,
@@ -60,8 +58,7 @@ def make_reference(
     """Do the reference step: `reference_for` with arguments that a pipeline can carry.
 
     Args:
-        experiment_preset: Name of the experiment.
-        experiment_overrides: Its overrides.
+        experiment: The experiment, as JSON.
         data_uri: The data set.
         data_digest: Digest of its training images, from the step that made it.
         storage_root_uri: Where everything is stored.
@@ -75,7 +72,7 @@ def make_reference(
     found = read_manifest(storage.join(data_uri, "train")).content_digest
     if found != data_digest:
         raise UserError(f"{data_uri} changed while the pipeline ran (digest {found}, expected {data_digest}); submit the pipeline again")
-    return reference_for(preset(experiment_preset, experiment_overrides), data_uri, storage_root_uri)
+    return reference_for(Experiment.from_json(experiment), data_uri, storage_root_uri)
 
 
 def existing_reference(reference_uri: str, storage_root_uri: str, make: Callable[[], str]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.config.presets import preset
 from training.config.run_keys import run_keys, same_training
 
 EXPERIMENT = "experiment.json"
@@ -34,16 +33,14 @@ class Run:
     uri: str
 
 
-def identify(experiment_preset: str, experiment_overrides: Sequence[str], data_uri: str, storage_root_uri: str) -> Run:
+def identify(experiment: Experiment, data_uri: str, storage_root_uri: str) -> Run:
     """Return the run of an experiment on a data set; equal arguments give the same run.
 
     Raises:
-        UserError: The preset, an override or the data set does not fit.
-        UserError: The data set is not there.
+        UserError: The data set is not there, or does not fit the experiment.
     """
     from training.data.format.manifest import read_manifest
 
-    experiment = preset(experiment_preset, experiment_overrides)
     manifest = read_manifest(storage.join(data_uri, "train"))
     require_data_fits(experiment, manifest)
     key, uri = run_directory(experiment, manifest.content_digest, storage_root_uri)
@@ -77,8 +74,7 @@ def claim_directory(run: Run) -> None:
 
 def run_files(arguments: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the run's key, its directory and the URI of its result, from the arguments of the training step."""
-    names = ("experiment_preset", "experiment_overrides", "data_uri", "storage_root_uri")
-    run = identify(*(arguments[name] for name in names))
+    run = identify(Experiment.from_json(arguments["experiment"]), arguments["data_uri"], arguments["storage_root_uri"])
     return run.key, run.uri, storage.join(run.uri, RESULT)
 
 

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from components.launch.resources import STAGES, read_resources
 from training.config.errors import UserError
+from training.config.experiment import Experiment
+from training.config.files import resolve_experiment
 from training.config.validation import unknown_field, validate
 from training.console import say
 
@@ -96,9 +98,31 @@ def describe_data_options() -> str:
     return f'How images are prepared, a JSON object like {{"labels": "folders", "on_error": "skip"}}. Fields: {fields}.'
 
 
+def resolve_experiment_form(preset: str, overrides: Sequence[str], file: str, seed: int) -> Experiment:
+    """Return the experiment of a form.
+
+    Args:
+        preset: Name of a preset; a file goes before it.
+        overrides: Each `section.field=value`; they go before the file.
+        file: Text of an experiment file (TOML), or its s3:// address; empty takes the preset.
+        seed: The experiment's seed; -1 leaves it.
+
+    Raises:
+        UserError: A value does not fit, or there is no such file.
+    """
+    from training import storage
+
+    text = file.strip()
+    if text.startswith("s3://") and "\n" not in text:
+        text = storage.read_bytes(text).decode(errors="replace")
+    return resolve_experiment(preset="" if text else preset, file_text=text, overrides=overrides, seed=seed if seed >= 0 else None)
+
+
 def check_settings(
     experiment_preset: str,
     experiment_overrides: Sequence[str],
+    experiment_file: str,
+    seed: int,
     data_options: str,
     data_resources: str,
     train_resources: str,
@@ -107,23 +131,24 @@ def check_settings(
     """Check all settings of a run, before any step works.
 
     Args:
-        experiment_preset: Name of the experiment; empty checks none.
-        experiment_overrides: Its overrides.
+        experiment_preset: As for `resolve_experiment_form`, like the next three; empty, and no file, for a pipeline that trains none.
+        experiment_overrides: Likewise.
+        experiment_file: Likewise.
+        seed: Likewise.
         data_options: As for `read_data_options`.
         data_resources: As for `components.launch.resources.read_resources`, like the others.
         train_resources: Likewise.
         evaluate_resources: Likewise.
 
     Returns:
-        The fields of `PodSize` for each stage, in the order of `STAGES`.
+        The experiment as JSON (empty where there is none), and the fields of `PodSize` for each stage, in the order of `STAGES`.
 
     Raises:
         UserError: A setting does not fit; the message names it.
     """
-    if experiment_preset:
-        from training.config.presets import preset
-
-        preset(experiment_preset, experiment_overrides)
+    experiment = ""
+    if experiment_preset or experiment_file:
+        experiment = resolve_experiment_form(experiment_preset, experiment_overrides, experiment_file, seed).to_json()
     read_data_options(data_options)
     sizes: list[Any] = []
     for stage, text in zip(STAGES, (data_resources, train_resources, evaluate_resources), strict=True):
@@ -131,4 +156,4 @@ def check_settings(
         where = {"local": "in the step's pod", "rayjob": "on a Ray cluster made for it", "address": f"at {resources.ray_address}"}
         say(f"{stage}: {resources.num_workers} worker(s) {where[resources.ray_mode]}, {resources.cpu} core(s) and {resources.memory} a pod")
         sizes.extend(resources.pod)
-    return tuple(sizes)
+    return (experiment, *sizes)

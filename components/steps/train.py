@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from components.launch.step import run_on_cluster
@@ -12,7 +12,7 @@ from components.steps.reference import existing_reference, stored_extractor_weig
 from components.steps.registry import REFERENCE
 from components.steps.runs import RESULT, Run, claim_directory, identify, read_result
 from training import storage
-from training.config.experiment import Resources
+from training.config.experiment import Experiment, Resources
 from training.console import say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 
@@ -26,8 +26,7 @@ _LAST_SECONDS = 60.0
 
 
 def train_run(
-    experiment_preset: str,
-    experiment_overrides: Sequence[str],
+    experiment: str,
     data_uri: str,
     reference_uri: str,
     storage_root_uri: str,
@@ -40,8 +39,7 @@ def train_run(
     """Train an experiment, resume it, or find it trained.
 
     Args:
-        experiment_preset: Name of the experiment.
-        experiment_overrides: Its overrides.
+        experiment: The experiment, as JSON.
         data_uri: Data set with a `train` split.
         reference_uri: Reference statistics for the scores beside training; empty scores nothing.
         storage_root_uri: Where everything is stored; the run's directory is `<root>/runs/<run key>`.
@@ -54,12 +52,12 @@ def train_run(
         The run's directory; `result.json` in it says how training ended, and names the weights that scored best.
 
     Raises:
-        UserError: The preset, an override or the data set does not fit.
+        UserError: The experiment or the data set does not fit.
         SystemExit: SIGTERM ended training early, after a last checkpoint; the code is `STOPPED_EXIT_CODE`.
         TrainingError: Training cannot go on.
     """
     worker_resources = Resources.from_dict(resources)
-    run = identify(experiment_preset, experiment_overrides, data_uri, storage_root_uri)
+    run = identify(Experiment.from_json(experiment), data_uri, storage_root_uri)
     claim_directory(run)
     result = read_result(run.uri)
     if result:
@@ -67,8 +65,7 @@ def train_run(
         update_mlflow(run.uri)
         return run.uri
     reference_arguments = {
-        "experiment_preset": experiment_preset,
-        "experiment_overrides": list(experiment_overrides),
+        "experiment": experiment,
         "data_uri": data_uri,
         "data_digest": run.manifest.content_digest,
         "storage_root_uri": storage_root_uri,

@@ -40,6 +40,7 @@ def preprocess(
 ) -> None:
     """Prepare images as shards with a manifest. An interrupted command continues."""
     connect()
+    from training.config.presets import preset as named_preset
     from training.data.splits import prepare_experiment
     from training.distributed.parallel_map import parallel_map
 
@@ -55,8 +56,7 @@ def preprocess(
     source_options = {"labels": labels, "num_test": num_test}
     print(
         prepare_experiment(
-            preset,
-            overrides,
+            named_preset(preset, overrides),
             data,
             source=source,
             source_options=source_options,

@@ -10,18 +10,19 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from components.container.image import VERSION, image_from
 from components.launch.resources import merge_resources, read_resources
-from components.steps.settings import read_data_options
+from components.steps.settings import read_data_options, resolve_experiment_form
 from pipelines.compile import PIPELINES, compiled
 from training.config.addresses import without_passwords
 from training.config.errors import UserError
 
-PRESET, OVERRIDES = "experiment_preset", "experiment_overrides"
+PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
 _KINDS: dict[str, tuple[type, str]] = {
     "BOOLEAN": (bool, "true or false"),
     "NUMBER_INTEGER": (int, "a whole number"),
@@ -105,7 +106,7 @@ def arguments_of(
         pipeline: The pipeline.
         preset: The experiment; empty leaves the default.
         overrides: Overrides of the experiment, like "optim.num_steps=500".
-        words: "name=value" of the pipeline's parameters.
+        words: "name=value" of the pipeline's parameters; for experiment_file also the path of a .toml file here, whose text is sent.
         resources: "stage.field=value", which changes one field of a stage's resources, or "stage=profile".
 
     Raises:
@@ -128,6 +129,10 @@ def arguments_of(
         if name in arguments:
             raise ArgumentsError(f"{option} and --param {name} say the same thing; give one")
         arguments[name] = given
+    if str(arguments.get(FILE, "")).endswith(".toml") and not arguments[FILE].startswith("s3://"):
+        arguments[FILE] = _read_file(arguments[FILE])
+    if arguments.get(FILE) and PRESET in arguments:
+        raise ArgumentsError(f"give either a preset or {FILE}; the file's base names its preset")
     for word in resources:
         _change_resources(pipeline, arguments, word)
     _require_experiment(pipeline, arguments)
@@ -136,8 +141,9 @@ def arguments_of(
         if shown != str(given):
             raise ArgumentsError(f"--param {name}={shown}: an argument is seen by all; a password's place is the environment, or a Secret")
         _require_literal(name, given, pipeline.parameters[name])
-        if type(given) in (int, float) and given < 0:
-            raise ArgumentsError(f"--param {name}={given}: {name} is 0 or more")
+        least = -1 if name == "seed" else 0
+        if type(given) in (int, float) and given < least:
+            raise ArgumentsError(f"--param {name}={given}: {name} is {least} or more")
     chosen = _chosen(pipeline, arguments)
     for stage in _stages(pipeline):
         read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage)
@@ -193,10 +199,8 @@ def _require_experiment(pipeline: CompiledPipeline, arguments: Mapping[str, Any]
         from evaluation.ablations.definitions.request import of_parameters
 
         of_parameters(chosen).trials()
-    elif {PRESET, OVERRIDES} & arguments.keys():
-        from training.config import presets
-
-        presets.preset(chosen[PRESET], chosen[OVERRIDES])
+    elif {PRESET, OVERRIDES, FILE, "seed"} & arguments.keys() and not chosen[FILE].startswith("s3://"):
+        resolve_experiment_form(chosen[PRESET], chosen[OVERRIDES], chosen[FILE], chosen["seed"])
 
 
 def _value(name: str, text: str, definition: Mapping[str, Any]) -> Any:
@@ -220,6 +224,13 @@ def _require_literal(name: str, value: Any, definition: Mapping[str, Any]) -> No
     if literals and value not in literals:
         there = close_to(str(value), map(str, literals)) or f"; there are {', '.join(map(str, literals))}"
         raise ArgumentsError(f"--param {name}={value}: it is not offered{there}")
+
+
+def _read_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentsError(f"--param {FILE}={path}: cannot be read: {error}") from None
 
 
 def _parse(option: str, word: str, form: str) -> tuple[str, str]:

@@ -77,6 +77,7 @@ def run_ablation(
     from components.ablations.directory import ablation_uri
     from components.ablations.planning import list_data_sets, plan
     from components.ablations.steps import measure_joint
+    from training.config.experiment import Experiment
     from training.data.splits import prepare_experiment
 
     os.environ.update(services.env)
@@ -85,7 +86,7 @@ def run_ablation(
     log_path = services.home / "logs" / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with show_progress(log_path, lambda: _title(request)):
         for data_set in list_data_sets(request, root, sources=sources):
-            prepare_experiment(data_set["experiment_preset"], data_set["overrides"], data_set["data_uri"], source=data_set["source"])
+            prepare_experiment(Experiment.from_json(data_set["experiment"]), data_set["data_uri"], source=data_set["source"])
         items = plan(request, root, TRACKING_EXPERIMENT)
         failed = _run_trials(items, root, resources)
         if not failed:
@@ -160,10 +161,11 @@ def _run_trials(items: Sequence[Mapping[str, Any]], root: str, resources: Mappin
 def _train(item: Mapping[str, Any], root: str, resources: Mapping[str, Any]) -> str:
     from components.ablations.steps import train_trial
     from components.steps.train import train_run
+    from training.config.presets import preset
 
     def train() -> str:
-        experiment = item["experiment_preset"], item["overrides"]
-        return train_run(*experiment, item["data_uri"], item["reference_uri"], root, TRACKING_EXPERIMENT, resources)
+        experiment = preset(item["experiment_preset"], item["overrides"]).to_json()
+        return train_run(experiment, item["data_uri"], item["reference_uri"], root, TRACKING_EXPERIMENT, resources)
 
     return train_trial(item, train)
 

@@ -56,7 +56,7 @@ def _victim(request: AblationRequest, root: str, index: int) -> tuple[str, str]:
     """Label of a trial, and where its run will be."""
     trial = request.trials()[index]
     data_uri = default_data_uri(trial.experiment.data, root)
-    prepare_experiment(trial.preset, trial.overrides, data_uri)
+    prepare_experiment(trial.experiment, data_uri)
     digest = read_manifest(f"{data_uri}/train").content_digest
     return trial.label, f"{root}/runs/{run_key(trial.experiment, digest)}"
 

@@ -13,6 +13,7 @@ from recorded_workflows import workflow_states
 from components.steps.close import close_runs, finish_training
 from components.steps.runs import identify
 from training import storage
+from training.config.presets import preset
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
@@ -95,8 +96,8 @@ def test_runs_that_are_closed_or_that_another_pipeline_works_on_are_left_alone(e
 
 def test_the_train_pipelines_end_names_the_runs_directory_wherever_the_data_set_is(experiment, tmp_path: Path):
     root, elsewhere = str(tmp_path / "store"), str(tmp_path / "elsewhere")
-    arguments = ("FAILED", "pipeline-1", "digits-hybrid-cosine", ["optim.num_steps=10"])
+    arguments = ("FAILED", "pipeline-1", preset("digits-hybrid-cosine", ["optim.num_steps=10"]))
     assert finish_training(*arguments, "", root) == ""
     prepare(digits("train"), f"{elsewhere}/train", image_size=8, options=Options(resize="none"))
     found = finish_training(*arguments, elsewhere, root)
-    assert found == identify("digits-hybrid-cosine", ["optim.num_steps=10"], elsewhere, root).uri
+    assert found == identify(arguments[2], elsewhere, root).uri

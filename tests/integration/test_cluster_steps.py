@@ -23,5 +23,5 @@ def test_data_prepared_on_a_cluster_is_the_data_prepared_here(tmp_path):
 
 
 def test_what_a_step_raises_on_a_cluster_is_raised_here(tmp_path):
-    with pytest.raises(UserError, match="no-such-preset"):
-        run_on_cluster(PREPROCESS, preprocess_arguments(tmp_path, experiment_preset="no-such-preset"), "local")
+    with pytest.raises(UserError, match="data: "):
+        run_on_cluster(PREPROCESS, preprocess_arguments(tmp_path, experiment=json.dumps({"name": "no-such-experiment"})), "local")

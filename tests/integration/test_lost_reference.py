@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> str:
 def _deleted(root: str) -> str:
     """Where statistics were."""
     digest = read_manifest(f"{root}/data/train").content_digest
-    uri = make_reference(_PRESET, [], f"{root}/data", digest, root, {})
+    uri = make_reference(preset(_PRESET).to_json(), f"{root}/data", digest, root, {})
     storage.delete(uri)
     return uri
 
@@ -38,7 +38,7 @@ def test_training_computes_them_again_where_they_were_and_says_why(root, monkeyp
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # the step ends right after
     uri = _deleted(root)
     with pytest.raises(TrackingError, match="is not set"):
-        train_run(_PRESET, [], f"{root}/data", uri, root, "iddpm", {})
+        train_run(preset(_PRESET).to_json(), f"{root}/data", uri, root, "iddpm", {})
     assert load_reference(uri).features.num_images == read_manifest(f"{root}/data/train").num_images
     assert f"{uri} was deleted, which KFP's cache does not see" in capsys.readouterr().out
 
@@ -54,4 +54,4 @@ def test_evaluation_computes_them_again_too(root, capsys):
 
 def test_somebody_elses_are_not_made_up(root):
     with pytest.raises(UserError, match=f"there are no reference statistics at {root}/inception.npz"):
-        train_run(_PRESET, [], f"{root}/data", f"{root}/inception.npz", root, "iddpm", {})
+        train_run(preset(_PRESET).to_json(), f"{root}/data", f"{root}/inception.npz", root, "iddpm", {})

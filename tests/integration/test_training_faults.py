@@ -77,8 +77,7 @@ class Run:
         reference_uri: str = "",
     ) -> None:
         arguments = {
-            "experiment_preset": PRESET,
-            "experiment_overrides": [*OVERRIDES, *overrides],
+            "experiment": preset(PRESET, [*OVERRIDES, *overrides]).to_json(),
             "data_uri": data_uri,
             "reference_uri": reference_uri,
             "storage_root_uri": root,
@@ -137,8 +136,7 @@ class Run:
 @pytest.fixture(scope="module")
 def data_uri(services: local_services.Services) -> str:
     return prepare_experiment(
-        PRESET,
-        [],
+        preset(PRESET),
         "",
         storage_root_uri=f"{services.bucket_uri}/faults",
         source="",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -20,7 +21,7 @@ import yaml
 from fake_kfp import FakeKfp
 
 from components.launch.resources import PROFILES, read_resources
-from components.steps.settings import DataOptions, read_data_options
+from components.steps.settings import DataOptions, read_data_options, resolve_experiment_form
 from pipelines.client.arguments import CompiledPipeline, arguments_of, cluster_arguments_of, compiled_pipeline
 from pipelines.client.connection import Connection
 from pipelines.client.errors import KfpError
@@ -31,7 +32,7 @@ from pipelines.compile import PIPELINES
 from training.config.errors import UserError
 from training.config.experiment import Resources
 from training.data.images.decode import LARGEST_MAX_PIXELS
-from training.data.preparation.prepare import Options
+from training.data.preparation.options import Options
 from training.data.sources.catalog import SourceOptions
 
 QUICK = Polling(interval_seconds=0.01, outage_seconds=0.5, token_seconds=0.5)
@@ -324,6 +325,37 @@ def test_a_pipelines_own_defaults_are_sent(name: str) -> None:
 def test_a_preset_by_its_parameters_name_is_checked_as_well(train: CompiledPipeline) -> None:
     with pytest.raises(ValueError, match="there is no preset 'nothing'"):
         arguments_of(train, preset="", overrides=[], words=["experiment_preset=nothing"])
+
+
+# -- an experiment of one's own ----------------------------------------------------------------------------------------
+
+
+def test_an_experiment_file_is_sent_as_its_text(train: CompiledPipeline, tmp_path: Path) -> None:
+    text = 'base = "digits-hybrid-cosine"\nname = "mine"\n[optim]\nnum_steps = 7\n'
+    (tmp_path / "mine.toml").write_text(text)
+    words = [f"experiment_file={tmp_path}/mine.toml", "seed=3"]
+    given = cluster_arguments_of(train, preset="", overrides=["model.dropout=0.1"], words=words)
+    assert given == {"experiment_file": text, "experiment_overrides": ["model.dropout=0.1"], "seed": 3}
+    experiment = resolve_experiment_form("digits-tiny-hybrid-cosine", given["experiment_overrides"], text, 3)
+    assert (experiment.name, experiment.optim.num_steps, experiment.model.dropout, experiment.seed) == ("mine", 7, 0.1, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["experiment_file=nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["experiment_file=[optim]\nnum_steps = 7"], "the file needs base"),
+        (
+            ['experiment_file=base = "digits-hybrid-cosine"', "experiment_preset=digits-hybrid-cosine"],
+            "give either a preset or experiment_file",
+        ),
+        (["seed=-2"], "seed is -1 or more"),
+        (["seed=4294967296"], "seed: must be in"),
+    ],
+)
+def test_an_experiment_that_can_not_be_is_refused_here(train: CompiledPipeline, words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        cluster_arguments_of(train, preset="", overrides=[], words=words)
 
 
 # -- experiments and users ---------------------------------------------------------------------------------------------

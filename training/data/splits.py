@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from training import storage
 from training.config.errors import UserError
-from training.config.experiment import DataConfig
-from training.config.presets import preset as make_experiment
+from training.config.experiment import DataConfig, Experiment
 from training.config.validation import validate
 from training.data.format.manifest import Manifest
 from training.data.preparation.options import Options
@@ -95,8 +94,7 @@ def check_matches(manifest: Manifest, data: DataConfig) -> None:
 
 
 def prepare_experiment(
-    preset: str,
-    overrides: Sequence[str],
+    experiment: Experiment,
     data_uri: str,
     *,
     storage_root_uri: str = "",
@@ -109,8 +107,7 @@ def prepare_experiment(
     """Call `prepare_splits` with arguments that a pipeline can carry.
 
     Args:
-        preset: The experiment's preset.
-        overrides: Its overrides.
+        experiment: The experiment.
         data_uri: Directory of the splits; empty is `default_data_uri` under `storage_root_uri`.
         storage_root_uri: Root of everything that is stored.
         source: As for `prepare_splits`.
@@ -123,9 +120,9 @@ def prepare_experiment(
         The directory of the splits, for the steps that follow.
 
     Raises:
-        UserError: There is no such preset, an override or option is wrong, or as for `prepare_splits`.
+        UserError: An option is wrong, or as for `prepare_splits`.
     """
-    data = make_experiment(preset, overrides).data
+    data = experiment.data
     if not data_uri and not storage_root_uri:
         raise UserError("the data set needs a directory: give data_uri, for instance s3://bucket/datasets/digits")
     data_uri = data_uri or default_data_uri(data, storage_root_uri)

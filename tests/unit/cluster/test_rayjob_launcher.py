@@ -22,6 +22,7 @@ from components.launch.run import run_step
 from components.steps.registry import EVALUATE, REFERENCE, TRAIN
 from training import storage
 from training.config.errors import UserError
+from training.config.presets import preset
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
@@ -64,8 +65,7 @@ def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def arguments(data_uri: str, tmp_path: Path) -> dict[str, Any]:
     return {
-        "experiment_preset": "digits-hybrid-cosine",
-        "experiment_overrides": ["optim.num_steps=10"],
+        "experiment": preset("digits-hybrid-cosine", ["optim.num_steps=10"]).to_json(),
         "data_uri": data_uri,
         "reference_uri": "",
         "storage_root_uri": str(tmp_path / "store"),
@@ -200,10 +200,10 @@ def test_outside_a_pod_the_image_must_be_named():
 
 def test_the_driver_does_the_call_that_it_is_pointed_at(tmp_path, arguments, capsys):
     path = str(tmp_path / "call.json")
-    arguments["experiment_preset"] = "no-such-preset"
+    arguments["experiment"] = "{}"
     storage.write_json(path, {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": ""})
     assert driver.main([path]) == 1
-    assert "no-such-preset" in capsys.readouterr().out
+    assert "UserError: " in capsys.readouterr().out
 
 
 def test_the_driver_without_arguments_says_how_it_is_called(capsys):

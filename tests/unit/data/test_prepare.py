@@ -20,6 +20,7 @@ from PIL import Image
 
 from training.config.errors import UserError
 from training.config.experiment import DataConfig
+from training.config.presets import preset
 from training.data.format.manifest import read_manifest
 from training.data.format.shards import rows_per_shard
 from training.data.inspection.contact_sheet import contact_sheet, preview
@@ -537,12 +538,12 @@ def test_a_pipelines_step_makes_other_sizes_below_the_data_set_or_in_their_own_d
     large = [*named, "data.image_size=16", "model.attention_resolutions=[8]"]
     words = {"source": str(folder), "source_options": {"num_test": 20}}
     sizes = [8.0, 16.0]  # as JSON's numbers come
-    prepare_experiment("digits-hybrid-cosine", large, str(tmp_path / "here"), other_sizes=sizes, **words)
+    prepare_experiment(preset("digits-hybrid-cosine", large), str(tmp_path / "here"), other_sizes=sizes, **words)
     assert read_manifest(f"{tmp_path}/here/8x8/test").image_size == 8
     root = str(tmp_path / "store")
-    prepare_experiment("digits-hybrid-cosine", large, "", storage_root_uri=root, other_sizes=sizes, **words)
+    prepare_experiment(preset("digits-hybrid-cosine", large), "", storage_root_uri=root, other_sizes=sizes, **words)
     made = read_manifest(f"{root}/data/photos-8x8x3-area/train")
-    small = prepare_experiment("digits-hybrid-cosine", named, "", storage_root_uri=root, **words)
+    small = prepare_experiment(preset("digits-hybrid-cosine", named), "", storage_root_uri=root, **words)
     assert small == f"{tmp_path}/store/data/photos-8x8x3-area"
     assert read_manifest(f"{small}/train") == read_manifest(f"{tmp_path}/here/8x8/train") == made
 

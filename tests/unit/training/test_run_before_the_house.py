@@ -15,6 +15,7 @@ from evaluation.monitoring.checkpoint_scorer import read_history
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import Resources
+from training.config.presets import preset
 from training.data.loading.loader import Loader
 from training.data.splits import prepare_experiment
 from training.loop.interfaces import Hooks
@@ -29,13 +30,12 @@ EXPECTED = json.loads((RECORDED / "expected.json").read_text())
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The recorded run as today's code finds it by preset, overrides and data."""
     monkeypatch.chdir(tmp_path)  # the recorded URIs are relative
+    experiment = preset(EXPECTED["preset"], EXPECTED["overrides"])
     options = {"labels": "auto", "num_test": 0}
-    data_uri = prepare_experiment(
-        EXPECTED["preset"], EXPECTED["overrides"], "", storage_root_uri="storage", source="", source_options=options, options={}
-    )
+    data_uri = prepare_experiment(experiment, "", storage_root_uri="storage", source="", source_options=options, options={})
     with tarfile.open(RECORDED / "run.tar.xz") as recorded:
         recorded.extractall(tmp_path / "storage" / "runs", filter="data")
-    found = identify(EXPECTED["preset"], EXPECTED["overrides"], data_uri, "storage")
+    found = identify(experiment, data_uri, "storage")
     assert (found.key, found.uri) == (EXPECTED["run_key"], f"storage/runs/{EXPECTED['run_key']}")
     return found
 
