@@ -10,7 +10,7 @@ from components.ablations.directory import Plan, storage_root_of
 from components.steps.evaluate import evaluate_run, evaluation_options
 from evaluation.ablations.definitions.ablation import Trial
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.trials.joint import measure_jointly
+from evaluation.ablations.trials.joint import input_digests, measure_jointly
 from evaluation.ablations.trials.measures import measure
 from evaluation.ablations.trials.record import TrialRecord, read_record
 from evaluation.ablations.trials.trial_model import TrialModel, find_trial_model
@@ -72,17 +72,17 @@ def measure_several(plan: Plan, resources: Mapping[str, Any]) -> TrialRecord:
         resources: As for `measure_one`.
     """
     models: dict[str, TrialModel] = {}
-    data: dict[str, Any] = {}
+    records: list[TrialRecord] = []
     for item in plan.items:
         record = read_record(item["ablation_uri"], item["label"])
         assert record is not None, "the caller checks that every trial is measured"
         # Weights and step as the trial measured them: a checkpoint's URI alone stands for its first average.
         model = trial_model(record.checkpoint_uri, item, resources)
         models[record.role] = dataclasses.replace(model, weights=record.weights, step=record.step)
-        data = data or record.data
+        records.append(record)
     record = measure_jointly(plan.request.ablation().joint, models)
     say(f"{record.label}: measured")
-    return dataclasses.replace(record, data=data)
+    return dataclasses.replace(record, data={**records[0].data, "inputs": input_digests(records)})
 
 
 def trial_model(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], *, best: bool = False) -> TrialModel:

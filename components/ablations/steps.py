@@ -82,17 +82,21 @@ def measure_joint(ablation_uri: str, resources: Mapping[str, Any]) -> str:
     Raises:
         ValueError: A trial is not finished.
     """
+    from evaluation.ablations.trials.joint import input_digests
+
     plan = read_plan(ablation_uri)
     role = plan.request.ablation().joint_role
     if not role:
         return ""
     item = {**plan.items[0], "label": role}
-    if finished_record(item) is not None:
-        say(f"{role}: was measured before")
-        return _uri_of_record(item)
-    missing = [one["label"] for one in plan.items if finished_record(one) is None]
+    trials = {one["label"]: finished_record(one) for one in plan.items}
+    missing = [label for label, record in trials.items() if record is None]
     if missing:
         raise ValueError(f"{role} needs every trial, and {', '.join(missing)} is not finished; run the same ablation again")
+    record = finished_record(item)
+    if record is not None and record.data.get("inputs") == input_digests([trial for trial in trials.values() if trial is not None]):
+        say(f"{role}: was measured before")
+        return _uri_of_record(item)
 
     def measure() -> TrialRecord:
         from components.ablations.measuring import measure_several

@@ -1,9 +1,8 @@
-"""Weights of published feature extractors: from a path, from S3 or from their own site, and never without their sha256."""
+"""Weights of published feature extractors, from a path, from S3 or from their own site; their sha256 is always checked."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import urllib.error
 import urllib.request
@@ -22,10 +21,10 @@ class WeightsFile:
     """A published file.
 
     Attributes:
-        network: In words, for messages.
-        name: The file's name, also in torch's hub cache.
-        sha256: Of its bytes.
-        url: Where it is published.
+        network: Name of the network, for messages.
+        name: Name of the file.
+        sha256: Digest of its bytes.
+        url: Its address on its own site.
     """
 
     network: str
@@ -33,16 +32,22 @@ class WeightsFile:
     sha256: str
     url: str
 
+    @property
+    def cached(self) -> Path:
+        """Its path in torch's hub cache."""
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.name
+
     def read(self, weights: str | None = None) -> bytes:
-        """The file's bytes, checked.
+        """Read the file's bytes and check them.
 
         Args:
-            weights: A path or `s3://` URI; None looks in torch's hub cache and downloads it there.
+            weights: A path or `s3://` URI of the file, or of a directory that contains it under its own name; None takes
+                torch's hub cache, and downloads the file if it is not there.
 
         Raises:
-            UserError: The file can't be had, or its bytes are not the published ones.
+            UserError: The file can't be read or downloaded, or its bytes are not the published ones.
         """
-        data = self._bytes(weights)
+        data = self._read_or_download() if weights is None else self._read(weights)
         digest = hashlib.sha256(data).hexdigest()
         if digest != self.sha256:
             raise UserError(
@@ -52,34 +57,25 @@ class WeightsFile:
             )
         return data
 
-    @property
-    def cached(self) -> Path:
-        """Where torch's hub cache keeps it."""
-        return Path(torch.hub.get_dir()) / "checkpoints" / self.name
-
-    def _bytes(self, weights: str | None) -> bytes:
-        if weights is not None:
-            try:
-                return storage.read_bytes(weights)
-            except storage.StorageError as error:
-                raise UserError(f"the {self.network} weights can't be read: {error}") from error
-        if not self.cached.exists():
-            self._download()
-        return self.cached.read_bytes()
-
-    def _download(self) -> None:
-        target = self.cached
-        say(f"downloading the {self.network} weights, once")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=target.parent)
-        os.close(handle)
+    def _read(self, weights: str) -> bytes:
         try:
-            urllib.request.urlretrieve(self.url, partial)
-            Path(partial).replace(target)
-        except (urllib.error.URLError, OSError) as error:
-            raise UserError(
-                f"the {self.network} weights can't be downloaded ({error}); fetch {self.url} where there is a network and give its "
-                f"path or s3:// address as the weights, put it at extractors/{self.name} below the storage root, or at {target}"
-            ) from error
-        finally:
-            Path(partial).unlink(missing_ok=True)
+            return storage.read_bytes(weights if storage.exists(weights) else storage.join(weights, self.name))
+        except storage.StorageError as error:
+            raise UserError(f"the {self.network} weights can't be read: {error}; give the path of {self.name}") from error
+
+    def _read_or_download(self) -> bytes:
+        target = self.cached
+        if not target.exists():
+            say(f"downloading the {self.network} weights, once")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+                try:
+                    urllib.request.urlretrieve(self.url, f"{directory}/{self.name}")
+                except (urllib.error.URLError, OSError) as error:
+                    raise UserError(
+                        f"the {self.network} weights can't be downloaded ({error}). Fetch {self.url} on a machine with a network (file "
+                        f"{self.name}, sha256 {self.sha256}), and put it at extractors/{self.name} below the storage root or at "
+                        f"{target}, or give its path or s3:// address as the extractor weights"
+                    ) from error
+                Path(f"{directory}/{self.name}").replace(target)
+        return target.read_bytes()

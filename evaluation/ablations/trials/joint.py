@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from evaluation.ablations.trials.measures import describe_samples
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.ablations.trials.trial_model import TrialModel
 from evaluation.evaluate.preflight import preflight
-from evaluation.records.run_directory import SAMPLES
+from evaluation.records.run_directory import SAMPLES, checkpoint_digest
 from evaluation.sampling import sample_set
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
@@ -31,6 +31,15 @@ def measure_jointly(joint: Joint, models: Mapping[str, TrialModel]) -> TrialReco
         A record without the data set, which the caller knows.
     """
     return ensemble(models) if joint == "ensemble" else cascade(models)
+
+
+def input_digests(trials: Sequence[TrialRecord]) -> dict[str, dict[str, str]]:
+    """Return the digest of each trial's checkpoint and its weights, on which a joint measurement depends.
+
+    A joint record carries them in `data["inputs"]`. A trial that is trained again has another checkpoint at the same URI, and
+    makes the joint record outdated.
+    """
+    return {trial.label: {"checkpoint_digest": checkpoint_digest(trial.checkpoint_uri), "weights": trial.weights} for trial in trials}
 
 
 def ensemble(models: Mapping[str, TrialModel]) -> TrialRecord:

@@ -1,5 +1,6 @@
 """VGG16 and CLIP as extractors: named, pinned, and never taken for Inception."""
 
+import hashlib
 import importlib
 import io
 import warnings
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.features.extractors import FeatureExtractor, distance_name, load_extractor, weights_file
 from evaluation.features.pretrained import NETWORKS, PretrainedExtractor, clip, vgg16
+from evaluation.features.weights import WeightsFile
 from training.config.errors import UserError
 
 
@@ -77,6 +79,27 @@ def test_other_bytes_are_refused_before_they_are_loaded(name: str, tmp_path: Pat
     path.write_bytes(b"not weights")
     with pytest.raises(UserError, match="a distance in other weights is not comparable"):
         load_extractor(name, weights=str(path))  # type: ignore[arg-type]
+
+
+def test_weights_are_found_in_a_directory_under_their_published_name(tmp_path: Path) -> None:
+    data = b"some weights"
+    file = WeightsFile(
+        network="Inception", name="weights.pth", sha256=hashlib.sha256(data).hexdigest(), url="http://127.0.0.1:9/weights.pth"
+    )
+    (tmp_path / file.name).write_bytes(data)
+    assert file.read(str(tmp_path)) == file.read(f"{tmp_path}/") == file.read(str(tmp_path / file.name)) == data
+
+
+def test_weights_that_can_not_be_downloaded_are_named_with_their_digest_and_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = WeightsFile(network="Inception", name="weights.pth", sha256="0" * 64, url="http://127.0.0.1:9/weights.pth")
+    with pytest.raises(UserError) as refused:
+        file.read()
+    for part in ("127.0.0.1:9/weights.pth", f"sha256 {'0' * 64}", "extractors/weights.pth below the storage root", str(file.cached)):
+        assert part in str(refused.value)
+    assert list(file.cached.parent.iterdir()) == [], "no incomplete file is left"
 
 
 def test_no_distance_in_their_features_is_called_fid() -> None:

@@ -140,8 +140,8 @@ def test_image_batches_come_back_with_their_labels(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, "arr_0 is float32"),
-        ({"x": np.zeros(1)}, "arr_0 is absent"),
-        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3)}, "labels do not fit 2 images"),
+        ({"x": np.zeros(1)}, "arr_0 can't be read"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3)}, r"labels \(arr_1\) do not fit 2 images"),
     ],
 )
 def test_what_is_no_batch_of_images_is_said(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
