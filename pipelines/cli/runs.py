@@ -1,4 +1,4 @@
-"""demo, run, compile: the pipelines, on this machine or for a cluster."""
+"""demo, init, train, run, compile: the pipelines, on this machine or for a cluster."""
 
 from __future__ import annotations
 
@@ -6,22 +6,95 @@ from pathlib import Path
 
 import typer
 
+_PANEL = "Pipelines"
+_SET = typer.Option([], "--set", help="Override of the experiment, like optim.num_steps=500; may be repeated.")
+_PARAM = typer.Option([], "--param", help="Parameter of the pipeline, like tracking_experiment=mine; may be repeated.")
+_RESOURCES = typer.Option([], "--resources", help="Resources of a stage, like train=2xcpu or train.num_workers=4; may be repeated.")
+
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command(rich_help_panel="Pipelines")(demo)
-    app.command(rich_help_panel="Pipelines")(run)
-    app.command("compile", rich_help_panel="Pipelines")(compile_pipelines)
+    """Add the commands."""
+    for command in (demo, init, train, run):
+        app.command(rich_help_panel=_PANEL)(command)
+    app.command("compile", rich_help_panel=_PANEL)(compile_pipelines)
+
+
+def demo(overrides: list[str] = _SET) -> None:
+    """Train, evaluate and report a model of 1,797 real handwritten digits, in a few minutes."""
+    from pipelines.client.arguments import arguments_of, compiled_pipeline
+    from pipelines.local.training import train_here
+
+    arguments = arguments_of(
+        compiled_pipeline("train"), preset="digits-hybrid-cosine", overrides=overrides, words=[], resources=["train.num_workers=2"]
+    )
+    compare = ("demo --set diffusion.schedule=linear", "the same with the linear schedule; MLflow compares the two")
+    ablation = ("run ablation", "lambda against the stop-gradient, table 1 of the paper, on the digits")
+    train_here(arguments, name="demo", next_steps=[compare, ablation])
+
+
+def init(
+    images: str = typer.Option(..., help="Directory, zip or tar of your images; its subdirectories are classes."),
+    out: Path = typer.Option(Path("my.toml"), "--out", "-o", help="File to write."),
+    card: str = typer.Option("CPU", help="Accelerator that trains, like H100; or CPU."),
+    name: str = typer.Option("my-images", help="Name of the data set and of the experiment."),
+) -> None:
+    """Write an experiment file for your own images, with sizes that fit them and your machine."""
+    import os
+
+    from training.config.errors import UserError
+    from training.cost.suggest import suggest_experiment
+    from training.data.inspection.folder import inspect_folder
+
+    if out.exists():
+        raise UserError(f"{out} exists already; give another file by --out, or remove it")
+    found = inspect_folder(images)
+    text = suggest_experiment(
+        num_images=found.num_images,
+        min_side=found.min_side,
+        channels=found.image_channels,
+        num_classes=len(found.class_counts),
+        card=card,
+        name=name,
+        num_cores=os.cpu_count() or 1,
+    )
+    command = f"iddpm train {out} --images {images}"
+    out.write_text(f"# {command}\n\n{text}")
+    classes = f" in {len(found.class_counts)} classes" if found.class_counts else ""
+    print(f"{images}: {found.num_images:,} images{classes}, {found.min_side} to {found.max_side} pixels, {found.image_channels} channel(s)")
+    if found.num_transparent:
+        print(f"{found.num_transparent:,} of {found.num_inspected:,} have transparent pixels; these become white")
+    if found.unreadable:
+        first = found.unreadable[0]
+        print(f"{len(found.unreadable):,} cannot be read, the first is {first.source}: {first.reason}")
+    print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
+
+
+def train(
+    file: Path = typer.Argument(..., help="Experiment file (TOML): a base preset and what differs; `iddpm init` writes one."),
+    images: str = typer.Option("", help="Directory, zip or tar of the images; empty takes the data set's own source."),
+    overrides: list[str] = _SET,
+    resources: list[str] = _RESOURCES,
+    parameters: list[str] = _PARAM,
+) -> None:
+    """Train, evaluate and report the experiment of a file, on this machine."""
+    from pipelines.client.arguments import arguments_of, compiled_pipeline
+    from pipelines.local.training import read_overrides, train_here
+
+    base, changes = read_overrides(file)
+    words = [*parameters, *([f"data_source={Path(images).expanduser().resolve() if Path(images).exists() else images}"] if images else [])]
+    compiled = compiled_pipeline("train")
+    arguments = arguments_of(compiled, preset=base, overrides=[*changes, *overrides], words=words, resources=resources)
+    train_here(arguments, name=file.stem)
 
 
 def run(
     pipeline: str = typer.Argument("train", help="train, ablation or nightly-fid."),
-    preset: str = typer.Option("", help="The experiment; `iddpm presets` lists them."),
-    overrides: list[str] = typer.Option([], "--set", help="Override of the experiment, like optim.num_steps=500; repeat it."),
-    parameters: list[str] = typer.Option([], "--param", help="Parameter of the pipeline, like tracking_experiment=mine; repeat it."),
-    resources: list[str] = typer.Option([], "--resources", help="A stage's resources, like train=2xcpu or train.num_workers=4; repeat it."),
+    preset: str = typer.Option("", help="Preset of the experiment; `iddpm presets` lists them."),
+    overrides: list[str] = _SET,
+    parameters: list[str] = _PARAM,
+    resources: list[str] = _RESOURCES,
 ) -> None:
-    """Run a pipeline on this machine, with the services that `iddpm up` starts."""
+    """Run a pipeline on this machine, with the services of `iddpm up`."""
     from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.compile import load
     from pipelines.local.run import run_pipeline
@@ -35,19 +108,10 @@ def run(
     print(f"MLflow: {running.mlflow_url}")
 
 
-def demo(
-    overrides: list[str] = typer.Option([], "--set", help="Override of the demo's experiment, like optim.num_steps=500; repeat it."),
-) -> None:
-    """Train, score and report a model of 1,797 real handwritten digits: the whole train pipeline, in a few minutes."""
-    from pipelines.local.demo import run_demo
+def compile_pipelines(directory: Path = typer.Argument(Path("compiled"), help="Directory for the YAML files.")) -> None:
+    """Write the pipelines' YAML files, to upload them in the KFP UI.
 
-    run_demo(tuple(overrides))
-
-
-def compile_pipelines(directory: Path = typer.Argument(Path("compiled"), help="Where the YAML goes.")) -> None:
-    """Write the pipelines' YAML for upload in the KFP UI.
-
-    IDDPM_IMAGE names the image that they run in, IDDPM_PARALLEL_TRIALS how many trials of an ablation run at once.
+    IDDPM_IMAGE names their image; IDDPM_PARALLEL_TRIALS is the number of trials of an ablation that run at once.
     """
     from components.container.image import BASE_IMAGE
     from pipelines.compile import compile_all
