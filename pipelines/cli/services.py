@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import typer
 
@@ -15,23 +14,10 @@ def register(app: typer.Typer) -> None:
 
 
 def connect() -> None:
-    """Make this process a client of S3 and MLflow: of those that the environment names, else of the local ones if they run.
+    """Make this process a client of S3 and MLflow, see `pipelines.services.connect`."""
+    from pipelines.services import connect as client
 
-    The two are independent: with `MLFLOW_TRACKING_URI` alone, S3 is still the local one. AWS's own keys beside an MLflow
-    of one's own mean AWS's own S3.
-    """
-    from pipelines.services import services
-
-    has_mlflow = "MLFLOW_TRACKING_URI" in os.environ
-    has_s3 = "AWS_ENDPOINT_URL" in os.environ or (has_mlflow and "AWS_ACCESS_KEY_ID" in os.environ)
-    if has_s3 and has_mlflow:
-        return
-    try:
-        env = services.current().env
-    except services.ServicesError:
-        return  # a path on disk needs none; an s3:// address will say what is missing
-    skipped = ("AWS_", "MLFLOW_S3_") if has_s3 else ("MLFLOW_TRACKING_URI",) if has_mlflow else ()
-    os.environ.update({name: value for name, value in env.items() if not name.startswith(skipped)})
+    client.connect()
 
 
 def up() -> None:

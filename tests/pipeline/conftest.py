@@ -62,21 +62,30 @@ def kfp(server: FakeKfp) -> Iterator[Kfp]:
 
 
 @pytest.fixture
-def iddpm(server: FakeKfp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command against the server; gives its exit status, standard output and standard error."""
-    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process; return its exit status, standard output and standard error."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["iddpm", *arguments])
+        capsys.readouterr()
         status = 0
         try:
             cli.main()
         except SystemExit as end:
             status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def iddpm(
+    server: FakeKfp, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str, str]]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command against the server, as `command` does."""
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
+    return command
 
 
 @pytest.fixture

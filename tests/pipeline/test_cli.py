@@ -1,4 +1,6 @@
-"""The command line as a person meets it: quick, and one line where something is wrong."""
+"""The command line as a person meets it: quick, documented, and one line where something is wrong."""
+
+from __future__ import annotations
 
 import importlib.metadata
 import json
@@ -6,25 +8,41 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
+import numpy as np
 import pytest
+import typer
+from PIL import Image
 
-from pipelines.cli.services import connect
+from pipelines.cli.main import app
+from pipelines.client.arguments import arguments_of, compiled_pipeline
+from pipelines.local.training import read_overrides
+from pipelines.services.connect import connect
 from pipelines.services.services import Services
+from training.config.files import read_experiment_file
+from training.config.presets import preset
 
-_IDDPM = str(Path(sys.executable).with_name("iddpm"))
+Command = Callable[..., "tuple[int, str, str]"]
 
 
-def _iddpm(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([_IDDPM, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+def _commands(group: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command with its path, like ("schedule list", ...)."""
+    for name, command in getattr(group, "commands", {}).items():
+        yield f"{path}{name}", command
+        yield from _commands(command, f"{path}{name} ")
+
+
+COMMANDS = dict(_commands(typer.main.get_command(app)))
 
 
 def test_help_waits_for_no_library_but_that_of_the_command_line() -> None:
     """What a library costs at the start of every command is seconds on a slow machine; `iddpm --help` takes half of one."""
-    done = subprocess.run(
-        [_IDDPM, "--help"], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
-    )
+    program = str(Path(sys.executable).with_name("iddpm"))
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, check=True, env=environment)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
     needs = {re.split(r"[^\w.-]", need)[0].lower() for need in importlib.metadata.requires("iddpm-pipelines") or ()} - {"iddpm-pipelines"}
     assert {"torch", "kfp", "typer"} <= needs
@@ -32,80 +50,66 @@ def test_help_waits_for_no_library_but_that_of_the_command_line() -> None:
     assert {name for name in imported if needs.intersection(distribution.lower() for distribution in of.get(name, ()))} == {"typer", "rich"}
 
 
-def test_help_names_every_command() -> None:
-    printed = _iddpm("--help").stdout
-    for command in (
-        "up",
-        "down",
-        "status",
-        "demo",
-        "run",
-        "compile",
-        "presets",
-        "show",
-        "cost",
-        "sample",
-        "evaluate",
-        "compare",
-        "ema-sweep",
-        "replay-stopping",
-        "score-batch",
-        "adopt-reference",
-        "preprocess",
-        "dataset",
-        "submit",
-        "runs",
-        "cancel",
-        "schedule",
-        "doctor",
-    ):
-        assert f" {command} " in printed
+def test_help_names_every_command(command: Command) -> None:
+    assert len(COMMANDS) > 30
+    for path in COMMANDS:
+        *groups, name = path.split()
+        assert f" {name} " in command(*groups, "--help")[1]
 
 
-def test_an_error_is_one_line_on_standard_error() -> None:
-    result = _iddpm("show", "digits-hybrid-cosine", "--set", "optim.learning_rat=1")
-    assert result.returncode == 1
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: optim.learning_rat: there is no 'learning_rat'")
-    assert result.stderr.count("\n") == 1
+@pytest.mark.parametrize("path", sorted(COMMANDS))
+def test_every_command_and_every_option_has_a_text_that_says_what_it_does(path: str) -> None:
+    texts = {path: COMMANDS[path].help}
+    texts |= {f"{path} {each.name}": each.help for each in COMMANDS[path].params if isinstance(each, click.Option) or hasattr(each, "help")}  # type: ignore[attr-defined]
+    for name, text in texts.items():
+        assert text, name
+        assert re.match(r"[A-Z]|\w+[.,:= ]", text), name
+        assert not re.match(r"(Of|What|Whether|Where|How|Who|Why|Let)\b", text), name
+        assert text.rstrip().endswith("."), name
 
 
-def test_results_alone_are_on_standard_output(tmp_path: Path) -> None:
-    result = _iddpm("preprocess", "digits-tiny-hybrid-cosine", str(tmp_path / "digits"))
-    assert result.returncode == 0
-    assert result.stdout.count("\n") == 1
-    assert "1,497 images in 1 shard" in result.stderr
-    assert "iddpm|" not in result.stderr
+def test_an_error_is_one_line_on_standard_error(command: Command) -> None:
+    status, out, err = command("show", "digits-hybrid-cosine", "--set", "optim.learning_rat=1")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("error: optim.learning_rat: there is no 'learning_rat'")
 
 
-def test_a_path_that_can_not_be_written_is_named_without_a_word_of_defects(tmp_path: Path) -> None:
+def test_results_alone_are_on_standard_output(command: Command, tmp_path: Path) -> None:
+    status, out, err = command("preprocess", "digits-tiny-hybrid-cosine", str(tmp_path / "digits"))
+    assert (status, out.count("\n")) == (0, 1)
+    assert "1,497 images in 1 shard" in err
+    assert "iddpm|" not in err
+
+
+def test_a_path_that_can_not_be_written_is_named_without_a_word_of_defects(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
-    result = _iddpm("compile", "file", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (1, "error: file can't be written: File exists; name another directory\n")
+    monkeypatch.chdir(tmp_path)
+    assert command("compile", "file") == (1, "", "error: file can't be written: File exists; name another directory\n")
 
 
-def test_workers_are_at_least_one(tmp_path: Path) -> None:
-    result = _iddpm("ablate", "hybrid-weight", "--num-workers", "0", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "--num-workers" in result.stderr
+def test_workers_are_at_least_one(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = command("ablate", "hybrid-weight", "--num-workers", "0")
+    assert status == 2
+    assert "--num-workers" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_the_traceback() -> None:
-    result = _iddpm("show", "nothing-like-it", "--debug")
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
+def test_debug_shows_the_traceback(command: Command) -> None:
+    with pytest.raises(ValueError, match="nothing-like-it"):
+        command("show", "nothing-like-it", "--debug")
 
 
-def test_an_unknown_command_is_a_usage_error() -> None:
-    result = _iddpm("tarin")
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
+def test_an_unknown_command_is_a_usage_error(command: Command) -> None:
+    status, _, err = command("tarin")
+    assert status == 2
+    assert "Traceback" not in err
 
 
-def test_show_prints_the_experiment_with_its_overrides() -> None:
-    result = _iddpm("show", "digits-hybrid-cosine", "--set", "optim.num_steps=7")
-    assert json.loads(result.stdout)["optim"]["num_steps"] == 7
+def test_show_prints_the_experiment_with_its_overrides(command: Command) -> None:
+    assert json.loads(command("show", "digits-hybrid-cosine", "--set", "optim.num_steps=7")[1])["optim"]["num_steps"] == 7
 
 
 @pytest.mark.parametrize(
@@ -123,17 +127,87 @@ def test_show_prints_the_experiment_with_its_overrides() -> None:
         (("run", "nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset and no --set"),
     ],
 )
-def test_a_run_that_can_not_work_is_refused_before_anything_starts(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
-    result = _iddpm(*arguments, cwd=tmp_path)
-    assert result.returncode == 1
-    assert said in result.stderr
+def test_a_run_that_can_not_work_is_refused_before_anything_starts(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = command(*arguments)
+    assert status == 1
+    assert said in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cost_is_the_papers() -> None:
-    found = json.loads(_iddpm("cost", "imagenet64-hybrid-cosine", "--json").stdout)
+def test_cost_is_the_papers(command: Command) -> None:
+    found = json.loads(command("cost", "imagenet64-hybrid-cosine", "--json")[1])
     assert found["parameters"] == 121_063_942
     assert round(found["forward_macs"] / 1e9, 2) == 39.74
+
+
+# -- an experiment file of one's own -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of colour images in two classes, one of them with transparency."""
+    random = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / "images" / ("cats" if number % 2 else "dogs") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (40 + number, 36, 4 if number == 0 else 3), dtype=np.uint8)).save(path)
+    return tmp_path / "images"
+
+
+def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it(command: Command, images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    status, out, _ = command("init", "--images", str(images), "--out", str(file), "--name", "pets")
+    assert status == 0
+    assert "12 images in 2 classes, 36 to 51 pixels, 3 channel(s)" in out
+    assert "1 of 12 have transparent pixels" in out
+    assert f"iddpm train {file} --images {images}" in out
+    experiment = read_experiment_file(file)
+    assert (experiment.data.name, experiment.data.image_size, experiment.data.image_channels, experiment.data.num_classes) == (
+        "pets",
+        32,
+        3,
+        2,
+    )
+    assert experiment.model.class_conditional
+    status, _, err = command("init", "--images", str(images), "--out", str(file))
+    assert status == 1
+    assert "exists already" in err
+
+
+def test_train_runs_the_experiment_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'base = "images32-hybrid-cosine"\nname = "mine"\nseed = 3\n[data]\nname = "mine"\n'
+        '[optim]\nema_decays = [0.9, 0.99]\n[evaluation.sampling]\nmethod = "ddim"\nspacing = "ddim50"\n'
+    )
+    base, changes = read_overrides(file)
+    arguments = arguments_of(compiled_pipeline("train"), preset=base, overrides=changes, words=["data_source=images"])
+    trained = preset(arguments["experiment_preset"], arguments["experiment_overrides"])
+    assert trained.to_dict() | {"name": "mine"} == read_experiment_file(file).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read as an experiment file"),
+        ("base = ", "is not TOML"),
+        ('base = "images33-hybrid-cosine"\n', "there is no preset 'images33-hybrid-cosine'"),
+        ('base = "images32-hybrid-cosine"\n[optim]\nnum_step = 5\n', "optim.num_step"),
+    ],
+)
+def test_train_refuses_a_file_that_is_no_experiment_before_anything_starts(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("mine.toml").write_text(text)
+    status, _, err = command("train", "mine.toml")
+    assert (status, err.count("\n")) == (1, 1)
+    assert said in err
+    assert not Path(".iddpm").exists()
 
 
 @pytest.mark.parametrize(

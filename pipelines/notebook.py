@@ -1,0 +1,47 @@
+"""The names that a notebook needs, in one place:
+
+    from pipelines.notebook import connect, generate, join_batches, resolve_model
+    connect()
+    model = resolve_model("s3://iddpm/runs/KEY").spec().load("cuda")
+    images, labels = join_batches(generate(model, num_images=16, seed=0, sampling=model.experiment.evaluation.sampling))
+    images.shape  # uint8 NCHW
+
+This module only re-exports; each name's documentation is where it is defined. Nothing in the project imports it.
+"""
+
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate
+from evaluation.records.grids import sample_grid, to_png
+from evaluation.sampling.generate import concatenated as join_batches
+from evaluation.sampling.generate import generate
+from evaluation.sampling.trained_model import TrainedModel, ensemble, load_model
+from evaluation.selection.resolve import resolve_model
+from pipelines.services.connect import connect
+from training.config.experiment import Experiment, Resources
+from training.config.files import read_experiment_file, resolve_experiment
+from training.config.presets import names as preset_names
+from training.config.presets import preset
+from training.data.format.manifest import read_manifest
+from training.tracking.metrics_file import read_metric
+
+__all__ = [
+    "EvaluationOptions",
+    "Experiment",
+    "Resources",
+    "TrainedModel",
+    "connect",
+    "ensemble",
+    "evaluate",
+    "generate",
+    "join_batches",
+    "load_model",
+    "preset",
+    "preset_names",
+    "read_experiment_file",
+    "read_manifest",
+    "read_metric",
+    "resolve_experiment",
+    "resolve_model",
+    "sample_grid",
+    "to_png",
+]
