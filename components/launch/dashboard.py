@@ -10,15 +10,12 @@ import contextlib
 import os
 import re
 import shlex
-import signal
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, TypeVar
 
 from ray.exceptions import AuthenticationError
@@ -32,7 +29,7 @@ from components.launch.step import Step
 from training import storage
 from training.config.errors import UserError
 from training.console import format_duration, say
-from training.distributed.signals import STOPPED_EXIT_CODE
+from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 from training.storage.retry import retry
 
 T = TypeVar("T")
@@ -93,7 +90,7 @@ class _Job:
 def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, pace: Pace = DEFAULT_PACE) -> Any:
     """Run a step on the cluster with that dashboard, or follow a job that runs it already.
 
-    SIGTERM stops the job before anything else, unless another run submitted it, and raises SystemExit(143).
+    SIGTERM stops the job before anything else, unless another run submitted it, and raises SystemExit(143); likewise Ctrl-C.
 
     Args:
         step: The step.
@@ -112,10 +109,14 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
     if step.run_files and call.is_done():
         say(f"{call.key} is done already")
         return call.answer()
-    client = _connect(address)
-    with _stopped_on_sigterm(client) as job:
-        _attach_or_submit(client, rayjob_name(call.key), call, job)
+    client, job = _connect(address), _Job()
+
+    def follow() -> None:
+        _attach_or_submit(client, rayjob_name(call.key), call, job, stop)
         _follow(client, job.name, pace)
+
+    with stop_flag() as stop:
+        run_stoppable(follow, stop, on_stop=lambda: _stop_own(client, job), grace_seconds=0.0)
     if not call.is_done():
         raise RayJobsError(
             f"Ray job {job.name} succeeded but {call.result_uri} is not there; does the cluster write to the same S3 as this step?"
@@ -138,7 +139,7 @@ def _connect(address: str) -> _Dashboard:
         raise RayJobsError(f"no Ray dashboard answers at {address}: {_line(error)}; is it the head's port 8265, seen from here?") from error
 
 
-def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job) -> None:
+def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job, stop: StopFlag) -> None:
     """Find the job that runs the call already, or submit one; a job's name ends in the number of its try.
 
     Ray takes a name anew once its job is deleted, and then mistakes the end of the old job for that of the new one.
@@ -153,7 +154,8 @@ def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job) -> N
     if not call.step.run_files:
         storage.delete(call.result_uri)  # of an earlier call: this one may find something else
     call.write()
-    job.name, job.is_own = f"{name}-{max(tries, default=0) + 1}", True  # before it is on its way, so that SIGTERM finds it
+    job.name, job.is_own = f"{name}-{max(tries, default=0) + 1}", True  # first, so that a stop that comes after the next line finds it
+    stop.raise_if_set()
     job.is_own = _retry(lambda: _submit(client, job.name, call, owner))
     say(f"Ray job {job.name} is submitted to {client.get_address()}")
 
@@ -267,25 +269,12 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and not isinstance(error, RayJobsError)
 
 
-@contextmanager
-def _stopped_on_sigterm(client: _Dashboard) -> Iterator[_Job]:
-    job = _Job()
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if job.is_own:  # first: a pod of a terminated pipeline has about a second left, and who does not answer gets no more
-            stopper = threading.Thread(target=_stop, args=(client, job.name), daemon=True)
-            stopper.start()
-            stopper.join(_SECONDS_TO_STOP)
-        raise SystemExit(STOPPED_EXIT_CODE)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield job
-        return
-    previous = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield job
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _stop_own(client: _Dashboard, job: _Job) -> bool:
+    if job.is_own:  # first: a pod of a terminated pipeline has about a second left, and who does not answer gets no more
+        stopper = threading.Thread(target=_stop, args=(client, job.name), daemon=True)
+        stopper.start()
+        stopper.join(_SECONDS_TO_STOP)
+    return False
 
 
 def _stop(client: _Dashboard, job: str) -> None:

@@ -113,8 +113,8 @@ def run_stoppable(
         grace_seconds: Time that `work` has to end after a signal where `on_stop` returned False; 20 of the 30 that Kubernetes gives.
 
     Raises:
-        KeyboardInterrupt, SystemExit: As `StopFlag.raise_if_set`, where the flag was set before, `work` did not end in time, or Ctrl-C was
-            pressed again.
+        KeyboardInterrupt, SystemExit: As `StopFlag.raise_if_set`, where the flag was set before, `work` did not end in time or failed
+            after `on_stop` returned False, or Ctrl-C was pressed again.
     """
     stop.raise_if_set()
     result: concurrent.futures.Future[_Result] = concurrent.futures.Future()
@@ -128,11 +128,13 @@ def run_stoppable(
     threading.Thread(target=run, name="iddpm-work", daemon=True).start()
     while not _is_done(result) and not stop.is_set:
         stop.install()
-    if not result.done():
-        deadline = time.monotonic() + (float("inf") if on_stop() else grace_seconds)
-        while not _is_done(result) and not stop.is_urgent and time.monotonic() < deadline:
-            pass
-    if not result.done():
+    if result.done():
+        return result.result()
+    ends_by_itself = on_stop()
+    deadline = time.monotonic() + (float("inf") if ends_by_itself else grace_seconds)
+    while not stop.is_urgent and time.monotonic() < deadline and not _is_done(result):
+        pass
+    if not result.done() or (result.exception() is not None and not ends_by_itself):
         stop.raise_if_set()
     return result.result()
 

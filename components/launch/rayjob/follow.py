@@ -8,13 +8,9 @@ then goes on from its checkpoints. Whether a run is done is read from the run's 
 from __future__ import annotations
 
 import random
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from components.cluster.kubernetes_api import KubernetesApi
@@ -23,7 +19,7 @@ from components.launch.rayjob.logs import LogFollower
 from components.launch.rayjob.manifest import RayJob, render
 from components.launch.rayjob.status import Status, failure_message, is_live, pod_troubles, read_status
 from training.console import format_duration, say
-from training.distributed.signals import STOPPED_EXIT_CODE
+from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 
 _SECONDS_TO_DELETE = 5.0
 
@@ -74,10 +70,26 @@ def run_rayjob(job: RayJob, api: KubernetesApi, *, is_done: Callable[[], bool], 
         RayJobError: It failed, was deleted, outlived its deadline, or KubeRay does not see it.
         KubernetesError: The API refuses, or is away for too long; a job that was started goes on.
     """
-    with _deleted_on_sigterm(job, api) as ownership:
-        running = _attach_or_create(job, api, is_done, pace, ownership)
+    ownership, delete = _Ownership(), api.prepared_delete(job.name)
+
+    def delete_at_once() -> bool:
+        if ownership.uid:
+            delete(ownership.uid)  # first: a pod of a terminated pipeline has about a second left
+        return False
+
+    def follow() -> None:
+        running = _attach_or_create(job, api, is_done, pace, ownership, stop)
         _watch(job, running["metadata"]["uid"], api, pace)
         ownership.uid = ""  # it ended well: KubeRay clears it away, its log stays readable until then
+
+    with stop_flag() as stop:
+        try:
+            run_stoppable(follow, stop, on_stop=delete_at_once, grace_seconds=0.0)
+        finally:
+            if stop.is_set and ownership.is_being_created:
+                ownership.uid = _uid_of_created(job, api)
+            if stop.is_set and ownership.uid:
+                _delete_for_certain(job.name, lambda: delete(ownership.uid))
 
 
 # -- SIGTERM -----------------------------------------------------------------------------------------------------------
@@ -94,34 +106,6 @@ class _Ownership:
 
     uid: str = ""
     is_being_created: bool = False
-
-
-@contextmanager
-def _deleted_on_sigterm(job: RayJob, api: KubernetesApi) -> Iterator[_Ownership]:
-    ownership, delete = _Ownership(), api.prepared_delete(job.name)
-    stopped = threading.Event()
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if ownership.uid:
-            delete(ownership.uid)  # first: a pod of a terminated pipeline has about a second left
-        stopped.set()
-        raise SystemExit(STOPPED_EXIT_CODE)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, handle) if in_main_thread else None
-    try:
-        yield ownership
-    except KeyboardInterrupt:
-        stopped.set()
-        raise
-    finally:
-        if stopped.is_set():
-            if ownership.is_being_created:
-                ownership.uid = _uid_of_created(job, api)
-            if ownership.uid:
-                _delete_for_certain(job.name, lambda: delete(ownership.uid))
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, previous)
 
 
 def _uid_of_created(job: RayJob, api: KubernetesApi) -> str:
@@ -152,12 +136,15 @@ def _delete_for_certain(name: str, delete: Callable[[], int]) -> None:
 # -- one job for a run -------------------------------------------------------------------------------------------------
 
 
-def _attach_or_create(job: RayJob, api: KubernetesApi, is_done: Callable[[], bool], pace: Pace, ownership: _Ownership) -> dict[str, Any]:
+def _attach_or_create(
+    job: RayJob, api: KubernetesApi, is_done: Callable[[], bool], pace: Pace, ownership: _Ownership, stop: StopFlag
+) -> dict[str, Any]:
     while True:
         found = api.rayjob(job.name)
         if found is None:
             _wait_for_pods_to_go(job, api, pace)
-            ownership.is_being_created = True
+            ownership.is_being_created = True  # first, so that a stop that comes after the next line finds it
+            stop.raise_if_set()
             created = api.create_rayjob(render(job))
             ownership.uid = created["metadata"]["uid"] if created else ""
             ownership.is_being_created = False

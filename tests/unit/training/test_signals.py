@@ -141,6 +141,18 @@ def test_work_that_ends_within_its_grace_gives_its_result_which_somebody_may_hav
             run_stoppable(lambda: pytest.fail("nothing is begun any more"), stop)
 
 
+def test_work_that_fails_because_it_is_stopped_ends_as_stopped() -> None:
+    is_deleted = threading.Event()
+
+    def follow() -> None:
+        is_deleted.wait()
+        raise RuntimeError("the job was deleted while it ran")
+
+    with ended_by(SystemExit) as stop:
+        threading.Timer(0.1, send, [signal.SIGTERM]).start()
+        run_stoppable(follow, stop, on_stop=lambda: is_deleted.set() or False, grace_seconds=0.3)
+
+
 def test_work_that_will_end_by_itself_is_waited_for_until_ctrl_c_is_pressed_again() -> None:
     release = threading.Event()
     with ended_by(SystemExit) as stop:
