@@ -7,7 +7,7 @@ from typing import Any
 
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.tracking import open_parent
-from components.steps.runs import run_directory
+from components.steps.runs import Run, claim_directory, run_directory
 from evaluation.ablations.definitions.ablation import Trial, values_of
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.records.run_directory import RESULT
@@ -146,8 +146,10 @@ def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str,
         return trial.run_uri
     train_uri = storage.join(_data_uri(trial.experiment, storage_root_uri, data_uri), "train")
     if storage.exists(storage.join(train_uri, "manifest.json")):
-        _, run_uri = run_directory(trial.experiment, read_manifest(train_uri).content_digest, storage_root_uri)
+        manifest = read_manifest(train_uri)
+        key, run_uri = run_directory(trial.experiment, manifest.content_digest, storage_root_uri)
         if storage.exists(storage.join(run_uri, RESULT)):
+            claim_directory(Run(experiment=trial.experiment, manifest=manifest, key=key, uri=run_uri))  # it is evaluated as asked now
             return run_uri
     changes = "".join(f" --set {item}" for item in request.overrides)
     remedy = f"train the preset {trial.preset}"

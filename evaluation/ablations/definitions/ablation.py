@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from training.config.errors import UserError
 from training.config.experiment import Experiment, Objective
 from training.config.presets import preset
+from training.config.run_keys import training_fields
 
 MAX_TRIALS = 64
 """Trials of one pipeline run at most: KFP fails on loops of some hundred iterations."""
@@ -277,9 +278,12 @@ def _require_effect(ablation: Ablation, experiment: Experiment) -> None:
 def _require_different(ablation: Ablation, planned: Sequence[Trial]) -> None:
     labels: dict[str, str] = {}
     for trial in planned:
-        identity = trial.run_uri or trial.experiment.to_json()
+        identity = trial.run_uri or json.dumps(training_fields(trial.experiment))
         if identity in labels:
-            raise UserError(f"the ablation {ablation.name!r}: trials {labels[identity]!r} and {trial.label!r} are the same experiment")
+            raise UserError(
+                f"the ablation {ablation.name!r}: trials {labels[identity]!r} and {trial.label!r} train the same model; vary what training "
+                "reads, and compare samplers or protocols of one model with `iddpm evaluate`"
+            )
         labels[identity] = trial.label
 
 

@@ -265,3 +265,8 @@ def test_a_grid_is_named_as_a_folder_can_be(name: str) -> None:
 def test_what_only_l_hybrid_has_is_not_varied_under_another_objective(objective: Objective) -> None:
     with pytest.raises(UserError, match=f"which L_{objective} does not have"):
         trials(find_ablation("hybrid-weight"), "tiny", objective=objective)
+
+
+def test_a_grid_over_what_only_evaluation_reads_is_refused_as_it_would_train_one_model_twice() -> None:
+    with pytest.raises(UserError, match="train the same model"):
+        trials(own_grid("samplers", {"evaluation.sampling.spacing": ["10", "20"]}, "digits-hybrid-cosine"), "tiny")
