@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from components.ablations.directory import ablation_uri
-from components.ablations.report import make_report
+from components.ablations.directory import ablation_uri, read_plan
+from components.ablations.report import collect, make_report
+from components.ablations.tracking import TrialTracking
 from components.steps.close import close_runs
 from evaluation.ablations.definitions.request import AblationRequest
+from training.console import say
+from training.tracking.client import TrackingError
+from training.tracking.runs import PIPELINE_RUN_TAG, open_runs
 
 
 def finish_ablation(
@@ -28,7 +32,22 @@ def finish_ablation(
         URI of the report.
 
     Raises:
-        ConfigError: The ablation is not valid, or was never planned.
+        UserError: The ablation is not valid, or was never planned.
     """
+    uri = ablation_uri(request, storage_root_uri)
+    _send_records(uri, pipeline_run_id)
     close_runs(state, pipeline_run_id)
-    return make_report(ablation_uri(request, storage_root_uri), page_path)
+    return make_report(uri, page_path)
+
+
+def _send_records(uri: str, pipeline_run_id: str) -> None:
+    """Send MLflow the records that it was away for: those of trials whose runs it still shows as running."""
+    plan = read_plan(uri)
+    records = {record.label: record for record in collect(uri, plan.request) if not record.error}
+    try:
+        for run in open_runs(PIPELINE_RUN_TAG, pipeline_run_id):
+            label = run.tags.get("iddpm.trial", "")
+            if label in records:
+                TrialTracking(plan, label, plan.trial(label), pipeline_run_id).finish(records[label])
+    except TrackingError as error:
+        say(f"{error}; the records of the trials are in {uri}, and MLflow may lack some of them")

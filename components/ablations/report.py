@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.ablations.directory import read_plan
+from components.ablations.directory import Plan, read_plan
 from components.ablations.tracking import comparison_url, parallel_coordinates
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import AblationRequest
@@ -17,6 +18,7 @@ from training.console import say
 
 if TYPE_CHECKING:
     from evaluation.ablations.trials.record import TrialRecord
+    from training.tracking.tracked_run import TrackedRun
 
 PAGE = "report.html"
 FILES = (PAGE, "table.csv", "table.json", "figure.svg", "summary.json")
@@ -40,7 +42,6 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
     from evaluation.ablations.page.figures import figures
     from evaluation.ablations.page.page import render
     from evaluation.ablations.page.table import table_rows
-    from training.tracking.runs import attach
 
     plan = read_plan(ablation_uri)
     request, ablation = plan.request, plan.request.ablation()
@@ -48,12 +49,9 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
     rows = table_rows(request, records)
     drawn, found = figures(request, records, rows), findings("" if request.grid else request.name, records)
     failed = [record.label for record in records if record.error]
-    parent = attach(plan.parent_run_id)
-    compare_url = comparison_url(request, parent, records)
+    parent, compare_url, mlflow_links = _mlflow_links(plan, records)
     links = {
-        "Compare the trials in MLflow": compare_url,
-        **parallel_coordinates(parent, records),
-        "The ablation in MLflow": parent.url,
+        **mlflow_links,
         "Directory": ablation_uri,
         **{f"Run of {record.label}": record.run_uri for record in records if record.run_uri},
     }
@@ -83,17 +81,35 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
     if page_path:
         Path(page_path).parent.mkdir(parents=True, exist_ok=True)
         Path(page_path).write_text(page)
-    parent.log_artifact(page, PAGE)
-    parent.log_artifact(table, "table.csv")
-    parent.log_artifact(json.dumps({**summary, "rows": flat}, indent=2), "table.json")
-    parent.set_tags({"iddpm.compare_url": compare_url})
-    parent.log_metrics({"num_finished": len(records) - len(failed), "num_failed": len(failed)}, 0)
-    parent.finish("FAILED" if failed else "FINISHED")
+    if parent is not None:
+        parent.log_artifact(page, PAGE)
+        parent.log_artifact(table, "table.csv")
+        parent.log_artifact(json.dumps({**summary, "rows": flat}, indent=2), "table.json")
+        parent.set_tags({"iddpm.compare_url": compare_url})
+        parent.log_metrics({"num_finished": len(records) - len(failed), "num_failed": len(failed)}, 0)
+        parent.finish("FAILED" if failed else "FINISHED")
     for record in records:
         say(_describe(record))
     for finding in found:
         say(f"{finding.verdict}: {finding.claim} {finding.evidence}")
     return uri
+
+
+def _mlflow_links(plan: Plan, records: Sequence[TrialRecord]) -> tuple[TrackedRun | None, str, dict[str, str]]:
+    """Return the ablation's run, the address of the comparison, and the page's links to MLflow.
+
+    Where MLflow does not answer, the run is None and the only link is the plan's.
+    """
+    from training.tracking.runs import TrackingError, attach
+
+    try:
+        parent = attach(plan.parent_run_id)
+        compare_url = comparison_url(plan.request, parent, records)
+        links = {"Compare the trials in MLflow": compare_url, **parallel_coordinates(parent, records), "The ablation in MLflow": parent.url}
+        return parent, compare_url, links
+    except TrackingError as error:
+        say(f"{error}; the report is in the ablation's directory only, and making it again sends it")
+        return None, plan.parent_url, {"The ablation in MLflow": plan.parent_url}
 
 
 def collect(ablation_uri: str, request: AblationRequest) -> list[TrialRecord]:

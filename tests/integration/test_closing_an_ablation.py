@@ -1,0 +1,63 @@
+"""The last step of a sweep's pipeline: the report is made and trials are closed, also where MLflow was away."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.ablations.close import finish_ablation
+from components.ablations.directory import PLAN, Plan, ablation_uri
+from components.ablations.tracking import TrialTracking, open_parent
+from evaluation.ablations.definitions.request import AblationRequest
+from evaluation.ablations.trials.record import TrialRecord, record_uri
+from training import storage
+from training.tracking import client as mlflow_client
+
+
+def _planned(root: str) -> Plan:
+    request = AblationRequest(
+        name="own-grid", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.001, 0.01]}
+    )
+    uri = ablation_uri(request, root)
+    experiment = f"sweeps-{uuid.uuid4().hex[:8]}"
+    parent = open_parent(request, experiment, uri, "pipeline-1")
+    assert parent.flush()
+    values = {trial.label: dict(trial.values) for trial in request.trials()}
+    plan = Plan(request=request, items=[], parent_run_id=parent.run_id, parent_url=parent.url, tracking=experiment, values=values)
+    storage.write_json(f"{uri}/{PLAN}", plan.to_dict())
+    return plan
+
+
+def _status(run_id: str) -> str:
+    return str(mlflow_client.connect().get_run(run_id).info.status)
+
+
+def test_a_trial_whose_record_mlflow_missed_is_sent_and_one_without_a_record_is_closed_as_failed(services: Any, tmp_path: Path) -> None:
+    root, pipeline = str(tmp_path), str(uuid.uuid4())
+    plan = _planned(root)
+    uri = ablation_uri(plan.request, root)
+    measured, killed = (TrialTracking(plan, trial.label, trial, pipeline) for trial in plan.request.trials())
+    trial = plan.request.trials()[0]
+    point = {"step": 10, "scores": {"ema_0.99": 2.5}}
+    record = TrialRecord(
+        label=trial.label, values=trial.values, preset=trial.preset, own=trial.own, measures={"history": {"points": [point]}}
+    )
+    storage.write_json(record_uri(uri, trial.label), record.to_dict())
+    page_uri = finish_ablation("FAILED", pipeline, plan.request, root, str(tmp_path / "page.html"))
+    assert storage.exists(page_uri)
+    assert (_status(measured.run_id), _status(killed.run_id), _status(plan.parent_run_id)) == ("FINISHED", "FAILED", "FAILED")
+    assert mlflow_client.connect().get_metric_history(measured.run_id, "score/ema_0.99")[0].value == 2.5
+
+
+def test_the_report_is_made_while_mlflow_is_away(
+    services: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = _planned(str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
+    page_uri = finish_ablation("FAILED", "pipeline-1", plan.request, str(tmp_path), str(tmp_path / "page.html"))
+    assert plan.parent_url.replace("&", "&amp;") in storage.read_bytes(page_uri).decode()
+    assert "making it again sends it" in capsys.readouterr().out
