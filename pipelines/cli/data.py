@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+from typing import Literal
 
 import typer
 
 from pipelines.cli.services import connect
-from training.config.errors import UserError
 
 _DATASET = typer.Argument(..., help="Directory of a split of a data set, like s3://iddpm/data/digits-8x8x1-none/train.")
 
@@ -31,7 +31,7 @@ def preprocess(
     labels: str = typer.Option("auto", help="Source of labels: auto, none, folders, filename, or a CSV or JSON file."),
     num_test: int = typer.Option(0, min=0, help="Number of test images to hold out of a source without a test split."),
     num_workers: int = typer.Option(1, min=1, help="Parallel Ray tasks; 1 works in this process."),
-    on_error: str = typer.Option("fail", help="Treatment of an unreadable image: fail or skip."),
+    on_error: Literal["fail", "skip"] = typer.Option("fail", help="Treatment of an unreadable image."),
     max_errors: int = typer.Option(100, min=1, help="The most images that skip may leave out."),
     allow_upscale: bool = typer.Option(False, help="Enlarge images that are too small, instead of failing."),
     reduced_decode: bool = typer.Option(False, help="Decode large JPEGs at reduced size: faster and less exact."),
@@ -44,8 +44,6 @@ def preprocess(
     from training.data.splits import prepare_experiment
     from training.distributed.parallel_map import parallel_map
 
-    if on_error not in ("fail", "skip"):
-        raise UserError(f"--on-error must be fail or skip, got {on_error!r}")
     options = {
         "on_error": on_error,
         "max_errors": max_errors,

@@ -45,10 +45,10 @@ def presets(as_json: bool = _JSON) -> None:
         experiment = row["experiment"]
         data, diffusion, optim = experiment["data"], experiment["diffusion"], experiment["optim"]
         settings = f"{data['image_size']:>3} px  T {diffusion['num_timesteps']:<5} {diffusion['schedule']:<7} {diffusion['objective']:<7}"
-        told = "; ".join(
+        results = "; ".join(
             _format_result(result) for result in row["results"] if not result.get("overrides") and {"fid", "bits_per_dim"} & result.keys()
         )
-        print(f"{row['name']:<46} {settings} {optim['num_steps']:>9,} x {optim['global_batch_size']:<5} {told}".rstrip())
+        print(f"{row['name']:<46} {settings} {optim['num_steps']:>9,} x {optim['global_batch_size']:<5} {results}".rstrip())
     print("\nsteps x batch, then the paper's results; `iddpm show NAME --json` has the source, the assumptions and all results")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import typer
+
+from pipelines.cli.services import connect
 
 _PANEL = "Pipelines"
 _SET = typer.Option([], "--set", help="Override of the experiment, like optim.num_steps=500; may be repeated.")
@@ -39,8 +43,7 @@ def init(
     name: str = typer.Option("my-images", help="Name of the data set and of the experiment."),
 ) -> None:
     """Write an experiment file for your own images, with sizes that fit them and your machine."""
-    import os
-
+    connect()
     from training.config.errors import UserError
     from training.cost.suggest import suggest_experiment
     from training.data.inspection.folder import inspect_folder
@@ -76,15 +79,30 @@ def train(
     resources: list[str] = _RESOURCES,
     parameters: list[str] = _PARAM,
 ) -> None:
-    """Train, evaluate and report the experiment of a file, on this machine."""
+    """Train, evaluate and report the experiment of a file, on this machine.
+
+    Of images without a test split, every tenth is held out for bits/dim; --param data_options='{"num_test": N}' changes that.
+    """
     from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.local.training import read_overrides, train_here
 
     base, changes = read_overrides(file)
-    words = [*parameters, *([f"data_source={Path(images).expanduser().resolve() if Path(images).exists() else images}"] if images else [])]
-    compiled = compiled_pipeline("train")
-    arguments = arguments_of(compiled, preset=base, overrides=[*changes, *overrides], words=words, resources=resources)
+    words = list(parameters)
+    if images:
+        words.append(f"data_source={Path(images).expanduser().resolve() if Path(images).expanduser().exists() else images}")
+        if not any(word.startswith("data_options=") for word in words):
+            words.append(f"data_options={json.dumps({'num_test': _num_held_out(images)})}")
+    arguments = arguments_of(compiled_pipeline("train"), preset=base, overrides=[*changes, *overrides], words=words, resources=resources)
     train_here(arguments, name=file.stem)
+
+
+def _num_held_out(images: str) -> int:
+    """Return the number of test images to hold out: every tenth image, unless the source has test images of its own."""
+    from training.data.inspection.folder import inspect_folder
+
+    connect()
+    found = inspect_folder(images, max_inspected=1)
+    return 0 if found.num_test_images else max(1, found.num_images // 10)
 
 
 def run(

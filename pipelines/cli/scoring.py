@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PANEL = "Samples and scores"
 MODEL = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), runs:/ID, or models:/NAME@ALIAS.")
 DATA = typer.Option("", "--data", help="Directory of the data set; empty takes the one of the model's training.")
-REFERENCE = typer.Option("", help="Reference statistics (npz); empty takes those beside the data set, and computes missing ones.")
+REFERENCE = typer.Option("", help="Reference statistics (npz); empty takes the data set's, and computes missing ones.")
 WEIGHTS = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the selected ones, or else the first average.")
 STEPS = typer.Option("", help="Sampling steps, like 250 or ddim50; empty takes the experiment's.")
 METHOD = typer.Option("", help="Sampler: ancestral, ddim or dpm_solver_pp; empty takes the experiment's.")
@@ -34,7 +34,7 @@ METRICS = typer.Option(
 WORKERS = typer.Option(1, "--num-workers", min=1, help="Parallel Ray tasks; 1 works in this process.")
 BATCH = typer.Option(0, "--batch-size", min=0, help="Images in a batch; 0 takes what fits. It does not change the images.")
 DEVICE = typer.Option("auto", help="Device: auto, cpu or cuda.")
-PRECISION = typer.Option("fp32", help="Precision of the network while sampling: fp32 or bf16.")
+PRECISION = typer.Option("fp32", help="Precision of the network while sampling.")
 ENDS = typer.Option("", help="Model of the first and last timesteps of an ensemble (theta_vlb), named like MODEL.")
 ENDS_WEIGHTS = typer.Option("", help="Weights of that model.")
 ENDS_WIDTH = typer.Option(100, min=0, help="Number of its timesteps at each end.")
@@ -69,7 +69,7 @@ def sample(
     num_workers: int = WORKERS,
     batch_size: int = BATCH,
     device: str = DEVICE,
-    precision: str = PRECISION,
+    precision: Literal["fp32", "bf16"] = PRECISION,
 ) -> None:
     """Sample images from a model: a PNG grid, and npz files on request."""
     import tempfile
@@ -91,7 +91,7 @@ def sample(
         data_uri=data or named.data_uri,
         low_res_uri=low_res,
         batch_size=batch_size,
-        precision=_precision(precision),
+        precision=precision,
     )
     with tempfile.TemporaryDirectory(prefix="iddpm-samples-") as folder:
         draw_images(request, images or folder, out, npz_uri=npz, num_workers=num_workers, device=device)
@@ -128,7 +128,7 @@ def evaluate(
     num_workers: int = WORKERS,
     batch_size: int = BATCH,
     device: str = DEVICE,
-    precision: str = PRECISION,
+    precision: Literal["fp32", "bf16"] = PRECISION,
     as_json: bool = JSON,
 ) -> None:
     """Evaluate a model by its experiment's protocol, and write a report."""
@@ -164,9 +164,9 @@ def evaluate(
         num_workers=num_workers,
         batch_size=batch_size,
         device=device,
-        precision=_precision(precision),
+        precision=precision,
     )
-    reference_uri = reference or reference_beside(spec.checkpoint_uri, data_uri, extractor, extractor_weights)
+    reference_uri = reference or reference_of(spec.checkpoint_uri, data_uri, extractor, extractor_weights)
     result = run_evaluation(spec, data_uri, reference_uri, options=options)
     run_uri = run_uri_of(spec.checkpoint_uri)
     page = write_report(run_uri, result_name=name)
@@ -224,7 +224,7 @@ def compare(
         batch_size=batch_size,
         device=device,
     )
-    reference_uri = reference or reference_beside(specs[0].checkpoint_uri, data_uri, extractor, extractor_weights)
+    reference_uri = reference or reference_of(specs[0].checkpoint_uri, data_uri, extractor, extractor_weights)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     comparison = study.compare(specs, data_uri, reference_uri, options=options)
     ids = [named.tracking_run_id for named in found]
@@ -242,8 +242,8 @@ def data_of(word: str, known: str, model: str) -> str:
     return word or known
 
 
-def reference_beside(checkpoint_uri: str, data_uri: str, extractor: str, extractor_weights: str) -> str:
-    """Return the URI of reference statistics beside the data set, and compute missing ones."""
+def reference_of(checkpoint_uri: str, data_uri: str, extractor: str, extractor_weights: str) -> str:
+    """Return the URI of the data set's reference statistics; missing ones are computed."""
     from evaluation.distances.reference_statistics import compute_reference
     from evaluation.features.extractors import load_extractor
     from evaluation.records.devices import choose_device
@@ -253,8 +253,8 @@ def reference_beside(checkpoint_uri: str, data_uri: str, extractor: str, extract
     evaluation = load_experiment(checkpoint_uri).evaluation
     name: Any = extractor or evaluation.extractor
     network = load_extractor(name, weights=extractor_weights or None, device=choose_device("auto"))
-    beside = storage.join(data_uri, "references")
-    return compute_reference(storage.join(data_uri, "train"), network, beside, evaluation.num_reference_images).uri
+    directory = storage.join(data_uri, "references")
+    return compute_reference(storage.join(data_uri, "train"), network, directory, evaluation.num_reference_images).uri
 
 
 def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> ModelSpec:
@@ -295,9 +295,3 @@ def _labels(word: str) -> Any:
         return tuple(int(label) for label in word.split(","))
     except ValueError as error:
         raise UserError(f"--labels must be balanced, data, or numbers like 0,1,2; got {word!r}") from error
-
-
-def _precision(word: str) -> Any:
-    if word not in ("fp32", "bf16"):
-        raise UserError(f"--precision must be fp32 or bf16, got {word!r}")
-    return word

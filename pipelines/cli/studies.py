@@ -56,7 +56,7 @@ def ema_sweep(
     steps = _numbers(at, int, "--at")
     named = resolve_model(run)
     data_uri = scoring.data_of(data, named.data_uri, run)
-    reference_uri = reference or scoring.reference_beside(named.checkpoint_uri, data_uri, "", extractor_weights)
+    reference_uri = reference or scoring.reference_of(named.checkpoint_uri, data_uri, "", extractor_weights)
     options = EvaluationOptions(num_workers=num_workers, device=device, extractor_weights=extractor_weights or None)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     found = study.sweep(
@@ -95,7 +95,7 @@ def replay_stopping(
 
     named = resolve_model(run)
     data_uri = scoring.data_of(data, named.data_uri, run)
-    reference_uri = reference or scoring.reference_beside(named.checkpoint_uri, data_uri, "", extractor_weights)
+    reference_uri = reference or scoring.reference_of(named.checkpoint_uri, data_uri, "", extractor_weights)
     options = EvaluationOptions(
         num_samples=num_samples or None,
         sampling=scoring.sampling_of(named.spec(), steps, method) if steps or method else None,

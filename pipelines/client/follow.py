@@ -1,6 +1,6 @@
 """Follow a run to its end: a line for each task whose state changes, and the errors of the tasks that failed.
 
-KFP's API reports the states of Argo's nodes: beside each task its driver, its executor and its retries. It reports no
+KFP's API reports the states of Argo's nodes: for each task also its driver, its executor and its retries. It reports no
 errors. Those are in the logs of the tasks' pods, which are read from Kubernetes if that can be reached.
 """
 
@@ -32,7 +32,7 @@ class StillRunningError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Polling:
-    """How a run is polled.
+    """Intervals and limits of polling a run.
 
     Attributes:
         interval_seconds: Time between two requests.

@@ -29,15 +29,6 @@ _FIELDS = (
     ("day of the week", "0 to 6 or sun to sat; Sunday is 0"),
 )
 _PART = re.compile(r"([*?]|(\d+|[a-z]{3})(-(\d+|[a-z]{3}))?)(/\d+)?", re.IGNORECASE)
-_NICKNAMES = {
-    "@yearly": "0 0 0 1 1 *",
-    "@annually": "0 0 0 1 1 *",
-    "@monthly": "0 0 0 1 * *",
-    "@weekly": "0 0 0 * * 0",
-    "@daily": "0 0 0 * * *",
-    "@midnight": "0 0 0 * * *",
-    "@hourly": "0 0 * * * *",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +92,7 @@ def parse_cron(text: str) -> str:
     words = text.split()
     if text.startswith("@"):
         interval = text.removeprefix("@every ")
-        remedy = f"give --every {interval} instead" if interval != text else f"write {_NICKNAMES.get(text, '0 0 2 * * *')!r}"
+        remedy = f"give --every {interval} instead" if interval != text else "write '0 0 0 * * *' for every midnight"
         raise UserError(f"cron {text!r}: KFP reads six fields; {remedy}")
     if re.match(r"(CRON_)?TZ=", text):
         raise UserError(f"cron {text!r}: KFP reads no zone in an expression; give it as --time-zone")
