@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from pipelines.cli.services import connect
+from training.config.errors import UserError
 
 _PANEL = "Pipelines"
 _SET = typer.Option([], "--set", help="Override of the experiment, like optim.num_steps=500; may be repeated.")
@@ -44,7 +45,6 @@ def init(
 ) -> None:
     """Write an experiment file for your own images, with sizes that fit them and your machine."""
     connect()
-    from training.config.errors import UserError
     from training.cost.suggest import suggest_experiment
     from training.data.inspection.folder import inspect_folder
 
@@ -84,15 +84,16 @@ def train(
     Of images without a test split, every tenth is held out for bits/dim; --param data_options='{"num_test": N}' changes that.
     """
     from pipelines.client.arguments import arguments_of, compiled_pipeline
-    from pipelines.local.training import read_overrides, train_here
+    from pipelines.local.training import train_here
 
-    base, changes = read_overrides(file)
-    words = list(parameters)
+    if file.suffix != ".toml":
+        raise UserError(f"{file}: an experiment file's name ends in .toml; `iddpm run train --preset` trains a preset")
+    words = [*parameters, f"experiment_file={file}"]
     if images:
         words.append(f"data_source={Path(images).expanduser().resolve() if Path(images).expanduser().exists() else images}")
         if not any(word.startswith("data_options=") for word in words):
             words.append(f"data_options={json.dumps({'num_test': _num_held_out(images)})}")
-    arguments = arguments_of(compiled_pipeline("train"), preset=base, overrides=[*changes, *overrides], words=words, resources=resources)
+    arguments = arguments_of(compiled_pipeline("train"), preset="", overrides=overrides, words=words, resources=resources)
     train_here(arguments, name=file.stem)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,30 +43,6 @@ def train_here(arguments: Mapping[str, Any], *, name: str, next_steps: Sequence[
     os.environ.update(running.env)
     took = format_duration(time.monotonic() - started)
     print(f"\nDone in {took}.\n{summarize(outputs['Output'], running.home / name, next_steps=next_steps)}")
-
-
-def read_overrides(path: Path) -> tuple[str, list[str]]:
-    """Return the base preset of an experiment file, and what it changes as overrides.
-
-    The file's name for the experiment is not among them: a run is named by its preset.
-
-    Raises:
-        UserError: The file cannot be read, or is not a valid experiment.
-    """
-    from training.config.files import read_experiment_file
-
-    read_experiment_file(path)
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    base = tables.pop("base")
-    tables.pop("name", None)
-
-    def flatten(table: Mapping[str, Any], prefix: str) -> list[str]:
-        changes: list[str] = []
-        for name, value in table.items():
-            changes += flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}={json.dumps(value)}"]
-        return changes
-
-    return base, flatten(tables, "")
 
 
 def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, str]] = ()) -> str:

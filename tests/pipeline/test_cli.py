@@ -19,11 +19,9 @@ from PIL import Image
 
 from pipelines.cli.main import app
 from pipelines.client.arguments import arguments_of, compiled_pipeline
-from pipelines.local.training import read_overrides
 from pipelines.services.connect import connect
 from pipelines.services.services import Services
-from training.config.files import read_experiment_file
-from training.config.presets import preset
+from training.config.files import read_experiment_file, resolve_experiment
 
 Command = Callable[..., "tuple[int, str, str]"]
 
@@ -177,22 +175,21 @@ def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it
     assert "exists already" in err
 
 
-def test_train_runs_the_experiment_of_the_file(tmp_path: Path) -> None:
+def test_the_experiment_of_a_file_is_what_the_pipeline_trains(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
         'base = "images32-hybrid-cosine"\nname = "mine"\nseed = 3\n[data]\nname = "mine"\n'
         '[optim]\nema_decays = [0.9, 0.99]\n[evaluation.sampling]\nmethod = "ddim"\nspacing = "ddim50"\n'
     )
-    base, changes = read_overrides(file)
-    arguments = arguments_of(compiled_pipeline("train"), preset=base, overrides=changes, words=["data_source=images"])
-    trained = preset(arguments["experiment_preset"], arguments["experiment_overrides"])
-    assert trained.to_dict() | {"name": "mine"} == read_experiment_file(file).to_dict()
+    arguments = arguments_of(compiled_pipeline("train"), preset="", overrides=["seed=4"], words=[f"experiment_file={file}"])
+    trained = resolve_experiment(file_text=arguments["experiment_file"], overrides=arguments["experiment_overrides"])
+    assert trained == read_experiment_file(file).override(["seed=4"])
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "cannot be read as an experiment file"),
+        (None, "mine.toml: cannot be read"),
         ("base = ", "is not TOML"),
         ('base = "images33-hybrid-cosine"\n', "there is no preset 'images33-hybrid-cosine'"),
         ('base = "images32-hybrid-cosine"\n[optim]\nnum_step = 5\n', "optim.num_step"),
