@@ -36,6 +36,7 @@ def preprocess(
     allow_upscale: bool = typer.Option(False, help="Enlarge images that are too small, instead of failing."),
     reduced_decode: bool = typer.Option(False, help="Decode large JPEGs at reduced size: faster and less exact."),
     max_pixels: int = typer.Option(89478485, help="Largest width times height; a larger image is refused as a decompression bomb."),
+    background: str = typer.Option("white", help="Colour behind transparent pixels: white, grey or black."),
     other_sizes: list[int] = typer.Option([], "--other-size", help="Further image size, stored in DATA/64x64 for 64; may be repeated."),
 ) -> None:
     """Prepare images as shards with a manifest. An interrupted command continues."""
@@ -50,6 +51,7 @@ def preprocess(
         "allow_upscale": allow_upscale,
         "reduced_decode": reduced_decode,
         "max_pixels": max_pixels,
+        "background": background,
     }
     source_options = {"labels": labels, "num_test": num_test}
     print(

@@ -83,6 +83,17 @@ def test_objects_overwritten_at_the_same_size_between_a_stop_and_the_resume_are_
     assert resumed == prepare(train, f"{bucket_uri}/fresh", image_size=8, options=options)
 
 
+def test_an_object_overwritten_at_the_same_size_after_the_publication_is_refused(bucket_uri):
+    for number in range(4):
+        storage.write_bytes(f"{bucket_uri}/images/{number}.ppm", b"P6 8 8 255\n" + bytes([number]) * 192)
+    train = open_splits(f"{bucket_uri}/images")["train"]
+    first = prepare(train, f"{bucket_uri}/data", image_size=8)
+    assert prepare(train, f"{bucket_uri}/data", image_size=8) == first
+    storage.write_bytes(f"{bucket_uri}/images/2.ppm", b"P6 8 8 255\n" + bytes([200]) * 192)
+    with pytest.raises(UserError, match="files of its source were overwritten since it was made"):
+        prepare(train, f"{bucket_uri}/data", image_size=8)
+
+
 def test_row_groups_stream_out_of_s3(bucket_uri, tmp_path, monkeypatch):
     manifest = prepare(digits("train"), f"{bucket_uri}/colour", image_size=8, options=COLOUR)
     everything = torch.cat([images for _, images, _ in iterate(f"{bucket_uri}/colour", 500)])

@@ -13,7 +13,7 @@ from training.data.images.decode import LARGEST_MAX_PIXELS, MAX_PIXELS, Backgrou
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How images become a data set.
+    """Options of a preparation, from images to a data set.
 
     Attributes:
         resize: Method; see `training.data.images.resize`.

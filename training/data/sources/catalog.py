@@ -22,7 +22,7 @@ USAGE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceOptions:
-    """How to read a source.
+    """Options for reading a source.
 
     Attributes:
         name: Name for a source that has none of its own (a folder, an archive).

@@ -52,7 +52,7 @@ class FileSource(Source):
 
     @property
     def address(self) -> str:
-        """Where the files are."""
+        """The address of the files."""
         return self.uri
 
     def listing(self) -> Listing:

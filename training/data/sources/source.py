@@ -97,7 +97,7 @@ class Source(ABC):
 
     @property
     def address(self) -> str:
-        """Where the files are, or the name of a source without files; used in messages."""
+        """The address of the files, or the name of a source without files; used in messages."""
         return self.name
 
     @abstractmethod
