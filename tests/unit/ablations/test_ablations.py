@@ -245,12 +245,6 @@ def test_figure_1_is_taken_on_both_sides_of_where_the_papers_curves_cross(name: 
     assert min(taken) < 50 < max(taken)
 
 
-def test_axes_whose_fields_have_one_name_are_told_apart_by_their_paths() -> None:
-    planned = _own("evaluation.sampling.spacing=10,25", "evaluation.scoring_sampling.spacing=5,8")
-    assert len({trial.label for trial in planned}) == 4
-    assert planned[0].values == {"evaluation.sampling.spacing": "10", "evaluation.scoring_sampling.spacing": "5"}
-
-
 def test_a_value_of_a_grid_can_be_a_list() -> None:
     assert [trial.values["channel_mult"] for trial in _own("model.channel_mult=[1,1],[1,2]")] == [[1, 1], [1, 2]]
 
