@@ -9,7 +9,7 @@ from components.container.image import BASE_IMAGE
 def compare_with_history(
     page: dsl.Output[dsl.HTML], evaluation_uri: str, tracking_run_id: str, num_standard_errors: float, min_difference: float
 ) -> str:
-    """Compares a score with the model's history and fails on a regression, naming both numbers.
+    """Compare a score with the model's history and fails on a regression, naming both numbers.
 
     Args:
         page: The comparison.

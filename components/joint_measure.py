@@ -22,7 +22,7 @@ def joint_measure(
     """Measure an ensemble or a cascade of the trials, where the ablation has one; otherwise does nothing.
 
     Args:
-        ablation_name: Which ablation, or what a grid of one's own is called.
+        ablation_name: Name of the ablation, or of a grid of one's own.
         ablation_scale: "paper" or "tiny".
         ablation_grid: One's own grid, path -> values.
         ablation_runs: Role -> run or checkpoint to look at.

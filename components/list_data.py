@@ -1,4 +1,4 @@
-"""Which data sets an ablation needs: one list, over which the pipeline loops."""
+"""The data sets of an ablation: one list, over which the pipeline loops."""
 
 from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has these names only
 
@@ -20,10 +20,10 @@ def list_data(
     data_options: str,
     storage_root_uri: str,
 ) -> list[dict[str, str]]:
-    """Checks the ablation, and lists the data sets of its trials.
+    """Check the ablation, and list the data sets of its trials.
 
     Args:
-        ablation_name: Which ablation, or what a grid of one's own is called.
+        ablation_name: Name of the ablation, or of a grid of one's own.
         ablation_scale: "paper" or "tiny".
         ablation_grid: One's own grid, path -> values.
         ablation_runs: Role -> run or checkpoint to look at.
@@ -35,7 +35,7 @@ def list_data(
         storage_root_uri: Where everything is kept.
 
     Returns:
-        All that the preprocess and reference steps of each need.
+        One item a data set, with the arguments of its preprocess and reference steps.
     """
     from components.ablations.planning import list_data_sets
     from components.steps.settings import read_data_options

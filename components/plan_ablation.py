@@ -21,10 +21,10 @@ def plan_ablation(
     tracking_experiment: str,
     pipeline_run_id: str,
 ) -> list[dict[str, str]]:
-    """Lists the trials of an ablation, each checked.
+    """List the trials of an ablation, each checked.
 
     Args:
-        ablation_name: Which ablation, or what a grid of one's own is called.
+        ablation_name: Name of the ablation, or of a grid of one's own.
         ablation_scale: "paper" or "tiny".
         ablation_grid: One's own grid, path -> values.
         ablation_runs: Role -> run or checkpoint to look at.
@@ -34,7 +34,7 @@ def plan_ablation(
         data_uri: Directory of the data set, for an ablation of a single one.
         storage_root_uri: Where everything is kept.
         tracking_experiment: MLflow's experiment.
-        pipeline_run_id: Of this run of the pipeline.
+        pipeline_run_id: ID of this run of the pipeline.
 
     Returns:
         All that a trial needs. In a loop kfp.local takes any other step's output for the loop's item, so the item carries

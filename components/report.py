@@ -7,7 +7,7 @@ from components.container.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def report(page: dsl.Output[dsl.HTML], run_uri: str, evaluation_uri: str) -> str:
-    """Makes one self-contained page of a run's evaluation: numbers, samples, curves, protocol.
+    """Make one self-contained page of a run's evaluation: numbers, samples, curves, protocol.
 
     Args:
         page: The page.

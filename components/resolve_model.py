@@ -1,4 +1,4 @@
-"""Which model a word names."""
+"""The model of a nightly check."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from components.container.image import BASE_IMAGE
 def resolve_model(model: str, storage_root_uri: str, pipeline_run_id: str) -> NamedTuple(  # type: ignore[valid-type]
     "Model", checkpoint_uri=str, weights=str, data_uri=str, tracking_run_id=str
 ):
-    """Finds a model by registry alias, run or checkpoint.
+    """Find a model by registry alias, run or checkpoint.
 
     Args:
         model: models:/NAME@ALIAS, a run's directory, or a checkpoint's directory inside a run's.

@@ -1,4 +1,4 @@
-"""The report of an ablation, whatever became of its trials."""
+"""The report of an ablation, also of one whose trials failed."""
 
 from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has these names only
 
@@ -21,13 +21,13 @@ def tabulate_ablation(
     experiment_overrides: List[str],  # noqa: UP006
     storage_root_uri: str,
 ) -> str:
-    """Collects what the trials found into one page, in S3, in KFP and in MLflow, and names those that failed.
+    """Collect the results of the trials into one page, in S3, in KFP and in MLflow, with the names of those that failed.
 
     Args:
         status: How the trials ended.
         page: The report.
-        pipeline_run_id: Of this run of the pipeline.
-        ablation_name: Which ablation, or what a grid of one's own is called.
+        pipeline_run_id: ID of this run of the pipeline.
+        ablation_name: Name of the ablation, or of a grid of one's own.
         ablation_scale: "paper" or "tiny".
         ablation_grid: One's own grid, path -> values.
         ablation_runs: Role -> run or checkpoint to look at.

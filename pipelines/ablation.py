@@ -34,7 +34,7 @@ from training.config import presets
 
 
 def parallel_trials(environment: Mapping[str, str] = os.environ) -> int:
-    """Trials at once. KFP takes a number for it and no parameter, so it is the compiling environment's, as the image is.
+    """Return how many trials run at once. KFP takes a number for it and no parameter, so the compiling environment sets it.
 
     Raises:
         CompileError: It is not a number.
@@ -68,7 +68,7 @@ def ablation_pipeline(
     tracking_experiment: str = "iddpm",
     train_resources: str = "laptop",
 ) -> str:
-    """Runs an ablation.
+    """Run an ablation.
 
     Args:
         ablation_grid: With own-grid, a JSON object of its axes, like {"diffusion.vlb_weight": [0.001, 0.01]}.

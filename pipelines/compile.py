@@ -1,4 +1,4 @@
-"""Compiles the pipelines to the YAML that the KFP UI uploads, and refuses to write one that a cluster would refuse.
+"""Compile the pipelines to the YAML that the KFP UI uploads, and refuse one that a cluster would refuse.
 
 A client needs kfp for this, but not torch, Ray or MLflow.
 """
@@ -31,7 +31,7 @@ PIPELINES: dict[str, str] = {
 
 
 def load(name: str) -> Any:
-    """The pipeline of that name.
+    """Return the pipeline of that name.
 
     Raises:
         CompileError: There is none.
@@ -42,7 +42,7 @@ def load(name: str) -> Any:
 
 
 def compile_all(directory: Path) -> list[Path]:
-    """Writes every pipeline's YAML into a directory, which is made where needed; returns the files.
+    """Write every pipeline's YAML into a directory, which is made if it is missing; return the files.
 
     Raises:
         CompileError: See `pipelines.compile_checks.check`; or the directory can't be written.
@@ -58,7 +58,7 @@ def compile_all(directory: Path) -> list[Path]:
 
 
 def compiled(name: str) -> str:
-    """A pipeline's YAML: the specification, and as a second document what Kubernetes is told.
+    """Return a pipeline's YAML: the specification, and as a second document its pods.
 
     Raises:
         CompileError: See `pipelines.compile_checks.check`.
@@ -80,7 +80,7 @@ def compiled(name: str) -> str:
 
 
 def specification(pipeline: Any) -> list[dict[str, Any]]:
-    """Compile a pipeline with the SDK; return the specification, and what Kubernetes is told."""
+    """Compile a pipeline with the SDK; return the specification, and the pods."""
     from kfp import compiler
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What a cluster would refuse of a compiled pipeline, or run differently than meant, and what this project promises of one."""
+"""Checks of a compiled pipeline: nothing in it that a cluster would refuse or run differently than meant, and this project's promises."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RESOURCES = ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest",
 _PLACEHOLDER = re.compile(r"\{\{\$[^{}]*\}\}")
 _INJECTED = re.compile(r"MLFLOW_|KFP_|ARGO_|KUBERNETES_|RAY_(?!AUTH_)")
 """Beginnings of the variables that KFP, its MLflow plugin, Argo and KubeRay put into pods (recorded; see tests/recordings)."""
-_WHATEVER_HAPPENS = "ALL_UPSTREAM_TASKS_COMPLETED"
+_IGNORES_FAILURES = "ALL_UPSTREAM_TASKS_COMPLETED"
 
 
 class CompileError(ValueError):
@@ -31,7 +31,7 @@ class CompileError(ValueError):
 
 
 def check(text: str) -> None:
-    """Checks a pipeline's YAML.
+    """Check a pipeline's YAML.
 
     Raises:
         CompileError: Lists every violation.
@@ -50,7 +50,7 @@ def _parse_problems(documents: list[Any]) -> Iterator[str]:
     from kfp.pipeline_spec import pipeline_spec_pb2
 
     if len(documents) != 2:
-        yield f"there are {len(documents)} documents, not the specification and what Kubernetes is told"
+        yield f"there are {len(documents)} documents, not the specification and the pods"
     for document, message in zip(documents, (pipeline_spec_pb2.PipelineSpec(), pipeline_spec_pb2.PlatformSpec()), strict=False):
         try:
             json_format.ParseDict(document, message)
@@ -140,12 +140,12 @@ def _task_problems(spec: dict[str, Any], platform: dict[str, Any]) -> Iterator[s
 
 
 def _order_problems(name: str, task: dict[str, Any], components: dict[str, Any], dag: dict[str, Any]) -> Iterator[str]:
-    """A step that runs whatever happens becomes a hook of each step that it waits for, and of no loop (READ in KFP 2.17)."""
-    if task.get("triggerPolicy", {}).get("strategy") != _WHATEVER_HAPPENS:
+    """Yield steps that KFP 2.17 would not run: one that ignores failures becomes a hook of each step before it, and of no loop."""
+    if task.get("triggerPolicy", {}).get("strategy") != _IGNORES_FAILURES:
         return
-    waited_for = [dag["tasks"][dependency] for dependency in task.get("dependentTasks", ())]
-    groups = [one for one in waited_for if "dag" in components[one["componentRef"]["name"]] and "parameterIterator" not in one]
-    if len(waited_for) != 1 or len(groups) != 1:
+    upstream = [dag["tasks"][dependency] for dependency in task.get("dependentTasks", ())]
+    groups = [one for one in upstream if "dag" in components[one["componentRef"]["name"]] and "parameterIterator" not in one]
+    if len(upstream) != 1 or len(groups) != 1:
         yield f"{name} ignores failures of single steps or of a loop, which KFP does not wait for; make it an exit task (dsl.ExitHandler)"
 
 

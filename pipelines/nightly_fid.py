@@ -35,7 +35,7 @@ def nightly_pipeline(
     threshold_difference: float = 0.0,
     threshold_standard_errors: float = 4.0,
 ) -> str:
-    """Checks a model.
+    """Check a model.
 
     Args:
         evaluate_resources: Resources of the score step.

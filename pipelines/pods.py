@@ -41,7 +41,7 @@ class Pod:
 
     Attributes:
         image: Image, or the pipeline's parameter of it.
-        size: What each asks for: values, or outputs of the settings step. Requests are equal to limits.
+        size: Size of each: values, or outputs of the settings step. Requests are equal to limits.
         timeout_seconds: After this Kubernetes ends the pod; None leaves it to the run's deadline.
     """
 
@@ -55,9 +55,9 @@ class Pod:
         Args:
             task: The task.
             name: Name of the step in the graph.
-            cached: Whether KFP may reuse the result of the same step with the same arguments and image. Only where those
+            cached: True lets KFP reuse the result of the same step with the same arguments and image. Only where those
                 determine the whole result; and not where a fresh measurement is the point.
-            uses_ray: Whether Ray may run in the pod, or the pod may hand its work to a Ray cluster. Ray's object store and
+            uses_ray: True if Ray may run in the pod, or the pod may hand its work to a Ray cluster. Ray's object store and
                 data-parallel workers need more shared memory than the 64 MiB that a container has; a cluster that
                 stands may require a token.
 

@@ -42,7 +42,7 @@ def train_pipeline(
     tracking_experiment: str = "iddpm",
     train_resources: str = "laptop",
 ) -> str:
-    """Trains one experiment and reports it.
+    """Train one experiment and report it.
 
     Args:
         data_options: How images are prepared.

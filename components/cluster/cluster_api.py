@@ -71,7 +71,7 @@ class ClusterApi(KubernetesApi):
             verb: Like "create".
             group: API group; "" is the core.
             resource: Like "rayjobs", or "pods/log".
-            account: Service account of the namespace; empty asks about the caller.
+            account: Service account of the namespace; empty is the caller.
         """
         name, _, subresource = resource.partition("/")
         attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": subresource}

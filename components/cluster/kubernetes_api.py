@@ -41,7 +41,7 @@ class KubernetesApi:
     """
 
     def __init__(self, namespace: str, *, patience_seconds: float = 900.0, first_pause_seconds: float = 0.5) -> None:
-        """Connects by the pod's service account, or outside a cluster by the kubeconfig.
+        """Connect by the pod's service account, or outside a cluster by the kubeconfig.
 
         Args:
             namespace: The namespace.

@@ -27,9 +27,9 @@ S3_SECRET = "iddpm-s3"
 SERVICES_CONFIG_MAP = "iddpm-services"
 """ConfigMap with the addresses of S3 and MLflow; see k8s/."""
 MLFLOW_SECRET = "iddpm-mlflow"
-"""Secret with MLflow's user and password, where MLflow asks for them; it need not exist."""
+"""Secret with MLflow's user and password, if MLflow requires them; it need not exist."""
 RAY_SECRET = "iddpm-ray"
-"""Secret with the token of a Ray cluster that stands, where it asks for one; it need not exist."""
+"""Secret with the token of a Ray cluster that stands, if it requires one; it need not exist."""
 
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
 """An amount as pods ask for it."""

@@ -26,7 +26,7 @@ class Proxy(NamedTuple):
 
     Attributes:
         url: Its address, without a password.
-        headers: What it wants to be told with each connection; secret.
+        headers: Headers that it needs with each connection; secret.
     """
 
     url: str
@@ -34,13 +34,13 @@ class Proxy(NamedTuple):
 
 
 def proxy_for(url: str, *, named: str = "") -> Proxy | None:
-    """The proxy on the way to an address; None where there is none.
+    """Return the proxy for an address, or None.
 
-    What listens on this machine, and what is named as a Service of the cluster, is reached without one.
+    Servers on this machine and Services of the cluster are reached without one.
 
     Args:
         url: The address.
-        named: A proxy that is named for this address by other means than the environment, and goes before that.
+        named: A proxy for this address from elsewhere than the environment; it takes precedence.
 
     Raises:
         ProxySettingsError: It is neither an http:// nor an https:// proxy.
@@ -62,6 +62,6 @@ def proxy_for(url: str, *, named: str = "") -> Proxy | None:
 
 
 def pool_for(url: str, **options: Any) -> urllib3.PoolManager:
-    """Connections to an address, by the proxy that it takes."""
+    """Return a pool of connections to an address, through its proxy if it has one."""
     proxy = proxy_for(url)
     return urllib3.ProxyManager(proxy.url, proxy_headers=proxy.headers, **options) if proxy else urllib3.PoolManager(**options)

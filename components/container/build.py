@@ -1,7 +1,6 @@
-"""Builds the project's image with docker or podman: `python3 -m components.container.build`, which `make image` calls.
+"""Build the project's image with docker or podman: `python3 -m components.container.build`, which `make image` calls.
 
-It needs no more than Python's own library, so a machine that only builds images sets nothing up. What is built is said
-in the environment:
+It needs Python's own library alone, so a machine that only builds images installs nothing. The environment says what to build:
 
     IMAGE        name and tag; what the compiled pipelines ask for by default
     TARGET       cpu, or gpu
@@ -38,15 +37,15 @@ _PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeou
 
 
 class BuildError(RuntimeError):
-    """The image can't be built; the message is one line that says why and what to do."""
+    """The image can't be built; one line that names the reason and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pip:
-    """How pip is configured on this machine.
+    """The configuration of pip on this machine.
 
     Attributes:
-        options: What says where the index is, by name; a value may hold a password.
+        options: Options about the index, by name; a value may have a password in it.
         certificates: File of the certificates that pip trusts; None is its own.
         wheels: A directory of wheels that pip looks in; None where there is none.
     """
@@ -57,13 +56,13 @@ class Pip:
 
     @property
     def finds_torch(self) -> bool:
-        """Whether somebody has said where packages come from, and so torch too."""
+        """True if packages, and so torch, come from somewhere other than PyPI."""
         return self.wheels is not None or "index-url" in self.options or "extra-index-url" in self.options
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """What to build.
+    """An image to build.
 
     Attributes:
         image: Name and tag.
@@ -83,34 +82,34 @@ class Build:
 
 
 def find_engine(environment: Mapping[str, str]) -> list[str]:
-    """The command that builds: what ENGINE says, else docker or podman, whichever is there and answers.
+    """Return the command that builds: ENGINE, else docker or podman, whichever is installed and answers.
 
     Raises:
         BuildError: There is none, or it does not answer.
     """
-    asked = shlex.split(environment.get("ENGINE", ""))
-    candidates = [asked] if asked else [["docker"], ["podman"]]
+    given = shlex.split(environment.get("ENGINE", ""))
+    candidates = [given] if given else [["docker"], ["podman"]]
     found = [command for command in candidates if shutil.which(command[0])]
     if not found:
-        missing = f"{asked[0]} is not installed" if asked else "neither docker nor podman is installed"
+        missing = f"{given[0]} is not installed" if given else "neither docker nor podman is installed"
         raise BuildError(f"{missing}; install one (Debian, Ubuntu: apt-get install podman)")
-    said = ""
+    reason = ""
     for command in found:
         answer = subprocess.run([*command, "info"], capture_output=True, text=True, check=False)
         if answer.returncode == 0:
             return command
-        said = (answer.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    raise BuildError(f"{found[-1][0]} does not answer ({said}); is its service running, and may you use it?")
+        reason = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+    raise BuildError(f"{found[-1][0]} does not answer ({reason}); is its service running, and may you use it?")
 
 
-def pip_here() -> Pip:
-    """How pip is configured on this machine; nothing where there is no pip."""
+def pip_configuration() -> Pip:
+    """Return the configuration of pip on this machine; empty where there is no pip."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     return parse_pip(listed.stdout if listed.returncode == 0 else "")
 
 
 def parse_pip(listed: str) -> Pip:
-    """What `pip config list` says, where a section of its own and the environment come before [global]."""
+    """Parse the output of `pip config list`. A section of its own and the environment take precedence over [global]."""
     ranks = {"global": 0, "install": 1, ":env:": 2}
     options: dict[str, tuple[int, str]] = {}
     for line in listed.splitlines():
@@ -130,7 +129,7 @@ def parse_pip(listed: str) -> Pip:
 
 
 def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
-    """Builds an image; the engine's words go to this process's output.
+    """Build an image; the engine writes to this process's output.
 
     Raises:
         BuildError: It failed.
@@ -150,17 +149,17 @@ def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
         ]
         done = subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
     if done.returncode != 0:
-        raise BuildError(f"{engine[0]} could not build {what.image}; what it said stands above")
+        raise BuildError(f"{engine[0]} could not build {what.image}; its messages above say why")
 
 
 def podman_limits() -> list[str]:
-    """The limits of this process: podman would raise them, which not everybody may."""
+    """Return options with the limits of this process: podman would raise them, which not everybody may."""
     limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
     return [word for name, limit in limits.items() for word in ("--ulimit", "{}={}:{}".format(name, *resource.getrlimit(limit)))]
 
 
 def _commit(context: Path) -> dict[str, str]:
-    """The revision that an image is of, and when it was made; nothing outside a git checkout."""
+    """Return the revision of the sources and its time; empty outside a git checkout."""
     git = ["git", "-C", str(context)]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         revision, created = subprocess.run(
@@ -173,7 +172,7 @@ def _commit(context: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _secrets(pip: Pip) -> Iterator[dict[str, Path]]:
-    """What pip is configured with, as files that only this user can read, for the time of a build: name -> file."""
+    """Write the configuration of pip to files that only this user can read, for the time of a build: name -> file."""
     options = dict(pip.options)
     with tempfile.TemporaryDirectory(prefix="iddpm-image-") as name:
         secrets = {"pip.conf": Path(name) / "pip.conf"}
@@ -187,9 +186,9 @@ def _secrets(pip: Pip) -> Iterator[dict[str, Path]]:
 
 
 def main() -> int:
-    """Builds what the environment says; the exit status is 1 where that fails."""
+    """Build what the environment says; return 1 if that fails."""
     environment = os.environ
-    pip = pip_here()
+    pip = pip_configuration()
     target = environment.get("TARGET") or "cpu"
     default_index = TORCH_CPU_INDEX if target == "cpu" and not pip.finds_torch else ""
     try:
@@ -209,7 +208,7 @@ def main() -> int:
         return 1
     size = subprocess.run([*engine, "image", "inspect", "--format", "{{.Size}}", what.image], capture_output=True, text=True, check=False)
     print(f"image: built {what.image}, {int(size.stdout or 0) / 1e9:.1f} GB")
-    print(f"image: it proves itself with: {engine[0]} run --rm {what.image} python -m components.container.self_test")
+    print(f"image: test it with: {engine[0]} run --rm {what.image} python -m components.container.self_test")
     return 0
 
 

@@ -26,11 +26,11 @@ class ImageError(UserError):
 
 
 def image_from(reference: str, *, variable: str = "IDDPM_IMAGE") -> str:
-    """The reference, once it is known to be immutable.
+    """Return the reference, once it is known to be immutable.
 
     Args:
         reference: `name:tag` or `name@sha256:digest`, with or without a registry in front.
-        variable: Where the user said it, for the error.
+        variable: Name of the variable or parameter, for the error.
 
     Raises:
         ImageError: The reference is malformed, has neither tag nor digest, or its tag is one that moves.

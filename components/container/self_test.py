@@ -1,7 +1,7 @@
-"""What the image runs to prove that it can do its work: `python -m components.container.self_test [CHECK ...]`.
+"""The image's test of itself: `python -m components.container.self_test [CHECK ...]`.
 
-Each check is a line that says what was found; the exit status is 1 where one of them failed. It is run while the image
-is built (`names`), by `make image-test`, and by whoever wonders about an image in a registry or on a cluster.
+Each check prints one line with its findings; the exit status is 1 if one failed. It runs while the image is built
+(`names`), in `make image-test`, and for an image in a registry or on a cluster.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SelfTestError(RuntimeError):
 
 
 def check_names() -> str:
-    """Our packages have names that others could have too: each comes from our distribution alone."""
+    """Check that each of our packages comes from our distribution alone: others could have the same names."""
     owners = importlib.metadata.packages_distributions()
     home = Path(sysconfig.get_path("purelib"))
     for name in PACKAGES:
@@ -49,7 +49,7 @@ def check_names() -> str:
 
 
 def check_user() -> str:
-    """The user is not root, has a name even where nobody knows it, and can write where it has to."""
+    """Check that the user is not root, has a name although no passwd entry, and can write to temporary files."""
     if os.getuid() == 0:
         raise SelfTestError("it runs as root; run it as its own user, or as any other of group 0")
     with tempfile.TemporaryFile() as file:
@@ -63,7 +63,7 @@ def check_user() -> str:
 
 
 def check_commands() -> str:
-    """What pods call by name is found, also by a login shell, which sets PATH anew; pip is not there to be called."""
+    """Check that the commands of pods are found, also by a login shell, which sets PATH anew, and that pip is missing."""
     for option in ("-c", "-lc"):
         for command in _COMMANDS:
             found = subprocess.run(["bash", option, f"command -v {command}"], capture_output=True, text=True, check=False).stdout.strip()
@@ -75,8 +75,8 @@ def check_commands() -> str:
 
 
 def check_modules() -> str:
-    """Every module of ours that runs in a step can be imported, and what serves MLflow too."""
-    names = ["pipelines.cli"]
+    """Check that every module of a step can be imported, and the modules that serve MLflow."""
+    names = ["pipelines.cli.main"]
     for package in PACKAGES[:3]:
         path = importlib.import_module(package).__path__
         names += [module.name for module in pkgutil.walk_packages(path, f"{package}.") if not _is_definition(module.name)]
@@ -91,13 +91,13 @@ def check_modules() -> str:
 
 
 def _is_definition(name: str) -> bool:
-    """Whether a module defines a component: kfp's compiler reads those, and copies what they do into the step."""
+    """Return True if a module defines a component: kfp's compiler copies its source into the step."""
     spec = importlib.util.find_spec(name)
     return spec is not None and spec.origin is not None and "from kfp import" in Path(spec.origin).read_text()
 
 
 def check_executor() -> str:
-    """A step runs in kfp's executor, though what kfp pins for its compiler and client is not installed."""
+    """Check that a step runs in kfp's executor, without the requirements of kfp's compiler and client."""
     with tempfile.TemporaryDirectory() as directory:
         module, result = Path(directory, "component.py"), Path(directory, "result.json")
         module.write_text(_COMPONENT)
@@ -111,7 +111,7 @@ def check_executor() -> str:
 
 
 def check_training() -> str:
-    """The training loop does its steps, on a card where there is one, compiled there."""
+    """Check that the training loop runs, on a GPU where there is one, compiled there."""
     import torch
 
     on_card = torch.cuda.is_available()
@@ -123,7 +123,7 @@ def check_training() -> str:
 
 
 def check_ray() -> str:
-    """A Ray of this machine starts, runs a task and ends."""
+    """Check that Ray starts on this machine, runs a task and ends."""
     from training.distributed.ray_session import ray_session
 
     with ray_session(num_cpus=1):
@@ -151,13 +151,13 @@ CHECKS: dict[str, Callable[[], str]] = {
 def _run(command: list[str], **environment: str) -> str:
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise SelfTestError(f"{' '.join(command[1:3])} ended with {done.returncode}: {last}")
     return done.stdout
 
 
 def main() -> int:
-    """Runs the named checks, or all."""
+    """Run the named checks, or all."""
     wanted = sys.argv[1:] or list(CHECKS)
     unknown = [name for name in wanted if name not in CHECKS]
     if unknown:
@@ -169,8 +169,8 @@ def main() -> int:
             print(f"ok    {name:<9} {CHECKS[name]()}", flush=True)
         except Exception as error:
             failed += 1
-            said = str(error) if isinstance(error, SelfTestError) else f"{type(error).__name__}: {error}"
-            print(f"FAIL  {name:<9} {said}", flush=True)
+            reason = str(error) if isinstance(error, SelfTestError) else f"{type(error).__name__}: {error}"
+            print(f"FAIL  {name:<9} {reason}", flush=True)
     return 1 if failed else 0
 
 

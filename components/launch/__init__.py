@@ -1,1 +1,1 @@
-"""Where the work of a step is done: in its own pod, on a RayJob, or on a standing Ray cluster. Imports no step."""
+"""Ways to run a step: in its own pod, on a Ray cluster that KubeRay makes, or on one that stands. Imports no step."""

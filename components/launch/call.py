@@ -1,4 +1,4 @@
-"""A step's call on a Ray cluster: what it is known by, the file that says what to do, and the one that says it is done."""
+"""A step's call on a Ray cluster: its key, the file with its arguments, and the file with its result."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ANSWER = "rayjob-answer.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """A call.
+    """A call of a step.
 
     Attributes:
         step: The step.
         arguments: Its arguments, by name.
-        key: Names the job: one key, one job at a time.
-        directory_uri: Where its files are.
-        result_uri: What is there once it is done: a training's own result, or what any other step returned.
+        key: Names the job; one key has one job at a time.
+        directory_uri: Directory of its files.
+        result_uri: Written when it is done: a training's own result, or the value that any other step returned.
     """
 
     step: Step
@@ -36,38 +36,38 @@ class Call:
 
     @property
     def uri(self) -> str:
-        """The file that says what to do."""
+        """URI of the file with step and arguments."""
         return storage.join(self.directory_uri, CALL)
 
     @property
     def driver(self) -> tuple[str, ...]:
-        """The command that does it, on a node of the cluster."""
+        """Command that does it, on a node of the cluster."""
         return "python", "-m", "components.launch.driver", self.uri
 
     def write(self) -> None:
-        """Says what to do."""
+        """Write the file with step and arguments."""
         answer_uri = "" if self.step.run_files else self.result_uri
         storage.write_json(self.uri, {"step": dataclasses.asdict(self.step), "arguments": dict(self.arguments), "answer_uri": answer_uri})
 
     def is_done(self) -> bool:
-        """Whether the result is there."""
+        """Return True if the result is there."""
         return storage.exists(self.result_uri)
 
-    def answer(self) -> Any:
-        """What the step returned."""
+    def result(self) -> Any:
+        """Return the value that the step returned."""
         return self.directory_uri if self.step.run_files else storage.read_json(self.result_uri)["returned"]
 
 
 def call_of(step: Step, arguments: Mapping[str, Any], scope: str = "") -> Call:
-    """The call of a step.
+    """Make the call of a step.
 
     Args:
         step: The step.
         arguments: Its arguments, by name.
-        scope: Calls of other scopes are other calls. A training has none: one run is trained by one job, whoever asks.
+        scope: Calls with different scopes are different calls. A training ignores it: one run has one job, whoever starts it.
 
     Raises:
-        UserError: A training's preset, override or data set does not fit.
+        UserError: A training's experiment or data set does not fit.
     """
     if step.run_files:
         key, directory_uri, result_uri = load(step.run_files)(arguments)

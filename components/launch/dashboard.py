@@ -102,13 +102,13 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
         What the step returns.
 
     Raises:
-        UserError: The preset, an override or the data set does not fit.
+        UserError: The experiment or the data set does not fit.
         RayJobsError: The cluster can't be reached, or the step did not end well.
     """
     call = call_of(step, arguments)
     if step.run_files and call.is_done():
         say(f"{call.key} is done already")
-        return call.answer()
+        return call.result()
     client, job = _connect(address), _Job()
 
     def follow() -> None:
@@ -122,7 +122,7 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
             f"Ray job {job.name} succeeded but {call.result_uri} is not there; does the cluster write to the same S3 as this step?"
         )
     say(f"{call.key} is done")
-    return call.answer()
+    return call.result()
 
 
 def _connect(address: str) -> _Dashboard:

@@ -36,7 +36,7 @@ _MIN_BASE_BYTES, _MIN_WORKER_BYTES = _GIB, _GIB // 2
 
 
 class PodSize(NamedTuple):
-    """What the pod of a step asks for, as KFP takes it: numbers as text."""
+    """Size and nodes of a step's pod, as KFP takes them: numbers as text."""
 
     cpu: str
     memory: str
@@ -100,7 +100,7 @@ class RayJobOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageResources(Resources):
-    """Resources of a stage. The fields of `Resources` say how the work is spread; these say where it runs, and on what.
+    """Resources of a stage. The fields of `Resources` describe the workers; these describe the pods and the place.
 
     Attributes:
         cpu: Cores of each pod that works, as Kubernetes reads them ("4", "1500m"). Requests are equal to limits.
@@ -111,7 +111,7 @@ class StageResources(Resources):
         tolerations: Taints that the pods that work bear, as in a pod's specification.
         ray_mode: Where Ray runs: "local" in the step's own pod, "rayjob" on a cluster that KubeRay makes, "address" on one that stands.
         ray_address: With "address", that cluster's dashboard, like http://HEAD:8265; on a node of the cluster also "auto".
-        queue: With "rayjob", Kueue's local queue; empty asks none.
+        queue: With "rayjob", Kueue's local queue; empty uses none.
         rayjob: With "rayjob", the cluster; see `RayJobOptions`.
     """
 
@@ -182,12 +182,12 @@ class StageResources(Resources):
 
     @property
     def work(self) -> Resources:
-        """How the work is spread."""
+        """Resources of the work itself."""
         return Resources(**{each.name: getattr(self, each.name) for each in fields(Resources)})
 
     @property
     def pod(self) -> PodSize:
-        """What the step's own pod asks for."""
+        """Size of the step's own pod."""
         if self.ray_mode != "local":
             return _LAUNCHER
         gpus = self.num_workers * self.num_gpus_per_worker if self.gpus is None else self.gpus

@@ -30,7 +30,7 @@ class Step:
         function: The function that does it, as "module:name".
         files_argument: The argument with the URI under which the files of its calls lie.
         run_files: For a step that works on one run, such as training: the function, as "module:name", that takes the
-            arguments and returns the run's key, its directory and the URI of its result. One run has one job, whoever asks.
+            arguments and returns the run's key, its directory and the URI of its result. One run has one job, whoever starts it.
             Such a step takes the cluster's address and distributes its own work. Any other step (empty) is handed to a
             worker, since a cluster's head offers neither cores nor GPUs.
         stage: The stage whose resources it uses; one of `components.launch.resources.STAGES`.

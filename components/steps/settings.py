@@ -22,12 +22,12 @@ _LARGEST_MAX_PIXELS = 2**30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataOptions:
-    """How images become a data set.
+    """Options of the preparation of images.
 
     Attributes:
         labels: Where labels come from: auto, none, folders, filename, or the address of a CSV or JSON file.
         num_test: Test images to hold out of a source that has no test split.
-        on_error: What an unreadable image does.
+        on_error: "fail" stops at an unreadable image, "skip" leaves it out.
         max_errors: With "skip", how many images may be left out.
         allow_upscale: Enlarge images that are smaller than the experiment's size.
         reduced_decode: Decode large JPEGs at reduced size: faster, about two grey levels off the exact average.

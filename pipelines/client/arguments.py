@@ -48,7 +48,7 @@ class CompiledPipeline:
         name: Ours, like "train".
         text: The YAML.
         spec: Its first document, the specification.
-        platform: Its second, what Kubernetes is told.
+        platform: Its second, the pods.
     """
 
     name: str
@@ -58,23 +58,23 @@ class CompiledPipeline:
 
     @property
     def pipeline_name(self) -> str:
-        """KFP's, like "iddpm-train"."""
+        """Name in KFP, like "iddpm-train"."""
         return str(self.spec["pipelineInfo"]["name"])
 
     @property
     def version_name(self) -> str:
-        """Named by the release and the YAML's digest, so that the same YAML is the same version."""
+        """Name by the release and the YAML's digest, so that the same YAML is the same version."""
         return f"{VERSION}-{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
 
     @property
     def parameters(self) -> Mapping[str, Mapping[str, Any]]:
-        """Name -> type, default and literals, as the specification says them."""
+        """Name -> type, default and literals, from the specification."""
         found: Mapping[str, Mapping[str, Any]] = self.spec["root"].get("inputDefinitions", {}).get("parameters", {})
         return found
 
     @property
     def task_names(self) -> frozenset[str]:
-        """The steps, also those in loops; not the loops themselves."""
+        """Names of the steps, also of those in loops."""
         components = self.spec["components"]
         graphs = [part["dag"] for part in (self.spec["root"], *components.values()) if "dag" in part]
         tasks = [(name, task) for graph in graphs for name, task in graph["tasks"].items()]
@@ -83,7 +83,7 @@ class CompiledPipeline:
 
 @functools.cache
 def compiled_pipeline(name: str) -> CompiledPipeline:
-    """The pipeline of that name, compiled, once in a process.
+    """Return the pipeline of that name, compiled once in a process.
 
     Raises:
         ArgumentsError: There is none.
@@ -100,7 +100,7 @@ def compiled_pipeline(name: str) -> CompiledPipeline:
 def arguments_of(
     pipeline: CompiledPipeline, *, preset: str, overrides: Sequence[str], words: Sequence[str], resources: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the arguments of a run, each of its parameter's type; what is not said is left to the pipeline's defaults.
+    """Return the arguments of a run, each of its parameter's type; the others keep the pipeline's defaults.
 
     Args:
         pipeline: The pipeline.
@@ -127,7 +127,7 @@ def arguments_of(
         if name not in pipeline.parameters:
             raise ArgumentsError(f"pipeline {pipeline.name} trains no experiment, so it takes no --preset and no --set")
         if name in arguments:
-            raise ArgumentsError(f"{option} and --param {name} say the same thing; give one")
+            raise ArgumentsError(f"{option} and --param {name} mean the same; give one")
         arguments[name] = given
     if str(arguments.get(FILE, "")).endswith(".toml") and not arguments[FILE].startswith("s3://"):
         arguments[FILE] = _read_file(arguments[FILE])

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from components.container.build import ROOT, pip_here, podman_limits
+from components.container.build import ROOT, pip_configuration, podman_limits
 from pipelines.services.services import Services
 from training import storage
 from training.tracking.runs import attach
@@ -106,7 +106,7 @@ def _make_base() -> None:
 
 def _build(image: str, base_image: str, context: Path) -> None:
     """Builds as `make image` does; pip's configuration carries a word that must not be found again."""
-    trusted = f"{pip_here().options.get('trusted-host', '')} {_CANARY}".strip()
+    trusted = f"{pip_configuration().options.get('trusted-host', '')} {_CANARY}".strip()
     wanted = {"ENGINE": " ".join(_PODMAN), "IMAGE": image, "BASE_IMAGE": base_image, "PIP_TRUSTED_HOST": trusted}
     built = subprocess.run(
         [sys.executable, "-m", "components.container.build"],
@@ -167,7 +167,7 @@ def test_nothing_that_pip_was_told_is_in_it(base_image: str) -> None:
     ours = "\n".join(steps[: len(steps) - len(below)])
     assert "components.container.self_test" in ours
     assert not re.search(r"https?://|PIP_|TORCH_INDEX", ours)
-    told = {_CANARY, *(value for name, value in pip_here().options.items() if name not in ("timeout", "retries"))}
+    told = {_CANARY, *(value for name, value in pip_configuration().options.items() if name not in ("timeout", "retries"))}
     about = json.dumps(_inspected()["Config"]) + ours
     assert [word for word in told if word in about] == []
     found = _podman(

@@ -242,7 +242,7 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--param", "data_options=[]"), "data_options is a JSON object"),
         (("train", "--param", "data_uri"), "it reads name=value"),
         (("train", "--param", "data_uri=s3://a", "--param", "data_uri=s3://b"), "is given twice"),
-        (("train", "--preset", "digits-hybrid-cosine", "--param", "experiment_preset=digits-hybrid-cosine"), "say the same thing"),
+        (("train", "--preset", "digits-hybrid-cosine", "--param", "experiment_preset=digits-hybrid-cosine"), "mean the same"),
         (("train", "--param", "experiment_overrides=[1]"), "a JSON list of words"),
         (("train", "--param", "image=iddpm:latest"), "'iddpm:latest' can change under a cached step"),
         (("train", "--param", "image="), "--param image: '' is not an image reference"),

@@ -2,7 +2,7 @@
 
 A run has one RayJob name, so that the API server itself keeps two launchers from starting it twice: the second finds
 the first one's job and follows that. A job that failed is deleted, its pods waited for, and created again; training
-then goes on from its checkpoints. Whether a run is done is read from the run's directory by the caller, not from logs.
+then goes on from its checkpoints. The caller reads from the run's directory, not from logs, if a run is done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RayJobError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """How often to look, and how long to wait.
+    """Intervals between two looks, and limits of waiting.
 
     Attributes:
         poll_seconds: Between two looks at the job, give or take a fifth.
@@ -194,14 +194,14 @@ def _wait_until_gone(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> N
 def _wait_for_pods_to_go(job: RayJob, api: KubernetesApi, pace: Pace) -> None:
     """Wait, since two drivers would write the same checkpoints: a deleted job's pods outlive it by their grace period."""
     deadline = pace.clock() + pace.teardown_seconds
-    said = False
+    reported = False
     while True:
         live = [pod["metadata"]["name"] for pod in api.pods(f"{RUN_LABEL}={job.name}") if is_live(pod)]
         if not live:
             return
-        if not said:
+        if not reported:
             say(f"waiting for {len(live)} pod(s) of the last try to go")
-            said = True
+            reported = True
         if pace.clock() > deadline:
             raise RayJobError(
                 f"{len(live)} pod(s) of an earlier RayJob {job.name} are still there after {format_duration(pace.teardown_seconds)}: "

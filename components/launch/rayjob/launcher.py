@@ -38,7 +38,7 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
         What the step returns.
 
     Raises:
-        UserError: The preset, an override or the data set does not fit, or no image is known.
+        UserError: The experiment or the data set does not fit, or no image is known.
         RayJobError: The step did not end well.
         KubernetesError: The API refuses, or is away for too long.
         SystemExit: SIGTERM; the RayJob is deleted if this run of the pipeline started it.
@@ -46,7 +46,7 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
     call = call_of(step, arguments)
     if step.run_files and call.is_done():
         say(f"{call.key} is done already")
-        return call.answer()
+        return call.result()
     api = KubernetesApi(current_namespace())
     launcher, launch = _own_pod(api), uuid.uuid4().hex
     owner = owner_of(launcher)
@@ -57,7 +57,7 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
     if not call.is_done():
         raise RayJobError(f"RayJob {job.name} succeeded but {call.result_uri} is not there; do its pods write to the same S3 as this step?")
     say(f"{call.key} is done")
-    return call.answer()
+    return call.result()
 
 
 def _own_pod(api: KubernetesApi) -> dict[str, Any] | None:

@@ -168,7 +168,7 @@ def render(job: RayJob) -> dict[str, Any]:
 
 
 def _labels(job: RayJob) -> dict[str, str]:
-    """Labels of the job and its pods. Pods keep KubeRay's own app.kubernetes.io/name: the job's Service selects by it."""
+    """Return labels of the job and its pods. Pods keep KubeRay's own app.kubernetes.io/name: the job's Service selects by it."""
     return {"app.kubernetes.io/managed-by": "iddpm", RUN_LABEL: job.name}
 
 
@@ -229,7 +229,7 @@ def _submitter(job: RayJob) -> dict[str, Any]:
 
 
 def _pod(job: RayJob, container: str, amounts: Mapping[str, str], env: Mapping[str, str], *, scratch_size: str) -> dict[str, Any]:
-    """Return a pod as Pod Security's "restricted" asks for it, with a root that can't be written.
+    """Return a pod that Pod Security's "restricted" level accepts, with a root that can't be written.
 
     Requests are equal to limits, as Ray counts the limits and the scheduler the requests.
     """

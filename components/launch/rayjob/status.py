@@ -84,9 +84,9 @@ def failure_message(name: str, status: Status, troubles: Sequence[str] = ()) -> 
     else:
         reason = status.reason or status.deployment
         what, remedy = f"failed ({reason})", _REMEDIES.get(reason, _RESUMES)
-    said = f": {status.message[:400]}" if status.message else ""
+    message = f": {status.message[:400]}" if status.message else ""
     trouble = f"; seen: {'; '.join(troubles)}" if troubles else ""
-    return f"RayJob {name} {what}{said}{trouble}; {remedy}"
+    return f"RayJob {name} {what}{message}{trouble}; {remedy}"
 
 
 def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:
