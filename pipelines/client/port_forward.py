@@ -9,8 +9,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-from pipelines.services.daemons import signals_deferred, termination_raised
 from pipelines.services.ports import free_ports
+from training.distributed.signals import stop_flag, termination_raised
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
@@ -56,7 +56,7 @@ class PortForward:
         if self._process is not None and self._process.poll() is None:
             return
         arguments = ["port-forward", "--address", "127.0.0.1", f"svc/{self._service}", f"{self.local_port}:{self._port}"]
-        with signals_deferred():
+        with stop_flag():
             # In its own session: Ctrl-C is for this process, which still needs the port for its clean-up.
             self._process = subprocess.Popen(
                 [self._kubectl, "--namespace", self._namespace, *arguments],

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from pipelines.services import daemons
+from training.distributed.signals import termination_raised
 
 if TYPE_CHECKING:
     from pipelines.services.services import Services
@@ -126,7 +127,7 @@ def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[st
     """Start the run, show its lines, and return its exit status when none of its processes is left."""
     home = services.home.resolve()
     mark = {_MARK: f"{home}:{uuid.uuid4().hex}"}
-    with daemons.termination_raised(), log_path.open("a") as log:
+    with termination_raised(), log_path.open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.local.worker", str(job)],
             stdin=subprocess.PIPE,

@@ -7,15 +7,14 @@ process table is the only record of what runs, so a stale file, a reused pid or 
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 import psutil
+
+from training.distributed.signals import stop_flag
 
 _MARK = "IDDPM_DAEMON"
 _LOG_LIMIT = 16 * 2**20
@@ -35,7 +34,7 @@ def start(home: Path, name: str, command: Sequence[str], *, env: Mapping[str, st
     """
     if log_path.exists() and log_path.stat().st_size > _LOG_LIMIT:
         log_path.replace(log_path.with_name(log_path.name + ".1"))
-    with log_path.open("ab") as log, signals_deferred():
+    with log_path.open("ab") as log, stop_flag():
         # Deferred: an exception between the fork and the return would lose the child.
         process = subprocess.Popen(
             list(command),
@@ -106,46 +105,9 @@ def kill_all(find_processes: Callable[[], Sequence[psutil.Process]]) -> set[int]
     return killed
 
 
-@contextlib.contextmanager
-def signals_deferred() -> Iterator[None]:
-    """Defer SIGINT, SIGTERM and SIGHUP until the block has ended. Outside the main thread this does nothing."""
-    received: list[int] = []
-    with _handlers(lambda number, _: received.append(number), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
-        yield
-    for number in received[:1]:
-        signal.raise_signal(signal.Signals(number))
-
-
-@contextlib.contextmanager
-def termination_raised() -> Iterator[None]:
-    """Raise `SystemExit` on SIGTERM and SIGHUP within the block, so that its clean-up runs.
-
-    A signal that the process was started to ignore, as `nohup` does with SIGHUP, stays ignored.
-    """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    with _handlers(leave, [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]):
-        yield
-
-
 def _environment(process: psutil.Process) -> dict[str, str]:
     """Return a process's environment; empty for a zombie, for another user's process, and for one that has ended."""
     try:
         return {} if process.status() == psutil.STATUS_ZOMBIE else process.environ()
     except (psutil.Error, OSError):
         return {}
-
-
-@contextlib.contextmanager
-def _handlers(handler: signal._HANDLER, numbers: Sequence[signal.Signals]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, signal.SIG_DFL if old is None else old)

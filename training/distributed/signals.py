@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 STOPPED_EXIT_CODE = 128 + signal.SIGTERM
 """Exit code of a program that SIGTERM ended in good order: what a shell reports of a process that SIGTERM killed."""
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _POLL_SECONDS = 0.1
 
 _Result = TypeVar("_Result")
@@ -66,35 +66,58 @@ class StopFlag:
 
         Raises:
             KeyboardInterrupt: The first signal was Ctrl-C.
-            SystemExit: The first signal was SIGTERM; the code is `STOPPED_EXIT_CODE`.
+            SystemExit: The first signal was another; the code is 128 and its number, `STOPPED_EXIT_CODE` after SIGTERM.
         """
         if self._received:
-            raise KeyboardInterrupt if self._received[0] == signal.SIGINT else SystemExit(STOPPED_EXIT_CODE)
+            raise KeyboardInterrupt if self._received[0] == signal.SIGINT else SystemExit(128 + self._received[0])
 
 
 @contextlib.contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Turn SIGTERM and Ctrl-C into a flag for the time of the block.
+    """Turn SIGTERM, Ctrl-C and a closed terminal (SIGHUP) into a flag for the time of the block.
 
-    Where the block ends normally although a signal has arrived, the signal is sent again to the handler that was there before. Where it
-    ends by an exception, later SIGTERMs are ignored, so that they do not change the exit code of a program that is ending.
-    Outside the main thread signals are left alone. A signal that the program ignores stays ignored.
+    Where the block ends although nobody acted on a signal, the signal is sent again to the handler that was there before; so a block that
+    does not read the flag defers signals. Where it ends by SystemExit or KeyboardInterrupt, later SIGTERMs are ignored, so that they do not
+    change the exit code of a program that is ending. Outside the main thread signals are left alone. A signal that the program was
+    started to ignore, as `nohup` does with SIGHUP, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield StopFlag()
         return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    before = {number: handler or signal.SIG_DFL for number, handler in before.items() if handler is not signal.SIG_IGN}
-    flag = StopFlag(before)
-    is_ending = True
+    before = {number: handler for number in _STOP_SIGNALS if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+    flag, is_ending = StopFlag(before), False
     try:
         yield flag
-        is_ending = False
+    except (SystemExit, KeyboardInterrupt):
+        is_ending = flag.is_set
+        raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if is_ending and flag.is_set and number == signal.SIGTERM else handler)
+            signal.signal(number, signal.SIG_IGN if is_ending and number == signal.SIGTERM else handler or signal.SIG_DFL)
     if flag.is_set:
-        os.kill(os.getpid(), flag._received[0])
+        signal.raise_signal(signal.Signals(flag._received[0]))
+
+
+@contextlib.contextmanager
+def termination_raised() -> Iterator[None]:
+    """Raise `SystemExit` on SIGTERM and SIGHUP within the block, so that its clean-up runs.
+
+    For a short command in one thread, whose clean-up bears an exception anywhere; a training uses `stop_flag`. A signal that has a handler
+    or is ignored is left alone, and so are all outside the main thread.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if in_main_thread and signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run_stoppable(

@@ -12,10 +12,12 @@ import os
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future
+from datetime import timedelta
 from typing import Any
 
 import ray
 import torch
+import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -41,6 +43,7 @@ MAX_WORKER_FAILURES = 3
 SCORE_GPU_SHARE = 0.25
 """A score shares a worker's GPU: for one of its own it might wait for ever, while training waits for the score."""
 _CONTROL_SECONDS = 10.0
+_SET_UP_TIMEOUT = timedelta(hours=12)
 
 
 @ray.remote(num_cpus=0)
@@ -233,6 +236,8 @@ def _worker(config: dict[str, Any]) -> Outcome:
     job: Job = config["job"]
     context = get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    # Ranks wait here for the slowest to stage its data, which may take hours, and not in a collective of the loop, whose time-out is short.
+    ready = dist.new_group(backend="gloo", timeout=_SET_UP_TIMEOUT) if world_size > 1 else None
     device = _set_up_device(job, context.get_local_world_size())
     loader = storage.retry(
         lambda: Loader(
@@ -242,12 +247,13 @@ def _worker(config: dict[str, Any]) -> Outcome:
             cache_dir=job.resources.cache_dir or None,
             disk_budget_bytes=job.experiment.data.disk_budget_bytes or None,
             device=device if job.resources.resident_data else None,
-        ),
-        seconds=job.retry_seconds,
+        )
     )
     rank_zero = _rank_zero_hooks(job, world_size) if rank == 0 else None
     hooks = rank_zero.hooks() if rank_zero is not None else Hooks()
     try:
+        if ready is not None:
+            dist.barrier(ready)
         outcome = train_with_rollbacks(
             lambda: Trainer(job.experiment, job.resources, loader, device=device, rank=rank, world_size=world_size, hooks=hooks),
             job.run_uri,

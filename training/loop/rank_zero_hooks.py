@@ -59,7 +59,7 @@ class RankZeroHooks:
         self._is_stop_requested = False
         self._asked_at = -math.inf
         removed: set[int] = set()
-        scores, self._saved_steps = storage.retry(lambda: self._read_run(removed), seconds=job.retry_seconds)
+        scores, self._saved_steps = storage.retry(lambda: self._read_run(removed))
         self._writer = checkpoint.AsyncWriter(job.run_uri, first=self._before_checkpoint, retry_seconds=job.retry_seconds)
         self._newly_saved: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._tracked: TrackedRun | None = None

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from training.distributed.signals import StopFlag, run_stoppable, stop_flag
+from training.distributed.signals import StopFlag, run_stoppable, stop_flag, termination_raised
 
 SIGNALS = [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number, _ in SIGNALS}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
@@ -56,7 +56,7 @@ def test_a_sigterm_while_the_program_ends_does_not_change_its_exit_code() -> Non
     send(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_the_block_did_not_act_on_goes_to_the_handler_from_before(number: int) -> None:
     received: list[int] = []
     signal.signal(number, lambda number, frame: received.append(number))
@@ -65,6 +65,26 @@ def test_a_signal_that_the_block_did_not_act_on_goes_to_the_handler_from_before(
         assert received == []
     time.sleep(0.02)
     assert received == [number]
+
+
+def test_a_closed_terminal_ends_the_program_unless_nohup_started_it() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with pytest.raises(SystemExit, match="129"), stop_flag() as stop:  # noqa: PT012
+        send(signal.SIGHUP)
+        stop.raise_if_set()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_flag() as stop, termination_raised():
+        send(signal.SIGHUP)
+        assert not stop.is_set
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_short_command_is_ended_by_an_exception(number: int, code: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    with pytest.raises(SystemExit, match=str(code)), termination_raised():  # noqa: PT012
+        send(number)
+        time.sleep(60)
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_blocks_may_be_nested() -> None:
