@@ -121,7 +121,7 @@ def _see_the_trials_in_mlflow(experiment_name: str, request: AblationRequest) ->
     assert re.search(r"searchFilter=.*orderByKey=.*compareRunsMode=CHART", parent.data.tags["iddpm.compare_url"])
 
 
-def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Services, tmp_path: Path) -> None:
+def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
     seed = f"seed={uuid.uuid4().int % 2**31}"
     request = _request("hybrid-weight", seed)
     uri = ablation_uri(request, services.bucket_uri)
@@ -141,10 +141,11 @@ def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Servi
     assert 0 < len(done) < 4
     before = {label: storage.read_bytes(record_uri(uri, label)) for label in done}
 
-    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout[-3000:]
-    assert finished.stdout.count("was trained and measured before") == len(done)
-    assert finished.stdout.count("followed at") <= 4 - len(done)
+    capsys.readouterr()
+    assert run_ablation(request, services).failed == {}
+    output = capsys.readouterr().out
+    assert output.count("was trained and measured before") == len(done)
+    assert output.count("followed at") <= 4 - len(done)
     assert {label: storage.read_bytes(record_uri(uri, label)) for label in done} == before
     folder = services.home / "ablations" / "hybrid-weight-tiny"
     with (folder / "table.csv").open() as file:

@@ -51,7 +51,7 @@ def render(
         scale=request.scale,
         scale_words=_describe_scale(request),
         data_words=_describe_data(records),
-        distance_words=_describe_distance(name, rows),
+        distance_words=_describe_distance(name, with_paper=bool(cells) and table.any_paper_distance(rows)),
         failures=[record for record in records if record.error],
         findings=findings,
         table=cells,
@@ -95,12 +95,12 @@ def _describe_data(records: Sequence[TrialRecord]) -> str:
     return f"{'; '.join(data_sets)}{length}."
 
 
-def _describe_distance(name: str, rows: Sequence[TableRow]) -> str:
+def _describe_distance(name: str, *, with_paper: bool) -> str:
     if name in ("distance", "FID"):
         return ""
     text = f"{name} is a Frechet distance in the features of another network than Inception. It is not an FID and cannot be compared with "
     text += "published numbers."
-    return text + (" The paper's FIDs are shown for their order." if table.any_paper_distance(rows) else "")
+    return text + (" The paper's FIDs are shown for their order." if with_paper else "")
 
 
 def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
