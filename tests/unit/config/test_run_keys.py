@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.steps.runs import run_directory
+from components.steps.runs import Run, claim_directory, run_directory
 from training import storage
 from training.checkpoints import checkpoint
 from training.config import presets
+from training.config.errors import UserError
 from training.config.experiment import EvaluationConfig, Experiment, ModelConfig
 from training.config.run_keys import EVALUATION_ONLY, run_key, run_keys, same_training
 
@@ -130,3 +131,18 @@ def test_a_checkpoint_is_evaluated_as_its_run_says_now(tmp_path: Path) -> None:
     other = changed.override(["model.dropout=0.5"])
     storage.write_bytes(f"{run_uri}/experiment.json", other.to_json().encode())
     assert checkpoint.load_experiment(uri) == DEMO
+
+
+def test_another_evaluation_of_a_run_takes_the_place_of_the_old_and_another_training_is_refused(tmp_path: Path) -> None:
+    uri = f"{tmp_path.as_uri()}/runs/digits"
+
+    def claim(experiment: Experiment) -> None:
+        claim_directory(Run(experiment=experiment, manifest=None, key="digits", uri=uri))
+
+    changed = DEMO.override(["evaluation.num_samples=123"])
+    for experiment in (DEMO, DEMO, changed):
+        claim(experiment)
+        assert storage.read_bytes(f"{uri}/experiment.json") == experiment.to_json().encode()
+    with pytest.raises(UserError, match="is not the experiment of this run"):
+        claim(changed.override(["model.dropout=0.5"]))
+    assert storage.read_bytes(f"{uri}/experiment.json") == changed.to_json().encode()
