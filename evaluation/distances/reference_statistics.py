@@ -106,9 +106,8 @@ class ReferenceStatistics:
         if self.provenance is None:
             raise UserError(
                 f"{self.uri or 'these statistics'} do not record their images, extractor and resize; declare them once with "
-                "evaluation.distances.reference_statistics.import_statistics"
+                "'iddpm adopt-reference'"
             )
-        mine = self.provenance
         expected: dict[str, Any] = {"extractor": extractor.name, "extractor_sha256": extractor.sha256}
         if experiment is not None:
             data = experiment.data
@@ -120,10 +119,8 @@ class ReferenceStatistics:
             }
         if manifest is not None:
             expected |= {"data_digest": manifest.content_digest, "split": manifest.split, "resize": manifest.resize}
-        differing = [f"{name}: {getattr(mine, name)!r}, not {value!r}" for name, value in expected.items() if getattr(mine, name) != value]
-        if differing:
-            raise UserError(f"the reference {self.uri or 'statistics'} can't be compared with this: {'; '.join(differing)}")
-        return mine
+        _require_equal(self.provenance, expected, f"the reference {self.uri or 'statistics'} can't be compared with this")
+        return self.provenance
 
 
 def require_comparable(first: ReferenceStatistics, second: ReferenceStatistics) -> None:
@@ -135,10 +132,15 @@ def require_comparable(first: ReferenceStatistics, second: ReferenceStatistics) 
     if first.provenance is None or second.provenance is None:
         return
     names = ("image_size", "image_channels", "resize", "extractor", "extractor_sha256")
-    pairs = [(name, getattr(first.provenance, name), getattr(second.provenance, name)) for name in names]
-    differing = [f"{name}: {mine!r}, not {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
+    expected = {name: getattr(second.provenance, name) for name in names}
+    _require_equal(first.provenance, expected, f"{first.uri} can't be compared with {second.uri}")
+
+
+def _require_equal(provenance: Provenance, expected: Mapping[str, Any], message: str) -> None:
+    found = {name: getattr(provenance, name) for name in expected}
+    differing = [f"{name}: {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
     if differing:
-        raise UserError(f"{first.uri} can't be compared with {second.uri}: {'; '.join(differing)}")
+        raise UserError(f"{message}: {'; '.join(differing)}")
 
 
 def reference_name(manifest: Manifest, extractor: FeatureExtractor, num_images: int | None = None) -> str:

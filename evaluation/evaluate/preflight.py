@@ -31,26 +31,7 @@ _LIKELIHOOD_BATCH_SIZE = 100
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """Everything that an evaluation needs, checked.
-
-    Attributes:
-        experiment: The experiment that trained the model.
-        weights: The weights of the checkpoint.
-        step: Training step of the checkpoint.
-        run_uri: The run's directory.
-        data_uri: The data set.
-        extractor: The feature extractor.
-        reference: Reference statistics.
-        provenance: Their provenance.
-        metrics: Names of the metrics besides the distance.
-        class_names: Names of the labels.
-        samples: The images to draw.
-        likelihood: The likelihood to compute; None if it is not wanted.
-        images_uri: Directory of the images.
-        work_uri: Directory of the likelihood's chunks.
-        device: The device of each worker.
-        card: The protocol card.
-    """
+    """Everything that an evaluation needs. `samples` and `likelihood` (None if not wanted) are the work, `card` the protocol."""
 
     experiment: Experiment
     weights: str

@@ -1,8 +1,7 @@
-"""A small classifier of 8x8 digits, whose features stand in for the Inception network's on the demo's data.
+"""A small classifier of 8x8 digits, whose features replace the Inception network's for the demo's data.
 
-It is trained on the training split alone (the script is this module: `python -m evaluation.features.digit_classifier`), and its
-weights are part of the repository. A distance in its features ranks models of digits; it is not an FID and can't be
-compared with one.
+It is trained on the training split alone (`python -m evaluation.features.digit_classifier`), and its weights are part of the
+repository. A distance in its features ranks models of digits; it is no FID and can't be compared with one.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.config.errors import UserError
 from training.console import say
 from training.diffusion.pixels import to_model_range
 from training.shapes import Float, Int64, UInt8
@@ -38,41 +38,41 @@ class DigitClassifier(nn.Module):
         self.classify = nn.Linear(NUM_FEATURES, 10)
 
     def features(self, images: Float[Tensor, "batch 1 8 8"]) -> Float[Tensor, "batch 64"]:
-        """The 64 features of images in [-1, 1]."""
+        """Return the 64 features of images in [-1, 1]."""
         h = functional.silu(self.conv_1(images))
         h = functional.silu(self.conv_2(h))
         h = functional.silu(self.conv_3(h))
         return functional.silu(self.embed(h.flatten(1)))
 
     def forward(self, images: Float[Tensor, "batch 1 8 8"]) -> Float[Tensor, "batch 10"]:
-        """Logits of the ten digits."""
+        """Return the logits of the ten digits."""
         logits: Tensor = self.classify(self.features(images))
         return logits
 
 
 def load_classifier() -> DigitClassifier:
-    """The committed classifier, on the CPU, ready to evaluate.
+    """Load the committed classifier on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: The weights' file is not the one that belongs to this version of the code.
+        UserError: The weights' file does not belong to this version of the code.
     """
     data = WEIGHTS_PATH.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != WEIGHTS_SHA256:
-        raise ValueError(f"{WEIGHTS_PATH.name} has sha256 {digest}, not {WEIGHTS_SHA256}: restore it with git checkout")
+        raise UserError(f"{WEIGHTS_PATH.name} has sha256 {digest}, not {WEIGHTS_SHA256}: restore it with git checkout")
     model = DigitClassifier()
     model.load_state_dict(load(data))
     return model.eval().requires_grad_(False)
 
 
 def train(images: UInt8[Tensor, "batch 1 8 8"], labels: Int64[Tensor, " batch"], *, num_epochs: int = 60, seed: int = 0) -> DigitClassifier:
-    """Trains a classifier by AdamW on shifted, noised and partly dropped images; the same seed gives the same weights.
+    """Train a classifier by AdamW on shifted images with noise. The same seed gives the same weights.
 
     Args:
         images: Training images.
         labels: Their digits.
         num_epochs: Passes over the images.
-        seed: Of the initialisation, the order and the augmentation.
+        seed: Seed of the initialisation, the order and the augmentation.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -97,7 +97,7 @@ def train(images: UInt8[Tensor, "batch 1 8 8"], labels: Int64[Tensor, " batch"],
 
 
 def _augmented(x: Float[Tensor, "batch 1 8 8"], generator: torch.Generator) -> Float[Tensor, "batch 1 8 8"]:
-    """A shift of up to one pixel each way, and noise: features should not hang on one pixel."""
+    """Shift images by up to one pixel and add noise, so that features do not depend on one pixel."""
     padded = functional.pad(x, (1, 1, 1, 1), value=-1.0)
     rows, columns = (int(v) for v in torch.randint(0, 3, (2,), generator=generator))
     shifted = padded[:, :, rows : rows + 8, columns : columns + 8]
@@ -105,12 +105,12 @@ def _augmented(x: Float[Tensor, "batch 1 8 8"], generator: torch.Generator) -> F
 
 
 def accuracy(model: DigitClassifier, images: UInt8[Tensor, "batch 1 8 8"], labels: Int64[Tensor, " batch"]) -> float:
-    """Share of the images that the classifier names rightly."""
+    """Return the fraction of images that are classified correctly."""
     return float((model(to_model_range(images)).argmax(dim=1) == labels).float().mean())
 
 
 def digits(split: str) -> tuple[UInt8[Tensor, "batch 1 8 8"], Int64[Tensor, " batch"]]:
-    """Images and labels of one side of the demo's recorded split ("train" or "test")."""
+    """Return images and labels of the demo's split "train" or "test"."""
     from training.data.sources.published import digits as source_of
 
     source = source_of(split)
@@ -121,9 +121,9 @@ def digits(split: str) -> tuple[UInt8[Tensor, "batch 1 8 8"], Int64[Tensor, " ba
 
 
 def main() -> None:
-    """Trains the classifier and writes its weights; the line printed says what to pin."""
+    """Train the classifier, write its weights, and print the digest for `WEIGHTS_SHA256`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=WEIGHTS_PATH, help="where the weights go")
+    parser.add_argument("--out", type=Path, default=WEIGHTS_PATH, help="the file to write")
     path: Path = parser.parse_args().out
     torch.set_num_threads(1)
     model = train(*digits("train"))

@@ -1,9 +1,9 @@
-"""Other published networks whose features the field compares images in, through torch-fidelity's modules.
+"""Other published feature extractors, through torch-fidelity's modules.
 
-VGG16's fc2 is what precision and recall were proposed with (Kynkaanniemi et al. 2019); CLIP has not been trained on
-ImageNet's classes, which Inception's distance rewards (Kynkaanniemi et al. 2022). Neither distance is an FID: each is
-named by its network, and statistics in one are refused for the other. DINOv2 is absent: torch-fidelity has it run code
-from the network, which can't be pinned.
+Precision and recall were proposed with VGG16's fc2 (Kynkaanniemi et al. 2019). CLIP was not trained on ImageNet's classes,
+which Inception's distance rewards (Kynkaanniemi et al. 2022). Neither distance is an FID: each has its network's name, and
+statistics of one are refused for the other. DINOv2 is missing, because torch-fidelity's module downloads code that can't be
+pinned.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class PretrainedExtractor:
     """Features of one of torch-fidelity's modules, in float32.
 
     Attributes:
-        name: As an experiment names it.
-        sha256: Of the weights' file.
+        name: As in an experiment.
+        sha256: Digest of the weights' file.
         dim: Length of a feature vector.
-        provides: Features alone.
-        device: Where it runs.
+        provides: `features` alone.
+        device: The device that it runs on.
     """
 
     provides: tuple[str, ...] = ("features",)
@@ -57,12 +57,12 @@ class PretrainedExtractor:
         self.dim = int(self(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1])
 
     def __call__(self, images: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch dim"]:
-        """The features; a grey image is repeated over the three colours."""
+        """Return the features; a grey image is repeated over the three colours."""
         return self.outputs(images)["features"]
 
     @torch.inference_mode()
     def outputs(self, images: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
-        """`features` [N, dim]."""
+        """Return `features` [N, dim]."""
         colour = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
         with full_precision(self.device.type):
             parts = [self._network(part.to(self.device))[0] for part in torch.split(colour, BATCH_SIZE)]
@@ -70,15 +70,15 @@ class PretrainedExtractor:
 
 
 def load_pretrained(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> PretrainedExtractor:
-    """The network of that name, its weights checked before they are used.
+    """Load the network of that name.
 
     Args:
         name: One of `NETWORKS`.
-        weights: A path or `s3://` URI of the weights' file; None looks in torch's hub cache and downloads it there.
-        device: Where it will run.
+        weights: See `WeightsFile.read`.
+        device: The device that it runs on.
 
     Raises:
-        UserError: The file can't be had, or its sha256 is not the published one.
+        UserError: The file can't be read, or its sha256 is not the published one.
     """
     file = NETWORKS[name]
     data = file.read(weights)
@@ -87,26 +87,28 @@ def load_pretrained(name: str, weights: str | None = None, device: torch.device 
 
 
 def vgg16(data: bytes) -> nn.Module:
-    """VGG16 as torchvision has it, down to fc2 after its ReLU (4,096), from a state dict's file.
+    """Return torchvision's VGG16 up to fc2 after its ReLU (4,096 features), from the file of a state dict.
 
     Raises:
-        UserError: The file holds something else.
+        UserError: The file contains something else.
     """
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
-    # torch-fidelity reads files as pickles, which can run code; it is given what `weights_only` let through.
+    # torch-fidelity reads files as pickles, which can run code; it gets only what `weights_only` lets through.
     buffer = io.BytesIO()
     torch.save(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), buffer)
     buffer.seek(0)
     try:
         network: nn.Module = FeatureExtractorVGG16("vgg16", ["fc2_relu"], feature_extractor_weights_path=buffer)
     except RuntimeError as error:
-        raise UserError(f"these are not the weights of VGG16: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"these are not the weights of VGG16 ({str(error).splitlines()[0]}); give the path of {NETWORKS['vgg16'].name}"
+        ) from error
     return network
 
 
 def clip(data: bytes) -> nn.Module:
-    """CLIP's image tower down to its embedding (512), from the published TorchScript archive, which is no pickle."""
+    """Return CLIP's image tower up to its embedding (512 features), from the published TorchScript archive, which is no pickle."""
     from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
 
     network: nn.Module = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], feature_extractor_weights_path=io.BytesIO(data))

@@ -17,6 +17,7 @@ from training.shapes import UInt8
 Pixels = npt.NDArray[np.uint8]
 
 MAX_COLUMNS = 10
+_NUM_ROWS = 10
 _BACKGROUND = 255
 _INK = 70
 _MIN_TILE_PIXELS = 48
@@ -28,21 +29,19 @@ def sample_grid(
     num_columns: int = 10,
     column_names: Sequence[str] = (),
     row_names: Sequence[str] = (),
-    tile_pixels: int = _MIN_TILE_PIXELS,
 ) -> Pixels:
-    """Draw the images row by row on white, with a thin gap between them.
+    """Draw the images row by row on white, with a thin gap between them. Small images are enlarged to at least 48 pixels.
 
     Args:
         images: The images, row by row.
         num_columns: Images per row.
         column_names: Names above the columns, such as the classes.
         row_names: Names left of the rows, such as numbers of sampling steps.
-        tile_pixels: Smaller images are enlarged by a whole factor to at least this size.
 
     Returns:
         uint8 RGB, height x width x 3.
     """
-    scale = max(1, math.ceil(tile_pixels / images.shape[-1]))
+    scale = max(1, math.ceil(_MIN_TILE_PIXELS / images.shape[-1]))
     tile_height, tile_width = images.shape[-2] * scale, images.shape[-1] * scale
     gap = max(2, scale // 2)
     num_rows = math.ceil(len(images) / num_columns)
@@ -75,35 +74,32 @@ class ClassGrid:
     It shows the first images in their order if a grid of classes would leave out most of them.
     """
 
-    def __init__(self, class_names: Sequence[str] = (), *, num_rows: int = 10, max_columns: int = MAX_COLUMNS) -> None:
+    def __init__(self, class_names: Sequence[str] = ()) -> None:
         """Start an empty grid.
 
         Args:
-            class_names: Name of each label; empty shows the numbers.
-            num_rows: Largest number of rows.
-            max_columns: Largest number of classes; the lowest labels are shown.
+            class_names: Name of each label; empty shows the numbers. The ten lowest labels are shown.
         """
         self._class_names = class_names
-        self._num_rows, self._max_columns = num_rows, max_columns
         self._first: list[Tensor] = []
         self._columns: dict[int, list[Tensor]] = {}
 
     def update(self, images: UInt8[Tensor, "batch channels height width"], labels: Tensor | None) -> None:
         """Add a batch of samples and their labels."""
-        room = self._num_rows * self._max_columns - len(self._first)
+        room = _NUM_ROWS * MAX_COLUMNS - len(self._first)
         self._first += images[: max(room, 0)].clone()
         for label in [] if labels is None else torch.unique(labels).tolist():
             column = self._columns.setdefault(label, [])
-            column += images[(labels == label).nonzero().squeeze(1)[: self._num_rows - len(column)]]
-        for label in sorted(self._columns)[self._max_columns :]:
+            column += images[(labels == label).nonzero().squeeze(1)[: _NUM_ROWS - len(column)]]
+        for label in sorted(self._columns)[MAX_COLUMNS:]:
             del self._columns[label]
 
     def pixels(self) -> Pixels:
         """Draw the grid; uint8 RGB, height x width x 3."""
         columns = [self._columns[label] for label in sorted(self._columns)]
         depth = min((len(column) for column in columns), default=0)
-        if 2 * depth * len(columns) < min(len(self._first), self._num_rows * max(len(columns), 1)):
-            return sample_grid(torch.stack(self._first), num_columns=self._max_columns)
+        if 2 * depth * len(columns) < min(len(self._first), _NUM_ROWS * max(len(columns), 1)):
+            return sample_grid(torch.stack(self._first), num_columns=MAX_COLUMNS)
         names = [self._class_names[label] if label < len(self._class_names) else str(label) for label in sorted(self._columns)]
         images = [column[row] for row in range(depth) for column in columns]
         return sample_grid(torch.stack(images), num_columns=len(columns), column_names=names)

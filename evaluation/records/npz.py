@@ -120,7 +120,7 @@ def _open_batch(uri: str) -> Iterator[tuple[Any, tuple[int, ...], Int64[Tensor, 
         if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
             raise UserError(f"{uri}: arr_0 is {dtype} {shape}; a batch of images is uint8 [N, height, width, 1 or 3]")
         if labels is not None and labels.shape != shape[:1]:
-            raise UserError(f"{uri}: {labels.shape} labels (arr_1) do not fit {shape[0]:,} images")
+            raise UserError(f"{uri}: {labels.size:,} labels (arr_1) do not fit {shape[0]:,} images")
         if fortran_order:
             raise UserError(f"{uri}: arr_0 is in Fortran's order; write it with numpy.ascontiguousarray")
         yield member, shape, None if labels is None else torch.from_numpy(labels.astype(np.int64))

@@ -43,7 +43,6 @@ def generate(
     start: int = 0,
     precision: Precision = "fp32",
     low_res: LowRes | None = None,
-    on_step: Callable[[int], None] | None = None,
 ) -> Iterator[Generated]:
     """Draw the images `start` to `start + num_images - 1`, batch by batch, on the model's device.
 
@@ -59,7 +58,6 @@ def generate(
         start: Index of the first image.
         precision: "bf16" runs the network under autocast (for scores, not for reported numbers).
         low_res: For an upsampler: the small images and their labels, by index.
-        on_step: Called after each sampling step with the number of images in the batch, for progress.
 
     Yields:
         Indices, images (uint8 NCHW, on the CPU) and labels (None for an unconditional model).
@@ -90,7 +88,6 @@ def generate(
             indices=indices.to(model.device),
             shape=model.image_shape,
             seed=seed,
-            on_step=(lambda done, x: on_step(len(x))) if on_step is not None else None,
         )
         return indices, quantize(images).cpu(), y
 

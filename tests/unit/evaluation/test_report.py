@@ -224,7 +224,7 @@ def test_the_report_of_a_run_is_made_from_its_directory(result: EvaluationResult
 
 def test_a_grid_keeps_every_pixel_as_a_square() -> None:
     images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    grid = grids.sample_grid(images, num_columns=3, tile_pixels=48)
+    grid = grids.sample_grid(images, num_columns=3)
     assert grid.shape == (2 * 51 + 3, 3 * 51 + 3, 3)
     assert torch.equal(torch.from_numpy(grid[3 : 3 + 48 : 6, 3 : 3 + 48 : 6, 0].copy()), images[0, 0])
     assert grids.from_png(grids.to_png(grid)).tolist() == grid.tolist()
