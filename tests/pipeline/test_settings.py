@@ -1,0 +1,86 @@
+"""The first step of every pipeline: settings checked at once, and outputs that size the pods of later steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+
+from components.launch.resources import STAGES, PodSize
+from components.settings import settings
+from pipelines.local.run import PipelineError, run_pipeline
+from pipelines.pods import Pod, stage_pod
+from pipelines.services.services import Services
+from training.config.errors import UserError
+from training.config.experiment import Experiment
+from training.config.presets import preset
+
+
+def test_the_outputs_are_the_experiment_and_every_stages_pod_in_order() -> None:
+    names = list(settings.component_spec.outputs)
+    assert names == ["experiment", *(f"{stage}_{field}" for stage in STAGES for field in PodSize._fields)]
+    given = settings.python_func(
+        experiment_preset="digits-hybrid-cosine",
+        experiment_overrides=["optim.num_steps=7"],
+        seed=3,
+        train_resources='{"profile": "8xgpu", "node_selector": {"pool": "a100"}, "tolerations": [{"operator": "Exists"}]}',
+        evaluate_resources="rayjob-8x8gpu",
+    )
+    outputs = dict(zip(names, given, strict=True))
+    assert Experiment.from_json(outputs["experiment"]) == preset("digits-hybrid-cosine", ["optim.num_steps=7", "seed=3"])
+    assert [outputs[f"train_{field}"] for field in PodSize._fields] == [
+        "64", "512Gi", "8", "nvidia.com/gpu", {"pool": "a100"}, [{"operator": "Exists"}],
+    ]  # fmt: skip
+    assert (outputs["evaluate_cpu"], outputs["evaluate_gpus"], outputs["evaluate_node_selector"]) == ("500m", "0", {})
+    assert (outputs["data_cpu"], outputs["data_memory"]) == ("1", "4Gi")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [
+        ("experiment_preset", "no-such-preset", "no-such-preset"),
+        ("experiment_file", "base = 3", "must be the name of a preset"),
+        ("data_options", '{"num_tests": 3}', "did you mean 'num_test'"),
+        ("train_resources", "9xgpu", "train_resources: there is no profile '9xgpu'"),
+        ("evaluate_resources", '{"cpu": "many"}', "evaluate_resources.cpu 'many'"),
+    ],
+)
+def test_a_wrong_setting_fails_the_first_step(argument: str, value: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        settings.python_func(**{argument: value})
+    assert said in str(caught.value)
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def square(number: int, resources: str) -> int:
+    from training.console import say
+
+    say(f"{number * number} with {resources}")
+    return number * number
+
+
+@dsl.pipeline(name="toy-sized")
+def sized(numbers: list = [2, 3], train_resources: str = "laptop"):  # type: ignore[type-arg]  # noqa: B006 - KFP wants literals
+    """Size pods in a loop."""
+    checked = Pod(image="i:1").configure(settings(train_resources=train_resources), name="settings")
+    with dsl.ParallelFor(numbers, name="loop") as number:
+        stage_pod(checked, "train", image="i:1").configure(square(number=number, resources=train_resources), name="square")
+
+
+def _services(home: Path) -> Services:
+    return Services(home=home, s3_endpoint="", mlflow_url="", env={})
+
+
+def test_a_loop_whose_pods_the_settings_size_runs_on_a_laptop(tmp_path: Path) -> None:
+    lines: list[str] = []
+    text = json.dumps({"num_workers": 2})
+    run_pipeline(sized, {"train_resources": text}, _services(tmp_path), show=lines.append)
+    squares = [line.partition("] ")[2] for line in lines if line.startswith("[2/2 square") and "done in" not in line]
+    assert sorted(squares) == [f"4 with {text}", f"9 with {text}"]
+
+
+def test_a_wrong_setting_ends_a_run_before_any_other_step(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(PipelineError, match="settings: train_resources: there is no profile 'none'"):
+        run_pipeline(sized, {"train_resources": "none"}, _services(tmp_path), show=lines.append)
+    assert not [line for line in lines if "square" in line]
