@@ -26,13 +26,13 @@ class BackgroundSender:
     """
 
     def __init__(self) -> None:
-        self._requests: queue.Queue[tuple[str, Callable[[], None]]] = queue.Queue(_CAPACITY)
+        self._requests: queue.Queue[tuple[str, Callable[[], object]]] = queue.Queue(_CAPACITY)
         self._thread: threading.Thread | None = None
         self._is_full = False
         self._num_flushing = 0
         self._flushing = threading.Event()
 
-    def put(self, name: str, send: Callable[[], None]) -> bool:
+    def put(self, name: str, send: Callable[[], object]) -> bool:
         """Add a request; return False if there is no room for it, after hours without an answer.
 
         Args:
@@ -74,7 +74,7 @@ class BackgroundSender:
             self._deliver(name, send)
             self._requests.task_done()
 
-    def _deliver(self, name: str, send: Callable[[], None]) -> None:
+    def _deliver(self, name: str, send: Callable[[], object]) -> None:
         import tenacity
 
         def report_first(state: tenacity.RetryCallState) -> None:

@@ -167,7 +167,12 @@ class TrackedRun:
             digest: Digest of its content; MLflow stores the first 36 characters.
             uri: Its directory.
         """
-        self._sender.put(f"data set {name}", lambda: self._send_dataset(name, digest[:_MAX_DIGEST_LENGTH], uri))
+        from mlflow.entities import Dataset, DatasetInput
+
+        kind = "s3" if is_s3(uri) else "local"
+        dataset = Dataset(name=name, digest=digest[:_MAX_DIGEST_LENGTH], source_type=kind, source=json.dumps({"uri": uri}))
+        inputs = [DatasetInput(dataset=dataset)]
+        self._sender.put(f"data set {name}", lambda: self._client.log_inputs(self._run_id, datasets=inputs))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters, nested mappings as dotted names.
@@ -180,8 +185,10 @@ class TrackedRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; unlike parameters they can change."""
-        copy = {key: str(value) for key, value in tags.items()}
-        self._sender.put("tags", lambda: self._send_tags(copy))
+        from mlflow.entities import RunTag
+
+        copy = [RunTag(key, str(value)) for key, value in tags.items()]
+        self._sender.put("tags", lambda: self._client.log_batch(self._run_id, tags=copy))
 
     def metric_history(self, key: str) -> list[tuple[int, float]]:
         """Return (step, value) of a metric by step, with what this process has not delivered yet.
@@ -284,13 +291,6 @@ class TrackedRun:
             path.write_bytes(data)
             self._client.log_artifact(self._run_id, str(path), directory or None)
 
-    def _send_dataset(self, name: str, digest: str, uri: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput
-
-        kind = "s3" if is_s3(uri) else "local"
-        dataset = Dataset(name=name, digest=digest, source_type=kind, source=json.dumps({"uri": uri}))
-        self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset=dataset)])
-
     def _send_params(self, flat: Mapping[str, str]) -> None:
         from mlflow.entities import Param, RunTag
 
@@ -301,11 +301,6 @@ class TrackedRun:
             self._client.log_batch(self._run_id, params=new[start : start + 100])
         for start in range(0, len(changed), 100):
             self._client.log_batch(self._run_id, tags=changed[start : start + 100])
-
-    def _send_tags(self, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
