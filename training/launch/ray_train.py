@@ -254,6 +254,8 @@ def _worker(config: dict[str, Any]) -> Outcome:
     try:
         if ready is not None:
             dist.barrier(ready)
+        if rank == 0:
+            ray.get(_control_of(job).begin.remote())
         outcome = train_with_rollbacks(
             lambda: Trainer(job.experiment, job.resources, loader, device=device, rank=rank, world_size=world_size, hooks=hooks),
             job.run_uri,
@@ -294,6 +296,4 @@ def _rank_zero_hooks(job: Job, world_size: int) -> RankZeroHooks:
     def is_stop_requested() -> bool:
         return bool(ray.get(control.is_stop_requested.remote()))
 
-    hooks = RankZeroHooks(job, world_size, submit_score=submit_score, is_stop_requested=is_stop_requested)
-    ray.get(control.begin.remote())
-    return hooks
+    return RankZeroHooks(job, world_size, submit_score=submit_score, is_stop_requested=is_stop_requested)
