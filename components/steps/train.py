@@ -53,7 +53,7 @@ def train_run(
 
     Raises:
         UserError: The experiment or the data set does not fit.
-        SystemExit: SIGTERM ended training early, after a last checkpoint; the code is `STOPPED_EXIT_CODE`.
+        SystemExit: SIGTERM ended training early, after a last checkpoint; the code is 143.
         TrainingError: Training cannot go on.
     """
     worker_resources = Resources.from_dict(resources)

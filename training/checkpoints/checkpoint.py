@@ -218,7 +218,7 @@ def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
 
 
 class AsyncWriter:
-    """Writes checkpoints in one background thread, from copies, so that training goes on meanwhile.
+    """Writes checkpoints in one background thread, from copies, so that training continues meanwhile.
 
     A failure is raised by the next call. At most one checkpoint is on its way: memory contains one copy, and a store that is slower than
     the interval slows training down instead of filling memory.

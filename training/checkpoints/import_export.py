@@ -51,7 +51,7 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
 
     Args:
         file_uri: A path or s3:// URI.
-        preset: The preset of the network, where neither the file nor its name tells it.
+        preset: The preset of the network, where neither the file nor its name shows it.
         overrides: How it differs from the preset.
 
     Raises:
@@ -193,7 +193,7 @@ def _read_errors_explained(file_name: str) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         # PyTorch's own message recommends to load it all the same.
         raise UserError(
-            f"{file_name}: can't be read as plain tensors: it is no file of torch.save, or holds other objects, which could run code; "
+            f"{file_name}: can't be read as plain tensors: it is no file of torch.save, or contains other objects, which could run code; "
             "save the network's state_dict() alone"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:

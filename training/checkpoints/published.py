@@ -53,7 +53,7 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
     Args:
         shapes: Name and shape of each of its tensors.
         file_name: The file's name, which may be that of a published checkpoint.
-        preset: The preset of the network, where the file's name does not tell it.
+        preset: The preset of the network, where the file's name does not show it.
         overrides: How it differs from the preset.
 
     Raises:

@@ -38,7 +38,7 @@ class Heartbeats:
             rank: This process's number.
             world_size: Number of processes.
             alarm_seconds: Report who is behind once this rank has made no progress for this time. For NCCL, whose time-out ends the
-                process before anybody can ask; None leaves it to the caller of `verdict`.
+                process before it can report; None leaves the report to the caller of `verdict`.
         """
         self._rank, self._world_size = rank, world_size
         self._alarm_seconds = alarm_seconds
@@ -105,7 +105,7 @@ class Heartbeats:
             progress, since = self._progress or (-1, 0.0)
             if self._alarm_seconds is not None and progress > reported and time.monotonic() - since > self._alarm_seconds:
                 reported = progress
-                self._start(functools.partial(self._report, self._alarm_seconds))  # in a thread, so that the pulse goes on
+                self._start(functools.partial(self._report, self._alarm_seconds))  # in a thread, so that the pulse continues
 
     def _report(self, seconds: float) -> None:
         say(f"{self.verdict()}; rank {self._rank} has made no progress for {seconds:.0f} s")
@@ -113,7 +113,7 @@ class Heartbeats:
     def _write(self, key: str, value: int) -> None:
         try:
             self._store.set(f"{key}/{self._rank}", str(value))
-        except RuntimeError:  # training goes on without the store
+        except RuntimeError:  # training continues without the store
             return
 
     def _read(self, key: str) -> list[int]:

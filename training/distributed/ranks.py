@@ -73,7 +73,7 @@ class AsyncStopFlag:
         message = dist.broadcast(flag, src=0, async_op=True)
         if self._device.type != "cuda":
             return message.wait, flag
-        message.wait()  # puts the streams in order; the host goes on
+        message.wait()  # orders the streams; the host does not wait
         copy = torch.empty(1, pin_memory=True).copy_(flag, non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()

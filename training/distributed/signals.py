@@ -1,8 +1,8 @@
 """SIGTERM and Ctrl-C as a flag that a program reads where it can stop in good order.
 
-No handler raises. An exception in the middle of an import can leave Python's import lock taken for good, and Python swallows one
-that is raised in a hook, such as at a fork. So the handler only sets the flag, and the main thread, which alone receives signals,
-waits while the work runs in another thread.
+A handler that raises is only for short commands (`termination_raised`): an exception in the middle of an import can leave Python's import
+lock taken for good, and Python swallows one in a hook, such as at a fork. The handlers of `stop_flag` only set the flag, and the main
+thread, which alone receives signals, waits while the work runs in another thread (`run_stoppable`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
-STOPPED_EXIT_CODE = 128 + signal.SIGTERM
-"""Exit code of a program that SIGTERM ended in good order: what a shell reports of a process that SIGTERM killed."""
-
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _POLL_SECONDS = 0.1
 
@@ -28,7 +25,7 @@ _Result = TypeVar("_Result")
 class StopFlag:
     """Set by the first of the given signals, and never unset.
 
-    It has no lock: a handler runs in the main thread, which may hold that very lock.
+    It has no lock: a handler runs in the main thread, which may own that lock already.
     """
 
     def __init__(self, numbers: Collection[int] = ()) -> None:
@@ -37,7 +34,7 @@ class StopFlag:
         self.install()
 
     def install(self) -> None:
-        """Install the handlers, also once more: Ray's C++ code puts its own in the place of Python's while it starts."""
+        """Install the handlers. Repeated while Ray starts, whose C++ code replaces Python's handler by its own."""
         for number in self._numbers:
             signal.signal(number, self._handle)
 
@@ -51,22 +48,15 @@ class StopFlag:
 
     @property
     def is_urgent(self) -> bool:
-        """True once Ctrl-C was pressed after an earlier signal: somebody does not want to wait any longer."""
+        """True once Ctrl-C was pressed after an earlier signal: the user does not want to wait any longer."""
         return signal.SIGINT in self._received[1:]
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep for `seconds`, or until the flag is set; return whether it is."""
-        deadline = time.monotonic() + seconds
-        while not self.is_set and (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(left, _POLL_SECONDS))
-        return self.is_set
 
     def raise_if_set(self) -> None:
         """Raise what ends the program, in the caller's own line.
 
         Raises:
             KeyboardInterrupt: The first signal was Ctrl-C.
-            SystemExit: The first signal was another; the code is 128 and its number, `STOPPED_EXIT_CODE` after SIGTERM.
+            SystemExit: The first signal was another; the code is 128 and its number (143 for SIGTERM), as a shell reports a killed process.
         """
         if self._received:
             raise KeyboardInterrupt if self._received[0] == signal.SIGINT else SystemExit(128 + self._received[0])
@@ -76,10 +66,10 @@ class StopFlag:
 def stop_flag() -> Iterator[StopFlag]:
     """Turn SIGTERM, Ctrl-C and a closed terminal (SIGHUP) into a flag for the time of the block.
 
-    Where the block ends although nobody acted on a signal, the signal is sent again to the handler that was there before; so a block that
-    does not read the flag defers signals. Where it ends by SystemExit or KeyboardInterrupt, later SIGTERMs are ignored, so that they do not
-    change the exit code of a program that is ending. Outside the main thread signals are left alone. A signal that the program was
-    started to ignore, as `nohup` does with SIGHUP, stays ignored.
+    Where the block ends normally although a signal has arrived, the signal is sent again to the handler that was there before; so a block
+    that does not read the flag defers signals. Where it ends by SystemExit or KeyboardInterrupt, later SIGTERMs are ignored, so that they
+    do not change the exit code of a program that is ending. Outside the main thread signals are left alone. A signal that the program
+    was started to ignore, as `nohup` does with SIGHUP, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield StopFlag()
@@ -132,7 +122,7 @@ def run_stoppable(
     Args:
         work: May be left running in a daemon thread, if it does not end after a signal.
         stop: The flag. `work` may read it, too.
-        on_stop: Called once when the flag is set. True says that `work` will end by itself, and is waited for however long it takes.
+        on_stop: Called once when the flag is set. It returns True if `work` will end without help; then there is no limit to the wait.
         grace_seconds: Time that `work` has to end after a signal where `on_stop` returned False; 20 of the 30 that Kubernetes gives.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Start the training loop: under Ray Train, under torchrun, or alone."""
+"""Start the training loop: under Ray Train (`ray_train`, for the train step), or with torch alone (`torchrun`)."""

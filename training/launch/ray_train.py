@@ -1,7 +1,7 @@
 """Ray Train around the loop: starts the workers, forms their process group, and starts them again when one is lost.
 
-The run's directory is the truth: every attempt, by whatever number of workers, resumes from its latest complete checkpoint. Ray is told
-of no checkpoint.
+The run's directory is the truth: every attempt, by whatever number of workers, resumes from its latest complete checkpoint. Ray is not
+informed of checkpoints.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _require_possible(job: Job, ray_address: str) -> None:
 
     Raises:
         TrainingError: There are more workers than images or GPUs, the data set does not fit into memory by the experiment's own budget,
-            or the run's directory holds checkpoints of another experiment.
+            or the run's directory contains checkpoints of another experiment.
     """
     resources, experiment = job.resources, job.experiment
     if experiment.optim.global_batch_size < resources.num_workers:

@@ -54,10 +54,10 @@ class Hooks:
 
     Attributes:
         log: Receives the step (updates done) and the mean metrics since the last call.
-        save: Receives the step and the files of a checkpoint, by name; copies the tensors, which training goes on to change.
+        save: Receives the step and the files of a checkpoint, by name; copies the tensors, which training changes afterwards.
         should_stop: Called at every log boundary; a reason ends training on all ranks after a checkpoint.
-        interruption: Called after every other update, so it must be quick. A reason, which it must go on to return, ends training on
-            all ranks one update later, after a checkpoint that contains the sums of the metrics that are not logged yet.
+        interruption: Called after every other update, so it must be quick. A reason, which every later call must return too, ends
+            training on all ranks one update later, after a checkpoint that contains the sums of the metrics that are not logged yet.
     """
 
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None

@@ -39,7 +39,7 @@ class RankZeroHooks:
         job: The run.
         world_size: Number of workers.
         submit_score: Lets the scorer score the checkpoint of that URI elsewhere, and returns at once.
-        is_stop_requested: Asks whether somebody outside wants training to end. Takes milliseconds.
+        is_stop_requested: Returns True once a stop is requested. Takes milliseconds.
 
     Raises:
         StorageError: The run's directory can't be read.
@@ -196,7 +196,7 @@ class RankZeroHooks:
         for step in sorted(step for step, future in self._pending.items() if future.done()):
             try:
                 self._add_score(step, self._pending.pop(step).result())
-            except Exception as error:  # a score that failed must not end training; the end says which are missing
+            except Exception as error:  # a failed score must not end training; the result lists the missing ones
                 say(f"the score of step {step} failed: {str(error).strip().splitlines()[-1]}")
         self._remove_unwanted()
 

@@ -16,7 +16,7 @@ from training.loop.interfaces import DivergedError, Outcome
 from training.loop.trainer import Trainer
 
 MAX_ROLLBACKS = 2
-"""Roll-backs to one checkpoint. A run that has saved a later one has made progress, and they count anew."""
+"""Limit of roll-backs to one checkpoint. A run that has saved a later one has made progress, and the count starts again."""
 
 
 def train_with_rollbacks(
@@ -74,5 +74,5 @@ def train_with_rollbacks(
             return Outcome(step=step, stop_reason=None, failure=failure)
         if rank == 0:
             say(f"{reason}; going back to the last good checkpoint ({rollbacks_to[uri]} of {MAX_ROLLBACKS})")
-        trainer = None  # the device does not need to hold two networks at once
+        trainer = None  # frees its memory before the next one is built
         gc.collect()

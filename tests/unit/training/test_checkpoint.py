@@ -102,12 +102,12 @@ def test_a_run_that_starts_again_leaves_damaged_checkpoints_behind(run, capsys):
     model.write_bytes(model.read_bytes()[:-1])
     complete = Path(checkpoint.checkpoint_uri(run, 30), "complete.json")
     complete.write_bytes(complete.read_bytes()[:50])
-    Path(checkpoint.checkpoint_uri(run, 10), "optimizer.pt").unlink()  # not the latest whole one: nobody resumes from it
+    Path(checkpoint.checkpoint_uri(run, 10), "optimizer.pt").unlink()  # a run does not resume from this one
     assert checkpoint.clean(run) == [30, 40]
     assert checkpoint.latest(run) == checkpoint.checkpoint_uri(run, 20)
-    told = capsys.readouterr().out
-    assert "model.pt: its bytes are not those that were written" in told
-    assert "step=00000030: there is no complete checkpoint (complete.json is missing or damaged)" in told
+    printed = capsys.readouterr().out
+    assert "model.pt: its bytes are not those that were written" in printed
+    assert "step=00000030: there is no complete checkpoint (complete.json is missing or damaged)" in printed
 
 
 def test_what_has_to_be_there_first_is_written_before_the_checkpoint(run):

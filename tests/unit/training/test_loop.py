@@ -116,8 +116,8 @@ def test_an_interrupted_and_resumed_run_is_bitwise_the_undisturbed_one() -> None
 
 
 def interrupted(record: Record, step: int, **kwargs: Any) -> Trainer:
-    """A run that is told to stop after that update."""
-    hooks = replace(record.hooks(), interruption=lambda: "told to" if run.step >= step else None)
+    """A run that is interrupted after that update."""
+    hooks = replace(record.hooks(), interruption=lambda: "a signal" if run.step >= step else None)
     run = trainer(tiny(), hooks=hooks, **kwargs)
     return run
 
@@ -137,7 +137,7 @@ def test_a_run_interrupted_between_two_lines_of_its_log_goes_on_to_the_bit(step:
     whole, first, second = Record(), Record(), Record()
     with_one_update_skipped(trainer(tiny(), whole)).train()
     outcome = with_one_update_skipped(interrupted(first, step)).train()
-    assert (outcome.step, outcome.stop_reason) == (step, "told to")
+    assert (outcome.step, outcome.stop_reason) == (step, "a signal")
     files = first.saved[step]
     state = json.loads(json.dumps(files["state.json"]))
     resumed = with_one_update_skipped(trainer(tiny(), second))
@@ -173,10 +173,10 @@ def one_of_two_ranks(rank: int, folder: str) -> None:
     trainer(tiny(), record, rank=rank, world_size=world_size).train()
     first, second = Record(), Record()
     stopped = interrupted(first, 5, rank=rank, world_size=world_size).train()
-    assert (stopped.step, stopped.stop_reason) == (6, "told to"), "all ranks learn it one update later"
+    assert (stopped.step, stopped.stop_reason) == (6, "a signal"), "all ranks stop one update later"
     files = broadcast_object(first.saved.get(6), world_size)
     resumed = trainer(tiny(), second, rank=rank, world_size=world_size)
-    resumed.restore(lambda name: copy.deepcopy(files[name]))  # the optimiser goes on in the very tensors
+    resumed.restore(lambda name: copy.deepcopy(files[name]))  # the optimiser changes the tensors in place
     resumed.train()
     if rank == 0:
         assert_identical(record.saved[24], second.saved[24])

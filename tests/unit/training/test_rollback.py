@@ -1,4 +1,4 @@
-"""A run that diverges goes back to its last good checkpoint with other draws, a few times, and then says so."""
+"""A run that diverges goes back to its last good checkpoint with other draws, a few times, and then fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def experiment() -> Experiment:
 
 
 def poisoned(run_uri: str, made: list[Trainer], poisons: Callable[[Trainer], bool]) -> Callable[[], Trainer]:
-    """Makes trainers whose network gives NaN whenever `poisons` says so; they save to the run's directory."""
+    """Make trainers whose network returns NaN while `poisons` is true; they save to the run's directory."""
 
     def make() -> Trainer:
         torch.set_num_threads(1)
@@ -54,7 +54,7 @@ def test_a_run_that_diverges_goes_back_and_ends_well_with_other_draws(tmp_path: 
     assert [trainer.rollbacks for trainer in made] == [0, 1]
     assert "resuming from step 8\n" in capsys.readouterr().out, "a checkpoint whose last updates were skipped is none to go back to"
     state = checkpoint.load(checkpoint.checkpoint_uri(str(tmp_path), 40), "state.json")
-    assert state["rollbacks"] == 1, "a resumed run must go on with the same draws"
+    assert state["rollbacks"] == 1, "a resumed run must continue with the same draws"
     weights = checkpoint.load_model_state(checkpoint.checkpoint_uri(str(tmp_path), 40), "model")
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
 

@@ -50,7 +50,7 @@ class Scores:
 
 
 class Pool:
-    """Computes scores when told to."""
+    """Finishes a score when the test says so."""
 
     def __init__(self) -> None:
         self.submitted: dict[int, Future[Mapping[str, Any]]] = {}
@@ -113,7 +113,7 @@ def test_a_score_that_fails_ends_nothing_and_is_named(tmp_path: Path, capsys: py
     assert "the score of step 10 failed: out of memory" in capsys.readouterr().out
 
 
-def test_whoever_waits_for_scores_stops_when_a_signal_comes(tmp_path: Path) -> None:
+def test_the_wait_for_scores_ends_when_a_stop_is_requested(tmp_path: Path) -> None:
     save(tmp_path, 10)
     side = hooks_of(tmp_path, Scores([]), Pool(), is_stop_requested=True)
     assert side.hooks().interruption() == STOP_REQUESTED
@@ -121,7 +121,7 @@ def test_whoever_waits_for_scores_stops_when_a_signal_comes(tmp_path: Path) -> N
     side.close()
 
 
-def test_checkpoints_that_nobody_needs_are_removed(tmp_path: Path) -> None:
+def test_checkpoints_without_a_use_are_removed(tmp_path: Path) -> None:
     save(tmp_path, 10, 20, 30, 40)
     side = hooks_of(tmp_path, Scores([10, 20, 30, 40]), Pool())
     side.hooks().should_stop(50)
