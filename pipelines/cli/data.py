@@ -17,9 +17,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(rich_help_panel="Data")(preprocess)
     group = typer.Typer(no_args_is_help=True, help="Inspect a data set: info, verify, preview.")
-    group.command()(info)
-    group.command()(verify)
-    group.command()(preview)
+    for command in (info, verify, preview):
+        group.command()(command)
     app.add_typer(group, name="dataset", rich_help_panel="Data")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,16 +21,8 @@ _PANEL = "Experiments and models"
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    commands: dict[str, Callable[..., None]] = {
-        "presets": presets,
-        "show": show,
-        "cost": cost,
-        "import-checkpoint": import_checkpoint,
-        "export-checkpoint": export_checkpoint,
-        "rebuild-average": rebuild_average,
-    }
-    for name, command in commands.items():
-        app.command(name, rich_help_panel=_PANEL)(command)
+    for command in (presets, show, cost, import_checkpoint, export_checkpoint, rebuild_average):
+        app.command(rich_help_panel=_PANEL)(command)
 
 
 def presets(as_json: bool = _JSON) -> None:
@@ -110,7 +102,11 @@ def _print_cost(found: Cost) -> None:
     print(f"  {'total':<12} {_hours(found.card_hours):>12}{_price(found.price)}")
     for line in _bases(found):
         print(line)
-    memory = [f"{name.replace('_', ' ')} {_memory(value, format_bytes)}" for name, value in found.to_dict()["memory"].items()]
+    sizes = {
+        name: format_bytes(value) if isinstance(value, (int, float)) and value > 1e5 else value
+        for name, value in found.to_dict()["memory"].items()
+    }
+    memory = [f"{name.replace('_', ' ')} {value}" for name, value in sizes.items()]
     print("memory in training: " + ", ".join(memory))
 
 
@@ -150,10 +146,6 @@ def _hours(hours: float) -> str:
 
 def _price(price: float | None) -> str:
     return "" if price is None else f" {price:>12,.2f}"
-
-
-def _memory(value: Any, format_bytes: Any) -> str:
-    return format_bytes(value) if isinstance(value, (int, float)) and value > 1e5 else str(value)
 
 
 def import_checkpoint(

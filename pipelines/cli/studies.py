@@ -19,14 +19,8 @@ _RUN = typer.Argument(..., help="A run's directory, runs:/ID, or models:/NAME@AL
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    commands: dict[str, Callable[..., None]] = {
-        "ema-sweep": ema_sweep,
-        "replay-stopping": replay_stopping,
-        "score-batch": score_batch,
-        "adopt-reference": adopt_reference,
-    }
-    for name, command in commands.items():
-        app.command(name, rich_help_panel=scoring.PANEL)(command)
+    for command in (ema_sweep, replay_stopping, score_batch, adopt_reference):
+        app.command(rich_help_panel=scoring.PANEL)(command)
 
 
 def ema_sweep(
