@@ -14,6 +14,7 @@ from typing import Any
 
 from training.config.experiment import SamplingConfig
 from training.config.spacing import parse_spacing
+from training.diffusion.samplers.sampler import make_sampler
 
 _PACKAGES = ("iddpm-pipelines", "torch", "numpy", "torch-fidelity")
 
@@ -36,9 +37,8 @@ def num_sampling_steps(sampling: SamplingConfig, num_timesteps: int) -> int:
 
 def describe_sampling(sampling: SamplingConfig, num_timesteps: int) -> str:
     """Describe the sampler in words: "ancestral, 250 of 4,000 steps"."""
-    name = {"ancestral": "ancestral", "ddim": f"DDIM, eta {sampling.eta:g}", "dpm_solver_pp": "DPM-Solver++ (2M)"}[sampling.method]
     clip = "" if sampling.clip_denoised else ", x_0 not clipped"
-    return f"{name}, {num_sampling_steps(sampling, num_timesteps):,} of {num_timesteps:,} steps{clip}"
+    return f"{make_sampler(sampling).description}, {num_sampling_steps(sampling, num_timesteps):,} of {num_timesteps:,} steps{clip}"
 
 
 def derived_seed(seed: int, purpose: str) -> int:

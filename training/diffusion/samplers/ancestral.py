@@ -14,6 +14,7 @@ from training.shapes import Float
 class Ancestral:
     """Draws x_{t-1} from p(x_{t-1} | x_t); the variance is the model's where it learned one."""
 
+    description = "ancestral"
     is_stochastic = True
 
     def step(

@@ -25,6 +25,11 @@ class DDIM:
     eta: float = 0.0
 
     @property
+    def description(self) -> str:
+        """Name and eta."""
+        return f"DDIM, eta {self.eta:g}"
+
+    @property
     def is_stochastic(self) -> bool:
         """True where eta is above 0."""
         return self.eta > 0

@@ -31,6 +31,7 @@ class DPMSolverPP:
     infinite and the solution is the predicted x_0 itself.
     """
 
+    description = "DPM-Solver++ (2M)"
     is_stochastic = False
 
     def step(

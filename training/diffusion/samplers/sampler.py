@@ -18,6 +18,11 @@ class Sampler(Protocol):
     """A rule that takes x_t to x_{t-1}."""
 
     @property
+    def description(self) -> str:
+        """Name and settings for reports, such as "DDIM, eta 0"."""
+        ...
+
+    @property
     def is_stochastic(self) -> bool:
         """True for a sampler whose steps use their noise."""
         ...
