@@ -70,6 +70,18 @@ def test_on_a_cluster_the_workflow_tells_a_cancelled_run_from_a_failed_one(exper
     assert _status(run) == status
 
 
+def test_where_the_workflow_may_not_be_read_the_run_is_closed_as_failed_and_the_log_says_why(experiment, tmp_path, monkeypatch, capsys):
+    pipeline = str(uuid.uuid4())
+    run = _left_open(experiment, "k-1", pipeline)
+    with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        monkeypatch.setenv("KFP_POD_NAME", "close-run")
+        fake.faults["GET"] = [403]
+        close_runs("RUNNING", pipeline)
+    assert _status(run) == "FAILED"
+    assert "may not list Workflows" in capsys.readouterr().out
+
+
 def test_where_mlflow_is_away_the_last_step_ends_well_and_says_who_closes_the_runs(experiment, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
