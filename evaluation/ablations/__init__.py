@@ -1,1 +1,1 @@
-"""What is taken of an ablation's trials, and the report that is made of it."""
+"""Ablations: definitions, trials and their measures, claims of the paper, and the page. `components.ablations` runs them."""

@@ -66,12 +66,14 @@ class Line:
         points: x -> y and its standard error; the error is 0 where it is unknown. Errors are drawn as a band.
         style: Index of its colour and marker.
         dashes: Index of its dash pattern.
+        faint: Draw it thin and pale, as the background of another line.
     """
 
     label: str
     points: Mapping[Any, tuple[float, float]]
     style: int = 0
     dashes: int = 0
+    faint: bool = False
 
     def without_errors(self) -> Line:
         """Return the curve without its band, for errors that are common to all its points and would hide it."""
@@ -128,7 +130,7 @@ def draw_lines(lines: Sequence[Line], chart: Chart) -> Picture | None:
         places = chart.places or {}
         for number, (x, name) in enumerate(places.items()):
             axes.axvline(x, color=_GREY, linewidth=1.2, linestyle=_DASHES[2], label=name if not number or name else None)
-        scale_y(axes, [y for line in lines for y, _ in line.points.values()], chart.log_y)
+        _scale_y(axes, [y for line in lines for y, _ in line.points.values()], chart.log_y)
         xs = sorted({float(x) for line in lines for x in line.points})
         _scale_x(axes, xs, log=chart.log_x, ticks=chart.ticks)
         axes.set_xlabel(chart.x)
@@ -147,14 +149,8 @@ def new_axes(height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def scale_y(axes: Axes, values: Sequence[float], log: bool | None = None) -> None:
-    """Set the y axis: logarithmic with plain numbers, or linear.
-
-    Args:
-        axes: The axes.
-        values: Everything that is drawn.
-        log: None decides by the values, see `Chart.log_y`.
-    """
+def _scale_y(axes: Axes, values: Sequence[float], log: bool | None) -> None:
+    """Set the y axis: logarithmic with plain numbers, or linear; without `log`, the values decide (see `Chart.log_y`)."""
     positive = [value for value in values if value > 0]
     if log or (log is None and positive and len(positive) == len(values) and max(values) > 5 * min(values)):
         axes.set_yscale("log")
@@ -183,9 +179,10 @@ def _draw(axes: Axes, line: Line) -> None:
         ys,
         color=colour,
         linestyle=_DASHES[line.dashes % len(_DASHES)],
-        marker=None if len(xs) > _MAX_MARKED_POINTS else _MARKERS[line.style % len(_MARKERS)],
+        marker=None if len(xs) > _MAX_MARKED_POINTS or line.faint else _MARKERS[line.style % len(_MARKERS)],
         markersize=5.5,
-        linewidth=1.8,
+        linewidth=0.8 if line.faint else 1.8,
+        alpha=0.25 if line.faint else 1.0,
         label=line.label,
     )
     if any(errors):

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.ticker import FuncFormatter
 
-from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, as_svg, draw_lines, new_axes, scale_y
+from evaluation.reports.charts import Chart, Line, draw_lines
 
 Score = Mapping[str, Any]
 
@@ -85,22 +83,16 @@ def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
         losses: (step, loss), by step.
         objective: "simple", "vlb" or "hybrid".
     """
-    with rc_context(STYLE):
-        figure, axes = new_axes(2.9)
-        steps, values = np.array([step for step, _ in losses], dtype=float), np.array([value for _, value in losses], dtype=float)
-        window = max(1, len(values) // 40)
-        # Few points are a line of their own; many are the pale background of their mean.
-        look: Any = {"alpha": 0.25, "linewidth": 0.8} if window > 1 else {"linewidth": 2, "marker": "o", "markersize": 3}
-        axes.plot(steps, values, color=COLOURS[0], label="each logged value", **look)
-        if window > 1:
-            means = np.convolve(values, np.ones(window) / window, "valid")
-            axes.plot(steps[window - 1 :], means, color=COLOURS[0], linewidth=2, label=f"mean of {window}")
-        scale_y(axes, [float(value) for value in values if value > 0])
-        axes.set_xlabel("training step")
-        axes.set_ylabel(f"training loss L_{objective}")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.legend()
-        return as_svg(figure, "Training loss by step")
+    steps, values = [step for step, _ in losses], [value for _, value in losses]
+    window = max(1, len(values) // 40)
+    lines = [Line(label="each logged value", points={step: (value, 0.0) for step, value in losses}, faint=window > 1)]
+    if window > 1:
+        means = np.convolve(values, np.ones(window) / window, "valid")
+        points = {step: (float(mean), 0.0) for step, mean in zip(steps[window - 1 :], means, strict=True)}
+        lines.append(Line(label=f"mean of {window}", points=points))
+    chart = Chart(x="training step", y=f"training loss L_{objective}", caption="Training loss by step", height=2.9)
+    drawn = draw_lines(lines, chart)
+    return drawn.svg if drawn else ""
 
 
 def bound_by_timestep(timesteps: Sequence[int], terms: Sequence[float]) -> str:

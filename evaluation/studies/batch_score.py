@@ -70,7 +70,7 @@ class _Reference:
     features: FeatureStatistics
     spatial: FeatureStatistics | None
     images_uri: str
-    words: str
+    origin: str
 
 
 def score_batch(
@@ -120,28 +120,28 @@ def _score(
     metrics: Sequence[str],
     device: str,
 ) -> BatchScore:
-    wanted = parse_metrics(metrics)
-    if "label_agreement" in wanted:
+    chosen = parse_metrics(metrics)
+    if "label_agreement" in chosen:
         raise UserError("label_agreement needs samples of our own models; use 'iddpm evaluate'")
     with npz.open_npz(samples_uri) as file:
         has_images = "arr_0" in file.files
-    if not has_images and wanted:
-        raise UserError(f"{samples_uri} has no images (arr_0), only statistics; {', '.join(sorted(wanted))} need images")
+    if not has_images and chosen:
+        raise UserError(f"{samples_uri} has no images (arr_0), only statistics; {', '.join(sorted(chosen))} need images")
     with npz.open_npz(reference_uri) as file:
         has_statistics = "mu" in file.files
     if not has_images and has_statistics:
         return _score_statistics(samples_uri, reference_uri, extractor_id(extractor) if isinstance(extractor, str) else extractor)
     if has_images:
-        require_count(wanted, npz.count_images(samples_uri), f"images in {samples_uri}")
+        require_count(chosen, npz.count_images(samples_uri), f"images in {samples_uri}")
     network = load_extractor(extractor, weights=extractor_weights, device=device) if isinstance(extractor, str) else extractor
-    require_extractor(wanted, network)
+    require_extractor(chosen, network)
     if not has_statistics:
-        require_count(wanted, npz.count_images(reference_uri), f"images in {reference_uri}")
+        require_count(chosen, npz.count_images(reference_uri), f"images in {reference_uri}")
     if not has_images:
         return _scored_statistics(load_reference(samples_uri), _reference_of_images(reference_uri, network), network)
     reference = _reference(reference_uri, network) if has_statistics else _reference_of_images(reference_uri, network)
-    _require_reference(wanted, reference, reference_uri)
-    return _score_images(samples_uri, reference, network, metric_inputs(wanted), distance_name(network.name, network.sha256))
+    _require_reference(chosen, reference, reference_uri)
+    return _score_images(samples_uri, reference, network, metric_inputs(chosen), distance_name(network.name, network.sha256))
 
 
 def _score_statistics(samples_uri: str, reference_uri: str, network: ExtractorId | FeatureExtractor) -> BatchScore:
@@ -160,23 +160,23 @@ def _scored_statistics(sample: ReferenceStatistics, reference: _Reference, netwo
         standard_error=None,
         num_samples=sample.features.num_images,
         metrics={},
-        reference=reference.words,
+        reference=reference.origin,
     )
 
 
-def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, kept: MetricInputs, name: str) -> BatchScore:
+def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, inputs: MetricInputs, name: str) -> BatchScore:
     count = npz.count_images(uri)
     blocks = BlockedMoments(network.dim, count)
     first = 0
     for images in npz.stream_images(uri, BATCH_SIZE):
         outputs = network.outputs(images)
         blocks.update(torch.arange(first, first + len(images)), outputs["features"])
-        kept.update(outputs, None)
+        inputs.update(outputs, None)
         first += len(images)
     real = None
-    if need_real_images(kept.metrics):
+    if need_real_images(inputs.metrics):
         real = extract_features(npz.stream_images(reference.images_uri, BATCH_SIZE), network)
-    measured: list[MetricValue] = compute_metrics(kept, reference_features=real, spatial=reference.spatial, is_inception=_is_fid(network))
+    measured: list[MetricValue] = compute_metrics(inputs, reference_features=real, spatial=reference.spatial, is_inception=name == "FID")
     error = jackknife_error(leave_one_out_distances(reference.features, blocks))
     return BatchScore(
         distance_name=name,
@@ -184,7 +184,7 @@ def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, ke
         standard_error=error if math.isfinite(error) else None,
         num_samples=count,
         metrics=metrics_to_dict(measured),
-        reference=reference.words,
+        reference=reference.origin,
     )
 
 
@@ -195,7 +195,7 @@ def _reference_of_images(uri: str, network: FeatureExtractor) -> _Reference:
         features=moments.statistics(),
         spatial=spatial.statistics() if spatial is not None else None,
         images_uri=uri,
-        words=f"{moments.num_images:,} images of {uri}, features of {network.name}",
+        origin=f"{moments.num_images:,} images of {uri}, features of {network.name}",
     )
 
 
@@ -203,21 +203,17 @@ def _reference(uri: str, network: ExtractorId | FeatureExtractor) -> _Reference:
     found = load_reference(uri)
     if found.provenance is not None:
         provenance = found.require(extractor=network)
-        words = f"{provenance.num_images:,} {provenance.split} images of {provenance.data_name}, {provenance.extractor}"
+        origin = f"{provenance.num_images:,} {provenance.split} images of {provenance.data_name}, {provenance.extractor}"
     else:
-        words = f"{uri} does not record the images, network and resize of its statistics; they are assumed to be of {network.name}"
-    return _Reference(features=found.features, spatial=found.spatial, images_uri=found.images_uri, words=words)
+        origin = f"{uri} does not record the images, network and resize of its statistics; they are assumed to be of {network.name}"
+    return _Reference(features=found.features, spatial=found.spatial, images_uri=found.images_uri, origin=origin)
 
 
-def _require_reference(wanted: frozenset[Any], reference: _Reference, uri: str) -> None:
-    if need_real_images(wanted) and not reference.images_uri:
+def _require_reference(chosen: frozenset[Any], reference: _Reference, uri: str) -> None:
+    if need_real_images(chosen) and not reference.images_uri:
         raise UserError(f"{uri} has no images (arr_0): KID and precision/recall compare single images; give an ADM reference batch")
-    if "sfid" in wanted and reference.spatial is None:
+    if "sfid" in chosen and reference.spatial is None:
         raise UserError(f"{uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; give a file that has them, or images")
-
-
-def _is_fid(network: FeatureExtractor) -> bool:
-    return distance_name(network.name, network.sha256) == "FID"
 
 
 def as_text(found: BatchScore) -> str:

@@ -87,7 +87,7 @@ class Replay:
 
     @property
     def same_checkpoint(self) -> bool:
-        """Whether early stopping picks the checkpoint that full scoring picks, perhaps with another decay."""
+        """True if early stopping picks the checkpoint that full scoring picks, perhaps with another decay."""
         return self.rescored.step == self.full.step
 
     @property

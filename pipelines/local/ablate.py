@@ -171,7 +171,7 @@ def _train(item: Mapping[str, Any], root: str, resources: Mapping[str, Any]) -> 
 
 
 def _title(request: AblationRequest) -> str:
-    """Return the title of a progress line; lines of training and measuring are told apart by their thread."""
+    """Return the title of a progress line; the thread of a line says whether it is of training or of measuring."""
     return f"{request.name}, measuring" if threading.current_thread().name.startswith(_MEASURING) else request.name
 
 

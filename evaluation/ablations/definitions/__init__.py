@@ -1,1 +1,1 @@
-"""What an ablation compares: the paper's ablations, a user's grid, its request and its cost."""
+"""The paper's ablations and users' grids, the request for one, and its cost. A client imports this without torch."""

@@ -86,7 +86,7 @@ class AblationRequest:
 
     @property
     def varies_another(self) -> bool:
-        """Whether a named ablation varies another preset than its own."""
+        """True if a named ablation varies another preset than its own."""
         return self.preset != DEFAULT_PRESET and not self.grid
 
     def counts(self) -> tuple[int, ...]:

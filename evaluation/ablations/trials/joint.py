@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from evaluation.ablations.definitions.ablation import Joint
 from evaluation.ablations.trials.measures import describe_samples
@@ -64,7 +63,7 @@ def ensemble(models: Mapping[str, TrialModel]) -> TrialRecord:
     )
     result = middle.evaluate(spec, result_name="ensemble")
     measures = {"final": result.to_dict(), "samples": describe_samples(middle, spec=spec, name="ensemble-"), "ends_width": width}
-    return _record(middle, "ensemble", measures)
+    return TrialRecord(label="ensemble", role="ensemble", **middle.to_record(), measures=measures)
 
 
 def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
@@ -92,17 +91,5 @@ def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
     sample_set.draw(small, small_uri, num_workers=first.options.num_workers, device=first.worker_device)
     result = second.evaluate(likelihood=False, result_name="two-stage", keep_images=True, low_res_uri=small_uri)
     stages = {"first_uri": sample_set.chunk_uri(small_uri, 0), "second_uri": sample_set.chunk_uri(result.images_uri, 0)}
-    return _record(second, "two-stage", {"final": result.to_dict(), "stages": stages})
-
-
-def _record(model: TrialModel, role: str, measures: dict[str, Any]) -> TrialRecord:
-    return TrialRecord(
-        label=role,
-        role=role,
-        run_uri=model.run_uri,
-        checkpoint_uri=model.checkpoint_uri,
-        weights=model.weights,
-        step=model.step,
-        experiment=model.experiment.to_dict(),
-        measures=measures,
-    )
+    measures = {"final": result.to_dict(), "stages": stages}
+    return TrialRecord(label="two-stage", role="two-stage", **second.to_record(), measures=measures)

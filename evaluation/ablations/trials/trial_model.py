@@ -48,6 +48,11 @@ class TrialModel:
         """The weights as a specification that can be loaded."""
         return ModelSpec(checkpoint_uri=self.checkpoint_uri, weights=self.weights)
 
+    def to_record(self) -> dict[str, Any]:
+        """Return the model's fields of a `TrialRecord`."""
+        fields = {name: getattr(self, name) for name in ("run_uri", "checkpoint_uri", "weights", "step")}
+        return {**fields, "experiment": self.experiment.to_dict()}
+
     @property
     def device(self) -> str:
         """The device of this process."""

@@ -1,4 +1,4 @@
-"""What a plan makes of runs that a person names: the right model in each role, and its data set."""
+"""A plan takes the runs that a user names: the right model in each role, with its data set."""
 
 from pathlib import Path
 
