@@ -299,7 +299,6 @@ SAMPLERS = [
         ("eta not squared", "eta**2 *", "eta *"),
         ("sigma not taken from eps's share", "max(1 - alpha_bar_prev - variance, 0.0)", "max(1 - alpha_bar_prev, 0.0)"),
         ("DDIM towards the step it is at", "process.alpha_bars_prev[k]", "process.alpha_bars[k]"),
-        ("DDIM's noise in the last step", "* noise if k > 0 else mean", "* noise"),
         tests="sampling",
     ),
     *_diffusion(

@@ -45,10 +45,10 @@ class DDIM:
 def ddim_sample(
     process: GaussianProcess, p: ModelPrediction, k: int, noise: Float[Tensor, "batch channels *size"], *, eta: float = 0.0
 ) -> Float[Tensor, "batch channels *size"]:
-    """Return x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - sigma^2) eps + sigma z; no noise at k = 0.
+    """Return x_{t-1} = sqrt(alpha_bar_{t-1}) x_0 + sqrt(1 - alpha_bar_{t-1} - sigma^2) eps + sigma z.
 
-    Here sigma^2 = eta^2 beta_tilde_t = eta^2 (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) (1 - alpha_bar_t / alpha_bar_{t-1}), and eps is
-    derived from the (clipped) x_0. Source: Song et al. 2020, equations 12 and 16.
+    Here sigma^2 = eta^2 beta_tilde_t = eta^2 (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) (1 - alpha_bar_t / alpha_bar_{t-1}),
+    which is 0 in the last step, and eps is derived from the (clipped) x_0. Source: Song et al. 2020, equations 12 and 16.
 
     Args:
         process: The chain.
@@ -60,7 +60,7 @@ def ddim_sample(
     alpha_bar_prev = float(process.alpha_bars_prev[k])
     variance = eta**2 * float(process.posterior_variance[k])
     mean = math.sqrt(alpha_bar_prev) * p.x_0 + math.sqrt(max(1 - alpha_bar_prev - variance, 0.0)) * p.eps
-    return mean + math.sqrt(variance) * noise if k > 0 else mean
+    return mean + math.sqrt(variance) * noise
 
 
 def make_sampler(config: SamplingConfig) -> DDIM:
