@@ -102,14 +102,8 @@ def ablation_pipeline(
         "experiment_overrides": experiment_overrides,
     }
 
-    table = table_pod.configure(
-        tabulate_ablation(
-            pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-            storage_root_uri=storage_root_uri,
-            **ablation,
-        ),
-        name="table",
-    )
+    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    table = table_pod.configure(tabulate_ablation(pipeline_run_id=run_id, storage_root_uri=storage_root_uri, **ablation), name="table")
     with dsl.ExitHandler(table, name="ablation"):
         checked = small.configure(
             settings(
@@ -156,7 +150,7 @@ def ablation_pipeline(
                 data_uri=data_uri,
                 storage_root_uri=storage_root_uri,
                 tracking_experiment=tracking_experiment,
-                pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                pipeline_run_id=run_id,
                 **ablation,
             ),
             name="plan",
@@ -168,7 +162,7 @@ def ablation_pipeline(
                     item=trial,
                     storage_root_uri=storage_root_uri,
                     tracking_experiment=tracking_experiment,
-                    pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                    pipeline_run_id=run_id,
                     resources=train_resources,
                 ),
                 name="train",
@@ -178,21 +172,13 @@ def ablation_pipeline(
                 measure_trial(
                     item=trial,
                     run_uri=trained.output,
-                    pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                    pipeline_run_id=run_id,
                     resources=evaluate_resources,
                 ),
                 name="measure",
                 uses_ray=True,
             )
-        joint = evaluate_pod.configure(
-            joint_measure(
-                storage_root_uri=storage_root_uri,
-                resources=evaluate_resources,
-                **ablation,
-            ),
-            name="joint",
-            uses_ray=True,
-        )
+        joint = evaluate_pod.configure(joint_measure(items=plan.output, resources=evaluate_resources), name="joint", uses_ray=True)
         joint.after(measured)
     return table.outputs["Output"]  # type: ignore[no-any-return]
 

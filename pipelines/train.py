@@ -68,10 +68,11 @@ def train_pipeline(
         "experiment_file": experiment_file,
         "seed": seed,
     }
+    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
     small = Pod(image=image, timeout_seconds=SHORT)
     closed = small.configure(
         close_run(
-            pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            pipeline_run_id=run_id,
             data_uri=data_uri,
             storage_root_uri=storage_root_uri,
             **form,
@@ -121,7 +122,7 @@ def train_pipeline(
                 reference_uri=statistics.output,
                 storage_root_uri=storage_root_uri,
                 tracking_experiment=tracking_experiment,
-                pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                pipeline_run_id=run_id,
                 resources=train_resources,
                 experiment=experiment,
             ),
