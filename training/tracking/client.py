@@ -25,7 +25,7 @@ _REFUSALS = {
     "ENDPOINT_NOT_FOUND",
 }
 RETRY_SECONDS = 30.0
-"""How long a request that needs an answer is repeated."""
+"""Seconds for which a request that needs an answer is repeated."""
 
 _Result = TypeVar("_Result")
 

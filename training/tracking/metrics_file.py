@@ -20,7 +20,7 @@ from training import storage
 
 METRICS = "metrics.jsonl"
 _OLD_METRICS = "metrics_for_mlflow.json"
-"""What earlier versions left where MLflow was away: {"run_id", "points": [[metric, value, step, milliseconds]]}."""
+"""File that an earlier version left where MLflow was away: {"run_id", "points": [[metric, value, step, milliseconds]]}."""
 
 
 class Point(NamedTuple):
@@ -61,7 +61,7 @@ class MetricsFile:
 
     @property
     def seconds_between_writes(self) -> float:
-        """How long to gather values before the next write: 1 s, more where the file is large."""
+        """Seconds to gather values before the next write: 1, more where the file is large."""
         return max(1.0, len(self._text or b"") / 1e5)
 
     def append(self, values: Mapping[str, float], step: int, milliseconds: int) -> None:
