@@ -1,5 +1,6 @@
 """A prepared data set of digits, its reference statistics, and a run with two checkpoints of a network that makes some images."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,6 @@ def kept_run_uri(tmp_path_factory: pytest.TempPathFactory, experiment: Experimen
 
 
 @pytest.fixture
-def run_uri(tmp_path: Path, experiment: Experiment) -> str:
+def run_uri(tmp_path: Path, kept_run_uri: str) -> str:
     """A run that a test may write to."""
-    return write_run(str(tmp_path / "run"), experiment)
+    return str(shutil.copytree(kept_run_uri, tmp_path / "run"))

@@ -1,6 +1,7 @@
 """The final choice: the best few again, at full protocol, on noise that neither scoring nor report uses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from evaluation.evaluate.run import evaluate
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
 from evaluation.records.run_directory import score_uri
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.selection.final_choice import choose_best
+from evaluation.selection.final_choice import Choice, choose_best
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -18,15 +19,26 @@ from training.config.experiment import Experiment
 _OPTIONS = EvaluationOptions(batch_size=20)
 
 
-@pytest.fixture
-def scored_run_uri(run_uri: str, reference_uri: str, experiment: Experiment) -> str:
+@pytest.fixture(scope="module")
+def scored_run_uri(kept_run_uri: str, reference_uri: str, experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> str:
+    run_uri = str(shutil.copytree(kept_run_uri, tmp_path_factory.mktemp("scored") / "run"))
     for step in (100, 200):
         CheckpointScorer(evaluation=experiment.evaluation, reference_uri=reference_uri).score(checkpoint.checkpoint_uri(run_uri, step))
     return run_uri
 
 
-def test_the_choice_is_the_best_at_full_protocol(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
-    choice = choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS)
+@pytest.fixture(scope="module")
+def choice(scored_run_uri: str, digits_uri: str, reference_uri: str) -> Choice:
+    return choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS)
+
+
+@pytest.fixture
+def own_run_uri(scored_run_uri: str, tmp_path: Path) -> str:
+    """A scored run that a test may write to."""
+    return str(shutil.copytree(scored_run_uri, tmp_path / "run"))
+
+
+def test_the_choice_is_the_best_at_full_protocol(choice: Choice, scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     distances = {
         item.candidate.step: evaluate(
             ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(scored_run_uri, item.candidate.step), weights=item.candidate.weights),
@@ -44,27 +56,25 @@ def test_the_choice_is_the_best_at_full_protocol(scored_run_uri: str, digits_uri
     assert stored["weights"] == choice.weights
 
 
-def test_what_was_rescored_is_not_drawn_again(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
-    first = choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS)
+def test_what_was_rescored_is_not_drawn_again(choice: Choice, scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     results = sorted((Path(scored_run_uri) / "evaluations").glob("choose-*.json"))
     before = [path.stat().st_mtime_ns for path in results]
     assert len(results) == 2
-    assert choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS) == first
+    assert choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS) == choice
     assert [path.stat().st_mtime_ns for path in results] == before
 
 
-def test_an_only_candidate_needs_no_second_look(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
-    Path(score_uri(checkpoint.checkpoint_uri(scored_run_uri, 100))).unlink()
-    choice = choose_best(scored_run_uri, digits_uri, reference_uri)
+def test_an_only_candidate_needs_no_second_look(own_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    Path(score_uri(checkpoint.checkpoint_uri(own_run_uri, 100))).unlink()
+    choice = choose_best(own_run_uri, digits_uri, reference_uri)
     assert choice.step == 200
     assert choice.candidates[0].distance is None
 
 
-def test_a_checkpoint_that_is_gone_is_not_chosen(scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
-    best = choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS).step
-    checkpoint.remove(scored_run_uri, {best})
-    assert choose_best(scored_run_uri, digits_uri, reference_uri, options=_OPTIONS).step == 300 - best
-    assert len(read_history(scored_run_uri)) == 2
+def test_a_checkpoint_that_is_gone_is_not_chosen(choice: Choice, own_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    checkpoint.remove(own_run_uri, {choice.step})
+    assert choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS).step == 300 - choice.step
+    assert len(read_history(own_run_uri)) == 2
 
 
 def test_a_run_without_scores_has_no_choice(run_uri: str, digits_uri: str, reference_uri: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,6 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.models.unet import make_model
 
-_FEW = EvaluationOptions(likelihood_num_images=20, batch_size=20)
-
 
 @pytest.fixture
 def plan(kept_run_uri: str) -> SamplePlan:
@@ -32,11 +31,19 @@ def plan(kept_run_uri: str) -> SamplePlan:
     return SamplePlan(model=spec, num_images=25, seed=1, sampling=SamplingConfig(spacing="4"), batch_size=5, chunk_size=10, inputs=())
 
 
-def test_an_evaluation_writes_numbers_grid_and_card(run_uri: str, digits_uri: str, reference_uri: str) -> None:
-    uri = checkpoint.checkpoint_uri(run_uri, 200)
+@pytest.fixture(scope="module")
+def evaluated_run_uri(kept_run_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(shutil.copytree(kept_run_uri, tmp_path_factory.mktemp("evaluated") / "run"))
+
+
+@pytest.fixture(scope="module")
+def result(evaluated_run_uri: str, digits_uri: str, reference_uri: str) -> EvaluationResult:
     options = EvaluationOptions(likelihood_num_images=20, batch_size=20, metrics=("label_agreement", "precision_recall"))
-    result = evaluate(uri, digits_uri, reference_uri, options=options)
-    stored = json.loads((Path(run_uri) / "evaluations" / "final.json").read_text())
+    return evaluate(checkpoint.checkpoint_uri(evaluated_run_uri, 200), digits_uri, reference_uri, options=options)
+
+
+def test_an_evaluation_writes_numbers_grid_and_card(result: EvaluationResult, evaluated_run_uri: str) -> None:
+    stored = json.loads((Path(evaluated_run_uri) / "evaluations" / "final.json").read_text())
     assert EvaluationResult.from_dict(stored) == result
     assert result.distance > 0
     assert result.distance_standard_error is not None
@@ -53,24 +60,27 @@ def test_an_evaluation_writes_numbers_grid_and_card(run_uri: str, digits_uri: st
     assert card["distance"]["reference"]["num_images"] == 1497
     assert card["likelihood"]["split"] == "test"
     assert {"python", "torch", "numpy"} <= set(card["versions"])
-    leftovers = [path for path in Path(run_uri).rglob("*") if "work-" in path.name or "images-" in path.name]
+    leftovers = [path for path in Path(evaluated_run_uri).rglob("*") if "work-" in path.name or "images-" in path.name]
     assert not [path for path in leftovers if path.is_file()], "working files go when the result is there"
 
 
-def test_the_same_evaluation_gives_the_same_numbers(run_uri: str, digits_uri: str, reference_uri: str) -> None:
-    uri = checkpoint.checkpoint_uri(run_uri, 200)
-    first, second = (evaluate(uri, digits_uri, reference_uri, options=_FEW) for _ in range(2))
-    assert first.distance == second.distance
-    assert first.likelihood == second.likelihood
+def test_the_same_evaluation_gives_the_same_numbers(
+    result: EvaluationResult, evaluated_run_uri: str, digits_uri: str, reference_uri: str
+) -> None:
+    options = EvaluationOptions(likelihood_num_images=20, batch_size=20, result_name="again")
+    again = evaluate(checkpoint.checkpoint_uri(evaluated_run_uri, 200), digits_uri, reference_uri, options=options)
+    assert again.distance == result.distance
+    assert again.likelihood is not None
+    assert result.likelihood is not None
+    assert {**again.likelihood, "per_image_uri": ""} == {**result.likelihood, "per_image_uri": ""}
 
 
-def test_another_purpose_draws_other_samples(run_uri: str, digits_uri: str, reference_uri: str) -> None:
-    uri = checkpoint.checkpoint_uri(run_uri, 200)
-    first = evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(likelihood=False))
-    second = evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(likelihood=False, purpose="again"))
-    assert first.distance != second.distance
-    assert first.distance_standard_error is not None
-    assert abs(first.distance - second.distance) < 10 * first.distance_standard_error
+def test_another_purpose_draws_other_samples(result: EvaluationResult, evaluated_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    options = EvaluationOptions(likelihood=False, batch_size=20, purpose="again", result_name="other")
+    other = evaluate(checkpoint.checkpoint_uri(evaluated_run_uri, 200), digits_uri, reference_uri, options=options)
+    assert other.distance != result.distance
+    assert result.distance_standard_error is not None
+    assert abs(other.distance - result.distance) < 10 * result.distance_standard_error
 
 
 def test_what_can_be_refused_is_refused_before_anything_is_drawn(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
