@@ -221,3 +221,28 @@ def test_the_entrypoint_survives_a_shell():
     import shlex
 
     assert shlex.split(render(_JOBS["plain"])["spec"]["entrypoint"]) == list(_PLAIN["entrypoint"])
+
+
+def _containers(manifest: dict[str, Any]) -> dict[str, set[str]]:
+    """Names of the variables of each container of a RayJob's pods."""
+    spec = manifest["spec"]
+    groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
+    templates = [spec["submitterPodTemplate"], *(group["template"] for group in groups)]
+    containers = [container for template in templates for container in template["spec"]["containers"]]
+    return {container["name"]: {variable["name"] for variable in container["env"]} for container in containers}
+
+
+def test_no_variable_of_ours_is_one_that_kuberay_injects():
+    recordings = Path(__file__).parents[2] / "recordings"
+    (rayjob,) = recordings.glob("rayjobs/*-4504db-*.gz")
+    (pods,) = recordings.glob("pods/*-4504db-*.gz")
+    sent = _containers(json.loads(gzip.decompress(rayjob.read_bytes()))[0]["object"])
+    ours = _containers(render(_JOBS["owned"]))
+    seen = set()
+    for events in json.loads(gzip.decompress(pods.read_bytes())).values():
+        for container in (events[0].get("object") or events[0]).get("spec", {}).get("containers", ()):
+            injected = {variable["name"] for variable in container["env"]} - sent[container["name"]]
+            assert injected
+            assert not injected & ours[container["name"]]
+            seen.add(container["name"])
+    assert seen == {"ray-head", "ray-worker", "ray-job-submitter"}
