@@ -62,7 +62,7 @@ def kfp(server: FakeKfp) -> Iterator[Kfp]:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run_iddpm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process; return its exit status, standard output and standard error."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -81,11 +81,11 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture
 def iddpm(
-    server: FakeKfp, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str, str]]
+    server: FakeKfp, monkeypatch: pytest.MonkeyPatch, run_iddpm: Callable[..., tuple[int, str, str]]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Run a command against the server, as `command` does."""
+    """Run a command against the server, as `run_iddpm` does."""
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
-    return command
+    return run_iddpm
 
 
 @pytest.fixture

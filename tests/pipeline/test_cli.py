@@ -48,11 +48,11 @@ def test_help_waits_for_no_library_but_that_of_the_command_line() -> None:
     assert {name for name in imported if needs.intersection(distribution.lower() for distribution in of.get(name, ()))} == {"typer", "rich"}
 
 
-def test_help_names_every_command(command: Command) -> None:
+def test_help_names_every_command(run_iddpm: Command) -> None:
     assert len(COMMANDS) > 30
     for path in COMMANDS:
         *groups, name = path.split()
-        assert f" {name} " in command(*groups, "--help")[1]
+        assert f" {name} " in run_iddpm(*groups, "--help")[1]
 
 
 @pytest.mark.parametrize("path", sorted(COMMANDS))
@@ -66,48 +66,48 @@ def test_every_command_and_every_option_has_a_text_that_says_what_it_does(path: 
         assert text.rstrip().endswith("."), name
 
 
-def test_an_error_is_one_line_on_standard_error(command: Command) -> None:
-    status, out, err = command("show", "digits-hybrid-cosine", "--set", "optim.learning_rat=1")
+def test_an_error_is_one_line_on_standard_error(run_iddpm: Command) -> None:
+    status, out, err = run_iddpm("show", "digits-hybrid-cosine", "--set", "optim.learning_rat=1")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("error: optim.learning_rat: there is no 'learning_rat'")
 
 
-def test_results_alone_are_on_standard_output(command: Command, tmp_path: Path) -> None:
-    status, out, err = command("preprocess", "digits-tiny-hybrid-cosine", str(tmp_path / "digits"))
+def test_results_alone_are_on_standard_output(run_iddpm: Command, tmp_path: Path) -> None:
+    status, out, err = run_iddpm("preprocess", "digits-tiny-hybrid-cosine", str(tmp_path / "digits"))
     assert (status, out.count("\n")) == (0, 1)
     assert "1,497 images in 1 shard" in err
     assert "iddpm|" not in err
 
 
 def test_a_path_that_can_not_be_written_is_named_without_a_word_of_defects(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert command("compile", "file") == (1, "", "error: file can't be written: File exists; name another directory\n")
+    assert run_iddpm("compile", "file") == (1, "", "error: file can't be written: File exists; name another directory\n")
 
 
-def test_workers_are_at_least_one(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_at_least_one(run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    status, _, err = command("ablate", "hybrid-weight", "--num-workers", "0")
+    status, _, err = run_iddpm("ablate", "hybrid-weight", "--num-workers", "0")
     assert status == 2
     assert "--num-workers" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_the_traceback(command: Command) -> None:
+def test_debug_shows_the_traceback(run_iddpm: Command) -> None:
     with pytest.raises(ValueError, match="nothing-like-it"):
-        command("show", "nothing-like-it", "--debug")
+        run_iddpm("show", "nothing-like-it", "--debug")
 
 
-def test_an_unknown_command_is_a_usage_error(command: Command) -> None:
-    status, _, err = command("tarin")
+def test_an_unknown_command_is_a_usage_error(run_iddpm: Command) -> None:
+    status, _, err = run_iddpm("tarin")
     assert status == 2
     assert "Traceback" not in err
 
 
-def test_show_prints_the_experiment_with_its_overrides(command: Command) -> None:
-    assert json.loads(command("show", "digits-hybrid-cosine", "--set", "optim.num_steps=7")[1])["optim"]["num_steps"] == 7
+def test_show_prints_the_experiment_with_its_overrides(run_iddpm: Command) -> None:
+    assert json.loads(run_iddpm("show", "digits-hybrid-cosine", "--set", "optim.num_steps=7")[1])["optim"]["num_steps"] == 7
 
 
 @pytest.mark.parametrize(
@@ -126,17 +126,17 @@ def test_show_prints_the_experiment_with_its_overrides(command: Command) -> None
     ],
 )
 def test_a_run_that_can_not_work_is_refused_before_anything_starts(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    status, _, err = command(*arguments)
+    status, _, err = run_iddpm(*arguments)
     assert status == 1
     assert said in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cost_is_the_papers(command: Command) -> None:
-    found = json.loads(command("cost", "imagenet64-hybrid-cosine", "--json")[1])
+def test_cost_is_the_papers(run_iddpm: Command) -> None:
+    found = json.loads(run_iddpm("cost", "imagenet64-hybrid-cosine", "--json")[1])
     assert found["parameters"] == 121_063_942
     assert round(found["forward_macs"] / 1e9, 2) == 39.74
 
@@ -155,9 +155,9 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it(command: Command, images: Path, tmp_path: Path) -> None:
+def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it(run_iddpm: Command, images: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    status, out, _ = command("init", "--images", str(images), "--out", str(file), "--name", "pets")
+    status, out, _ = run_iddpm("init", "--images", str(images), "--out", str(file), "--name", "pets")
     assert status == 0
     assert "12 images in 2 classes, 36 to 51 pixels, 3 channel(s)" in out
     assert "1 of 12 have transparent pixels" in out
@@ -170,7 +170,7 @@ def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it
         2,
     )
     assert experiment.model.class_conditional
-    status, _, err = command("init", "--images", str(images), "--out", str(file))
+    status, _, err = run_iddpm("init", "--images", str(images), "--out", str(file))
     assert status == 1
     assert "exists already" in err
 
@@ -196,12 +196,12 @@ def test_the_experiment_of_a_file_is_what_the_pipeline_trains(tmp_path: Path) ->
     ],
 )
 def test_train_refuses_a_file_that_is_no_experiment_before_anything_starts(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, said: str
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if text is not None:
         Path("mine.toml").write_text(text)
-    status, _, err = command("train", "mine.toml")
+    status, _, err = run_iddpm("train", "mine.toml")
     assert (status, err.count("\n")) == (1, 1)
     assert said in err
     assert not Path(".iddpm").exists()

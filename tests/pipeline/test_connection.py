@@ -202,7 +202,7 @@ def test_tls_needs_a_certificate_that_is_trusted(tmp_path: Path, iddpm: Iddpm) -
     with fake_kfp.serve(certificate) as server:
         assert "its certificate is not trusted here; give the authority's by --ca-file" in iddpm("runs", "--endpoint", server.url)[2]
         assert iddpm("runs", "--endpoint", server.url, "--ca-file", str(tmp_path / "cert.pem"))[0] == 0
-    assert "can't be read" in iddpm("runs", "--ca-file", str(tmp_path / "none.pem"))[2]
+    assert "cannot be read" in iddpm("runs", "--ca-file", str(tmp_path / "none.pem"))[2]
 
 
 def test_https_at_an_http_server(server: FakeKfp, iddpm: Iddpm) -> None:
