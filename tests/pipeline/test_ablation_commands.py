@@ -1,7 +1,6 @@
 """The commands of ablations as a person meets them: what is offered, what is refused, and nothing started for either."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,23 +8,21 @@ import pytest
 from pipelines.cli.ablations import _requests
 from training.config.errors import UserError
 
-_IDDPM = str(Path(sys.executable).with_name("iddpm"))
+Command = Callable[..., tuple[int, str, str]]
+"""Runs a command in this process: exit status, standard output and standard error."""
 
 
-def _iddpm(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([_IDDPM, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
-
-
-def test_the_ablations_are_listed_with_their_place_in_the_paper() -> None:
-    printed = _iddpm("ablations").stdout
+def test_the_ablations_are_listed_with_their_place_in_the_paper(command: Command) -> None:
+    _, printed, _ = command("ablations")
     for words in ("hybrid-weight", "table 1", "sampling-steps", "figures 1 and 8-19", "two-stage", "evaluates 2 runs"):
         assert words in printed
 
 
-def test_a_plan_shows_every_trial_and_what_it_costs(tmp_path: Path) -> None:
-    result = _iddpm("ablate", "hybrid-weight", "--plan", "--scale", "paper", cwd=tmp_path)
-    assert result.stdout.count("diffusion.stop_gradient=") == 4
-    assert "h of training" in result.stdout.splitlines()[-1]
+def test_a_plan_shows_every_trial_and_what_it_costs(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, printed, _ = command("ablate", "hybrid-weight", "--plan", "--scale", "paper")
+    assert printed.count("diffusion.stop_gradient=") == 4
+    assert "h of training" in printed.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -37,9 +34,9 @@ set: [seed=3]
 """
 
 
-def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path) -> None:
+def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, command: Command) -> None:
     (tmp_path / "weights.yaml").write_text(_GRID)
-    printed = _iddpm("ablate", "weights.yaml", "--plan", cwd=tmp_path).stdout
+    _, printed, _ = command("ablate", str(tmp_path / "weights.yaml"), "--plan")
     assert printed.startswith("weights at the scale tiny")
     assert printed.count("digits-tiny-hybrid-cosine diffusion.vlb_weight=") == 4
 
@@ -61,13 +58,14 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path) -> N
     ],
 )
 def test_an_ablation_that_can_not_work_is_refused_in_one_line_before_anything_starts(
-    tmp_path: Path, arguments: tuple[str, ...], said: str
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.yaml").write_text(_GRID + "axes: 3\n")
-    result = _iddpm(*arguments, cwd=tmp_path)
-    assert result.returncode == 1
-    assert said in result.stderr
-    assert result.stderr.count("\n") == 1
+    status, _, error = command(*arguments)
+    assert status == 1
+    assert said in error
+    assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]
 
 
