@@ -1,10 +1,10 @@
-"""Service addresses that hold a user or a password, which no message and no log may show."""
+"""Users and passwords in service addresses, which no message and no log may show."""
 
 from __future__ import annotations
 
 import re
 
-# A secret of S3's may hold a slash, but no bucket's name holds a colon.
+# A secret of S3's may contain a slash, but no bucket's name holds a colon.
 _CREDENTIALS = re.compile(r"(?<=s3)://[^\s/@]*:[^\s@]*@|://[^\s/@]+@", re.IGNORECASE)
 
 

@@ -31,7 +31,7 @@ from training.config.validation import require
 
 
 def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iterable[str] = (), seed: int | None = None) -> Experiment:
-    """Return the experiment that a user asked for; the one function behind the command line, the pipelines and Python.
+    """Return the experiment of a preset or a file, with overrides: the one function behind the command line, the pipelines and Python.
 
     Args:
         preset: Name of a preset; empty where a file is given.
@@ -66,7 +66,7 @@ def read_experiment_file(text_or_path: str | Path) -> Experiment:
 
 
 def to_toml(experiment: Experiment, base: str) -> str:
-    """Return the experiment as the text of a file that names `base` and says what differs.
+    """Return the text of a file that names `base` and has the fields in which the experiment differs.
 
     Raises:
         UserError: There is no preset of that name.

@@ -26,7 +26,7 @@ def apply_words(plain: dict[str, Any], overrides: Iterable[str]) -> None:
         path, separator, word = item.partition("=")
         path = path.strip()
         require(bool(separator) and bool(path), item, "an override reads section.field=value")
-        require(path != "name", path, "is the preset's, and says what the overrides were made to")
+        require(path != "name", path, "cannot be overridden; an experiment file can give a name")
         *parents, leaf = path.split(".")
         node = plain
         for depth, parent in enumerate(parents):
@@ -39,7 +39,7 @@ def apply_words(plain: dict[str, Any], overrides: Iterable[str]) -> None:
             raise UserError(f"{path}: is a section; name one of its fields: {', '.join(present)}")
         value = _parse_word(word, as_list=isinstance(present, list))
         _refuse_boolean(present, value, repr(word), path)
-        # A word stays a word where one is wanted: `evaluation.sampling.spacing=250`.
+        # A text field takes the word as it is: `evaluation.sampling.spacing=250`.
         node[leaf] = word if isinstance(present, str) and not isinstance(value, str) else value
 
 
@@ -71,7 +71,7 @@ def _refuse_boolean(present: Any, value: Any, shown: str, path: str) -> None:
     """Refuse true and false where the present value is neither: they would count as the numbers 1 and 0."""
     values = value if isinstance(value, list) else [value]
     boolean = any(isinstance(item, bool) for item in values)
-    require(isinstance(present, bool | str) or not boolean, path, f"{shown} is given, but this field is neither true nor false")
+    require(isinstance(present, bool | str) or not boolean, path, f"{shown} is given, but this field is not true or false")
 
 
 def _parse_word(word: str, *, as_list: bool) -> Any:

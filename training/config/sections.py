@@ -66,7 +66,7 @@ class ModelConfig:
         use_scale_shift_norm: Inject the time embedding as GroupNorm(h)(w + 1) + b rather than GroupNorm(h + v).
         dropout: Probability of dropping an activation inside a residual block.
         class_conditional: Add an embedding of the label to the time embedding.
-        low_res_size: For an upsampler, the size of the image that it is given; None for a base model.
+        low_res_size: For an upsampler, height and width of the small input image in pixels; None for a base model.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN

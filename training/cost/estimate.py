@@ -85,7 +85,7 @@ class Cost:
         price: Price of all phases; None without a price per hour.
         phases: training; scoring (of checkpoints beside training); sampling (for the reported distance); likelihood,
             where the number of images is known beforehand.
-        memory: Memory in training; None where it was not asked for.
+        memory: Memory in training; None without `with_memory`.
     """
 
     experiment: str

@@ -92,7 +92,7 @@ def suggest_experiment(
 
 def _text(base: str, name: str, lines: dict[str, list[str]]) -> str:
     sections = "".join(f"\n[{section}]\n" + "\n".join(fields) + "\n" for section, fields in lines.items())
-    return f'base = "{base}"  # what is not said here is as in this preset: iddpm show {base}\nname = "{name}"\n{sections}'
+    return f'base = "{base}"  # all other settings are those of this preset: iddpm show {base}\nname = "{name}"\n{sections}'
 
 
 def _rounded(steps: float) -> int:

@@ -17,7 +17,7 @@ class Denoiser:
 
     Attributes:
         process: The chain.
-        network: The network; it is given original timesteps, whatever the chain keeps.
+        network: The network; its input is the original timestep, whatever the chain keeps.
         conditioning: Further inputs of the network, one row an image: labels `y`, low-resolution images `low_res`.
         clip_denoised: Clamp the predicted x_0 to [-1, 1], as the released code does outside of training.
     """

@@ -21,7 +21,7 @@ from training.shapes import Float
 class Ensemble:
     """A model that passes each image to the member whose range contains its original timestep.
 
-    The network's input says which timestep that is, so an ensemble goes wherever a model goes: in any chain, spaced or
+    The network's input contains the timestep, so an ensemble can replace a model anywhere: in any chain, spaced or
     not, for sampling and for likelihood.
     """
 

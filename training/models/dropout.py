@@ -61,7 +61,7 @@ def keyed_dropout(
 
 
 class KeyedDropout(nn.Module):
-    """Dropout in training, keyed where a key is given and from the device's generator where none is.
+    """Dropout in training, keyed if the caller passes a key, otherwise from the device's generator.
 
     Args:
         probability: Probability of zeroing an activation, in [0, 1).

@@ -43,7 +43,7 @@ class Combination:
 
     Attributes:
         coefficients: One per snapshot; then one for the initial weights, where they take part.
-        error: Expected |rebuilt - wanted| / |current - wanted|, between weights, where updates are uncorrelated.
+        error: Expected |rebuilt - exact| / |current - exact|, between weights, where updates are uncorrelated.
     """
 
     coefficients: tuple[float, ...]
@@ -56,11 +56,11 @@ def combine(
     """Return the combination of snapshots that is nearest to an average at `step`.
 
     Args:
-        snapshots: What is stored.
-        step: Number of updates of the wanted average.
-        decay: Of a wanted exponential average (begun as a copy of the initial weights).
-        std: Relative standard deviation of a wanted power-function average. Exactly one of the two is given.
-        with_initial: The initial weights take part too: an exponential average still holds a trace of them, decay^step.
+        snapshots: The stored snapshots.
+        step: Number of updates of the average to rebuild.
+        decay: Decay of an exponential average (started as a copy of the initial weights).
+        std: Relative standard deviation of a power-function average. Exactly one of the two is given.
+        with_initial: Use the initial weights too: their weight in an exponential average is decay^step.
 
     Raises:
         ReconstructionError: There is no snapshot, or not exactly one of `decay` and `std`.
@@ -105,23 +105,23 @@ def reconstruct(
     """Return the weights of an average that training did not keep.
 
     Args:
-        snapshots: What is stored.
+        snapshots: The stored snapshots.
         load: Gives a snapshot's weights; called for one at a time.
-        step: Number of updates of the wanted average.
-        decay: Of a wanted exponential average.
-        std: Relative standard deviation of a wanted power-function average. Exactly one of the two is given.
+        step: Number of updates of the average to rebuild.
+        decay: Decay of an exponential average.
+        std: Relative standard deviation of a power-function average. Exactly one of the two is given.
         initial: The weights before the first update, which the experiment's seed gives again; needed where
             decay^step is not small.
-        max_error: Largest expected |rebuilt - wanted| / |current - wanted| that is accepted.
+        max_error: Largest expected |rebuilt - exact| / |current - exact| that is accepted.
 
     Raises:
         ReconstructionError: The snapshots do not determine the average to `max_error`.
     """
     combination = combine(snapshots, step=step, decay=decay, std=std, with_initial=initial is not None)
     if combination.error > max_error:
-        wanted = f"decay {decay:g}" if decay is not None else f"relative standard deviation {std:g}"
+        average = f"decay {decay:g}" if decay is not None else f"relative standard deviation {std:g}"
         raise ReconstructionError(
-            f"the average of {wanted} at step {step} would be off by {combination.error:.2%} from these {len(snapshots)} snapshots "
+            f"the average of {average} at step {step} would be off by {combination.error:.2%} from these {len(snapshots)} snapshots "
             f"(allowed: {max_error:.2%}); a longer average, a step that has a snapshot, or more frequent or narrower snapshots would do"
             + (", or giving the initial weights" if initial is None else "")
         )

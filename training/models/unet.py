@@ -131,7 +131,7 @@ class UNet(nn.Module):
 
         Args:
             x: The noisy images x_t, [batch, channels, height, width]; any size that halves in each stage but the last.
-            timesteps: [batch]; t, already scaled by 1000/T where the experiment says so.
+            timesteps: [batch]; t, already scaled by 1000/T where `rescale_timesteps` is set.
             y: [batch]; labels, for a class-conditional model and for no other.
             low_res: [batch, channels, low_res_size, low_res_size] in [-1, 1]; for an upsampler and for no other.
             dropout_key: From `training.models.dropout.dropout_key`; None draws masks from the device's generator.

@@ -75,7 +75,7 @@ def test_no_value_is_written_as_none() -> None:
         ('base = "cifar10-hybrid-cosine"\n[model]\ndropout = "much"', r"model\.dropout: .*number"),
         (
             'base = "cifar10-hybrid-cosine"\n[model]\ndropout = true',
-            r"model\.dropout: True is given, but this field is neither",
+            r"model\.dropout: True is given, but this field is not true",
         ),
         ('base = "cifar10-hybrid-cosine"\n[optim]\nnum_steps = 0', r"optim\.num_steps: must be at least 1"),
         ('base = "cifar10-hybrid-cosine"\n[diffusion]\nobjective = "hybird"', r"diffusion\.objective: .*'hybrid'"),
