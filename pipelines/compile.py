@@ -20,7 +20,7 @@ from pipelines.compile_checks import CompileError as CompileError
 from pipelines.compile_checks import check
 
 _SIZES = re.compile(rf"pipelinechannel--settings-({'|'.join(STAGES)})_")
-"""In the names of inputs that size pods: outputs of the settings step."""
+"""Part of the names of inputs that size pods, which are outputs of the settings step."""
 
 PIPELINES: dict[str, str] = {
     "train": "pipelines.train",

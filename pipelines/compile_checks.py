@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from components.container.image import ImageError, image_from
-from training.config.errors import UserError
 
 MAX_BYTES = 256 * 1024
 """Above this a pipeline's Argo workflow comes near the 1 MiB that Kubernetes stores of an object."""
@@ -27,7 +26,7 @@ _INJECTED = re.compile(r"MLFLOW_|KFP_|ARGO_|KUBERNETES_|RAY_(?!AUTH_)")
 _IGNORES_FAILURES = "ALL_UPSTREAM_TASKS_COMPLETED"
 
 
-class CompileError(UserError):
+class CompileError(ValueError):
     """A pipeline that a cluster would refuse, or run differently than meant; the message lists every reason."""
 
 

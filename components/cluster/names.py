@@ -12,13 +12,13 @@ from training.config.errors import UserError
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 
 RUN_LABEL = "iddpm/run"
-"""On a RayJob and all its pods: the job's name, and so the run's."""
+"""Label of a RayJob and all its pods: the job's name, which is the run's."""
 MANAGED_BY = "app.kubernetes.io/managed-by=iddpm"
 """Selects all RayJobs of ours, and their pods."""
 OWNER_LABEL = "iddpm/owner"
-"""On a RayJob: uid of the Workflow that started it, which alone may end it. In the metadata of a Ray job: that Workflow's name."""
+"""Label of a RayJob: uid of the Workflow that started it, which alone may end it. In the metadata of a Ray job: that Workflow's name."""
 LAUNCH_LABEL = "iddpm/launch"
-"""On a RayJob: the launcher process that created it."""
+"""Label of a RayJob: the launcher process that created it."""
 RUN_KEY_ANNOTATION = "iddpm/run-key"
 RUN_URI_ANNOTATION = "iddpm/run-uri"
 

@@ -15,7 +15,7 @@ from training.config.errors import UserError
 
 VERSION = "0.1.0"
 DEFAULT_IMAGE = f"iddpm-pipelines:{VERSION}"
-"""What `make image` builds: named by the release, never `latest`."""
+"""Reference of the image that `make image` builds: named by the release, never `latest`."""
 
 _REFERENCE = re.compile(r"[\w.\-]+(:\d+(?=/))?(/[\w.\-]+)*(:(?P<tag>[\w][\w.\-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?")
 _MOVING_TAGS = ("latest", "main", "master", "dev", "edge", "nightly", "stable")

@@ -38,7 +38,7 @@ _LIVE = ("PENDING", "RUNNING")
 _TRANSIENT = (408, 425, 429)
 """Refusals that a later try may find gone, beside the server's own errors."""
 _TIMEOUT_SECONDS = (10.0, 30.0)
-"""To connect, and without a byte of the answer."""
+"""Timeouts of a connection, and of an answer that sends no byte."""
 _SECONDS_TO_STOP = 3.0
 _PATIENCE_SECONDS = 900.0
 _SECONDS_BETWEEN_TRIES = 5.0

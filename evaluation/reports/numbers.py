@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 NONE = "-"
-"""What a table shows in place of a number that is missing."""
+"""Shown in a table in place of a missing number."""
 
 
 def format_digits(value: float, error: float | None) -> str:

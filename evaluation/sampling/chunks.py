@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class ChunkedPlan:
-    """What all plans of chunked work have in common; each is a frozen dataclass with these fields."""
+    """Fields that all plans of chunked work share; each plan is a frozen dataclass."""
 
     num_images: int
     batch_size: int

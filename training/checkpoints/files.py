@@ -16,7 +16,7 @@ from torch import Tensor
 from training.config.errors import UserError
 
 Files = Mapping[str, Mapping[str, Any] | bytes]
-"""By file name: a state dict for `.pt`, a JSON object for `.json`, or the bytes themselves."""
+"""Contents by file name: a state dict for `.pt`, a JSON object for `.json`, or the bytes themselves."""
 
 _FULL_DISK_BYTES = 2**20
 """A disk with fewer free bytes, on which writing has failed, counts as full."""

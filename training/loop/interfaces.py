@@ -68,7 +68,7 @@ class Hooks:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How training ended.
+    """The end of a training.
 
     Attributes:
         step: Updates done.

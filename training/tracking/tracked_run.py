@@ -137,7 +137,7 @@ class TrackedRun:
         self._sender.put(f"image {key} of step {step}", lambda: self._send_image(key, pixels, int(step)))
 
     def log_png(self, key: str, png: bytes, step: int) -> None:
-        """As `log_image`, from the bytes of a PNG file."""
+        """Log an image like `log_image`, from the bytes of a PNG file."""
         import numpy as np
         from PIL import Image
 
