@@ -33,7 +33,7 @@ class Oracle:
         raise AssertionError("an oracle says what it knows")
 
     def position(self, timesteps: Tensor) -> Tensor:
-        """Where in the chain the network's input says that it is."""
+        """Return the positions in the chain of the timesteps that the network is given."""
         config = self.process.config
         original = (timesteps.double() * (config.num_timesteps / 1000 if config.rescale_timesteps else 1.0)).round().long()
         return torch.searchsorted(torch.tensor(self.process.timesteps), original)

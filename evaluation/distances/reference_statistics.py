@@ -169,7 +169,7 @@ def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: st
         stored = load_reference(uri)
         provenance = stored.require(extractor=extractor, manifest=manifest)
         if provenance.num_images != count:
-            raise UserError(f"{uri} holds statistics of {provenance.num_images:,} images, not {count:,}; give another name")
+            raise UserError(f"{uri} contains statistics of {provenance.num_images:,} images, not {count:,}; give another name")
         say(f"{uri}: statistics of {count:,} images exist already")
         return stored
     images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count))
@@ -245,7 +245,7 @@ def statistics_from_arrays(arrays: npz.Arrays, uri: str, suffix: str = "") -> Fe
     """
     missing = [name for name in (f"mu{suffix}", f"sigma{suffix}") if name not in arrays]
     if missing:
-        raise UserError(f"{uri} holds {', '.join(arrays) or 'nothing'}; statistics need {' and '.join(missing)}")
+        raise UserError(f"{uri} contains {', '.join(arrays) or 'nothing'}; statistics need {' and '.join(missing)}")
     try:
         mean, covariance = (torch.from_numpy(arrays[f"{name}{suffix}"].astype(np.float64)) for name in ("mu", "sigma"))
         num_images = int(arrays["num_images"]) if "num_images" in arrays else None

@@ -1,1 +1,1 @@
-"""The evaluation whose numbers are reported: settle and check what it will do, then do it."""
+"""The evaluation whose numbers are reported: options, plan, and run. Steps, studies, ablations and the command line import it."""

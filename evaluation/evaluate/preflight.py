@@ -123,7 +123,7 @@ def _check_metrics(
     if "label_agreement" in metrics and not model.num_classes:
         raise UserError(f"label_agreement needs a class-conditional model, which {model.description} is not; leave it out")
     if "sfid" in metrics and reference.spatial is None:
-        raise UserError(f"{reference.uri} holds no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
+        raise UserError(f"{reference.uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
     return metrics
 
 

@@ -184,8 +184,8 @@ def stratum_bounds(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
     """Return the boundaries 0 = b_0 < ... < b_K = T of the strata from which the stratified estimate draws one timestep each.
 
     sum over t of L_t = sum over strata of (width * mean of L_t within), and one t drawn uniformly from a stratum gives an
-    unbiased estimate of its summand. A stratum of one timestep is exact. Variance is least when a stratum's share of
-    the timesteps falls with the size and the change of L_t there, and L_t falls about as 1/t: near x_0 the signal-to-noise
+    unbiased estimate of its summand. A stratum of one timestep is exact. Variance is least when the number of a
+    stratum's timesteps falls with the size and the change of L_t there, and L_t falls about as 1/t: near x_0 the signal-to-noise
     ratio goes as 1/t^2, and the error of the predicted x_0, which its difference multiplies, as t^2. So the strata have
     equal mass under 1 / (t + 1), which makes the low timesteps exact, plus a smaller 1 / (T - t) for the last ones, where a
     model that does not know pure noise well can be far off (figure 3). Timestep 0, the decoder, is always exact.

@@ -1,1 +1,1 @@
-"""Scores of checkpoints beside training, early stopping, and the nightly check."""
+"""Scores of checkpoints during training, early stopping, and the nightly regression check. The train and nightly steps import it."""

@@ -1,4 +1,4 @@
-"""The score of a checkpoint beside training: every EMA decay on common noise, few steps, few images.
+"""The score of a checkpoint during training: every EMA decay on common noise, few steps, few images.
 
 All checkpoints and decays use the same sample indices and seed, so two scores differ by the models and hardly by the draw
 (measured on small models: a fifteenth of the variance of independent draws). A score ranks checkpoints of one run; a

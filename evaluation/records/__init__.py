@@ -1,1 +1,1 @@
-"""Data and file formats that the rest of evaluation shares: protocol card, result, npz, PNG grids, devices."""
+"""Data and file formats of evaluation: protocol card, result, run directory, npz, PNG grids, devices. Every other room imports it."""

@@ -24,7 +24,7 @@ def run_uri_of(checkpoint_uri: str) -> str:
 
 
 def score_uri(checkpoint_uri: str) -> str:
-    """Return the file of a checkpoint's score beside training."""
+    """Return the file of a checkpoint's score during training."""
     return storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"step={checkpoint.step_of(checkpoint_uri):08d}.json")
 
 

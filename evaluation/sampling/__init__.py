@@ -1,1 +1,1 @@
-"""Trained networks read from checkpoints, and the images that are drawn from them."""
+"""Trained networks read from checkpoints, and the images drawn from them. `draw` serves the command line, the rest evaluation."""

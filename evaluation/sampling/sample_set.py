@@ -87,18 +87,8 @@ def plan_samples(
 ) -> SamplePlan:
     """Check a draw of images against the model, and plan it.
 
-    Args:
-        spec: The model's address.
-        model: The same model, loaded.
-        num_images: Number of images.
-        seed: Seed of all noise.
-        sampling: Sampler and spacing.
-        labels: See `evaluation.sampling.generate.labels_for`.
-        class_counts: Images of each label in the data, for "data".
-        train_uri: The training split; an upsampler without `low_res_uri` enlarges its images, downsampled.
-        low_res_uri: For an upsampler: the first stage's images.
-        batch_size: Images per batch; 0 takes the default for this image size.
-        precision: Precision of the network.
+    `spec` is the address of `model`, which is loaded. `train_uri` is the training split: an upsampler without `low_res_uri`
+    enlarges its images, downsampled. A `batch_size` of 0 takes the default for this image size. The rest is as in `SamplePlan`.
 
     Raises:
         UserError: The labels or the small images don't suit the model.
@@ -138,7 +128,7 @@ def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu
     """
     plan_uri = storage.join(uri, PLAN)
     if not storage.write_json(plan_uri, plan.to_dict(), if_absent=True) and storage.read_json(plan_uri) != plan.to_dict():
-        raise UserError(f"{uri} holds images of another plan; give another directory, or delete it")
+        raise UserError(f"{uri} contains images of another plan; give another directory, or delete it")
     _cached_chunk.cache_clear()  # the first stage may have been drawn again since the last call
     uris = [chunk_uri(uri, number) for number in range(plan.num_chunks)]
     process_chunks(_draw_chunk, plan, uris, directory=uri, activity="drew", num_workers=num_workers, device=device)
@@ -155,7 +145,7 @@ def read(uri: str) -> Iterator[Generated]:
     for number, first in enumerate(range(0, num_images, chunk_size)):
         images, labels = _read_chunk(uri, number)
         if len(images) != min(chunk_size, num_images - first):
-            raise UserError(f"{chunk_uri(uri, number)} holds {len(images)} images; delete it and draw again")
+            raise UserError(f"{chunk_uri(uri, number)} contains {len(images)} images; delete it and draw again")
         yield torch.arange(first, first + len(images)), images, labels
 
 
@@ -213,7 +203,7 @@ def _read_plan(uri: str) -> dict[str, Any]:
     try:
         plan: dict[str, Any] = storage.read_json(storage.join(uri, PLAN))
     except storage.ObjectNotFoundError as error:
-        raise UserError(f"{uri} holds no set of images ({PLAN} is missing); draw the images into it first") from error
+        raise UserError(f"{uri} has no set of images ({PLAN} is missing); draw the images into it first") from error
     return plan
 
 
@@ -225,10 +215,10 @@ class _FirstStage:
         small = _read_plan(self._uri)
         self._chunk_size = int(small["chunk_size"])
         if int(small["num_images"]) < plan.num_images:
-            raise UserError(f"{self._uri} holds {small['num_images']:,} images; {plan.num_images:,} are to be enlarged: draw more")
+            raise UserError(f"{self._uri} contains {small['num_images']:,} images; {plan.num_images:,} are to be enlarged: draw more")
         size = _cached_chunk(self._uri, 0)[0].shape[-1]
         if size != model.low_res_size:
-            raise UserError(f"{self._uri} holds images of {size} pixels; {model.description} enlarges {model.low_res_size}")
+            raise UserError(f"{self._uri} contains images of {size} pixels; {model.description} enlarges {model.low_res_size}")
 
     def __call__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         images, labels = [], []

@@ -1,1 +1,1 @@
-"""Choose the checkpoint that is reported, and find the checkpoint that a word names."""
+"""The choice of the reported checkpoint, and the checkpoint that a name refers to. Steps, studies and the command line import it."""

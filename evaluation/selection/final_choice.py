@@ -31,7 +31,7 @@ class Rescored:
     """A candidate at full protocol.
 
     Attributes:
-        candidate: The weights, and their score beside training.
+        candidate: The weights, and their score during training.
         distance: The distance at full protocol; None for an only candidate, which is not scored again.
         standard_error: Standard error of `distance`.
     """
@@ -88,7 +88,7 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
     candidates = best_checkpoints(usable, experiment.evaluation.rescore_best)
     if len(candidates) == 1:
         rescored = [Rescored(candidate=candidates[0], distance=None, standard_error=None)]
-        reason = f"the best score beside training, {candidates[0].score:.4g}"
+        reason = f"the best score during training, {candidates[0].score:.4g}"
     else:
         say(f"comparing the best {len(candidates)} checkpoints at full protocol")
         rescored = sorted(

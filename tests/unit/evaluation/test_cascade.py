@@ -58,7 +58,7 @@ def test_the_second_stage_keeps_the_firsts_labels_and_order(kept_run_uri: str, u
 
 def test_images_of_another_size_are_refused(kept_run_uri: str, upsampler_run_uri: str, tmp_path: Path) -> None:
     sample_set.draw(_plan(kept_run_uri, 200), str(tmp_path / "small"))
-    with pytest.raises(UserError, match="holds images of 8 pixels"):
+    with pytest.raises(UserError, match="contains images of 8 pixels"):
         sample_set.draw(_plan(upsampler_run_uri, 100, low_res_uri=str(tmp_path / "small")), str(tmp_path / "large"))
 
 

@@ -1,4 +1,4 @@
-"""Where evaluation computes, and what it does when a device has no room."""
+"""The device of evaluation, and smaller batches when its memory is too small."""
 
 import pytest
 import torch

@@ -71,9 +71,9 @@ def test_the_second_stage_enlarges_a_set_in_other_chunks(
         assert labels is not None
         assert labels.tolist() == [[3, 1, 4][i % 3] for i in range(25)]
     assert int((large[4].int() - large[25].int()).abs().max()) <= 1
-    with pytest.raises(UserError, match="holds 25 images; 26 are to be enlarged"):
+    with pytest.raises(UserError, match="contains 25 images; 26 are to be enlarged"):
         draw_images(dataclasses.replace(request_, model=spec, low_res_uri=small, num_images=26), str(tmp_path / "x"), tmp_path / "x.png")
-    with pytest.raises(UserError, match="holds no set of images"):
+    with pytest.raises(UserError, match="has no set of images"):
         draw_images(dataclasses.replace(request_, model=spec, low_res_uri=str(tmp_path)), str(tmp_path / "y"), tmp_path / "y.png")
     with pytest.raises(UserError, match="an upsampler without images to enlarge: the data set is needed"):
         draw_images(dataclasses.replace(request_, model=spec), str(tmp_path / "z"), tmp_path / "z.png")

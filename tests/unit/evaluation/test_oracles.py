@@ -136,7 +136,7 @@ def test_the_fixed_small_variance_is_unusable_on_a_stride(num_steps: int, expect
 
 
 def gaussian_bits(variance: Variance, num_steps: int) -> float:
-    """Of N(0, 0.25^2) pixels on the 8-bit grid, whose entropy is 7.0412 bits."""
+    """Return bits/dim of N(0, 0.25^2) pixels on the 8-bit grid; their entropy is 7.0412 bits."""
     config = config_for("cosine", variance)
     timesteps = uniform_spacing(4000, num_steps)
     x_0 = 0.25 * torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
