@@ -1,6 +1,7 @@
-"""Everything that ends a training run before its time, for real: two Ray workers, S3 and MLflow on loopback.
+"""Faults that end a training run early, for real: two Ray workers, S3 and MLflow on loopback.
 
-Each fault is compared with a run that nothing disturbed: the same weights to the bit, the same logged steps, once each.
+A run with faults is compared with an undisturbed one: the same weights to the bit, the same logged steps, once each. A start of Ray and of
+its workers takes longer than the training, so one run goes through most of the faults.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 DRIVER = Path(__file__).with_name("train_driver.py")
 PRESET = "digits-hybrid-cosine"
-NUM_STEPS = 60
+NUM_STEPS, FEW_STEPS, INTERVAL = 240, 100, 20
 OVERRIDES = [
     f"optim.num_steps={NUM_STEPS}",
-    "optim.checkpoint_interval=10",
+    f"optim.checkpoint_interval={INTERVAL}",
     "optim.global_batch_size=16",
     "diffusion.timestep_sampler=loss_second_moment",
     "diffusion.num_timesteps=20",
     "evaluation.sampling.spacing=",
-    "evaluation.scoring_sampling.spacing=",
+    "evaluation.scoring_sampling.spacing=5",
     "evaluation.scoring_num_samples=40",
     "evaluation.patience=0",
     "evaluation.likelihood_steps=5",
@@ -109,23 +110,23 @@ class Run:
     def text(self) -> str:
         return "".join(self.lines)
 
-    def wait(self, timeout: float = 400) -> int:
+    def wait(self, timeout: float = 900) -> int:
         code = self.process.wait(timeout)
         self._reader.join(5)
         return code
 
     def end(self) -> None:
-        """Ends what a failed test has left."""
+        """Kill the processes that a failed test has left."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
                 process.kill()
 
     def workers(self) -> list[psutil.Process]:
-        """The two training processes, by rank as far as the order of their start tells."""
+        """The two training processes, in the order of their start."""
         found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
         return sorted(found, key=lambda p: p.create_time())
 
-    def until(self, condition: Callable[[], bool], timeout: float = 300) -> None:
+    def until(self, condition: Callable[[], bool], timeout: float = 600) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             assert self.process.poll() is None, self.text[-3000:]
@@ -167,29 +168,46 @@ def run_uri_of(root: str) -> str:
     return next(match[1] for match in found if match)
 
 
-def has_checkpoint(root: str, step: int) -> Callable[[], bool]:
-    return lambda: any(f"step={step:08d}/complete.json" in uri for uri in storage.list_uris(f"{root}/runs"))
+def latest_step(root: str) -> int:
+    """The latest complete checkpoint, 0 where there is none."""
+    found = (re.search(r"/checkpoints/step=(\d{8})/complete\.json$", uri) for uri in storage.list_uris(f"{root}/runs"))
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def has_checkpoint(root: str, step: int = INTERVAL) -> Callable[[], bool]:
+    return lambda: latest_step(root) >= step
+
+
+def has_later_checkpoint(root: str) -> Callable[[], bool]:
+    return has_checkpoint(root, latest_step(root) + 1)
+
+
+def tensors_of(run_uri: str, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint that training goes on from."""
+    uri = checkpoint.checkpoint_uri(run_uri, step)
+    return {
+        f"{name}{path}": value
+        for name in ("model", "ema_0.995", "optimizer", "timestep_sampler")
+        for path, value in tensors(checkpoint.load(uri, f"{name}.pt"))
+    }
 
 
 def outcome(run: Run) -> dict[str, Any]:
-    """What a finished run left: its result, its last checkpoint's tensors, its logged losses."""
+    """What a finished run left: its result, and what it logged."""
     run_uri = run.lines[-1].strip()
     result = storage.read_json(f"{run_uri}/result.json")
     tracked = attach(result["tracking_run_id"])
-    uri = checkpoint.checkpoint_uri(run_uri, NUM_STEPS)
-    files = {name: checkpoint.load(uri, f"{name}.pt") for name in ("model", "ema_0.995", "optimizer", "timestep_sampler")}
     return {
+        "run_uri": run_uri,
         "result": result,
-        "files": files,
         "losses": tracked.metric_history("train/loss"),
         "norms": tracked.metric_history("train/grad_norm"),
-        "steps": checkpoint.steps(run_uri),
         "status": tracked._client.get_run(result["tracking_run_id"]).info.status,
     }
 
 
 def status_of(run: Run) -> str:
-    """How MLflow says that the run ended."""
+    """The run's status in MLflow."""
     tracking_run_id = re.findall(r"#/experiments/\d+/runs/(\w+)", run.text)[0]
     return str(attach(tracking_run_id)._client.get_run(tracking_run_id).info.status)
 
@@ -202,82 +220,90 @@ def tensors(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
         yield path, value
 
 
-def assert_the_same(run: Run, undisturbed: dict[str, Any]) -> None:
-    told = outcome(run)
-    assert told["status"] == "FINISHED"
-    assert told["losses"] == undisturbed["losses"]
-    assert told["norms"] == undisturbed["norms"]
-    assert [step for step, _ in told["losses"]] == list(range(10, NUM_STEPS + 1, 10))
-    expected = dict(tensors(undisturbed["files"]))
-    found = dict(tensors(told["files"]))
-    assert expected.keys() == found.keys()
-    for path, value in expected.items():
-        assert torch.equal(value, found[path]), path
+def assert_the_same(run: Run, undisturbed: dict[str, Any], num_steps: int = NUM_STEPS) -> None:
+    found = outcome(run)
+    assert found["status"] == "FINISHED"
+    assert found["losses"] == undisturbed["losses"][: num_steps // INTERVAL]
+    assert found["norms"] == undisturbed["norms"][: num_steps // INTERVAL]
+    assert [step for step, _ in found["losses"]] == list(range(INTERVAL, num_steps + 1, INTERVAL))
+    left, right = tensors_of(undisturbed["run_uri"], num_steps), tensors_of(found["run_uri"], num_steps)
+    assert left.keys() == right.keys()
+    assert [path for path in left if not torch.equal(left[path], right[path])] == []
 
 
-def assert_about_the_same(losses: list[tuple[int, float]], undisturbed: list[tuple[int, float]]) -> None:
-    """Once each, as another number of workers rounds them."""
-    assert [step for step, _ in losses] == [step for step, _ in undisturbed]
-    for (_, loss), (_, expected) in zip(losses, undisturbed, strict=True):
-        assert loss == pytest.approx(expected, rel=5e-3)
-
-
-def test_a_store_that_is_gone_for_two_minutes_loses_nothing(
-    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], services: local_services.Services
+@pytest.mark.timeout(1800)
+def test_a_run_through_most_faults_ends_as_if_nothing_had_happened(
+    bucket_uri: str, data_uri: str, reference_uri: str, undisturbed: dict[str, Any], services: local_services.Services
 ) -> None:
-    run = Run(bucket_uri, data_uri)
-    run.until(has_checkpoint(bucket_uri, 10))
+    # A store that hangs and then refuses is waited for.
+    run = Run(bucket_uri, data_uri, reference_uri=reference_uri)
+    run.until(has_checkpoint(bucket_uri))
     store = next(service for service in local_services.status(services.home).services if service.name == "seaweedfs")
     assert store.pid is not None
-    # Stopped, it times out; killed and not yet started again, it refuses.
     os.kill(store.pid, signal.SIGSTOP)
-    time.sleep(60)
+    time.sleep(5)
     os.kill(store.pid, signal.SIGKILL)
-    time.sleep(60)
+    run.until(lambda: "trying again" in run.text)
+    time.sleep(5)
     assert run.process.poll() is None, run.text[-3000:]
     local_services.up(services.home)
-    assert run.wait() == 0, run.text[-3000:]
-    assert "trying again" in run.text
+    run.until(has_later_checkpoint(bucket_uri))
     assert "resuming" not in run.text, "the workers waited and were not started again"
-    assert_the_same(run, undisturbed)
 
+    # A worker is killed while MLflow is away.
+    away = daemons.find(services.home, "mlflow")
+    for process in away:
+        process.suspend()
+    try:
+        run.workers()[0].kill()
+        run.until(lambda: "resuming from step" in run.text)
+        run.until(has_later_checkpoint(bucket_uri))
+    finally:
+        for process in away:
+            process.resume()
 
-def test_a_driver_killed_at_once_leaves_nothing_running_and_the_same_command_resumes(
-    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]
-) -> None:
-    run = Run(bucket_uri, data_uri)
-    run.until(has_checkpoint(bucket_uri, 20))
-    family = psutil.Process(run.process.pid).children(recursive=True)
-    run.process.kill()
-    again = Run(bucket_uri, data_uri)
-    assert again.wait() == 0, again.text[-3000:]
-    assert not psutil.wait_procs(family, timeout=180)[1]  # Ray's agents take their time to notice
-    assert "resuming from step" in again.text
-    assert_the_same(again, undisturbed)
-
-
-def test_sigterm_saves_a_checkpoint_says_so_in_the_exit_code_and_the_same_command_resumes(
-    bucket_uri: str, data_uri: str, reference_uri: str, undisturbed: dict[str, Any]
-) -> None:
-    run = Run(bucket_uri, data_uri, reference_uri=reference_uri)
-    run.until(has_checkpoint(bucket_uri, 10))
+    # SIGTERM saves a checkpoint at any step, also between two lines of the log.
     run.process.send_signal(signal.SIGTERM)
     assert run.wait(200) == 143, run.text[-3000:]
-    assert "stopped on request: saved at step" in run.text
+    assert f"stopped on request: saved at step {latest_step(bucket_uri)}" in run.text
     run_uri = run_uri_of(bucket_uri)
     assert not storage.exists(f"{run_uri}/result.json")
-    step = checkpoint.steps(run_uri)[-1]
-    assert f"saved at step {step}" in run.text
+    step = latest_step(bucket_uri)
     state = checkpoint.load(checkpoint.checkpoint_uri(run_uri, step), "state.json")
-    assert ("unlogged" in state) == (step % 10 > 0), "training stops at any step, also between two lines of its log"
-    again = Run(bucket_uri, data_uri, reference_uri=reference_uri)
-    assert again.wait() == 0, again.text[-3000:]
-    assert_the_same(again, undisturbed)
-    assert [score["step"] for score in read_history(run_uri)] == list(range(10, NUM_STEPS + 1, 10)), "as of a run without interruption"
+    assert ("unlogged" in state) == (step % INTERVAL > 0)
+    assert status_of(run) == "KILLED"
+
+    # The same command resumes. A rank that hangs is named; a driver that is killed leaves nothing running.
+    run = Run(bucket_uri, data_uri, {"collective_timeout_seconds": 8}, reference_uri=reference_uri)
+    run.until(has_later_checkpoint(bucket_uri))
+    assert f"resuming from step {step}" in run.text
+    stopped = next(p for p in run.workers() if str(p.pid) in rank_line(run, 1))
+    stopped.send_signal(signal.SIGSTOP)
+    try:
+        run.until(lambda: run.text.count("resuming from step") == 2)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stopped.kill()
+    assert re.search(r"rank 1 stands still in step \d+; rank 0 waited 8 s", run.text), run.text[-3000:]
+    family = psutil.Process(run.process.pid).children(recursive=True)
+    run.process.kill()
+    run.wait()
+
+    # A damaged checkpoint is left behind.
+    *_, before, latest = checkpoint.steps(run_uri)
+    uri = f"{checkpoint.checkpoint_uri(run_uri, latest)}/optimizer.pt"
+    storage.write_bytes(uri, storage.read_bytes(uri)[:-1])
+    run = Run(bucket_uri, data_uri, reference_uri=reference_uri)
+    assert run.wait() == 0, run.text[-3000:]
+    assert f"resuming from step {before}" in run.text
+    assert_the_same(run, undisturbed)
+    scored = [score["step"] for score in read_history(run_uri)]
+    assert scored == list(range(INTERVAL, NUM_STEPS + 1, INTERVAL)), "as of a run without interruption"
+    assert not psutil.wait_procs(family, timeout=180)[1]  # Ray's agents take their time to notice
 
 
 @pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, {143}), (signal.SIGINT, {143, 130, -signal.SIGINT})])
-def test_whoever_stops_a_run_before_anything_is_trained_and_insists_leaves_it_as_killed(
+def test_signals_before_anything_is_trained_end_the_run_as_killed(
     bucket_uri: str, data_uri: str, number: signal.Signals, codes: set[int]
 ) -> None:
     run = Run(bucket_uri, data_uri)
@@ -289,65 +315,9 @@ def test_whoever_stops_a_run_before_anything_is_trained_and_insists_leaves_it_as
     assert status_of(run) == "KILLED", run.text[-3000:]
 
 
-def test_a_worker_that_is_killed_while_mlflow_is_away_goes_on_and_every_step_is_logged_once(
-    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], services: local_services.Services
-) -> None:
-    run = Run(bucket_uri, data_uri)
-    run.until(has_checkpoint(bucket_uri, 20))
-    away = daemons.find(services.home, "mlflow")
-    for process in away:
-        process.suspend()
-    try:
-        run.workers()[0].kill()
-        run.until(has_checkpoint(bucket_uri, NUM_STEPS))
-    finally:
-        for process in away:
-            process.resume()
-    assert run.wait() == 0, run.text[-3000:]
-    assert "resuming from step" in run.text
-    assert_the_same(run, undisturbed)
-
-
 def rank_line(run: Run, rank: int) -> str:
-    """The line in which Ray says which process is that rank."""
+    """The line in which Ray names the process of that rank."""
     return next(line for line in run.lines if f"world_rank={rank}," in line)
-
-
-def test_a_hung_rank_is_named_and_a_killed_one_replaced_and_the_run_ends_as_if_nothing_had_happened(
-    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]
-) -> None:
-    run = Run(bucket_uri, data_uri, {"collective_timeout_seconds": 8})
-    run.until(has_checkpoint(bucket_uri, 20))
-    stopped = next(p for p in run.workers() if str(p.pid) in rank_line(run, 1))
-    stopped.send_signal(signal.SIGSTOP)
-    try:
-        run.until(has_checkpoint(bucket_uri, 50))
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            stopped.kill()
-    run.workers()[-1].kill()
-    assert run.wait() == 0, run.text[-3000:]
-    assert re.search(r"rank 1 stands still in step [23]\d; rank 0 waited 8 s", run.text), run.text[-3000:]
-    assert run.text.count("resuming from step") >= 2, run.text[-3000:]
-    assert_the_same(run, undisturbed)
-
-
-def test_a_run_of_two_workers_goes_on_with_one_and_leaves_a_damaged_checkpoint_behind(
-    bucket_uri: str, data_uri: str, undisturbed: dict[str, Any]
-) -> None:
-    run = Run(bucket_uri, data_uri)
-    run.until(has_checkpoint(bucket_uri, 20))
-    run.process.send_signal(signal.SIGTERM)
-    assert run.wait(200) == 143, run.text[-3000:]
-    *_, before, latest = checkpoint.steps(run_uri_of(bucket_uri))
-    uri = f"{checkpoint.checkpoint_uri(run_uri_of(bucket_uri), latest)}/optimizer.pt"
-    storage.write_bytes(uri, storage.read_bytes(uri)[:-1])
-    again = Run(bucket_uri, data_uri, {"num_workers": 1})
-    assert again.wait() == 0, again.text[-3000:]
-    assert f"resuming from step {before}" in again.text
-    told = outcome(again)
-    assert told["steps"] == undisturbed["steps"]
-    assert_about_the_same(told["losses"], undisturbed["losses"])
 
 
 @pytest.fixture
@@ -358,7 +328,7 @@ def two_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
     # Ray reads its token once in a process, so an earlier test's session may have chosen it for us.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Ray takes 127.0.0.1 for "whatever address this machine has"; 127.0.0.2 is as much the loopback.
-    monkeypatch.setenv("RAY_health_check_period_ms", "1000")  # tells a lost machine after 5 s
+    monkeypatch.setenv("RAY_health_check_period_ms", "1000")  # a lost machine is noticed after 5 s
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.2"})
     second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
     yield cluster, second
@@ -369,14 +339,18 @@ def test_a_range_of_workers_outlives_the_loss_of_a_machine(
     bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], two_machines: tuple[Any, Any]
 ) -> None:
     cluster, second = two_machines
-    seconds = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}  # that Ray waits for the lost machine's worker too
-    run = Run(bucket_uri, data_uri, {"num_workers": 2, "min_workers": 1}, env=seconds, ray_address=cluster.address)
-    run.until(has_checkpoint(bucket_uri, 20))
+    seconds = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}  # for which Ray waits for the lost machine's worker too
+    few = [f"optim.num_steps={FEW_STEPS}"]
+    run = Run(bucket_uri, data_uri, {"num_workers": 2, "min_workers": 1}, env=seconds, ray_address=cluster.address, overrides=few)
+    run.until(has_checkpoint(bucket_uri))
     assert "world_rank=1," in run.text
     cluster.remove_node(second, allow_graceful=False)
     assert run.wait() == 0, run.text[-3000:]
     assert "resuming from step" in run.text
-    assert_about_the_same(outcome(run)["losses"], undisturbed["losses"])
+    # Another number of workers rounds the losses otherwise, but logs each step once.
+    losses, expected = outcome(run)["losses"], undisturbed["losses"][: FEW_STEPS // INTERVAL]
+    assert [step for step, _ in losses] == [step for step, _ in expected]
+    assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in expected], rel=5e-3)
 
 
 @pytest.mark.parametrize("small_disk", [24], indirect=True)
@@ -384,11 +358,11 @@ def test_a_disk_that_fills_up_is_named_and_with_room_again_the_run_ends_as_if_no
     bucket_uri: str, data_uri: str, undisturbed: dict[str, Any], small_disk: Path, tmp_path: Path
 ) -> None:
     resources = {"cache_dir": str(tmp_path / "cache"), "resident_data": True}
-    run = Run(bucket_uri, data_uri, resources, env={"TMPDIR": str(small_disk)})
-    run.until(has_checkpoint(bucket_uri, 10))
-    told = rf"{small_disk}/\S+: the disk is full; free some space there, or point TMPDIR elsewhere"
+    run = Run(bucket_uri, data_uri, resources, env={"TMPDIR": str(small_disk)}, overrides=[f"optim.num_steps={FEW_STEPS}"])
+    run.until(has_checkpoint(bucket_uri))
+    message = rf"{small_disk}/\S+: the disk is full; free some space there, or point TMPDIR elsewhere"
     with (small_disk / "ballast").open("wb", buffering=0) as ballast:
-        while run.process.poll() is None and not re.search(told, run.text):  # takes also what the run gives back
+        while run.process.poll() is None and not re.search(message, run.text):  # takes also what the run gives back
             try:
                 ballast.write(bytes(65536))
             except OSError:
@@ -399,7 +373,7 @@ def test_a_disk_that_fills_up_is_named_and_with_room_again_the_run_ends_as_if_no
     (small_disk / "ballast").unlink()
     assert run.wait() == 0, run.text[-3000:]
     assert "resuming from step" in run.text
-    assert_the_same(run, undisturbed)
+    assert_the_same(run, undisturbed, FEW_STEPS)
 
 
 def test_a_run_that_diverges_for_good_ends_with_what_was_tried_and_a_failed_run(bucket_uri: str, data_uri: str) -> None:
