@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from components.container.image import ImageError, image_from
+from training.config.errors import UserError
 
 MAX_BYTES = 256 * 1024
 """Above this a pipeline's Argo workflow comes near the 1 MiB that Kubernetes stores of an object."""
@@ -26,7 +27,7 @@ _INJECTED = re.compile(r"MLFLOW_|KFP_|ARGO_|KUBERNETES_|RAY_(?!AUTH_)")
 _IGNORES_FAILURES = "ALL_UPSTREAM_TASKS_COMPLETED"
 
 
-class CompileError(ValueError):
+class CompileError(UserError):
     """A pipeline that a cluster would refuse, or run differently than meant; the message lists every reason."""
 
 
