@@ -173,10 +173,11 @@ def _errors(run: Any, namespace: str) -> dict[str, str]:
 def _errors_in_logs(run_id: str, namespace: str) -> Iterator[tuple[str, str]]:
     from components.cluster.cluster_api import ClusterApi
     from components.cluster.connection import KubernetesError
+    from components.cluster.proxies import ProxySettingsError
 
     try:
         cluster = ClusterApi(namespace)
-    except KubernetesError:
+    except (KubernetesError, ProxySettingsError):
         return
     pods = cluster.get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=f"pipeline/runid={run_id}").body.get("items", [])
     for pod in pods:

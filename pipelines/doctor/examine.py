@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from components.cluster.cluster_api import ClusterApi
 from components.cluster.connection import KubernetesError
+from components.cluster.proxies import ProxySettingsError
 from components.container.image import BASE_IMAGE
 from pipelines.client.arguments import compiled_pipeline
 from pipelines.client.connection import Connection
@@ -68,7 +69,7 @@ def _checks(connection: Connection, namespace: str, account: str, bucket: str, p
 def _connect(namespace: str) -> tuple[ClusterApi | None, Finding]:
     try:
         cluster = ClusterApi(namespace)
-    except KubernetesError as error:
+    except (KubernetesError, ProxySettingsError) as error:
         remedy = "set KUBECONFIG to your cluster's file, and try it with 'kubectl get nodes'. Nothing in the cluster was checked"
         return None, Finding(FAILURE, "kubernetes", str(error).partition(";")[0], remedy)
     finding = check_kubernetes(cluster)
