@@ -69,8 +69,7 @@ class Ablation:
         joint: What is measured for several trials jointly, after all others.
         checkpoint: The checkpoint of a run that is measured: the last with its first average, where the paper compares
             equal numbers of updates; or the best by distance, where the best attainable distance is the question.
-        trains: False for an evaluation of runs that exist.
-        runs_of: The ablation that trains the runs of such an evaluation, at the tiny scale.
+        runs_of: For an evaluation of runs that exist, the ablation that trains them at the tiny scale; else empty.
         counts: Counts of timesteps at the paper's scale; see `counts`.
         shared: Overrides of every trial that the measures need; they change no result of the paper.
     """
@@ -84,10 +83,14 @@ class Ablation:
     measures: tuple[Measure, ...] = ("final",)
     joint: Joint = "none"
     checkpoint: Checkpoint = "last"
-    trains: bool = True
     runs_of: str = ""
     counts: tuple[int, ...] = ()
     shared: tuple[str, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        """False for an evaluation of runs that exist."""
+        return not self.runs_of
 
     @property
     def joint_role(self) -> str:

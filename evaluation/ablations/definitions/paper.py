@@ -38,6 +38,15 @@ _TINY_LONG = {"optim.num_steps": 600, "optim.checkpoint_interval": 100}
 _TINY_CONDITIONAL = {"model.class_conditional": True}
 _FEWER = {"optim.num_steps": 200, "optim.checkpoint_interval": 50}
 
+_HYBRID_AND_VLB = _roles(hybrid="imagenet64-hybrid-cosine-1500k", vlb="imagenet64-vlb-cosine-1500k")
+_HYBRID_AND_VLB_OF_BOTH = _roles(
+    imagenet64_hybrid="imagenet64-hybrid-cosine-1500k",
+    imagenet64_vlb="imagenet64-vlb-cosine-1500k",
+    cifar10_hybrid="cifar10-hybrid-cosine",
+    cifar10_vlb="cifar10-vlb-cosine",
+)
+_TINY_HYBRID_AND_VLB = _roles(hybrid="digits-tiny-hybrid-cosine", vlb="digits-tiny-vlb-cosine")
+
 _ABLATIONS: tuple[Ablation, ...] = (
     Ablation(
         name="hybrid-weight",
@@ -125,7 +134,6 @@ _ABLATIONS: tuple[Ablation, ...] = (
         ),
         tiny=_roles(hybrid="digits-tiny-hybrid-cosine", hybrid_linear="digits-tiny-hybrid-linear", simple="digits-tiny-simple-cosine"),
         measures=("sampling-steps",),
-        trains=False,
         runs_of="objective-schedule",
         counts=(_FEWER_THAN_50, *_EVERY_STEP_COUNT),
     ),
@@ -134,15 +142,9 @@ _ABLATIONS: tuple[Ablation, ...] = (
         title="Bits/dim by number of evaluation steps",
         source="Supplement, section 5 and figure 5",
         varied=("data.name", "diffusion.schedule", "diffusion.objective"),
-        paper=_roles(
-            imagenet64_hybrid="imagenet64-hybrid-cosine-1500k",
-            imagenet64_vlb="imagenet64-vlb-cosine-1500k",
-            cifar10_hybrid="cifar10-hybrid-cosine",
-            cifar10_vlb="cifar10-vlb-cosine",
-        ),
-        tiny=_roles(hybrid="digits-tiny-hybrid-cosine", vlb="digits-tiny-vlb-cosine"),
+        paper=_HYBRID_AND_VLB_OF_BOTH,
+        tiny=_TINY_HYBRID_AND_VLB,
         measures=("likelihood-steps",),
-        trains=False,
         runs_of="objective-schedule",
         counts=_EVERY_STEP_COUNT,
     ),
@@ -151,10 +153,9 @@ _ABLATIONS: tuple[Ablation, ...] = (
         title="Terms of the bound, theta_hybrid over theta_vlb",
         source="Supplement, section 4 and figure 3",
         varied=("diffusion.objective",),
-        paper=_roles(hybrid="imagenet64-hybrid-cosine-1500k", vlb="imagenet64-vlb-cosine-1500k"),
-        tiny=_roles(hybrid="digits-tiny-hybrid-cosine", vlb="digits-tiny-vlb-cosine"),
+        paper=_HYBRID_AND_VLB,
+        tiny=_TINY_HYBRID_AND_VLB,
         measures=("bound",),
-        trains=False,
         runs_of="objective-schedule",
     ),
     Ablation(
@@ -162,11 +163,10 @@ _ABLATIONS: tuple[Ablation, ...] = (
         title="theta_vlb for the first and last timesteps, theta_hybrid between",
         source="Supplement, section 4 and figure 4",
         varied=("diffusion.objective",),
-        paper=_roles(hybrid="imagenet64-hybrid-cosine-1500k", vlb="imagenet64-vlb-cosine-1500k"),
-        tiny=_roles(hybrid="digits-tiny-hybrid-cosine", vlb="digits-tiny-vlb-cosine"),
+        paper=_HYBRID_AND_VLB,
+        tiny=_TINY_HYBRID_AND_VLB,
         measures=("final", "samples"),
         joint="ensemble",
-        trains=False,
         runs_of="objective-schedule",
     ),
     Ablation(
@@ -174,15 +174,9 @@ _ABLATIONS: tuple[Ablation, ...] = (
         title="L_hybrid and L_vlb from the same noise",
         source="Supplement, section 8, figures 20 and 21",
         varied=("data.name", "diffusion.objective"),
-        paper=_roles(
-            imagenet64_hybrid="imagenet64-hybrid-cosine-1500k",
-            imagenet64_vlb="imagenet64-vlb-cosine-1500k",
-            cifar10_hybrid="cifar10-hybrid-cosine",
-            cifar10_vlb="cifar10-vlb-cosine",
-        ),
-        tiny=_roles(hybrid="digits-tiny-hybrid-cosine", vlb="digits-tiny-vlb-cosine"),
+        paper=_HYBRID_AND_VLB_OF_BOTH,
+        tiny=_TINY_HYBRID_AND_VLB,
         measures=("samples",),
-        trains=False,
         runs_of="objective-schedule",
     ),
     Ablation(
