@@ -301,11 +301,11 @@ def test_pause_resume_and_delete(server: FakeKfp, schedule: Iddpm) -> None:
     assert server.recurring == {}
 
 
-@pytest.mark.parametrize("command", ["pause", "resume", "delete"])
-def test_a_schedule_that_is_not_there_is_an_error_that_names_what_is_near(schedule: Iddpm, command: str) -> None:
-    assert schedule(command, "nightly")[2] == "error: there is no schedule 'nightly'; there are none\n"
+@pytest.mark.parametrize("verb", ["pause", "resume", "delete"])
+def test_a_schedule_that_is_not_there_is_an_error_that_names_what_is_near(schedule: Iddpm, verb: str) -> None:
+    assert schedule(verb, "nightly")[2] == "error: there is no schedule 'nightly'; there are none\n"
     schedule("create", "nightly-fid")
-    assert schedule(command, "nightly-fit")[2] == "error: there is no schedule 'nightly-fit'; did you mean 'nightly-fid'?\n"
+    assert schedule(verb, "nightly-fit")[2] == "error: there is no schedule 'nightly-fit'; did you mean 'nightly-fid'?\n"
 
 
 def test_of_two_of_one_name_one_must_be_named_by_its_id(server: FakeKfp, schedule: Iddpm) -> None:
