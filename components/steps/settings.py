@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from components.launch.resources import STAGES, read_resources
 from training.config.errors import UserError
@@ -14,56 +14,38 @@ from training.config.experiment import Experiment
 from training.config.files import resolve_experiment
 from training.config.validation import unknown_field, validate
 from training.console import say
-
-_MAX_PIXELS = 89_478_485
-"""Default of `training.data.preparation`, at which Pillow warns of a decompression bomb."""
-_LARGEST_MAX_PIXELS = 2**30
+from training.data.preparation.options import ImageOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataOptions:
-    """Options of the preparation of images.
+class DataOptions(ImageOptions):
+    """Options of the preparation of images. The fields of `ImageOptions` describe the reading; these describe the source.
 
     Attributes:
         labels: Where labels come from: auto, none, folders, filename, or the address of a CSV or JSON file.
         num_test: Test images to hold out of a source that has no test split.
-        on_error: "fail" stops at an unreadable image, "skip" leaves it out.
-        max_errors: With "skip", how many images may be left out.
-        allow_upscale: Enlarge images that are smaller than the experiment's size.
-        reduced_decode: Decode large JPEGs at reduced size: faster, about two grey levels off the exact average.
-        max_pixels: Width times height above which an image is refused as a decompression bomb.
         other_sizes: Further image sizes to make from the same decoding, for the other models of a cascade. Each goes
             to its own default place where the data set has one, otherwise below it, to 64x64 for size 64.
         sources: For an ablation: name of a data set -> where its images come from; one that is left out comes from its name.
     """
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
-
     labels: str = "auto"
     num_test: int = 0
-    on_error: Literal["fail", "skip"] = "fail"
-    max_errors: int = 100
-    allow_upscale: bool = False
-    reduced_decode: bool = False
-    max_pixels: int = _MAX_PIXELS
     other_sizes: tuple[int, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("num_test", 0), ("max_errors", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if not 1 <= self.max_pixels <= _LARGEST_MAX_PIXELS:
-            raise UserError(f"max_pixels must be 1 to {_LARGEST_MAX_PIXELS}, got {self.max_pixels}")
+        ImageOptions.__post_init__(self)
+        if self.num_test < 0:
+            raise UserError(f"num_test must be 0 or more, got {self.num_test}")
         if any(size < 1 for size in self.other_sizes):
             raise UserError(f"other_sizes must be 1 or more, got {list(self.other_sizes)}")
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `components.steps.preprocess.prepare_data` that these options are."""
-        names = ("on_error", "max_errors", "allow_upscale", "reduced_decode", "max_pixels")
         return {
             "source_options": {"labels": self.labels, "num_test": self.num_test},
-            "options": {name: getattr(self, name) for name in names},
+            "options": {each.name: getattr(self, each.name) for each in dataclasses.fields(ImageOptions)},
             "other_sizes": list(self.other_sizes),
         }
 

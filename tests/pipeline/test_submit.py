@@ -31,7 +31,7 @@ from pipelines.client.submit import upload as upload_pipeline
 from pipelines.compile import PIPELINES
 from training.config.errors import UserError
 from training.config.experiment import Resources
-from training.data.images.decode import LARGEST_MAX_PIXELS
+from training.data.images.limits import LARGEST_MAX_PIXELS
 from training.data.preparation.options import Options
 from training.data.sources.catalog import SourceOptions
 
@@ -235,8 +235,9 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("train", "--param", "train_resources={"), "train_resources is not JSON"),
         (("train", "--param", 'data_options={"on_error": "ignore"}'), "data_options.on_error: Input should be 'fail' or 'skip'"),
         (("train", "--param", 'data_options={"label": "none"}'), "data_options: there is no 'label'; did you mean 'labels'?"),
-        (("train", "--param", 'data_options={"max_errors": 0}'), "data_options.max_errors must be 1 or more, got 0"),
-        (("train", "--param", 'data_options={"max_pixels": 1073741825}'), "data_options.max_pixels must be 1 to 1073741824"),
+        (("train", "--param", 'data_options={"max_errors": 0}'), "data_options.max_errors must be 1 to 2,147,483,647, got 0"),
+        (("train", "--param", 'data_options={"background": "red"}'), "data_options.background: Input should be 'white', 'grey' or 'black'"),
+        (("train", "--param", 'data_options={"max_pixels": 1073741825}'), "data_options.max_pixels must be 1 to 1,073,741,824"),
         (("train", "--param", 'data_options={"other_sizes": [32, 0]}'), "other_sizes must be 1 or more"),
         (("train", "--param", 'data_options={"other_sizes": [8.5]}'), "data_options.other_sizes"),
         (("train", "--param", "data_options=[]"), "data_options is a JSON object"),

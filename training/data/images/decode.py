@@ -6,25 +6,17 @@ import contextlib
 import io
 import struct
 from collections.abc import Iterator
-from typing import Literal
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from training.data.format.manifest import Images
-
-MAX_PIXELS = 89_478_485
-"""Default limit of width times height; a larger image may be made to exhaust the memory. It is Pillow's own limit."""
-
-LARGEST_MAX_PIXELS = 2**30
-"""OpenCV decodes no larger image."""
+from training.data.images.limits import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The raster formats. For some other formats, Pillow would start external programs."""
 
-Background = Literal["white", "grey", "black"]
-"""Colour behind transparent pixels."""
 
 _BACKGROUND_LEVELS = {"white": 255, "grey": 128, "black": 0}
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA", "RGBa", "La")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from training.config.experiment import Resize
 from training.data.format.manifest import Images
-from training.data.images.decode import MAX_PIXELS, Background, decode_pixels, load, open_image, to_pixels
+from training.data.images.decode import decode_pixels, load, open_image, to_pixels
+from training.data.images.limits import MAX_PIXELS, Background
 from training.data.images.resize import check_size, resize_adm, resize_pixels, to_image
 
 

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from training.config.errors import UserError
 from training.config.experiment import Resize
 from training.config.validation import FORBID_UNKNOWN
-from training.data.images.decode import LARGEST_MAX_PIXELS, MAX_PIXELS, Background
+from training.data.images.limits import LARGEST_MAX_PIXELS, MAX_PIXELS, Background
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """Options of a preparation, from images to a data set.
+class ImageOptions:
+    """Options of reading images, which no experiment settles.
 
     Attributes:
-        resize: Method; see `training.data.images.resize`.
-        seed: Seed of the global order of the rows, 0 up to 2^64.
-        image_channels: 1 (grey) or 3 (RGB); None takes those of the source.
-        rows_per_shard: None takes as many as make 128 to 256 MB. Changes neither the images nor their order.
         on_error: "fail" stops at an unreadable image; "skip" leaves it out and lists it in the manifest.
         max_errors: With "skip", images that may be left out before the work stops.
         allow_upscale: Enlarge images that are too small instead of refusing them.
-        reduced_decode: Decode faster and less exactly; see `training.data.images.prepare_image.prepare_image`.
+        reduced_decode: Decode large JPEGs at reduced size: faster, about two grey levels off the exact average.
         max_pixels: Width times height above which an image is refused as a decompression bomb.
         background: Colour behind transparent pixels.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    resize: Resize = "area"
-    seed: int = 0
-    image_channels: int | None = None
-    rows_per_shard: int | None = None
     on_error: Literal["fail", "skip"] = "fail"
     max_errors: int = 100
     allow_upscale: bool = False
@@ -42,22 +35,40 @@ class Options:
     background: Background = "white"
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[Any, ...]] = {
-            "resize": get_args(Resize),
-            "on_error": ("fail", "skip"),
-            "image_channels": (None, 1, 3),
-            "background": get_args(Background),
-        }
-        for name, values in choices.items():
-            if getattr(self, name) not in values:
-                raise UserError(f"{name} must be one of {', '.join(map(str, values))}, got {getattr(self, name)!r}")
-        ranges = {
-            "seed": (0, 2**64 - 1),
-            "rows_per_shard": (1, 2**31 - 1),
-            "max_errors": (1, 2**31 - 1),
-            "max_pixels": (1, LARGEST_MAX_PIXELS),
-        }
-        for name, (least, most) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise UserError(f"{name} must be {least} to {most:,}, got {value:,}")
+        _require_choices(self, {"on_error": ("fail", "skip"), "background": get_args(Background)})
+        _require_ranges(self, {"max_errors": (1, 2**31 - 1), "max_pixels": (1, LARGEST_MAX_PIXELS)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options(ImageOptions):
+    """Options of a preparation, from images to a data set.
+
+    Attributes:
+        resize: Method; see `training.data.images.resize`.
+        seed: Seed of the global order of the rows, 0 up to 2^64.
+        image_channels: 1 (grey) or 3 (RGB); None takes those of the source.
+        rows_per_shard: None takes as many as make 128 to 256 MB. Changes neither the images nor their order.
+    """
+
+    resize: Resize = "area"
+    seed: int = 0
+    image_channels: int | None = None
+    rows_per_shard: int | None = None
+
+    def __post_init__(self) -> None:
+        ImageOptions.__post_init__(self)
+        _require_choices(self, {"resize": get_args(Resize), "image_channels": (None, 1, 3)})
+        _require_ranges(self, {"seed": (0, 2**64 - 1), "rows_per_shard": (1, 2**31 - 1)})
+
+
+def _require_choices(options: ImageOptions, choices: Mapping[str, tuple[Any, ...]]) -> None:
+    for name, values in choices.items():
+        if getattr(options, name) not in values:
+            raise UserError(f"{name} must be one of {', '.join(map(str, values))}, got {getattr(options, name)!r}")
+
+
+def _require_ranges(options: ImageOptions, ranges: Mapping[str, tuple[int, int]]) -> None:
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{name} must be {least} to {most:,}, got {value:,}")

@@ -23,7 +23,8 @@ from training.config.errors import UserError
 from training.console import format_bytes
 from training.data.format.manifest import Images
 from training.data.format.order import Purpose, permutation
-from training.data.images.decode import MAX_PIXELS, ImageError
+from training.data.images.decode import ImageError
+from training.data.images.limits import MAX_PIXELS
 
 Reader = Callable[[Any], "bytes | Images"]
 """Maps an item's locator to the bytes of an image file, or to pixels `[height, width, channels]` where they are stored raw."""

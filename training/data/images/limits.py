@@ -1,0 +1,10 @@
+"""Limits and choices of decoding, without the libraries that decode."""
+
+from typing import Literal
+
+MAX_PIXELS = 89_478_485
+"""Default limit of width times height; a larger image may be made to exhaust the memory. It is Pillow's own limit."""
+LARGEST_MAX_PIXELS = 2**30
+"""OpenCV decodes no larger image."""
+Background = Literal["white", "grey", "black"]
+"""Colour behind transparent pixels."""
