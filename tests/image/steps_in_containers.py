@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 from kfp import components, local
 
-from pipelines.compile import load, specification
+from pipelines.compile import load, local_specification
 
 job = json.loads(Path(sys.argv[1]).read_text())
-spec = specification(load("train"))[0]
+spec = local_specification(load("train"))
 for executor in spec["deploymentSpec"]["executors"].values():
     executor["container"]["image"] = job["image"]  # kfp.local does not read it from the pipeline's parameter
 os.umask(0)  # the steps' user is another than this process's, and writes into folders that this one makes
