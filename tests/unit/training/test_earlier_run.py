@@ -1,4 +1,4 @@
-"""A run that the commit before the rooms made is found by its key, read, and resumed to the same metrics."""
+"""A run that an earlier commit made is found by its key, read, and resumed to the same metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.loop.interfaces import Hooks
 from training.loop.rollback import train_with_rollbacks
 from training.loop.trainer import Trainer
 
-RECORDED = Path(__file__).parents[2] / "golden" / "run_before_the_house"
+RECORDED = Path(__file__).parents[2] / "golden" / "earlier_run"
 EXPECTED = json.loads((RECORDED / "expected.json").read_text())
 
 
@@ -49,7 +49,7 @@ def test_its_experiment_checkpoint_and_scores_are_read(run: Run) -> None:
     assert read_history(run.uri) == [EXPECTED["score"]]
 
 
-def test_it_is_resumed_and_logs_what_the_commit_before_logs(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_resumed_and_logs_the_metrics_that_the_earlier_commit_logged(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     logged: dict[str, dict[str, Any]] = {}
     loader = Loader("storage/data/digits-8x8x1-none/train", seed=run.experiment.seed, global_batch_size=8, cache_dir="cache")
