@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from training.config.experiment import Experiment
-from training.config.presets import cited, names
+from training.config.presets import find_preset, names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ def rows_for(experiment: Experiment) -> tuple[PaperRow, ...]:
     images = _images(experiment)
     rows: list[PaperRow] = []
     for name in names():
-        row = cited(name)
+        row = find_preset(name)
         if _images(row.experiment) != images:
             continue
         rows += [

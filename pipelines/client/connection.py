@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from training.config.addresses import holds_password
+from training.config.addresses import contains_password
 from training.config.errors import UserError
 
 ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"
@@ -112,7 +112,7 @@ def is_unencrypted(address: str) -> bool:
 
 def _normalized(address: str) -> str:
     bare = address.strip().rpartition("://")[2]
-    if holds_password(address):  # first of all: the messages below show the address
+    if contains_password(address):  # first of all: the messages below show the address
         raise UserError(f"the endpoint must not contain a password; give a token by --token-file or {TOKEN_VARIABLE}")
     split = urlsplit(address.strip())
     if split.scheme not in ("http", "https"):

@@ -19,7 +19,7 @@ from pipelines.client.kfp_client import connected
 from pipelines.client.port_forward import PortForwardError, forward_port
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from training import storage
-from training.config.addresses import holds_password, without_passwords
+from training.config.addresses import contains_password, without_passwords
 from training.config.errors import UserError
 
 _CLUSTER_HOST = re.compile(r"(?P<service>[a-z0-9-]+)\.(?P<namespace>[a-z0-9-]+)\.svc(\.cluster\.local)?")
@@ -85,7 +85,7 @@ def check_bucket(environment: Mapping[str, str], bucket: str, *, port_forward: b
     elif not environment.get("AWS_ACCESS_KEY_ID"):
         remedy = "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL here; in the cluster Secret iddpm-s3 has them"
         yield Finding(WARNING, subject, "not tested: no credentials are known here", remedy)
-    elif holds_password(endpoint):
+    elif contains_password(endpoint):
         yield Finding(FAILURE, subject, "AWS_ENDPOINT_URL contains a password", "remove it from the address; it belongs in Secret iddpm-s3")
     else:
         try:
@@ -106,7 +106,7 @@ def check_mlflow(environment: Mapping[str, str], *, port_forward: bool) -> Itera
     if not address:
         remedy = "set MLFLOW_TRACKING_URI here; in the cluster config map iddpm-services has it"
         yield Finding(WARNING, "mlflow", "not tested: its address is not known here", remedy)
-    elif holds_password(address):
+    elif contains_password(address):
         yield Finding(FAILURE, "mlflow", "its address contains a password", "remove it from the address; it belongs in Secret iddpm-mlflow")
     else:
         try:

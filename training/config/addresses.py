@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-# A secret of S3's may contain a slash, but no bucket's name holds a colon.
+# An S3 secret may contain a slash, but no bucket name contains a colon.
 _CREDENTIALS = re.compile(r"(?<=s3)://[^\s/@]*:[^\s@]*@|://[^\s/@]+@", re.IGNORECASE)
 
 
-def holds_password(address: str) -> bool:
-    """Return True for an address with a user or a password in it; the address need not have a scheme."""
+def contains_password(address: str) -> bool:
+    """Return True for an address that contains a user or a password; its scheme may be missing."""
     return "@" in re.split(r"[/?#]", address.strip().rpartition("://")[2])[0]
 
 

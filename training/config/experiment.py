@@ -1,38 +1,292 @@
 """The experiment: one frozen, typed, validated object with everything that can change a result.
 
-A preset's name plus overrides makes it (`training.config.presets`), JSON carries it, MLflow logs it, every checkpoint
-contains it. `Resources`, which may change speed but not the result, is a separate object.
+It is made from a preset and overrides (`training.config.presets`) and consists of typed, frozen sections. MLflow logs it, and every
+checkpoint contains it as JSON. `Resources`, which may change speed but not the result, is a separate object.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from training.config.errors import UserError
-from training.config.overrides import apply_words
-from training.config.sections import DataConfig as DataConfig
-from training.config.sections import DiffusionConfig as DiffusionConfig
-from training.config.sections import EvaluationConfig as EvaluationConfig
-from training.config.sections import Extractor as Extractor
-from training.config.sections import LikelihoodForm as LikelihoodForm
-from training.config.sections import ModelConfig as ModelConfig
-from training.config.sections import Objective as Objective
-from training.config.sections import OptimConfig as OptimConfig
-from training.config.sections import Precision as Precision
-from training.config.sections import Prediction as Prediction
-from training.config.sections import Resize as Resize
-from training.config.sections import SamplingConfig as SamplingConfig
-from training.config.sections import SamplingMethod as SamplingMethod
-from training.config.sections import Schedule as Schedule
-from training.config.sections import TimestepSampler as TimestepSampler
-from training.config.sections import Variance as Variance
+from training.config.overrides import apply_overrides
 from training.config.spacing import parse_spacing
 from training.config.validation import FORBID_UNKNOWN, require, require_at_least, validate
+
+Schedule = Literal["linear", "cosine"]
+Objective = Literal["simple", "vlb", "hybrid"]
+Variance = Literal["learned_range", "fixed_large", "fixed_small"]
+Prediction = Literal["eps", "x_0"]
+TimestepSampler = Literal["uniform", "loss_second_moment"]
+SamplingMethod = Literal["ancestral", "ddim", "dpm_solver_pp"]
+LikelihoodForm = Literal["full", "spaced", "stratified"]
+Resize = Literal["none", "area", "adm", "box-squash", "lanczos"]
+Extractor = Literal["inception", "digits-classifier", "vgg16", "clip-vit-b-32"]
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """The data set: its images, their size and their preparation.
+
+    Attributes:
+        name: The data set, as its manifest names it ("digits", "cifar10", "imagenet64-official", ...).
+        image_size: Height and width in pixels; images are square.
+        image_channels: Colour channels of an image (1 grey, 3 RGB).
+        num_classes: Number of labels; 0 for an unlabelled data set.
+        resize: How a larger image becomes `image_size`: "area" (supplement section 1: centre crop and area
+            downsample), "adm" (the released code's box halvings and bicubic), "box-squash", "lanczos", "none".
+        random_flip: Mirror half of the training images. The paper's released code does not.
+        disk_budget_bytes: A data set larger than this is streamed rather than staged on each node, in an order that is a
+            shuffle within blocks; 0 stages any size and shuffles the whole. A setting of the experiment, because it changes the order.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    name: str
+    image_size: int
+    image_channels: int = 3
+    num_classes: int = 0
+    resize: Resize = "none"
+    random_flip: bool = False
+    disk_budget_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        require(bool(re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name)), "data.name", f"{self.name!r} is not a name like 'cifar10'")
+        require_at_least(1, self, "data", "image_size", "image_channels")
+        require_at_least(0, self, "data", "num_classes", "disk_budget_bytes")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The UNet of supplement section 1 and its variants.
+
+    Attributes:
+        model_channels: The paper's C, the width of the first stage. A multiple of 32 (GroupNorm has 32 groups).
+        channel_mult: Width of each stage in units of C, from highest to lowest resolution.
+        num_res_blocks: Residual blocks per downsampling stage (the upsampling stages have one more).
+        attention_resolutions: Sizes in pixels at which attention follows each residual block.
+        num_heads: Attention heads, the same number at every width.
+        use_scale_shift_norm: Inject the time embedding as GroupNorm(h)(w + 1) + b rather than GroupNorm(h + v).
+        dropout: Probability of dropping an activation inside a residual block.
+        class_conditional: Add an embedding of the label to the time embedding.
+        low_res_size: For an upsampler, height and width of the small input image in pixels; None for a base model.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    num_res_blocks: int = 3
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    num_heads: int = 4
+    use_scale_shift_norm: bool = True
+    dropout: float = 0.0
+    class_conditional: bool = False
+    low_res_size: int | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.model_channels >= 32 and self.model_channels % 32 == 0,
+            "model.model_channels",
+            f"must be a multiple of 32 (GroupNorm has 32 groups), got {self.model_channels}",
+        )
+        require(
+            len(self.channel_mult) >= 1 and all(m >= 1 for m in self.channel_mult),
+            "model.channel_mult",
+            f"must be one or more positive integers, got {self.channel_mult}",
+        )
+        require_at_least(1, self, "model", "num_res_blocks", "num_heads", "low_res_size")
+        require(0.0 <= self.dropout < 1.0, "model.dropout", f"must be in [0, 1), got {self.dropout}")
+        for mult in self.channel_mult:
+            require(
+                (self.model_channels * mult) % self.num_heads == 0,
+                "model.num_heads",
+                f"{self.num_heads} heads do not divide the stage width {self.model_channels * mult}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionConfig:
+    """The noising process and the objective.
+
+    Attributes:
+        num_timesteps: The paper's T.
+        schedule: "linear" (Ho et al., scaled by 1000/T) or "cosine".
+        objective: "simple" (L_simple), "vlb" (L_vlb) or "hybrid" (L_simple + vlb_weight * L_vlb).
+        variance: "learned_range" (interpolated in log space between beta_tilde and beta), "fixed_large" (beta)
+            or "fixed_small" (beta_tilde). L_simple has no gradient for a variance.
+        prediction: The meaning of the network's first channels: "eps" (the paper) or "x_0".
+        vlb_weight: The paper's lambda, in front of the whole L_vlb in bits/dim, for any T.
+        stop_gradient: In L_hybrid, the gradient of L_vlb reaches the variance only, not the mean.
+        timestep_sampler: The distribution of t in training; "loss_second_moment" is the paper's importance sampler.
+        rescale_timesteps: Feed the network t * 1000/T rather than t. Some released checkpoints were trained without it.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    num_timesteps: int = 4000
+    schedule: Schedule = "cosine"
+    objective: Objective = "hybrid"
+    variance: Variance = "learned_range"
+    prediction: Prediction = "eps"
+    vlb_weight: float = 0.001
+    stop_gradient: bool = True
+    timestep_sampler: TimestepSampler = "uniform"
+    rescale_timesteps: bool = True
+
+    def __post_init__(self) -> None:
+        require_at_least(2, self, "diffusion", "num_timesteps")
+        require_at_least(0, self, "diffusion", "vlb_weight")
+        require(
+            self.schedule != "linear" or self.num_timesteps > 20,
+            "diffusion.num_timesteps",
+            f"the linear schedule, scaled by 1000/T, needs more than 20 timesteps (beta would reach 1), got {self.num_timesteps}",
+        )
+        require(
+            self.objective != "simple" or self.variance != "learned_range",
+            "diffusion.variance",
+            "L_simple has no gradient for a learned variance; use 'fixed_large' or 'fixed_small', or objective 'hybrid'",
+        )
+        require(
+            self.objective != "hybrid" or self.variance == "learned_range",
+            "diffusion.variance",
+            f"L_hybrid exists to learn the variance; use 'learned_range', or objective 'simple' with {self.variance!r}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Adam, its schedule, and the averages of the weights.
+
+    Attributes:
+        global_batch_size: Images per update, over all workers and microbatches.
+        learning_rate: Adam's step size.
+        num_steps: Updates after which training stops.
+        lr_anneal_steps: Anneal the learning rate linearly to 0 over this many updates; 0 keeps it constant.
+        adam_betas: Adam's decay rates of the first and second moment.
+        adam_eps: Adam's epsilon.
+        weight_decay: Decoupled weight decay (AdamW); 0 is Adam.
+        grad_clip_norm: Clip the gradient's global norm to this value; None (the paper) does not clip.
+        ema_decays: Decays of the exponential moving averages, all kept at once.
+        ema_snapshot_stds: Relative standard deviations of the power-function averages stored with each checkpoint,
+            from which other decays are rebuilt after training; empty stores none.
+        checkpoint_interval: Updates between checkpoints; each one is scored.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    global_batch_size: int = 128
+    learning_rate: float = 1e-4
+    num_steps: int = 500_000
+    lr_anneal_steps: int = 0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    grad_clip_norm: float | None = None
+    ema_decays: tuple[float, ...] = (0.9999,)
+    ema_snapshot_stds: tuple[float, ...] = ()
+    checkpoint_interval: int = 10_000
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "optim", "global_batch_size", "num_steps", "checkpoint_interval")
+        require_at_least(0, self, "optim", "lr_anneal_steps", "weight_decay")
+        for name in ("learning_rate", "adam_eps", "grad_clip_norm"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, f"optim.{name}", f"must be a finite number above 0, got {value}")
+        require(all(0 <= b < 1 for b in self.adam_betas), "optim.adam_betas", f"must be in [0, 1), got {self.adam_betas}")
+        require(
+            all(0 < d < 1 for d in self.ema_decays) and len(set(self.ema_decays)) == len(self.ema_decays),
+            "optim.ema_decays",
+            f"must be different numbers between 0 and 1, got {self.ema_decays}",
+        )
+        require(
+            all(0 < s < 12**-0.5 for s in self.ema_snapshot_stds) and len(set(self.ema_snapshot_stds)) == len(self.ema_snapshot_stds),
+            "optim.ema_snapshot_stds",
+            f"must be different numbers between 0 and 0.2886, got {self.ema_snapshot_stds}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """The sampler that draws images from a model.
+
+    Attributes:
+        method: "ancestral" (the paper's), "ddim" or "dpm_solver_pp" (DPM-Solver++ 2M); a module of `training.diffusion.samplers`.
+        spacing: The timesteps that are visited: "250" (uniform), "ddim50", "10,10,5" (section counts),
+            "nll:100" (supplement section 5) or "t:0,5,10" (an explicit list). Empty visits all of them.
+        eta: DDIM's stochasticity; 0 is deterministic.
+        clip_denoised: Clamp the predicted x_0 to [-1, 1] at every step.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    method: SamplingMethod = "ancestral"
+    spacing: str = ""
+    eta: float = 0.0
+    clip_denoised: bool = True
+
+    def __post_init__(self) -> None:
+        require(0.0 <= self.eta <= 1.0, "eta", f"must be in [0, 1], got {self.eta}")
+        require(self.method == "ddim" or self.eta == 0.0, "eta", f"only 'ddim' has an eta; method is {self.method!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """The scores of a model, and the rule by which training stops.
+
+    Attributes:
+        extractor: The network in whose features the Frechet distance is computed. Only "inception" makes it an FID.
+        num_samples: Images drawn for the reported distance (supplement section 1: 50K; 10K for unconditional
+            ImageNet-64).
+        num_reference_images: Training images behind the reference statistics; None is the whole training set.
+        sampling: Sampler of the reported distance.
+        scoring_num_samples: Images drawn to score one checkpoint beside training.
+        scoring_sampling: Sampler of that score: few steps, common noise.
+        patience: Checkpoints without a gain after which training stops; 0 never stops early.
+        min_gain: Relative improvement of the score that counts as a gain.
+        min_steps: Updates before which training never stops early.
+        rescore_best: The best few checkpoints that are scored again at full protocol with fresh seeds.
+        likelihood_split: Split whose bits/dim is reported.
+        likelihood_num_images: Images of the split that are used; None is all of them.
+        likelihood_form: "full" (every timestep), "spaced" (supplement section 5) or "stratified" (unbiased for
+            the full bound from few evaluations).
+        likelihood_steps: Network evaluations per image: the K of the spacing, or of the stratified estimate.
+    """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    extractor: Extractor = "inception"
+    num_samples: int = 50_000
+    num_reference_images: int | None = None
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(spacing="250"))
+    scoring_num_samples: int = 10_000
+    scoring_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(method="dpm_solver_pp", spacing="20"))
+    patience: int = 5
+    min_gain: float = 0.01
+    min_steps: int = 0
+    rescore_best: int = 3
+    likelihood_split: Literal["train", "test"] = "test"
+    likelihood_num_images: int | None = None
+    likelihood_form: LikelihoodForm = "stratified"
+    likelihood_steps: int = 100
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "evaluation", "num_samples", "scoring_num_samples", "rescore_best", "likelihood_steps")
+        require_at_least(1, self, "evaluation", "num_reference_images", "likelihood_num_images")
+        require_at_least(0, self, "evaluation", "patience", "min_steps")
+        require(
+            self.likelihood_form != "stratified" or self.likelihood_steps >= 2,
+            "evaluation.likelihood_steps",
+            f"a stratified estimate takes at least 2, got {self.likelihood_steps}",
+        )
+        require(0 <= self.min_gain < 1, "evaluation.min_gain", f"must be in [0, 1), got {self.min_gain}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +309,7 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # It becomes the name of the run's directory.
+        # The name becomes part of the name of the run's directory.
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name)), "name", f"{self.name!r} is not a name like 'my-experiment'")
         factor = 2 ** (len(self.model.channel_mult) - 1)
         require(
@@ -101,7 +355,7 @@ class Experiment:
 
     @property
     def out_channels(self) -> int:
-        """The number of channels of the network's output: the prediction, and as many again for a learned variance."""
+        """Number of output channels of the network: one per image channel, twice as many where the variance is learned."""
         return self.data.image_channels * (2 if self.diffusion.variance == "learned_range" else 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +382,7 @@ class Experiment:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Experiment:
-        """Build an experiment from nested dictionaries, with type conversion.
+        """Build an experiment from nested dictionaries; values are converted to the types of their fields.
 
         Raises:
             UserError: A field is unknown, missing or out of its range.
@@ -147,7 +401,7 @@ class Experiment:
             UserError: An override is malformed, names no field, or gives a value that the field can't take.
         """
         plain = self.to_dict()
-        apply_words(plain, overrides)
+        apply_overrides(plain, overrides)
         return Experiment.from_dict(plain)
 
 
@@ -156,9 +410,9 @@ class Resources:
     """The machines of a training; they change its speed, never its result beyond the rounding of floating point sums.
 
     Attributes:
-        num_workers: Data-parallel training processes, 1 or more.
-        min_workers: Processes, 0 to `num_workers`. With fewer machines available the run goes on with as few as this; 0 means
-            that it takes `num_workers` and no fewer.
+        num_workers: Training processes (data-parallel), 1 or more.
+        min_workers: 0 to `num_workers`. Where fewer machines are available, the run goes on with as few processes as this; 0 always
+            needs `num_workers`.
         num_gpus_per_worker: GPUs of each process: 1, or 0 to train on the CPU.
         microbatch_size: Images that a worker passes through the network at once; their gradients are added up. 0 takes all of a
             worker's part of the batch on a CPU, and on a GPU the largest part of it that fits into memory, found by trial.
@@ -197,7 +451,7 @@ class Resources:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Resources:
-        """Build resources from a dictionary, with type conversion.
+        """Build resources from a dictionary; values are converted to the types of their fields.
 
         Raises:
             UserError: A field is unknown or out of its range.

@@ -1,4 +1,4 @@
-"""An experiment file of a user's own, in TOML: a base preset and what differs from it.
+"""Experiment files, which a user writes in TOML: a base preset and the fields that differ from it.
 
 base = "images64-hybrid-cosine"
 name = "birds"           # optional; names the run's directory
@@ -17,9 +17,8 @@ spacing = "ddim50"
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,13 @@ from training.config.validation import require
 
 
 def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iterable[str] = (), seed: int | None = None) -> Experiment:
-    """Return the experiment of a preset or a file, with overrides: the one function behind the command line, the pipelines and Python.
+    """Return the experiment of a preset or a file, with overrides. The command line, the pipelines and Python all call it.
 
     Args:
         preset: Name of a preset; empty where a file is given.
         file_text: Text of an experiment file; empty where a preset is given.
         overrides: Each `section.field=value`; they win over the file.
-        seed: The experiment's seed; None leaves it.
+        seed: The experiment's seed; None keeps the seed of the preset or file.
 
     Raises:
         UserError: Not exactly one of preset and file is given, or one of the values is invalid.
@@ -54,7 +53,7 @@ def read_experiment_file(text_or_path: str | Path) -> Experiment:
         text_or_path: The file's text, or its path (a `Path`, or one line that ends in ".toml").
 
     Raises:
-        UserError: The file is not there or not TOML, has no `base`, or has an unknown field or a value that its field can't take.
+        UserError: The file does not exist or is not TOML, has no `base`, or has an unknown field or a value that its field can't take.
     """
     tables = _parse(_text_of(text_or_path))
     require("base" in tables, "base", 'the file needs base = "a preset"; `iddpm presets` lists them')
@@ -63,28 +62,6 @@ def read_experiment_file(text_or_path: str | Path) -> Experiment:
     plain = named_preset(base).to_dict()
     apply_tables(plain, tables)
     return Experiment.from_dict(plain)
-
-
-def to_toml(experiment: Experiment, base: str) -> str:
-    """Return the text of a file that names `base` and has the fields in which the experiment differs.
-
-    Raises:
-        UserError: There is no preset of that name.
-    """
-    lines = [f"base = {json.dumps(base)}"]
-    lines += _differences(experiment.to_dict(), named_preset(base).to_dict(), "")
-    return "\n".join(lines) + "\n"
-
-
-def _differences(plain: Mapping[str, Any], usual: Mapping[str, Any], path: str) -> list[str]:
-    fields = [name for name, value in plain.items() if not isinstance(value, dict) and value != usual[name]]
-    lines = [f"\n[{path}]"] if path and fields else []
-    # JSON's text, numbers, lists and truth values are TOML's too.
-    lines += [f"{name} = {json.dumps('none' if plain[name] is None else plain[name])}" for name in fields]
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            lines += _differences(value, usual[name], f"{path}.{name}" if path else name)
-    return lines
 
 
 def _text_of(text_or_path: str | Path) -> str:

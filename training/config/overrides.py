@@ -1,4 +1,4 @@
-"""Changes of an experiment's fields: words like `diffusion.vlb_weight=0.01`, and tables of a file."""
+"""Change an experiment's fields by overrides like `diffusion.vlb_weight=0.01`, or by the tables of a file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from training.config.errors import UserError
 from training.config.validation import require, unknown_field
 
 
-def apply_words(plain: dict[str, Any], overrides: Iterable[str]) -> None:
+def apply_overrides(plain: dict[str, Any], overrides: Iterable[str]) -> None:
     """Change an experiment's plain dictionary by overrides.
 
     Args:
-        plain: What `Experiment.to_dict` gave.
+        plain: The dictionary from `Experiment.to_dict`; changed in place.
         overrides: Each `section.field=value`, the value as JSON or a plain word.
 
     Raises:
@@ -23,7 +23,7 @@ def apply_words(plain: dict[str, Any], overrides: Iterable[str]) -> None:
     require(not isinstance(overrides, str), str(overrides), "overrides are a list, each section.field=value")
     for item in overrides:
         require(isinstance(item, str), str(item), "an override is text and reads section.field=value")
-        path, separator, word = item.partition("=")
+        path, separator, text = item.partition("=")
         path = path.strip()
         require(bool(separator) and bool(path), item, "an override reads section.field=value")
         require(path != "name", path, "cannot be overridden; an experiment file can give a name")
@@ -34,20 +34,20 @@ def apply_words(plain: dict[str, Any], overrides: Iterable[str]) -> None:
             require(isinstance(node[parent], dict), path, f"{'.'.join(parents[: depth + 1])} is a field and has none below it")
             node = node[parent]
         require(leaf in node, path, unknown_field(leaf, node, ".".join(parents)))
-        present, word = node[leaf], word.strip()
+        present, text = node[leaf], text.strip()
         if isinstance(present, dict):
             raise UserError(f"{path}: is a section; name one of its fields: {', '.join(present)}")
-        value = _parse_word(word, as_list=isinstance(present, list))
-        _refuse_boolean(present, value, repr(word), path)
-        # A text field takes the word as it is: `evaluation.sampling.spacing=250`.
-        node[leaf] = word if isinstance(present, str) and not isinstance(value, str) else value
+        value = _parse_value(text, as_list=isinstance(present, list))
+        _refuse_boolean(present, value, repr(text), path)
+        # A text field takes the text as it is: `evaluation.sampling.spacing=250`.
+        node[leaf] = text if isinstance(present, str) and not isinstance(value, str) else value
 
 
 def apply_tables(plain: dict[str, Any], tables: Mapping[str, Any], path: str = "") -> None:
-    """Change an experiment's plain dictionary by nested tables, which hold only what differs.
+    """Change an experiment's plain dictionary by nested tables, which contain only the fields that differ.
 
     Args:
-        plain: What `Experiment.to_dict` gave, or a section of it.
+        plain: The dictionary from `Experiment.to_dict`, or a section of it; changed in place.
         tables: Fields and sections; the text "none" stands for no value, which TOML cannot write.
         path: Path of the section.
 
@@ -74,11 +74,11 @@ def _refuse_boolean(present: Any, value: Any, shown: str, path: str) -> None:
     require(isinstance(present, bool | str) or not boolean, path, f"{shown} is given, but this field is not true or false")
 
 
-def _parse_word(word: str, *, as_list: bool) -> Any:
-    """Read JSON, a list with commas, or the word itself."""
-    if as_list and not word.startswith("["):
-        return [_parse_word(part.strip(), as_list=False) for part in word.strip("()").split(",") if part.strip()]
+def _parse_value(text: str, *, as_list: bool) -> Any:
+    """Return the value of JSON or of a list with commas; other text is returned as it is."""
+    if as_list and not text.startswith("["):
+        return [_parse_value(part.strip(), as_list=False) for part in text.strip("()").split(",") if part.strip()]
     try:
-        return json.loads(word)
+        return json.loads(text)
     except json.JSONDecodeError:
-        return {"none": None, "true": True, "false": False}.get(word.lower(), word)
+        return {"none": None, "true": True, "false": False}.get(text.lower(), text)

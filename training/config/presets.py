@@ -20,8 +20,8 @@ def names() -> tuple[str, ...]:
     return tuple(PRESETS)
 
 
-def cited(name: str) -> Preset:
-    """Return the preset's row: the experiment, where its numbers come from, and what the paper reports.
+def find_preset(name: str) -> Preset:
+    """Return the row of a preset: the experiment, the source of its numbers, and the results that the paper reports.
 
     Raises:
         UserError: No preset has that name.
@@ -43,12 +43,12 @@ def preset(name: str, overrides: Iterable[str] = ()) -> Experiment:
     Raises:
         UserError: No preset has that name, or an override is invalid.
     """
-    return cited(name).experiment.override(overrides)
+    return find_preset(name).experiment.override(overrides)
 
 
 def describe(name: str) -> dict[str, Any]:
     """Return a preset's row as plain data: name, source, assumptions, the paper's results, and the experiment."""
-    row = cited(name)
+    row = find_preset(name)
     results = [{key: value for key, value in dataclasses.asdict(result).items() if value not in (None, ())} for result in row.results]
     for result in results:
         if "overrides" in result:

@@ -61,9 +61,9 @@ def run_keys(experiment: Experiment, data_digest: str) -> tuple[str, ...]:
 
 
 def training_fields(experiment: Experiment) -> dict[str, Any]:
-    """Return what training depends on, as a plain nested dictionary; experiments that train the same have equal ones.
+    """Return the fields that training depends on, as a nested dictionary; equal trainings have equal dictionaries.
 
-    The fields that only evaluation reads are those of the preset, or the defaults where the name is no preset's.
+    A field that only evaluation reads has the value of the preset, or its default where no preset has this name.
     """
     usual = PRESETS[experiment.name].experiment.evaluation if experiment.name in PRESETS else EvaluationConfig()
     fields, usual_fields = _fields(experiment, ""), _fields(usual, "evaluation")

@@ -87,7 +87,7 @@ def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
         Kept timesteps, 0-based, increasing, without duplicates.
 
     Raises:
-        UserError: The words are none of these, or ask for what T timesteps cannot give.
+        UserError: The text has none of these forms, or asks for more timesteps than T has.
     """
     text = spacing.strip()
     if not text:

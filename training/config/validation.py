@@ -45,7 +45,8 @@ def unknown_field(name: str, fields: Mapping[str, Any], path: str) -> str:
 
 
 @functools.cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
+def adapter(cls: type) -> TypeAdapter[Any]:
+    """Return pydantic's validator of a class; pydantic is imported at the first call, and each validator is built once."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
@@ -62,7 +63,7 @@ def validate(cls: type, value: Mapping[str, Any]) -> Any:
     except ImportError:
         return _build(cls, value, "")
     try:
-        return _adapter(cls).validate_python(value)
+        return adapter(cls).validate_python(value)
     except ValidationError as error:
         messages = []
         for problem in error.errors():
@@ -75,7 +76,7 @@ def validate(cls: type, value: Mapping[str, Any]) -> Any:
 
 
 def _with_path(message: str, path: str) -> str:
-    """Return the message of a section with the section's path; one that stands in several places names its field alone."""
+    """Add the section's path to a message of a section; a section that occurs in several places names only its field."""
     return message if message.startswith(path.partition(".")[0]) else f"{path}.{message}"
 
 

@@ -32,7 +32,7 @@ from botocore.exceptions import (
 )
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_fixed
 
-from training.config.addresses import holds_password
+from training.config.addresses import contains_password
 from training.storage.errors import ObjectNotFoundError, StorageError, explain_disk_errors
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def client() -> S3Client:
 def _connect_once(process_id: int, settings: tuple[tuple[str, str], ...]) -> S3Client:
     environment = dict(settings)
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    if endpoint and holds_password(endpoint):  # messages show it
+    if endpoint and contains_password(endpoint):  # messages show it
         raise StorageError("AWS_ENDPOINT_URL must not contain a password; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
     return connect(endpoint, region=environment.get("AWS_REGION"))
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from training.config.addresses import holds_password
+from training.config.addresses import contains_password
 from training.config.errors import UserError
 from training.storage.retry import retry
 
@@ -42,7 +42,7 @@ def tracking_uri() -> str:
     """
     _export_step_settings()
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
-    if holds_password(uri):  # it is shown, in links and in messages
+    if contains_password(uri):  # it is shown, in links and in messages
         raise TrackingError("MLFLOW_TRACKING_URI must not contain a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     if not uri:
         raise TrackingError("MLFLOW_TRACKING_URI is not set; 'iddpm up' starts a local MLflow and shows its address, a cluster has its own")

@@ -11,7 +11,7 @@ from evaluation.ablations.definitions.request import OBJECTIVES, AblationRequest
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.reports.numbers import NONE, format_estimate
 from evaluation.reports.paper_numbers import OTHERS
-from training.config.presets import cited, preset
+from training.config.presets import find_preset, preset
 from training.config.tables.row import PaperResult
 
 COLUMN_TITLES = {
@@ -131,7 +131,7 @@ def reported(request: AblationRequest, index: int, record: TrialRecord) -> Paper
         return None
     if record.role in _JOINT_RESULTS:
         name, word = _JOINT_RESULTS[record.role]
-        return next(result for result in cited(name).results if word in result.where)
+        return next(result for result in find_preset(name).results if word in result.where)
     name, overrides = record.preset, record.own
     if request.scale == "tiny":
         settings = request.ablation().paper
@@ -141,7 +141,7 @@ def reported(request: AblationRequest, index: int, record: TrialRecord) -> Paper
     experiment = preset(name, overrides)
     results = [
         result
-        for result in cited(name).results
+        for result in find_preset(name).results
         if preset(name, result.overrides) == experiment and (result.fid is not None or result.bits_per_dim is not None)
     ]
     first = min(results, key=lambda result: result.where != _PREFERRED_SOURCES.get(request.name), default=None)

@@ -11,7 +11,7 @@ from evaluation.ablations.definitions.paper import find_ablation
 from training.config import presets
 from training.config.errors import UserError
 from training.config.experiment import Objective
-from training.config.presets import cited, preset
+from training.config.presets import find_preset, preset
 
 _BOTH = pytest.mark.parametrize("scale", SCALES)
 _EACH = pytest.mark.parametrize("name", ablations.names())
@@ -75,7 +75,7 @@ def test_the_tiny_scale_varies_what_the_papers_does(name: str) -> None:
 
 def test_hybrid_weight_is_the_grid_of_the_supplements_table_1() -> None:
     name = "imagenet64-hybrid-cosine"
-    reported = [result.overrides for result in cited(name).results if result.where == "supplement table 1"]
+    reported = [result.overrides for result in find_preset(name).results if result.where == "supplement table 1"]
     assert len(reported) == 4
     assert set(_experiments(trials(find_ablation("hybrid-weight"), "paper"))) == {
         preset(name, overrides).to_json() for overrides in reported
@@ -84,7 +84,7 @@ def test_hybrid_weight_is_the_grid_of_the_supplements_table_1() -> None:
 
 def test_every_trial_of_the_main_tables_has_the_papers_numbers() -> None:
     planned = trials(find_ablation("objective-schedule"), "paper")
-    results = [cited(trial.preset).results[0] for trial in planned]
+    results = [find_preset(trial.preset).results[0] for trial in planned]
     rows = [(trial.values["data"], result.bits_per_dim, result.fid) for trial, result in zip(planned, results, strict=True)]
     assert [row for row in rows if row[0] == "imagenet64-official"] == [
         ("imagenet64-official", *numbers)

@@ -1,4 +1,4 @@
-"""Experiment files: what they may say, what they are refused for, and that they are read back as they were written."""
+"""Experiment files: what they may contain, and the errors that refuse them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from training.config import presets
 from training.config.errors import UserError
-from training.config.files import read_experiment_file, resolve_experiment, to_toml
+from training.config.files import read_experiment_file, resolve_experiment
 
 FILE = """
 # birds in the garden
@@ -46,20 +46,11 @@ def test_a_file_is_its_base_and_what_differs(tmp_path: Path) -> None:
     assert read_experiment_file(path) == read_experiment_file(str(path)) == experiment
 
 
-@pytest.mark.parametrize("name", presets.names())
-def test_what_is_written_is_read_back(name: str) -> None:
-    base = "imagenet64-hybrid-cosine"
-    assert read_experiment_file(to_toml(presets.preset(name), base)) == presets.preset(name)
-    assert to_toml(presets.preset(name), name) == f'base = "{name}"\n'
-
-
 def test_no_value_is_written_as_none() -> None:
     base = presets.preset("digits-hybrid-cosine", ["optim.grad_clip_norm=1", "evaluation.num_reference_images=5"])
     without = base.override(["optim.grad_clip_norm=null"])
     text = 'base = "digits-hybrid-cosine"\n[optim]\ngrad_clip_norm = "none"\n[evaluation]\nnum_reference_images = 5\n'
     assert read_experiment_file(text) == without
-    upsampler = presets.preset("digits-hybrid-cosine")
-    assert 'low_res_size = "none"' in to_toml(upsampler, "digits-upsampler-hybrid-cosine")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every preset is a test case: it is valid, golden, cited, and its network builds."""
+"""Every preset is a test case: it is valid, golden and has a source, and its network builds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_presets_network_builds_and_maps_an_image_to_what_the_process_needs(na
 
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_cites_its_source_and_its_results_are_experiments_that_can_be_made(name: str) -> None:
-    row = presets.cited(name)
+    row = presets.find_preset(name)
     assert row.source
     for result in row.results:
         row.experiment.override(result.overrides)

@@ -11,7 +11,7 @@ from pipelines.cli import main as cli
 from pipelines.doctor.findings import FAILURE
 from pipelines.doctor.services import check_bucket, check_mlflow
 from training import storage
-from training.config.addresses import holds_password, without_passwords
+from training.config.addresses import contains_password, without_passwords
 from training.tracking import client as mlflow_client
 
 WITH_PASSWORD = ["http://me:s3cr3t@host:9000", "me:s3cr3t@host", "http://me:s3cr3t@host:port/path"]
@@ -38,7 +38,7 @@ def test_the_doctor_does_not_show_it_either(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["http://host:9000", "host:9000", "https://host/a@b", "https://host?who=a@b", ""])
 def test_an_at_sign_elsewhere_is_no_password(address: str) -> None:
-    assert not holds_password(address)
+    assert not contains_password(address)
 
 
 @pytest.mark.parametrize("uri", ["s3://me:s3cr3t@bucket/x", "s3://me:s3cr3t/s3cr3t@bucket/x", "s3://me:s3cr3t@", "S3://me:s3cr3t@bucket/x"])

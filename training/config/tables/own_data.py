@@ -1,4 +1,4 @@
-"""Starting points for a user's own images: an experiment file names one as its `base` and says what differs."""
+"""Starting points for a user's own images: an experiment file names one as its `base` and lists the differences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIZES = (
 
 
 def rows() -> Iterator[Preset]:
-    """Yield one row an image size."""
+    """Yield one row per image size."""
     for size, width, mult, attention, batch_size, num_steps in _SIZES:
         yield Preset(
             experiment=Experiment(

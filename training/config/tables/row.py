@@ -1,4 +1,4 @@
-"""A row of a table of presets, and what several tables share."""
+"""A row of a table of presets, and the definitions that several tables share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class PaperResult:
     """A number that the paper reports.
 
     Attributes:
-        where: Table, figure or section, with what else belongs to the number.
+        where: Table, figure or section, with further conditions of the number.
         bits_per_dim: Negative log-likelihood; None where none is reported.
         fid: Frechet Inception distance.
         precision: Share of samples near a real image.
         recall: Share of real images near a sample.
-        overrides: What has to be changed in the preset for this number; nothing, in most rows.
+        overrides: Changes to the preset that this number needs; empty in most rows.
     """
 
     where: str
@@ -33,10 +33,10 @@ class Preset:
     """A named experiment and its citation.
 
     Attributes:
-        experiment: What is trained and how it is scored.
-        source: Where the numbers of the experiment come from.
-        results: What the paper reports of it.
-        assumed: What the sources leave open, and what was taken; empty where nothing.
+        experiment: The training and its scoring.
+        source: The source of the experiment's numbers.
+        results: The results that the paper reports for it.
+        assumed: The numbers that the sources leave open, and our choice; empty where there are none.
     """
 
     experiment: Experiment

@@ -6,20 +6,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from training import storage
 from training.config.errors import UserError
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from training.config.validation import adapter
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -162,7 +159,7 @@ def _parse_manifest(text: bytes, uri: str) -> Manifest:
     if version != SCHEMA_VERSION:
         raise UserError(f"{uri}: schema version {version!r}, but this program reads {SCHEMA_VERSION}; prepare the data set again")
     try:
-        manifest: Manifest = _adapter().validate_python(value)
+        manifest: Manifest = adapter(Manifest).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         raise damaged(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
@@ -179,10 +176,3 @@ def _parse_manifest(text: bytes, uri: str) -> Manifest:
         if not agrees:
             raise damaged(f"{name} contradicts the other fields")
     return manifest
-
-
-@functools.cache
-def _adapter() -> TypeAdapter[Manifest]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Manifest)

@@ -7,29 +7,25 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
-import functools
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from training import storage
 from training.config.errors import UserError
+from training.config.validation import adapter
 from training.data.format.manifest import MANIFEST, Shard, UnreadableImage, read_manifest
 from training.data.format.shards import ShardWriter
 from training.data.images.decode import ImageError
 from training.data.images.prepare_image import prepare_image
 from training.data.preparation.options import Options
 from training.data.sources.source import Item, Source, items_digest, read_items
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 PARTIAL = "_partial"
 """Directory below an unfinished data set, with a record of each finished shard."""
@@ -107,7 +103,7 @@ def read_record(target: Target, number: int, items: Sequence[Item]) -> ShardReco
     from pydantic import ValidationError
 
     try:
-        record = _adapter().validate_json(storage.read_bytes(_record_uri(target, number)))
+        record: ShardRecord = adapter(ShardRecord).validate_json(storage.read_bytes(_record_uri(target, number)))
         expected = (target.plan_sha256, target.rows_per_shard, items_digest(items))
         if (record.plan_sha256, record.rows_per_shard, record.source_sha256) != expected:
             return None
@@ -198,13 +194,6 @@ def too_many_errors(address: str, errors: Sequence[UnreadableImage], options: Op
 
 def _record_uri(target: Target, number: int) -> str:
     return storage.join(target.dataset_uri, PARTIAL, f"shard-{number:05d}.json")
-
-
-@functools.cache
-def _adapter() -> TypeAdapter[ShardRecord]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(ShardRecord)
 
 
 def _is_published(target: Target) -> bool:
