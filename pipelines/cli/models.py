@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipelines.cli.services import connect
+from training.config.errors import UserError
 
 if TYPE_CHECKING:
     from training.cost.estimate import Cost
@@ -55,12 +56,18 @@ def show(
     preset: str = typer.Argument(..., help="Name of a preset; `iddpm presets` lists them."),
     overrides: list[str] = _SET,
     as_json: bool = typer.Option(False, "--json", help="Add its source, its assumptions, and the paper's results."),
+    as_toml: bool = typer.Option(False, "--toml", help="Print it as an experiment file, for `iddpm train`."),
 ) -> None:
     """Print an experiment as JSON, with overrides applied."""
     from training.config import presets as table
+    from training.config.files import to_toml
 
     experiment = table.preset(preset, overrides)
-    if as_json:
+    if as_json and as_toml:
+        raise UserError("--json and --toml exclude each other; give one")
+    if as_toml:
+        print(to_toml(experiment, preset), end="")
+    elif as_json:
         print(json.dumps({**table.describe(preset), "experiment": experiment.to_dict()}, indent=2))
     else:
         print(experiment.to_json(), end="")

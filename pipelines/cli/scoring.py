@@ -13,7 +13,9 @@ from pipelines.cli.services import connect
 from training.config.errors import UserError
 
 if TYPE_CHECKING:
+    from evaluation.evaluate.options import EvaluationOptions
     from evaluation.sampling.trained_model import ModelSpec
+    from evaluation.selection.resolve import ResolvedModel
     from training.config.experiment import SamplingConfig
 
 PANEL = "Samples and scores"
@@ -86,7 +88,7 @@ def sample(
         model=spec,
         num_images=num_images,
         seed=seed,
-        sampling=sampling_of(spec, steps, method),
+        sampling=sampling_of(spec.checkpoint_uri, steps, method),
         labels=_labels(labels),
         data_uri=data or named.data_uri,
         low_res_uri=low_res,
@@ -138,21 +140,19 @@ def evaluate(
     from evaluation.evaluate.run import evaluate as run_evaluation
     from evaluation.records.run_directory import run_uri_of
     from evaluation.reports.report import write_report
-    from evaluation.selection.resolve import resolve_model
 
     require_own_name(name)
     measures = _metrics(metrics)
-    named = resolve_model(model)
+    named, data_uri = model_and_data(model, data_set)
     spec = _spec(named.spec(weights or None), ends, ends_weights, ends_width)
-    data_uri = data_of(data_set, named.data_uri, model)
     options = EvaluationOptions(
         num_samples=num_samples or None,
-        sampling=sampling_of(spec, steps, method) if steps or method else None,
+        sampling=sampling_of(spec.checkpoint_uri, steps, method) if steps or method else None,
         labels=_labels(labels),
         low_res_uri=low_res,
         metrics=measures,
         likelihood=likelihood,
-        likelihood_form=likelihood_form or None,  # type: ignore[arg-type]  # other words are refused there
+        likelihood_form=likelihood_form or None,  # type: ignore[arg-type]  # EvaluationOptions refuses other words
         likelihood_steps=likelihood_steps or None,
         likelihood_split=likelihood_split or None,  # type: ignore[arg-type]
         likelihood_num_images=likelihood_images or None,
@@ -166,7 +166,7 @@ def evaluate(
         device=device,
         precision=precision,
     )
-    reference_uri = reference or reference_of(spec.checkpoint_uri, data_uri, extractor, extractor_weights)
+    reference_uri = reference or reference_of(named, data_uri, options)
     result = run_evaluation(spec, data_uri, reference_uri, options=options)
     run_uri = run_uri_of(spec.checkpoint_uri)
     page = write_report(run_uri, result_name=name)
@@ -209,12 +209,12 @@ def compare(
 
     if weights and len(weights) != len(models):
         raise UserError(f"--weights is given {len(weights)} times for {len(models)} models; give it for each model, or not at all")
-    found = [resolve_model(word) for word in models]
+    first, data_uri = model_and_data(models[0], data)
+    found = [first, *(resolve_model(model) for model in models[1:])]
     specs = [named.spec(chosen or None) for named, chosen in zip(found, weights or [""] * len(found), strict=True)]
-    data_uri = data_of(data, found[0].data_uri, models[0])
     options = EvaluationOptions(
         num_samples=num_samples or None,
-        sampling=sampling_of(specs[0], steps, method) if steps or method else None,
+        sampling=sampling_of(first.checkpoint_uri, steps, method) if steps or method else None,
         metrics=_metrics(metrics),
         likelihood=likelihood,
         seed=seed if seed >= 0 else None,
@@ -224,25 +224,28 @@ def compare(
         batch_size=batch_size,
         device=device,
     )
-    reference_uri = reference or reference_of(specs[0].checkpoint_uri, data_uri, extractor, extractor_weights)
+    reference_uri = reference or reference_of(first, data_uri, options)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     comparison = study.compare(specs, data_uri, reference_uri, options=options)
     ids = [named.tracking_run_id for named in found]
     save_study(study.as_study(comparison), out, ids, comparison.to_dict() if as_json else None)
 
 
-def data_of(word: str, known: str, model: str) -> str:
-    """Return the data set that was given, or else the one of the model's training.
+def model_and_data(model: str, data: str) -> tuple[ResolvedModel, str]:
+    """Return the model of that name, and its data set: the given one, or else the one of the model's training.
 
     Raises:
-        UserError: Neither is known.
+        UserError: There is no such model, or its data set is not known.
     """
-    if not (word or known):
+    from evaluation.selection.resolve import resolve_model
+
+    found = resolve_model(model)
+    if not (data or found.data_uri):
         raise UserError(f"the data set of {model} is not known; give its directory")
-    return word or known
+    return found, data or found.data_uri
 
 
-def reference_of(checkpoint_uri: str, data_uri: str, extractor: str, extractor_weights: str) -> str:
+def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions) -> str:
     """Return the URI of the data set's reference statistics; missing ones are computed."""
     from evaluation.distances.reference_statistics import compute_reference
     from evaluation.features.extractors import load_extractor
@@ -250,15 +253,14 @@ def reference_of(checkpoint_uri: str, data_uri: str, extractor: str, extractor_w
     from training import storage
     from training.checkpoints.checkpoint import load_experiment
 
-    evaluation = load_experiment(checkpoint_uri).evaluation
-    name: Any = extractor or evaluation.extractor
-    network = load_extractor(name, weights=extractor_weights or None, device=choose_device("auto"))
+    evaluation = load_experiment(model.checkpoint_uri).evaluation
+    network = load_extractor(options.extractor or evaluation.extractor, weights=options.extractor_weights, device=choose_device("auto"))
     directory = storage.join(data_uri, "references")
     return compute_reference(storage.join(data_uri, "train"), network, directory, evaluation.num_reference_images).uri
 
 
 def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> ModelSpec:
-    """Return the model, as the middle of an ensemble if a model of the ends is given."""
+    """Return the model; with a model of the ends, the ensemble in which it takes the timesteps between them."""
     import dataclasses
 
     from evaluation.selection.resolve import resolve_model
@@ -269,11 +271,11 @@ def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> Mod
     return dataclasses.replace(spec, ends_checkpoint_uri=other.checkpoint_uri, ends_weights=other.weights, ends_width=ends_width)
 
 
-def sampling_of(spec: ModelSpec, steps: str, method: str) -> SamplingConfig:
-    """Return the experiment's sampling settings with the options' changes."""
+def sampling_of(checkpoint_uri: str, steps: str, method: str) -> SamplingConfig:
+    """Return the sampling settings of a checkpoint's experiment, changed by --steps and --method."""
     from training.checkpoints.checkpoint import load_experiment
 
-    experiment = load_experiment(spec.checkpoint_uri)
+    experiment = load_experiment(checkpoint_uri)
     words = {"spacing": steps, "method": method}
     if method == "ddim" and not steps and experiment.evaluation.sampling.spacing.isdigit():
         words["spacing"] = f"ddim{experiment.evaluation.sampling.spacing}"

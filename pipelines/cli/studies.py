@@ -43,15 +43,13 @@ def ema_sweep(
     connect()
     from evaluation.evaluate.options import EvaluationOptions
     from evaluation.records.run_directory import run_uri_of
-    from evaluation.selection.resolve import resolve_model
     from evaluation.studies import ema_sweep as study
 
     wanted = _numbers(decays, float, "--decays")
     steps = _numbers(at, int, "--at")
-    named = resolve_model(run)
-    data_uri = scoring.data_of(data, named.data_uri, run)
-    reference_uri = reference or scoring.reference_of(named.checkpoint_uri, data_uri, "", extractor_weights)
+    named, data_uri = scoring.model_and_data(run, data)
     options = EvaluationOptions(num_workers=num_workers, device=device, extractor_weights=extractor_weights or None)
+    reference_uri = reference or scoring.reference_of(named, data_uri, options)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     found = study.sweep(
         run_uri_of(named.checkpoint_uri),
@@ -84,19 +82,17 @@ def replay_stopping(
     connect()
     from evaluation.evaluate.options import EvaluationOptions
     from evaluation.records.run_directory import run_uri_of
-    from evaluation.selection.resolve import resolve_model
     from evaluation.studies import stopping_replay as study
 
-    named = resolve_model(run)
-    data_uri = scoring.data_of(data, named.data_uri, run)
-    reference_uri = reference or scoring.reference_of(named.checkpoint_uri, data_uri, "", extractor_weights)
+    named, data_uri = scoring.model_and_data(run, data)
     options = EvaluationOptions(
         num_samples=num_samples or None,
-        sampling=scoring.sampling_of(named.spec(), steps, method) if steps or method else None,
+        sampling=scoring.sampling_of(named.checkpoint_uri, steps, method) if steps or method else None,
         extractor_weights=extractor_weights or None,
         num_workers=num_workers,
         device=device,
     )
+    reference_uri = reference or scoring.reference_of(named, data_uri, options)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     found = study.replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
     save_study(study.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
@@ -120,7 +116,7 @@ def score_batch(
     found = study.score_batch(
         samples,
         reference,
-        extractor=extractor,  # type: ignore[arg-type]  # what is none is refused there
+        extractor=extractor,  # type: ignore[arg-type]  # score_batch refuses other words
         extractor_weights=extractor_weights or None,
         metrics=[metric for metric in metrics if metric != "none"],
         device=device,

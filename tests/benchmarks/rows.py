@@ -206,7 +206,7 @@ ROWS: tuple[Row, ...] = (
         goals={"cpu": 30.0},
     ),
     Row(
-        key="evaluation.features.extractors",
+        key="evaluation.features",
         what="Inception features, fp32",
         against="torch-fidelity as shipped",
         unit="times",

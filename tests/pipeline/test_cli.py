@@ -110,6 +110,12 @@ def test_show_prints_the_experiment_with_its_overrides(run_iddpm: Command) -> No
     assert json.loads(run_iddpm("show", "digits-hybrid-cosine", "--set", "optim.num_steps=7")[1])["optim"]["num_steps"] == 7
 
 
+def test_show_prints_an_experiment_file_that_reads_back_to_the_same_experiment(run_iddpm: Command) -> None:
+    changes = ["optim.num_steps=7", "evaluation.sampling.method=ddim", "data.name=birds"]
+    text = run_iddpm("show", "digits-hybrid-cosine", "--toml", *(word for change in changes for word in ("--set", change)))[1]
+    assert read_experiment_file(text) == resolve_experiment(preset="digits-hybrid-cosine", overrides=changes)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
