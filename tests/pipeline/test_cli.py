@@ -111,9 +111,10 @@ def test_show_prints_the_experiment_with_its_overrides(run_iddpm: Command) -> No
 
 
 def test_show_prints_an_experiment_file_that_reads_back_to_the_same_experiment(run_iddpm: Command) -> None:
-    changes = ["optim.num_steps=7", "evaluation.sampling.method=ddim", "data.name=birds"]
+    changes = ["optim.num_steps=7", "evaluation.sampling.method=ddim", "data.name=birds", "optim.grad_clip_norm=null"]
     text = run_iddpm("show", "digits-hybrid-cosine", "--toml", *(word for change in changes for word in ("--set", change)))[1]
     assert read_experiment_file(text) == resolve_experiment(preset="digits-hybrid-cosine", overrides=changes)
+    assert run_iddpm("show", "digits-hybrid-cosine", "--toml")[1] == 'base = "digits-hybrid-cosine"\n'
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ spacing = "ddim50"
 
 from __future__ import annotations
 
+import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,27 @@ def read_experiment_file(text_or_path: str | Path) -> Experiment:
     plain = named_preset(base).to_dict()
     apply_tables(plain, tables)
     return Experiment.from_dict(plain)
+
+
+def to_toml(experiment: Experiment, base: str) -> str:
+    """Return the text of an experiment file: the name of `base`, and the fields in which the experiment differs from that preset.
+
+    Raises:
+        UserError: There is no preset of that name.
+    """
+    lines = [f"base = {json.dumps(base)}", *_differences(experiment.to_dict(), named_preset(base).to_dict(), "")]
+    return "\n".join(lines) + "\n"
+
+
+def _differences(plain: Mapping[str, Any], usual: Mapping[str, Any], path: str) -> list[str]:
+    fields = [name for name, value in plain.items() if not isinstance(value, dict) and value != usual[name]]
+    lines = [f"\n[{path}]"] if path and fields else []
+    # TOML writes text, numbers, lists and truth values as JSON does.
+    lines += [f"{name} = {json.dumps('none' if plain[name] is None else plain[name])}" for name in fields]
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            lines += _differences(value, usual[name], f"{path}.{name}" if path else name)
+    return lines
 
 
 def _text_of(text_or_path: str | Path) -> str:
