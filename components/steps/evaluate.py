@@ -48,9 +48,9 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     Returns:
         URI of the result.
     """
-    from evaluation.evaluate.run import evaluate
+    from evaluation.evaluate.run import evaluate_once
     from evaluation.sampling.trained_model import ModelSpec
-    from evaluation.selection.final_choice import choose_best, stored_result
+    from evaluation.selection.final_choice import choose_best
 
     experiment = Experiment.from_json(storage.read_bytes(storage.join(run_uri, "experiment.json")))
     storage_root_uri = run_uri.rstrip("/").rsplit("/", 2)[0]
@@ -58,11 +58,7 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     options = evaluation_options(experiment, storage_root_uri, resources)
     choice = choose_best(run_uri, data_uri, reference_uri, options=options)
     model = ModelSpec(checkpoint_uri=choice.checkpoint_uri, weights=choice.weights)
-    result = stored_result(model, data_uri, reference_uri, options)
-    if result is not None:
-        say(f"this checkpoint was evaluated by this protocol before: {result.distance_name} {result.distance:.4g}")
-    else:
-        evaluate(model, data_uri, reference_uri, options=options)
+    evaluate_once(model, data_uri, reference_uri, options)
     update_mlflow(run_uri)
     return evaluation_uri(run_uri, FINAL)
 

@@ -185,5 +185,4 @@ def _card(
             "seed": likelihood.seed,
             "decoder": "discretized Gaussian, tanh approximation",
         }
-    plain: dict[str, Any] = as_plain(card)
-    return plain
+    return as_plain(card)

@@ -90,6 +90,18 @@ def evaluate(model: ModelSpec | str, data_uri: str, reference_uri: str, *, optio
     return result
 
 
+def evaluate_once(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
+    """Return the stored result of the same evaluation of the same weights; evaluate if there is none. Arguments as for `evaluate`."""
+    plan = preflight(spec, data_uri, reference_uri, options)
+    uri = result_uri(plan.run_uri, options.result_name)
+    if storage.exists(uri):
+        stored = EvaluationResult.from_dict(storage.read_json(uri))
+        if stored.protocol == plan.card:
+            say(f"step {plan.step:,} ({plan.weights}) was evaluated by this protocol before: {stored.distance_name} {stored.distance:.4g}")
+            return stored
+    return evaluate(spec, data_uri, reference_uri, options=options)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _SampleScores:
     """The numbers of the samples; fields as in `EvaluationResult`."""

@@ -98,7 +98,7 @@ class CheckpointScorer:
         if best is not None:
             grid_uri = storage.join(run_uri_of(checkpoint_uri), SAMPLES, f"step={step:08d}.png")
             storage.write_bytes(grid_uri, grids.to_png(pictures[best]))
-        score: dict[str, Any] = as_plain(
+        score = as_plain(
             {
                 "step": step,
                 "checkpoint_uri": checkpoint_uri,
@@ -172,7 +172,7 @@ def scoring_protocol(
     """
     provenance = reference.require(extractor=extractor, experiment=experiment)
     evaluation = experiment.evaluation
-    card: dict[str, Any] = as_plain(
+    return as_plain(
         {
             "distance": provenance.distance_name,
             "num_samples": evaluation.scoring_num_samples,
@@ -185,7 +185,6 @@ def scoring_protocol(
             "reference": provenance.to_dict(),
         }
     )
-    return card
 
 
 def read_history(run_uri: str) -> list[dict[str, Any]]:

@@ -51,12 +51,16 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6])
 
 
-def as_plain(value: Any) -> Any:
-    """Convert a value for JSON: tuples become lists, numbers that are not finite become null."""
+def as_plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert values for JSON: tuples become lists, numbers that are not finite become null."""
+    return {name: _plain(item) for name, item in values.items()}
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(name): as_plain(item) for name, item in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [as_plain(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return None
     return value

@@ -54,8 +54,7 @@ class EvaluationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        plain: dict[str, Any] = as_plain(dataclasses.asdict(self))
-        return plain
+        return as_plain(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EvaluationResult:

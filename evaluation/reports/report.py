@@ -38,14 +38,6 @@ _METRIC_NAMES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Tile:
-    name: str
-    value: str
-    error: str
-    note: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Nightly:
     """The comparison of an evaluation with the model's history.
 
@@ -158,7 +150,7 @@ def _nights(result: EvaluationResult, nightly: Nightly) -> list[tuple[str, str]]
     return [(when.strftime("%Y-%m-%d %H:%M UTC"), f"{value:.4g}") for when, value in reversed(nights)]
 
 
-def _tiles(result: EvaluationResult) -> list[_Tile]:
+def _tiles(result: EvaluationResult) -> list[dict[str, str]]:
     """Return the numbers at the top of the page."""
     note = f"Frechet distance of {result.protocol['distance']['num_samples']:,} samples, lower is better"
     tiles = [_tile(result.distance_name, result.distance, result.distance_standard_error, note)]
@@ -172,10 +164,10 @@ def _tiles(result: EvaluationResult) -> list[_Tile]:
     return tiles
 
 
-def _tile(name: str, value: float, error: float | None, note: str, *, percent: bool = False) -> _Tile:
+def _tile(name: str, value: float, error: float | None, note: str, *, percent: bool = False) -> dict[str, str]:
     scale, unit = (100.0, " %") if percent else (1.0, "")
     error = error * scale if error is not None else None
-    return _Tile(name=name, value=format_digits(value * scale, error) + unit, error=format_error(error, unit), note=note)
+    return {"name": name, "value": format_digits(value * scale, error) + unit, "error": format_error(error, unit), "note": note}
 
 
 def _candidates(choice: Mapping[str, Any] | None) -> list[dict[str, str]]:

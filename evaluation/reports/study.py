@@ -38,7 +38,7 @@ class Study:
     def key(self) -> str:
         """Identify the results: the same numbers of the same models by the same protocol have the same key at any time."""
         points = sorted([name, step, value] for (name, step), value in self.points.items())
-        identity = json.dumps([dict(self.models), self.protocol, as_plain(points)], sort_keys=True)
+        identity = json.dumps([dict(self.models), self.protocol, as_plain({"points": points})["points"]], sort_keys=True)
         return f"{self.kind}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def write(self, folder: Path) -> str:

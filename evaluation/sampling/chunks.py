@@ -25,7 +25,7 @@ class ChunkedPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what determines the content of the chunks, as plain values for JSON. The batch size does not."""
-        plain: dict[str, Any] = as_plain(asdict(self))  # type: ignore[call-overload]
+        plain = as_plain(asdict(self))  # type: ignore[call-overload]
         del plain["batch_size"]
         return plain
 

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.evaluate.preflight import preflight
-from evaluation.evaluate.run import evaluate
+from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.monitoring.early_stopping import Candidate, best_checkpoints
 from evaluation.records.protocol_card import as_plain
-from evaluation.records.result import EvaluationResult
-from evaluation.records.run_directory import CHOICE, EVALUATIONS, result_uri
+from evaluation.records.run_directory import CHOICE, EVALUATIONS
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
@@ -61,8 +59,7 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        plain: dict[str, Any] = as_plain(dataclasses.asdict(self))
-        return plain
+        return as_plain(dataclasses.asdict(self))
 
 
 def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: EvaluationOptions | None = None) -> Choice:
@@ -109,24 +106,10 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
     return choice
 
 
-def stored_result(model: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult | None:
-    """Return the stored result of the same evaluation of the same weights; None if there is none."""
-    plan = preflight(model, data_uri, reference_uri, options)
-    uri = result_uri(plan.run_uri, options.result_name)
-    if not storage.exists(uri):
-        return None
-    result = EvaluationResult.from_dict(storage.read_json(uri))
-    return result if result.protocol == plan.card else None
-
-
 def _rescore(run_uri: str, candidate: Candidate, data_uri: str, reference_uri: str, options: EvaluationOptions) -> Rescored:
     own = dataclasses.replace(
         options, likelihood=False, metrics=(), purpose="choose", result_name=f"choose-{candidate.step:08d}-{candidate.weights}"
     )
     model = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, candidate.step), weights=candidate.weights)
-    result = stored_result(model, data_uri, reference_uri, own)
-    if result is None:
-        result = evaluate(model, data_uri, reference_uri, options=own)
-    else:
-        say(f"step {candidate.step:,} ({candidate.weights}) was scored at full protocol before: {result.distance:.4g}")
+    result = evaluate_once(model, data_uri, reference_uri, own)
     return Rescored(candidate=candidate, distance=result.distance, standard_error=result.distance_standard_error)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.evaluate.run import evaluate
+from evaluation.evaluate.run import evaluate_once
 from evaluation.records import grids, npz
 from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import as_plain, card_rows, derived_seed
@@ -29,7 +29,6 @@ from evaluation.reports.table_page import table_page, text_table
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.low_res import RealLowRes
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
-from evaluation.selection.final_choice import stored_result
 from evaluation.studies.paired import Difference, distance_difference
 from training import storage
 from training.config.errors import UserError
@@ -84,13 +83,10 @@ class Comparison:
                 if difference is not None:
                     row[name] = {**dataclasses.asdict(difference), "num_standard_errors": difference.num_standard_errors}
             rows.append(row)
-        plain: dict[str, Any] = as_plain({"models": rows, "notes": self.notes})
-        return plain
+        return as_plain({"models": rows, "notes": self.notes})
 
 
-def compare(
-    models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, options: EvaluationOptions | None = None, names: Sequence[str] = ()
-) -> Comparison:
+def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, options: EvaluationOptions | None = None) -> Comparison:
     """Evaluate models by one protocol on the same noise, and compute the standard errors of their differences.
 
     The protocol is that of the first model's experiment, except for what the options change. Results are stored in the
@@ -101,7 +97,6 @@ def compare(
         data_uri: The data set that all were trained on.
         reference_uri: Reference statistics.
         options: As for an evaluation; the purpose is "compare".
-        names: Names of the models; empty takes `short_names`.
 
     Raises:
         UserError: There are fewer than two models, they make different images, or the reference does not fit them.
@@ -112,15 +107,12 @@ def compare(
     _require_same_images(loaded)
     first = loaded[0].experiment
     shared = _shared_options(first, options or EvaluationOptions(), data_uri)
-    names = names or short_names(loaded)
+    names = short_names(loaded)
     results = []
     for name, spec in zip(names, models, strict=True):
         mine = dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}")
         say(f"{name}: {spec.checkpoint_uri}")
-        stored = stored_result(spec, data_uri, reference_uri, mine)
-        if stored is not None:
-            say(f"{name}: evaluated by this protocol before")
-        results.append(stored or evaluate(spec, data_uri, reference_uri, options=mine))
+        results.append(evaluate_once(spec, data_uri, reference_uri, mine))
     return Comparison(
         models=tuple(
             Compared(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate_once
 from evaluation.records.protocol_card import as_plain, card_rows
 from evaluation.records.result import EvaluationResult
 from evaluation.reports import figures
@@ -21,7 +22,7 @@ from evaluation.reports.numbers import plain_estimate
 from evaluation.reports.study import Study, as_json
 from evaluation.reports.table_page import table_page, text_table
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.studies.paired import distance_difference, evaluate_once
+from evaluation.studies.paired import distance_difference
 from training.checkpoints import averages, checkpoint
 from training.config.errors import UserError
 from training.models.posthoc_ema import ReconstructionError
@@ -74,8 +75,7 @@ class Sweep:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        plain: dict[str, Any] = as_plain(dataclasses.asdict(self))
-        return plain
+        return as_plain(dataclasses.asdict(self))
 
 
 def sweep(

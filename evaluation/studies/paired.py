@@ -1,4 +1,4 @@
-"""Evaluations on common noise: stored ones are reused, and a difference has a standard error of its own."""
+"""The difference of two evaluations on common noise, with its standard error."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import math
 from dataclasses import dataclass
 
 from evaluation.distances.frechet import jackknife_error
-from evaluation.evaluate.options import EvaluationOptions
-from evaluation.evaluate.run import evaluate
 from evaluation.records.result import EvaluationResult
-from evaluation.sampling.trained_model import ModelSpec
-from evaluation.selection.final_choice import stored_result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,11 +27,6 @@ class Difference:
         if self.value == 0:
             return 0.0
         return self.value / self.standard_error if self.standard_error else None
-
-
-def evaluate_once(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
-    """Return the stored result of the same evaluation of the same weights, or evaluate."""
-    return stored_result(spec, data_uri, reference_uri, options) or evaluate(spec, data_uri, reference_uri, options=options)
 
 
 def distance_difference(result: EvaluationResult, other: EvaluationResult) -> Difference:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.monitoring.early_stopping import best_checkpoints, decide, sorted_by_step
 from evaluation.records.protocol_card import as_plain, card_rows, num_sampling_steps
@@ -22,7 +23,7 @@ from evaluation.reports.numbers import plain_estimate
 from evaluation.reports.study import Study, as_json
 from evaluation.reports.table_page import table_page
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.studies.paired import distance_difference, evaluate_once
+from evaluation.studies.paired import distance_difference
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
@@ -108,8 +109,7 @@ class Replay:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         ratios = {"same_checkpoint": self.same_checkpoint, "score_ratio": self.score_ratio, "total_ratio": self.total_ratio}
-        plain: dict[str, Any] = as_plain({**dataclasses.asdict(self), **ratios})
-        return plain
+        return as_plain({**dataclasses.asdict(self), **ratios})
 
 
 def replay(

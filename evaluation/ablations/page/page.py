@@ -51,7 +51,7 @@ def render(
         scale=request.scale,
         scale_words=_describe_scale(request),
         data_words=_describe_data(records),
-        distance_words=_describe_distance(name, with_paper=bool(cells) and table.any_paper_distance(rows)),
+        distance_words=_describe_distance(name, with_paper=bool(cells) and table.any_paper([row.distance for row in rows])),
         failures=[record for record in records if record.error],
         findings=findings,
         table=cells,

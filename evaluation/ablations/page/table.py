@@ -161,7 +161,7 @@ def headers(columns: Sequence[str], distance_name: str, rows: Sequence[TableRow]
         (distance_name, "the paper's FID", [row.distance for row in rows]),
         ("bits/dim", "the paper's", [row.bits_per_dim for row in rows]),
     ):
-        titles += [title, *([paper_title] if _any_paper(numbers) else []), *(["difference"] if _any_difference(numbers) else [])]
+        titles += [title, *([paper_title] if any_paper(numbers) else []), *(["difference"] if _any_difference(numbers) else [])]
     return [*titles, "weights"]
 
 
@@ -181,12 +181,8 @@ def cells(columns: Sequence[str], rows: Sequence[TableRow]) -> list[dict[str, An
     return table
 
 
-def any_paper_distance(rows: Sequence[TableRow]) -> bool:
-    """Return whether the table has a distance of the paper's."""
-    return _any_paper([row.distance for row in rows])
-
-
-def _any_paper(numbers: Sequence[Number]) -> bool:
+def any_paper(numbers: Sequence[Number]) -> bool:
+    """Return True if the paper reports one of the numbers."""
     return any(number.paper is not None for number in numbers)
 
 
@@ -197,7 +193,7 @@ def _any_difference(numbers: Sequence[Number]) -> bool:
 def _number_cells(number: Number, column: Sequence[Number], paper_format: str = "{}") -> list[str]:
     """Return our number, then the paper's as the paper prints it and the difference, where the column has any."""
     line = [format_estimate(number.ours, number.standard_error)]
-    if _any_paper(column):
+    if any_paper(column):
         line.append(NONE if number.paper is None else paper_format.format(float(number.paper)))
     if _any_difference(column):
         line.append(NONE if number.difference is None else f"{number.difference:+.3g}")

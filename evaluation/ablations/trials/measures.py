@@ -289,7 +289,7 @@ def _rebuild(model: TrialModel, decay: float, step: int) -> TrialModel | None:
 
 
 def _key(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(as_plain(dict(identity)), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(as_plain(identity), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _standardise(images: Tensor) -> Tensor:

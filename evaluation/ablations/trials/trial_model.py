@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.evaluate.run import evaluate
+from evaluation.evaluate.run import evaluate_once
 from evaluation.records.devices import choose_device
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS, RESULT, run_uri_of
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.selection.final_choice import stored_result
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -70,9 +69,7 @@ class TrialModel:
             spec: Other weights, or an ensemble; None takes the model's own.
             **protocol: What differs from the experiment's protocol; fields of `EvaluationOptions`.
         """
-        options, spec = replace(self.options, **protocol), spec or self.spec
-        stored = stored_result(spec, self.data_uri, self.reference_uri, options)
-        return stored or evaluate(spec, self.data_uri, self.reference_uri, options=options)
+        return evaluate_once(spec or self.spec, self.data_uri, self.reference_uri, replace(self.options, **protocol))
 
 
 def find_trial_model(run_uri: str, *, best: bool = False) -> TrialModel:

@@ -36,7 +36,7 @@ _PRESET = "digits-tiny-hybrid-cosine"
 def _item(root: Path, *overrides: str) -> dict[str, Any]:
     """A run of a network with random last layers, its data set, and its item of a plan."""
     experiment = preset(_PRESET, [*_SMALL, *overrides])
-    prepare_experiment(_PRESET, [*_SMALL, *overrides], str(root / "data"))
+    prepare_experiment(experiment, str(root / "data"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         state = {name: value + 0.02 * torch.randn(value.shape) for name, value in make_model(experiment).state_dict().items()}
