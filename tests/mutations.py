@@ -107,13 +107,13 @@ PROCESS = _diffusion(
     ("the network is told the kept index", "torch.tensor(self.timesteps, device=t.device)", "torch.arange(self.num_timesteps)"),
     (
         "timesteps scaled by 1000/K",
-        "original * (1000.0 / self.original_num_timesteps)",
+        "original * (1000.0 / self.config.num_timesteps)",
         "original * (1000.0 / self.num_timesteps)",
     ),
     (
         "timesteps truncated to integers",
-        "return original * (1000.0 / self.original_num_timesteps)",
-        "return (original * (1000.0 / self.original_num_timesteps)).floor()",
+        "return original * (1000.0 / self.config.num_timesteps)",
+        "return (original * (1000.0 / self.config.num_timesteps)).floor()",
     ),
     ("timesteps rescaled always", " if self.config.rescale_timesteps else original", ""),
     (
@@ -172,7 +172,7 @@ LOSSES = _diffusion(
     ("KL without its -1", "        - 1.0\n", ""),
     ("KL against the mean x_0", "normal_kl(q.mean, q.log_variance", "normal_kl(x_0, q.log_variance"),
     ("L_vlb not multiplied by T", "process.num_timesteps * vlb_term", "vlb_term"),
-    ("L_vlb multiplied by the original T", "process.num_timesteps * vlb_term", "process.original_num_timesteps * vlb_term"),
+    ("L_vlb multiplied by the original T", "process.num_timesteps * vlb_term", "process.config.num_timesteps * vlb_term"),
     ("lambda divided by T", "config.vlb_weight * l_vlb", "config.vlb_weight / process.num_timesteps * l_vlb"),
     ("lambda ignored", "config.vlb_weight * l_vlb", "0.001 * l_vlb"),
     ("L_vlb without weight is L_hybrid", 'l_vlb if config.objective == "vlb" else', "l_vlb if False else"),
@@ -238,7 +238,7 @@ NETWORK = [
         ("scale without +1", "(scale + 1.0)", "scale"),
         ("shift before scale", "scale, shift = injected", "shift, scale = injected"),
         ("sines first", "[angles.cos(), angles.sin()]", "[angles.sin(), angles.cos()]"),
-        ("frequencies over half - 1", "-math.log(max_period) / half", "-math.log(max_period) / (half - 1)"),
+        ("frequencies over half - 1", "-math.log(10_000.0) / half", "-math.log(10_000.0) / (half - 1)"),
         ("integer timesteps", "timesteps.float().unsqueeze(1)", "timesteps.long().float().unsqueeze(1)"),
         (
             "q, k, v before heads",

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from training.diffusion.denoiser import Denoiser
 from training.diffusion.losses import vlb_term_bits_per_dim
-from training.diffusion.process import GaussianProcess
+from training.diffusion.process import GaussianProcess, ModelPrediction
+from training.diffusion.samplers.sampler import Sampler
 
 # Below this a variance of a reverse step is as good as none: an eighth of a grey level's width is 1e-3.
 _SMALLEST_VARIANCE = 1e-12
@@ -141,3 +142,19 @@ def expected_bits(process: GaussianProcess, levels: list[int], probabilities: li
         mean += term_mean
         variance += float(weights @ (term - term_mean).square())
     return mean, math.sqrt(variance)
+
+
+class Recorder:
+    """A sampler that records the images after each step of another sampler."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.description, self.is_stochastic = sampler.description, sampler.is_stochastic
+        self.states: list[Tensor] = []
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, k: int, noise: Tensor, previous: ModelPrediction | None = None
+    ) -> tuple[Tensor, ModelPrediction]:
+        x, prediction = self.sampler.step(denoiser, x_t, k, noise, previous)
+        self.states.append(x)
+        return x, prediction

@@ -26,7 +26,7 @@ def bound_terms(
     """Draw L_t of each image, in bits/dim: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or at t = 0 -log p(x_0 | x_1).
 
     Args:
-        denoiser: The network on its chain. The terms are those of the chain's own steps, not of the chain it was taken from.
+        denoiser: The network on its chain. The terms are those of the chain's own steps, not those of the original chain.
         x_0: Images on the grid of 256 levels, in [-1, 1].
         t: Position of each image in the chain.
         indices: Index of each image; keys the noise, with the original timestep.

@@ -17,8 +17,8 @@ class Denoiser:
 
     Attributes:
         process: The chain.
-        network: The network; its input is the original timestep, whatever the chain keeps.
-        conditioning: Further inputs of the network, one row an image: labels `y`, low-resolution images `low_res`.
+        network: The network; its input is the original timestep, in a spaced chain too.
+        conditioning: Further inputs of the network, one row per image: labels `y`, low-resolution images `low_res`.
         clip_denoised: Clamp the predicted x_0 to [-1, 1], as the released code does outside of training.
     """
 

@@ -6,7 +6,6 @@ A model trained with L_vlb is better at both ends of the diffusion process and o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -56,8 +55,8 @@ class Ensemble:
 
         Args:
             x_t: Noisy images.
-            timesteps: Original timesteps as a network sees them (scaled by 1000/T where the members were trained so).
-            **conditioning: One row an image: labels, low-resolution images.
+            timesteps: Original timesteps as a network sees them (scaled by 1000/T if the members were trained with that scale).
+            **conditioning: One row per image: labels, low-resolution images.
         """
         original = torch.round(timesteps.double() * self._timesteps_per_unit).long()
         out: Tensor | None = None
@@ -99,7 +98,7 @@ def require_same_process(configs: Sequence[DiffusionConfig]) -> DiffusionConfig:
     """Return the process that all models share; their objectives may differ, the meaning of their outputs may not.
 
     Raises:
-        UserError: Two of them differ in a field that gives the output its meaning, which is named.
+        UserError: Two of them differ in a field that defines the meaning of the output; the message names the field.
     """
     first = configs[0]
     for other in configs[1:]:
@@ -107,4 +106,4 @@ def require_same_process(configs: Sequence[DiffusionConfig]) -> DiffusionConfig:
             ours, theirs = getattr(first, name), getattr(other, name)
             if ours != theirs:
                 raise UserError(f"models of one ensemble must share diffusion.{name}; one has {ours!r}, another {theirs!r}")
-    return dataclasses.replace(first)
+    return first

@@ -6,7 +6,7 @@ same for any batch size, order or number of workers, two models can be compared 
 21), and a resumed run needs no generator state.
 
 The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), in integer
-tensor operations, on whatever device the indices are. Its 128-bit counter holds, from the low word to the high one,
+tensor operations, on whatever device the indices are. Its 128-bit counter contains, from the low word to the high one,
 the position in the field, 48 bits of index, 16 bits of stream, and the caller's counter; its 64-bit key is the seed.
 Different arguments therefore never share a counter.
 """
@@ -59,7 +59,7 @@ def keyed_normal(
     Args:
         seed: The experiment's seed, or the evaluation's; taken modulo 2^64.
         stream: The purpose, from `Stream`.
-        indices: Index of each image, in [0, 2^48); the fields are made on its device.
+        indices: Index of each image, in [0, 2^48); the fields are made on the device of this tensor.
         shape: Shape of one field, such as (channels, height, width).
         counter: The training step or the timestep, in [0, 2^32); one for all, or one per index.
     """

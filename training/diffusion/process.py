@@ -50,7 +50,7 @@ class GaussianProcess:
     The tables are float64, index 0 for the paper's t = 1. Maths on images is in their own precision, float32 or more.
 
     Attributes:
-        config: The meaning of a network's output, and the original T.
+        config: Defines the meaning of a network's output, and the original T.
         timesteps: The kept timesteps of the original chain, increasing. A t of this class counts the kept ones.
         alpha_bars: alpha_bar at the kept timesteps.
     """
@@ -64,11 +64,6 @@ class GaussianProcess:
     def num_timesteps(self) -> int:
         """The number of kept timesteps K; T for the whole chain."""
         return len(self.timesteps)
-
-    @property
-    def original_num_timesteps(self) -> int:
-        """The paper's T, which the network was trained with."""
-        return self.config.num_timesteps
 
     @cached_property
     def alpha_bars_prev(self) -> Float64[Tensor, " timesteps"]:
@@ -102,7 +97,7 @@ class GaussianProcess:
 
     @cached_property
     def sqrt_recipm1_alpha_bars(self) -> Float64[Tensor, " timesteps"]:
-        """sqrt(1 / alpha_bar_t - 1); 81,165 at the end of the cosine chain, more than float16 holds."""
+        """sqrt(1 / alpha_bar_t - 1); 81,165 at the end of the cosine chain, more than float16 can represent."""
         return (1.0 / self.alpha_bars - 1.0).sqrt()
 
     @cached_property
@@ -112,9 +107,9 @@ class GaussianProcess:
 
     @cached_property
     def posterior_log_variance_clipped(self) -> Float64[Tensor, " timesteps"]:
-        """Lower end of the learned range: log beta_tilde_t, the second one in place of the first, which is log 0.
+        """Lower end of the learned range: log beta_tilde_t; the first value, which would be log 0, is replaced by the second.
 
-        A chain of one timestep has no second one: log beta, the other end of the range, stands there.
+        A chain of one timestep has no second value; its value is log beta, the upper end of the range.
         """
         if self.num_timesteps == 1:
             return self.log_betas
@@ -136,12 +131,12 @@ class GaussianProcess:
         return (1.0 - self.alpha_bars_prev) * (1.0 - self.betas).sqrt() / (1.0 - self.alpha_bars)
 
     def at(self, name: str, t: Int64[Tensor, " batch"], like: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """Look a table up at each image's t.
+        """Return a table's value at each image's t.
 
         Args:
             name: A table of this class, such as "betas".
             t: Kept timestep of each image, 0 to K - 1.
-            like: Images to shape the result for: one value an image, float32 at least.
+            like: Images that the result broadcasts against; it has one value per image, in float32 or more.
         """
         key = (name, t.device)
         if key not in self._on_device:
@@ -155,7 +150,7 @@ class GaussianProcess:
         if key not in self._on_device:
             self._on_device[key] = torch.tensor(self.timesteps, device=t.device)
         original = self._on_device[key][t].float()
-        return original * (1000.0 / self.original_num_timesteps) if self.config.rescale_timesteps else original
+        return original * (1000.0 / self.config.num_timesteps) if self.config.rescale_timesteps else original
 
     def q_sample(
         self, x_0: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"], eps: Float[Tensor, "batch channels *size"]
@@ -193,7 +188,7 @@ class GaussianProcess:
         *,
         clip_denoised: bool,
     ) -> ModelPrediction:
-        """Return p(x_{t-1} | x_t) from the network's output: the posterior of the x_0 that it predicts.
+        """Return p(x_{t-1} | x_t) from the network's output: the posterior at the predicted x_0.
 
         Args:
             output: Channels that predict eps or x_0, then as many for the variance where it is learned.
@@ -244,8 +239,8 @@ class GaussianProcess:
     def prior_bits_per_dim(self, x_0: Float[Tensor, "batch channels *size"]) -> Float[Tensor, " batch"]:
         """Return L_T = KL(q(x_T | x_0) || N(0, I)) (equation 7), mean over dimensions, in bits.
 
-        With a = alpha_bar_T it is (a x_0^2 - a - log(1 - a)) / 2 a dimension, in nats: written so that nothing
-        cancels, in float64, because a is near 1e-10.
+        With a = alpha_bar_T it is (a x_0^2 - a - log(1 - a)) / 2 per dimension, in nats. This form, in
+        float64, avoids cancellation, because a is near 1e-10.
         """
         a = self.alpha_bars[-1].item()
         mean_square = x_0.double().square().flatten(1).mean(1)
@@ -261,7 +256,7 @@ def make_process(config: DiffusionConfig, timesteps: Sequence[int] | None = None
         timesteps: Kept timesteps, 0-based and increasing, from `training.config.spacing`; None keeps all T.
 
     Raises:
-        ValueError: The timesteps are none, not increasing, or not of this chain.
+        ValueError: There are no timesteps, they do not increase, or one is not of this chain.
     """
     kept = tuple(range(config.num_timesteps)) if timesteps is None else tuple(timesteps)
     if not kept or kept[0] < 0 or kept[-1] >= config.num_timesteps or any(a >= b for a, b in itertools.pairwise(kept)):

@@ -35,7 +35,7 @@ def beta_schedule(name: Schedule, num_timesteps: int) -> Float64[Tensor, " times
 
 
 def linear_betas(num_timesteps: int) -> Float64[Tensor, " timesteps"]:
-    """Return beta from 10^-4 to 0.02, times 1000/T so that alpha_bar keeps its shape whatever T is.
+    """Return beta from 10^-4 to 0.02, times 1000/T, so that alpha_bar has the same shape for every T.
 
     Ho et al. (2020) with T = 1000; supplement section 1 for T = 4000 (0.0001/4 to 0.02/4).
 

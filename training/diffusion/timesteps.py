@@ -1,4 +1,4 @@
-"""The law of t in training: uniform, or in proportion to how much the loss of a t varies.
+"""The distribution of t in training: uniform, or in proportion to the root mean square of the losses at t.
 
 A draw is keyed by the seed, the step and the image's index, so that it doesn't depend on how many workers share a
 batch. Every draw comes with a weight that keeps the weighted loss an unbiased estimate of its mean over t.
@@ -21,7 +21,7 @@ UNIFORM_SHARE = 0.001
 
 
 class TimestepSampler:
-    """Every t with probability 1/T and weight 1; the base of laws that adapt to the losses.
+    """Draws every t with probability 1/T and weight 1; the base class of samplers that adapt to the losses.
 
     Args:
         num_timesteps: The paper's T.
@@ -36,7 +36,7 @@ class TimestepSampler:
         return (u * self.num_timesteps).long(), torch.ones(len(indices), device=indices.device)
 
     def update(self, t: Int64[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
-        """Adapt the law to the losses of a step; the uniform one does not change.
+        """Adapt the distribution to the losses of a step; the uniform one does not change.
 
         Args:
             t: Timesteps of the global batch, in an order that is the same on every rank.

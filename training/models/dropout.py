@@ -1,7 +1,7 @@
 """Keyed dropout: masks are a function of (seed, step, image, layer) and of nothing else.
 
-Ordinary dropout draws from the device's generator, so that an image's mask depends on the batch it sits in and on
-how many workers share the work. Here each image brings a key, and each layer expands it into a mask.
+Ordinary dropout draws from the device's generator, so that an image's mask depends on its batch and on
+the number of workers. Here each image has a key, and each layer expands it into a mask.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def keyed_dropout(
 ) -> Float[Tensor, "batch ..."]:
     """Zero each entry with the given probability and scale the rest by its inverse, so that the mean stays.
 
-    The field of an image is SplitMix64 started at a mix of its key and the layer's number, 16 bits an entry.
+    The field of an image is SplitMix64 started at a mix of its key and the layer's number, with 16 bits per entry.
 
     Args:
         x: Activations.
@@ -61,7 +61,7 @@ def keyed_dropout(
 
 
 class KeyedDropout(nn.Module):
-    """Dropout in training, keyed if the caller passes a key, otherwise from the device's generator.
+    """Dropout in training: keyed if the caller passes a key, else drawn from the device's generator.
 
     Args:
         probability: Probability of zeroing an activation, in [0, 1).
@@ -79,7 +79,3 @@ class KeyedDropout(nn.Module):
         if key is None:
             return nn.functional.dropout(x, self.probability)
         return keyed_dropout(x, self.probability, key, self.layer)
-
-    def extra_repr(self) -> str:
-        """Return the layer's settings, for the printed network."""
-        return f"p={self.probability}, layer={self.layer}"

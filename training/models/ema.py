@@ -80,16 +80,13 @@ class _Averages:
 class EMA(_Averages):
     """Exponential moving averages: theta_ema <- d theta_ema + (1 - d) theta after each update.
 
-    Starts as a copy of the initial weights, without warm-up or bias correction, as the released code's. After n updates
+    Starts as a copy of the initial weights, without warm-up or bias correction, as in the released code. After n updates
     the initial weights still count d^n: 37 % after 10,000 updates of 0.9999.
 
     Args:
-        model: Whose weights to average.
-        decays: The decays d, each between 0 and 1.
+        model: The network whose weights are averaged.
+        kinds: The decays d, each between 0 and 1.
     """
-
-    def __init__(self, model: nn.Module, decays: Iterable[float]) -> None:
-        super().__init__(model, decays)
 
     def update(self, model: nn.Module) -> None:
         """Move every average towards the current weights; once per optimiser update."""
@@ -104,7 +101,7 @@ class PowerEMA(_Averages):
     The first update replaces the initial weights altogether, so that no trace of them is left.
 
     Args:
-        model: Whose weights to average.
+        model: The network whose weights are averaged.
         stds: Relative standard deviations, each between 0 and 0.289.
     """
 

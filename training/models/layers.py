@@ -1,6 +1,6 @@
 """The blocks that the UNet is made of (supplement section 1).
 
-Module names, and so parameter names, are the released code's, for its checkpoints to load key for key.
+Module names, and so parameter names, are the released code's, so that its checkpoints load key for key.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from training.shapes import Float, Int64
 NUM_GROUPS = 32
 
 
-def timestep_embedding(timesteps: Float[Tensor, " batch"], width: int, *, max_period: float = 10_000.0) -> Float[Tensor, "batch width"]:
-    """Return [cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})], w_i = max_period^(-i/h), h = width / 2.
+def timestep_embedding(timesteps: Float[Tensor, " batch"], width: int) -> Float[Tensor, "batch width"]:
+    """Return [cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})], w_i = 10000^(-i/h), h = width / 2.
 
-    The transformer's position embedding (Vaswani et al. 2017, section 3.5), cosines first. Fractional t count: t is
-    scaled by 1000/T before it comes here.
+    The transformer's position embedding (Vaswani et al. 2017, section 3.5), cosines first. t need not be
+    an integer: the caller scales it by 1000/T.
 
     Args:
         timesteps: One per image; any real number.
         width: Even.
-        max_period: 2 pi times this is the longest wavelength.
     """
     half = width // 2
     # In float64, and rounded once: in float32 the last bits would differ by processor, and t up to 4000 multiplies them.
-    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float64, device=timesteps.device))
+    frequencies = torch.exp(-math.log(10_000.0) / half * torch.arange(half, dtype=torch.float64, device=timesteps.device))
     angles = timesteps.float().unsqueeze(1) * frequencies.float()
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -50,7 +49,7 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
         """Normalise each group of channels of each image to mean 0 and variance 1, then scale and shift."""
-        # Not nn.functional's, which refuses one value a group: a stage of one pixel has that, in a batch of one image.
+        # nn.functional.group_norm refuses groups of one value, which a stage of one pixel has in a batch of one image.
         return torch.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
 
 
@@ -119,7 +118,7 @@ class AttentionBlock(nn.Module):
     """Multi-head self-attention over the pixels, with a residual connection (supplement section 1: four heads).
 
     The channels are split into heads first and into q, k, v within each head, as in the released weights. Those are
-    1x1 convolutions over a sequence; here they act as matrices on tokens, which is what the fused kernel wants.
+    1x1 convolutions over a sequence; here they act as matrices on tokens, as the fused kernel needs them.
 
     Args:
         channels: Channels of input and output.

@@ -50,25 +50,20 @@ class Combination:
     error: float
 
 
-def combine(
-    snapshots: Sequence[Snapshot], *, step: int, decay: float | None = None, std: float | None = None, with_initial: bool = False
-) -> Combination:
-    """Return the combination of snapshots that is nearest to an average at `step`.
+def combine(snapshots: Sequence[Snapshot], *, step: int, decay: float, with_initial: bool = False) -> Combination:
+    """Return the combination of snapshots that is nearest to an exponential average at `step`.
 
     Args:
         snapshots: The stored snapshots.
         step: Number of updates of the average to rebuild.
         decay: Decay of an exponential average (started as a copy of the initial weights).
-        std: Relative standard deviation of a power-function average. Exactly one of the two is given.
         with_initial: Use the initial weights too: their weight in an exponential average is decay^step.
 
     Raises:
-        ReconstructionError: There is no snapshot, or not exactly one of `decay` and `std`.
+        ReconstructionError: There is no snapshot.
     """
     if not snapshots:
         raise ReconstructionError("there are no snapshots; set optim.ema_snapshot_stds (such as 0.01,0.05,0.1,0.2) before training")
-    if (decay is None) == (std is None):
-        raise ReconstructionError("give exactly one of a decay and a relative standard deviation")
     count = len(snapshots) + with_initial
     gram = torch.zeros(count + 1, count + 1, dtype=torch.float64)
     last = max(step, *(snapshot.step for snapshot in snapshots))
@@ -76,7 +71,7 @@ def combine(
         tau = torch.arange(start, min(start + _CHUNK, last), dtype=torch.float64)
         rows = [_power_profile(tau, snapshot.step, snapshot.std) for snapshot in snapshots]
         rows += [torch.ones_like(tau)] * with_initial
-        rows.append(_power_profile(tau, step, std) if std is not None else _exponential_profile(tau, step, decay or 0.0))
+        rows.append(_exponential_profile(tau, step, decay))
         stacked = torch.stack(rows)
         gram += stacked @ stacked.T
     # Least squares under the constraint that coefficients sum to 1 (with a Lagrange multiplier).
@@ -97,31 +92,28 @@ def reconstruct(
     load: Callable[[Snapshot], Mapping[str, Tensor]],
     *,
     step: int,
-    decay: float | None = None,
-    std: float | None = None,
+    decay: float,
     initial: Mapping[str, Tensor] | None = None,
     max_error: float = 0.005,
 ) -> dict[str, Tensor]:
-    """Return the weights of an average that training did not keep.
+    """Return the weights of an exponential average that training did not keep.
 
     Args:
         snapshots: The stored snapshots.
-        load: Gives a snapshot's weights; called for one at a time.
+        load: Returns a snapshot's weights; called for one at a time.
         step: Number of updates of the average to rebuild.
-        decay: Decay of an exponential average.
-        std: Relative standard deviation of a power-function average. Exactly one of the two is given.
-        initial: The weights before the first update, which the experiment's seed gives again; needed where
+        decay: Decay of the average.
+        initial: The weights before the first update, which follow from the experiment's seed; needed where
             decay^step is not small.
         max_error: Largest expected |rebuilt - exact| / |current - exact| that is accepted.
 
     Raises:
         ReconstructionError: The snapshots do not determine the average to `max_error`.
     """
-    combination = combine(snapshots, step=step, decay=decay, std=std, with_initial=initial is not None)
+    combination = combine(snapshots, step=step, decay=decay, with_initial=initial is not None)
     if combination.error > max_error:
-        average = f"decay {decay:g}" if decay is not None else f"relative standard deviation {std:g}"
         raise ReconstructionError(
-            f"the average of {average} at step {step} would be off by {combination.error:.2%} from these {len(snapshots)} snapshots "
+            f"the average of decay {decay:g} at step {step} would be off by {combination.error:.2%} from these {len(snapshots)} snapshots "
             f"(allowed: {max_error:.2%}); a longer average, a step that has a snapshot, or more frequent or narrower snapshots would do"
             + (", or giving the initial weights" if initial is None else "")
         )

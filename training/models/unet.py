@@ -45,7 +45,7 @@ class UNet(nn.Module):
     """The network eps_theta(x_t, t), and v_theta where the variance is learned (the last half of the output's channels).
 
     Stages of `num_res_blocks` residual blocks, from the highest resolution to the lowest; a middle of block,
-    attention, block; and the stages mirrored, each block of which also takes the output of its counterpart. A
+    attention, block; then the stages in reverse order, whose blocks also take the output of their counterparts. A
     resolution in `attention_resolutions` has attention after each of its blocks; the middle always has.
 
     At initialisation the output is exactly 0.
@@ -132,15 +132,15 @@ class UNet(nn.Module):
         Args:
             x: The noisy images x_t, [batch, channels, height, width]; any size that halves in each stage but the last.
             timesteps: [batch]; t, already scaled by 1000/T where `rescale_timesteps` is set.
-            y: [batch]; labels, for a class-conditional model and for no other.
-            low_res: [batch, channels, low_res_size, low_res_size] in [-1, 1]; for an upsampler and for no other.
+            y: [batch]; labels, only for a class-conditional model.
+            low_res: [batch, channels, low_res_size, low_res_size] in [-1, 1]; only for an upsampler.
             dropout_key: From `training.models.dropout.dropout_key`; None draws masks from the device's generator.
 
         Returns:
             Predicted channels, then (where the variance is learned) as many for the variance.
 
         Raises:
-            UserError: An argument is missing, too many, or of a wrong shape or range.
+            UserError: An argument is missing or unexpected, or has a wrong shape or range.
         """
         self._check(x, timesteps, y, low_res)
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels))

@@ -1,6 +1,6 @@
 """The small image that a UNet takes as an upsampler (supplement section 3).
 
-The model of p(x_256 | x_64, y) is the same network with twice the input channels: x_64, enlarged, beside x_t.
+The model of p(x_256 | x_64, y) is the same network with twice the input channels: x_t and the enlarged x_64.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from oracles import GaussianOracle, Oracle
+from oracles import GaussianOracle, Oracle, Recorder
 from torch import Tensor
 
 from training.config.experiment import DiffusionConfig, Schedule
@@ -16,7 +16,7 @@ from training.diffusion.denoiser import Denoiser
 from training.diffusion.process import GaussianProcess, make_process
 from training.diffusion.samplers.ddim import DDIM
 from training.diffusion.samplers.dpm_solver_pp import DPMSolverPP, half_log_snr
-from training.diffusion.samplers.loop import OnStep, sample_loop
+from training.diffusion.samplers.loop import sample_loop
 
 
 class Mixture(Oracle):
@@ -45,8 +45,8 @@ def ddim(process: GaussianProcess, model: Oracle, x: Tensor) -> Tensor:
     return sample_loop(Denoiser(process, model), DDIM(), x)
 
 
-def solve(process: GaussianProcess, model: Oracle, x: Tensor, *, clip_denoised: bool = True, on_step: OnStep | None = None) -> Tensor:
-    return sample_loop(Denoiser(process, model, clip_denoised=clip_denoised), DPMSolverPP(), x, on_step=on_step)
+def solve(process: GaussianProcess, model: Oracle, x: Tensor, *, clip_denoised: bool = True) -> Tensor:
+    return sample_loop(Denoiser(process, model, clip_denoised=clip_denoised), DPMSolverPP(), x)
 
 
 def error_before_the_last_step(num_steps: int, variance: str) -> float:
@@ -56,10 +56,10 @@ def error_before_the_last_step(num_steps: int, variance: str) -> float:
     timesteps = [round(400 + 3100 * i / num_steps) for i in range(num_steps + 1)]
     process = make_process(config, timesteps)
     oracle = GaussianOracle(process, std=0.25, mean=0.3)
-    x, states = start(), []
-    solve(process, oracle, x, clip_denoised=False, on_step=lambda _, state: states.append(state))
+    x, sampler = start(), Recorder(DPMSolverPP())
+    sample_loop(Denoiser(process, oracle, clip_denoised=False), sampler, x)
     exact = oracle.flow(x.double(), float(process.alpha_bars[-1]), float(process.alpha_bars[0]))
-    return float((states[-2] - exact).abs().max())
+    return float((sampler.states[-2] - exact).abs().max())
 
 
 @pytest.mark.parametrize("variance", ["learned_range", "fixed_large"])
@@ -85,11 +85,10 @@ def test_it_comes_closer_than_ddim_at_the_same_steps(schedule: Schedule) -> None
 def test_the_last_step_gives_the_predicted_x_0_without_noise() -> None:
     process = make_process(DiffusionConfig(), (0, 1000, 3000))
     oracle = GaussianOracle(process, std=0.3)
-    states: list[Tensor] = []
-    result = solve(process, oracle, start(), on_step=lambda _, x: states.append(x))
-    x_0 = Denoiser(process, oracle).p_mean_variance(states[-2], torch.zeros(16, dtype=torch.int64)).x_0
+    denoiser, sampler = Denoiser(process, oracle), Recorder(DPMSolverPP())
+    result = sample_loop(denoiser, sampler, start())
+    x_0 = denoiser.p_mean_variance(sampler.states[-2], torch.zeros(16, dtype=torch.int64)).x_0
     assert torch.equal(result, x_0)
-    assert torch.equal(result, states[-1])
     assert result.isfinite().all()
 
 

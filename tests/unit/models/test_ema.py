@@ -171,13 +171,6 @@ def test_the_snapshots_of_a_preset_determine_every_decay_of_0_9999_or_slower(nam
             assert combine(snapshots, step=step // unit, decay=decay**unit, with_initial=True).error < 0.005, (step, decay)
 
 
-def test_a_stored_average_is_its_own_reconstruction() -> None:
-    snapshots = [Snapshot(step=at, std=std) for at in (1000, 2000, 3000) for std in (0.05, 0.1)]
-    combination = combine(snapshots, step=3000, std=0.1)
-    assert combination.coefficients == pytest.approx([0, 0, 0, 0, 0, 1], abs=1e-6)
-    assert combination.error < 1e-6
-
-
 def test_an_average_that_snapshots_do_not_determine_is_refused_with_what_would_help() -> None:
     snapshots = [Snapshot(step=at, std=std) for at in range(10_000, 300_001, 10_000) for std in (0.05, 0.1)]
     with pytest.raises(

@@ -54,7 +54,7 @@ def ddim_sample(
         process: The chain.
         p: The prediction at x_t.
         k: Position in the chain, 0 the least noisy.
-        noise: z, N(0, 1); of no effect where eta is 0.
+        noise: z, N(0, 1); without effect where eta is 0.
         eta: 0 is deterministic, 1 is ancestral sampling with the fixed small variance.
     """
     alpha_bar_prev = float(process.alpha_bars_prev[k])

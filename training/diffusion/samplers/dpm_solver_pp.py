@@ -1,11 +1,11 @@
 """DPM-Solver++ (2M): a second-order multistep solver of the probability-flow ODE, for good images from about 20 steps.
 
 With alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar) and half the log signal-to-noise ratio lambda = log(alpha / sigma), the
-ODE from step s to the less noisy step t is solved exactly, but for the integral, by
+ODE from step s to the less noisy step t has the exact solution
 
     x_t = sigma_t / sigma_s x_s + sigma_t integral_{lambda_s}^{lambda_t} e^lambda x_0(lambda) d lambda,
 
-where x_0(lambda) is the network's prediction along the path. Holding it constant gives DDIM; a straight line through
+where x_0(lambda) is the network's prediction along the path. A constant x_0 gives DDIM; a straight line through
 the last two predictions gives this solver.
 
 Source: Lu et al. 2022, "DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models", algorithm 2.
@@ -58,8 +58,8 @@ def dpm_solver_pp_sample(
     Here h is the step's length in lambda and h_before that of the step before.
 
     Deviation: h / h_before counts as at most 1. Even strides in t end with a step into t = 0 that is several times longer
-    in lambda than the one before it, and a straight line is not true that far: at 20 steps it makes the published solver
-    worse than DDIM on data whose exact solution is known. Where steps do not grow nothing changes, and the order is the same.
+    in lambda than the one before it, and a straight line is inaccurate over that distance: at 20 steps it makes the published solver
+    worse than DDIM on data whose exact solution is known. Where the steps do not grow, nothing changes. The order stays the same.
 
     Args:
         x: Images at `alpha_bar`.

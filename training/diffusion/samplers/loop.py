@@ -1,7 +1,7 @@
 """Draw images by repeating a sampler's step over a (spaced) chain.
 
 A sample is a function of (seed, image index): its first noise is keyed by both, its later noise by the original
-timestep too. It therefore does not depend on the batch it sits in or on how many processes share the work, and two
+timestep too. It therefore does not depend on its batch or on the number of processes, and two
 models, or two objectives (figures 4, 20 and 21), can be compared on the same noise.
 """
 
@@ -20,8 +20,6 @@ from training.diffusion.process import GaussianProcess, ModelPrediction, make_pr
 from training.diffusion.samplers.sampler import Sampler
 from training.shapes import Float, Int64
 
-OnStep = Callable[[int, Tensor], None]
-
 
 def make_sampling_process(diffusion: DiffusionConfig, sampling: SamplingConfig) -> GaussianProcess:
     """Return the chain over the timesteps that `sampling.spacing` keeps of the model's T.
@@ -39,17 +37,15 @@ def sample(
     indices: Int64[Tensor, " batch"],
     shape: tuple[int, int, int],
     seed: int,
-    on_step: OnStep | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """Draw one image for each index, on the device of the indices.
 
     Args:
-        denoiser: The network on the chain to walk; its conditioning has one row an index, on the same device.
+        denoiser: The network on its chain; its conditioning has one row per index, on the same device.
         sampler: From `make_sampler`.
         indices: Which images to draw; image i of a seed is the same in any batch.
         shape: Channels, height, width.
         seed: Keys the noise. Models that are sampled with the same seed see the same noise.
-        on_step: Called after each step with the number of steps done and the images so far.
 
     Returns:
         Images, about [-1, 1]; see `training.diffusion.pixels.quantize`.
@@ -60,7 +56,7 @@ def sample(
         return keyed_normal(seed, Stream.SAMPLE_STEP, indices, shape, counter=timesteps[k])
 
     start = keyed_normal(seed, Stream.SAMPLE_START, indices, shape)
-    return sample_loop(denoiser, sampler, start, noise=noise, on_step=on_step)
+    return sample_loop(denoiser, sampler, start, noise=noise)
 
 
 def sample_loop(
@@ -69,23 +65,18 @@ def sample_loop(
     x: Float[Tensor, "batch channels *size"],
     *,
     noise: Callable[[int], Tensor] | None = None,
-    on_step: OnStep | None = None,
 ) -> Float[Tensor, "batch channels *size"]:
-    """Walk the chain from its noisiest step to x_0.
+    """Take every step of the chain, from the noisiest to x_0.
 
     Args:
         denoiser: The network on the chain.
         sampler: The step to repeat.
         x: Noise, N(0, 1).
-        noise: Gives z of step k, for a stochastic sampler; None is no noise.
-        on_step: Called after each step with the number of steps done and the images so far.
+        noise: Returns z of step k, for a stochastic sampler; None means no noise.
     """
-    num_steps = denoiser.process.num_timesteps
     prediction: ModelPrediction | None = None
     with torch.no_grad():
-        for num_done, k in enumerate(reversed(range(num_steps)), start=1):
+        for k in reversed(range(denoiser.process.num_timesteps)):
             z = noise(k) if noise is not None and sampler.is_stochastic and k > 0 else torch.zeros_like(x)
             x, prediction = sampler.step(denoiser, x, k, z, prediction)
-            if on_step is not None:
-                on_step(num_done, x)
     return x

@@ -41,7 +41,7 @@ class Sampler(Protocol):
             denoiser: The network on its chain.
             x_t: Images at step k.
             k: Position in the chain, K - 1 the noisiest, 0 the last one before x_0.
-            noise: z, N(0, 1); of no effect in the last step.
+            noise: z, N(0, 1); without effect in the last step.
             previous: The prediction that the step before (k + 1) returned; None in the first step.
 
         Returns:
