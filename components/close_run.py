@@ -1,4 +1,4 @@
-"""The end of a training, however it came."""
+"""The last step of a training pipeline: it closes the run in MLflow."""
 
 from typing import List  # noqa: UP035 - kfp copies the annotation into a file that has this name only
 
@@ -18,17 +18,17 @@ def close_run(
     data_uri: str,
     storage_root_uri: str,
 ) -> str:
-    """Close the run in MLflow, where the training could not do it.
+    """Close the run in MLflow, if the training could not do it.
 
     Args:
         status: How the steps ended.
         pipeline_run_id: ID of this run of the pipeline.
         experiment_preset: Name of the experiment.
         experiment_overrides: Its overrides.
-        experiment_file: Its file, which goes before the preset.
+        experiment_file: Its file, which takes precedence over the preset.
         seed: Its seed; -1 leaves it.
         data_uri: The data set; empty is its default place.
-        storage_root_uri: Where everything is kept.
+        storage_root_uri: The storage root.
 
     Returns:
         URI of the run's directory.

@@ -1,4 +1,4 @@
-"""The judgement of a nightly score."""
+"""The verdict on a nightly score."""
 
 from kfp import dsl
 
@@ -9,14 +9,14 @@ from components.container.image import BASE_IMAGE
 def compare_with_history(
     page: dsl.Output[dsl.HTML], evaluation_uri: str, tracking_run_id: str, num_standard_errors: float, min_difference: float
 ) -> str:
-    """Compare a score with the model's history and fails on a regression, naming both numbers.
+    """Compare a score with the model's history and fail on a regression, naming both numbers.
 
     Args:
         page: The comparison.
         evaluation_uri: The score.
         tracking_run_id: The model's MLflow run, which keeps the history.
-        num_standard_errors: How many standard deviations are noise.
-        min_difference: What is too little to matter, in units of the distance.
+        num_standard_errors: A difference of fewer standard errors than this is noise.
+        min_difference: A smaller difference does not matter, in units of the distance.
 
     Returns:
         The verdict in one sentence.

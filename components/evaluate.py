@@ -7,7 +7,7 @@ from components.container.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def evaluate(metrics: dsl.Output[dsl.Metrics], run_uri: str, data_uri: str, reference_uri: str, resources: str) -> str:
-    """Evaluate a run's best checkpoint by its experiment's protocol, note the numbers and register the model.
+    """Evaluate a run's best checkpoint by its experiment's protocol, log the numbers and register the model.
 
     Args:
         metrics: The numbers.

@@ -9,7 +9,7 @@ from components.container.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def joint_measure(items: List[Dict[str, Any]], resources: str) -> str:  # noqa: UP006
-    """Measure an ensemble or a cascade of the trials, where the ablation has one; otherwise do nothing.
+    """Measure an ensemble or a cascade of the trials, if the ablation has one; otherwise do nothing.
 
     Args:
         items: The plan.

@@ -1,4 +1,4 @@
-"""The data sets of an ablation: one list, over which the pipeline loops."""
+"""The data sets of an ablation, as the list that the pipeline loops over."""
 
 from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has these names only
 
@@ -23,19 +23,19 @@ def list_data(
     """Check the ablation, and list the data sets of its trials.
 
     Args:
-        ablation_name: Name of the ablation, or of a grid of one's own.
+        ablation_name: Name of the ablation, or own-grid.
         ablation_scale: "paper" or "tiny".
-        ablation_grid: One's own grid, path -> values.
-        ablation_runs: Role -> run or checkpoint to look at.
+        ablation_grid: Axes of an own grid, path -> values.
+        ablation_runs: Role -> run or checkpoint to evaluate.
         experiment_preset: Another experiment to vary.
         experiment_objective: Another objective for every trial.
         experiment_overrides: Overrides of every trial.
-        data_uri: Directory of the data set, for an ablation of a single one.
-        data_options: How images are prepared; see `components.steps.settings.DataOptions`, whose sources are read here.
-        storage_root_uri: Where everything is kept.
+        data_uri: Directory of the data set, for an ablation with a single one.
+        data_options: How images are prepared; see `components.steps.settings.DataOptions`, of which only the sources are read here.
+        storage_root_uri: The storage root.
 
     Returns:
-        One item a data set, with the arguments of its preprocess and reference steps.
+        One item for each data set, with the arguments of its preprocess and reference steps.
     """
     from components.ablations.planning import list_data_sets
     from components.steps.settings import read_data_options

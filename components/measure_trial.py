@@ -18,7 +18,7 @@ def measure_trial(
     """Measure a trained trial, and write its record where the report reads it.
 
     Args:
-        metrics: The reported numbers, where it takes them.
+        metrics: The reported numbers, if the trial has them.
         item: The trial's item of the plan.
         run_uri: The run's directory.
         pipeline_run_id: ID of this run of the pipeline.

@@ -1,4 +1,4 @@
-"""The plan of an ablation: one list, over which the pipeline loops, and the ablation's run in MLflow."""
+"""The plan of an ablation: the list of trials that the pipeline loops over, and the ablation's run in MLflow."""
 
 from typing import Any, Dict, List  # noqa: UP035 - kfp copies the annotation into a file that has these names only
 
@@ -24,21 +24,21 @@ def plan_ablation(
     """List the trials of an ablation, each checked.
 
     Args:
-        ablation_name: Name of the ablation, or of a grid of one's own.
+        ablation_name: Name of the ablation, or own-grid.
         ablation_scale: "paper" or "tiny".
-        ablation_grid: One's own grid, path -> values.
-        ablation_runs: Role -> run or checkpoint to look at.
+        ablation_grid: Axes of an own grid, path -> values.
+        ablation_runs: Role -> run or checkpoint to evaluate.
         experiment_preset: Another experiment to vary.
         experiment_objective: Another objective for every trial.
         experiment_overrides: Overrides of every trial.
-        data_uri: Directory of the data set, for an ablation of a single one.
-        storage_root_uri: Where everything is kept.
+        data_uri: Directory of the data set, for an ablation with a single one.
+        storage_root_uri: The storage root.
         tracking_experiment: MLflow's experiment.
         pipeline_run_id: ID of this run of the pipeline.
 
     Returns:
-        All that a trial needs. In a loop kfp.local takes any other step's output for the loop's item, so the item carries
-        it; a field called `name` would be lost.
+        One item for each trial, with all that its steps need: inside a loop kfp.local takes the output of any other step
+        for the loop's item. No field may be called `name`: kfp would lose it.
     """
     from components.ablations.planning import plan
     from evaluation.ablations.definitions.request import from_form

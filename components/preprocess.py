@@ -9,23 +9,17 @@ from components.container.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def preprocess(
-    manifest: dsl.Output[dsl.Dataset],
-    experiment: str,
-    data_uri: str,
-    storage_root_uri: str,
-    source: str,
-    options: str,
-    resources: str,
+    manifest: dsl.Output[dsl.Dataset], experiment: str, data_uri: str, storage_root_uri: str, source: str, options: str, resources: str
 ) -> NamedTuple("Data", data_uri=str, digest=str):  # type: ignore[valid-type]
     """Prepare the training and test images of an experiment, or find that they are there.
 
     Args:
         manifest: The manifests, as JSON by split.
         experiment: The experiment as JSON, whose data section has size, channels and resize.
-        data_uri: Directory of the data set; the splits are train and test below it. Empty is one under
-            storage_root_uri that is named by name, size and resize.
-        storage_root_uri: Where everything is kept.
-        source: Where images come from; empty is the data set's own name.
+        data_uri: Directory of the data set, with the splits train and test below it; empty takes one below
+            storage_root_uri, named by name, size and resize.
+        storage_root_uri: The storage root.
+        source: Where images come from; empty takes the data set's own name.
         options: How images are prepared; see `components.steps.settings.DataOptions`.
         resources: Resources of the stage; see `components.launch.resources`.
 
@@ -37,15 +31,6 @@ def preprocess(
     from components.steps.registry import PREPROCESS
     from components.steps.settings import read_data_options
 
-    uri = run_step(
-        PREPROCESS,
-        {
-            "experiment": experiment,
-            "data_uri": data_uri,
-            "storage_root_uri": storage_root_uri,
-            "source": source,
-            **read_data_options(options).arguments(),
-        },
-        resources,
-    )
+    arguments = {"experiment": experiment, "data_uri": data_uri, "storage_root_uri": storage_root_uri, "source": source}
+    uri = run_step(PREPROCESS, {**arguments, **read_data_options(options).arguments()}, resources)
     return write_manifests(uri, manifest.path)

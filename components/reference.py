@@ -1,4 +1,4 @@
-"""Reference statistics: the features of the real images, computed once a data set and extractor."""
+"""Reference statistics: the features of the real images, computed once for each data set and extractor."""
 
 from kfp import dsl
 
@@ -6,21 +6,14 @@ from components.container.image import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
-def reference(
-    experiment: str,
-    data_uri: str,
-    data_digest: str,
-    storage_root_uri: str,
-    resources: str,
-    takes_distances: str = "yes",
-) -> str:
+def reference(experiment: str, data_uri: str, data_digest: str, storage_root_uri: str, resources: str, takes_distances: str = "yes") -> str:
     """Compute the statistics that generated images are compared with, or find them.
 
     Args:
         experiment: The experiment, as JSON.
         data_uri: The data set.
-        data_digest: Digest of its training images. KFP's cache knows the step by it: other images are another step.
-        storage_root_uri: Where everything is kept.
+        data_digest: Digest of its training images. It is part of KFP's cache key: other images are computed anew.
+        storage_root_uri: The storage root.
         resources: Resources of the stage; see `components.launch.resources`.
         takes_distances: "yes" computes the statistics; "no", for an ablation that takes no distances, computes nothing.
 
@@ -32,14 +25,6 @@ def reference(
     from components.launch.run import run_step
     from components.steps.registry import REFERENCE
 
-    uri: str = run_step(
-        REFERENCE,
-        {
-            "experiment": experiment,
-            "data_uri": data_uri,
-            "data_digest": data_digest,
-            "storage_root_uri": storage_root_uri,
-        },
-        resources,
-    )
+    arguments = {"experiment": experiment, "data_uri": data_uri, "data_digest": data_digest, "storage_root_uri": storage_root_uri}
+    uri: str = run_step(REFERENCE, arguments, resources)
     return uri

@@ -12,7 +12,7 @@ def report(page: dsl.Output[dsl.HTML], run_uri: str, evaluation_uri: str) -> str
     Args:
         page: The page.
         run_uri: The run's directory.
-        evaluation_uri: The evaluation, which has to be there first.
+        evaluation_uri: URI of the evaluation.
 
     Returns:
         URI of the page.

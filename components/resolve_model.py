@@ -15,7 +15,7 @@ def resolve_model(model: str, storage_root_uri: str, pipeline_run_id: str) -> Na
 
     Args:
         model: models:/NAME@ALIAS, a run's directory, or a checkpoint's directory inside a run's.
-        storage_root_uri: Where everything is kept.
+        storage_root_uri: The storage root.
         pipeline_run_id: ID of this run of the pipeline. It names this check.
 
     Returns:

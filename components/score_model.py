@@ -15,15 +15,15 @@ def score_model(
     pipeline_run_id: str,
     resources: str,
 ) -> str:
-    """Evaluate a model anew, with noise of its own.
+    """Evaluate a model again, with new noise.
 
     Args:
         metrics: The numbers.
         checkpoint_uri: The checkpoint.
-        weights: Which weights; empty takes the first average.
+        weights: Name of the weights; empty takes the first average.
         data_uri: The data set that it was trained on.
-        storage_root_uri: Where everything is kept.
-        pipeline_run_id: ID of this run of the pipeline. It names the draw and the result.
+        storage_root_uri: The storage root.
+        pipeline_run_id: ID of this run of the pipeline. It names the result and seeds the noise.
         resources: Resources of the stage; see `components.launch.resources`.
 
     Returns:

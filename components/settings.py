@@ -1,4 +1,4 @@
-"""The first step of every pipeline: all settings checked at once, and the sizes of the later steps' pods."""
+"""The first step of every pipeline: it checks all settings, and sizes the pods of the later steps."""
 
 from typing import Any, Dict, List, NamedTuple  # noqa: UP035 - kfp copies the annotation into a file that has these names only
 
@@ -44,7 +44,7 @@ def settings(
     Args:
         experiment_preset: Name of the experiment; empty, and no file, for a pipeline that trains none.
         experiment_overrides: Its overrides.
-        experiment_file: Text or s3:// address of an experiment file, which goes before the preset.
+        experiment_file: Text or s3:// address of an experiment file, which takes precedence over the preset.
         seed: The experiment's seed; -1 leaves it.
         data_options: How images are prepared.
         data_resources: Resources of the preprocess step.

@@ -21,20 +21,20 @@ def tabulate_ablation(
     experiment_overrides: List[str],  # noqa: UP006
     storage_root_uri: str,
 ) -> str:
-    """Collect the results of the trials into one page, in S3, in KFP and in MLflow, with the names of those that failed.
+    """Collect the results of the trials into one page, in S3, KFP and MLflow; it names the trials that failed.
 
     Args:
         status: How the trials ended.
         page: The report.
         pipeline_run_id: ID of this run of the pipeline.
-        ablation_name: Name of the ablation, or of a grid of one's own.
+        ablation_name: Name of the ablation, or own-grid.
         ablation_scale: "paper" or "tiny".
-        ablation_grid: One's own grid, path -> values.
-        ablation_runs: Role -> run or checkpoint to look at.
+        ablation_grid: Axes of an own grid, path -> values.
+        ablation_runs: Role -> run or checkpoint to evaluate.
         experiment_preset: Another experiment to vary.
         experiment_objective: Another objective for every trial.
         experiment_overrides: Overrides of every trial.
-        storage_root_uri: Where the runs are.
+        storage_root_uri: The storage root.
 
     Returns:
         URI of the report.

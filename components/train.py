@@ -15,13 +15,13 @@ def train(
     pipeline_run_id: str,
     resources: str,
 ) -> str:
-    """Train the experiment, or go on with it from its latest checkpoint.
+    """Train the experiment, or resume it from its latest checkpoint.
 
     Args:
         experiment: The experiment, as JSON.
         data_uri: The data set.
         reference_uri: Reference statistics for the scores beside training.
-        storage_root_uri: Where everything is kept.
+        storage_root_uri: The storage root.
         tracking_experiment: MLflow experiment.
         pipeline_run_id: ID of this run of the pipeline.
         resources: Resources of the stage; see `components.launch.resources`.

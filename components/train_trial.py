@@ -15,11 +15,11 @@ def train_trial(
     pipeline_run_id: str,
     resources: str,
 ) -> str:
-    """Train a trial as the train step trains an experiment, unless it is done, or find the run that it looks at.
+    """Train a trial as the train step trains an experiment, unless it is done, or find the run that it evaluates.
 
     Args:
         item: The trial's item of the plan.
-        storage_root_uri: Where everything is kept.
+        storage_root_uri: The storage root.
         tracking_experiment: MLflow experiment.
         pipeline_run_id: ID of this run of the pipeline.
         resources: Resources of the stage; see `components.launch.resources`.

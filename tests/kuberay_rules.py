@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.cluster.names import QUANTITY
-from components.launch.rayjob.manifest import MAX_NAME_LENGTH
 
+_MAX_NAME_LENGTH = 47
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 _MIN_TOKEN_VERSION = (2, 52)
@@ -25,8 +25,8 @@ def violations(manifest: Mapping[str, Any]) -> list[str]:
 
 def _name(manifest: Mapping[str, Any]) -> Iterator[str]:
     name = manifest["metadata"].get("name", "")
-    if len(name) > MAX_NAME_LENGTH:
-        yield f"metadata.name {name!r} has {len(name)} characters; KubeRay takes at most {MAX_NAME_LENGTH}"
+    if len(name) > _MAX_NAME_LENGTH:
+        yield f"metadata.name {name!r} has {len(name)} characters; KubeRay takes at most {_MAX_NAME_LENGTH}"
     if not _DNS_1035.fullmatch(name):
         yield f"metadata.name {name!r} must begin with a letter and hold lower-case letters, digits and dashes only"
 

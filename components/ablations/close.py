@@ -12,13 +12,7 @@ from training.tracking.client import TrackingError
 from training.tracking.runs import PIPELINE_RUN_TAG, open_runs
 
 
-def finish_ablation(
-    state: str,
-    pipeline_run_id: str,
-    request: AblationRequest,
-    storage_root_uri: str,
-    page_path: str,
-) -> str:
+def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, storage_root_uri: str, page_path: str) -> str:
     """Close the MLflow runs of trials that were left open, then make the report of all trials.
 
     Args:

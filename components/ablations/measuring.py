@@ -33,7 +33,7 @@ def measure_one(request: AblationRequest, trial: Trial, item: Mapping[str, Any],
     """
     found: dict[str, Any] = {}
     best = request.ablation().checkpoint == "best"
-    if "final" in trial.measures:  # first: it chooses the checkpoint of the other measures
+    if "final" in trial.measures:  # first, as it chooses the checkpoint of the other measures
         found["final"] = _final(run_uri, item, resources, best=best)
     model = trial_model(run_uri, item, resources, best=best)
     for name in trial.measures:
@@ -65,7 +65,7 @@ def measure_several(plan: Plan, resources: Mapping[str, Any]) -> TrialRecord:
 
     Args:
         plan: The plan.
-        resources: As for `measure_one`.
+        resources: See `measure_one`.
     """
     models: dict[str, TrialModel] = {}
     records: list[TrialRecord] = []
@@ -100,7 +100,7 @@ def trial_model(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, A
 
 
 def _final(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], *, best: bool) -> dict[str, Any]:
-    """Return the reported evaluation. The best checkpoint of a run of ours is also chosen, logged to MLflow and registered."""
+    """Return the reported evaluation. For a run of this project the best checkpoint is chosen, logged to MLflow and registered."""
     if best and storage.exists(storage.join(run_uri, RESULT)):
         stored: dict[str, Any] = storage.read_json(evaluate_run(run_uri, item["data_uri"], item["reference_uri"], resources))
         return stored

@@ -28,7 +28,7 @@ def list_data_sets(
         request: The ablation.
         storage_root_uri: The storage root.
         data_uri: Directory of the data set, for an ablation with a single one; empty takes each one's default place.
-        sources: Name of a data set -> source of its images; one that is left out is found by its name.
+        sources: Name of a data set -> source of its images. The default source is the name itself.
 
     Raises:
         UserError: A trial is not valid, one directory is given for several data sets, or a source for a data set that no
@@ -54,12 +54,7 @@ def list_data_sets(
 
 
 def plan(
-    request: AblationRequest,
-    storage_root_uri: str,
-    tracking_experiment: str,
-    *,
-    data_uri: str = "",
-    pipeline_run_id: str = "",
+    request: AblationRequest, storage_root_uri: str, tracking_experiment: str, *, data_uri: str = "", pipeline_run_id: str = ""
 ) -> list[dict[str, Any]]:
     """Plan the trials, write the plan, and open the ablation's run in MLflow, the parent of the trials' runs.
 
@@ -67,7 +62,7 @@ def plan(
         request: The ablation.
         storage_root_uri: The storage root.
         tracking_experiment: MLflow's experiment.
-        data_uri: As for `list_data_sets`.
+        data_uri: See `list_data_sets`.
         pipeline_run_id: The pipeline's run.
 
     Returns:
@@ -149,7 +144,9 @@ def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str,
         manifest = read_manifest(train_uri)
         key, run_uri = run_directory(trial.experiment, manifest.content_digest, storage_root_uri)
         if storage.exists(storage.join(run_uri, RESULT)):
-            claim_directory(Run(experiment=trial.experiment, manifest=manifest, key=key, uri=run_uri))  # it is evaluated as asked now
+            claim_directory(
+                Run(experiment=trial.experiment, manifest=manifest, key=key, uri=run_uri)
+            )  # with the evaluation that is requested now
             return run_uri
     changes = "".join(f" --set {item}" for item in request.overrides)
     remedy = f"train the preset {trial.preset}"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 FILES = (PAGE, "table.csv", "table.json", "figure.svg", "summary.json")
-"""The files of a report. All are always written, except the figure, which some ablations do not have."""
+"""The files of a report. Each report has all of them, except the figure, which some ablations lack."""
 
 
 def make_report(ablation_uri: str, page_path: str = "") -> str:
@@ -113,7 +113,7 @@ def _mlflow_links(plan: Plan, records: Sequence[TrialRecord]) -> tuple[TrackedRu
 
 
 def collect(ablation_uri: str, request: AblationRequest) -> list[TrialRecord]:
-    """Return a record for every trial, in the plan's order, then for the joint measurement; a missing one as failed."""
+    """Return a record for every trial, in the plan's order, then for the joint measurement; a missing record counts as failed."""
     from evaluation.ablations.trials.record import TrialRecord, read_record
 
     records = []

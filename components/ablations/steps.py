@@ -1,7 +1,7 @@
 """The steps of an ablation: train and measure each trial, and measure several jointly.
 
-The pipeline, the command line and tests call the same functions. A step that was killed finds what is done when it is
-called again.
+The pipeline, the command line and tests call the same functions. A step that was killed and is
+called again does only what is missing.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def measure_joint(ablation_uri: str, resources: Mapping[str, Any]) -> str:
 
     Args:
         ablation_uri: The ablation's directory.
-        resources: As for `measure_trial`.
+        resources: See `measure_trial`.
 
     Returns:
         URI of the record; empty where the ablation has no joint measurement.
@@ -119,14 +119,14 @@ def log_record(uri: str, log_metric: Callable[[str, float], None]) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return why a trial failed, in one line; a long message is cut off, the step's log has all of it."""
+    """Return why a trial failed, in one line; a long message is cut, and the step's log has all of it."""
     message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     message = " ".join(message.split()) or type(error).__name__
     return message if len(message) <= _MAX_REASON_LENGTH else f"{message[:_MAX_REASON_LENGTH]} ..."
 
 
 def finished_record(item: Mapping[str, Any]) -> TrialRecord | None:
-    """Return the record of a trial that is finished on the present images of its data set, or None."""
+    """Return the record of a trial that was finished with the present images of its data set, or None."""
     from evaluation.ablations.trials.record import read_record
     from training.data.format.manifest import read_manifest
 

@@ -164,7 +164,7 @@ def parallel_coordinates(parent: TrackedRun, records: Sequence[TrialRecord]) -> 
 
 
 def run_name(request: AblationRequest, trial: Trial) -> str:
-    """Name a trial by what differs, words before numbers: MLflow's list of runs shows about twenty letters of a name."""
+    """Name a trial by its differing values, words before numbers: MLflow's list shows only about twenty letters of a name."""
     values: dict[str, set[str]] = {}
     for one in request.trials():
         for name, value in one.values.items():
@@ -175,7 +175,7 @@ def run_name(request: AblationRequest, trial: Trial) -> str:
 
 
 def _tags(request: AblationRequest, pipeline_run_id: str) -> dict[str, str]:
-    """Return the tags for filters, the same on the ablation's run and on the trials': MLflow's filters see no parents."""
+    """Return the tags for filters. The ablation's run and its trials have the same tags, as MLflow can't filter by a parent's."""
     data = sorted({trial.experiment.data.name for trial in request.trials()})
     return {
         "iddpm.ablation": request.name,

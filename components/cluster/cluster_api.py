@@ -1,6 +1,6 @@
 """The Kubernetes API for diagnosis: each request is sent once, and a refusal is a result and not an error.
 
-`components.cluster.kubernetes_api` goes on through a server's bad minutes, as a training must; here a person waits.
+`components.cluster.kubernetes_api` waits for a server that is away, as a training must; here a person waits for the answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Response:
     Attributes:
         status: HTTP status, or 0 where there was no answer.
         body: The object; empty for a refusal.
-        reason: Why there is none, in one line.
+        reason: Why there is no object, in one line.
     """
 
     status: int
@@ -65,7 +65,7 @@ class ClusterApi(KubernetesApi):
         return self._request("DELETE", path, body={"gracePeriodSeconds": 0})
 
     def may(self, verb: str, group: str, resource: str, *, account: str = "") -> bool | None:
-        """Return whether an action is allowed in the namespace; None where the question itself is refused.
+        """Return whether an action is allowed in the namespace; None if the review itself is refused.
 
         Args:
             verb: Like "create".

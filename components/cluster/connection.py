@@ -1,4 +1,4 @@
-"""The way to the Kubernetes API: by the pod's service account, or outside a cluster by the kubeconfig."""
+"""Connect to the Kubernetes API: by the pod's service account, or outside a cluster by the kubeconfig."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def current_namespace() -> str:
     try:
         _, context = config.list_kube_config_contexts(_kubeconfig())
         return str(context["context"].get("namespace") or "default")
-    except Exception as error:  # a broken kubeconfig fails in as many ways as YAML can be broken
+    except Exception as error:  # a broken kubeconfig raises errors of many types
         raise _no_cluster(error) from error
 
 
@@ -52,9 +52,9 @@ def connect() -> client.ApiClient:
                 configuration.proxy, configuration.proxy_headers = proxy
     except ProxySettingsError:
         raise
-    except Exception as error:  # likewise, and certificates
+    except Exception as error:  # the same, and broken certificates
         raise _no_cluster(error) from error
-    configuration.retries = 0  # tries are counted by the caller, who knows what may be sent twice
+    configuration.retries = 0  # the caller repeats requests; it knows which may be sent twice
     return client.ApiClient(configuration)
 
 
@@ -66,7 +66,7 @@ def _no_cluster(error: Exception) -> KubernetesError:
 
 
 def _kubeconfig() -> str:
-    """Return the path as it is now; the client library reads the variable once, when it is imported."""
+    """Return the path that the environment has now; the client library reads the variable only at its import."""
     return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
 
 

@@ -1,7 +1,7 @@
-"""The Kubernetes API as the launcher of a RayJob needs it: few calls, each of which outlives a server's bad minutes.
+"""The few calls of the Kubernetes API that a RayJob's launcher needs; each outlasts an outage of the server.
 
 The token of a pod is changed about every hour, API servers restart and load balancers drop connections, while a
-training runs for days. So a call that a later try may help is tried again, with jitter, for as long as `patience_seconds` says.
+training runs for days. So a call that failed for a reason that may pass is repeated, with jitter, for up to `patience_seconds`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class KubernetesApi:
 
         Args:
             namespace: The namespace.
-            patience_seconds: How long a call may go without an answer before it is given up.
-            first_pause_seconds: Before the second try; each further pause is up to twice as long, at most 15 s.
+            patience_seconds: How long a call may go without an answer before it fails.
+            first_pause_seconds: Pause before the second try; each further pause is up to twice as long, at most 15 s.
 
         Raises:
             KubernetesError: There is neither a service account nor a kubeconfig.
@@ -85,7 +85,7 @@ class KubernetesApi:
         """Create a RayJob.
 
         Returns:
-            It, with its uid; None where one of the name exists, be it from an earlier try of this very call.
+            The RayJob, with its uid; None if one of that name exists, perhaps from an earlier try of this call.
 
         Raises:
             KubernetesError: There is no KubeRay, or it refuses the manifest.
@@ -109,7 +109,7 @@ class KubernetesApi:
         return created
 
     def delete_rayjob(self, name: str, uid: str) -> None:
-        """Delete the RayJob of that name and uid; one that is gone, or another of the same name, is left alone."""
+        """Delete the RayJob of that name and uid; do nothing if it is gone, or if another has the name."""
 
         def delete(api: client.ApiClient) -> None:
             try:
@@ -123,13 +123,13 @@ class KubernetesApi:
         self._call(f"delete RayJob {name}", delete)
 
     def prepared_delete(self, name: str) -> Callable[[str], int]:
-        """Prepare one DELETE: what a signal handler sends with no time left for anything before it.
+        """Prepare one DELETE that a signal handler sends when no time is left.
 
-        It has a connection pool of its own, as the handler may interrupt the other one in the middle of a request.
+        It has a connection pool of its own, as the handler may interrupt a request on the other one.
 
         Returns:
-            Takes the RayJob's uid, sends the DELETE and returns the answer's status, 0 where there was none, 404 where another
-            RayJob has the name by now. It neither raises nor prints.
+            A function of the RayJob's uid. It sends the DELETE and returns the status of the answer: 0 if there was none, 404 if
+            another RayJob has the name by now. It neither raises nor prints.
         """
         send = functools.partial(
             client.CustomObjectsApi(connect()).delete_namespaced_custom_object_with_http_info,
@@ -170,7 +170,7 @@ class KubernetesApi:
         return self._call(f"list pods {selector}", read)
 
     def log_lines(self, pod: str, container: str) -> Iterator[str]:
-        """Yield lines of a container's log as they come, each behind its time stamp; end with the container.
+        """Yield the lines of a container's log as they come, each after its time stamp, until the container ends.
 
         Raises:
             KubernetesError: The connection broke, or there is no log; it is not tried again here.
@@ -243,12 +243,12 @@ class KubernetesApi:
         except ApiException as error:
             if error.status != 401:
                 raise
-            self._client = connect()  # the token has been changed since; the file, or the kubeconfig, has the new one
+            self._client = connect()  # the token has changed; its file, or the kubeconfig, has the new one
             return send(self._client)
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Return True for no answer and for the server's own trouble; a refusal stays one, 401 with a fresh token among them."""
+    """Return True for no answer and for a server error. A refusal is final, also a 401 with a fresh token."""
     if isinstance(error, ApiException):
         return error.status in (408, 429) or 500 <= (error.status or 0) < 600
     return isinstance(error, _NO_ANSWER)

@@ -1,4 +1,4 @@
-"""Names and types that the cluster knows: labels and Secrets of ours, quantities, node selectors, tolerations."""
+"""Names and types that the cluster knows: our labels and Secrets, quantities, node selectors, tolerations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUN_LABEL = "iddpm/run"
 MANAGED_BY = "app.kubernetes.io/managed-by=iddpm"
 """Selects all RayJobs of ours, and their pods."""
 OWNER_LABEL = "iddpm/owner"
-"""Label of a RayJob: uid of the Workflow that started it, which alone may end it. In the metadata of a Ray job: that Workflow's name."""
+"""Label of a RayJob: uid of the Workflow that started it; only that one may end it. In the metadata of a Ray job: the Workflow's name."""
 LAUNCH_LABEL = "iddpm/launch"
 """Label of a RayJob: the launcher process that created it."""
 RUN_KEY_ANNOTATION = "iddpm/run-key"
@@ -29,7 +29,7 @@ SERVICES_CONFIG_MAP = "iddpm-services"
 MLFLOW_SECRET = "iddpm-mlflow"
 """Secret with MLflow's user and password, if MLflow requires them; it need not exist."""
 RAY_SECRET = "iddpm-ray"
-"""Secret with the token of a Ray cluster that stands, if it requires one; it need not exist."""
+"""Secret with the token of a standing Ray cluster, if it requires one; it need not exist."""
 
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
 """An amount as pods ask for it."""
@@ -58,7 +58,7 @@ def amount(quantity: str) -> float:
 
 
 def require_quantity(name: str, value: str, *, form: re.Pattern[str] = QUANTITY) -> None:
-    """Refuse what Kubernetes would not read as an amount, and nothing at all.
+    """Refuse a value that Kubernetes does not read as an amount, and zero.
 
     Raises:
         UserError: It is either.
@@ -69,36 +69,36 @@ def require_quantity(name: str, value: str, *, form: re.Pattern[str] = QUANTITY)
 
 
 def require_object_name(name: str, value: str) -> None:
-    """Refuse what cannot name an object of Kubernetes.
+    """Refuse a value that cannot name a Kubernetes object.
 
     Raises:
         UserError: It has other characters than lower-case letters, digits, dots and dashes.
     """
     if not _OBJECT_NAME.fullmatch(value):
-        raise UserError(f"{name}: {value!r} is no name of an object in Kubernetes: lower-case letters, digits and dashes")
+        raise UserError(f"{name}: {value!r} is not a name of a Kubernetes object; use lower-case letters, digits and dashes")
 
 
 def require_node_selector(selector: Mapping[str, Any]) -> None:
-    """Refuse what is no selector of nodes.
+    """Refuse a value that is no node selector.
 
     Raises:
         UserError: A label's value is not text.
     """
     for key, value in selector.items():
         if not isinstance(value, str):
-            raise UserError(f'node_selector: the label {key} is text, so {json.dumps(value)} reads "{json.dumps(value)}" in quotes')
+            raise UserError(f'node_selector: the value of label {key} must be text; write "{json.dumps(value)}" in quotes')
 
 
 def require_tolerations(tolerations: Sequence[Any]) -> None:
-    """Refuse what is no list of a pod's tolerations.
+    """Refuse a list that has anything but tolerations of a pod.
 
     Raises:
-        UserError: One of them is none.
+        UserError: One of them is not a toleration.
     """
     for each in tolerations:
         if not _is_toleration(each):
             example = '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]'
-            raise UserError(f"tolerations: {each!r} is no toleration of a pod's; the list reads like {example}")
+            raise UserError(f"tolerations: {each!r} is not a toleration of a pod; the list reads like {example}")
 
 
 def _is_toleration(value: Any) -> bool:

@@ -1,6 +1,6 @@
-"""The proxy that the environment names for an address, as curl and kubectl take it: https_proxy, http_proxy, all_proxy, no_proxy.
+"""Find the proxy for an address in the environment, like curl and kubectl: https_proxy, http_proxy, all_proxy, no_proxy.
 
-KFP's client, Kubernetes' and urllib3 itself read none of them; requests and boto3, by which MLflow, Ray and S3 are reached, do.
+The clients of KFP and Kubernetes, and urllib3, do not read these variables; requests and boto3, which reach MLflow, Ray and S3, do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Proxy(NamedTuple):
     """A proxy.
 
     Attributes:
-        url: Its address, without a password.
+        url: Its URL, without a password.
         headers: Headers that it needs with each connection; secret.
     """
 
@@ -40,10 +40,10 @@ def proxy_for(url: str, *, named: str = "") -> Proxy | None:
 
     Args:
         url: The address.
-        named: A proxy for this address from elsewhere than the environment; it takes precedence.
+        named: A proxy that takes precedence over the environment's.
 
     Raises:
-        ProxySettingsError: It is neither an http:// nor an https:// proxy.
+        ProxySettingsError: The proxy is neither an http:// nor an https:// proxy.
     """
     host = urlsplit(url).hostname or ""
     inside = host in _LOOPBACK or host.endswith(_IN_CLUSTER)
@@ -55,7 +55,7 @@ def proxy_for(url: str, *, named: str = "") -> Proxy | None:
     bare = urlunsplit((split.scheme, split.netloc.rpartition("@")[2], "", "", ""))
     if split.scheme not in ("http", "https"):
         raise ProxySettingsError(
-            f"the proxy {bare} is neither http:// nor https://, and no other is known here; no_proxy={host} does without"
+            f"the proxy {bare} is neither http:// nor https://, which alone work here; no_proxy={host} connects without it"
         )
     user, password = get_auth_from_url(full)
     return Proxy(bare, dict(urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")) if user else {})

@@ -10,14 +10,14 @@ ENDED = ("Succeeded", "Failed", "Error")
 
 
 class Owner(NamedTuple):
-    """The Workflow of a pipeline's run, which a RayJob goes away with."""
+    """The Workflow of a pipeline's run. A RayJob that it owns is deleted with it."""
 
     api_version: str
     name: str
     uid: str
 
     def reference(self) -> dict[str, Any]:
-        """Return the entry of `metadata.ownerReferences`. It is not the controller: KubeRay and Argo each mind their own."""
+        """Return the entry of `metadata.ownerReferences`. It is no controller: KubeRay and Argo each control their own objects."""
         return {
             "apiVersion": self.api_version,
             "kind": "Workflow",
@@ -31,7 +31,7 @@ class Owner(NamedTuple):
 def owner_of(manifest: Mapping[str, Any] | None) -> Owner | None:
     """Return the Workflow that owns a pod or a RayJob, or None.
 
-    A Workflow outlives the retries of its pods, and what it owns goes when the pipeline's run goes.
+    A Workflow outlives the retries of its pods, and Kubernetes deletes what it owns together with it.
     """
     for reference in (manifest or {}).get("metadata", {}).get("ownerReferences") or ():
         if reference["kind"] == "Workflow":
@@ -45,6 +45,6 @@ def phase_of(workflow: Mapping[str, Any]) -> str:
 
 
 def is_cancelled(workflow: Mapping[str, Any]) -> bool:
-    """Return True if somebody ended the run: KFP sets the deadline to zero, Argo's own command sets `shutdown`."""
+    """Return True if somebody ended the run: KFP then sets the deadline to zero, Argo's own command sets `shutdown`."""
     spec = workflow.get("spec") or {}
     return spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))

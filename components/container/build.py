@@ -1,15 +1,15 @@
 """Build the project's image with docker or podman: `python3 -m components.container.build`, which `make image` calls.
 
-It needs Python's own library alone, so a machine that only builds images installs nothing. The environment says what to build:
+It needs only Python's standard library, so a machine that only builds images installs nothing. The environment says what to build:
 
     IMAGE        name and tag; what the compiled pipelines ask for by default
     TARGET       cpu, or gpu
     BASE_IMAGE   Debian or Ubuntu with Python and venv; the Containerfile's own by default
     TORCH_INDEX  index that torch comes from; empty is pip's own, whose torch is the CUDA build
-    ENGINE       docker or podman, with options of its own if need be, like "podman --runtime runc"
+    ENGINE       docker or podman, with options if needed, like "podman --runtime runc"
 
-Inside the build pip finds packages where pip finds them here: a mirror, its password, its certificates and a directory
-of wheels are handed in as secrets and a mount, of which nothing stays in the image.
+Inside the build pip finds packages where pip finds them on this machine: its mirror, password, certificates and directory of
+wheels are passed to the build as secrets and a mount. None of them stays in the image.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Pip:
 
     @property
     def finds_torch(self) -> bool:
-        """True if packages, and so torch, come from somewhere other than PyPI."""
+        """True if packages, torch among them, come from another place than PyPI."""
         return self.wheels is not None or "index-url" in self.options or "extra-index-url" in self.options
 
 
@@ -69,16 +69,12 @@ class Build:
         target: One of `TARGETS`.
         base_image: None is the Containerfile's own.
         torch_index: Address; empty is pip's own index.
-        context: Directory of the sources.
-        options: Further options of the engine's build command.
     """
 
     image: str = DEFAULT_IMAGE
     target: str = "cpu"
     base_image: str | None = None
     torch_index: str = ""
-    context: Path = ROOT
-    options: Sequence[str] = ()
 
 
 def find_engine(environment: Mapping[str, str]) -> list[str]:
@@ -134,18 +130,17 @@ def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
     Raises:
         BuildError: It failed.
     """
-    arguments = {"TARGET": what.target, "TORCH_INDEX": what.torch_index, "VERSION": VERSION, **_commit(what.context)}
+    arguments = {"TARGET": what.target, "TORCH_INDEX": what.torch_index, "VERSION": VERSION, **_commit()}
     if what.base_image:
         arguments["BASE_IMAGE"] = what.base_image
     with _secrets(pip) as secrets:
         command = [
-            *(*engine, "build", "--file", str(what.context / "components" / "Containerfile"), "--tag", what.image),
+            *(*engine, "build", "--file", str(ROOT / "components" / "Containerfile"), "--tag", what.image),
             *(word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")),
             *(word for name, path in secrets.items() for word in ("--secret", f"id={name},src={path}")),
             *(("--build-context", f"wheels={pip.wheels}") if pip.wheels else ()),
             *(podman_limits() if Path(engine[0]).name == "podman" else ()),
-            *what.options,
-            str(what.context),
+            str(ROOT),
         ]
         done = subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
     if done.returncode != 0:
@@ -153,14 +148,14 @@ def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
 
 
 def podman_limits() -> list[str]:
-    """Return options with the limits of this process: podman would raise them, which not everybody may."""
+    """Return options with the limits of this process: podman would raise them, which not every user may do."""
     limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
     return [word for name, limit in limits.items() for word in ("--ulimit", "{}={}:{}".format(name, *resource.getrlimit(limit)))]
 
 
-def _commit(context: Path) -> dict[str, str]:
+def _commit() -> dict[str, str]:
     """Return the revision of the sources and its time; empty outside a git checkout."""
-    git = ["git", "-C", str(context)]
+    git = ["git", "-C", str(ROOT)]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         revision, created = subprocess.run(
             [*git, "log", "-1", "--format=%H %cI"], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The one image that every component runs in: which reference the compiled pipelines carry.
+"""The reference of the one image that every component runs in, as the compiled pipelines have it.
 
 The reference is part of KFP's cache key, so a tag that moves would give stale cache hits: it must be a digest or a
 tag that is never written twice. It is read when a pipeline is compiled, from the environment:
@@ -26,7 +26,7 @@ class ImageError(UserError):
 
 
 def image_from(reference: str, *, variable: str = "IDDPM_IMAGE") -> str:
-    """Return the reference, once it is known to be immutable.
+    """Return the reference if it is immutable.
 
     Args:
         reference: `name:tag` or `name@sha256:digest`, with or without a registry in front.
@@ -44,4 +44,4 @@ def image_from(reference: str, *, variable: str = "IDDPM_IMAGE") -> str:
 
 
 BASE_IMAGE = os.environ.get("IDDPM_IMAGE") or DEFAULT_IMAGE
-"""Image of the components in this compilation. Compiling checks it; a run on this machine takes no image, and need not."""
+"""Image of the components in this compilation. Compiling checks it; a run on this machine uses no image, so nothing checks it there."""

@@ -1,4 +1,4 @@
-"""The image's test of itself: `python -m components.container.self_test [CHECK ...]`.
+"""Test the image from inside: `python -m components.container.self_test [CHECK ...]`.
 
 Each check prints one line with its findings; the exit status is 1 if one failed. It runs while the image is built
 (`names`), in `make image-test`, and for an image in a registry or on a cluster.
@@ -34,7 +34,7 @@ class SelfTestError(RuntimeError):
 
 
 def check_names() -> str:
-    """Check that each of our packages comes from our distribution alone: others could have the same names."""
+    """Check that each of our packages comes from our distribution alone: another distribution could have packages of the same names."""
     owners = importlib.metadata.packages_distributions()
     home = Path(sysconfig.get_path("purelib"))
     for name in PACKAGES:
@@ -49,7 +49,7 @@ def check_names() -> str:
 
 
 def check_user() -> str:
-    """Check that the user is not root, has a name although no passwd entry, and can write to temporary files."""
+    """Check that the user is not root, has a name without an entry in passwd, and can write temporary files."""
     if os.getuid() == 0:
         raise SelfTestError("it runs as root; run it as its own user, or as any other of group 0")
     with tempfile.TemporaryFile() as file:
@@ -63,7 +63,7 @@ def check_user() -> str:
 
 
 def check_commands() -> str:
-    """Check that the commands of pods are found, also by a login shell, which sets PATH anew, and that pip is missing."""
+    """Check that the commands of pods are found, also by a login shell, which resets PATH, and that pip is not installed."""
     for option in ("-c", "-lc"):
         for command in _COMMANDS:
             found = subprocess.run(["bash", option, f"command -v {command}"], capture_output=True, text=True, check=False).stdout.strip()
@@ -75,7 +75,7 @@ def check_commands() -> str:
 
 
 def check_modules() -> str:
-    """Check that every module of a step can be imported, and the modules that serve MLflow."""
+    """Check that all modules of our steps, and those that serve MLflow, can be imported."""
     names = ["pipelines.cli.main"]
     for package in PACKAGES[:3]:
         path = importlib.import_module(package).__path__

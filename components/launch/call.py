@@ -23,9 +23,9 @@ class Call:
     Attributes:
         step: The step.
         arguments: Its arguments, by name.
-        key: Names the job; one key has one job at a time.
+        key: Key that names the job; one key has one job at a time.
         directory_uri: Directory of its files.
-        result_uri: Written when it is done: a training's own result, or the value that any other step returned.
+        result_uri: File that exists once the call is done: a training's result, or the value that any other step returned.
     """
 
     step: Step
@@ -64,7 +64,7 @@ def call_of(step: Step, arguments: Mapping[str, Any], scope: str = "") -> Call:
     Args:
         step: The step.
         arguments: Its arguments, by name.
-        scope: Calls with different scopes are different calls. A training ignores it: one run has one job, whoever starts it.
+        scope: Part of the key, so that calls of different scopes differ. A training ignores it: one run has one job, whoever starts it.
 
     Raises:
         UserError: A training's experiment or data set does not fit.

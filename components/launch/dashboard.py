@@ -1,4 +1,4 @@
-"""A step on a Ray cluster that stands, handed over through its dashboard: one job for one call, followed to its end.
+"""Run a step on a standing Ray cluster through its dashboard: submit one job for one call, and follow it to its end.
 
 For a process that is on none of the cluster's nodes, such as the pod of a pipeline's step. The cluster's own pods need the
 project's image, and the credentials and addresses that steps have: nothing secret is sent along.
@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 _LIVE = ("PENDING", "RUNNING")
 _TRANSIENT = (408, 425, 429)
-"""Refusals that a later try may find gone, beside the server's own errors."""
+"""HTTP statuses that may pass, beside the server's own errors (5xx)."""
 _TIMEOUT_SECONDS = (10.0, 30.0)
-"""Timeouts of a connection, and of an answer that sends no byte."""
+"""Timeouts of connecting, and of waiting for the next byte of an answer."""
 _SECONDS_TO_STOP = 3.0
 _PATIENCE_SECONDS = 900.0
 _SECONDS_BETWEEN_TRIES = 5.0
@@ -47,7 +47,7 @@ _TRIES_FOR_LAST_LINES = 3
 
 
 class RayJobsError(RuntimeError):
-    """A standing cluster can't be reached, or the step did not end well there; one line that says why and what helps."""
+    """A standing cluster can't be reached, or the step failed there; one line with the reason and the remedy."""
 
 
 class _RefusalError(RuntimeError):
@@ -66,7 +66,7 @@ class _Dashboard(JobSubmissionClient):
             return super()._do_request(method, endpoint, timeout=_TIMEOUT_SECONDS, **options)
         except AuthenticationError:
             raise RayJobsError(
-                f"the Ray dashboard at {self.get_address()} refuses this step's token, or misses one; the step takes RAY_AUTH_MODE=token "
+                f"the Ray dashboard at {self.get_address()} refuses this step's token, or requires one; the step takes RAY_AUTH_MODE=token "
                 f"and RAY_AUTH_TOKEN from its environment, in a pipeline from Secret {RAY_SECRET} (k8s/README.md)"
             ) from None
 
@@ -90,7 +90,7 @@ class _Job:
 def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, pace: Pace = DEFAULT_PACE) -> Any:
     """Run a step on the cluster with that dashboard, or follow a job that runs it already.
 
-    SIGTERM stops the job before anything else, unless another run submitted it, and raises SystemExit(143); likewise Ctrl-C.
+    SIGTERM and Ctrl-C stop the job before anything else, unless another run submitted it; see `StopFlag.raise_if_set`.
 
     Args:
         step: The step.
@@ -103,7 +103,7 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
 
     Raises:
         UserError: The experiment or the data set does not fit.
-        RayJobsError: The cluster can't be reached, or the step did not end well.
+        RayJobsError: The cluster can't be reached, or the step failed.
     """
     call = call_of(step, arguments)
     if step.run_files and call.is_done():
@@ -133,8 +133,8 @@ def _connect(address: str) -> _Dashboard:
         return _Dashboard(address)
     except RayJobsError:
         raise
-    except (ValueError, KeyError) as error:  # of the address, or of what answers: a page in place of JSON
-        raise UserError(f"at ray_address {address!r} is no Ray dashboard, like http://HEAD:8265: {_line(error)}") from error
+    except (ValueError, KeyError) as error:  # a malformed address, or an answer that is not JSON
+        raise UserError(f"ray_address {address!r} is no Ray dashboard, like http://HEAD:8265: {_line(error)}") from error
     except (RuntimeError, OSError) as error:
         raise RayJobsError(f"no Ray dashboard answers at {address}: {_line(error)}; is it the head's port 8265, seen from here?") from error
 
@@ -142,7 +142,7 @@ def _connect(address: str) -> _Dashboard:
 def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job, stop: StopFlag) -> None:
     """Find the job that runs the call already, or submit one; a job's name ends in the number of its try.
 
-    Ray takes a name anew once its job is deleted, and then mistakes the end of the old job for that of the new one.
+    So no name is used twice: Ray would mistake the end of a deleted job for the end of the new one.
     """
     owner = _owner()
     tries = _retry(lambda: _tries(client, name))
@@ -152,22 +152,22 @@ def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job, stop
             job.name, job.is_own = f"{name}-{number}", submitter == owner
             return
     if not call.step.run_files:
-        storage.delete(call.result_uri)  # of an earlier call: this one may find something else
+        storage.delete(call.result_uri)  # the result of an earlier call, which may differ
     call.write()
-    job.name, job.is_own = f"{name}-{max(tries, default=0) + 1}", True  # first, so that a stop that comes after the next line finds it
+    job.name, job.is_own = f"{name}-{max(tries, default=0) + 1}", True  # before it exists, so that a stop finds it
     stop.raise_if_set()
     job.is_own = _retry(lambda: _submit(client, job.name, call, owner))
     say(f"Ray job {job.name} is submitted to {client.get_address()}")
 
 
 def _owner() -> str:
-    """Return what names this run of a pipeline in the metadata of its jobs: the Workflow, which begins the pod's name."""
+    """Return the owner of this process's jobs: the pipeline run's Workflow, whose name is the beginning of the pod's."""
     pod = os.environ.get("KFP_POD_NAME", "")
     return re.split(r"-(?:retry-)?system-container-impl-", pod)[0] if pod else uuid.uuid4().hex
 
 
 def _tries(client: _Dashboard, name: str) -> dict[int, tuple[str, str]]:
-    """Return the jobs of that name: number of the try -> status, and who submitted it."""
+    """Return the jobs of that name: number of the try -> (status, owner)."""
     jobs = {job.submission_id or "": job for job in client.list_jobs()}
     numbers = {job.removeprefix(f"{name}-"): found for job, found in jobs.items() if job.startswith(f"{name}-")}
     return {
@@ -185,7 +185,7 @@ def _submit(client: _Dashboard, job: str, call: Call, owner: str) -> bool:
     except _RefusalError:
         if not _status(client, job):
             raise
-        # Somebody was faster, or the answer to an earlier try was lost.
+        # Another launcher was faster, or the answer to an earlier request was lost.
         return bool((client.get_job_info(job).metadata or {}).get(OWNER_LABEL) == owner)
     return True
 
@@ -202,7 +202,7 @@ def _follow(client: _Dashboard, name: str, pace: Pace) -> None:
     if status == "SUCCEEDED":
         return
     if not status:
-        raise RayJobsError(f"Ray job {name} is gone: the cluster was started anew, or the job deleted; the same command goes on")
+        raise RayJobsError(f"Ray job {name} is gone: the cluster was restarted, or the job was deleted; the same command goes on")
     message = _line(_retry(lambda: client.get_job_info(name).message or ""))
     raise RayJobsError(f"Ray job {name} ended as {status}: {message}; its last lines say why, and the same command goes on from there")
 
@@ -250,7 +250,7 @@ def _status(client: _Dashboard, name: str) -> str:
 
 
 def _retry(request: Callable[[], T]) -> T:
-    """Send a request again while the cluster does not answer, for a while: a training runs for days."""
+    """Repeat a request while the cluster does not answer, up to a limit: a training runs for days."""
     try:
         return retry(request, seconds=_PATIENCE_SECONDS, pause_seconds=_SECONDS_BETWEEN_TRIES, is_transient=_may_pass)
     except RayJobsError:
@@ -263,14 +263,14 @@ def _retry(request: Callable[[], T]) -> T:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Return True if a later try may help: a cluster that has just come up has no agent yet, a proxy has no head."""
+    """Return True if a later try may help: a new cluster may have no agent yet, and a proxy no head."""
     if isinstance(error, _RefusalError):
         return error.status >= 500 or error.status in _TRANSIENT
     return isinstance(error, (RuntimeError, OSError)) and not isinstance(error, RayJobsError)
 
 
 def _stop_own(client: _Dashboard, job: _Job) -> bool:
-    if job.is_own:  # first: a pod of a terminated pipeline has about a second left, and who does not answer gets no more
+    if job.is_own:  # no retries: a pod of a terminated pipeline has about a second left
         stopper = threading.Thread(target=_stop, args=(client, job.name), daemon=True)
         stopper.start()
         stopper.join(_SECONDS_TO_STOP)
@@ -278,7 +278,7 @@ def _stop_own(client: _Dashboard, job: _Job) -> bool:
 
 
 def _stop(client: _Dashboard, job: str) -> None:
-    """Stop a job, and try again while there is none of the name: it may be on its way."""
+    """Stop a job; try again while there is none of that name, as its submission may be on its way."""
     deadline = time.monotonic() + _SECONDS_TO_STOP
     while time.monotonic() < deadline:
         with contextlib.suppress(RuntimeError, OSError):

@@ -1,6 +1,6 @@
-"""The driver of a RayJob: `python -m components.launch.driver <address of its call>`, on the cluster's head.
+"""The driver of a RayJob: `python -m components.launch.driver <URI of its call>`, on the cluster's head.
 
-It runs the same step as a laptop does, on the cluster that it is on.
+It runs the same step as a laptop does, on its own cluster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from training.console import say
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the call in the file; the exit code is what Ray, and so KubeRay, takes for success or failure."""
+    """Run the call in the file; Ray and KubeRay read success or failure from the exit code."""
     if len(words) != 1:
         say("usage: python -m components.launch.driver <URI of the call's JSON>")
         return 2

@@ -1,4 +1,4 @@
-"""The resources of a pipeline's stage: its pods, where Ray runs, and how the work is spread. One text says them all.
+"""The resources of a pipeline's stage, in one text: its pods, the place where Ray runs, and how the work is spread.
 
 The form's parameter (`train_resources`), the step, `iddpm submit` and `iddpm run` read the same text by `read_resources`. It is the
 name of a profile, or a JSON object of what differs from one.
@@ -32,7 +32,7 @@ _MAX_SECONDS = 2**31 - 1
 STAGES = ("data", "train", "evaluate")
 _GIB = 2**30
 _MIN_BASE_BYTES, _MIN_WORKER_BYTES = _GIB, _GIB // 2
-"""Least memory of a pod: Python with torch and Ray's object store (80 MB at least, of the 30 % that Ray takes), and each worker."""
+"""Least memory of a pod: for Python, torch and Ray's object store (at least 80 MB, and 30 % of the memory), and for each worker."""
 
 
 class PodSize(NamedTuple):
@@ -55,10 +55,10 @@ class RayJobOptions:
     """The Ray cluster that KubeRay makes for a step, beside the size of its workers.
 
     Attributes:
-        workers_per_pod: Working processes in one pod; with GPUs, as many as a node has let them talk fastest.
+        workers_per_pod: Working processes in one pod. One for each GPU of a node is fastest: GPUs in one pod communicate directly.
         head_cpu: Cores of the head.
         head_memory: Memory of the head.
-        active_deadline_seconds: After this the job is ended; the same command resumes it.
+        active_deadline_seconds: KubeRay ends the job after this time; the same command resumes it.
         pre_running_deadline_seconds: How long its pods may take to come up.
         service_account: Service account of the cluster's pods.
         image: Image of the cluster's pods; empty takes the step's.
@@ -108,8 +108,8 @@ class StageResources(Resources):
         gpus: GPUs of the step's own pod. None takes one for each worker with `ray_mode` local, and none otherwise.
         gpu_type: The name under which the cluster counts GPUs.
         node_selector: Labels of the nodes for the pods that work.
-        tolerations: Taints that the pods that work bear, as in a pod's specification.
-        ray_mode: Where Ray runs: "local" in the step's own pod, "rayjob" on a cluster that KubeRay makes, "address" on one that stands.
+        tolerations: Tolerations of the pods that work, as in a pod's specification.
+        ray_mode: Where Ray runs: "local" in the step's own pod, "rayjob" on a cluster that KubeRay makes, "address" on a standing one.
         ray_address: With "address", that cluster's dashboard, like http://HEAD:8265; on a node of the cluster also "auto".
         queue: With "rayjob", Kueue's local queue; empty uses none.
         rayjob: With "rayjob", the cluster; see `RayJobOptions`.
@@ -133,7 +133,7 @@ class StageResources(Resources):
         require_quantity("cpu", self.cpu, form=CORES)
         require_quantity("memory", self.memory)
         if not GPU_RESOURCE.fullmatch(self.gpu_type):
-            raise UserError(f"gpu_type {self.gpu_type!r} is no name of GPUs; it reads like nvidia.com/gpu")
+            raise UserError(f"gpu_type {self.gpu_type!r} is not a resource name of GPUs; it reads like nvidia.com/gpu")
         require_node_selector(self.node_selector)
         require_tolerations(self.tolerations)
         if bool(self.ray_address) != (self.ray_mode == "address"):
@@ -151,7 +151,9 @@ class StageResources(Resources):
         if self.gpus < 0:
             raise UserError(f"gpus must be 0 or more, got {self.gpus}")
         if self.gpus and self.ray_mode != "local":
-            raise UserError(f"gpus {self.gpus} would be taken twice: with ray_mode {self.ray_mode} workers have their own; leave gpus out")
+            raise UserError(
+                f"gpus {self.gpus} would be taken twice: with ray_mode {self.ray_mode} the workers have their own; leave gpus out"
+            )
         if self.num_gpus_per_worker > self.gpus:
             raise UserError(f"gpus {self.gpus} is too few: num_gpus_per_worker {self.num_gpus_per_worker} takes one at least")
 
@@ -200,12 +202,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "2xcpu": {"cpu": "4", "memory": "8Gi", "num_workers": 2},
     "1xgpu": {**_GPU, "cpu": "8", "memory": "64Gi"},
     "8xgpu": {**_GPU, "cpu": "64", "memory": "512Gi", "num_workers": 8},
-    "rayjob-2xcpu": {
-        "ray_mode": "rayjob",
-        "cpu": "2",
-        "num_workers": 2,
-        "rayjob": {"head_cpu": "1", "head_memory": "4Gi"},
-    },
+    "rayjob-2xcpu": {"ray_mode": "rayjob", "cpu": "2", "num_workers": 2, "rayjob": {"head_cpu": "1", "head_memory": "4Gi"}},
     "rayjob-1xgpu": {**_GPU, "ray_mode": "rayjob", "cpu": "8", "memory": "64Gi"},
     "rayjob-8xgpu": {**_GPU, "ray_mode": "rayjob", "cpu": "64", "memory": "512Gi", "num_workers": 8, "rayjob": {"workers_per_pod": 8}},
     "rayjob-8x8gpu": {**_GPU, "ray_mode": "rayjob", "cpu": "64", "memory": "512Gi", "num_workers": 64, "rayjob": {"workers_per_pod": 8}},
@@ -270,13 +267,13 @@ def _require_stage(resources: StageResources, stage: str, given: Mapping[str, An
         return
     for each in fields(Resources):
         if each.name in given and each.name not in ("num_workers", "num_gpus_per_worker"):
-            raise UserError(f"{parameter}.{each.name} is read by training alone; say it in train_resources")
+            raise UserError(f"{parameter}.{each.name} is read by training alone; set it in train_resources")
     if stage == "data" and (resources.num_gpus_per_worker or resources.gpus):
         raise UserError(f"{parameter}: images are prepared on processors; leave GPUs out")
 
 
 def describe_resources() -> str:
-    """Return what a form says about a parameter of this kind: profiles, an example, all fields with their defaults."""
+    """Return the description of such a parameter in a form: profiles, an example, all fields with their defaults."""
     example = '{"profile": "8xgpu", "microbatch_size": 32, "node_selector": {"pool": "a100"}}'
     return (
         f"A profile ({', '.join(PROFILES)}), or a JSON object of what differs from one, like {example}. "
@@ -302,7 +299,7 @@ def merge_resources(text: str, changes: Mapping[str, Any], *, stage: str) -> str
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise UserError(f"{stage}_resources.{parent} is a field and has none below it")
+                raise UserError(f"{stage}_resources.{parent} is a value and has no fields")
         node[leaf] = value
     return json.dumps(merged)
 

@@ -1,4 +1,4 @@
-"""Run a step where its resources say: in its own pod or machine, on a cluster made for it, or on one that stands."""
+"""Run a step in the place that its resources name: its own pod or machine, a cluster made for it, or a standing one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run_step(step: Step, arguments: Mapping[str, Any], resources: str) -> Any:
     Args:
         step: The step.
         arguments: Its arguments, by name, without `resources`.
-        resources: Resources of its stage, as the form says them; see `components.launch.resources.read_resources`.
+        resources: Resources of its stage, as text of the form; see `components.launch.resources.read_resources`.
 
     Returns:
         What the step returns.
@@ -28,11 +28,11 @@ def run_step(step: Step, arguments: Mapping[str, Any], resources: str) -> Any:
 
 
 def run_with(step: Step, arguments: Mapping[str, Any], resources: StageResources) -> Any:
-    """Run a step with resources that are read already.
+    """Run a step with resources that were read before.
 
-    With `ray_mode` "local", Ray starts in this process's pod or machine where it is needed, and ends with the step. "rayjob" has
-    KubeRay make a cluster for the step. "address" takes one that stands, which has the same image and storage: a dashboard's
-    address (http://HEAD:8265) is handed the step as a job; "auto" or the cluster's own address are for a process on one of its nodes.
+    With `ray_mode` "local", Ray starts in this process's pod or machine where it is needed, and ends with the step. With "rayjob"
+    KubeRay makes a cluster for the step. "address" takes a standing cluster with the same image and storage. By a dashboard's address
+    (http://HEAD:8265) the step is submitted as a job; "auto" or the cluster's own address are for a process on one of its nodes.
 
     Args:
         step: The step.

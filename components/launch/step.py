@@ -1,7 +1,7 @@
-"""A step that can be done in this process or on a Ray cluster, and the two ways to run it.
+"""A step that runs in this process or on a Ray cluster, and the two ways to run it.
 
-A step is a function of plain values, found by its name, so that its call travels as JSON. Each takes `resources`, fields
-of `training.config.experiment.Resources`, of which a cluster needs as much.
+A step is a function of plain values that is found by its name, so its call travels as JSON. Each takes `resources`: fields
+of `training.config.experiment.Resources`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from training.config.errors import UserError
 from training.config.experiment import Resources
 
 WORKER_GPU_SHARE = 0.25
-"""Share of a GPU that a step's worker reserves; its tasks take the rest. The worker computes features of the images that they draw."""
+"""Share of a GPU that a step's worker reserves, to compute features of the images that its tasks draw; the tasks take the rest."""
 _LAST_LINES_SECONDS = 1.0
-"""Wait for a worker's last lines: they reach the driver a moment later, and not at all once the driver has left."""
+"""How long the driver waits for a worker's last lines, which reach it a moment late."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class Step:
     Attributes:
         name: Its name, in the names of its jobs and in messages.
         function: The function that does it, as "module:name".
-        files_argument: The argument with the URI under which the files of its calls lie.
+        files_argument: The argument with the URI below which the files of its calls are.
         run_files: For a step that works on one run, such as training: the function, as "module:name", that takes the
             arguments and returns the run's key, its directory and the URI of its result. One run has one job, whoever starts it.
             Such a step takes the cluster's address and distributes its own work. Any other step (empty) is handed to a
@@ -57,7 +57,7 @@ def load(function: str) -> Any:
     """
     module, _, name = function.partition(":")
     if not module.startswith("components."):
-        raise UserError(f"{function} is not a step of this project; was the file that names it changed?")
+        raise UserError(f"{function} is not a step of this project; was the file with the call changed?")
     return getattr(importlib.import_module(module), name)
 
 

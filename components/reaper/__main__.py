@@ -1,6 +1,6 @@
 """Clean up after pipelines' runs that have ended: `python -m components.reaper`, every few minutes, in the namespace of runs.
 
-RayJobs first, which occupy GPUs, then MLflow runs. Where one can't be done, the other is.
+RayJobs come first, as they occupy GPUs, then MLflow runs. If one of the two fails, the other is done all the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.tracking.client import TrackingError
 
 
 def main() -> int:
-    """Clean up once; return 1 if the cluster or MLflow did not allow all of it."""
+    """Clean up once; return 1 if the cluster or MLflow refused any of it."""
     code = 0
     try:
         api = KubernetesApi(current_namespace(), patience_seconds=60.0)

@@ -1,10 +1,10 @@
 """Close MLflow runs whose pipeline's run has ended, and send MLflow what it lacks of them.
 
-A step closes its MLflow run itself, or the pipeline's last step does. A step that is killed at once can't, nor can anybody while MLflow
-is away: MLflow would show the run as running for ever.
+A step closes its MLflow run itself, or the pipeline's last step does. A step that is killed at once can't, and while MLflow is away
+nothing can: MLflow would show the run as running for ever.
 
-A run is closed only if it was worked on in this cluster. A run that carries a pipeline's id belongs here once a Workflow of that id is
-found, which a tag on the run records. So the run of a laptop, or of another cluster with the same MLflow, is never touched.
+A run is closed only if this cluster worked on it: a Workflow with the run's pipeline id was found here once, and a tag on the run
+records that. So the run of a laptop, or of another cluster with the same MLflow, is never touched.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STORAGE_ROOT_VARIABLE = "IDDPM_STORAGE_ROOT_URI"
 
 
 def close_finished_runs(api: KubernetesApi) -> list[str]:
-    """Close every run whose Workflow has ended or is gone, and bring MLflow up to the directories that it is behind.
+    """Close every run whose Workflow has ended or is gone, and send MLflow what it lacks of the runs' directories.
 
     Returns:
         Keys of the runs that were closed.
@@ -58,7 +58,7 @@ def close_finished_runs(api: KubernetesApi) -> list[str]:
 
 
 def _end_of(run: OpenRun, api: KubernetesApi) -> tuple[Status, str] | None:
-    """Return the status with which a run ends, and the reason; None if it goes on, or is not known here."""
+    """Return the status with which a run ends, and the reason; None if it goes on, or does not belong here."""
     pipeline_run_id = run.tags[PIPELINE_RUN_TAG]
     seen_here = f"{pipeline_run_id} {api.identity} "
     seen = run.tags.get(WORKFLOW_TAG, "")

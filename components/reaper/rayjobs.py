@@ -1,8 +1,8 @@
-"""End RayJobs that outlived the run of a pipeline that started them.
+"""Delete RayJobs that outlived the pipeline run that started them.
 
-A launcher deletes its RayJob itself when it is stopped, and Kubernetes deletes it with the Workflow that owns it. Neither happens where
-a launcher was killed at once, in a run that was cancelled: its Workflow stays for days, for its logs, and the RayJob would
-occupy its GPUs until its own deadline.
+A launcher deletes its RayJob itself when it is stopped, and Kubernetes deletes it with the Workflow that owns it. Neither happens if
+the run was cancelled and its launcher killed at once: the Workflow stays for days, for its logs, and the RayJob would occupy its
+GPUs until its own deadline.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The last step of a training pipeline, which runs however the others ended: it closes MLflow runs that were left open.
+"""The last step of a training pipeline, which always runs: it closes MLflow runs that were left open.
 
 A step closes its MLflow run itself where it can. A step whose process was killed, or whose node was lost, could not, and MLflow
 would show the run as running for ever.
 
-The state that KFP passes is not enough: it is RUNNING for a cancelled run, and for one that its retry deadline ended. The Workflow decides.
+The state that KFP passes is not enough: it is RUNNING both for a cancelled run and for one that its deadline ended. So the Workflow
+is read.
 """
 
 from __future__ import annotations
@@ -25,24 +26,18 @@ if TYPE_CHECKING:
 _CANCELLED = ("CANCELED", "CANCELLED")
 
 
-def finish_training(
-    state: str,
-    pipeline_run_id: str,
-    experiment: Experiment,
-    data_uri: str,
-    storage_root_uri: str,
-) -> str:
+def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
     """Close the MLflow run of a training that this pipeline's run left open.
 
     Args:
         state: The state that KFP gives the pipeline's last step.
-        pipeline_run_id: The pipeline's run. MLflow runs that another pipeline's run resumed are left alone.
+        pipeline_run_id: The pipeline's run. MLflow runs that another pipeline run has resumed stay open.
         experiment: The experiment.
         data_uri: The data set; empty is its default place.
         storage_root_uri: Where everything is stored.
 
     Returns:
-        The run's directory; empty where there is no data set, so no run.
+        The run's directory; empty if there is no data set, and so no run.
     """
     close_runs(state, pipeline_run_id)
     uri = find_data(experiment, data_uri, storage_root_uri)
@@ -56,7 +51,7 @@ def finish_training(
 def close_runs(state: str, pipeline_run_id: str) -> None:
     """Close the MLflow runs that a pipeline's run left open: finished where the result is there, else killed or failed.
 
-    Where MLflow does not answer, the reaper closes them later.
+    If MLflow does not answer, the reaper closes them later.
     """
     try:
         runs = open_runs(PIPELINE_RUN_TAG, pipeline_run_id)
@@ -77,7 +72,7 @@ def _has_result(run: OpenRun) -> bool:
 
 
 def find_data(experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
-    """Return the URI of an experiment's data set, given or in its default place; empty if there is none."""
+    """Return the URI of an experiment's data set: `data_uri`, or else its default place; empty if nothing is there."""
     from training.data.splits import default_data_uri
 
     uri = data_uri or default_data_uri(experiment.data, storage_root_uri)

@@ -23,7 +23,7 @@ LogMetric = Callable[[str, float], None]
 
 
 def evaluation_options(experiment: Experiment, storage_root_uri: str, resources: Mapping[str, Any]) -> EvaluationOptions:
-    """Return the options of a pipeline's evaluation: the experiment's protocol, with the processes and devices of the step."""
+    """Return the options of a pipeline's evaluation: the experiment's protocol, with the step's number of processes and device."""
     from evaluation.evaluate.options import EvaluationOptions
 
     given = Resources.from_dict(resources)
@@ -37,7 +37,7 @@ def evaluation_options(experiment: Experiment, storage_root_uri: str, resources:
 def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Mapping[str, Any]) -> str:
     """Evaluate a run's best checkpoint, in its directory, in MLflow and in the registry.
 
-    Where MLflow is away the step ends well all the same; see `components.steps.mlflow_sync`.
+    The step succeeds even if MLflow is away; see `components.steps.mlflow_sync`.
 
     Args:
         run_uri: A finished run's directory.
@@ -95,7 +95,7 @@ def report_run(run_uri: str, evaluation_uri: str, page_path: str) -> str:
 
 
 def _losses_and_links(run_uri: str) -> tuple[list[tuple[int, float]], dict[str, str]]:
-    """Return the curve of the loss and the address of the MLflow run, as far as they can be had."""
+    """Return the loss curve and a link to the MLflow run; MLflow's curve is preferred, and there is no link if MLflow is away."""
     from training.tracking.metrics_file import read_metric
     from training.tracking.runs import TrackingError, attach
 

@@ -1,7 +1,7 @@
 """Bring MLflow up to a training run's directory, which holds everything that MLflow shows.
 
 A step whose work is done does not fail because MLflow is away: its numbers are in the directory, and the next step, the pipeline's last
-step or the reaper sends them. A mark under the storage root names each run that MLflow is behind.
+step or the reaper sends them. A mark below the storage root names each run of which MLflow lacks something.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _GRID = re.compile(r"/step=(\d+)\.png$")
 
 
 def update_mlflow(run_uri: str, run_id: str = "") -> bool:
-    """Call `bring_up_to_date`; where MLflow does not answer, say so and leave a mark for the reaper.
+    """Call `bring_up_to_date`; if MLflow does not answer, log that and leave a mark for the reaper.
 
     Args:
         run_uri: The run's directory.
-        run_id: As for `bring_up_to_date`.
+        run_id: See `bring_up_to_date`.
 
     Returns:
         True if MLflow has everything now.
@@ -46,7 +46,7 @@ def update_mlflow(run_uri: str, run_id: str = "") -> bool:
 
 
 def update_open_run(run: OpenRun) -> None:
-    """Call `update_mlflow` for a training that MLflow shows as running; the run of an ablation's trial names another run's directory."""
+    """Call `update_mlflow` for a training that MLflow shows as running; skip a trial's run, which names the directory of its training."""
     run_uri = run.tags.get(RUN_URI_TAG, "")
     if run_uri.rpartition("/")[2] != run.key:
         return
@@ -57,7 +57,7 @@ def update_open_run(run: OpenRun) -> None:
 
 
 def leave_mark(run_uri: str, run_id: str) -> None:
-    """Record that MLflow may lack something of a run; a storage that does not answer is no reason to stop."""
+    """Record that MLflow may lack something of a run; never fail."""
     try:
         storage.write_json(_mark_uri(run_uri), {"run_uri": run_uri, "run_id": run_id})
     except storage.StorageError as error:
@@ -77,7 +77,7 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
 
     Args:
         run_uri: The run's directory.
-        run_id: The MLflow run of a training that is not finished; one that is names it in its result.
+        run_id: The MLflow run; empty reads it from the result of a finished training.
 
     Raises:
         TrackingError: MLflow can't be reached, or refuses.
@@ -129,7 +129,7 @@ def _final_evaluation(run_uri: str) -> EvaluationResult | None:
 def _log_sample_grids(run: TrackedRun, run_uri: str) -> None:
     """Log the grid of each scored step that MLflow lacks: `samples/step=NNNNNNNN.png`."""
     found = {uri: _GRID.search(uri) for uri in storage.list_uris(storage.join(run_uri, "samples"))}
-    grids = {int(match[1]): uri for uri, match in found.items() if match}  # the others are of evaluations
+    grids = {int(match[1]): uri for uri, match in found.items() if match}  # the other files belong to evaluations
     for step in sorted(grids.keys() - (run.image_steps("samples") if grids else set())):
         run.log_png("samples", storage.read_bytes(grids[step]), step)
 

@@ -56,7 +56,7 @@ def resolve_model(model: str) -> Model:
 
 
 def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, resources: Mapping[str, Any]) -> str:
-    """Evaluate a model again, with noise of its own.
+    """Evaluate a model again, with new noise.
 
     Args:
         checkpoint_uri: The checkpoint.
@@ -85,7 +85,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
 
 @contextlib.contextmanager
 def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: str) -> Iterator[None]:
-    """Send a failure to find or evaluate a model to the webhook, and raise it again: a check that did not run proves no healthy model.
+    """Tell the webhook of a failure inside the block, and raise it again: without a check nobody knows that the model is healthy.
 
     Args:
         model: The model.
@@ -111,10 +111,10 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
 def compare_with_history(
     evaluation_uri: str, tracking_run_id: str, num_standard_errors: float, min_difference: float, page_path: str
 ) -> str:
-    """Append a score to the model's history in MLflow, and refuse one that is a regression.
+    """Append a score to the model's history in MLflow; raise an error if it is a regression.
 
-    A regression is not appended, so the next night's score is compared with healthy ones. Where there is no history yet, the
-    run's own reported distance takes its place. The webhook gets a message about a regression.
+    A regression is not appended, so the next score is compared with healthy ones. The first score is compared with the distance
+    that the run reported. The webhook is told of a regression.
 
     Args:
         evaluation_uri: The score.
@@ -145,11 +145,7 @@ def compare_with_history(
     reported = tracked.metric_history("final/distance")[:1]
     values = [value for _, value in (earlier or reported)]
     verdict = check_regression(
-        result.distance,
-        result.distance_standard_error,
-        values,
-        num_standard_errors=num_standard_errors,
-        min_difference=min_difference,
+        result.distance, result.distance_standard_error, values, num_standard_errors=num_standard_errors, min_difference=min_difference
     )
     when = [(datetime.fromtimestamp(step, UTC), value) for step, value in earlier]
     page = render_report(

@@ -17,11 +17,11 @@ REFERENCES = "references"
 def stored_extractor_weights(storage_root_uri: str, extractor: Extractor) -> str | None:
     """Return the URI of an extractor's weights below the storage root, `extractors/<file name>`.
 
-    A cluster without access to the internet keeps them there, once for all steps. Their sha256 is checked, so the place
-    changes no number.
+    A cluster without access to the internet keeps them there, once for all steps. Their sha256 is checked, so they are the
+    same weights from every place.
 
     Returns:
-        The URI; None if they are not there, which leaves torch's cache and the download.
+        The URI; None if they are not there: then torch's cache or a download has them.
     """
     from evaluation.features.extractors import weights_file
 
@@ -48,13 +48,7 @@ def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str) 
     return statistics.uri
 
 
-def make_reference(
-    experiment: str,
-    data_uri: str,
-    data_digest: str,
-    storage_root_uri: str,
-    resources: Mapping[str, Any],
-) -> str:
+def make_reference(experiment: str, data_uri: str, data_digest: str, storage_root_uri: str, resources: Mapping[str, Any]) -> str:
     """Do the reference step: `reference_for` with arguments that a pipeline can carry.
 
     Args:
@@ -78,8 +72,8 @@ def make_reference(
 def existing_reference(reference_uri: str, storage_root_uri: str, make: Callable[[], str]) -> str:
     """Return the URI of statistics that an earlier step gave; make them again if they were deleted.
 
-    KFP's cache returns the URI that the step once returned, without a look at whether it is there. Data set and
-    extractor determine the statistics, so they are the same once more.
+    KFP's cache returns the URI of an earlier step, even if the file was deleted. Data set and extractor determine the
+    statistics, so the new ones are the same.
 
     Args:
         reference_uri: The URI; empty where no statistics are used.

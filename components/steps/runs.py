@@ -48,17 +48,17 @@ def identify(experiment: Experiment, data_uri: str, storage_root_uri: str) -> Ru
 
 
 def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: str) -> tuple[str, str]:
-    """Return the key and the directory of a run; one that an earlier release made under another key is found."""
+    """Return the key and the directory of a run, also of one that an earlier release made under another key."""
     keys = run_keys(experiment, data_digest)
     uris = [storage.join(storage_root_uri, "runs", key) for key in keys]
     return next((found for found in zip(keys, uris, strict=True) if storage.exists(storage.join(found[1], EXPERIMENT))), (keys[0], uris[0]))
 
 
 def claim_directory(run: Run) -> None:
-    """Write the experiment into the run's directory; it replaces one that trains the same and is evaluated differently.
+    """Write the experiment into the run's directory; replace one that trains the same and is evaluated differently.
 
     Raises:
-        UserError: The directory is another experiment's.
+        UserError: The directory belongs to another experiment.
     """
     uri = storage.join(run.uri, EXPERIMENT)
     ours = run.experiment.to_json().encode()
@@ -86,7 +86,7 @@ def read_result(run_uri: str) -> dict[str, Any]:
 
 
 def require_data_fits(experiment: Experiment, manifest: Any) -> None:
-    """Refuse a data set that the experiment was not written for.
+    """Refuse a data set that does not fit the experiment.
 
     Raises:
         UserError: Name, size, channels, labels or resize method differ; the message names them.

@@ -1,4 +1,4 @@
-"""The settings of a pipeline's run: the form's text parameters, read and checked at once in the first step."""
+"""Read and check the settings of a pipeline's run, which are text parameters of its form."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class DataOptions(ImageOptions):
     Attributes:
         labels: Where labels come from: auto, none, folders, filename, or the address of a CSV or JSON file.
         num_test: Test images to hold out of a source that has no test split.
-        other_sizes: Further image sizes to make from the same decoding, for the other models of a cascade. Each goes
+        other_sizes: More image sizes to make from the same decoded images, for the other models of a cascade. Each goes
             to its own default place where the data set has one, otherwise below it, to 64x64 for size 64.
-        sources: For an ablation: name of a data set -> where its images come from; one that is left out comes from its name.
+        sources: For an ablation: name of a data set -> source of its images. The default source is the name itself.
     """
 
     labels: str = "auto"
@@ -42,7 +42,7 @@ class DataOptions(ImageOptions):
             raise UserError(f"other_sizes must be 1 or more, got {list(self.other_sizes)}")
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `components.steps.preprocess.prepare_data` that these options are."""
+        """Return these options as arguments of `components.steps.preprocess.prepare_data`."""
         return {
             "source_options": {"labels": self.labels, "num_test": self.num_test},
             "options": {each.name: getattr(self, each.name) for each in dataclasses.fields(ImageOptions)},
@@ -54,7 +54,7 @@ def read_data_options(text: str) -> DataOptions:
     """Read the parameter `data_options`: a JSON object of fields of `DataOptions`; empty changes nothing.
 
     Raises:
-        UserError: It is no JSON object, or a field is unknown or does not fit; the message has its path.
+        UserError: The text is not a JSON object, or a field is unknown or does not fit; the message has its path.
     """
     try:
         given = json.loads(text or "{}")
@@ -74,7 +74,7 @@ def read_data_options(text: str) -> DataOptions:
 
 
 def describe_data_options() -> str:
-    """Return what a form says about `data_options`: an example, and all fields with their defaults."""
+    """Return the description of `data_options` in a form: an example, and all fields with their defaults."""
     values = dataclasses.asdict(DataOptions())
     fields = ", ".join(f"{name} ({json.dumps(value)})" for name, value in values.items())
     return f'How images are prepared, a JSON object like {{"labels": "folders", "on_error": "skip"}}. Fields: {fields}.'
@@ -84,8 +84,8 @@ def resolve_experiment_form(preset: str, overrides: Sequence[str], file: str, se
     """Return the experiment of a form.
 
     Args:
-        preset: Name of a preset; a file goes before it.
-        overrides: Each `section.field=value`; they go before the file.
+        preset: Name of a preset; unused if there is a file.
+        overrides: Each `section.field=value`; they take precedence over the file.
         file: Text of an experiment file (TOML), or its s3:// address; empty takes the preset.
         seed: The experiment's seed; -1 leaves it.
 
@@ -113,14 +113,14 @@ def check_settings(
     """Check all settings of a run, before any step works.
 
     Args:
-        experiment_preset: As for `resolve_experiment_form`, like the next three; empty, and no file, for a pipeline that trains none.
-        experiment_overrides: Likewise.
-        experiment_file: Likewise.
-        seed: Likewise.
-        data_options: As for `read_data_options`.
-        data_resources: As for `components.launch.resources.read_resources`, like the others.
-        train_resources: Likewise.
-        evaluate_resources: Likewise.
+        experiment_preset: Name of a preset. With neither preset nor file, the pipeline trains no experiment.
+        experiment_overrides: See `resolve_experiment_form`.
+        experiment_file: See `resolve_experiment_form`.
+        seed: See `resolve_experiment_form`.
+        data_options: See `read_data_options`.
+        data_resources: See `components.launch.resources.read_resources`.
+        train_resources: See `components.launch.resources.read_resources`.
+        evaluate_resources: See `components.launch.resources.read_resources`.
 
     Returns:
         The experiment as JSON (empty where there is none), and the fields of `PodSize` for each stage, in the order of `STAGES`.

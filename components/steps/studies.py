@@ -28,7 +28,7 @@ def log_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
     """Log a study to MLflow as a run of its own; the same study again finds its run, and adds nothing.
 
     It is logged when it is done, so no run stays open if the study is interrupted. A study of a single model is a child of
-    that model's run; a comparison stands beside the runs of its models, in the experiment of the first that has one.
+    that model's run; a comparison is in the MLflow experiment of the first of its models that has a run.
 
     Args:
         study: The findings.
@@ -45,7 +45,7 @@ def log_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
     locations = [locate(run_id) if run_id else None for run_id in tracking_run_ids]
     known = [run_id for run_id, location in zip(tracking_run_ids, locations, strict=True) if location]
     links = ", ".join(f"[{name}]({place.url})" for name, place in zip(study.models, locations, strict=True) if place)
-    # The links first: MLflow folds away what is long.
+    # The links come first, as MLflow hides the end of a long note.
     note = f"{f'Trained by: {links}' if links else ''}\n\n```\n{study.text}"[:_MAX_NOTE_LENGTH] + "\n```"
     params = {
         "model": {str(number): f"{name}: {what}" for number, (name, what) in enumerate(study.models.items(), start=1)},
@@ -82,8 +82,8 @@ def log_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
 def log_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str:
     """Log an evaluation to the MLflow run that trained the model.
 
-    It becomes a run of its own where there is no such run, and a child run where that run has numbers of another protocol under the
-    same name, which MLflow would keep beside the new report.
+    Without such a run it becomes a run of its own. If that run has other numbers of the same name, from another protocol, it becomes
+    a child run: MLflow would keep the old numbers beside the new report.
 
     Args:
         run_uri: The run's directory.
@@ -145,7 +145,7 @@ def _log_evaluation_files(run: TrackedRun, run_uri: str, result_name: str, resul
 
 
 def _evaluation_files(run_uri: str, result_name: str, result: EvaluationResult) -> dict[str, bytes]:
-    """Read the files of an evaluation, by name: result, sample grid and report, as far as they are there."""
+    """Read the files of an evaluation, by name: result, sample grid and report, those that exist."""
     report_uri = evaluation_uri(run_uri, "report" if result_name == FINAL else result_name).removesuffix(".json") + ".html"
     uris = [uri for uri in (report_uri, result.grid_uri, evaluation_uri(run_uri, result_name)) if uri and storage.exists(uri)]
     return {uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in uris}

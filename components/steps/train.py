@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from training.tracking.tracked_run import Status, TrackedRun
 
 _QUICK_SECONDS = 5.0
-"""Time in which an MLflow that answers has taken the end of a run."""
+"""Time in which a healthy MLflow has received the end of a run."""
 _LAST_SECONDS = 60.0
-"""Time that an MLflow that does not answer gets, before the run's end is left to the reaper."""
+"""How long to wait for an MLflow that does not answer, before the reaper has to close the run."""
 
 
 def train_run(
@@ -45,7 +45,7 @@ def train_run(
         storage_root_uri: Where everything is stored; the run's directory is `<root>/runs/<run key>`.
         tracking_experiment: MLflow experiment.
         resources: Fields of `training.config.experiment.Resources`.
-        pipeline_run_id: The pipeline's run that trains it; its last step closes the MLflow run if this step could not.
+        pipeline_run_id: The pipeline's run, whose last step closes the MLflow run if this step could not.
         ray_address: "local", or a Ray cluster's address.
 
     Returns:
@@ -91,9 +91,9 @@ def train_run(
 
 
 def _finish(tracked: TrackedRun, status: Status, run_uri: str, stop: StopFlag) -> None:
-    """Close the MLflow run, within five seconds where MLflow answers; only the wait for an MLflow that is away ends by a second Ctrl-C.
+    """Close the MLflow run, within five seconds if MLflow answers; a second Ctrl-C ends the wait for an MLflow that is away.
 
-    The mark comes first, for the reaper: a program that was stopped may be killed while it waits.
+    The reaper's mark comes first: a program that was stopped may be killed while it waits.
     """
     leave_mark(run_uri, tracked.run_id)
     delivered = tracked.finish(status, timeout_seconds=_QUICK_SECONDS)
@@ -120,7 +120,7 @@ def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_ru
             "iddpm.preset": run.experiment.name,
             RUN_URI_TAG: run.uri,
             "iddpm.data_uri": data_uri,
-            PIPELINE_RUN_TAG: pipeline_run_id,  # also where it is empty: a run that is resumed elsewhere belongs to the new place
+            PIPELINE_RUN_TAG: pipeline_run_id,  # also if empty: the run now belongs to the pipeline that resumes it, or to none
         },
         params=run.experiment.to_dict(),
     )
@@ -130,7 +130,7 @@ def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_ru
 
 
 def _existing_reference(reference_uri: str, arguments: Mapping[str, Any], ray_address: str) -> str:
-    """Return the reference statistics; if they are gone, do the reference step again, on a worker, as a driver has no GPU."""
+    """Return the reference statistics; if they are gone, run the reference step again, on a worker, as a driver has no GPU."""
 
     def make() -> str:
         made: str = REFERENCE(**arguments) if ray_address == "local" else run_on_cluster(REFERENCE, arguments, ray_address)

@@ -26,7 +26,7 @@ _RETRIED = (429, *range(500, 600))
 
 
 def send_once(message: Mapping[str, Any], receipt_uri: str) -> bool:
-    """Send a message, unless an earlier attempt of the same step has; never raise, never show the address.
+    """Send a message, unless an earlier attempt of the same step did; never raise, never log the address.
 
     The failure that the message reports matters more than its delivery, so a webhook that fails costs one log line.
 
@@ -74,7 +74,7 @@ def _post(url: str, body: bytes) -> str | None:
         return f"{URL_VARIABLE} is not an http:// or https:// address"
     retries = Retry(
         _ATTEMPTS - 1,
-        allowed_methods=None,  # POST too: the receivers show a message, and twice is better than never
+        allowed_methods=None,  # POST too: a message that is shown twice is better than none
         status_forcelist=_RETRIED,
         backoff_factor=_PAUSE_SECONDS,
         raise_on_status=False,
@@ -87,7 +87,7 @@ def _post(url: str, body: bytes) -> str | None:
             # A redirected POST becomes a GET without its message: nothing would arrive, and it would look delivered.
             headers = {"Content-Type": "application/json"}
             status = session.post(url, data=body, headers=headers, timeout=_TIMEOUT_SECONDS, allow_redirects=False).status_code
-    except ValueError:  # its text holds the address
+    except ValueError:  # its text contains the address
         return f"{URL_VARIABLE} is not an address"
     except requests.RequestException as error:
         cause: BaseException = error.args[0] if error.args and isinstance(error.args[0], Exception) else error

@@ -1,8 +1,8 @@
-"""One run on KubeRay, from a small pod that starts it, follows it and, if it is stopped, ends it.
+"""Follow one run on KubeRay, from a small pod that starts its RayJob, follows it and deletes it when the pod is stopped.
 
-A run has one RayJob name, so that the API server itself keeps two launchers from starting it twice: the second finds
-the first one's job and follows that. A job that failed is deleted, its pods waited for, and created again; training
-then goes on from its checkpoints. The caller reads from the run's directory, not from logs, if a run is done.
+A run has one RayJob name, so the API server prevents two launchers from starting it twice: the second one finds the
+first one's job and follows it. A failed job is deleted and, once its pods are gone, created again; training resumes from
+its checkpoints. The run's directory, not the log, tells the caller that a run is done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SECONDS_TO_DELETE = 5.0
 
 
 class RayJobError(RuntimeError):
-    """The run did not end well on the cluster; one line that says why and what helps."""
+    """The run failed on the cluster; one line with the reason and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class Pace:
         poll_seconds: Between two looks at the job, give or take a fifth.
         teardown_seconds: How long the pods of an earlier job may take to go.
         slack_seconds: How long KubeRay may take to see the job, and after the job's own deadline to act on it.
-        clock: Returns seconds; a test has one of its own.
+        clock: Returns seconds; tests pass their own.
         sleep: Waits for seconds.
     """
 
@@ -47,7 +47,7 @@ class Pace:
     sleep: Callable[[float], None] = time.sleep
 
     def pause(self) -> None:
-        """Wait for about `poll_seconds`, so that many launchers don't ask in step."""
+        """Wait for about `poll_seconds`, so that many launchers don't send their requests together."""
         self.sleep(self.poll_seconds * random.uniform(0.8, 1.2))
 
 
@@ -57,8 +57,8 @@ DEFAULT_PACE = Pace()
 def run_rayjob(job: RayJob, api: KubernetesApi, *, is_done: Callable[[], bool], pace: Pace = DEFAULT_PACE) -> None:
     """Start a job, or find it running, and return once it succeeded.
 
-    SIGTERM sends one DELETE before anything else and raises SystemExit(143); likewise Ctrl-C. A job that another
-    Workflow or another person started is followed, but never ended from here.
+    SIGTERM and Ctrl-C send one DELETE before anything else; see `StopFlag.raise_if_set`. A job that another Workflow or
+    another person started is followed, but never deleted here.
 
     Args:
         job: The job.
@@ -80,7 +80,7 @@ def run_rayjob(job: RayJob, api: KubernetesApi, *, is_done: Callable[[], bool], 
     def follow() -> None:
         running = _attach_or_create(job, api, is_done, pace, ownership, stop)
         _watch(job, running["metadata"]["uid"], api, pace)
-        ownership.uid = ""  # it ended well: KubeRay clears it away, its log stays readable until then
+        ownership.uid = ""  # it succeeded: KubeRay deletes it later, and its log stays readable until then
 
     with stop_flag() as stop:
         try:
@@ -101,7 +101,7 @@ class _Ownership:
 
     Attributes:
         uid: Its uid; empty while there is none.
-        is_being_created: True while its creation is on its way.
+        is_being_created: True while the request that creates it is on its way.
     """
 
     uid: str = ""
@@ -109,7 +109,7 @@ class _Ownership:
 
 
 def _uid_of_created(job: RayJob, api: KubernetesApi) -> str:
-    """Return the uid of a job whose creation was on its way, and may still arrive; another launcher's job is left alone."""
+    """Return the uid of a job whose creation may still arrive; empty for another launcher's job."""
     deadline = time.monotonic() + _SECONDS_TO_DELETE
     while time.monotonic() < deadline:
         found = api.rayjob(job.name)
@@ -120,7 +120,7 @@ def _uid_of_created(job: RayJob, api: KubernetesApi) -> str:
 
 
 def _delete_for_certain(name: str, delete: Callable[[], int]) -> None:
-    """Delete again, while there is time: the API may have been away."""
+    """Delete again until it succeeds or time is over: the API may have been away."""
     deadline = time.monotonic() + _SECONDS_TO_DELETE
     while True:
         status = delete()
@@ -143,7 +143,7 @@ def _attach_or_create(
         found = api.rayjob(job.name)
         if found is None:
             _wait_for_pods_to_go(job, api, pace)
-            ownership.is_being_created = True  # first, so that a stop that comes after the next line finds it
+            ownership.is_being_created = True  # before it exists, so that a stop finds it
             stop.raise_if_set()
             created = api.create_rayjob(render(job))
             ownership.uid = created["metadata"]["uid"] if created else ""
@@ -152,7 +152,7 @@ def _attach_or_create(
                 say(f"RayJob {job.name} is created in namespace {job.namespace}: {job.num_worker_pods} worker pod(s)")
                 return created
             pace.pause()
-            continue  # somebody was faster; look again at what there is
+            continue  # another launcher was faster; look again
         _require_same_run(job, found)
         labels, uid = found["metadata"].get("labels") or {}, found["metadata"]["uid"]
         if not found["metadata"].get("deletionTimestamp"):
@@ -192,7 +192,7 @@ def _wait_until_gone(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> N
 
 
 def _wait_for_pods_to_go(job: RayJob, api: KubernetesApi, pace: Pace) -> None:
-    """Wait, since two drivers would write the same checkpoints: a deleted job's pods outlive it by their grace period."""
+    """Wait for the pods of a deleted job, which outlive it by their grace period: two drivers would write the same checkpoints."""
     deadline = pace.clock() + pace.teardown_seconds
     reported = False
     while True:
@@ -240,7 +240,7 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
                 raise RayJobError(failure_message(job.name, status, troubles))
             troubles = _new_troubles(troubles, pod_troubles(api.pods(selector)))
             if status.deployment in ("Suspended", "Suspending"):
-                began = None  # KubeRay, too, counts anew once the queue lets it go on
+                began = None  # KubeRay, too, starts its deadline again once the queue admits the job
             else:
                 began = began if began is not None else pace.clock()
                 _require_in_time(job, uid, status, pace.clock() - began, api, pace)
@@ -250,7 +250,7 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
 
 
 def _require_in_time(job: RayJob, uid: str, status: Status, seconds: float, api: KubernetesApi, pace: Pace) -> None:
-    """End a job that nobody works on any more: KubeRay's operator would have ended it, or at least looked at it."""
+    """Delete a job that KubeRay's operator should have noticed or ended by now."""
     operator = "is KubeRay's operator running ('kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator')?"
     if status.deployment == "" and seconds > pace.slack_seconds:
         api.delete_rayjob(job.name, uid)

@@ -1,7 +1,7 @@
-"""A step on a Ray cluster of its own: what the step's small pod does when Ray's mode is "rayjob".
+"""Run a step on a Ray cluster of its own: the work of the step's small pod when `ray_mode` is "rayjob".
 
-The launcher reads from its own pod what the cluster's pods share with it: the image, and the Workflow that owns them. What to do
-goes through a file in S3, so that no shell stands between the two, and so does the result.
+The launcher reads from its own pod what the cluster's pods share with it: the image, and the Workflow that owns them. The call
+and its result go through files in S3, so no shell has to quote them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
     """Run a step on a Ray cluster of its own, or follow a cluster that runs it already.
 
     A training has one job for its run, whichever pipeline starts it, and one that is done takes no cluster. Any other step
-    has one job in each run of a pipeline: what an earlier run of it found may be out of date.
+    has one job in each run of a pipeline: the result of an earlier pipeline run may be out of date.
 
     Args:
         step: The step.
@@ -39,7 +39,7 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
 
     Raises:
         UserError: The experiment or the data set does not fit, or no image is known.
-        RayJobError: The step did not end well.
+        RayJobError: The step failed.
         KubernetesError: The API refuses, or is away for too long.
         SystemExit: SIGTERM; the RayJob is deleted if this run of the pipeline started it.
     """

@@ -1,4 +1,4 @@
-"""The driver's log, shown while it runs; a convenience that may fail without any harm to the run."""
+"""Show the driver's log while it runs; a failure here does not affect the run."""
 
 from __future__ import annotations
 

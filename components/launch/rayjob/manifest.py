@@ -32,11 +32,9 @@ from components.launch.call import Call
 from components.launch.resources import StageResources
 from training.config.errors import UserError
 
-MAX_NAME_LENGTH = 47
-"""KubeRay derives longer names from a RayJob's, of services among others, and refuses what would not fit."""
 DRAIN_SECONDS = 100
 GRACE_SECONDS = 120
-"""Kubernetes waits this long before it kills a pod; longer than Ray drains, so that the last checkpoint gets out."""
+"""Kubernetes waits this long before it kills a pod: longer than Ray drains, so that the last checkpoint is written."""
 TTL_SECONDS = 60
 """A finished job's pods, with their GPUs, stay this long for the last lines of their logs."""
 _INHERITED = ("MLFLOW_RUN_ID",)
@@ -57,8 +55,8 @@ class RayJob:
         image_pull_policy: Pull policy of all containers.
         image_pull_secrets: Names of Secrets for the image's registry.
         driver_env: More environment of the head.
-        owner: What the job goes away with; None ties it to nothing.
-        launch: Names the launcher process that creates the job.
+        owner: The Workflow with which Kubernetes deletes the job; None has none.
+        launch: Id of the launcher process that creates the job.
     """
 
     run_key: str
@@ -80,14 +78,15 @@ class RayJob:
 
     @property
     def num_worker_pods(self) -> int:
-        """Pods that work."""
+        """Number of worker pods."""
         return self.resources.num_workers // self.resources.workers_per_pod
 
 
 def rayjob_name(run_key: str) -> str:
     """Return the one name of a run's RayJob: a DNS-1035 label of at most 47 characters.
 
-    The legible part is the key's beginning; the digits are of the whole key, so that keys that begin alike differ.
+    KubeRay derives longer names from it, and refuses a longer one. The name has the beginning of the key, and a hash of the whole
+    key, so that keys with the same beginning differ.
     """
     legible = re.sub(r"[^a-z0-9]+", "-", run_key.lower())[:27].strip("-")
     return "-".join(part for part in ("iddpm", legible, hashlib.sha256(run_key.encode()).hexdigest()[:10]) if part)
@@ -103,7 +102,7 @@ def rayjob_for(call: Call, resources: StageResources, *, launcher: Mapping[str, 
         resources: Workers, their pods, and the cluster.
         launcher: The launcher's own pod, where it runs in one.
         namespace: Namespace of the job.
-        launch: Names the launcher process.
+        launch: Id of the launcher process.
 
     Raises:
         UserError: No image is known.
@@ -155,8 +154,8 @@ def render(job: RayJob) -> dict[str, Any]:
         "ttlSecondsAfterFinished": TTL_SECONDS,
         "activeDeadlineSeconds": options.active_deadline_seconds,
         "preRunningDeadlineSeconds": options.pre_running_deadline_seconds,
-        # The launcher is what tries again, and only once the pods of the last try are gone: KubeRay's own retries let
-        # two tries overlap, and its submitter's would start a finished driver anew.
+        # Only the launcher tries again, once the pods of the last try are gone: with KubeRay's own retries two tries may
+        # overlap, and those of its submitter would start a finished driver again.
         "backoffLimit": 0,
         "submitterConfig": {"backoffLimit": 0},
         "submitterPodTemplate": _submitter(job),
@@ -168,7 +167,7 @@ def render(job: RayJob) -> dict[str, Any]:
 
 
 def _labels(job: RayJob) -> dict[str, str]:
-    """Return labels of the job and its pods. Pods keep KubeRay's own app.kubernetes.io/name: the job's Service selects by it."""
+    """Return labels of the job and its pods. Pods keep KubeRay's own app.kubernetes.io/name, by which the job's Service selects."""
     return {"app.kubernetes.io/managed-by": "iddpm", RUN_LABEL: job.name}
 
 
@@ -186,7 +185,7 @@ def _cluster(job: RayJob) -> dict[str, Any]:
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
-            # Strings all, as KubeRay puts them on a command line. No core to Ray, so that no worker lands on the head.
+            # All strings, as KubeRay puts them on a command line. Ray gets none of the head's cores, so no worker runs there.
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
             "template": _ray_pod(job, "ray-head", {"cpu": options.head_cpu, "memory": options.head_memory}, {**no_gpu, **job.driver_env}),
         },
@@ -206,7 +205,7 @@ def _cluster(job: RayJob) -> dict[str, Any]:
 def _ray_pod(job: RayJob, container: str, amounts: Mapping[str, str], env: Mapping[str, str]) -> dict[str, Any]:
     values = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Nodes with GPUs may have to be started first, and a large image pulled.
+        # A node with GPUs may have to start first, and pull a large image.
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS),
         **env,

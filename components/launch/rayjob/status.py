@@ -1,4 +1,4 @@
-"""The status of a RayJob: how far it is, and if it failed, why and what helps."""
+"""The status of a RayJob: its progress, and the reason and remedy of a failure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 _RESUMES = "the same command goes on from the latest checkpoint"
 
 _REMEDIES = {
-    "SubmissionFailed": f"the driver could not be handed to Ray, or what handed it over died; {_RESUMES}",
+    "SubmissionFailed": f"the driver could not be handed to Ray, or its submitter died; {_RESUMES}",
     "DeadlineExceeded": f"it ran into its deadline; {_RESUMES}, and a longer deadline lets it run through",
     "PreRunningDeadlineExceeded": "its pods did not come up in time; ask for less, for other nodes, or wait longer before giving up",
-    "AppFailed": f"training itself failed, its last lines say why; once that is mended {_RESUMES}",
+    "AppFailed": f"training itself failed, its last lines say why; once that is fixed {_RESUMES}",
     "JobDeploymentStatusTransitionGracePeriodExceeded": f"Ray ended the job but its cluster did not answer to the end; {_RESUMES}",
     "JobStatusCheckTimeoutExceeded": f"Ray's head did not answer, as when it runs out of memory; give the head more memory, and {_RESUMES}",
     "ValidationFailed": "KubeRay refuses the manifest; is its operator 1.7 or later?",
@@ -32,7 +32,7 @@ class Status:
     """The status of a RayJob.
 
     Attributes:
-        deployment: `jobDeploymentStatus`, how far KubeRay is; "" before it looked.
+        deployment: `jobDeploymentStatus`, the state in KubeRay; "" before KubeRay has looked at it.
         job: `jobStatus`, Ray's status of the driver; "" before there is one.
         reason: KubeRay's name of a failure.
         message: KubeRay's message.
@@ -47,7 +47,7 @@ class Status:
 
     @property
     def succeeded(self) -> bool:
-        """True if it ended well. Complete alone is not enough: a stopped job is complete as well."""
+        """True if it ended well. "Complete" alone is not enough: a stopped job is complete as well."""
         return self.deployment == "Complete" and self.job == "SUCCEEDED"
 
     @property
@@ -78,7 +78,7 @@ def read_status(manifest: Mapping[str, Any]) -> Status:
 
 
 def failure_message(name: str, status: Status, troubles: Sequence[str] = ()) -> str:
-    """Return in one line why a job failed and what helps."""
+    """Return the reason and the remedy of a failure, in one line."""
     if status.deployment == "Complete":
         what, remedy = f"ended as {status.job or 'unknown'}", f"somebody stopped it by hand; {_RESUMES}"
     else:
@@ -90,7 +90,7 @@ def failure_message(name: str, status: Status, troubles: Sequence[str] = ()) -> 
 
 
 def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what keeps pods from running, each trouble once: no node fits, no image, no Secret, out of memory."""
+    """Return the problems that keep pods from running, each once: no node fits, no image, no Secret, out of memory."""
     troubles: dict[str, None] = {}
     for pod in pods:
         status = pod.get("status") or {}
