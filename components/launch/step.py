@@ -18,7 +18,7 @@ from training.config.experiment import Resources
 WORKER_GPU_SHARE = 0.25
 """Share of a GPU that a step's worker reserves, to compute features of the images that its tasks draw; the tasks take the rest."""
 _LAST_LINES_SECONDS = 1.0
-"""How long the driver waits for a worker's last lines, which reach it a moment late."""
+"""Time that the driver waits for a worker's last lines, which reach it a moment late."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _QUICK_SECONDS = 5.0
 """Time in which a healthy MLflow has received the end of a run."""
 _LAST_SECONDS = 60.0
-"""How long to wait for an MLflow that does not answer, before the reaper has to close the run."""
+"""Time to wait for an MLflow that does not answer, before the reaper has to close the run."""
 
 
 def train_run(
