@@ -69,16 +69,16 @@ class FeatureStatistics:
 
 
 class Moments:
-    """Count, sum and sum of outer products of feature vectors in float64, which determine the mean and the covariance.
+    """Count, sum and sum of outer products of feature vectors in float64 on the CPU, which determine the mean and the covariance.
 
     Merging is addition: the merged moments of shards or workers are those of all images, and no feature matrix is stored.
     2,048 dimensions take 33.6 MB.
     """
 
-    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, dim: int) -> None:
         self.num_images = 0
-        self.total = torch.zeros(dim, dtype=torch.float64, device=device)
-        self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        self.total = torch.zeros(dim, dtype=torch.float64)
+        self.outer = torch.zeros(dim, dim, dtype=torch.float64)
 
     @property
     def dim(self) -> int:
@@ -93,7 +93,7 @@ class Moments:
         """
         if features.shape[1] != self.dim:
             raise UserError(f"features of {features.shape[1]} dimensions do not fit moments of {self.dim}")
-        rows = features.to(device=self.total.device, dtype=torch.float64)
+        rows = features.to(device="cpu", dtype=torch.float64)
         if not bool(torch.isfinite(rows).all()):
             raise UserError("features are not finite: the images or the extractor's weights are damaged, fetch them again")
         self.num_images += rows.shape[0]
@@ -109,8 +109,8 @@ class Moments:
         if other.dim != self.dim:
             raise UserError(f"moments of {other.dim} and {self.dim} dimensions do not merge")
         self.num_images += other.num_images
-        self.total += other.total.to(self.total.device)
-        self.outer += other.outer.to(self.outer.device)
+        self.total += other.total
+        self.outer += other.outer
 
     def mean(self) -> Float64[Tensor, " dim"]:
         """Return the mean feature.
@@ -135,8 +135,8 @@ class Moments:
         return (covariance + covariance.T) / 2
 
     def statistics(self) -> FeatureStatistics:
-        """Return mean and covariance, on the CPU."""
-        return FeatureStatistics(mean=self.mean().cpu(), covariance=self.covariance().cpu(), num_images=self.num_images)
+        """Return mean and covariance."""
+        return FeatureStatistics(mean=self.mean(), covariance=self.covariance(), num_images=self.num_images)
 
 
 class BlockedMoments:
@@ -146,10 +146,10 @@ class BlockedMoments:
     balanced in each block.
     """
 
-    def __init__(self, dim: int, num_images: int, num_blocks: int = 10, device: torch.device | str = "cpu") -> None:
+    def __init__(self, dim: int, num_images: int, num_blocks: int = 10) -> None:
         """Make empty blocks for the images 0..num_images - 1."""
         self.num_images = num_images
-        self.blocks = tuple(Moments(dim, device) for _ in range(num_blocks))
+        self.blocks = tuple(Moments(dim) for _ in range(num_blocks))
 
     def update(self, indices: Tensor, features: Float[Tensor, "batch dim"]) -> None:
         """Add the features of the images of those indices."""
@@ -170,7 +170,7 @@ def merged(parts: Sequence[Moments]) -> Moments:
     """
     if not parts:
         raise UserError("there are no moments to merge")
-    whole = Moments(parts[0].dim, parts[0].total.device)
+    whole = Moments(parts[0].dim)
     for part in parts:
         whole.merge(part)
     return whole

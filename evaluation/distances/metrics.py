@@ -96,12 +96,12 @@ def compute_metrics(
     return [value for name, metric in METRICS.items() if name in inputs.metrics for value in metric.compute(inputs, reference)]
 
 
-def extract_features(images: Iterable[Tensor], extractor: FeatureExtractor, limit: int = MAX_FEATURES) -> Float32[Tensor, "images dim"]:
-    """Return the features of up to `limit` images of the batches, for metrics that compare single images."""
+def extract_features(images: Iterable[Tensor], extractor: FeatureExtractor) -> Float32[Tensor, "images dim"]:
+    """Return the features of the first `MAX_FEATURES` images of the batches, for metrics that compare single images."""
     parts: list[Tensor] = []
     for batch in images:
-        parts.append(extractor(batch[: limit - sum(len(part) for part in parts)]).cpu())
-        if sum(len(part) for part in parts) >= limit:
+        parts.append(extractor(batch[: MAX_FEATURES - sum(len(part) for part in parts)]).cpu())
+        if sum(len(part) for part in parts) >= MAX_FEATURES:
             break
     return torch.cat(parts)
 

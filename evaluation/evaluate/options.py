@@ -46,7 +46,7 @@ class EvaluationOptions:
             `evaluation.features.extractors.load_extractor`.
         batch_size: Images per batch; 0 takes the default for this image size.
         num_workers: 1 works in this process; more are Ray tasks.
-        device: The device of each of them: "auto", "cpu", "cuda". With Ray tasks "auto" is what this process sees.
+        device: The device of each worker: "auto", "cpu", "cuda". With Ray tasks "auto" is what this process sees.
         precision: Precision of the network while sampling.
         keep_images: Leave the drawn images in the run's directory.
         result_name: Name of the result's file, without its ending.

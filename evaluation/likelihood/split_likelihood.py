@@ -60,7 +60,7 @@ def split_likelihood(plan: LikelihoodPlan, work_uri: str, *, num_workers: int = 
         plan: The images, the network and the form.
         work_uri: Directory for this plan's chunks alone.
         num_workers: 1 evaluates in this process; more are Ray tasks.
-        device: The device of each of them.
+        device: The device of each worker.
 
     Raises:
         UserError: The split has fewer images, or K is not possible.

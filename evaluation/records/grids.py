@@ -69,9 +69,9 @@ def sample_grid(
 
 
 class ClassGrid:
-    """A grid with a column for each class, made from a stream of samples of which it stores only those that it shows.
+    """A grid with a column for each class. It takes a stream of samples, and stores only those that it shows.
 
-    It shows the first images in their order if a grid of classes would leave out most of them.
+    If columns by class would leave out most of the images, the grid shows the first images in their order.
     """
 
     def __init__(self, class_names: Sequence[str] = ()) -> None:

@@ -15,7 +15,7 @@ class EvaluationResult:
     """The numbers of one model and their protocol; stored as JSON.
 
     Attributes:
-        checkpoint_uri: The checkpoint; of an ensemble, the middle member's. The digests of all inputs are in `protocol`.
+        checkpoint_uri: The checkpoint; for an ensemble, that of the middle member. `protocol` has the digests of all inputs.
         weights: The weights of the checkpoint.
         step: Training step.
         distance_name: "FID" only for the standard Inception network.
@@ -23,9 +23,9 @@ class EvaluationResult:
         distance_standard_error: Standard error over the draw of the samples; None if unknown.
         distance_without_blocks: The distance without each block of samples (`frechet.leave_one_out_distances`), to compare
             it with another model's on the same noise.
-        held_out: The distance `real` of `num_images` real test images, and `generated` of as many samples. It shows the bias
-            of a finite sample: no finite sample has distance zero. None if there are no test images.
-        likelihood: Summary of the bits/dim, and in `per_image_uri` the file of each image's; None if not computed.
+        held_out: Distances of `num_images` real test images (`real`) and of as many samples (`generated`). They show the bias
+            of a finite sample, whose distance is never zero. None if there are no test images.
+        likelihood: Summary of the bits/dim; `per_image_uri` is the file with the value of each image. None if not computed.
         metrics: Further metrics by name: value, standard_error, note.
         grid_uri: Sample grid, PNG.
         images_uri: The drawn images, if they were kept.

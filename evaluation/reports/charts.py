@@ -1,6 +1,6 @@
 """Line charts of reports, as SVG inside a page.
 
-Colours are Okabe and Ito's, which readers with any colour vision can tell apart; every line has a marker of its own too.
+Colours are those of Okabe and Ito, which readers with any colour vision can tell apart. Every line also has its own marker.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Line:
     faint: bool = False
 
     def without_errors(self) -> Line:
-        """Return the curve without its band, for errors that are common to all its points and would hide it."""
+        """Return the curve without its band, for errors that all its points share and that would hide its shape."""
         return replace(self, points={x: (y, 0.0) for x, (y, _) in self.points.items()})
 
 
@@ -90,8 +90,8 @@ class Chart:
         caption: The text below the chart, which is also its description for screen readers.
         height: In inches; the width is the same for all charts.
         log_x: Logarithmic x axis.
-        ticks: x -> its tick label; None labels the points' own x on a logarithmic axis, if there are few.
-        log_y: Logarithmic y axis; None takes one where the values span more than a factor of five.
+        ticks: x -> its tick label; None labels each point's x on a logarithmic axis, if there are at most twelve.
+        log_y: Logarithmic y axis; None makes it logarithmic if the values span more than a factor of five.
         legend: Title of the legend.
         level: y of a horizontal reference line.
         places: Vertical reference lines, x -> name.
@@ -114,7 +114,7 @@ class Chart:
 
 
 def draw_lines(lines: Sequence[Line], chart: Chart) -> Picture | None:
-    """Draw the curves in one chart; None where none has a point."""
+    """Draw the curves in one chart; return None if no curve has a point."""
     lines = [line for line in lines if line.points]
     if not lines:
         return None

@@ -77,7 +77,7 @@ def distance_by_decay(lines: Mapping[str, Sequence[tuple[float, float, float | N
 
 
 def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
-    """Draw every logged value of the training loss, and the running mean of many.
+    """Draw the logged values of the training loss; with more than 80 values, also their running mean.
 
     Args:
         losses: (step, loss), by step.
@@ -96,12 +96,7 @@ def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
 
 
 def bound_by_timestep(timesteps: Sequence[int], terms: Sequence[float]) -> str:
-    """Draw the terms of the variational bound by t.
-
-    Args:
-        timesteps: Original timesteps, from 0.
-        terms: Bits/dim of each.
-    """
+    """Draw the terms of the variational bound in bits/dim by original timestep; timestep 0 is drawn at t = 1."""
     chart = Chart(
         x="timestep t (1 is the least noise)",
         y="term of the bound, bits/dim",

@@ -1,4 +1,4 @@
-"""HTML pages from templates. A page is one file that loads nothing: the KFP UI, MLflow and a browser show it alike."""
+"""HTML pages from templates. A page is one file that loads nothing else, so the KFP UI, MLflow and browsers all show it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def render(template: Path, **values: Any) -> str:
 
 
 def data_uri(picture: bytes) -> str:
-    """Return a PNG or SVG as the address of a picture that is a part of the page."""
+    """Return a PNG or SVG as a `data:` URI, which makes the picture a part of the page."""
     kind = "png" if picture.startswith(b"\x89PNG") else "svg+xml"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

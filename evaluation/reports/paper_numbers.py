@@ -32,7 +32,7 @@ class PaperRow:
 _Images = tuple[str, int, bool]
 """Data set, image size, whether the model is class-conditional."""
 
-OTHERS: dict[_Images, tuple[PaperRow, ...]] = {
+OTHER_MODELS: dict[_Images, tuple[PaperRow, ...]] = {
     ("imagenet", 64, True): (PaperRow(model="BigGAN-deep", source="main paper", fid=4.06),),
     ("imagenet", 256, True): (
         PaperRow(model="VQ-VAE-2 (two-stage)", source="supplement table 2", fid=38.1),
@@ -40,7 +40,7 @@ OTHERS: dict[_Images, tuple[PaperRow, ...]] = {
         PaperRow(model="BigGAN-deep", source="supplement table 2", fid=7.0),
     ),
 }
-"""Models of other papers, as the paper cites them."""
+"""The results of other papers that the paper cites."""
 
 
 def rows_for(experiment: Experiment) -> tuple[PaperRow, ...]:
@@ -61,7 +61,7 @@ def rows_for(experiment: Experiment) -> tuple[PaperRow, ...]:
             for result in row.results
             if result.fid is not None or result.bits_per_dim is not None
         ]
-    return (*rows, *OTHERS.get(images, ()))
+    return (*rows, *OTHER_MODELS.get(images, ()))
 
 
 def _images(experiment: Experiment) -> _Images:

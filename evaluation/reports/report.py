@@ -144,7 +144,7 @@ def render_report(
 
 
 def _nights(result: EvaluationResult, nightly: Nightly) -> list[tuple[str, str]]:
-    """Return when and how large the distances were, newest first."""
+    """Return the time and the distance of each night, newest first."""
     now = datetime.fromisoformat(result.created_at).astimezone(UTC)
     nights = [*nightly.earlier, (now, result.distance)]
     return [(when.strftime("%Y-%m-%d %H:%M UTC"), f"{value:.4g}") for when, value in reversed(nights)]

@@ -22,7 +22,7 @@ class Study:
         text: The results for a terminal.
         models: Name -> URI of what was studied: checkpoints, a run, or a file of samples.
         protocol: The protocol card that the numbers share.
-        points: (metric, step) -> value; the step is 0 for a number that belongs to no training step, None is no number.
+        points: (metric, step) -> value; the step is 0 for a number that belongs to no training step; the value is None if it is unknown.
         files: Name -> content: the page, the numbers with their cards, pictures.
     """
 
@@ -36,7 +36,7 @@ class Study:
 
     @property
     def key(self) -> str:
-        """Identify the results: the same numbers of the same models by the same protocol have the same key at any time."""
+        """Identify the results: the same models, protocol and numbers always give the same key."""
         points = sorted([name, step, value] for (name, step), value in self.points.items())
         identity = json.dumps([dict(self.models), self.protocol, as_plain({"points": points})["points"]], sort_keys=True)
         return f"{self.kind}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"

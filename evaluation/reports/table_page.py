@@ -25,11 +25,11 @@ def table_page(
     Args:
         title: Its heading.
         headers: Column headers; the first column is text, the others are numbers.
-        rows: Cells as they are shown; an error after " +- " is set after a plus-minus sign.
+        rows: Cells as text; " +- " is shown as a plus-minus sign.
         card: The protocol card as text (`evaluation.records.protocol_card.card_rows`), the last part of the page.
         lead: Paragraphs above the table.
         notes: Notes below the table.
-        pictures: Caption -> PNG or SVG, below the notes; they become a part of the page.
+        pictures: Caption -> PNG or SVG, shown below the notes.
     """
     return render(
         _TEMPLATE,

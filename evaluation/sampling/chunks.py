@@ -84,7 +84,7 @@ def process_chunks(
         directory: The directory of these files.
         activity: What is done with an image, in the past tense, for the lines printed: "drew".
         num_workers: 1 works in this process; more are Ray tasks.
-        device: The device of each of them.
+        device: The device of each worker.
     """
     load_cached.cache_clear()  # the checkpoint may have been written again since the last call
     present = set(storage.list_uris(directory))

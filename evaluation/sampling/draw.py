@@ -1,4 +1,4 @@
-"""A person's request for images: a set in storage, a grid to look at, and one file for other evaluators."""
+"""Images that a user asks for: a set in storage, a PNG grid, and one file for other evaluators."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class DrawRequest:
 def draw_images(
     request: DrawRequest, images_uri: str, grid_path: Path, *, npz_uri: str = "", num_workers: int = 1, device: str = "auto"
 ) -> None:
-    """Draw the images that do not exist yet, and write the first ones as a PNG. All errors but a full disk come before the draw.
+    """Draw the images that do not exist yet, and write the first ones as a PNG. Arguments are checked before the draw.
 
     Args:
         request: The images.
@@ -57,7 +57,7 @@ def draw_images(
         grid_path: PNG of the first `NUM_SHOWN`; for a model of at most ten classes, with a column for each.
         npz_uri: One file of all images and labels; empty writes none.
         num_workers: 1 draws in this process; more are Ray tasks.
-        device: The device of each of them.
+        device: The device of each worker.
 
     Raises:
         UserError: The request does not suit the model, the directory contains other images, or `grid_path` can't be a PNG.

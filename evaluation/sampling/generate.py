@@ -67,7 +67,7 @@ def generate(
             device has no memory for one image.
     """
     if (low_res is None) != (model.low_res_size is None):
-        raise UserError(f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to one, and only to one")
+        raise UserError(f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to upsamplers alone")
     process = make_sampling_process(model.experiment.diffusion, sampling)
     sampler = make_sampler(sampling)
     network = _with_precision(model.network, precision, model.device)

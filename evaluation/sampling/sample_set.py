@@ -121,7 +121,7 @@ def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu
         plan: The images.
         uri: The set's directory.
         num_workers: 1 draws in this process; more are Ray tasks.
-        device: The device of each of them.
+        device: The device of each worker.
 
     Raises:
         UserError: The directory contains a set of another plan.

@@ -30,7 +30,7 @@ class Rescored:
 
     Attributes:
         candidate: The weights, and their score during training.
-        distance: The distance at full protocol; None for an only candidate, which is not scored again.
+        distance: The distance at full protocol; None for a single candidate, which is not scored again.
         standard_error: Standard error of `distance`.
     """
 

@@ -130,7 +130,10 @@ def _score(
     with npz.open_npz(reference_uri) as file:
         has_statistics = "mu" in file.files
     if not has_images and has_statistics:
-        return _score_statistics(samples_uri, reference_uri, extractor_id(extractor) if isinstance(extractor, str) else extractor)
+        known = extractor_id(extractor) if isinstance(extractor, str) else extractor
+        statistics = load_reference(samples_uri)
+        require_comparable(statistics, load_reference(reference_uri))
+        return _score_statistics(statistics, _reference(reference_uri, known), known)
     if has_images:
         require_count(chosen, npz.count_images(samples_uri), f"images in {samples_uri}")
     network = load_extractor(extractor, weights=extractor_weights, device=device) if isinstance(extractor, str) else extractor
@@ -138,20 +141,13 @@ def _score(
     if not has_statistics:
         require_count(chosen, npz.count_images(reference_uri), f"images in {reference_uri}")
     if not has_images:
-        return _scored_statistics(load_reference(samples_uri), _reference_of_images(reference_uri, network), network)
+        return _score_statistics(load_reference(samples_uri), _reference_of_images(reference_uri, network), network)
     reference = _reference(reference_uri, network) if has_statistics else _reference_of_images(reference_uri, network)
     _require_reference(chosen, reference, reference_uri)
     return _score_images(samples_uri, reference, network, metric_inputs(chosen), distance_name(network.name, network.sha256))
 
 
-def _score_statistics(samples_uri: str, reference_uri: str, network: ExtractorId | FeatureExtractor) -> BatchScore:
-    """Score statistics against statistics, without a network."""
-    statistics = load_reference(samples_uri)
-    require_comparable(statistics, load_reference(reference_uri))
-    return _scored_statistics(statistics, _reference(reference_uri, network), network)
-
-
-def _scored_statistics(sample: ReferenceStatistics, reference: _Reference, network: ExtractorId | FeatureExtractor) -> BatchScore:
+def _score_statistics(sample: ReferenceStatistics, reference: _Reference, network: ExtractorId | FeatureExtractor) -> BatchScore:
     if sample.provenance is not None:
         sample.require(extractor=network)
     return BatchScore(

@@ -1,7 +1,7 @@
 """Comparison of models: one protocol, the same noise and images, and the standard errors of the differences.
 
-Under one seed, the distances of two models differ by the models and hardly by the draw of the samples. So their difference
-is known much better than either number. Bits/dim are compared image by image.
+With one seed, the distances of two models differ because of the models and hardly because of the drawn noise. So the
+difference is more precise than either distance. Bits/dim are compared image by image.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Compared:
         name: Its short name.
         result: Its numbers with their protocol card.
         distance_difference: Its distance minus the first model's; None for the first model.
-        likelihood_difference: The same for bits/dim; None where they were not taken.
+        likelihood_difference: The same for bits/dim; None if they were not computed.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Comparison:
     Attributes:
         models: In the given order.
         grid: A PNG with a row of samples for each model and a column for each noise.
-        notes: Warnings, such as about models whose own protocol was not used.
+        notes: Warnings, for example about a model whose own protocol was not used.
     """
 
     models: tuple[Compared, ...]
@@ -90,7 +90,7 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
     """Evaluate models by one protocol on the same noise, and compute the standard errors of their differences.
 
     The protocol is that of the first model's experiment, except for what the options change. Results are stored in the
-    runs' directories, so a comparison that was killed continues.
+    runs' directories, so an interrupted comparison continues.
 
     Args:
         models: Two or more.
@@ -129,7 +129,7 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
 
 
 def short_names(models: Sequence[TrainedModel]) -> list[str]:
-    """Name the models by what differs of preset, step and weights; by a number too where nothing differs."""
+    """Name each model by those of preset, step and weights that differ between the models; equal models get a number too."""
     parts = [(model.experiment.name, f"step {model.step:,}", model.weights) for model in models]
     differing = [number for number in range(3) if len({part[number] for part in parts}) > 1] or [0]
     names = [" ".join(part[number] for number in differing) for part in parts]
@@ -202,18 +202,20 @@ def _grid(models: Sequence[ModelSpec], names: Sequence[str], options: Evaluation
 
 
 def _protocol_notes(models: Sequence[TrainedModel], names: Sequence[str]) -> tuple[str, ...]:
-    """Name the models whose experiment has another protocol, or whose bound is another."""
+    """Return a note for each model whose experiment has another protocol or number of timesteps than the first model's."""
     first = models[0].experiment
     notes = []
     for name, model in zip(names[1:], models[1:], strict=True):
         own = model.experiment
         differing = [field for field in _PROTOCOL_FIELDS if getattr(own.evaluation, field) != getattr(first.evaluation, field)]
         if differing:
-            notes.append(f"{name} has an evaluation protocol of its own ({', '.join(differing)}), which is not used: all have {names[0]}'s")
+            notes.append(
+                f"the protocol of its own ({', '.join(differing)}) that {name} has is not used: all models are evaluated by {names[0]}'s"
+            )
         if own.diffusion.num_timesteps != first.diffusion.num_timesteps:
             notes.append(
                 f"{name} has {own.diffusion.num_timesteps:,} timesteps, {names[0]} {first.diffusion.num_timesteps:,}: "
-                "their bounds on bits/dim are different bounds"
+                "their bits/dim are bounds of different chains"
             )
     return tuple(notes)
 
@@ -237,7 +239,7 @@ def as_page(comparison: Comparison) -> str:
 
 
 def as_study(comparison: Comparison) -> Study:
-    """Return the files, and the metrics by model: `distance/1_step_200`, and its difference `distance_difference/2_step_400`."""
+    """Return the files, and the metrics by model, such as `distance/1_step_200` and `distance_difference/2_step_400`."""
     return Study(
         kind="comparison",
         title=" vs ".join(model.name for model in comparison.models),
@@ -265,7 +267,7 @@ def describe_difference(difference: Difference | None) -> str:
 
 
 def _metrics(comparison: Comparison) -> Iterator[tuple[str, float | None]]:
-    """Yield the metrics under names that MLflow takes; the models' numbers of one measure are one group."""
+    """Yield the metrics under names that MLflow accepts; the numbers of all models for one measure form a group."""
     for number, model in enumerate(comparison.models, start=1):
         name = re.sub(r"[^A-Za-z0-9_.\-]+", "_", f"{number} {model.name.replace(',', '')}").strip("_")[:100]
         for measure, value in model.result.flat_metrics("").items():

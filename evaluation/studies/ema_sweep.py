@@ -1,7 +1,7 @@
 """EMA sweep: averages of many decays from one run, scored on common noise (supplement figure 7 without more training).
 
-A decay that training kept is read from its checkpoint. Any other one is rebuilt from the run's snapshots of power-function
-averages (`training.checkpoints.averages`), if they determine it.
+A decay that training stored is read from its checkpoint. Any other decay is rebuilt from the run's snapshots of
+power-function averages (`training.checkpoints.averages`), if they determine it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SweepPoint:
         rebuild_error: Expected error of a rebuilt average, in units of the distance from the weights to the average; else None.
         distance: On the sweep's noise; None where the average is not available.
         standard_error: Of `distance`.
-        behind: Its distance minus that of the best average of the same step.
+        behind: Its distance minus the distance of the best average of the same step.
         behind_standard_error: Of `behind`, on common noise; None for the best average itself.
         checkpoint_uri: The checkpoint that contains its weights.
         weights: Their name in the checkpoint.
@@ -96,10 +96,10 @@ def sweep(
         decays: Decays of the averages, between 0 and 1.
         data_uri: The data set that it was trained on.
         reference_uri: Reference statistics.
-        steps: Numbers of updates; none takes the latest.
+        steps: Training steps; empty takes the latest.
         at_full_protocol: Use the protocol of reported numbers; otherwise that of the scores beside training.
         max_error: Largest expected error of a rebuilt average, in units of the distance from the weights to the average.
-        options: How the work is done.
+        options: Resources, and deviations from the protocol.
 
     Raises:
         UserError: No decay is given, one is not in (0, 1), or no average is available.

@@ -1,6 +1,6 @@
 """Replay of early stopping: the choice by the scores beside training, the choice by full scoring, and the cost of both.
 
-Costs are network evaluations, images times sampling steps, which are the same on any machine. At the paper's protocol one
+A cost is a number of network evaluations (images times sampling steps), which is the same on any machine. At the paper's protocol one
 score beside training takes 10,000 images x 20 steps, a full one 50,000 x 250: 62.5 times more.
 """
 
@@ -98,7 +98,7 @@ class Replay:
 
     @property
     def total_ratio(self) -> float:
-        """The same, with the cost of rescoring the few best added to the latter."""
+        """Cost of full scoring over the cost of early stopping: the scores beside training and the rescoring of the best few."""
         return self.full_evaluations / (self.cheap_evaluations + self.rescoring_evaluations)
 
     @property
@@ -240,8 +240,8 @@ def as_study(found: Replay) -> Study:
     verdict = ("same_checkpoint", "score_ratio", "total_ratio", "behind", "behind_standard_error", "stop_step")
     points: dict[tuple[str, int], float | int | None] = {(field, 0): getattr(found, field) for field in verdict}
     points[("same_checkpoint", 0)] = int(found.same_checkpoint)
-    for word, pick in found.picks.items():
-        points |= {(f"picked_step/{word}", 0): pick.step, (f"picked_distance/{word}", 0): pick.distance}
+    for name_of_choice, pick in found.picks.items():
+        points |= {(f"picked_step/{name_of_choice}", 0): pick.step, (f"picked_distance/{name_of_choice}", 0): pick.distance}
     for step, weights, score, distance, error in found.table:
         points |= {
             (f"beside_training/{weights}", step): score,

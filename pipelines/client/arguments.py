@@ -196,9 +196,9 @@ def _require_experiment(pipeline: CompiledPipeline, arguments: Mapping[str, Any]
     if not all(isinstance(override, str) for override in chosen.get(OVERRIDES) or ()):
         raise ArgumentsError(f'--param {OVERRIDES} is a JSON list of words like ["optim.num_steps=500"]')
     if "ablation_name" in pipeline.parameters:
-        from evaluation.ablations.definitions.request import of_parameters
+        from evaluation.ablations.definitions.request import from_parameters
 
-        of_parameters(chosen).trials()
+        from_parameters(chosen).trials()
     elif {PRESET, OVERRIDES, FILE, "seed"} & arguments.keys() and not chosen[FILE].startswith("s3://"):
         resolve_experiment_form(chosen[PRESET], chosen[OVERRIDES], chosen[FILE], chosen["seed"])
 

@@ -45,7 +45,7 @@ class Claim:
     Attributes:
         text: The statement.
         source: Where the paper makes it.
-        smaller: Name and estimate of the number that is the smaller one in the paper; no estimate where a trial is missing.
+        smaller: Name and estimate of the number that is smaller in the paper; the estimate is None if a trial is missing.
         larger: The same for the other number.
         unit: What both numbers are.
     """
@@ -57,7 +57,7 @@ class Claim:
     unit: str
 
     def test(self) -> Finding | None:
-        """Compare the two numbers; None where one of them is missing."""
+        """Compare the two numbers; return None if one of them is missing."""
         (a_name, a), (b_name, b) = self.smaller, self.larger
         if a is None or b is None:
             return None

@@ -15,7 +15,7 @@ Estimate = tuple[float, float]
 class CurveFields(NamedTuple):
     """Names of the fields of a measure's points: abscissa, value, and what distinguishes the curves of one measure.
 
-    An empty name says that the points have no such field.
+    An empty name means that the points have no such field.
     """
 
     x: str

@@ -1,4 +1,4 @@
-"""The paper's claims, by ablation. A claim is declared here and nowhere else: its words, its source and its two sides."""
+"""The paper's claims, by ablation. Each claim is declared here: its text, its source and the two numbers that it compares."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SECTION_4 = "supplement section 4"
 _FIGURE_6 = "supplement section 6, figure 6"
 _FIGURE_7 = "supplement section 7, figure 7"
 _RISE_OF_SCORES = 1.05
-"""A score that ends by this factor above its minimum has become worse: noise alone moves the scores of neighbouring steps less."""
+"""A score that ends above this multiple of its minimum has become worse. Noise moves neighbouring scores by less."""
 _RISE_OF_BITS = 1.002
 """The same for bits/dim, which are taken on the same images and noise at every step."""
 
@@ -251,7 +251,7 @@ class _Course:
         return f"{name} is least, {self.minimum:.4g}, at step {self.best_step:,}, and {self.end:.4g} at the last, step {self.last_step:,}."
 
     def rises(self, factor: float) -> bool:
-        """Return whether the curve has become worse; one that is best at its end, or hardly above that, may do so later."""
+        """Return True if the curve has become worse. A curve that ends near its minimum may still become worse later."""
         return self.end > factor * self.minimum
 
     def judge_rise(self, factor: float) -> Verdict:

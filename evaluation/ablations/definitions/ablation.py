@@ -42,9 +42,8 @@ class Setting:
     Attributes:
         preset: Its experiment.
         overrides: What it changes in the preset: path -> value, as in JSON.
-        role: Its role among the trials, where that matters ("hybrid", "vlb", "first-stage"). The runs that an evaluation
-            takes are named by their roles.
-        measures: Its measures; None takes the ablation's.
+        role: Its role ("hybrid", "vlb", "first-stage"), if other trials or measures refer to it; a user names runs by role.
+        measures: Its measures; None takes those of the ablation.
     """
 
     preset: str
@@ -69,7 +68,7 @@ class Ablation:
         joint: What is measured for several trials jointly, after all others.
         checkpoint: The checkpoint of a run that is measured: the last with its first average, where the paper compares
             equal numbers of updates; or the best by distance, where the best attainable distance is the question.
-        runs_of: For an evaluation of runs that exist, the ablation that trains them at the tiny scale; else empty.
+        runs_of: For an ablation that only evaluates existing runs: the ablation that trains them at the tiny scale. Else empty.
         counts: Counts of timesteps at the paper's scale; see `counts`.
         shared: Overrides of every trial that the measures need; they change no result of the paper.
     """
@@ -89,7 +88,7 @@ class Ablation:
 
     @property
     def trains(self) -> bool:
-        """False for an evaluation of runs that exist."""
+        """False for an ablation that only evaluates existing runs."""
         return not self.runs_of
 
     @property
@@ -253,7 +252,7 @@ def require_size(name: str, num_trials: int) -> None:
 def _with_preset(ablation: Ablation, settings: Sequence[Setting], preset_name: str) -> tuple[Setting, ...]:
     own = {setting.preset for setting in settings}
     if len(own) > 1 or any(setting.role for setting in settings):
-        raise UserError(f"the ablation {ablation.name!r} compares presets of its own ({', '.join(sorted(own))}) and varies no other")
+        raise UserError(f"the ablation {ablation.name!r} compares presets of its own ({', '.join(sorted(own))}); leave the preset out")
     return tuple(replace(setting, preset=preset_name) for setting in settings)
 
 

@@ -63,7 +63,7 @@ def trial_cost(request: AblationRequest, trial: Trial, card: str = "H100") -> Tr
 
 
 def joint_cost(request: AblationRequest, card: str = "H100") -> TrialCost:
-    """Estimate the cost of the joint measurement: one more reported evaluation, of a cascade both stages' samples."""
+    """Estimate the cost of the joint measurement: one more reported evaluation; for a cascade, the samples of both stages."""
     joint = request.ablation().joint
     trials = {trial.role: trial for trial in request.trials()}
     hours = 0.0
@@ -76,12 +76,12 @@ def joint_cost(request: AblationRequest, card: str = "H100") -> TrialCost:
 
 
 def num_curve_images(experiment: Experiment) -> int:
-    """Return the number of images of a likelihood curve: fewer than for a reported number, since each step count takes them all."""
+    """Return the number of images of a likelihood curve: fewer than for a reported number, because every step count evaluates them all."""
     return 100 if experiment.data.name == "digits" else 1000
 
 
 def _measured_passes(request: AblationRequest, trial: Trial, experiment: Experiment) -> float:
-    """Return the forward passes of one image."""
+    """Return the forward passes of all measures of the trial; one pass takes one image."""
     num_timesteps, evaluation = experiment.diffusion.num_timesteps, experiment.evaluation
     counts = [count for count in request.counts() if count <= num_timesteps]
     images, known = num_curve_images(experiment), count_forward_passes(experiment)

@@ -24,7 +24,7 @@ def _roles(**presets: str) -> tuple[Setting, ...]:
 
 _LAMBDA_AND_STOP = {"diffusion.stop_gradient": (True, False), "diffusion.vlb_weight": (0.001, 0.01)}
 
-# Main tables 1 and 2: T, schedule and objective; no T in the name is 4000.
+# Main tables 1 and 2: T, schedule and objective; a name without T has T = 4000.
 _OBJECTIVES_AND_SCHEDULES = ("simple-linear-t{}", "simple-linear", "hybrid-linear", "simple-cosine", "hybrid-cosine", "vlb-cosine")
 
 # Supplement section 2: batch 64 at 2e-5, batch 128 at 1e-4, each 153.6M examples. Tiny: half the batch, a fifth of the rate.
@@ -36,7 +36,7 @@ _TINY_BATCHES = (
 
 _TINY_LONG = {"optim.num_steps": 600, "optim.checkpoint_interval": 100}
 _TINY_CONDITIONAL = {"model.class_conditional": True}
-_FEWER = {"optim.num_steps": 200, "optim.checkpoint_interval": 50}
+_TINY_SHORT = {"optim.num_steps": 200, "optim.checkpoint_interval": 50}
 
 _HYBRID_AND_VLB = _roles(hybrid="imagenet64-hybrid-cosine-1500k", vlb="imagenet64-vlb-cosine-1500k")
 _HYBRID_AND_VLB_OF_BOTH = _roles(
@@ -116,7 +116,7 @@ _ABLATIONS: tuple[Ablation, ...] = (
         varied=("model.model_channels", "optim.learning_rate"),
         paper=_presets(*(f"imagenet64-hybrid-cosine-width{width}" for width in (64, 96, 128, 192))),
         tiny=tuple(
-            Setting(preset=_TINY, overrides={**_FEWER, "model.model_channels": width, "optim.learning_rate": rate})
+            Setting(preset=_TINY, overrides={**_TINY_SHORT, "model.model_channels": width, "optim.learning_rate": rate})
             for width, rate in ((32, 0.002), (64, 0.001414), (96, 0.001155))  # in proportion to 1 / sqrt(C)
         ),
         measures=("final", "history"),

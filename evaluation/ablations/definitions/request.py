@@ -1,4 +1,4 @@
-"""A request for one ablation, as a pipeline, a command line and a report's page carry it."""
+"""A request for one ablation: what a user chooses in the pipeline's form or on the command line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from training.config.errors import UserError
 from training.config.experiment import Objective
 
 OBJECTIVES: tuple[str, ...] = ("as named", *get_args(Objective))
-"""Objectives that a form offers; the first keeps each trial's own."""
+"""Objectives that the pipeline's form offers; the first keeps the objective of each trial."""
 DEFAULT_PRESET = "as named"
-"""The preset of a form that keeps the ablation's own experiments."""
+"""The preset in the pipeline's form that keeps the ablation's own experiments."""
 OWN_GRID = "own-grid"
-"""The name of a user's grid in a form, among the ablations' names."""
+"""The entry for a user's own grid among the ablations' names in the pipeline's form."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ def from_form(
     )
 
 
-def of_parameters(values: Mapping[str, Any]) -> AblationRequest:
+def from_parameters(values: Mapping[str, Any]) -> AblationRequest:
     """Make a request from the parameters of the ablation pipeline.
 
     Raises:

@@ -23,12 +23,9 @@ _TRAINING_STEP = "training step"
 
 
 def figures(request: AblationRequest, records: Records, rows: Sequence[TableRow]) -> list[Picture]:
-    """Draw the figures of an ablation; bars of the distances where the paper has a table and no figure.
+    """Draw the figures of an ablation; where the paper has a table and no figure, draw the distances in `rows` as bars.
 
-    Args:
-        request: The ablation.
-        records: Its trials; failed ones are left out, and a figure whose curves have no points too.
-        rows: The table.
+    Failed trials and figures without points are left out.
     """
     done = [record for record in records if not record.error]
     draw = None if request.grid else _FIGURES.get(request.name)
@@ -88,9 +85,9 @@ def _distance_axis(records: Records, measure: str) -> str:
 
 
 def _crossing(records: Records) -> dict[float, str]:
-    """Return the number of steps at which DDIM and the ancestral sampler change places in the paper; divided by ten on the digits."""
+    """Return the number of steps at which the paper's curves of DDIM and the ancestral sampler cross; a tenth of it on the digits."""
     tiny = any(record.data.get("name") == "digits" for record in records)
-    return {5.0: "5 steps: the paper's 50, by ten"} if tiny else {50.0: "50 steps, where the paper's curves cross"}
+    return {5.0: "5 steps: the paper's 50, divided by ten"} if tiny else {50.0: "50 steps, where the paper's curves cross"}
 
 
 def _without_errors(values: dict[int, float]) -> dict[int, Estimate]:
@@ -139,7 +136,7 @@ def _likelihood_steps(records: Records) -> Pictures:
 
 
 def bits_by_steps(record: TrialRecord, spacing: str) -> dict[int, Estimate]:
-    """Return the bits/dim of a spacing by number of steps; all T steps, common to both spacings, end both curves."""
+    """Return the bits/dim of a spacing by number of steps. The last point has all T steps, which both spacings share."""
     strided = curve(record, "likelihood-steps", "strided")
     if spacing == "strided" or not strided:
         return strided

@@ -1,4 +1,4 @@
-"""The page of an ablation."""
+"""The HTML page of an ablation."""
 
 from __future__ import annotations
 
@@ -30,16 +30,7 @@ def render(
     findings: Sequence[Finding],
     links: Mapping[str, str],
 ) -> str:
-    """Return the page as HTML.
-
-    Args:
-        request: The ablation.
-        records: Its trials, including those that failed.
-        rows: The table.
-        figures: The figures.
-        findings: The tested claims.
-        links: Name -> address.
-    """
+    """Return the page as HTML. `records` are all trials, including failed ones; `links` are name -> address."""
     ablation, name = request.ablation(), distance_name(records)
     columns = list(request.trials()[0].values)
     cells = table.cells(columns, rows)

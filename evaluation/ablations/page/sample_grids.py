@@ -1,4 +1,4 @@
-"""The sample grids of an ablation: a column has one noise, a row one model or one number of steps."""
+"""The sample grids of an ablation: all images of a column start from the same noise; a row is a model or a number of steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SampleGrid:
     Attributes:
         address: The picture itself, as a data URI.
         caption: What its rows and columns are.
-        wide: Whether it has row names and needs more room.
+        wide: True if it has row names and needs more room.
     """
 
     address: str

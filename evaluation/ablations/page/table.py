@@ -10,7 +10,7 @@ from evaluation.ablations.definitions.ablation import format_overrides, format_v
 from evaluation.ablations.definitions.request import OBJECTIVES, AblationRequest
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.reports.numbers import NONE, format_estimate
-from evaluation.reports.paper_numbers import OTHERS
+from evaluation.reports.paper_numbers import OTHER_MODELS
 from training.config.presets import find_preset, preset
 from training.config.tables.row import PaperResult
 
@@ -98,14 +98,14 @@ class TableRow:
 
 
 def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list[TableRow]:
-    """Return a row for each record, then the models of other papers that the paper's table cites.
+    """Return a row for each record, then a row for each model of other papers that the paper's table cites.
 
     Args:
         request: The ablation.
         records: In the order of the trials; a joint measurement comes last.
     """
     experiments = {record.label: record.experiment for record in reversed(records)}
-    # A run that a user named may be of another experiment than the trial's. A joint measurement needs all to be the paper's.
+    # A run that the user names may have another experiment than the trial. A joint measurement needs the planned experiment in all runs.
     as_planned = {
         trial.label: not trial.run_uri or trial.experiment.to_dict() == experiments.get(trial.label, {}) for trial in request.trials()
     }
@@ -117,7 +117,7 @@ def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list
     if request.ablation().joint == "cascade":
         rows += [
             TableRow(label=other.model, values={}, distance=Number(paper=other.fid), bits_per_dim=Number(), source=other.source)
-            for other in OTHERS[("imagenet", 256, True)]
+            for other in OTHER_MODELS[("imagenet", 256, True)]
         ]
     return rows
 
@@ -149,13 +149,7 @@ def reported(request: AblationRequest, index: int, record: TrialRecord) -> Paper
 
 
 def headers(columns: Sequence[str], distance_name: str, rows: Sequence[TableRow]) -> list[str]:
-    """Return the table's headers; columns of the paper's numbers and of differences only where a row has one.
-
-    Args:
-        columns: Names of what the ablation varies.
-        distance_name: What the distance is called.
-        rows: The table.
-    """
+    """Return the headers: the varied `columns`, the distance and bits/dim. A paper's or difference column needs a row with a number."""
     titles = ["trial", *(COLUMN_TITLES.get(column, column) for column in columns)]
     for title, paper_title, numbers in (
         (distance_name, "the paper's FID", [row.distance for row in rows]),
@@ -166,7 +160,7 @@ def headers(columns: Sequence[str], distance_name: str, rows: Sequence[TableRow]
 
 
 def cells(columns: Sequence[str], rows: Sequence[TableRow]) -> list[dict[str, Any]]:
-    """Return the kind and the cells of each row, in the order of `headers`; no rows where no trial has a reported number."""
+    """Return the kind and the cells of each row, in the order of `headers`. Without any reported number there are no rows."""
     if not any(row.distance.ours is not None or row.error for row in rows):
         return []
     table = []

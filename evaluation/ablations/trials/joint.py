@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from evaluation.ablations.definitions.ablation import Joint
-from evaluation.ablations.trials.measures import describe_samples
+from evaluation.ablations.trials.measures import draw_samples
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.ablations.trials.trial_model import TrialModel
 from evaluation.evaluate.preflight import preflight
@@ -62,7 +62,7 @@ def ensemble(models: Mapping[str, TrialModel]) -> TrialRecord:
         ends_width=width,
     )
     result = middle.evaluate(spec, result_name="ensemble")
-    measures = {"final": result.to_dict(), "samples": describe_samples(middle, spec=spec, name="ensemble-"), "ends_width": width}
+    measures = {"final": result.to_dict(), "samples": draw_samples(middle, spec=spec, name="ensemble-"), "ends_width": width}
     return TrialRecord(label="ensemble", role="ensemble", **middle.to_record(), measures=measures)
 
 

@@ -1,7 +1,7 @@
 """The measures of a trial beyond its reported numbers: by sampling steps, by likelihood steps, by timestep, by weights.
 
-Every result is stored in the run's directory under a digest of what it depends on. So a trial that was killed, or another
-ablation of the same run, computes it once.
+Every result is stored in the run's directory under a digest of what it depends on. So it is computed once, also after
+an interruption and for another ablation of the same run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from training.models.posthoc_ema import ReconstructionError
 
 NUM_GRID_IMAGES = 10
 PURPOSE = "ablation"
-"""The purpose of the seed of all grids: models of one seed are shown on the same noise."""
+"""Purpose in `derived_seed` for all grids and curves, so that all models of one seed have the same noise."""
 
 _MAX_REBUILD_ERROR = 0.02
 """Largest error of a rebuilt average in a curve, in units of the distance from the weights to the average."""
@@ -55,7 +55,7 @@ def measure(name: Measure, model: TrialModel, counts: Sequence[int]) -> dict[str
         "figure-1": lambda: distances_by_steps(model, counts, (figure_1_sampler(model),)),
         "likelihood-steps": lambda: likelihood_by_steps(model, counts),
         "bound": lambda: _likelihood(model, tuple(range(model.experiment.diffusion.num_timesteps)), terms=True),
-        "samples": lambda: describe_samples(model),
+        "samples": lambda: draw_samples(model),
         "history": lambda: score_history(model),
         "history-likelihood": lambda: likelihood_history(model),
         "raw-weights": lambda: distances_by_weights(model),
@@ -122,7 +122,7 @@ def sampling_of(method: SamplingMethod, count: int, num_timesteps: int) -> Sampl
 
 
 def likelihood_by_steps(model: TrialModel, counts: Sequence[int]) -> dict[str, Any]:
-    """Measure bits/dim by number of evaluation steps K: at an even stride, and with every t from 1 to T/K (supplement section 5).
+    """Measure bits/dim by number of evaluation steps K: with an even stride, and with every t from 1 to T/K added (supplement section 5).
 
     Returns:
         `points`: spacing ("strided" or "with-small-t"), num_steps, num_evaluations_per_image, bits_per_dim, standard_error;
@@ -142,7 +142,7 @@ def likelihood_by_steps(model: TrialModel, counts: Sequence[int]) -> dict[str, A
     return {"points": points, "num_images": points[0]["num_images"]}
 
 
-def describe_samples(model: TrialModel, *, spec: ModelSpec | None = None, name: str = "") -> dict[str, Any]:
+def draw_samples(model: TrialModel, *, spec: ModelSpec | None = None, name: str = "") -> dict[str, Any]:
     """Draw images by the reported sampler, on noise that is the same for every model of the seed (figures 4, 20, 21).
 
     Args:

@@ -26,7 +26,7 @@ class TrialRecord:
         run_uri: Its run's directory; empty where it failed before it had one.
         checkpoint_uri: The evaluated checkpoint.
         weights: Name of the evaluated weights.
-        step: Updates that they have seen.
+        step: Training step of the checkpoint.
         experiment: The experiment of the checkpoint.
         data: Name, digest and counts of the data set.
         measures: Name of a measure -> its result.

@@ -26,11 +26,11 @@ class TrialModel:
         run_uri: Its run's directory.
         checkpoint_uri: The checkpoint.
         weights: Name of the weights in it.
-        step: Updates that they have seen.
+        step: Training step of the checkpoint.
         experiment: The experiment of the checkpoint.
         data_uri: The data set.
         reference_uri: Reference statistics; empty where no distances are taken.
-        options: How the work is done: workers, device, weights of the extractor.
+        options: Resources of the evaluations: workers, device, weights of the extractor.
     """
 
     run_uri: str
@@ -76,9 +76,9 @@ def find_trial_model(run_uri: str, *, best: bool = False) -> TrialModel:
     """Find the checkpoint and the weights of a run to evaluate.
 
     Args:
-        run_uri: A run's directory, or a checkpoint's, which stands for its first average.
-        best: Take the chosen weights, or else those with the best score, where the run's files name them. Otherwise the
-            latest checkpoint's first average is taken.
+        run_uri: A run's directory; or a checkpoint's directory, of which the first average is taken.
+        best: Take the weights of the final choice, or else those with the best score, if the run's files name them. Without
+            such weights, and for False, take the first average of the latest checkpoint.
 
     Raises:
         UserError: There is no checkpoint.
