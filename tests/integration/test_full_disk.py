@@ -93,5 +93,5 @@ def test_unused_data_is_evicted_from_a_full_disk(small_disk, tmp_path):
     (small_disk / "other").write_bytes(bytes(2**20 - room))
     cache = small_disk / "cache"
     for split, num_images in (("train", 1497), ("test", 300), ("train", 1497)):
-        assert Loader(str(tmp_path / split), seed=0, global_batch_size=8, cache_dir=cache).num_images == num_images
+        assert Loader(str(tmp_path / split), seed=0, global_batch_size=8, cache_dir=cache).manifest.num_images == num_images
         assert len([path for path in cache.iterdir() if path.is_dir()]) == 1

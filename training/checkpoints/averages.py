@@ -1,4 +1,4 @@
-"""Averages of a run's weights that training did not keep, rebuilt from the snapshots that it stored with its checkpoints.
+"""Rebuild averages of a run's weights that training did not keep, from the snapshots that it stored with its checkpoints.
 
 This gives the sweep of supplement figure 7 from a single run: each rebuilt average is a checkpoint of its own, for sampling and scoring.
 """
@@ -33,7 +33,7 @@ class RebuiltAverage:
 
 
 def snapshots_uri(run_uri: str) -> str:
-    """Return the directory of a run's snapshots, apart from its checkpoints, of which only some are kept."""
+    """Return the directory of a run's snapshots. It is not that of the checkpoints, because most checkpoints are removed."""
     return storage.join(run_uri, DIRECTORY)
 
 
@@ -64,7 +64,7 @@ def initial_weights(experiment: Experiment) -> dict[str, Tensor]:
 
 
 def find_or_rebuild(run_uri: str, *, decay: float, step: int, max_error: float = 0.005) -> RebuiltAverage:
-    """Return the average of a decay at a step out of the run's directory, rebuilt now where it is not stored there.
+    """Return the average with this decay at this step; rebuild it where the run's directory has none.
 
     Args:
         run_uri: A run that stored snapshots (`optim.ema_snapshot_stds`).
@@ -76,14 +76,14 @@ def find_or_rebuild(run_uri: str, *, decay: float, step: int, max_error: float =
         ReconstructionError: The snapshots do not determine the average to `max_error`.
     """
     directory = storage.join(run_uri, REBUILT_DIRECTORY, f"decay={decay}")
-    for candidate in (directory, storage.join(run_uri, REBUILT_DIRECTORY, f"ema_{decay}")):  # the latter as ablations once named it
+    for candidate in (directory, storage.join(run_uri, REBUILT_DIRECTORY, f"ema_{decay}")):  # the second name is that of earlier ablations
         uri = checkpoint.checkpoint_uri(candidate, step)
         if step in checkpoint.steps(candidate):
             break
     else:
         uri = rebuild_average(run_uri, directory, decay=decay, step=step, max_error=max_error)["checkpoint_uri"]
     error = float(checkpoint.load(uri, "state.json")["rebuilt"]["error"])
-    if error > max_error:  # an earlier call allowed more
+    if error > max_error:  # an earlier call allowed a larger error
         raise ReconstructionError(f"the rebuilt average of decay {decay:g} at step {step} is off by {error:.2%} (allowed: {max_error:.2%})")
     return RebuiltAverage(checkpoint_uri=uri, weights=f"ema_{decay}", error=error)
 
@@ -93,7 +93,7 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
 
     Args:
         run_uri: A run that stored snapshots (`optim.ema_snapshot_stds`).
-        out_run_uri: Another run's directory, which gets the checkpoint; one for each decay.
+        out_run_uri: Directory of another run for the checkpoint; each decay needs its own.
         decay: The decay of the average.
         step: Number of updates; None is the last snapshot's.
         max_error: Largest expected error, in units of the distance from the weights to the average.
@@ -103,7 +103,7 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
         expected one) and `num_snapshots`.
 
     Raises:
-        ReconstructionError: The snapshots do not determine the average to `max_error`, or it would overwrite the run's.
+        ReconstructionError: The snapshots do not determine the average to `max_error`, or the two directories are the same.
         CheckpointError: A checkpoint is damaged or can't be written.
     """
     if out_run_uri.rstrip("/") == run_uri.rstrip("/"):

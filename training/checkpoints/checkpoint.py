@@ -2,8 +2,8 @@
 
     <run>/checkpoints/step=00010000/experiment.json  model.pt  ema_0.9999.pt  optimizer.pt  state.json  complete.json
 
-`complete.json` lists the other files with their sizes and sha256 and is written last: a directory without it is half a checkpoint,
-which nothing here reads. `.pt` files are state dicts of tensors, numbers and strings, read with `weights_only=True`, so that a
+`complete.json` lists the other files with their sizes and sha256 and is written last: a directory without it is incomplete
+and is never read. `.pt` files are state dicts of tensors, numbers and strings, read with `weights_only=True`, so that a
 checkpoint can't run code.
 """
 
@@ -57,8 +57,8 @@ def step_of(uri: str) -> int:
 def save(run_uri: str, step: int, files: Files) -> str:
     """Write a checkpoint; readers find all of it or nothing.
 
-    The same content is not written again. Other content for the same step (of a run that was rolled back) replaces the old, which becomes
-    incomplete first.
+    The same content is not written again. Other content for the same step (after a roll-back) replaces the old content, which is marked
+    as incomplete first.
 
     Args:
         run_uri: The run's directory.
@@ -100,9 +100,9 @@ def latest(run_uri: str) -> str | None:
 
 
 def clean(run_uri: str) -> list[int]:
-    """Remove half-written checkpoints, and damaged ones from the latest back to the first whole one.
+    """Remove incomplete checkpoints; then check the others from the latest backwards, and remove damaged ones until one is intact.
 
-    Only the run itself may call this, when it starts: for another process, a half-written one may be on its way.
+    Only the run itself may call this, when it starts: to another process, a checkpoint that is being written looks incomplete.
 
     Returns:
         The steps of the removed checkpoints.
@@ -130,7 +130,7 @@ def clean(run_uri: str) -> list[int]:
 
 
 def remove(run_uri: str, unwanted: Collection[int]) -> None:
-    """Remove the checkpoints of some steps; one that is removed halfway is incomplete, and `clean` removes its rest."""
+    """Remove the checkpoints of some steps; after an interruption the rest is incomplete, and `clean` removes it."""
     for step in sorted(unwanted):
         uri = checkpoint_uri(run_uri, step)
         storage.delete(storage.join(uri, COMPLETE))
@@ -165,7 +165,7 @@ def load(uri: str, name: str) -> dict[str, Any]:
         name: The file's name.
 
     Raises:
-        CheckpointError: As for `load_bytes`, or the file contains something else.
+        CheckpointError: There is no such checkpoint or file, or the file is damaged or contains something else.
         StorageError: It can't be read.
     """
     with _checked(uri, name) as path:
@@ -175,10 +175,10 @@ def load(uri: str, name: str) -> dict[str, Any]:
 def load_experiment(uri: str) -> Experiment:
     """Return the experiment of the checkpoint.
 
-    Its evaluation section is that of the run's own `experiment.json`, which may have changed after the checkpoint was written.
+    The evaluation section is read from the run's `experiment.json`, which may have changed after the checkpoint was written.
 
     Raises:
-        CheckpointError: As for `load_bytes`, or this program does not know the experiment's fields.
+        CheckpointError: There is no such checkpoint, it is damaged, or this program does not know the experiment's fields.
     """
     try:
         experiment = Experiment.from_json(load_bytes(uri, EXPERIMENT))
@@ -186,10 +186,10 @@ def load_experiment(uri: str) -> Experiment:
         raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}") from error
     run_uri, in_run, _ = uri.rpartition("/checkpoints/")
     try:
-        of_run = Experiment.from_json(storage.read_bytes(storage.join(run_uri, EXPERIMENT))) if in_run else experiment
+        current = Experiment.from_json(storage.read_bytes(storage.join(run_uri, EXPERIMENT))) if in_run else experiment
     except (storage.StorageError, UserError):
-        return experiment  # a checkpoint is whole without its run
-    return dataclasses.replace(experiment, evaluation=of_run.evaluation) if same_training(experiment, of_run) else experiment
+        return experiment  # a checkpoint is complete without its run
+    return dataclasses.replace(experiment, evaluation=current.evaluation) if same_training(experiment, current) else experiment
 
 
 def weights_names(uri: str) -> tuple[str, ...]:
@@ -208,7 +208,7 @@ def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
             first average.
 
     Raises:
-        CheckpointError: As for `load_bytes`, or there are no such weights.
+        CheckpointError: There is no such checkpoint, it is damaged, or it has no such weights.
     """
     names = weights_names(uri)
     chosen = weights if weights is not None else (names[0] if names else MODEL)
@@ -220,8 +220,8 @@ def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
 class AsyncWriter:
     """Writes checkpoints in one background thread, from copies, so that training continues meanwhile.
 
-    A failure is raised by the next call. At most one checkpoint is on its way: memory contains one copy, and a store that is slower than
-    the interval slows training down instead of filling memory.
+    A failure is raised by the next call. At most one checkpoint is being written, so memory contains one copy; a store that is slower than
+    the checkpoint interval slows training down.
     """
 
     def __init__(
@@ -231,8 +231,8 @@ class AsyncWriter:
 
         Args:
             run_uri: The run's directory.
-            first: Writes whatever must be stored before the checkpoint; called in the background, perhaps twice.
-            retry_seconds: How long a store that does not answer is retried.
+            first: Writes what must be stored before the checkpoint; called in the background, and again after a failure.
+            retry_seconds: Seconds of retries while the store does not answer.
         """
         self._run_uri = run_uri
         self._first = first
@@ -245,12 +245,11 @@ class AsyncWriter:
 
         Args:
             step: Number of updates so far.
-            files: As for the function `save`.
+            files: The files, by name.
             on_saved: Called in the background thread with the directory, once the checkpoint is complete.
 
         Raises:
-            CheckpointError: The previous checkpoint failed so.
-            StorageError: The previous checkpoint failed so.
+            CheckpointError, StorageError: The previous checkpoint could not be written.
         """
         self.wait()
         copies = {name: value if isinstance(value, bytes) else plain(value, name, copy=True) for name, value in files.items()}
@@ -260,8 +259,7 @@ class AsyncWriter:
         """Return once nothing is being written.
 
         Raises:
-            CheckpointError: The checkpoint failed so.
-            StorageError: The checkpoint failed so.
+            CheckpointError, StorageError: The checkpoint could not be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -279,7 +277,7 @@ class AsyncWriter:
             self._first(step, files)
             return save(self._run_uri, step, files)
 
-        uri = storage.retry(attempt, seconds=self._retry_seconds)  # one budget for both: rank 0 may be waiting with the others
+        uri = storage.retry(attempt, seconds=self._retry_seconds)  # one budget for both: the ranks may be waiting for it
         if on_saved is not None:
             on_saved(uri)
 
@@ -314,7 +312,7 @@ def _complete(uri: str) -> Any:
 
 @contextlib.contextmanager
 def _checked(uri: str, name: str) -> Iterator[Path]:
-    """Give a local file of a checkpoint, whose bytes are those that were written."""
+    """Provide a local copy of a checkpoint's file, after checking its size and sha256."""
     files = _complete(uri)["files"]
     if name not in files:
         raise CheckpointError(f"{uri}: has no file {name!r}; it has {', '.join(files)}")
@@ -324,7 +322,5 @@ def _checked(uri: str, name: str) -> Iterator[Path]:
         except storage.ObjectNotFoundError as error:
             raise CheckpointError(f"{storage.join(uri, name)}: is missing, but {COMPLETE} lists it; take an earlier checkpoint") from error
         if describe(path) != files[name]:
-            raise CheckpointError(
-                f"{storage.join(uri, name)}: its bytes are not those that were written (sha256 differs); take an earlier checkpoint"
-            )
+            raise CheckpointError(f"{storage.join(uri, name)}: is damaged (size or sha256 differs); take an earlier checkpoint")
         yield path

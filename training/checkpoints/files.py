@@ -19,13 +19,13 @@ Files = Mapping[str, Mapping[str, Any] | bytes]
 """Contents by file name: a state dict for `.pt`, a JSON object for `.json`, or the bytes themselves."""
 
 _FULL_DISK_BYTES = 2**20
-"""A disk with fewer free bytes, on which writing has failed, counts as full."""
+"""After a failed write, a disk with fewer free bytes than this counts as full."""
 
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, half-written, damaged or can't be written; the message names the remedy.
 
-    Own class, since a run that resumes removes a damaged checkpoint and takes the one before.
+    A class of its own, because a run that resumes catches it: it removes the damaged checkpoint and takes the one before.
     """
 
 
@@ -61,15 +61,15 @@ def write_file(path: Path, value: Mapping[str, Any] | bytes) -> dict[str, Any]:
 
 
 def plain(value: Any, path: str, *, copy: bool) -> Any:
-    """Return the value with every tensor on the CPU and without the rest of its storage (a view would be saved with all of it).
+    """Return the value with every tensor on the CPU and without the rest of its storage (torch would save the whole storage of a view).
 
     Args:
         value: Tensors, numbers, strings, and dictionaries, lists and tuples of them.
-        path: Its name, for the message.
-        copy: Never share memory with `value`.
+        path: Name of the value, for the message.
+        copy: Return tensors that share no memory with `value`.
 
     Raises:
-        CheckpointError: There is something else inside.
+        CheckpointError: The value contains something else.
     """
     if isinstance(value, Tensor):
         detached = value.detach()
@@ -83,7 +83,7 @@ def plain(value: Any, path: str, *, copy: bool) -> Any:
         return type(value)(plain(item, f"{path}:{index}", copy=copy) for index, item in enumerate(value))
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise CheckpointError(f"{path}: a {type(value).__name__} is neither a tensor nor plain data, so it would need code to be read again")
+    raise CheckpointError(f"{path}: a {type(value).__name__} is neither a tensor nor plain data, so that reading it would run code")
 
 
 def read_file(path: Path, uri: str) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def read_file(path: Path, uri: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        uri: Its origin, for the message.
+        uri: Its address, for the message.
 
     Raises:
         CheckpointError: It contains something else.
@@ -99,7 +99,7 @@ def read_file(path: Path, uri: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes()) if uri.endswith(".json") else torch.load(path, map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        # PyTorch's own message about code in a file recommends to run it.
+        # PyTorch's own message recommends to run the code in the file.
         reason = "it contains something else" if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0]
         raise CheckpointError(f"{uri}: can't be read as plain tensors and data ({reason})") from error
     if not isinstance(value, dict):

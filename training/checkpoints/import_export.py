@@ -5,11 +5,10 @@ It is not documented whether the published weights are averages, so an imported 
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,16 +51,16 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
     Args:
         file_uri: A path or s3:// URI.
         preset: The preset of the network, where neither the file nor its name shows it.
-        overrides: How it differs from the preset.
+        overrides: Changes to the preset.
 
     Raises:
-        UserError: The file does not contain the weights of one network, or as for `recognise`.
+        UserError: The file does not contain the weights of one network, or they fit no preset or several.
         StorageError: The file can't be read.
     """
     file_name = file_uri.rstrip("/").rpartition("/")[2]
     with storage.open_local(file_uri) as path:
         state, embedded = _read(path, file_name)
-        # Copied out of the file here: tensors that map it must not outlive it.
+        # Copied here: tensors that map the file must not outlive it.
         state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
     overrides = tuple(overrides)
     if embedded is not None and preset is None:
@@ -75,20 +74,21 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
 
 
 def import_checkpoint(file_uri: str, run_uri: str, *, preset: str | None = None, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Make a checkpoint of ours from a published file: for sampling and scoring, not for resuming training.
+    """Make a checkpoint of ours from a published file; it serves sampling and scoring, and training can't resume from it.
 
     Args:
-        file_uri: As `read_weights`.
-        run_uri: The run's directory that gets the checkpoint.
-        preset: As `read_weights`.
-        overrides: As `read_weights`.
+        file_uri: A path or s3:// URI.
+        run_uri: Directory of the run in which the checkpoint is stored.
+        preset: The preset of the network, where neither the file nor its name shows it.
+        overrides: Changes to the preset.
 
     Returns:
-        Plain data: `checkpoint_uri`, `preset`, `step`, `parameters`, `tensors`, `diffusion` (the flags that sampling has
-        to have right) and `weights`.
+        Plain data: `checkpoint_uri`, `preset`, `step`, `parameters`, `tensors`, `diffusion` (the settings that sampling
+        depends on) and `weights`.
 
     Raises:
-        UserError, StorageError: As `read_weights`.
+        UserError: The file does not contain the weights of one network, or they fit no preset or several.
+        StorageError: The file can't be read.
         CheckpointError: The checkpoint can't be written.
     """
     imported = read_weights(file_uri, preset=preset, overrides=overrides)
@@ -129,7 +129,7 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
         released code builds this network (None where it can't).
 
     Raises:
-        UserError: The file's name ends otherwise.
+        UserError: The file's name has another ending.
         CheckpointError: There is no such checkpoint, or no such weights in it.
         StorageError: The file can't be written.
     """
@@ -163,9 +163,17 @@ def _read(path: Path, file_name: str) -> tuple[dict[str, Tensor], Experiment | N
     """Return the tensors by name, and the experiment if the file contains one."""
     if file_name.endswith(".safetensors"):
         return _read_safetensors(path, file_name)
-    with _read_errors_explained(file_name):
+    try:
         # A file in the zip format is memory-mapped. Only tensors are unpickled, no code.
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:  # PyTorch's own message recommends to load the file in spite of it
+        raise UserError(
+            f"{file_name}: can't be read as plain tensors: it is no file of torch.save, or contains other objects, which could run code; "
+            "save the network's state_dict() alone"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+        raise UserError(f"{file_name}: can't be read as plain tensors; it is damaged or cut short ({reason})") from error
     if not isinstance(value, Mapping) or not value or not all(isinstance(item, Tensor) for item in value.values()):
         raise UserError(f"{file_name}: does not contain the weights of a network (a dictionary of tensors); optimiser files do not")
     return {str(name): tensor for name, tensor in value.items()}, None
@@ -184,18 +192,3 @@ def _read_safetensors(path: Path, file_name: str) -> tuple[dict[str, Tensor], Ex
         return state, Experiment.from_json(embedded) if embedded is not None else None
     except UserError as error:
         raise UserError(f"{file_name}: contains an experiment that this program does not know ({error}); name a preset") from error
-
-
-@contextlib.contextmanager
-def _read_errors_explained(file_name: str) -> Iterator[None]:
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        # PyTorch's own message recommends to load it all the same.
-        raise UserError(
-            f"{file_name}: can't be read as plain tensors: it is no file of torch.save, or contains other objects, which could run code; "
-            "save the network's state_dict() alone"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
-        raise UserError(f"{file_name}: can't be read as plain tensors; it is damaged or cut short ({reason})") from error

@@ -1,7 +1,7 @@
-"""The published OpenAI checkpoints: find the experiment of a state dict, and write an experiment as flags of the released code.
+"""The published OpenAI checkpoints: find the experiment of a state dict, and write the released code's flags for an experiment.
 
-The released code stores a network as a bare state dict, which does not name its experiment. Its published files are known by name; the
-tensors' names and shapes then have to be that experiment's. Names are the same on both sides, so nothing is renamed.
+The released code stores a network as a bare state dict, which does not name its experiment. The name of a published file gives its
+experiment; its tensors must then have the names and shapes of that experiment. Our names are the released ones.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
         shapes: Name and shape of each of its tensors.
         file_name: The file's name, which may be that of a published checkpoint.
         preset: The preset of the network, where the file's name does not show it.
-        overrides: How it differs from the preset.
+        overrides: Changes to the preset.
 
     Raises:
         UserError: The tensors are not the named experiment's, or fit none or several of the published ones; there is no such preset, or an
@@ -77,7 +77,7 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
         return presets.preset(fitting[0])
     if fitting:
         raise UserError(
-            f"{file_name}: its tensors fit {', '.join(fitting)}, whose difference tensors do not show; name the preset that it is, "
+            f"{file_name}: its tensors fit several presets ({', '.join(fitting)}); name the right one, "
             f"or keep the published file name ({', '.join(name for name, published in PUBLISHED.items() if published.preset in fitting)})"
         )
     nearest = min(candidates, key=lambda name: _num_differences(candidates[name], shapes))
@@ -88,7 +88,7 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
 
 
 def describe_difference(expected: Shapes, found: Shapes) -> str:
-    """Return the differences of two state dicts in one line: the first of each kind and how many more; empty where there is none."""
+    """Return the differences of two state dicts in one line: the first of each kind and the number of others; else empty."""
     missing = [f"{name} {list(expected[name])} is missing" for name in expected if name not in found]
     surplus = [f"{name} {list(found[name])} is not expected" for name in found if name not in expected]
     other = [
@@ -105,7 +105,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def step_of(file_name: str, experiment: Experiment) -> int:
-    """Return the number of updates in a file's name; where there is none, the experiment's last."""
+    """Return the number of updates in a file's name; without one, the experiment's `num_steps`."""
     known = max((name for name in PUBLISHED if name in file_name), key=len, default=None)
     if known is not None:
         return PUBLISHED[known].step
@@ -116,7 +116,7 @@ def step_of(file_name: str, experiment: Experiment) -> int:
 def reference_flags(experiment: Experiment) -> str | None:
     """Return the command-line flags with which the released code builds this network and process; None where it can't.
 
-    Its stages follow from the image size, images are RGB, labels are 1,000, and lambda does not matter in sampling.
+    The released code has fixed stages for each image size, RGB images and 1,000 labels. Sampling needs no lambda.
     """
     data, model, diffusion = experiment.data, experiment.model, experiment.diffusion
     stages = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}

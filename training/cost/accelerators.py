@@ -1,4 +1,4 @@
-"""Cards and processors: their peak, and the part of it that was measured or has to be assumed.
+"""Cards and processors: their peak, and the measured or assumed fraction of it that is reached.
 
 `measured.json` beside this file has the speeds of whole training steps and samplers by card, which
 `make bench WRITE=1` (and `make bench-gpu WRITE=1`) measured.

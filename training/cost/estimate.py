@@ -215,7 +215,7 @@ def count_macs(experiment: Experiment) -> dict[str, int]:
 def activation_bytes(experiment: Experiment, batch_size: int, *, bf16: bool) -> int:
     """Return the bytes that a forward pass keeps for its backward pass: bf16 copies of the weights count, the weights do not."""
     kept: dict[int, Any] = {}
-    # Labels are embedded before anything of size happens; without them no value needs to be looked at.
+    # Without labels: the check of their range needs values, which fake tensors do not have. Their embedding is small.
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, class_conditional=False))
     with FakeTensorMode():
         model = make_model(experiment).train()

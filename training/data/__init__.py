@@ -1,1 +1,1 @@
-"""Images in, training-ready shards out, batches into the loop."""
+"""From images to Parquet shards, and from shards to the batches of the training loop."""

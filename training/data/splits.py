@@ -35,14 +35,14 @@ def prepare_splits(
         source: Address for `training.data.sources.catalog.open_splits`; empty is the name of the data set.
         source_options: How to read the source. Its `name` is replaced by that of the experiment.
         options: How images become a data set. Its `resize` and `image_channels` are replaced by those of the experiment.
-        other_sizes: Directories of further image sizes, made from the same decoding of each image: the data of a cascade's models.
-        shard_map: As for `training.data.preparation.prepare.prepare`.
+        other_sizes: Directories of further image sizes, made from the same decoding of each image, such as for a cascade.
+        shard_map: Applies a function to every shard's job; see `prepare_sizes`.
 
     Returns:
         Manifest by split, at the experiment's size.
 
     Raises:
-        UserError: There is no such source, the result does not match the experiment, or as for `prepare_sizes`.
+        UserError: There is no such source, its images can't be used, or the result does not match the experiment.
     """
     options = dataclasses.replace(options or Options(), resize=data.resize, image_channels=data.image_channels)
     source_options = dataclasses.replace(source_options or SourceOptions(), name=data.name)
@@ -62,15 +62,15 @@ def prepare_splits(
 
 
 def default_data_uri(data: DataConfig, storage_root_uri: str) -> str:
-    """Return the default directory of a data set: experiments on the same images share it, others never do."""
+    """Return the default directory of a data set: only experiments on the same images share it."""
     return storage.join(storage_root_uri, "data", f"{data.name}-{data.image_size}x{data.image_size}x{data.image_channels}-{data.resize}")
 
 
 def other_data_uri(data: DataConfig, data_uri: str, image_size: int) -> str:
     """Return the directory of another size of the images.
 
-    For a data set in its default directory it is the default directory of the other size, where an experiment of that size looks;
-    otherwise it is below `data_uri`.
+    If `data_uri` is the default directory, the result is the default directory of the other size, which an experiment of that size
+    reads; else it is below `data_uri`.
     """
     root, separator, _ = data_uri.rpartition("/data/")
     if separator and data_uri == default_data_uri(data, root):
@@ -110,17 +110,17 @@ def prepare_experiment(
         experiment: The experiment.
         data_uri: Directory of the splits; empty is `default_data_uri` under `storage_root_uri`.
         storage_root_uri: Root of everything that is stored.
-        source: As for `prepare_splits`.
+        source: Address of the source; empty is the name of the data set.
         source_options: Fields of `SourceOptions`.
         options: Fields of `Options`.
         other_sizes: Further image sizes to make from the same decoding; each goes to its `other_data_uri`.
-        shard_map: As for `prepare_splits`.
+        shard_map: Applies a function to every shard's job.
 
     Returns:
         The directory of the splits, for the steps that follow.
 
     Raises:
-        UserError: An option is wrong, or as for `prepare_splits`.
+        UserError: An option is wrong, there is no such source, or the result does not match the experiment.
     """
     data = experiment.data
     if not data_uri and not storage_root_uri:

@@ -1,4 +1,4 @@
-"""The disk backend of `training.storage`: files by `file:///path` or a path, by the standard library alone."""
+"""The disk backend of `training.storage`: files by `file:///path` or a path. It needs only the standard library."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from training.console import format_bytes
 from training.storage.errors import StorageError, explain_disk_errors
 
 _PARTIAL_SUFFIX = ".partial"
+_ABANDONED_SECONDS = 60.0
 
 
 def local_path(uri: str) -> Path:
     """Return the path of a URI on disk.
 
     Raises:
-        StorageError: Its scheme is another one than file://.
+        StorageError: The URI has a scheme other than file://.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
@@ -116,12 +117,12 @@ def delete_below(uri: str) -> int:
         return count
 
 
-def delete_partial_files(uri: str, *, older_than_seconds: float) -> None:
+def delete_partial_files(uri: str) -> None:
     """Delete the unfinished files of killed writers below a directory."""
     with explain_disk_errors(uri):
         for path in local_path(uri).rglob(f".*{_PARTIAL_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > older_than_seconds:
+                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                     path.unlink()
 
 

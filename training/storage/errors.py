@@ -17,7 +17,7 @@ class StorageError(OSError):
     """A read, write or listing that failed; the message is one line with the remedy, and without a password.
 
     Attributes:
-        transient: True where a later attempt may succeed (no answer, an error of the server itself), unlike with a wrong name or secret.
+        transient: True where a later attempt may succeed: no answer, or an error of the server itself. False for a wrong name or secret.
     """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:

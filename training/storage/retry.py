@@ -1,6 +1,6 @@
 """Repeat an action that failed for a reason that may pass, until a budget of seconds is spent.
 
-This is the only waiting loop of the project around storage and servers. It is built on tenacity, and any package may import it.
+The project waits for storage and servers only by this function. It is built on tenacity, and any package may import it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def retry(
     Raises:
         Exception: The last failure of `action`, unchanged.
     """
-    import tenacity  # here, because it imports asyncio, and local paths should need nothing
+    import tenacity  # imported here, because it imports asyncio, which local paths do not need
 
     first_failure = math.inf
 

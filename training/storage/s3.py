@@ -63,7 +63,7 @@ def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
         if not if_absent:
             client().put_object(Bucket=bucket, Key=key, Body=data)
             return True
-        # 409: another writer is at work on the same key, and may still fail.
+        # 409: another writer is writing the same key now, and may still fail.
         attempts = Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, ClientError) and _status(error) == 409),
             stop=stop_after_attempt(_ATTEMPTS),
@@ -184,7 +184,7 @@ def split(uri: str, *, root_allowed: bool = False) -> tuple[str, str]:
 
 
 def client() -> S3Client:
-    """Return this process's client for the S3 server that the environment names now."""
+    """Return this process's client for the S3 server that the environment variables name at this moment."""
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     return _connect_once(os.getpid(), settings)  # a forked process must not share its parent's sockets
 

@@ -1,6 +1,6 @@
-"""Bytes by URI, in S3 (`s3://bucket/key`) or on disk (`file:///path` or a path), with one meaning for both.
+"""Bytes by URI, in S3 (`s3://bucket/key`) or on disk (`file:///path` or a path), with the same behaviour in both.
 
-A write is seen completely or not at all. A directory is only a common beginning of names, so an empty one does not exist.
+A write is seen completely or not at all. A directory is only a common prefix of names, so there are no empty directories.
 A function that finds nothing under the URI that it needs raises `ObjectNotFoundError`. Every other failure (refused credentials,
 a missing bucket, no answer, a full disk) is a `StorageError` whose one line names the URI and the remedy.
 
@@ -70,10 +70,10 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
     """Store `data` under `uri`; readers see the old content or the new, never a part.
 
     Args:
-        uri: Where. Missing directories on disk are made; a bucket must exist.
+        uri: The address. Missing directories on disk are made; a bucket must exist.
         data: The new content.
-        if_absent: Write only where nothing is stored yet, atomically: of any number of writers one succeeds. (If the
-            answer to that one is lost and its request is sent again, even it receives False.)
+        if_absent: Write only where nothing is stored yet, atomically: only one of several writers succeeds. (If
+            the answer to its request is lost and the request is sent again, it too receives False.)
 
     Returns:
         True if it was written; False only with `if_absent`, where something was there.
@@ -146,10 +146,10 @@ def delete_prefix(uri: str) -> int:
     return _backend(uri).delete_below(uri)
 
 
-def delete_partial_files(uri: str, *, older_than_seconds: float = 60.0) -> None:
+def delete_partial_files(uri: str) -> None:
     """Delete the unfinished files of killed writers below a directory on disk; S3 shows no unfinished object."""
     if not is_s3(uri):
-        disk.delete_partial_files(uri, older_than_seconds=older_than_seconds)
+        disk.delete_partial_files(uri)
 
 
 def download(uri: str, path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Connect to MLflow, and repeat requests whose failure may pass. The heavy import waits for the first use."""
+"""Connect to MLflow, and repeat requests that fail for a reason that may pass. MLflow is imported at the first use, as it is slow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tracking_uri() -> str:
     """
     _export_step_settings()
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
-    if contains_password(uri):  # it is shown, in links and in messages
+    if contains_password(uri):  # links and messages show it
         raise TrackingError("MLFLOW_TRACKING_URI must not contain a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     if not uri:
         raise TrackingError("MLFLOW_TRACKING_URI is not set; 'iddpm up' starts a local MLflow and shows its address, a cluster has its own")
@@ -50,7 +50,7 @@ def tracking_uri() -> str:
 
 
 def _export_step_settings() -> None:
-    """Give MLflow the settings that a pipeline's step has under names of its own.
+    """Set MLflow's variables from those that a pipeline's step has under other names.
 
     KFP's MLflow plugin injects MLFLOW_TRACKING_URI and its like by value. Kubernetes refuses a pod that has the same name from a
     ConfigMap or a Secret as well, so a step has `IDDPM_MLFLOW_TRACKING_URI` (`pipelines.pods`). It takes precedence: the plugin may
@@ -97,7 +97,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def request(action: Callable[[], _Result]) -> _Result:
-    """Do a request now and return its answer; an absence of the server of up to `RETRY_SECONDS` is waited out.
+    """Do a request now and return its answer; repeat it for up to `RETRY_SECONDS` while the server is away.
 
     Raises:
         TrackingError: The server refuses, or does not answer.

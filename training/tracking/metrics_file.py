@@ -1,10 +1,10 @@
-"""`metrics.jsonl` in a run's directory: the record of the run's metrics, which MLflow is brought up to.
+"""`metrics.jsonl` in a run's directory: the record of the run's metrics, from which MLflow gets those that it lacks.
 
 Each line is one JSON object: `step`, `time` (milliseconds since 1970) and `values` by metric; NaN and infinities are the strings "NaN",
 "Infinity" and "-Infinity". A (metric, step) keeps its first value, so a step that is trained again after a resume adds nothing.
 
-A value is written here before it is sent, with its time. A request that nobody answered may still be carried out by a server that
-hung, even after its sender was killed. MLflow stores equal points of the same time once, so sending the file's points again is harmless.
+A value is written here before it is sent, with its time. A server that hung may still carry out a request that it did not answer, even
+after the sender was killed. MLflow stores equal points of the same time once, so sending the file's points again is harmless.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training import storage
 
 METRICS = "metrics.jsonl"
 _OLD_METRICS = "metrics_for_mlflow.json"
-"""File that an earlier version left where MLflow was away: {"run_id", "points": [[metric, value, step, milliseconds]]}."""
+"""File that an earlier version wrote while MLflow was away: {"run_id", "points": [[metric, value, step, milliseconds]]}."""
 
 
 class Point(NamedTuple):
@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
 
 class MetricsFile:
-    """The metrics of one run. `append` returns at once; `save` writes; what was saved and not sent yet is `unsent`.
+    """The metrics of one run. `append` returns at once, `save` writes the file, and `unsent` has the saved points that are not sent yet.
 
     S3 can't append, so the file is written whole. A run of 5,000 log lines with 25 metrics has 4 MB; `seconds_between_writes` keeps the
     traffic under 100 kB a second. Rank 0 of a training is the only writer.

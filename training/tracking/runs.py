@@ -2,7 +2,7 @@
 
 Each function raises `TrackingError` where MLflow can't be reached or refuses.
 
-Everything is addressed by run id through `MlflowClient`. MLflow's "active run" of the process, which can end a run unasked, is not used.
+Everything is addressed by run id through `MlflowClient`. MLflow's "active run" is not used: MLflow may end it without a request.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def open_run(
             return run
         created = client.create_run(experiment_id, run_name=run_name, tags=all_tags)
         first = _find(client, experiment_id, run_key) or created
-        if first.info.run_id != created.info.run_id:  # somebody else made one at the same moment; all take the oldest
+        if first.info.run_id != created.info.run_id:  # another process made one at the same moment; all take the oldest
             client.delete_run(created.info.run_id)
         return first
 
@@ -137,12 +137,12 @@ def set_tag(run_id: str, tag: str, value: str) -> None:
 
 
 def close_open_run(run: OpenRun, tag: str, status: Status) -> bool:
-    """Close a run, unless it was closed or taken over by somebody else since it was found; return True if it is closed now.
+    """Close a run, unless another process has closed it or taken it over; return True if this call closed it.
 
     Args:
         run: The run, as it was found.
-        tag: The tag that names the one who works on it.
-        status: Its end.
+        tag: The tag that names the process that works on it.
+        status: Its final status.
     """
     client = connect()
 
@@ -157,7 +157,7 @@ def close_open_run(run: OpenRun, tag: str, status: Status) -> bool:
 
 
 def end_if_running(run_id: str, status: Status) -> None:
-    """Give a run that is marked as running its end."""
+    """End a run that is marked as running; leave any other as it is."""
     client = connect()
 
     def end() -> None:
@@ -205,7 +205,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            experiment = client.get_experiment_by_name(name)  # somebody else made it at the same moment
+            experiment = client.get_experiment_by_name(name)  # another process made it at the same moment
     if experiment is None or experiment.lifecycle_stage != "active":
         raise TrackingError(f"MLflow's experiment {name!r} is deleted; restore it there, or use another name")
     return str(experiment.experiment_id)

@@ -1,6 +1,6 @@
 """Send requests to MLflow in the background, in order, and repeat each while the server is away.
 
-Whoever adds a request never waits for the network, so a server that restarts costs training nothing.
+Adding a request never waits for the network, so training goes on while a server restarts.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class BackgroundSender:
         return True
 
     def wait(self, seconds: float) -> None:
-        """Wait, for the thread's own use: until the time is over or somebody flushes."""
+        """Wait until the time is over or `flush` is called; only for requests that run in the thread."""
         self._flushing.wait(seconds)
 
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until the queue is empty; return False if it was not in that time."""
-        with self._requests.all_tasks_done:  # the queue's own condition, of which `Queue.join` has no time-out
+        with self._requests.all_tasks_done:  # the queue's own condition, because `Queue.join` has no time-out
             self._num_flushing += 1
             self._flushing.set()
             try:
@@ -92,12 +92,12 @@ class BackgroundSender:
         )
         try:
             retrying(send)
-        except Exception as error:  # whatever a client library raises, training must not end by it
+        except Exception as error:  # no exception of a client library may end training
             say(f"MLflow refused {name}: {in_one_line(error)}")
         else:
             if retrying.statistics["attempt_number"] > 1:
                 say("MLflow answers again")
 
     def _pause(self, seconds: float) -> None:
-        if self._flushing.wait(seconds):  # somebody waits: try twice a second
+        if self._flushing.wait(seconds):  # `flush` is waiting: try twice a second
             time.sleep(_FLUSH_PAUSE_SECONDS)

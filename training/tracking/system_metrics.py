@@ -10,7 +10,7 @@ from typing import Any
 class SystemMetrics:
     """MLflow's collectors of system metrics.
 
-    MLflow's own thread that logs them ends when the server is away once, and the next one counts its steps from 0 again.
+    MLflow's own logging thread is not used: it ends at the first failed request, and a new one counts its steps from 0 again.
 
     Args:
         interval_seconds: Shortest time between two readings, as some of the collectors take milliseconds.

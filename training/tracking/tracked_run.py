@@ -48,7 +48,7 @@ class TrackedRun:
         client: The client of MLflow.
         run_id: MLflow's id of the run.
         run_uri: The directory in whose `metrics.jsonl` the metrics are recorded before they are sent, for the one process that trains
-            the run; what an earlier process recorded is sent too, where MLflow lacks it. None records nothing.
+            the run; points that an earlier process recorded are sent too, where MLflow lacks them. None records nothing.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, *, run_uri: str | None = None) -> None:
@@ -73,7 +73,7 @@ class TrackedRun:
 
     @property
     def url(self) -> str:
-        """Address of the run's page, in the mode for training; MLflow opens others as evaluations of language models.
+        """Address of the run's page, in the view for training; MLflow's default view is for language models.
 
         Raises:
             TrackingError: MLflow can't be reached.
@@ -83,7 +83,7 @@ class TrackedRun:
     def children_url(self, *, order_by_metric: str) -> str:
         """Address of the page with the child runs of this one, as a flat table and charts, smallest metric first.
 
-        MLflow folds child runs away by default; a filter and an order by metric unfold them.
+        MLflow hides child runs by default; a filter and an order by metric show them.
         """
         query = {
             "searchFilter": f"tags.`{PARENT_TAG}` = '{self._run_id}'",
@@ -201,7 +201,7 @@ class TrackedRun:
         return sorted((int(metric.step), float(metric.value)) for metric in history)
 
     def flush(self, *, timeout_seconds: float = 30.0) -> bool:
-        """Wait until all is delivered; return False if MLflow did not answer, in which case it is tried again."""
+        """Wait until all is delivered; return False if MLflow did not answer in that time. The sender goes on trying."""
         return self._sender.flush(timeout_seconds)
 
     def close(self, *, timeout_seconds: float = 30.0) -> bool:
@@ -228,7 +228,7 @@ class TrackedRun:
                 self._metrics_are_queued.clear()
 
     def _send_metrics(self) -> None:
-        self._sender.wait(self._metrics.seconds_between_writes)  # more may come to go with them
+        self._sender.wait(self._metrics.seconds_between_writes)  # to send more points in one request
         self._metrics_are_queued.clear()
         try:
             self._metrics.save()
@@ -241,7 +241,7 @@ class TrackedRun:
             raise
 
     def _send_batch(self, points: list[Point]) -> None:
-        """Send points in one request; where MLflow refuses it, metric by metric, so that one bad metric costs only itself."""
+        """Send points in one request; where MLflow refuses it, metric by metric, so that only the bad metric is lost."""
         from mlflow.entities import Metric
 
         try:
@@ -280,7 +280,7 @@ class TrackedRun:
         try:
             self._client.log_image(self._run_id, pixels, key=key, step=step, synchronous=True)
         except Exception:
-            self._images = None  # it may have arrived all the same: ask before the next attempt
+            self._images = None  # it may have arrived in spite of the error: list the images before the next attempt
             raise
         self._images.add((name, step))
 

@@ -212,9 +212,9 @@ def test_a_table_with_holes_or_too_many_columns_is_refused(tmp_path):
         ("t.json", '{"1.png": true}', r"the label of '1\.png' is true"),
         ("t.json", '{"1.png": [1, 2]}', r"the label of '1\.png' is \[1, 2\]"),
         ("t.json", '[{"file": "1.png", "label": 3}, {"file": "2.png", "label": 4}]', "it should be a name or a number"),
-        ("t.csv", "1.png,-1\n", "label -1 is no class's number"),
-        ("t.csv", "1.png,1.0\n", r"label 1\.0 is no class's number"),
-        ("t.csv", "1.png,99999999999\n", "label 99999999999 is no class's number"),
+        ("t.csv", "1.png,-1\n", "label -1 is not the number of a class"),
+        ("t.csv", "1.png,1.0\n", r"label 1\.0 is not the number of a class"),
+        ("t.csv", "1.png,99999999999\n", "label 99999999999 is not the number of a class"),
         ("t.csv", f"1.png,{'x' * 200_000}\n", "is not a CSV file"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_run_that_starts_again_leaves_damaged_checkpoints_behind(run, capsys):
     assert checkpoint.clean(run) == [30, 40]
     assert checkpoint.latest(run) == checkpoint.checkpoint_uri(run, 20)
     printed = capsys.readouterr().out
-    assert "model.pt: its bytes are not those that were written" in printed
+    assert "model.pt: is damaged (size or sha256 differs)" in printed
     assert "step=00000030: there is no complete checkpoint (complete.json is missing or damaged)" in printed
 
 
@@ -147,7 +147,7 @@ def test_a_flipped_bit_is_found(run):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"model\.pt: its bytes are not those that were written"):
+    with pytest.raises(CheckpointError, match=r"model\.pt: is damaged \(size or sha256 differs\)"):
         checkpoint.load(str(path.parent), "model.pt")
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_runs_code_when_unpickled_is_refused(run):
         checkpoint.load(uri, "model.pt")
 
 
-def test_the_writer_saves_what_the_weights_were_when_it_was_told(run):
+def test_the_writer_saves_the_weights_at_the_time_of_the_call(run):
     weight = torch.ones(1000)
     writer = AsyncWriter(run)
     done = []

@@ -57,10 +57,10 @@ def test_the_number_of_tensors_is_the_published_one() -> None:
     assert len(expected_shapes(presets.preset("cifar10-hybrid-cosine"))) == 446
 
 
-def test_shapes_alone_tell_an_upsampler_and_do_not_tell_the_objective() -> None:
+def test_shapes_alone_identify_an_upsampler_but_not_an_objective() -> None:
     upsampler = expected_shapes(presets.preset("imagenet256-upsampler-hybrid-linear"))
     assert recognise(upsampler, "model.pt").name == "imagenet256-upsampler-hybrid-linear"
-    with pytest.raises(UserError, match=r"fit cifar10-hybrid-cosine, cifar10-vlb-cosine, .* name the preset that it is"):
+    with pytest.raises(UserError, match=r"fit several presets \(cifar10-hybrid-cosine, cifar10-vlb-cosine.*name the right one"):
         recognise(expected_shapes(presets.preset("cifar10-hybrid-cosine")), "model.pt")
     named = recognise(expected_shapes(presets.preset("cifar10-hybrid-cosine")), "model.pt", preset="cifar10-vlb-cosine")
     assert named.diffusion.objective == "vlb"

@@ -83,7 +83,7 @@ def map_npz_array(path: Path, name: str) -> npt.NDArray[Any]:
                     shutil.copyfileobj(source, target, 1 << 20)
 
             identity = f"{path} {name} {path.stat().st_size} {path.stat().st_mtime_ns}"
-            # Once it is mapped, another process may evict the name without harm.
+            # Another process may evict the file once it is mapped: the mapping stays valid.
             entry = _cached_file(identity, extract, member.file_size)
             mapped: npt.NDArray[Any] = np.load(entry.path, mmap_mode="r", allow_pickle=False)
         return mapped
@@ -94,7 +94,7 @@ def map_npz_array(path: Path, name: str) -> npt.NDArray[Any]:
 
 
 def _cached_file(identity: str, make: Callable[[Path], None], num_bytes: int) -> CacheEntry:
-    """Return the cached file of that identity, made by `make` if no process made it before; `num_bytes` is its least size."""
+    """Return the cached file of that identity, made by `make` if no process made it before, with at least `num_bytes` bytes."""
 
     def reserve_and_make(partial: Path) -> None:
         try:

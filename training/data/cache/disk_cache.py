@@ -53,7 +53,7 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
     """Return the entry `path`, made by `make` unless it exists already.
 
     Args:
-        path: The entry; one name always means the same content.
+        path: The entry; entries of one name always have the same content.
         make: Makes the entry at the path that it receives, while no other process makes or uses it. After a failure, everything there is
             removed.
         is_intact: Checks an existing entry; a damaged one, for instance after a crash of the machine, is made again.
@@ -90,7 +90,7 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
 
 @contextlib.contextmanager
 def reserve(directory: Path, num_bytes: int, budget_bytes: int | None = None, *, remedy: str = STAGING_REMEDY) -> Iterator[None]:
-    """Evict entries until `num_bytes` more fit; during the block, no other process of this node counts on the same space.
+    """Evict entries until `num_bytes` more fit; during the block, no other process of this node can reserve the same space.
 
     Args:
         directory: Directory of the entries; made where it is missing.
@@ -120,7 +120,7 @@ def disk_error(directory: Path, num_bytes: int, error: OSError) -> UserError:
 
 
 def size_on_disk(path: Path, pattern: str = "*") -> int:
-    """Return the bytes of a file, or of the files below a directory that match; files that disappear meanwhile count nothing."""
+    """Return the bytes of a file, or of the files below a directory that match; files that disappear meanwhile count as 0."""
     total = 0
     for file in path.rglob(pattern) if path.is_dir() else (path,):
         with contextlib.suppress(FileNotFoundError):
@@ -148,7 +148,7 @@ def _evict_unused(path: Path) -> None:
         _remove_partial(path)
         if path.exists():
             say(f"{path}: removed from this node's cache to make room for other data")
-            path.rename(_sibling(path, _PARTIAL))  # so that half an entry never has the entry's name
+            path.rename(_sibling(path, _PARTIAL))  # a partly removed entry must not have the name of a complete one
             _remove_partial(path)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 class Purpose(enum.IntEnum):
-    """Use of an order; equal seeds give unrelated orders for different purposes."""
+    """The purpose of an order; different purposes have independent orders, also for equal seeds."""
 
     EPOCH = 0
     SHUFFLE = 1
@@ -55,11 +55,11 @@ class BlockOrder:
     """Each epoch visits each row once, in an order that reads the row groups of the shards one block after another.
 
     The row groups are permuted, cut into blocks, and the rows of each block permuted. The rows were shuffled over the
-    whole data set when it was prepared, so a block is a fair sample of it.
+    whole data set when it was prepared, so a block is a random sample of it.
     """
 
     def __init__(self, group_sizes: Sequence[int], seed: int, *, groups_per_block: int) -> None:
-        """Args: rows of each row group; the seed; number of row groups that are mixed at once."""
+        """Set the rows of each row group, the seed, and the number of row groups in a block."""
         self.num_rows = sum(group_sizes)
         self.num_blocks = -(-len(group_sizes) // groups_per_block)
         self._sizes = np.asarray(group_sizes, dtype=np.int64)

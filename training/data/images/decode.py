@@ -36,7 +36,7 @@ _JPEG_END = b"\xff\xd9"  # never part of the compressed pixels
 
 
 class ImageError(ValueError):
-    """An image that can't be used. The message is the reason; the caller adds the name of the image, or skips it."""
+    """An image that can't be used. The message is the reason; the caller adds the image's name, or skips the image."""
 
 
 def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -99,7 +99,7 @@ def decode_pixels(data: bytes, channels: int, *, reduced_size: int = 0, max_pixe
     plain = image.format == "JPEG" and image.mode == "RGB" and channels == 3 and _orientation(image) == 1
     # OpenCV 4 returns the readable part of a truncated file without an error, so the end marker is required after the header.
     if plain and data.find(_JPEG_END, stream.tell()) > 0:
-        # The decoding library and the pixels are the same as Pillow's, without Pillow's detour through four bytes per pixel.
+        # The decoding library and the pixels are the same as Pillow's, but OpenCV does not expand each pixel to four bytes on the way.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         # The exact average starts from at least twice the size, which halves the error compared to once the size.
         halvings = (min(image.size) // (2 * reduced_size)).bit_length() - 1 if reduced_size else 0
@@ -152,7 +152,7 @@ def _orientation(image: Image.Image) -> int:
 
 @contextlib.contextmanager
 def _without_pillows_limit() -> Iterator[None]:
-    """Suspend Pillow's limit of pixels, which is one for the whole process, while ours is applied."""
+    """Suspend Pillow's limit of pixels, a global of the process, while our own limit applies."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:

@@ -54,7 +54,7 @@ def prepare_image(
         ImageError: It isn't an image, is damaged, too large, or too small.
     """
     upscaled: tuple[bool, ...]
-    if mode == "adm":  # resizes before it converts, and looks at no orientation
+    if mode == "adm":  # resizes before it converts, and ignores the orientation
         image = load(open_image(io.BytesIO(data), max_pixels)) if isinstance(data, bytes) else to_image(data)
         upscaled = tuple(check_size(*image.size, size, mode, allow_upscale=allow_upscale) for size in sizes)
         return PreparedImage(tuple(to_pixels(resize_adm(image, size), channels) for size in sizes), upscaled)

@@ -1,1 +1,1 @@
-"""Look at images before they are prepared, and at prepared data sets: description, verification, contact sheet. For commands."""
+"""Inspect images before their preparation, and prepared data sets: description, verification, contact sheet. For the commands."""

@@ -62,12 +62,15 @@ def contact_sheet(images: Sequence[Images], captions: Sequence[str], title: str 
         captions: Text beneath each image, shortened where it is wider.
         title: A line beneath them all.
     """
+    import matplotlib
+
     factor = max(1, _TILE // images[0].shape[0])
     tile = images[0].shape[0] * factor
     columns = math.ceil(math.sqrt(len(images)))
     rows = -(-len(images) // columns)
     step_x, step_y = tile + _MARGIN, tile + (_CAPTION if any(captions) else 0) + _MARGIN
-    font = _font()
+    # Pillow's own font has only ASCII, and a class may have any name.
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 10)
     width = max(columns * step_x + _MARGIN, math.ceil(font.getlength(title)) + 2 * _MARGIN)
     sheet = Image.new("RGB", (width, rows * step_y + _MARGIN + (_TITLE if title else 0)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -77,13 +80,6 @@ def contact_sheet(images: Sequence[Images], captions: Sequence[str], title: str 
         draw.text((x + tile / 2, y + tile + 1), _shorten(caption, tile, font), "black", font, anchor="ma")
     draw.text((_MARGIN, rows * step_y + _MARGIN), title, "black", font)
     return sheet
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    """Return matplotlib's font; Pillow's own has only ASCII, and a class may have any name."""
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 10)
 
 
 def _shorten(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

@@ -19,7 +19,7 @@ from training.data.loading.staging import local_shard
 
 
 def describe(manifest: Manifest) -> dict[str, str]:
-    """Return the lines of `iddpm dataset info`: name of a property to its value in words."""
+    """Return the lines of `iddpm dataset info`: the name of each property and its value as text."""
     counts = manifest.class_counts
     lines = {
         "name": f"{manifest.name}, {manifest.split}",
@@ -81,7 +81,7 @@ def _verify_rows(path: Path, shard: Shard, manifest: Manifest) -> npt.NDArray[np
         for images, labels, sources in read_row_groups(file, manifest.image_shape):
             for image, label, source in zip(images, labels.tolist(), sources, strict=True):
                 digest.update(image.tobytes(), label, source)
-            if labels.size and not (labels.min() >= -1 and labels.max() < max(manifest.num_classes, 0)):
+            if labels.size and not (labels.min() >= -1 and labels.max() < manifest.num_classes):
                 raise UserError(f"{shard.file}: has labels outside of 0..{manifest.num_classes - 1}; prepare the data set again")
             counts += np.bincount(labels[labels >= 0], minlength=manifest.num_classes)
             num_rows += len(labels)

@@ -35,8 +35,8 @@ class FolderSummary:
         max_side: Longest side of any image.
         num_grey: Images without colours.
         num_transparent: Images with an alpha channel or a transparent colour.
-        class_counts: Training images by class, where the folders below make classes; empty where they don't.
-        unreadable: Inspected files that are no images, with the reasons.
+        class_counts: Training images by class, where the subfolders are classes; else empty.
+        unreadable: Inspected files that can't be read as images, with the reasons.
     """
 
     uri: str
@@ -89,7 +89,7 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
         try:
             if isinstance(data, ImageError):
                 raise data
-            assert isinstance(data, bytes)  # of a source of files
+            assert isinstance(data, bytes)  # a source of files gives bytes
             image = open_image(io.BytesIO(data))
             headers.append(_Header(min(image.size), max(image.size), image.mode in _GREY_MODES, is_transparent(image)))
         except ImageError as error:

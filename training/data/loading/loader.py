@@ -2,7 +2,7 @@
 
 The global position is g = step * global_batch_size + offset; g divided by the data set's size gives the epoch, and the remainder the
 position in that epoch's permutation. Each worker, of any number, takes its part of the global batch. So the batch is the same for any
-world size, and a run resumes at any step without a state.
+world size, and a run can resume at any step without stored loader state.
 
 Images are uint8 NCHW here; they become float32 in [-1, 1] where the model is.
 """
@@ -74,8 +74,8 @@ class Loader:
             global_batch_size: Images of one update, over all workers.
             cache_dir: Directory on this node's disk; None takes one of this user below the temporary directory.
             disk_budget_bytes: A data set larger than this is not staged but streamed, one block of row groups after
-                another; its order is then a shuffle within blocks. Unused data sets in the cache are evicted as far as
-                this needs room. None stages any size, and evicts only where the disk is full.
+                another; its order is then a shuffle within blocks. Unused data sets in the cache are evicted where
+                this needs their room. None stages any size, and evicts only where the disk is full.
             device: Keep the whole data set in this device's memory and draw batches there (small data on a GPU);
                 None keeps it on the disk. A streamed data set stays on the disk.
 
@@ -100,11 +100,6 @@ class Loader:
             if device is not None:
                 images, labels = self._store.gather(np.arange(self.manifest.num_images))
                 self._resident = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
-
-    @property
-    def num_images(self) -> int:
-        """Images in the data set, the length of an epoch."""
-        return self.manifest.num_images
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
         """Return the images `start` up to `stop` of the global batch of a step.
@@ -133,13 +128,13 @@ class Loader:
     def batches(
         self, first_step: int, num_steps: int, start: int = 0, stop: int | None = None, *, pin_memory: bool = False
     ) -> Iterator[Batch]:
-        """Yield the same batches one after another, made by a thread while the caller is busy.
+        """Yield what `batch` returns for each step in turn, made ahead by a thread.
 
         Args:
             first_step: Update of the first batch.
             num_steps: Number of batches.
-            start: As for `batch`.
-            stop: As for `batch`.
+            start: First offset in the global batch.
+            stop: Offset after the last; None is the end of the global batch.
             pin_memory: Put them into page-locked memory; see `Batch.pin_memory`.
         """
         pin = pin_memory and self._resident is None

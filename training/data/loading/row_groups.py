@@ -21,6 +21,7 @@ from training.data.format.manifest import Images, Manifest, Shard, read_manifest
 from training.data.format.shards import ROW_GROUP_ROWS, Rows, decode_row_group, row_group_sizes
 
 _GROUPS_IN_MEMORY = 2
+_RESULTS_AHEAD = 2
 
 _Result = TypeVar("_Result")
 
@@ -29,7 +30,7 @@ RowTensors: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 
 
 def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: int) -> Rows:
-    """Read one row group of a shard, and fetch no more than it.
+    """Read one row group of a shard; only its bytes are fetched.
 
     Raises:
         UserError: The shard is missing, or the row group is damaged.
@@ -67,7 +68,7 @@ class RowGroups:
         self._positions = [(shard, group) for shard in manifest.shards for group in range(-(-shard.num_rows // ROW_GROUP_ROWS))]
 
     def read(self, group: int) -> npt.NDArray[np.void]:
-        """Read a row group as records of `image` (uint8 `[channels, height, width]`) and `label` (int64), waiting for absent storage."""
+        """Read a row group as records of `image` (uint8 `[channels, height, width]`) and `label` (int64), with retries."""
         images, labels, _ = storage.retry(lambda: read_row_group(self._dataset_uri, self.manifest, *self._positions[group]))
         height, width, channels = self.manifest.image_shape
         rows = np.empty(len(labels), dtype=[("image", np.uint8, (channels, height, width)), ("label", np.int64)])
@@ -139,14 +140,14 @@ def iterate(dataset_uri: str, batch_size: int, *, start: int = 0, stop: int | No
     yield from prefetch(lambda first: reader.rows(np.arange(first, min(first + batch_size, end))), range(start, end, batch_size))
 
 
-def prefetch(make: Callable[[int], _Result], numbers: Iterable[int], *, ahead: int = 2) -> Iterator[_Result]:
-    """Yield `make(number)` for each number in order, made by a thread up to `ahead` results before they are needed."""
+def prefetch(make: Callable[[int], _Result], numbers: Iterable[int]) -> Iterator[_Result]:
+    """Yield `make(number)` for each number in order, made by a thread up to two results ahead."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="iddpm-prefetch")
     pending: deque[Future[_Result]] = deque()
     try:
         for number in numbers:
             pending.append(pool.submit(make, number))
-            if len(pending) > ahead:
+            if len(pending) > _RESULTS_AHEAD:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -24,7 +24,7 @@ from training.data.format.shards import file_sha256, read_row_groups
 _DOWNLOADS = 4
 _LABEL_BYTES = 8
 _HEADER_BYTES = 8192  # of two files, and the disk's rounding
-_SILENT_BYTES = 256 * 1024**2  # less is staged in moments, without a message
+_SILENT_BYTES = 256 * 1024**2  # a smaller data set is staged at once, without a message
 
 
 class StagedRows:
@@ -36,7 +36,7 @@ class StagedRows:
     """
 
     def __init__(self, dataset_uri: str, manifest: Manifest, cache_dir: Path, budget_bytes: int | None = None) -> None:
-        """Stage the data set unless an earlier process of this node did; it stays as long as this object exists.
+        """Stage the data set, unless an earlier process of this node did; it is not evicted while this object exists.
 
         Args:
             dataset_uri: Directory of the data set.
@@ -119,7 +119,7 @@ def _allocate(path: Path, manifest: Manifest) -> np.memmap[Any, np.dtype[np.uint
     shape = (manifest.num_images, channels, height, width)
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:
-        # The file is sparse; without its blocks, writing to the map of a full disk would kill the process.
+        # The file is sparse: blocks must be reserved now, or writing to the map on a full disk would kill the process.
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return images
 

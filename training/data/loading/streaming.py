@@ -18,7 +18,7 @@ from training.data.format.manifest import Images, Manifest
 from training.data.loading.row_groups import RowGroups
 
 GROUPS_PER_BLOCK = 8
-"""Row groups whose rows are mixed (8,192 images). It is part of the order, so it is the same on every machine."""
+"""Row groups in a block, whose rows are shuffled together (8,192 images). The order depends on it, so it is a constant."""
 
 _BLOCKS_ON_DISK = 3
 """The current block, the next, and the previous, which a batch across the border still needs."""
@@ -28,7 +28,7 @@ _HEADER_BYTES = 256
 
 
 class StreamedRows:
-    """Rows of a data set, of whose row groups no more stay on the disk than the budget allows."""
+    """Rows of a data set; on the disk are only as many of its row groups as the budget allows."""
 
     def __init__(self, dataset_uri: str, manifest: Manifest, cache_dir: Path, disk_budget_bytes: int) -> None:
         """Reserve the budget on the disk.
@@ -68,7 +68,7 @@ class StreamedRows:
     def _load(self, group: int) -> npt.NDArray[np.void]:
         started = self._prefetched.pop(group, None)
         if started is not None:
-            wait([started])  # if it failed, the next line fails too, unless the cause is gone
+            wait([started])  # a failure is raised by the fetch below, unless its cause is gone
         while True:
             path = self._fetch(group)
             # Another process may delete the file between these lines; then it is fetched again.

@@ -14,7 +14,7 @@ from training.data.images.limits import LARGEST_MAX_PIXELS, MAX_PIXELS, Backgrou
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageOptions:
-    """Options of reading images, which no experiment settles.
+    """Options for reading images that are no part of the experiment.
 
     Attributes:
         on_error: "fail" stops at an unreadable image; "skip" leaves it out and lists it in the manifest.
@@ -46,8 +46,8 @@ class Options(ImageOptions):
     Attributes:
         resize: Method; see `training.data.images.resize`.
         seed: Seed of the global order of the rows, 0 up to 2^64.
-        image_channels: 1 (grey) or 3 (RGB); None takes those of the source.
-        rows_per_shard: None takes as many as make 128 to 256 MB. Changes neither the images nor their order.
+        image_channels: 1 (grey) or 3 (RGB); None takes the source's.
+        rows_per_shard: Images per shard; None chooses shards of 128 to 256 MB. Changes neither the images nor their order.
     """
 
     resize: Resize = "area"

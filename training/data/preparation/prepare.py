@@ -41,15 +41,15 @@ def prepare(
     num_classes: int | None = None,
     shard_map: ShardMap = map,
 ) -> Manifest:
-    """Make the data set in that directory, finish it, or find it there; see `prepare_sizes`.
+    """Make one size of the images; see `prepare_sizes`.
 
     Args:
         source: The images.
         dataset_uri: Directory of one data set (one split at one size).
         image_size: Height and width in pixels.
-        options: The defaults are the paper's area downsampling.
-        num_classes: Number of labels that the source must have; None takes any.
-        shard_map: Applies a function to every shard's job; the default works in this process. Does not change the result.
+        options: As for `prepare_sizes`.
+        num_classes: As for `prepare_sizes`.
+        shard_map: As for `prepare_sizes`.
     """
     uris = {image_size: dataset_uri}
     return prepare_sizes(source, uris, options=options, num_classes=num_classes, shard_map=shard_map)[image_size]
@@ -63,25 +63,26 @@ def prepare_sizes(
     num_classes: int | None = None,
     shard_map: ShardMap = map,
 ) -> dict[int, Manifest]:
-    """Make several sizes of the same images, each image decoded once, all divided into shards of the same rows.
+    """Make a data set for each size, from one decoding of each image; finish it or find it if an earlier run made it.
 
-    The rows of a shard follow from the largest size. A size that was made with a larger one therefore has smaller shards than one that
-    was made alone, and another content digest, but the same images in the same order; a later request for it alone finds it.
+    All sizes are divided into shards of the same rows, whose number follows from the largest size. A size that is made together with a
+    larger one therefore has smaller shards and another content digest than one made alone. Its images and their order are the same,
+    and a later request for it alone finds it.
 
     If files of the source were written after a data set was published, they are read again and compared with it.
 
     Args:
         source: The images.
         dataset_uris: Directory by image size, each a data set of its own.
-        options: As for `prepare`.
-        num_classes: As for `prepare`.
-        shard_map: As for `prepare`.
+        options: The defaults are the paper's area downsampling.
+        num_classes: Number of labels that the source must have; None accepts any.
+        shard_map: Applies a function to every shard's job; the default works in this process. Does not change the result.
 
     Returns:
         Manifest by image size.
 
     Raises:
-        UserError: The directory contains another data set, or one of files that have changed since; or the images can't be used.
+        UserError: The directory contains another data set, or its source files have changed since; or the images can't be used.
         StorageError: The directory can't be read or written.
     """
     options = options or Options()
@@ -236,7 +237,7 @@ def _make(source: Source, plan: _Plan, options: Options, shard_map: ShardMap) ->
 def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Manifest:
     uri = target.dataset_uri
     replaced = any(read_record(target, number, plan.items(number)) is None for number in range(plan.num_shards))
-    found = _find_published(target, plan)  # after the records, because a run that publishes deletes them
+    found = _find_published(target, plan)  # read after the records, which a run that publishes deletes
     if found is not None:
         return _compare(target, plan, records, found)
     if replaced:
@@ -256,7 +257,7 @@ def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Man
 
 
 def _compare(target: Target, plan: _Plan, records: Sequence[ShardRecord], found: Manifest) -> Manifest:
-    """Return the published manifest; if it is of other versions of the source's files, only after comparing the rows with theirs."""
+    """Return the published manifest; where source files were written since, first compare its rows with the new ones."""
     if found.source_sha256 not in ("", plan.source_sha256):
         if [record.shard.rows_sha256 for record in records if record.shard.num_rows] != [shard.rows_sha256 for shard in found.shards]:
             raise UserError(

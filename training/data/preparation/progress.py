@@ -13,10 +13,10 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Prints images and bytes that are done, at most a line every few seconds, and each image that is left out."""
+    """Prints the images and bytes done, at most one line every few seconds, and each image that is left out."""
 
     def __init__(self, name: str, jobs: Sequence[ShardJob]) -> None:
-        """Args: name of the work; the jobs that are still to do."""
+        """Set the name of the work and the jobs that are still to do."""
         self._name = name
         self._num_items = {job.number: len(job.items) for job in jobs}
         self._total = sum(self._num_items.values())

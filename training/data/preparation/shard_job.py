@@ -63,7 +63,7 @@ class ShardJob:
         source: Source of the images.
         items: The images, in their final order.
         targets: The sizes to make.
-        options: How to make them; without `image_channels`, those of the source.
+        options: The options; without `image_channels`, the images have those of the source.
     """
 
     number: int
@@ -120,7 +120,7 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
         The number of the job, and the record by image size.
 
     Raises:
-        UserError: More images can't be read than may be skipped, or the temporary disk is full.
+        UserError: Too many images can't be read, or the temporary disk is full.
         StorageError: The result can't be stored.
     """
     cv2.setNumThreads(1)  # the jobs themselves run in parallel
@@ -197,7 +197,7 @@ def _record_uri(target: Target, number: int) -> str:
 
 
 def _is_published(target: Target) -> bool:
-    """Return True if the data set is finished, for instance by another run meanwhile; a finished data set is never written to."""
+    """Return True if the data set is finished, for instance by another run; a finished data set must not be written to."""
     if not storage.exists(storage.join(target.dataset_uri, MANIFEST)):
         return False
     if read_manifest(target.dataset_uri).plan_sha256 != target.plan_sha256:
@@ -208,7 +208,8 @@ def _is_published(target: Target) -> bool:
 def _keep_freed_memory() -> None:
     """Make glibc reuse the memory of one image for the next.
 
-    In a Ray worker it otherwise returns each large block to the system and receives it zeroed, page by page: a third of the time.
+    Otherwise, in a Ray worker, it returns each large block to the system and receives it again page by page, zeroed. That takes a third
+    of the time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:

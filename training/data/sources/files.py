@@ -1,4 +1,4 @@
-"""Image files in a folder, an S3 prefix, a zip or a tar: listed once, each read from where it is."""
+"""Image files in a folder, an S3 prefix, a zip or a tar: listed once, and read in place."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FileSource(Source):
     class_names: tuple[str, ...] = ()
 
     def __init__(self, uri: str, *, name: str, split: str, labels: str = "auto") -> None:
-        """Args: address of the files; name of the data set; "train" or "test"; rule of `training.data.sources.labels`."""
+        """Set the address, the data set's name, the split ("train" or "test") and the rule of `training.data.sources.labels`."""
         self.uri = uri
         self.name = name
         self.split = split
@@ -100,7 +100,7 @@ class FolderSource(FileSource):
                 key = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
                 try:
                     status = path.stat()
-                except OSError:  # a broken link; reading it gives the error, if it is an image
+                except OSError:  # a broken link; if it is an image, reading it raises the error
                     yield FileEntry(key, 0, str(path), "")
                 else:
                     yield FileEntry(key, status.st_size, str(path), str(status.st_mtime_ns))
@@ -217,7 +217,7 @@ def file_source(uri: str, *, name: str, split: str, labels: str = "auto") -> Fil
     """Return the source for the files at that address.
 
     Raises:
-        UserError: There is nothing, or no folder, S3 prefix, zip or tar.
+        UserError: Nothing is at that address, or it is neither a folder, an S3 prefix, a zip nor a tar.
     """
     lower = uri.lower()
     kind: type[FileSource]

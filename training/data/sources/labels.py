@@ -84,7 +84,7 @@ def _from_table(keys: Sequence[str], table: Mapping[str, str], uri: str, known: 
         return _rank(keys, values, "has an empty label", known)
     wrong = next((value for value in values if not (value.isdecimal() and int(value) < _MAX_LABELS)), None)
     if wrong is not None:
-        raise UserError(f"{uri}: label {wrong} is no class's number; number the classes 0, 1, 2 and so on, or give them names")
+        raise UserError(f"{uri}: label {wrong} is not the number of a class; number the classes 0, 1, 2 and so on, or give them names")
     labels = [int(value) for value in values]
     names = known or tuple(str(label) for label in range(max(labels) + 1))
     if max(labels) >= len(names):
@@ -136,4 +136,4 @@ def _json_pairs(text: str, uri: str) -> Iterator[tuple[str, str]]:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as its pairs."""
+    """The pairs of a JSON object."""

@@ -57,7 +57,7 @@ class Cifar10(ArraySource):
     """CIFAR-10 as torchvision reads it (`cifar-10-batches-py`, checked by torchvision's MD5): 50,000 and 10,000 images."""
 
     def __init__(self, root: str, split: str) -> None:
-        """Args: folder that contains `cifar-10-batches-py`, or empty to download it to this node; "train" or "test"."""
+        """Set the folder that contains `cifar-10-batches-py` (empty downloads it to this node) and the split ("train" or "test")."""
         super().__init__("cifar10", split, image_channels=3)
         self.root = root or str(default_cache_dir() / "cifar10")
         self.download = not root
@@ -89,7 +89,7 @@ class LabelledImageNet64(Source):
     """
 
     def __init__(self, root: str, split: str) -> None:
-        """Args: folder with the files; "train" or "test"."""
+        """Set the folder with the files and the split ("train" or "test")."""
         self.root = root
         self.name = "imagenet64-labelled"
         self.split = split
@@ -134,7 +134,7 @@ class Lsun(Source):
     """One category of LSUN as published: an lmdb of encoded images, without labels."""
 
     def __init__(self, directory: str, *, name: str, split: str) -> None:
-        """Args: the `<category>_train_lmdb` or `_val_lmdb` folder; name like "lsun-bedroom"; "train" or "test"."""
+        """Set the `<category>_train_lmdb` or `_val_lmdb` folder, the name (like "lsun-bedroom") and the split ("train" or "test")."""
         self.directory = directory
         self.name = name
         self.split = split

@@ -52,7 +52,7 @@ class Item:
 
 
 def items_digest(items: Iterable[Item]) -> str:
-    """Return a sha256 over keys, labels, sizes and versions: equal digests mean the same files, not overwritten in between."""
+    """Return a sha256 over keys, labels, sizes and versions: equal digests mean the same files, of which none was overwritten."""
     sha256 = hashlib.sha256()
     for item in items:
         sha256.update(f"{item.key}\0{item.label}\0{item.num_bytes}\0{item.version}\n".encode())
@@ -149,7 +149,7 @@ def read_items(
 
 
 class RandomSplit(Source):
-    """One side of a source that a recorded seed divides at random into training and test images."""
+    """The training or the test images of a source that a recorded seed divides at random."""
 
     def __init__(self, whole: Source, *, split: str, num_test: int, seed: int) -> None:
         self.whole = whole
@@ -166,7 +166,7 @@ class RandomSplit(Source):
         return self.whole.address
 
     def listing(self) -> Listing:
-        """List this side: the first `num_test` images of a seeded permutation are the test images; each side keeps the source's order."""
+        """List the split. The first `num_test` images of a seeded permutation are the test images; each split keeps the source's order."""
         whole = self.whole.listing()
         if not 0 < self.num_test < len(whole.items):
             raise UserError(f"{self.name}: can't hold out {self.num_test} test images of {len(whole.items)}; lower --num-test")
