@@ -29,8 +29,8 @@ class FakeKubernetes:
 
     Attributes:
         script: Statuses that a RayJob goes through, one at each look; the last one stays.
-        faults: Consumed one a request by method: a status to answer, "drop" to hang up before acting, "lose" to hang up
-            after it, or "hang" to say nothing.
+        faults: By method, one consumed by each request: a status to answer, "drop" to hang up before acting, "lose" to hang up
+            after it, or "hang" to send no answer.
         on_look: Called with each RayJob that is read, before it is answered.
         seconds_to_create: How long a POST takes to act.
     """
@@ -57,7 +57,7 @@ class FakeKubernetes:
         return sum(1 for _, asked, where in self.requests if asked == method and where.endswith(path))
 
     def add_rayjob(self, manifest: dict[str, Any], status: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Put a RayJob there as the API keeps it."""
+        """Add a RayJob as the API stores it."""
         kept = json.loads(json.dumps(manifest))
         kept["metadata"]["uid"] = f"uid-{next(self._uids)}"
         kept["looks"] = 0
@@ -67,7 +67,7 @@ class FakeKubernetes:
         return kept
 
     def add_pod(self, name: str, labels: dict[str, str], **more: Any) -> None:
-        """Put a pod there."""
+        """Add a pod."""
         self.pods[name] = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -188,7 +188,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client was ended meanwhile
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has ended meanwhile
                 self.wfile.write(data)
 
         def _log(self, pod: str) -> None:
@@ -209,7 +209,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serve(directory: Path) -> Iterator[tuple[FakeKubernetes, Path]]:
-    """Serve an empty cluster on loopback, and writes a kubeconfig for it into the directory."""
+    """Serve an empty cluster on loopback, and write a kubeconfig for it into the directory."""
     fake = FakeKubernetes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
     server.daemon_threads = True

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A file system of 1 MiB, or as many as the test's parameter says."""
+    """A file system of 1 MiB, or of as many MiB as the test's parameter."""
     size = getattr(request, "param", 1)
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -1,4 +1,4 @@
-"""Ablations for real: the pipeline, and the command; what fails, what is killed, and what is reused."""
+"""Real ablations by the pipeline and by the command, with trials that fail, are killed or are reused."""
 
 import contextlib
 import csv
@@ -54,7 +54,7 @@ def _request(name: str, *overrides: str, **arguments: Any) -> AblationRequest:
 
 
 def _victim(request: AblationRequest, root: str, index: int) -> tuple[str, str]:
-    """Label of a trial, and where its run will be."""
+    """Label of a trial, and the directory of its run."""
     trial = request.trials()[index]
     data_uri = default_data_uri(trial.experiment.data, root)
     prepare_experiment(trial.experiment, data_uri)
@@ -99,11 +99,11 @@ def test_in_the_pipeline_a_failed_trial_is_named_takes_no_other_down_and_alone_r
     told = storage.read_json(f"{uri}/table.json")
     assert told["failed"] == []
     assert [row["distance"] > 0 for row in told["rows"]] == [True, True]
-    _see_the_trials_in_mlflow(name, request)
+    _check_the_trials_in_mlflow(name, request)
 
 
-def _see_the_trials_in_mlflow(experiment_name: str, request: AblationRequest) -> None:
-    """One run above, one below it for each trial, found by every tag, with the few parameters that differ."""
+def _check_the_trials_in_mlflow(experiment_name: str, request: AblationRequest) -> None:
+    """Check the parent run and a child run for each trial: each has all tags, and only the parameters that differ."""
     client = connect()
     experiment = client.get_experiment_by_name(experiment_name)
     assert experiment is not None
@@ -174,7 +174,7 @@ def _write_run(run_uri: str, experiment: Experiment) -> str:
 
 @pytest.fixture(scope="module")
 def runs(services: Services) -> dict[str, str]:
-    """Runs that look trained, of each kind that an evaluation asks for."""
+    """Runs that look trained, one for each role of the evaluation."""
     root = f"{services.bucket_uri}/runs-of-{uuid.uuid4().hex[:8]}"
     kinds = {"hybrid": "hybrid-cosine", "vlb": "vlb-cosine", "hybrid-linear": "hybrid-linear", "simple": "simple-cosine"}
     small = [item for item in _FAST if not item.startswith("optim.")]

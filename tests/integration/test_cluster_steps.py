@@ -1,4 +1,4 @@
-"""A step on a Ray cluster: handed to a worker, spread from there, and its answer or its error brought back."""
+"""A step on a Ray cluster runs on a worker, which spreads it; its result or its error comes back."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def test_data_prepared_on_a_cluster_is_the_data_prepared_here(tmp_path):
     assert digests[0] == digests[1]
 
 
-def test_what_a_step_raises_on_a_cluster_is_raised_here(tmp_path):
+def test_an_error_of_a_step_on_a_cluster_is_raised_here(tmp_path):
     with pytest.raises(UserError, match="data: "):
         run_on_cluster(PREPROCESS, preprocess_arguments(tmp_path, experiment=json.dumps({"name": "no-such-experiment"})), "local")

@@ -1,4 +1,4 @@
-"""A disk that really is full, wherever the data plane writes: one line with the remedy, and nothing half-published."""
+"""A disk that is really full, wherever the data code writes: one line with the remedy, and nothing half published."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Reference statistics that were deleted, and of which KFP's cache still gives the address to the steps that use them."""
+"""Reference statistics that were deleted, while KFP's cache still gives their URI to later steps."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> str:
 
 
 def _deleted(root: str) -> str:
-    """Where statistics were."""
+    """URI of statistics that were deleted."""
     digest = read_manifest(f"{root}/data/train").content_digest
     uri = make_reference(preset(_PRESET).to_json(), f"{root}/data", digest, root, {})
     storage.delete(uri)
@@ -52,6 +52,6 @@ def test_evaluation_computes_them_again_too(root, capsys):
     assert "the statistics are computed again" in capsys.readouterr().out
 
 
-def test_somebody_elses_are_not_made_up(root):
+def test_statistics_that_this_project_did_not_make_are_not_computed_again(root):
     with pytest.raises(UserError, match=f"there are no reference statistics at {root}/inception.npz"):
         train_run(preset(_PRESET).to_json(), f"{root}/data", f"{root}/inception.npz", root, "iddpm", {})

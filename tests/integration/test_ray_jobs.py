@@ -39,7 +39,7 @@ _PACE = Pace(poll_seconds=0.5)
 
 
 def _free_ports(count: int) -> list[int]:
-    """All held at once, so that none is given twice."""
+    """Return free ports; all are open at once, so none is returned twice."""
     with contextlib.ExitStack() as held:
         probes = [held.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -48,7 +48,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 _PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "ray-client-server-port")
-"""Of a head, those whose defaults may be another cluster's on this machine; Ray finds the others itself."""
+"""Ports of a head whose defaults another cluster on this machine may use; Ray finds the others itself."""
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_a_step_is_done_by_the_cluster_and_its_answer_and_lines_come_back(dashbo
     assert "is submitted to" in capsys.readouterr().out  # what was found the last time is not taken for an answer
 
 
-def test_a_step_that_fails_there_is_told_in_one_line(dashboard, tmp_path, capsys):
+def test_a_step_that_fails_there_is_reported_in_one_line(dashboard, tmp_path, capsys):
     arguments = preprocess_arguments(tmp_path, experiment=json.dumps({"name": "no-such-experiment"}))
     with pytest.raises(RayJobsError, match=r"Ray job iddpm-preprocess-[\w-]+ ended as FAILED") as told:
         run_on_dashboard(PREPROCESS, arguments, dashboard, pace=_PACE)
@@ -220,7 +220,7 @@ def test_a_dashboard_that_falls_silent_is_asked_again_and_then_given_up(tmp_path
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_token_is_told_at_once_with_where_it_comes_from(status, tmp_path):
+def test_a_refused_token_is_reported_at_once_with_its_source(status, tmp_path):
     asked: list[str] = []
 
     def answer(method: str, path: str) -> Answer:

@@ -1,4 +1,4 @@
-"""What a kill costs a preparation that is spread over two Ray workers: a shard for each worker that was at one, no more."""
+"""A kill of a preparation on two Ray workers costs at most one shard for each worker."""
 
 import collections
 import functools

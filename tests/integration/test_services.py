@@ -1,4 +1,4 @@
-"""The local S3 and MLflow as a person and an accident treat them: real servers, real signals, real processes."""
+"""The local S3 and MLflow in use and in accidents: real servers, real signals, real processes."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_data_survives_kill_9_of_everything(home):
 
 
 @pytest.mark.slow
-def test_a_killed_parent_whose_child_lives_on_misleads_nobody(home):
+def test_a_child_that_outlives_its_killed_parent_is_ended_by_the_next_start(home):
     services.up(home)
     services.down(home)
     command = ["/bin/sh", "-c", "sleep 600 & wait"]
@@ -215,7 +215,7 @@ def test_a_process_that_only_looks_like_ours_is_never_touched(home):
 
 
 @pytest.mark.slow
-def test_a_damaged_memory_of_ports_is_chosen_again(home):
+def test_ports_are_chosen_again_if_their_file_is_damaged(home):
     first = services.up(home)
     put(first, "kept/ports", b"data")
     services.down(home)
@@ -379,7 +379,7 @@ def test_a_process_is_found_as_soon_as_it_is_started(tmp_path):
         assert [each.pid for each in found] == [process.pid]
 
 
-def test_what_can_not_be_killed_is_named_after_a_few_attempts(tmp_path, monkeypatch):
+def test_a_process_that_can_not_be_killed_is_named_after_a_few_attempts(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil.Process, "kill", lambda self: None)  # as for a process that hangs in the kernel
     process = psutil.Popen(["sleep", "60"])
     try:
@@ -407,7 +407,7 @@ def test_the_folder_is_what_the_environment_says(tmp_path, monkeypatch):
     assert not (tmp_path / ".iddpm").exists()  # asking makes nothing
 
 
-def test_asking_for_the_services_imports_nothing_heavy():
+def test_looking_for_the_services_imports_nothing_heavy():
     heavy = {"boto3", "torch", "ray", "mlflow", "numpy"}
     code = f"import sys; from pipelines.services import services; services.status(); assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -63,7 +63,7 @@ def test_a_version_tells_an_overwrite_of_the_same_size(root):
     assert len(set(versions)) == 3
 
 
-def test_json_comes_back_as_it_went(root):
+def test_json_is_read_as_it_was_written(root):
     value = {"step": 7, "nested": [1.5, None, "ü"]}
     storage.write_json(storage.join(root, "v.json"), value)
     assert storage.read_json(storage.join(root, "v.json")) == value
@@ -182,7 +182,7 @@ def test_files_go_up_and_come_down_whole(root, tmp_path):
 
 
 @pytest.mark.parametrize("act", [storage.read_bytes, storage.size, lambda uri: storage.download(uri, "unused"), storage.read_json])
-def test_nothing_there_is_its_own_error_and_names_the_uri(root, act):
+def test_a_missing_object_is_its_own_error_and_names_the_uri(root, act):
     with pytest.raises(ObjectNotFoundError, match="none/such"):
         act(storage.join(root, "none/such"))
     assert not Path("unused").exists()
@@ -269,7 +269,7 @@ def test_a_file_is_read_in_parts_from_any_position(root):
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x"])
-def test_another_scheme_is_refused_with_those_that_work(uri):
+def test_another_scheme_is_refused_and_the_error_names_those_that_work(uri):
     with pytest.raises(StorageError, match="not supported; use s3://, file:// or a path"):
         storage.read_bytes(uri)
 

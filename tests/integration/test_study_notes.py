@@ -1,4 +1,4 @@
-"""Studies of trained models in a real MLflow: each a run of its own, with numbers, protocol and pages, however often it is done."""
+"""Studies of trained models in a real MLflow: each a run of its own, with numbers, protocol and pages, also if it is made again."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_comparison_is_one_run_with_differences_protocol_and_page_also_when_it
 
 
 @pytest.mark.slow
-def test_a_sweep_and_a_replay_are_parts_of_the_run_that_they_are_of(trained: tuple[str, str], data_uri: str, tmp_path: Path) -> None:
+def test_a_sweep_and_a_replay_are_children_of_the_run_of_their_model(trained: tuple[str, str], data_uri: str, tmp_path: Path) -> None:
     uri, run_id = trained
     swept = json.loads(iddpm("ema-sweep", uri, "--decays", "0.99,0.995", "--at", "100,200", "--out", str(tmp_path), "--json"))
     (sweep,) = studies("ema-sweep")
@@ -156,7 +156,7 @@ def test_the_score_of_a_file_is_a_run(services: Any, tmp_path: Path) -> None:
     assert artifacts(run.info.run_id) == {"score.html", "score.json"}
 
 
-def test_an_evaluation_of_a_model_without_a_run_is_noted_all_the_same_and_one_by_another_protocol_apart(
+def test_an_evaluation_of_a_model_without_a_run_is_logged_and_one_by_another_protocol_separately(
     trained: tuple[str, str], data_uri: str, tmp_path: Path
 ) -> None:
     uri, run_id = trained
@@ -182,7 +182,9 @@ def test_an_evaluation_of_a_model_without_a_run_is_noted_all_the_same_and_one_by
     assert server().get_run(run_id).data.metrics["manual/distance"] == other["distance"] / 2
 
 
-def test_a_study_that_is_interrupted_while_it_is_noted_is_killed_and_heals(services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_is_interrupted_while_it_is_logged_is_killed_and_can_be_resumed(
+    services: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = Study(kind="ema-sweep", title="t", text="t", models={"m": "u"}, protocol={}, points={("a", 1): 1.0}, files={"a.txt": b"a"})
     finish = tracking.TrackedRun.finish
 

@@ -42,7 +42,7 @@ def server():
 
 
 def points(run: tracking.TrackedRun, metric: str) -> list[tuple[int, float]]:
-    """What the server has, without any help of ours."""
+    """The metrics that the server has, read without our code."""
     return sorted((point.step, point.value) for point in server().get_metric_history(run.run_id, metric))
 
 
@@ -114,7 +114,7 @@ class LateServer:
 
 
 class AbsentServer:
-    """Takes requests for metrics and answers none."""
+    """A server that accepts requests for metrics and answers none."""
 
     def __init__(self, client):
         self._client, self.requests = client, []
@@ -422,7 +422,7 @@ def test_an_environment_without_an_address_is_named(key, monkeypatch):
         open_run(key)
 
 
-def test_what_can_never_work_is_refused_at_once(key):
+def test_a_request_that_can_never_work_is_refused_at_once(key):
     with pytest.raises(TrackingError, match=r"refused: .*not found"):
         tracking.attach("0" * 32)
     with pytest.raises(TrackingError, match="is not a metric's name"):

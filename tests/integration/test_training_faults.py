@@ -193,7 +193,7 @@ def tensors_of(run_uri: str, step: int) -> dict[str, torch.Tensor]:
 
 
 def outcome(run: Run) -> dict[str, Any]:
-    """What a finished run left: its result, and what it logged."""
+    """The result of a finished run, and its logged metrics."""
     run_uri = run.lines[-1].strip()
     result = storage.read_json(f"{run_uri}/result.json")
     tracked = attach(result["tracking_run_id"])

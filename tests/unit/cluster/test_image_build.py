@@ -1,4 +1,4 @@
-"""How `make image` asks docker or podman, and what it says when it can't; the engine is a script that notes its call."""
+"""`make image` with docker or podman, and its error messages; the engine is a script that records its call."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def engine(tmp_path: Path) -> _Engine:
     return _Engine(tmp_path)
 
 
-def test_what_was_built_and_how_to_try_it_is_said(engine: _Engine) -> None:
+def test_the_output_names_the_image_and_the_command_that_tests_it(engine: _Engine) -> None:
     engine.install()
     done = engine.build()
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_torch_for_the_processor_comes_from_its_own_index_and_for_a_card_from_pi
     assert {"TORCH_INDEX=", "TARGET=gpu"} <= set(engine.call()[0])
 
 
-def test_what_the_user_names_is_what_is_built(engine: _Engine) -> None:
+def test_the_image_is_built_with_the_users_name_base_and_index(engine: _Engine) -> None:
     engine.install()
     done = engine.build(IMAGE="registry.example.com/me/iddpm:7", BASE_IMAGE="debian-python:3", TORCH_INDEX="https://torch.example.com")
     assert done.returncode == 0, done.stderr
@@ -114,7 +114,7 @@ def test_certificates_and_a_directory_of_wheels_go_along(engine: _Engine, tmp_pa
     assert any("cert = /run/secrets/pip-ca.pem" in text for text, _ in secrets.values())
 
 
-def test_podman_is_asked_where_there_is_no_docker_and_keeps_to_this_users_limits(engine: _Engine) -> None:
+def test_podman_is_used_if_there_is_no_docker_and_has_this_users_limits(engine: _Engine) -> None:
     engine.install("podman")
     assert engine.build().returncode == 0
     words, _ = engine.call()
@@ -139,7 +139,7 @@ def test_a_mistake_is_one_line_that_names_it(engine: _Engine, environment: dict[
     assert line.startswith(f"image: {said}")
 
 
-def test_an_engine_that_does_not_answer_is_told_from_one_that_is_missing(engine: _Engine) -> None:
+def test_an_engine_that_does_not_answer_has_another_error_than_a_missing_one(engine: _Engine) -> None:
     engine.install(answers=False)
     done = engine.build()
     assert done.returncode == 1

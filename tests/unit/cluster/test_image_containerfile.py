@@ -1,4 +1,4 @@
-"""The Containerfile keeps the house's rules; that it builds and runs is shown by `make image-test`."""
+"""The Containerfile keeps our rules; `make image-test` proves that it builds and runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_last_stage_installs_nothing_and_checks_the_packages_names() -> None
     assert _PROJECT["project"]["name"] == selftest.DISTRIBUTION
 
 
-def test_what_changes_least_is_the_first_layer_and_our_source_the_last() -> None:
+def test_the_layer_that_changes_least_is_the_first_and_our_source_the_last() -> None:
     copies = [rest for keyword, rest in _last_stage() if keyword == "COPY"]
     assert [re.findall(r"--from=(\w+)", copy)[0] for copy in copies] == ["torch", "dependencies", "project"]
     source = [stage for stage, instructions in _stages().items() if ("COPY", ". .") in instructions]
@@ -104,7 +104,7 @@ def test_pip_is_configured_by_secrets_where_it_asks_an_index() -> None:
     assert not re.search(r"PIP_(EXTRA_)?INDEX_URL|https?://", text)
 
 
-def test_kfp_comes_without_what_it_pins() -> None:
+def test_kfp_comes_without_its_dependencies() -> None:
     assert any("--no-deps kfp" in command for _, command in _installs())
     image = [*_PROJECT["project"]["dependencies"], *_PROJECT["project"]["optional-dependencies"]["server"]]
     assert not [requirement for requirement in image if requirement.startswith("kfp")]
@@ -114,7 +114,7 @@ def test_the_label_has_the_release_that_pipelines_ask_for() -> None:
     assert _default("VERSION") == VERSION == _PROJECT["project"]["version"]
 
 
-def test_what_the_image_installs_is_pinned() -> None:
+def test_all_that_the_image_installs_is_pinned() -> None:
     pinned = {re.split(r"[=<>]", line)[0].lower() for line in (_ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"}
     wanted = [
         *_PROJECT["project"]["dependencies"],
@@ -126,7 +126,7 @@ def test_what_the_image_installs_is_pinned() -> None:
 
 
 @pytest.mark.parametrize("name", [".git", ".venv", ".iddpm", "tests", "k8s", ".env", "secrets.yaml"])
-def test_the_builder_is_sent_what_is_named_and_nothing_else(name: str) -> None:
+def test_the_builder_gets_the_listed_files_and_nothing_else(name: str) -> None:
     rules = [line for line in (_ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert rules[0] == "*"
     sent = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}

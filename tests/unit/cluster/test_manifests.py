@@ -1,4 +1,4 @@
-"""The manifests in k8s/: they build, Kubernetes would take them, and they keep the house's rules of safety."""
+"""The manifests in k8s/: they build, are valid for Kubernetes, and keep our rules of security."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _kustomize(directory: Path) -> subprocess.CompletedProcess[str]:
 def _objects(overlay: str) -> tuple[dict[str, Any], ...]:
     built = _kustomize(_K8S / "overlays" / overlay)
     assert built.returncode == 0, built.stderr
-    assert built.stderr == ""  # deprecated fields are told there
+    assert built.stderr == ""  # kustomize reports deprecated fields there
     return tuple(yaml.safe_load_all(built.stdout))
 
 
@@ -194,14 +194,14 @@ def _breaches(label: str, pod: dict[str, Any]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
-def test_no_pod_runs_as_root_gains_privileges_or_takes_without_limit(overlay):
+def test_no_pod_runs_as_root_gains_privileges_or_has_no_limits(overlay):
     pods = [(label, {**pod, "spec": {"volumes": [], **pod["spec"]}}) for label, pod in _pods(overlay)]
     assert pods
     assert [breach for label, pod in pods for breach in _breaches(label, pod)] == []
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
-def test_what_runs_by_the_clock_keeps_the_same_rules_but_asks_kubernetes_by_a_token(overlay):
+def test_scheduled_pods_keep_the_same_rules_but_have_a_token(overlay):
     [(label, pod)] = _scheduled_pods(overlay)
     assert list(_breaches(label, pod)) == [f"{label} has a token that it does not need"]
     assert _named(overlay, "ServiceAccount", pod["spec"]["serviceAccountName"], "kubeflow")
@@ -260,8 +260,8 @@ def test_no_file_holds_a_secrets_value():
 # -- right -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_role_grants_exactly_what_a_run_from_beginning_to_end_asks(tmp_path, monkeypatch):
-    """The launcher's own requests, seen by the fake API, against the Role; its pod's name makes it read itself."""
+def test_the_role_grants_exactly_the_requests_of_a_whole_run(tmp_path, monkeypatch):
+    """The launcher's own requests, as the fake API records them, are compared with the Role."""
     with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         fake.script = fake_kubernetes.recorded_statuses("4504db")
@@ -279,7 +279,7 @@ def test_the_role_grants_exactly_what_a_run_from_beginning_to_end_asks(tmp_path,
         api = KubernetesApi(fake_kubernetes.NAMESPACE)
         api.pod("launcher")
         run_rayjob(job, api, is_done=lambda: True, pace=Pace(poll_seconds=0.05))
-        api.workflows("pipeline/runid=1")  # asked by the pipeline's last step
+        api.workflows("pipeline/runid=1")  # the request of the pipeline's last step
         asked = {_permission(method, path) for _, method, path in fake.requests}
     role = _named("kind", "Role", "iddpm-rayjobs", "kubeflow")
     granted = {
@@ -291,7 +291,7 @@ def test_the_role_grants_exactly_what_a_run_from_beginning_to_end_asks(tmp_path,
     assert asked == granted
 
 
-def test_the_reapers_role_grants_exactly_what_it_asks(tmp_path, monkeypatch):
+def test_the_reapers_role_grants_exactly_its_requests(tmp_path, monkeypatch):
     with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         owner = Owner("argoproj.io/v1alpha1", "train-x", "w-1")
@@ -299,7 +299,7 @@ def test_the_reapers_role_grants_exactly_what_it_asks(tmp_path, monkeypatch):
         fake.workflows["train-x"] = {"metadata": {"name": "train-x", "uid": "w-1"}, "status": {"phase": "Failed"}}
         api = KubernetesApi(fake_kubernetes.NAMESPACE)
         delete_finished_rayjobs(api)
-        api.workflows("pipeline/runid=1")  # of each run that MLflow shows as running
+        api.workflows("pipeline/runid=1")  # for each run that MLflow shows as running
         asked = {_permission(method, path) for _, method, path in fake.requests}
     rules = _named("kind", "Role", "iddpm-reaper", "kubeflow")["rules"]
     assert asked == {(resource, verb) for rule in rules for resource, verb in itertools.product(rule["resources"], rule["verbs"])}
@@ -320,7 +320,7 @@ def test_the_role_goes_to_the_account_that_kfp_runs_steps_as_and_ray_pods_have_n
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
-def test_steps_and_services_are_told_the_same_addresses(overlay):
+def test_steps_and_services_have_the_same_addresses(overlay):
     there, here = (_named(overlay, "ConfigMap", SERVICES_CONFIG_MAP, namespace)["data"] for namespace in ("kubeflow", "iddpm"))
     assert there == here
     assert {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI"} == set(there)
@@ -332,7 +332,7 @@ def _env(overlay: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
-def test_mlflow_answers_to_the_names_that_it_is_called_by(overlay):
+def test_mlflow_allows_the_host_names_by_which_it_is_reached(overlay):
     allowed = _env(overlay)["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     address = _named(overlay, "ConfigMap", SERVICES_CONFIG_MAP)["data"]["MLFLOW_TRACKING_URI"]
     assert address.removeprefix("http://") in allowed
@@ -358,7 +358,7 @@ def test_mlflow_knows_every_option_that_its_manifest_sets():
     assert [option for option in options if option not in help_text] == []
 
 
-def test_people_outside_meet_a_login_before_mlflow():
+def test_people_outside_the_cluster_log_in_before_they_reach_mlflow():
     command = _named("cluster", "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]["command"]
     assert command[-2:] == ["--app-name", "basic-auth"]
     backend = _named("cluster-oidc", "Ingress", "mlflow")["spec"]["rules"][0]["http"]["paths"][0]["backend"]
@@ -382,7 +382,7 @@ def _kfp(name: str) -> Any:
     return yaml.safe_load((_K8S / "overlays" / "kfp" / name).read_text())
 
 
-def test_kfps_patches_aim_at_objects_that_upstream_has_and_its_version_is_pinned():
+def test_kfps_patches_change_objects_that_upstream_has_and_its_version_is_pinned():
     overlay = _kfp("kustomization.yaml")
     assert re.search(r"\?ref=2\.17\.\d+$", overlay["resources"][0])
     patches = [_kfp(patch["path"]) for patch in overlay["patches"]]
@@ -429,14 +429,14 @@ def test_kfp_keeps_artifacts_in_our_s3_with_our_credentials():
     assert default["endpoint"] == _named("kind", "ConfigMap", SERVICES_CONFIG_MAP)["data"]["AWS_ENDPOINT_URL"]
 
 
-def test_kfp_tells_mlflow_of_every_run():
+def test_kfp_logs_every_run_to_mlflow():
     plugin = json.loads((_K8S / "overlays" / "kfp" / "mlflow-plugin.json").read_text())["plugins"]["mlflow"]
     assert plugin["endpoint"] == _named("kind", "ConfigMap", SERVICES_CONFIG_MAP)["data"]["MLFLOW_TRACKING_URI"]
     assert plugin["settings"]["injectUserEnvVars"] is True
 
 
 def test_the_guides_configuration_keeps_nothing_of_upstreams_plugins(tmp_path):
-    """KFP 2.17 ships the plugin for another MLflow, with a file of certificates that its API server fails to find."""
+    """KFP 2.17 ships the plugin for another MLflow, with a file of certificates that its API server does not find."""
     upstream = {
         "DBConfig": {"DBName": "mlpipeline"},
         "plugins": {"mlflow": {"endpoint": "https://x", "tls": {"caBundlePath": "/x/ca.crt"}}},
@@ -448,7 +448,7 @@ def test_the_guides_configuration_keeps_nothing_of_upstreams_plugins(tmp_path):
     assert config["plugins"] == json.loads((_ROOT / program[2]).read_text())["plugins"]
 
 
-# -- the way there -----------------------------------------------------------------------------------------------------
+# -- the guide ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_path_that_the_guide_names_exists():

@@ -1,4 +1,4 @@
-"""Which proxy the way to an address takes."""
+"""The proxy for an address."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def no_proxy_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY", "all_proxy"])
-def test_the_environment_names_it(monkeypatch, variable):
+def test_the_environment_names_the_proxy(monkeypatch, variable):
     assert proxy_for("https://example.com") is None
     monkeypatch.setenv(variable, "http://proxy:3128")
     assert proxy_for("https://example.com") == Proxy("http://proxy:3128", {})
@@ -42,7 +42,7 @@ def test_the_environment_names_it(monkeypatch, variable):
         ("https://mlflow.iddpm.svc.cluster.local:5000", ""),
     ],
 )
-def test_what_is_named_by_no_proxy_on_this_machine_or_in_the_cluster_takes_none(monkeypatch, url, no_proxy):
+def test_addresses_in_no_proxy_on_this_machine_or_in_the_cluster_take_no_proxy(monkeypatch, url, no_proxy):
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", no_proxy)
     assert proxy_for(url) is None
@@ -58,12 +58,12 @@ def test_a_password_goes_into_the_header_and_not_into_the_address(monkeypatch):
 
 def test_another_kind_of_proxy_is_refused_without_its_password(monkeypatch):
     monkeypatch.setenv("all_proxy", "socks5://me:secret@proxy:1080")
-    with pytest.raises(ProxySettingsError, match=r"socks5://proxy:1080 is neither http:// nor https://") as told:
+    with pytest.raises(ProxySettingsError, match=r"socks5://proxy:1080 is neither http:// nor https://") as caught:
         proxy_for("https://example.com")
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(caught.value)
 
 
-def test_a_pool_takes_it(monkeypatch):
+def test_a_connection_pool_uses_the_proxy(monkeypatch):
     assert type(pool_for("http://example.com")) is urllib3.PoolManager
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     assert isinstance(pool_for("http://example.com"), urllib3.ProxyManager)
@@ -79,7 +79,7 @@ def test_kubernetes_is_reached_by_the_environments_proxy_and_not_by_one_that_no_
     with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         _leads_to(kubeconfig)
-        monkeypatch.setenv("http_proxy", fake.url)  # which answers as what lies behind it
+        monkeypatch.setenv("http_proxy", fake.url)  # which answers like the server behind it
         assert KubernetesApi(fake_kubernetes.NAMESPACE, patience_seconds=0).rayjobs("") == []
         monkeypatch.setenv("no_proxy", "kubernetes.invalid")
         with pytest.raises(KubernetesError, match="did not list RayJobs"):

@@ -1,4 +1,4 @@
-"""The life of a RayJob, told by the real Kubernetes client to a small API over real HTTP."""
+"""The life of a RayJob, followed by the real Kubernetes client on a small API over real HTTP."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _WORKFLOW = Owner("argoproj.io/v1alpha1", "train-x", "workflow-1")
 
 
 class _Clock:
-    """A clock that a test moves: waiting takes no time, and is seen as if it did."""
+    """A clock that a test moves, so that waiting takes no time."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -87,9 +87,9 @@ def test_a_job_is_created_once_and_watched_to_its_good_end(cluster, capsys):
     assert cluster.count("POST") == 1
     assert cluster.count("DELETE") == 0
     assert cluster.rayjobs[_NAME]["metadata"]["ownerReferences"][0]["name"] == "train-x"
-    told = capsys.readouterr().out
-    assert "is starting its cluster" in told
-    assert "head-svc 8265" in told
+    printed = capsys.readouterr().out
+    assert "is starting its cluster" in printed
+    assert "head-svc 8265" in printed
 
 
 def test_a_launcher_that_is_tried_again_finds_its_job_and_creates_none(cluster):
@@ -162,7 +162,7 @@ def test_a_rayjob_that_is_not_ours_is_left_alone(cluster):
 
 
 def test_two_launchers_of_one_run_share_one_job(cluster):
-    cluster.seconds_to_create = 0.2  # both have looked, and found nothing, before either creates
+    cluster.seconds_to_create = 0.2  # so that all look, and find nothing, before one creates
     failures: list[BaseException] = []
 
     def launch() -> None:
@@ -213,7 +213,7 @@ def test_every_reason_of_kuberays_has_a_remedy(status, words):
     assert all(word in failure_message(_NAME, found) for word in words)
 
 
-def test_what_keeps_pods_from_running_is_told_while_it_does_and_at_the_end(cluster, capsys):
+def test_a_problem_of_a_pod_is_reported_once_and_is_in_the_final_error(cluster, capsys):
     waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}, "name": "ray-head"}
     status = {"phase": "Pending", "containerStatuses": [{**waiting, "image": "i", "imageID": "", "ready": False, "restartCount": 0}]}
     cluster.script = [*_SUCCEEDED[:4], _FAILED]
@@ -267,7 +267,7 @@ def test_server_errors_and_lost_connections_are_survived(cluster):
     assert len(cluster.created) == 1
 
 
-def test_an_api_that_takes_a_question_and_says_nothing_is_asked_again(cluster, monkeypatch):
+def test_a_request_that_gets_no_answer_is_sent_again(cluster, monkeypatch):
     monkeypatch.setattr(kubernetes_api, "_TIMEOUT", (0.2, 0.2))
     cluster.faults = {"GET": ["hang"], "POST": ["hang"]}
     _run()
@@ -318,7 +318,7 @@ def test_a_cluster_without_kuberay_says_what_to_install(cluster):
         _run()
 
 
-def test_a_refusal_of_the_manifest_is_told_in_the_servers_words(cluster):
+def test_a_refusal_of_the_manifest_is_reported_in_the_servers_words(cluster):
     cluster.faults = {"POST": [422]}
     with pytest.raises(KubernetesError, match=r"422.*told to answer 422"):
         _run()
@@ -333,7 +333,7 @@ def test_a_token_that_is_refused_when_it_is_new_is_an_error_at_once(cluster):
 
 @pytest.mark.parametrize("text", [None, "not: [a, kubeconfig"], ids=["missing", "broken"])
 @pytest.mark.parametrize("look", [current_namespace, lambda: KubernetesApi(NAMESPACE)], ids=["its namespace", "the API"])
-def test_no_cluster_at_all_says_what_to_set(monkeypatch, tmp_path, look, text):
+def test_without_a_cluster_the_error_says_what_to_set(monkeypatch, tmp_path, look, text):
     if text is not None:
         (tmp_path / "kubeconfig").write_text(text)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
@@ -394,7 +394,7 @@ def _launch_and_stop(
     poll_seconds: float = 0.02,
     before_end: Callable[[], None] | None = None,
 ) -> int:
-    """Exit code of a launcher of its own process that gets SIGTERM as soon as it is ready."""
+    """Start a launcher in a process of its own, send it SIGTERM once it is ready, and return its exit code."""
     child = subprocess.Popen([sys.executable, "-c", _LAUNCHER, workflow, str(poll_seconds), "launch-2"], stdout=subprocess.DEVNULL)
     try:
         while not ready():

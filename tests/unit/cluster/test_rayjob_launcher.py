@@ -1,4 +1,4 @@
-"""The train step's launcher pod: what it asks of the cluster, and what it takes for a result."""
+"""A step's launcher pod: its requests to the cluster, and the results that it accepts."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_run_is_trained_on_the_cluster_and_its_result_read_from_storage(cluste
     assert f"{Path(run_uri).name} is done" in capsys.readouterr().out
 
 
-def test_a_run_that_is_done_asks_nothing_of_the_cluster(cluster, arguments):
+def test_a_run_that_is_done_sends_the_cluster_no_request(cluster, arguments):
     _training_ends_well(cluster)
     first = run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)
     asked = len(cluster.requests)
@@ -119,7 +119,7 @@ def test_the_mlflow_run_that_kfp_made_reaches_the_driver_and_no_worker(cluster, 
     assert mine not in ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
 
 
-def test_the_pulling_that_kfp_gave_the_step_is_that_of_the_cluster(cluster, arguments):
+def test_ray_pods_pull_their_image_as_the_steps_pod_does(cluster, arguments):
     _training_ends_well(cluster)
     run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)
     ray = cluster.created[0]["spec"]["rayClusterSpec"]
@@ -128,7 +128,7 @@ def test_the_pulling_that_kfp_gave_the_step_is_that_of_the_cluster(cluster, argu
         assert pod["containers"][0]["imagePullPolicy"] == "Always"
 
 
-def test_an_image_of_the_resources_goes_before_the_steps(cluster, arguments):
+def test_an_image_of_the_resources_takes_precedence_over_the_steps(cluster, arguments):
     _training_ends_well(cluster)
     run_on_rayjob(TRAIN, arguments, dataclasses.replace(_TWO, rayjob=RayJobOptions(image="mine:1")), pace=_PACE)
     worker = cluster.created[0]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
@@ -144,7 +144,7 @@ def _evaluation(tmp_path: Path) -> dict[str, Any]:
 
 
 def _answered(cluster: FakeKubernetes, answer: str) -> None:
-    """Writes what the driver would have written, where its call says."""
+    """Write the result that the driver would have written."""
 
     def write_answer(rayjob: dict[str, Any]) -> None:
         if rayjob.get("status") == _GOOD:
@@ -154,7 +154,7 @@ def _answered(cluster: FakeKubernetes, answer: str) -> None:
     cluster.on_look = write_answer
 
 
-def test_an_evaluation_has_a_cluster_of_its_own_and_its_answer_comes_back(cluster, tmp_path):
+def test_an_evaluation_has_a_cluster_of_its_own_and_its_result_comes_back(cluster, tmp_path):
     _answered(cluster, "s3://somewhere/final.json")
     assert (
         run_on_rayjob(EVALUATE, _evaluation(tmp_path), read_resources(_FOUR, stage="evaluate"), pace=_PACE) == "s3://somewhere/final.json"
@@ -179,7 +179,7 @@ def test_a_launcher_that_is_tried_again_finds_its_evaluation_and_another_run_of_
     assert len(cluster.created) == 2
 
 
-def test_a_step_that_answers_nothing_is_no_success(cluster, tmp_path):
+def test_a_step_that_returns_no_result_is_no_success(cluster, tmp_path):
     with pytest.raises(RayJobError, match=r"rayjob-answer\.json is not there"):
         run_on_rayjob(EVALUATE, _evaluation(tmp_path), _TWO, pace=_PACE)
 
@@ -198,7 +198,7 @@ def test_outside_a_pod_the_image_must_be_named():
         rayjob_for(_CALL, _TWO, launcher=None, namespace="runs")
 
 
-def test_the_driver_does_the_call_that_it_is_pointed_at(tmp_path, arguments, capsys):
+def test_the_driver_runs_the_call_in_its_file(tmp_path, arguments, capsys):
     path = str(tmp_path / "call.json")
     arguments["experiment"] = "{}"
     storage.write_json(path, {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": ""})
@@ -222,7 +222,7 @@ def test_the_resources_of_the_form_reach_the_cluster(cluster, arguments):
     assert (call["arguments"]["resources"]["num_workers"], call["arguments"]["resources"]["gradient_checkpointing"]) == (2, True)
 
 
-def test_a_step_that_spreads_nothing_takes_one_worker_of_its_stages_pods(cluster, tmp_path):
+def test_a_step_that_is_not_parallel_takes_one_worker_pod_of_its_stage(cluster, tmp_path):
     _answered(cluster, "statistics")
     cluster.script = [_GOOD]
     assert run_step(REFERENCE, {"storage_root_uri": str(tmp_path)}, _FOUR) == "statistics"

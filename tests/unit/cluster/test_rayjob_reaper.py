@@ -1,4 +1,4 @@
-"""RayJobs that outlive the run of a pipeline that started them."""
+"""RayJobs that outlive the pipeline run that started them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_rayjob_of_somebody_else_is_not_even_looked_at(cluster):
     assert _reap() == []
 
 
-def test_a_missing_permission_is_told_in_one_line(cluster):
+def test_a_missing_permission_is_reported_in_one_line(cluster):
     cluster.faults["GET"] = [403]
     with pytest.raises(KubernetesError, match="may not list RayJobs"):
         _reap()

@@ -138,7 +138,7 @@ _BREAKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize("name", _BREAKS)
-def test_each_rule_notices_what_it_is_there_for(name):
+def test_each_rule_finds_its_violation(name):
     change, words = _BREAKS[name]
     manifest = copy.deepcopy(render(_JOBS["plain"]))
     change(manifest)
@@ -192,7 +192,7 @@ def test_pods_keep_the_labels_by_which_kuberays_services_select_the_head():
     )
 
 
-def test_gpus_and_where_they_are_reach_the_workers_and_only_them():
+def test_gpus_node_selector_and_tolerations_reach_the_workers_alone():
     cluster = render(_JOBS["gpu"])["spec"]["rayClusterSpec"]
     worker, head = cluster["workerGroupSpecs"][0], cluster["headGroupSpec"]["template"]["spec"]
     assert worker["replicas"] == worker["minReplicas"] == worker["maxReplicas"] == 4
@@ -203,7 +203,7 @@ def test_gpus_and_where_they_are_reach_the_workers_and_only_them():
     assert "nodeSelector" not in head
 
 
-def test_nothing_is_tried_twice_behind_the_launchers_back():
+def test_only_the_launcher_tries_again():
     spec = render(_JOBS["plain"])["spec"]
     assert spec["backoffLimit"] == 0
     assert spec["submitterConfig"]["backoffLimit"] == 0
