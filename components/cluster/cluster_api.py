@@ -85,12 +85,12 @@ class ClusterApi(KubernetesApi):
         response = self.post(path, {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec})
         return bool(response.body.get("status", {}).get("allowed")) if response.ok else None
 
-    def log_tail(self, pod: str, *, container: str = "main", num_lines: int = 200) -> str:
-        """Return the last lines of a container's log; empty where there is none."""
+    def log_tail(self, pod: str) -> str:
+        """Return the last 200 lines of the log of a step's pod; empty if there is none."""
         try:
             return str(
                 client.CoreV1Api(self._client).read_namespaced_pod_log(
-                    pod, self.namespace, container=container, tail_lines=num_lines, _request_timeout=_TIMEOUT
+                    pod, self.namespace, container="main", tail_lines=200, _request_timeout=_TIMEOUT
                 )
             )
         except (ApiException, urllib3.exceptions.HTTPError, OSError):

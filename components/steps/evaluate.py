@@ -19,8 +19,6 @@ from training.console import say
 if TYPE_CHECKING:
     from evaluation.evaluate.options import EvaluationOptions
 
-LogMetric = Callable[[str, float], None]
-
 
 def evaluation_options(experiment: Experiment, storage_root_uri: str, resources: Mapping[str, Any]) -> EvaluationOptions:
     """Return the options of a pipeline's evaluation: the experiment's protocol, with the step's number of processes and device."""
@@ -63,7 +61,7 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     return evaluation_uri(run_uri, FINAL)
 
 
-def log_result(uri: str, log_metric: LogMetric) -> str:
+def log_result(uri: str, log_metric: Callable[[str, float], None]) -> str:
     """Log every number of an evaluation to the pipeline's page, by name; return the evaluation's URI."""
     from evaluation.records.result import EvaluationResult
 

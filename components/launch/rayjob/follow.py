@@ -22,6 +22,10 @@ from training.console import format_duration, say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 
 _SECONDS_TO_DELETE = 5.0
+_TEARDOWN_SECONDS = 600.0
+"""Time that the pods of an earlier job may take to end."""
+_SLACK_SECONDS = 600.0
+"""Time that KubeRay may take to see a job, and to act on it after the job's own deadline."""
 
 
 class RayJobError(RuntimeError):
@@ -30,19 +34,15 @@ class RayJobError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """Intervals between two looks, and limits of waiting.
+    """The interval between two looks at a job, and the clock.
 
     Attributes:
         poll_seconds: Between two looks at the job, give or take a fifth.
-        teardown_seconds: How long the pods of an earlier job may take to go.
-        slack_seconds: How long KubeRay may take to see the job, and after the job's own deadline to act on it.
         clock: Returns seconds; tests pass their own.
         sleep: Waits for seconds.
     """
 
     poll_seconds: float = 5.0
-    teardown_seconds: float = 600.0
-    slack_seconds: float = 600.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
@@ -179,21 +179,21 @@ def _require_same_run(job: RayJob, found: dict[str, Any]) -> None:
 
 
 def _wait_until_gone(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
-    deadline = pace.clock() + pace.teardown_seconds
+    deadline = pace.clock() + _TEARDOWN_SECONDS
     while True:
         found = api.rayjob(job.name)
         if found is None or found["metadata"]["uid"] != uid:
             return
         if pace.clock() > deadline:
             raise RayJobError(
-                f"RayJob {job.name} is still being deleted after {format_duration(pace.teardown_seconds)}; is KubeRay's operator running?"
+                f"RayJob {job.name} is still being deleted after {format_duration(_TEARDOWN_SECONDS)}; is KubeRay's operator running?"
             )
         pace.pause()
 
 
 def _wait_for_pods_to_go(job: RayJob, api: KubernetesApi, pace: Pace) -> None:
     """Wait for the pods of a deleted job, which outlive it by their grace period: two drivers would write the same checkpoints."""
-    deadline = pace.clock() + pace.teardown_seconds
+    deadline = pace.clock() + _TEARDOWN_SECONDS
     reported = False
     while True:
         live = [pod["metadata"]["name"] for pod in api.pods(f"{RUN_LABEL}={job.name}") if is_live(pod)]
@@ -204,7 +204,7 @@ def _wait_for_pods_to_go(job: RayJob, api: KubernetesApi, pace: Pace) -> None:
             reported = True
         if pace.clock() > deadline:
             raise RayJobError(
-                f"{len(live)} pod(s) of an earlier RayJob {job.name} are still there after {format_duration(pace.teardown_seconds)}: "
+                f"{len(live)} pod(s) of an earlier RayJob {job.name} are still there after {format_duration(_TEARDOWN_SECONDS)}: "
                 f"{', '.join(live[:3])}; delete them, by force where their node is gone"
             )
         pace.pause()
@@ -252,11 +252,11 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
 def _require_in_time(job: RayJob, uid: str, status: Status, seconds: float, api: KubernetesApi, pace: Pace) -> None:
     """Delete a job that KubeRay's operator should have noticed or ended by now."""
     operator = "is KubeRay's operator running ('kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator')?"
-    if status.deployment == "" and seconds > pace.slack_seconds:
+    if status.deployment == "" and seconds > _SLACK_SECONDS:
         api.delete_rayjob(job.name, uid)
         raise RayJobError(f"KubeRay has not looked at RayJob {job.name} for {format_duration(seconds)}, and it is deleted; {operator}")
     deadline = job.resources.rayjob.active_deadline_seconds
-    if seconds > deadline + pace.slack_seconds:
+    if seconds > deadline + _SLACK_SECONDS:
         api.delete_rayjob(job.name, uid)
         raise RayJobError(
             f"RayJob {job.name} outlived its deadline of {format_duration(deadline)} and is deleted; {operator} "

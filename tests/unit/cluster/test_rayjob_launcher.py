@@ -27,7 +27,7 @@ from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 
-_PACE = Pace(poll_seconds=0.02, teardown_seconds=1)
+_PACE = Pace(poll_seconds=0.02)
 _GOOD = recorded_statuses("4504db")[-1]
 _TWO = StageResources(ray_mode="rayjob", cpu="4", num_workers=2)
 _WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "train-x", "uid": "workflow-1", "controller": True}
