@@ -69,7 +69,9 @@ def ablate(
         for request in requests:
             _show_plan(request, card, price_per_hour)
         return
-    from pipelines.local.ablate import AblationError, gallery_folder, run_ablation
+    from pipelines.local.ablate import gallery_folder, run_ablation
+    from pipelines.local.run import PipelineError
+    from pipelines.local.training import shorten_path
     from pipelines.services import services
 
     running = services.up()
@@ -80,14 +82,14 @@ def ablate(
         resources["num_threads"] = 0
     for request in requests:
         result = run_ablation(request, running, sources=_pairs(sources, "--source"), resources=resources)
-        print(f"{request.name}: {_relative(result.folder / 'report.html')}", flush=True)
+        print(f"{request.name}: {shorten_path(result.folder / 'report.html')}", flush=True)
         if result.failed:
             failures.append(f"{request.name} ({'; '.join(f'{label}: {why}' for label, why in result.failed.items())})")
             log_path = result.log_path
     if len(requests) > 1:
-        print(f"gallery: {_relative(gallery_folder(running) / 'index.html')}")
+        print(f"gallery: {shorten_path(gallery_folder(running) / 'index.html')}")
     if failures:
-        raise AblationError(f"failed in {'; '.join(failures)}. The same command runs only what failed", log_path)
+        raise PipelineError(f"failed in {'; '.join(failures)}. The same command runs only what failed", log_path)
 
 
 def report(
@@ -104,6 +106,7 @@ def report(
     from evaluation.ablations.page.gallery import findings_as_markdown
     from pipelines.local.ablate import gallery_folder, is_planned, report_locally
     from pipelines.local.output import show_progress
+    from pipelines.local.training import shorten_path
     from pipelines.services import services
 
     requests = _requests(name, scale, preset, objective, overrides, grid, runs)
@@ -116,7 +119,7 @@ def report(
         with redirect, show_progress(running.home / "logs" / "report.log", lambda name=request.name: name):  # type: ignore[misc]
             page = report_locally(request, running) / "report.html"
         if not markdown:
-            print(_relative(page))
+            print(shorten_path(page))
     if markdown:
         print(findings_as_markdown(gallery_folder(running)))
 
@@ -253,8 +256,3 @@ def _show_plan(request: AblationRequest, card: str, price_per_hour: float | None
         total = total + cost
         print(f"  {trial.label}\n      {trial.preset} {' '.join(trial.own)}\n      {describe(cost)}")
     print(f"in all {describe(total)}")
-
-
-def _relative(path: Path) -> str:
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipelines.cli import kfp_options as kfp_cli
-from pipelines.cli.kfp_options import err, format_time, format_upload, out, print_table, warn, with_connection
+from pipelines.cli import options
+from pipelines.cli.options import err, format_time, format_upload, out, print_table, warn, with_connection
 from pipelines.client.connection import Connection
 
 if TYPE_CHECKING:
@@ -24,22 +24,22 @@ _OUTCOMES = {"SUCCEEDED": "succeeded", "FAILED": "failed", "CANCELED": "was canc
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (submit, runs, cancel, doctor):
-        app.command(rich_help_panel=kfp_cli.PANEL)(with_connection(command))
+        app.command(rich_help_panel=options.CLUSTER_PANEL)(with_connection(command))
 
 
 def submit(
     connection: Connection,
-    pipeline: str = kfp_cli.PIPELINE,
-    preset: str = kfp_cli.PRESET,
-    overrides: list[str] = kfp_cli.SET,
-    parameters: list[str] = kfp_cli.PARAM,
-    resources: list[str] = kfp_cli.RESOURCES,
-    experiment: str = kfp_cli.EXPERIMENT,
-    create_experiment: bool = kfp_cli.CREATE_EXPERIMENT,
+    pipeline: str = options.PIPELINE,
+    preset: str = options.PRESET,
+    overrides: list[str] = options.SET,
+    parameters: list[str] = options.PARAM,
+    resources: list[str] = options.RESOURCES,
+    experiment: str = options.EXPERIMENT,
+    create_experiment: bool = options.CREATE_EXPERIMENT,
     run_name: str = typer.Option("", help="Name of the run; empty takes the pipeline's name and the time."),
     wait: bool = typer.Option(True, help="Follow the run to its end, and fail if it fails."),
     timeout: str = typer.Option("", help="The longest time to follow, like 30m or 12h; the run goes on after it."),
-    as_json: bool = kfp_cli.JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """Start a run on the cluster, and follow it."""
     from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
@@ -75,7 +75,7 @@ def runs(
     connection: Connection,
     experiment: str = typer.Option("", help="List only runs of this experiment."),
     limit: int = typer.Option(20, min=1, help="The most runs to list."),
-    as_json: bool = kfp_cli.JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """List the runs on the cluster, the latest first."""
     from pipelines.client.kfp_client import connected
@@ -120,7 +120,7 @@ def doctor(
     service_account: str = typer.Option("pipeline-runner", help="Service account of runs; with several users default-editor."),
     bucket: str = typer.Option("s3://iddpm", help="Bucket of runs; a small object is written there and deleted."),
     pull_image: bool = typer.Option(False, "--pull-image", help="Start a pod with the project's image, to test that nodes can pull it."),
-    as_json: bool = kfp_cli.JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """Check that a cluster has everything that a run needs, and print a remedy for each thing that is missing."""
     from pipelines.doctor.examine import examine

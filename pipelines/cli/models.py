@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from pipelines.cli import options
 from pipelines.cli.services import connect
 from training.config.errors import UserError
 
 if TYPE_CHECKING:
     from training.cost.estimate import Cost
 
-_JSON = typer.Option(False, "--json", help="Print JSON.")
-_SET = typer.Option([], "--set", help="Override, like model.dropout=0.1; may be repeated.")
-_WEIGHTS = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the first average.")
 _PANEL = "Experiments and models"
 
 
@@ -26,7 +24,7 @@ def register(app: typer.Typer) -> None:
         app.command(rich_help_panel=_PANEL)(command)
 
 
-def presets(as_json: bool = _JSON) -> None:
+def presets(as_json: bool = options.JSON) -> None:
     """List the presets, with the results that the paper reports."""
     from training.config import presets as table
 
@@ -54,7 +52,7 @@ def _format_result(result: dict[str, Any]) -> str:
 
 def show(
     preset: str = typer.Argument(..., help="Name of a preset; `iddpm presets` lists them."),
-    overrides: list[str] = _SET,
+    overrides: list[str] = options.SET,
     as_json: bool = typer.Option(False, "--json", help="Add its source, its assumptions, and the paper's results."),
     as_toml: bool = typer.Option(False, "--toml", help="Print it as an experiment file, for `iddpm train`."),
 ) -> None:
@@ -75,11 +73,11 @@ def show(
 
 def cost(
     preset: str = typer.Argument("", help="Name of a preset; none prints a line for each."),
-    overrides: list[str] = _SET,
+    overrides: list[str] = options.SET,
     card: str = typer.Option("H100", help="Accelerator, or CPU for one core."),
     utilisation: float = typer.Option(None, help="Utilisation of its peak, 0 to 1, instead of the measured one.", show_default=False),
     price_per_hour: float = typer.Option(None, help="Price of one card per hour, in any currency; adds the total.", show_default=False),
-    as_json: bool = _JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """Estimate the cost of an experiment: parameters, multiply-adds, card-hours and their price, memory."""
     from training.config.presets import names
@@ -159,7 +157,7 @@ def import_checkpoint(
     file: str = typer.Argument(..., help="A .pt file of the released code or of export-checkpoint."),
     run: str = typer.Argument(..., help="Directory of the run for the checkpoint."),
     preset: str = typer.Option("", help="Preset of the file, if neither the file nor its name tells it."),
-    overrides: list[str] = _SET,
+    overrides: list[str] = options.SET,
 ) -> None:
     """Import a published checkpoint."""
     connect()
@@ -171,7 +169,7 @@ def import_checkpoint(
 def export_checkpoint(
     checkpoint: str = typer.Argument(..., help="Directory of the checkpoint."),
     file: str = typer.Argument(..., help="File to write: .pt (the released code reads it) or .safetensors."),
-    weights: str = _WEIGHTS,
+    weights: str = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the first average."),
 ) -> None:
     """Export a checkpoint's weights to one file."""
     connect()

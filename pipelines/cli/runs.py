@@ -8,13 +8,11 @@ from pathlib import Path
 
 import typer
 
+from pipelines.cli import options
 from pipelines.cli.services import connect
 from training.config.errors import UserError
 
 _PANEL = "Pipelines"
-_SET = typer.Option([], "--set", help="Override of the experiment, like optim.num_steps=500; may be repeated.")
-_PARAM = typer.Option([], "--param", help="Parameter of the pipeline, like tracking_experiment=mine; may be repeated.")
-_RESOURCES = typer.Option([], "--resources", help="Resources of a stage, like train=2xcpu or train.num_workers=4; may be repeated.")
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("compile", rich_help_panel=_PANEL)(compile_pipelines)
 
 
-def demo(overrides: list[str] = _SET) -> None:
+def demo(overrides: list[str] = options.SET) -> None:
     """Train, evaluate and report a model of 1,797 real handwritten digits, in a few minutes."""
     from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.local.training import train_here
@@ -75,9 +73,9 @@ def init(
 def train(
     file: Path = typer.Argument(..., help="Experiment file (TOML): a base preset and what differs; `iddpm init` writes one."),
     images: str = typer.Option("", help="Directory, zip or tar of the images; empty takes the data set's own source."),
-    overrides: list[str] = _SET,
-    resources: list[str] = _RESOURCES,
-    parameters: list[str] = _PARAM,
+    overrides: list[str] = options.SET,
+    resources: list[str] = options.RESOURCES,
+    parameters: list[str] = options.PARAM,
 ) -> None:
     """Train, evaluate and report the experiment of a file, on this machine.
 
@@ -108,10 +106,10 @@ def _num_held_out(images: str) -> int:
 
 def run(
     pipeline: str = typer.Argument("train", help="train, ablation or nightly-fid."),
-    preset: str = typer.Option("", help="Preset of the experiment; `iddpm presets` lists them."),
-    overrides: list[str] = _SET,
-    parameters: list[str] = _PARAM,
-    resources: list[str] = _RESOURCES,
+    preset: str = options.PRESET,
+    overrides: list[str] = options.SET,
+    parameters: list[str] = options.PARAM,
+    resources: list[str] = options.RESOURCES,
 ) -> None:
     """Run a pipeline on this machine, with the services of `iddpm up`."""
     from pipelines.client.arguments import arguments_of, compiled_pipeline

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipelines.cli import kfp_options as kfp_cli
-from pipelines.cli.kfp_options import format_time, format_upload, out, print_table, warn, with_connection
+from pipelines.cli import options
+from pipelines.cli.options import format_time, format_upload, out, print_table, warn, with_connection
 from pipelines.client.connection import Connection
 
 if TYPE_CHECKING:
@@ -24,26 +24,26 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="Manage recurring runs: create, list, pause, resume, delete.")
     for command in (create, list_schedules, pause, resume, delete):
         group.command(command.__name__.removesuffix("_schedules"))(with_connection(command))
-    app.add_typer(group, name="schedule", rich_help_panel=kfp_cli.PANEL)
+    app.add_typer(group, name="schedule", rich_help_panel=options.CLUSTER_PANEL)
 
 
 def create(
     connection: Connection,
-    pipeline: str = kfp_cli.PIPELINE,
+    pipeline: str = options.PIPELINE,
     name: str = typer.Option("", help="Name of the schedule; empty takes the pipeline's."),
     cron: str = typer.Option("", help="Times: second, minute, hour, day, month, weekday. The default of nightly-fid is '0 0 2 * * *'."),
     every: str = typer.Option("", help="Interval instead of times, like 24h."),
     time_zone: str = typer.Option("", help="Time zone of --cron; empty takes the cluster's."),
-    cluster_time_zone: str = kfp_cli.CLUSTER_ZONE,
-    preset: str = kfp_cli.PRESET,
-    overrides: list[str] = kfp_cli.SET,
-    parameters: list[str] = kfp_cli.PARAM,
-    resources: list[str] = kfp_cli.RESOURCES,
-    experiment: str = kfp_cli.EXPERIMENT,
-    create_experiment: bool = kfp_cli.CREATE_EXPERIMENT,
+    cluster_time_zone: str = options.CLUSTER_ZONE,
+    preset: str = options.PRESET,
+    overrides: list[str] = options.SET,
+    parameters: list[str] = options.PARAM,
+    resources: list[str] = options.RESOURCES,
+    experiment: str = options.EXPERIMENT,
+    create_experiment: bool = options.CREATE_EXPERIMENT,
     max_concurrency: int = typer.Option(1, help="Number of its runs that may run at once, 1 to 10."),
     catch_up: bool = typer.Option(False, "--catch-up", help="Make up for missed runs, one by one."),
-    as_json: bool = kfp_cli.JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """Create or update a recurring run."""
     from pipelines.client import schedules
@@ -77,7 +77,7 @@ def create(
         out(f"it is paused; `iddpm schedule resume {spec.name}` resumes it")
 
 
-def list_schedules(connection: Connection, cluster_time_zone: str = kfp_cli.CLUSTER_ZONE, as_json: bool = kfp_cli.JSON) -> None:
+def list_schedules(connection: Connection, cluster_time_zone: str = options.CLUSTER_ZONE, as_json: bool = options.JSON) -> None:
     """List the schedules, with their next times."""
     from pipelines.client.kfp_client import connected
     from pipelines.client.schedules import summarize

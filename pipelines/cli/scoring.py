@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from pipelines.cli.options import JSON
 from pipelines.cli.results import log_if_reachable, save_study
 from pipelines.cli.services import connect
 from training.config.errors import UserError
@@ -41,7 +42,6 @@ ENDS = typer.Option("", help="Model of the first and last timesteps of an ensemb
 ENDS_WEIGHTS = typer.Option("", help="Weights of that model.")
 ENDS_WIDTH = typer.Option(100, min=0, help="Number of its timesteps at each end.")
 LOW_RES = typer.Option("", help="Images of the first stage for an upsampler (`sample --images`); empty takes real images, downsampled.")
-JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 def register(app: typer.Typer) -> None:

@@ -6,6 +6,8 @@ import json
 
 import typer
 
+from pipelines.cli.options import JSON
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -36,7 +38,7 @@ def down() -> None:
     print("stopped" if stopped else "nothing was running")
 
 
-def status(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+def status(as_json: bool = JSON) -> None:
     """Show the services of this machine: addresses, memory and disk. The exit status is 3 if one does not run."""
     from pipelines.services import services
     from training.console import format_bytes

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from pipelines.cli import scoring
+from pipelines.cli.options import JSON
 from pipelines.cli.results import save_study
 from pipelines.cli.services import connect
 from training.config.errors import UserError
@@ -37,7 +38,7 @@ def ema_sweep(
     out: Path = typer.Option(Path("ema-sweep"), help="Directory for sweep.html, sweep.csv, sweep.json and sweep.svg."),
     num_workers: int = scoring.WORKERS,
     device: str = scoring.DEVICE,
-    as_json: bool = scoring.JSON,
+    as_json: bool = JSON,
 ) -> None:
     """Score averages of many decays from one run, on common noise (figure 7)."""
     connect()
@@ -76,7 +77,7 @@ def replay_stopping(
     out: Path = typer.Option(Path("replay-stopping"), help="Directory for replay.html, replay.json and replay.txt."),
     num_workers: int = scoring.WORKERS,
     device: str = scoring.DEVICE,
-    as_json: bool = scoring.JSON,
+    as_json: bool = JSON,
 ) -> None:
     """Score every checkpoint by the full protocol, and compare early stopping's choice with the best one."""
     connect()
@@ -106,7 +107,7 @@ def score_batch(
     metrics: list[str] = scoring.METRICS,
     out: Path = typer.Option(Path("score-batch"), help="Directory for score.html and score.json."),
     device: str = scoring.DEVICE,
-    as_json: bool = scoring.JSON,
+    as_json: bool = JSON,
 ) -> None:
     """Score a file of images against a file of reference statistics, to check published numbers."""
     connect()

@@ -29,14 +29,6 @@ _RESOURCES = {"num_workers": 1, "num_threads": 1}
 _MEASURING = "measuring"
 
 
-class AblationError(RuntimeError):
-    """Failed trials of an ablation. The report is written all the same and names them."""
-
-    def __init__(self, message: str, log_path: Path | None = None) -> None:
-        super().__init__(message)
-        self.log_path = log_path
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AblationResult:
     """The results of an ablation.

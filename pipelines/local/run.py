@@ -36,7 +36,7 @@ _STRAGGLER_SECONDS = 3.0
 
 
 class PipelineError(RuntimeError):
-    """A pipeline did not finish. The message is one line; `log_path` is the log of the run."""
+    """A pipeline, or a trial of an ablation, failed. The message is one line; `log_path` is the log of the run."""
 
     def __init__(self, message: str, log_path: Path | None = None) -> None:
         super().__init__(message)

@@ -18,6 +18,7 @@ from training.distributed.signals import stop_flag
 
 _MARK = "IDDPM_DAEMON"
 _LOG_LIMIT = 16 * 2**20
+_TERMINATE_SECONDS = 15.0
 _KILL_ATTEMPTS = 3
 _KILL_SECONDS = 5.0
 
@@ -57,7 +58,7 @@ def find(home: Path, name: str) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.create_time())
 
 
-def stop(home: Path, names: Sequence[str], *, timeout_seconds: float = 15.0) -> int:
+def stop(home: Path, names: Sequence[str]) -> int:
     """Terminate the processes of all those names, then kill those that remain.
 
     Returns:
@@ -74,7 +75,7 @@ def stop(home: Path, names: Sequence[str], *, timeout_seconds: float = 15.0) -> 
     for process in found:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    psutil.wait_procs(found, timeout=timeout_seconds)
+    psutil.wait_procs(found, timeout=_TERMINATE_SECONDS)
     return len({process.pid for process in found} | kill_all(processes))
 
 

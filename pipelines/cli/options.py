@@ -1,4 +1,4 @@
-"""Options and output that the commands for a cluster share."""
+"""Options and output that several groups of commands share."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import typer
 
 from pipelines.client.connection import Connection
 
-PANEL = "On a cluster"
+CLUSTER_PANEL = "On a cluster"
 PRESET = typer.Option("", help="Preset of the experiment; `iddpm presets` lists them.")
 SET = typer.Option([], "--set", help="Override of the experiment, like optim.num_steps=500; may be repeated.")
 PARAM = typer.Option([], "--param", help="Parameter of the pipeline, as NAME=VALUE; may be repeated.")
-RESOURCES = typer.Option([], "--resources", help="Resources of a stage, like train=8xgpu or train.num_workers=4; may be repeated.")
+RESOURCES = typer.Option([], "--resources", help="Resources of a stage, like train=2xcpu or train.num_workers=4; may be repeated.")
 EXPERIMENT = typer.Option("", help="Experiment in KFP; empty takes iddpm, which is made if it is missing.")
 CREATE_EXPERIMENT = typer.Option(False, "--create-experiment", help="Create the experiment if it is missing.")
 CLUSTER_ZONE = typer.Option("UTC", help="Time zone in which KFP reads cron expressions; `iddpm doctor` shows it.")
