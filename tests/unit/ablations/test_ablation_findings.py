@@ -1,4 +1,4 @@
-"""Findings come out as the numbers do: each claim is met, contradicted, and left open by records made to do so."""
+"""Findings follow from the numbers: records confirm each claim, contradict it, or leave it undecided."""
 
 from typing import Any
 
@@ -44,19 +44,19 @@ def _hybrid_weight(stop: tuple[float, float], free: tuple[float, float]) -> dict
     )
 
 
-def test_the_papers_own_table_1_says_what_the_paper_says() -> None:
+def test_the_numbers_of_the_papers_table_1_confirm_its_claims() -> None:
     assert set(_hybrid_weight((28.04, 27.36), (30.89, 34.35)).values()) == {"as the paper says"}
 
 
-def test_numbers_the_other_way_round_say_otherwise() -> None:
+def test_numbers_in_the_opposite_order_contradict_the_claims() -> None:
     assert set(_hybrid_weight((30.89, 34.35), (28.04, 27.36)).values()) == {"otherwise than the paper says"}
 
 
-def test_numbers_within_their_errors_decide_nothing() -> None:
+def test_differences_within_their_errors_leave_the_claims_undecided() -> None:
     assert set(_hybrid_weight((1.0, 1.05), (1.05, 1.0)).values()) == {"not decided here"}
 
 
-def test_a_claim_of_which_a_trial_failed_is_not_made() -> None:
+def test_a_claim_is_left_out_if_one_of_its_trials_failed() -> None:
     records = [_record(stop_gradient=True, vlb_weight=weight) for weight in (0.001, 0.01)]
     failed = TrialRecord(label="x", values={"stop_gradient": False, "vlb_weight": 0.01}, error="out of memory")
     assert findings("hybrid-weight", [*records, failed]) == []
@@ -69,19 +69,19 @@ def test_an_ablation_without_records_has_no_findings_and_does_not_fail(name: str
 
 
 @pytest.mark.parametrize(
-    ("difference", "error", "said"), [(-1.0, 0.4, "as"), (-1.0, 0.6, "not"), (1.0, 0.4, "otherwise"), (0.0, 0.0, "not")]
+    ("difference", "error", "verdict"), [(-1.0, 0.4, "as"), (-1.0, 0.6, "not"), (1.0, 0.4, "otherwise"), (0.0, 0.0, "not")]
 )
-def test_a_difference_counts_above_two_standard_errors(difference: float, error: float, said: str) -> None:
-    assert judge(difference, error).startswith(said)
+def test_a_difference_counts_above_two_standard_errors(difference: float, error: float, verdict: str) -> None:
+    assert judge(difference, error).startswith(verdict)
 
 
-def test_the_evidence_holds_both_numbers_and_their_difference_with_its_error() -> None:
+def test_the_evidence_contains_both_numbers_and_their_difference_with_its_error() -> None:
     finding = Claim("a", "b", ("ours", (3.0, 0.3)), ("theirs", (5.0, 0.4)), "FID").test()
     assert finding is not None
     assert finding.evidence == "ours: 3 ± 0.3; theirs: 5 ± 0.4 FID. The difference is -2 ± 0.5."
 
 
-def test_the_papers_main_table_says_what_the_paper_says() -> None:
+def test_the_numbers_of_the_papers_main_table_confirm_its_claims() -> None:
     rows = ((1000, "linear", "simple", 3.73, 3.29), (4000, "linear", "simple", 3.37, 2.90), (4000, "linear", "hybrid", 3.26, 3.07))
     rows += ((4000, "cosine", "simple", 3.26, 3.05), (4000, "cosine", "hybrid", 3.17, 3.19), (4000, "cosine", "vlb", 2.94, 11.47))
     records = [_record(fid, bits, data="cifar10", num_timesteps=t, schedule=schedule, objective=o) for t, schedule, o, bits, fid in rows]
@@ -112,19 +112,19 @@ def test_sampling_by_few_and_by_many_steps_is_compared_with_ddim_schedule_and_va
     assert set(found.values()) == {"as the paper says"}
 
 
-@pytest.mark.parametrize(("repaired", "said"), [(4.1, "as the paper says"), (5.1, "otherwise than the paper says")])
-def test_the_repair_of_a_strided_likelihood_is_seen(repaired: float, said: str) -> None:
+@pytest.mark.parametrize(("repaired", "verdict"), [(4.1, "as the paper says"), (5.1, "otherwise than the paper says")])
+def test_small_timesteps_that_repair_a_strided_likelihood_confirm_the_claim(repaired: float, verdict: str) -> None:
     points = [
         {"spacing": "strided", "num_steps": 5, "bits_per_dim": 5.0, "standard_error": 0.1},
         {"spacing": "with-small-t", "num_steps": 5, "bits_per_dim": repaired, "standard_error": 0.1},
         {"spacing": "strided", "num_steps": 400, "bits_per_dim": 4.0, "standard_error": 0.1},
     ]
     (finding,) = findings("likelihood-steps", [_record(role="hybrid", measures={"likelihood-steps": {"points": points}})])
-    assert finding.verdict == said
+    assert finding.verdict == verdict
     assert "all 400 steps: 4" in finding.evidence
 
 
-def test_the_ratio_of_bounds_is_judged_at_both_ends_and_between() -> None:
+def test_the_ratio_of_bounds_is_judged_at_both_ends_and_in_the_middle() -> None:
     hybrid = {"bound": {"per_t": [2.0] + [0.5] * 38 + [0.5], "timesteps": list(range(40))}}
     vlb = {"bound": {"per_t": [1.0] * 40, "timesteps": list(range(40))}}
     found = findings("vlb-ratio", [_record(role="hybrid", measures=hybrid), _record(role="vlb", measures=vlb)])
@@ -144,7 +144,7 @@ def _history(curve: dict[int, float]) -> dict[str, Any]:
     return {"history": {"points": points, "distance_name": "FD", "protocol": None}}
 
 
-def test_overfitting_and_what_dropout_does_to_it_are_seen_in_the_scores() -> None:
+def test_overfitting_and_the_effect_of_dropout_are_found_in_the_scores() -> None:
     raw = {
         "raw-weights": {
             "points": [
@@ -159,14 +159,14 @@ def test_overfitting_and_what_dropout_does_to_it_are_seen_in_the_scores() -> Non
         _record(1.0, dropout=0.1, measures=_history({100: 3.0, 200: 1.0, 300: 1.0})),
     ]
     found = findings("cond64-overfitting", records)
-    told = {finding.claim.split(",")[0]: finding.verdict for finding in found}
+    verdicts = {finding.claim.split(",")[0]: finding.verdict for finding in found}
     assert [finding.verdict for finding in found[:2]] == ["as the paper says", "not decided here"]
-    assert told["A small amount of dropout improves the best attainable distance."] == "as the paper says"
-    assert told["With dropout it takes longer to get to the best."] == "as the paper says"
-    assert told["An average of the weights is better than the weights that are trained (dropout 0.0)."] == "as the paper says"
+    assert verdicts["A small amount of dropout improves the best attainable distance."] == "as the paper says"
+    assert verdicts["With dropout it takes longer to get to the best."] == "as the paper says"
+    assert verdicts["An average of the weights is better than the weights that are trained (dropout 0.0)."] == "as the paper says"
 
 
-def test_the_schedules_courses_are_compared_by_where_their_bits_are_least() -> None:
+def test_schedules_are_compared_by_the_steps_of_their_smallest_bits_per_dim() -> None:
     def course(values: list[float]) -> dict[str, Any]:
         points = [{"step": 100 * (k + 1), "bits_per_dim": value, "standard_error": 0.01} for k, value in enumerate(values)]
         return {"history-likelihood": {"points": points}}
@@ -180,21 +180,21 @@ def test_the_schedules_courses_are_compared_by_where_their_bits_are_least() -> N
     assert "still becoming better" in found[0].evidence
 
 
-def test_who_was_sooner_is_not_known_before_the_sooner_one_has_become_worse() -> None:
+def test_the_earlier_optimum_is_undecided_until_that_curve_has_become_worse() -> None:
     records = [
         _record(2.0, dropout=0.0, measures=_history({100: 3.0, 200: 2.0, 300: 2.01})),
         _record(1.0, dropout=0.1, measures=_history({100: 3.0, 200: 2.0, 300: 1.0})),
     ]
-    told = _verdicts("cond64-overfitting", records)
-    assert told["With dropout it takes longer to get to the best."] == "not decided here"
+    verdicts = _verdicts("cond64-overfitting", records)
+    assert verdicts["With dropout it takes longer to get to the best."] == "not decided here"
 
 
-def test_wider_is_compared_with_narrower() -> None:
+def test_the_widest_model_is_compared_with_the_narrowest() -> None:
     found = _verdicts("width", [_record(1.0, 3.5, width=192), _record(2.0, 3.6, width=64)])
     assert set(found.values()) == {"as the paper says"}
 
 
-def test_images_of_the_same_noise_are_told_from_unrelated_ones(tmp_path: Any) -> None:
+def test_the_paired_correlation_is_one_for_equal_images_and_small_for_unrelated_ones(tmp_path: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=generator)
     other = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=generator)
@@ -213,5 +213,5 @@ def test_images_of_the_same_noise_are_told_from_unrelated_ones(tmp_path: Any) ->
 @pytest.mark.parametrize(
     ("method", "count", "spacing"), [("ancestral", 40, "40"), ("ddim", 40, "ddim40"), ("ddim", 30, "30"), ("ancestral", 400, "")]
 )
-def test_ddim_takes_the_released_stride_where_there_is_one(method: Any, count: int, spacing: str) -> None:
+def test_ddim_uses_the_released_stride_if_one_gives_the_number_of_steps(method: Any, count: int, spacing: str) -> None:
     assert sampling_of(method, count, 400).spacing == spacing

@@ -1,4 +1,4 @@
-"""A trial is measured with the workers, the device and the extractor weights of its step, wherever a measure needs them."""
+"""Every measure of a trial uses the workers, the device and the extractor weights of its step."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def _item(root: Path, *overrides: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("measure", ["final", "sampling-steps", "figure-1", "raw-weights"])
-def test_a_distance_is_taken_with_the_extractor_weights_below_the_storage_root(
+def test_distances_use_the_extractor_weights_below_the_storage_root(
     measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cluster without a network has them there alone; these are other bytes, which are refused by their place."""
@@ -66,14 +66,14 @@ def test_a_distance_is_taken_with_the_extractor_weights_below_the_storage_root(
         measure_one(request, trial, item, item["run_uri"], {"num_workers": 1})
 
 
-def test_every_measure_has_the_workers_and_the_device_of_its_step(tmp_path: Path) -> None:
+def test_measures_use_the_workers_and_the_device_of_their_step(tmp_path: Path) -> None:
     item = _item(tmp_path)
     model = trial_model(item["run_uri"], item, {"num_workers": 3})
     assert (model.options.num_workers, model.worker_device) == (3, "cuda" if torch.cuda.is_available() else "cpu")
     assert trial_model(item["run_uri"], item, {"num_workers": 2, "num_gpus_per_worker": 1}).worker_device == "cuda"
 
 
-def test_bits_per_dim_by_steps_are_those_of_the_first_images_on_the_ablations_noise(tmp_path: Path) -> None:
+def test_bits_per_dim_by_steps_use_the_first_images_and_the_ablations_noise(tmp_path: Path) -> None:
     item = _item(tmp_path)
     model = trial_model(item["run_uri"], item, {"num_workers": 1})
     found = likelihood_by_steps(model, (10,))

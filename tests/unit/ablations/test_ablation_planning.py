@@ -1,4 +1,4 @@
-"""A plan takes the runs that a user names: the right model in each role, with its data set."""
+"""A plan takes the runs that a user names: each in the right role, with its own data set."""
 
 from pathlib import Path
 
@@ -21,13 +21,13 @@ def _run(folder: Path, name: str, *overrides: str) -> str:
     return str(folder)
 
 
-def test_a_run_of_another_objective_takes_no_models_place(tmp_path: Path) -> None:
+def test_a_run_of_another_objective_is_refused_for_a_role(tmp_path: Path) -> None:
     runs = {"vlb": _run(tmp_path / "a", "digits-tiny-hybrid-cosine")}
     with pytest.raises(UserError, match=r"--run vlb=.*: was trained by L_hybrid, and vlb is a model of L_vlb"):
         list_data_sets(AblationRequest(name="vlb-ratio", scale="tiny", runs=runs), str(tmp_path))
 
 
-def test_a_run_of_ones_own_brings_its_data_set_and_what_varies(tmp_path: Path) -> None:
+def test_a_users_run_adds_its_data_set_and_its_varied_values(tmp_path: Path) -> None:
     run_uri = _run(tmp_path / "a", "digits-tiny-hybrid-linear", "data.name=mine")
     found = list_data_sets(AblationRequest(name="vlb-ratio", scale="tiny", runs={"hybrid": run_uri}), str(tmp_path))
     assert sorted(Path(one["data_uri"]).name.partition("-")[0] for one in found) == ["digits", "mine"]
@@ -41,17 +41,17 @@ def test_a_run_of_ones_own_brings_its_data_set_and_what_varies(tmp_path: Path) -
     }
 
 
-def test_a_trial_is_called_in_mlflow_by_what_differs_alone() -> None:
+def test_a_trials_mlflow_name_contains_only_what_differs() -> None:
     request = AblationRequest(name="objective-schedule", scale="tiny")
     names = [run_name(request, trial) for trial in request.trials()]
     assert names[0] == "linear simple num_timesteps=100"
     assert len(set(names)) == len(names)
 
 
-def test_why_a_trial_failed_is_one_line_of_a_length_to_be_read() -> None:
+def test_the_reason_of_a_failure_is_one_short_line() -> None:
     assert reason(UserError("no\n such  thing")) == "no such thing"
     assert reason(RuntimeError("")) == "RuntimeError:"
-    told = reason(MemoryError("a word " * 1000))
-    assert told.startswith("MemoryError: a word")
-    assert told.endswith(" ...")
-    assert len(told) < 410
+    text = reason(MemoryError("a word " * 1000))
+    assert text.startswith("MemoryError: a word")
+    assert text.endswith(" ...")
+    assert len(text) < 410

@@ -1,4 +1,4 @@
-"""The report: ours beside the paper's, no difference where there is none to take, and one page that needs nothing else."""
+"""The page of an ablation: our numbers beside the paper's, a difference only where both are comparable, in one self-contained file."""
 
 import base64
 import dataclasses
@@ -74,7 +74,7 @@ def _curve(key: str, kind: str, names_of: tuple[str, ...], value: str) -> list[d
 
 
 def _measures(folder: Path) -> dict[str, Any]:
-    """Every measure there is, small."""
+    """Return a small result of every measure."""
     uri = str(folder / "images.npz")
     images = torch.arange(40 * 64).reshape(40, 1, 8, 8).remainder(256).to(torch.uint8)
     npz.write_images(uri, images, None)
@@ -141,7 +141,7 @@ def _page(request: AblationRequest, records: list[TrialRecord], *, draw: bool = 
 
 @pytest.mark.parametrize("scale", ["paper", "tiny"])
 @pytest.mark.parametrize("name", names())
-def test_every_ablation_has_a_page_that_stands_alone_and_says_its_scale(name: str, scale: Scale, tmp_path: Path) -> None:
+def test_every_ablation_has_a_self_contained_page_that_names_its_scale(name: str, scale: Scale, tmp_path: Path) -> None:
     request = AblationRequest(name=name, scale=scale)
     page = _page(request, _records(request, tmp_path / "records"), draw=True)
     assert find_ablation(name).title in page
@@ -159,7 +159,7 @@ def test_every_ablation_has_a_page_that_stands_alone_and_says_its_scale(name: st
         assert len(re.findall("(sampling steps|evaluation steps|timestep t|training step|FLOPs)", "".join(drawn))) > 0
 
 
-def test_at_the_papers_scale_an_fid_is_compared_with_the_papers() -> None:
+def test_at_the_papers_scale_our_fid_is_compared_with_the_papers_fid() -> None:
     request = AblationRequest(name="hybrid-weight", scale="paper")
     records = [
         TrialRecord(label=t.label, values=t.values, preset=t.preset, own=t.own, measures={"final": _final(30.0, "FID")})
@@ -175,7 +175,7 @@ def test_at_the_papers_scale_an_fid_is_compared_with_the_papers() -> None:
 @pytest.mark.parametrize(
     ("scale", "distance_name", "overrides"), [("tiny", "FD(x)", ()), ("paper", "FD(x)", ()), ("paper", "FID", ("seed=1",))]
 )
-def test_no_difference_is_taken_between_what_can_not_be_compared(scale: Scale, distance_name: str, overrides: tuple[str, ...]) -> None:
+def test_no_difference_is_taken_of_numbers_that_are_not_comparable(scale: Scale, distance_name: str, overrides: tuple[str, ...]) -> None:
     request = AblationRequest(name="hybrid-weight", scale=scale, overrides=overrides)
     trial = request.trials()[0]
     record = TrialRecord(
@@ -186,8 +186,8 @@ def test_no_difference_is_taken_between_what_can_not_be_compared(scale: Scale, d
     assert row.distance.difference is None
 
 
-def _told(request: AblationRequest, **record: Any) -> list[tuple[float | None, float | None]]:
-    """Number of the paper's and difference of every row of FIDs."""
+def _distances(request: AblationRequest, **record: Any) -> list[tuple[float | None, float | None]]:
+    """Return the paper's FID and our difference from it, for each row."""
     joint = [TrialRecord(label=request.name, role=request.name)] if request.ablation().joint != "none" else []
     records = [TrialRecord(label=t.label, role=t.role, values=t.values, preset=t.preset, own=t.own) for t in request.trials()]
     filled = [dataclasses.replace(one, measures={"final": _final(30.0, "FID")}, **record) for one in (*records, *joint)]
@@ -202,18 +202,18 @@ def _told(request: AblationRequest, **record: Any) -> list[tuple[float | None, f
         ("hybrid-weight", "tiny", {"preset": "cifar10-hybrid-cosine"}),
     ],
 )
-def test_what_the_paper_did_not_do_stands_beside_no_number_of_it(name: str, scale: Scale, arguments: dict[str, str]) -> None:
+def test_experiments_that_the_paper_did_not_run_get_no_number_of_the_paper(name: str, scale: Scale, arguments: dict[str, str]) -> None:
     request = AblationRequest(name=name, scale=scale, **arguments)  # type: ignore[arg-type]
-    assert set(_told(request)[:4]) == {(None, None)}
+    assert set(_distances(request)[:4]) == {(None, None)}
 
 
-def test_a_run_of_ones_own_is_compared_with_the_paper_only_where_it_is_the_papers_experiment() -> None:
+def test_a_users_run_is_compared_with_the_paper_only_if_it_is_the_papers_experiment() -> None:
     request = AblationRequest(name="ensemble", scale="paper", runs={role: f"s3://x/{role}" for role in ("hybrid", "vlb")})
-    assert [difference for _, difference in _told(request, experiment=preset("digits-hybrid-cosine").to_dict())] == [None] * 3
-    assert None not in [difference for _, difference in _told(dataclasses.replace(request, runs={}))]
+    assert [difference for _, difference in _distances(request, experiment=preset("digits-hybrid-cosine").to_dict())] == [None] * 3
+    assert None not in [difference for _, difference in _distances(dataclasses.replace(request, runs={}))]
 
 
-def test_the_page_says_what_was_changed_by_whom(tmp_path: Path) -> None:
+def test_the_page_names_the_users_changes(tmp_path: Path) -> None:
     request = AblationRequest(name="width", scale="tiny", objective="vlb", overrides=("seed=1",))
     assert "With changes: objective vlb, seed=1." in _page(request, _records(request, tmp_path / "a"))
     request = AblationRequest(name="hybrid-weight", scale="tiny", preset="digits-hybrid-cosine")
@@ -222,19 +222,19 @@ def test_the_page_says_what_was_changed_by_whom(tmp_path: Path) -> None:
     assert "divided by ten" not in page
 
 
-def test_the_papers_numbers_stand_at_their_rows_in_every_table() -> None:
-    def told(name: str, scale: Scale = "paper") -> list[float | None]:
+def test_every_table_has_the_papers_numbers_in_the_right_rows() -> None:
+    def paper_distances(name: str, scale: Scale = "paper") -> list[float | None]:
         request = AblationRequest(name=name, scale=scale)
         records = [TrialRecord(label=t.label, role=t.role, values=t.values, preset=t.preset, own=t.own) for t in request.trials()]
         joint = request.ablation().joint_role
         records += [TrialRecord(label=joint, role=joint)] if joint else []
         return [row.distance.paper for row in table_rows(request, records)]
 
-    assert told("ensemble") == told("ensemble", "tiny") == [19.2, 40.1, 19.9]
-    assert told("two-stage") == [31.5, 2.92, None, 12.3, 38.1, 7.7, 7.0]
-    assert told("cifar10-dropout") == [3.07, None, None, None, None, 3.19]
-    assert told("cond64-overfitting") == [6.92, None, None]
-    assert told("objective-schedule", "tiny") == [32.5, 31.3, 32.2, 27.0, 28.0, 56.7]
+    assert paper_distances("ensemble") == paper_distances("ensemble", "tiny") == [19.2, 40.1, 19.9]
+    assert paper_distances("two-stage") == [31.5, 2.92, None, 12.3, 38.1, 7.7, 7.0]
+    assert paper_distances("cifar10-dropout") == [3.07, None, None, None, None, 3.19]
+    assert paper_distances("cond64-overfitting") == [6.92, None, None]
+    assert paper_distances("objective-schedule", "tiny") == [32.5, 31.3, 32.2, 27.0, 28.0, 56.7]
 
 
 def test_a_failed_trial_is_named_with_its_reason(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_failed_trial_is_named_with_its_reason(tmp_path: Path) -> None:
     assert page.count('<tr class="failed">') == 1
 
 
-def test_an_ablation_of_which_everything_failed_still_has_a_page() -> None:
+def test_an_ablation_whose_trials_all_failed_still_has_a_page() -> None:
     for name in names():
         request = AblationRequest(name=name, scale="tiny")
         records = [TrialRecord(label=t.label, role=t.role, values=t.values, error="killed") for t in request.trials()]
@@ -255,7 +255,7 @@ def test_an_ablation_of_which_everything_failed_still_has_a_page() -> None:
         assert page.count("<strong>Failed:") == len(records)
 
 
-def test_a_grid_of_ones_own_has_no_claims_and_no_numbers_of_the_paper(tmp_path: Path) -> None:
+def test_a_users_grid_has_no_claims_and_no_numbers_of_the_paper(tmp_path: Path) -> None:
     request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1, 2]}, preset="digits-tiny-hybrid-cosine")
     page = _page(request, _records(request, tmp_path / "records"))
     assert "the paper&#39;s FID" not in page
@@ -264,7 +264,7 @@ def test_a_grid_of_ones_own_has_no_claims_and_no_numbers_of_the_paper(tmp_path: 
     assert "iddpm ablate mine --scale tiny --preset digits-tiny-hybrid-cosine --grid seed=1,2" in page
 
 
-def test_grids_show_one_noise_a_column_and_one_model_a_row(tmp_path: Path) -> None:
+def test_sample_grids_have_one_noise_per_column_and_one_model_per_row(tmp_path: Path) -> None:
     request = AblationRequest(name="same-noise", scale="tiny")
     (grid,) = sample_grids(_records(request, tmp_path / "records"))
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(grid.address.partition(",")[2]))))
@@ -273,29 +273,29 @@ def test_grids_show_one_noise_a_column_and_one_model_a_row(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "said"),
+    ("value", "error", "text"),
     [(None, None, "-"), (3.14159, None, "3.142"), (3.14159, 0.02, "3.142 ± 0.020"), (123.456, 2.0, "123.5 ± 2.0")],
 )
-def test_a_number_is_shown_to_the_second_digit_of_its_error(value: float | None, error: float | None, said: str) -> None:
-    assert format_estimate(value, error) == said
+def test_a_number_is_shown_to_the_second_digit_of_its_error(value: float | None, error: float | None, text: str) -> None:
+    assert format_estimate(value, error) == text
 
 
-def test_the_papers_numbers_are_written_as_it_prints_them(tmp_path: Path) -> None:
+def test_the_papers_numbers_are_shown_as_the_paper_prints_them(tmp_path: Path) -> None:
     request = AblationRequest(name="objective-schedule", scale="tiny")
     page = _page(request, _records(request, tmp_path / "records"))
-    for words in ("27.0", "28.0", "3.62", "56.7"):
-        assert f'<td class="number">{words}</td>' in page
+    for number in ("27.0", "28.0", "3.62", "56.7"):
+        assert f'<td class="number">{number}</td>' in page
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_page_has_a_protocol_also_where_the_first_trial_failed(name: str, tmp_path: Path) -> None:
+def test_a_page_has_a_protocol_even_if_the_first_trial_failed(name: str, tmp_path: Path) -> None:
     request = AblationRequest(name=name, scale="tiny")
     records = _records(request, tmp_path / "records")
     records[0] = TrialRecord(label=records[0].label, role=records[0].role, values=records[0].values, error="killed")
     assert "<h2>Protocol</h2>" in _page(request, records)
 
 
-def test_mlflow_is_given_the_samples_of_every_number_of_steps_and_of_every_model(tmp_path: Path) -> None:
+def test_mlflow_gets_the_samples_by_number_of_steps_and_of_each_model(tmp_path: Path) -> None:
     for name, wanted in (("sampling-steps", {("samples_ancestral", 5)}), ("same-noise", {("samples", 0)}), ("likelihood-steps", set())):
         (record, *_) = _records(AblationRequest(name=name, scale="tiny"), tmp_path / name)
         drawn = sample_pictures(record)
@@ -303,7 +303,7 @@ def test_mlflow_is_given_the_samples_of_every_number_of_steps_and_of_every_model
         assert all(pixels.shape[0] > 32 and pixels.dtype == np.uint8 for pixels in drawn.values())
 
 
-def test_trials_of_other_seeds_are_not_said_to_have_the_same_noise(tmp_path: Path) -> None:
+def test_a_page_of_trials_with_different_seeds_does_not_claim_the_same_noise(tmp_path: Path) -> None:
     request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1, 2]}, preset="digits-tiny-hybrid-cosine")
     records = _records(request, tmp_path / "records")
     assert "the same noise for every trial" in _page(request, records)
@@ -312,12 +312,12 @@ def test_trials_of_other_seeds_are_not_said_to_have_the_same_noise(tmp_path: Pat
     assert "the same noise" not in _page(request, records)
 
 
-def test_the_one_trial_of_a_grid_has_its_name_at_its_bar(tmp_path: Path) -> None:
+def test_the_bar_of_a_grids_only_trial_has_its_name(tmp_path: Path) -> None:
     request = AblationRequest(name="mine", scale="tiny", grid={"seed": [1]}, preset="digits-tiny-hybrid-cosine")
     assert ">seed=1</text>" in _page(request, _records(request, tmp_path / "records"), draw=True)
 
 
-def test_both_curves_of_the_likelihood_end_at_all_steps() -> None:
+def test_both_likelihood_curves_end_at_the_full_number_of_steps() -> None:
     points = [
         {"spacing": spacing, "num_steps": k, "bits_per_dim": 4.0} for spacing, k in (("strided", 5), ("with-small-t", 5), ("strided", 40))
     ]
@@ -325,11 +325,11 @@ def test_both_curves_of_the_likelihood_end_at_all_steps() -> None:
     assert sorted(bits_by_steps(record, "with-small-t")) == sorted(bits_by_steps(record, "strided")) == [5.0, 40.0]
 
 
-def test_a_label_becomes_a_name_of_a_file() -> None:
+def test_a_label_becomes_a_file_name() -> None:
     assert slug("stop_gradient=true vlb_weight=0.001") == "stop-gradient-true-vlb-weight-0.001"
 
 
-def test_the_gallery_lists_reports_in_the_papers_order_with_what_they_found(tmp_path: Path) -> None:
+def test_the_gallery_lists_reports_with_their_findings_in_the_papers_order(tmp_path: Path) -> None:
     for order, name in ((2, "b"), (1, "a")):
         summary = {
             "name": name,
@@ -354,23 +354,23 @@ def test_the_gallery_lists_reports_in_the_papers_order_with_what_they_found(tmp_
     ]
 
 
-def test_what_is_looked_at_is_the_latest_or_the_chosen_checkpoint_else_the_best(tmp_path: Path) -> None:
+def test_a_trial_model_is_the_latest_checkpoint_or_the_chosen_one_or_else_the_best(tmp_path: Path) -> None:
     experiment = preset("digits-tiny-hybrid-cosine")
     run_uri = str(tmp_path / "run")
     files = {"experiment.json": experiment.to_dict(), "model.pt": {"x": torch.zeros(1)}, "ema_0.98.pt": {"x": torch.zeros(1)}}
     for step in (100, 200, 300):
         checkpoint.save(run_uri, step, files)
 
-    def looked_at(*, best: bool) -> tuple[int, str]:
+    def step_and_weights(*, best: bool) -> tuple[int, str]:
         subject = find_trial_model(run_uri, best=best)
         return subject.step, subject.weights
 
-    assert looked_at(best=True) == looked_at(best=False) == (300, "ema_0.98")
+    assert step_and_weights(best=True) == step_and_weights(best=False) == (300, "ema_0.98")
     storage.write_json(f"{run_uri}/result.json", {"best_step": 200, "best_weights": "model"})
-    assert looked_at(best=True) == (200, "model")
+    assert step_and_weights(best=True) == (200, "model")
     storage.write_json(f"{run_uri}/evaluations/choice.json", {"step": 100, "weights": "ema_0.98"})
-    assert looked_at(best=True) == (100, "ema_0.98")
-    assert looked_at(best=False) == (300, "ema_0.98")
+    assert step_and_weights(best=True) == (100, "ema_0.98")
+    assert step_and_weights(best=False) == (300, "ema_0.98")
     assert find_trial_model(f"{run_uri}/checkpoints/step=00000200", best=True).step == 200
     with pytest.raises(ValueError, match="there is no checkpoint"):
         find_trial_model(str(tmp_path / "nothing"))

@@ -1,4 +1,4 @@
-"""A request in plain words: from a form and back, the same key for the same experiments, and a command that asks for it again."""
+"""A request: made from a form, equal keys for equal experiments, and the command that repeats it."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ from training.cost.estimate import count_macs
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_request_travels_as_json_and_keeps_its_key(name: str) -> None:
+def test_a_request_and_its_key_survive_json(name: str) -> None:
     request = AblationRequest(name=name, scale="tiny", overrides=("seed=3",))
     again = AblationRequest.from_dict(json.loads(json.dumps(request.to_dict())))
     assert again == request
@@ -33,13 +33,13 @@ def test_other_experiments_scales_and_runs_have_other_keys() -> None:
     assert len({request.key() for request in requests}) == len(requests)
 
 
-def test_a_form_left_as_it_is_asks_for_the_ablation_as_named() -> None:
+def test_an_unchanged_form_requests_the_ablation_without_changes() -> None:
     request = from_form("width", "tiny", {}, {}, DEFAULT_PRESET, "as named", [])
     assert request == AblationRequest(name="width", scale="tiny")
     assert len(request.trials()) == 3
 
 
-def test_an_objective_and_a_grid_of_ones_own_are_taken_from_the_form() -> None:
+def test_the_form_sets_the_objective_and_a_users_grid() -> None:
     grid = {"model.dropout": [0.0, 0.1]}
     request = from_form(OWN_GRID, "tiny", grid, {}, "digits-tiny-hybrid-cosine", "simple", ["optim.num_steps=5"])
     assert [trial.values for trial in request.trials()] == [{"dropout": 0.0}, {"dropout": 0.1}]
@@ -47,7 +47,7 @@ def test_an_objective_and_a_grid_of_ones_own_are_taken_from_the_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("width", "small", {}, {}, DEFAULT_PRESET, "as named", []), "there is no scale 'small'"),
         ((OWN_GRID, "tiny", {}, {}, DEFAULT_PRESET, "as named", []), "needs its axes"),
@@ -57,19 +57,19 @@ def test_an_objective_and_a_grid_of_ones_own_are_taken_from_the_form() -> None:
         (("width", "tiny", {}, {}, DEFAULT_PRESET, "best", []), "there is no objective 'best'"),
     ],
 )
-def test_a_form_that_can_not_work_is_refused(arguments: tuple[object, ...], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_an_invalid_form_is_refused(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         from_form(*arguments).trials()  # type: ignore[arg-type]
 
 
-def test_the_command_asks_for_the_same_again() -> None:
+def test_the_command_of_a_request_contains_all_its_options() -> None:
     request = AblationRequest(name="width", scale="paper", objective="vlb", overrides=("seed=1",))
     assert request.command() == "iddpm ablate width --scale paper --objective vlb --set seed=1"
     request = AblationRequest(name="vlb-ratio", scale="tiny", runs={"vlb": "s3://b/x"})
     assert request.command() == "iddpm ablate vlb-ratio --scale tiny --run vlb=s3://b/x"
 
 
-def test_an_evaluation_has_no_training_to_pay_for_and_counts_its_step_counts() -> None:
+def test_an_evaluation_of_existing_runs_costs_its_measures_and_no_training() -> None:
     request = AblationRequest(name="vlb-ratio", scale="tiny")
     trial = request.trials()[0]
     cost = trial_cost(request, trial)
@@ -78,7 +78,7 @@ def test_an_evaluation_has_no_training_to_pay_for_and_counts_its_step_counts() -
     assert cost.measuring == pytest.approx(flops / (989e12 * 0.3) / 3600)
 
 
-def test_what_is_taken_of_trials_together_costs_where_there_is_such_a_thing() -> None:
+def test_only_ablations_with_a_joint_measurement_have_a_joint_cost() -> None:
     assert joint_cost(AblationRequest(name="width", scale="tiny")).measuring == 0.0
     assert joint_cost(AblationRequest(name="ensemble", scale="tiny")).measuring > 0.0
     assert joint_cost(AblationRequest(name="two-stage", scale="tiny")).measuring > 0.0

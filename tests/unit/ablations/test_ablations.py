@@ -1,4 +1,4 @@
-"""The named ablations: the paper's settings, every trial valid at both scales, and misuse refused before anything starts."""
+"""The named ablations: the paper's settings, valid trials at both scales, and refusals before anything starts."""
 
 import math
 
@@ -21,7 +21,7 @@ def _experiments(planned: tuple[Trial, ...]) -> list[str]:
     return [trial.experiment.to_json() for trial in planned]
 
 
-def test_the_papers_tables_and_figures_are_all_named() -> None:
+def test_all_ablations_of_the_paper_are_named() -> None:
     assert set(ablations.names()) == {
         "hybrid-weight",
         "objective-schedule",
@@ -40,7 +40,7 @@ def test_the_papers_tables_and_figures_are_all_named() -> None:
 
 @_BOTH
 @_EACH
-def test_every_trial_is_a_valid_experiment_of_its_own(name: str, scale: Scale) -> None:
+def test_every_trial_is_a_valid_and_different_experiment(name: str, scale: Scale) -> None:
     planned = trials(find_ablation(name), scale)
     assert len(set(_experiments(planned))) == len(planned) > 1
     assert len({trial.label for trial in planned}) == len(planned)
@@ -49,14 +49,14 @@ def test_every_trial_is_a_valid_experiment_of_its_own(name: str, scale: Scale) -
 
 @_BOTH
 @_EACH
-def test_the_columns_tell_the_trials_apart(name: str, scale: Scale) -> None:
+def test_role_and_values_identify_each_trial(name: str, scale: Scale) -> None:
     planned = trials(find_ablation(name), scale)
-    told = {tuple(map(str, (trial.role, *trial.values.values()))) for trial in planned}
-    assert len(told) == len(planned)
+    identities = {tuple(map(str, (trial.role, *trial.values.values()))) for trial in planned}
+    assert len(identities) == len(planned)
 
 
 @_EACH
-def test_what_is_varied_takes_more_than_one_value(name: str) -> None:
+def test_each_varied_field_has_more_than_one_value(name: str) -> None:
     planned = trials(find_ablation(name), "paper")
     for column in planned[0].values:
         values = {str(trial.values[column]) for trial in planned}
@@ -64,7 +64,7 @@ def test_what_is_varied_takes_more_than_one_value(name: str) -> None:
 
 
 @_EACH
-def test_the_tiny_scale_varies_what_the_papers_does(name: str) -> None:
+def test_the_tiny_scale_varies_the_same_fields_as_the_papers_scale(name: str) -> None:
     ablation = find_ablation(name)
     paper, tiny = trials(ablation, "paper"), trials(ablation, "tiny")
     assert list(paper[0].values) == list(tiny[0].values)
@@ -96,7 +96,7 @@ def test_every_trial_of_the_main_tables_has_the_papers_numbers() -> None:
 
 
 @_BOTH
-def test_batch_sizes_of_figure_1_see_equally_many_examples_and_the_larger_has_five_times_the_rate(scale: Scale) -> None:
+def test_batch_sizes_of_figure_1_train_on_equally_many_examples_and_the_larger_has_five_times_the_rate(scale: Scale) -> None:
     optims = [trial.experiment.optim for trial in trials(find_ablation("lsun-batch-size"), scale)]
     assert len({optim.num_steps * optim.global_batch_size for optim in optims}) == 1
     rates = {optim.global_batch_size: optim.learning_rate for optim in optims}
@@ -115,12 +115,12 @@ def test_the_learning_rate_falls_with_the_root_of_the_width(scale: Scale) -> Non
 
 
 @_BOTH
-def test_both_schedules_meet_every_dropout_of_the_papers_sweep(scale: Scale) -> None:
+def test_the_dropout_sweep_has_every_dropout_with_both_schedules(scale: Scale) -> None:
     met = {(trial.values["schedule"], trial.values["dropout"]) for trial in trials(find_ablation("cifar10-dropout"), scale)}
     assert met == {(schedule, dropout) for schedule in ("linear", "cosine") for dropout in (0.1, 0.2, 0.3)}
 
 
-def test_evaluations_at_the_tiny_scale_look_at_runs_that_an_ablation_trains() -> None:
+def test_evaluations_at_the_tiny_scale_use_runs_that_an_ablation_trains() -> None:
     for name in ablations.names():
         ablation = find_ablation(name)
         if not ablation.trains:
@@ -128,7 +128,7 @@ def test_evaluations_at_the_tiny_scale_look_at_runs_that_an_ablation_trains() ->
             assert set(_experiments(trials(ablation, "tiny"))) <= set(trained)
 
 
-def test_the_plain_trial_of_hybrid_weight_is_a_row_of_the_main_tables_and_so_one_run() -> None:
+def test_hybrid_weight_and_the_main_tables_share_one_run() -> None:
     shared = set(_experiments(trials(find_ablation("hybrid-weight"), "tiny"))) & set(
         _experiments(trials(find_ablation("objective-schedule"), "tiny"))
     )
@@ -147,7 +147,7 @@ def test_a_users_override_wins_over_a_trials_own() -> None:
 
 
 @pytest.mark.parametrize("objective", ["simple", "vlb", "hybrid"])
-def test_another_objective_brings_its_variance_with_it(objective: Objective) -> None:
+def test_another_objective_also_sets_its_variance_and_timestep_sampler(objective: Objective) -> None:
     for trial in trials(find_ablation("width"), "paper", objective=objective):
         diffusion = trial.experiment.diffusion
         assert diffusion.objective == objective
@@ -160,7 +160,7 @@ def test_another_preset_can_be_varied_by_a_grid() -> None:
     assert {trial.preset for trial in planned} == {"cifar10-hybrid-cosine"}
 
 
-def test_a_run_of_ones_own_takes_the_place_of_a_role() -> None:
+def test_a_users_run_fills_a_role() -> None:
     planned = trials(find_ablation("vlb-ratio"), "paper", runs={"vlb": "s3://bucket/runs/mine"})
     assert {trial.role: trial.run_uri for trial in planned} == {"hybrid": "", "vlb": "s3://bucket/runs/mine"}
 
@@ -169,7 +169,7 @@ def test_a_trial_is_named_by_what_differs() -> None:
     assert trials(find_ablation("hybrid-weight"), "tiny")[-1].label == "stop_gradient=false vlb_weight=0.01"
 
 
-def test_a_grid_of_ones_own_has_every_combination() -> None:
+def test_a_users_grid_has_every_combination() -> None:
     axes = parse_grid(["diffusion.vlb_weight=0.1,0.2", "diffusion.schedule=linear,cosine"])
     planned = trials(own_grid("mine", axes, "digits-tiny-hybrid-cosine"), "tiny", overrides=["seed=3"])
     assert [trial.values for trial in planned] == [
@@ -183,7 +183,7 @@ def _own(*words: str, preset_name: str = "digits-tiny-hybrid-cosine") -> tuple[T
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "varies nothing"),
         (("diffusion.vlb_weight",), "section.field=a,b,c"),
@@ -194,8 +194,8 @@ def _own(*words: str, preset_name: str = "digits-tiny-hybrid-cosine") -> tuple[T
         ((f"seed={','.join(map(str, range(MAX_TRIALS + 1)))}",), f"at most {MAX_TRIALS}"),
     ],
 )
-def test_a_grid_that_can_not_work_is_refused(words: tuple[str, ...], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_an_invalid_grid_is_refused(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         _own(*words)
 
 
@@ -205,7 +205,7 @@ def test_an_ablation_with_too_many_trials_is_refused_before_they_are_made() -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "said"),
+    ("name", "arguments", "message"),
     [
         ("hybrid-weight", {"overrides": ["diffusion.vlb_weight=1"]}, "varies diffusion.vlb_weight itself"),
         ("hybrid-weight", {"overrides": ["optim.num_steps=0"]}, "optim.num_steps"),
@@ -216,17 +216,17 @@ def test_an_ablation_with_too_many_trials_is_refused_before_they_are_made() -> N
         ("vlb-ratio", {"runs": {"vbl": "s3://x"}}, "takes no run 'vbl'; its runs are hybrid, vlb"),
     ],
 )
-def test_an_ablation_that_can_not_work_is_refused(name: str, arguments: dict[str, object], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_arguments_of_an_ablation_are_refused(name: str, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         trials(find_ablation(name), "tiny", **arguments)  # type: ignore[arg-type]
 
 
-def test_an_unknown_ablation_is_answered_with_the_nearest_name() -> None:
+def test_the_error_about_an_unknown_ablation_suggests_the_nearest_name() -> None:
     with pytest.raises(UserError, match="did you mean 'hybrid-weight'"):
         find_ablation("hybrid-wait")
 
 
-def test_a_number_stays_a_word_where_an_override_wants_one() -> None:
+def test_a_number_becomes_text_in_an_override_of_a_text_field() -> None:
     assert preset("digits-hybrid-cosine", ["evaluation.sampling.spacing=250"]).evaluation.sampling.spacing == "250"
 
 
@@ -240,7 +240,7 @@ def test_tiny_presets_are_the_main_tables_rows_with_every_count_of_timesteps_div
 
 
 @pytest.mark.parametrize("name", ["lsun-batch-size", "sampling-steps"])
-def test_figure_1_is_taken_on_both_sides_of_where_the_papers_curves_cross(name: str) -> None:
+def test_figure_1_has_step_counts_on_both_sides_of_the_papers_crossing(name: str) -> None:
     taken = counts(find_ablation(name), "paper")
     assert min(taken) < 50 < max(taken)
 
@@ -250,17 +250,17 @@ def test_a_value_of_a_grid_can_be_a_list() -> None:
 
 
 @pytest.mark.parametrize("name", ["../../home", "a/b", "", "two words", ".hidden", "é"])
-def test_a_grid_is_named_as_a_folder_can_be(name: str) -> None:
+def test_a_grid_name_that_can_not_be_a_folder_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="a name that can be a folder's"):
         own_grid(name, {"seed": [1, 2]}, "digits-tiny-hybrid-cosine")
 
 
 @pytest.mark.parametrize("objective", ["simple", "vlb"])
-def test_what_only_l_hybrid_has_is_not_varied_under_another_objective(objective: Objective) -> None:
+def test_fields_of_l_hybrid_can_not_be_varied_with_another_objective(objective: Objective) -> None:
     with pytest.raises(UserError, match=f"which L_{objective} does not have"):
         trials(find_ablation("hybrid-weight"), "tiny", objective=objective)
 
 
-def test_a_grid_over_what_only_evaluation_reads_is_refused_as_it_would_train_one_model_twice() -> None:
+def test_a_grid_over_fields_that_training_does_not_read_is_refused() -> None:
     with pytest.raises(UserError, match="train the same model"):
         trials(own_grid("samplers", {"evaluation.sampling.spacing": ["10", "20"]}, "digits-hybrid-cosine"), "tiny")

@@ -1,4 +1,4 @@
-"""Files in the field's formats against each other: sFID, precision and recall on a stand-in for ADM's reference batches."""
+"""Batch scores of files in the field's formats: sFID, precision and recall against a small copy of ADM's reference batches."""
 
 import dataclasses
 import io
@@ -82,7 +82,7 @@ def test_a_sample_batch_is_scored_against_a_reference_batch(samples: str, adm_re
     assert "does not record the images" in found.reference
 
 
-def test_images_alone_are_a_reference_too(samples: str, digits_uri: str, tmp_path: Path) -> None:
+def test_images_without_statistics_can_be_the_reference(samples: str, digits_uri: str, tmp_path: Path) -> None:
     uri = str(tmp_path / "images.npz")
     images = _digits(digits_uri, "train", 300)
     npz.write_images(uri, images, None)
@@ -95,7 +95,7 @@ def test_images_alone_are_a_reference_too(samples: str, digits_uri: str, tmp_pat
     assert found.distance == pytest.approx(frechet_distance(reference, sample), rel=1e-5)
 
 
-def test_statistics_alone_have_a_distance_and_nothing_else(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
+def test_statistics_without_images_give_only_a_distance(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
     uri = str(tmp_path / "statistics.npz")
     moments, _ = moments_of((images for _, images, _ in iterate(f"{digits_uri}/test", 100)), DigitsExtractor())
     _write_statistics(uri, moments.statistics())
@@ -106,7 +106,7 @@ def test_statistics_alone_have_a_distance_and_nothing_else(adm_reference: str, d
         score_batch(uri, adm_reference, extractor="digits-classifier", metrics=("kid",))
 
 
-def test_statistics_against_statistics_need_no_networks_weights(tmp_path: Path) -> None:
+def test_comparing_two_statistics_needs_no_extractor_weights(tmp_path: Path) -> None:
     uris = [str(tmp_path / name) for name in ("one.npz", "other.npz")]
     for shift, uri in enumerate(uris):
         npz.write_arrays(uri, {"mu": np.full(2048, shift / 64), "sigma": np.eye(2048)})
@@ -115,21 +115,21 @@ def test_statistics_against_statistics_need_no_networks_weights(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("changed", "value", "said"),
+    ("changed", "value", "message"),
     [
         ("resize", "adm", "resize: 'none', not 'adm'"),
         ("image_size", 32, "image_size: 8, not 32"),
         ("extractor_sha256", "0" * 64, "extractor_sha256: "),
     ],
 )
-def test_statistics_that_say_that_they_differ_are_refused(
-    reference_uri: str, digits_uri: str, tmp_path: Path, changed: str, value: str | int, said: str
+def test_statistics_whose_recorded_provenance_differs_are_refused(
+    reference_uri: str, digits_uri: str, tmp_path: Path, changed: str, value: str | int, message: str
 ) -> None:
     ours = load_reference(reference_uri)
     assert ours.provenance is not None
     other = str(tmp_path / "other.npz")
     save_reference(other, ours.features, dataclasses.replace(ours.provenance, **{changed: value}))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         score_batch(reference_uri, other, extractor="digits-classifier")
     test_images = compute_reference(f"{digits_uri}/test", DigitsExtractor(), str(tmp_path / "test.npz"))
     assert score_batch(test_images.uri, reference_uri, extractor="digits-classifier").distance > 0
@@ -166,9 +166,7 @@ def _seeded_state() -> dict[str, Tensor]:
     return dict(Unloaded("seeded", ["2048"], feature_extractor_weights_path=buffer).state_dict())
 
 
-def test_an_adopted_batch_serves_the_evaluation_with_its_own_images(
-    run_uri: str, digits_uri: str, adm_reference: str, tmp_path: Path
-) -> None:
+def test_an_evaluation_takes_real_images_from_an_adopted_batch(run_uri: str, digits_uri: str, adm_reference: str, tmp_path: Path) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 200)
     with pytest.raises(UserError, match="do not record their images"):
         evaluate(uri, digits_uri, adm_reference)
@@ -181,7 +179,7 @@ def test_an_adopted_batch_serves_the_evaluation_with_its_own_images(
         import_statistics(adopted, str(tmp_path / "again.npz"), provenance_of(read_manifest(f"{digits_uri}/train"), DigitsExtractor()))
 
 
-def test_what_does_not_fit_is_refused_by_name(samples: str, adm_reference: str, reference_uri: str, tmp_path: Path) -> None:
+def test_unsuitable_files_are_refused_with_their_names(samples: str, adm_reference: str, reference_uri: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no images"):
         score_batch(samples, reference_uri, extractor="digits-classifier", metrics=("precision_recall",))
     other = str(tmp_path / "other.npz")
@@ -192,7 +190,7 @@ def test_what_does_not_fit_is_refused_by_name(samples: str, adm_reference: str, 
         score_batch(samples, adm_reference, extractor="digits-classifier", metrics=("label_agreement",))
 
 
-def test_too_few_images_for_a_measure_are_refused_by_name(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
+def test_too_few_images_for_a_metric_are_refused_with_its_name(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
     few = str(tmp_path / "few.npz")
     npz.write_images(few, _digits(digits_uri, "test", 3), None)
     with pytest.raises(UserError, match=r"3 images in .*few.npz: precision_recall takes 4 at least"):
@@ -200,7 +198,7 @@ def test_too_few_images_for_a_measure_are_refused_by_name(adm_reference: str, di
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"sigma": -np.eye(64)}, "negative variances"),
         ({"sigma": np.triu(np.ones((64, 64)))}, "not symmetric"),
@@ -208,14 +206,14 @@ def test_too_few_images_for_a_measure_are_refused_by_name(adm_reference: str, di
         ({"num_images": np.array([1, 2])}, "are no numbers"),
     ],
 )
-def test_statistics_that_are_none_are_refused_by_name(samples: str, tmp_path: Path, changes: npz.Arrays, said: str) -> None:
+def test_invalid_statistics_are_refused_with_the_name_of_the_file(samples: str, tmp_path: Path, changes: npz.Arrays, message: str) -> None:
     uri = str(tmp_path / "statistics.npz")
     npz.write_arrays(uri, {"mu": np.zeros(64), "sigma": np.eye(64), **changes})
-    with pytest.raises(UserError, match=f"statistics.npz: .*{said}"):
+    with pytest.raises(UserError, match=f"statistics.npz: .*{message}"):
         score_batch(samples, uri, extractor="digits-classifier")
 
 
-def test_labels_that_are_not_as_many_as_images_are_refused(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
+def test_a_batch_with_another_number_of_labels_than_images_is_refused(adm_reference: str, digits_uri: str, tmp_path: Path) -> None:
     uri = str(tmp_path / "mixed.npz")
     images = _digits(digits_uri, "test", 20).permute(0, 2, 3, 1).numpy()
     npz.write_arrays(uri, {"arr_0": images, "arr_1": np.arange(19)})
@@ -223,7 +221,7 @@ def test_labels_that_are_not_as_many_as_images_are_refused(adm_reference: str, d
         score_batch(uri, adm_reference, extractor="digits-classifier")
 
 
-def test_a_cut_file_and_a_cut_array_are_said(samples: str, adm_reference: str, tmp_path: Path) -> None:
+def test_a_cut_file_and_a_cut_array_are_refused(samples: str, adm_reference: str, tmp_path: Path) -> None:
     cut = tmp_path / "cut.npz"
     cut.write_bytes(Path(samples).read_bytes()[:-100])
     with pytest.raises(UserError, match="is not an npz file, or it is cut short"):
@@ -235,7 +233,7 @@ def test_a_cut_file_and_a_cut_array_are_said(samples: str, adm_reference: str, t
         score_batch(str(cut), adm_reference, extractor="digits-classifier")
 
 
-def test_a_large_batch_is_read_in_pieces(samples: str) -> None:
+def test_a_batch_is_read_in_parts(samples: str) -> None:
     whole, _ = npz.read_images(samples)
     pieces = list(npz.stream_images(samples, 64))
     assert [len(piece) for piece in pieces] == [64, 64, 64, 8]

@@ -1,4 +1,4 @@
-"""Two stages: the small images' labels and order are kept, and an upsampler alone is scored on real small images."""
+"""Two stages: the labels and order of the small images are kept, and an upsampler alone is scored on real small images."""
 
 import dataclasses
 from pathlib import Path
@@ -37,7 +37,7 @@ def _plan(run_uri: str, step: int, **changes: object) -> SamplePlan:
     return dataclasses.replace(plan, **changes)  # type: ignore[arg-type]
 
 
-def test_the_second_stage_keeps_the_firsts_labels_and_order(kept_run_uri: str, upsampler_run_uri: str, tmp_path: Path) -> None:
+def test_the_second_stage_keeps_the_labels_and_order_of_the_first(kept_run_uri: str, upsampler_run_uri: str, tmp_path: Path) -> None:
     small = str(tmp_path / "small")
     sample_set.draw(_plan(kept_run_uri, 200, labels=(3, 1, 4)), small)
     for number in range(3):  # the first stage's images are 8x8 here; halve them to what the second one takes

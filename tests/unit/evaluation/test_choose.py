@@ -1,4 +1,4 @@
-"""The final choice: the best few again, at full protocol, on noise that neither scoring nor report uses."""
+"""The final choice: the best few checkpoints again, at full protocol, on noise that neither scores nor report use."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def test_the_choice_is_the_best_at_full_protocol(choice: Choice, scored_run_uri:
     assert stored["weights"] == choice.weights
 
 
-def test_what_was_rescored_is_not_drawn_again(choice: Choice, scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+def test_a_stored_rescoring_is_not_repeated(choice: Choice, scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     results = sorted((Path(scored_run_uri) / "evaluations").glob("choose-*.json"))
     before = [path.stat().st_mtime_ns for path in results]
     assert len(results) == 2
@@ -64,14 +64,14 @@ def test_what_was_rescored_is_not_drawn_again(choice: Choice, scored_run_uri: st
     assert [path.stat().st_mtime_ns for path in results] == before
 
 
-def test_an_only_candidate_needs_no_second_look(own_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+def test_a_single_candidate_is_not_scored_again(own_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     Path(score_uri(checkpoint.checkpoint_uri(own_run_uri, 100))).unlink()
     choice = choose_best(own_run_uri, digits_uri, reference_uri)
     assert choice.step == 200
     assert choice.candidates[0].distance is None
 
 
-def test_a_checkpoint_that_is_gone_is_not_chosen(choice: Choice, own_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+def test_a_removed_checkpoint_is_not_chosen(choice: Choice, own_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     checkpoint.remove(own_run_uri, {choice.step})
     assert choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS).step == 300 - choice.step
     assert len(read_history(own_run_uri)) == 2

@@ -1,4 +1,4 @@
-"""Models beside each other: what is equal differs by nothing, and differences are as sure as common noise makes them."""
+"""The comparison of models: equal weights have difference zero, and common noise makes the errors of differences small."""
 
 import dataclasses
 import io
@@ -40,7 +40,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory, experiment: Experiment,
     return compare([_spec(run_uri, step) for step in (100, 200, 300)], digits_uri, reference_uri, options=_FEW)
 
 
-def test_equal_weights_differ_by_nothing_and_other_ones_by_more_than_noise(comparison: Comparison) -> None:
+def test_equal_weights_have_difference_zero_and_others_differ_by_more_than_noise(comparison: Comparison) -> None:
     first, same, other = comparison.models
     assert first.distance_difference is None
     assert same.distance_difference == Difference(value=0.0, standard_error=0.0)
@@ -53,7 +53,7 @@ def test_equal_weights_differ_by_nothing_and_other_ones_by_more_than_noise(compa
     assert abs(other.likelihood_difference.num_standard_errors) > 3
 
 
-def test_a_difference_on_common_noise_is_surer_than_independent_draws_would_make_it(comparison: Comparison) -> None:
+def test_a_difference_on_common_noise_has_a_smaller_error_than_independent_draws(comparison: Comparison) -> None:
     first, _, other = comparison.models
     assert other.distance_difference is not None
     assert other.distance_difference.standard_error is not None
@@ -62,13 +62,13 @@ def test_a_difference_on_common_noise_is_surer_than_independent_draws_would_make
     assert other.distance_difference.standard_error < math.hypot(*alone)  # type: ignore[arg-type]
 
 
-def test_all_are_held_to_one_protocol_and_seed(comparison: Comparison) -> None:
+def test_all_models_are_evaluated_by_one_protocol_and_seed(comparison: Comparison) -> None:
     cards = [model.result.protocol for model in comparison.models]
     assert len({(card["distance"]["seed"], card["distance"]["num_samples"], card["distance"]["sampler"]) for card in cards}) == 1
     assert {card["distance"]["purpose"] for card in cards} == {"compare"}
 
 
-def test_the_grid_has_a_row_a_model_and_equal_models_equal_rows(comparison: Comparison) -> None:
+def test_the_grid_has_one_row_per_model(comparison: Comparison) -> None:
     with Image.open(io.BytesIO(comparison.grid)) as picture:
         height = picture.height
     assert height > 3 * 48
@@ -83,7 +83,7 @@ def test_table_and_page_name_every_model_and_judge_every_difference(comparison: 
     assert page.count("data:image/png;base64,") == 1
 
 
-def test_a_comparison_is_kept_under_one_key_whenever_it_was_taken_and_under_names_that_mlflow_takes(comparison: Comparison) -> None:
+def test_a_comparisons_key_does_not_depend_on_its_date_and_mlflow_accepts_its_metric_names(comparison: Comparison) -> None:
     def at(moment: str, distance: float) -> Comparison:
         first, *others = comparison.models
         result = dataclasses.replace(first.result, created_at=moment, seconds=1.0, distance=distance)
@@ -99,7 +99,7 @@ def test_a_comparison_is_kept_under_one_key_whenever_it_was_taken_and_under_name
     assert "weights sha256" in study.files["comparison.html"].decode(), "the protocol card"
 
 
-def test_a_comparison_again_reads_what_was_evaluated(
+def test_a_repeated_comparison_reads_the_stored_results(
     kept_run_uri: str, digits_uri: str, reference_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     specs = [_spec(kept_run_uri, 200), _spec(kept_run_uri, 200, "ema_0.995")]
@@ -122,7 +122,7 @@ def test_models_of_other_images_are_refused(kept_run_uri: str, experiment: Exper
         compare([_spec(kept_run_uri, 200)], digits_uri, "unused.npz")
 
 
-def test_a_protocol_that_is_set_aside_is_said(
+def test_a_note_names_a_protocol_that_is_not_used(
     kept_run_uri: str, experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
 ) -> None:
     other = experiment.override(["evaluation.num_samples=90", "diffusion.num_timesteps=20"])
@@ -135,7 +135,7 @@ def test_a_protocol_that_is_set_aside_is_said(
     assert found.models[1].result.protocol["distance"]["num_samples"] == experiment.evaluation.num_samples
 
 
-def test_names_say_what_differs_and_are_never_the_same(kept_run_uri: str) -> None:
+def test_short_names_contain_what_differs_and_are_unique(kept_run_uri: str) -> None:
     model = load_model(checkpoint.checkpoint_uri(kept_run_uri, 200))
     assert short_names([model, dataclasses.replace(model, step=300)]) == ["step 200", "step 300"]
     assert short_names([model, model]) == ["digits-hybrid-cosine (1)", "digits-hybrid-cosine (2)"]

@@ -41,22 +41,22 @@ def _on_small_device(model: TrainedModel, room: int) -> TrainedModel:
     )
 
 
-def test_auto_is_the_processor_where_there_is_no_gpu() -> None:
+def test_auto_is_the_cpu_without_a_gpu() -> None:
     assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
     assert choose_device("cpu") == "cpu"
 
 
-@pytest.mark.parametrize(("word", "message"), [("cuda:99", "there is no device 'cuda:99' here"), ("gpu", "'gpu' is not a device")])
-def test_a_device_that_is_not_there_is_said(word: str, message: str) -> None:
+@pytest.mark.parametrize(("name", "message"), [("cuda:99", "there is no device 'cuda:99' here"), ("gpu", "'gpu' is not a device")])
+def test_a_missing_device_is_refused_with_its_name(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        choose_device(word)
+        choose_device(name)
 
 
-def test_large_images_come_in_small_batches() -> None:
+def test_large_images_have_small_default_batches() -> None:
     assert [default_batch_size(size) for size in (8, 32, 64, 256, 4096)] == [250, 250, 250, 16, 1]
 
 
-def test_images_that_do_not_fit_at_once_are_drawn_in_smaller_batches_and_are_the_same(model: TrainedModel) -> None:
+def test_images_are_the_same_in_the_smaller_batches_of_a_small_device(model: TrainedModel) -> None:
     whole = concatenated(generate(model, num_images=12, seed=1, sampling=_SAMPLING, batch_size=12))[0].int()
     small = _on_small_device(model, room=4)
     indices = []
@@ -69,12 +69,12 @@ def test_images_that_do_not_fit_at_once_are_drawn_in_smaller_batches_and_are_the
     assert int((torch.cat(parts).int() - whole).abs().max()) <= 1
 
 
-def test_a_device_without_room_for_one_image_is_said(model: TrainedModel) -> None:
+def test_a_device_without_memory_for_one_image_is_refused(model: TrainedModel) -> None:
     with pytest.raises(UserError, match="no memory for a single image"):
         next(generate(_on_small_device(model, room=0), num_images=3, seed=1, sampling=_SAMPLING))
 
 
-def test_likelihood_that_does_not_fit_at_once_is_taken_in_halves_and_is_the_same(model: TrainedModel) -> None:
+def test_the_likelihood_is_the_same_in_the_halved_batches_of_a_small_device(model: TrainedModel) -> None:
     diffusion: DiffusionConfig = model.experiment.diffusion
     images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = (torch.arange(5), images, torch.arange(5))
@@ -88,7 +88,7 @@ def test_likelihood_that_does_not_fit_at_once_is_taken_in_halves_and_is_the_same
         list(likelihood_parts(diffusion, _SmallDevice(model.network, room=0), [batch], form="stratified", num_steps=5))
 
 
-def test_full_precision_gives_back_what_was_set() -> None:
+def test_full_precision_restores_the_earlier_settings() -> None:
     before = torch.backends.cuda.matmul.fp32_precision
     with full_precision("cpu"):
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"

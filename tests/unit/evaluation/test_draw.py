@@ -1,4 +1,4 @@
-"""Images on request: the grid, the files, and what is refused before anything is drawn."""
+"""Images on request: the grid, the files, and what is refused before the draw."""
 
 import dataclasses
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_a_grid_and_one_file_for_other_evaluators_are_written(request_: DrawRequ
     assert torch.equal(images[:10], next(iter(sample_set.read(str(tmp_path / "set"))))[1][:10])
 
 
-def test_a_grid_that_can_not_be_written_is_refused_before_anything_is_drawn(request_: DrawRequest, tmp_path: Path) -> None:
+def test_an_invalid_grid_path_is_refused_before_the_draw(request_: DrawRequest, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a directory"):
         draw_images(request_, str(tmp_path / "set"), tmp_path)
@@ -47,7 +47,7 @@ def test_a_grid_that_can_not_be_written_is_refused_before_anything_is_drawn(requ
     assert not (tmp_path / "set").exists()
 
 
-def test_the_second_stage_enlarges_a_set_in_other_chunks(
+def test_the_second_stage_reads_a_first_stage_with_another_chunk_size(
     request_: DrawRequest, experiment: Experiment, tmp_path: Path, kept_run_uri: str
 ) -> None:
     upsampler = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, low_res_size=4))
@@ -88,14 +88,14 @@ def test_the_second_stage_enlarges_a_set_in_other_chunks(
         ({"low_res_uri": "somewhere"}, "is not an upsampler"),
     ],
 )
-def test_what_can_not_be_drawn_is_refused_at_once(request_: DrawRequest, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_an_invalid_request_is_refused(request_: DrawRequest, tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         draw_images(dataclasses.replace(request_, **changes), str(tmp_path / "set"), tmp_path / "grid.png")  # type: ignore[arg-type]
     assert not (tmp_path / "set").exists()
     assert not (tmp_path / "grid.png").exists()
 
 
-def test_labels_follow_the_data_where_asked(request_: DrawRequest, digits_uri: str, tmp_path: Path) -> None:
+def test_labels_follow_the_data_on_request(request_: DrawRequest, digits_uri: str, tmp_path: Path) -> None:
     mine = dataclasses.replace(request_, labels="data", data_uri=digits_uri, num_images=5)
     draw_images(mine, str(tmp_path / "set"), tmp_path / "grid.png")
     labels = next(iter(sample_set.read(str(tmp_path / "set"))))[2]

@@ -20,13 +20,13 @@ def _history(*values: float | None, weights: str = "ema_0.99") -> list[Score]:
     return [{"step": 100 * (i + 1), "scores": {weights: value}} for i, value in enumerate(values)]
 
 
-def test_nothing_scored_does_not_stop() -> None:
+def test_training_continues_without_scores() -> None:
     decision = decide([], _config())
     assert not decision.stop
     assert decision.best_step is None
 
 
-def test_a_falling_score_goes_on() -> None:
+def test_training_continues_while_the_score_falls() -> None:
     decision = decide(_history(9, 8, 7, 6, 5, 4), _config())
     assert not decision.stop
     assert (decision.best_step, decision.best_score) == (600, 4)
@@ -58,7 +58,7 @@ def test_noise_below_the_minimum_gain_does_not_prolong_training() -> None:
     assert decision.best_score == min(values), "what is best is the smallest score, gain or not"
 
 
-def test_slow_progress_that_adds_up_to_a_gain_goes_on() -> None:
+def test_training_continues_while_slow_progress_adds_up_to_a_gain() -> None:
     values = [5.0 * 0.994**i for i in range(20)]
     assert not decide(_history(*values), _config(patience=3, min_gain=0.01)).stop
 
@@ -100,7 +100,7 @@ def test_the_best_decay_of_each_checkpoint_counts() -> None:
     assert (decision.best_step, decision.best_weights) == (400, "ema_0.995")
 
 
-def test_of_equal_scores_the_earlier_checkpoint_is_best() -> None:
+def test_the_earlier_of_two_checkpoints_with_equal_scores_is_best() -> None:
     assert decide(_history(5, 4, 4), _config()).best_step == 200
 
 
@@ -112,7 +112,7 @@ def test_the_order_in_which_scores_arrive_does_not_matter(values: list[float], s
     assert decide(shuffled, _config()) == decide(history, _config())
 
 
-def test_a_resumed_history_with_a_step_scored_twice_counts_it_once() -> None:
+def test_a_step_that_is_scored_twice_counts_once() -> None:
     history = _history(9, 5, 5)
     assert not decide([*history, *history[1:]], _config(patience=2)).stop
     assert decide([*history, *_history(9, 5, 5, 5)], _config(patience=2)) == decide(_history(9, 5, 5, 5), _config(patience=2))
@@ -123,7 +123,7 @@ def test_a_history_that_went_through_json_gives_the_same_decision() -> None:
     assert decide(json.loads(json.dumps(history)), _config()) == decide(history, _config())
 
 
-def test_the_best_few_are_of_different_checkpoints() -> None:
+def test_the_best_candidates_are_different_checkpoints() -> None:
     history = [
         {"step": 100, "scores": {"a": 3.0, "b": 3.1}},
         {"step": 200, "scores": {"a": 2.0, "b": 2.1}},

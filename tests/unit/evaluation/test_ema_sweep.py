@@ -1,4 +1,4 @@
-"""Averages of many decays out of one run, kept or rebuilt, on common noise."""
+"""Averages of many decays of one run, stored or rebuilt, on common noise."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ def _sweep(run_uri: str, decays: Sequence[float], digits_uri: str, reference_uri
     return sweep(run_uri, decays, digits_uri, reference_uri)
 
 
-def test_kept_and_rebuilt_averages_stand_in_one_table(swept_run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
+def test_stored_and_rebuilt_averages_are_in_one_table(swept_run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
     found = _sweep(swept_run_uri, (0.95, 0.9, 0.5), digits_uri, reference_uri)
     short, kept, rebuilt = found.points
     assert [point.decay for point in found.points] == [0.5, 0.9, 0.95]
@@ -70,7 +70,7 @@ def test_kept_and_rebuilt_averages_stand_in_one_table(swept_run_uri: str, digits
     assert "data:image/svg+xml;base64," in as_page(found)
 
 
-def test_a_rebuilt_average_scores_as_the_one_that_training_would_have_kept(swept_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+def test_a_rebuilt_average_equals_the_one_that_training_would_have_stored(swept_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     state = checkpoint.load(checkpoint.checkpoint_uri(f"{swept_run_uri}-kept", 200), "ema_0.95.pt")
     rebuilt = _sweep(swept_run_uri, (0.95,), digits_uri, reference_uri).points[0]
     mine = checkpoint.load(rebuilt.checkpoint_uri, "ema_0.95.pt")
@@ -79,7 +79,7 @@ def test_a_rebuilt_average_scores_as_the_one_that_training_would_have_kept(swept
     assert gap / size < 1e-3
 
 
-def test_what_can_not_be_swept_is_said(kept_run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
+def test_a_sweep_without_available_averages_is_refused(kept_run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="decays are numbers between 0 and 1"):
         _sweep(kept_run_uri, (1.0,), digits_uri, reference_uri)
     with pytest.raises(UserError, match=r"none of these averages is available: .*has no snapshots"):

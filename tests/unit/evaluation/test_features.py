@@ -53,13 +53,13 @@ def _images(num: int, size: int, seed: int) -> Tensor:
     return torch.randint(0, 256, (num, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def test_digit_classifier_names_the_held_out_digits(digits_test: tuple[Tensor, Tensor]) -> None:
+def test_the_digit_classifier_is_accurate_on_test_digits(digits_test: tuple[Tensor, Tensor]) -> None:
     images, labels = digits_test
     assert len(images) == 300
     assert digit_classifier.accuracy(digit_classifier.load_classifier(), images, labels) >= 0.97
 
 
-def test_digit_classifier_file_is_small_and_is_the_one_that_the_code_names() -> None:
+def test_the_digit_classifiers_file_is_small_and_has_the_recorded_sha256() -> None:
     data = digit_classifier.WEIGHTS_PATH.read_bytes()
     assert len(data) < 200_000
     assert hashlib.sha256(data).hexdigest() == digit_classifier.WEIGHTS_SHA256
@@ -110,7 +110,7 @@ def test_inception_features_equal_torch_fidelitys(seeded_inception: dict[str, Te
 
 
 @pytest.mark.slow
-def test_grey_images_are_seen_as_three_equal_colours(seeded_inception: dict[str, Tensor]) -> None:
+def test_a_grey_image_has_the_features_of_three_equal_colours(seeded_inception: dict[str, Tensor]) -> None:
     extractor = InceptionExtractor(seeded_inception, name="seeded", sha256="")
     grey = _images(2, 8, 2)[:, :1]
     torch.testing.assert_close(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)), rtol=1e-5, atol=1e-6)
@@ -123,12 +123,12 @@ def test_inception_weights_of_another_hash_are_refused_before_they_are_loaded(tm
         load_inception(str(path))
 
 
-def test_inception_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_inception_weights_are_refused_with_their_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.pth"):
         load_extractor("inception", weights=str(tmp_path / "absent.pth"))
 
 
-def test_only_the_standard_weights_may_be_called_fid() -> None:
+def test_only_the_standard_weights_give_a_distance_named_fid() -> None:
     assert distance_name("inception", inception.WEIGHTS.sha256) == "FID"
     assert distance_name("inception", "0" * 64) == "FD(inception)"
     assert distance_name("digits-classifier", digit_classifier.WEIGHTS_SHA256) == "FD(digits-classifier)"
@@ -136,7 +136,7 @@ def test_only_the_standard_weights_may_be_called_fid() -> None:
 
 @pytest.mark.slow
 @pytest.mark.inception_weights
-def test_the_fid_in_the_real_weights_is_torch_fidelitys() -> None:
+def test_the_fid_with_the_standard_weights_equals_torch_fidelitys() -> None:
     metric = importlib.import_module("torch_fidelity.metric_fid")
     module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     weights = os.environ["IDDPM_INCEPTION_WEIGHTS"]

@@ -93,7 +93,7 @@ def test_distance_of_fewer_images_than_dimensions_equals_the_gram_form(num: int)
     assert frechet_distance(_moments(a), _moments(b)) == pytest.approx(exact, abs=1e-8)
 
 
-def test_features_that_never_fire_do_not_move_the_distance() -> None:
+def test_features_that_are_always_zero_do_not_change_the_distance() -> None:
     a, b = _features(400, 32, seed=17), _features(300, 32, seed=19)
     dead = torch.zeros(400, 32, dtype=torch.float64)
     alive = frechet_distance(_moments(a), _moments(b))
@@ -113,7 +113,7 @@ def test_merged_moments_are_those_of_all_images_at_once(splits: list[int]) -> No
 
 
 @pytest.mark.parametrize("num", [500, 3000])
-def test_torch_fidelity_finds_the_same_distance(num: int) -> None:
+def test_the_distance_equals_torch_fidelitys(num: int) -> None:
     metric_fid = importlib.import_module("torch_fidelity.metric_fid")
     a, b = _features(num, 256, seed=37), _features(num, 256, seed=41, shift=0.05)
     statistics = [metric_fid.fid_features_to_statistics(x) for x in (a, b)]

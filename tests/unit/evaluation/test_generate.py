@@ -1,4 +1,4 @@
-"""Generation: image i of a seed is image i, whatever the batch, and its label is what was asked for."""
+"""Generation: image i of a seed does not depend on the batch, and it has the requested label."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_balanced_labels_give_every_class_the_same_number() -> None:
     assert torch.bincount(labels).tolist() == [5] * 10
 
 
-def test_labels_as_the_datas_follow_its_counts_and_not_the_batch() -> None:
+def test_labels_as_in_the_data_follow_its_counts_and_not_the_batch() -> None:
     counts = [100, 0, 300]
     labels = labels_for(torch.arange(8000), 3, "data", seed=1, class_counts=counts)
     assert labels is not None
@@ -84,7 +84,7 @@ def test_listed_labels_are_repeated_in_turn() -> None:
     assert labels.tolist() == [3, 7, 3, 7, 3]
 
 
-def test_labels_that_the_model_does_not_know_are_refused() -> None:
+def test_labels_outside_the_models_range_are_refused() -> None:
     with pytest.raises(UserError, match=r"not all in 0\.\.9"):
         labels_for(torch.arange(2), 10, (3, 10), seed=0)
     with pytest.raises(UserError, match="takes no labels"):
@@ -93,7 +93,7 @@ def test_labels_that_the_model_does_not_know_are_refused() -> None:
         labels_for(torch.arange(2), 10, "data", seed=0)
 
 
-def test_only_an_upsampler_is_given_images(model: TrainedModel) -> None:
+def test_only_an_upsampler_takes_small_images(model: TrainedModel) -> None:
     with pytest.raises(UserError, match="is not an upsampler"):
         next(generate(model, num_images=1, seed=0, sampling=_DDIM, low_res=lambda indices: (torch.zeros(1, 1, 4, 4), None)))
 
@@ -111,6 +111,6 @@ def test_an_ensemble_uses_both_models(kept_run_uri: str, model: TrainedModel) ->
     assert not torch.equal(drawn, _images(other, 4))
 
 
-def test_an_ensemble_that_does_not_fit_is_refused(model: TrainedModel) -> None:
+def test_an_ensemble_of_incompatible_models_is_refused(model: TrainedModel) -> None:
     with pytest.raises(UserError, match="do not fit into 40"):
         ensemble(model, model, width=21)

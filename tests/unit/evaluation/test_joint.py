@@ -5,7 +5,7 @@ from evaluation.ablations.trials.record import TrialRecord
 from training.checkpoints import checkpoint
 
 
-def test_a_trial_that_was_trained_again_or_chose_other_weights_changes_the_inputs_of_a_joint_record(run_uri: str) -> None:
+def test_training_a_trial_again_or_choosing_other_weights_changes_the_input_digests(run_uri: str) -> None:
     trials = [
         TrialRecord(label=label, checkpoint_uri=checkpoint.checkpoint_uri(run_uri, step), weights="ema_0.99")
         for label, step in (("hybrid", 100), ("vlb", 200))

@@ -1,4 +1,4 @@
-"""Bits per dimension: what the three forms have in common, and that none depends on how the work was split."""
+"""Bits per dimension: properties that the three forms share, and independence of batches and workers."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_stratified_estimate_is_unbiased_for_the_full_bound(images: Tensor) 
 
 
 @pytest.mark.slow
-def test_the_standard_error_is_what_repetitions_show(images: Tensor) -> None:
+def test_the_standard_error_equals_the_spread_over_repetitions(images: Tensor) -> None:
     """The spread of the mean of 12 images over 100 seeds is the one that each evaluation states, up to how the images differ."""
     model = oracle()
     results = [
@@ -140,7 +140,7 @@ def test_the_standard_error_is_what_repetitions_show(images: Tensor) -> None:
     assert spread == pytest.approx(stated, rel=0.25)
 
 
-def test_each_stratum_is_drawn_from_evenly(images: Tensor) -> None:
+def test_timesteps_are_uniform_within_each_stratum(images: Tensor) -> None:
     """Every timestep of a stratum is asked equally often, and none outside it; one exact timestep always."""
     bounds = stratum_bounds(100, 6)
     seen: list[Tensor] = []
@@ -162,7 +162,7 @@ def test_each_stratum_is_drawn_from_evenly(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("num_timesteps", "num_steps"), [(4000, 100), (4000, 40), (1000, 50), (100, 100), (100, 99), (100, 2), (2, 2)])
-def test_strata_cover_every_timestep_once_with_the_asked_number(num_timesteps: int, num_steps: int) -> None:
+def test_the_requested_number_of_strata_covers_every_timestep_once(num_timesteps: int, num_steps: int) -> None:
     bounds = stratum_bounds(num_timesteps, num_steps)
     assert bounds[0] == 0
     assert bounds[1] == 1
@@ -182,7 +182,7 @@ def test_low_timesteps_are_exact_and_strata_widen_and_narrow_again() -> None:
 
 
 @pytest.mark.slow
-def test_the_strata_beat_equal_ones_at_the_same_cost(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_strata_have_less_variance_than_equal_ones_at_the_same_cost(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DiffusionConfig(num_timesteps=400)
     copies, model = batches(images[:1].expand(400, -1, -1, -1), 200), oracle(config)
     ours = evaluate_likelihood(config, model, copies, form="stratified", num_steps=20)
@@ -210,7 +210,7 @@ def test_labels_reach_the_network_and_other_inputs_can_be_made(images: Tensor) -
     assert seen == [{}] * 2
 
 
-def test_the_network_runs_in_float32_under_autocast_and_switches_are_put_back(images: Tensor) -> None:
+def test_the_network_runs_in_float32_under_autocast_and_settings_are_restored(images: Tensor) -> None:
     network = torch.nn.Conv2d(3, 6, 1)
     seen: list[torch.dtype] = []
 
@@ -249,7 +249,7 @@ def test_one_image_has_a_likelihood_and_no_standard_error(images: Tensor) -> Non
     assert result.to_dict()["standard_error"] is None
 
 
-def test_an_image_counts_once(images: Tensor) -> None:
+def test_an_image_in_two_parts_is_refused(images: Tensor) -> None:
     parts = list(likelihood_parts(SMALL, model_for("spaced"), batches(images, 5), form="spaced", num_steps=10))
     with pytest.raises(UserError, match="image 5 is in two parts"):
         merge([*parts, parts[1]])
@@ -260,7 +260,7 @@ def test_an_image_counts_once(images: Tensor) -> None:
         merge([parts[0], other])
 
 
-def test_what_cannot_be_evaluated_is_refused_clearly(images: Tensor) -> None:
+def test_invalid_arguments_of_a_likelihood_are_refused(images: Tensor) -> None:
     with pytest.raises(UserError, match=r"stored uint8 images; the batch's are torch.float32"):
         evaluate_likelihood(SMALL, oracle(), [(torch.arange(2), images[:2].float(), None)])
     with pytest.raises(UserError, match="takes 2 to 100 steps, got 1"):

@@ -1,4 +1,4 @@
-"""Measures besides the distance, against their formulas; and what may be called KID or Inception score."""
+"""Metrics besides the Frechet distance against their formulas, and which ones may be named KID or Inception score."""
 
 import math
 
@@ -37,14 +37,14 @@ def test_kernel_distance_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:
     assert abs(kernel_distance(_features(500, 8, 2), _features(500, 8, 3)).value) < expected / 10
 
 
-def test_inception_score_of_certain_and_evenly_spread_classes_is_their_number() -> None:
+def test_the_inception_score_of_certain_and_balanced_classes_is_their_number() -> None:
     classes = torch.arange(20_000) % 5
     certain = torch.nn.functional.one_hot(classes, 5).float() * 100
     assert inception_score(certain).value == pytest.approx(5, rel=1e-2)  # of ten random splits, almost evenly spread
     assert inception_score(torch.zeros(200, 5)).value == pytest.approx(1, rel=1e-6)
 
 
-def test_precision_and_recall_tell_too_little_variety_from_too_much() -> None:
+def test_precision_and_recall_distinguish_too_little_variety_from_too_much() -> None:
     real = _features(400, 4, 0)
     narrow = {item.name: item.value for item in precision_recall(0.3 * _features(400, 4, 1), real)}
     wide = {item.name: item.value for item in precision_recall(3 * _features(400, 4, 2), real)}
@@ -63,7 +63,7 @@ def test_spatial_distance_is_the_frechet_distance_of_spatial_features() -> None:
     assert found.value == pytest.approx(frechet_distance(reference, other))
 
 
-def test_a_kernel_distance_in_other_features_is_no_kid() -> None:
+def test_a_kernel_distance_in_other_features_is_not_named_kid() -> None:
     kept = metric_inputs(parse_metrics(["kid"]))
     kept.update({"features": _features(30, 4, 0)}, None)
     names = [
@@ -72,7 +72,7 @@ def test_a_kernel_distance_in_other_features_is_no_kid() -> None:
     assert names == ["kid", "kernel_distance"]
 
 
-def test_agreement_with_the_labels_is_a_share_with_its_error() -> None:
+def test_label_agreement_is_a_fraction_with_its_error() -> None:
     kept = metric_inputs(parse_metrics(["label_agreement"]))
     logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     kept.update({"features": logits, "logits": logits}, torch.tensor([0, 1, 2, 2]))
@@ -85,6 +85,6 @@ def test_agreement_with_the_labels_is_a_share_with_its_error() -> None:
     ("name", "message"),
     [("sfid", "gives features, logits; sfid needs spatial"), ("inception_score", "defined on the Inception network's logits")],
 )
-def test_what_an_extractor_can_not_give_is_refused(name: str, message: str) -> None:
+def test_metrics_that_an_extractor_does_not_support_are_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         require_extractor(parse_metrics([name]), DigitsExtractor())

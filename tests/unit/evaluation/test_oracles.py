@@ -68,13 +68,13 @@ def check_row(row: tuple[Schedule, int], data: tuple[list[int], list[float]], ex
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE_THREE, ids=str)
-def test_three_levels_cost_what_the_released_implementation_says(row: tuple[Schedule, int]) -> None:
+def test_bits_per_dim_of_three_levels_equal_the_released_implementations(row: tuple[Schedule, int]) -> None:
     check_row(row, THREE, TABLE_THREE[row])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE_SIXTEEN, ids=str)
-def test_sixteen_levels_cost_what_the_released_implementation_says(row: tuple[Schedule, int]) -> None:
+def test_bits_per_dim_of_sixteen_levels_equal_the_released_implementations(row: tuple[Schedule, int]) -> None:
     check_row(row, SIXTEEN, TABLE_SIXTEEN[row])
 
 
@@ -109,14 +109,14 @@ def test_the_stratified_estimate_finds_the_entropy_from_a_fortieth_of_the_evalua
     assert abs(result.bits_per_dim - entropy) < 3 * result.standard_error
 
 
-def test_the_section_5_spacing_costs_what_the_released_implementation_says() -> None:
+def test_bits_per_dim_of_the_section_5_spacing_equal_the_released_implementations() -> None:
     """One cell of each column, small enough for every run."""
     for variance, expected in (("learned_range", 1.4938), ("fixed_large", 2.508)):
         result = bits(config_for("cosine", variance), THREE, likelihood_spacing(4000, 200), 32)  # type: ignore[arg-type]
         assert result.bits_per_dim == pytest.approx(expected, abs=0.02)
 
 
-def test_an_even_stride_wrecks_the_likelihood_and_low_timesteps_repair_it() -> None:
+def test_an_even_stride_worsens_the_likelihood_and_low_timesteps_repair_it() -> None:
     """Supplement section 5."""
     config = DiffusionConfig()
     strided = bits(config, SIXTEEN, uniform_spacing(4000, 50), 16).bits_per_dim
@@ -126,7 +126,7 @@ def test_an_even_stride_wrecks_the_likelihood_and_low_timesteps_repair_it() -> N
 
 
 @pytest.mark.parametrize("num_steps", [25, 100, 400])
-def test_gaussian_data_need_no_small_steps_where_the_variance_is_learned(num_steps: int) -> None:
+def test_gaussian_data_need_no_small_steps_with_a_learned_variance(num_steps: int) -> None:
     assert 7.03 < gaussian_bits("learned_range", num_steps) < 7.11
 
 

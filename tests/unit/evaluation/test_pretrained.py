@@ -1,4 +1,4 @@
-"""VGG16 and CLIP as extractors: named, pinned, and never taken for Inception."""
+"""VGG16 and CLIP as extractors: named, pinned by sha256, and never mistaken for Inception."""
 
 import hashlib
 import importlib
@@ -45,7 +45,7 @@ def archive() -> bytes:
     return buffer.getvalue()
 
 
-def test_clip_reads_its_archive_and_tells_images_apart(archive: bytes) -> None:
+def test_clip_reads_its_archive_and_different_images_have_different_features(archive: bytes) -> None:
     extractor = PretrainedExtractor(clip(archive), name="clip-vit-b-32", sha256="0" * 64)
     assert isinstance(extractor, FeatureExtractor)
     assert extractor.dim == 24
@@ -57,7 +57,7 @@ def test_clip_reads_its_archive_and_tells_images_apart(archive: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_vgg16_gives_fc2_behind_its_relu_from_a_state_dict() -> None:
+def test_vgg16_gives_fc2_after_its_relu_from_a_state_dict() -> None:
     torchvision = importlib.import_module("torchvision")
     torch.manual_seed(0)
     network = torchvision.models.vgg16().eval()
@@ -90,9 +90,7 @@ def test_weights_are_found_in_a_directory_under_their_published_name(tmp_path: P
     assert file.read(str(tmp_path)) == file.read(f"{tmp_path}/") == file.read(str(tmp_path / file.name)) == data
 
 
-def test_weights_that_can_not_be_downloaded_are_named_with_their_digest_and_their_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_of_a_failed_download_names_file_digest_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = WeightsFile(network="Inception", name="weights.pth", sha256="0" * 64, url="http://127.0.0.1:9/weights.pth")
     with pytest.raises(UserError) as refused:
@@ -102,7 +100,7 @@ def test_weights_that_can_not_be_downloaded_are_named_with_their_digest_and_thei
     assert list(file.cached.parent.iterdir()) == [], "no incomplete file is left"
 
 
-def test_no_distance_in_their_features_is_called_fid() -> None:
+def test_distances_in_their_features_are_not_named_fid() -> None:
     assert {distance_name(name, file.sha256) for name, file in NETWORKS.items()} == {"FD(vgg16)", "FD(clip-vit-b-32)"}
     assert weights_file("digits-classifier") is None
 

@@ -1,4 +1,4 @@
-"""Reference statistics: cached by what they are of, refused for what they are not of, and readable from elsewhere."""
+"""Reference statistics: stored with their provenance, refused if it differs, and readable from other tools."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ from training.data.format.manifest import read_manifest
 from training.data.loading.row_groups import iterate
 
 
-def test_statistics_come_back_with_their_provenance(digits_uri: str, tmp_path: Path) -> None:
+def test_statistics_are_read_back_with_their_provenance(digits_uri: str, tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
     made = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path))
     again = load_reference(made.uri)
@@ -41,7 +41,7 @@ def test_statistics_come_back_with_their_provenance(digits_uri: str, tmp_path: P
     torch.testing.assert_close(again.features.factor @ again.features.factor.T, again.features.covariance, rtol=1e-9, atol=1e-9)
 
 
-def test_stored_statistics_are_read_and_not_redone(digits_uri: str, tmp_path: Path) -> None:
+def test_stored_statistics_are_read_and_not_computed_again(digits_uri: str, tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
     first = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path))
     stored = Path(first.uri)
@@ -60,7 +60,7 @@ def test_real_digits_are_nearer_to_the_training_set_than_noise_is(digits_uri: st
     assert frechet_distance(reference.features, held_out) * 20 < frechet_distance(reference.features, noisy)
 
 
-def test_statistics_of_other_data_are_refused_with_what_differs(digits_uri: str, tmp_path: Path) -> None:
+def test_statistics_of_other_data_are_refused_with_the_differences(digits_uri: str, tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
     reference = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path / "train.npz"))
     with pytest.raises(UserError, match="split: 'train', not 'test'"):
@@ -72,7 +72,7 @@ def test_statistics_of_other_data_are_refused_with_what_differs(digits_uri: str,
         compute_reference(f"{digits_uri}/test", extractor, str(tmp_path / "train.npz"))
 
 
-def test_statistics_of_another_count_are_not_taken_for_these(digits_uri: str, tmp_path: Path) -> None:
+def test_stored_statistics_of_another_count_are_refused(digits_uri: str, tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
     uri = str(tmp_path / "some.npz")
     assert compute_reference(f"{digits_uri}/train", extractor, uri, num_images=200).features.num_images == 200
@@ -95,7 +95,7 @@ def _provenance(**changes: object) -> Provenance:
     return Provenance(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def test_foreign_statistics_are_refused_until_someone_vouches_for_them(tmp_path: Path) -> None:
+def test_foreign_statistics_are_refused_until_their_provenance_is_declared(tmp_path: Path) -> None:
     extractor = load_extractor("digits-classifier")
     uri = str(tmp_path / "edm.npz")
     np.savez(uri, mu=np.zeros(4, np.float32), sigma=np.eye(4))
@@ -110,7 +110,7 @@ def test_foreign_statistics_are_refused_until_someone_vouches_for_them(tmp_path:
         vouched.require(extractor=extractor)
 
 
-def test_adm_reference_batches_bring_their_spatial_statistics(tmp_path: Path) -> None:
+def test_adm_reference_batches_are_read_with_their_spatial_statistics(tmp_path: Path) -> None:
     uri = str(tmp_path / "adm.npz")
     np.savez(uri, mu=np.zeros(4), sigma=np.eye(4), mu_s=np.ones(6), sigma_s=2 * np.eye(6), arr_0=np.zeros((2, 8, 8, 3), np.uint8))
     reference = load_reference(uri)
@@ -126,7 +126,7 @@ def test_other_tools_find_their_mu_and_sigma_in_a_file_of_ours(reference_uri: st
         np.testing.assert_array_equal(file["sigma"], ours.features.covariance.numpy())
 
 
-def test_image_batches_come_back_with_their_labels(tmp_path: Path) -> None:
+def test_image_batches_are_read_back_with_their_labels(tmp_path: Path) -> None:
     images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4)
     uri = str(tmp_path / "samples.npz")
     npz.write_images(uri, images, torch.tensor([7, 1]))
@@ -146,14 +146,14 @@ def test_image_batches_come_back_with_their_labels(tmp_path: Path) -> None:
         ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3)}, r"labels \(arr_1\) do not fit 2 images"),
     ],
 )
-def test_what_is_no_batch_of_images_is_said(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_a_file_without_a_batch_of_images_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     uri = str(tmp_path / "bad.npz")
     npz.write_arrays(uri, arrays)
     with pytest.raises(UserError, match=message):
         npz.read_images(uri)
 
 
-def test_what_is_no_statistics_file_is_said(tmp_path: Path) -> None:
+def test_a_file_without_statistics_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.npz"
     path.write_bytes(b"PK\x03\x04 broken")
     with pytest.raises(UserError, match="is not an npz file, or it is cut short"):

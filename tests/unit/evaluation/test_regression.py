@@ -1,4 +1,4 @@
-"""The nightly judgement: what is noise, what is a regression, and what is neither."""
+"""The nightly check: which differences are noise and which are a regression."""
 
 import math
 
@@ -20,25 +20,25 @@ def test_a_score_above_the_limit_is_a_regression_and_both_numbers_are_named() ->
     assert "9 against 3" in verdict.reason
 
 
-def test_a_short_history_that_happens_to_agree_does_not_alarm_about_the_draws_own_noise() -> None:
+def test_a_short_history_of_equal_scores_raises_no_alarm_about_the_scores_own_noise() -> None:
     assert not check_regression(3.3, 0.1, [3.0, 3.0, 3.0]).regressed
     assert check_regression(3.5, 0.1, [3.0, 3.0, 3.0]).regressed
 
 
-def test_two_scores_have_no_spread_of_their_own_yet() -> None:
+def test_the_spread_of_two_scores_is_not_used() -> None:
     assert check_regression(4.0, 0.1, [1.0, 5.0]).spread == 0.1
 
 
-def test_a_difference_that_is_too_little_to_matter_is_no_regression() -> None:
+def test_a_difference_below_the_minimum_is_no_regression() -> None:
     assert check_regression(3.2, 0.01, [3.0]).regressed
     assert not check_regression(3.2, 0.01, [3.0], min_difference=0.5).regressed
 
 
-def test_a_better_score_is_healthy_however_much_better() -> None:
+def test_a_much_better_score_is_no_regression() -> None:
     assert not check_regression(0.1, 0.01, [3.0, 3.1, 2.9]).regressed
 
 
-def test_a_score_that_is_not_a_number_is_a_regression() -> None:
+def test_a_score_of_nan_is_a_regression() -> None:
     assert check_regression(math.nan, None, [3.0]).regressed
 
 
@@ -47,7 +47,7 @@ def test_one_bad_night_in_the_history_does_not_move_the_baseline() -> None:
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf])
-def test_scores_of_the_history_that_are_no_numbers_hide_no_regression(lost: float) -> None:
+def test_scores_in_the_history_that_are_not_finite_are_ignored(lost: float) -> None:
     assert check_regression(9.0, 0.1, [lost, 3.0, lost, lost]).limit == check_regression(9.0, 0.1, [3.0]).limit
     assert check_regression(9.0, 0.1, [lost, 3.0, lost, lost]).regressed
 
@@ -63,6 +63,6 @@ def test_scores_of_the_history_that_are_no_numbers_hide_no_regression(lost: floa
         ([3.0], {"min_difference": math.inf}),
     ],
 )
-def test_nothing_to_compare_with_is_refused(history: list[float], kwargs: dict[str, float]) -> None:
+def test_a_check_without_history_or_with_invalid_thresholds_is_refused(history: list[float], kwargs: dict[str, float]) -> None:
     with pytest.raises(UserError):
         check_regression(3.0, 0.1, history, **kwargs)

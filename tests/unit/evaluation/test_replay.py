@@ -1,4 +1,4 @@
-"""The replay of early stopping: the picks, and costs that follow from counts alone."""
+"""The replay of early stopping: its choices, and costs that follow from counts alone."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def test_the_papers_protocol_costs_62_times_less(scored_run_uri: str, digits_uri
     assert at_the_papers.score_ratio == 62.5
 
 
-def test_rescoring_all_picks_what_full_scoring_picks_even_where_the_scores_mislead(
+def test_rescoring_all_chooses_the_same_as_full_scoring_even_if_the_scores_mislead(
     scored_run_uri: str, digits_uri: str, reference_uri: str
 ) -> None:
     uri = score_uri(checkpoint.checkpoint_uri(scored_run_uri, 100))

@@ -1,4 +1,4 @@
-"""The report: self-contained, says what its number is, and shows what it was given."""
+"""The report of an evaluation: a self-contained page that explains its numbers."""
 
 import dataclasses
 import json
@@ -107,13 +107,13 @@ def _history() -> list[dict[str, object]]:
 
 
 class _Page(HTMLParser):
-    """What a page loads, whether its elements close, and its words."""
+    """The addresses that a page loads, its unclosed elements, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.loads: list[str] = []
-        self.words = ""
+        self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -132,7 +132,7 @@ class _Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.words += data
+        self.text += data
 
 
 def test_the_page_loads_nothing_and_is_well_formed(result: EvaluationResult) -> None:
@@ -146,28 +146,28 @@ def test_the_page_loads_nothing_and_is_well_formed(result: EvaluationResult) -> 
 
 
 def test_numbers_are_shown_to_the_digits_that_their_errors_allow(result: EvaluationResult) -> None:
-    words = _Page(render_report(result)).words
-    assert "1.235" in words
-    assert "± 0.032" in words
-    assert "4.235" in words
-    assert "98.0 %" in words
+    text = _Page(render_report(result)).text
+    assert "1.235" in text
+    assert "± 0.032" in text
+    assert "4.235" in text
+    assert "98.0 %" in text
 
 
-def test_a_distance_in_other_features_is_said_not_to_be_an_fid(result: EvaluationResult) -> None:
-    words = " ".join(_Page(render_report(result)).words.split())
-    assert "not an FID" in words
-    assert "small digit classifier" in words
-    assert "cannot be compared with published numbers" in words
+def test_the_page_of_a_distance_in_other_features_says_not_an_fid(result: EvaluationResult) -> None:
+    text = " ".join(_Page(render_report(result)).text.split())
+    assert "not an FID" in text
+    assert "small digit classifier" in text
+    assert "cannot be compared with published numbers" in text
 
 
-def test_an_fid_is_called_one_and_stands_beside_the_papers(result: EvaluationResult) -> None:
+def test_an_fid_is_named_so_and_shown_beside_the_papers(result: EvaluationResult) -> None:
     experiment = preset("cifar10-vlb-cosine").to_dict()
     reference = {**result.protocol["distance"]["reference"], "extractor": "inception", "extractor_sha256": WEIGHTS.sha256}
     protocol = {**result.protocol, "distance": {**result.protocol["distance"], "reference": reference}}
-    words = _Page(render_report(dataclasses.replace(result, distance_name="FID", experiment=experiment, protocol=protocol))).words
-    assert "not an FID" not in words
-    assert "The paper's numbers" in words
-    assert "2.94" in words
+    text = _Page(render_report(dataclasses.replace(result, distance_name="FID", experiment=experiment, protocol=protocol))).text
+    assert "not an FID" not in text
+    assert "The paper's numbers" in text
+    assert "2.94" in text
 
 
 def test_scores_beside_training_keep_their_name_on_the_page_of_another_distance(result: EvaluationResult) -> None:
@@ -177,7 +177,7 @@ def test_scores_beside_training_keep_their_name_on_the_page_of_another_distance(
     assert "FID, lower is better" not in html
 
 
-def test_words_from_outside_are_escaped(result: EvaluationResult) -> None:
+def test_text_from_outside_is_escaped(result: EvaluationResult) -> None:
     html = render_report(result, links={"<script>alert(1)</script>": "javascript:alert(1)"})
     assert "<script>" not in html
     assert 'href="javascript' not in html
@@ -186,9 +186,9 @@ def test_words_from_outside_are_escaped(result: EvaluationResult) -> None:
 def test_an_evaluation_without_likelihood_samples_or_history_has_a_report(result: EvaluationResult) -> None:
     bare = dataclasses.replace(result, likelihood=None, held_out=None, metrics={}, distance_standard_error=None)
     bare = dataclasses.replace(bare, protocol={**bare.protocol, "likelihood": None})
-    words = _Page(render_report(bare)).words
-    assert "1.235" in words
-    assert "Bits/dim" not in words
+    text = _Page(render_report(bare)).text
+    assert "1.235" in text
+    assert "Bits/dim" not in text
 
 
 def test_the_candidates_of_the_choice_are_listed(result: EvaluationResult) -> None:
@@ -196,9 +196,9 @@ def test_the_candidates_of_the_choice_are_listed(result: EvaluationResult) -> No
         {"candidate": {"step": step, "weights": "ema_0.99", "score": 2.0}, "distance": 1.5 + step / 1000, "standard_error": 0.05}
         for step in (200, 300)
     ]
-    words = _Page(render_report(result, choice={"candidates": candidates})).words
-    assert "scored again" in words
-    assert words.index("1.700 ± 0.050") < words.index("1.800 ± 0.050")
+    text = _Page(render_report(result, choice={"candidates": candidates})).text
+    assert "scored again" in text
+    assert text.index("1.700 ± 0.050") < text.index("1.800 ± 0.050")
 
 
 def test_the_chosen_checkpoint_is_marked_in_the_figure() -> None:
@@ -257,12 +257,12 @@ def test_a_class_grid_stores_no_more_samples_than_it_shows() -> None:
     assert np.array_equal(grid.pixels(), whole.pixels())
 
 
-def test_more_classes_than_a_grid_has_room_for_leave_no_grid_of_one_row() -> None:
+def test_a_class_grid_that_would_have_one_row_shows_the_first_images() -> None:
     images = torch.zeros(200, 3, 64, 64, dtype=torch.uint8)
     assert _class_grid(images, torch.arange(200)).shape == grids.sample_grid(images[:100]).shape
 
 
-def test_the_papers_rows_are_those_for_the_same_images() -> None:
+def test_the_papers_rows_are_results_for_the_same_images() -> None:
     cifar10 = paper.rows_for(preset("cifar10-hybrid-cosine"))
     assert min(row.fid for row in cifar10 if row.fid is not None) == 2.90
     assert min(row.bits_per_dim for row in cifar10 if row.bits_per_dim is not None) == 2.94

@@ -1,4 +1,4 @@
-"""Words that name models in a directory; those of MLflow are tried with its server, in the integration tests."""
+"""Names of models that are directories. Names of MLflow are tested with its server, in the integration tests."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from training.checkpoints.checkpoint import CheckpointError
 from training.config.errors import UserError
 
 
-def test_a_checkpoints_directory_names_itself_and_its_run_says_the_rest(run_uri: str) -> None:
+def test_a_checkpoints_directory_is_resolved_with_its_runs_data_set_and_mlflow_run(run_uri: str) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 100)
     assert resolve_model(f"{uri}/") == ResolvedModel(checkpoint_uri=uri)
     storage.write_json(f"{run_uri}/result.json", {"data_uri": "s3://b/data", "tracking_run_id": "abc"})
     assert resolve_model(uri) == ResolvedModel(checkpoint_uri=uri, data_uri="s3://b/data", tracking_run_id="abc")
 
 
-def test_a_runs_directory_names_the_chosen_weights(run_uri: str) -> None:
+def test_a_runs_directory_resolves_to_the_chosen_weights(run_uri: str) -> None:
     assert resolve_model(run_uri).checkpoint_uri == checkpoint.checkpoint_uri(run_uri, 200), "the latest, while nothing is chosen"
     result = {
         "best_checkpoint_uri": checkpoint.checkpoint_uri(run_uri, 100),
@@ -38,7 +38,7 @@ def test_a_runs_directory_names_the_chosen_weights(run_uri: str) -> None:
     assert found.spec().weights == "ema_0.99"
 
 
-def test_what_is_nowhere_is_said_with_the_forms_that_there_are(tmp_path: Path) -> None:
+def test_the_error_about_an_unknown_name_lists_the_possible_forms(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run with a checkpoint there; name a checkpoint's directory.*models:/NAME@ALIAS"):
         resolve_model(str(tmp_path / "absent"))
     with pytest.raises(CheckpointError, match="there is no complete checkpoint"):

@@ -1,4 +1,4 @@
-"""The whole evaluation of a checkpoint: refused early, resumed, reproducible, and kept with its protocol."""
+"""The whole evaluation of a checkpoint: early refusals, resumption, equal numbers when repeated, and the protocol card."""
 
 import dataclasses
 import json
@@ -83,7 +83,7 @@ def test_another_purpose_draws_other_samples(result: EvaluationResult, evaluated
     assert abs(other.distance - result.distance) < 10 * result.distance_standard_error
 
 
-def test_what_can_be_refused_is_refused_before_anything_is_drawn(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
+def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 200)
     with pytest.raises(UserError, match="there is no metric 'fidd'"):
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(metrics=("fidd",)))
@@ -108,7 +108,7 @@ def test_what_can_be_refused_is_refused_before_anything_is_drawn(run_uri: str, d
     assert not (Path(run_uri) / "samples").exists()
 
 
-def test_agreement_with_labels_is_refused_to_a_model_that_has_none(
+def test_label_agreement_is_refused_for_an_unconditional_model(
     experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
 ) -> None:
     unconditional = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, class_conditional=False))
@@ -120,13 +120,13 @@ def test_agreement_with_labels_is_refused_to_a_model_that_has_none(
 
 
 @pytest.mark.parametrize("name", ["final", "choice", "step=00000200", "choose-00000200-ema_0.99", "nightly-2026", "compare-x", "report"])
-def test_a_persons_result_takes_no_name_that_pipelines_and_studies_use(name: str) -> None:
+def test_a_users_result_can_not_have_a_name_that_pipelines_and_studies_use(name: str) -> None:
     with pytest.raises(UserError, match="is reserved for results of pipelines and studies"):
         require_own_name(name)
     require_own_name(f"my-{name.replace('=', '-')}")
 
 
-def test_a_set_of_images_goes_on_after_a_kill_where_it_was(plan: SamplePlan, tmp_path: Path) -> None:
+def test_an_interrupted_set_of_images_continues_with_the_missing_chunks(plan: SamplePlan, tmp_path: Path) -> None:
     whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
     sample_set.draw(plan, whole)
     sample_set.draw(plan, broken)
@@ -146,13 +146,13 @@ def test_a_set_of_images_goes_on_after_a_kill_where_it_was(plan: SamplePlan, tmp
     assert [len(images) for _, images, _ in sample_set.read(whole)] == [10, 10, 5]
 
 
-def test_a_set_of_another_plan_is_not_mixed_in(plan: SamplePlan, tmp_path: Path) -> None:
+def test_a_directory_with_images_of_another_plan_is_refused(plan: SamplePlan, tmp_path: Path) -> None:
     sample_set.draw(plan, str(tmp_path / "set"))
     with pytest.raises(UserError, match="images of another plan"):
         sample_set.draw(dataclasses.replace(plan, seed=2), str(tmp_path / "set"))
 
 
-def test_a_set_of_a_run_that_was_trained_anew_is_not_mixed_in(plan: SamplePlan, run_uri: str, tmp_path: Path) -> None:
+def test_images_of_a_run_that_was_trained_again_are_refused(plan: SamplePlan, run_uri: str, tmp_path: Path) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 200)
     spec = ModelSpec(checkpoint_uri=uri)
     sample_set.draw(dataclasses.replace(plan, model=spec, inputs=sample_set.input_digests(spec)), str(tmp_path / "set"))
@@ -164,13 +164,13 @@ def test_a_set_of_a_run_that_was_trained_anew_is_not_mixed_in(plan: SamplePlan, 
         sample_set.draw(dataclasses.replace(plan, model=spec, inputs=sample_set.input_digests(spec)), str(tmp_path / "set"))
 
 
-def test_how_many_images_go_at_a_time_changes_nothing_that_is_kept(run_uri: str, digits_uri: str, reference_uri: str) -> None:
+def test_the_batch_size_does_not_change_the_working_directories(run_uri: str, digits_uri: str, reference_uri: str) -> None:
     spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
     jobs = [preflight(spec, digits_uri, reference_uri, EvaluationOptions(batch_size=size)) for size in (0, 7, 500)]
     assert len({(job.images_uri, job.work_uri) for job in jobs}) == 1
 
 
-def test_likelihood_in_pieces_is_likelihood_at_once_and_goes_on_after_a_kill(plan: SamplePlan, digits_uri: str, tmp_path: Path) -> None:
+def test_a_likelihood_in_chunks_equals_one_chunk_and_continues_after_a_kill(plan: SamplePlan, digits_uri: str, tmp_path: Path) -> None:
     likelihood = LikelihoodPlan(
         model=plan.model, dataset_uri=f"{digits_uri}/test", num_images=25, form="stratified", num_steps=10, seed=3, chunk_size=7
     )

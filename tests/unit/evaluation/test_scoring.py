@@ -1,4 +1,4 @@
-"""Scores beside training: common noise, kept in the run's directory, read again rather than redone."""
+"""Scores beside training: common noise, stored in the run's directory, and read again instead of computed again."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ def scorer(experiment: Experiment, reference_uri: str) -> CheckpointScorer:
     return CheckpointScorer(evaluation=experiment.evaluation, reference_uri=reference_uri)
 
 
-def test_a_score_names_every_decay_and_is_kept_with_its_protocol(run_uri: str, scorer: CheckpointScorer) -> None:
+def test_a_score_has_every_decay_and_is_stored_with_its_protocol(run_uri: str, scorer: CheckpointScorer) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 100)
     score = scorer.score(uri)
     assert set(score["scores"]) == {"ema_0.99", "ema_0.995"}
@@ -43,7 +43,7 @@ def test_a_score_does_not_depend_on_the_batch_size(run_uri: str, scorer: Checkpo
         assert second["scores"][weights] == pytest.approx(value, rel=1e-3)
 
 
-def test_a_kept_score_is_read_and_not_redone(run_uri: str, scorer: CheckpointScorer) -> None:
+def test_a_stored_score_is_read_and_not_computed_again(run_uri: str, scorer: CheckpointScorer) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 100)
     first = scorer.score(uri)
     before = Path(score_uri(uri)).stat().st_mtime_ns
@@ -51,7 +51,7 @@ def test_a_kept_score_is_read_and_not_redone(run_uri: str, scorer: CheckpointSco
     assert Path(score_uri(uri)).stat().st_mtime_ns == before
 
 
-def test_a_checkpoint_that_was_written_anew_is_scored_anew(run_uri: str, scorer: CheckpointScorer) -> None:
+def test_a_checkpoint_that_was_written_again_is_scored_again(run_uri: str, scorer: CheckpointScorer) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 100)
     first = scorer.score(uri)
     files = {name: checkpoint.load_bytes(uri, name) for name in checkpoint.file_names(uri)}
@@ -73,7 +73,7 @@ def test_the_grid_has_a_column_for_each_digit(run_uri: str, scorer: CheckpointSc
     assert scorer.image(score) is None
 
 
-def test_the_history_decides(run_uri: str, scorer: CheckpointScorer, experiment: Experiment) -> None:
+def test_the_scorer_stops_and_keeps_checkpoints_by_the_history(run_uri: str, scorer: CheckpointScorer, experiment: Experiment) -> None:
     for step in (100, 200):
         scorer.score(checkpoint.checkpoint_uri(run_uri, step))
     history = read_history(run_uri)

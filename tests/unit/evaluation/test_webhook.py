@@ -1,4 +1,4 @@
-"""The webhook, against a server: one message, a few attempts, and its address in no line."""
+"""The webhook, against a server: one message, a few attempts, and no log line with its address."""
 
 import contextlib
 import http.server
@@ -66,26 +66,24 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
         thread.join()
 
 
-def test_a_message_is_sent_once_however_often_its_step_is_tried(
-    server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_message_is_sent_once_even_if_its_step_is_retried(server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     receipt = str(tmp_path / "sent.json")
     for _ in range(2):
         assert webhook.send_once({"text": "worse"}, receipt)
     assert server.messages == [{"text": "worse"}]
-    said = capsys.readouterr()
-    assert "sent the message to the webhook" in said.out + said.err
-    assert "s3cr3t" not in said.out + said.err + Path(receipt).read_text()
+    printed = capsys.readouterr()
+    assert "sent the message to the webhook" in printed.out + printed.err
+    assert "s3cr3t" not in printed.out + printed.err + Path(receipt).read_text()
 
 
-def test_a_server_in_trouble_is_tried_again(server: _Server, tmp_path: Path) -> None:
+def test_a_server_error_is_retried(server: _Server, tmp_path: Path) -> None:
     server.codes = [503, 429]
     assert webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
     assert server.num_requests == 3
 
 
 @pytest.mark.parametrize(
-    ("codes", "requests", "words"),
+    ("codes", "requests", "reason"),
     [
         ([404], 1, "it answered 404"),
         ([302], 1, "it answered 302"),
@@ -93,34 +91,34 @@ def test_a_server_in_trouble_is_tried_again(server: _Server, tmp_path: Path) -> 
         ([_NONSENSE] * 9, 3, "it does not answer as"),
     ],
 )
-def test_a_webhook_that_fails_is_said_in_one_line_without_its_address(
-    server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], codes: list[int], requests: int, words: str
+def test_a_failed_webhook_is_logged_in_one_line_without_its_address(
+    server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], codes: list[int], requests: int, reason: str
 ) -> None:
     server.codes = codes
     assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
     assert server.num_requests == requests
-    said = "".join(capsys.readouterr())
-    assert f"the webhook did not get the message: {words}" in said
-    assert said.count("\n") == 1
-    assert "s3cr3t" not in said
+    printed = "".join(capsys.readouterr())
+    assert f"the webhook did not get the message: {reason}" in printed
+    assert printed.count("\n") == 1
+    assert "s3cr3t" not in printed
     assert not (tmp_path / "sent.json").exists(), "the next attempt tries again"
 
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:9/s3cr3t", "ftp://host/s3cr3t", "s3cr3t", "http://[s3cr3t", "http://host/a s3cr3t", "http://host:s3cr3t"]
 )
-def test_an_address_that_leads_nowhere_is_not_shown(
+def test_an_unreachable_address_is_not_logged(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(webhook.URL_VARIABLE, url)
     monkeypatch.setattr(webhook, "_PAUSE_SECONDS", 0.01)
     assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
-    said = "".join(capsys.readouterr())
-    assert "the webhook did not get the message" in said
-    assert "s3cr3t" not in said
+    printed = "".join(capsys.readouterr())
+    assert "the webhook did not get the message" in printed
+    assert "s3cr3t" not in printed
 
 
-def test_an_answer_that_is_no_http_is_said_in_one_line(
+def test_an_answer_that_is_not_http_is_logged_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -139,7 +137,7 @@ def test_an_answer_that_is_no_http_is_said_in_one_line(
     assert "it does not answer as a web server does (BadStatusLine), 3 times" in "".join(capsys.readouterr())
 
 
-def test_an_answer_that_drips_in_is_not_waited_for(
+def test_a_slow_answer_is_cut_off_at_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -160,7 +158,7 @@ def test_an_answer_that_drips_in_is_not_waited_for(
     assert "the webhook did not get the message: it had not answered after 0.3 s" in "".join(capsys.readouterr())
 
 
-def test_without_an_address_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_an_address_nothing_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv(webhook.URL_VARIABLE, raising=False)
     assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
     assert "".join(capsys.readouterr()) == ""
