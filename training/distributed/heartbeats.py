@@ -1,7 +1,7 @@
-"""Heartbeats name the rank that hangs: each rank publishes its progress where the others can read it.
+"""Heartbeats, which name a rank that hangs: each rank publishes its progress, and the others can read it.
 
-A collective that times out says only that some rank did not come. The rank that times out reads here which one: a process that
-stands still, or one that has not come as far as the others.
+A collective that times out does not name the rank that it waited for. Heartbeats show which one it is: a process that has stopped, or one
+that has made less progress than the others.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _OBSERVATION_SECONDS = 4.0
 class Heartbeats:
     """Progress and pulse of each rank, in a store on rank 0; all ranks create it together.
 
-    Progress is the step, and within it whether the rank computes or waits for the others. The pulse is a counter that a thread
-    increments: a process that is stopped, or whose machine is gone, is recognised by its silence.
+    Progress is the step, and whether the rank computes or waits for the others in it. The pulse is a counter that a thread
+    increments. It stands still where the process is stopped or its machine is gone.
     """
 
     def __init__(self, rank: int, world_size: int, *, alarm_seconds: float | None = None) -> None:
@@ -37,8 +37,8 @@ class Heartbeats:
         Args:
             rank: This process's number.
             world_size: Number of processes.
-            alarm_seconds: Report who is behind once this rank has made no progress for this time. For NCCL, whose time-out ends the
-                process before it can report; None leaves the report to the caller of `verdict`.
+            alarm_seconds: Report the stragglers once this rank has made no progress for this time. For NCCL, whose time-out ends the
+                process before it can report; None leaves the report to the caller of `describe_stragglers`.
         """
         self._rank, self._world_size = rank, world_size
         self._alarm_seconds = alarm_seconds
@@ -56,11 +56,11 @@ class Heartbeats:
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
         self._start(self._pulse)
-        # Python ends its threads wherever they are; one that is in the store's C++ code then takes the process with it (SIGABRT).
+        # Python ends its threads at any point; if one is in the store's C++ code, the process aborts (SIGABRT).
         atexit.register(self.end)
 
     def beat(self, step: int, *, waiting: bool) -> None:
-        """Publish this rank's progress. Takes tens of microseconds.
+        """Publish this rank's progress, which takes tens of microseconds.
 
         Args:
             step: Update that it works on.
@@ -70,13 +70,13 @@ class Heartbeats:
         self._write("progress", self._progress[0])
 
     def end(self) -> None:
-        """End the threads, and return once they have ended."""
+        """Stop the threads and wait for their end."""
         self._ended.set()
         for thread in self._threads:
             thread.join(_STORE_TIMEOUT.total_seconds())
         atexit.unregister(self.end)
 
-    def verdict(self) -> str:
+    def describe_stragglers(self) -> str:
         """Return one clause that names the ranks that are behind; takes a few seconds."""
         try:
             before = self._read("pulse")
@@ -108,7 +108,7 @@ class Heartbeats:
                 self._start(functools.partial(self._report, self._alarm_seconds))  # in a thread, so that the pulse continues
 
     def _report(self, seconds: float) -> None:
-        say(f"{self.verdict()}; rank {self._rank} has made no progress for {seconds:.0f} s")
+        say(f"{self.describe_stragglers()}; rank {self._rank} has made no progress for {seconds:.0f} s")
 
     def _write(self, key: str, value: int) -> None:
         try:

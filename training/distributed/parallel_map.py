@@ -9,7 +9,7 @@ from typing import TypeVar
 from training.distributed.ray_session import ray_session
 
 _GPU_FRACTION = 0.75
-"""Part of its GPU that a task reserves: no two tasks share a GPU, and the step that started them may use the rest."""
+"""Part of a GPU that a task reserves: two tasks never share a GPU, and the step that started them can use the rest."""
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -23,7 +23,7 @@ def parallel_map(
     At most `num_workers` jobs are in flight, so that an early stop loses little and a shared cluster isn't flooded.
 
     Args:
-        function: Importable by name, and harmless to run twice, because the job of a lost worker runs again.
+        function: A function that Ray can import by name. It must be harmless to run twice, because the job of a lost worker runs again.
         jobs: Picklable jobs.
         num_workers: 1 runs in this process; more use the Ray cluster that this process has joined, the one that
             `RAY_ADDRESS` names, or a local one that ends with the work.
@@ -40,7 +40,7 @@ def parallel_map(
     with ray_session(os.environ.get("RAY_ADDRESS") or "local", num_cpus=num_workers):
         remote = ray.remote(function).options(num_cpus=1, num_gpus=num_gpus_per_worker * _GPU_FRACTION, max_retries=3)
         waiting = iter(jobs)
-        # The range comes first: zip stops there, where it would otherwise have taken a job from the iterator already.
+        # The range comes first: with the jobs first, zip would take one job too many from the iterator.
         running = [remote.remote(job) for _, job in zip(range(num_workers), waiting, strict=False)]
         try:
             while running:

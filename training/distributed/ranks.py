@@ -1,4 +1,4 @@
-"""Data-parallel ranks: which images of a batch each takes, the network whose gradients they average, and what they send each other."""
+"""Data-parallel ranks: their shards of a batch, the network whose gradients they average, and their messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.config.experiment import Resources
 
 
 def shard_bounds(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Return the first image of a rank's shard of the global batch and the one after its last.
+    """Return the bounds (start, stop) of a rank's shard of the global batch.
 
     Shards are equal, except that those of the first ranks may be one image longer.
     """
@@ -45,10 +45,10 @@ def broadcast_object(value: Any, world_size: int) -> Any:
 
 
 class AsyncStopFlag:
-    """A flag of rank 0 that all ranks read without waiting: each call returns what rank 0 passed to the call before.
+    """A flag of rank 0 that all ranks read without waiting: each call returns the flag that rank 0 passed to the previous call.
 
-    By then the device has long received that message, with a whole update queued behind it. So all ranks read it after the same
-    update, and a rank's host is never further than one update ahead of its device.
+    The device has received that message by then, because a whole update was queued after it. So all ranks read it after the same
+    update, and a rank's host is at most one update ahead of its device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -56,7 +56,7 @@ class AsyncStopFlag:
         self._sent: tuple[Callable[[], Any], Tensor] | None = None
 
     def exchange(self, is_set: bool) -> bool:
-        """Send rank 0's flag and return the one that it sent in the call before; called by all ranks after the same update.
+        """Send rank 0's flag and return the one of the previous call; all ranks call it after the same update.
 
         Args:
             is_set: The flag on rank 0; ignored on the others.
@@ -100,5 +100,5 @@ class Network:
         return output
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Add gradients to this rank's own for the time of the block, without averaging them over the ranks."""
+        """Accumulate gradients on this rank inside the block, without averaging them over the ranks."""
         return self._ddp.no_sync() if self._ddp is not None else contextlib.nullcontext()

@@ -28,24 +28,24 @@ _LONGEST_TEMP_DIR = 35
 
 
 def set_defaults() -> None:
-    """Set our defaults in the environment, where the user has not. Ray reads some when it is first imported."""
+    """Set our defaults of environment variables that the user has not set; Ray reads some of them at its first import."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Iterator[None]:
-    """Join Ray for the time of the block; inside another session, join that one.
+    """Connect to Ray inside the block; inside another session, use that one.
 
     A local cluster ends with the thread that started it: Linux kills a child when its parent thread ends.
 
     Args:
-        address: "local" starts a cluster in this machine; otherwise one that runs: "auto", or its address.
+        address: "local" starts a cluster on this machine; "auto" or an address joins a running one.
         num_cpus: Tasks of one CPU that a local cluster runs at once; None takes the machine's cores.
     """
     set_defaults()
     if address == "local" and "ray" not in sys.modules:
-        # What Ray would choose, with a warning about it. Once imported it has read the mode, and another one would contradict it.
+        # Ray's own choice, but without its warning. Ray reads the mode at its import, so it must not be set later.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
@@ -63,7 +63,7 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
     else:
         ray.init(address=address, logging_level=logging.WARNING)
     if in_main_thread and on_sigterm not in (signal.SIG_DFL, None):
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own raises wherever the program is
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler raises at any point of the program
     try:
         yield
     finally:
@@ -71,7 +71,7 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
 
 
 def _start_local(num_cpus: int | None) -> None:
-    """Start Ray here, up to three times: on a busy machine the 30 s that Ray allows itself, a constant, may be too short."""
+    """Start Ray on this machine, with up to three attempts: Ray's fixed limit of 30 s can be too short on a busy machine."""
     import ray
 
     for attempts_left in (2, 1, 0):

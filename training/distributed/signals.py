@@ -1,8 +1,8 @@
-"""SIGTERM and Ctrl-C as a flag that a program reads where it can stop in good order.
+"""SIGTERM and Ctrl-C as a flag, which a program reads at points where it can stop safely.
 
 A handler that raises is only for short commands (`termination_raised`): an exception in the middle of an import can leave Python's import
-lock taken for good, and Python swallows one in a hook, such as at a fork. The handlers of `stop_flag` only set the flag, and the main
-thread, which alone receives signals, waits while the work runs in another thread (`run_stoppable`).
+lock locked for ever, and Python ignores one in a hook, such as at a fork. The handlers of `stop_flag` only set the flag. Only the main
+thread receives signals, so it waits while the work runs in another thread (`run_stoppable`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _Result = TypeVar("_Result")
 
 
 class StopFlag:
-    """Set by the first of the given signals, and never unset.
+    """A flag that the first of the given signals sets; it is never reset.
 
-    It has no lock: a handler runs in the main thread, which may own that lock already.
+    It has no lock: the handler runs in the main thread, which could already own the lock.
     """
 
     def __init__(self, numbers: Collection[int] = ()) -> None:
@@ -48,11 +48,11 @@ class StopFlag:
 
     @property
     def is_urgent(self) -> bool:
-        """True once Ctrl-C was pressed after an earlier signal: the user does not want to wait any longer."""
+        """True once Ctrl-C was pressed after an earlier signal: the user wants the program to end at once."""
         return signal.SIGINT in self._received[1:]
 
     def raise_if_set(self) -> None:
-        """Raise what ends the program, in the caller's own line.
+        """Raise the exception that ends the program, if the flag is set.
 
         Raises:
             KeyboardInterrupt: The first signal was Ctrl-C.
@@ -64,12 +64,12 @@ class StopFlag:
 
 @contextlib.contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Turn SIGTERM, Ctrl-C and a closed terminal (SIGHUP) into a flag for the time of the block.
+    """Turn SIGTERM, Ctrl-C and a closed terminal (SIGHUP) into a flag inside the block.
 
-    Where the block ends normally although a signal has arrived, the signal is sent again to the handler that was there before; so a block
-    that does not read the flag defers signals. Where it ends by SystemExit or KeyboardInterrupt, later SIGTERMs are ignored, so that they
-    do not change the exit code of a program that is ending. Outside the main thread signals are left alone. A signal that the program
-    was started to ignore, as `nohup` does with SIGHUP, stays ignored.
+    If a signal has arrived and the block ends normally, the signal is sent again to the previous handler; so a block that does not read
+    the flag defers signals. If the block ends by SystemExit or KeyboardInterrupt, later SIGTERMs are ignored, so that they do not change
+    the exit code. Outside the main thread nothing is changed. A signal that was ignored before, such as SIGHUP under `nohup`, stays
+    ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield StopFlag()
@@ -92,17 +92,17 @@ def stop_flag() -> Iterator[StopFlag]:
 def termination_raised() -> Iterator[None]:
     """Raise `SystemExit` on SIGTERM and SIGHUP within the block, so that its clean-up runs.
 
-    For a short command in one thread, whose clean-up bears an exception anywhere; a training uses `stop_flag`. A signal that has a handler
-    or is ignored is left alone, and so are all outside the main thread.
+    For a short command in one thread that can end at any point; training uses `stop_flag`. A signal that has a handler or is ignored is
+    not changed. Outside the main thread nothing is changed.
     """
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def end_program(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if in_main_thread and signal.getsignal(number) is signal.SIG_DFL]
     for number in numbers:
-        signal.signal(number, leave)
+        signal.signal(number, end_program)
     try:
         yield
     finally:
@@ -117,12 +117,12 @@ def run_stoppable(
     on_stop: Callable[[], bool] = lambda: False,
     grace_seconds: float = 20.0,
 ) -> _Result:
-    """Run `work` in a thread, and return or raise what it does; a signal is received whatever it is doing.
+    """Run `work` in a thread and return its result or raise its exception; signals are received at any time.
 
     Args:
-        work: May be left running in a daemon thread, if it does not end after a signal.
-        stop: The flag. `work` may read it, too.
-        on_stop: Called once when the flag is set. It returns True if `work` will end without help; then there is no limit to the wait.
+        work: The function. If it does not end after a signal, it goes on in a daemon thread.
+        stop: The flag; `work` may read it too.
+        on_stop: Called once when the flag is set. It returns True if `work` will end by itself; then the wait has no limit.
         grace_seconds: Time that `work` has to end after a signal where `on_stop` returned False; 20 of the 30 that Kubernetes gives.
 
     Raises:

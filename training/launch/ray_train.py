@@ -1,7 +1,7 @@
-"""Ray Train around the loop: starts the workers, forms their process group, and starts them again when one is lost.
+"""Run the loop under Ray Train, which starts the workers, forms their process group, and starts them again when one is lost.
 
-The run's directory is the truth: every attempt, by whatever number of workers, resumes from its latest complete checkpoint. Ray is not
-informed of checkpoints.
+Every attempt, with any number of workers, resumes from the latest complete checkpoint in the run's directory. Ray knows nothing of
+checkpoints.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from training.loop.interfaces import Hooks, Outcome, TrainingError
 from training.loop.job import Job, Scorer
 from training.loop.rank_zero_hooks import RankZeroHooks
 from training.loop.rollback import train_with_rollbacks
-from training.loop.trainer import Trainer
+from training.loop.trainer import Trainer, check_batch_size
 from training.tracking.tracked_run import flatten
 
 MAX_WORKER_FAILURES = 3
 SCORE_GPU_SHARE = 0.25
-"""A score shares a worker's GPU: for one of its own it might wait for ever, while training waits for the score."""
+"""Part of a worker's GPU for scores. With a GPU of its own, a score might never start, and training would wait for it."""
 _CONTROL_SECONDS = 10.0
 _SET_UP_TIMEOUT = timedelta(hours=12)
 
@@ -55,11 +55,11 @@ class _Control:
         self._has_begun = False
 
     def begin(self) -> None:
-        """Note that the workers train from now on, and will read the request."""
+        """Record that the workers train from now on and read the request."""
         self._has_begun = True
 
     def request_stop(self) -> bool:
-        """Return whether the workers train."""
+        """Request a stop; return True if the workers train already."""
         self._is_stop_requested = True
         return self._has_begun
 
@@ -76,7 +76,7 @@ def _score(scorer: Scorer, checkpoint_uri: str) -> Mapping[str, Any]:
 
 @functools.cache  # `nice` adds up, and Ray runs many scores in one process
 def _lower_priority() -> None:
-    """Leave the processor to training, where both share a machine."""
+    """Give training the processor first, where both share a machine."""
     os.nice(10)
 
 
@@ -85,13 +85,13 @@ def train(job: Job, *, ray_address: str = "local", stop: StopFlag | None = None)
 
     Args:
         job: The run.
-        ray_address: "local" starts Ray inside this process's machine; otherwise a cluster's address, or "auto".
+        ray_address: "local" starts Ray on this machine; "auto" or an address joins a running cluster.
         stop: Once it is set, workers that train save a last checkpoint and end; the outcome's `stop_reason` is `STOP_REQUESTED`.
 
     Raises:
         KeyboardInterrupt, SystemExit: The flag was set while no worker trained yet, or Ctrl-C was pressed twice.
-        TrainingError: It can't be done, the workers failed more than `MAX_WORKER_FAILURES` times without progress,
-            or the run diverged for good.
+        TrainingError: Training is impossible with these settings, the workers failed more than `MAX_WORKER_FAILURES` times
+            without progress, or roll-backs did not stop a divergence.
     """
     with tempfile.TemporaryDirectory(prefix="iddpm-ray-", ignore_cleanup_errors=True) as scratch:
         outcome = run_stoppable(
@@ -104,10 +104,10 @@ def train(job: Job, *, ray_address: str = "local", stop: StopFlag | None = None)
 
 def _train(job: Job, ray_address: str, scratch: str) -> Outcome:
     _require_possible(job, ray_address)
-    # One more than the workers, so that a score finds a place beside training.
+    # One CPU more than the workers, so that a score can run beside training.
     num_cpus = max(os.cpu_count() or 1, job.resources.num_workers + 1)
     with ray_session(ray_address, num_cpus=num_cpus):
-        # On the driver's node, with which it lives and dies: elsewhere it could be lost with a worker's machine.
+        # On the driver's node: on another it could be lost with a worker's machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         control = _Control.options(  # type: ignore[attr-defined]
             name=job.control_name, namespace="iddpm", scheduling_strategy=here
@@ -119,7 +119,7 @@ def _train(job: Job, ray_address: str, scratch: str) -> Outcome:
 
 
 def _request_stop(job: Job) -> bool:
-    """Ask rank 0 for a last checkpoint; return False where no worker trains yet."""
+    """Request a last checkpoint from rank 0; return False if no worker trains yet."""
     try:
         return bool(ray.is_initialized() and ray.get(_control_of(job).request_stop.remote(), timeout=_CONTROL_SECONDS))
     except (ValueError, ray.exceptions.RayError):
@@ -131,7 +131,7 @@ def _control_of(job: Job) -> Any:
 
 
 def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
-    """Let Ray train, and start again after `MAX_WORKER_FAILURES` as long as there are new checkpoints between them."""
+    """Train with Ray; start again after `MAX_WORKER_FAILURES` failures if a checkpoint was saved since the last start."""
     on_gpu = job.resources.num_gpus_per_worker > 0
     for attempt in itertools.count(1):
         before = _saved_step(job)
@@ -146,7 +146,7 @@ def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
             ),
             run_config=RunConfig(
                 name=f"train-{attempt}",
-                # Nothing of ours goes through Ray's storage; on a cluster its own snapshot needs a place that all nodes reach.
+                # Ray stores only its own snapshot here; on a cluster all nodes must reach it.
                 storage_path=scratch if ray_address == "local" else storage.join(job.run_uri, "ray"),
                 failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
             ),
@@ -167,18 +167,14 @@ def _saved_step(job: Job) -> int:
 
 
 def _require_possible(job: Job, ray_address: str) -> None:
-    """Refuse before Ray starts what would fail in every worker, or wait for ever.
+    """Check, before Ray starts, for settings that would fail in every worker or wait for ever.
 
     Raises:
         TrainingError: There are more workers than images or GPUs, the data set does not fit into memory by the experiment's own budget,
             or the run's directory contains checkpoints of another experiment.
     """
     resources, experiment = job.resources, job.experiment
-    if experiment.optim.global_batch_size < resources.num_workers:
-        raise TrainingError(
-            f"optim.global_batch_size {experiment.optim.global_batch_size} is smaller than the {resources.num_workers} workers; "
-            "use fewer workers or a larger batch"
-        )
+    check_batch_size(experiment, resources.num_workers)
     if resources.num_gpus_per_worker and ray_address == "local" and not ray.is_initialized():
         fewest = resources.min_workers or resources.num_workers
         found = torch.cuda.device_count()
@@ -202,7 +198,7 @@ def _require_possible(job: Job, ray_address: str) -> None:
 
 
 def _require_same(experiment: Experiment, uri: str) -> None:
-    """Refuse to resume another experiment's checkpoint; rank 0 removes a damaged one (`checkpoint.clean`)."""
+    """Refuse to resume another experiment's checkpoint. A damaged one passes: rank 0 removes it (`checkpoint.clean`)."""
     try:
         found = Experiment.from_json(storage.retry(lambda: checkpoint.load_bytes(uri, checkpoint.EXPERIMENT)))
     except (checkpoint.CheckpointError, UserError):
@@ -236,7 +232,7 @@ def _worker(config: dict[str, Any]) -> Outcome:
     job: Job = config["job"]
     context = get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    # Ranks wait here for the slowest to stage its data, which may take hours, and not in a collective of the loop, whose time-out is short.
+    # Staging may take hours. The ranks wait for the slowest in this group, because the time-out of the loop's collectives is short.
     ready = dist.new_group(backend="gloo", timeout=_SET_UP_TIMEOUT) if world_size > 1 else None
     device = _set_up_device(job, context.get_local_world_size())
     loader = storage.retry(
@@ -280,7 +276,7 @@ def _set_up_device(job: Job, local_world_size: int) -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     if job.scorer is not None and not job.resources.microbatch_size:
-        # The microbatch that a trial finds fills the memory that there is, and scores need theirs.
+        # The largest microbatch is found by trial and would fill the memory, of which scores need a part.
         torch.cuda.set_per_process_memory_fraction(1 - SCORE_GPU_SHARE, device)
     return device
 

@@ -1,4 +1,4 @@
-"""Training with torch alone: no Ray, no MLflow, no S3, one process or torchrun.
+"""Train with torch alone: no Ray, no MLflow, no S3; in one process or under torchrun.
 
     python -m training.launch.torchrun --preset cifar10-hybrid-cosine --steps 100
     torchrun --nproc-per-node 8 -m training.launch.torchrun --preset imagenet64-hybrid-cosine --steps 100 --bf16 --compile
@@ -38,7 +38,7 @@ class RandomBatch:
 
 
 class RandomImages:
-    """A source of one batch of random images, made once and reused, so that the loop is timed and not the source."""
+    """A source of one batch of random images, made once and reused, so that only the loop is timed."""
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         data = experiment.data

@@ -13,9 +13,8 @@ from training.cost.estimate import TRAINING_PASSES, count_macs
 class Gauge:
     """Memory and model FLOPs utilisation (MFU) of a training process.
 
-    MFU is the floating point operations of the network that the images per second amount to (forward and backward,
-    recomputation not counted), over the dense bf16 peak of all workers' cards. Where the peak is not known, as on a
-    CPU, there is none.
+    MFU is the network's floating point operations per second (forward and backward, without recomputation), divided by the dense bf16
+    peak of all workers' cards. There is no MFU where the peak is not known, as on a CPU.
     """
 
     def __init__(self, experiment: Experiment, world_size: int) -> None:

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 STOP_REQUESTED = "a signal"
-"""The `stop_reason` of a training that SIGTERM or Ctrl-C ended: the same command resumes it."""
+"""The `stop_reason` of a training that SIGTERM or Ctrl-C ended; the same command resumes the training."""
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message is one line with the reason and the remedy.
 
-    No `UserError`: a worker that hangs or a lost machine is not what the user wrote.
+    Not a `UserError`: a worker that hangs or a lost machine is not a mistake of the user.
     """
 
 
@@ -40,7 +40,7 @@ class Batch(Protocol):
 
 
 class BatchSource(Protocol):
-    """Gives the images of each step: a pure function of its arguments."""
+    """Provides the images of each step, as a pure function of the arguments."""
 
     def batches(
         self, first_step: int, num_steps: int, start: int = 0, stop: int | None = None, *, pin_memory: bool = False
@@ -56,8 +56,8 @@ class Hooks:
         log: Receives the step (updates done) and the mean metrics since the last call.
         save: Receives the step and the files of a checkpoint, by name; copies the tensors, which training changes afterwards.
         should_stop: Called at every log boundary; a reason ends training on all ranks after a checkpoint.
-        interruption: Called after every other update, so it must be quick. A reason, which every later call must return too, ends
-            training on all ranks one update later, after a checkpoint that contains the sums of the metrics that are not logged yet.
+        interruption: Called after every other update, so it must be quick. A reason ends training on all ranks one
+            update later, after a checkpoint that contains the metrics' sums since the last log line. Later calls must return it too.
     """
 
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
@@ -72,8 +72,8 @@ class Outcome:
 
     Attributes:
         step: Updates done.
-        stop_reason: Why it stopped before its last step; `STOP_REQUESTED` after a signal.
-        failure: Why it cannot go on, where starting the workers again would not help.
+        stop_reason: Why it stopped before its last step, or None; `STOP_REQUESTED` after a signal.
+        failure: Why it failed, where starting the workers again would not help; else None.
     """
 
     step: int

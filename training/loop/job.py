@@ -21,7 +21,7 @@ class Scorer(Protocol):
         """Return the stored scores, by step."""
 
     def stop_reason(self, history: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return why training should stop, as a pure function of the scores; None while it should not."""
+        """Return the reason to stop training, or None; a pure function of the scores."""
 
     def metrics(self, score: Mapping[str, Any]) -> Mapping[str, float]:
         """Return the metrics of a score, which are logged at the step of its checkpoint."""
@@ -43,8 +43,8 @@ class Job:
         data_uri: Data set with a `train` split.
         run_uri: The run's directory.
         tracking_run_id: The MLflow run; empty tracks nothing.
-        scorer: Scores checkpoints beside training; None scores none, never stops early, and keeps every checkpoint, as any
-            may be the best.
+        scorer: Scores checkpoints beside training; None scores none, never stops early, and keeps every checkpoint,
+            because any may be the best.
         control_name: Name of the Ray actor through which a request to stop reaches rank 0.
     """
 
@@ -58,5 +58,5 @@ class Job:
 
     @property
     def retry_seconds(self) -> float:
-        """Seconds for which a rank may retry storage while the others wait for it in a collective: half of their time-out at most."""
+        """Seconds for which a rank retries storage while the others wait in a collective: at most half of its time-out."""
         return min(OUTAGE_SECONDS, self.resources.collective_timeout_seconds / 2)

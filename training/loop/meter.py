@@ -38,7 +38,7 @@ class Meter:
         self.clock = time.perf_counter()
 
     def state(self, world_size: int) -> dict[str, Any]:
-        """Return the sums of all ranks that are not logged yet, in numbers that JSON preserves to the bit; a collective operation."""
+        """Return the sums of all ranks since the last log line, as numbers that JSON preserves exactly; a collective operation."""
         all_sums = [torch.empty_like(self.rank_sums) for _ in range(world_size)]
         if world_size > 1:
             dist.all_gather(all_sums, self.rank_sums)
@@ -55,7 +55,7 @@ class Meter:
         }
 
     def load_state(self, state: Mapping[str, Any], rank: int, world_size: int) -> None:
-        """Continue from what `state` returned, to the bit where the number of workers is the same."""
+        """Restore a result of `state`; exactly, if the number of workers is the same."""
         all_sums = torch.tensor(state["shares"], dtype=torch.float64)
         if len(all_sums) != world_size:
             all_sums = torch.cat([all_sums.sum(0, keepdim=True), all_sums.new_zeros(world_size - 1, all_sums.shape[1])])
@@ -82,7 +82,7 @@ class Meter:
             self.quartile_weights.index_add_(0, quartile, weights * finite)
 
     def add_gradient(self, norm: Tensor, found_inf: Tensor) -> None:
-        """Add an update: its gradient's norm, and 1 where it was skipped, else 0; both scalars on the device."""
+        """Add an update: its gradient's norm, and 1 if it was skipped, else 0; both scalars on the device."""
         self.updates += 1
         self.norm_sum += torch.where(found_inf > 0, torch.zeros_like(norm), norm).double()
         self.skipped += found_inf

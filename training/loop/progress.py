@@ -1,4 +1,4 @@
-"""Progress of a training run, as lines for the person who watches it."""
+"""Progress lines of a training run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Rank 0's hooks of the loop: save, score, log, show progress, and find out whether to stop.
+"""Rank 0's hooks of the loop: save, score, log, show progress, and check for a reason to stop.
 
-Training waits for none of it. Whatever talks to a store or computes runs in a thread or in another process, and is retried through an
+Training waits for none of them. Requests to a store and computations run in a thread or in another process, with retries through an
 outage of the store.
 """
 
@@ -25,7 +25,7 @@ from training.tracking.runs import TrackedRun, attach
 from training.tracking.system_metrics import SystemMetrics
 
 NUM_LATEST = 2
-"""Checkpoints that stay whatever their score: the latest, and one before it should it turn out damaged."""
+"""Checkpoints that are kept without regard to their score: the latest, and the one before, in case the latest is damaged."""
 _SECONDS_BETWEEN_CHECKS = 1.0
 _SECONDS_BETWEEN_CHECKS_AT_THE_END = 2.0
 
@@ -38,8 +38,8 @@ class RankZeroHooks:
     Args:
         job: The run.
         world_size: Number of workers.
-        submit_score: Lets the scorer score the checkpoint of that URI elsewhere, and returns at once.
-        is_stop_requested: Returns True once a stop is requested. Takes milliseconds.
+        submit_score: Starts the scoring of the checkpoint at that URI in another process, and returns at once.
+        is_stop_requested: Returns True once a stop is requested; takes milliseconds.
 
     Raises:
         StorageError: The run's directory can't be read.
@@ -55,9 +55,9 @@ class RankZeroHooks:
     ) -> None:
         self._job = job
         self._submit_score = submit_score
-        self._ask_for_stop = is_stop_requested
+        self._read_stop_request = is_stop_requested
         self._is_stop_requested = False
-        self._asked_at = -math.inf
+        self._checked_at = -math.inf
         removed: set[int] = set()
         scores, self._saved_steps = storage.retry(lambda: self._read_run(removed))
         self._writer = checkpoint.AsyncWriter(job.run_uri, first=self._before_checkpoint, retry_seconds=job.retry_seconds)
@@ -75,7 +75,7 @@ class RankZeroHooks:
         self._scored_steps = self._scores.keys() - removed
         for step in sorted(self._saved_steps - self._scored_steps):
             self._submit(step)
-        for score in self._history():  # a process that was killed may not have logged them
+        for score in self._history():  # a killed process may not have logged them
             self._log_score(score)
         for score in self._history()[-1:]:
             self._log_image(score)
@@ -85,11 +85,10 @@ class RankZeroHooks:
         return Hooks(log=self._log, save=self._save, should_stop=self._should_stop, interruption=self._interruption)
 
     def finish_saving(self) -> None:
-        """Return once every checkpoint is written.
+        """Wait until every checkpoint is written.
 
         Raises:
-            CheckpointError: One could not be.
-            StorageError: One could not be.
+            CheckpointError, StorageError: A checkpoint could not be written.
         """
         self._writer.wait()
 
@@ -97,7 +96,7 @@ class RankZeroHooks:
         """Wait for the last checkpoint; unless a stop is requested, also for its score and for MLflow.
 
         Returns:
-            The outcome; its `stop_reason` is `STOP_REQUESTED` where that came before all scores were there.
+            The outcome; its `stop_reason` is `STOP_REQUESTED` if a stop was requested before all scores were there.
         """
         self.finish_saving()
         self._submit_saved()
@@ -126,7 +125,7 @@ class RankZeroHooks:
             return
         try:
             if not storage.retry(self._tracked.close):
-                say("MLflow does not answer; the run's directory has what it lacks, and the next step sends it")
+                say("MLflow does not answer; the metrics are in the run's directory, and the next step sends them")
         except storage.StorageError as error:
             say(f"{error}; the metrics of the last steps are not stored")
 
@@ -150,11 +149,11 @@ class RankZeroHooks:
     def _before_checkpoint(self, step: int, files: Mapping[str, Any]) -> None:
         if self._is_due(step):
             averages.keep_snapshot(self._job.run_uri, step, files)
-        if self._tracked is not None:  # a run that is killed and resumes here does not log again what led here
+        if self._tracked is not None:  # so that a run that resumes here does not log earlier steps again
             self._tracked.save_metrics()
 
     def _is_due(self, step: int) -> bool:
-        """Return whether an undisturbed run has that checkpoint: one that a signal caused changes neither scores nor choice."""
+        """Return True for a checkpoint that an uninterrupted run has too; one that a signal caused is neither scored nor chosen."""
         optim = self._job.experiment.optim
         return step % optim.checkpoint_interval == 0 or step == optim.num_steps
 
@@ -166,13 +165,13 @@ class RankZeroHooks:
         return self._job.scorer.stop_reason(self._history()) if self._job.scorer is not None else None
 
     def _interruption(self) -> str | None:
-        if time.monotonic() - self._asked_at > _SECONDS_BETWEEN_CHECKS:
+        if time.monotonic() - self._checked_at > _SECONDS_BETWEEN_CHECKS:
             self._check_for_stop()
         return STOP_REQUESTED if self._is_stop_requested else None
 
     def _check_for_stop(self) -> bool:
-        self._is_stop_requested = self._is_stop_requested or self._ask_for_stop()
-        self._asked_at = time.monotonic()
+        self._is_stop_requested = self._is_stop_requested or self._read_stop_request()
+        self._checked_at = time.monotonic()
         return self._is_stop_requested
 
     # -- scores ----------------------------------------------------------------------------------------------------------
@@ -235,7 +234,7 @@ class RankZeroHooks:
             self._run_in_background("some old checkpoints are still there", lambda: checkpoint.remove(self._job.run_uri, unwanted))
 
     def _run_in_background(self, consequence: str, task: Callable[[], None]) -> None:
-        """Run a task that training neither waits for nor fails with; `consequence` is the message where it fails."""
+        """Run a task in the background; if it fails, print `consequence`, and training goes on."""
 
         def attempt() -> None:
             try:

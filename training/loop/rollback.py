@@ -1,4 +1,4 @@
-"""Roll-back of a run that diverges: its last good checkpoint again, with other draws."""
+"""Roll a diverging run back to its last good checkpoint, and go on with other random draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.loop.interfaces import DivergedError, Outcome
 from training.loop.trainer import Trainer
 
 MAX_ROLLBACKS = 2
-"""Limit of roll-backs to one checkpoint. A run that has saved a later one has made progress, and the count starts again."""
+"""Largest number of roll-backs to the same checkpoint; each checkpoint has its own count."""
 
 
 def train_with_rollbacks(
@@ -35,12 +35,12 @@ def train_with_rollbacks(
         run_uri: The run's directory.
         rank: This worker's number.
         world_size: Number of workers, which call this together.
-        finish_saving: Returns once every checkpoint is written.
-        retry_seconds: How long storage that does not answer is retried, while the other ranks wait.
+        finish_saving: Waits until every checkpoint is written.
+        retry_seconds: Seconds of retries while the storage does not answer; the other ranks wait for them.
 
     Returns:
-        How training ended; with a `failure` where `MAX_ROLLBACKS` to one checkpoint did not help. It is no exception, since Ray would
-        start the workers again to fail in the same way.
+        The end of training, with a `failure` where `MAX_ROLLBACKS` to one checkpoint did not help. A failure is not raised, because Ray
+        would start the workers again, and they would fail in the same way.
     """
 
     def latest() -> str | None:

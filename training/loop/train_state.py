@@ -15,7 +15,7 @@ from training.models.unet import make_model
 
 
 def learning_rate_at(step: int, learning_rate: float, lr_anneal_steps: int) -> float:
-    """Return the rate of the update after `step`: constant, or linear to 0 over `lr_anneal_steps`; the first has the full rate."""
+    """Return the rate of the update after `step`: constant, or linear to 0 over `lr_anneal_steps`. The first update has the full rate."""
     if lr_anneal_steps == 0:
         return learning_rate
     return learning_rate * max(0.0, 1.0 - step / lr_anneal_steps)
@@ -38,7 +38,7 @@ class TrainState:
             self.model = make_model(experiment, gradient_checkpointing=resources.gradient_checkpointing)
         self.model.to(device).train()
         if resources.compile and device.type == "cuda":
-            # Pays only with compile: eager CUDA GroupNorm returns NCHW.
+            # Faster only with compile: eager CUDA GroupNorm returns NCHW.
             nn.utils.convert_conv2d_weight_memory_format(self.model, torch.channels_last)
         self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
@@ -60,7 +60,7 @@ class TrainState:
         Args:
             step: Updates before this one.
             learning_rate: The rate of this update.
-            found_inf: Scalar on the device, 1 to leave the weights as they are, else 0. The fused optimiser reads it; the host does not.
+            found_inf: Scalar on the device, 1 to leave the weights as they are, else 0. Only the fused optimiser reads it, not the host.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

@@ -1,8 +1,8 @@
 """The training loop: data-parallel, resumable to the bit, and independent of what started it.
 
 It runs under Ray Train (`training.launch.ray_train`), under torchrun and under plain Python. Every random draw is keyed by
-(seed, step, index of the image in the global batch), so the number of workers, the microbatch and interruptions change nothing
-that the model receives.
+(seed, step, index of the image in the global batch), so the model receives the same numbers for any number of workers, any microbatch and
+any interruption.
 """
 
 from __future__ import annotations
@@ -37,10 +37,19 @@ def is_log_boundary(step: int, checkpoint_interval: int) -> bool:
     """Return whether metrics are logged after `step` updates.
 
     The checkpoint interval is cut into the fewest equal parts (to within one update) of at most `MAX_UPDATES_BETWEEN_LOGS`. Reading the
-    metrics makes the host wait for the device. A checkpoint is always a boundary: only there it is known whether updates are skipped.
+    metrics makes the host wait for the device. Every checkpoint is a boundary, because only there the host learns of skipped updates.
     """
     parts = -(-checkpoint_interval // MAX_UPDATES_BETWEEN_LOGS)
     return step * parts // checkpoint_interval > (step - 1) * parts // checkpoint_interval
+
+
+def check_batch_size(experiment: Experiment, num_workers: int) -> None:
+    """Raise a `TrainingError` unless the global batch has an image for each worker."""
+    if experiment.optim.global_batch_size < num_workers:
+        raise TrainingError(
+            f"optim.global_batch_size {experiment.optim.global_batch_size} is smaller than the {num_workers} workers; "
+            "use fewer workers or a larger batch"
+        )
 
 
 class Trainer:
@@ -48,7 +57,7 @@ class Trainer:
 
     Args:
         experiment: The experiment to train.
-        resources: Microbatch, precision and the like, which change the speed only.
+        resources: Microbatch, precision and other settings that change only the speed.
         batches: The source of images.
         device: The device of this worker.
         rank: This worker's number.
@@ -67,11 +76,7 @@ class Trainer:
         world_size: int = 1,
         hooks: Hooks | None = None,
     ) -> None:
-        if experiment.optim.global_batch_size < world_size:
-            raise TrainingError(
-                f"optim.global_batch_size {experiment.optim.global_batch_size} is smaller than the {world_size} workers; "
-                "use fewer workers or a larger batch"
-            )
+        check_batch_size(experiment, world_size)
         self.experiment = experiment
         self.resources = resources
         self.batches = batches
@@ -81,14 +86,14 @@ class Trainer:
         self.step = 0
         self.rollbacks = 0
         self.skipped_total = 0
-        self._skipping = False  # a checkpoint of weights that may be diverging is none to go back to
+        self._skipping = False  # while True no checkpoint is due: its weights may be diverging
 
         self.state = TrainState(experiment, resources, self.device)
         self.process = make_process(experiment.diffusion)
         self._network = Network(self.state.model, resources, self.device, world_size)
         self._stop_flag = AsyncStopFlag(self.device) if world_size > 1 else None
         self._meter = Meter(self.device)
-        # NCCL ends a process that waited too long without naming the rank that it waited for: that is reported shortly before.
+        # NCCL ends a process that waited too long, and does not name the missing rank: so the heartbeats report it shortly before.
         alarm = max(0.5 * resources.collective_timeout_seconds, resources.collective_timeout_seconds - 15.0)
         on_gpu = self.device.type == "cuda"
         self._heartbeats = Heartbeats(rank, world_size, alarm_seconds=alarm if on_gpu else None) if world_size > 1 else None
@@ -138,7 +143,7 @@ class Trainer:
             if self._heartbeats is None or isinstance(error, TrainingError) or not hung:
                 raise
             raise TrainingError(
-                f"{self._heartbeats.verdict()}; rank {self.rank} waited {self.resources.collective_timeout_seconds} s. "
+                f"{self._heartbeats.describe_stragglers()}; rank {self.rank} waited {self.resources.collective_timeout_seconds} s. "
                 "See that worker's machine; training resumes from the latest checkpoint"
             ) from error
 
@@ -184,7 +189,7 @@ class Trainer:
         self._observe_timesteps(drawn)
 
     def _backward(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the gradient of some of the global batch's images; return their (t, unweighted loss)."""
+        """Add the gradient of a part of the global batch; return (t, unweighted loss) of its images."""
         optim, seed = self.experiment.optim, self._draw_seed()
         x_0 = to_model_range(images)
         if self.experiment.data.random_flip:
@@ -201,19 +206,19 @@ class Trainer:
         return t, terms.loss.detach()
 
     def _find_microbatch(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> int:
-        """Try sizes on the first batch, and drop the gradients and the sums of the trial."""
+        """Find the microbatch size by trial on the first batch; the trial's gradients and sums are dropped."""
 
         def attempt(size: int) -> None:
             with self._network.no_sync():
                 self._backward(images[:size], labels[:size] if labels is not None else None, indices[:size])
 
         meter, self._meter = self._meter, Meter(self.device)
-        # Adam's moments come with the first update; their memory must be left free.
+        # Adam's moments are allocated at the first update; their memory must stay free.
         moments = [torch.empty_like(p) for p in self.state.parameters for _ in range(2)] if not self.state.optimizer.state else []
         size = _largest_that_fits(attempt, len(images))
         del moments
         self.state.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.reset_peak_memory_stats(self.device)  # an attempt that did not fit is no peak
+        torch.cuda.reset_peak_memory_stats(self.device)  # the peak of a failed attempt does not count
         self._meter = meter
         self._meter.restart_clock()
         return size
@@ -257,7 +262,7 @@ class Trainer:
     # -- boundaries ----------------------------------------------------------------------------------------------
 
     def _log(self) -> str | None:
-        """Log the mean metrics of all ranks; return why to stop, the same on every rank."""
+        """Log the mean metrics of all ranks; return the reason to stop, the same on every rank, or None."""
         metrics = self._meter.reduce(self.world_size)
         skipped = int(metrics.pop("skipped"))
         self.skipped_total += skipped
@@ -282,7 +287,7 @@ class Trainer:
         return agreed
 
     def _interruption(self) -> str | None:
-        """Return why to stop between two log boundaries, the same on every rank."""
+        """Return the reason to stop between two log boundaries, the same on every rank, or None."""
         reason = self.hooks.interruption() if self.rank == 0 else None
         if self._stop_flag is None:
             return reason

@@ -81,7 +81,7 @@ class MetricsFile:
             with self._appending:
                 new, self._new = self._new, []
             for step, milliseconds, values in new:
-                self._take(step, milliseconds, values)
+                self._add(step, milliseconds, values)
             if self._run_uri is not None and self._unsaved:
                 storage.write_bytes(storage.join(self._run_uri, METRICS), self._text + self._unsaved)
                 if self._has_old_file:
@@ -92,7 +92,7 @@ class MetricsFile:
             self.unsent += self._unsaved_points
             self._unsaved_points = []
 
-    def _take(self, step: int, milliseconds: int, values: Mapping[str, float]) -> None:
+    def _add(self, step: int, milliseconds: int, values: Mapping[str, float]) -> None:
         fresh = {key: value for key, value in values.items() if step not in self._steps[key]}
         if not fresh:
             return
@@ -114,7 +114,7 @@ class MetricsFile:
         old = _read_or_empty(storage.join(self._run_uri, _OLD_METRICS))
         self._has_old_file = bool(old)
         for key, value, step, milliseconds in json.loads(old)["points"] if old else ():
-            self._take(int(step), int(milliseconds), {key: float(value)})
+            self._add(int(step), int(milliseconds), {key: float(value)})
         return text
 
 
