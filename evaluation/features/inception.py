@@ -107,11 +107,7 @@ class InceptionExtractor:
 
 
 def load_inception(weights: str | None = None, device: torch.device | str = "cpu") -> InceptionExtractor:
-    """Load the standard network.
-
-    Args:
-        weights: See `WeightsFile.read`.
-        device: The device that it runs on.
+    """Load the standard network; `weights` is explained at `WeightsFile.read`.
 
     Raises:
         UserError: The file can't be read, or its sha256 is not the standard weights'.

@@ -70,12 +70,7 @@ class PretrainedExtractor:
 
 
 def load_pretrained(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> PretrainedExtractor:
-    """Load the network of that name.
-
-    Args:
-        name: One of `NETWORKS`.
-        weights: See `WeightsFile.read`.
-        device: The device that it runs on.
+    """Load the network of that name, one of `NETWORKS`; `weights` is explained at `WeightsFile.read`.
 
     Raises:
         UserError: The file can't be read, or its sha256 is not the published one.

@@ -77,12 +77,7 @@ def distance_by_decay(lines: Mapping[str, Sequence[tuple[float, float, float | N
 
 
 def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
-    """Draw the logged values of the training loss; with more than 80 values, also their running mean.
-
-    Args:
-        losses: (step, loss), by step.
-        objective: "simple", "vlb" or "hybrid".
-    """
+    """Draw the logged (step, loss) of training; with 80 values or more, also their running mean."""
     steps, values = [step for step, _ in losses], [value for _, value in losses]
     window = max(1, len(values) // 40)
     lines = [Line(label="each logged value", points={step: (value, 0.0) for step, value in losses}, faint=window > 1)]

@@ -119,10 +119,7 @@ def load_cached(spec: ModelSpec, device: str) -> TrainedModel:
 def load_model(checkpoint_uri: str, weights: str | None = None, *, device: torch.device | str = "cpu") -> TrainedModel:
     """Load the network of a checkpoint, in evaluation mode and without gradients.
 
-    Args:
-        checkpoint_uri: The checkpoint's directory.
-        weights: "ema_0.9999" or "model"; None takes the experiment's first average.
-        device: The device to put it on.
+    `weights` is "ema_0.9999" or "model"; None takes the experiment's first average.
 
     Raises:
         CheckpointError: There is no such checkpoint, or no such weights in it.

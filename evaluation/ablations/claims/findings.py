@@ -40,12 +40,7 @@ _RISE_OF_BITS = 1.002
 
 
 def findings(name: str, records: Iterable[TrialRecord]) -> list[Finding]:
-    """Test the claims of an ablation; a claim is left out where a trial that it needs is missing.
-
-    Args:
-        name: The ablation. A user's grid has no claims.
-        records: Its trials; failed ones are left out.
-    """
+    """Test the claims of an ablation; a claim is left out if a trial that it needs is missing or failed. A user's grid has none."""
     done = [record for record in records if not record.error]
     claims = _CLAIMS[name](done) if done and name in _CLAIMS else ()
     tested = (item.test() if isinstance(item, Claim) else item for item in claims)

@@ -126,16 +126,7 @@ class AblationRequest:
 def from_form(
     name: str, scale: str, grid: Mapping[str, Any], runs: Mapping[str, Any], preset: str, objective: str, overrides: Sequence[str]
 ) -> AblationRequest:
-    """Make a request from the values of the pipeline's form.
-
-    Args:
-        name: Name of an ablation, or `OWN_GRID`.
-        scale: "paper" or "tiny".
-        grid: The axes of a user's grid; empty for a named ablation.
-        runs: Role -> run or checkpoint.
-        preset: Another preset to vary, or `DEFAULT_PRESET`.
-        objective: One of `OBJECTIVES`.
-        overrides: Overrides of every trial.
+    """Make a request from the values of the pipeline's form, which are those of `AblationRequest`; a user's grid is named `OWN_GRID`.
 
     Raises:
         UserError: There is no such scale, or a user's grid has no axes.

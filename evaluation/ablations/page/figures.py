@@ -34,11 +34,9 @@ def figures(request: AblationRequest, records: Records, rows: Sequence[TableRow]
 
 
 def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
-    """Draw the distance of each trial as a bar with one standard error, and the paper's FID where the two are comparable.
+    """Draw the distance of each trial as a bar with one standard error, and the paper's FID if the two are comparable.
 
-    Args:
-        rows: The table; None is returned where no row has a distance.
-        name: What the distance is called.
+    Return None if no row has a distance. `name` is the name of the distance.
     """
     rows = [row for row in rows if row.distance.ours is not None]
     if not rows:

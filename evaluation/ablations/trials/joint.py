@@ -20,15 +20,7 @@ ENDS_SHARE = 40
 
 
 def measure_jointly(joint: Joint, models: Mapping[str, TrialModel]) -> TrialRecord:
-    """Measure an ensemble or a cascade.
-
-    Args:
-        joint: Which of the two.
-        models: The trials' models by role; see `ensemble` and `cascade`.
-
-    Returns:
-        A record without the data set, which the caller knows.
-    """
+    """Measure an ensemble or a cascade of the models, given by role. The record lacks the data set, which the caller adds."""
     return ensemble(models) if joint == "ensemble" else cascade(models)
 
 

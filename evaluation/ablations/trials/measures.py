@@ -145,10 +145,7 @@ def likelihood_by_steps(model: TrialModel, counts: Sequence[int]) -> dict[str, A
 def draw_samples(model: TrialModel, *, spec: ModelSpec | None = None, name: str = "") -> dict[str, Any]:
     """Draw images by the reported sampler, on noise that is the same for every model of the seed (figures 4, 20, 21).
 
-    Args:
-        model: The model.
-        spec: See `sample_images`.
-        name: See `sample_images`.
+    The arguments are those of `sample_images`.
     """
     sampling = model.experiment.evaluation.sampling
     return {
@@ -236,12 +233,9 @@ def paired_correlation(first: Tensor, second: Tensor) -> tuple[float, float]:
 
 
 def _likelihood(model: TrialModel, timesteps: tuple[int, ...] | None, *, terms: bool = False) -> dict[str, Any]:
-    """Return bits/dim of the first images of the split, or the stored result.
+    """Return bits/dim of the first images of the split, or the stored result. The noise is the same for every model.
 
-    Args:
-        model: The model.
-        timesteps: The chain of the bound; None takes the form of the experiment's protocol.
-        terms: Include the bound's terms by timestep; the noise is the same for every model (supplement figure 3).
+    `timesteps` are the chain of the bound; None takes the form of the experiment's protocol. `terms` adds the terms by timestep.
     """
     evaluation = model.experiment.evaluation
     dataset_uri = storage.join(model.data_uri, evaluation.likelihood_split)
