@@ -1,11 +1,11 @@
-"""The ablation pipeline: experiments compared, as the paper compares them or as one's own grid says, and one report.
+"""The ablation pipeline: train and measure the trials of a table or figure of the paper, or of a grid of your own, and report them.
 
     settings -> list data -> for each data set (preprocess -> reference) -> plan -> for each trial at once (train or reuse -> measure)
-    -> joint measurement, and in the end, however it came: table
+    -> joint measurement; at the end, also after a failure: table
 
-A failed trial is named in the report, takes no other down, and is all that runs again when the pipeline does. (KFP marks
-the run as failed then, which it is.) The report is the pipeline's exit task: KFP runs a step that only ignores failures as
-soon as the first of the steps that it waits for has ended, and never after a loop.
+A failed trial is named in the report and stops no other trial; KFP marks the run as failed. When the pipeline runs again,
+only the failed trials run. The report is an exit task, because KFP runs a step that ignores failures as soon as one of the
+steps before it has ended, and never runs it after a loop.
 """
 
 import os
@@ -34,14 +34,14 @@ from training.config import presets
 
 
 def parallel_trials(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many trials run at once. KFP takes a number for it and no parameter, so the compiling environment sets it.
+    """Return how many trials run at once. KFP takes a constant, not a parameter, so the environment sets it at compile time.
 
     Raises:
         CompileError: It is not a number.
     """
     word = environment.get("IDDPM_PARALLEL_TRIALS", "4")
     if not word.isdecimal() or int(word) < 1:
-        raise CompileError(f"IDDPM_PARALLEL_TRIALS says how many trials of an ablation run at once, a number from 1; got {word!r}")
+        raise CompileError(f"IDDPM_PARALLEL_TRIALS, the number of trials that run at once, must be a whole number from 1; got {word!r}")
     return int(word)
 
 

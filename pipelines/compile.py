@@ -20,14 +20,14 @@ from pipelines.compile_checks import CompileError as CompileError
 from pipelines.compile_checks import check
 
 _SIZES = re.compile(rf"pipelinechannel--settings-({'|'.join(STAGES)})_")
-"""Part of the names of inputs that size pods, which are outputs of the settings step."""
+"""Part of the name of an input that sizes a pod: it is an output of the settings step."""
 
 PIPELINES: dict[str, str] = {
     "train": "pipelines.train",
     "ablation": "pipelines.ablation",
     "nightly-fid": "pipelines.nightly_fid",
 }
-"""Name -> module. Each module holds `PIPELINE`, and `LITERALS`: parameter -> the values that a drop-down offers."""
+"""Name -> module. Each module has `PIPELINE`, and `LITERALS`: parameter -> the values that a drop-down offers."""
 
 
 def load(name: str) -> Any:
@@ -86,8 +86,8 @@ def specification(pipeline: Any) -> list[dict[str, Any]]:
 def local_specification(pipeline: Any) -> dict[str, Any]:
     """Return the specification for kfp.local: without pods' sizes and without retries.
 
-    kfp.local gives a step in a loop the loop's item in place of any other step's output, also of those that only size its pod; and
-    a laptop's user wants to see an error, not to wait for it to happen again.
+    In a loop, kfp.local passes the loop's item wherever a step reads another step's output, also where that output only sizes
+    its pod. Without retries, a laptop's user sees an error at once.
     """
     spec = specification(pipeline)[0]
     for component in (spec["root"], *spec["components"].values()):

@@ -1,4 +1,4 @@
-"""Checks of a compiled pipeline: nothing in it that a cluster would refuse or run differently than meant, and this project's promises."""
+"""Check a compiled pipeline: a cluster accepts it and runs it as meant, and it keeps the rules of this project."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from components.container.image import ImageError, image_from
 from training.config.errors import UserError
 
 MAX_BYTES = 256 * 1024
-"""Above this a pipeline's Argo workflow comes near the 1 MiB that Kubernetes stores of an object."""
+"""The Argo workflow of a larger pipeline comes near 1 MiB, the most that Kubernetes stores of an object."""
 IMAGE_PARAMETER = "image"
 """The parameter of every pipeline that names the image of its steps."""
 MAX_PARAMETERS = 15
-"""A person reads them in one form."""
+"""The most that a person can read in one form."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['(?:pipelinechannel--)?(?P<name>[^']+)'\]\}\}")
@@ -92,7 +92,7 @@ def _executor_problems(spec: dict[str, Any]) -> Iterator[str]:
     for label, executor in spec["deploymentSpec"]["executors"].items():
         container = executor["container"]
         if _parameter_read(container["image"]) != IMAGE_PARAMETER:
-            yield f"{label} runs {container['image']}, not what the parameter {IMAGE_PARAMETER} says"
+            yield f"{label} runs {container['image']}, not the image of the parameter {IMAGE_PARAMETER}"
         if "pip install" in " ".join(map(str, container.get("command", []))):
             yield f"{label} installs packages when it runs"
         resources = container.get("resources", {})
@@ -103,7 +103,7 @@ def _executor_problems(spec: dict[str, Any]) -> Iterator[str]:
         for value in (*(resources.get(name, "") for name in _RESOURCES), *map(str, accelerator.values())):
             channel = _parameter_read(value)
             if channel and types.get(channel) != "STRING":
-                # Read in the source of KFP 2.17: what is not text is taken for empty, without a word.
+                # KFP 2.17 silently reads a value of another type as empty (seen in its source).
                 yield f"{label} asks for resources by {channel}, which must be text (str)"
 
 
@@ -133,7 +133,7 @@ def _task_problems(spec: dict[str, Any], platform: dict[str, Any]) -> Iterator[s
             if "retryPolicy" not in task:
                 yield f"{name} is not tried again when its pod is lost"
             elif int(task["retryPolicy"]["backoffMaxDuration"].removesuffix("s")) < deadline:
-                yield f"{name}: its retries end {task['retryPolicy']['backoffMaxDuration']} after the first try, though one may be at work"
+                yield f"{name}: its retries end {task['retryPolicy']['backoffMaxDuration']} after the first try, also if one still runs"
             artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
             pages = [key for key, value in artifacts.items() if value["artifactType"]["schemaTitle"] == "system.HTML"]
             if len(pages) > 1:
@@ -141,7 +141,7 @@ def _task_problems(spec: dict[str, Any], platform: dict[str, Any]) -> Iterator[s
 
 
 def _order_problems(name: str, task: dict[str, Any], components: dict[str, Any], dag: dict[str, Any]) -> Iterator[str]:
-    """Yield steps that KFP 2.17 would not run: one that ignores failures becomes a hook of each step before it, and of no loop."""
+    """Yield steps that KFP 2.17 would run too early or never: it makes a step that ignores failures a hook of each step before it."""
     if task.get("triggerPolicy", {}).get("strategy") != _IGNORES_FAILURES:
         return
     upstream = [dag["tasks"][dependency] for dependency in task.get("dependentTasks", ())]
@@ -151,7 +151,7 @@ def _order_problems(name: str, task: dict[str, Any], components: dict[str, Any],
 
 
 def _placeholder_problems(name: str, task: dict[str, Any]) -> Iterator[str]:
-    """Yield constants with a placeholder inside: the server replaces it only where it is the whole value; kfp.local does so anywhere."""
+    """Yield constants that contain a placeholder. The server replaces it only if it is the whole value; kfp.local replaces it anywhere."""
     for parameter, value in task.get("inputs", {}).get("parameters", {}).items():
         constant = str(value.get("runtimeValue", {}).get("constant", ""))
         if _PLACEHOLDER.search(constant) and not _PLACEHOLDER.fullmatch(constant):
@@ -164,7 +164,7 @@ def _parameters(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _channel_types(spec: dict[str, Any]) -> dict[str, str]:
-    """Return the types of what a pod's size may be read from: parameters of the pipeline, and outputs of steps as STEP-OUTPUT."""
+    """Return the type of each value that can size a pod: the pipeline's parameters, and the steps' outputs as STEP-OUTPUT."""
     types = {name: definition["parameterType"] for name, definition in _parameters(spec).items()}
     for component in (spec["root"], *spec["components"].values()):
         for name, task in component.get("dag", {}).get("tasks", {}).items():

@@ -2,9 +2,9 @@
 
     settings -> resolve -> score (never cached) -> compare with its history
 
-For a schedule in the KFP UI: cron has six fields there, seconds first ("0 0 2 * * *" is every night at two). Its steps write
-to the model's finished MLflow run and open none, so there is none to close in the end. A webhook receives a regression, and
-a model that can't be evaluated, where the secret WEBHOOK_SECRET has its address; see k8s/README.md.
+KFP's cron expressions have six fields, seconds first: "0 0 2 * * *" is every night at two. The steps write to the MLflow run that
+trained the model, so no run has to be closed. With the secret WEBHOOK_SECRET, a webhook is told of a regression and of a model
+that cannot be evaluated; see k8s/README.md.
 """
 
 from kfp import dsl, kubernetes
@@ -48,7 +48,7 @@ def nightly_pipeline(
     Returns:
         The verdict in one sentence.
     """
-    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # each run draws samples of its own; a step of it that is tried again draws the same
+    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # it seeds the samples: each run draws others, a retried step draws the same
     small = Pod(image=image, timeout_seconds=SHORT)
     checked = small.configure(settings(evaluate_resources=evaluate_resources), name="settings")
     found = small.configure(resolve_model(model=model, storage_root_uri=storage_root_uri, pipeline_run_id=run_id), name="resolve")

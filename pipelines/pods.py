@@ -20,13 +20,12 @@ _OWN = "IDDPM_"
 that has one name both by value and from a ConfigMap or Secret. `training.tracking.client` exports them inside the step."""
 
 DEADLINE_SECONDS = 30 * _DAY
-"""A run that waits for GPUs that never come ends after this."""
+"""Time limit of a run; it ends a run that waits for GPUs in vain."""
 
 RUN_CONFIG = dsl.PipelineConfig(
     ttl_seconds_after_success=_DAY, ttl_seconds_after_failure=7 * _DAY, active_deadline_seconds=DEADLINE_SECONDS
 )
-"""Configuration of every pipeline. A finished run's pods stay for their logs, longer where somebody has to find out what went
-wrong; what they made stays in S3 and MLflow."""
+"""Configuration of every pipeline. A finished run's pods stay for their logs, a failed run's longer. Results stay in S3 and MLflow."""
 
 SMALL = PodSize("500m", "2Gi", "0", "", {}, [])
 """Size of a step that only reads and writes small files."""
@@ -55,11 +54,11 @@ class Pod:
         Args:
             task: The task.
             name: Name of the step in the graph.
-            cached: True lets KFP reuse the result of the same step with the same arguments and image. Only where those
-                determine the whole result; and not where a fresh measurement is the point.
+            cached: True lets KFP reuse the result of the same step with the same arguments and image. Use it only if these
+                determine the whole result.
             uses_ray: True if Ray may run in the pod, or the pod may hand its work to a Ray cluster. Ray's object store and
-                data-parallel workers need more shared memory than the 64 MiB that a container has; a cluster that
-                stands may require a token.
+                data-parallel workers need more shared memory than the 64 MiB that a container has; a standing cluster
+                may require a token.
 
         Returns:
             The task.
@@ -67,7 +66,7 @@ class Pod:
         size = self.size
         task.set_display_name(name)
         task.set_container_image(self.image)
-        # The SDK (2.17) hands a loop only the channels that its tasks register, and forgets those that size pods.
+        # The SDK (2.17) passes a loop only the channels that its tasks register, and does not register those that size pods.
         task.register_pipeline_channels([value for value in size if isinstance(value, dsl.pipeline_channel.PipelineChannel)])
         task.set_cpu_request(size.cpu).set_cpu_limit(size.cpu).set_memory_request(size.memory).set_memory_limit(size.memory)
         if size.gpu_type:
@@ -75,8 +74,8 @@ class Pod:
             kubernetes.add_node_selector_json(task, size.node_selector)
             kubernetes.add_toleration_json(task, size.tolerations)
         task.set_caching_options(cached)
-        # Steps are idempotent: what was finished is found in S3, so a second try costs what the first had left to do. Argo counts
-        # the maximal duration from the first try's start and then also ends a retry that runs, so it is the run's own deadline.
+        # Steps are idempotent: a retry finds in S3 what is finished, and does only the rest. Argo counts the maximal duration
+        # from the first try's start, and also ends a retry that still runs, so it is the run's own deadline.
         task.set_retry(num_retries=4, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration=f"{DEADLINE_SECONDS}s")
         kubernetes.set_image_pull_policy(task, "IfNotPresent")
         _add_services(task)
@@ -89,12 +88,12 @@ class Pod:
 
 
 def stage_pod(checked: Any, stage: str, *, image: Any) -> Pod:
-    """Return the pods of a stage, sized by the settings step. Its outputs are known in loops too (read in KFP 2.17's driver)."""
+    """Return the pods of a stage, sized by the settings step. KFP's driver (2.17) reads its outputs in loops too."""
     return Pod(image=image, size=PodSize(*(checked.outputs[f"{stage}_{name}"] for name in PodSize._fields)))
 
 
 def _add_services(task: Any) -> None:
-    """Add the addresses of S3 and MLflow, and the credentials; only MLflow may do without."""
+    """Add the addresses of S3 and MLflow, and the credentials; those of MLflow are optional."""
     addresses = {**{key: key for key in _SERVICE_KEYS}, "MLFLOW_TRACKING_URI": f"{_OWN}MLFLOW_TRACKING_URI"}
     kubernetes.use_config_map_as_env(task, SERVICES_CONFIG_MAP, addresses)
     kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in _S3_KEYS})

@@ -1,10 +1,10 @@
 """The train pipeline: images in, a trained, scored and reported model out.
 
-    settings -> preprocess -> reference -> train (scored beside training, stops early) -> evaluate -> report, and in the end,
-    however it came: close run
+    settings -> preprocess -> reference -> train (scored beside training, stops early) -> evaluate -> report;
+    at the end, also after a failure: close run
 
-Steps hand each other URIs, since KFP would download every artifact that is a step's input. The UI sorts parameters by
-name and shows nothing else of them, so their names begin with what they are about.
+Steps pass URIs, because KFP would download every artifact that is a step's input. The UI sorts parameters by name, so a
+parameter's name begins with its subject.
 """
 
 from kfp import dsl

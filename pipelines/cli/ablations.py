@@ -236,7 +236,7 @@ def _pairs(words: list[str], option: str) -> dict[str, str]:
     for word in words:
         key, _, value = word.partition("=")
         if not key or not value:
-            raise UserError(f"{option} {word}: write NAME=PLACE")
+            raise UserError(f"{option} {word}: write NAME=ADDRESS")
         pairs[key] = value
     return pairs
 

@@ -139,7 +139,9 @@ def arguments_of(
     for name, given in arguments.items():
         shown = without_passwords(str(given))
         if shown != str(given):
-            raise ArgumentsError(f"--param {name}={shown}: an argument is seen by all; a password's place is the environment, or a Secret")
+            raise ArgumentsError(
+                f"--param {name}={shown}: an argument is visible to everybody; put a password into the environment or a Secret"
+            )
         _require_literal(name, given, pipeline.parameters[name])
         least = -1 if name == "seed" else 0
         if type(given) in (int, float) and given < least:
@@ -165,29 +167,29 @@ def cluster_arguments_of(
     image_from(chosen["image"], variable="--param image")
     for name in ("storage_root_uri", "data_uri"):
         if chosen.get(name) and not _S3_URI.fullmatch(chosen[name]):
-            raise ArgumentsError(f"--param {name}={chosen[name]}: the steps of a run share nothing but S3; it reads s3://BUCKET/PATH")
+            raise ArgumentsError(f"--param {name}={chosen[name]}: the steps of a run share only S3; write s3://BUCKET/PATH")
     if chosen.get("storage_root_uri") == "":
-        raise ArgumentsError("--param storage_root_uri: a run needs a place for what it makes, like s3://iddpm")
+        raise ArgumentsError("--param storage_root_uri: is empty; give the directory of all results, like s3://iddpm")
     model = chosen.get("model")
     if model is not None and not model.startswith(("models:/", "runs:/", "s3://")):
-        raise ArgumentsError(f"--param model={model}: it reads models:/NAME@ALIAS, runs:/ID, or s3://BUCKET/PATH of a run or a checkpoint")
+        raise ArgumentsError(f"--param model={model}: write models:/NAME@ALIAS, runs:/ID, or s3://BUCKET/PATH of a run or a checkpoint")
     for stage in _stages(pipeline):
         address = read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage).ray_address
         if address and not address.startswith(("http://", "https://")):
             raise ArgumentsError(
-                f"{stage}{_RESOURCES}.ray_address {address}: a step's pod is on no node of that cluster; name its dashboard, like http://HEAD:8265"
+                f"{stage}{_RESOURCES}.ray_address {address}: a step's pod is not on that cluster; give its dashboard, like http://HEAD:8265"
             )
     return arguments
 
 
 def close_to(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?", or nothing where nothing is near."""
+    """Return "; did you mean X?", or an empty text if no known word is similar."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _chosen(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Every parameter, the defaults among them."""
+    """Return all parameters: those of `arguments`, and the others with their defaults."""
     return {**{name: parameter.get("defaultValue") for name, parameter in pipeline.parameters.items()}, **arguments}
 
 
@@ -223,7 +225,7 @@ def _require_literal(name: str, value: Any, definition: Mapping[str, Any]) -> No
     literals = definition.get("literals")
     if literals and value not in literals:
         there = close_to(str(value), map(str, literals)) or f"; there are {', '.join(map(str, literals))}"
-        raise ArgumentsError(f"--param {name}={value}: it is not offered{there}")
+        raise ArgumentsError(f"--param {name}={value}: is not one of its values{there}")
 
 
 def _read_file(path: str) -> str:
@@ -236,7 +238,7 @@ def _read_file(path: str) -> str:
 def _parse(option: str, word: str, form: str) -> tuple[str, str]:
     name, separator, value = word.partition("=")
     if not separator:
-        raise ArgumentsError(f"{option}: it reads {form}")
+        raise ArgumentsError(f"{option}: write {form}")
     return name, value
 
 

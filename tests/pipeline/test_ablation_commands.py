@@ -12,15 +12,15 @@ Command = Callable[..., tuple[int, str, str]]
 """Runs a command in this process: exit status, standard output and standard error."""
 
 
-def test_the_ablations_are_listed_with_their_place_in_the_paper(command: Command) -> None:
-    _, printed, _ = command("ablations")
+def test_the_ablations_are_listed_with_their_place_in_the_paper(run_iddpm: Command) -> None:
+    _, printed, _ = run_iddpm("ablations")
     for words in ("hybrid-weight", "table 1", "sampling-steps", "figures 1 and 8-19", "two-stage", "evaluates 2 runs"):
         assert words in printed
 
 
-def test_a_plan_shows_every_trial_and_what_it_costs(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_shows_every_trial_and_what_it_costs(tmp_path: Path, run_iddpm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    _, printed, _ = command("ablate", "hybrid-weight", "--plan", "--scale", "paper")
+    _, printed, _ = run_iddpm("ablate", "hybrid-weight", "--plan", "--scale", "paper")
     assert printed.count("diffusion.stop_gradient=") == 4
     assert "h of training" in printed.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
@@ -34,9 +34,9 @@ set: [seed=3]
 """
 
 
-def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, command: Command) -> None:
+def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, run_iddpm: Command) -> None:
     (tmp_path / "weights.yaml").write_text(_GRID)
-    _, printed, _ = command("ablate", str(tmp_path / "weights.yaml"), "--plan")
+    _, printed, _ = run_iddpm("ablate", str(tmp_path / "weights.yaml"), "--plan")
     assert printed.startswith("weights at the scale tiny")
     assert printed.count("digits-tiny-hybrid-cosine diffusion.vlb_weight=") == 4
 
@@ -49,7 +49,7 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, comm
         (("ablate", "width", "--set", "optim.learning_rate=1"), "varies optim.learning_rate itself"),
         (("ablate", "mine", "--grid", "seed=1,2"), "needs an experiment to vary"),
         (("ablate", "mine", "--grid", "seed", "--preset", "digits-tiny-hybrid-cosine"), "section.field=a,b,c"),
-        (("ablate", "vlb-ratio", "--run", "vlb"), "--run vlb: write NAME=PLACE"),
+        (("ablate", "vlb-ratio", "--run", "vlb"), "--run vlb: write NAME=ADDRESS"),
         (("ablate", "nothing.yaml"), "nothing.yaml: there is no such file"),
         (("ablate", "wrong.yaml"), "there is no 'axes'"),
         (("ablate", "all", "--preset", "digits-tiny-hybrid-cosine"), "name one ablation"),
@@ -58,11 +58,11 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, comm
     ],
 )
 def test_an_ablation_that_can_not_work_is_refused_in_one_line_before_anything_starts(
-    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+    tmp_path: Path, run_iddpm: Command, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.yaml").write_text(_GRID + "axes: 3\n")
-    status, _, error = command(*arguments)
+    status, _, error = run_iddpm(*arguments)
     assert status == 1
     assert said in error
     assert error.count("\n") == 1

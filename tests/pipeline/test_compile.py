@@ -320,7 +320,7 @@ def _too_large(spec: dict[str, Any]) -> None:
     [
         (_no_default, "storage_root_uri has no default"),
         (_no_description, "storage_root_uri has no description"),
-        (_other_image, "exec-train runs python:3.11, not what the parameter image says"),
+        (_other_image, "exec-train runs python:3.11, not the image of the parameter image"),
         (_moving_image, "parameter image: 'iddpm:latest' can change"),
         (_number_of_gpus, "exec-train asks for resources by settings-train_gpus, which must be text"),
         (_hook_on_a_step, "report ignores failures of single steps"),
