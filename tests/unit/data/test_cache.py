@@ -1,4 +1,4 @@
-"""A node's cache is bounded, and nothing is taken from a process that uses it."""
+"""A node's cache is bounded, and an entry in use is never evicted."""
 
 import os
 import signal

@@ -281,7 +281,7 @@ def test_shards_of_an_abandoned_plan_are_deleted(folder, undisturbed, tmp_path):
 
 
 def meanwhile(source, action, *, shard):
-    """Has something happen when the work comes to that shard, once."""
+    """Calls a function once, when the work reaches that shard."""
     opened, read = [], source.open
 
     def open_and_act():

@@ -104,7 +104,7 @@ def test_their_listings_agree_so_their_data_sets_do(tmp_path):
     assert len({open_splits(path)["train"].listing().digest() for path in paths}) == 1
 
 
-def test_a_link_that_leads_back_up_does_not_go_round(tmp_path):
+def test_a_link_to_a_folder_above_is_not_followed_again(tmp_path):
     root = write_folder(tmp_path / "images", FILES)
     (tmp_path / "images" / "cat" / "up").symlink_to(tmp_path / "images")
     assert len(open_splits(root)["train"].listing().items) == 3
@@ -434,7 +434,7 @@ def test_options_that_a_source_can_not_take_are_refused(tmp_path):
         open_splits("digits", SourceOptions(num_test=5))
 
 
-def test_a_listing_tells_a_changed_source(tmp_path):
+def test_the_listing_of_a_changed_source_has_another_digest(tmp_path):
     root = tmp_path / "images"
     before = file_source(write_folder(root, FILES), name="x", split="train").listing().digest()
     (root / "cat" / "1.png").write_bytes(png(1) + b"longer")

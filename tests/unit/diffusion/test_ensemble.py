@@ -1,4 +1,4 @@
-"""Several models as one: who is asked at which original timestep, and what that does to the bound."""
+"""Several models as one: the model that is used at each original timestep, and the effect on the bound."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_ends_that_meet_are_refused() -> None:
         ends_and_middle(constant(0.0), constant(0.0), SMALL, width=60)
 
 
-def test_members_must_mean_the_same_by_their_output_but_may_be_trained_differently() -> None:
+def test_members_must_agree_on_the_meaning_of_their_output_but_not_on_the_objective() -> None:
     hybrid, vlb = DiffusionConfig(), DiffusionConfig(objective="vlb", timestep_sampler="loss_second_moment")
     assert require_same_process([hybrid, vlb]) == hybrid
     with pytest.raises(UserError, match=r"diffusion\.schedule; one has 'cosine', another 'linear'"):

@@ -1,4 +1,4 @@
-"""Keyed noise: the published generator, independence of the batch, and the laws of the draws."""
+"""Keyed noise: the published generator, independence of the batch, and the distribution of the draws."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_q_sample_is_the_released_one(golden: dict[str, Any], golden_image: Tens
     assert_summary(x_t, golden["q_sample"])
 
 
-def test_noising_step_by_step_has_the_law_of_q_sample() -> None:
+def test_noising_step_by_step_has_the_distribution_of_q_sample() -> None:
     """Composing x_t = sqrt(1 - beta) x_{t-1} + sqrt(beta) z gives mean sqrt(alpha_bar) x_0 and variance 1 - alpha_bar."""
     process = make_process(fixed(num_timesteps=50))
     mean, variance = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
@@ -147,7 +147,7 @@ def test_p_mean_variance_is_the_released_one(
 
 
 class Spy:
-    """A network that remembers what it was told, and answers with the same number everywhere."""
+    """A network that records its inputs and returns the same number everywhere."""
 
     def __init__(self, value: float, num_outputs: int) -> None:
         self.value, self.num_outputs = value, num_outputs
@@ -160,7 +160,7 @@ class Spy:
 @pytest.mark.parametrize("spacing", ["", "25"])
 @pytest.mark.parametrize("num_timesteps", [1000, 4000])
 @pytest.mark.parametrize("rescale", [True, False])
-def test_the_network_is_told_the_original_timestep_in_units_of_t_over_1000(num_timesteps: int, rescale: bool, spacing: str) -> None:
+def test_the_network_receives_the_original_timestep_in_units_of_t_over_1000(num_timesteps: int, rescale: bool, spacing: str) -> None:
     kept = parse_spacing(spacing, num_timesteps)
     process = make_process(fixed(num_timesteps=num_timesteps, rescale_timesteps=rescale), kept)
     spy, labels = Spy(0.0, 3), torch.tensor([4, 5, 6])

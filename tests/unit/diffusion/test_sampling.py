@@ -156,7 +156,7 @@ def test_ddim_follows_the_exact_flow_of_gaussian_data_ever_closer() -> None:
 
 @pytest.mark.slow
 def test_ancestral_samples_have_the_distribution_of_the_data() -> None:
-    """With the optimal variance every step is exact for Gaussian data, however few there are."""
+    """With the optimal variance every step is exact for Gaussian data, for any number of steps."""
     config = SamplingConfig(spacing="30", clip_denoised=False)
     process = make_sampling_process(DiffusionConfig(), config)
     denoiser = Denoiser(process, GaussianOracle(process, std=0.25, mean=0.1), clip_denoised=False)

@@ -44,7 +44,7 @@ def test_linear_schedule_of_4000_runs_from_a_quarter_of_ho_et_al_to_a_quarter() 
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_alpha_bar_keeps_its_shape_whatever_the_number_of_timesteps(name: Schedule) -> None:
+def test_alpha_bar_has_the_same_shape_for_any_number_of_timesteps(name: Schedule) -> None:
     coarse, fine = ((1 - beta_schedule(name, n)).cumprod(0) for n in (1000, 4000))
     torch.testing.assert_close(fine[3::4][:-1], coarse[:-1], rtol=0.03, atol=1e-5)
 

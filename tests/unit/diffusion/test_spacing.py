@@ -1,4 +1,4 @@
-"""Which timesteps a spacing keeps, and what it refuses."""
+"""The timesteps that a spacing keeps, and the spacings that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How t is drawn: laws, unbiasedness, warm-up, ranks, checkpoints."""
+"""Draws of t: distribution, unbiasedness, warm-up, ranks, checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def warmed_up(num_timesteps: int = 20) -> LossSecondMoment:
 
 
 @pytest.mark.parametrize("sampler", [TimestepSampler(20), LossSecondMoment(20), warmed_up()], ids=["uniform", "warming", "warm"])
-def test_t_follows_the_stated_law_with_the_stated_weights(sampler: TimestepSampler) -> None:
+def test_t_has_the_stated_distribution_and_weights(sampler: TimestepSampler) -> None:
     p = sampler.probabilities() if isinstance(sampler, LossSecondMoment) else torch.full((20,), 1 / 20, dtype=torch.float64)
     t, weights = sampler.sample(3, 7, torch.arange(200_000))
     counts = torch.bincount(t, minlength=20)

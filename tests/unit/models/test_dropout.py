@@ -1,4 +1,4 @@
-"""Keyed dropout: its law, and that a mask is a function of (seed, step, image, layer) alone."""
+"""Keyed dropout: its distribution; a mask is a function of (seed, step, image, layer) alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network against the released implementation's numbers, and its own laws."""
+"""The network: the released implementation's numbers, and its own properties."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_an_average_that_an_ablation_once_stored_is_found(tmp_path: Path) -> Non
     assert find_or_rebuild(str(tmp_path), decay=0.5, step=3).checkpoint_uri == uri
 
 
-def test_a_run_without_snapshots_is_told_so(tmp_path: Path) -> None:
+def test_a_run_without_snapshots_is_refused(tmp_path: Path) -> None:
     checkpoint.save(str(tmp_path), 1, {"experiment.json": EXPERIMENT.to_json().encode()})
     with pytest.raises(ReconstructionError, match=r"has no snapshots; set optim\.ema_snapshot_stds"):
         rebuild_average(str(tmp_path), str(tmp_path / "rebuilt"), decay=DECAY)

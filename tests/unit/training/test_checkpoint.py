@@ -81,7 +81,7 @@ def test_the_first_average_is_the_default_weights(run):
         checkpoint.load_model_state(uri, "ema_0.9")
 
 
-def test_the_latest_complete_checkpoint_counts_and_half_a_one_does_not(run):
+def test_the_latest_complete_checkpoint_counts_and_an_incomplete_one_does_not(run):
     assert checkpoint.latest(run) is None
     for step in (20, 10, 9):
         checkpoint.save(run, step, files())
@@ -110,7 +110,7 @@ def test_a_run_that_starts_again_leaves_damaged_checkpoints_behind(run, capsys):
     assert "step=00000030: there is no complete checkpoint (complete.json is missing or damaged)" in printed
 
 
-def test_what_has_to_be_there_first_is_written_before_the_checkpoint(run):
+def test_the_first_callback_runs_before_the_checkpoint_is_written(run):
     there = []
     writer = AsyncWriter(run, first=lambda step, files: there.append((step, sorted(files), checkpoint.steps(run))))
     writer.save(7, {"state.json": {}, "model.pt": {}})
@@ -119,7 +119,7 @@ def test_what_has_to_be_there_first_is_written_before_the_checkpoint(run):
     assert checkpoint.steps(run) == [7]
 
 
-def test_removing_leaves_nothing_of_what_is_named_and_the_rest_alone(run):
+def test_only_the_named_steps_are_removed(run):
     for step in range(5):
         checkpoint.save(run, step, {"state.json": {}})
     checkpoint.remove(run, {0, 2, 3})

@@ -1,4 +1,4 @@
-"""The loop's laws: the same numbers whatever the workers, the microbatch and the interruptions."""
+"""The loop computes the same numbers for any number of workers, any microbatch and any interruption."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def tiny(**optim: Any) -> Experiment:
 
 
 class Record:
-    """Hooks that keep what they are given."""
+    """Hooks that record their arguments."""
 
     def __init__(self) -> None:
         self.logged: dict[int, dict[str, float]] = {}
@@ -98,7 +98,7 @@ def assert_identical(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
 
 
 def steady(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Without what a clock measured."""
+    """Return the metrics without those that a clock measured."""
     return {name: value for name, value in metrics.items() if name not in ("seconds", "images_per_second")}
 
 
@@ -250,7 +250,7 @@ def test_a_run_that_stays_not_finite_ends_with_one_clear_error() -> None:
         run.train()
 
 
-def test_training_stops_when_asked_and_leaves_a_checkpoint() -> None:
+def test_training_stops_on_request_and_leaves_a_checkpoint() -> None:
     record = Record()
     outcome = trainer(tiny(), hooks=record.hooks(stop_at=8)).train()
     assert (outcome.step, outcome.stop_reason) == (8, "enough")

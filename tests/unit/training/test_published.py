@@ -120,7 +120,7 @@ def test_an_exported_pt_is_a_bare_state_dict_in_the_released_codes_order(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_published_network_is_imported_whole_without_being_told_what_it_is(tmp_path: Path) -> None:
+def test_a_published_network_is_recognised_and_imported_whole(tmp_path: Path) -> None:
     shapes = expected_shapes(presets.preset("cifar10-hybrid-cosine"))
     torch.save({name: torch.full((1,), 0.5).expand(shape) for name, shape in shapes.items()}, tmp_path / "cifar10_uncond_50M_500K.pt")
     result = import_checkpoint(str(tmp_path / "cifar10_uncond_50M_500K.pt"), str(tmp_path / "run"))

@@ -22,7 +22,7 @@ EXPERIMENT = preset("digits-hybrid-cosine", ["optim.checkpoint_interval=10"])
 
 
 class Scores:
-    """A scorer that decides by the number of scores."""
+    """A scorer that stops training after a number of scores."""
 
     def __init__(self, steps: Sequence[int], enough: int = 100) -> None:
         self.scores = [self.score(f"run/checkpoints/step={step:08d}") for step in steps]
@@ -50,7 +50,7 @@ class Scores:
 
 
 class Pool:
-    """Finishes a score when the test says so."""
+    """Finishes a score when the test calls `finish`."""
 
     def __init__(self) -> None:
         self.submitted: dict[int, Future[Mapping[str, Any]]] = {}
@@ -74,7 +74,7 @@ def hooks_of(run_uri: Path, scorer: Scores, pool: Pool, *, is_stop_requested: bo
     return RankZeroHooks(job, 1, submit_score=pool.submit, is_stop_requested=lambda: is_stop_requested)
 
 
-def test_a_kept_checkpoint_without_a_score_is_scored_by_the_next_attempt(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_score_is_scored_by_the_next_attempt(tmp_path: Path) -> None:
     save(tmp_path, 10, 20, 23)
     scorer, pool = Scores([10], enough=2), Pool()
     side = hooks_of(tmp_path, scorer, pool)

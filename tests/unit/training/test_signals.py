@@ -146,7 +146,7 @@ def test_work_that_waits_for_ever_is_left_after_its_grace(number: int, raised: t
     for_ever.set()
 
 
-def test_work_that_ends_within_its_grace_gives_its_result_which_somebody_may_have_to_close() -> None:
+def test_work_that_ends_within_its_grace_returns_its_result() -> None:
     with ended_by(SystemExit) as stop:
         is_sent = threading.Event()
         threading.Timer(0.1, lambda: (send(signal.SIGTERM), is_sent.set())).start()
