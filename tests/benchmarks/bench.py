@@ -1,9 +1,9 @@
 """The benchmark suite: `make bench`, or `python tests/benchmarks/bench.py [GROUP ...] [--write]`.
 
-Each group of rows is measured in a process of its own, one thread each, one after another; what it has measured is kept
-in `.iddpm/bench/cpu.json` (or `cuda.json`). A group that fails is told and takes no other with it. A part of the groups
-can be measured again: on the same machine with the same versions the others stay. `--write` puts the tables into
-BENCHMARKS.md, and the speeds that `iddpm cost` reckons with into `training/cost/measured.json`.
+The groups of rows are measured one after another, each in its own process with one thread. The results are stored in
+`.iddpm/bench/cpu.json` (or `cuda.json`). If a group fails, it is reported and the others continue. Some groups can be measured
+again: the results of the others stay, if the machine and the versions are the same. `--write` puts the tables into
+BENCHMARKS.md, and the speeds that `iddpm cost` uses into `training/cost/measured.json`.
 
 The exit status is 1 where a goal was missed or a group failed, after everything is written.
 """
@@ -34,13 +34,15 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints, keeps."""
+    """Measure the groups, print the results and store them."""
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; all by default")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"groups to measure, of {', '.join(GROUPS)}; all by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="the smallest sizes: shows that the suite runs, measures nothing")
+    parser.add_argument("--quick", action="store_true", help="use the smallest sizes, to test that the suite runs")
     parser.add_argument("--write", action="store_true", help="rewrite BENCHMARKS.md and training/cost/measured.json")
-    parser.add_argument("--out", type=Path, default=ROOT / ".iddpm" / "bench", help="where the JSON and what groups share are kept")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / ".iddpm" / "bench", help="directory of the results and of the files that groups share"
+    )
     parser.add_argument("--measure", metavar="GROUP", help=argparse.SUPPRESS)  # the process of one group
     options = parser.parse_args(arguments)
     if options.measure:
@@ -89,7 +91,7 @@ def _problem(options: argparse.Namespace) -> str | None:
 
 
 def _in_own_process(group: str, options: argparse.Namespace) -> str | None:
-    """Measures a group; returns why it failed, or None."""
+    """Measure a group; return the reason of its failure, or None."""
     _rows_path(group, options).unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__)), "--measure", group, "--device", options.device, "--out", str(options.out)]
     command += ["--quick"] if options.quick else []
@@ -115,7 +117,7 @@ def _in_own_process(group: str, options: argparse.Namespace) -> str | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a group and the processes that it started."""
+    """End a group and the processes that it started."""
     import signal
 
     os.killpg(process.pid, signal.SIGTERM)
@@ -127,7 +129,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    """The process of one group: a line of JSON a row, as soon as it is known."""
+    """Measure one group in this process; write each row as a line of JSON as soon as it is measured."""
     import torch
 
     scratch = options.out / ("scratch-quick" if options.quick else "scratch")
@@ -160,7 +162,7 @@ def _results_path(options: argparse.Namespace) -> Path:
 
 
 def _earlier(options: argparse.Namespace) -> dict[str, Any]:
-    """What was measured before on this machine with these versions, or nothing."""
+    """Return the stored results of this machine and these versions; without groups if there are none."""
     now = describe(options.device)
     path = _results_path(options)
     if path.exists():

@@ -1,4 +1,4 @@
-"""Which machine, versions and commit a measurement is of."""
+"""Describe the machine, the versions and the commit of a measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a row is measured: both sides take turns in one process, and what is told is a ratio of medians with its range."""
+"""Measure a row: both sides take turns in one process, and the result is the ratio of their medians with its range."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What a group of rows is told.
+    """The settings of a run of the suite.
 
     Attributes:
         device: Where to measure.
@@ -42,7 +42,7 @@ class Measured:
         value: In the row's unit.
         low: Least of the rounds; None where there was one reading.
         high: Greatest of the rounds.
-        note: What else was seen, in a few words.
+        note: Further observations, in a few words.
         details: Plain numbers that are kept in the JSON alone.
     """
 

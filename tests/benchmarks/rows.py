@@ -1,4 +1,4 @@
-"""Every row of the suite: what is measured, against what, and what was promised. The groups fill in the numbers."""
+"""All rows of the suite: the measured thing, its baseline and its goal. The groups fill in the numbers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Row:
         what: What is measured.
         against: The named baseline; empty where the number stands for itself.
         unit: Of the number; "times" is how many times better than the baseline.
-        goals: Device type -> what was promised there, None where nothing was. It is measured on these devices.
+        goals: Device type -> goal, None for no goal. The row is measured on these devices.
         at_least: Whether the goal is a lower bound.
-        reason: Why the goal may be missed, as the profile shows it; told where it is.
+        reason: Reason for which the goal may be missed, as a profile shows it; printed if it is missed.
     """
 
     key: str
