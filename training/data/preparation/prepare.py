@@ -38,7 +38,6 @@ def prepare(
     *,
     image_size: int,
     options: Options | None = None,
-    num_classes: int | None = None,
     shard_map: ShardMap = map,
 ) -> Manifest:
     """Make one size of the images; see `prepare_sizes`.
@@ -48,11 +47,10 @@ def prepare(
         dataset_uri: Directory of one data set (one split at one size).
         image_size: Height and width in pixels.
         options: As for `prepare_sizes`.
-        num_classes: As for `prepare_sizes`.
         shard_map: As for `prepare_sizes`.
     """
     uris = {image_size: dataset_uri}
-    return prepare_sizes(source, uris, options=options, num_classes=num_classes, shard_map=shard_map)[image_size]
+    return prepare_sizes(source, uris, options=options, shard_map=shard_map)[image_size]
 
 
 def prepare_sizes(
