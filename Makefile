@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup demo down image image-test test test-fast lint format golden golden-check ci mutations test-processors ablations bench bench-gpu bench-stopping clean
+.PHONY: help setup pictures demo down image image-test test test-fast lint format golden golden-check ci mutations test-processors ablations bench bench-gpu bench-stopping clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -61,9 +61,10 @@ image-test: setup  ## build the image with podman and runc on a Debian made here
 	done
 	@$(BIN)/python -m pytest -x -v -s -p no:cacheprovider --timeout 3600 tests/image/check_image.py
 
-# Three at a time, a thread each: those that start services wait more than they compute. More of them would take more memory than a laptop has.
+# Three processes with one thread each: tests that start services wait more than they compute, and more would need more memory than a
+# laptop has. A module's tests stay together, so that they share what they have set up.
 test: setup  ## all tests that this machine can run
-	@$(BIN)/python -m pytest -n 3 --dist worksteal
+	@$(BIN)/python -m pytest -n 3 --dist loadscope
 
 test-fast: setup  ## the tests of a few seconds each, about two minutes
 	@$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -113,6 +114,9 @@ bench-gpu: .venv/.bench-stamp  ## the same for what runs on a CUDA device
 
 bench-stopping: setup  ## early stopping on the digits beside full scoring of every checkpoint, with its goals; half an hour
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_stopping.py --num-workers 2
+
+pictures: setup  ## make the pictures of README.md from a finished demo (needs Chromium)
+	@$(BIN)/python tests/pictures/make.py
 
 clean: down  ## stop the services and delete what runs left here (models, data, MLflow's records); keeps .venv
 	rm -rf .iddpm compiled .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -87,13 +87,13 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_remaining(done: int, total: int, seconds: float) -> str:
-    """Format the time left at the speed so far: "1 min 10 s left"; "? left" before anything is done.
+    """Format the time left at the speed so far: "1 min 10 s left"; empty before anything is done, and when all is.
 
     Args:
         done: Units finished in `seconds`.
         total: All units, counted from the same start as `done`.
         seconds: Time since that start.
     """
-    if done <= 0:
-        return "? left"
-    return f"{format_duration(seconds * max(total - done, 0) / done)} left"
+    if not 0 < done < total:
+        return ""
+    return f"{format_duration(seconds * (total - done) / done)} left"

@@ -100,7 +100,7 @@ def process_chunks(
         if now - shown > _SECONDS_BETWEEN_LINES:
             shown = now
             rate, left = format_rate(done, now - started, "images"), format_remaining(done, total, now - started)
-            say(f"{activity} {done:,}/{total:,} images  {rate}  {left}")
+            say(f"{activity} {done:,}/{total:,} images  {rate}  {left}".rstrip())
     if done:
         say(f"{activity} {done:,} images in {format_duration(time.monotonic() - started)}")
 

@@ -21,11 +21,11 @@ class Progress:
     def show(self, step: int, loss: float, images_per_second: float) -> None:
         """Print the line of a step, if it is time for one."""
         now = time.monotonic()
-        left = "? left"
+        left = ""
         if self._started is None:
             self._started = (now, step)  # the first interval contains the warm-up; time left counts from its end
         else:
             left = format_remaining(step - self._started[1], self._num_steps - self._started[1], now - self._started[0])
         if now - self._shown_at >= SECONDS_BETWEEN_LINES or step == self._num_steps:
             self._shown_at = now
-            say(f"step {step:,}/{self._num_steps:,}  loss {loss:.4f}  {format_rate(images_per_second, 1, 'images')}  {left}")
+            say(f"step {step:,}/{self._num_steps:,}  loss {loss:.4f}  {format_rate(images_per_second, 1, 'images')}  {left}".rstrip())

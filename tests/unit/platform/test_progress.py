@@ -70,6 +70,6 @@ def test_bytes_read_in_three_digits(num_bytes, words):
 def test_rates_and_the_time_left_before_anything_is_done_are_unknown_rather_than_infinite():
     assert progress.format_rate(10, 0, "images") == "- images/s"
     assert progress.format_rate(1234.4, 1, "images") == "1,234 images/s"
-    assert progress.format_remaining(0, 100, 5) == "? left"
+    assert progress.format_remaining(0, 100, 5) == ""
     assert progress.format_remaining(25, 100, 10) == "30 s left"
-    assert progress.format_remaining(100, 100, 10) == "0.0 s left"
+    assert progress.format_remaining(100, 100, 10) == ""

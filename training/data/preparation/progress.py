@@ -34,7 +34,8 @@ class Progress:
             rate = format_rate(self._images, now - self._start, "images")
             left = format_remaining(self._images, self._total, now - self._start)
             total_bytes = f" of {format_bytes(self._total_bytes)}" if self._total_bytes else ""  # an lmdb lists no sizes
-            say(f"{self._name}: {self._images:,} of {self._total:,} images, {format_bytes(self._bytes)}{total_bytes} read, {rate}, {left}")
+            parts = [f"{self._images:,} of {self._total:,} images", f"{format_bytes(self._bytes)}{total_bytes} read", rate, left]
+            say(f"{self._name}: {', '.join(part for part in parts if part)}")
 
     def report_unreadable(self, records: Mapping[int, ShardRecord]) -> tuple[UnreadableImage, ...]:
         """Print the images of a job that could not be used, with the reasons; return them."""
