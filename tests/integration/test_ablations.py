@@ -62,6 +62,7 @@ def _victim(request: AblationRequest, root: str, index: int) -> tuple[str, str]:
     return trial.label, f"{root}/runs/{run_key(trial.experiment, digest)}"
 
 
+@pytest.mark.timeout(1800)  # two runs of a whole pipeline
 def test_in_the_pipeline_a_failed_trial_is_named_takes_no_other_down_and_alone_runs_again(services: Services, tmp_path: Path) -> None:
     home = dataclasses.replace(services, home=tmp_path)
     name = f"test-{uuid.uuid4().hex[:8]}"
