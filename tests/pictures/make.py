@@ -41,7 +41,7 @@ def training_picture(run_uri: str) -> Image.Image:
     """Stack the first row of each checkpoint's sample grid: one row a checkpoint, all from the same noise."""
     from training import storage
 
-    uris = sorted(storage.list_uris(storage.join(run_uri, "samples")))
+    uris = sorted(uri for uri in storage.list_uris(storage.join(run_uri, "samples")) if re.search(r"step=\d+\.png$", uri))
     grids = [(int(uri.rpartition("step=")[2].removesuffix(".png")), Image.open(io.BytesIO(storage.read_bytes(uri)))) for uri in uris]
     width, row = grids[0][1].width, _TILE + _GAP
     picture = Image.new("RGB", (_LABEL_WIDTH + width, row * len(grids) + _GAP), "white")
@@ -59,7 +59,7 @@ def browser() -> Iterator[Callable[..., Any]]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("Chromium is not installed (Debian, Ubuntu: apt-get install chromium)")
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # Chromium still writes there
         options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
         process = subprocess.Popen([chromium, *options, "about:blank"], stderr=subprocess.PIPE, text=True)
         try:
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--kfp-graph", default="", help="address of a run's or pipeline's page in a KFP UI")
     options = parser.parse_args()
     if options.kfp_graph:
-        save(screenshot(options.kfp_graph, width=1300, height=900, clicks=_CLICKS), "kfp-graph.png")
+        save(screenshot(options.kfp_graph, width=1300, height=1000, clicks=_CLICKS), "kfp-graph.png")
         return
     os.environ.update(services.current().env)
     run_uri = options.run or next(uri for uri in storage.list_dirs("s3://iddpm/runs") if "digits-hybrid-cosine-" in uri)
