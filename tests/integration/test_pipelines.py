@@ -70,7 +70,7 @@ def here(services: Services, tmp_path_factory: pytest.TempPathFactory) -> _Here:
 @pytest.fixture(scope="module")
 def run_uri(here: _Here) -> str:
     outputs, lines = here.run("train", experiment_overrides=_TRAINED)
-    assert [line for line in lines if "done in" in line][-1].startswith("[6/6 close run]")
+    assert [line for line in lines if "done in" in line][-1].startswith("[7/7 close run]")
     return str(outputs["Output"])
 
 
