@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup pictures demo down image image-test test test-fast lint format golden golden-check ci mutations test-processors ablations bench bench-gpu bench-stopping clean
+.PHONY: help setup pictures demo down image image-base image-test test test-fast lint format golden golden-check ci mutations test-processors ablations bench bench-gpu bench-stopping clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ image:  ## build the container image with docker or podman: make image TARGET=gp
 	@if [ -x $(BIN)/python ]; then python=$(BIN)/python; else python=$${PYTHON:-python3}; fi; \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "image: Python 3.11 or later is needed; name one: make image PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	"$$python" -m components.container.build
+
+image-base:  ## make a Debian to build the image on where no registry can be reached (root, podman, debootstrap)
+	@if [ -x $(BIN)/python ]; then python=$(BIN)/python; else python=$${PYTHON:-python3}; fi; PYTHONPATH=. "$$python" tests/image/make_base.py
 
 image-test: setup  ## build the image with podman and runc on a Debian made here, and run the demo's steps in it
 	@for tool in podman runc $(if $(BASE_IMAGE),,debootstrap); do \

@@ -5,7 +5,7 @@ It needs only Python's standard library, so a machine that only builds images in
     IMAGE        name and tag; what the compiled pipelines ask for by default
     TARGET       cpu, or gpu
     BASE_IMAGE   Debian or Ubuntu with Python and venv; the Containerfile's own by default
-    TORCH_INDEX  index that torch comes from; empty is pip's own, whose torch is the CUDA build
+    TORCH_INDEX  index that torch comes from; empty is pip's own, whose torch is the CUDA build; else see `choose_torch`
     ENGINE       docker or podman, with options if needed, like "podman --runtime runc"
 
 Inside the build pip finds packages where pip finds them on this machine: its mirror, password, certificates and directory of
@@ -20,18 +20,26 @@ import os
 import resource
 import shlex
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from components.container.image import DEFAULT_IMAGE, VERSION, ImageError, image_from
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("cpu", "gpu")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+_PROBE_SECONDS = 10
+_CPU_COST = (2, 8, "about 5")
+_CUDA_COST = (6.4, 20, "about 15")
+"""Size of the image in GB, disk that building it takes, and time on two cores."""
 
 _PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
 
@@ -47,7 +55,7 @@ class Pip:
     Attributes:
         options: Options about the index, by name; a value may have a password in it.
         certificates: File of the certificates that pip trusts; None is its own.
-        wheels: A directory of wheels that pip looks in; None where there is none.
+        wheels: A directory that pip looks in and that has wheels; None where there is none.
     """
 
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -55,9 +63,10 @@ class Pip:
     wheels: Path | None = None
 
     @property
-    def finds_torch(self) -> bool:
-        """True if packages, torch among them, come from another place than PyPI."""
-        return self.wheels is not None or "index-url" in self.options or "extra-index-url" in self.options
+    def torch_wheel(self) -> str | None:
+        """Name of torch's wheel in the directory of wheels; None if it has none."""
+        found = sorted(self.wheels.glob("torch-*.whl")) if self.wheels is not None else []
+        return found[-1].name if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +129,7 @@ def parse_pip(listed: str) -> Pip:
     return Pip(
         options={name: values[name] for name in _PIP_OPTIONS if name in values},
         certificates=certificates,
-        wheels=next((place for place in directories if place.is_dir()), None),
+        wheels=next((place for place in directories if any(place.glob("*.whl"))), None),
     )
 
 
@@ -148,9 +157,73 @@ def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
 
 
 def podman_limits() -> list[str]:
-    """Return options with the limits of this process: podman would raise them, which not every user may do."""
-    limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
-    return [word for name, limit in limits.items() for word in ("--ulimit", "{}={}:{}".format(name, *resource.getrlimit(limit)))]
+    """Return options with limits that podman can set: those of this process, as far as podman keeps them.
+
+    Podman's own defaults may need a right that this user lacks. Podman lowers its own limits to the kernel's number of processes and
+    to a million files, and nobody without that right can raise them again.
+    """
+    processes = int(Path("/proc/sys/kernel/pid_max").read_text())
+    limits = {"nofile": (resource.RLIMIT_NOFILE, 1 << 20), "nproc": (resource.RLIMIT_NPROC, processes)}
+    words: list[str] = []
+    for name, (limit, largest) in limits.items():
+        soft, hard = (largest if value == resource.RLIM_INFINITY else min(value, largest) for value in resource.getrlimit(limit))
+        words += ["--ulimit", f"{name}={soft}:{hard}"]
+    return words
+
+
+class Torch(NamedTuple):
+    """The place that torch comes from: the address of an index, empty for pip's own; a sentence about it; and its build."""
+
+    index_url: str
+    message: str
+    is_cpu_build: bool
+
+
+def choose_torch(target: str, pip: Pip, cpu_index: str = TORCH_CPU_INDEX) -> Torch:
+    """Choose the place that torch comes from, where TORCH_INDEX does not say it."""
+    if pip.torch_wheel is not None:
+        return Torch("", f"torch is {pip.torch_wheel} of {pip.wheels}", "+cpu" in pip.torch_wheel)
+    if target == "gpu":
+        return Torch("", "torch is the CUDA build of pip's index", False)
+    own = {"index-url", "extra-index-url"} & set(pip.options)
+    if own:
+        message = f"torch comes from pip's {' and '.join(sorted(own))}; if that has only the CUDA build, name another by TORCH_INDEX"
+        return Torch("", message, False)
+    reason = _silence(f"{cpu_index}/torch/", pip)
+    if not reason:
+        return Torch(cpu_index, f"torch is the CPU build of {cpu_index}", True)
+    message = f"torch is the CUDA build of pip's index, as {cpu_index} does not answer ({reason}); TORCH_INDEX names another"
+    return Torch("", message, False)
+
+
+def _silence(url: str, pip: Pip) -> str:
+    """Return the reason why nobody answers at an address, empty if somebody does."""
+    proxies = dict.fromkeys(("http", "https"), pip.options["proxy"]) if "proxy" in pip.options else None
+    context = ssl.create_default_context(cafile=str(pip.certificates) if pip.certificates else None)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context))
+    try:
+        with opener.open(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS):
+            return ""
+    except OSError as error:
+        return str(getattr(error, "reason", error))
+
+
+def storage_of(engine: Sequence[str]) -> str:
+    """Return the directory in which an engine keeps images; empty where it does not say."""
+    place = "{{.Store.GraphRoot}}" if Path(engine[0]).name == "podman" else "{{.DockerRootDir}}"
+    return subprocess.run([*engine, "info", "--format", place], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _announce(engine: Sequence[str], what: Build, torch: Torch) -> None:
+    """Say what a build takes before it begins."""
+    image, disk, minutes = _CPU_COST if torch.is_cpu_build else _CUDA_COST
+    storage = storage_of(engine)
+    print(f"image: building {what.image} ({what.target}) with {shlex.join(engine)}; {torch.message}")
+    print(f"image: the first time takes {minutes} minutes and {disk} GB of disk, for an image of {image} GB; later ones take seconds")
+    if storage and Path(storage).is_dir():
+        free = shutil.disk_usage(storage).free / 1e9
+        print(f"image: it is kept in {storage}, where {free:.0f} GB are free{'' if free >= disk else ': too few'}")
+    sys.stdout.flush()
 
 
 def _commit() -> dict[str, str]:
@@ -183,27 +256,27 @@ def _secrets(pip: Pip) -> Iterator[dict[str, Path]]:
 def main() -> int:
     """Build what the environment says; return 1 if that fails."""
     environment = os.environ
-    pip = pip_configuration()
     target = environment.get("TARGET") or "cpu"
-    default_index = TORCH_CPU_INDEX if target == "cpu" and not pip.finds_torch else ""
     try:
         if target not in TARGETS:
             raise BuildError(f"TARGET {target!r} is none of {', '.join(TARGETS)}")
-        what = Build(
-            image=image_from(environment.get("IMAGE") or DEFAULT_IMAGE, variable="IMAGE"),
-            target=target,
-            base_image=environment.get("BASE_IMAGE"),
-            torch_index=environment.get("TORCH_INDEX", default_index),
-        )
+        image = image_from(environment.get("IMAGE") or DEFAULT_IMAGE, variable="IMAGE")
         engine = find_engine(environment)
-        print(f"image: building {what.image} ({target}) with {engine[0]}; the first time takes some minutes", flush=True)
+        pip = pip_configuration()
+        given = environment.get("TORCH_INDEX")
+        if given is None:
+            torch = choose_torch(target, pip)
+        else:
+            torch = Torch(given, f"torch comes from {given or 'the index of pip'}, as TORCH_INDEX says", given.endswith("/cpu"))
+        what = Build(image=image, target=target, base_image=environment.get("BASE_IMAGE"), torch_index=torch.index_url)
+        _announce(engine, what, torch)
         build(engine, what, pip)
     except (BuildError, ImageError) as error:
         print(f"image: {error}", file=sys.stderr)
         return 1
     size = subprocess.run([*engine, "image", "inspect", "--format", "{{.Size}}", what.image], capture_output=True, text=True, check=False)
     print(f"image: built {what.image}, {int(size.stdout or 0) / 1e9:.1f} GB")
-    print(f"image: test it with: {engine[0]} run --rm {what.image} python -m components.container.self_test")
+    print(f"image: test it with: {shlex.join(engine)} run --rm --shm-size 1g {what.image} python -m components.container.self_test")
     return 0
 
 

@@ -24,16 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from make_base import BASE, make_base
 
-from components.container.build import ROOT, pip_configuration, podman_limits
+from components.container.build import ROOT, BuildError, pip_configuration
 from pipelines.services.services import Services
 from training import storage
 from training.tracking.runs import attach
 
 _PODMAN = ("podman", "--runtime", "runc")
 _IMAGE = "localhost/iddpm-pipelines:image-test"
-_DEBIAN = "localhost/iddpm-debian:trixie"
-_BASE = "localhost/iddpm-debian-python:3.11"
 _CANARY = "image-test-canary.invalid"
 _SMALL_LAYER = 10_000_000
 _CPU_IMAGE_BYTES = 2_500_000_000
@@ -81,27 +80,11 @@ def base_image(_quiet_podman: None) -> str:
     """BASE_IMAGE, else a small Debian with Python, which is made where there is none yet."""
     if named := os.environ.get("BASE_IMAGE"):
         return named
-    if subprocess.run([*_PODMAN, "image", "exists", _BASE], check=False).returncode != 0:
-        _make_base()
-    return _BASE
-
-
-def _make_base() -> None:
-    if os.getuid() != 0:
-        pytest.exit("image-test: debootstrap needs root; run it as root, or name an image to build on: make image-test BASE_IMAGE=...", 1)
-    _say("making a Debian to build on (once, about two minutes) ...")
-    mirror = [os.environ["DEBIAN_MIRROR"]] if os.environ.get("DEBIAN_MIRROR") else []  # else debootstrap's own
-    with tempfile.TemporaryDirectory(prefix="iddpm-debian-") as root:
-        command = ["debootstrap", "--variant=minbase", "trixie", root, *mirror]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode != 0:
-            pytest.exit(f"image-test: debootstrap failed: {(made.stdout + made.stderr).strip().splitlines()[-1]}", 1)
-        with subprocess.Popen(["tar", "-C", root, "-c", "--exclude=./var/cache/apt/archives/*.deb", "."], stdout=subprocess.PIPE) as tar:
-            subprocess.run([*_PODMAN, "import", "--quiet", "-", _DEBIAN], stdin=tar.stdout, capture_output=True, check=True)
-    here = Path(__file__).parent
-    file = str(here / "base.Containerfile")
-    _podman("build", *podman_limits(), "--tag", _BASE, "--file", file, str(here))
-    _podman("image", "untag", _DEBIAN)
+    try:
+        make_base(list(_PODMAN))
+    except BuildError as error:
+        pytest.exit(f"image-test: {error}", 1)
+    return BASE
 
 
 def _build(image: str, base_image: str, context: Path) -> None:

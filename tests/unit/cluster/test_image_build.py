@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import certifi
 import pytest
 
-from components.container.build import ROOT, TORCH_CPU_INDEX, parse_pip
+from components.container.build import ROOT, Pip, choose_torch, parse_pip
 
 _ENGINE = """#!{python}
 import json, os, pathlib, sys
-if sys.argv[1] == "info" and {answers}:
-    sys.exit(0)
-if sys.argv[1] == "info":
-    sys.exit("Cannot connect to the daemon")
-if sys.argv[1] == "image":
+if "info" in sys.argv:
+    print({storage!r})
+    sys.exit(0 if {answers} else "Cannot connect to the daemon")
+if "image" in sys.argv:
     print(2100000000)
     sys.exit(0)
 secrets = [word.split("src=")[1] for word in sys.argv if "src=" in word]
@@ -37,12 +41,15 @@ class _Engine:
 
     def install(self, name: str = "docker", *, answers: bool = True, code: int = 0) -> None:
         path = self.folder / name
-        path.write_text(_ENGINE.format(python=sys.executable, answers=answers, record=str(self.record), code=code))
+        path.write_text(
+            _ENGINE.format(python=sys.executable, answers=answers, record=str(self.record), code=code, storage=str(self.folder))
+        )
         path.chmod(0o755)
 
     def build(self, **environment: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        clean |= {"PATH": str(self.folder), "PIP_CONFIG_FILE": os.devnull}
+        # No index answers through this proxy.
+        clean |= {"PATH": str(self.folder), "PIP_CONFIG_FILE": os.devnull, "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
         return subprocess.run(
             [sys.executable, "-m", "components.container.build"],
             cwd=ROOT,
@@ -67,17 +74,61 @@ def test_the_output_names_the_image_and_the_command_that_tests_it(engine: _Engin
     done = engine.build()
     assert done.returncode == 0, done.stderr
     assert "built iddpm-pipelines:0.1.0, 2.1 GB" in done.stdout
-    assert "docker run --rm iddpm-pipelines:0.1.0 python -m components.container.self_test" in done.stdout
+    assert "docker run --rm --shm-size 1g iddpm-pipelines:0.1.0 python -m components.container.self_test" in done.stdout
     words, _ = engine.call()
     assert words[words.index("--tag") + 1] == "iddpm-pipelines:0.1.0"
 
 
-def test_torch_for_the_processor_comes_from_its_own_index_and_for_a_card_from_pips(engine: _Engine) -> None:
+@pytest.fixture
+def index() -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200 if self.path == "/cpu/torch/" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_torch_for_the_processor_comes_from_its_own_index_if_that_answers(index: str) -> None:
+    chosen = choose_torch("cpu", Pip(), f"{index}/cpu")
+    assert (chosen.index_url, chosen.is_cpu_build) == (f"{index}/cpu", True)
+    chosen = choose_torch("cpu", Pip(), f"{index}/none")
+    assert (chosen.index_url, chosen.is_cpu_build) == ("", False)
+    assert "torch is the CUDA build of pip's index" in chosen.message
+    assert "does not answer (Not Found)" in chosen.message
+    assert choose_torch("gpu", Pip(), f"{index}/cpu").index_url == ""
+
+
+def test_a_wheel_of_torch_is_taken_before_any_index_and_an_empty_folder_is_no_folder(index: str, tmp_path: Path) -> None:
+    found = parse_pip(f":env:.find-links='{tmp_path}'\n")
+    assert found.wheels is None
+    assert choose_torch("cpu", found, f"{index}/cpu").is_cpu_build
+    (tmp_path / "numpy-2.0.whl").touch()
+    assert choose_torch("cpu", parse_pip(f":env:.find-links='{tmp_path}'\n"), f"{index}/cpu").index_url == f"{index}/cpu"
+    (tmp_path / "torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl").touch()
+    chosen = choose_torch("cpu", parse_pip(f":env:.find-links='{tmp_path}'\n"), f"{index}/cpu")
+    assert (chosen.index_url, chosen.is_cpu_build) == ("", True)
+
+
+def test_the_output_says_before_the_build_what_it_takes_and_where(engine: _Engine) -> None:
     engine.install()
-    assert engine.build().returncode == 0
-    assert f"TORCH_INDEX={TORCH_CPU_INDEX}" in engine.call()[0]
-    assert engine.build(TARGET="gpu").returncode == 0
-    assert {"TORCH_INDEX=", "TARGET=gpu"} <= set(engine.call()[0])
+    said = engine.build(TORCH_INDEX="https://torch.example.com/cpu").stdout
+    assert "torch comes from https://torch.example.com/cpu" in said
+    assert "8 GB of disk, for an image of 2 GB" in said
+    assert f"it is kept in {engine.folder}, where " in said
+    said = engine.build().stdout  # the index for processors does not answer
+    assert "torch is the CUDA build of pip's index, as https://download.pytorch.org/whl/cpu does not answer" in said
+    assert "20 GB of disk, for an image of 6.4 GB" in said
+
+
+def test_an_engines_options_are_in_the_command_that_tests_the_image(engine: _Engine) -> None:
+    engine.install("podman")
+    assert "image: test it with: podman --runtime runc run --rm " in engine.build(ENGINE="podman --runtime runc").stdout
 
 
 def test_the_image_is_built_with_the_users_name_base_and_index(engine: _Engine) -> None:
@@ -104,8 +155,9 @@ def test_a_mirrors_password_is_in_a_file_of_ours_for_the_time_of_the_build_and_o
 def test_certificates_and_a_directory_of_wheels_go_along(engine: _Engine, tmp_path: Path) -> None:
     engine.install()
     certificates, wheels = tmp_path / "ca.pem", tmp_path / "wheels"
-    certificates.write_text("certificate")
+    certificates.write_bytes(Path(certifi.where()).read_bytes())
     wheels.mkdir()
+    (wheels / "numpy-2.0.whl").touch()
     done = engine.build(PIP_CERT=str(certificates), PIP_FIND_LINKS=str(wheels))
     assert done.returncode == 0, done.stderr
     words, secrets = engine.call()
@@ -114,11 +166,18 @@ def test_certificates_and_a_directory_of_wheels_go_along(engine: _Engine, tmp_pa
     assert any("cert = /run/secrets/pip-ca.pem" in text for text, _ in secrets.values())
 
 
-def test_podman_is_used_if_there_is_no_docker_and_has_this_users_limits(engine: _Engine) -> None:
+def test_podman_is_used_if_there_is_no_docker_and_has_limits_that_it_can_set(engine: _Engine) -> None:
     engine.install("podman")
     assert engine.build().returncode == 0
     words, _ = engine.call()
-    assert [word.split("=")[0] for word in words if word.startswith(("nofile", "nproc"))] == ["nofile", "nproc"]
+    limits = dict(word.split("=") for word in words if word.startswith(("nofile", "nproc")))
+    assert set(limits) == {"nofile", "nproc"}
+    for name, limit in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+        soft, hard = map(int, limits[name].split(":"))
+        largest = int(Path("/proc/sys/kernel/pid_max").read_text()) if name == "nproc" else 1 << 20
+        assert 0 < soft <= hard <= largest
+        own = resource.getrlimit(limit)[1]
+        assert own == resource.RLIM_INFINITY or hard <= own
 
 
 @pytest.mark.parametrize(
