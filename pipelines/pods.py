@@ -78,6 +78,7 @@ class Pod:
         # from the first try's start, and also ends a retry that still runs, so it is the run's own deadline.
         task.set_retry(num_retries=4, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration=f"{DEADLINE_SECONDS}s")
         kubernetes.set_image_pull_policy(task, "IfNotPresent")
+        kubernetes.set_security_context(task, run_as_non_root=True)  # KFP sets the rest of what Pod Security calls "restricted"
         _add_services(task)
         if uses_ray:
             kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit="2Gi")

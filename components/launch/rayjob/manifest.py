@@ -37,6 +37,14 @@ GRACE_SECONDS = 120
 """Kubernetes waits this long before it kills a pod: longer than Ray drains, so that the last checkpoint is written."""
 TTL_SECONDS = 60
 """A finished job's pods, with their GPUs, stay this long for the last lines of their logs."""
+_POD_ANNOTATIONS = {
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+    "sidecar.istio.io/inject": "false",
+}
+"""Autoscalers let a training end before they remove its node. Ray's ports don't work through Istio's sidecar."""
+_METRICS_ANNOTATIONS = {"prometheus.io/scrape": "true", "prometheus.io/port": "8080", "prometheus.io/path": "/metrics"}
+"""KubeRay lets every pod of Ray export its metrics at this port."""
 _INHERITED = ("MLFLOW_RUN_ID",)
 """Variables that the driver inherits from the launcher: the MLflow run that KFP made for this step, which becomes the parent."""
 
@@ -211,6 +219,7 @@ def _ray_pod(job: RayJob, container: str, amounts: Mapping[str, str], env: Mappi
         **env,
     }
     template = _pod(job, container, amounts, values, scratch_size=job.resources.rayjob.scratch_size)
+    template["metadata"]["annotations"] |= _METRICS_ANNOTATIONS
     template["spec"]["terminationGracePeriodSeconds"] = GRACE_SECONDS
     template["spec"]["containers"][0]["envFrom"] = [
         {"secretRef": {"name": S3_SECRET}},
@@ -257,4 +266,4 @@ def _pod(job: RayJob, container: str, amounts: Mapping[str, str], env: Mapping[s
     }
     if job.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in job.image_pull_secrets]
-    return {"metadata": {"labels": _labels(job)}, "spec": spec}
+    return {"metadata": {"labels": _labels(job), "annotations": dict(_POD_ANNOTATIONS)}, "spec": spec}

@@ -31,7 +31,7 @@ from components.reaper.rayjobs import delete_finished_rayjobs
 _ROOT = Path(__file__).resolve().parents[3]
 _K8S = _ROOT / "k8s"
 _OVERLAYS = ("kind", "cluster", "cluster-oidc")
-_KUBERNETES = "1.32"
+_KUBERNETES = "1.34"
 
 
 def _kustomize(directory: Path) -> subprocess.CompletedProcess[str]:
@@ -111,12 +111,16 @@ def test_no_object_is_there_twice(overlay):
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
 def test_every_service_disruption_budget_and_policy_finds_its_pods(overlay):
-    labels = [pod["metadata"]["labels"] for _, pod in _pods(overlay)]
+    labels = [pod["metadata"]["labels"] for _, pod in itertools.chain(_pods(overlay), _scheduled_pods(overlay))]
     heads = [{**pod["metadata"]["labels"], "ray.io/node-type": "head"} for _, pod in _ray_pods()]
     for item in _of(overlay, "Service", "PodDisruptionBudget", "NetworkPolicy"):
         selector = item["spec"].get("selector") or item["spec"].get("podSelector") or {}
-        wanted = selector.get("matchLabels", selector)
-        assert any(wanted.items() <= there.items() for there in (*labels, *heads)), item["metadata"]["name"]
+        wanted = selector.get("matchLabels", {}) if selector.keys() & {"matchLabels", "matchExpressions"} else selector
+        one_of = {each["key"]: each["values"] for each in selector.get("matchExpressions", ())}
+        found = [there for there in (*labels, *heads) if wanted.items() <= there.items()]
+        assert found, item["metadata"]["name"]
+        for label, values in one_of.items():
+            assert set(values) <= {there.get(label) for there in found}, item["metadata"]["name"]
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
@@ -201,10 +205,14 @@ def test_no_pod_runs_as_root_gains_privileges_or_has_no_limits(overlay):
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
-def test_scheduled_pods_keep_the_same_rules_but_have_a_token(overlay):
-    [(label, pod)] = _scheduled_pods(overlay)
-    assert list(_breaches(label, pod)) == [f"{label} has a token that it does not need"]
-    assert _named(overlay, "ServiceAccount", pod["spec"]["serviceAccountName"], "kubeflow")
+def test_scheduled_pods_keep_the_same_rules_but_the_reaper_has_a_token(overlay):
+    pods = dict(_scheduled_pods(overlay))
+    assert set(pods) == {"CronJob iddpm-reaper", "CronJob mlflow-backup"}
+    for label, pod in pods.items():
+        expected = [f"{label} has a token that it does not need"] if "reaper" in label else []
+        assert list(_breaches(label, pod)) == expected
+        namespace = "kubeflow" if "reaper" in label else "iddpm"
+        assert _named(overlay, "ServiceAccount", pod["spec"]["serviceAccountName"], namespace)
 
 
 def test_the_pods_of_a_run_keep_the_same_rules():
