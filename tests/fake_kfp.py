@@ -63,6 +63,8 @@ class FakeKfp:
         version: What the server says it is.
         namespaces: With several users, whose there are; None serves one user.
         script: What a run becomes, one entry at each look: its state, and its nodes' states by name.
+        workflow: The Workflow of every run, as a recording shows it; the server gives it in its older API.
+        logs: Logs by pod; the server answers 200 also where there is none.
         faults: By method and end of path, consumed one a request: a status, "drop" to hang up before acting, "lose" to
             hang up after it, or "page" to answer with a web page.
         page: A web page to answer everything with, as a log-in does.
@@ -74,6 +76,8 @@ class FakeKfp:
     version: str = "2.17.0"
     namespaces: set[str] | None = None
     script: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    workflow: dict[str, Any] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)
     faults: dict[tuple[str, str], list[int | str]] = field(default_factory=dict)
     page: str = ""
     before: Callable[[Request], None] = lambda request: None
@@ -112,6 +116,8 @@ class FakeKfp:
 
     def answer(self, request: Request) -> Any:
         first, *rest = request.path.strip("/").split("/")
+        if request.path.startswith("/apis/v1beta1/runs/"):
+            return {"run": {}, "pipeline_runtime": {"workflow_manifest": json.dumps(self.workflow)} if self.workflow else {}}
         if first == "healthz":
             return {"commit_sha": "unknown", "tag_name": self.version, "multi_user": self.namespaces is not None}
         handler = {
@@ -187,19 +193,21 @@ class FakeKfp:
         if verb == "terminate":
             if run["state"] not in ("PENDING", "RUNNING", "PAUSED"):
                 raise Refusal(400, f"Failed to terminate a run {ident}. Row not found")
-            run["state"], run["scripted"] = "CANCELING", False
+            run["state"], run["scripted"], run["cancelled"] = "CANCELING", False, True
             return {}
         if run.get("scripted") and self.script:
             run["state"], nodes = self.script[min(run["looks"], len(self.script) - 1)]
             run["nodes"] = nodes
             run["looks"] += 1
         elif run["state"] == "CANCELING":
-            run["state"] = "CANCELED"
+            run["state"] = "FAILED"  # recorded: 2.17 has no other end for a cancelled run
         return self._seen(run)
 
     def _seen(self, run: dict[str, Any]) -> dict[str, Any]:
-        seen = {key: value for key, value in run.items() if key not in ("looks", "nodes", "scripted")}
-        ended = run["state"] in ("SUCCEEDED", "FAILED", "CANCELED")
+        seen = {key: value for key, value in run.items() if key not in ("looks", "nodes", "scripted", "cancelled")}
+        ended = run["state"] in ("SUCCEEDED", "FAILED")
+        if run.get("cancelled"):
+            seen["state_history"] = [{"state": state} for state in ("PENDING", "RUNNING", "CANCELING", *(["FAILED"] if ended else []))]
         seen["finished_at"] = "2026-11-24T20:00:00Z" if ended else "1970-01-01T00:00:00Z"  # so says the server
         if run.get("nodes"):
             details = [
@@ -311,6 +319,12 @@ def _handler(fake: FakeKfp) -> type[BaseHTTPRequestHandler]:
                 return self._send(*_problem(401, "Request header error: there is no user identity header."))
             if isinstance(fault, int):
                 return self._send(*_problem(fault, f"told to answer {fault}"))
+            if request.path.startswith("/apis/v1alpha1/runs/"):
+                pod = request.path.split("/")[-2]
+                missing = json.dumps({"error_message": f"Failed to read logs from pod {pod} due to error opening log stream"})
+                return self._send(200, fake.logs.get(pod, missing).encode(), "text/plain")
+            if request.path == "/k8s/pod/logs":
+                return self._send(404, b"", "text/plain")
             try:
                 with fake.lock:
                     answer = json.dumps(fake.answer(request)).encode()

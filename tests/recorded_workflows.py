@@ -1,4 +1,4 @@
-"""Workflows as a real cluster showed them, state by state (tests/recordings/workflows)."""
+"""Workflows as a real cluster showed them, state by state (tests/recordings)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-_FOLDER = Path(__file__).parent / "recordings" / "workflows"
+_FOLDER = Path(__file__).parent / "recordings"
+
+
+def recorded(folder: str, name: str) -> Any:
+    """A recording, whole."""
+    return json.loads(gzip.decompress((_FOLDER / folder / f"{name}.json.gz").read_bytes()))
 
 
 def workflow_states(name: str, *, pipeline_run_id: str = "") -> list[dict[str, Any]]:
     """The Workflow of a recording in each of its states, as the API answers; with another id of the pipeline's run, if one is given."""
-    recording = json.loads(gzip.decompress((_FOLDER / f"{name}.json.gz").read_bytes()))
+    recording = recorded("workflows", name)
     metadata = recording["created"]["metadata"]
 
     def state(each: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,20 @@
-"""The Workflow that Argo makes of a pipeline's run: its phase, and the pods and RayJobs that it owns."""
+"""The Workflow that Argo makes of a pipeline's run: its phase, its steps, and the pods and RayJobs that it owns."""
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 ENDED = ("Succeeded", "Failed", "Error")
 """Phases of a Workflow whose steps are over."""
+
+
+_STOPPED = re.compile(r"main: Error \(exit code 143\)|$")
+"""Argo's words for a step that got SIGTERM, or none."""
 
 
 class Owner(NamedTuple):
@@ -48,3 +56,77 @@ def is_cancelled(workflow: Mapping[str, Any]) -> bool:
     """Return True if somebody ended the run: KFP then sets the deadline to zero, Argo's own command sets `shutdown`."""
     spec = workflow.get("spec") or {}
     return spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))
+
+
+class Attempt(NamedTuple):
+    """One try of a step, or of the driver that prepares it: one pod.
+
+    Attributes:
+        step: The step, like "preprocess"; in a loop with the number of its item, like "train-trial (2)".
+        phase: Argo's, like "Pending", "Failed" (the container ended) or "Error" (the pod was refused or lost).
+        message: Why it waits or failed; empty if Argo says nothing.
+        pod: Name of its pod.
+        log_uri: Where KFP keeps its log when the pod is gone; empty for a driver.
+        has_failed: True if the whole step has failed, with all its tries.
+        started: When it began, as text that sorts by time.
+    """
+
+    step: str
+    phase: str
+    message: str
+    pod: str
+    log_uri: str
+    has_failed: bool
+    started: str
+
+
+def nodes_of(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the nodes of a Workflow by id. Argo compresses them when the Workflow is larger than 1 MiB."""
+    status = workflow.get("status") or {}
+    compressed = status.get("compressedNodes")
+    nodes = json.loads(gzip.decompress(base64.b64decode(compressed))) if compressed else status.get("nodes")
+    return dict(nodes or {})
+
+
+def attempts(workflow: Mapping[str, Any]) -> list[Attempt]:
+    """Return every try of every step, in the order in which they began."""
+    name = str(workflow["metadata"]["name"])
+    nodes = nodes_of(workflow)
+    by_name = {node["name"]: node for node in nodes.values()}
+    found = []
+    for node in nodes.values():
+        if node.get("type") != "Pod":
+            continue
+        # "train-x7k2p(0).root(0).exit-handler-1(0).preprocess(0).executor(1)": each level is a node that retries, and its tries.
+        path = re.sub(r"\(\d+\)$", "", node["name"])
+        step_path = re.sub(r"\(\d+\)\.executor$", "", path)
+        retried, step = by_name.get(path, node), by_name.get(step_path, node)
+        message, failures = str(node.get("message") or ""), ("Failed", "Error")
+        found.append(
+            Attempt(
+                step=_step_name(step_path),
+                phase=str(node.get("phase", "")),
+                # Of a pod that Argo itself has stopped, the node that retries says why, like "Max duration limit exceeded".
+                message=str((retried if _STOPPED.match(message) and retried.get("message") else node).get("message") or ""),
+                pod=f"{name}-{node['templateName']}-{node['id'].rpartition('-')[2]}",
+                log_uri=_log_uri(node),
+                has_failed=step.get("phase") in failures and retried.get("phase") in failures,
+                started=str(node.get("startedAt") or ""),
+            )
+        )
+    return sorted(found, key=lambda each: (each.started, each.pod))
+
+
+def _step_name(path: str) -> str:
+    """Return the last part of a node's path without "-driver"; the number of a loop's item is in "iteration-iterations(1:1)"."""
+    items = re.findall(r"\.iteration-iterations\((\d+):", path)
+    name = path.rpartition(".")[2].removesuffix("-driver")
+    return f"{name} ({int(items[-1]) + 1})" if items else name
+
+
+def _log_uri(node: Mapping[str, Any]) -> str:
+    """Return where KFP's launcher puts a try's log. The driver chose the place, and the launcher appends the number of the try."""
+    parameters = (node.get("inputs") or {}).get("parameters") or ()
+    patch = next((str(each.get("value")) for each in parameters if each["name"] == "pod-spec-patch"), "")
+    place = re.search(r"s3://[^\s\"\\\\]+/executor-logs", patch)
+    return f"{place[0]}-{node['name'].rpartition('(')[2].rstrip(')')}" if place else ""

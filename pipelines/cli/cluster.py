@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pipelines.client.kfp_client import Kfp
     from pipelines.client.submit import SubmittedRun
 
-_OUTCOMES = {"SUCCEEDED": "succeeded", "FAILED": "failed", "CANCELED": "was cancelled", "SKIPPED": "was skipped"}
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -30,6 +28,7 @@ def register(app: typer.Typer) -> None:
 def submit(
     connection: Connection,
     pipeline: str = options.PIPELINE,
+    file: str = typer.Argument("", help="Experiment file (TOML) to train, like my.toml; without it the preset is trained."),
     preset: str = options.PRESET,
     overrides: list[str] = options.SET,
     parameters: list[str] = options.PARAM,
@@ -51,6 +50,7 @@ def submit(
 
     seconds = parse_duration(timeout, "--timeout") if timeout else None
     compiled = compiled_pipeline(pipeline)
+    parameters = [*parameters, *([f"experiment_file={file}"] if file else [])]
     arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters, resources=resources)
     say = err if as_json else out
     with connected(connection, warn) as kfp:
@@ -66,7 +66,7 @@ def submit(
         if run is None:
             say("the run goes on without this command; `iddpm runs` lists it, `iddpm cancel` ends it")
             return
-        require_success(run, task_names=compiled.task_names, namespace=kfp.namespace or connection.kfp_namespace)
+        require_success(kfp, run)
         took = format_duration((run.finished_at - run.created_at).total_seconds()) if run.finished_at else "an unknown time"
         say(f"the run succeeded in {took}")
 
@@ -100,18 +100,18 @@ def cancel(
     """Cancel a run on the cluster. A run that has ended stays as it is."""
     from pipelines.client.follow import follow
     from pipelines.client.kfp_client import connected
-    from pipelines.client.runs import format_state, terminate
+    from pipelines.client.runs import state_of, terminate
     from pipelines.client.timing import parse_duration
 
     seconds = parse_duration(timeout, "--timeout") if timeout else None
     with connected(connection, warn) as kfp:
         ended = terminate(kfp, run_id)
         if ended is not None:
-            out(f"run {run_id} has ended already: it {_OUTCOMES[ended]}")
+            out(f"run {run_id} has ended already: it {'was ' if ended == 'cancelled' else ''}{ended}")
             return
         out(f"run {run_id} is being cancelled; a training that it started on a Ray cluster ends with it")
         if wait:
-            out(f"it is {format_state(follow(kfp, run_id, task_names=(), say=out, timeout_seconds=seconds).state)}")
+            out(f"it is {state_of(follow(kfp, run_id, task_names=(), say=out, timeout_seconds=seconds))}")
 
 
 def doctor(
@@ -160,6 +160,8 @@ def _follow(kfp: Kfp, run_id: str, task_names: Collection[str], seconds: float |
 
 
 def _submitted_json(started: SubmittedRun, compiled: CompiledPipeline, arguments: Mapping[str, Any], run: Any) -> dict[str, Any]:
+    from pipelines.client.runs import state_of
+
     return {
         "run_id": started.run_id,
         "name": started.run_name,
@@ -169,7 +171,7 @@ def _submitted_json(started: SubmittedRun, compiled: CompiledPipeline, arguments
         "experiment": started.experiment,
         "parameters": arguments,
         "page": started.page or None,
-        "state": run.state.lower() if run is not None else "submitted",
+        "state": state_of(run) if run is not None else "submitted",
     }
 
 

@@ -1,29 +1,37 @@
-"""Follow a run to its end: a line for each task whose state changes, and the errors of the tasks that failed.
+"""Follow a run to its end: a line for each task whose state changes or whose pod can't start, and the errors of failed tasks.
 
 KFP's API reports the states of Argo's nodes: for each task also its driver, its executor and its retries. It reports no
-errors. Those are in the logs of the tasks' pods, which are read from Kubernetes if that can be reached.
+errors. Those are in the run's Workflow and in the logs of the tasks' pods, which the same server gives: no kubeconfig is needed.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import tenacity
 
+from components.cluster.failures import in_one_sentence, step_errors
+from components.cluster.workflows import attempts
 from pipelines.client.errors import KfpError
 from pipelines.client.kfp_client import Kfp
-from pipelines.client.runs import FINISHED, format_state
+from pipelines.client.runs import FINISHED, format_state, was_cancelled
 from training.console import format_duration
 
-_NODE_NAME = "workflows.argoproj.io/node-name"
+_STARTING = ("", "PodInitializing", "ContainerCreating")
+"""Argo's words for a pod that starts as it should."""
 
 
 class RunFailedError(RuntimeError):
-    """The run failed or was cancelled; the message names the tasks that failed and their errors."""
+    """The run failed; the message names the tasks that failed and their errors."""
+
+
+class RunCancelledError(RunFailedError):
+    """The run was cancelled. The command ends as one that was interrupted."""
+
+    exit_status = 130
 
 
 class StillRunningError(RuntimeError):
@@ -36,12 +44,14 @@ class Polling:
 
     Attributes:
         interval_seconds: Time between two requests.
+        look_seconds: Time between two looks at why a task's pod does not start; it is a large answer.
         outage_seconds: Time for which the server may give no answer.
         token_seconds: Time for which it may refuse the token of a file, which a login helper may be about to renew.
             Without such a file a refusal is final.
     """
 
     interval_seconds: float = 5.0
+    look_seconds: float = 10.0
     outage_seconds: float = 600.0
     token_seconds: float = 60.0
 
@@ -74,43 +84,69 @@ def follow(
     """
     began = time.monotonic()
     reported: dict[str, str] = {}
+    obstacles = _Obstacles(kfp, run_id, say, polling.look_seconds)
     get_run = _retrying(kfp, say, polling).wraps(kfp.client.get_run)
     while True:
         run = get_run(run_id)
         for label, state in _task_states(run, task_names).items():
-            if state != reported.get(label, "pending"):
+            if state != (before := reported.get(label, "pending")) and (before, state) != ("failed", "cancelled"):
                 reported[label] = state
                 say(f"{label:<24} {state}")
         if run.state in FINISHED:
             return run
+        obstacles.report(run)
         waited = time.monotonic() - began
         if timeout_seconds is not None and waited + polling.interval_seconds > timeout_seconds:
             raise StillRunningError(f"run {run_id} is still {format_state(run.state)} after {format_duration(waited)}; it goes on")
         time.sleep(polling.interval_seconds)
 
 
-def require_success(run: Any, *, task_names: Collection[str], namespace: str) -> None:
+def require_success(kfp: Kfp, run: Any) -> None:
     """Raise an error unless the run succeeded.
 
     Args:
+        kfp: The connection.
         run: The finished run.
-        task_names: Names of its pipeline's tasks.
-        namespace: Namespace of its pods.
 
     Raises:
-        RunFailedError: It failed or was cancelled.
+        RunCancelledError: It was cancelled.
+        RunFailedError: It failed.
     """
     if run.state == "SUCCEEDED":
         return
-    failed = [label for label, state in _task_states(run, task_names).items() if state == "failed"]
-    if run.state == "CANCELED" or not failed:
-        message = getattr(run.error, "message", None)
-        outcome = "was cancelled" if run.state == "CANCELED" else "failed"
-        raise RunFailedError(f"run {run.run_id} {outcome}" + (f": {message}" if message else ""))
-    errors = _errors(run, namespace)
-    causes = "; ".join(f"{label}: {errors[_task(label)]}" if _task(label) in errors else label for label in failed)
-    remedy = f"; see the log in the UI, or by 'kubectl -n {namespace} logs -l pipeline/runid={run.run_id} -c main --prefix --tail=20'"
-    raise RunFailedError(f"run {run.run_id} failed at {causes}{'' if all(_task(label) in errors for label in failed) else remedy}")
+    if was_cancelled(run):
+        raise RunCancelledError(f"run {run.run_id} was cancelled")
+    workflow = kfp.workflow(run.run_id)
+    errors = step_errors(workflow, lambda pod: kfp.pod_log(run.run_id, pod)) if workflow else {}
+    reason = in_one_sentence(errors) or getattr(run.error, "message", None) or "KFP gives no reason; its page in the UI shows the steps"
+    raise RunFailedError(f"run {run.run_id} failed at {reason}" if errors else f"run {run.run_id} failed: {reason}")
+
+
+class _Obstacles:
+    """Reports why the pods of tasks do not start, or are tried again; each reason once."""
+
+    def __init__(self, kfp: Kfp, run_id: str, say: Callable[[str], None], look_seconds: float) -> None:
+        self._kfp, self._run_id, self._say, self._look_seconds = kfp, run_id, say, look_seconds
+        self._said: set[tuple[str, str]] = set()
+        self._looked = 0.0
+
+    def report(self, run: Any) -> None:
+        details = (run.run_details.task_details if run.run_details else None) or []
+        now = time.monotonic()
+        if now - self._looked < self._look_seconds or not any(detail.state in ("PENDING", "FAILED") for detail in details):
+            return
+        self._looked = now
+        try:
+            workflow = self._kfp.workflow(self._run_id)
+        except KfpError:
+            return  # the run itself is followed with more patience
+        for attempt in attempts(workflow) if workflow else ():
+            waits = attempt.phase == "Pending" and attempt.message not in _STARTING
+            is_retried = attempt.phase in ("Failed", "Error") and attempt.message and not attempt.has_failed
+            key = (attempt.step, attempt.message.replace(attempt.pod, ""))
+            if (waits or is_retried) and key not in self._said:
+                self._said.add(key)
+                self._say(f"{attempt.step:<24} {'waits' if waits else 'is tried again'}: {attempt.message}")
 
 
 def _task_states(run: Any, names: Collection[str]) -> dict[str, str]:
@@ -124,14 +160,12 @@ def _task_states(run: Any, names: Collection[str]) -> dict[str, str]:
         if task in names and (task == name or detail.state == "FAILED"):
             found.setdefault(task, []).append(detail)
     states: dict[str, str] = {}
+    was_ended = run.state == "CANCELING" or was_cancelled(run)
     for name, nodes in found.items():
         for number, node in enumerate(nodes, start=1):
-            states[name if len(nodes) == 1 else f"{name} ({number})"] = format_state(node.state)
+            state = "CANCELED" if node.state == "FAILED" and was_ended else node.state
+            states[name if len(nodes) == 1 else f"{name} ({number})"] = format_state(state)
     return states
-
-
-def _task(label: str) -> str:
-    return label.partition(" (")[0]
 
 
 def _retrying(kfp: Kfp, say: Callable[[str], None], polling: Polling) -> tenacity.Retrying:
@@ -156,45 +190,3 @@ def _retrying(kfp: Kfp, say: Callable[[str], None], polling: Polling) -> tenacit
         before_sleep=report,
         reraise=True,
     )
-
-
-# -- errors of tasks ---------------------------------------------------------------------------------------------------
-
-
-def _errors(run: Any, namespace: str) -> dict[str, str]:
-    """Return the errors by task: from KFP, else from the pod's log."""
-    details = (run.run_details.task_details if run.run_details else None) or []
-    from_kfp = {
-        (each.display_name or "").removesuffix("-driver"): each.error.message for each in details if each.error and each.error.message
-    }
-    return {**dict(_errors_in_logs(run.run_id, namespace)), **from_kfp}
-
-
-def _errors_in_logs(run_id: str, namespace: str) -> Iterator[tuple[str, str]]:
-    from components.cluster.cluster_api import ClusterApi
-    from components.cluster.connection import KubernetesError
-    from components.cluster.proxies import ProxySettingsError
-
-    try:
-        cluster = ClusterApi(namespace)
-    except (KubernetesError, ProxySettingsError):
-        return
-    pods = cluster.get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=f"pipeline/runid={run_id}").body.get("items", [])
-    for pod in pods:
-        if pod.get("status", {}).get("phase") != "Failed":
-            continue
-        # "iddpm-train-x7k2p.root.train.executor(1)": the last part that is not an executor is the task.
-        node = str((pod["metadata"].get("annotations") or {}).get(_NODE_NAME, ""))
-        parts = [part for part in node.split(".") if not part.startswith("executor")]
-        error = last_error(cluster.log_tail(pod["metadata"]["name"]))
-        if parts and error:
-            yield parts[-1].removesuffix("-driver"), error
-
-
-def last_error(log: str) -> str:
-    """Return the line of a log that names the error: the end of the last traceback, else the last line."""
-    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
-    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-    after = lines[starts[-1] + 1 :] if starts else []
-    ends = [line for line in after if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
-    return (ends[0] if ends else lines[-1] if lines else "")[:400]

@@ -84,6 +84,31 @@ class Kfp:
             if not token or (limit is not None and len(found) >= limit):
                 return found
 
+    def workflow(self, run_id: str) -> dict[str, Any]:
+        """Return the Workflow of a run, as KFP last saw it; empty before it has. Only the older API has it."""
+        found = self._get(f"/apis/v1beta1/runs/{run_id}", response_type="object")
+        manifest = found.get("pipeline_runtime", {}).get("workflow_manifest")
+        workflow: dict[str, Any] = json.loads(manifest) if manifest else {}
+        return workflow
+
+    def pod_log(self, run_id: str, pod: str) -> str:
+        """Return the log of a step's pod; empty if it is gone. The API has an address for it, and the UI another one."""
+        namespace = f"&podnamespace={self.namespace}" if self.namespace else ""
+        for path in (f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log", f"/k8s/pod/logs?podname={pod}&runid={run_id}{namespace}"):
+            try:
+                log: str = self._get(path, _preload_content=False).data.decode(errors="replace")
+            except KfpError:
+                continue
+            if not log.lstrip().startswith(("<", '{"error', "Could not get")):  # a web page or an error, with status 200
+                return log
+        return ""
+
+    def _get(self, path: str, **options: Any) -> Any:
+        """Get what KFP's own client has no method for."""
+        headers = {"Accept": "application/json"}
+        api = self.client._run_api.api_client
+        return api.call_api(path, "GET", header_params=headers, auth_settings=["Bearer"], _return_http_data_only=True, **options)
+
     def link(self, kind: str, ident: str) -> str:
         """Return the address of a page of the UI; empty if the UI's address is not known."""
         return f"{self.ui_address}/#/{kind}/details/{ident}" if self.ui_address else ""

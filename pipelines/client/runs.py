@@ -18,6 +18,17 @@ def format_state(state: str | None) -> str:
     return _STATE_NAMES.get(state or "RUNTIME_STATE_UNSPECIFIED", (state or "").lower())
 
 
+def was_cancelled(run: Any) -> bool:
+    """Return True if somebody ended the run: KFP 2.17 then shows it as CANCELING, and in the end as FAILED."""
+    states = [change.state for change in run.state_history or ()]
+    return run.state == "CANCELED" or (run.state == "FAILED" and "CANCELING" in states)
+
+
+def state_of(run: Any) -> str:
+    """Return the state of a run in plain words."""
+    return format_state("CANCELED" if was_cancelled(run) else run.state)
+
+
 def list_runs(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[str, Any]]:
     """Return the latest runs as plain values.
 
@@ -39,7 +50,7 @@ def list_runs(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[s
         {
             "run_id": run.run_id,
             "name": run.display_name,
-            "state": format_state(run.state),
+            "state": state_of(run),
             "created": run.created_at.isoformat() if run.created_at else "",
             "finished": run.finished_at.isoformat() if run.finished_at and run.state in FINISHED else None,
             "pipeline": names.find(run),
@@ -53,22 +64,22 @@ def terminate(kfp: Kfp, run_id: str) -> str | None:
     """Terminate a run.
 
     Returns:
-        The state of a run that had finished already; None if it is being terminated.
+        The state of a run that had finished already, in plain words; None if it is being terminated.
 
     Raises:
         UserError: There is no such run.
         KfpError: KFP refuses, or does not answer.
     """
-    state = _state(kfp, run_id)
-    if state not in (*FINISHED, "CANCELING"):
+    run = _run(kfp, run_id)
+    if run.state not in (*FINISHED, "CANCELING"):
         try:
             kfp.client.terminate_run(run_id)
             return None
         except KfpError:
-            state = _state(kfp, run_id)  # KFP refuses also if the run has finished meanwhile
-            if state not in (*FINISHED, "CANCELING"):
+            run = _run(kfp, run_id)  # KFP refuses also if the run has finished meanwhile
+            if run.state not in (*FINISHED, "CANCELING"):
                 raise
-    return state if state in FINISHED else None
+    return state_of(run) if run.state in FINISHED else None
 
 
 class PipelineNames:
@@ -98,9 +109,9 @@ class PipelineNames:
             return "-"
 
 
-def _state(kfp: Kfp, run_id: str) -> str:
+def _run(kfp: Kfp, run_id: str) -> Any:
     try:
-        return str(kfp.client.get_run(run_id).state or "RUNTIME_STATE_UNSPECIFIED")
+        return kfp.client.get_run(run_id)
     except KfpError as error:
         if error.status == 404:
             raise UserError(f"there is no run {run_id}; `iddpm runs` lists them") from error

@@ -15,18 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fake_kfp
-import fake_kubernetes
 import pytest
 import yaml
 from fake_kfp import FakeKfp
+from recorded_workflows import recorded, workflow_states
 
 from components.launch.resources import PROFILES, read_resources
 from components.steps.settings import DataOptions, read_data_options, resolve_experiment_form
 from pipelines.client.arguments import CompiledPipeline, arguments_of, cluster_arguments_of, compiled_pipeline
 from pipelines.client.connection import Connection
 from pipelines.client.errors import KfpError
-from pipelines.client.follow import Polling, RunFailedError, StillRunningError, follow, last_error, require_success
+from pipelines.client.follow import Polling, RunCancelledError, RunFailedError, StillRunningError, follow, require_success
 from pipelines.client.kfp_client import Kfp, connected
+from pipelines.client.runs import list_runs, state_of
 from pipelines.client.submit import upload as upload_pipeline
 from pipelines.compile import PIPELINES
 from training.config.errors import UserError
@@ -341,6 +342,14 @@ def test_an_experiment_file_is_sent_as_its_text(train: CompiledPipeline, tmp_pat
     assert (experiment.name, experiment.optim.num_steps, experiment.model.dropout, experiment.seed) == ("mine", 7, 0.1, 3)
 
 
+def test_submit_takes_an_experiment_file_as_its_argument(server: FakeKfp, iddpm: Iddpm, tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text('base = "digits-hybrid-cosine"')
+    assert iddpm("submit", "train", str(tmp_path / "my.toml"), "--no-wait")[0] == 0
+    (run,) = server.asked("POST", "/runs")
+    assert run.body["runtime_config"]["parameters"] == {"experiment_file": 'base = "digits-hybrid-cosine"'}
+    assert "nightly-fid has no parameter 'experiment_file'" in iddpm("submit", "nightly-fid", str(tmp_path / "my.toml"))[2]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -422,57 +431,93 @@ def test_the_tasks_of_a_loop_are_numbered(server: FakeKfp, kfp: Kfp) -> None:
     assert [" ".join(line.split()) for line in said] == ["train (1) succeeded", "train (2) failed"]
 
 
-def test_a_failed_run_is_the_commands_failure_and_names_the_task(server: FakeKfp, iddpm: Iddpm) -> None:
-    server.script = [("FAILED", {"resolve-model": "SUCCEEDED", "score-model": "FAILED"})]
+LOG = """starting
+Traceback (most recent call last):
+  File "x.py", line 1, in f
+    raise E
+training.config.errors.UserError: s3://raw/photos has no images
+F1126 06:43:59.1 1 main.go:49] failed to execute component: exit status 1
+"""
+
+
+def test_a_failed_run_is_the_commands_failure_and_names_the_step_and_its_error(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.script = [("FAILED", {"preprocess": "FAILED"})]
+    server.workflow = workflow_states("bad-source-failed")[-1]
+    server.logs["iddpm-train-mxm94-retry-system-container-impl-2853953927"] = LOG
+    status, _, err = iddpm("submit", "train")
+    (run,) = server.runs
+    assert (status, err) == (1, f"error: run {run} failed at preprocess: UserError: s3://raw/photos has no images\n")
+
+
+def test_a_failed_run_of_which_kfp_has_no_workflow_says_so(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.script = [("FAILED", {"resolve-model-driver": "FAILED", "resolve-model": "SKIPPED"})]
     status, _, err = iddpm("submit", "nightly-fid")
     assert status == 1
+    assert "failed: KFP gives no reason" in err
+
+
+def test_the_command_of_a_cancelled_run_ends_as_an_interrupted_one(server: FakeKfp, iddpm: Iddpm) -> None:
+    server.script = [("RUNNING", {"train": "RUNNING"})]
+
+    def cancel(request: fake_kfp.Request) -> None:
+        for run in server.runs.values():
+            run |= {"state": "CANCELING", "scripted": False, "cancelled": True}
+
+    server.before = cancel
+    status, _, err = iddpm("submit", "train")
     (run,) = server.runs
-    assert err.startswith(f"error: run {run} failed at score-model; see the log in the UI, or by 'kubectl -n kubeflow logs ")
-    assert f"-l pipeline/runid={run} " in err
+    assert (status, err) == (130, f"error: run {run} was cancelled\n")
 
 
-def test_a_task_whose_driver_failed_is_named_too(server: FakeKfp, iddpm: Iddpm) -> None:
-    server.script = [("FAILED", {"resolve-model-driver": "FAILED", "resolve-model": "SKIPPED"})]
-    assert "failed at resolve-model" in iddpm("submit", "nightly-fid")[2]
+@pytest.mark.parametrize("name", ["cancelled-rayjob", "cancelled-with-pod-invalid"])
+def test_a_recorded_run_that_was_cancelled_is_cancelled(server: FakeKfp, kfp: Kfp, name: str) -> None:
+    recording = recorded("kfp-api", f"run-{name}")
+    server.runs[recording["run_id"]] = recording
+    assert recording["state"] == "FAILED"
+    run = kfp.client.get_run(recording["run_id"])
+    assert state_of(run) == "cancelled"
+    with pytest.raises(RunCancelledError, match="was cancelled"):
+        require_success(kfp, run)
+    said: list[str] = []
+    follow(kfp, run.run_id, task_names={"preprocess", "train"}, say=said.append, polling=QUICK)
+    assert said[-1].split() == ["train" if "rayjob" in name else "preprocess", "cancelled"]
 
 
-def test_the_failed_tasks_error_is_read_from_its_pods_log(
-    server: FakeKfp, iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    server.script = [("FAILED", {"score-model": "FAILED"})]
-    log = [
-        "starting",
-        "Traceback (most recent call last):",
-        '  File "x.py", line 1, in f',
-        "    raise E",
-        "FidError: no such model",
-        "exit status 1",
-    ]
-    with fake_kubernetes.serve(tmp_path) as (cluster, kubeconfig):
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-
-        def add_pod(request: fake_kfp.Request) -> None:
-            if request.method == "GET" and "/runs/" in request.path:
-                node = {"workflows.argoproj.io/node-name": "nightly-x1.root.score-model.executor(0)"}
-                labels = {"pipeline/runid": request.path.rpartition("/")[2]}
-                cluster.add_pod("pod-1", labels, metadata={"annotations": node}, status={"phase": "Failed"})
-
-        server.before = add_pod
-        cluster.logs["pod-1"] = log
-        status, _, err = iddpm("submit", "nightly-fid", "--kfp-namespace", fake_kubernetes.NAMESPACE)
-    assert status == 1
-    assert err.endswith("failed at score-model: FidError: no such model\n")
+def test_a_recorded_run_that_failed_is_no_cancelled_one(server: FakeKfp, kfp: Kfp) -> None:
+    recording = recorded("kfp-api", "run-failed-max-duration")
+    server.runs[recording["run_id"]] = recording
+    server.workflow = workflow_states("worker-killed-then-step-pod-deleted")[-1]
+    run = kfp.client.get_run(recording["run_id"])
+    with pytest.raises(RunFailedError, match=r"failed at train: Max duration limit exceeded$"):
+        require_success(kfp, run)
 
 
-def test_without_a_traceback_the_last_line_of_a_log_is_the_error() -> None:
-    assert last_error("one\nKilled\n\n") == "Killed"
-    assert last_error("") == ""
+def test_runs_shows_the_recorded_cancelled_one_as_cancelled(server: FakeKfp, kfp: Kfp) -> None:
+    recording = recorded("kfp-api", "runs-list")["runs"]
+    server.runs |= {run["run_id"]: run | {"pipeline_version_reference": None} for run in recording if "state" in run}
+    states = [run["state"] for run in list_runs(kfp, limit=100)]
+    assert states.count("cancelled") == 2
+    assert set(states) == {"cancelled", "failed", "running", "succeeded"}
 
 
-def test_a_cancelled_run_is_no_success(server: FakeKfp, kfp: Kfp) -> None:
-    run = kfp.client.get_run(server.add_run("CANCELED"))
-    with pytest.raises(RunFailedError, match="was cancelled"):
-        require_success(run, task_names=(), namespace="kubeflow")
+def test_a_pod_that_is_refused_is_reported_once_with_the_reason(server: FakeKfp, kfp: Kfp) -> None:
+    """The Workflow goes through its recorded states, one at each look; the pods were refused nine times."""
+    states = workflow_states("plugin-env-collision-then-cancelled")
+    run = server.add_run("RUNNING", scripted=True)
+    server.script = [("RUNNING", {"preprocess": "RUNNING", "executor(0)": "PENDING"})] * len(states) + [("SUCCEEDED", {})]
+
+    def look(request: fake_kfp.Request) -> None:
+        if "v1beta1" in request.path and states:
+            server.workflow = states.pop(0)
+
+    server.before = look
+    said: list[str] = []
+    follow(kfp, run, task_names={"preprocess"}, say=said.append, polling=dataclasses.replace(QUICK, look_seconds=0.0))
+    refused = [" ".join(line.split()) for line in said if "is invalid" in line]
+    assert len(refused) == 1
+    assert refused[0].startswith('preprocess is tried again: Pod "iddpm-train-g7zzw-')
+    assert refused[0].endswith('spec.containers[1].env[1].valueFrom: Invalid value: "": may not be specified when `value` is not empty')
+    assert not [line for line in said if "PodInitializing" in line]
 
 
 def test_a_server_that_is_away_for_a_while_does_not_end_the_following(server: FakeKfp, kfp: Kfp) -> None:
@@ -560,9 +605,9 @@ def test_cancel_terminates_a_run(server: FakeKfp, iddpm: Iddpm) -> None:
     assert len(server.asked("POST", f"/runs/{run}:terminate")) == 1
 
 
-@pytest.mark.parametrize(("state", "word"), [("SUCCEEDED", "succeeded"), ("FAILED", "failed"), ("CANCELED", "was cancelled")])
+@pytest.mark.parametrize(("state", "word"), [("SUCCEEDED", "succeeded"), ("FAILED", "failed"), ("FAILED", "was cancelled")])
 def test_cancelling_a_run_that_has_ended_is_harmless_and_says_so(server: FakeKfp, iddpm: Iddpm, state: str, word: str) -> None:
-    run = server.add_run(state)
+    run = server.add_run(state, cancelled=word == "was cancelled")
     assert iddpm("cancel", run) == (0, f"run {run} has ended already: it {word}\n", "")
     assert server.asked("POST", ":terminate") == []
 

@@ -1,0 +1,75 @@
+"""The last errors of a run's failed steps: from the pod's log, else from the log that KFP keeps in S3, else from Argo's words.
+
+The Workflow knows every step that failed, also one that was killed before it could write anything. So nothing is asked of the step.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from components.cluster.workflows import Attempt, attempts
+from training import storage
+
+_LONGEST = 400
+_S3_SECONDS = 20.0
+_LAUNCHER = re.compile(r"[IWEF]\d{4} |(time|level)=|Error: exit status|exit status")
+"""Beginnings of lines that KFP's launcher and Argo's executor write after the step's own."""
+_PLAIN_EXIT = re.compile(r"(main: )?Error \(exit code 1\)")
+"""Argo's words for a step that ended with an error of its own, which its log says better."""
+
+
+def step_errors(workflow: Mapping[str, Any], read_log: Callable[[str], str]) -> dict[str, str]:
+    """Return the last error of each step that has failed.
+
+    Args:
+        workflow: The Workflow.
+        read_log: Returns the log of a pod, or an empty text.
+    """
+    last = {attempt.step: attempt for attempt in attempts(workflow) if attempt.has_failed}
+    return {step: _error(attempt, read_log) for step, attempt in last.items()}
+
+
+def in_one_sentence(errors: Mapping[str, str]) -> str:
+    """Return the errors of steps as one line."""
+    return "; ".join(f"{step}: {error}" for step, error in errors.items())
+
+
+def last_error(log: str) -> str:
+    """Return the line of a log that names the error: the end of the last traceback, else the last line of the step."""
+    lines = [line.rstrip() for line in log.splitlines() if line.strip() and not _LAUNCHER.match(line)]
+    starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    after = lines[starts[-1] + 1 :] if starts else []
+    ends = [line for line in after if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
+    found = ends[0] if ends else lines[-1] if lines else ""
+    return re.sub(r"^(\w+\.)+(?=\w+(:|$))", "", found)[:_LONGEST]  # without the module of the error's type
+
+
+def _error(attempt: Attempt, read_log: Callable[[str], str]) -> str:
+    log = read_log(attempt.pod) or _stored_log(attempt.log_uri)
+    error = last_error(log)
+    if not error or not attempt.message or _PLAIN_EXIT.match(attempt.message):
+        return error or attempt.message or "no reason is known"
+    return f"{attempt.message[:_LONGEST]} (its log ends with: {error})"
+
+
+def _stored_log(uri: str) -> str:
+    """Return a log in S3; empty if it can't be read soon, as on a machine without the credentials."""
+    found: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            found.put(storage.read_bytes(uri).decode(errors="replace"))
+        except (storage.StorageError, OSError):
+            found.put("")
+
+    if not uri:
+        return ""
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        return found.get(timeout=_S3_SECONDS)
+    except queue.Empty:
+        return ""
