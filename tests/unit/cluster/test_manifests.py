@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import fake_kubernetes
-import jq
 import pytest
 import yaml
 
@@ -255,7 +254,7 @@ def test_no_secret_is_made_and_no_credential_has_a_value(overlay):
 
 def test_no_file_holds_a_secrets_value():
     assert {value for secret in _templates() for value in secret["stringData"].values()} == {""}
-    files = [path for path in _K8S.rglob("*") if path.is_file() and path.name != "config.json"]
+    files = [path for path in _K8S.rglob("*") if path.is_file()]
     assert len(files) > 20
     for path in files:
         text = path.read_text()
@@ -382,7 +381,7 @@ def test_runs_log_in_where_mlflow_asks_for_it():
 
 # -- Kubeflow Pipelines ------------------------------------------------------------------------------------------------
 
-_UPSTREAM = {("ConfigMap", "kfp-launcher"), ("Deployment", "ml-pipeline")}
+_UPSTREAM = {("ConfigMap", "kfp-launcher")}
 """Objects of KFP 2.17's manifests that we patch; its base is fetched from GitHub, so it can't be built here."""
 
 
@@ -395,37 +394,19 @@ def test_kfps_patches_change_objects_that_upstream_has_and_its_version_is_pinned
     assert re.search(r"\?ref=2\.17\.\d+$", overlay["resources"][0])
     patches = [_kfp(patch["path"]) for patch in overlay["patches"]]
     assert {(patch["kind"], patch["metadata"]["name"]) for patch in patches} == _UPSTREAM
-    [container] = _kfp("api-server.yaml")["spec"]["template"]["spec"]["containers"]
-    assert container["name"] == "ml-pipeline-api-server"
-    assert container["volumeMounts"][0]["mountPath"] == "/config/config.json"
 
 
 def test_the_patches_merge_into_a_base_of_the_same_shape(tmp_path):
     """Kustomize refuses a patch without its target, so the shape of ours is tried on a base with upstream's names."""
     shutil.copytree(_K8S / "overlays" / "kfp", tmp_path, dirs_exist_ok=True)
-    (tmp_path / "config.json").write_text("{}")
-    container = {"name": "ml-pipeline-api-server", "image": "x:1", "env": [{"name": "LOG_LEVEL", "value": "info"}]}
-    pod = {"metadata": {"labels": {"app": "ml-pipeline"}}, "spec": {"containers": [container]}}
-    upstream = [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kfp-launcher"}, "data": {"defaultPipelineRoot": "minio://"}},
-        {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": {"name": "ml-pipeline"},
-            "spec": {"selector": {"matchLabels": {"app": "ml-pipeline"}}, "template": pod},
-        },
-    ]
-    (tmp_path / "upstream.yaml").write_text(yaml.safe_dump_all(upstream))
+    upstream = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kfp-launcher"}, "data": {"defaultPipelineRoot": "minio://"}}
+    (tmp_path / "upstream.yaml").write_text(yaml.safe_dump(upstream))
     overlay = _kfp("kustomization.yaml")
     overlay["resources"] = ["upstream.yaml"]
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     built = _kustomize(tmp_path)
     assert built.returncode == 0, built.stderr
-    objects = {item["kind"] + item["metadata"]["name"].partition("-config-")[0]: item for item in yaml.safe_load_all(built.stdout)}
-    assert objects["ConfigMapkfp-launcher"]["data"]["defaultPipelineRoot"].startswith("s3://")
-    merged = objects["Deploymentml-pipeline"]["spec"]["template"]["spec"]
-    assert merged["containers"][0]["env"] == [{"name": "LOG_LEVEL", "value": "info"}]
-    assert merged["volumes"][0]["configMap"]["name"].startswith("ml-pipeline-server-config-")
+    assert yaml.safe_load(built.stdout)["data"]["defaultPipelineRoot"].startswith("s3://")
 
 
 def test_kfp_keeps_artifacts_in_our_s3_with_our_credentials():
@@ -437,23 +418,9 @@ def test_kfp_keeps_artifacts_in_our_s3_with_our_credentials():
     assert default["endpoint"] == _named("kind", "ConfigMap", SERVICES_CONFIG_MAP)["data"]["AWS_ENDPOINT_URL"]
 
 
-def test_kfp_logs_every_run_to_mlflow():
-    plugin = json.loads((_K8S / "overlays" / "kfp" / "mlflow-plugin.json").read_text())["plugins"]["mlflow"]
-    assert plugin["endpoint"] == _named("kind", "ConfigMap", SERVICES_CONFIG_MAP)["data"]["MLFLOW_TRACKING_URI"]
-    assert plugin["settings"]["injectUserEnvVars"] is True
-
-
-def test_the_guides_configuration_keeps_nothing_of_upstreams_plugins(tmp_path):
-    """KFP 2.17 ships the plugin for another MLflow, with a file of certificates that its API server does not find."""
-    upstream = {
-        "DBConfig": {"DBName": "mlpipeline"},
-        "plugins": {"mlflow": {"endpoint": "https://x", "tls": {"caBundlePath": "/x/ca.crt"}}},
-    }
-    program = re.search(r"jq -s '([^']+)' - (\S+)", (_K8S / "README.md").read_text())
-    assert program is not None
-    config = jq.compile(program[1]).input_value([upstream, json.loads((_ROOT / program[2]).read_text())]).first()
-    assert config["DBConfig"] == upstream["DBConfig"]
-    assert config["plugins"] == json.loads((_ROOT / program[2]).read_text())["plugins"]
+def test_kfps_own_mlflow_plugin_is_not_set_up():
+    """It adds a run for each step to the researcher's experiment."""
+    assert not [path for path in (_K8S / "overlays" / "kfp").iterdir() if "plugins" in path.read_text()]
 
 
 # -- the guide ---------------------------------------------------------------------------------------------------------
@@ -461,7 +428,7 @@ def test_the_guides_configuration_keeps_nothing_of_upstreams_plugins(tmp_path):
 
 def test_every_path_that_the_guide_names_exists():
     text = (_K8S / "README.md").read_text()
-    paths = set(re.findall(r"k8s/[\w./\-]*\w", text)) - {"k8s/overlays/kfp/config.json"}  # that one the guide makes
+    paths = set(re.findall(r"k8s/[\w./\-]*\w", text))
     assert len(paths) >= 5
     assert [path for path in sorted(paths) if not (_ROOT / path).exists()] == []
 
