@@ -44,7 +44,7 @@ def _diffusion(module: str, *mutations: tuple[str, str, str], tests: str = "") -
     names = tests or module
     elsewhere = {
         "spacing": "training/config/spacing.py",
-        **{name: f"{DIFFUSION}/samplers/{name}.py" for name in ("loop", "ancestral", "ddim", "dpm_solver_pp")},
+        **{name: f"{DIFFUSION}/samplers/{name}.py" for name in ("sampler", "ancestral", "ddim", "dpm_solver_pp")},
     }
     return _in(
         elsewhere.get(module, f"{DIFFUSION}/{module}.py"),
@@ -274,7 +274,7 @@ NETWORK = [
         ("recomputation with other dropout masks", "preserve_rng_state=True", "preserve_rng_state=False"),
     ),
     *_models(
-        "upsampler",
+        "layers",
         ("small image enlarged by repetition", 'mode="bilinear", align_corners=False', 'mode="nearest"'),
         ("small image enlarged bicubically", 'mode="bilinear", align_corners=False', 'mode="bicubic", align_corners=False'),
         ("small image enlarged with aligned corners", "align_corners=False)", "align_corners=True)"),
@@ -302,7 +302,7 @@ SAMPLERS = [
         tests="sampling",
     ),
     *_diffusion(
-        "loop",
+        "sampler",
         ("step noise keyed by the kept timestep", "counter=timesteps[k])", "counter=k)"),
         ("step noise from the start's stream", "Stream.SAMPLE_STEP", "Stream.SAMPLE_START"),
         (
@@ -315,7 +315,7 @@ SAMPLERS = [
     ),
     *_diffusion("pixels", ("levels rounded", "(x + 1) * 127.5)", "(x + 1) * 127.5).round()"), tests="sampling"),
     *_diffusion(
-        "denoiser",
+        "process",
         ("conditions not passed to the network", ", **self.conditioning)", ")"),
         ("x_0 clipped although it should not be", "clip_denoised=self.clip_denoised", "clip_denoised=True"),
         tests="sampling process",
@@ -343,8 +343,9 @@ SAMPLERS = [
         ("labels not taken apart", "{name: value[rows] for", "{name: value[: len(rows)] for"),
     ),
     *_diffusion(
-        "bound",
+        "losses",
         ("bound's noise keyed by the kept timestep", "counter=original)", "counter=t)"),
+        tests="bound",
     ),
 ]
 

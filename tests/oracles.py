@@ -11,9 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from training.diffusion.denoiser import Denoiser
 from training.diffusion.losses import vlb_term_bits_per_dim
-from training.diffusion.process import GaussianProcess, ModelPrediction
+from training.diffusion.process import Denoiser, GaussianProcess, ModelPrediction
 from training.diffusion.samplers.sampler import Sampler
 
 # Below this a variance of a reverse step is as good as none: an eighth of a grey level's width is 1e-3.

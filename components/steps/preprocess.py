@@ -32,7 +32,7 @@ def prepare_data(
     """Call `training.data.splits.prepare_experiment` with the workers of `resources`, fields of `training.config.experiment.Resources`."""
     from training.config.experiment import Experiment
     from training.data.splits import prepare_experiment
-    from training.distributed.parallel_map import parallel_map
+    from training.distributed.ray_session import parallel_map
 
     return prepare_experiment(
         Experiment.from_json(experiment),

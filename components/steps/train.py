@@ -149,8 +149,7 @@ def _train(
 
     set_defaults()
     from training.launch.ray_train import train
-    from training.loop.interfaces import STOP_REQUESTED
-    from training.loop.job import Job
+    from training.loop.interfaces import STOP_REQUESTED, Job
 
     experiment, run_uri = run.experiment, run.uri
     on_gpu = resources.num_gpus_per_worker > 0

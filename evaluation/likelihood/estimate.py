@@ -24,11 +24,10 @@ from evaluation.records.devices import full_precision
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, LikelihoodForm
 from training.config.spacing import likelihood_spacing
-from training.diffusion.bound import bound_terms
-from training.diffusion.denoiser import Denoiser
+from training.diffusion.losses import bound_terms
 from training.diffusion.noise import Stream, keyed_uniform
 from training.diffusion.pixels import to_model_range
-from training.diffusion.process import GaussianProcess, Model, make_process
+from training.diffusion.process import Denoiser, GaussianProcess, Model, make_process
 from training.shapes import Float64, Int64
 
 ImageBatch = tuple[Tensor, Tensor, Tensor | None]

@@ -11,7 +11,7 @@ from evaluation.records.protocol_card import as_plain
 from evaluation.sampling.trained_model import load_cached
 from training import storage
 from training.console import format_duration, format_rate, format_remaining, say
-from training.distributed.parallel_map import parallel_map
+from training.distributed.ray_session import parallel_map
 
 _SECONDS_BETWEEN_LINES = 5.0
 

@@ -16,12 +16,10 @@ from evaluation.sampling.trained_model import TrainedModel
 from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
 from training.console import say
-from training.diffusion.denoiser import Denoiser
 from training.diffusion.noise import Stream, keyed_uniform
 from training.diffusion.pixels import quantize, to_model_range
-from training.diffusion.process import Model
-from training.diffusion.samplers.loop import make_sampling_process, sample
-from training.diffusion.samplers.sampler import make_sampler
+from training.diffusion.process import Denoiser, Model
+from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample
 from training.shapes import Int64, UInt8
 
 Labels = Literal["balanced", "data"] | tuple[int, ...]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.data.loading.row_groups import RowReader
 from training.diffusion.pixels import to_model_range
-from training.models.upsampler import make_low_res
+from training.models.layers import make_low_res
 from training.shapes import Int64
 
 LowRes = Callable[[Tensor], tuple[Tensor, Tensor | None]]

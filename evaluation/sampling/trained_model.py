@@ -14,8 +14,8 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.diffusion.ensemble import ends_and_middle, require_same_process
 from training.diffusion.process import Model
+from training.models.layers import make_low_res
 from training.models.unet import make_model
-from training.models.upsampler import make_low_res
 from training.shapes import Float32, Int64
 
 

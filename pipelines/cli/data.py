@@ -42,7 +42,7 @@ def preprocess(
     connect()
     from training.config.presets import preset as named_preset
     from training.data.splits import prepare_experiment
-    from training.distributed.parallel_map import parallel_map
+    from training.distributed.ray_session import parallel_map
 
     options = {
         "on_error": on_error,

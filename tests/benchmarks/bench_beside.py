@@ -12,9 +12,8 @@ from measuring import Measured, Run, excess_percent, seconds_of
 from training_steps import network_experiment, our_trainer, updates_of
 
 from training.config.experiment import SamplingConfig
-from training.diffusion.denoiser import Denoiser
-from training.diffusion.samplers.loop import make_sampling_process, sample
-from training.diffusion.samplers.sampler import make_sampler
+from training.diffusion.process import Denoiser
+from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample
 from training.models.unet import make_model
 
 

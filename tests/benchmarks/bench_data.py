@@ -16,7 +16,7 @@ from photographs import crops_of_photographs, jpegs
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from training.data.images.prepare_image import prepare_image
+from training.data.images.resize import prepare_image
 from training.data.loading.loader import Loader
 
 SIZES = ((500, 375), (1000, 750), (2000, 1500))

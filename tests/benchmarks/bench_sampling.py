@@ -15,11 +15,9 @@ from training_steps import set_up
 from training.config.experiment import Experiment, SamplingConfig
 from training.config.presets import preset
 from training.cost.estimate import count_macs
-from training.diffusion.denoiser import Denoiser
 from training.diffusion.pixels import quantize
-from training.diffusion.process import Model
-from training.diffusion.samplers.loop import make_sampling_process, sample
-from training.diffusion.samplers.sampler import make_sampler
+from training.diffusion.process import Denoiser, Model
+from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample
 from training.models.unet import make_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

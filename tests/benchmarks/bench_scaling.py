@@ -26,8 +26,7 @@ from training.config.experiment import SamplingConfig
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.catalog import open_splits
-from training.distributed.parallel_map import parallel_map
-from training.distributed.ray_session import ray_session
+from training.distributed.ray_session import parallel_map, ray_session
 
 
 def measure(run: Run) -> Iterator[tuple[str, Measured]]:

@@ -30,7 +30,7 @@ from training.data.preparation.prepare import prepare
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.sources.published import digits
 from training.data.splits import prepare_splits
-from training.distributed.parallel_map import parallel_map
+from training.distributed.ray_session import parallel_map
 from training.storage import StorageError
 
 DIGITS = preset("digits-hybrid-cosine").data
@@ -229,7 +229,7 @@ def test_a_worker_that_is_killed_costs_its_shard_and_nothing_else(bucket_uri, tm
     whole = prepare(open_splits(place)["train"], str(tmp_path / "whole"), image_size=8, options=Options(rows_per_shard=8))
     program = (
         "import functools, sys; from training.data.preparation import prepare; from training.data.sources import catalog\n"
-        "from training.distributed.parallel_map import parallel_map\n"
+        "from training.distributed.ray_session import parallel_map\n"
         "source, two_workers = catalog.open_splits(sys.argv[1])['train'], functools.partial(parallel_map, num_workers=2)\n"
         "options = prepare.Options(rows_per_shard=8)\n"
         "prepare.prepare(source, sys.argv[2], image_size=8, options=options, shard_map=two_workers)\n"

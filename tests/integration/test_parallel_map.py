@@ -3,7 +3,7 @@
 import pytest
 
 from training.checkpoints.checkpoint import CheckpointError, checkpoint_uri, step_of
-from training.distributed.parallel_map import parallel_map
+from training.distributed.ray_session import parallel_map
 
 
 @pytest.mark.slow

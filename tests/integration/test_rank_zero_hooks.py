@@ -13,7 +13,7 @@ import pytest
 from training import storage
 from training.config.experiment import Resources
 from training.config.presets import preset
-from training.loop.job import Job
+from training.loop.interfaces import Job
 from training.loop.rank_zero_hooks import RankZeroHooks
 from training.tracking import runs as tracking
 

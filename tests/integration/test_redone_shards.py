@@ -30,7 +30,7 @@ import contextlib, functools, os, sys, time
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.files import FolderSource
-from training.distributed.parallel_map import parallel_map
+from training.distributed.ray_session import parallel_map
 
 class Watched(FolderSource):
     log = sys.argv[3]

@@ -9,10 +9,10 @@ from typing import Any
 
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.config.tables import own_data, paper, small
+from training.config.tables import paper, small
 from training.config.tables.row import Preset
 
-PRESETS: dict[str, Preset] = {row.experiment.name: row for table in (small, paper, own_data) for row in table.rows()}
+PRESETS: dict[str, Preset] = {row.experiment.name: row for row in (*small.digits_rows(), *paper.rows(), *small.own_data_rows())}
 
 
 def names() -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.diffusion.process import GaussianProcess, Model, ModelPrediction
+from training.diffusion.noise import Stream, keyed_normal
+from training.diffusion.process import Denoiser, GaussianProcess, Model, ModelPrediction
 from training.shapes import Float, Int64
 
 # Half the distance between neighbouring 8-bit levels, which are 2/255 apart in [-1, 1].
@@ -149,3 +150,27 @@ def approximate_normal_cdf(x: Float[Tensor, "*image"]) -> Float[Tensor, "*image"
 def mean_over_dims(x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
     """Return the mean over all dimensions of each image."""
     return x.flatten(1).mean(1)
+
+
+def bound_terms(
+    denoiser: Denoiser,
+    x_0: Float[Tensor, "batch channels height width"],
+    t: Int64[Tensor, " batch"],
+    *,
+    indices: Int64[Tensor, " batch"],
+    seed: int,
+) -> Float[Tensor, " batch"]:
+    """Draw L_t of each image, in bits/dim: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or at t = 0 -log p(x_0 | x_1).
+
+    Args:
+        denoiser: The network on its chain. The terms are those of the chain's own steps, not those of the original chain.
+        x_0: Images on the grid of 256 levels, in [-1, 1].
+        t: Position of each image in the chain.
+        indices: Index of each image; keys the noise, with the original timestep.
+        seed: Keys the noise.
+    """
+    process = denoiser.process
+    original = torch.tensor(process.timesteps, device=t.device)[t]
+    eps = keyed_normal(seed, Stream.LIKELIHOOD, indices, tuple(x_0.shape[1:]), counter=original)
+    x_t = process.q_sample(x_0, t, eps)
+    return vlb_term_bits_per_dim(process, denoiser.p_mean_variance(x_t, t), x_0, x_t, t)

@@ -32,8 +32,7 @@ from training.data.format.manifest import read_manifest
 from training.data.loading.loader import Loader
 from training.distributed.ray_session import ray_session
 from training.distributed.signals import StopFlag, run_stoppable
-from training.loop.interfaces import Hooks, Outcome, TrainingError
-from training.loop.job import Job, Scorer
+from training.loop.interfaces import Hooks, Job, Outcome, Scorer, TrainingError
 from training.loop.rank_zero_hooks import RankZeroHooks
 from training.loop.rollback import train_with_rollbacks
 from training.loop.trainer import Trainer, check_batch_size

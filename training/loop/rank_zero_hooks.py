@@ -17,10 +17,8 @@ from typing import Any
 from training import storage
 from training.checkpoints import averages, checkpoint
 from training.console import say
-from training.loop.gauges import Gauge
-from training.loop.interfaces import STOP_REQUESTED, Hooks, Outcome
-from training.loop.job import Job, Scorer
-from training.loop.progress import Progress
+from training.loop.gauges import Gauge, Progress
+from training.loop.interfaces import STOP_REQUESTED, Hooks, Job, Outcome, Scorer
 from training.tracking.runs import TrackedRun, attach
 from training.tracking.system_metrics import SystemMetrics
 

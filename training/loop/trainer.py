@@ -27,7 +27,7 @@ from training.loop.interfaces import Batch, BatchSource, DivergedError, Hooks, O
 from training.loop.meter import Meter
 from training.loop.train_state import TrainState, learning_rate_at
 from training.models.dropout import dropout_key
-from training.models.upsampler import make_low_res
+from training.models.layers import make_low_res
 
 MAX_CONSECUTIVE_SKIPS = 10
 MAX_UPDATES_BETWEEN_LOGS = 50

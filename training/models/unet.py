@@ -18,9 +18,9 @@ from training.models.layers import (
     TimestepEmbedSequential,
     Upsample,
     timestep_embedding,
+    with_low_res,
     zero_,
 )
-from training.models.upsampler import with_low_res
 from training.shapes import Float, Int64
 
 

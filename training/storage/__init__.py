@@ -1,29 +1,175 @@
-"""Read and write bytes by URI, in S3 (`s3://bucket/key`) or on disk (`file:///path` or a path).
+"""Read and write bytes by URI, in S3 (`s3://bucket/key`) or on disk (`file:///path` or a path), with the same behaviour in both.
 
-`from training import storage` is how every other package reads and writes. This is the only package that imports boto3.
+`from training import storage` is how every other package reads and writes. This is the only package that imports boto3: its module `s3`
+is imported at the first S3 URI, so that local paths need the standard library alone. The environment selects the server and credentials.
+
+A write is seen completely or not at all. A directory is only a common prefix of names, so there are no empty directories.
+A function that finds nothing under the URI that it needs raises `ObjectNotFoundError`. Every other failure (refused credentials,
+a missing bucket, no answer, a full disk) is a `StorageError` whose one line names the URI and the remedy.
 """
 
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from training.storage import disk
 from training.storage.disk import local_path as local_path
 from training.storage.errors import ObjectNotFoundError as ObjectNotFoundError
 from training.storage.errors import StorageError as StorageError
 from training.storage.retry import OUTAGE_SECONDS as OUTAGE_SECONDS
 from training.storage.retry import retry as retry
-from training.storage.store import delete as delete
-from training.storage.store import delete_partial_files as delete_partial_files
-from training.storage.store import delete_prefix as delete_prefix
-from training.storage.store import download as download
-from training.storage.store import exists as exists
-from training.storage.store import is_s3 as is_s3
-from training.storage.store import join as join
-from training.storage.store import list_dirs as list_dirs
-from training.storage.store import list_objects as list_objects
-from training.storage.store import list_uris as list_uris
-from training.storage.store import open_local as open_local
-from training.storage.store import open_seekable as open_seekable
-from training.storage.store import read_bytes as read_bytes
-from training.storage.store import read_json as read_json
-from training.storage.store import size as size
-from training.storage.store import upload as upload
-from training.storage.store import version as version
-from training.storage.store import write_bytes as write_bytes
-from training.storage.store import write_json as write_json
+
+
+class _Backend(Protocol):
+    """The functions that the modules `s3` and `disk` share; each does what the function of the same name below says."""
+
+    def read_bytes(self, uri: str) -> bytes: ...
+    def open_seekable(self, uri: str) -> BinaryIO: ...
+    def write_bytes(self, uri: str, data: bytes, *, if_absent: bool) -> bool: ...
+    def size(self, uri: str) -> int: ...
+    def version(self, uri: str) -> str: ...
+    def list_objects(self, prefix_uri: str) -> Iterable[tuple[str, int, str]]: ...
+    def list_dirs(self, prefix_uri: str) -> Iterable[str]: ...
+    def delete(self, uri: str) -> None: ...
+    def delete_prefix(self, uri: str) -> int: ...
+    def copy_to(self, uri: str, path: Path) -> None: ...
+    def upload(self, path: Path, uri: str) -> None: ...
+
+
+def _backend(uri: str) -> _Backend:
+    if not is_s3(uri):
+        return disk
+    from training.storage import s3
+
+    return s3
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return `uri` with `parts` below it, one slash between each."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
+
+
+def is_s3(uri: str) -> bool:
+    """Return True for a URI in S3, False for one on disk."""
+    return uri.startswith("s3://")
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read everything stored under `uri`."""
+    return _backend(uri).read_bytes(uri)
+
+
+def open_seekable(uri: str) -> BinaryIO:
+    """Open what is stored under `uri` for reading in parts; in S3 each read is a request for its range alone."""
+    return _backend(uri).open_seekable(uri)
+
+
+def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
+    """Store `data` under `uri`; readers see the old content or the new, never a part.
+
+    Args:
+        uri: The address. Missing directories on disk are made; a bucket must exist.
+        data: The new content.
+        if_absent: Write only where nothing is stored yet, atomically: only one of several writers succeeds. (If
+            the answer to its request is lost and the request is sent again, it too receives False.)
+
+    Returns:
+        True if it was written; False only with `if_absent`, where something was there.
+    """
+    return _backend(uri).write_bytes(uri, data, if_absent=if_absent)
+
+
+def read_json(uri: str) -> Any:
+    """Read the JSON value stored under `uri`."""
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"{uri}: is not JSON ({error}); it is damaged or another kind of file, so check the address") from error
+
+
+def write_json(uri: str, value: Any, *, if_absent: bool = False) -> bool:
+    """Store `value` as JSON, indented by two spaces, with a newline at the end; otherwise like `write_bytes`."""
+    return write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode(), if_absent=if_absent)
+
+
+def exists(uri: str) -> bool:
+    """Return True if something is stored under exactly `uri`; a directory does not count."""
+    try:
+        size(uri)
+    except ObjectNotFoundError:
+        return False
+    return True
+
+
+def size(uri: str) -> int:
+    """Return the number of bytes stored under `uri`."""
+    return _backend(uri).size(uri)
+
+
+def version(uri: str) -> str:
+    """Return a string that changes whenever something else is stored under `uri`, even of the same size.
+
+    In S3 it consists of size, entity tag (which follows the content) and time; on disk, of size, time and inode.
+    """
+    return _backend(uri).version(uri)
+
+
+def list_objects(prefix_uri: str) -> list[tuple[str, int, str]]:
+    """List like `list_uris`, each with its size in bytes and its `version`."""
+    return sorted(_backend(prefix_uri).list_objects(prefix_uri))
+
+
+def list_uris(prefix_uri: str) -> list[str]:
+    """List everything stored below the directory `prefix_uri`, at any depth, sorted; empty where there is no such directory."""
+    return [uri for uri, _, _ in list_objects(prefix_uri)]
+
+
+def list_dirs(prefix_uri: str) -> list[str]:
+    """List the directories directly below `prefix_uri` that contain something, sorted, without a slash at the end."""
+    return sorted(_backend(prefix_uri).list_dirs(prefix_uri))
+
+
+def delete(uri: str) -> None:
+    """Delete what is stored under exactly `uri`; it is no error if there is nothing."""
+    _backend(uri).delete(uri)
+
+
+def delete_prefix(uri: str) -> int:
+    """Delete everything below the directory `uri`; return the number of objects or files."""
+    return _backend(uri).delete_prefix(uri)
+
+
+def delete_partial_files(uri: str) -> None:
+    """Delete the unfinished files of killed writers below a directory on disk; S3 shows no unfinished object."""
+    if not is_s3(uri):
+        disk.delete_partial_files(uri)
+
+
+def download(uri: str, path: str | Path) -> Path:
+    """Copy what is stored under `uri` to the file `path`, which appears completely or not at all."""
+    target = Path(path)
+    with disk.complete_file(target, f"{uri} to {target}", num_bytes=size(uri)) as partial:
+        _backend(uri).copy_to(uri, partial)
+    return target
+
+
+def upload(path: str | Path, uri: str) -> None:
+    """Store the file `path` under `uri`, in parallel parts where it is large; it is seen completely or not at all."""
+    _backend(uri).upload(Path(path), uri)
+
+
+@contextlib.contextmanager
+def open_local(uri: str) -> Iterator[Path]:
+    """Provide a local file with the content of `uri`, to read only: the file itself, or a copy that is deleted at the end."""
+    if not is_s3(uri):
+        size(uri)
+        yield local_path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="iddpm-") as directory:
+        yield download(uri, Path(directory) / uri.rpartition("/")[2])

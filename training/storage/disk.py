@@ -1,4 +1,4 @@
-"""The disk backend of `training.storage`: files by `file:///path` or a path. It needs only the standard library."""
+"""The disk backend of `training.storage`, which says what each function does. It needs only the standard library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from training.console import format_bytes
-from training.storage.errors import StorageError, explain_disk_errors
+from training.storage.errors import ObjectNotFoundError, StorageError, explain_disk_errors
 
 _PARTIAL_SUFFIX = ".partial"
 _ABANDONED_SECONDS = 60.0
@@ -34,20 +34,17 @@ def local_path(uri: str) -> Path:
     return Path(unquote(rest.removeprefix("localhost")))
 
 
-def read(uri: str) -> bytes:
-    """Read the bytes of the file."""
+def read_bytes(uri: str) -> bytes:
     with explain_disk_errors(uri):
         return local_path(uri).read_bytes()
 
 
 def open_seekable(uri: str) -> BinaryIO:
-    """Open the file."""
     with explain_disk_errors(uri):
         return local_path(uri).open("rb")
 
 
-def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
-    """Put a complete file in place; return False where `if_absent` found another."""
+def write_bytes(uri: str, data: bytes, *, if_absent: bool) -> bool:
     with explain_disk_errors(uri), _partial_file(local_path(uri), num_bytes=len(data)) as partial:
         with partial.open("wb") as file:
             file.write(data)
@@ -64,7 +61,6 @@ def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
 
 
 def size(uri: str) -> int:
-    """Return the size of the file in bytes."""
     with explain_disk_errors(uri):
         path = local_path(uri)
         if path.is_dir():
@@ -73,26 +69,21 @@ def size(uri: str) -> int:
 
 
 def version(uri: str) -> str:
-    """Return size, time and inode."""
     with explain_disk_errors(uri):
         found = local_path(uri).stat()
         return f"{found.st_size}-{found.st_mtime_ns}-{found.st_dev}-{found.st_ino}"
 
 
 def list_objects(prefix_uri: str) -> Iterator[tuple[str, int, str]]:
-    """Yield URI, bytes and version of all files below a directory."""
-    return ((uri, size(uri), version(uri)) for uri in list_uris(prefix_uri))
-
-
-def list_uris(prefix_uri: str) -> Iterator[str]:
-    """Yield the URIs of all files below a directory."""
     with explain_disk_errors(prefix_uri):
         root = local_path(prefix_uri)
-        yield from (_uri_of(path, root, prefix_uri) for path in _files_below(root))
+        for path in _files_below(root):
+            with contextlib.suppress(FileNotFoundError, ObjectNotFoundError):  # deleted meanwhile
+                uri = _uri_of(path, root, prefix_uri)
+                yield uri, path.stat().st_size, version(uri)
 
 
-def list_directories(prefix_uri: str) -> Iterator[str]:
-    """Yield the URIs of the directories directly below one that contain a file."""
+def list_dirs(prefix_uri: str) -> Iterator[str]:
     with explain_disk_errors(prefix_uri):
         root = local_path(prefix_uri)
         children = root.iterdir() if root.is_dir() else ()
@@ -100,13 +91,11 @@ def list_directories(prefix_uri: str) -> Iterator[str]:
 
 
 def delete(uri: str) -> None:
-    """Delete the file, if there is one."""
     with explain_disk_errors(uri):
         local_path(uri).unlink(missing_ok=True)
 
 
-def delete_below(uri: str) -> int:
-    """Delete a directory; return the number of its files."""
+def delete_prefix(uri: str) -> int:
     root = local_path(uri).absolute()
     if root == Path(root.anchor):
         raise StorageError(f"{uri}: is the root of the disk; name a directory below it")
@@ -118,12 +107,20 @@ def delete_below(uri: str) -> int:
 
 
 def delete_partial_files(uri: str) -> None:
-    """Delete the unfinished files of killed writers below a directory."""
     with explain_disk_errors(uri):
         for path in local_path(uri).rglob(f".*{_PARTIAL_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                     path.unlink()
+
+
+def copy_to(uri: str, path: Path) -> None:
+    shutil.copyfile(local_path(uri), path)
+
+
+def upload(path: Path, uri: str) -> None:
+    with complete_file(local_path(uri), f"{path} to {uri}", num_bytes=size(str(path))) as partial:
+        shutil.copyfile(path, partial)
 
 
 @contextlib.contextmanager

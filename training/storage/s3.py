@@ -1,4 +1,4 @@
-"""The S3 backend of `training.storage`: the one module that knows boto3.
+"""The S3 backend of `training.storage`, which says what each function does: the one module that knows boto3.
 
 The environment alone selects server and credentials: `AWS_ENDPOINT_URL` and `AWS_REGION`; `AWS_ACCESS_KEY_ID`,
 `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`, or where these are absent the other sources of boto3 (a pod's role by IRSA or Pod
@@ -46,18 +46,15 @@ _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "Inva
 _BUSY = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException", "OperationAborted"}
 
 
-def read(uri: str) -> bytes:
-    """Read the bytes of the object."""
+def read_bytes(uri: str) -> bytes:
     return _get(uri)
 
 
 def open_seekable(uri: str) -> BinaryIO:
-    """Open the object; each read is a request for its range."""
     return cast(BinaryIO, _ObjectFile(uri, size(uri)))
 
 
-def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
-    """Put the object in one request; return False where `if_absent` found another."""
+def write_bytes(uri: str, data: bytes, *, if_absent: bool) -> bool:
     bucket, key = split(uri)
     with _explain_errors(uri):
         if not if_absent:
@@ -80,18 +77,15 @@ def write(uri: str, data: bytes, *, if_absent: bool) -> bool:
 
 
 def size(uri: str) -> int:
-    """Return the size of the object in bytes."""
     return _head(uri)["ContentLength"]
 
 
 def version(uri: str) -> str:
-    """Return size, entity tag and time, of which one changes when the object is overwritten."""
     head = _head(uri)
     return _version(head["ContentLength"], head["ETag"], head["LastModified"])
 
 
 def list_objects(prefix_uri: str) -> list[tuple[str, int, str]]:
-    """List URI, bytes and version of all objects below the directory, in any order and number."""
     bucket, key = split(prefix_uri, root_allowed=True)
     with _explain_errors(prefix_uri):
         pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=_as_directory(key))
@@ -102,13 +96,7 @@ def list_objects(prefix_uri: str) -> list[tuple[str, int, str]]:
         ]
 
 
-def list_uris(prefix_uri: str) -> list[str]:
-    """List the URIs of all objects below the directory, in any order and number."""
-    return [uri for uri, _, _ in list_objects(prefix_uri)]
-
-
-def list_directories(prefix_uri: str) -> list[str]:
-    """List the URIs of the directories directly below the directory that contain something, without a slash at the end."""
+def list_dirs(prefix_uri: str) -> list[str]:
     bucket, key = split(prefix_uri, root_allowed=True)
     s3 = client()
 
@@ -125,16 +113,14 @@ def list_directories(prefix_uri: str) -> list[str]:
 
 
 def delete(uri: str) -> None:
-    """Delete the object, if there is one."""
     bucket, key = split(uri)
     with _explain_errors(uri):
         client().delete_object(Bucket=bucket, Key=key)
 
 
-def delete_below(uri: str) -> int:
-    """Delete every object below the directory; return their number."""
+def delete_prefix(uri: str) -> int:
     bucket, _ = split(uri)
-    names = [name.removeprefix(f"s3://{bucket}/") for name in list_uris(uri)]
+    names = [name.removeprefix(f"s3://{bucket}/") for name, _, _ in list_objects(uri)]
     with _explain_errors(uri):
         for start in range(0, len(names), _DELETE_BATCH):
             batch = names[start : start + _DELETE_BATCH]
@@ -147,29 +133,16 @@ def delete_below(uri: str) -> int:
     return len(names)
 
 
-def download(uri: str, path: Path) -> None:
-    """Write the object to `path`, in parallel ranges where it is large."""
+def copy_to(uri: str, path: Path) -> None:
     bucket, key = split(uri)
     with explain_disk_errors(str(path)), _explain_errors(uri):
         client().download_file(bucket, key, str(path))
 
 
 def upload(path: Path, uri: str) -> None:
-    """Put the file as one object, in parallel parts where it is large."""
     bucket, key = split(uri)
     with explain_disk_errors(str(path)), _explain_errors(uri):
         client().upload_file(str(path), bucket, key)
-
-
-def create_bucket(uri: str) -> None:
-    """Make the bucket of `uri`, unless this account has it already."""
-    bucket, _ = split(uri, root_allowed=True)
-    with _explain_errors(uri):
-        try:
-            client().create_bucket(Bucket=bucket)
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-                raise
 
 
 def split(uri: str, *, root_allowed: bool = False) -> tuple[str, str]:

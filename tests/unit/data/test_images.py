@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from training.data.images.decode import ImageError
-from training.data.images.prepare_image import prepare_image
+from training.data.images.resize import prepare_image
 
 PHOTOS = load_sample_images().images
 

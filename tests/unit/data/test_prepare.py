@@ -31,7 +31,7 @@ from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare, prepare_sizes
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.splits import prepare_experiment, prepare_splits
-from training.distributed.parallel_map import parallel_map
+from training.distributed.ray_session import parallel_map
 
 SMALL_SHARDS = Options(rows_per_shard=16)
 

@@ -7,9 +7,8 @@ from oracles import DiscreteOracle, discrete_images
 from torch import Tensor
 
 from training.config.experiment import DiffusionConfig
-from training.diffusion.bound import bound_terms
-from training.diffusion.denoiser import Denoiser
-from training.diffusion.process import make_process
+from training.diffusion.losses import bound_terms
+from training.diffusion.process import Denoiser, make_process
 
 LEVELS, PROBABILITIES = [64, 128, 192], [0.3, 0.5, 0.2]
 SMALL = DiffusionConfig(num_timesteps=100)

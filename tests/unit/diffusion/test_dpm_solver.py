@@ -12,11 +12,10 @@ from torch import Tensor
 
 from training.config.experiment import DiffusionConfig, Schedule
 from training.config.spacing import uniform_spacing
-from training.diffusion.denoiser import Denoiser
-from training.diffusion.process import GaussianProcess, make_process
+from training.diffusion.process import Denoiser, GaussianProcess, make_process
 from training.diffusion.samplers.ddim import DDIM
 from training.diffusion.samplers.dpm_solver_pp import DPMSolverPP, half_log_snr
-from training.diffusion.samplers.loop import sample_loop
+from training.diffusion.samplers.sampler import sample_loop
 
 
 class Mixture(Oracle):

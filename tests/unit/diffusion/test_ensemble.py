@@ -11,12 +11,10 @@ from torch import Tensor
 
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, SamplingConfig
-from training.diffusion.bound import bound_terms
-from training.diffusion.denoiser import Denoiser
 from training.diffusion.ensemble import Ensemble, ends_and_middle, require_same_process
-from training.diffusion.process import Model, make_process
-from training.diffusion.samplers.loop import make_sampling_process, sample
-from training.diffusion.samplers.sampler import make_sampler
+from training.diffusion.losses import bound_terms
+from training.diffusion.process import Denoiser, Model, make_process
+from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample
 
 LEVELS, PROBABILITIES = [64, 128, 192], [0.3, 0.5, 0.2]
 SMALL = DiffusionConfig(num_timesteps=100)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from training.config.experiment import DiffusionConfig, Schedule, Variance
 from training.config.spacing import parse_spacing
-from training.diffusion.denoiser import Denoiser
-from training.diffusion.process import GaussianProcess, make_process
+from training.diffusion.process import Denoiser, GaussianProcess, make_process
 from training.models.unet import UNet
 
 RELEASED_NAMES = {

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from training.config.experiment import DiffusionConfig, ModelConfig, SamplingConfig, SamplingMethod
 from training.config.spacing import parse_spacing
-from training.diffusion.denoiser import Denoiser
 from training.diffusion.noise import Stream, keyed_normal
 from training.diffusion.pixels import quantize, to_model_range
-from training.diffusion.process import make_process
+from training.diffusion.process import Denoiser, make_process
 from training.diffusion.samplers.ancestral import Ancestral
 from training.diffusion.samplers.ddim import DDIM
-from training.diffusion.samplers.loop import make_sampling_process, sample, sample_loop
-from training.diffusion.samplers.sampler import make_sampler
+from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample, sample_loop
 from training.models.unet import UNet
 
 SHAPE = (3, 4, 4)

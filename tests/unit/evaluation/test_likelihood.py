@@ -18,9 +18,8 @@ from evaluation.likelihood.estimate import likelihood_parts, stratum_bounds
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, LikelihoodForm
 from training.config.spacing import likelihood_spacing
-from training.diffusion.bound import bound_terms
-from training.diffusion.denoiser import Denoiser
-from training.diffusion.process import Model, make_process
+from training.diffusion.losses import bound_terms
+from training.diffusion.process import Denoiser, Model, make_process
 
 LEVELS, PROBABILITIES = [100, 105, 110, 160], [0.3, 0.3, 0.2, 0.2]
 SMALL = DiffusionConfig(num_timesteps=100)

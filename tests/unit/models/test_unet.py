@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from training.config.errors import UserError
 from training.config.experiment import DataConfig, DiffusionConfig, Experiment, ModelConfig
-from training.models.layers import timestep_embedding
+from training.models.layers import make_low_res, timestep_embedding, with_low_res
 from training.models.unet import UNet, make_model
-from training.models.upsampler import make_low_res, with_low_res
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "reference_values.json").read_text())
 

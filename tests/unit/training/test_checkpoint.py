@@ -13,8 +13,7 @@ import torch
 
 from training import storage
 from training.checkpoints import checkpoint
-from training.checkpoints.checkpoint import AsyncWriter
-from training.checkpoints.files import CheckpointError, describe
+from training.checkpoints.checkpoint import AsyncWriter, CheckpointError, describe
 from training.config.presets import preset
 
 EXPERIMENT = preset("digits-hybrid-cosine")

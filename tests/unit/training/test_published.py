@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from training.checkpoints import checkpoint
-from training.checkpoints.import_export import export_checkpoint, import_checkpoint, read_weights
-from training.checkpoints.published import PUBLISHED, describe_difference, expected_shapes, recognise, reference_flags
+from training.checkpoints.import_export import (
+    PUBLISHED,
+    describe_difference,
+    expected_shapes,
+    export_checkpoint,
+    import_checkpoint,
+    read_weights,
+    recognise,
+    reference_flags,
+)
 from training.config import presets
 from training.config.errors import UserError
 from training.models.unet import make_model

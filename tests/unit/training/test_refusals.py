@@ -16,8 +16,7 @@ from training.config.presets import preset
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.published import digits
 from training.launch.ray_train import train
-from training.loop.interfaces import TrainingError
-from training.loop.job import Job
+from training.loop.interfaces import Job, TrainingError
 
 EXPERIMENT = preset("digits-hybrid-cosine")
 

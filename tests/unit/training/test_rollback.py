@@ -15,8 +15,7 @@ from training.config.experiment import Experiment, Resources
 from training.config.presets import preset
 from training.launch.ray_train import _fit
 from training.launch.torchrun import RandomImages
-from training.loop.interfaces import Hooks, TrainingError
-from training.loop.job import Job
+from training.loop.interfaces import Hooks, Job, TrainingError
 from training.loop.rollback import MAX_ROLLBACKS, train_with_rollbacks
 from training.loop.trainer import Trainer
 

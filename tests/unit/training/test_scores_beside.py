@@ -14,8 +14,7 @@ import pytest
 from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
-from training.loop.interfaces import STOP_REQUESTED, Outcome
-from training.loop.job import Job, Scorer
+from training.loop.interfaces import STOP_REQUESTED, Job, Outcome, Scorer
 from training.loop.rank_zero_hooks import RankZeroHooks
 
 EXPERIMENT = preset("digits-hybrid-cosine", ["optim.checkpoint_interval=10"])

@@ -1,4 +1,4 @@
-"""Experiments on 1,797 handwritten digits, which a laptop trains: the demo, and the main tables in small."""
+"""Small experiments: on 1,797 handwritten digits, which a laptop trains, and starting points for a user's own images."""
 
 from __future__ import annotations
 
@@ -78,7 +78,33 @@ def _tiny() -> Iterator[Preset]:
         )
 
 
-def rows() -> Iterator[Preset]:
-    """Yield the rows, family by family."""
+def digits_rows() -> Iterator[Preset]:
+    """Yield the demo, its upsampler, and the main tables in small."""
     yield from _digits()
     yield from _tiny()
+
+
+# image size, model_channels, channel_mult, attention_resolutions, batch size, updates: one GPU trains each in a day or so
+_SIZES = (
+    (32, 96, (1, 2, 2), (16, 8), 128, 100_000),
+    (64, 96, (1, 2, 3, 4), (16, 8), 64, 150_000),
+    (128, 96, (1, 1, 2, 3, 4), (16, 8), 32, 200_000),
+)
+
+
+def own_data_rows() -> Iterator[Preset]:
+    """Yield one starting point per image size; an experiment file names one as its `base` and lists the differences."""
+    for size, width, mult, attention, batch_size, num_steps in _SIZES:
+        yield Preset(
+            experiment=Experiment(
+                name=f"images{size}-hybrid-cosine",
+                data=DataConfig(name="images", image_size=size, resize="area", random_flip=True),
+                model=ModelConfig(model_channels=width, channel_mult=mult, num_res_blocks=2, attention_resolutions=attention, dropout=0.1),
+                diffusion=DiffusionConfig(num_timesteps=1000),
+                optim=OptimConfig(global_batch_size=batch_size, num_steps=num_steps, ema_decays=(0.999, 0.9999), checkpoint_interval=5_000),
+                evaluation=EvaluationConfig(
+                    num_samples=10_000, sampling=SamplingConfig(spacing="100"), scoring_num_samples=2_000, likelihood_num_images=2_000
+                ),
+            ),
+            source="ours: the paper's method with a network and a length of training that one GPU has time for",
+        )

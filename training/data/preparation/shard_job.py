@@ -23,7 +23,7 @@ from training.config.validation import adapter
 from training.data.format.manifest import MANIFEST, Shard, UnreadableImage, read_manifest
 from training.data.format.shards import ShardWriter
 from training.data.images.decode import ImageError
-from training.data.images.prepare_image import prepare_image
+from training.data.images.resize import prepare_image
 from training.data.preparation.options import Options
 from training.data.sources.source import Item, Source, items_digest, read_items
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from training.config.experiment import SamplingConfig
-from training.diffusion.denoiser import Denoiser
-from training.diffusion.process import ModelPrediction
+from training.diffusion.process import Denoiser, ModelPrediction
 from training.shapes import Float
 
 

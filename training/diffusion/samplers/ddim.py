@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from training.config.experiment import SamplingConfig
-from training.diffusion.denoiser import Denoiser
-from training.diffusion.process import GaussianProcess, ModelPrediction
+from training.diffusion.process import Denoiser, GaussianProcess, ModelPrediction
 from training.shapes import Float
 
 
