@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup pictures demo down image image-base image-test test test-fast lint format golden golden-check ci mutations test-processors ablations bench bench-gpu bench-stopping clean
+.PHONY: help setup pictures demo down image image-base image-test test test-fast lint format golden golden-check ci mutations test-processors ablations conformance bench bench-gpu bench-stopping clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -95,6 +95,11 @@ test-processors: setup  ## the numeric tests under other instruction sets, oneDN
 
 mutations: setup  ## break the mathematics in known ways and show which test notices
 	@$(BIN)/python tests/mutations.py
+
+# KUBECONFIG names the cluster; NAMESPACE, IMAGE, OUT and SCENARIOS="train_local cancel" are optional. See tests/conformance/run.py.
+conformance: setup  ## prove a cluster, scenario by scenario: KUBECONFIG=... make conformance IMAGE=... (hours; it cleans up)
+	@$(BIN)/python tests/conformance/run.py $(if $(NAMESPACE),--namespace $(NAMESPACE)) $(if $(IMAGE),--image $(IMAGE)) \
+	  $(if $(OUT),--out $(OUT)) $(if $(SCENARIOS),--scenarios "$(SCENARIOS)") $(ARGS)
 
 # GROUPS="training data" measures some of it; WRITE=1 puts the tables into BENCHMARKS.md when all is measured.
 bench: .venv/.bench-stamp  ## speed beside named baselines, with goals; a quarter of an hour on an idle machine
