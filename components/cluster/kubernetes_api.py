@@ -7,7 +7,6 @@ training runs for days. So a call that failed for a reason that may pass is repe
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ T = TypeVar("T")
 
 _NO_ANSWER = (urllib3.exceptions.HTTPError, OSError)
 _TIMEOUT = (5.0, 30.0)
-_DELETE_TIMEOUT = (2.0, 3.0)
+_QUICK_TIMEOUT = (2.0, 3.0)
 _LONGEST_PAUSE = 15.0
 _WORKFLOWS = ("argoproj.io", "v1alpha1", "workflows")
 _RAYJOBS = (GROUP, VERSION, PLURAL)
@@ -122,31 +121,9 @@ class KubernetesApi:
 
         self._call(f"delete RayJob {name}", delete)
 
-    def prepared_delete(self, name: str) -> Callable[[str], int]:
-        """Prepare one DELETE that a signal handler sends when no time is left.
-
-        It has a connection pool of its own, as the handler may interrupt a request on the other one.
-
-        Returns:
-            A function of the RayJob's uid. It sends the DELETE and returns the status of the answer: 0 if there was none, 404 if
-            another RayJob has the name by now. It neither raises nor prints.
-        """
-        send = functools.partial(
-            client.CustomObjectsApi(connect()).delete_namespaced_custom_object_with_http_info,
-            *self._path(_RAYJOBS),
-            name,
-            _request_timeout=_DELETE_TIMEOUT,
-        )
-
-        def delete(uid: str) -> int:
-            try:
-                return int(send(body=_delete_options(uid))[1])
-            except ApiException as error:
-                return 404 if error.status == 409 else error.status or 0
-            except _NO_ANSWER:
-                return 0
-
-        return delete
+    def quick_requests(self, rayjob: str) -> QuickRequests:
+        """Prepare the requests that a signal handler sends when no time is left."""
+        return QuickRequests(self.namespace, rayjob)
 
     # -- pods ----------------------------------------------------------------------------------------------------------
 
@@ -245,6 +222,37 @@ class KubernetesApi:
                 raise
             self._client = connect()  # the token has changed; its file, or the kubeconfig, has the new one
             return send(self._client)
+
+
+class QuickRequests:
+    """Requests with short timeouts, sent once, on a connection of their own: a signal may have interrupted a request on the other one.
+
+    None of them raises or prints. They return the status of the answer, 0 if there was none.
+    """
+
+    def __init__(self, namespace: str, rayjob: str) -> None:
+        self._namespace, self._rayjob = namespace, rayjob
+        self._api = client.CustomObjectsApi(connect())
+
+    def workflow(self, name: str) -> tuple[int, dict[str, Any]]:
+        """Return the status, and the Workflow of that name if the status is 200."""
+        group, version, plural = _WORKFLOWS
+        return self._send(self._api.get_namespaced_custom_object_with_http_info, group, version, self._namespace, plural, name)
+
+    def delete(self, uid: str) -> int:
+        """Delete the RayJob of that uid, and return the status: 404 if another RayJob has the name by now."""
+        send, (group, version, plural) = self._api.delete_namespaced_custom_object_with_http_info, _RAYJOBS
+        status, _ = self._send(send, group, version, self._namespace, plural, self._rayjob, body=_delete_options(uid))
+        return 404 if status == 409 else status
+
+    def _send(self, send: Callable[..., Any], *path: str, **options: Any) -> tuple[int, dict[str, Any]]:
+        try:
+            answer = send(*path, _request_timeout=_QUICK_TIMEOUT, **options)
+        except ApiException as error:
+            return error.status or 0, {}
+        except _NO_ANSWER:
+            return 0, {}
+        return int(answer[1]), answer[0]
 
 
 def _may_pass(error: BaseException) -> bool:

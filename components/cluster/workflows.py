@@ -58,6 +58,11 @@ def is_cancelled(workflow: Mapping[str, Any]) -> bool:
     return spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))
 
 
+def has_ended(workflow: Mapping[str, Any]) -> bool:
+    """Return True if the run is over, cancelled or being deleted: nothing that it started has a use any more."""
+    return is_cancelled(workflow) or phase_of(workflow) in ENDED or bool(workflow["metadata"].get("deletionTimestamp"))
+
+
 class Attempt(NamedTuple):
     """One try of a step, or of the driver that prepares it: one pod.
 

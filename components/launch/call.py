@@ -14,6 +14,8 @@ from training import storage
 
 CALL = "rayjob-call.json"
 ANSWER = "rayjob-answer.json"
+TRY_AGAIN = 75
+"""Exit code of a driver that failed for a reason that may pass (EX_TEMPFAIL of sysexits.h)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,14 @@ class Call:
     def is_done(self) -> bool:
         """Return True if the result is there."""
         return storage.exists(self.result_uri)
+
+    def progress(self) -> int:
+        """Return the step of the run's last checkpoint; 0 for a step that has none."""
+        if not self.step.run_files:
+            return 0
+        from training.checkpoints import checkpoint
+
+        return max(storage.retry(lambda: checkpoint.steps(self.directory_uri)), default=0)
 
     def result(self) -> Any:
         """Return the value that the step returned."""

@@ -1,15 +1,15 @@
 """Delete RayJobs that outlived the pipeline run that started them.
 
-A launcher deletes its RayJob itself when it is stopped, and Kubernetes deletes it with the Workflow that owns it. Neither happens if
-the run was cancelled and its launcher killed at once: the Workflow stays for days, for its logs, and the RayJob would occupy its
-GPUs until its own deadline.
+A launcher deletes its RayJob itself when its run is cancelled, and Kubernetes deletes it with the Workflow that owns it. Neither
+happens if the launcher was killed at once, or had no answer about its Workflow in time: the Workflow stays for its logs, and the RayJob
+would occupy its GPUs until its own deadline.
 """
 
 from __future__ import annotations
 
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.names import MANAGED_BY
-from components.cluster.workflows import ENDED, owner_of, phase_of
+from components.cluster.workflows import has_ended, owner_of, phase_of
 from components.launch.rayjob.status import read_status
 from training.console import say
 
@@ -25,9 +25,8 @@ def delete_finished_rayjobs(api: KubernetesApi) -> list[str]:
         workflow = api.workflow(owner.name)
         if workflow is None or workflow["metadata"]["uid"] != owner.uid:
             continue  # Kubernetes deletes what a deleted Workflow owned
-        phase = phase_of(workflow)
-        if phase in ENDED:
+        if has_ended(workflow):
             api.delete_rayjob(name, uid)
-            say(f"RayJob {name} is deleted: its Workflow {owner.name} has ended ({phase}), and it has not")
+            say(f"RayJob {name} is deleted: its Workflow {owner.name} has ended or is cancelled ({phase_of(workflow)}), and it goes on")
             deleted.append(name)
     return deleted

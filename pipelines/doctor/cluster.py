@@ -19,7 +19,7 @@ RIGHTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ray.io", "rayjobs", ("create", "get", "delete")),
     ("", "pods", ("get", "list")),
     ("", "pods/log", ("get",)),
-    ("argoproj.io", "workflows", ("list",)),
+    ("argoproj.io", "workflows", ("get", "list")),
 )
 """Rights that a step with a RayJob needs: group, resource, verbs. `k8s/base/runs/accounts.yaml` grants them."""
 _OVERLAY = "'kubectl apply -k' of your overlay creates it (k8s/README.md, step 6)"

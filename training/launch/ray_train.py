@@ -142,6 +142,7 @@ def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
                 num_workers=_num_workers(job.resources),  # type: ignore[arg-type]  # a range is allowed
                 use_gpu=on_gpu,
                 resources_per_worker={"CPU": 1, "GPU": 1 - SCORE_GPU_SHARE} if on_gpu and job.scorer else None,
+                placement_strategy="SPREAD",  # over all nodes that were asked for; Ray would fill one first, and leave others idle
             ),
             run_config=RunConfig(
                 name=f"train-{attempt}",

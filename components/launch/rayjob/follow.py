@@ -1,7 +1,7 @@
-"""Follow one run on KubeRay, from a small pod that starts its RayJob, follows it and deletes it when the pod is stopped.
+"""Follow one run on KubeRay, from a small pod that starts its RayJob, follows it and ends it when the run is cancelled.
 
 A run has one RayJob name, so the API server prevents two launchers from starting it twice: the second one finds the
-first one's job and follows it. A failed job is deleted and, once its pods are gone, created again; training resumes from
+first one's job and follows it. A job that was lost is deleted and, once its pods are gone, created again; training resumes from
 its checkpoints. The run's directory, not the log, tells the caller that a run is done.
 """
 
@@ -13,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from components.cluster.kubernetes_api import KubernetesApi
+from components.cluster.kubernetes_api import KubernetesApi, QuickRequests
 from components.cluster.names import LAUNCH_LABEL, OWNER_LABEL, RUN_LABEL, RUN_URI_ANNOTATION
+from components.cluster.workflows import has_ended
 from components.launch.rayjob.logs import LogFollower
 from components.launch.rayjob.manifest import RayJob, render
-from components.launch.rayjob.status import Status, failure_message, is_live, pod_troubles, read_status
+from components.launch.rayjob.status import Status, failure_message, is_live, pod_troubles, read_status, remedy_of
 from training.console import format_duration, say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 
@@ -26,70 +27,115 @@ _TEARDOWN_SECONDS = 600.0
 """Time that the pods of an earlier job may take to end."""
 _SLACK_SECONDS = 600.0
 """Time that KubeRay may take to see a job, and to act on it after the job's own deadline."""
+MAX_LOSSES = 3
+"""A run whose RayJob is lost this often without a new checkpoint is given up."""
 
 
 class RayJobError(RuntimeError):
     """The run failed on the cluster; one line with the reason and the remedy."""
 
 
+class RayJobLostError(RayJobError):
+    """KubeRay gave the job up, or its pods died; on a new RayJob the run goes on."""
+
+
+class _ReplacedError(Exception):
+    """Another launcher has started the run again; its job is followed."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
     """The interval between two looks at a job, and the clock.
 
+    A job is looked at often when its state is new, and rarely when it has been the same for long, as the end of the driver's log
+    ends the wait. So a training of days costs the API server half a request a minute.
+
     Attributes:
-        poll_seconds: Between two looks at the job, give or take a fifth.
+        poll_seconds: Between two looks at a job whose state is new, give or take a fifth.
+        max_poll_seconds: The longest interval.
         clock: Returns seconds; tests pass their own.
         sleep: Waits for seconds.
     """
 
     poll_seconds: float = 5.0
+    max_poll_seconds: float = 240.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
-    def pause(self) -> None:
-        """Wait for about `poll_seconds`, so that many launchers don't send their requests together."""
-        self.sleep(self.poll_seconds * random.uniform(0.8, 1.2))
+    def pause(self, *, unchanged_seconds: float = 0.0, is_due: Callable[[], bool] = lambda: False) -> None:
+        """Wait, a little at random, so that many launchers don't send their requests together.
+
+        Args:
+            unchanged_seconds: How long the state has been the same.
+            is_due: Returns True if there is something to see; then the wait ends.
+        """
+        seconds = max(self.poll_seconds, min(self.max_poll_seconds, unchanged_seconds / 5)) * random.uniform(0.8, 1.2)
+        end = self.clock() + seconds
+        while (left := end - self.clock()) > 0 and not is_due():
+            self.sleep(min(left, self.poll_seconds * 1.2))
 
 
 DEFAULT_PACE = Pace()
 
 
-def run_rayjob(job: RayJob, api: KubernetesApi, *, is_done: Callable[[], bool], pace: Pace = DEFAULT_PACE) -> None:
+def run_rayjob(
+    job: RayJob, api: KubernetesApi, *, is_done: Callable[[], bool], progress: Callable[[], int] = lambda: 0, pace: Pace = DEFAULT_PACE
+) -> None:
     """Start a job, or find it running, and return once it succeeded.
 
-    SIGTERM and Ctrl-C send one DELETE before anything else; see `StopFlag.raise_if_set`. A job that another Workflow or
-    another person started is followed, but never deleted here.
+    SIGTERM and Ctrl-C end the job only if the run is over: see `_is_over`. A job that another Workflow or another person started is
+    followed, but never deleted here.
 
     Args:
         job: The job.
         api: The cluster.
         is_done: Returns True if the run left its result; a job that succeeded but whose result is gone is started again.
+        progress: Returns the step of the last checkpoint. A lost job is started again up to `MAX_LOSSES` times without progress.
         pace: How often to look.
 
     Raises:
-        RayJobError: It failed, was deleted, outlived its deadline, or KubeRay does not see it.
+        RayJobError: It failed, was deleted, was lost too often, outlived its deadline, or KubeRay does not see it.
         KubernetesError: The API refuses, or is away for too long; a job that was started goes on.
     """
-    ownership, delete = _Ownership(), api.prepared_delete(job.name)
+    ownership, quick = _Ownership(), api.quick_requests(job.name)
 
-    def delete_at_once() -> bool:
-        if ownership.uid:
-            delete(ownership.uid)  # first: a pod of a terminated pipeline has about a second left
+    def end_if_over() -> bool:
+        if ownership.uid and _is_over(job, quick):
+            quick.delete(ownership.uid)  # at once: a pod of a terminated pipeline has about a second left
+            ownership.is_over = True
         return False
 
     def follow() -> None:
-        running = _attach_or_create(job, api, is_done, pace, ownership, stop)
-        _watch(job, running["metadata"]["uid"], api, pace)
-        ownership.uid = ""  # it succeeded: KubeRay deletes it later, and its log stays readable until then
+        losses, step = 0, progress()
+        while True:
+            running = _attach_or_create(job, api, is_done, pace, ownership, stop)
+            try:
+                _watch(job, running["metadata"]["uid"], api, pace)
+            except _ReplacedError:
+                continue
+            except RayJobLostError as error:
+                before, step = step, progress()
+                losses = losses + 1 if step <= before else 1
+                if losses >= MAX_LOSSES:
+                    raise RayJobError(f"{error}; it was lost {losses} times without a new checkpoint, and is given up") from error
+                say(f"{error}; the run goes on from step {step:,} on a new RayJob")
+            else:
+                uid, ownership.uid = ownership.uid, ""
+                if uid and is_done():
+                    api.delete_rayjob(job.name, uid)  # its GPUs would idle until KubeRay does it
+                return
 
     with stop_flag() as stop:
         try:
-            run_stoppable(follow, stop, on_stop=delete_at_once, grace_seconds=0.0)
+            run_stoppable(follow, stop, on_stop=end_if_over, grace_seconds=0.0)
         finally:
-            if stop.is_set and ownership.is_being_created:
-                ownership.uid = _uid_of_created(job, api)
+            if stop.is_set and ownership.is_being_created and _is_over(job, quick):
+                ownership.uid, ownership.is_over = _uid_of_created(job, api), True
             if stop.is_set and ownership.uid:
-                _delete_for_certain(job.name, lambda: delete(ownership.uid))
+                if ownership.is_over:
+                    _delete_for_certain(job.name, lambda: quick.delete(ownership.uid))
+                else:
+                    say(f"this pod is stopped, but its run is not cancelled: RayJob {job.name} goes on, and the step's next try follows it")
 
 
 # -- SIGTERM -----------------------------------------------------------------------------------------------------------
@@ -102,10 +148,27 @@ class _Ownership:
     Attributes:
         uid: Its uid; empty while there is none.
         is_being_created: True while the request that creates it is on its way.
+        is_over: True once the run is known to be cancelled or at its end.
     """
 
     uid: str = ""
     is_being_created: bool = False
+    is_over: bool = False
+
+
+def _is_over(job: RayJob, quick: QuickRequests) -> bool:
+    """Return True if a signal means that nobody wants the run any more.
+
+    In a pipeline the Workflow says so: a pod is stopped in the same way when its run is cancelled and when its node is drained. If the
+    API does not answer in time, the job goes on, and the reaper ends it where the Workflow is over. A job that no Workflow owns was
+    started by the person who sends the signal.
+    """
+    if job.owner is None:
+        return True
+    status, workflow = quick.workflow(job.owner.name)
+    if status == 404:
+        return True
+    return status == 200 and (workflow["metadata"]["uid"] != job.owner.uid or has_ended(workflow))
 
 
 def _uid_of_created(job: RayJob, api: KubernetesApi) -> str:
@@ -216,35 +279,43 @@ def _wait_for_pods_to_go(job: RayJob, api: KubernetesApi, pace: Pace) -> None:
 def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
     selector = f"{RUN_LABEL}={job.name}"
     logs = LogFollower(api, selector)
-    summary = ""
+    summary, changed, has_dashboard = "", pace.clock(), False
     troubles: list[str] = []
     began: float | None = None
     try:
         while True:
             found = api.rayjob(job.name)
-            if found is None or found["metadata"]["uid"] != uid:
-                raise RayJobError(
-                    f"RayJob {job.name} was {'deleted' if found is None else 'replaced'} while it ran; "
-                    "the same command goes on from the latest checkpoint"
-                )
+            if found is None:
+                raise RayJobError(f"RayJob {job.name} was deleted while it ran; the same command goes on from the latest checkpoint")
+            if found["metadata"]["uid"] != uid:
+                raise _ReplacedError
             status = read_status(found)
             if status.summary != summary:
-                summary = status.summary
-                _report(job, status)
+                summary, changed = status.summary, pace.clock()
+                say(f"RayJob {job.name} {summary}")
+            if status.deployment == "Running" and status.dashboard_url and not has_dashboard:
+                has_dashboard = True
+                service = status.dashboard_url.partition(".")[0]
+                say(f"dashboard: {status.dashboard_url} (kubectl -n {job.namespace} port-forward svc/{service} 8265)")
             if status.deployment in ("Running", "Complete", "Failed"):
                 logs.start()
             if status.succeeded:
                 return
             if status.failed:
                 logs.finish()  # its last lines stand above the reason
-                raise RayJobError(failure_message(job.name, status, troubles))
+                if status.is_lost:
+                    raise RayJobLostError(failure_message(job.name, status, troubles))
+                raise RayJobError(f"{failure_message(job.name, status, troubles)}; {remedy_of(status)}")
             troubles = _new_troubles(troubles, pod_troubles(api.pods(selector)))
             if status.deployment in ("Suspended", "Suspending"):
                 began = None  # KubeRay, too, starts its deadline again once the queue admits the job
             else:
                 began = began if began is not None else pace.clock()
                 _require_in_time(job, uid, status, pace.clock() - began, api, pace)
-            pace.pause()
+            pace.pause(unchanged_seconds=pace.clock() - changed, is_due=logs.has_ended)
+            if logs.has_ended():
+                logs.forget_end()
+                changed = pace.clock()
     finally:
         logs.finish()
 
@@ -262,13 +333,6 @@ def _require_in_time(job: RayJob, uid: str, status: Status, seconds: float, api:
             f"RayJob {job.name} outlived its deadline of {format_duration(deadline)} and is deleted; {operator} "
             "The same command goes on from the latest checkpoint"
         )
-
-
-def _report(job: RayJob, status: Status) -> None:
-    say(f"RayJob {job.name} {status.summary}")
-    if status.deployment == "Running" and status.dashboard_url:
-        service = status.dashboard_url.partition(".")[0]
-        say(f"dashboard: {status.dashboard_url} (kubectl -n {job.namespace} port-forward svc/{service} 8265)")
 
 
 def _new_troubles(before: list[str], now: list[str]) -> list[str]:

@@ -41,7 +41,7 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
         UserError: The experiment or the data set does not fit, or no image is known.
         RayJobError: The step failed.
         KubernetesError: The API refuses, or is away for too long.
-        SystemExit: SIGTERM; the RayJob is deleted if this run of the pipeline started it.
+        SystemExit: SIGTERM; the RayJob is deleted if this run of the pipeline started it and is cancelled, else it goes on.
     """
     call = call_of(step, arguments)
     if step.run_files and call.is_done():
@@ -51,9 +51,11 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
     launcher, launch = _own_pod(api), uuid.uuid4().hex
     owner = owner_of(launcher)
     call = call_of(step, arguments, scope=owner.uid if owner else launch)
+    if call.is_done():  # by an earlier try of this step
+        return call.result()
     job = rayjob_for(call, resources, launcher=launcher, namespace=api.namespace, launch=launch)
     call.write()
-    run_rayjob(job, api, is_done=call.is_done, pace=pace)
+    run_rayjob(job, api, is_done=call.is_done, progress=call.progress, pace=pace)
     if not call.is_done():
         raise RayJobError(f"RayJob {job.name} succeeded but {call.result_uri} is not there; do its pods write to the same S3 as this step?")
     say(f"{call.key} is done")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import threading
 
@@ -11,7 +12,11 @@ from components.cluster.kubernetes_api import KubernetesApi
 
 _SUBMITTER = "ray-job-submitter"
 _PAUSE_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 120.0
 _LAST_LINES_SECONDS = 3.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_RAYS_OWN = re.compile(r"\b(cli|job_manager|packaging|worker)\.py:\d+ -- |Waiting for Ray Dashboard GCS|PlacementGroupCleaner")
+"""Lines of the command that submits, and of Ray's start: each run has the same, and none is about the run."""
 
 
 class LogFollower:
@@ -26,15 +31,24 @@ class LogFollower:
         """
         self._api = api
         self._selector = selector
-        self._stop = threading.Event()
+        self._stop, self._ended = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._last_stamp = ""
+        self._shown: list[int] = []
+        self._finished_pods: set[str] = set()
 
     def start(self) -> None:
         """Begin to follow; do nothing if it has begun."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="rayjob-logs", daemon=True)
             self._thread.start()
+
+    def has_ended(self) -> bool:
+        """Return True if a submitter's log has come to its end, so the job's state may have changed."""
+        return self._ended.is_set()
+
+    def forget_end(self) -> None:
+        """Wait for the next end: another submitter may take the place of the last one."""
+        self._ended.clear()
 
     def finish(self) -> None:
         """Wait a moment for the last lines, then leave the thread to end by itself."""
@@ -43,22 +57,38 @@ class LogFollower:
             self._thread.join(_LAST_LINES_SECONDS)
 
     def _run(self) -> None:
-        last = False
+        last, pause = False, _PAUSE_SECONDS
         while True:
+            before = len(self._shown)
             with contextlib.suppress(KubernetesError):
                 for pod in self._api.pods(self._selector):
+                    name = pod["metadata"]["name"]
                     names = [container["name"] for container in pod["spec"]["containers"]]
-                    if _SUBMITTER in names:
-                        self._copy(pod["metadata"]["name"])
+                    if _SUBMITTER in names and name not in self._finished_pods:
+                        self._copy(name)
+                        self._finished_pods.add(name)
+                        self._ended.set()
             if last:
                 return
-            last = self._stop.wait(_PAUSE_SECONDS)
+            pause = _PAUSE_SECONDS if len(self._shown) > before else min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            last = self._stop.wait(pause)
 
     def _copy(self, pod: str) -> None:
-        """Copy new lines. A connection that broke is opened again from the log's beginning; the stamps tell which lines were shown."""
+        """Copy new lines.
+
+        A connection that broke is opened again from the log's beginning, and a second submitter repeats the driver's whole log: lines
+        are skipped as long as they are the ones that were shown before.
+        """
+        position, repeats = 0, True
         for line in self._api.log_lines(pod, _SUBMITTER):
-            stamp, _, text = line.partition(" ")
-            if stamp > self._last_stamp:
-                self._last_stamp = stamp
+            text = _COLOUR.sub("", line.partition(" ")[2])
+            if _RAYS_OWN.search(text):
+                continue
+            digest = hash(text)
+            repeats = repeats and position < len(self._shown) and self._shown[position] == digest
+            position += 1
+            if not repeats:
+                del self._shown[position - 1 :]
+                self._shown.append(digest)
                 sys.stdout.write(f"{text}\n")
                 sys.stdout.flush()

@@ -35,8 +35,11 @@ from training.config.errors import UserError
 DRAIN_SECONDS = 100
 GRACE_SECONDS = 120
 """Kubernetes waits this long before it kills a pod: longer than Ray drains, so that the last checkpoint is written."""
+HEAD_DRAIN_SECONDS, HEAD_GRACE_SECONDS = 10, 30
+"""The same for the head, which has no worker: a run that was lost goes on once its head is gone."""
 TTL_SECONDS = 60
-"""A finished job's pods, with their GPUs, stay this long for the last lines of their logs."""
+"""A finished job's pods stay this long where no launcher is there to delete it."""
+SUBMITTER_RETRIES = 2
 _POD_ANNOTATIONS = {
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     "karpenter.sh/do-not-disrupt": "true",
@@ -162,10 +165,10 @@ def render(job: RayJob) -> dict[str, Any]:
         "ttlSecondsAfterFinished": TTL_SECONDS,
         "activeDeadlineSeconds": options.active_deadline_seconds,
         "preRunningDeadlineSeconds": options.pre_running_deadline_seconds,
-        # Only the launcher tries again, once the pods of the last try are gone: with KubeRay's own retries two tries may
-        # overlap, and those of its submitter would start a finished driver again.
+        # Only the launcher starts a new cluster, once the pods of the last one are gone: with KubeRay's own retries two may overlap.
+        # A submitter that comes back follows the driver that runs; where the head was replaced, it starts the driver again.
         "backoffLimit": 0,
-        "submitterConfig": {"backoffLimit": 0},
+        "submitterConfig": {"backoffLimit": SUBMITTER_RETRIES},
         "submitterPodTemplate": _submitter(job),
         "rayClusterSpec": _cluster(job),
     }
@@ -189,13 +192,20 @@ def _cluster(job: RayJob) -> dict[str, Any]:
         worker["spec"]["nodeSelector"] = dict(job.resources.node_selector)
     if job.resources.tolerations:
         worker["spec"]["tolerations"] = [dict(each) for each in job.resources.tolerations]
+    head = _ray_pod(
+        job,
+        "ray-head",
+        {"cpu": options.head_cpu, "memory": options.head_memory},
+        {**no_gpu, **job.driver_env, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(HEAD_DRAIN_SECONDS)},
+    )
+    head["spec"]["terminationGracePeriodSeconds"] = HEAD_GRACE_SECONDS
     return {
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
             # All strings, as KubeRay puts them on a command line. Ray gets none of the head's cores, so no worker runs there.
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": _ray_pod(job, "ray-head", {"cpu": options.head_cpu, "memory": options.head_memory}, {**no_gpu, **job.driver_env}),
+            "template": head,
         },
         "workerGroupSpecs": [
             {

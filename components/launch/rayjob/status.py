@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.launch.call import TRY_AGAIN
+
 _RESUMES = "the same command goes on from the latest checkpoint"
 
 _REMEDIES = {
-    "SubmissionFailed": f"the driver could not be handed to Ray, or its submitter died; {_RESUMES}",
+    "SubmissionFailed": f"its head was lost, or its submitter died more than once; {_RESUMES}",
     "DeadlineExceeded": f"it ran into its deadline; {_RESUMES}, and a longer deadline lets it run through",
     "PreRunningDeadlineExceeded": "its pods did not come up in time; ask for less, for other nodes, or wait longer before giving up",
     "AppFailed": f"training itself failed, its last lines say why; once that is fixed {_RESUMES}",
@@ -17,6 +20,10 @@ _REMEDIES = {
     "JobStatusCheckTimeoutExceeded": f"Ray's head did not answer, as when it runs out of memory; give the head more memory, and {_RESUMES}",
     "ValidationFailed": "KubeRay refuses the manifest; is its operator 1.7 or later?",
 }
+_LOST = ("SubmissionFailed", "DeadlineExceeded", "JobDeploymentStatusTransitionGracePeriodExceeded", "JobStatusCheckTimeoutExceeded")
+"""Reasons that say nothing against the run itself."""
+_LOST_DRIVER = re.compile(rf"exit code (-9|137|{TRY_AGAIN})\b|Submitter completed but Ray job not found|node .*(died|dead|preempted)", re.I)
+"""Messages of a job whose driver was killed, or says that a later try may succeed."""
 _TROUBLED = (
     "ImagePullBackOff",
     "ErrImagePull",
@@ -56,6 +63,11 @@ class Status:
         return self.deployment in ("Failed", "ValidationFailed") or (self.deployment == "Complete" and self.job != "SUCCEEDED")
 
     @property
+    def is_lost(self) -> bool:
+        """True if it failed for a reason that another try may not meet. "Failed" alone is no proof that its pods are gone."""
+        return self.deployment == "Failed" and (self.reason in _LOST or bool(_LOST_DRIVER.search(self.message)))
+
+    @property
     def summary(self) -> str:
         """The state in words, for a progress line."""
         if self.deployment == "Suspended":
@@ -78,15 +90,18 @@ def read_status(manifest: Mapping[str, Any]) -> Status:
 
 
 def failure_message(name: str, status: Status, troubles: Sequence[str] = ()) -> str:
-    """Return the reason and the remedy of a failure, in one line."""
-    if status.deployment == "Complete":
-        what, remedy = f"ended as {status.job or 'unknown'}", f"somebody stopped it by hand; {_RESUMES}"
-    else:
-        reason = status.reason or status.deployment
-        what, remedy = f"failed ({reason})", _REMEDIES.get(reason, _RESUMES)
+    """Return the reason of a failure, in one line."""
+    what = f"ended as {status.job or 'unknown'}" if status.deployment == "Complete" else f"failed ({status.reason or status.deployment})"
     message = f": {status.message[:400]}" if status.message else ""
     trouble = f"; seen: {'; '.join(troubles)}" if troubles else ""
-    return f"RayJob {name} {what}{message}{trouble}; {remedy}"
+    return f"RayJob {name} {what}{message}{trouble}"
+
+
+def remedy_of(status: Status) -> str:
+    """Return the remedy of a failure."""
+    if status.deployment == "Complete":
+        return f"somebody stopped it by hand; {_RESUMES}"
+    return _REMEDIES.get(status.reason or status.deployment, _RESUMES)
 
 
 def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:

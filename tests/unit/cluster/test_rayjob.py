@@ -14,6 +14,7 @@ from typing import Any
 import fake_kubernetes
 import pytest
 from fake_kubernetes import NAMESPACE, FakeKubernetes, recorded_statuses
+from recorded_workflows import workflow_states
 
 from components.cluster import kubernetes_api
 from components.cluster.connection import KubernetesError, current_namespace
@@ -22,7 +23,7 @@ from components.cluster.names import LAUNCH_LABEL, RUN_LABEL
 from components.cluster.workflows import Owner
 from components.launch.rayjob.follow import Pace, RayJobError, run_rayjob
 from components.launch.rayjob.manifest import RayJob, render
-from components.launch.rayjob.status import failure_message, read_status
+from components.launch.rayjob.status import failure_message, read_status, remedy_of
 from components.launch.resources import RayJobOptions, StageResources
 
 _SUCCEEDED = recorded_statuses("4504db")
@@ -44,8 +45,8 @@ class _Clock:
         self.on_sleep()
         time.sleep(0.001)  # the threads of the API and of the log have a turn
 
-    def pace(self) -> Pace:
-        return Pace(poll_seconds=60.0, clock=lambda: self.seconds, sleep=self.sleep)
+    def pace(self, poll_seconds: float) -> Pace:
+        return Pace(poll_seconds=poll_seconds, clock=lambda: self.seconds, sleep=self.sleep)
 
 
 def _job(*, deadline: int = 48 * 3600, **changes: Any) -> RayJob:
@@ -77,16 +78,24 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKub
         yield fake
 
 
-def _run(job: RayJob | None = None, *, patience: float = 5.0, done: bool = True, clock: _Clock | None = None) -> None:
+def _run(
+    job: RayJob | None = None,
+    *,
+    patience: float = 5.0,
+    done: bool = True,
+    clock: _Clock | None = None,
+    poll_seconds: float = 60.0,
+    progress: Callable[[], int] = lambda: 0,
+) -> None:
     api = KubernetesApi(NAMESPACE, patience_seconds=patience, first_pause_seconds=0.02)
-    run_rayjob(job or _job(), api, is_done=lambda: done, pace=(clock or _Clock()).pace())
+    run_rayjob(job or _job(), api, is_done=lambda: done, progress=progress, pace=(clock or _Clock()).pace(poll_seconds))
 
 
 def test_a_job_is_created_once_and_watched_to_its_good_end(cluster, capsys):
     _run()
     assert cluster.count("POST") == 1
-    assert cluster.count("DELETE") == 0
-    assert cluster.rayjobs[_NAME]["metadata"]["ownerReferences"][0]["name"] == "train-x"
+    assert cluster.created[0]["metadata"]["ownerReferences"][0]["name"] == "train-x"
+    assert cluster.count("DELETE") == 1  # so that its GPUs are free at once
     printed = capsys.readouterr().out
     assert "is starting its cluster" in printed
     assert "head-svc 8265" in printed
@@ -97,7 +106,6 @@ def test_a_launcher_that_is_tried_again_finds_its_job_and_creates_none(cluster):
     cluster.script = [_RUNNING, _RUNNING, _GOOD]
     _run()
     assert cluster.count("POST") == 0
-    assert cluster.count("DELETE") == 0
 
 
 def test_a_job_that_succeeded_before_the_launcher_came_back_is_not_run_again(cluster):
@@ -128,7 +136,6 @@ def test_a_failed_job_is_created_again_only_when_it_and_its_pods_are_gone(cluste
     _run(clock=clock)
     assert alive_at_creation == [False]
     assert cluster.count("POST") == 1
-    assert cluster.count("DELETE") == 1
 
 
 def test_pods_that_never_go_are_named(cluster):
@@ -185,13 +192,65 @@ def test_two_launchers_of_one_run_share_one_job(cluster):
 
 
 @pytest.mark.parametrize("recording", ["47d66d", "967f1a"], ids=["submitter lost", "head killed"])
-def test_a_job_that_fails_ends_with_its_reason_and_a_remedy_in_one_line(cluster, recording):
+def test_a_lost_job_goes_on_from_the_last_checkpoint_on_a_new_one_once_its_pods_are_gone(cluster, capsys, recording):
+    clock, deleted_at = _Clock(), []
     cluster.script = recorded_statuses(recording)
-    with pytest.raises(RayJobError) as caught:
+
+    def pods_of_the_lost_job(rayjob: dict[str, Any]) -> None:
+        if len(cluster.created) == 1 and rayjob.get("status") == cluster.script[-1]:
+            cluster.add_pod("old-worker", {RUN_LABEL: _NAME})
+
+    def end_pods_later() -> None:
+        if "old-worker" in cluster.pods and not cluster.rayjobs:
+            deleted_at.append(clock.seconds)
+            if clock.seconds - deleted_at[0] > 100:
+                assert len(cluster.created) == 1
+                cluster.script = list(_SUCCEEDED)
+                del cluster.pods["old-worker"]
+
+    cluster.on_look, clock.on_sleep = pods_of_the_lost_job, end_pods_later
+    _run(clock=clock, progress=lambda: 400)
+    assert len(cluster.created) == 2
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("SubmissionFailed", "BackoffLimitExceeded", "goes on from step 400 on a new RayJob"))
+
+
+@pytest.mark.parametrize(("steps", "jobs"), [([0, 0, 0, 0], 3), ([0, 200, 200, 400, 400, 400], 5)], ids=["no progress", "progress"])
+def test_a_run_that_is_lost_three_times_without_progress_is_given_up(cluster, steps, jobs):
+    cluster.script = recorded_statuses("967f1a")
+    left = iter(steps)
+    with pytest.raises(RayJobError, match=r"SubmissionFailed.*lost 3 times without a new checkpoint") as caught:
+        _run(progress=lambda: next(left))
+    assert len(cluster.created) == jobs
+    assert "\n" not in str(caught.value)
+
+
+def test_a_training_that_fails_by_itself_is_not_started_again(cluster):
+    # Not recorded: the reason is KubeRay's for a driver that ends with an error.
+    message = "Job entrypoint command failed with exit code 1, last available logs"
+    cluster.script = [_RUNNING, {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed", "message": message}]
+    with pytest.raises(RayJobError, match="AppFailed"):
         _run()
-    message = str(caught.value)
-    assert all(word in message for word in ("SubmissionFailed", "BackoffLimitExceeded", "handed to Ray", "latest checkpoint"))
-    assert "\n" not in message
+    assert len(cluster.created) == 1
+
+
+@pytest.mark.parametrize("code", [-9, 137, 75])
+def test_a_driver_that_was_killed_or_asks_for_another_try_gets_one(code):
+    message = f"Job entrypoint command failed with exit code {code}, last available logs"
+    assert read_status({"status": {"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": message}}).is_lost
+
+
+def test_the_requests_of_a_followed_job_stay_under_six_tenths_of_one_a_minute(cluster):
+    clock, hours = _Clock(), 24
+    cluster.script = [*_SUCCEEDED[:2], _RUNNING]
+
+    def end(rayjob: dict[str, Any]) -> None:
+        if clock.seconds > hours * 3600:
+            cluster.script = [_GOOD]
+
+    cluster.on_look = end
+    _run(clock=clock, poll_seconds=5.0)
+    assert len(cluster.requests) / (hours * 60) < 0.6
 
 
 @pytest.mark.parametrize(
@@ -210,13 +269,13 @@ def test_a_job_that_fails_ends_with_its_reason_and_a_remedy_in_one_line(cluster,
 def test_every_reason_of_kuberays_has_a_remedy(status, words):
     found = read_status({"status": status})
     assert found.failed
-    assert all(word in failure_message(_NAME, found) for word in words)
+    assert all(word in f"{failure_message(_NAME, found)}; {remedy_of(found)}" for word in words)
 
 
 def test_a_problem_of_a_pod_is_reported_once_and_is_in_the_final_error(cluster, capsys):
     waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}, "name": "ray-head"}
     status = {"phase": "Pending", "containerStatuses": [{**waiting, "image": "i", "imageID": "", "ready": False, "restartCount": 0}]}
-    cluster.script = [*_SUCCEEDED[:4], _FAILED]
+    cluster.script = [*_SUCCEEDED[:4], {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}]
     # Not before the job: a pod with the run's label would be waited for.
     cluster.on_look = lambda rayjob: cluster.add_pod("head", {RUN_LABEL: _NAME, "ray.io/node-type": "head"}, status=status)
     with pytest.raises(RayJobError, match="ImagePullBackOff"):
@@ -247,7 +306,7 @@ def test_time_in_the_queue_does_not_count_also_when_the_queue_takes_a_running_jo
     # Not recorded, for want of Kueue: these are the two states that KubeRay's schema has for it.
     suspended = [{"jobDeploymentStatus": "Suspending"}, *[{"jobDeploymentStatus": "Suspended"}] * 20]
     cluster.script = [_RUNNING, *suspended, _RUNNING, _GOOD]
-    _run(_job(deadline=1))
+    _run(_job(deadline=1), done=False)
     assert cluster.count("DELETE") == 0
 
 
@@ -344,11 +403,18 @@ def test_without_a_cluster_the_error_says_what_to_set(monkeypatch, tmp_path, loo
 # -- logs --------------------------------------------------------------------------------------------------------------
 
 
+_LOG = [
+    "2026-11-26 06:49:12,345\tINFO cli.py:41 -- \x1b[37mJob submission server address\x1b[39m: \x1b[1mhttp://head:8265\x1b[22m",
+    "iddpm| step 1",
+    "iddpm| step 2",
+]
+
+
 def _with_log(cluster: FakeKubernetes) -> Callable[[dict[str, Any]], None]:
     def add(rayjob: dict[str, Any]) -> None:
         if rayjob["looks"] == 2:
             cluster.add_pod("submitter", {RUN_LABEL: _NAME}, spec={"containers": [{"name": "ray-job-submitter", "image": "i"}]})
-            cluster.logs["submitter"] = ["2026-01-01T00:00:01Z iddpm| step 1", "2026-01-01T00:00:02Z iddpm| step 2"]
+            cluster.logs["submitter"] = [f"2026-01-01T00:00:0{second}Z {line}" for second, line in enumerate(_LOG)]
 
     return add
 
@@ -356,8 +422,23 @@ def _with_log(cluster: FakeKubernetes) -> Callable[[dict[str, Any]], None]:
 def test_the_drivers_log_is_shown_once_line_by_line(cluster, capsys):
     cluster.on_look = _with_log(cluster)
     _run()
-    lines = [line for line in capsys.readouterr().out.splitlines() if "step" in line]
-    assert lines == ["iddpm| step 1", "iddpm| step 2"]
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if "step" in line] == _LOG[1:]
+    assert "cli.py" not in printed
+
+
+def test_a_second_submitter_repeats_no_line_and_its_own_are_shown(cluster, capsys):
+    first = _with_log(cluster)
+
+    def add_second(rayjob: dict[str, Any]) -> None:
+        first(rayjob)
+        if rayjob["looks"] == 6:
+            cluster.add_pod("submitter-2", {RUN_LABEL: _NAME}, spec={"containers": [{"name": "ray-job-submitter", "image": "i"}]})
+            cluster.logs["submitter-2"] = [*cluster.logs["submitter"], "2026-01-01T00:01:00Z iddpm| step 3"]
+
+    cluster.on_look = add_second
+    _run()
+    assert [line for line in capsys.readouterr().out.splitlines() if "step" in line] == [*_LOG[1:], "iddpm| step 3"]
 
 
 def test_a_log_that_breaks_off_harms_nothing(cluster, capsys):
@@ -409,9 +490,25 @@ def _launch_and_stop(
         child.wait()
 
 
+_CANCELLED, _GOES_ON = (workflow_states("rayjob-cancelled")[index] for index in (-1, 0))
+
+
+def _workflow(cluster: FakeKubernetes, state: dict[str, Any] | None) -> None:
+    """Put the launcher's Workflow into a recorded state; None deletes it."""
+    cluster.workflows.clear()
+    if state:
+        cluster.workflows["w"] = {**state, "metadata": {**state["metadata"], "name": "w", "uid": "workflow-1"}}
+
+
+def _cancelled_states() -> list[dict[str, Any]]:
+    return [state for state in workflow_states("rayjob-cancelled") if state["spec"].get("activeDeadlineSeconds") == 0]
+
+
+@pytest.mark.parametrize("state", [_cancelled_states()[0], _CANCELLED, None], ids=["being cancelled", "ended", "deleted"])
 @pytest.mark.parametrize("poll_seconds", [0.02, 3000.0], ids=["in the middle of requests", "while it waits"])
-def test_sigterm_deletes_the_job_before_anything_else(cluster, poll_seconds):
+def test_sigterm_of_a_cancelled_run_deletes_the_job_before_anything_else(cluster, poll_seconds, state):
     cluster.script = [_RUNNING]
+    _workflow(cluster, state)
     looks = len(cluster.requests)
 
     def is_followed() -> bool:
@@ -424,7 +521,31 @@ def test_sigterm_deletes_the_job_before_anything_else(cluster, poll_seconds):
     assert cluster.count("DELETE") >= 1
     assert cluster.rayjobs == {}
     if poll_seconds > 1:
-        assert cluster.requests[looks][1] == "DELETE"
+        assert [method for _, method, _ in cluster.requests[looks : looks + 2]] == ["GET", "DELETE"]
+
+
+@pytest.mark.parametrize("answers", [[], ["drop"], [403]], ids=["drained", "no answer", "refused"])
+def test_sigterm_of_a_run_that_goes_on_leaves_the_job_and_the_next_try_follows_it(cluster, answers):
+    cluster.script = [_RUNNING]
+    _workflow(cluster, _GOES_ON)
+    looks = len(cluster.requests)
+
+    def is_followed() -> bool:
+        nonlocal looks
+        before, looks = looks, len(cluster.requests)
+        time.sleep(0.5)
+        if cluster.count("GET", _NAME) >= 2 and before == looks == len(cluster.requests):
+            cluster.faults["GET"] = list(answers)
+            return True
+        return False
+
+    assert _launch_and_stop(cluster, "workflow-1", is_followed, poll_seconds=3000.0) == 143
+    assert cluster.count("DELETE") == 0
+    (left,) = cluster.rayjobs.values()
+    cluster.script = [_RUNNING, _GOOD]
+    _run()
+    assert len(cluster.created) == 1
+    assert cluster.created[0]["metadata"]["uid"] == left["metadata"]["uid"]
 
 
 def test_sigterm_while_the_job_is_being_created_leaves_none_behind(cluster):
@@ -458,6 +579,7 @@ def test_sigterm_leaves_a_job_alone_that_somebody_else_started(cluster, theirs, 
 
 def test_sigterm_ends_the_job_of_an_earlier_try_of_the_same_workflow(cluster):
     cluster.script = [_RUNNING]
+    _workflow(cluster, _CANCELLED)
     cluster.created.append(cluster.add_rayjob(render(_job()), _RUNNING))
     assert _launch_and_stop(cluster, "workflow-1", lambda: cluster.count("GET", _NAME) >= 3) == 143
     assert cluster.rayjobs == {}

@@ -9,6 +9,7 @@ from typing import Any
 import fake_kubernetes
 import pytest
 from fake_kubernetes import FakeKubernetes, recorded_statuses
+from recorded_workflows import workflow_states
 
 from components.cluster.connection import KubernetesError
 from components.cluster.kubernetes_api import KubernetesApi
@@ -59,7 +60,7 @@ def test_a_job_whose_workflow_has_ended_without_it_is_deleted(cluster, capsys, p
     _workflow(cluster, phase)
     assert _reap() == [kept["metadata"]["name"]]
     assert cluster.rayjobs == {}
-    assert f"its Workflow train-x has ended ({phase})" in capsys.readouterr().out
+    assert f"its Workflow train-x has ended or is cancelled ({phase})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("phase", ["Running", "Pending", ""])
@@ -68,6 +69,14 @@ def test_a_job_whose_workflow_goes_on_is_left_alone(cluster, phase):
     _workflow(cluster, phase)
     assert _reap() == []
     assert cluster.count("DELETE") == 0
+
+
+def test_a_job_of_a_cancelled_run_is_deleted_before_its_workflow_has_ended(cluster):
+    cluster.add_rayjob(_manifest(), _RUNNING)
+    cancelled = [state for state in workflow_states("rayjob-cancelled") if state["spec"].get("activeDeadlineSeconds") == 0]
+    assert cancelled[0]["status"]["phase"] == "Running"
+    cluster.workflows["train-x"] = {**cancelled[0], "metadata": {"name": "train-x", "uid": "w-1"}}
+    assert len(_reap()) == 1
 
 
 def test_a_finished_job_stays_for_its_log(cluster):

@@ -203,10 +203,10 @@ def test_gpus_node_selector_and_tolerations_reach_the_workers_alone():
     assert "nodeSelector" not in head
 
 
-def test_only_the_launcher_tries_again():
+def test_a_submitter_may_come_back_but_only_the_launcher_starts_a_new_cluster():
     spec = render(_JOBS["plain"])["spec"]
     assert spec["backoffLimit"] == 0
-    assert spec["submitterConfig"]["backoffLimit"] == 0
+    assert spec["submitterConfig"]["backoffLimit"] == 2
 
 
 def test_credentials_are_named_and_never_written(monkeypatch):
