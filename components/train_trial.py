@@ -32,7 +32,7 @@ def train_trial(
     from components.steps.registry import TRAIN
     from training.config.presets import preset
 
-    def train() -> str:
+    def train(trial_run_id: str) -> str:
         uri: str = run_step(
             TRAIN,
             {
@@ -42,6 +42,7 @@ def train_trial(
                 "storage_root_uri": storage_root_uri,
                 "tracking_experiment": tracking_experiment,
                 "pipeline_run_id": pipeline_run_id,
+                "parent_run_id": trial_run_id,
             },
             resources,
         )

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 _MAX_REASON_LENGTH = 400
 
 
-def train_trial(item: Mapping[str, Any], train: Callable[[], str], *, pipeline_run_id: str = "") -> str:
+def train_trial(item: Mapping[str, Any], train: Callable[[str], str], *, pipeline_run_id: str = "") -> str:
     """Train a trial, unless it is measured already or evaluates a run that exists.
 
     Args:
         item: Its item of the plan.
-        train: Trains the item's experiment and returns the run's directory.
+        train: Takes the MLflow run of the trial, trains the item's experiment and returns the run's directory.
         pipeline_run_id: The pipeline's run.
 
     Returns:
@@ -38,8 +38,8 @@ def train_trial(item: Mapping[str, Any], train: Callable[[], str], *, pipeline_r
     record = finished_record(item)
     if record is not None:
         return record.run_uri
-    with _tracked(item, pipeline_run_id):
-        return train()
+    with _tracked(item, pipeline_run_id) as tracking:
+        return train(tracking.run_id)
 
 
 def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str, Any], pipeline_run_id: str = "") -> str:

@@ -2,7 +2,7 @@
 
 A trial's run is not the run of its training, which two ablations may share. MLflow's comparison needs runs with few and
 well-named parameters: a trial's run has what the ablation varies, the numbers, the curves, the samples and the tags for
-filters. A tag names the training's run.
+filters. The training's run lies below the trial that it was started for, and a tag names it.
 """
 
 from __future__ import annotations

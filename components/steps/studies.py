@@ -59,7 +59,7 @@ def log_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
                 run_name=study.title[:_MAX_NAME_LENGTH],
                 tags={"iddpm.study": study.kind, "iddpm.model_run_ids": ", ".join(dict.fromkeys(known)), "mlflow.note.content": note},
                 params=params,
-                parent_run_id=known[0] if known and len(study.models) == 1 else None,
+                parent_run_id=known[0] if known and len(study.models) == 1 else "",
             ),
             stop,
         )

@@ -33,6 +33,7 @@ def train_run(
     tracking_experiment: str,
     resources: Mapping[str, Any],
     pipeline_run_id: str = "",
+    parent_run_id: str = "",
     *,
     ray_address: str = "local",
 ) -> str:
@@ -46,6 +47,7 @@ def train_run(
         tracking_experiment: MLflow experiment.
         resources: Fields of `training.config.experiment.Resources`.
         pipeline_run_id: The pipeline's run, whose last step closes the MLflow run if this step could not.
+        parent_run_id: The MLflow run of the sweep's trial that this training belongs to; empty for a training of its own.
         ray_address: "local", or a Ray cluster's address.
 
     Returns:
@@ -76,7 +78,7 @@ def train_run(
     tracked: TrackedRun | None = None
     with stop_flag() as stop:
         try:
-            tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, data_uri, pipeline_run_id), stop)
+            tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, data_uri, pipeline_run_id, parent_run_id), stop)
             result = _train(run, worker_resources, data_uri, reference_uri, tracked.run_id, ray_address, stop)
             result |= {"tracking_run_id": tracked.run_id, "run_key": run.key, "data_uri": data_uri}
             run_stoppable(lambda: storage.retry(lambda: storage.write_json(storage.join(run.uri, RESULT), result)), stop)
@@ -109,7 +111,7 @@ def _finish(tracked: TrackedRun, status: Status, run_uri: str, stop: StopFlag) -
             say(f"{error}; MLflow may lack the last metrics of this run")
 
 
-def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_run_id: str) -> TrackedRun:
+def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_run_id: str, parent_run_id: str) -> TrackedRun:
     from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, open_run
 
     tracked = open_run(
@@ -123,6 +125,7 @@ def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_ru
             PIPELINE_RUN_TAG: pipeline_run_id,  # also if empty: the run now belongs to the pipeline that resumes it, or to none
         },
         params=run.experiment.to_dict(),
+        parent_run_id=parent_run_id,
     )
     tracked.log_dataset(run.manifest.name, run.manifest.content_digest, storage.join(data_uri, "train"))
     say(f"run {run.key}, followed at {tracked.url}")

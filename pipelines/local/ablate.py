@@ -155,9 +155,11 @@ def _train(item: Mapping[str, Any], root: str, resources: Mapping[str, Any]) -> 
     from components.steps.train import train_run
     from training.config.presets import preset
 
-    def train() -> str:
+    def train(trial_run_id: str) -> str:
         experiment = preset(item["experiment_preset"], item["overrides"]).to_json()
-        return train_run(experiment, item["data_uri"], item["reference_uri"], root, TRACKING_EXPERIMENT, resources)
+        return train_run(
+            experiment, item["data_uri"], item["reference_uri"], root, TRACKING_EXPERIMENT, resources, parent_run_id=trial_run_id
+        )
 
     return train_trial(item, train)
 

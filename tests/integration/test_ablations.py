@@ -119,6 +119,11 @@ def _check_the_trials_in_mlflow(experiment_name: str, request: AblationRequest) 
         runs = client.search_runs([experiment.experiment_id], filtered, order_by=[f"metrics.`{ORDER_METRIC}` ASC"])
         assert len(runs) == 2, filtered
     assert {frozenset(run.data.params) for run in runs} == {frozenset({"vlb_weight"})}
+    everything = client.search_runs([experiment.experiment_id])
+    tops = [run for run in everything if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.run_id for run in tops] == [parent.info.run_id]
+    trainings = {run.data.tags["mlflow.parentRunId"] for run in everything if "iddpm.role" not in run.data.tags}
+    assert trainings == {run.info.run_id for run in runs}
     assert all(run.info.status == "FINISHED" and run.data.metrics[ORDER_METRIC] > 0 for run in runs)
     assert re.search(r"searchFilter=.*orderByKey=.*compareRunsMode=CHART", parent.data.tags["iddpm.compare_url"])
 

@@ -7,7 +7,6 @@ Everything is addressed by run id through `MlflowClient`. MLflow's "active run" 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,7 +56,7 @@ def open_run(
     run_name: str,
     tags: Mapping[str, str],
     params: Mapping[str, Any],
-    parent_run_id: str | None = None,
+    parent_run_id: str = "",
 ) -> TrackedRun:
     """Find the run of that key, or make it, and mark it as running.
 
@@ -67,10 +66,9 @@ def open_run(
         run_name: The name that people see.
         tags: Set on the run, new or not.
         params: Nested mappings become dotted names. A value that a run already has stays; see `TrackedRun.log_params`.
-        parent_run_id: The parent run; None takes the one that KFP injects as `MLFLOW_RUN_ID`.
+        parent_run_id: The run below which MLflow shows it; empty leaves its place as it is, at first at the top.
     """
     client = connect()
-    parent_run_id = parent_run_id or os.environ.get("MLFLOW_RUN_ID")
     all_tags = {RUN_KEY_TAG: run_key, **tags, **({PARENT_TAG: parent_run_id} if parent_run_id else {})}
 
     def find_or_create() -> Run:
