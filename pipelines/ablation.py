@@ -29,7 +29,7 @@ from evaluation.ablations.definitions import paper as ablations
 from evaluation.ablations.definitions.ablation import SCALES
 from evaluation.ablations.definitions.request import DEFAULT_PRESET, OBJECTIVES, OWN_GRID
 from pipelines.compile_checks import CompileError
-from pipelines.pods import RUN_CONFIG, SHORT, Pod, stage_pod
+from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, stage_pod
 from training.config import presets
 
 
@@ -104,7 +104,8 @@ def ablation_pipeline(
 
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
     table = table_pod.configure(tabulate_ablation(pipeline_run_id=run_id, storage_root_uri=storage_root_uri, **ablation), name="table")
-    with dsl.ExitHandler(table, name="ablation"):
+    add_webhook(table)
+    with dsl.ExitHandler(table, name="steps"):
         checked = small.configure(
             settings(
                 data_options=data_options,

@@ -3,22 +3,18 @@
     settings -> resolve -> score (never cached) -> compare with its history
 
 KFP's cron expressions have six fields, seconds first: "0 0 2 * * *" is every night at two. The steps write to the MLflow run that
-trained the model, so no run has to be closed. With the secret WEBHOOK_SECRET, a webhook is told of a regression and of a model
+trained the model, so no run has to be closed. With the secret iddpm-webhook, a webhook is told of a regression and of a model
 that cannot be evaluated; see k8s/README.md.
 """
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 
 from components.compare_with_history import compare_with_history
 from components.container.image import BASE_IMAGE
 from components.resolve_model import resolve_model
 from components.score_model import score_model
 from components.settings import settings
-from components.steps.webhook import URL_VARIABLE
-from pipelines.pods import RUN_CONFIG, SHORT, Pod, stage_pod
-
-WEBHOOK_SECRET = "iddpm-webhook"
-"""Optional secret whose key `url` is the webhook's address."""
+from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, stage_pod
 
 
 @dsl.pipeline(
@@ -74,7 +70,7 @@ def nightly_pipeline(
         name="compare",
     )
     for task in (found, scored, verdict):
-        kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, {"url": URL_VARIABLE}, optional=True)
+        add_webhook(task)
     return verdict.outputs["Output"]  # type: ignore[no-any-return]
 
 

@@ -7,12 +7,16 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from components.cluster.names import MLFLOW_SECRET, RAY_SECRET, S3_SECRET, SERVICES_CONFIG_MAP
+from components.cluster.names import MLFLOW_SECRET, RAY_SECRET, S3_SECRET, SERVICES_CONFIG_MAP, WEBHOOK_SECRET
 from components.launch.resources import PodSize
+from components.steps.webhook import URL_VARIABLE
 
 _DAY = 24 * 3600
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_S3_TEMPORARY_KEYS = ("AWS_SESSION_TOKEN",)
 _SERVICE_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+_PUBLIC_KEYS = ("IDDPM_MLFLOW_PUBLIC_URL", "IDDPM_KFP_PUBLIC_URL")
+"""The addresses that people use, for links."""
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _RAY_KEYS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 _OWN = "IDDPM_"
@@ -25,7 +29,11 @@ DEADLINE_SECONDS = 30 * _DAY
 RUN_CONFIG = dsl.PipelineConfig(
     ttl_seconds_after_success=_DAY, ttl_seconds_after_failure=7 * _DAY, active_deadline_seconds=DEADLINE_SECONDS
 )
-"""Configuration of every pipeline. A finished run's pods stay for their logs, a failed run's longer. Results stay in S3 and MLflow."""
+"""Configuration of every pipeline. A finished run's pods stay for their logs; their logs in S3, and all results, stay longer.
+
+A failed run's pods may stay for a week, but KFP's persistence agent deletes them after a day unless its
+TTL_SECONDS_AFTER_WORKFLOW_FINISH is set to more.
+"""
 
 SMALL = PodSize("500m", "2Gi", "0", "", {}, [])
 """Size of a step that only reads and writes small files."""
@@ -94,8 +102,15 @@ def stage_pod(checked: Any, stage: str, *, image: Any) -> Pod:
 
 
 def _add_services(task: Any) -> None:
-    """Add the addresses of S3 and MLflow, and the credentials; those of MLflow are optional."""
+    """Add the addresses of S3 and MLflow, and the credentials. These are optional: the platform may give a pod an identity."""
     addresses = {**{key: key for key in _SERVICE_KEYS}, "MLFLOW_TRACKING_URI": f"{_OWN}MLFLOW_TRACKING_URI"}
     kubernetes.use_config_map_as_env(task, SERVICES_CONFIG_MAP, addresses)
-    kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in _S3_KEYS})
+    kubernetes.use_config_map_as_env(task, SERVICES_CONFIG_MAP, {key: key for key in _PUBLIC_KEYS}, optional=True)
+    for keys in (_S3_KEYS, _S3_TEMPORARY_KEYS):
+        kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in keys}, optional=True)
     kubernetes.use_secret_as_env(task, MLFLOW_SECRET, {key: f"{_OWN}{key}" for key in _MLFLOW_KEYS}, optional=True)
+
+
+def add_webhook(task: Any) -> None:
+    """Add the address of the webhook, if there is the secret `iddpm-webhook`, whose key `url` it is."""
+    kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, {"url": URL_VARIABLE}, optional=True)

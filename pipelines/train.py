@@ -17,7 +17,7 @@ from components.reference import reference
 from components.report import report
 from components.settings import settings
 from components.train import train
-from pipelines.pods import RUN_CONFIG, SHORT, Pod, stage_pod
+from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, stage_pod
 from training.config import presets
 
 
@@ -79,7 +79,8 @@ def train_pipeline(
         ),
         name="close run",
     )
-    with dsl.ExitHandler(closed, name="run"):
+    add_webhook(closed)
+    with dsl.ExitHandler(closed, name="steps"):
         checked = small.configure(
             settings(
                 data_options=data_options,

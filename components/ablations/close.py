@@ -5,7 +5,7 @@ from __future__ import annotations
 from components.ablations.directory import ablation_uri, read_plan
 from components.ablations.report import collect, make_report
 from components.ablations.tracking import TrialTracking
-from components.steps.close import close_runs
+from components.steps.close import close_runs, end_of_run, tell_end
 from evaluation.ablations.definitions.request import AblationRequest
 from training.console import say
 from training.tracking.client import TrackingError
@@ -29,8 +29,10 @@ def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, 
         UserError: The ablation is not valid, or was never planned.
     """
     uri = ablation_uri(request, storage_root_uri)
+    end = end_of_run(state, pipeline_run_id)
+    tell_end(end, pipeline_run_id, storage_root_uri)
     _send_records(uri, pipeline_run_id)
-    close_runs(state, pipeline_run_id)
+    close_runs(end, pipeline_run_id)
     return make_report(uri, page_path)
 
 

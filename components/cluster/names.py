@@ -23,13 +23,15 @@ RUN_KEY_ANNOTATION = "iddpm/run-key"
 RUN_URI_ANNOTATION = "iddpm/run-uri"
 
 S3_SECRET = "iddpm-s3"
-"""Secret with the S3 credentials; see k8s/."""
+"""Secret with the S3 credentials; it need not exist where the platform gives pods an identity. See k8s/."""
 SERVICES_CONFIG_MAP = "iddpm-services"
 """ConfigMap with the addresses of S3 and MLflow; see k8s/."""
 MLFLOW_SECRET = "iddpm-mlflow"
 """Secret with MLflow's user and password, if MLflow requires them; it need not exist."""
 RAY_SECRET = "iddpm-ray"
 """Secret with the token of a standing Ray cluster, if it requires one; it need not exist."""
+WEBHOOK_SECRET = "iddpm-webhook"
+"""Secret whose key `url` is the webhook's address; it need not exist."""
 
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
 """An amount as pods ask for it."""

@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from components.cluster.failures import in_one_sentence, step_errors
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.workflows import ENDED, is_cancelled, phase_of
+from components.steps.close import ERROR_TAG
 from components.steps.mlflow_sync import update_open_run, update_runs_behind
 from training.console import say
 from training.storage.errors import StorageError
@@ -42,11 +44,13 @@ def close_finished_runs(api: KubernetesApi) -> list[str]:
         end = _end_of(run, api)
         if end is None:
             continue
-        status, reason = end
+        status, reason, error = end
         update_open_run(run)
         if close_open_run(run, PIPELINE_RUN_TAG, status):
             say(f"run {run.key} was left open in MLflow; it is closed as {status}: {reason}")
             closed.append(run.key)
+            if error:
+                set_tag(run.run_id, ERROR_TAG, error)
     storage_root_uri = os.environ.get(STORAGE_ROOT_VARIABLE, "")
     if storage_root_uri:
         try:
@@ -57,20 +61,24 @@ def close_finished_runs(api: KubernetesApi) -> list[str]:
     return closed
 
 
-def _end_of(run: OpenRun, api: KubernetesApi) -> tuple[Status, str] | None:
-    """Return the status with which a run ends, and the reason; None if it goes on, or does not belong here."""
+def _end_of(run: OpenRun, api: KubernetesApi) -> tuple[Status, str, str] | None:
+    """Return the status with which a run ends, the reason, and the errors of its steps; None if it goes on, or does not belong here."""
     pipeline_run_id = run.tags[PIPELINE_RUN_TAG]
     seen_here = f"{pipeline_run_id} {api.identity} "
     seen = run.tags.get(WORKFLOW_TAG, "")
     workflows = api.workflows(f"pipeline/runid={pipeline_run_id}")
     if not workflows:
-        return ("KILLED", f"its Workflow {seen.removeprefix(seen_here)} is gone") if seen.startswith(seen_here) else None
+        return ("KILLED", f"its Workflow {seen.removeprefix(seen_here)} is gone", "") if seen.startswith(seen_here) else None
     phases = {phase_of(workflow) for workflow in workflows}
     name = workflows[0]["metadata"]["name"]
     if phases <= set(ENDED):
         if any(is_cancelled(workflow) for workflow in workflows):
-            return "KILLED", f"its Workflow {name} was cancelled"
-        return "FINISHED" if phases == {"Succeeded"} else "FAILED", f"its Workflow {name} has ended ({', '.join(sorted(phases))})"
+            return "KILLED", f"its Workflow {name} was cancelled", ""
+        reason = f"its Workflow {name} has ended ({', '.join(sorted(phases))})"
+        if phases == {"Succeeded"}:
+            return "FINISHED", reason, ""
+        errors = {step: text for workflow in workflows for step, text in step_errors(workflow, lambda pod: "").items()}
+        return "FAILED", reason, in_one_sentence(errors)
     if not seen.startswith(seen_here):
         set_tag(run.run_id, WORKFLOW_TAG, f"{seen_here}{name}")
     return None

@@ -1,29 +1,52 @@
-"""The last step of a training pipeline, which always runs: it closes MLflow runs that were left open.
+"""The last step of a training pipeline, which always runs: it closes MLflow runs that were left open, and tells of a failure.
 
 A step closes its MLflow run itself where it can. A step whose process was killed, or whose node was lost, could not, and MLflow
 would show the run as running for ever.
 
-The state that KFP passes is not enough: it is RUNNING both for a cancelled run and for one that its deadline ended. So the Workflow
-is read.
+The state that KFP passes is not enough: it is RUNNING both for a cancelled run and for one that its deadline ended, and it has no
+error. So the Workflow is read: it knows each step that failed, also one that was killed before it could write anything.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
+from components.cluster.failures import in_one_sentence, step_errors
 from components.steps.mlflow_sync import update_mlflow, update_open_run
 from components.steps.runs import RESULT, identify
+from components.steps.webhook import send_once
 from training import storage
 from training.config.experiment import Experiment
 from training.console import say
 from training.tracking.client import TrackingError
-from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, OpenRun, close_open_run, open_runs
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, OpenRun, close_open_run, open_runs, set_tag
 
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status
 
+ERROR_TAG = "iddpm.error"
+"""Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
+KFP_ADDRESS_VARIABLE = "IDDPM_KFP_PUBLIC_URL"
+"""The address of KFP's UI that people use."""
 _CANCELLED = ("CANCELED", "CANCELLED")
+_SUCCEEDED = ("COMPLETE", "SUCCEEDED")
+_LONGEST_TAG = 4000
+
+
+class End(NamedTuple):
+    """How a pipeline's run ended.
+
+    Attributes:
+        succeeded: All steps did.
+        cancelled: Somebody ended it.
+        errors: The last error of each step that failed.
+    """
+
+    succeeded: bool
+    cancelled: bool = False
+    errors: Mapping[str, str] = {}
 
 
 def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
@@ -39,7 +62,9 @@ def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, da
     Returns:
         The run's directory; empty if there is no data set, and so no run.
     """
-    close_runs(state, pipeline_run_id)
+    end = end_of_run(state, pipeline_run_id)
+    close_runs(end, pipeline_run_id)
+    tell_end(end, pipeline_run_id, storage_root_uri)
     uri = find_data(experiment, data_uri, storage_root_uri)
     if not uri:
         return ""
@@ -48,21 +73,69 @@ def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, da
     return run_uri
 
 
-def close_runs(state: str, pipeline_run_id: str) -> None:
+def end_of_run(state: str, pipeline_run_id: str) -> End:
+    """Return how a pipeline's run ended: on a cluster by its Workflow, on a laptop by the state that KFP gives the last step."""
+    if state in _SUCCEEDED or not os.environ.get("KFP_POD_NAME"):
+        return End(state in _SUCCEEDED, state in _CANCELLED)
+    from components.cluster.cluster_api import ClusterApi
+    from components.cluster.connection import KubernetesError, current_namespace
+    from components.cluster.workflows import is_cancelled
+
+    try:
+        api = ClusterApi(current_namespace(), patience_seconds=60.0)
+        workflows = api.workflows(f"pipeline/runid={pipeline_run_id}")
+    except KubernetesError as error:
+        say(f"{error}; a run that was cancelled is closed as failed")
+        return End(succeeded=False)
+    if state in _CANCELLED or any(is_cancelled(workflow) for workflow in workflows):
+        return End(succeeded=False, cancelled=True)
+    return End(succeeded=False, errors={step: text for each in workflows for step, text in step_errors(each, api.log_tail).items()})
+
+
+def close_runs(end: End, pipeline_run_id: str) -> None:
     """Close the MLflow runs that a pipeline's run left open: finished where the result is there, else killed or failed.
 
-    If MLflow does not answer, the reaper closes them later.
+    A failed run gets the errors as a tag. If MLflow does not answer, the reaper closes the runs later.
     """
+    unfinished: Status = "KILLED" if end.cancelled else "FAILED"
     try:
-        runs = open_runs(PIPELINE_RUN_TAG, pipeline_run_id)
-        unfinished: Status = "KILLED" if runs and _is_cancelled(state, pipeline_run_id) else "FAILED"
-        for run in runs:
+        for run in open_runs(PIPELINE_RUN_TAG, pipeline_run_id):
             update_open_run(run)
             status: Status = "FINISHED" if _has_result(run) else unfinished
             if close_open_run(run, PIPELINE_RUN_TAG, status):
                 say(f"run {run.key} was left open in MLflow; it is closed as {status}")
+        _tag_error(end, pipeline_run_id)
     except TrackingError as error:
         say(f"{error}; the reaper closes what this pipeline's run left open in MLflow")
+
+
+def _tag_error(end: End, pipeline_run_id: str) -> None:
+    """Tag the failed runs, and a training that finished before a later step failed; remove the error of an earlier try."""
+    error = in_one_sentence(end.errors)[:_LONGEST_TAG]
+    finished = open_runs(PIPELINE_RUN_TAG, pipeline_run_id, status="FINISHED")
+    failed = open_runs(PIPELINE_RUN_TAG, pipeline_run_id, status="FAILED") if error else []
+    is_single = len(finished) + len(failed) == 1  # a sweep's good trials have nothing to do with the bad one
+    for run in [*failed, *(finished if is_single or not error else [])]:
+        if run.tags.get(ERROR_TAG, "") != error:
+            set_tag(run.run_id, ERROR_TAG, error)
+
+
+def tell_end(end: End, pipeline_run_id: str, storage_root_uri: str) -> None:
+    """Tell the webhook of a run that failed or was cancelled, once."""
+    if end.succeeded:
+        return
+    address = os.environ.get(KFP_ADDRESS_VARIABLE, "").rstrip("/")
+    page = f"{address}/#/runs/details/{pipeline_run_id}" if address else ""
+    reason = in_one_sentence(end.errors)
+    outcome = "was cancelled" if end.cancelled else f"failed at {reason}" if reason else "failed"
+    message = {
+        "text": f"iDDPM: run {pipeline_run_id} {outcome} {page}".rstrip(),
+        "event": "run_cancelled" if end.cancelled else "run_failed",
+        "run_id": pipeline_run_id,
+        "errors": dict(end.errors),
+        "links": {"kfp": page} if page else {},
+    }
+    send_once(message, storage.join(storage_root_uri, "runs-told", f"{pipeline_run_id}.json"))
 
 
 def _has_result(run: OpenRun) -> bool:
@@ -77,18 +150,3 @@ def find_data(experiment: Experiment, data_uri: str, storage_root_uri: str) -> s
 
     uri = data_uri or default_data_uri(experiment.data, storage_root_uri)
     return uri if storage.exists(storage.join(uri, "train", "manifest.json")) else ""
-
-
-def _is_cancelled(state: str, pipeline_run_id: str) -> bool:
-    if state in _CANCELLED or not os.environ.get("KFP_POD_NAME"):  # a pipeline on a laptop has no Workflow
-        return state in _CANCELLED
-    from components.cluster.connection import KubernetesError, current_namespace
-    from components.cluster.kubernetes_api import KubernetesApi
-    from components.cluster.workflows import is_cancelled
-
-    try:
-        workflows = KubernetesApi(current_namespace(), patience_seconds=60.0).workflows(f"pipeline/runid={pipeline_run_id}")
-    except KubernetesError as error:
-        say(f"{error}; a run that was cancelled is closed as failed")
-        return False
-    return any(is_cancelled(workflow) for workflow in workflows)

@@ -6,12 +6,14 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from components.cluster.names import SERVICES_CONFIG_MAP
 from components.launch.step import run_on_cluster
 from components.steps.mlflow_sync import leave_mark, update_mlflow
 from components.steps.reference import existing_reference, stored_extractor_weights
 from components.steps.registry import REFERENCE
 from components.steps.runs import RESULT, Run, claim_directory, identify, read_result
 from training import storage
+from training.config.addresses import is_cluster_internal
 from training.config.experiment import Experiment, Resources
 from training.console import say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
@@ -112,6 +114,7 @@ def _finish(tracked: TrackedRun, status: Status, run_uri: str, stop: StopFlag) -
 
 
 def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_run_id: str, parent_run_id: str) -> TrackedRun:
+    from training.tracking.client import PUBLIC_VARIABLE
     from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, open_run
 
     tracked = open_run(
@@ -129,6 +132,8 @@ def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_ru
     )
     tracked.log_dataset(run.manifest.name, run.manifest.content_digest, storage.join(data_uri, "train"))
     say(f"run {run.key}, followed at {tracked.url}")
+    if is_cluster_internal(tracked.url):
+        say(f"to get links that a browser opens, set {PUBLIC_VARIABLE} in the ConfigMap {SERVICES_CONFIG_MAP}")
     return tracked
 
 

@@ -20,6 +20,7 @@ from evaluation.reports import paper_numbers as paper
 from evaluation.reports.html import data_uri, render
 from evaluation.reports.numbers import format_digits, format_error, format_estimate
 from training import storage
+from training.config.addresses import public_links
 from training.config.experiment import Experiment
 from training.console import format_duration
 
@@ -136,7 +137,11 @@ def render_report(
         paper_rows=paper.rows_for(Experiment.from_dict(experiment)),
         card=card_rows(result.protocol, result.likelihood),
         experiment_json=json.dumps(experiment, indent=2),
-        links={"Checkpoint": result.checkpoint_uri, "Run directory": run_uri_of(result.checkpoint_uri), **(links or {})},
+        links={
+            "Checkpoint": result.checkpoint_uri,
+            "Run directory": run_uri_of(result.checkpoint_uri),
+            **public_links(links or {}),
+        },
         duration=format_duration(result.seconds),
         verdict=nightly.verdict if nightly else None,
         nights=_nights(result, nightly) if nightly else [],

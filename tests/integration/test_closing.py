@@ -10,7 +10,7 @@ import fake_kubernetes
 import pytest
 from recorded_workflows import workflow_states
 
-from components.steps.close import close_runs, finish_training
+from components.steps.close import ERROR_TAG, End, close_runs, end_of_run, finish_training
 from components.steps.runs import identify
 from training import storage
 from training.config.presets import preset
@@ -18,7 +18,7 @@ from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.tracking import client as mlflow_client
-from training.tracking.runs import PIPELINE_RUN_TAG, TrackedRun, open_run
+from training.tracking.runs import PIPELINE_RUN_TAG, TrackedRun, open_run, tags_of
 
 
 @pytest.fixture
@@ -43,21 +43,24 @@ def _status(run: TrackedRun) -> str:
 def test_a_run_whose_process_was_killed_on_a_laptop_ends_as_kfp_says(experiment, capsys, state, status):
     pipeline = str(uuid.uuid4())
     run = _left_open(experiment, "k-1", pipeline)
-    close_runs(state, pipeline)
+    close_runs(end_of_run(state, pipeline), pipeline)
     assert _status(run) == status
     assert f"run k-1 was left open in MLflow; it is closed as {status}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("recording", "state", "status"),
+    ("recording", "state", "status", "error"),
     [
-        ("rayjob-cancelled", "RUNNING", "KILLED"),
-        ("plugin-env-collision-then-cancelled", "RUNNING", "KILLED"),
-        ("worker-killed-then-step-pod-deleted", "RUNNING", "FAILED"),  # its retry deadline ended it
-        ("bad-source-failed", "FAILED", "FAILED"),
+        ("rayjob-cancelled", "RUNNING", "KILLED", ""),
+        ("plugin-env-collision-then-cancelled", "RUNNING", "KILLED", ""),
+        # Its retry deadline ended it.
+        ("worker-killed-then-step-pod-deleted", "RUNNING", "FAILED", "train: Max duration limit exceeded"),
+        ("bad-source-failed", "FAILED", "FAILED", "preprocess: main: Error (exit code 1)"),
     ],
 )
-def test_on_a_cluster_the_workflow_tells_a_cancelled_run_from_a_failed_one(experiment, tmp_path, monkeypatch, recording, state, status):
+def test_on_a_cluster_the_workflow_tells_a_cancelled_run_from_a_failed_one(
+    experiment, tmp_path, monkeypatch, recording, state, status, error
+):
     pipeline = str(uuid.uuid4())
     run = _left_open(experiment, "k-1", pipeline)
     # The last step runs while the Workflow is still running.
@@ -66,8 +69,22 @@ def test_on_a_cluster_the_workflow_tells_a_cancelled_run_from_a_failed_one(exper
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         monkeypatch.setenv("KFP_POD_NAME", "close-run")
         fake.workflows[workflow["metadata"]["name"]] = workflow
-        close_runs(state, pipeline)
+        close_runs(end_of_run(state, pipeline), pipeline)
     assert _status(run) == status
+    assert tags_of(run.run_id).get(ERROR_TAG, "") == error
+    close_runs(End(succeeded=True), pipeline)
+    if error:
+        assert tags_of(run.run_id)[ERROR_TAG] == error  # only a run that finished loses the error of an earlier try
+
+
+def test_a_training_that_finished_before_a_later_step_failed_has_that_steps_error_until_the_run_succeeds(experiment):
+    pipeline = str(uuid.uuid4())
+    run = _left_open(experiment, "k-1", pipeline)
+    run.finish("FINISHED")
+    close_runs(End(succeeded=False, errors={"evaluate": "UserError: no card"}), pipeline)
+    assert tags_of(run.run_id)[ERROR_TAG] == "evaluate: UserError: no card"
+    close_runs(End(succeeded=True), pipeline)
+    assert tags_of(run.run_id)[ERROR_TAG] == ""
 
 
 def test_where_the_workflow_may_not_be_read_the_run_is_closed_as_failed_and_the_log_says_why(experiment, tmp_path, monkeypatch, capsys):
@@ -77,7 +94,7 @@ def test_where_the_workflow_may_not_be_read_the_run_is_closed_as_failed_and_the_
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         monkeypatch.setenv("KFP_POD_NAME", "close-run")
         fake.faults["GET"] = [403]
-        close_runs("RUNNING", pipeline)
+        close_runs(end_of_run("RUNNING", pipeline), pipeline)
     assert _status(run) == "FAILED"
     assert "may not list Workflows" in capsys.readouterr().out
 
@@ -85,14 +102,14 @@ def test_where_the_workflow_may_not_be_read_the_run_is_closed_as_failed_and_the_
 def test_where_mlflow_is_away_the_last_step_ends_well_and_says_who_closes_the_runs(experiment, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
-    close_runs("FAILED", "pipeline-1")
+    close_runs(End(succeeded=False), "pipeline-1")
     assert "the reaper closes" in capsys.readouterr().out
 
 
 def test_a_run_that_left_its_result_is_closed_as_finished(experiment, tmp_path):
     storage.write_json(str(tmp_path / "result.json"), {"step": 1})
     run = _left_open(experiment, "k-2", "pipeline-1", str(tmp_path))
-    close_runs("FAILED", "pipeline-1")
+    close_runs(End(succeeded=False), "pipeline-1")
     assert _status(run) == "FINISHED"
 
 
@@ -100,7 +117,7 @@ def test_runs_that_are_closed_or_that_another_pipeline_works_on_are_left_alone(e
     other = _left_open(experiment, "k-3", "pipeline-2")
     closed = _left_open(experiment, "k-4", "pipeline-1")
     closed.finish("KILLED")
-    close_runs("FAILED", "pipeline-1")
+    close_runs(End(succeeded=False), "pipeline-1")
     assert (_status(other), _status(closed)) == ("RUNNING", "KILLED")
     assert "left open" not in capsys.readouterr().out
     other.finish("KILLED")

@@ -56,21 +56,20 @@ def test_every_step_gets_addresses_credentials_and_pull_policy(name: str, texts:
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(executors) == set(spec["deploymentSpec"]["executors"])
     for executor in executors.values():
-        variables = {
-            source["secretName"]: ({item["envVar"] for item in source["keyToEnv"]}, source["optional"])
-            for source in executor["secretAsEnv"]
-        }
-        webhook = variables.pop("iddpm-webhook", None)
-        assert webhook in (None, ({"IDDPM_WEBHOOK_URL"}, True))
-        assert webhook is None or name == "nightly-fid"
+        assert all(source["optional"] for source in executor["secretAsEnv"])  # a pod may have an identity in their place
+        variables: dict[str, set[str]] = {}
+        for source in executor["secretAsEnv"]:
+            variables.setdefault(source["secretName"], set()).update(item["envVar"] for item in source["keyToEnv"])
+        assert variables.pop("iddpm-webhook", {"IDDPM_WEBHOOK_URL"}) == {"IDDPM_WEBHOOK_URL"}
         token = variables.pop("iddpm-ray", None)
-        assert token == (({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}, True) if "emptyDirMounts" in executor else None)
-        addresses = {item["envVar"] for source in executor["configMapAsEnv"] for item in source["keyToEnv"]}
+        assert token == ({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} if "emptyDirMounts" in executor else None)
+        addresses = {item["envVar"]: source["optional"] for source in executor["configMapAsEnv"] for item in source["keyToEnv"]}
         assert variables == {
-            "iddpm-s3": ({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, False),
-            "iddpm-mlflow": ({"IDDPM_MLFLOW_TRACKING_USERNAME", "IDDPM_MLFLOW_TRACKING_PASSWORD"}, True),
+            "iddpm-s3": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"},
+            "iddpm-mlflow": {"IDDPM_MLFLOW_TRACKING_USERNAME", "IDDPM_MLFLOW_TRACKING_PASSWORD"},
         }
-        assert {"AWS_ENDPOINT_URL", "IDDPM_MLFLOW_TRACKING_URI"} <= addresses
+        needed = {"AWS_ENDPOINT_URL": False, "AWS_DEFAULT_REGION": False, "IDDPM_MLFLOW_TRACKING_URI": False}
+        assert addresses == {**needed, "IDDPM_MLFLOW_PUBLIC_URL": True, "IDDPM_KFP_PUBLIC_URL": True}
         assert executor["imagePullPolicy"] == "IfNotPresent"
 
 

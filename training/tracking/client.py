@@ -30,6 +30,10 @@ RETRY_SECONDS = 30.0
 _Result = TypeVar("_Result")
 
 
+PUBLIC_VARIABLE = "IDDPM_MLFLOW_PUBLIC_URL"
+"""The address of MLflow that people use, if it differs from the one that programs use."""
+
+
 class TrackingError(UserError):
     """MLflow can't be reached or refuses a request; a step whose work is done catches it and goes on."""
 
@@ -47,6 +51,15 @@ def tracking_uri() -> str:
     if not uri:
         raise TrackingError("MLFLOW_TRACKING_URI is not set; 'iddpm up' starts a local MLflow and shows its address, a cluster has its own")
     return uri
+
+
+def public_uri() -> str:
+    """Return the address of MLflow that people use, for links: `IDDPM_MLFLOW_PUBLIC_URL`, else the one that programs use.
+
+    Raises:
+        TrackingError: As `tracking_uri`.
+    """
+    return os.environ.get(PUBLIC_VARIABLE, "").rstrip("/") or tracking_uri()
 
 
 def _export_step_settings() -> None:

@@ -107,15 +107,16 @@ def attach(run_id: str, *, check: bool = True, run_uri: str | None = None) -> Tr
     return TrackedRun(client, run_id, run_uri=run_uri)
 
 
-def open_runs(tag: str, value: str = "") -> list[OpenRun]:
-    """Return the runs of this project that are marked as running, in all experiments, and have that tag.
+def open_runs(tag: str, value: str = "", *, status: Status = "RUNNING") -> list[OpenRun]:
+    """Return the runs of this project that are marked as running, or as `status`, in all experiments, and have that tag.
 
     Args:
         tag: A tag that is not empty on the run.
         value: Its value; empty allows any.
+        status: The status.
     """
     client = connect()
-    condition = "attributes.status = 'RUNNING'" + (f" and tags.`{tag}` = '{value}'" if value else "")
+    condition = f"attributes.status = '{status}'" + (f" and tags.`{tag}` = '{value}'" if value else "")
 
     def find() -> list[OpenRun]:
         experiments = [each.experiment_id for each in _all_pages(client.search_experiments)]

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode
 
 from training.console import say
 from training.storage import is_s3
-from training.tracking.client import TrackingError, in_one_line, is_transient, request, tracking_uri
+from training.tracking.client import TrackingError, in_one_line, is_transient, public_uri, request
 from training.tracking.metrics_file import MetricsFile, Point
 from training.tracking.sender import BackgroundSender
 
@@ -78,7 +78,7 @@ class TrackedRun:
         Raises:
             TrackingError: MLflow can't be reached.
         """
-        return f"{tracking_uri()}/#/experiments/{self._experiment_id}/runs/{self._run_id}?workflowType=machine_learning"
+        return f"{public_uri()}/#/experiments/{self._experiment_id}/runs/{self._run_id}?workflowType=machine_learning"
 
     def children_url(self, *, order_by_metric: str) -> str:
         """Address of the page with the child runs of this one, as a flat table and charts, smallest metric first.
@@ -92,12 +92,12 @@ class TrackedRun:
             "compareRunsMode": "CHART",
             "workflowType": "machine_learning",
         }
-        return f"{tracking_uri()}/#/experiments/{self._experiment_id}/runs?{urlencode(query, quote_via=quote)}"
+        return f"{public_uri()}/#/experiments/{self._experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
     def compare_url(self, run_ids: Sequence[str]) -> str:
         """Address of the page that compares runs of this experiment: parallel coordinates, and the parameters that differ."""
         query = {"runs": json.dumps(list(run_ids)), "experiments": json.dumps([self._experiment_id]), "workflowType": "machine_learning"}
-        return f"{tracking_uri()}/#/compare-runs?{urlencode(query, quote_via=quote)}"
+        return f"{public_uri()}/#/compare-runs?{urlencode(query, quote_via=quote)}"
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, milliseconds: int | None = None) -> None:
         """Log values of a step. A (metric, step) that the run has already keeps its first value.

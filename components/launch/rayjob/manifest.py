@@ -232,7 +232,7 @@ def _ray_pod(job: RayJob, container: str, amounts: Mapping[str, str], env: Mappi
     template["metadata"]["annotations"] |= _METRICS_ANNOTATIONS
     template["spec"]["terminationGracePeriodSeconds"] = GRACE_SECONDS
     template["spec"]["containers"][0]["envFrom"] = [
-        {"secretRef": {"name": S3_SECRET}},
+        {"secretRef": {"name": S3_SECRET, "optional": True}},
         {"configMapRef": {"name": SERVICES_CONFIG_MAP}},
         {"secretRef": {"name": MLFLOW_SECRET, "optional": True}},
     ]

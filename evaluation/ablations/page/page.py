@@ -17,6 +17,7 @@ from evaluation.ablations.trials.record import TrialRecord
 from evaluation.reports import html
 from evaluation.reports.charts import Picture
 from evaluation.reports.numbers import format_estimate
+from training.config.addresses import public_links
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -54,7 +55,7 @@ def render(
         grids=sample_grids(records),
         card=_card(records),
         command=request.command(),
-        links=dict(links),
+        links=public_links(links),
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
     )
 

@@ -330,7 +330,8 @@ def test_the_role_goes_to_the_account_that_kfp_runs_steps_as_and_ray_pods_have_n
 def test_steps_and_services_have_the_same_addresses(overlay):
     there, here = (_named(overlay, "ConfigMap", SERVICES_CONFIG_MAP, namespace)["data"] for namespace in ("kubeflow", "iddpm"))
     assert there == here
-    assert {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI"} == set(there)
+    public = {"IDDPM_MLFLOW_PUBLIC_URL", "IDDPM_KFP_PUBLIC_URL"}
+    assert set(there) == {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI"} | public
 
 
 def _env(overlay: str) -> dict[str, str]:

@@ -214,7 +214,7 @@ def test_credentials_are_named_and_never_written(monkeypatch):
     manifest = render(_JOBS["owned"])
     assert "very-secret-value" not in json.dumps(manifest)
     sources = manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["envFrom"]
-    assert {"secretRef": {"name": "iddpm-s3"}} in sources
+    assert {"secretRef": {"name": "iddpm-s3", "optional": True}} in sources
 
 
 def test_the_entrypoint_survives_a_shell():

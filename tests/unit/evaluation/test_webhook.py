@@ -14,6 +14,7 @@ import pytest
 from components.resolve_model import resolve_model
 from components.steps import nightly as nightly_run
 from components.steps import webhook
+from components.steps.close import End, tell_end
 
 _NONSENSE = 0
 
@@ -185,3 +186,24 @@ def test_a_model_that_is_not_found_is_reported(server: _Server, tmp_path: Path) 
     (message,) = server.messages
     assert message["model"] == missing
     assert "no-such-run could not be evaluated: " in str(message["text"])
+
+
+@pytest.mark.parametrize(
+    ("end", "event", "text"),
+    [
+        (
+            End(succeeded=False, errors={"train": "OOMKilled"}),
+            "run_failed",
+            "iDDPM: run p-1 failed at train: OOMKilled https://kfp/#/runs/details/p-1",
+        ),
+        (End(succeeded=False, cancelled=True), "run_cancelled", "iDDPM: run p-1 was cancelled https://kfp/#/runs/details/p-1"),
+    ],
+)
+def test_the_webhook_is_told_once_of_a_run_that_failed_or_was_cancelled(
+    server: _Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: End, event: str, text: str
+) -> None:
+    monkeypatch.setenv("IDDPM_KFP_PUBLIC_URL", "https://kfp/")
+    for _ in range(2):
+        tell_end(end, "p-1", str(tmp_path))
+    tell_end(End(succeeded=True), "p-1", str(tmp_path))
+    assert [(message["event"], message["text"]) for message in server.messages] == [(event, text)]

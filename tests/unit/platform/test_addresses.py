@@ -11,7 +11,7 @@ from pipelines.cli import main as cli
 from pipelines.doctor.findings import FAILURE
 from pipelines.doctor.services import check_bucket, check_mlflow
 from training import storage
-from training.config.addresses import contains_password, without_passwords
+from training.config.addresses import contains_password, public_links, without_passwords
 from training.tracking import client as mlflow_client
 
 WITH_PASSWORD = ["http://me:s3cr3t@host:9000", "me:s3cr3t@host", "http://me:s3cr3t@host:port/path"]
@@ -70,3 +70,13 @@ def test_a_steps_own_address_of_mlflow_goes_before_one_that_a_plugin_injects(mon
     monkeypatch.setenv("IDDPM_MLFLOW_TRACKING_USERNAME", "own")
     assert mlflow_client.tracking_uri() == "http://own:5000"
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "own"
+
+
+def test_links_have_the_address_that_people_use_and_none_that_only_the_cluster_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = "http://mlflow.iddpm.svc.cluster.local:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", inside)
+    monkeypatch.setenv("IDDPM_MLFLOW_PUBLIC_URL", "")
+    assert public_links({"MLflow": mlflow_client.public_uri(), "Data": "s3://iddpm/data"}) == {"Data": "s3://iddpm/data"}
+    monkeypatch.setenv("IDDPM_MLFLOW_PUBLIC_URL", "https://mlflow.example.com/")
+    assert public_links({"MLflow": mlflow_client.public_uri()}) == {"MLflow": "https://mlflow.example.com"}
+    assert mlflow_client.tracking_uri() == inside
