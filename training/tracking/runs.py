@@ -107,7 +107,7 @@ def attach(run_id: str, *, check: bool = True, run_uri: str | None = None) -> Tr
     return TrackedRun(client, run_id, run_uri=run_uri)
 
 
-def open_runs(tag: str, value: str = "", *, status: Status = "RUNNING") -> list[OpenRun]:
+def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[OpenRun]:
     """Return the runs of this project that are marked as running, or as `status`, in all experiments, and have that tag.
 
     Args:
