@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.tracking import open_parent
+from components.cluster.workflows import require_sweep_fits
 from components.steps.runs import Run, claim_directory, run_directory
 from evaluation.ablations.definitions.ablation import Trial, values_of
 from evaluation.ablations.definitions.request import AblationRequest
@@ -72,6 +74,8 @@ def plan(
         UserError: A trial is not valid, or a run to evaluate does not exist; the message says how to get it.
     """
     uri, trials = ablation_uri(request, storage_root_uri), request.trials()
+    if os.environ.get("KFP_POD_NAME"):  # on a laptop there is no Workflow
+        require_sweep_fits(len(trials))
     run_uris = [_existing_run(request, trial, storage_root_uri, data_uri) for trial in trials]
     parent = open_parent(request, tracking_experiment, uri, pipeline_run_id)
     items, values = [], {}

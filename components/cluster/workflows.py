@@ -9,6 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from training.config.errors import UserError
+
+LARGEST_SWEEP = 60
+"""The most trials of one run. Kubernetes stores 1 MiB of a Workflow, and Argo stores each step's inputs in it (tests measure it)."""
 ENDED = ("Succeeded", "Failed", "Error")
 """Phases of a Workflow whose steps are over."""
 
@@ -83,6 +87,19 @@ class Attempt(NamedTuple):
     log_uri: str
     has_failed: bool
     started: str
+
+
+def require_sweep_fits(num_trials: int) -> None:
+    """Refuse a sweep whose Workflow would become larger than Kubernetes stores; Argo would fail it in the middle.
+
+    Raises:
+        UserError: There are too many trials.
+    """
+    if num_trials > LARGEST_SWEEP:
+        raise UserError(
+            f"the sweep has {num_trials} trials; a run on a cluster takes at most {LARGEST_SWEEP}: split its grid into several runs "
+            "(trials that two of them share are trained once)"
+        )
 
 
 def nodes_of(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

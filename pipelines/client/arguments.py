@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from components.cluster.workflows import require_sweep_fits
 from components.container.image import VERSION, image_from
 from components.launch.resources import merge_resources, read_resources
 from components.steps.settings import read_data_options, resolve_experiment_form
@@ -165,6 +166,8 @@ def cluster_arguments_of(
     arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources)
     chosen = _chosen(pipeline, arguments)
     image_from(chosen["image"], variable="--param image")
+    if "ablation_name" in pipeline.parameters:
+        require_sweep_fits(len(_ablation_trials(chosen)))
     for name in ("storage_root_uri", "data_uri"):
         if chosen.get(name) and not _S3_URI.fullmatch(chosen[name]):
             raise ArgumentsError(f"--param {name}={chosen[name]}: the steps of a run share only S3; write s3://BUCKET/PATH")
@@ -198,11 +201,15 @@ def _require_experiment(pipeline: CompiledPipeline, arguments: Mapping[str, Any]
     if not all(isinstance(override, str) for override in chosen.get(OVERRIDES) or ()):
         raise ArgumentsError(f'--param {OVERRIDES} is a JSON list of words like ["optim.num_steps=500"]')
     if "ablation_name" in pipeline.parameters:
-        from evaluation.ablations.definitions.request import from_parameters
-
-        from_parameters(chosen).trials()
+        _ablation_trials(chosen)
     elif {PRESET, OVERRIDES, FILE, "seed"} & arguments.keys() and not chosen[FILE].startswith("s3://"):
         resolve_experiment_form(chosen[PRESET], chosen[OVERRIDES], chosen[FILE], chosen["seed"])
+
+
+def _ablation_trials(chosen: Mapping[str, Any]) -> Sequence[Any]:
+    from evaluation.ablations.definitions.request import from_parameters
+
+    return from_parameters(chosen).trials()
 
 
 def _value(name: str, text: str, definition: Mapping[str, Any]) -> Any:
