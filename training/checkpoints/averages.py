@@ -67,9 +67,6 @@ def find_or_rebuild(run_uri: str, *, decay: float, step: int, max_error: float =
     """Return the average with this decay at this step; rebuild it where the run's directory has none.
 
     Args:
-        run_uri: A run that stored snapshots (`optim.ema_snapshot_stds`).
-        decay: The decay of the average.
-        step: Number of updates.
         max_error: Largest expected error, in units of the distance from the weights to the average.
 
     Raises:
@@ -92,9 +89,7 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
     """Make a checkpoint that contains an exponential average of any decay, as if training had kept it.
 
     Args:
-        run_uri: A run that stored snapshots (`optim.ema_snapshot_stds`).
         out_run_uri: Directory of another run for the checkpoint; each decay needs its own.
-        decay: The decay of the average.
         step: Number of updates; None is the last snapshot's.
         max_error: Largest expected error, in units of the distance from the weights to the average.
 
@@ -104,7 +99,6 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
 
     Raises:
         ReconstructionError: The snapshots do not determine the average to `max_error`, or the two directories are the same.
-        CheckpointError: A checkpoint is damaged or can't be written.
     """
     if out_run_uri.rstrip("/") == run_uri.rstrip("/"):
         raise ReconstructionError(f"{out_run_uri}: a rebuilt average goes into a directory of its own, not into the run's")

@@ -62,17 +62,8 @@ def save(run_uri: str, step: int, files: Files) -> str:
     The same content is not written again. Other content for the same step (after a roll-back) replaces the old content, which is marked
     as incomplete first.
 
-    Args:
-        run_uri: The run's directory.
-        step: Number of updates so far.
-        files: The files, by name.
-
-    Returns:
-        The checkpoint's directory.
-
     Raises:
         CheckpointError: A value is neither tensor nor plain data, or the local disk is full.
-        StorageError: It can't be stored.
     """
     uri = checkpoint_uri(run_uri, step)
     wrong = [name for name in files if "/" in name or name == COMPLETE]
@@ -108,9 +99,6 @@ def clean(run_uri: str) -> list[int]:
 
     Returns:
         The steps of the removed checkpoints.
-
-    Raises:
-        StorageError: A checkpoint can't be read.
     """
     found = _found(run_uri)
     broken = [step for step, complete in found.items() if not complete]
@@ -153,7 +141,6 @@ def load_bytes(uri: str, name: str) -> bytes:
 
     Raises:
         CheckpointError: There is no complete checkpoint, no such file in it, or it is damaged.
-        StorageError: It can't be read.
     """
     with _checked(uri, name) as path:
         return path.read_bytes()
@@ -162,13 +149,8 @@ def load_bytes(uri: str, name: str) -> bytes:
 def load(uri: str, name: str) -> dict[str, Any]:
     """Return one state dict (`.pt`, on the CPU) or JSON object (`.json`) of a checkpoint.
 
-    Args:
-        uri: The checkpoint's directory.
-        name: The file's name.
-
     Raises:
         CheckpointError: There is no such checkpoint or file, or the file is damaged or contains something else.
-        StorageError: It can't be read.
     """
     with _checked(uri, name) as path:
         return read_file(path, storage.join(uri, name))
@@ -205,7 +187,6 @@ def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
     """Return the network's weights.
 
     Args:
-        uri: The checkpoint's directory.
         weights: "ema_0.9999" (an average, by its decay) or "model" (the weights that the optimiser updates); None takes the experiment's
             first average.
 
@@ -232,7 +213,6 @@ class AsyncWriter:
         """Start no thread yet.
 
         Args:
-            run_uri: The run's directory.
             first: Writes what must be stored before the checkpoint; called in the background, and again after a failure.
             retry_seconds: Seconds of retries while the store does not answer.
         """
@@ -246,8 +226,6 @@ class AsyncWriter:
         """Copy the values now and write them later.
 
         Args:
-            step: Number of updates so far.
-            files: The files, by name.
             on_saved: Called in the background thread with the directory, once the checkpoint is complete.
 
         Raises:
@@ -258,11 +236,7 @@ class AsyncWriter:
         self._pending = self._pool.submit(self._write, step, copies, on_saved)
 
     def wait(self) -> None:
-        """Return once nothing is being written.
-
-        Raises:
-            CheckpointError, StorageError: The checkpoint could not be written.
-        """
+        """Return once nothing is being written."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -351,9 +325,6 @@ def describe(path: Path) -> dict[str, Any]:
 def write_file(path: Path, value: Mapping[str, Any] | bytes) -> dict[str, Any]:
     """Write a value in the format of its file's suffix.
 
-    Returns:
-        The file's description, as `describe`.
-
     Raises:
         CheckpointError: The value is neither tensors nor plain data, or the disk is full.
     """
@@ -378,7 +349,6 @@ def plain(value: Any, path: str, *, copy: bool) -> Any:
 
     Args:
         value: Tensors, numbers, strings, and dictionaries, lists and tuples of them.
-        path: Name of the value, for the message.
         copy: Return tensors that share no memory with `value`.
 
     Raises:
@@ -400,15 +370,7 @@ def plain(value: Any, path: str, *, copy: bool) -> Any:
 
 
 def read_file(path: Path, uri: str) -> dict[str, Any]:
-    """Return the state dict (tensors on the CPU) or JSON object in a file.
-
-    Args:
-        path: The file.
-        uri: Its address, for the message.
-
-    Raises:
-        CheckpointError: It contains something else.
-    """
+    """Return the state dict (tensors on the CPU) or JSON object in a file."""
     try:
         value = json.loads(path.read_bytes()) if uri.endswith(".json") else torch.load(path, map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -30,9 +30,7 @@ class Imported:
     """A network from a file.
 
     Attributes:
-        experiment: Its experiment.
         step: Number of updates in the file's name; where there is none, the experiment's last.
-        state: Its weights, float32.
     """
 
     experiment: Experiment
@@ -44,13 +42,10 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
     """Read a network from a `.pt` file of the released code, or from a file that `export_checkpoint` wrote.
 
     Args:
-        file_uri: A path or s3:// URI.
         preset: The preset of the network, where neither the file nor its name shows it.
-        overrides: Changes to the preset.
 
     Raises:
         UserError: The file does not contain the weights of one network, or they fit no preset or several.
-        StorageError: The file can't be read.
     """
     file_name = file_uri.rstrip("/").rpartition("/")[2]
     with storage.open_local(file_uri) as path:
@@ -71,20 +66,9 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
 def import_checkpoint(file_uri: str, run_uri: str, *, preset: str | None = None, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Make a checkpoint of ours from a published file; it serves sampling and scoring, and training can't resume from it.
 
-    Args:
-        file_uri: A path or s3:// URI.
-        run_uri: Directory of the run in which the checkpoint is stored.
-        preset: The preset of the network, where neither the file nor its name shows it.
-        overrides: Changes to the preset.
-
     Returns:
         Plain data: `checkpoint_uri`, `preset`, `step`, `parameters`, `tensors`, `diffusion` (the settings that sampling
         depends on) and `weights`.
-
-    Raises:
-        UserError: The file does not contain the weights of one network, or they fit no preset or several.
-        StorageError: The file can't be read.
-        CheckpointError: The checkpoint can't be written.
     """
     imported = read_weights(file_uri, preset=preset, overrides=overrides)
     experiment = imported.experiment
@@ -115,8 +99,6 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
     `.pt` is a bare state dict, which the released code reads; `.safetensors` also contains the experiment, in its metadata.
 
     Args:
-        checkpoint_uri: A checkpoint of ours.
-        file_uri: A path or s3:// URI that ends in .pt or .safetensors.
         weights: "ema_0.9999" or "model"; None takes the experiment's first average.
 
     Returns:
@@ -125,8 +107,6 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
 
     Raises:
         UserError: The file's name has another ending.
-        CheckpointError: There is no such checkpoint, or no such weights in it.
-        StorageError: The file can't be written.
     """
     suffix = Path(file_uri).suffix
     if suffix not in (".pt", ".safetensors"):
@@ -222,10 +202,8 @@ def recognise(shapes: Shapes, file_name: str, *, preset: str | None = None, over
     """Return the experiment that a state dict belongs to.
 
     Args:
-        shapes: Name and shape of each of its tensors.
         file_name: The file's name, which may be that of a published checkpoint.
         preset: The preset of the network, where the file's name does not show it.
-        overrides: Changes to the preset.
 
     Raises:
         UserError: The tensors are not the named experiment's, or fit none or several of the published ones; there is no such preset, or an

@@ -167,11 +167,9 @@ class OptimConfig:
 
     Attributes:
         global_batch_size: Images per update, over all workers and microbatches.
-        learning_rate: Adam's step size.
         num_steps: Updates after which training stops.
         lr_anneal_steps: Anneal the learning rate linearly to 0 over this many updates; 0 keeps it constant.
         adam_betas: Adam's decay rates of the first and second moment.
-        adam_eps: Adam's epsilon.
         weight_decay: Decoupled weight decay (AdamW); 0 is Adam.
         grad_clip_norm: Clip the gradient's global norm to this value; None (the paper) does not clip.
         ema_decays: Decays of the exponential moving averages, all kept at once.

@@ -34,8 +34,6 @@ def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iter
     """Return the experiment of a preset or a file, with overrides. The command line, the pipelines and Python all call it.
 
     Args:
-        preset: Name of a preset; empty where a file is given.
-        file_text: Text of an experiment file; empty where a preset is given.
         overrides: Each `section.field=value`; they win over the file.
         seed: The experiment's seed; None keeps the seed of the preset or file.
 
@@ -66,11 +64,7 @@ def read_experiment_file(text_or_path: str | Path) -> Experiment:
 
 
 def to_toml(experiment: Experiment, base: str) -> str:
-    """Return the text of an experiment file: the name of `base`, and the fields in which the experiment differs from that preset.
-
-    Raises:
-        UserError: There is no preset of that name.
-    """
+    """Return the text of an experiment file: the name of `base`, and the fields in which the experiment differs from that preset."""
     lines = [f"base = {json.dumps(base)}", *_differences(experiment.to_dict(), named_preset(base).to_dict(), "")]
     return "\n".join(lines) + "\n"
 

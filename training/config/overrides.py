@@ -11,15 +11,7 @@ from training.config.validation import require, unknown_field
 
 
 def apply_overrides(plain: dict[str, Any], overrides: Iterable[str]) -> None:
-    """Change an experiment's plain dictionary by overrides.
-
-    Args:
-        plain: The dictionary from `Experiment.to_dict`; changed in place.
-        overrides: Each `section.field=value`, the value as JSON or a plain word.
-
-    Raises:
-        UserError: An override is malformed, names no field, or gives a value that the field can't take.
-    """
+    """Change an experiment's plain dictionary by overrides."""
     require(not isinstance(overrides, str), str(overrides), "overrides are a list, each section.field=value")
     for item in overrides:
         require(isinstance(item, str), str(item), "an override is text and reads section.field=value")
@@ -47,12 +39,7 @@ def apply_tables(plain: dict[str, Any], tables: Mapping[str, Any], path: str = "
     """Change an experiment's plain dictionary by nested tables, which contain only the fields that differ.
 
     Args:
-        plain: The dictionary from `Experiment.to_dict`, or a section of it; changed in place.
         tables: Fields and sections; the text "none" stands for no value, which TOML cannot write.
-        path: Path of the section.
-
-    Raises:
-        UserError: A table or field is unknown, or a field stands where a table must, or the reverse.
     """
     for name, value in tables.items():
         where = f"{path}.{name}" if path else name

@@ -37,7 +37,6 @@ def preset(name: str, overrides: Iterable[str] = ()) -> Experiment:
     """Return the experiment of that name, with overrides applied.
 
     Args:
-        name: A name from `names()`.
         overrides: Each `section.field=value`; see `Experiment.override`.
 
     Raises:

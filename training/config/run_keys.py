@@ -42,7 +42,6 @@ def run_key(experiment: Experiment, data_digest: str) -> str:
     """Return the name of the run's directory and of its MLflow run: the same training on the same data has the same key.
 
     Args:
-        experiment: The experiment; its seed and every field that training reads are part of the key.
         data_digest: Content digest of the data set, from its manifest.
 
     Returns:

@@ -11,10 +11,6 @@ from training.config.errors import UserError
 def uniform_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
     """Return K timesteps from 0 to T - 1 at an even stride, both ends included; K = 1 keeps timestep 0 alone.
 
-    Args:
-        num_timesteps: The paper's T.
-        num_steps: The paper's K, between 1 and T.
-
     Raises:
         UserError: K is not between 1 and T.
     """
@@ -81,7 +77,6 @@ def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
     Args:
         spacing: "" (all timesteps), "250" (uniform), "10,10,5" (section counts), "ddim50", "nll:100"
             (supplement section 5) or "t:0,5,10" (an explicit list).
-        num_timesteps: The paper's T.
 
     Returns:
         Kept timesteps, 0-based, increasing, without duplicates.

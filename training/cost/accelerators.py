@@ -28,7 +28,6 @@ class Card:
 
     Attributes:
         peak_flops: Dense floating point operations a second, in bf16 (fp16 where it has no bf16; fp32 for the CPU).
-        memory_gib: Memory in GiB.
     """
 
     peak_flops: float
@@ -78,9 +77,7 @@ def speed_on(card: str, work: Work, forward_macs: int, *, utilisation: float | N
     Small networks reach a smaller part of the peak than large ones, so the measured network nearest in size is taken.
 
     Args:
-        card: A name of `CARDS`.
         work: "training", or "sampling" (the network alone).
-        forward_macs: Multiply-accumulates of one image through the network.
         utilisation: The part of the peak to assume, in (0, 1], instead of what was measured.
 
     Raises:

@@ -38,8 +38,6 @@ class Phase:
 
     Attributes:
         forward_passes: Network evaluations of one image; a training image counts three.
-        flops: Floating point operations.
-        card_hours: Hours of one card.
         price: Price of those hours; None without a price per hour.
         basis: The measured speed, or the assumed part of the peak, that the hours follow from.
     """
@@ -73,19 +71,13 @@ class Cost:
     """The cost of an experiment.
 
     Attributes:
-        experiment: Its name.
         parameters: Trainable numbers.
-        tensors: Entries of the state dict.
         forward_macs: Multiply-accumulates of one image through the network.
-        forward_flops: Twice that.
         macs_by_kind: The same by kind: convolution, attention (the products of queries, keys and values), linear.
-        card: Name of the card.
         utilisation: Part of the card's peak that training reaches, as measured or assumed.
-        card_hours: Hours of one card, over all phases.
         price: Price of all phases; None without a price per hour.
         phases: training; scoring (of checkpoints beside training); sampling (for the reported distance); likelihood,
             where the number of images is known beforehand.
-        memory: Memory in training; None without `with_memory`.
     """
 
     experiment: str
@@ -131,7 +123,6 @@ def estimate(
     """Return the cost of training and evaluating an experiment.
 
     Args:
-        experiment: The experiment.
         card: A name of `CARDS`; "CPU" is one core.
         utilisation: Part of the card's peak that is reached, in (0, 1]; None takes what was measured, or else assumes one.
         price_per_hour: Price of one card, in any currency.

@@ -29,11 +29,8 @@ def suggest_experiment(
     """Return the text of an experiment file whose sizes fit the images and the machine.
 
     Args:
-        num_images: Training images, 1 or more.
         min_side: Shorter side of the smallest image in pixels, 8 or more; images are never enlarged.
-        channels: 1 for grey images, 3 for colour.
         num_classes: Labels; 0 for images without.
-        card: A name of `training.cost.accelerators.CARDS`, in any case.
         name: Name of the data set and of the experiment: small letters, digits, dashes.
         num_cores: Cores of the machine, for the CPU.
 

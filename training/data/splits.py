@@ -29,20 +29,8 @@ def prepare_splits(
 ) -> dict[str, Manifest]:
     """Make `<data_uri>/train`, and `<data_uri>/test` where the source has test images or some are held out.
 
-    Args:
-        data: The experiment's data section, which the result must match.
-        data_uri: Directory of the splits.
-        source: Address for `training.data.sources.catalog.open_splits`; empty is the name of the data set.
-        source_options: How to read the source. Its `name` is replaced by that of the experiment.
-        options: How images become a data set. Its `resize` and `image_channels` are replaced by those of the experiment.
-        other_sizes: Directories of further image sizes, made from the same decoding of each image, such as for a cascade.
-        shard_map: Applies a function to every shard's job; see `prepare_sizes`.
-
-    Returns:
-        Manifest by split, at the experiment's size.
-
-    Raises:
-        UserError: There is no such source, its images can't be used, or the result does not match the experiment.
+    Arguments as for `prepare_experiment`, as objects; `name`, `resize` and `image_channels` are replaced by those of the experiment, and
+    `other_sizes` maps each further size to its directory. Returns the manifest of each split at the experiment's size.
     """
     options = dataclasses.replace(options or Options(), resize=data.resize, image_channels=data.image_channels)
     source_options = dataclasses.replace(source_options or SourceOptions(), name=data.name)
@@ -67,11 +55,7 @@ def default_data_uri(data: DataConfig, storage_root_uri: str) -> str:
 
 
 def other_data_uri(data: DataConfig, data_uri: str, image_size: int) -> str:
-    """Return the directory of another size of the images.
-
-    If `data_uri` is the default directory, the result is the default directory of the other size, which an experiment of that size
-    reads; else it is below `data_uri`.
-    """
+    """Return the directory of another size of the images: that size's default directory where `data_uri` is the default, else one below."""
     root, separator, _ = data_uri.rpartition("/data/")
     if separator and data_uri == default_data_uri(data, root):
         return default_data_uri(dataclasses.replace(data, image_size=image_size), root)
@@ -79,11 +63,7 @@ def other_data_uri(data: DataConfig, data_uri: str, image_size: int) -> str:
 
 
 def check_matches(manifest: Manifest, data: DataConfig) -> None:
-    """Compare a data set with an experiment's data section.
-
-    Raises:
-        UserError: They differ.
-    """
+    """Raise a `UserError` where a data set differs from an experiment's data section."""
     for name in ("name", "image_size", "image_channels", "num_classes", "resize"):
         found, wanted = getattr(manifest, name), getattr(data, name)
         if found != wanted:
@@ -104,23 +84,23 @@ def prepare_experiment(
     other_sizes: Collection[int] = (),
     shard_map: ShardMap = map,
 ) -> str:
-    """Call `prepare_splits` with arguments that a pipeline can carry.
+    """Make the experiment's data set: `train`, and `test` where the source has test images or some are held out.
 
     Args:
-        experiment: The experiment.
+        experiment: The experiment, whose data section the result must match.
         data_uri: Directory of the splits; empty is `default_data_uri` under `storage_root_uri`.
         storage_root_uri: Root of everything that is stored.
-        source: Address of the source; empty is the name of the data set.
+        source: Address for `training.data.sources.catalog.open_splits`; empty is the name of the data set.
         source_options: Fields of `SourceOptions`.
         options: Fields of `Options`.
         other_sizes: Further image sizes to make from the same decoding; each goes to its `other_data_uri`.
-        shard_map: Applies a function to every shard's job.
+        shard_map: Applies a function to every shard's job; see `prepare_sizes`.
 
     Returns:
         The directory of the splits, for the steps that follow.
 
     Raises:
-        UserError: An option is wrong, there is no such source, or the result does not match the experiment.
+        UserError: An option is wrong, there is no such source, its images can't be used, or the result does not match the experiment.
     """
     data = experiment.data
     if not data_uri and not storage_root_uri:

@@ -29,7 +29,6 @@ class Ensemble:
 
         Args:
             members: Models with ranges of step 1 that cover 0..T-1, each timestep once. A model may appear twice.
-            diffusion: The process that all members were trained for.
 
         Raises:
             UserError: The ranges leave a timestep out, overlap, or leave 0..T-1.
@@ -54,7 +53,6 @@ class Ensemble:
         """Return the output of each image's member.
 
         Args:
-            x_t: Noisy images.
             timesteps: Original timesteps as a network sees them (scaled by 1000/T if the members were trained with that scale).
             **conditioning: One row per image: labels, low-resolution images.
         """
@@ -81,8 +79,6 @@ def ends_and_middle(ends: Model, middle: Model, diffusion: DiffusionConfig, *, w
     Args:
         ends: The paper's theta_vlb.
         middle: The paper's theta_hybrid.
-        diffusion: The process that both were trained for.
-        width: Original timesteps at each end.
 
     Raises:
         UserError: The two ends would meet.

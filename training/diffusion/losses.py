@@ -29,7 +29,6 @@ class LossTerms:
     """The loss of each image in a batch, float32.
 
     Attributes:
-        loss: The objective: L_simple, L_vlb or L_hybrid.
         l_simple: Mean squared error of the network's prediction.
         l_vlb: T times the bound's term at the image's t, in bits/dim; None under L_simple, which does not use it.
     """
@@ -55,9 +54,6 @@ def training_losses(
         process: The chain; its number of timesteps is the T that multiplies a term of the bound. Its config says the
             objective, the vlb_weight (the paper's lambda) and the stop-gradient.
         network: The network. Its predicted x_0 is not clipped here.
-        x_0: Images in [-1, 1].
-        t: Timestep of each, 0-based.
-        eps: N(0, 1) noise.
         conditioning: Further inputs of the network: labels `y`, low-resolution images `low_res`, keys of dropout.
     """
     config = process.config
@@ -88,10 +84,7 @@ def vlb_term_bits_per_dim(
     Equations 6 and 5. Both are computed for every image, and both are finite, so that the choice has a gradient.
 
     Args:
-        process: The chain.
-        p: The network's p(x_{t-1} | x_t).
         x_0: Images on the 8-bit grid in [-1, 1].
-        x_t: Noisy images.
         t: Kept timestep of each; 0 is the paper's t = 1.
 
     Returns:
@@ -126,7 +119,6 @@ def discretized_gaussian_log_likelihood(
 
     Args:
         x_0: Images on the 8-bit grid in [-1, 1].
-        mean: The Gaussian's mean.
         log_scale: Log of its standard deviation.
 
     Returns:
@@ -165,9 +157,7 @@ def bound_terms(
     Args:
         denoiser: The network on its chain. The terms are those of the chain's own steps, not those of the original chain.
         x_0: Images on the grid of 256 levels, in [-1, 1].
-        t: Position of each image in the chain.
         indices: Index of each image; keys the noise, with the original timestep.
-        seed: Keys the noise.
     """
     process = denoiser.process
     original = torch.tensor(process.timesteps, device=t.device)[t]

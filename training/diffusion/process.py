@@ -25,10 +25,9 @@ Model = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A diagonal Gaussian over images. `variance` and `log_variance` broadcast against `mean`."""
+    """A diagonal Gaussian over images; `log_variance` broadcasts against `mean`."""
 
     mean: Tensor
-    variance: Tensor
     log_variance: Tensor
 
 
@@ -37,7 +36,6 @@ class ModelPrediction:
     """The distribution p(x_{t-1} | x_t), with the x_0 that its mean was made from and the eps that goes with that x_0."""
 
     mean: Tensor
-    variance: Tensor
     log_variance: Tensor
     x_0: Tensor
     eps: Tensor
@@ -131,13 +129,7 @@ class GaussianProcess:
         return (1.0 - self.alpha_bars_prev) * (1.0 - self.betas).sqrt() / (1.0 - self.alpha_bars)
 
     def at(self, name: str, t: Int64[Tensor, " batch"], like: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """Return a table's value at each image's t.
-
-        Args:
-            name: A table of this class, such as "betas".
-            t: Kept timestep of each image, 0 to K - 1.
-            like: Images that the result broadcasts against; it has one value per image, in float32 or more.
-        """
+        """Return a table's value at each image's t."""
         key = (name, t.device)
         if key not in self._on_device:
             self._on_device[key] = getattr(self, name).to(t.device)
@@ -164,7 +156,6 @@ class GaussianProcess:
         """Return q(x_{t-1} | x_t, x_0), equations 10 to 12. Its log-variance is finite at t = 0, where its variance is 0."""
         return Gaussian(
             mean=self.at("posterior_mean_coef_x_0", t, x_0) * x_0 + self.at("posterior_mean_coef_x_t", t, x_t) * x_t,
-            variance=self.at("posterior_variance", t, x_0),
             log_variance=self.at("posterior_log_variance_clipped", t, x_0),
         )
 
@@ -192,9 +183,6 @@ class GaussianProcess:
 
         Args:
             output: Channels that predict eps or x_0, then as many for the variance where it is learned.
-            x_t: Noisy images that the network saw.
-            t: Kept timestep of each.
-            clip_denoised: Clamp the predicted x_0 to [-1, 1].
 
         Raises:
             ValueError: The number of output channels does not fit the config's variance.
@@ -209,9 +197,7 @@ class GaussianProcess:
             x_0 = x_0.clamp(-1.0, 1.0)
             eps = self.predict_eps_from_x_0(x_t, t, x_0)
         log_variance = self._model_log_variance(v, x_t, t)
-        return ModelPrediction(
-            mean=self.q_posterior(x_0, x_t, t).mean, variance=log_variance.exp(), log_variance=log_variance, x_0=x_0, eps=eps
-        )
+        return ModelPrediction(mean=self.q_posterior(x_0, x_t, t).mean, log_variance=log_variance, x_0=x_0, eps=eps)
 
     def split_output(self, output: Float[Tensor, "batch outputs *size"], num_channels: int) -> tuple[Tensor, Tensor | None]:
         """Split a network's output into its prediction and v, which is None where the variance is not learned.
@@ -252,7 +238,6 @@ def make_process(config: DiffusionConfig, timesteps: Sequence[int] | None = None
     """Return the chain over the given timesteps, with betas that keep alpha_bar at each of them (equation 19).
 
     Args:
-        config: The diffusion that the network was trained with.
         timesteps: Kept timesteps, 0-based and increasing, from `training.config.spacing`; None keeps all T.
 
     Raises:
@@ -272,7 +257,6 @@ class Denoiser:
     """A network, the chain that it denoises, and what it is conditioned on.
 
     Attributes:
-        process: The chain.
         network: The network; its input is the original timestep, in a spaced chain too.
         conditioning: Further inputs of the network, one row per image: labels `y`, low-resolution images `low_res`.
         clip_denoised: Clamp the predicted x_0 to [-1, 1], as the released code does outside of training.
@@ -287,7 +271,6 @@ class Denoiser:
         """Return p(x_{t-1} | x_t), with one evaluation of the network.
 
         Args:
-            x_t: Noisy images.
             t: Kept timestep of each image, 0 to K - 1.
         """
         output = self.network(x_t, self.process.model_timesteps(t), **self.conditioning)

@@ -20,10 +20,6 @@ MAX_BETA = 0.999
 def beta_schedule(name: Schedule, num_timesteps: int) -> Float64[Tensor, " timesteps"]:
     """Return the schedule of that name over T timesteps.
 
-    Args:
-        name: "linear" or "cosine".
-        num_timesteps: The paper's T; more than 20 for the linear schedule.
-
     Raises:
         ValueError: No schedule has that name, or T is too small for it.
     """

@@ -21,11 +21,7 @@ UNIFORM_SHARE = 0.001
 
 
 class TimestepSampler:
-    """Draws every t with probability 1/T and weight 1; the base class of samplers that adapt to the losses.
-
-    Args:
-        num_timesteps: The paper's T.
-    """
+    """Draws every t with probability 1/T and weight 1; the base class of samplers that adapt to the losses."""
 
     def __init__(self, num_timesteps: int) -> None:
         self.num_timesteps = num_timesteps

@@ -35,8 +35,6 @@ class Heartbeats:
         """Open the store.
 
         Args:
-            rank: This process's number.
-            world_size: Number of processes.
             alarm_seconds: Report the stragglers once this rank has made no progress for this time. For NCCL, whose time-out ends the
                 process before it can report; None leaves the report to the caller of `describe_stragglers`.
         """
@@ -63,7 +61,6 @@ class Heartbeats:
         """Publish this rank's progress, which takes tens of microseconds.
 
         Args:
-            step: Update that it works on.
             waiting: True once it has computed its shard and waits for the other ranks.
         """
         self._progress = 2 * step + waiting, time.monotonic()

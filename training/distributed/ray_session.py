@@ -109,7 +109,6 @@ def parallel_map(
 
     Args:
         function: A function that Ray can import by name. It must be harmless to run twice, because the job of a lost worker runs again.
-        jobs: Picklable jobs.
         num_workers: 1 runs in this process; more use the Ray cluster that this process has joined, the one that
             `RAY_ADDRESS` names, or a local one that ends with the work.
         num_gpus_per_worker: 1 gives each Ray task a GPU of its own; this process uses those that it sees.

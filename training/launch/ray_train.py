@@ -83,7 +83,6 @@ def train(job: Job, *, ray_address: str = "local", stop: StopFlag | None = None)
     """Train to the end, from the latest checkpoint of the run's directory if there is one.
 
     Args:
-        job: The run.
         ray_address: "local" starts Ray on this machine; "auto" or an address joins a running cluster.
         stop: Once it is set, workers that train save a last checkpoint and end; the outcome's `stop_reason` is `STOP_REQUESTED`.
 
@@ -167,12 +166,7 @@ def _saved_step(job: Job) -> int:
 
 
 def _require_possible(job: Job, ray_address: str) -> None:
-    """Check, before Ray starts, for settings that would fail in every worker or wait for ever.
-
-    Raises:
-        TrainingError: There are more workers than images or GPUs, the data set does not fit into memory by the experiment's own budget,
-            or the run's directory contains checkpoints of another experiment.
-    """
+    """Check, before Ray starts, for settings that would fail in every worker or wait for ever."""
     resources, experiment = job.resources, job.experiment
     check_batch_size(experiment, resources.num_workers)
     if resources.num_gpus_per_worker and ray_address == "local" and not ray.is_initialized():

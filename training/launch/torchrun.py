@@ -15,26 +15,16 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from training.config.errors import UserError
 from training.config.experiment import Experiment, Resources
 from training.config.presets import preset
+from training.diffusion.pixels import Batch
 from training.loop.interfaces import Hooks, TrainingError
 from training.loop.trainer import Trainer
-
-
-@dataclass(frozen=True, slots=True)
-class RandomBatch:
-    """Images drawn uniformly from the 256 levels."""
-
-    images: Tensor
-    labels: Tensor | None
-    indices: Tensor
 
 
 class RandomImages:
@@ -52,12 +42,12 @@ class RandomImages:
 
     def batches(
         self, first_step: int, num_steps: int, start: int = 0, stop: int | None = None, *, pin_memory: bool = False
-    ) -> Iterator[RandomBatch]:
+    ) -> Iterator[Batch]:
         """Yield the same images at every step, with that step's positions; they are on the device already."""
         part = slice(start, stop)
         labels = self.labels[part] if self.labels is not None else None
         for step in range(first_step, first_step + num_steps):
-            yield RandomBatch(self.images[part], labels, self.offsets[part] + step * self.size)
+            yield Batch(self.images[part], labels, self.offsets[part] + step * self.size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from training.config.experiment import Experiment, Resources
+from training.diffusion.pixels import Batch
 from training.storage import OUTAGE_SECONDS
 
 STOP_REQUESTED = "a signal"
@@ -25,22 +24,6 @@ class TrainingError(RuntimeError):
 
 class DivergedError(TrainingError):
     """The loss or its gradient stayed non-finite: the caller goes back to the last good checkpoint."""
-
-
-class Batch(Protocol):
-    """Images of one step: uint8 NCHW, labels or None, and each image's position in the stream of all batches."""
-
-    @property
-    def images(self) -> Tensor:
-        """uint8 [batch, channels, height, width]."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """int64 [batch], or None where the data set has none."""
-
-    @property
-    def indices(self) -> Tensor:
-        """int64 [batch]: step * global batch size + place in the global batch."""
 
 
 class BatchSource(Protocol):
@@ -75,7 +58,6 @@ class Outcome:
     """The end of a training.
 
     Attributes:
-        step: Updates done.
         stop_reason: Why it stopped before its last step, or None; `STOP_REQUESTED` after a signal.
         failure: Why it failed, where starting the workers again would not help; else None.
     """
@@ -112,10 +94,7 @@ class Job:
     """A training job, as every worker receives it.
 
     Attributes:
-        experiment: The experiment to train.
-        resources: Number and kind of the workers.
         data_uri: Data set with a `train` split.
-        run_uri: The run's directory.
         tracking_run_id: The MLflow run; empty tracks nothing.
         scorer: Scores checkpoints beside training; None scores none, never stops early, and keeps every checkpoint,
             because any may be the best.

@@ -34,13 +34,8 @@ class RankZeroHooks:
     """Rank 0's side of a training run.
 
     Args:
-        job: The run.
-        world_size: Number of workers.
         submit_score: Starts the scoring of the checkpoint at that URI in another process, and returns at once.
         is_stop_requested: Returns True once a stop is requested; takes milliseconds.
-
-    Raises:
-        StorageError: The run's directory can't be read.
     """
 
     def __init__(
@@ -83,11 +78,7 @@ class RankZeroHooks:
         return Hooks(log=self._log, save=self._save, should_stop=self._should_stop, interruption=self._interruption)
 
     def finish_saving(self) -> None:
-        """Wait until every checkpoint is written.
-
-        Raises:
-            CheckpointError, StorageError: A checkpoint could not be written.
-        """
+        """Wait until every checkpoint is written."""
         self._writer.wait()
 
     def finish(self, outcome: Outcome) -> Outcome:

@@ -31,11 +31,6 @@ def train_with_rollbacks(
     """Train from the run's latest checkpoint; when training diverges, go back to the last good one, with other draws.
 
     Args:
-        make_trainer: Builds a trainer at step 0.
-        run_uri: The run's directory.
-        rank: This worker's number.
-        world_size: Number of workers, which call this together.
-        finish_saving: Waits until every checkpoint is written.
         retry_seconds: Seconds of retries while the storage does not answer; the other ranks wait for them.
 
     Returns:

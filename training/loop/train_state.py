@@ -22,13 +22,7 @@ def learning_rate_at(step: int, learning_rate: float, lr_anneal_steps: int) -> f
 
 
 class TrainState:
-    """An experiment's network and everything else that an update changes; the same on every rank.
-
-    Args:
-        experiment: Defines the network, the optimiser and the averages.
-        resources: Gradient checkpointing and the memory layout.
-        device: The device of the tensors.
-    """
+    """An experiment's network and everything else that an update changes; the same on every rank."""
 
     def __init__(self, experiment: Experiment, resources: Resources, device: torch.device) -> None:
         optim = experiment.optim
@@ -58,8 +52,6 @@ class TrainState:
         """Update the weights by their gradients, and the averages by the weights.
 
         Args:
-            step: Updates before this one.
-            learning_rate: The rate of this update.
             found_inf: Scalar on the device, 1 to leave the weights as they are, else 0. Only the fused optimiser reads it, not the host.
         """
         for group in self.optimizer.param_groups:

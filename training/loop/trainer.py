@@ -19,11 +19,11 @@ from torch import Tensor
 from training.config.experiment import Experiment, Resources
 from training.diffusion.losses import training_losses
 from training.diffusion.noise import Stream, keyed_normal, keyed_uniform
-from training.diffusion.pixels import to_model_range
+from training.diffusion.pixels import Batch, to_model_range
 from training.diffusion.process import make_process
 from training.distributed.heartbeats import Heartbeats
 from training.distributed.ranks import AsyncStopFlag, Network, broadcast_object, gather, shard_bounds
-from training.loop.interfaces import Batch, BatchSource, DivergedError, Hooks, Outcome, TrainingError
+from training.loop.interfaces import BatchSource, DivergedError, Hooks, Outcome, TrainingError
 from training.loop.meter import Meter
 from training.loop.train_state import TrainState, learning_rate_at
 from training.models.dropout import dropout_key
@@ -56,13 +56,8 @@ class Trainer:
     """One worker of a training run.
 
     Args:
-        experiment: The experiment to train.
         resources: Microbatch, precision and other settings that change only the speed.
-        batches: The source of images.
-        device: The device of this worker.
-        rank: This worker's number.
         world_size: Number of workers; each takes an equal shard of the global batch (the first ones one image more).
-        hooks: Functions called at the boundaries, on rank 0.
     """
 
     def __init__(
@@ -112,11 +107,7 @@ class Trainer:
         return {"experiment.json": self.experiment.to_json().encode(), "state.json": progress} | self.state.files()
 
     def restore(self, read: Callable[[str], Any]) -> None:
-        """Restore a checkpoint.
-
-        Args:
-            read: Returns a file of the checkpoint by its name in `checkpoint_files`.
-        """
+        """Restore a checkpoint."""
         progress = read("state.json")
         self.state.restore(read)
         self.step = int(progress["step"])

@@ -24,8 +24,6 @@ def dropout_key(seed: int, step: int, indices: Int64[Tensor, " batch"]) -> Int64
     """Return one 53-bit key per image, for all the dropout layers of one training step.
 
     Args:
-        seed: The experiment's seed.
-        step: The training step.
         indices: Each image's position in the stream of all batches.
     """
     return (keyed_uniform(seed, Stream.TRAIN_DROPOUT, indices, counter=step) * 2.0**_KEY_BITS).to(torch.int64)
@@ -46,7 +44,6 @@ def keyed_dropout(
     The field of an image is SplitMix64 started at a mix of its key and the layer's number, with 16 bits per entry.
 
     Args:
-        x: Activations.
         probability: Probability of zeroing an entry, rounded to a multiple of 2^-16 (the scale matches the rounded value).
         key: From `dropout_key`.
         layer: The layer's number; layers of one network have different ones. Less than 1024.

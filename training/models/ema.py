@@ -84,7 +84,6 @@ class EMA(_Averages):
     the initial weights still count d^n: 37 % after 10,000 updates of 0.9999.
 
     Args:
-        model: The network whose weights are averaged.
         kinds: The decays d, each between 0 and 1.
     """
 
@@ -101,7 +100,6 @@ class PowerEMA(_Averages):
     The first update replaces the initial weights altogether, so that no trace of them is left.
 
     Args:
-        model: The network whose weights are averaged.
         stds: Relative standard deviations, each between 0 and 0.289.
     """
 
@@ -113,7 +111,6 @@ class PowerEMA(_Averages):
         """Move every average towards the current weights.
 
         Args:
-            model: The model after its update.
             step: Number of this update, from 1.
         """
         for std, exponent in self._exponents.items():

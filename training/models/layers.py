@@ -76,11 +76,7 @@ class ResBlock(nn.Module):
     gives v and h becomes GroupNorm(h + v) (supplement section 1). The last convolution starts at 0.
 
     Args:
-        in_channels: Channels of the input.
-        emb_channels: Width of the time embedding.
         out_channels: Channels of the output; where they differ from the input's, the skip is a 1x1 convolution.
-        dropout: Probability of dropping an activation before the last convolution.
-        use_scale_shift_norm: Scale and shift, rather than add.
     """
 
     def __init__(self, in_channels: int, emb_channels: int, out_channels: int, *, dropout: float, use_scale_shift_norm: bool) -> None:
@@ -119,10 +115,6 @@ class AttentionBlock(nn.Module):
 
     The channels are split into heads first and into q, k, v within each head, as in the released weights. Those are
     1x1 convolutions over a sequence; here they act as matrices on tokens, as the fused kernel needs them.
-
-    Args:
-        channels: Channels of input and output.
-        num_heads: Heads; each has channels / num_heads channels.
     """
 
     def __init__(self, channels: int, num_heads: int) -> None:
@@ -190,7 +182,6 @@ def make_low_res(
     """Return the small image of a training image: the exact area average, not rounded to 8 bits again.
 
     Args:
-        x_0: Images in [-1, 1].
         low_res_size: Height and width of the result; divides those of `x_0`.
     """
     return nn.functional.interpolate(x_0, size=(low_res_size, low_res_size), mode="area")
@@ -205,7 +196,6 @@ def with_low_res(
     expect it.
 
     Args:
-        x_t: The noisy image.
         low_res: The small image, in [-1, 1].
     """
     return torch.cat([x_t, nn.functional.interpolate(low_res, size=x_t.shape[-2:], mode="bilinear", align_corners=False)], dim=1)

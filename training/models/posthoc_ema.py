@@ -54,10 +54,7 @@ def combine(snapshots: Sequence[Snapshot], *, step: int, decay: float, with_init
     """Return the combination of snapshots that is nearest to an exponential average at `step`.
 
     Args:
-        snapshots: The stored snapshots.
         step: Number of updates of the average to rebuild.
-        decay: Decay of an exponential average (started as a copy of the initial weights).
-        with_initial: Use the initial weights too: their weight in an exponential average is decay^step.
 
     Raises:
         ReconstructionError: There is no snapshot.
@@ -99,10 +96,7 @@ def reconstruct(
     """Return the weights of an exponential average that training did not keep.
 
     Args:
-        snapshots: The stored snapshots.
         load: Returns a snapshot's weights; called for one at a time.
-        step: Number of updates of the average to rebuild.
-        decay: Decay of the average.
         initial: The weights before the first update, which follow from the experiment's seed; needed where
             decay^step is not small.
         max_error: Largest expected |rebuilt - exact| / |current - exact| that is accepted.

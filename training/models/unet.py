@@ -28,7 +28,6 @@ def make_model(experiment: Experiment, *, gradient_checkpointing: bool = False) 
     """Return the network of an experiment, freshly initialised from torch's global generator.
 
     Args:
-        experiment: The sizes of everything.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more compute.
     """
     return UNet(
@@ -51,12 +50,8 @@ class UNet(nn.Module):
     At initialisation the output is exactly 0.
 
     Args:
-        config: Widths, depths and options.
         image_size: Height and width that `config.attention_resolutions` refer to.
-        image_channels: Channels of an image.
-        out_channels: Channels of the output.
         num_classes: Number of labels; 0 for a model without.
-        gradient_checkpointing: Recompute activations in the backward pass, with the same dropout.
     """
 
     def __init__(

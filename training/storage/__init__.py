@@ -74,7 +74,6 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
 
     Args:
         uri: The address. Missing directories on disk are made; a bucket must exist.
-        data: The new content.
         if_absent: Write only where nothing is stored yet, atomically: only one of several writers succeeds. (If
             the answer to its request is lost and the request is sent again, it too receives False.)
 

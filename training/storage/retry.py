@@ -40,14 +40,9 @@ def retry(
     Args:
         action: It must be harmless to run twice.
         seconds: Budget, counted from the first failure; 0 tries once.
-        pause_seconds: Wait after the first failure.
         max_pause_seconds: Where given, each wait is twice the one before, up to this, with a random part so that many clients do
             not come back at once. None waits `pause_seconds` each time.
         is_transient: Returns True for an exception after which waiting helps.
-        report: Receives one line at the first failure.
-
-    Raises:
-        Exception: The last failure of `action`, unchanged.
     """
     import tenacity  # imported here, because it imports asyncio, which local paths do not need
 

@@ -182,9 +182,7 @@ def connect(
     """Make a new client.
 
     Args:
-        endpoint: URL of the server; None is AWS.
         key_id: Access key; None leaves the search for credentials to boto3.
-        secret: Its secret.
         region: None takes boto3's (`AWS_DEFAULT_REGION`, the profile's), or us-east-1; servers other than AWS accept any.
         attempts: Requests in all before a failure counts, with growing pauses.
     """

@@ -149,12 +149,12 @@ def rounding_error(x_0: Tensor, eps: Tensor, out: Tensor, t: int, unit: float) -
         nats = ((density * end_errors).sum(0) + 4 * unit) / mass
     else:
         gap = q.log_variance - p.log_variance
-        squares = (q.mean - p.mean).square() / p.variance
+        squares = (q.mean - p.mean).square() / p.log_variance.exp()
         nats = 0.5 * (
             (gap.exp() - 1).abs() * log_error
             + unit * (2 * gap.abs() + 3 * (1 + gap.exp()))
             + squares * (log_error + 4 * unit)
-            + (2 * (q.mean - p.mean).abs() + mean_error) * mean_error / p.variance
+            + (2 * (q.mean - p.mean).abs() + mean_error) * mean_error / p.log_variance.exp()
         )
     return float(mse_error), float(nats.mean()) / math.log(2)
 

@@ -27,9 +27,9 @@ from training.config.experiment import (
     Resources,
     SamplingConfig,
 )
-from training.diffusion.pixels import to_model_range
+from training.diffusion.pixels import Batch, to_model_range
 from training.distributed.ranks import broadcast_object, shard_bounds
-from training.launch.torchrun import RandomBatch, RandomImages
+from training.launch.torchrun import RandomImages
 from training.loop.interfaces import DivergedError, Hooks, TrainingError
 from training.loop.train_state import learning_rate_at
 from training.loop.trainer import MAX_CONSECUTIVE_SKIPS, Trainer, is_log_boundary
@@ -308,7 +308,7 @@ def test_no_step_waits_for_a_value_from_the_device(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module)
     with FakeTensorMode(allow_non_fake_inputs=True):  # tensors without values: to look at one is an error
         run = Trainer(experiment, Resources(microbatch_size=3), RandomImages(experiment, torch.device("cpu")))
-        run._update(RandomBatch(torch.zeros(7, 1, 8, 8, dtype=torch.uint8), None, torch.arange(7)))
+        run._update(Batch(torch.zeros(7, 1, 8, 8, dtype=torch.uint8), None, torch.arange(7)))
         with pytest.raises(DataDependentOutputException):
             run._log()
 

@@ -14,9 +14,6 @@ class PaperResult:
     Attributes:
         where: Table, figure or section, with further conditions of the number.
         bits_per_dim: Negative log-likelihood; None where none is reported.
-        fid: Frechet Inception distance.
-        precision: Share of samples near a real image.
-        recall: Share of real images near a sample.
         overrides: Changes to the preset that this number needs; empty in most rows.
     """
 
@@ -33,7 +30,6 @@ class Preset:
     """A named experiment and its citation.
 
     Attributes:
-        experiment: The training and its scoring.
         source: The source of the experiment's numbers.
         results: The results that the paper reports for it.
         assumed: The numbers that the sources leave open, and our choice; empty where there are none.

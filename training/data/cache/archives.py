@@ -18,10 +18,9 @@ import numpy.typing as npt
 
 from training import storage
 from training.config.errors import UserError
-from training.data.cache.disk_cache import CacheEntry, default_cache_dir, get_or_make, reserve
+from training.data.cache.disk_cache import TMPDIR_REMEDY, CacheEntry, default_cache_dir, explain_disk_errors, get_or_make, reserve
 
 _DECOMPRESSORS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_REMEDY = "free some space there, or point TMPDIR elsewhere"
 
 
 @contextlib.contextmanager
@@ -30,7 +29,6 @@ def local_archive(uri: str) -> Iterator[Path]:
 
     Raises:
         UserError: The archive is compressed and damaged, or the disk has no room for the copy.
-        StorageError: The archive can't be read.
     """
     decompress = _DECOMPRESSORS.get(Path(uri).suffix.lower())
     if decompress is None and not storage.is_s3(uri):
@@ -97,14 +95,10 @@ def _cached_file(identity: str, make: Callable[[Path], None], num_bytes: int) ->
     """Return the cached file of that identity, made by `make` if no process made it before, with at least `num_bytes` bytes."""
 
     def reserve_and_make(partial: Path) -> None:
-        try:
-            with reserve(partial.parent, num_bytes, remedy=_REMEDY):
+        with explain_disk_errors(partial.parent, TMPDIR_REMEDY):
+            with reserve(partial.parent, num_bytes, remedy=TMPDIR_REMEDY):
                 pass
             make(partial)
-        except storage.StorageError:
-            raise
-        except OSError as error:
-            raise UserError(f"{partial.parent}: {error.strerror or error}; {_REMEDY}") from error
 
     return get_or_make(default_cache_dir() / f"archive-{hashlib.sha256(identity.encode()).hexdigest()[:32]}", reserve_and_make)
 

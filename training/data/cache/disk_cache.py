@@ -17,9 +17,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from training import storage
 from training.config.errors import UserError
 from training.console import format_bytes, say
 
+TMPDIR_REMEDY = "free some space there, or point TMPDIR elsewhere"
 STAGING_REMEDY = "free some space, choose another cache directory, or set a disk budget to stream the data"
 
 _LOCK = ".lock"
@@ -54,12 +56,8 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
 
     Args:
         path: The entry; entries of one name always have the same content.
-        make: Makes the entry at the path that it receives, while no other process makes or uses it. After a failure, everything there is
-            removed.
+        make: Makes the entry at the path that it receives, while no other process makes or uses it; after a failure the path is removed.
         is_intact: Checks an existing entry; a damaged one, for instance after a crash of the machine, is made again.
-
-    Raises:
-        Exception: The exception of `make`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(_sibling(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -94,16 +92,15 @@ def reserve(directory: Path, num_bytes: int, budget_bytes: int | None = None, *,
 
     Args:
         directory: Directory of the entries; made where it is missing.
-        num_bytes: Bytes that are about to be written there.
         budget_bytes: Limit for all entries together, exceeded only by entries in use; None is no limit.
-        remedy: End of the error message.
 
     Raises:
         UserError: The disk has too little space even after the eviction.
     """
     with file_lock(directory / _EVICTION_LOCK):
         for entry in sorted(_entries(directory), key=_last_use):
-            if _fits(directory, num_bytes, budget_bytes):
+            fits_budget = budget_bytes is None or num_bytes + size_on_disk(directory) <= budget_bytes
+            if fits_budget and num_bytes <= shutil.disk_usage(directory).free:
                 break
             _evict_unused(entry)
         free = shutil.disk_usage(directory).free
@@ -113,10 +110,16 @@ def reserve(directory: Path, num_bytes: int, budget_bytes: int | None = None, *,
         yield
 
 
-def disk_error(directory: Path, num_bytes: int, error: OSError) -> UserError:
-    """Return the error for a disk that became full, or failed otherwise, while data was written to it."""
-    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-    return UserError(f"{directory}: staging {format_bytes(num_bytes)} of data: {reason}; {STAGING_REMEDY}")
+@contextlib.contextmanager
+def explain_disk_errors(subject: Path | str, remedy: str) -> Iterator[None]:
+    """Turn the error of a full or failing disk into a `UserError`; those of storage pass."""
+    try:
+        yield
+    except storage.StorageError:
+        raise
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
+        raise UserError(f"{subject}: {reason}; {remedy}") from error
 
 
 def size_on_disk(path: Path, pattern: str = "*") -> int:
@@ -126,12 +129,6 @@ def size_on_disk(path: Path, pattern: str = "*") -> int:
         with contextlib.suppress(FileNotFoundError):
             total += file.stat().st_size if file.is_file() else 0
     return total
-
-
-def _fits(directory: Path, num_bytes: int, budget_bytes: int | None) -> bool:
-    if num_bytes > shutil.disk_usage(directory).free:
-        return False
-    return budget_bytes is None or num_bytes + size_on_disk(directory) <= budget_bytes
 
 
 def _entries(directory: Path) -> list[Path]:

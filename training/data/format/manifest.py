@@ -30,9 +30,6 @@ class Shard:
     """One file of the data set.
 
     Attributes:
-        file: Its name below the data set's directory.
-        num_rows: Images in it.
-        num_bytes: Size of the file.
         sha256: Digest of the file; it changes with the version of the Parquet library.
         rows_sha256: Digest of the rows (pixels, label, source id, in order); it does not.
     """
@@ -59,21 +56,14 @@ class Manifest:
     Attributes:
         schema_version: Version of this file and of the shards; readers refuse any other.
         name: The data set and its release ("digits", "imagenet64-official", ...).
-        split: "train" or "test".
         image_size: Height and width in pixels.
-        image_channels: 1 (grey) or 3 (RGB).
-        num_images: Rows in all shards.
-        num_classes: Number of labels; 0 for an unlabelled data set.
-        class_names: Name of each label, in the order of the labels.
-        class_counts: Number of images of each label.
+        num_classes: Number of labels, with the names `class_names` and `class_counts` images each; 0 for an unlabelled data set.
         resize: Method by which a larger image became `image_size`; see `training.data.images.resize`.
         reduced_decode: True where the JPEG decoder halved large images itself, which is faster and less exact.
         num_upscaled: Images that were smaller than `image_size`, and were enlarged because an option allowed it.
-        shuffle_seed: Seed of the global order of the rows.
         split_seed: Seed that drew the test images from a source without a test split; None where the source has one.
         plan_sha256: Digest of everything that decides the images and their order: the source's listing and the options.
         content_digest: Digest of the content and its division into shards; independent of workers, restarts and library versions.
-        shards: The files, in the order of the rows.
         errors: Images that could not be read and were skipped.
         source_sha256: Digest of the source's files with their times or checksums. It changes when a file is written again, even as a
             copy, so it takes no part in comparing data sets. Empty in a data set of an early release.
@@ -120,7 +110,7 @@ _IDENTITY = ("name", "split", "image_size", "image_channels", "resize", "reduced
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """Compute the content digest of a manifest: over the identity of the data set and the rows of its shards in order."""
+    """Compute the content digest: over the identity of the data set and the rows of its shards in order."""
     identity: dict[str, Any] = {name: getattr(manifest, name) for name in _IDENTITY}
     identity["shards"] = [[shard.num_rows, shard.rows_sha256] for shard in manifest.shards]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -131,7 +121,6 @@ def read_manifest(dataset_uri: str) -> Manifest:
 
     Raises:
         UserError: There is no complete data set, or its manifest is damaged or of another schema version.
-        StorageError: The directory can't be read.
     """
     uri = storage.join(dataset_uri, MANIFEST)
     try:

@@ -25,9 +25,7 @@ def permutation(count: int, seed: int, purpose: Purpose, number: int = 0) -> npt
     NumPy guarantees that the raw stream of its bit generators never changes; it does not guarantee that of its `permutation`.
 
     Args:
-        count: Length of the order.
         seed: 0 up to 2^64.
-        purpose: Use of the order.
         number: Number of the order among those for this purpose, for instance the epoch; 0 up to 2^56.
     """
     raw = np.random.Philox(key=np.array([seed, (purpose << 56) + number], dtype=np.uint64)).random_raw(count)

@@ -85,8 +85,6 @@ def decode_pixels(data: bytes, channels: int, *, reduced_size: int = 0, max_pixe
         data: The bytes of the file; of an animation, the first frame is decoded.
         channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
         reduced_size: Let the JPEG decoder halve a large RGB image while its short side stays at least twice this; 0 never does.
-        max_pixels: Limit of width times height.
-        background: Colour behind transparent pixels; see `Background`.
 
     Returns:
         uint8 `[height, width, channels]`.

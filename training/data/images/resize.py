@@ -32,8 +32,6 @@ def resize_pixels(pixels: Images, size: int, mode: Resize) -> Images:
 
     Args:
         pixels: uint8 `[height, width, channels]`.
-        size: Height and width of the result.
-        mode: See the module's docstring.
     """
     if mode == "none":
         return pixels
@@ -75,7 +73,6 @@ def resize_area(square: Images, size: int) -> Images:
 
     Args:
         square: uint8 `[side, side, channels]`, side at least `size`.
-        size: Height and width of the result.
     """
     resized = cv2.resize(np.ascontiguousarray(square), (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(resized, dtype=np.uint8).reshape(size, size, square.shape[2])
@@ -128,13 +125,10 @@ def prepare_image(
 
     Args:
         data: The bytes of the file, or pixels uint8 `[height, width, channels]`.
-        sizes: Heights (= widths) of the results.
-        mode: See `training.data.images.resize`.
         channels: 1 (grey, ITU-R 601 luma) or 3.
         allow_upscale: Enlarge an image that is smaller than a size (bicubic) instead of refusing it.
         reduced_decode: Let the JPEG decoder itself halve large RGB images while they stay at least twice the largest
             size: two to four times as fast, one to two grey levels off the exact average. Ignored by "adm".
-        max_pixels: Limit of width times height; up to `LARGEST_MAX_PIXELS`.
         background: Colour behind transparent pixels. Ignored by "adm": the released loader drops transparency.
 
     Raises:

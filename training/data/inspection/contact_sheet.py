@@ -25,14 +25,8 @@ _MARGIN = 4
 def preview(dataset_uri: str, sheet_uri: str, *, num_images: int = 64) -> Manifest:
     """Write a contact sheet: the first images of the data set, enlarged, with their labels beneath.
 
-    Args:
-        dataset_uri: Directory of the data set.
-        sheet_uri: The PNG to write.
-        num_images: Number of images, at most.
-
     Raises:
         UserError: There is no data set, its first rows are damaged, or `sheet_uri` is not the name of a PNG.
-        StorageError: It can't be read, or the sheet can't be written.
     """
     if num_images < 1:
         raise UserError(f"a contact sheet needs at least 1 image, got {num_images}")
@@ -58,9 +52,7 @@ def contact_sheet(images: Sequence[Images], captions: Sequence[str], title: str 
     """Draw a grid of images `[height, width, channels]`, small ones enlarged by a whole factor without smoothing.
 
     Args:
-        images: All of one size.
         captions: Text beneath each image, shortened where it is wider.
-        title: A line beneath them all.
     """
     import matplotlib
 

@@ -48,7 +48,6 @@ def verify(dataset_uri: str) -> Manifest:
 
     Raises:
         UserError: Something is missing, damaged, or differs from the manifest; the message names every such shard.
-        StorageError: The data set can't be read.
     """
     manifest = read_manifest(dataset_uri)
     counts = np.zeros(manifest.num_classes, dtype=np.int64)

@@ -26,14 +26,9 @@ class FolderSummary:
     """The images of a folder.
 
     Attributes:
-        uri: The folder.
         num_images: Training images, by their names.
         num_test_images: Images in a folder of test images next to `train`; 0 where there is none.
         num_inspected: Training images that were read; the following fields describe these.
-        min_side: Shortest side of any image, in pixels.
-        median_side: Median of the images' shorter sides.
-        max_side: Longest side of any image.
-        num_grey: Images without colours.
         num_transparent: Images with an alpha channel or a transparent colour.
         class_counts: Training images by class, where the subfolders are classes; else empty.
         unreadable: Inspected files that can't be read as images, with the reasons.
@@ -71,11 +66,9 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
 
     Args:
         uri: A folder, an S3 prefix, a zip or a tar; its folders are classes as `iddpm preprocess` makes them.
-        max_inspected: Limit of the images that are read.
 
     Raises:
         UserError: There is no such folder, it contains no image, or none of its images can be read.
-        StorageError: It can't be listed or read.
     """
     if not storage.is_s3(uri) and not storage.local_path(uri).exists():
         raise UserError(f"{uri}: there is no such folder; name the one that contains the images")

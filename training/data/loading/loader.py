@@ -10,7 +10,6 @@ Images are uint8 NCHW here; they become float32 in [-1, 1] where the model is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,36 +24,11 @@ from training.data.format.shards import row_group_sizes
 from training.data.loading.row_groups import prefetch
 from training.data.loading.staging import StagedRows
 from training.data.loading.streaming import GROUPS_PER_BLOCK, StreamedRows
-from training.shapes import Int64, UInt8
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A worker's part of one global batch.
-
-    Attributes:
-        images: uint8 NCHW.
-        labels: int64, None for an unlabelled data set.
-        indices: Global positions, which key every random draw for an image; unique within a run.
-    """
-
-    images: UInt8[Tensor, "batch channels height width"]
-    labels: Int64[Tensor, " batch"] | None
-    indices: Int64[Tensor, " batch"]
-
-    def pin_memory(self) -> Batch:
-        """Return a copy in page-locked memory, from which a GPU copies without waiting."""
-        labels = None if self.labels is None else self.labels.pin_memory()
-        return Batch(self.images.pin_memory(), labels, self.indices.pin_memory())
+from training.diffusion.pixels import Batch
 
 
 class Loader:
-    """The batches of a data set in S3 or on disk.
-
-    Attributes:
-        manifest: Manifest of the data set.
-        global_batch_size: Images of one update, over all workers.
-    """
+    """The batches of a data set in S3 or on disk."""
 
     def __init__(
         self,
@@ -69,9 +43,6 @@ class Loader:
         """Stage the data on this node, once for all its processes.
 
         Args:
-            dataset_uri: Directory of a prepared data set.
-            seed: Seed of the order.
-            global_batch_size: Images of one update, over all workers.
             cache_dir: Directory on this node's disk; None takes one of this user below the temporary directory.
             disk_budget_bytes: A data set larger than this is not staged but streamed, one block of row groups after
                 another; its order is then a shuffle within blocks. Unused data sets in the cache are evicted where
@@ -81,7 +52,6 @@ class Loader:
 
         Raises:
             UserError: There is no data set, or it is damaged, or the disk has too little room for it.
-            StorageError: It can't be read.
         """
         if global_batch_size < 1:
             raise UserError(f"global_batch_size must be at least 1, got {global_batch_size}")
@@ -102,13 +72,7 @@ class Loader:
                 self._resident = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
-        """Return the images `start` up to `stop` of the global batch of a step.
-
-        Args:
-            step: Update, from 0.
-            start: First offset in the global batch.
-            stop: Offset after the last; None is the end of the global batch.
-        """
+        """Return the images `start` up to `stop` of the global batch of a step."""
         stop = self.global_batch_size if stop is None else stop
         if step < 0 or not 0 <= start <= stop <= self.global_batch_size:
             raise UserError(f"step {step}, images {start} to {stop}: not in a global batch of {self.global_batch_size}")
@@ -128,15 +92,7 @@ class Loader:
     def batches(
         self, first_step: int, num_steps: int, start: int = 0, stop: int | None = None, *, pin_memory: bool = False
     ) -> Iterator[Batch]:
-        """Yield what `batch` returns for each step in turn, made ahead by a thread.
-
-        Args:
-            first_step: Update of the first batch.
-            num_steps: Number of batches.
-            start: First offset in the global batch.
-            stop: Offset after the last; None is the end of the global batch.
-            pin_memory: Put them into page-locked memory; see `Batch.pin_memory`.
-        """
+        """Yield what `batch` returns for each step in turn, made ahead by a thread."""
         pin = pin_memory and self._resident is None
 
         def make(step: int) -> Batch:

@@ -34,7 +34,6 @@ def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: i
 
     Raises:
         UserError: The shard is missing, or the row group is damaged.
-        StorageError: The storage does not answer, or refuses.
     """
     uri = storage.join(dataset_uri, shard.file)
     try:
@@ -53,12 +52,7 @@ def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: i
 
 
 class RowGroups:
-    """The row groups of a data set, numbered over all shards.
-
-    Attributes:
-        manifest: Manifest of the data set.
-        sizes: Rows of each row group.
-    """
+    """The row groups of a data set, numbered over all shards."""
 
     def __init__(self, dataset_uri: str, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -92,30 +86,16 @@ class RowGroups:
 
 
 class RowReader:
-    """Rows of a data set by number, read directly from its shards; only the latest row groups stay in memory, none on the disk.
-
-    Attributes:
-        manifest: Manifest of the data set.
-    """
+    """Rows of a data set by number, read directly from its shards; only the latest row groups stay in memory, none on the disk."""
 
     def __init__(self, dataset_uri: str) -> None:
-        """Read the manifest.
-
-        Raises:
-            UserError: There is no data set, or its manifest is damaged.
-            StorageError: It can't be read.
-        """
+        """Read the manifest."""
         self.manifest = read_manifest(dataset_uri)
         self._groups = RowGroups(dataset_uri, self.manifest)
         self._load = functools.lru_cache(maxsize=_GROUPS_IN_MEMORY)(self._groups.read)
 
     def rows(self, rows: npt.NDArray[np.int64]) -> RowTensors:
-        """Return these rows, in the given order.
-
-        Raises:
-            UserError: A shard is missing or damaged.
-            StorageError: The storage refuses, or does not answer for longer than `training.storage.retry` waits.
-        """
+        """Return these rows, in the given order."""
         images, labels = self._groups.gather(rows, self._load)
         return torch.from_numpy(rows), torch.from_numpy(images), torch.from_numpy(labels) if self.manifest.num_classes else None
 
@@ -123,15 +103,8 @@ class RowReader:
 def iterate(dataset_uri: str, batch_size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RowTensors]:
     """Yield every row once, in the data set's own order, which is a fixed random one; fetch only the row groups that are needed.
 
-    Args:
-        dataset_uri: Directory of a prepared data set.
-        batch_size: Rows at a time; the last batch may be smaller.
-        start: First row.
-        stop: Row after the last; None is the end.
-
     Raises:
         UserError: There is no data set, or a shard is missing or damaged.
-        StorageError: It can't be read.
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")

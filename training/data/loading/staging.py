@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from training import storage
 from training.config.errors import UserError
 from training.console import format_bytes, say
-from training.data.cache.disk_cache import disk_error, get_or_make, reserve
+from training.data.cache.disk_cache import STAGING_REMEDY, explain_disk_errors, get_or_make, reserve
 from training.data.format.manifest import Images, Manifest, Shard
 from training.data.format.shards import file_sha256, read_row_groups
 
@@ -36,25 +36,13 @@ class StagedRows:
     """
 
     def __init__(self, dataset_uri: str, manifest: Manifest, cache_dir: Path, budget_bytes: int | None = None) -> None:
-        """Stage the data set, unless an earlier process of this node did; it is not evicted while this object exists.
-
-        Args:
-            dataset_uri: Directory of the data set.
-            manifest: Its manifest.
-            cache_dir: Directory of the cache.
-            budget_bytes: Limit for the cache; see `training.data.cache.disk_cache.reserve`.
-
-        Raises:
-            UserError: A shard is missing or damaged, or the disk has too little room.
-            StorageError: The data set can't be read.
-        """
-        path = cache_dir / manifest.content_digest[:32]
+        """Stage the data set, unless an earlier process of this node did; it is not evicted while this object exists."""
         self._entry = get_or_make(
-            path,
+            cache_dir / manifest.content_digest[:32],
             lambda partial: _stage(dataset_uri, manifest, partial, budget_bytes),
             is_intact=lambda path: _is_intact(path, manifest),
         )
-        self.images, self.labels = _open(path)
+        self.images, self.labels = _open(self._entry.path)
 
     def gather(self, rows: npt.NDArray[np.int64]) -> tuple[Images, npt.NDArray[np.int64]]:
         """Return copies of these rows' images and labels."""
@@ -103,15 +91,11 @@ def _stage(dataset_uri: str, manifest: Manifest, partial: Path, budget_bytes: in
     downloads = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)[:_DOWNLOADS] if storage.is_s3(dataset_uri) else []
     if num_bytes > _SILENT_BYTES:
         say(f"{manifest.name}: staging {format_bytes(num_bytes)} on this node's disk")
-    try:
+    with explain_disk_errors(f"{partial.parent}: staging {format_bytes(num_bytes)} of data", STAGING_REMEDY):
         with reserve(partial.parent, num_bytes + sum(downloads), budget_bytes):
             partial.mkdir()
             images = _allocate(partial / "images.npy", manifest)
         _fill(dataset_uri, manifest, partial, images)
-    except storage.StorageError:
-        raise
-    except OSError as error:
-        raise disk_error(partial.parent, num_bytes, error) from error
 
 
 def _allocate(path: Path, manifest: Manifest) -> np.memmap[Any, np.dtype[np.uint8]]:

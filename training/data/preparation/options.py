@@ -22,7 +22,6 @@ class ImageOptions:
         allow_upscale: Enlarge images that are too small instead of refusing them.
         reduced_decode: Decode large JPEGs at reduced size: faster, about two grey levels off the exact average.
         max_pixels: Width times height above which an image is refused as a decompression bomb.
-        background: Colour behind transparent pixels.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN

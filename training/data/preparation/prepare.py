@@ -32,25 +32,9 @@ ShardMap = Callable[[Callable[[ShardJob], _Result], Sequence[ShardJob]], Iterabl
 """Applies a function to every job, in any order: `map` in this process, or `training.distributed.ray_session` on Ray."""
 
 
-def prepare(
-    source: Source,
-    dataset_uri: str,
-    *,
-    image_size: int,
-    options: Options | None = None,
-    shard_map: ShardMap = map,
-) -> Manifest:
-    """Make one size of the images; see `prepare_sizes`.
-
-    Args:
-        source: The images.
-        dataset_uri: Directory of one data set (one split at one size).
-        image_size: Height and width in pixels.
-        options: As for `prepare_sizes`.
-        shard_map: As for `prepare_sizes`.
-    """
-    uris = {image_size: dataset_uri}
-    return prepare_sizes(source, uris, options=options, shard_map=shard_map)[image_size]
+def prepare(source: Source, dataset_uri: str, *, image_size: int, options: Options | None = None, shard_map: ShardMap = map) -> Manifest:
+    """Make one size of the images; see `prepare_sizes`."""
+    return prepare_sizes(source, {image_size: dataset_uri}, options=options, shard_map=shard_map)[image_size]
 
 
 def prepare_sizes(
@@ -70,18 +54,12 @@ def prepare_sizes(
     If files of the source were written after a data set was published, they are read again and compared with it.
 
     Args:
-        source: The images.
         dataset_uris: Directory by image size, each a data set of its own.
         options: The defaults are the paper's area downsampling.
         num_classes: Number of labels that the source must have; None accepts any.
-        shard_map: Applies a function to every shard's job; the default works in this process. Does not change the result.
-
-    Returns:
-        Manifest by image size.
 
     Raises:
         UserError: The directory contains another data set, or its source files have changed since; or the images can't be used.
-        StorageError: The directory can't be read or written.
     """
     options = options or Options()
     if not dataset_uris or min(dataset_uris) < 1:
@@ -178,11 +156,7 @@ def _plan(source: Source, listing: Listing, dataset_uris: Mapping[int, str], opt
 
 
 def _find_published(target: Target, plan: _Plan) -> Manifest | None:
-    """Return the manifest of the complete data set of this plan, or None.
-
-    Raises:
-        UserError: The directory contains the data set of another plan.
-    """
+    """Return the manifest of the complete data set of this plan, or None."""
     if not storage.exists(storage.join(target.dataset_uri, MANIFEST)):
         return None
     manifest = read_manifest(target.dataset_uri)

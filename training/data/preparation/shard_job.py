@@ -20,6 +20,7 @@ import numpy as np
 from training import storage
 from training.config.errors import UserError
 from training.config.validation import adapter
+from training.data.cache.disk_cache import TMPDIR_REMEDY, explain_disk_errors
 from training.data.format.manifest import MANIFEST, Shard, UnreadableImage, read_manifest
 from training.data.format.shards import ShardWriter
 from training.data.images.decode import ImageError
@@ -42,8 +43,6 @@ class Target:
     """One size of the images, and its directory.
 
     Attributes:
-        dataset_uri: Directory of the data set.
-        image_size: Height and width in pixels.
         plan_sha256: Digest of everything that decides its images; records of another plan are ignored.
         rows_per_shard: Division into shards; records of another division are ignored.
     """
@@ -59,10 +58,7 @@ class ShardJob:
     """The work on one shard.
 
     Attributes:
-        number: Position of the shard in the data set.
-        source: Source of the images.
         items: The images, in their final order.
-        targets: The sizes to make.
         options: The options; without `image_channels`, the images have those of the source.
     """
 
@@ -78,14 +74,8 @@ class ShardRecord:
     """The result of a job at one size; stored in `PARTIAL`, it lets a later run skip the work.
 
     Attributes:
-        plan_sha256: Plan of the shard.
-        rows_per_shard: Division of the shard.
         source_sha256: Digest of the files that it was made from (`items_digest`); a record of overwritten files is ignored.
-        shard: The file.
-        label_counts: Images by label.
-        num_upscaled: Images that were enlarged.
         num_bytes_read: Bytes of the images in the source.
-        errors: Images that were left out.
     """
 
     plan_sha256: str
@@ -121,7 +111,6 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
 
     Raises:
         UserError: Too many images can't be read, or the temporary disk is full.
-        StorageError: The result can't be stored.
     """
     cv2.setNumThreads(1)  # the jobs themselves run in parallel
     _keep_freed_memory()
@@ -133,7 +122,7 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
     num_bytes_read = 0
     with _scratch_directory() as directory:
         paths = [Path(directory) / f"{size}.parquet" for size in sizes]
-        with _disk_errors_explained(directory):
+        with explain_disk_errors(directory, TMPDIR_REMEDY):
             writers = [ShardWriter(path, size * size * channels) for path, size in zip(paths, sizes, strict=True)]
         for item, data in read_items(job.source, job.items, max_pixels=options.max_pixels):
             try:
@@ -154,13 +143,13 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
                 if options.on_error == "fail" or len(errors) > options.max_errors:
                     raise too_many_errors(job.source.address, errors, options) from error
                 continue
-            with _disk_errors_explained(directory):
+            with explain_disk_errors(directory, TMPDIR_REMEDY):
                 for writer, image in zip(writers, prepared.images, strict=True):
                     writer.add(image, item.label, item.key)
             label_counts[item.label] += 1
             num_upscaled += prepared.upscaled
             num_bytes_read += len(data) if isinstance(data, bytes) else data.nbytes
-        with _disk_errors_explained(directory):
+        with explain_disk_errors(directory, TMPDIR_REMEDY):
             shards = [writer.close(f"shard-{job.number:05d}.parquet") for writer in writers]
         records = {}
         source_sha256 = items_digest(job.items)
@@ -227,16 +216,8 @@ def _scratch_directory() -> Iterator[str]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(old)
     with contextlib.ExitStack() as stack:
-        with _disk_errors_explained(str(parent)):
+        with explain_disk_errors(parent, TMPDIR_REMEDY):
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX))
             lock = stack.enter_context(Path(directory, _LOCK).open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield directory
-
-
-@contextlib.contextmanager
-def _disk_errors_explained(directory: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{directory}: {error.strerror or error}; free some space there, or point TMPDIR elsewhere") from error

@@ -28,7 +28,6 @@ class SourceOptions:
         name: Name for a source that has none of its own (a folder, an archive).
         labels: Rule for labels; see `training.data.sources.labels`. "auto" takes the usual rule of the source.
         num_test: Test images to hold out of a source without a test split; 0 makes no test split.
-        split_seed: Seed that draws them.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -50,7 +49,6 @@ def open_splits(address: str, options: SourceOptions | None = None) -> dict[str,
         address: "digits"; "cifar10" (downloaded to this node) or "cifar10:FOLDER"; "imagenet64-official:FOLDER",
             "imagenet64-labelled:FOLDER", "imagenet:FOLDER", "lsun-bedroom:FOLDER"; or a folder, an S3 prefix, a zip or a
             tar. A folder or prefix with `train` and `test` (or `val`) below it gives both splits.
-        options: How to read it.
 
     Raises:
         UserError: There is no such source, or an option does not apply to it.

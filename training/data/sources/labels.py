@@ -35,7 +35,6 @@ def assign_labels(keys: Sequence[str], rule: str, known: tuple[str, ...] = ()) -
 
     Raises:
         UserError: The rule is unknown, or some image gets no label.
-        StorageError: The table can't be read.
     """
     if rule == "none":
         return [UNLABELLED] * len(keys), ()

@@ -182,7 +182,6 @@ def ilsvrc2012(root: str, split: str, *, labels: str = "auto") -> FileSource:
     """Open ILSVRC2012: `train` or the tar of tars `ILSVRC2012_img_train.tar`; `val` in folders, or the flat tar with a table.
 
     Args:
-        root: Folder that contains them.
         split: "train" or "test" (the 50,000 validation images).
         labels: For a flat validation split, the address of a table; see `training.data.sources.labels`.
 

@@ -39,7 +39,6 @@ class Item:
     Attributes:
         key: Its name within the source; unique, and the same on every machine.
         label: 0 and up; -1 where there is none.
-        num_bytes: Size of its file.
         locator: Argument for the source's reader.
         version: Changes when the file is overwritten by one of the same size; empty where the key identifies the content.
     """
@@ -64,7 +63,6 @@ class Listing:
     """All images of a source, in an order that depends on nothing but the source.
 
     Attributes:
-        items: The images.
         class_names: Name of each label; empty for an unlabelled source.
     """
 
@@ -83,9 +81,6 @@ class Source(ABC):
     """Images with names and, where the source has them, labels.
 
     Attributes:
-        name: The data set and its release.
-        split: "train" or "test".
-        image_channels: Channels of its images.
         split_seed: Seed that drew this split; None where the source itself defines it.
         concurrency: Number of reads that one process should keep in flight; more than 1 where a read waits for a network.
     """

@@ -50,8 +50,6 @@ def ddim_sample(
     which is 0 in the last step, and eps is derived from the (clipped) x_0. Source: Song et al. 2020, equations 12 and 16.
 
     Args:
-        process: The chain.
-        p: The prediction at x_t.
         k: Position in the chain, 0 the least noisy.
         noise: z, N(0, 1); without effect where eta is 0.
         eta: 0 is deterministic, 1 is ancestral sampling with the fixed small variance.

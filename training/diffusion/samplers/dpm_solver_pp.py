@@ -61,7 +61,6 @@ def dpm_solver_pp_sample(
     worse than DDIM on data whose exact solution is known. Where the steps do not grow, nothing changes. The order stays the same.
 
     Args:
-        x: Images at `alpha_bar`.
         x_0: The prediction there.
         before: The prediction of the step before, and its alpha_bar; None for a first-order step.
         alpha_bar: That of x, in (0, 1).

@@ -41,8 +41,6 @@ class Sampler(Protocol):
         """Take one step of the chain.
 
         Args:
-            denoiser: The network on its chain.
-            x_t: Images at step k.
             k: Position in the chain, K - 1 the noisiest, 0 the last one before x_0.
             noise: z, N(0, 1); without effect in the last step.
             previous: The prediction that the step before (k + 1) returned; None in the first step.
@@ -80,7 +78,6 @@ def sample(
 
     Args:
         denoiser: The network on its chain; its conditioning has one row per index, on the same device.
-        sampler: From `make_sampler`.
         indices: Which images to draw; image i of a seed is the same in any batch.
         shape: Channels, height, width.
         seed: Keys the noise. Models that are sampled with the same seed see the same noise.
@@ -107,8 +104,6 @@ def sample_loop(
     """Take every step of the chain, from the noisiest to x_0.
 
     Args:
-        denoiser: The network on the chain.
-        sampler: The step to repeat.
         x: Noise, N(0, 1).
         noise: Returns z of step k, for a stochastic sampler; None means no noise.
     """
