@@ -16,6 +16,10 @@ class KubernetesError(RuntimeError):
     """The API refused, or did not answer for too long; one line that names the remedy."""
 
 
+class KubernetesAwayError(KubernetesError):
+    """The API did not answer for too long; it may do so later."""
+
+
 def in_cluster() -> bool:
     """Return True in a pod, by the environment that Kubernetes gives every pod."""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and not os.environ.get("KUBECONFIG")

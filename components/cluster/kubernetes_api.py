@@ -17,7 +17,7 @@ import urllib3
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from components.cluster.connection import KubernetesError, connect
+from components.cluster.connection import KubernetesAwayError, KubernetesError, connect
 from components.cluster.names import GROUP, PLURAL, VERSION
 from training.console import format_duration
 from training.storage.retry import retry
@@ -209,7 +209,7 @@ class KubernetesApi:
             if not _may_pass(error):
                 raise KubernetesError(_refusal(what, self.namespace, error)) from error
             answer = f"it answered {error.status} {error.reason}" if isinstance(error, ApiException) else type(error).__name__
-            raise KubernetesError(
+            raise KubernetesAwayError(
                 f"the Kubernetes API did not {what} for {format_duration(self._patience)} ({answer}); "
                 "a RayJob goes on without it, and the same command finds it again"
             ) from error

@@ -46,10 +46,16 @@ class Call:
         """Command that does it, on a node of the cluster."""
         return "python", "-m", "components.launch.driver", self.uri
 
-    def write(self) -> None:
-        """Write the file with step and arguments."""
-        answer_uri = "" if self.step.run_files else self.result_uri
-        storage.write_json(self.uri, {"step": dataclasses.asdict(self.step), "arguments": dict(self.arguments), "answer_uri": answer_uri})
+    def write(self, *, answer_uri: str = "", ray_address: str = "auto") -> None:
+        """Write the file with step and arguments.
+
+        Args:
+            answer_uri: File for what the step returns; by default the result's, and none for a training.
+            ray_address: Where its driver finds Ray.
+        """
+        answer_uri = answer_uri or ("" if self.step.run_files else self.result_uri)
+        call = {"step": dataclasses.asdict(self.step), "arguments": dict(self.arguments), "answer_uri": answer_uri}
+        storage.write_json(self.uri, {**call, "ray_address": ray_address})
 
     def is_done(self) -> bool:
         """Return True if the result is there."""

@@ -1,33 +1,40 @@
-"""The driver of a RayJob: `python -m components.launch.driver <URI of its call>`, on the cluster's head.
-
-It runs the same step as a laptop does, on its own cluster.
-"""
+"""The process that does a step: `python -m components.launch.driver <URI of its call>`, on a Ray cluster's head or in the step's pod."""
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 
+from components.launch.call import TRY_AGAIN
+from components.launch.repeat import may_pass
 from components.launch.step import Step, run_on_cluster
 from training import storage
+from training.config.errors import UserError
 from training.console import say
+from training.loop.interfaces import TrainingError
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the call in the file; Ray and KubeRay read success or failure from the exit code."""
+    """Run the call in the file; Ray, KubeRay and the step's pod read success or failure from the exit code."""
     if len(words) != 1:
         say("usage: python -m components.launch.driver <URI of the call's JSON>")
         return 2
     call = storage.read_json(words[0])
+    step, address, answer_uri = Step(**call["step"]), call["ray_address"], call["answer_uri"]
     try:
-        step = Step(**call["step"])
-        returned = run_on_cluster(step, call["arguments"], "auto")
-        if call["answer_uri"]:
-            storage.write_json(call["answer_uri"], {"returned": returned})
-        say(f"{step.name} is done on the Ray cluster")
-    except (ValueError, OSError) as error:
+        returned = step(**call["arguments"]) if address == "local" else run_on_cluster(step, call["arguments"], address)
+        if answer_uri:
+            storage.write_json(answer_uri, {"returned": returned})
+    except Exception as error:  # of any step: the exit code must say whether it may pass
+        if address == "local":
+            storage.write_json(answer_uri, {"error": str(error), "is_users": isinstance(error, UserError)})
+        if not isinstance(error, (ValueError, OSError, TrainingError)):
+            traceback.print_exc()
         say(f"{type(error).__name__}: {error}")
-        return 1
+        return TRY_AGAIN if may_pass(error) else 1
+    if address != "local":
+        say(f"{step.name} is done on the Ray cluster")
     return 0
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from components.launch.call import call_of
+from components.launch.child import run_in_child
+from components.launch.repeat import repeat_lost
 from components.launch.resources import StageResources, read_resources
 from components.launch.step import Step, run_on_cluster
 
@@ -45,6 +49,10 @@ def run_with(step: Step, arguments: Mapping[str, Any], resources: StageResources
     if not step.is_parallel:  # one worker, whatever the rest of the stage uses
         resources = dataclasses.replace(resources, num_workers=1, min_workers=0)
     arguments = {**arguments, "resources": dataclasses.asdict(resources.work)}
+    return repeat_lost(lambda: _run_once(step, arguments, resources), lambda: call_of(step, arguments).progress())
+
+
+def _run_once(step: Step, arguments: Mapping[str, Any], resources: StageResources) -> Any:
     if resources.ray_mode == "rayjob":
         from components.launch.rayjob.launcher import run_on_rayjob
 
@@ -55,4 +63,6 @@ def run_with(step: Step, arguments: Mapping[str, Any], resources: StageResources
         return run_on_dashboard(step, arguments, resources.ray_address)
     if resources.ray_mode == "address":
         return run_on_cluster(step, arguments, resources.ray_address)
+    if os.environ.get("KFP_POD_NAME"):
+        return run_in_child(step, arguments, memory=resources.memory)
     return step(**arguments)

@@ -19,6 +19,7 @@ from components.cluster.workflows import has_ended
 from components.launch.rayjob.logs import LogFollower
 from components.launch.rayjob.manifest import RayJob, render
 from components.launch.rayjob.status import Status, failure_message, is_live, pod_troubles, read_status, remedy_of
+from components.launch.repeat import MAX_LOSSES, LostError, repeat_lost
 from training.console import format_duration, say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 
@@ -27,15 +28,13 @@ _TEARDOWN_SECONDS = 600.0
 """Time that the pods of an earlier job may take to end."""
 _SLACK_SECONDS = 600.0
 """Time that KubeRay may take to see a job, and to act on it after the job's own deadline."""
-MAX_LOSSES = 3
-"""A run whose RayJob is lost this often without a new checkpoint is given up."""
 
 
 class RayJobError(RuntimeError):
     """The run failed on the cluster; one line with the reason and the remedy."""
 
 
-class RayJobLostError(RayJobError):
+class _RayJobLostError(LostError):
     """KubeRay gave the job up, or its pods died; on a new RayJob the run goes on."""
 
 
@@ -106,28 +105,25 @@ def run_rayjob(
         return False
 
     def follow() -> None:
-        losses, step = 0, progress()
-        while True:
-            running = _attach_or_create(job, api, is_done, pace, ownership, stop)
-            try:
-                _watch(job, running["metadata"]["uid"], api, pace)
-            except _ReplacedError:
-                continue
-            except RayJobLostError as error:
-                before, step = step, progress()
-                losses = losses + 1 if step <= before else 1
-                if losses >= MAX_LOSSES:
-                    raise RayJobError(f"{error}; it was lost {losses} times without a new checkpoint, and is given up") from error
-                say(f"{error}; the run goes on from step {step:,} on a new RayJob")
-            else:
-                uid, ownership.uid = ownership.uid, ""
-                if uid and is_done():
-                    api.delete_rayjob(job.name, uid)  # its GPUs would idle until KubeRay does it
-                return
+        running = _attach_or_create(job, api, is_done, pace, ownership, stop)
+        try:
+            _watch(job, running["metadata"]["uid"], api, pace)
+        except _ReplacedError:
+            return follow()
+        uid, ownership.uid = ownership.uid, ""
+        if uid and is_done():
+            api.delete_rayjob(job.name, uid)  # its GPUs would idle until KubeRay does it
+        return None
+
+    def follow_all() -> None:
+        try:
+            repeat_lost(follow, progress, is_lost=lambda error: isinstance(error, _RayJobLostError), sleep=pace.sleep)
+        except _RayJobLostError as error:
+            raise RayJobError(f"{error}; it was lost {MAX_LOSSES} times without a new checkpoint, and is given up") from error
 
     with stop_flag() as stop:
         try:
-            run_stoppable(follow, stop, on_stop=end_if_over, grace_seconds=0.0)
+            run_stoppable(follow_all, stop, on_stop=end_if_over, grace_seconds=0.0)
         finally:
             if stop.is_set and ownership.is_being_created and _is_over(job, quick):
                 ownership.uid, ownership.is_over = _uid_of_created(job, api), True
@@ -304,7 +300,7 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
             if status.failed:
                 logs.finish()  # its last lines stand above the reason
                 if status.is_lost:
-                    raise RayJobLostError(failure_message(job.name, status, troubles))
+                    raise _RayJobLostError(failure_message(job.name, status, troubles))
                 raise RayJobError(f"{failure_message(job.name, status, troubles)}; {remedy_of(status)}")
             troubles = _new_troubles(troubles, pod_troubles(api.pods(selector)))
             if status.deployment in ("Suspended", "Suspending"):

@@ -287,6 +287,7 @@ def test_the_role_grants_exactly_the_requests_of_a_whole_run(tmp_path, monkeypat
         api.pod("launcher")
         run_rayjob(job, api, is_done=lambda: True, pace=Pace(poll_seconds=0.05))
         api.workflows("pipeline/runid=1")  # the request of the pipeline's last step
+        api.quick_requests(job.name).workflow("train-x")  # that of a step whose pod is stopped
         asked = {_permission(method, path) for _, method, path in fake.requests}
     role = _named("kind", "Role", "iddpm-rayjobs", "kubeflow")
     granted = {

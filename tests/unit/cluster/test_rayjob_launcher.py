@@ -91,7 +91,8 @@ def test_a_run_is_trained_on_the_cluster_and_its_result_read_from_storage(cluste
     head = manifest["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert head["image"] == "iddpm@sha256:abc"
     assert manifest["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
-    assert storage.read_json(storage.join(run_uri, CALL)) == {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": ""}
+    expected = {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": "", "ray_address": "auto"}
+    assert storage.read_json(storage.join(run_uri, CALL)) == expected
     assert manifest["spec"]["entrypoint"].endswith(f"components.launch.driver {run_uri}/{CALL}")
     assert f"{Path(run_uri).name} is done" in capsys.readouterr().out
 
@@ -201,7 +202,7 @@ def test_outside_a_pod_the_image_must_be_named():
 def test_the_driver_runs_the_call_in_its_file(tmp_path, arguments, capsys):
     path = str(tmp_path / "call.json")
     arguments["experiment"] = "{}"
-    storage.write_json(path, {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": ""})
+    storage.write_json(path, {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": "", "ray_address": "auto"})
     assert driver.main([path]) == 1
     assert "UserError: " in capsys.readouterr().out
 

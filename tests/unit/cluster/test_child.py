@@ -1,0 +1,94 @@
+"""A step in a process of its own: its result, its errors, and what is done when the process is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.launch import repeat
+from components.launch.repeat import LostError, repeat_lost
+from components.launch.run import run_step
+from components.steps.registry import PREPROCESS
+from training.config.errors import UserError
+from training.storage.errors import StorageError
+
+
+@pytest.fixture(autouse=True)
+def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KFP_POD_NAME", "train-x-system-container-impl-1")
+    monkeypatch.setattr(repeat, "PAUSE_SECONDS", 0.1)
+
+
+def _arguments(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    from training.config.presets import preset
+
+    experiment = preset("digits-hybrid-cosine").to_json()
+    given = {"data_uri": str(tmp_path / "data"), "storage_root_uri": str(tmp_path), "source": "", "experiment": experiment}
+    given |= {"source_options": {}, "options": {}, "other_sizes": []}
+    return given | changes
+
+
+def _kill_child_once(killed: list[int]) -> None:
+    deadline = time.monotonic() + 60
+    while not killed and time.monotonic() < deadline:
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                is_child = f"PPid:\t{os.getpid()}\n" in (path / "status").read_text()
+                if is_child and b"components.launch.driver" in (path / "cmdline").read_bytes():
+                    os.kill(int(path.name), signal.SIGKILL)
+                    killed.append(int(path.name))
+                    return
+            except OSError:
+                continue
+        time.sleep(0.01)
+
+
+def test_a_step_whose_process_is_killed_is_done_again_and_the_log_names_the_memory(tmp_path, capfd):
+    killed: list[int] = []
+    thread = threading.Thread(target=_kill_child_once, args=(killed,))
+    thread.start()
+    prepared = run_step(PREPROCESS, _arguments(tmp_path), "laptop")
+    thread.join()
+    assert killed
+    assert prepared
+    printed = capfd.readouterr().out
+    assert "the pod's memory of 4Gi ran out" in printed
+    assert "lost 1 of 3 times" in printed
+
+
+def test_what_the_user_did_wrong_is_not_tried_again(tmp_path, capfd):
+    with pytest.raises(UserError, match="nowhere"):
+        run_step(PREPROCESS, _arguments(tmp_path, source="nowhere"), "laptop")
+    assert "going on" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("steps", "tries"), [([0, 0, 0, 0], 3), ([0, 100, 100, 200, 200, 200], 5)], ids=["no progress", "progress"])
+def test_work_that_is_lost_three_times_without_progress_is_given_up(steps, tries):
+    left, done = iter(steps), []
+
+    def work() -> None:
+        done.append(1)
+        raise LostError("gone")
+
+    with pytest.raises(LostError, match="gone"):
+        repeat_lost(work, lambda: next(left))
+    assert len(done) == tries
+
+
+@pytest.mark.parametrize(("transient", "tries"), [(True, 3), (False, 1)])
+def test_storage_that_is_away_is_asked_again_and_a_wrong_name_is_not(transient, tries):
+    done = []
+
+    def work() -> None:
+        done.append(1)
+        raise StorageError("s3://x: no answer", transient=transient)
+
+    with pytest.raises(StorageError):
+        repeat_lost(work)
+    assert len(done) == tries
