@@ -96,6 +96,14 @@ class Record:
         states = self.rayjobs.get(name) or self.pods.get(name) or []
         return any(each["event"] == "DELETED" or metadata_of(each).get("deletionTimestamp") for each in states)
 
+    def replaced(self, kind: str) -> bool:
+        """Return True if a pod of that kind came up after another one of it was deleted."""
+        states = [self.pods[name] for name in self.pods_of(kind)]
+        lost = [
+            state["at"] for each in states for state in each if state["event"] == "DELETED" or metadata_of(state).get("deletionTimestamp")
+        ]
+        return bool(lost) and states[-1][0]["at"] > min(lost)
+
     def pods_of(self, *kinds: str) -> list[str]:
         """Return the pods of these kinds, by the time at which they were first seen."""
         found = [(states[0]["at"], name) for name, states in self.pods.items() if states[0]["kind"] in kinds]

@@ -17,10 +17,9 @@ def drive(cluster: Cluster) -> None:
 
 def judge(record: Record) -> list[Claim]:
     """Judge a run that lost Ray's head."""
-    heads = record.pods_of("ray-head")
     return [
         record.succeeded(),
-        Claim("a head is new", len(heads) == 2, ", ".join(heads)),
+        Claim("a head is new", record.replaced("ray-head"), ", ".join(record.pods_of("ray-head"))),
         record.says("the training goes on from a checkpoint", "log", "resuming from step [1-9]"),
         record.in_mlflow("MLflow has one finished run", "FINISHED"),
     ]

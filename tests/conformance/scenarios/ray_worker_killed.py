@@ -17,10 +17,9 @@ def drive(cluster: Cluster) -> None:
 
 def judge(record: Record) -> list[Claim]:
     """Judge a run that lost a worker's pod."""
-    workers = record.pods_of("ray-worker")
     return [
         record.succeeded(),
-        Claim("a worker's pod is new", len(workers) == 2, ", ".join(workers)),
+        Claim("a worker's pod is new", record.replaced("ray-worker"), ", ".join(record.pods_of("ray-worker"))),
         Claim("the RayJob is the same", len(record.rayjobs) == 1, ", ".join(record.rayjobs)),
         record.says("the training goes on from a checkpoint", "log", "resuming from step [1-9]"),
         record.in_mlflow("MLflow has one finished run", "FINISHED"),

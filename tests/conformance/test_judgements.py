@@ -1,0 +1,89 @@
+"""The judgements of `make conformance`, on recordings of a real cluster: what went well is proven, what went wrong is refuted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conformance import run
+from conformance.record import Record, metadata_of
+
+RECORDINGS = Path(__file__).parents[1] / "recordings"
+UNDISTURBED = [
+    ("train_local", "train-local-succeeded", 3),
+    ("train_rayjob", "train-rayjob-succeeded", 6),
+    ("bad_source", "bad-source-failed", 2),
+    ("cancel", "rayjob-cancelled", 3),
+    ("sweep", "ablation-of-two-trials-succeeded", 1),
+]
+REFUTED = [
+    ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),
+    ("pod_deleted_twice", "worker-killed-then-step-pod-deleted", "no try is ended by the first try's clock", "Max duration limit exceeded"),
+    ("ray_worker_killed", "worker-killed-then-step-pod-deleted", "the run succeeds", "exit code 143"),
+    ("ray_head_killed", "ray-head-killed", "the run succeeds", "train(0).executor(0): main: Error (exit code 1)"),
+    ("submitter_killed", "submitter-pod-lost", "the run succeeds", "train(0).executor(0): main: Error (exit code 1)"),
+    ("mlflow_away", "mlflow-away", "no step fails for it", "evaluate(0).executor(0)"),
+    ("train_rayjob", "rayjob-cancelled", "the RayJob succeeds", "RUNNING"),
+    ("cancel", "train-rayjob-succeeded", "its Workflow is told to end", "activeDeadlineSeconds"),
+    ("bad_source", "train-local-succeeded", "the run fails", "Succeeded"),
+    ("nightly", "nightly-succeeded", "the check fails", "no Workflow"),
+]
+
+
+@pytest.mark.parametrize("name", run.SCENARIOS)
+def test_every_scenario_says_in_one_sentence_what_it_proves(name: str) -> None:
+    sentence, _, _ = run.scenario(name)
+    assert sentence.endswith(".")
+    assert ". " not in sentence
+
+
+def test_every_module_of_the_folder_is_a_scenario_that_runs() -> None:
+    assert {path.stem for path in Path(run.__file__).with_name("scenarios").glob("*.py")} == set(run.SCENARIOS)
+
+
+@pytest.mark.parametrize(("name", "recording", "proven"), UNDISTURBED)
+def test_what_went_well_is_proven_as_far_as_it_was_recorded(name: str, recording: str, proven: int) -> None:
+    claims = run.scenario(name)[2](Record.load(RECORDINGS, recording))
+    assert [claim for claim in claims if claim.holds is False] == []
+    assert sum(1 for claim in claims if claim.holds) == proven
+
+
+@pytest.mark.parametrize(("name", "recording", "text", "seen"), REFUTED)
+def test_what_went_wrong_is_refuted_with_what_was_seen(name: str, recording: str, text: str, seen: str) -> None:
+    claims = {claim.text: claim for claim in run.scenario(name)[2](Record.load(RECORDINGS, recording))}
+    assert claims[text].holds is False
+    assert seen in claims[text].seen
+
+
+def test_a_worker_that_was_killed_is_seen_to_be_replaced() -> None:
+    assert Record.load(RECORDINGS, "worker-killed-then-step-pod-deleted").replaced("ray-worker")
+    assert not Record.load(RECORDINGS, "train-rayjob-succeeded").replaced("ray-worker")
+
+
+def test_a_claim_about_what_was_not_recorded_is_not_proven() -> None:
+    record = Record.load(RECORDINGS, "train-local-succeeded")
+    assert [claim.holds for claim in run.scenario("train_local")[2](record)][-2:] == [None, None]
+    record.texts["submit"] = "the run succeeded in 6 min\nexit code 0"
+    record.mlflow = [{"info": {"status": "FINISHED"}}]
+    assert all(claim.holds for claim in run.scenario("train_local")[2](record))
+
+
+def test_a_recording_is_read_as_it_was_written(tmp_path: Path) -> None:
+    record = Record.load(RECORDINGS, "train-rayjob-succeeded")
+    record.texts, record.mlflow = {"submit": "exit code 0"}, []
+    record.save(tmp_path)
+    assert Record.load(tmp_path, "train-rayjob-succeeded") == record
+    assert metadata_of(next(iter(record.rayjobs.values()))[0])["name"] in record.rayjobs
+
+
+def test_the_table_names_the_reason_of_each_red_row() -> None:
+    rows = [
+        run.Row(name="train_local", sentence="It trains.", result=run.GREEN, seconds=61.0),
+        run.Row(name="cancel", sentence="It ends.", result=run.RED, seconds=62.0, reasons=("a | b: no.",)),
+    ]
+    assert run.table(rows, "About.").splitlines()[2:] == [
+        "| scenario | proven | took | result |",
+        "|---|---|---|---|",
+        "| train local | It trains. | 1 min 01 s | proven |",
+        "| cancel | It ends. | 1 min 02 s | **RED**: a / b: no. |",
+    ]
