@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from evaluation.records.devices import choose_device
 from evaluation.sampling.generate import Labels
 from training.config.errors import UserError
 from training.config.experiment import Extractor, LikelihoodForm, Precision, SamplingConfig
@@ -27,27 +28,18 @@ class EvaluationOptions:
     """Deviations from the experiment's protocol, and resources. None takes the experiment's own value.
 
     Attributes:
-        num_samples: Number of images drawn.
-        sampling: Sampler and spacing.
         labels: Labels of the samples; see `evaluation.sampling.generate.labels_for`.
         low_res_uri: For an upsampler: the first stage's images (`evaluation.sampling.sample_set`), at least as many. Empty
             gives it real training images, downsampled.
         metrics: Further metrics; see `evaluation.distances.metrics`. None takes those that cost nothing more: agreement with
             the labels, if the extractor is a classifier of them.
-        likelihood: Compute bits/dim, too.
-        likelihood_split: "train" or "test".
-        likelihood_num_images: Number of images of the split.
-        likelihood_form: "full", "spaced" or "stratified".
         likelihood_steps: Network evaluations per image for "spaced" and "stratified".
         purpose: Name of the draw: "report" for the reported number; another word gives independent noise.
         seed: Seed of all noise, to compare models on the same; None derives it from the experiment's seed and the purpose.
-        extractor: The feature extractor.
-        extractor_weights: Path or `s3://` URI of the extractor's weights, if it needs some; see
-            `evaluation.features.extractors.load_extractor`.
+        extractor_weights: See `evaluation.features.extractors.load_extractor`.
         batch_size: Images per batch; 0 takes the default for this image size.
         num_workers: 1 works in this process; more are Ray tasks.
         device: The device of each worker: "auto", "cpu", "cuda". With Ray tasks "auto" is what this process sees.
-        precision: Precision of the network while sampling.
         keep_images: Leave the drawn images in the run's directory.
         result_name: Name of the result's file, without its ending.
     """
@@ -72,6 +64,16 @@ class EvaluationOptions:
     precision: Precision = "fp32"
     keep_images: bool = False
     result_name: str = "final"
+
+    @property
+    def own_device(self) -> str:
+        """The device of this process."""
+        return choose_device(self.device if self.num_workers <= 1 else "auto")
+
+    @property
+    def worker_device(self) -> str:
+        """The device of each worker."""
+        return self.own_device if self.num_workers <= 1 or self.device == "auto" else self.device
 
     def validated(self) -> EvaluationOptions:
         """Return the options after checking their types and ranges.

@@ -14,7 +14,7 @@ from evaluation.evaluate.options import EvaluationOptions
 from evaluation.features.extractors import FeatureExtractor, load_extractor
 from evaluation.likelihood.estimate import require_num_steps
 from evaluation.likelihood.split_likelihood import LikelihoodPlan
-from evaluation.records.devices import choose_device, default_batch_size, describe_arithmetic
+from evaluation.records.devices import default_batch_size, describe_arithmetic
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.chunks import default_chunk_size
@@ -33,6 +33,7 @@ _LIKELIHOOD_BATCH_SIZE = 100
 class EvaluationPlan:
     """Everything that an evaluation needs. `samples` and `likelihood` (None if not wanted) are the work, `card` the protocol."""
 
+    options: EvaluationOptions
     experiment: Experiment
     weights: str
     step: int
@@ -47,7 +48,6 @@ class EvaluationPlan:
     likelihood: LikelihoodPlan | None
     images_uri: str
     work_uri: str
-    device: str
     card: dict[str, Any]
 
 
@@ -61,8 +61,9 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     options = options.validated()
     model = spec.load("cpu")
     experiment = model.experiment
-    own_device = choose_device(options.device if options.num_workers <= 1 else "auto")
-    extractor = load_extractor(options.extractor or experiment.evaluation.extractor, weights=options.extractor_weights, device=own_device)
+    extractor = load_extractor(
+        options.extractor or experiment.evaluation.extractor, weights=options.extractor_weights, device=options.own_device
+    )
     train_uri = storage.join(data_uri, "train")
     train = read_manifest(train_uri)
     reference = load_reference(reference_uri)
@@ -90,10 +91,10 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     require_count(metrics, samples.num_images, "samples")
     likelihood = _plan_likelihood(spec, experiment, data_uri, options, samples.seed) if options.likelihood else None
     run_uri = run_uri_of(spec.checkpoint_uri)
-    device = own_device if options.num_workers <= 1 or options.device == "auto" else options.device
     identity = json.dumps([samples.to_dict(), likelihood.to_dict() if likelihood else None])
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return EvaluationPlan(
+        options=options,
         experiment=experiment,
         weights=model.weights,
         step=model.step,
@@ -108,8 +109,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         likelihood=likelihood,
         images_uri=storage.join(run_uri, SAMPLES, f"images-{key}"),
         work_uri=storage.join(run_uri, EVALUATIONS, f"work-{key}"),
-        device=device,
-        card=_card(model, provenance, samples, likelihood, options.purpose, device),
+        card=_card(model, provenance, samples, likelihood, options),
     )
 
 
@@ -148,7 +148,7 @@ def _plan_likelihood(spec: ModelSpec, experiment: Experiment, data_uri: str, opt
 
 
 def _card(
-    model: TrainedModel, provenance: Provenance, samples: SamplePlan, likelihood: LikelihoodPlan | None, purpose: str, device: str
+    model: TrainedModel, provenance: Provenance, samples: SamplePlan, likelihood: LikelihoodPlan | None, options: EvaluationOptions
 ) -> dict[str, Any]:
     experiment = model.experiment
     enlarges = bool(samples.low_res_uri or samples.low_res_data_uri)
@@ -165,14 +165,14 @@ def _card(
             "low_res": samples.low_res_uri or ("real training images, downsampled by area" if samples.low_res_data_uri else None),
             "quantization": QUANTIZATION,
             "seed": samples.seed,
-            "purpose": purpose,
+            "purpose": options.purpose,
             "precision": samples.precision,
-            "arithmetic": describe_arithmetic(device, samples.precision),
+            "arithmetic": describe_arithmetic(options.worker_device, samples.precision),
             "batch_size": samples.batch_size,
             "reference": provenance.to_dict(),
         },
         "likelihood": None,
-        "device": device,
+        "device": options.worker_device,
         "versions": versions(),
     }
     if likelihood is not None:

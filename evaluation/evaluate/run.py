@@ -6,18 +6,17 @@ stored while it runs, so an evaluation that was killed continues; the result is 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from torch import Tensor
 
-from evaluation.distances.frechet import BlockedMoments, Moments, frechet_distance, jackknife_error, leave_one_out_distances
-from evaluation.distances.metrics import compute_metrics, extract_features, metric_inputs, metrics_to_dict, need_real_images
+from evaluation.distances.frechet import Moments, frechet_distance
+from evaluation.distances.metrics import need_real_images
 from evaluation.distances.reference_statistics import moments_of
+from evaluation.distances.sample_scorer import SampleScorer, SampleScores
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.preflight import EvaluationPlan, preflight
 from evaluation.likelihood.bits_per_dim import Likelihood
@@ -39,8 +38,7 @@ def evaluate(model: ModelSpec | str, data_uri: str, reference_uri: str, *, optio
     """Evaluate a checkpoint by its experiment's protocol, and store the result in the run's directory.
 
     Args:
-        model: A specification of weights or of an ensemble; or a checkpoint's directory inside its run's, which means the
-            checkpoint's first average.
+        model: Weights or an ensemble; or a checkpoint's directory inside its run's, which means the checkpoint's first average.
         data_uri: The data set, with its `train` and `test` splits.
         reference_uri: Reference statistics of its training images.
         options: Deviations from the experiment's protocol, and resources.
@@ -50,44 +48,8 @@ def evaluate(model: ModelSpec | str, data_uri: str, reference_uri: str, *, optio
         UserError: The reference is not of this data or can't be compared with the model, the extractor's weights can't be
             read, a metric can't be computed, or there is no such data set.
     """
-    options = (options or EvaluationOptions()).validated()
-    started = time.monotonic()
     spec = ModelSpec(checkpoint_uri=model) if isinstance(model, str) else model
-    plan = preflight(spec, data_uri, reference_uri, options)
-    say(f"evaluating step {plan.step:,} ({plan.weights}): {plan.samples.num_images:,} samples, {plan.card['distance']['sampler']}")
-    sample_set.draw(plan.samples, plan.images_uri, num_workers=options.num_workers, device=plan.device)
-    scores = _score_samples(plan, options)
-    likelihood = None
-    if plan.likelihood is not None:
-        likelihood = split_likelihood(plan.likelihood, plan.work_uri, num_workers=options.num_workers, device=plan.device)
-    result = EvaluationResult(
-        checkpoint_uri=spec.checkpoint_uri,
-        weights=plan.weights,
-        step=plan.step,
-        distance_name=plan.provenance.distance_name,
-        distance=scores.distance,
-        distance_standard_error=scores.standard_error if math.isfinite(scores.standard_error) else None,
-        distance_without_blocks=scores.leave_one_out,
-        held_out=scores.held_out,
-        likelihood=None if likelihood is None else {**likelihood.to_dict(), "per_image_uri": _store_per_image(plan, likelihood, options)},
-        metrics=scores.metrics,
-        grid_uri=scores.grid_uri,
-        images_uri=plan.images_uri if options.keep_images else "",
-        protocol=plan.card,
-        experiment=plan.experiment.to_dict(),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(time.monotonic() - started, 1),
-    )
-    storage.write_json(result_uri(plan.run_uri, options.result_name), result.to_dict())
-    if not options.keep_images:
-        storage.delete_prefix(plan.images_uri)
-    storage.delete_prefix(plan.work_uri)
-    say(
-        f"{result.distance_name} {scores.distance:.4g}"
-        + (f", {likelihood.bits_per_dim:.4g} bits/dim" if likelihood else "")
-        + f" in {format_duration(result.seconds)}"
-    )
-    return result
+    return _evaluate(preflight(spec, data_uri, reference_uri, options or EvaluationOptions()))
 
 
 def evaluate_once(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
@@ -99,64 +61,71 @@ def evaluate_once(spec: ModelSpec, data_uri: str, reference_uri: str, options: E
         if stored.protocol == plan.card:
             say(f"step {plan.step:,} ({plan.weights}) was evaluated by this protocol before: {stored.distance_name} {stored.distance:.4g}")
             return stored
-    return evaluate(spec, data_uri, reference_uri, options=options)
+    return _evaluate(plan)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _SampleScores:
-    """The numbers of the samples; fields as in `EvaluationResult`."""
+def _evaluate(plan: EvaluationPlan) -> EvaluationResult:
+    started, options = time.monotonic(), plan.options
+    say(f"evaluating step {plan.step:,} ({plan.weights}): {plan.samples.num_images:,} samples, {plan.card['distance']['sampler']}")
+    sample_set.draw(plan.samples, plan.images_uri, num_workers=options.num_workers, device=options.worker_device)
+    grid_uri = storage.join(plan.run_uri, SAMPLES, f"{options.result_name}.png")
+    scores, held_out = _score_samples(plan, grid_uri)
+    likelihood = None
+    if plan.likelihood is not None:
+        likelihood = split_likelihood(plan.likelihood, plan.work_uri, num_workers=options.num_workers, device=options.worker_device)
+    result = EvaluationResult(
+        checkpoint_uri=plan.samples.model.checkpoint_uri,
+        weights=plan.weights,
+        step=plan.step,
+        distance_name=plan.provenance.distance_name,
+        distance=scores.distance,
+        distance_standard_error=scores.standard_error,
+        distance_without_blocks=scores.leave_one_out,
+        held_out=held_out,
+        likelihood=None if likelihood is None else {**likelihood.to_dict(), "per_image_uri": _store_per_image(plan, likelihood)},
+        metrics=scores.metrics,
+        grid_uri=grid_uri,
+        images_uri=plan.images_uri if options.keep_images else "",
+        protocol=plan.card,
+        experiment=plan.experiment.to_dict(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    storage.write_json(result_uri(plan.run_uri, options.result_name), result.to_dict())
+    if not options.keep_images:
+        storage.delete_prefix(plan.images_uri)
+    storage.delete_prefix(plan.work_uri)
+    bits = f", {likelihood.bits_per_dim:.4g} bits/dim" if likelihood else ""
+    say(f"{result.distance_name} {scores.distance:.4g}{bits} in {format_duration(result.seconds)}")
+    return result
 
-    distance: float
-    standard_error: float
-    leave_one_out: list[float]
-    held_out: dict[str, Any] | None
-    metrics: dict[str, Any]
-    grid_uri: str
 
-
-def _score_samples(plan: EvaluationPlan, options: EvaluationOptions) -> _SampleScores:
-    """Compute everything that depends on the samples, in one pass over them."""
-    features = plan.reference.features
+def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, dict[str, Any] | None]:
+    """Compute everything that depends on the samples in one pass, draw their grid, and return the scores and `held_out`."""
     real_test = _test_moments(plan)
-    blocks = BlockedMoments(plan.extractor.dim, plan.samples.num_images)
+    scorer = SampleScorer(plan.extractor, plan.samples.num_images, plan.metrics)
     same_count = Moments(plan.extractor.dim)
-    inputs = metric_inputs(plan.metrics)
     grid = grids.ClassGrid(plan.class_names)
     for indices, images, labels in sample_set.read(plan.images_uri):
         grid.update(images, labels)
         for first in range(0, len(images), _FEATURE_BATCH_SIZE):
             rows = slice(first, first + _FEATURE_BATCH_SIZE)
-            outputs = plan.extractor.outputs(images[rows])
-            blocks.update(indices[rows], outputs["features"])
-            inputs.update(outputs, None if labels is None else labels[rows])
+            features = scorer.update(indices[rows], images[rows], None if labels is None else labels[rows])
             if real_test is not None and same_count.num_images < real_test.num_images:
-                same_count.update(outputs["features"][: real_test.num_images - same_count.num_images])
-    real = None
+                same_count.update(features[: real_test.num_images - same_count.num_images])
+    real: Iterable[Tensor] | None = None
     if need_real_images(plan.metrics):
         batch_uri = plan.reference.images_uri
-        real_images = npz.stream_images(batch_uri, _FEATURE_BATCH_SIZE) if batch_uri else _images(storage.join(plan.data_uri, "train"))
-        real = extract_features(real_images, plan.extractor)
+        real = npz.stream_images(batch_uri, _FEATURE_BATCH_SIZE) if batch_uri else _images(storage.join(plan.data_uri, "train"))
     held_out = None
     if real_test is not None and same_count.num_images == real_test.num_images:
         held_out = {
             "num_images": real_test.num_images,
-            "real": frechet_distance(features, real_test),
-            "generated": frechet_distance(features, same_count),
+            "real": frechet_distance(plan.reference.features, real_test),
+            "generated": frechet_distance(plan.reference.features, same_count),
         }
-    grid_uri = storage.join(plan.run_uri, SAMPLES, f"{options.result_name}.png")
     storage.write_bytes(grid_uri, grids.to_png(grid.pixels()))
-    leave_one_out = leave_one_out_distances(features, blocks)
-    is_inception = plan.provenance.distance_name == "FID"
-    return _SampleScores(
-        distance=frechet_distance(features, blocks.total()),
-        standard_error=jackknife_error(leave_one_out),
-        leave_one_out=leave_one_out,
-        held_out=held_out,
-        metrics=metrics_to_dict(
-            compute_metrics(inputs, reference_features=real, spatial=plan.reference.spatial, is_inception=is_inception)
-        ),
-        grid_uri=grid_uri,
-    )
+    return scorer.scores(plan.reference, real), held_out
 
 
 def _test_moments(plan: EvaluationPlan) -> Moments | None:
@@ -172,8 +141,8 @@ def _images(dataset_uri: str, count: int | None = None) -> Iterable[Tensor]:
     return (images for _, images, _ in iterate(dataset_uri, _FEATURE_BATCH_SIZE, stop=count))
 
 
-def _store_per_image(plan: EvaluationPlan, likelihood: Likelihood, options: EvaluationOptions) -> str:
+def _store_per_image(plan: EvaluationPlan, likelihood: Likelihood) -> str:
     """Write the bits/dim of each image, with which two models can be compared image by image."""
-    uri = storage.join(plan.run_uri, EVALUATIONS, f"{options.result_name}-bits-per-dim.npz")
+    uri = storage.join(plan.run_uri, EVALUATIONS, f"{plan.options.result_name}-bits-per-dim.npz")
     npz.write_arrays(uri, {"index": likelihood.indices.numpy(), "bits_per_dim": likelihood.per_image.numpy()})
     return uri

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, jackknife_error, leave_one_out_distances
 from evaluation.distances.reference_statistics import ReferenceStatistics, load_reference
+from evaluation.distances.sample_scorer import SampleScorer
 from evaluation.features.extractors import FeatureExtractor, load_extractor
 from evaluation.monitoring import early_stopping
 from evaluation.records import grids
@@ -36,13 +36,11 @@ class CheckpointScorer:
 
     Attributes:
         evaluation: Evaluation section of the experiment that is trained: counts, sampler, patience.
-        reference_uri: Reference statistics.
-        extractor_weights: Path or `s3://` URI of the extractor's weights, if it needs some.
+        extractor_weights: See `evaluation.features.extractors.load_extractor`.
         class_names: Names of the labels, for the sample grids.
         data_uri: The data set; an upsampler enlarges its training images, downsampled.
         batch_size: Images per batch; 0 takes the default for this image size.
-        precision: Precision of the network. "bf16" is good enough for a score, and several times as fast on a GPU.
-        device: The device to score on.
+        precision: "bf16" is good enough for a score, and several times as fast on a GPU.
     """
 
     evaluation: EvaluationConfig
@@ -58,9 +56,6 @@ class CheckpointScorer:
         """Score every decay of a checkpoint by the experiment's scoring protocol, and store score and sample grid.
 
         A stored score of the same weights and protocol is read, not computed again.
-
-        Args:
-            checkpoint_uri: The checkpoint's directory inside its run's.
 
         Returns:
             The content of `<run>/evaluations/step=NNNNNNNN.json`: `step`, `scores` and `standard_errors` by weights,
@@ -87,11 +82,11 @@ class CheckpointScorer:
         low_res_size = experiment.model.low_res_size
         low_res = RealLowRes(storage.join(self.data_uri, "train"), low_res_size) if self.data_uri and low_res_size is not None else None
         scores: dict[str, float] = {}
-        errors: dict[str, float] = {}
+        errors: dict[str, float | None] = {}
         pictures: dict[str, grids.Pixels] = {}
         for weights in [name for name in checkpoint.weights_names(checkpoint_uri) if name != checkpoint.MODEL]:
             model = load_model(checkpoint_uri, weights, device=device)
-            scores[weights], errors[weights], pictures[weights] = self._score_weights(model, reference.features, extractor, low_res)
+            scores[weights], errors[weights], pictures[weights] = self._score_weights(model, reference, extractor, low_res)
         step = checkpoint.step_of(checkpoint_uri)
         best = min(scores, key=lambda name: (math.isnan(scores[name]), scores[name]), default=None)
         grid_uri = ""
@@ -141,11 +136,11 @@ class CheckpointScorer:
         return {candidate.step for candidate in early_stopping.best_checkpoints(history, self.evaluation.rescore_best)}
 
     def _score_weights(
-        self, model: TrainedModel, reference: FeatureStatistics, extractor: FeatureExtractor, low_res: LowRes | None
-    ) -> tuple[float, float, grids.Pixels]:
+        self, model: TrainedModel, reference: ReferenceStatistics, extractor: FeatureExtractor, low_res: LowRes | None
+    ) -> tuple[float, float | None, grids.Pixels]:
         """Return the distance, its standard error and the sample grid of one set of weights."""
         evaluation = model.experiment.evaluation
-        blocks = BlockedMoments(extractor.dim, evaluation.scoring_num_samples)
+        scorer = SampleScorer(extractor, evaluation.scoring_num_samples)
         grid = grids.ClassGrid(self.class_names)
         for indices, images, labels in generate(
             model,
@@ -156,10 +151,10 @@ class CheckpointScorer:
             precision=self.precision,
             low_res=low_res,
         ):
-            blocks.update(indices, extractor(images))
+            scorer.update(indices, images)
             grid.update(images, labels if model.num_classes else None)
-        error = jackknife_error(leave_one_out_distances(reference, blocks))
-        return frechet_distance(reference, blocks.total()), error, grid.pixels()
+        found = scorer.scores(reference)
+        return found.distance, found.standard_error, grid.pixels()
 
 
 def scoring_protocol(

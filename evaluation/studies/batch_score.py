@@ -8,26 +8,16 @@ the images of its statistics, the given extractor is assumed, and the result say
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, jackknife_error, leave_one_out_distances
-from evaluation.distances.metric import MetricInputs, MetricValue
-from evaluation.distances.metrics import (
-    compute_metrics,
-    extract_features,
-    metric_inputs,
-    metrics_to_dict,
-    need_real_images,
-    parse_metrics,
-    require_count,
-    require_extractor,
-)
+from evaluation.distances.frechet import frechet_distance
+from evaluation.distances.metrics import need_real_images, parse_metrics, require_count, require_extractor
 from evaluation.distances.reference_statistics import ReferenceStatistics, load_reference, moments_of, require_comparable
+from evaluation.distances.sample_scorer import SampleScorer
 from evaluation.features.extractors import ExtractorId, FeatureExtractor, distance_name, extractor_id, load_extractor
 from evaluation.records import npz
 from evaluation.records.devices import choose_device
@@ -48,7 +38,6 @@ class BatchScore:
 
     Attributes:
         distance_name: "FID" in the standard Inception network's features, as far as the files record it.
-        distance: The Frechet distance.
         standard_error: Over the draw of the samples; None for statistics without images.
         num_samples: Images of the sample batch; None if unknown.
         metrics: Further measures by name: value, standard_error, note.
@@ -62,15 +51,7 @@ class BatchScore:
     num_samples: int | None
     metrics: dict[str, Any]
     reference: str
-    protocol: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Reference:
-    features: FeatureStatistics
-    spatial: FeatureStatistics | None
-    images_uri: str
-    origin: str
+    protocol: dict[str, Any]
 
 
 def score_batch(
@@ -97,29 +78,6 @@ def score_batch(
             another number of dimensions, or these files do not allow a measure.
     """
     here = choose_device(device)
-    found = _score(samples_uri, reference_uri, extractor, extractor_weights, metrics, here)
-    network = extractor_id(extractor) if isinstance(extractor, str) else extractor
-    card = {
-        "samples": samples_uri,
-        "num_samples": found.num_samples,
-        "reference": found.reference,
-        "reference_file": reference_uri,
-        "extractor": network.name,
-        "extractor_sha256": network.sha256,
-        "device": here,
-        "versions": versions(),
-    }
-    return dataclasses.replace(found, protocol=card)
-
-
-def _score(
-    samples_uri: str,
-    reference_uri: str,
-    extractor: Extractor | FeatureExtractor,
-    extractor_weights: str | None,
-    metrics: Sequence[str],
-    device: str,
-) -> BatchScore:
     chosen = parse_metrics(metrics)
     if "label_agreement" in chosen:
         raise UserError("label_agreement needs samples of our own models; use 'iddpm evaluate'")
@@ -129,104 +87,109 @@ def _score(
         raise UserError(f"{samples_uri} has no images (arr_0), only statistics; {', '.join(sorted(chosen))} need images")
     with npz.open_npz(reference_uri) as file:
         has_statistics = "mu" in file.files
-    if not has_images and has_statistics:
-        known = extractor_id(extractor) if isinstance(extractor, str) else extractor
-        statistics = load_reference(samples_uri)
-        require_comparable(statistics, load_reference(reference_uri))
-        return _score_statistics(statistics, _reference(reference_uri, known), known)
+    identity = extractor_id(extractor) if isinstance(extractor, str) else extractor
+
+    def network() -> FeatureExtractor:
+        loaded = load_extractor(extractor, weights=extractor_weights, device=here) if isinstance(extractor, str) else extractor
+        require_extractor(chosen, loaded)
+        return loaded
+
+    measured: dict[str, Any] = {"standard_error": None, "metrics": {}}
     if has_images:
+        count: int | None = npz.count_images(samples_uri)
         require_count(chosen, npz.count_images(samples_uri), f"images in {samples_uri}")
-    network = load_extractor(extractor, weights=extractor_weights, device=device) if isinstance(extractor, str) else extractor
-    require_extractor(chosen, network)
-    if not has_statistics:
-        require_count(chosen, npz.count_images(reference_uri), f"images in {reference_uri}")
-    if not has_images:
-        return _score_statistics(load_reference(samples_uri), _reference_of_images(reference_uri, network), network)
-    reference = _reference(reference_uri, network) if has_statistics else _reference_of_images(reference_uri, network)
-    _require_reference(chosen, reference, reference_uri)
-    return _score_images(samples_uri, reference, network, metric_inputs(chosen), distance_name(network.name, network.sha256))
+        loaded = network()
+        reference, origin = (
+            _read_reference(reference_uri, identity) if has_statistics else _compute_reference(reference_uri, loaded, chosen)
+        )
+        measured = _score_images(samples_uri, reference, loaded, chosen)
+    else:
+        sample = load_reference(samples_uri)
+        if has_statistics:
+            require_comparable(sample, load_reference(reference_uri))
+            reference, origin = _read_reference(reference_uri, identity)
+        else:
+            reference, origin = _compute_reference(reference_uri, network(), chosen)
+        if sample.provenance is not None:
+            sample.require(extractor=identity)
+        count = sample.features.num_images
+        measured["distance"] = frechet_distance(reference.features, sample.features)
+    card = {
+        "samples": samples_uri,
+        "num_samples": count,
+        "reference": origin,
+        "reference_file": reference_uri,
+        "extractor": identity.name,
+        "extractor_sha256": identity.sha256,
+        "device": here,
+        "versions": versions(),
+    }
+    name = distance_name(identity.name, identity.sha256)
+    return BatchScore(distance_name=name, num_samples=count, reference=origin, protocol=card, **measured)
 
 
-def _score_statistics(sample: ReferenceStatistics, reference: _Reference, network: ExtractorId | FeatureExtractor) -> BatchScore:
-    if sample.provenance is not None:
-        sample.require(extractor=network)
-    return BatchScore(
-        distance_name=distance_name(network.name, network.sha256),
-        distance=frechet_distance(reference.features, sample.features),
-        standard_error=None,
-        num_samples=sample.features.num_images,
-        metrics={},
-        reference=reference.origin,
-    )
-
-
-def _score_images(uri: str, reference: _Reference, network: FeatureExtractor, inputs: MetricInputs, name: str) -> BatchScore:
-    count = npz.count_images(uri)
-    blocks = BlockedMoments(network.dim, count)
+def _score_images(uri: str, reference: ReferenceStatistics, network: FeatureExtractor, metrics: frozenset[str]) -> dict[str, Any]:
+    if need_real_images(metrics) and not reference.images_uri:
+        raise UserError(
+            f"{reference.uri} has no images (arr_0): KID and precision/recall compare single images; give an ADM reference batch"
+        )
+    if "sfid" in metrics and reference.spatial is None:
+        raise UserError(
+            f"{reference.uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; give a file that has them, or images"
+        )
+    scorer = SampleScorer(network, npz.count_images(uri), metrics)
     first = 0
     for images in npz.stream_images(uri, BATCH_SIZE):
-        outputs = network.outputs(images)
-        blocks.update(torch.arange(first, first + len(images)), outputs["features"])
-        inputs.update(outputs, None)
+        scorer.update(torch.arange(first, first + len(images)), images)
         first += len(images)
-    real = None
-    if need_real_images(inputs.metrics):
-        real = extract_features(npz.stream_images(reference.images_uri, BATCH_SIZE), network)
-    measured: list[MetricValue] = compute_metrics(inputs, reference_features=real, spatial=reference.spatial, is_inception=name == "FID")
-    error = jackknife_error(leave_one_out_distances(reference.features, blocks))
-    return BatchScore(
-        distance_name=name,
-        distance=frechet_distance(reference.features, blocks.total()),
-        standard_error=error if math.isfinite(error) else None,
-        num_samples=count,
-        metrics=metrics_to_dict(measured),
-        reference=reference.origin,
-    )
+    real = npz.stream_images(reference.images_uri, BATCH_SIZE) if need_real_images(metrics) else None
+    found = scorer.scores(reference, real)
+    return {"distance": found.distance, "standard_error": found.standard_error, "metrics": found.metrics}
 
 
-def _reference_of_images(uri: str, network: FeatureExtractor) -> _Reference:
+def _compute_reference(uri: str, network: FeatureExtractor, metrics: frozenset[str]) -> tuple[ReferenceStatistics, str]:
+    """Return the statistics of a file's images, and their origin in words."""
+    require_count(metrics, npz.count_images(uri), f"images in {uri}")
     say(f"{uri} has images without statistics: computing the features of {npz.count_images(uri):,} images")
     moments, spatial = moments_of(npz.stream_images(uri, BATCH_SIZE), network)
-    return _Reference(
+    reference = ReferenceStatistics(
         features=moments.statistics(),
         spatial=spatial.statistics() if spatial is not None else None,
+        provenance=None,
+        uri=uri,
         images_uri=uri,
-        origin=f"{moments.num_images:,} images of {uri}, features of {network.name}",
     )
+    return reference, f"{moments.num_images:,} images of {uri}, features of {network.name}"
 
 
-def _reference(uri: str, network: ExtractorId | FeatureExtractor) -> _Reference:
-    found = load_reference(uri)
-    if found.provenance is not None:
-        provenance = found.require(extractor=network)
-        origin = f"{provenance.num_images:,} {provenance.split} images of {provenance.data_name}, {provenance.extractor}"
-    else:
-        origin = f"{uri} does not record the images, network and resize of its statistics; they are assumed to be of {network.name}"
-    return _Reference(features=found.features, spatial=found.spatial, images_uri=found.images_uri, origin=origin)
+def _read_reference(uri: str, network: ExtractorId | FeatureExtractor) -> tuple[ReferenceStatistics, str]:
+    """Return the statistics of a file, and their origin in words."""
+    reference = load_reference(uri)
+    if reference.provenance is None:
+        assumed = f"does not record the images, network and resize of its statistics; they are assumed to be of {network.name}"
+        return reference, f"{uri} {assumed}"
+    provenance = reference.require(extractor=network)
+    return reference, f"{provenance.num_images:,} {provenance.split} images of {provenance.data_name}, {provenance.extractor}"
 
 
-def _require_reference(chosen: frozenset[Any], reference: _Reference, uri: str) -> None:
-    if need_real_images(chosen) and not reference.images_uri:
-        raise UserError(f"{uri} has no images (arr_0): KID and precision/recall compare single images; give an ADM reference batch")
-    if "sfid" in chosen and reference.spatial is None:
-        raise UserError(f"{uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; give a file that has them, or images")
-
-
-def as_text(found: BatchScore) -> str:
-    """Return one line for each measure, for a terminal."""
-    return "\n".join(f"{name:<18} {text}" for name, text in [*_rows(found), ("reference", found.reference)])
-
-
-def as_page(found: BatchScore) -> str:
-    """Return the measures and their card as a page."""
+def as_study(found: BatchScore) -> Study:
+    """Return the measures and their card as a page, and the metrics for MLflow."""
+    measured = {"distance": {"value": found.distance, "standard_error": found.standard_error}, **found.metrics}
+    points: dict[tuple[str, int], float | int | None] = {}
+    for name, item in measured.items():
+        points |= {(name, 0): item["value"], (f"{name}_standard_error", 0): item["standard_error"]}
     card = found.protocol
-    return table_page(
+    count = f"{found.num_samples:,} samples" if found.num_samples else "statistics of an unknown number of samples"
+    rows = [(found.distance_name, f"{plain_estimate(found.distance, found.standard_error, digits=6)}  ({count})")]
+    for name, item in found.metrics.items():
+        rows.append((name.replace("_", " "), f"{plain_estimate(item['value'], item['standard_error'], digits=6)}  ({item['note']})"))
+    page = table_page(
         f"{found.distance_name} of a batch",
         ["measure", "value"],
-        _rows(found),
+        rows,
         lead=[f"{card['samples']} against {card['reference_file']}"],
         card=[
-            ("Samples", f"{_count(found)}, {card['samples']}"),
+            ("Samples", f"{count}, {card['samples']}"),
             ("Reference", f"{card['reference_file']}: {found.reference}"),
             ("Features", f"{card['extractor']}, weights sha256 {card['extractor_sha256'][:12]}"),
             ("Standard error", "delete-a-group jackknife over ten blocks of samples; none for statistics without images"),
@@ -234,33 +197,13 @@ def as_page(found: BatchScore) -> str:
             ("Device", card["device"]),
         ],
     )
-
-
-def as_study(found: BatchScore) -> Study:
-    """Return the files, and the metrics for MLflow."""
-    measured = {"distance": {"value": found.distance, "standard_error": found.standard_error}, **found.metrics}
-    points: dict[tuple[str, int], float | int | None] = {}
-    for name, item in measured.items():
-        points |= {(name, 0): item["value"], (f"{name}_standard_error", 0): item["standard_error"]}
-    samples_uri = found.protocol["samples"]
-    name = samples_uri.rstrip("/").rpartition("/")[2]
+    file_name = card["samples"].rstrip("/").rpartition("/")[2]
     return Study(
         kind="score-batch",
-        title=f"{found.distance_name} of {name}",
-        text=as_text(found),
-        models={name: samples_uri},
-        protocol=found.protocol,
+        title=f"{found.distance_name} of {file_name}",
+        text="\n".join(f"{name:<18} {text}" for name, text in [*rows, ("reference", found.reference)]),
+        models={file_name: card["samples"]},
+        protocol=card,
         points=points,
-        files={"score.html": as_page(found).encode(), "score.json": as_json(dataclasses.asdict(found))},
+        files={"score.html": page.encode(), "score.json": as_json(dataclasses.asdict(found))},
     )
-
-
-def _rows(found: BatchScore) -> list[tuple[str, str]]:
-    rows = [(found.distance_name, f"{plain_estimate(found.distance, found.standard_error, digits=6)}  ({_count(found)})")]
-    for name, item in found.metrics.items():
-        rows.append((name.replace("_", " "), f"{plain_estimate(item['value'], item['standard_error'], digits=6)}  ({item['note']})"))
-    return rows
-
-
-def _count(found: BatchScore) -> str:
-    return f"{found.num_samples:,} samples" if found.num_samples else "statistics of an unknown number of samples"

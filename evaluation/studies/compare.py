@@ -20,7 +20,6 @@ import torch
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.records import grids, npz
-from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import as_plain, card_rows, derived_seed
 from evaluation.records.result import EvaluationResult
 from evaluation.reports.numbers import plain_estimate
@@ -42,13 +41,11 @@ _NUM_NOISE_ERRORS = 2.0
 _PROTOCOL_FIELDS = ("num_samples", "sampling", "likelihood_split", "likelihood_num_images", "likelihood_form", "likelihood_steps")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Compared:
     """A model in a comparison.
 
     Attributes:
-        name: Its short name.
-        result: Its numbers with their protocol card.
         distance_difference: Its distance minus the first model's; None for the first model.
         likelihood_difference: The same for bits/dim; None if they were not computed.
     """
@@ -61,10 +58,9 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """A comparison.
+    """A comparison of models, in the given order.
 
     Attributes:
-        models: In the given order.
         grid: A PNG with a row of samples for each model and a column for each noise.
         notes: Warnings, for example about a model whose own protocol was not used.
     """
@@ -92,12 +88,6 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
     The protocol is that of the first model's experiment, except for what the options change. Results are stored in the
     runs' directories, so an interrupted comparison continues.
 
-    Args:
-        models: Two or more.
-        data_uri: The data set that all were trained on.
-        reference_uri: Reference statistics.
-        options: As for an evaluation; the purpose is "compare".
-
     Raises:
         UserError: There are fewer than two models, they make different images, or the reference does not fit them.
     """
@@ -108,24 +98,16 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
     first = loaded[0].experiment
     shared = _shared_options(first, options or EvaluationOptions(), data_uri)
     names = short_names(loaded)
-    results = []
+    compared: list[Compared] = []
     for name, spec in zip(names, models, strict=True):
-        mine = dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}")
         say(f"{name}: {spec.checkpoint_uri}")
-        results.append(evaluate_once(spec, data_uri, reference_uri, mine))
-    return Comparison(
-        models=tuple(
-            Compared(
-                name=name,
-                result=result,
-                distance_difference=distance_difference(result, results[0]) if number else None,
-                likelihood_difference=_likelihood_difference(results[0], result) if number else None,
-            )
-            for number, (name, result) in enumerate(zip(names, results, strict=True))
-        ),
-        grid=_grid(models, names, shared, data_uri),
-        notes=_protocol_notes(loaded, names),
-    )
+        result = evaluate_once(spec, data_uri, reference_uri, dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}"))
+        differences: list[Difference | None] = [None, None]
+        if compared:
+            base = compared[0].result
+            differences = [distance_difference(result, base), _likelihood_difference(base, result)]
+        compared.append(Compared(name, result, *differences))
+    return Comparison(models=tuple(compared), grid=_grid(models, names, shared, data_uri), notes=_protocol_notes(loaded, names))
 
 
 def short_names(models: Sequence[TrainedModel]) -> list[str]:
@@ -189,7 +171,7 @@ def _grid(models: Sequence[ModelSpec], names: Sequence[str], options: Evaluation
     assert seed is not None, "and its seed"
     rows, labels = [], None
     for spec in models:
-        model = spec.load(choose_device(options.device if options.num_workers <= 1 else "auto"))
+        model = spec.load(options.own_device)
         size = model.experiment.model.low_res_size
         low_res = None if size is None else RealLowRes(storage.join(data_uri, "train"), size)
         images, labels = concatenated(
@@ -220,38 +202,26 @@ def _protocol_notes(models: Sequence[TrainedModel], names: Sequence[str]) -> tup
     return tuple(notes)
 
 
-def as_text(comparison: Comparison) -> str:
-    """Return the table and the notes for a terminal."""
-    return "\n".join([*text_table(_headers(comparison), _rows(comparison)), "", *_notes(comparison)])
-
-
-def as_page(comparison: Comparison) -> str:
-    """Return the table and the paired samples as a page."""
+def as_study(comparison: Comparison) -> Study:
+    """Return the table and the paired samples, and the metrics by model: `distance/1_step_200`, `distance_difference/2_step_400`."""
     first = comparison.models[0].result
-    return table_page(
+    headers, rows, notes = _headers(first), _rows(comparison), _notes(comparison)
+    page = table_page(
         f"Comparison: {', '.join(model.name for model in comparison.models)}",
-        _headers(comparison),
-        _rows(comparison),
+        headers,
+        rows,
         card=[(name, text) for name, text in card_rows(first.protocol, first.likelihood) if name != "Model"],
-        notes=[*_notes(comparison), *(f"{model.name}: {model.result.protocol['model']}" for model in comparison.models)],
+        notes=[*notes, *(f"{model.name}: {model.result.protocol['model']}" for model in comparison.models)],
         pictures={"A row for each model. All images of a column start from the same noise, with the same class.": comparison.grid},
     )
-
-
-def as_study(comparison: Comparison) -> Study:
-    """Return the files, and the metrics by model, such as `distance/1_step_200` and `distance_difference/2_step_400`."""
     return Study(
         kind="comparison",
         title=" vs ".join(model.name for model in comparison.models),
-        text=as_text(comparison),
+        text="\n".join([*text_table(headers, rows), "", *notes]),
         models={model.name: model.result.protocol["model"] for model in comparison.models},
-        protocol=comparison.models[0].result.protocol,
+        protocol=first.protocol,
         points={(name, 0): value for name, value in _metrics(comparison)},
-        files={
-            "comparison.html": as_page(comparison).encode(),
-            "samples.png": comparison.grid,
-            "comparison.json": as_json(comparison.to_dict()),
-        },
+        files={"comparison.html": page.encode(), "samples.png": comparison.grid, "comparison.json": as_json(comparison.to_dict())},
     )
 
 
@@ -278,8 +248,7 @@ def _metrics(comparison: Comparison) -> Iterator[tuple[str, float | None]]:
                 yield f"{measure}_difference_standard_error/{name}", difference.standard_error
 
 
-def _headers(comparison: Comparison) -> list[str]:
-    first = comparison.models[0].result
+def _headers(first: EvaluationResult) -> list[str]:
     likelihood = ["bits/dim", "against the first"] if first.likelihood is not None else []
     return ["Model", first.distance_name, "against the first", *likelihood, *(name.replace("_", " ") for name in first.metrics)]
 

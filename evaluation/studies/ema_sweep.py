@@ -33,16 +33,11 @@ class SweepPoint:
     """One average.
 
     Attributes:
-        step: Step of the checkpoint.
-        decay: Decay of the average.
         source: "kept", "rebuilt", or why the average is not available.
         rebuild_error: Expected error of a rebuilt average, in units of the distance from the weights to the average; else None.
         distance: On the sweep's noise; None where the average is not available.
-        standard_error: Of `distance`.
         behind: Its distance minus the distance of the best average of the same step.
         behind_standard_error: Of `behind`, on common noise; None for the best average itself.
-        checkpoint_uri: The checkpoint that contains its weights.
-        weights: Their name in the checkpoint.
     """
 
     step: int
@@ -59,14 +54,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """The averages of a run, by step and decay.
-
-    Attributes:
-        run_uri: The run.
-        distance_name: What the distance is called.
-        points: By step, then decay.
-        protocol: The protocol card of one average.
-    """
+    """The averages of a run, by step, then decay; `protocol` is the protocol card of one of them."""
 
     run_uri: str
     distance_name: str
@@ -95,7 +83,7 @@ def sweep(
         run_uri: The run's directory; other decays than those of its checkpoints need snapshots (`optim.ema_snapshot_stds`).
         decays: Decays of the averages, between 0 and 1.
         data_uri: The data set that it was trained on.
-        reference_uri: Reference statistics.
+        reference_uri: Reference statistics of its training images.
         steps: Training steps; empty takes the latest.
         at_full_protocol: Use the protocol of reported numbers; otherwise that of the scores beside training.
         max_error: Largest expected error of a rebuilt average, in units of the distance from the weights to the average.
@@ -110,21 +98,21 @@ def sweep(
     latest = max([*present, *(snapshot.step for snapshot in snapshots)], default=None)
     if latest is None:
         raise UserError(f"{run_uri}: the run has neither checkpoints nor snapshots")
-    found: list[tuple[SweepPoint, EvaluationResult | None]] = []
+    points: list[SweepPoint] = []
+    results: list[EvaluationResult] = []
     for step in sorted(set(steps) or {latest}):
-        for decay in sorted(set(decays)):
-            point = _find(run_uri, step, decay, kept=step in present, max_error=max_error)
-            result = _score(point, data_uri, reference_uri, options or EvaluationOptions(), at_full_protocol) if point.weights else None
-            found.append((point, result))
-    results = [result for _, result in found if result is not None]
+        found = [_find(run_uri, step, decay, kept=step in present, max_error=max_error) for decay in sorted(set(decays))]
+        scored = {
+            point: _score(point, data_uri, reference_uri, options or EvaluationOptions(), at_full_protocol)
+            for point in found
+            if point.weights
+        }
+        best = min(scored.values(), key=lambda result: result.distance, default=None)
+        points += [_measured(point, scored[point], best) if best and point in scored else point for point in found]
+        results += scored.values()
     if not results:
-        raise UserError(f"{run_uri}: none of these averages is available: {'; '.join(sorted({point.source for point, _ in found}))}")
-    return Sweep(
-        run_uri=run_uri,
-        distance_name=results[0].distance_name,
-        points=tuple(_measured(point, result, _best_of(point.step, found)) for point, result in found),
-        protocol=results[0].protocol,
-    )
+        raise UserError(f"{run_uri}: none of these averages is available: {'; '.join(sorted({point.source for point in points}))}")
+    return Sweep(run_uri=run_uri, distance_name=results[0].distance_name, points=tuple(points), protocol=results[0].protocol)
 
 
 def _find(run_uri: str, step: int, decay: float, *, kept: bool, max_error: float) -> SweepPoint:
@@ -157,14 +145,7 @@ def _score(point: SweepPoint, data_uri: str, reference_uri: str, options: Evalua
     return evaluate_once(spec, data_uri, reference_uri, options)
 
 
-def _best_of(step: int, found: Sequence[tuple[SweepPoint, EvaluationResult | None]]) -> EvaluationResult | None:
-    results = [result for point, result in found if point.step == step and result is not None]
-    return min(results, key=lambda result: result.distance, default=None)
-
-
-def _measured(point: SweepPoint, result: EvaluationResult | None, best: EvaluationResult | None) -> SweepPoint:
-    if result is None or best is None:
-        return point
+def _measured(point: SweepPoint, result: EvaluationResult, best: EvaluationResult) -> SweepPoint:
     difference = distance_difference(result, best)
     return dataclasses.replace(
         point,
@@ -175,89 +156,62 @@ def _measured(point: SweepPoint, result: EvaluationResult | None, best: Evaluati
     )
 
 
-def as_csv(found: Sweep) -> str:
-    """Return the points as CSV."""
-    buffer = io.StringIO()
-    names = [field.name for field in dataclasses.fields(SweepPoint)]
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(point) for point in found.points)
-    return buffer.getvalue()
-
-
-def table(found: Sweep) -> tuple[list[str], list[list[str]]]:
-    """Return the headers and rows of the table."""
-    headers = ["step", "decay", found.distance_name, "behind the best of its step", "weights"]
-    return headers, [_row(point) for point in found.points]
-
-
-def unavailable(found: Sweep) -> list[str]:
-    """Say why averages are not available, one sentence each."""
-    return [f"decay {point.decay:g} at step {point.step:,}: {point.source}" for point in found.points if point.distance is None]
-
-
-def as_text(found: Sweep) -> str:
-    """Return the table for a terminal, and below it the averages that are not available."""
-    return "\n".join([*text_table(*table(found)), *unavailable(found)])
-
-
-def figure(found: Sweep) -> str:
-    """Draw the distance by decay, with a line for each step, as SVG."""
-    lines: dict[str, list[tuple[float, float, float | None]]] = {}
-    for point in found.points:
-        if point.distance is not None:
-            lines.setdefault(f"step {point.step:,}", []).append((point.decay, point.distance, point.standard_error))
-    return figures.distance_by_decay(lines, distance_name=found.distance_name)
-
-
-def as_page(found: Sweep) -> str:
-    """Return the figure and the table as a page."""
-    headers, rows = table(found)
-    distance = found.protocol["distance"]
-    return table_page(
-        f"Averages of one run: {found.distance_name} by decay",
-        headers,
-        rows,
-        card=[(name, words) for name, words in card_rows(found.protocol) if name != "Model"],
-        lead=[f"{found.run_uri}: supplement figure 7, computed after training."],
-        notes=[f"{distance['num_samples']:,} samples, {distance['sampler']}, the same noise for every average.", *unavailable(found)],
-        pictures={"Bands are one standard error; the errors of differences on common noise are smaller.": figure(found).encode()},
-    )
-
-
 def as_study(found: Sweep) -> Study:
-    """Return the files, and the metrics for MLflow.
+    """Return the table, its figure and the metrics for MLflow.
 
     Each decay has a metric of its own, `distance/0.9999`, at the checkpoint's step. The figure's line is
     `distance_by_updates_averaged/step_200000`, whose steps are 1 / (1 - decay), the figure's axis.
     """
     available = [point for point in found.points if point.distance is not None]
-    best = {point.step: point for point in available if point.behind == 0}
     points: dict[tuple[str, int], float | None] = {}
+    lines: dict[str, list[tuple[float, float, float | None]]] = {}
     for point in available:
+        lines.setdefault(f"step {point.step:,}", []).append((point.decay, point.distance or 0.0, point.standard_error))
         points |= {
             (f"distance/{point.decay}", point.step): point.distance,
             (f"distance_standard_error/{point.decay}", point.step): point.standard_error,
             (f"behind_best/{point.decay}", point.step): point.behind,
             (f"distance_by_updates_averaged/step_{point.step}", round(1 / (1 - point.decay))): point.distance,
         }
-    for step, point in best.items():
+    for step, point in {point.step: point for point in available if point.behind == 0}.items():
         points |= {("best_decay", step): point.decay, ("best_distance", step): point.distance}
+    headers = ["step", "decay", found.distance_name, "behind the best of its step", "weights"]
+    rows = [_row(point) for point in found.points]
+    unavailable = [f"decay {point.decay:g} at step {point.step:,}: {point.source}" for point in found.points if point.distance is None]
+    figure = figures.distance_by_decay(lines, distance_name=found.distance_name).encode()
+    distance = found.protocol["distance"]
+    page = table_page(
+        f"Averages of one run: {found.distance_name} by decay",
+        headers,
+        rows,
+        card=[(name, words) for name, words in card_rows(found.protocol) if name != "Model"],
+        lead=[f"{found.run_uri}: supplement figure 7, computed after training."],
+        notes=[f"{distance['num_samples']:,} samples, {distance['sampler']}, the same noise for every average.", *unavailable],
+        pictures={"Bands are one standard error; the errors of differences on common noise are smaller.": figure},
+    )
     name = found.run_uri.rstrip("/").rpartition("/")[2]
     return Study(
         kind="ema-sweep",
         title=f"EMA sweep: {name}",
-        text=as_text(found),
+        text="\n".join([*text_table(headers, rows), *unavailable]),
         models={name: found.run_uri},
         protocol=found.protocol,
         points=points,
         files={
-            "sweep.html": as_page(found).encode(),
-            "sweep.csv": as_csv(found).encode(),
+            "sweep.html": page.encode(),
+            "sweep.csv": _as_csv(found).encode(),
             "sweep.json": as_json(found.to_dict()),
-            "sweep.svg": figure(found).encode(),
+            "sweep.svg": figure,
         },
     )
+
+
+def _as_csv(found: Sweep) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [field.name for field in dataclasses.fields(SweepPoint)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(point) for point in found.points)
+    return buffer.getvalue()
 
 
 def _row(point: SweepPoint) -> list[str]:

@@ -7,7 +7,6 @@ score beside training takes 10,000 images x 20 steps, a full one 50,000 x 250: 6
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_history
-from evaluation.monitoring.early_stopping import best_checkpoints, decide, sorted_by_step
+from evaluation.monitoring.early_stopping import best_checkpoints, decide, ranked_candidates, sorted_by_step
 from evaluation.records.protocol_card import as_plain, card_rows, num_sampling_steps
 from evaluation.records.result import EvaluationResult
 from evaluation.reports import figures
@@ -35,13 +34,7 @@ Weights = tuple[int, str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pick:
-    """Chosen weights.
-
-    Attributes:
-        step: Step of the checkpoint.
-        weights: Name of the weights.
-        distance: At full protocol.
-    """
+    """Chosen weights, with their distance at full protocol."""
 
     step: int
     weights: str
@@ -53,7 +46,6 @@ class Replay:
     """The result of a replay.
 
     Attributes:
-        run_uri: The run.
         num_checkpoints: Checkpoints that were scored both ways.
         num_weights: Their sets of weights: checkpoints times decays.
         stop_step: Step at which the history of scores stops training; None if it never does.
@@ -61,13 +53,11 @@ class Replay:
         rescored: Best of the few best, at full protocol: the weights that early stopping registers.
         full: Best of all weights, at full protocol.
         behind: Distance of `rescored` minus that of `full`; 0 where they are the same.
-        behind_standard_error: Of `behind`, on common noise; None where they are the same.
-        cheap_evaluations: Network evaluations of the scores beside training.
-        rescoring_evaluations: Network evaluations of the few best at full protocol.
-        full_evaluations: Network evaluations of all weights at full protocol.
+        behind_standard_error: On common noise; None where they are the same.
+        cheap_evaluations, rescoring_evaluations, full_evaluations: Network evaluations of the scores beside training, of the few
+            best at full protocol, and of all weights at full protocol.
         table: Step, weights, score beside training, full distance and its standard error, of each set of weights.
-        scoring_protocol: The protocol card of the scores beside training.
-        protocol: The protocol card of the full scores.
+        scoring_protocol, protocol: The protocol cards of the scores beside training and of the full scores.
     """
 
     run_uri: str
@@ -121,7 +111,7 @@ def replay(
         run_uri: A run that was scored beside training. It keeps its best and last checkpoints; it keeps all of them if
             `evaluation.rescore_best` is at least their number.
         data_uri: The data set that it was trained on.
-        reference_uri: Reference statistics.
+        reference_uri: Reference statistics of its training images.
         num_rescored: How many of the best are rescored; None takes the experiment's number.
         options: What differs from the experiment's full protocol, and how the work is done.
 
@@ -151,12 +141,7 @@ def replay(
         named = dataclasses.replace(options, result_name=f"replay-{step:08d}-{weights}")
         return evaluate_once(spec, data_uri, reference_uri, named)
 
-    by_score = {
-        (int(score["step"]), weights): float(value)
-        for score in scores
-        for weights, value in score["scores"].items()
-        if value is not None and math.isfinite(value)
-    }
+    by_score = {(found.step, found.weights): found.score for found in ranked_candidates(scores)}
     results = {key: evaluate(*key) for key in by_score}
     candidates = [(c.step, c.weights) for c in best_checkpoints(scores, num_rescored or experiment.evaluation.rescore_best)]
     if not candidates:
@@ -203,52 +188,27 @@ def _num_evaluations(card: Mapping[str, Any], experiment: Experiment) -> int:
     return int(card["num_samples"]) * num_sampling_steps(sampling, experiment.diffusion.num_timesteps)
 
 
-def as_text(found: Replay) -> str:
-    """Return the table and the verdict for a terminal."""
-    lines = [f"{'step':>8}  {'weights':<12}  {'beside training':>15}  at full protocol"]
-    for step, weights, score, distance, error in found.table:
-        names = _picked_by(found, step, weights)
-        line = f"{step:>8,}  {weights:<12}  {score:>15.4g}  {plain_estimate(distance, error):<18}{f'  <- {names}' if names else ''}"
-        lines.append(line.rstrip())
-    return "\n".join([*lines, "", *_verdict(found)])
-
-
-def as_page(found: Replay) -> str:
-    """Return the verdict, the table and both curves as a page."""
-    name, cheap, full = found.protocol["distance"]["name"], found.scoring_protocol, found.protocol["distance"]
-    beside = {(step, weights): (score, None) for step, weights, score, _, _ in found.table}
-    at_full = {(step, weights): (distance, error) for step, weights, _, distance, error in found.table}
-    return table_page(
-        "Replay of early stopping",
-        ["step, weights", "beside training", f"{name} at full protocol", "chosen by"],
-        [
-            [f"{step:,} {weights}", f"{score:.4g}", plain_estimate(distance, error), _picked_by(found, step, weights)]
-            for step, weights, score, distance, error in found.table
-        ],
-        card=[(title, text) for title, text in card_rows(found.protocol) if title != "Model"],
-        lead=[found.run_uri, *(f"{line[0].upper()}{line[1:]}." for line in _verdict(found))],
-        pictures={
-            f"Beside training: {cheap['num_samples']:,} samples, {cheap['sampler']}.": _figure(found, beside),
-            f"At full protocol: {full['num_samples']:,} samples, {full['sampler']}; bands are one standard error.": _figure(found, at_full),
-        },
-    )
-
-
 def as_study(found: Replay) -> Study:
-    """Return the files, and the metrics for MLflow: two curves by step for each decay, and the verdict at step 0."""
+    """Return the verdict, the table and both curves, and the metrics: two curves by step for each decay, and the verdict at step 0."""
     name = found.run_uri.rstrip("/").rpartition("/")[2]
     verdict = ("same_checkpoint", "score_ratio", "total_ratio", "behind", "behind_standard_error", "stop_step")
     points: dict[tuple[str, int], float | int | None] = {(field, 0): getattr(found, field) for field in verdict}
     points[("same_checkpoint", 0)] = int(found.same_checkpoint)
     for name_of_choice, pick in found.picks.items():
         points |= {(f"picked_step/{name_of_choice}", 0): pick.step, (f"picked_distance/{name_of_choice}", 0): pick.distance}
+    lines = [f"{'step':>8}  {'weights':<12}  {'beside training':>15}  at full protocol"]
+    rows = []
     for step, weights, score, distance, error in found.table:
         points |= {
             (f"beside_training/{weights}", step): score,
             (f"full_protocol/{weights}", step): distance,
             (f"full_protocol_standard_error/{weights}", step): error,
         }
-    text = as_text(found)
+        names = ", ".join(name for name, pick in found.picks.items() if (pick.step, pick.weights) == (step, weights))
+        full = plain_estimate(distance, error)
+        lines.append(f"{step:>8,}  {weights:<12}  {score:>15.4g}  {full:<18}{f'  <- {names}' if names else ''}".rstrip())
+        rows.append([f"{step:,} {weights}", f"{score:.4g}", full, names])
+    text = "\n".join([*lines, "", *_verdict(found)])
     return Study(
         kind="replay-stopping",
         title=f"Replay of early stopping: {name}",
@@ -256,7 +216,24 @@ def as_study(found: Replay) -> Study:
         models={name: found.run_uri},
         protocol=found.protocol,
         points=points,
-        files={"replay.html": as_page(found).encode(), "replay.json": as_json(found.to_dict()), "replay.txt": f"{text}\n".encode()},
+        files={"replay.html": _page(found, rows).encode(), "replay.json": as_json(found.to_dict()), "replay.txt": f"{text}\n".encode()},
+    )
+
+
+def _page(found: Replay, rows: Sequence[Sequence[str]]) -> str:
+    cheap, full = found.scoring_protocol, found.protocol["distance"]
+    beside = {(step, weights): (score, None) for step, weights, score, _, _ in found.table}
+    at_full = {(step, weights): (distance, error) for step, weights, _, distance, error in found.table}
+    return table_page(
+        "Replay of early stopping",
+        ["step, weights", "beside training", f"{full['name']} at full protocol", "chosen by"],
+        rows,
+        card=[(title, text) for title, text in card_rows(found.protocol) if title != "Model"],
+        lead=[found.run_uri, *(f"{line[0].upper()}{line[1:]}." for line in _verdict(found))],
+        pictures={
+            f"Beside training: {cheap['num_samples']:,} samples, {cheap['sampler']}.": _figure(found, beside),
+            f"At full protocol: {full['num_samples']:,} samples, {full['sampler']}; bands are one standard error.": _figure(found, at_full),
+        },
     )
 
 
@@ -277,11 +254,6 @@ def _verdict(found: Replay) -> list[str]:
         f"{found.score_ratio:.3g} times less",
         f"with the best few scored again ({found.rescoring_evaluations:,}): {found.total_ratio:.3g} times less",
     ]
-
-
-def _picked_by(found: Replay, step: int, weights: str) -> str:
-    """Return the names of the choices that picked these weights."""
-    return ", ".join(name for name, pick in found.picks.items() if (pick.step, pick.weights) == (step, weights))
 
 
 def _figure(found: Replay, curve: Mapping[Weights, tuple[float, float | None]]) -> bytes:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from evaluation.reports.study import Study
 
 
-def save_study(study: Study, out: Path, tracking_run_ids: list[str], plain: dict[str, Any] | None) -> None:
-    """Write a study's files, log it to MLflow, and print it: as text, or `plain` as JSON if it is given."""
+def save_study(study: Study, out: Path, tracking_run_ids: list[str], as_json: bool) -> None:
+    """Write a study's files, log it to MLflow, and print its text or its JSON file."""
     from components.steps.studies import log_study
 
     written = study.write(out)
     page = log_if_reachable(lambda: log_study(study, tracking_run_ids))
-    if plain is not None:
-        print(json.dumps(plain, indent=2))
+    if as_json:
+        print(next(content for name, content in study.files.items() if name.endswith(".json")).decode(), end="")
         return
     print(f"{study.text}\n\n{written}")
     if page:

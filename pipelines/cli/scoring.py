@@ -228,7 +228,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     comparison = study.compare(specs, data_uri, reference_uri, options=options)
     ids = [named.tracking_run_id for named in found]
-    save_study(study.as_study(comparison), out, ids, comparison.to_dict() if as_json else None)
+    save_study(study.as_study(comparison), out, ids, as_json)
 
 
 def model_and_data(model: str, data: str) -> tuple[ResolvedModel, str]:

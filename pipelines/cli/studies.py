@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def ema_sweep(
         max_error=max_error,
         options=options,
     )
-    save_study(study.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
+    save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
 
 
 def replay_stopping(
@@ -96,7 +95,7 @@ def replay_stopping(
     reference_uri = reference or scoring.reference_of(named, data_uri, options)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     found = study.replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
-    save_study(study.as_study(found), out, [named.tracking_run_id], found.to_dict() if as_json else None)
+    save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
 
 
 def score_batch(
@@ -122,7 +121,7 @@ def score_batch(
         metrics=[metric for metric in metrics if metric != "none"],
         device=device,
     )
-    save_study(study.as_study(found), out, [""], dataclasses.asdict(found) if as_json else None)
+    save_study(study.as_study(found), out, [""], as_json)
 
 
 def adopt_reference(

@@ -22,7 +22,7 @@ from evaluation.distances.reference_statistics import compute_reference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.features.extractors import load_extractor
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
-from evaluation.studies.stopping_replay import as_text, replay
+from evaluation.studies.stopping_replay import as_study, replay
 from training.checkpoints import checkpoint
 from training.config.experiment import EvaluationConfig, Experiment, Resources, SamplingConfig
 from training.config.presets import preset
@@ -77,7 +77,7 @@ def main() -> int:
             num_rescored=NUM_RESCORED,
             options=EvaluationOptions(num_samples=1000, sampling=SamplingConfig(spacing="100"), num_workers=arguments.num_workers),
         )
-    print(as_text(found))
+    print(as_study(found).text)
     sure = 0.0 if not found.behind_standard_error else found.behind / found.behind_standard_error
     told = {
         "same_checkpoint": float(found.same_checkpoint),

@@ -80,7 +80,7 @@ def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
     )
     identity = f"{first.step:08d}-{first.weights}-{small.num_images}-{small.inputs[0][:12]}"
     small_uri = storage.join(first.run_uri, SAMPLES, f"first-stage-{identity}")
-    sample_set.draw(small, small_uri, num_workers=first.options.num_workers, device=first.worker_device)
+    sample_set.draw(small, small_uri, num_workers=first.options.num_workers, device=first.options.worker_device)
     result = second.evaluate(likelihood=False, result_name="two-stage", keep_images=True, low_res_uri=small_uri)
     stages = {"first_uri": sample_set.chunk_uri(small_uri, 0), "second_uri": sample_set.chunk_uri(result.images_uri, 0)}
     measures = {"final": result.to_dict(), "stages": stages}

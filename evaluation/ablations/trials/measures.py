@@ -212,7 +212,7 @@ def sample_images(model: TrialModel, sampling: SamplingConfig, num_images: int, 
     }
     uri = storage.join(model.run_uri, SAMPLES, f"ablation-{name}{_key(identity)}.npz")
     if not storage.exists(uri):
-        images, labels = concatenated(generate(spec.load(model.device), num_images=num_images, seed=seed, sampling=sampling))
+        images, labels = concatenated(generate(spec.load(model.options.own_device), num_images=num_images, seed=seed, sampling=sampling))
         npz.write_images(uri, images, labels)
     return uri
 
@@ -264,7 +264,7 @@ def _likelihood(model: TrialModel, timesteps: tuple[int, ...] | None, *, terms: 
     uri = storage.join(model.run_uri, EVALUATIONS, f"ablation-likelihood-{key}.json")
     if not storage.exists(uri):
         work_uri = storage.join(model.run_uri, EVALUATIONS, f"work-ablation-{key}")
-        found = split_likelihood(plan, work_uri, num_workers=model.options.num_workers, device=model.worker_device).to_dict()
+        found = split_likelihood(plan, work_uri, num_workers=model.options.num_workers, device=model.options.worker_device).to_dict()
         storage.write_json(uri, as_plain({name: found[name] for name in (*_SUMMARY, *(_TERMS if terms else ()))}))
         storage.delete_prefix(work_uri)
     stored: dict[str, Any] = storage.read_json(uri)

@@ -8,7 +8,6 @@ from typing import Any
 
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
-from evaluation.records.devices import choose_device
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS, RESULT, run_uri_of
 from evaluation.sampling.trained_model import ModelSpec
@@ -51,16 +50,6 @@ class TrialModel:
         """Return the model's fields of a `TrialRecord`."""
         fields = {name: getattr(self, name) for name in ("run_uri", "checkpoint_uri", "weights", "step")}
         return {**fields, "experiment": self.experiment.to_dict()}
-
-    @property
-    def device(self) -> str:
-        """The device of this process."""
-        return choose_device(self.options.device if self.options.num_workers <= 1 else "auto")
-
-    @property
-    def worker_device(self) -> str:
-        """The device of each worker."""
-        return self.device if self.options.num_workers <= 1 or self.options.device == "auto" else self.options.device
 
     def evaluate(self, spec: ModelSpec | None = None, **protocol: Any) -> EvaluationResult:
         """Evaluate the model, or return the stored result of the same evaluation.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evaluation.distances.frechet import FeatureStatistics, Moments, frechet_distance
-from evaluation.distances.kernel_distance import kernel_distance
+from evaluation.distances.metrics import kernel_distance
 from evaluation.distances.reference_statistics import (
     compute_reference,
     import_statistics,

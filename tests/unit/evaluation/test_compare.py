@@ -13,7 +13,7 @@ from PIL import Image
 
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.sampling.trained_model import ModelSpec, load_model
-from evaluation.studies.compare import Comparison, as_page, as_study, as_text, compare, describe_difference, short_names
+from evaluation.studies.compare import Comparison, as_study, compare, describe_difference, short_names
 from evaluation.studies.paired import Difference
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -76,7 +76,8 @@ def test_the_grid_has_one_row_per_model(comparison: Comparison) -> None:
 
 
 def test_table_and_page_name_every_model_and_judge_every_difference(comparison: Comparison) -> None:
-    text, page = as_text(comparison), as_page(comparison)
+    study = as_study(comparison)
+    text, page = study.text, study.files["comparison.html"].decode()
     for word in ("step 100", "step 200", "step 300", "FD(digits-classifier)", "bits/dim", "within noise"):
         assert word in text
         assert word in page

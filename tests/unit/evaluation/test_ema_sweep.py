@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.studies.ema_sweep import Sweep, as_csv, as_page, sweep, table, unavailable
+from evaluation.studies.ema_sweep import Sweep, as_study, sweep
 from training.checkpoints import averages, checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -60,14 +60,13 @@ def test_stored_and_rebuilt_averages_are_in_one_table(swept_run_uri: str, digits
     assert short.distance is None
     assert "would be off by" in short.source
     assert min(point.behind for point in (kept, rebuilt) if point.behind is not None) == 0
-    headers, rows = table(found)
-    assert len(headers) == len(rows[0])
-    assert rows[0][-1] == "not available"
-    assert "would be off by" in unavailable(found)[0]
-    parsed = list(csv.DictReader(io.StringIO(as_csv(found))))
+    study = as_study(found)
+    assert "not available" in study.text
+    assert "would be off by" in study.text.splitlines()[-1]
+    parsed = list(csv.DictReader(io.StringIO(study.files["sweep.csv"].decode())))
     assert float(parsed[1]["distance"]) == kept.distance
     assert parsed[0]["distance"] == ""
-    assert "data:image/svg+xml;base64," in as_page(found)
+    assert "data:image/svg+xml;base64," in study.files["sweep.html"].decode()
 
 
 def test_a_rebuilt_average_equals_the_one_that_training_would_have_stored(swept_run_uri: str, digits_uri: str, reference_uri: str) -> None:

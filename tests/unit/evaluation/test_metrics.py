@@ -6,11 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.distances.class_metrics import inception_score
 from evaluation.distances.frechet import Moments, frechet_distance
-from evaluation.distances.kernel_distance import kernel_distance
-from evaluation.distances.metrics import compute_metrics, metric_inputs, parse_metrics, require_extractor
-from evaluation.distances.precision_recall import precision_recall
+from evaluation.distances.metrics import (
+    MetricInputs,
+    MetricReference,
+    compute_metrics,
+    inception_score,
+    kernel_distance,
+    parse_metrics,
+    precision_recall,
+    require_extractor,
+)
 from evaluation.features.extractors import DigitsExtractor
 from training.config.errors import UserError
 
@@ -53,30 +59,29 @@ def test_precision_and_recall_distinguish_too_little_variety_from_too_much() -> 
 
 
 def test_spatial_distance_is_the_frechet_distance_of_spatial_features() -> None:
-    reference, sample = Moments(6), metric_inputs(parse_metrics(["sfid"]))
+    reference, sample = Moments(6), MetricInputs(parse_metrics(["sfid"]))
     reference.update(_features(50, 6, 0))
     spatial = _features(40, 6, 1, shift=1.0)
     sample.update({"features": spatial, "spatial": spatial}, None)
     other = Moments(6)
     other.update(spatial)
-    (found,) = compute_metrics(sample, reference_features=None, spatial=reference.statistics(), is_inception=True)
+    (found,) = compute_metrics(sample, MetricReference(features=None, spatial=reference.statistics(), is_inception=True))
     assert found.value == pytest.approx(frechet_distance(reference, other))
 
 
 def test_a_kernel_distance_in_other_features_is_not_named_kid() -> None:
-    kept = metric_inputs(parse_metrics(["kid"]))
+    kept = MetricInputs(parse_metrics(["kid"]))
     kept.update({"features": _features(30, 4, 0)}, None)
-    names = [
-        compute_metrics(kept, reference_features=_features(30, 4, 1), spatial=None, is_inception=is_it)[0].name for is_it in (True, False)
-    ]
+    references = [MetricReference(features=_features(30, 4, 1), spatial=None, is_inception=is_it) for is_it in (True, False)]
+    names = [compute_metrics(kept, reference)[0].name for reference in references]
     assert names == ["kid", "kernel_distance"]
 
 
 def test_label_agreement_is_a_fraction_with_its_error() -> None:
-    kept = metric_inputs(parse_metrics(["label_agreement"]))
+    kept = MetricInputs(parse_metrics(["label_agreement"]))
     logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     kept.update({"features": logits, "logits": logits}, torch.tensor([0, 1, 2, 2]))
-    (found,) = compute_metrics(kept, reference_features=None, spatial=None, is_inception=False)
+    (found,) = compute_metrics(kept, MetricReference(features=None, spatial=None, is_inception=False))
     assert found.value == 0.75
     assert found.standard_error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
 

@@ -9,7 +9,7 @@ import pytest
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.records.run_directory import score_uri
-from evaluation.studies.stopping_replay import Replay, as_text, replay
+from evaluation.studies.stopping_replay import Replay, as_study, replay
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -57,9 +57,9 @@ def test_rescoring_all_chooses_the_same_as_full_scoring_even_if_the_scores_misle
     assert one.rescored.step == 100
     assert both.rescored.distance <= one.rescored.distance
     assert one.table == both.table, "what is scored at full protocol is read again"
-    assert "network evaluations" in as_text(both)
+    assert "network evaluations" in as_study(both).text
     if one.rescored != one.full:
-        assert ("another decay" if one.same_checkpoint else "another checkpoint") in as_text(one)
+        assert ("another decay" if one.same_checkpoint else "another checkpoint") in as_study(one).text
 
 
 def test_a_run_without_scores_is_refused(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:

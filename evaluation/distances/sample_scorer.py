@@ -1,0 +1,76 @@
+"""The Frechet distance of a sample, its standard error and the metrics, from one pass over the images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from evaluation.distances.frechet import BlockedMoments, frechet_distance, jackknife_error, leave_one_out_distances
+from evaluation.distances.metrics import MetricInputs, MetricReference, compute_metrics, extract_features
+from evaluation.distances.reference_statistics import ReferenceStatistics
+from evaluation.features.extractors import FeatureExtractor, distance_name
+from training.shapes import Int64, UInt8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleScores:
+    """The numbers of a sample.
+
+    Attributes:
+        standard_error: Standard error of `distance` over the draw of the sample; None if it is too small for one.
+        leave_one_out: The distance without each block of samples (`frechet.leave_one_out_distances`).
+        metrics: Name -> value, standard_error, note.
+    """
+
+    distance: float
+    standard_error: float | None
+    leave_one_out: list[float]
+    metrics: dict[str, Any]
+
+
+class SampleScorer:
+    """Collects the features of the images `0..num_images - 1`, batch by batch, and computes the numbers at the end."""
+
+    def __init__(self, extractor: FeatureExtractor, num_images: int, metrics: frozenset[str] = frozenset()) -> None:
+        self._extractor = extractor
+        self._blocks = BlockedMoments(extractor.dim, num_images)
+        self._inputs = MetricInputs(metrics)
+
+    def update(
+        self,
+        indices: Int64[Tensor, " batch"],
+        images: UInt8[Tensor, "batch channels height width"],
+        labels: Int64[Tensor, " batch"] | None = None,
+    ) -> Tensor:
+        """Add a batch, and return its features."""
+        outputs = self._extractor.outputs(images)
+        self._blocks.update(indices, outputs["features"])
+        self._inputs.update(outputs, labels)
+        return outputs["features"]
+
+    def scores(self, reference: ReferenceStatistics, real_images: Iterable[Tensor] | None = None) -> SampleScores:
+        """Compute the numbers; `real_images` are batches for the metrics that compare single images (`metrics.need_real_images`).
+
+        Raises:
+            UserError: An input of a metric is missing.
+        """
+        leave_one_out = leave_one_out_distances(reference.features, self._blocks)
+        error = jackknife_error(leave_one_out)
+        real = MetricReference(
+            features=None if real_images is None else extract_features(real_images, self._extractor),
+            spatial=reference.spatial,
+            is_inception=distance_name(self._extractor.name, self._extractor.sha256) == "FID",
+        )
+        return SampleScores(
+            distance=frechet_distance(reference.features, self._blocks.total()),
+            standard_error=error if math.isfinite(error) else None,
+            leave_one_out=leave_one_out,
+            metrics={
+                item.name: {"value": item.value, "standard_error": item.standard_error, "note": item.note}
+                for item in compute_metrics(self._inputs, real)
+            },
+        )
