@@ -35,12 +35,9 @@ class Provenance:
     Attributes:
         data_name: The data set and its release, as its manifest names it.
         data_digest: Content digest of the data set.
-        split: "train" or "test".
         image_size: Height and width in pixels.
         image_channels: 1 (grey) or 3 (RGB).
         resize: The method that made larger images this size.
-        num_images: Number of images.
-        extractor: The extractor of the features.
         extractor_sha256: Digest of the extractor's weights.
         class_counts: Images of each label, from the data set's manifest; empty without labels.
     """
@@ -76,8 +73,7 @@ class ReferenceStatistics:
     """Statistics of the real images.
 
     Attributes:
-        features: Mean, covariance and its triangular factor.
-        spatial: The same of the spatial features, for the sFID; None if the file has none.
+        spatial: Those of the spatial features, for the sFID; None if the file has none.
         provenance: Their origin; None for a file from elsewhere that does not record it (see `import_statistics`).
         uri: Their file.
         images_uri: A batch of the real images, for metrics that compare single ones, if the statistics come with one (an ADM
@@ -95,10 +91,7 @@ class ReferenceStatistics:
     ) -> Provenance:
         """Return the provenance, after checking that samples may be compared with these statistics.
 
-        Args:
-            extractor: The extractor of the samples' features.
-            experiment: The experiment that made the samples.
-            manifest: The data set that the samples should resemble.
+        `extractor` made the samples' features, `experiment` the samples, and `manifest` is of the data that they should resemble.
 
         Raises:
             UserError: The provenance is unknown, or differs; the message lists the differences.

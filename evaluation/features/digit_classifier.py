@@ -66,14 +66,7 @@ def load_classifier() -> DigitClassifier:
 
 
 def train(images: UInt8[Tensor, "batch 1 8 8"], labels: Int64[Tensor, " batch"], *, num_epochs: int = 60, seed: int = 0) -> DigitClassifier:
-    """Train a classifier by AdamW on shifted images with noise. The same seed gives the same weights.
-
-    Args:
-        images: Training images.
-        labels: Their digits.
-        num_epochs: Passes over the images.
-        seed: Seed of the initialisation, the order and the augmentation.
-    """
+    """Train a classifier by AdamW on shifted images with noise. The same seed gives the same weights."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

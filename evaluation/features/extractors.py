@@ -23,12 +23,7 @@ from training.shapes import Float32, UInt8
 
 @dataclass(frozen=True, slots=True)
 class ExtractorId:
-    """An extractor's name and weights, which together identify its features.
-
-    Attributes:
-        name: As in an experiment.
-        sha256: Digest of the weights' file.
-    """
+    """An extractor's name, as in an experiment, and its weights' digest, which together identify its features."""
 
     name: str
     sha256: str
@@ -92,8 +87,7 @@ def load_extractor(name: Extractor, *, weights: str | None = None, device: torch
 
     Args:
         name: "inception", whose distance is the FID; "digits-classifier"; "vgg16" or "clip-vit-b-32" (`evaluation.features.pretrained`).
-        weights: A path or `s3://` URI of a published network's weights, or of a directory that contains the file under its
-            published name; None takes torch's hub cache, and downloads the file if it is not there.
+        weights: A published network's weights; see `WeightsFile.read`.
         device: The device that it runs on.
 
     Raises:

@@ -48,18 +48,13 @@ _BRANCHES = {
 
 
 class InceptionExtractor:
-    """Features of the Inception network with the given weights.
+    """Features of the Inception network with the given weights: a `FeatureExtractor`.
+
+    Weights other than the standard ones get another name than "inception", because their distance is not an FID.
 
     Deviation: BatchNorm is folded into the convolutions, images are resized by two matrix products, averages are taken after
     the 1x1 convolutions that follow them, the memory format is channels last, and a CPU takes a few images at a time through
     the first layers. This changes features by less than 1e-5 of their size; BENCHMARKS.md has the speed.
-
-    Attributes:
-        name: "inception" for the standard weights; another name for others, whose distance is not an FID.
-        sha256: Digest of the weights' file.
-        dim: 2,048.
-        provides: Names of the entries that `outputs` returns.
-        device: The device that it runs on.
     """
 
     dim = 2048

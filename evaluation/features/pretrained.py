@@ -37,15 +37,7 @@ NETWORKS: dict[str, WeightsFile] = {
 
 
 class PretrainedExtractor:
-    """Features of one of torch-fidelity's modules, in float32.
-
-    Attributes:
-        name: As in an experiment.
-        sha256: Digest of the weights' file.
-        dim: Length of a feature vector.
-        provides: `features` alone.
-        device: The device that it runs on.
-    """
+    """Features of one of torch-fidelity's modules, in float32: a `FeatureExtractor`."""
 
     provides: tuple[str, ...] = ("features",)
 

@@ -18,14 +18,7 @@ from training.console import say
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsFile:
-    """A published file.
-
-    Attributes:
-        network: Name of the network, for messages.
-        name: Name of the file.
-        sha256: Digest of its bytes.
-        url: Its address on its own site.
-    """
+    """A published file. `network` is the network's name in messages, `url` the file's address on its own site."""
 
     network: str
     name: str

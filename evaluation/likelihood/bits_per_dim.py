@@ -21,9 +21,7 @@ class Likelihood:
 
     Attributes:
         form: "full", "spaced" or "stratified"; see `evaluation.likelihood.estimate`.
-        num_evaluations_per_image: Network evaluations per image.
         indices: Indices of the images, increasing.
-        per_image: Bits/dim of each image.
         prior_per_image: The term KL(q(x_T | x_0) || N(0, I)) of each image.
         decoder_per_image: The term -log p(x_0 | x_1) of each image.
         timesteps: Original timesteps of the chain, increasing; empty for the stratified form.

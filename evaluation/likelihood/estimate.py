@@ -125,7 +125,6 @@ def _halve_until_it_fits(part: Callable[[ImageBatch], Likelihood], batch: ImageB
 def _part(
     denoiser: Denoiser, x_0: Tensor, indices: Int64[Tensor, " batch"], *, form: LikelihoodForm, bounds: Sequence[int], seed: int
 ) -> Likelihood:
-    """Return the likelihood of one batch; see `likelihood_parts`."""
     process = denoiser.process
 
     def term(t: Tensor) -> Tensor:

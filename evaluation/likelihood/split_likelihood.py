@@ -24,15 +24,12 @@ class LikelihoodPlan(ChunkedPlan):
     """Everything that the number depends on.
 
     Attributes:
-        model: The network.
         dataset_uri: The split's directory.
         num_images: Number of images, from the split's beginning (its order is a seeded shuffle).
-        form: See `evaluation.likelihood.estimate`.
-        num_steps: The paper's K.
+        form, num_steps, timesteps: See `evaluation.likelihood.estimate.likelihood_parts`.
         seed: Seed of the noise and of stratified timesteps.
         batch_size: Images per batch. It changes the numbers only by rounding.
         chunk_size: Images per file; an interruption loses at most the work on one file per worker.
-        timesteps: Another chain for the spaced form, in place of the one that K gives; None takes K's.
     """
 
     model: ModelSpec

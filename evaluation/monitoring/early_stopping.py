@@ -20,13 +20,7 @@ Score = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One set of weights of one checkpoint, with its score.
-
-    Attributes:
-        step: Training step of the checkpoint.
-        weights: "ema_0.9999" and the like.
-        score: The distance; smaller is better.
-    """
+    """One set of weights ("ema_0.9999" and the like) of one checkpoint, with its distance; smaller is better."""
 
     step: int
     weights: str
@@ -35,15 +29,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """Stop or continue, and the best checkpoint so far.
-
-    Attributes:
-        stop: True if training should stop.
-        best_step: Step of the best checkpoint; None while no score is finite.
-        best_weights: Its best weights.
-        best_score: Their distance.
-        reason: One sentence for a person.
-    """
+    """Stop or continue, and the best checkpoint so far: None and infinity while no score is finite. `reason` is a sentence for a person."""
 
     stop: bool
     best_step: int | None

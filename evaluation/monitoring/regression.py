@@ -16,7 +16,6 @@ class RegressionCheck:
 
     Attributes:
         regressed: True if the score is above the limit, or not finite.
-        distance: The score.
         baseline: The median of the history.
         spread: Standard deviation of one score.
         limit: Largest score that is no regression.

@@ -32,11 +32,7 @@ def sample_grid(
 ) -> Pixels:
     """Draw the images row by row on white, with a thin gap between them. Small images are enlarged to at least 48 pixels.
 
-    Args:
-        images: The images, row by row.
-        num_columns: Images per row.
-        column_names: Names above the columns, such as the classes.
-        row_names: Names left of the rows, such as numbers of sampling steps.
+    `column_names` stand above the columns, such as the classes; `row_names` left of the rows, such as numbers of sampling steps.
 
     Returns:
         uint8 RGB, height x width x 3.
@@ -75,11 +71,7 @@ class ClassGrid:
     """
 
     def __init__(self, class_names: Sequence[str] = ()) -> None:
-        """Start an empty grid.
-
-        Args:
-            class_names: Name of each label; empty shows the numbers. The ten lowest labels are shown.
-        """
+        """Start an empty grid. Without `class_names` a column shows its label's number. The ten lowest labels are shown."""
         self._class_names = class_names
         self._first: list[Tensor] = []
         self._columns: dict[int, list[Tensor]] = {}

@@ -74,28 +74,20 @@ def read_images(uri: str) -> tuple[UInt8[Tensor, "batch channels height width"],
     """Read a batch of images and its labels, if it has some.
 
     Raises:
-        UserError: There is no `arr_0` of uint8 images, or the number of labels differs.
+        UserError: There is no `arr_0` of uint8 images, it is damaged, or the number of labels differs.
     """
     with _open_batch(uri) as (member, shape, labels):
         return _read_pixels(uri, member, shape, shape[0]), labels
 
 
 def count_images(uri: str) -> int:
-    """Return the number of images of a batch, from its header alone.
-
-    Raises:
-        UserError: There is no `arr_0` of uint8 images, or the number of labels differs.
-    """
+    """Return the number of images of a batch, from its header alone. Raises as `read_images`."""
     with _open_batch(uri) as (_, shape, _):
         return shape[0]
 
 
 def stream_images(uri: str, batch_size: int) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
-    """Read the images of a batch of any size, with `batch_size` of them in memory at a time.
-
-    Raises:
-        UserError: There is no `arr_0` of uint8 images, or it is damaged.
-    """
+    """Read the images of a batch of any size, with `batch_size` of them in memory at a time. Raises as `read_images`."""
     with _open_batch(uri) as (member, shape, _):
         for first in range(0, shape[0], batch_size):
             yield _read_pixels(uri, member, shape, min(batch_size, shape[0] - first))

@@ -67,11 +67,9 @@ def _plain(value: Any) -> Any:
 
 
 def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
-    """Describe the protocol card in words: rows of a name and its value.
+    """Describe a card of `evaluation.evaluate.preflight` in words: rows of a name and its value.
 
-    Args:
-        card: A card of `evaluation.evaluate.preflight`.
-        likelihood_summary: `EvaluationResult.likelihood`, for the number of network evaluations; None if not computed.
+    `likelihood_summary` is `EvaluationResult.likelihood`, for the number of network evaluations; None if not computed.
     """
     distance, likelihood = card["distance"], card["likelihood"]
     reference = distance["reference"]

@@ -16,10 +16,7 @@ class EvaluationResult:
 
     Attributes:
         checkpoint_uri: The checkpoint; for an ensemble, that of the middle member. `protocol` has the digests of all inputs.
-        weights: The weights of the checkpoint.
-        step: Training step.
         distance_name: "FID" only for the standard Inception network.
-        distance: The Frechet distance.
         distance_standard_error: Standard error over the draw of the samples; None if unknown.
         distance_without_blocks: The distance without each block of samples (`frechet.leave_one_out_distances`), to compare
             it with another model's on the same noise.
@@ -27,12 +24,8 @@ class EvaluationResult:
             of a finite sample, whose distance is never zero. None if there are no test images.
         likelihood: Summary of the bits/dim; `per_image_uri` is the file with the value of each image. None if not computed.
         metrics: Further metrics by name: value, standard_error, note.
-        grid_uri: Sample grid, PNG.
         images_uri: The drawn images, if they were kept.
-        protocol: The protocol card.
-        experiment: The experiment.
         created_at: UTC, ISO 8601.
-        seconds: Duration.
     """
 
     checkpoint_uri: str

@@ -46,12 +46,7 @@ _WIDTH = 8.6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A chart in a page.
-
-    Attributes:
-        svg: The drawing.
-        caption: What it shows, and which figure of the paper it corresponds to.
-    """
+    """A chart in a page, and its caption: what it shows, and which figure of the paper it corresponds to."""
 
     svg: str
     caption: str
@@ -62,7 +57,6 @@ class Line:
     """One curve.
 
     Attributes:
-        label: Its name in the legend.
         points: x -> y and its standard error; the error is 0 where it is unknown. Errors are drawn as a band.
         style: Index of its colour and marker.
         dashes: Index of its dash pattern.
@@ -85,14 +79,11 @@ class Chart:
     """Axes, legend and reference lines of a chart.
 
     Attributes:
-        x: Label of the axis, with its unit.
-        y: Label of the axis, with its unit.
+        x, y: Labels of the axes, with their units.
         caption: The text below the chart, which is also its description for screen readers.
         height: In inches; the width is the same for all charts.
-        log_x: Logarithmic x axis.
         ticks: x -> its tick label; None labels each point's x on a logarithmic axis, if there are at most twelve.
         log_y: Logarithmic y axis; None makes it logarithmic if the values span more than a factor of five.
-        legend: Title of the legend.
         level: y of a horizontal reference line.
         places: Vertical reference lines, x -> name.
         published: The paper's own curves.

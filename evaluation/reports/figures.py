@@ -14,16 +14,9 @@ Score = Mapping[str, Any]
 
 
 def distance_by_step(history: Sequence[Score], *, distance_name: str, chosen_step: int | None, chosen_weights: str | None) -> str:
-    """Draw the score of each decay at each checkpoint, with the chosen checkpoint marked (supplement figure 7, for one run).
+    """Draw the score of each decay at each checkpoint, with the chosen weights marked (supplement figure 7, for one run).
 
-    Args:
-        history: Scores by step, with `scores` and `standard_errors` by name of the weights.
-        distance_name: What the distance is called.
-        chosen_step: Step of the chosen checkpoint, or None.
-        chosen_weights: Name of the chosen weights, or None.
-
-    Returns:
-        SVG; empty where there is no finite score.
+    `history` has scores by step, with `scores` and `standard_errors` by name of the weights. The SVG is empty without a finite score.
     """
     names = list(dict.fromkeys(name for score in history for name in score["scores"]))
     lines = []
@@ -54,9 +47,7 @@ def distance_by_step(history: Sequence[Score], *, distance_name: str, chosen_ste
 def distance_by_decay(lines: Mapping[str, Sequence[tuple[float, float, float | None]]], *, distance_name: str) -> str:
     """Draw the distance over the length of the average, at single checkpoints (supplement figure 7).
 
-    Args:
-        lines: Name, such as "step 20,000" -> (decay, distance, its standard error or None), by decay.
-        distance_name: What the distance is called.
+    `lines` maps a name, such as "step 20,000", to (decay, distance, its standard error or None), by decay.
     """
     chart = Chart(
         x="decay of the average (equal steps are equal factors of the number of updates averaged)",

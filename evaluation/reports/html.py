@@ -10,11 +10,9 @@ STYLE_PATH = Path(__file__).with_name("style.css")
 
 
 def render(template: Path, **values: Any) -> str:
-    """Fill a Jinja template; every value is escaped, unless the template marks it as safe.
+    """Fill a Jinja template, which may also use `style`, the style sheet of all pages. A missing value is an error.
 
-    Args:
-        template: The file. It may use `style`, the style sheet of all pages.
-        **values: Everything else that the template uses; a missing one is an error.
+    Every value is escaped, unless the template marks it as safe.
     """
     from jinja2 import Environment, StrictUndefined
 

@@ -14,14 +14,7 @@ from training.config.presets import find_preset, names
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PaperRow:
-    """One published row.
-
-    Attributes:
-        model: Name of the model; for the paper's own experiments, the preset and its overrides.
-        source: Table, figure or section.
-        bits_per_dim: Negative log-likelihood; None if not given.
-        fid: None if not given.
-    """
+    """One published row: the preset and its overrides, or another paper's model; None for a number that is not given."""
 
     model: str
     source: str

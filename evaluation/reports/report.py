@@ -40,12 +40,7 @@ _METRIC_NAMES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nightly:
-    """The comparison of an evaluation with the model's history.
-
-    Attributes:
-        verdict: The judgement.
-        earlier: Time and distance of the earlier evaluations, oldest first.
-    """
+    """The comparison of an evaluation with the model's history; `earlier` is time and distance of its evaluations, oldest first."""
 
     verdict: RegressionCheck
     earlier: tuple[tuple[datetime, float], ...]
@@ -60,11 +55,7 @@ def write_report(
 ) -> str:
     """Make the report of an evaluation from the run's directory, and write it there.
 
-    Args:
-        run_uri: The run's directory.
-        losses: (step, training loss), by step.
-        links: Name -> address, such as that of the MLflow run.
-        result_name: Name of the evaluation.
+    `losses` are (step, training loss) by step; `links` are name -> address, such as that of the MLflow run.
 
     Returns:
         URI of the page: `<run>/evaluations/report.html`, or `<result_name>.html` for another evaluation than the final one.

@@ -17,8 +17,6 @@ class Study:
     """The results of an evaluation, a comparison, an EMA sweep, a replay of early stopping or a batch score.
 
     Attributes:
-        kind: The kind of study.
-        title: Its title, in one line.
         text: The results for a terminal.
         models: Name -> URI of what was studied: checkpoints, a run, or a file of samples.
         protocol: The protocol card that the numbers share.

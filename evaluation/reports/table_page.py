@@ -20,16 +20,9 @@ def table_page(
     notes: Sequence[str] = (),
     pictures: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Return the page as HTML.
+    """Return the page as HTML: `lead` paragraphs, the table, `notes`, pictures by caption (PNG or SVG), and the protocol card.
 
-    Args:
-        title: Its heading.
-        headers: Column headers; the first column is text, the others are numbers.
-        rows: Cells as text; " +- " is shown as a plus-minus sign.
-        card: The protocol card as text (`evaluation.records.protocol_card.card_rows`), the last part of the page.
-        lead: Paragraphs above the table.
-        notes: Notes below the table.
-        pictures: Caption -> PNG or SVG, shown below the notes.
+    The first column is text, the others are numbers; " +- " is shown as a plus-minus sign. `card` is as `card_rows` gives it.
     """
     return render(
         _TEMPLATE,

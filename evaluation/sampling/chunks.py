@@ -40,14 +40,7 @@ PlanT = TypeVar("PlanT", bound=ChunkedPlan)
 
 @dataclass(frozen=True, slots=True)
 class Chunk(Generic[PlanT]):
-    """One piece of the work.
-
-    Attributes:
-        plan: The whole work.
-        uri: The file to write.
-        number: Number of the chunk, from 0.
-        device: The device to compute on.
-    """
+    """Chunk `number` of the work of `plan`, counted from 0; `uri` is the file to write."""
 
     plan: PlanT
     uri: str
@@ -108,9 +101,7 @@ def process_chunks(
 def default_chunk_size(num_images: int, batch_size: int) -> int:
     """Return a size of whole batches that makes about twenty chunks: enough to spread over workers, and few files.
 
-    Args:
-        num_images: Images in all.
-        batch_size: The default batch size of images of this size. Another batch size must not change the chunks, because
-            chunks of another size would be computed again.
+    `batch_size` is the default of images of this size. A user's own must not change the chunks, because chunks of another size
+    would be computed again.
     """
     return batch_size * max(1, -(-num_images // (20 * batch_size)))

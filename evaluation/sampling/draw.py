@@ -24,15 +24,10 @@ class DrawRequest:
     """The images to draw.
 
     Attributes:
-        model: The network.
-        num_images: Number of images.
-        seed: Seed of all noise.
-        sampling: Sampler and spacing.
         labels: See `evaluation.sampling.generate.labels_for`.
         data_uri: The data set; needed for labels as in the data, and for an upsampler without `low_res_uri`. Empty if unknown.
         low_res_uri: For an upsampler: the first stage's images; empty takes the data set's, downsampled.
         batch_size: Images per batch; 0 takes the default for this image size.
-        precision: Precision of the network.
     """
 
     model: ModelSpec

@@ -23,11 +23,7 @@ class RealLowRes:
     """Image i of a data set, downsampled by area. After the last image the data set starts again."""
 
     def __init__(self, dataset_uri: str, low_res_size: int) -> None:
-        """Read the data set's manifest. Its images are read when they are needed, and not staged.
-
-        Args:
-            dataset_uri: One split's directory.
-            low_res_size: Height and width of the small images.
+        """Read the manifest of one split. Its images are read when they are needed, and not staged.
 
         Raises:
             UserError: There is no such data set.

@@ -36,15 +36,10 @@ class SamplePlan(ChunkedPlan):
     """Everything that the images depend on.
 
     Attributes:
-        model: The network.
-        num_images: Number of images.
-        seed: Seed of all noise and of drawn labels.
-        sampling: Sampler and spacing.
         labels: "balanced", "data", or a list; see `evaluation.sampling.generate.labels_for`.
         class_counts: Images of each label in the data, for "data".
         batch_size: Images per batch. It changes no image, so an interrupted set may be continued with another.
         chunk_size: Images per file; an interruption loses at most the work on one file per worker.
-        precision: Precision of the network.
         low_res_uri: For an upsampler: the set of images to enlarge, at least as many.
         low_res_data_uri: Alternatively a data set (one split) whose images are downsampled and enlarged again.
         inputs: Digests of the checkpoints and of the first stage's set (`input_digests`), because something else may be
@@ -117,11 +112,7 @@ def plan_samples(
 def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu") -> None:
     """Draw the images of the set that do not exist yet.
 
-    Args:
-        plan: The images.
-        uri: The set's directory.
-        num_workers: 1 draws in this process; more are Ray tasks.
-        device: The device of each worker.
+    `num_workers` of 1 draws in this process; more are Ray tasks. `device` is that of each worker.
 
     Raises:
         UserError: The directory contains a set of another plan.

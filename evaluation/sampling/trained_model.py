@@ -24,13 +24,8 @@ class TrainedModel:
     """A network that is ready to be evaluated. For an ensemble, all but `network` and `description` are its middle member's.
 
     Attributes:
-        network: The network, or an ensemble of several.
-        experiment: The experiment that trained it.
-        checkpoint_uri: The checkpoint that it was read from.
         weights: "ema_0.9999" and the like, or "model".
-        step: Training step of the checkpoint.
         description: One line that names it fully, for protocol cards.
-        device: The device that it is on.
     """
 
     network: Model
@@ -80,10 +75,8 @@ class ModelSpec:
     """The address of a network or of an ensemble, as plain data for other processes.
 
     Attributes:
-        checkpoint_uri: A checkpoint's directory.
         weights: "ema_0.9999" or "model"; None is the experiment's first average.
-        ends_checkpoint_uri: For an ensemble, the checkpoint of theta_vlb; empty for a single model.
-        ends_weights: Weights of theta_vlb.
+        ends_checkpoint_uri, ends_weights: For an ensemble, the checkpoint and weights of theta_vlb; empty for a single model.
         ends_width: Number of timesteps at each end that theta_vlb models.
     """
 

@@ -26,13 +26,7 @@ from training.console import say
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rescored:
-    """A candidate at full protocol.
-
-    Attributes:
-        candidate: The weights, and their score during training.
-        distance: The distance at full protocol; None for a single candidate, which is not scored again.
-        standard_error: Standard error of `distance`.
-    """
+    """A candidate at full protocol; a single candidate is not scored again, and has no `distance`."""
 
     candidate: Candidate
     distance: float | None
@@ -41,15 +35,7 @@ class Rescored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """The weights that will be reported and registered.
-
-    Attributes:
-        checkpoint_uri: Their checkpoint.
-        step: Its training step.
-        weights: The weights of the checkpoint.
-        candidates: All candidates, best first.
-        reason: One sentence for a person.
-    """
+    """The weights that will be reported and registered; all `candidates`, best first; the reason in a sentence for a person."""
 
     checkpoint_uri: str
     step: int
@@ -66,13 +52,8 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
     """Score the best few checkpoints of a run again, and store the choice in its directory.
 
     All candidates are drawn on the same noise, which differs from that of the scores and that of the report. Results that
-    an interrupted choice stored are not computed again.
-
-    Args:
-        run_uri: The run's directory.
-        data_uri: Its data set.
-        reference_uri: Reference statistics.
-        options: Resources; likelihood and other metrics are left to the report.
+    an interrupted choice stored are not computed again. `options` are resources; likelihood and other metrics are left to the
+    report.
 
     Raises:
         UserError: No existing checkpoint has a finite score.

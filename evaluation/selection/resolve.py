@@ -19,7 +19,6 @@ class ResolvedModel:
     """A checkpoint, with its data set and its MLflow run.
 
     Attributes:
-        checkpoint_uri: Its directory.
         weights: The chosen weights; None if none were chosen, which means the first average.
         data_uri: The data set that it was trained on; empty if unknown.
         tracking_run_id: The MLflow run that trained it; empty if unknown.

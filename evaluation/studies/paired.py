@@ -11,11 +11,9 @@ from evaluation.records.result import EvaluationResult
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """A number of a model minus that of another.
+    """A number of a model minus that of another; for distances and bits/dim, negative is better.
 
-    Attributes:
-        value: The difference; for distances and bits/dim, negative is better.
-        standard_error: Of the difference, on common noise and images; None if unknown.
+    The standard error is that of the difference, on common noise and images; None if unknown.
     """
 
     value: float

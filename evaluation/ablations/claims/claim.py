@@ -19,14 +19,7 @@ _NUM_ERRORS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A tested claim.
-
-    Attributes:
-        claim: The paper's statement.
-        source: Where the paper makes it.
-        verdict: Whether the numbers agree.
-        evidence: The numbers, in one sentence.
-    """
+    """A tested claim of the paper: where the paper makes it, the verdict of the numbers, and the numbers in one sentence."""
 
     claim: str
     source: str
@@ -43,8 +36,6 @@ class Claim:
     """A statement of the paper that one number is smaller than another. For distances and bits/dim, smaller is better.
 
     Attributes:
-        text: The statement.
-        source: Where the paper makes it.
         smaller: Name and estimate of the number that is smaller in the paper; the estimate is None if a trial is missing.
         larger: The same for the other number.
         unit: What both numbers are.
@@ -68,12 +59,7 @@ class Claim:
 
 
 def judge(difference: float, error: float = 0.0) -> Verdict:
-    """Return the verdict on a difference that is negative in the paper.
-
-    Args:
-        difference: The number that is smaller in the paper, minus the other one.
-        error: Standard error of the difference; 0 where it is unknown.
-    """
+    """Return the verdict on a difference that is negative in the paper; `error` is its standard error, 0 where it is unknown."""
     if abs(difference) <= _NUM_ERRORS * error:
         return "not decided here"
     return "as the paper says" if difference < 0 else "otherwise than the paper says"

@@ -40,10 +40,7 @@ def points_of(record: TrialRecord | None, measure: str) -> list[dict[str, Any]]:
 def curve(record: TrialRecord | None, measure: str, kind: str = "") -> dict[int, Estimate]:
     """Return a curve as number of steps -> estimate.
 
-    Args:
-        record: A trial; None gives an empty curve.
-        measure: A name of `CURVES` that has an abscissa.
-        kind: Only the points of this method or spacing; empty takes all.
+    `measure` is a name of `CURVES` with an abscissa. Only the points of this `kind` (method or spacing) are taken; empty takes all.
     """
     fields = CURVES[measure]
     return {
@@ -112,9 +109,7 @@ def find(records: Iterable[TrialRecord], *, role: str = "", **values: Any) -> Tr
 def distance_name(records: Iterable[TrialRecord], *measures: str) -> str:
     """Return what a distance of these records is called, such as "FID"; "distance" where no trial took one.
 
-    Args:
-        records: The trials.
-        *measures: The measures that took it, the first one first; none takes the reported distance, or else a curve's.
+    `measures` took it, the first one first; without any, it is the reported distance's name, or else a curve's.
     """
     for record in records:
         for measure in measures or ("final", "sampling-steps", "figure-1"):

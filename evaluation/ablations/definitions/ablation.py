@@ -40,7 +40,6 @@ class Setting:
     """One trial in the definition of an ablation.
 
     Attributes:
-        preset: Its experiment.
         overrides: What it changes in the preset: path -> value, as in JSON.
         role: Its role ("hybrid", "vlb", "first-stage"), if other trials or measures refer to it; a user names runs by role.
         measures: Its measures; None takes those of the ablation.
@@ -57,12 +56,9 @@ class Ablation:
     """A comparison of experiments.
 
     Attributes:
-        name: Its name.
-        title: Its title.
         source: Where the paper reports it.
         varied: Paths of the experiment that differ between trials: the table's columns and MLflow's parameters.
-        paper: The paper's trials.
-        tiny: The same trials on the digits.
+        paper, tiny: The paper's trials, and the same on the digits.
         measures: What is measured for each trial: "final" is the reported distance and bits/dim, the others are in
             `evaluation.ablations.trials.measures`.
         joint: What is measured for several trials jointly, after all others.
@@ -99,17 +95,14 @@ class Ablation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One trial of a planned ablation.
+    """One trial of a planned ablation; its role and measures are as in `Setting`.
 
     Attributes:
         label: What distinguishes it, such as "vlb_weight=0.01 stop_gradient=false"; its role, where it has one.
         values: Short name -> value of what the ablation varies.
-        preset: Its experiment.
         overrides: All its overrides: the shared ones, its own, then the user's.
         own: Its own overrides alone.
-        role: See `Setting`.
         run_uri: A run or checkpoint that the user named in place of the experiment's own run; usually empty.
-        measures: Its measures.
     """
 
     label: str
@@ -128,13 +121,7 @@ class Trial:
 
 
 def grid(preset_name: str, axes: Mapping[str, Sequence[Any]], **common: Any) -> tuple[Setting, ...]:
-    """Return every combination of the axes' values; the last axis varies fastest.
-
-    Args:
-        preset_name: The preset that is varied.
-        axes: Override path -> values.
-        **common: Overrides of every setting.
-    """
+    """Return every combination of the axes' values (path -> values), with `common` overrides; the last axis varies fastest."""
     return tuple(
         Setting(preset=preset_name, overrides={**common, **dict(zip(axes, values, strict=True))})
         for values in itertools.product(*axes.values())

@@ -17,12 +17,7 @@ NUM_PAIRED_IMAGES = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialCost:
-    """Hours of one card.
-
-    Attributes:
-        training: Of training and of the scores beside it.
-        measuring: Of all measures.
-    """
+    """Hours of one card: `training` with the scores beside it, and `measuring`."""
 
     training: float
     measuring: float
@@ -41,12 +36,7 @@ class TrialCost:
 
 
 def trial_cost(request: AblationRequest, trial: Trial, card: str = "H100") -> TrialCost:
-    """Estimate the cost of a whole trial; an evaluation of a run has no training.
-
-    Args:
-        request: The ablation.
-        trial: The trial.
-        card: A name of `training.cost.accelerators.CARDS`.
+    """Estimate the cost of a whole trial on a card of `training.cost.accelerators.CARDS`; an evaluation of a run has no training.
 
     Raises:
         UserError: There is no such card.

@@ -15,13 +15,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 def own_grid(name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, title: str = "") -> Ablation:
-    """Return the ablation of a user's grid.
-
-    Args:
-        name: Its name, which becomes the name of a folder.
-        axes: Override path -> values.
-        preset_name: The preset that it varies.
-        title: Its title; empty names the axes.
+    """Return the ablation of a user's grid over one preset. Its name becomes the name of a folder; an empty title names the axes.
 
     Raises:
         UserError: There is no axis, an axis has no list of different values, or the name can't be a folder's.

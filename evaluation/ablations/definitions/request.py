@@ -29,7 +29,6 @@ class AblationRequest:
 
     Attributes:
         name: Name of the ablation, or of a user's grid.
-        scale: "paper" or "tiny".
         preset: Another preset to vary; `DEFAULT_PRESET` keeps the ablation's own.
         objective: One of `OBJECTIVES`.
         grid: A user's axes, path -> values; empty for a named ablation.

@@ -16,8 +16,7 @@ _TEMPLATE = Path(__file__).with_name("gallery.html.jinja")
 def write_gallery(folder: Path) -> Path:
     """List the reports of a folder's sub-folders with their findings, and return the page.
 
-    Args:
-        folder: Contains a folder for each ablation, with `report.html` and `summary.json`; created where it is missing.
+    The folder has one for each ablation, with `report.html` and `summary.json`; it is created where it is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"

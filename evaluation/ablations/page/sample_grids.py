@@ -19,13 +19,7 @@ _BLOCKS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleGrid:
-    """A picture of samples.
-
-    Attributes:
-        address: The picture itself, as a data URI.
-        caption: What its rows and columns are.
-        wide: True if it has row names and needs more room.
-    """
+    """A picture of samples, as a data URI; the caption says what its rows and columns are. It is wide if it has row names."""
 
     address: str
     caption: str

@@ -38,14 +38,7 @@ _PREFERRED_SOURCES = {"hybrid-weight": "supplement table 1"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Number:
-    """Our number and the paper's.
-
-    Attributes:
-        ours: None where it was not taken.
-        standard_error: Of our number; None if unknown.
-        paper: None where the paper reports none.
-        comparable: Whether both are the same quantity on the same images.
-    """
+    """Our number and the paper's; None where there is none. `comparable` numbers are the same quantity on the same images."""
 
     ours: float | None = None
     standard_error: float | None = None
@@ -67,12 +60,9 @@ class TableRow:
     Attributes:
         label: Label of the trial, or name of a published model.
         values: Column -> value of what the ablation varies.
-        distance: The Frechet distance.
-        bits_per_dim: The likelihood.
         weights: Step and name of the evaluated weights.
         source: Where the paper reports its numbers; empty where it reports none.
         error: Why the trial failed; empty where it did not.
-        run_uri: Its run.
     """
 
     label: str
@@ -100,9 +90,7 @@ class TableRow:
 def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list[TableRow]:
     """Return a row for each record, then a row for each model of other papers that the paper's table cites.
 
-    Args:
-        request: The ablation.
-        records: In the order of the trials; a joint measurement comes last.
+    The records are in the order of the trials; a joint measurement comes last.
     """
     experiments = {record.label: record.experiment for record in reversed(records)}
     # A run that the user names may have another experiment than the trial. A joint measurement needs the planned experiment in all runs.

@@ -38,9 +38,6 @@ def ensemble(models: Mapping[str, TrialModel]) -> TrialRecord:
 
     Source: supplement section 4, figure 4.
 
-    Args:
-        models: "hybrid" and "vlb".
-
     Raises:
         UserError: The two models cannot form an ensemble.
     """
@@ -62,9 +59,6 @@ def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
     """Measure the second stage on the first stage's samples, each stage by its own reported sampler.
 
     Source: supplement section 3, table 2, figure 2.
-
-    Args:
-        models: "first-stage" and "second-stage".
     """
     first, second = models["first-stage"], models["second-stage"]
     # The second stage reads the first stage's images chunk by chunk, so both need the same chunks.

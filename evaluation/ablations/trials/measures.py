@@ -45,10 +45,7 @@ _TERMS = ("timesteps", "per_t", "prior")
 def measure(name: Measure, model: TrialModel, counts: Sequence[int]) -> dict[str, Any]:
     """Compute one measure, or read its stored result.
 
-    Args:
-        name: Any measure but "final", which is the reported evaluation.
-        model: The trial's model.
-        counts: Numbers of steps of the curves by steps.
+    `name` is any measure but "final", which is the reported evaluation; `counts` are the numbers of steps of the curves.
     """
     methods: dict[Measure, Callable[[], dict[str, Any]]] = {
         "sampling-steps": lambda: distances_by_steps(model, counts, ("ancestral", "ddim")),
@@ -68,10 +65,7 @@ def distances_by_steps(model: TrialModel, counts: Sequence[int], methods: Sequen
 
     Source: supplement figures 1 and 8-19.
 
-    Args:
-        model: The model.
-        counts: Numbers of steps. Those above T are left out; for DDIM T too, where it costs as much as the ancestral sampler.
-        methods: Samplers.
+    Numbers of steps above T are left out; for DDIM T too, where it costs as much as the ancestral sampler.
 
     Returns:
         `points`: method, num_steps, sampler, distance, standard_error, num_samples; `distance_name`; `grids`: method -> rows
@@ -195,12 +189,7 @@ def distances_by_weights(model: TrialModel) -> dict[str, Any]:
 def sample_images(model: TrialModel, sampling: SamplingConfig, num_images: int, *, spec: ModelSpec | None = None, name: str = "") -> str:
     """Draw images on the ablations' common noise, unless they are stored, and return their URI.
 
-    Args:
-        model: The model, for its run and seed.
-        sampling: The sampler.
-        num_images: How many.
-        spec: Other weights, or an ensemble; None takes the model's own.
-        name: Prefix of the file's name.
+    `spec` are other weights or an ensemble, in place of the model's own; `name` is a prefix of the file's name.
     """
     spec, seed = spec or model.spec, derived_seed(model.experiment.seed, PURPOSE)
     identity = {

@@ -18,16 +18,11 @@ class TrialRecord:
     """One trial, finished or failed.
 
     Attributes:
-        label: What distinguishes it.
         role: Its role among the trials; empty where that does not matter.
         values: Short name -> value of what the ablation varies.
-        preset: Its experiment.
         own: Its own overrides, by which the paper's row is found.
         run_uri: Its run's directory; empty where it failed before it had one.
-        checkpoint_uri: The evaluated checkpoint.
-        weights: Name of the evaluated weights.
-        step: Training step of the checkpoint.
-        experiment: The experiment of the checkpoint.
+        checkpoint_uri, weights, step, experiment: What was evaluated; the experiment is the checkpoint's.
         data: Name, digest and counts of the data set.
         measures: Name of a measure -> its result.
         tracking_run_id: Its run in MLflow.

@@ -21,15 +21,7 @@ from training.config.experiment import Experiment
 class TrialModel:
     """A checkpoint's weights, and all that is needed to evaluate them.
 
-    Attributes:
-        run_uri: Its run's directory.
-        checkpoint_uri: The checkpoint.
-        weights: Name of the weights in it.
-        step: Training step of the checkpoint.
-        experiment: The experiment of the checkpoint.
-        data_uri: The data set.
-        reference_uri: Reference statistics; empty where no distances are taken.
-        options: Resources of the evaluations: workers, device, weights of the extractor.
+    The reference is empty where no distances are taken. The options are resources: workers, device, weights of the extractor.
     """
 
     run_uri: str
@@ -54,9 +46,8 @@ class TrialModel:
     def evaluate(self, spec: ModelSpec | None = None, **protocol: Any) -> EvaluationResult:
         """Evaluate the model, or return the stored result of the same evaluation.
 
-        Args:
-            spec: Other weights, or an ensemble; None takes the model's own.
-            **protocol: What differs from the experiment's protocol; fields of `EvaluationOptions`.
+        `spec` are other weights or an ensemble, in place of the model's own. `protocol` is what differs from the experiment's
+        protocol: fields of `EvaluationOptions`.
         """
         return evaluate_once(spec or self.spec, self.data_uri, self.reference_uri, replace(self.options, **protocol))
 

@@ -85,6 +85,7 @@ def test_another_purpose_draws_other_samples(result: EvaluationResult, evaluated
 
 def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 200)
+    before = set(Path(run_uri).rglob("*"))
     with pytest.raises(UserError, match="there is no metric 'fidd'"):
         evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(metrics=("fidd",)))
     for few, metric, message in ((1, "label_agreement", "a Frechet distance takes 2"), (3, "precision_recall", "precision_recall takes 4")):
@@ -105,7 +106,7 @@ def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_
     other_split = compute_reference(f"{digits_uri}/test", load_extractor("digits-classifier"), str(tmp_path / "test.npz"))
     with pytest.raises(UserError, match="split: 'test', not 'train'"):
         evaluate(uri, digits_uri, other_split.uri)
-    assert not (Path(run_uri) / "samples").exists()
+    assert set(Path(run_uri).rglob("*")) == before
 
 
 def test_label_agreement_is_refused_for_an_unconditional_model(
