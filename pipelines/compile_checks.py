@@ -1,4 +1,20 @@
-"""Check a compiled pipeline: a cluster accepts it and runs it as meant, and it keeps the rules of this project."""
+"""Check a compiled pipeline: a cluster accepts it and runs it as meant, and it keeps the rules of this project.
+
+Laptops and tests run pipelines by kfp.local, which does some things that the server (2.17) does not. What is known, from the server's
+source and from recordings of a cluster, and where it is taken care of:
+
+- A placeholder inside a longer text, a list or an object, and `{{$.pipeline_root}}` anywhere: the server leaves it. Refused here.
+- A number that sizes a pod, in place of text: the server takes it for empty; kfp.local sizes no pods. Refused here.
+- A step that ignores failures, but not those of a whole group: the server starts it early, or never. Refused here.
+- Retries: the server ends a retry that is running when the time of all tries is over. Refused here; kfp.local has no retries here.
+- A loop's step that reads another step's output for its pod's size: kfp.local gives it the loop's item (`pipelines.compile`).
+- The exit task's status: kfp.local says SUCCEEDED or FAILED, the server COMPLETE, FAILED, and RUNNING for a cancelled run; so the
+  last step reads the Workflow (`components.steps.close`).
+- Variables from Secrets and ConfigMaps, and what the cluster injects beside them: kfp.local sets none (tests/pipeline/test_recorded_pods).
+- Types and drop-downs of parameters: only the server checks them, so `pipelines.client.arguments` does it before anything is sent.
+- Artifacts: the server downloads each that is a step's input; so steps pass addresses as text.
+- The size of a sweep: kfp.local has no limit, Kubernetes stores 1 MiB of a Workflow (`components.cluster.workflows`).
+"""
 
 from __future__ import annotations
 
@@ -22,6 +38,10 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['(?:pipelinechannel--)?(?P<name>[^']+)'\]\}\}")
 _RESOURCES = ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit")
 _PLACEHOLDER = re.compile(r"\{\{\$[^{}]*\}\}")
+_REPLACED = re.compile(
+    r"\{\{\$\.(pipeline_(job_(name|resource_name|uuid|create_time_utc|schedule_time_utc)|task_(name|uuid))|inputs\..*)\}\}"
+)
+"""Placeholders that the server replaces where they are the whole value, and references to inputs, which the launcher replaces."""
 _INJECTED = re.compile(r"MLFLOW_|KFP_|ARGO_|KUBERNETES_|RAY_(?!AUTH_)")
 """Beginnings of the variables that KFP, its MLflow plugin, Argo and KubeRay put into pods (recorded; see tests/recordings)."""
 _IGNORES_FAILURES = "ALL_UPSTREAM_TASKS_COMPLETED"
@@ -156,6 +176,8 @@ def _placeholder_problems(name: str, task: dict[str, Any]) -> Iterator[str]:
         constant = str(value.get("runtimeValue", {}).get("constant", ""))
         if _PLACEHOLDER.search(constant) and not _PLACEHOLDER.fullmatch(constant):
             yield f"{name}: {parameter} is {constant!r}; KFP replaces a placeholder only if it is the whole value; join it in the step"
+        elif _PLACEHOLDER.fullmatch(constant) and not _REPLACED.fullmatch(constant):
+            yield f"{name}: {parameter} is {constant}, which KFP's server does not replace"
 
 
 def _parameters(spec: dict[str, Any]) -> dict[str, Any]:

@@ -119,27 +119,28 @@ def find_experiment(kfp: Kfp, name: str = "", *, create: bool = False) -> tuple[
         KfpError: KFP refuses, or does not answer.
     """
     wanted = name or DEFAULT_EXPERIMENT
-    found = _experiments(kfp)
-    if wanted in found:
-        ident, archived = found[wanted]
-        if archived:
+    found = _experiment(kfp, wanted)
+    if found is not None:
+        if found.storage_state == "ARCHIVED":
             raise UserError(f"experiment {wanted!r} is archived; restore it in the UI, or name another")
-        return ident, wanted
+        return found.experiment_id, wanted
     if name and not create:
         where = f" in namespace {kfp.namespace}" if kfp.namespace else ""
-        there = f"; existing ones are {', '.join(sorted(found)[:10])}" if found else ""
-        raise UserError(f"there is no experiment {wanted!r}{where}{close_to(wanted, found) or there} (--create-experiment makes it)")
+        listed = kfp.list_all(kfp.client.list_experiments, "experiments", limit=100, namespace=kfp.namespace)
+        names = sorted(each.display_name for each in listed)
+        there = f"; existing ones are {', '.join(names[:10])}" if names else ""
+        raise UserError(f"there is no experiment {wanted!r}{where}{close_to(wanted, names) or there} (--create-experiment makes it)")
     ident, _ = _find_or_make(
-        lambda: _experiments(kfp).get(wanted, (None, False))[0],
+        lambda: getattr(_experiment(kfp, wanted), "experiment_id", None),
         lambda: str(kfp.call_silently(kfp.client.create_experiment, name=wanted, namespace=kfp.namespace).experiment_id),
     )
     return ident, wanted
 
 
-def _experiments(kfp: Kfp) -> dict[str, tuple[str, bool]]:
-    """Return the id by name, and whether each is archived."""
-    found = kfp.list_all(kfp.client.list_experiments, "experiments", namespace=kfp.namespace)
-    return {each.display_name: (each.experiment_id, each.storage_state == "ARCHIVED") for each in found}
+def _experiment(kfp: Kfp, name: str) -> Any:
+    """Return the experiment of that name, or None."""
+    found = kfp.list_all(kfp.client.list_experiments, "experiments", namespace=kfp.namespace, filter=_filter("display_name", name))
+    return found[0] if found else None
 
 
 def _find_or_make(find: Callable[[], str | None], make: Callable[[], str]) -> tuple[str, bool]:

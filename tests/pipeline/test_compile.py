@@ -279,6 +279,16 @@ def _placeholder_in_text(spec: dict[str, Any]) -> None:
     parameters["pipeline_run_id"]["runtimeValue"]["constant"] = "nightly-{{$.pipeline_job_uuid}}"
 
 
+def _placeholder_in_a_list(spec: dict[str, Any]) -> None:
+    parameters = spec["root"]["dag"]["tasks"]["close-run"]["inputs"]["parameters"]
+    parameters["pipeline_run_id"]["runtimeValue"]["constant"] = ["{{$.pipeline_job_uuid}}"]
+
+
+def _placeholder_of_local_runs(spec: dict[str, Any]) -> None:
+    parameters = spec["root"]["dag"]["tasks"]["close-run"]["inputs"]["parameters"]
+    parameters["pipeline_run_id"]["runtimeValue"]["constant"] = "{{$.pipeline_root}}"
+
+
 def _bad_literal(spec: dict[str, Any]) -> None:
     spec["root"]["inputDefinitions"]["parameters"]["experiment_preset"]["literals"] = ["fp16"]
 
@@ -328,6 +338,8 @@ def _too_large(spec: dict[str, Any]) -> None:
         (_no_retry, "train is not tried again"),
         (_clock_on_retries, "train: its retries end 300s after the first try"),
         (_placeholder_in_text, r"close-run: pipeline_run_id is 'nightly-\{\{.*join it in the step"),
+        (_placeholder_in_a_list, "close-run: pipeline_run_id is .*join it in the step"),
+        (_placeholder_of_local_runs, r"pipeline_run_id is \{\{\$.pipeline_root\}\}, which KFP's server does not replace"),
         (_bad_literal, "experiment_preset: its default 'digits-hybrid-cosine' is not among"),
         (_unknown_field, "does not parse"),
         (_two_pages, "report has 2 HTML artifacts"),

@@ -597,6 +597,21 @@ def test_runs_of_one_experiment(server: FakeKfp, iddpm: Iddpm) -> None:
     assert "there is no experiment 'three'" in iddpm("runs", "--experiment", "three")[2]
 
 
+def test_lists_stay_short_with_ten_thousand_runs_and_a_thousand_experiments(server: FakeKfp, iddpm: Iddpm) -> None:
+    experiments = [server.add_experiment(f"experiment {number}") for number in range(1000)]
+    for number in range(10_000):
+        server.add_run("SUCCEEDED", experiment_id=experiments[number % 1000], pipeline_spec={"pipelineInfo": {"name": "iddpm-train"}})
+    for words in ((), ("--experiment", "experiment 999")):
+        server.requests.clear()
+        status, out, _ = iddpm("runs", *words)
+        assert (status, len(out.splitlines())) == (0, 20 if not words else 10)
+        assert len(server.requests) <= 3
+    server.script = SUCCEEDS
+    server.requests.clear()
+    assert iddpm("submit", "nightly-fid", "--experiment", "experiment 999")[0] == 0
+    assert len(server.requests) < 15
+
+
 def test_cancel_terminates_a_run(server: FakeKfp, iddpm: Iddpm) -> None:
     run = server.add_run("RUNNING")
     status, out, _ = iddpm("cancel", run, "--wait")
