@@ -119,6 +119,7 @@ def doctor(
     runs_namespace: str = typer.Option("", help="Namespace of the pods of runs; empty takes --namespace, or else KFP's own."),
     service_account: str = typer.Option("pipeline-runner", help="Service account of runs; with several users default-editor."),
     bucket: str = typer.Option("s3://iddpm", help="Bucket of runs; a small object is written there and deleted."),
+    resources: list[str] = options.RESOURCES,
     pull_image: bool = typer.Option(False, "--pull-image", help="Start a pod with the project's image, to test that nodes can pull it."),
     as_json: bool = options.JSON,
 ) -> None:
@@ -131,6 +132,7 @@ def doctor(
         runs_namespace=runs_namespace or connection.namespace or connection.kfp_namespace,
         service_account=service_account,
         bucket=bucket,
+        resources=resources,
         pull_image=pull_image,
         report=(lambda finding: None) if as_json else (lambda finding: out(str(finding))),
     )

@@ -1,4 +1,4 @@
-"""Check what is installed in the cluster: Kubernetes, KFP, KubeRay and Kueue, service accounts and their rights, GPU nodes."""
+"""Check what is installed in the cluster: Kubernetes, KFP, KubeRay, service accounts and their rights, GPU nodes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from components.cluster.cluster_api import ClusterApi
 from components.cluster.connection import in_cluster
 from pipelines.client.kfp_client import KNOWN_VERSION
 from pipelines.doctor.findings import ASK_ADMINISTRATOR, FAILURE, OK, WARNING, Finding
+from pipelines.doctor.room import is_ready
+from pipelines.doctor.scope import Scope
 
 OLDEST_KUBERNETES = (1, 30)
 GPU = "nvidia.com/gpu"
+_GPU = re.compile(r"/gpu$|/mig-")
 RAY_ACCOUNT = "iddpm-ray"
 """Service account of the pods of a Ray cluster."""
 RIGHTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -43,26 +46,9 @@ def check_kubernetes(cluster: ClusterApi) -> Finding:
     return Finding(OK, "kubernetes", message)
 
 
-def check_cluster(cluster: ClusterApi, kfp_namespace: str, account: str) -> Iterator[Finding]:
-    """Check everything that an administrator installs.
-
-    Args:
-        cluster: The cluster, in the namespace of runs.
-        kfp_namespace: Namespace of KFP.
-        account: Service account of runs.
-    """
-    yield from _kfp(cluster, kfp_namespace)
-    has_kuberay, finding = _kuberay(cluster)
-    yield finding
-    if has_kuberay:
-        yield _operator(cluster)
-    yield _kueue(cluster)
-    yield from _accounts(cluster, account)
-    yield _rights(cluster, account, has_kuberay=has_kuberay)
-    yield _gpus(cluster)
-
-
-def _kfp(cluster: ClusterApi, namespace: str) -> Iterator[Finding]:
+def check_kfp_parts(scope: Scope) -> Iterator[Finding]:
+    """Check KFP's APIs and Deployments, and the zone in which it reads cron expressions."""
+    cluster, namespace = scope.cluster, scope.connection.kfp_namespace
     for group, resource, what in (("argoproj.io/v1alpha1", "workflows", "Argo's"), ("kubeflow.org/v1beta1", "scheduledworkflows", "KFP's")):
         answer = cluster.get(f"/apis/{group}")
         if _has(answer.body, resource):
@@ -97,21 +83,31 @@ def _deployment(cluster: ClusterApi, namespace: str, name: str, without: str) ->
     return Finding(OK, name, f"{version} is up")
 
 
-def _kuberay(cluster: ClusterApi) -> tuple[bool, Finding]:
-    answer = cluster.get("/apis/ray.io/v1")
-    subject = "api ray.io/v1"
-    if not _has(answer.body, "rayjobs"):
+def check_kuberay(scope: Scope) -> Iterator[Finding]:
+    """Check KubeRay's API, its release, and its operator."""
+    if not _has_rayjobs(scope.cluster):
         remedy = "install KubeRay's operator (k8s/README.md, step 3); without it only ray_mode=local and address work"
-        return False, Finding(WARNING, subject, "has no rayjobs", remedy)
+        yield Finding(WARNING, "api ray.io/v1", "has no rayjobs", remedy)
+        return
+    yield _release(scope.cluster)
+    yield _operator(scope.cluster)
+
+
+def _has_rayjobs(cluster: ClusterApi) -> bool:
+    return _has(cluster.get("/apis/ray.io/v1").body, "rayjobs")
+
+
+def _release(cluster: ClusterApi) -> Finding:
+    subject = "api ray.io/v1"
     answer = cluster.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/rayjobs.ray.io")
     if not answer.ok:
-        return True, Finding(OK, subject, "has rayjobs (the version of KubeRay cannot be seen)")
+        return Finding(OK, subject, "has rayjobs (the version of KubeRay cannot be seen)")
     schemas = {each["name"]: each["schema"]["openAPIV3Schema"] for each in answer.body["spec"]["versions"]}
     fields = schemas.get("v1", {}).get("properties", {}).get("spec", {}).get("properties", {})
     if "preRunningDeadlineSeconds" not in fields:
         message = "is older than KubeRay 1.7: its RayJobs have no preRunningDeadlineSeconds"
-        return True, Finding(FAILURE, subject, message, "upgrade the operator and its CRDs (k8s/README.md, step 3)")
-    return True, Finding(OK, subject, "has rayjobs, of KubeRay 1.7 or later")
+        return Finding(FAILURE, subject, message, "upgrade the operator and its CRDs (k8s/README.md, step 3)")
+    return Finding(OK, subject, "has rayjobs, of KubeRay 1.7 or later")
 
 
 def _operator(cluster: ClusterApi) -> Finding:
@@ -134,17 +130,9 @@ def _operator(cluster: ClusterApi) -> Finding:
     return Finding(OK, subject, f"{version} is up in namespace {where}")
 
 
-def _kueue(cluster: ClusterApi) -> Finding:
-    answer = cluster.get("/apis/kueue.x-k8s.io")
-    if not answer.ok:
-        return Finding(OK, "kueue", "is not installed; RayJobs start as pods do, and queue must stay empty")
-    version = answer.body.get("preferredVersion", {}).get("version", "v1beta1")
-    queues = cluster.get(f"/apis/kueue.x-k8s.io/{version}/namespaces/{cluster.namespace}/localqueues").body.get("items", [])
-    names = ", ".join(queue["metadata"]["name"] for queue in queues)
-    return Finding(OK, "kueue", f"local queues in {cluster.namespace}: {names or 'none; queue must stay empty'}")
-
-
-def _accounts(cluster: ClusterApi, account: str) -> Iterator[Finding]:
+def check_accounts(scope: Scope) -> Iterator[Finding]:
+    """Check that the service accounts of runs exist."""
+    cluster, account = scope.cluster, scope.account
     for name, state, remedy in (
         (account, FAILURE, "it comes with KFP; with several users give --service-account default-editor"),
         (RAY_ACCOUNT, WARNING, f"RayJobs need it: {_OVERLAY}"),
@@ -157,6 +145,11 @@ def _accounts(cluster: ClusterApi, account: str) -> Iterator[Finding]:
             yield Finding(state, subject, f"is missing in namespace {cluster.namespace}", remedy)
         else:
             yield Finding(WARNING, subject, f"cannot be seen: {answer.reason}", ASK_ADMINISTRATOR)
+
+
+def check_rights(scope: Scope) -> Iterator[Finding]:
+    """Check what the service account of runs may do."""
+    yield _rights(scope.cluster, scope.account, has_kuberay=_has_rayjobs(scope.cluster))
 
 
 def _rights(cluster: ClusterApi, account: str, *, has_kuberay: bool) -> Finding:
@@ -178,27 +171,27 @@ def _rights(cluster: ClusterApi, account: str, *, has_kuberay: bool) -> Finding:
     return Finding(OK, subject, "all that a RayJob needs" if has_kuberay else "pods and their logs")
 
 
-def _gpus(cluster: ClusterApi) -> Finding:
-    answer = cluster.get("/api/v1/nodes")
+def check_gpus(scope: Scope) -> Iterator[Finding]:
+    """Count the GPUs that nodes offer, under every name that the cluster counts them by."""
+    answer = scope.cluster.get("/api/v1/nodes")
     if not answer.ok:
-        return Finding(WARNING, "gpus", f"nodes cannot be seen: {answer.reason}", ASK_ADMINISTRATOR)
-    nodes = [node for node in answer.body.get("items", []) if _is_ready(node)]
-    counts = [int(node["status"].get("allocatable", {}).get(GPU, 0)) for node in nodes]
-    with_gpus = sum(1 for count in counts if count)
-    if not with_gpus:
-        remedy = "steps with GPUs would wait for ever: add nodes with NVIDIA's device plugin, or train without GPUs"
-        return Finding(WARNING, "gpus", f"none of {len(nodes)} ready node(s) offers {GPU}", remedy)
+        yield Finding(WARNING, "gpus", f"nodes cannot be seen: {answer.reason}", ASK_ADMINISTRATOR)
+        return
+    nodes = [node for node in answer.body.get("items", []) if is_ready(node)]
+    offered = [{name: int(count) for name, count in node["status"].get("allocatable", {}).items() if _GPU.search(name)} for node in nodes]
+    names = sorted({name for node in offered for name, count in node.items() if count})
+    if not names:
+        yield Finding(WARNING, "gpus", f"none of {len(nodes)} ready node(s) offers {GPU}")
     kinds = sorted({str(node["metadata"].get("labels", {}).get("nvidia.com/gpu.product", "")) for node in nodes} - {""})
     of = f" ({', '.join(kinds)})" if kinds else ""
-    return Finding(OK, "gpus", f"{sum(counts)} on {with_gpus} of {len(nodes)} ready node(s){of}, at most {max(counts)} on one")
+    for name in names:
+        counts = [node[name] for node in offered if node.get(name)]
+        message = f"{sum(counts)} {name} on {len(counts)} of {len(nodes)} ready node(s){of}, at most {max(counts)} on one"
+        yield Finding(OK, "gpus" if name == GPU else f"gpus {name}", message)
 
 
-def _is_ready(node: dict[str, Any]) -> bool:
-    return _is_up(node) and not node.get("spec", {}).get("unschedulable")
-
-
-def _is_up(thing: dict[str, Any]) -> bool:
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in thing.get("status", {}).get("conditions", []))
+def _is_up(pod: dict[str, Any]) -> bool:
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in pod.get("status", {}).get("conditions", []))
 
 
 def _has(body: Any, resource: str) -> bool:

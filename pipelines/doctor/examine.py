@@ -1,25 +1,98 @@
 """Check that a cluster has everything that a run needs, and that it can be reached from here.
 
-Without a kubeconfig that is one failure, and the services are tested all the same.
+`CHECKS` is the list of what is asked about a cluster. Without a kubeconfig that is one failure, and the services are tested all the same.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from components.cluster.cluster_api import ClusterApi
 from components.cluster.connection import KubernetesError
 from components.cluster.proxies import ProxySettingsError
 from components.container.image import BASE_IMAGE
-from pipelines.client.arguments import compiled_pipeline
+from components.launch.resources import STAGES, StageResources, read_resources
+from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
 from pipelines.client.connection import Connection
 from pipelines.compile import PIPELINES
-from pipelines.doctor.cluster import check_cluster, check_kubernetes
-from pipelines.doctor.findings import FAILURE, Finding
+from pipelines.doctor import cluster, platform
+from pipelines.doctor.findings import FAILURE, OK, Finding
 from pipelines.doctor.image import check_image
 from pipelines.doctor.pod_environment import check_sources, find_sources
+from pipelines.doctor.room import check_room
+from pipelines.doctor.scope import Check, Scope
 from pipelines.doctor.services import check_bucket, check_kfp, check_mlflow
+
+CHECKS: tuple[Check, ...] = (
+    Check("kfp's parts", "Is Kubeflow Pipelines installed, and up?", "", cluster.check_kfp_parts),
+    Check(
+        "kfp's settings",
+        "Are driver and launcher of the server's release, and do steps start while MLflow is away?",
+        "take the images of the server's release; in its config.json set injectUserEnvVars to false, as steps need no plugin",
+        platform.check_kfp_settings,
+    ),
+    Check("kuberay", "Is KubeRay installed, and up?", "", cluster.check_kuberay),
+    Check("kueue", "Do the queues that a run names exist?", "create the LocalQueue, or leave queue out", platform.check_queues),
+    Check(
+        "rayjobs",
+        "Does one training run in two namespaces?",
+        "cancel one of the two runs, or give one another storage_root_uri: they write to the same directory",
+        platform.check_rayjob_names,
+    ),
+    Check("accounts", "Are the service accounts of runs there?", "", cluster.check_accounts),
+    Check("rights", "May the account of runs do what a RayJob needs?", "", cluster.check_rights),
+    Check(
+        "gpus",
+        "Which GPUs do the nodes offer?",
+        "steps with GPUs would wait for ever: add nodes with NVIDIA's device plugin, or train without GPUs",
+        cluster.check_gpus,
+    ),
+    Check(
+        "room",
+        "Do the nodes have room for the pods of a run?",
+        "ask for less (--resources), or add nodes; an autoscaler adds some by itself, if it has nodes of that size",
+        check_room,
+    ),
+    Check(
+        "network plugin",
+        "Are network policies enforced?",
+        "is there a plugin that enforces them, like Calico or Cilium? Without one every pod of the cluster reaches MLflow",
+        platform.check_network_plugin,
+    ),
+    Check(
+        "storage class",
+        "Do the services get their volumes?",
+        "make a StorageClass the default, or name one in the claims of your overlay; see 'kubectl -n iddpm describe pvc'",
+        platform.check_storage_class,
+    ),
+    Check("services", "Do the pods of the services start?", "see 'kubectl -n iddpm describe pod'", platform.check_services_pods),
+    Check(
+        "namespaces",
+        "Do the services admit the pods of runs?",
+        "see k8s/README.md, 'For platform teams': several users, Istio",
+        platform.check_namespaces,
+    ),
+    Check(
+        "s3 credentials",
+        "Do pods have keys of S3, or an identity?",
+        "make the Secret (k8s/README.md, step 5), or use k8s/components/keyless-s3; EKS Pod Identity shows no annotation",
+        platform.check_identity,
+    ),
+    Check(
+        "environment",
+        "Are the Secrets and config maps of pods whole?",
+        "",
+        lambda it: check_sources(it.cluster, it.sources, it.environment),
+    ),
+    Check(
+        "image",
+        "Can nodes run the project's image?",
+        "",
+        lambda it: check_image(it.cluster, it.image, account=it.account, in_pod=it.pull_image),
+    ),
+)
 
 
 def examine(
@@ -28,6 +101,7 @@ def examine(
     runs_namespace: str,
     service_account: str,
     bucket: str,
+    resources: Sequence[str],
     pull_image: bool,
     report: Callable[[Finding], None],
 ) -> list[Finding]:
@@ -38,39 +112,59 @@ def examine(
         runs_namespace: Namespace of the pods of runs.
         service_account: Their service account.
         bucket: Bucket of runs.
+        resources: Resources of the stages of a training, as `iddpm submit` takes them.
         pull_image: Start a pod with the project's image.
         report: Called with each finding.
     """
+    stages = _stages(resources)
     found: list[Finding] = []
-    for finding in _checks(connection, runs_namespace, service_account, bucket, pull_image):
+    for finding in _checks(connection, runs_namespace, service_account, bucket, stages, pull_image):
         report(finding)
         found.append(finding)
     return found
 
 
-def _checks(connection: Connection, namespace: str, account: str, bucket: str, pull_image: bool) -> Iterator[Finding]:
+def _stages(resources: Sequence[str]) -> dict[str, StageResources]:
+    pipeline = compiled_pipeline("train")
+    arguments = cluster_arguments_of(pipeline, preset="", overrides=(), words=(), resources=resources)
+    texts = {stage: arguments.get(f"{stage}_resources") or pipeline.parameters[f"{stage}_resources"]["defaultValue"] for stage in STAGES}
+    return {stage: read_resources(text, stage=stage) for stage, text in texts.items()}
+
+
+def _checks(
+    connection: Connection, namespace: str, account: str, bucket: str, stages: dict[str, StageResources], pull_image: bool
+) -> Iterator[Finding]:
     sources = find_sources(compiled_pipeline(name).platform for name in PIPELINES)
-    cluster, finding = _connect(namespace)
+    api, finding = _connect(namespace)
     yield finding
-    environment: dict[str, str] = {}
-    if cluster is not None:
-        yield from check_cluster(cluster, connection.kfp_namespace, account)
-        yield from check_sources(cluster, sources, environment)
-        yield from check_image(cluster, BASE_IMAGE, account=account, in_pod=pull_image)
+    if api is not None:
+        scope = Scope(
+            cluster=api,
+            connection=connection,
+            account=account,
+            resources=stages,
+            sources=sources,
+            image=BASE_IMAGE,
+            pull_image=pull_image,
+        )
+        for check in CHECKS:
+            for finding in check.ask(scope):
+                yield finding if finding.state == OK or finding.remedy else dataclasses.replace(finding, remedy=check.remedy)
+        environment = scope.environment
     else:  # the variables of this process stand in for those of a run's pod
         variables = {variable for source in sources for variable in source.variables.values()}
         environment = {name: value for name, value in os.environ.items() if name in variables}
     yield from check_kfp(connection)
-    port_forward = connection.port_forward and cluster is not None
+    port_forward = connection.port_forward and api is not None
     yield from check_bucket(environment, bucket, port_forward=port_forward)
     yield from check_mlflow(environment, port_forward=port_forward)
 
 
 def _connect(namespace: str) -> tuple[ClusterApi | None, Finding]:
     try:
-        cluster = ClusterApi(namespace)
+        api = ClusterApi(namespace)
     except (KubernetesError, ProxySettingsError) as error:
         remedy = "set KUBECONFIG to your cluster's file, and try it with 'kubectl get nodes'. Nothing in the cluster was checked"
         return None, Finding(FAILURE, "kubernetes", str(error).partition(";")[0], remedy)
-    finding = check_kubernetes(cluster)
-    return (None if finding.state == FAILURE else cluster), finding
+    finding = cluster.check_kubernetes(api)
+    return (None if finding.state == FAILURE else api), finding

@@ -27,6 +27,7 @@ from pipelines.client.arguments import compiled_pipeline
 from pipelines.compile import PIPELINES
 from pipelines.doctor import image as doctor_image
 from pipelines.doctor.cluster import RIGHTS
+from pipelines.doctor.examine import CHECKS
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from pipelines.doctor.image import check_image
 from pipelines.doctor.pod_environment import find_sources
@@ -41,26 +42,46 @@ CRD = {
 }
 
 
-def deployment(image: str, *, available: int = 1) -> dict[str, Any]:
-    return {"spec": {"template": {"spec": {"containers": [{"image": image}]}}}, "status": {"availableReplicas": available}}
+def deployment(image: str, *, available: int = 1, driver: str = "") -> dict[str, Any]:
+    container: dict[str, Any] = {"image": image, "env": [{"name": "V2_DRIVER_IMAGE", "value": driver}] if driver else []}
+    pod = {"containers": [container], "volumes": [{"configMap": {"name": "ml-pipeline-server-config-5h"}}]}
+    return {"spec": {"template": {"spec": pod}}, "status": {"availableReplicas": available}}
 
 
-def node(*, gpus: int = 0, images: tuple[str, ...] = (IMAGE_ON_NODES,), ready: str = "True") -> dict[str, Any]:
-    status = {"conditions": [{"type": "Ready", "status": ready}], "images": [{"names": list(images)}], "allocatable": {"cpu": "8"}}
+def plugin(*, inject: bool) -> dict[str, Any]:
+    """The server's configuration, as k8s/overlays/kfp mounts it."""
+    return {"data": {"config.json": json.dumps({"plugins": {"mlflow": {"settings": {"injectUserEnvVars": inject}}}})}}
+
+
+def listed(*names: str, **more: Any) -> dict[str, Any]:
+    """A list of objects."""
+    return {"items": [{"metadata": {"name": name}, **more} for name in names]}
+
+
+NETWORK = listed("calico-node", spec={"template": {"spec": {"containers": [{"name": "calico-node"}]}}})
+DEFAULT_CLASS = {"items": [{"metadata": {"name": "standard", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}}]}
+
+
+def node(*, cpu: str = "16", gpus: int = 0, images: tuple[str, ...] = (IMAGE_ON_NODES,), ready: str = "True") -> dict[str, Any]:
+    status = {
+        "conditions": [{"type": "Ready", "status": ready}],
+        "images": [{"names": list(images)}],
+        "allocatable": {"cpu": cpu, "memory": "32Gi"},
+    }
     if gpus:
         status["allocatable"]["nvidia.com/gpu"] = str(gpus)
     return {"metadata": {"name": "node", "labels": {"nvidia.com/gpu.product": "NVIDIA-H100"} if gpus else {}}, "spec": {}, "status": status}
 
 
-def operator(*, ready: str = "True") -> dict[str, Any]:
+def operator(*, ready: str = "True", requests: dict[str, str] | None = None) -> dict[str, Any]:
     """The list of the pods of KubeRay's operator, as a cluster's API gives it by their label."""
     status = {"conditions": [{"type": "Ready", "status": ready}]}
-    containers = [{"image": "quay.io/kuberay/operator:v1.7.0"}]
+    containers = [{"image": "quay.io/kuberay/operator:v1.7.0", "resources": {"requests": requests or {}}}]
     return {
         "items": [
             {
                 "metadata": {"name": "kuberay-operator-5d", "namespace": "kuberay-system"},
-                "spec": {"containers": containers},
+                "spec": {"nodeName": "node", "containers": containers},
                 "status": status,
             }
         ]
@@ -136,6 +157,11 @@ def whole(mlflow: str, s3: str) -> dict[str, Any]:
         f"{core}/serviceaccounts/pipeline-runner": {},
         f"{core}/serviceaccounts/iddpm-ray": {},
         "/api/v1/nodes": {"items": [node(gpus=8)]},
+        "/apis/apps/v1/daemonsets": NETWORK,
+        "/apis/storage.k8s.io/v1/storageclasses": DEFAULT_CLASS,
+        "/api/v1/namespaces/iddpm/persistentvolumeclaims": listed("data-mlflow-postgres-0", status={"phase": "Bound"}),
+        "/api/v1/namespaces/iddpm/pods": listed("mlflow-7", status={"containerStatuses": [{"name": "mlflow", "state": {"running": {}}}]}),
+        f"{core}/configmaps/ml-pipeline-server-config-5h": plugin(inject=False),
     }
 
 
@@ -233,7 +259,7 @@ def test_all_is_seen_of_a_cluster_where_nothing_is_missing_but_the_bucket(cluste
     assert found["kubernetes"][1].startswith("v1.31.4 at http://127.0.0.1:")
     assert found["time zone"][1].startswith("KFP reads cron expressions in Europe/Berlin")
     assert found["kuberay-operator"][1].startswith("operator:v1.7.0 is up in namespace kuberay-system")
-    assert found["gpus"][1].startswith("8 on 1 of 1 ready node(s) (NVIDIA-H100), at most 8 on one")
+    assert found["gpus"][1].startswith("8 nvidia.com/gpu on 1 of 1 ready node(s) (NVIDIA-H100), at most 8 on one")
     assert found["kfp"][1].startswith("2.17.0 at ")
     assert found["mlflow"][1].startswith("3.17.2 at ")
     assert "no answer from S3 at http://127.0.0.1:9" in found["bucket s3://iddpm"][1]
@@ -310,6 +336,58 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             OK,
             "none; queue must stay empty",
         ),
+        ("/api/v1/nodes", {"items": [node(cpu="1")]}, "room for train", FAILURE, "even if these were empty -> ask for less"),
+        (
+            "/api/v1/pods",
+            operator(requests={"cpu": "15500m"}),
+            "room for train",
+            WARNING,
+            "wait until other pods end",
+        ),
+        ("/apis/apps/v1/daemonsets", listed(), "network plugin", WARNING, "-> is there a plugin that enforces them"),
+        (
+            "/api/v1/namespaces/iddpm/persistentvolumeclaims",
+            listed("data-mlflow-postgres-0", status={"phase": "Pending"}),
+            "storage class",
+            FAILURE,
+            "claims wait for a volume: data-mlflow-postgres-0",
+        ),
+        (
+            "/api/v1/namespaces/iddpm/pods",
+            listed("mlflow-7", status={"initContainerStatuses": [{"name": "upgrade", "state": {"waiting": {"reason": "ErrImagePull"}}}]}),
+            "pods of the services",
+            FAILURE,
+            "mlflow-7 (upgrade: ErrImagePull)",
+        ),
+        (
+            "/api/v1/namespaces/iddpm",
+            {"metadata": {"labels": {"istio-injection": "enabled"}}},
+            "namespace iddpm",
+            WARNING,
+            "Istio's sidecars",
+        ),
+        (
+            f"{CORE}/configmaps/ml-pipeline-server-config-5h",
+            plugin(inject=True),
+            "mlflow plugin",
+            WARNING,
+            "while MLflow is away no step starts",
+        ),
+        (
+            f"{APPS}/ml-pipeline",
+            deployment("x/kfp-api-server:2.17.0", driver="mirror/kfp-driver:2.16.0"),
+            "kfp driver and launcher",
+            WARNING,
+            "mirror/kfp-driver:2.16.0 are of another release than the server (2.17.0)",
+        ),
+        (f"{CORE}/secrets/iddpm-s3", "gone", "s3 credentials", WARNING, "no identity is annotated on pipeline-runner, iddpm-ray"),
+        (
+            "/apis/ray.io/v1/rayjobs",
+            listed("iddpm-digits-1", "iddpm-digits-1"),
+            "rayjobs",
+            WARNING,
+            "in more than one namespace: iddpm-digits-1",
+        ),
     ],
 )
 def test_what_is_wrong_is_found_with_its_remedy(
@@ -322,6 +400,49 @@ def test_what_is_wrong_is_found_with_its_remedy(
     _, found = doctor()
     assert found[subject][0] == state
     assert said in found[subject][1]
+
+
+def test_a_runs_own_resources_are_placed_on_the_nodes(cluster: FakeCluster, doctor: Doctor) -> None:
+    assert doctor("--resources", "train=1xgpu", "--resources", "train.memory=16Gi")[1]["room for train"][0] == OK
+    found = doctor("--resources", "train=rayjob-8xgpu", "--resources", "train.queue=team")[1]
+    assert found["room for train"] == (
+        FAILURE,
+        "train: 5 pod(s), of at most 64 cores, 512Gi, 8 nvidia.com/gpu, do not fit on 1 ready node(s), even if these were empty"
+        " -> ask for less (--resources), or add nodes; an autoscaler adds some by itself, if it has nodes of that size",
+    )
+    assert found["kueue"][0] == FAILURE
+    cluster.objects["/apis/karpenter.sh"] = {}
+    assert doctor("--resources", "train=rayjob-8xgpu")[1]["room for train"][0] == WARNING
+
+
+def test_a_tainted_node_takes_only_pods_that_tolerate_it(cluster: FakeCluster, doctor: Doctor) -> None:
+    tainted = node(gpus=8)
+    tainted["metadata"]["name"] = "tainted"
+    tainted["spec"]["taints"] = [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]
+    cluster.objects["/api/v1/nodes"] = {"items": [node(cpu="1"), tainted]}
+    words = ["--resources", "train=1xgpu", "--resources", "train.memory=16Gi"]
+    assert doctor(*words)[1]["room for train"][0] == FAILURE
+    tolerations = 'train.tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]'
+    assert doctor(*words, "--resources", tolerations)[1]["room for train"][0] == OK
+
+
+def test_a_platforms_identity_takes_the_place_of_keys(cluster: FakeCluster, doctor: Doctor) -> None:
+    del cluster.objects[f"{CORE}/secrets/iddpm-s3"]
+    for name in ("pipeline-runner", "iddpm-ray"):
+        cluster.objects[f"{CORE}/serviceaccounts/{name}"] = {"metadata": {"annotations": {"eks.amazonaws.com/role-arn": "arn:x"}}}
+    assert doctor()[1]["s3 credentials"][0] == OK
+
+
+def test_a_users_namespace_must_be_admitted_by_mlflow(cluster: FakeCluster, doctor: Doctor) -> None:
+    words = ("--kfp-namespace", "kubeflow", "--runs-namespace", NAMESPACE)
+    assert doctor(*words)[1][f"namespace {NAMESPACE}"][0] == FAILURE
+    cluster.objects[f"/api/v1/namespaces/{NAMESPACE}"] = {"metadata": {"labels": {"pipelines.kubeflow.org/enabled": "true"}}}
+    assert doctor(*words)[1][f"namespace {NAMESPACE}"][0] == OK
+
+
+def test_every_check_has_a_name_and_a_question_of_its_own() -> None:
+    assert len({check.name for check in CHECKS}) == len({check.question for check in CHECKS}) == len(CHECKS)
+    assert all(check.question.endswith("?") for check in CHECKS)
 
 
 def test_what_the_account_of_runs_may_not_do_is_named(cluster: FakeCluster, doctor: Doctor) -> None:

@@ -1,0 +1,186 @@
+"""Check what a platform brings: network policies, storage, queues, identities, meshes, and the settings of KFP and its MLflow plugin."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from components.cluster.names import S3_SECRET
+from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
+from pipelines.doctor.scope import Scope
+
+SERVICES_NAMESPACE = "iddpm"
+_ENFORCING = ("calico", "canal", "cilium", "antrea", "kube-router", "weave", "ovn", "kindnet", "anetd", "azure-npm", "aws-eks-nodeagent")
+"""Parts of the names of network plugins, or of their containers, that enforce policies; kind's does since its release 0.24."""
+_IDENTITIES = ("eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id")
+_PROFILE_LABEL = "pipelines.kubeflow.org/enabled"
+
+
+def check_network_plugin(scope: Scope) -> Iterator[Finding]:
+    """Look for a network plugin that enforces NetworkPolicy, by name: Kubernetes itself accepts policies that nobody enforces."""
+    answer = scope.cluster.get("/apis/apps/v1/daemonsets")
+    names = {
+        name
+        for each in answer.body.get("items", [])
+        for name in (each["metadata"]["name"], *(container["name"] for container in each["spec"]["template"]["spec"]["containers"]))
+    }
+    found = sorted(name for name in names if any(part in name for part in _ENFORCING))
+    if found:
+        yield Finding(OK, "network plugin", f"{found[0]} enforces network policies")
+    else:
+        yield Finding(WARNING, "network plugin", f"none that enforces network policies is known here{_reason(answer)}")
+
+
+def check_storage_class(scope: Scope) -> Iterator[Finding]:
+    """Check that claims of the services are bound, or that a default StorageClass will bind them."""
+    claims = scope.cluster.get(f"/api/v1/namespaces/{SERVICES_NAMESPACE}/persistentvolumeclaims")
+    waiting = [each["metadata"]["name"] for each in claims.body.get("items", []) if each.get("status", {}).get("phase") != "Bound"]
+    classes = scope.cluster.get("/apis/storage.k8s.io/v1/storageclasses")
+    annotation = "storageclass.kubernetes.io/is-default-class"
+    default = [
+        each["metadata"]["name"]
+        for each in classes.body.get("items", [])
+        if (each["metadata"].get("annotations") or {}).get(annotation) == "true"
+    ]
+    if waiting:
+        yield Finding(FAILURE, "storage class", f"claims wait for a volume: {', '.join(waiting)}")
+    elif default or claims.body.get("items"):
+        yield Finding(OK, "storage class", f"{default[0]} is the default" if default else "none is the default, but all claims are bound")
+    else:
+        yield Finding(WARNING, "storage class", f"none is the default{_reason(classes)}")
+
+
+def check_services_pods(scope: Scope) -> Iterator[Finding]:
+    """Name pods of the services that don't run, with the reason that Kubernetes gives."""
+    answer = scope.cluster.get(f"/api/v1/namespaces/{SERVICES_NAMESPACE}/pods")
+    waiting = []
+    for pod in answer.body.get("items", []):
+        status = pod.get("status", {})
+        for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+            reason = container.get("state", {}).get("waiting", {}).get("reason", "")
+            if reason and reason not in ("PodInitializing", "ContainerCreating"):
+                waiting.append(f"{pod['metadata']['name']} ({container['name']}: {reason})")
+    if waiting:
+        yield Finding(FAILURE, "pods of the services", f"do not start: {', '.join(waiting)}")
+    elif answer.ok:
+        yield Finding(OK, "pods of the services", f"none of {len(answer.body.get('items', []))} waits in namespace {SERVICES_NAMESPACE}")
+    else:
+        yield Finding(WARNING, "pods of the services", f"cannot be seen{_reason(answer)}")
+
+
+def check_queues(scope: Scope) -> Iterator[Finding]:
+    """Check that the local queues that a run names exist; with a wrong one its pods would wait for the run's whole deadline."""
+    wanted = {resources.queue for resources in scope.resources.values()} - {""}
+    api = scope.cluster.get("/apis/kueue.x-k8s.io")
+    if not api.ok:
+        if wanted:
+            yield Finding(FAILURE, "kueue", f"is not installed, but queue names {', '.join(sorted(wanted))}")
+        else:
+            yield Finding(OK, "kueue", "is not installed; RayJobs start as pods do, and queue must stay empty")
+        return
+    version = api.body.get("preferredVersion", {}).get("version", "v1beta1")
+    answer = scope.cluster.get(f"/apis/kueue.x-k8s.io/{version}/namespaces/{scope.cluster.namespace}/localqueues")
+    names = sorted(each["metadata"]["name"] for each in answer.body.get("items", []))
+    message = f"local queues in {scope.cluster.namespace}: {', '.join(names) or 'none; queue must stay empty'}"
+    missing = sorted(wanted - set(names))
+    if missing:
+        yield Finding(FAILURE, "kueue", f"{message}; {', '.join(missing)} is not among them")
+    else:
+        yield Finding(OK, "kueue", message)
+
+
+def check_identity(scope: Scope) -> Iterator[Finding]:
+    """Check that pods have either keys of S3 or an identity of the platform."""
+    cluster = scope.cluster
+    secret = cluster.get(f"/api/v1/namespaces/{cluster.namespace}/secrets/{S3_SECRET}")
+    if secret.status != 404:
+        yield Finding(OK, "s3 credentials", f"keys of Secret {S3_SECRET}" if secret.ok else f"cannot be seen{_reason(secret)}")
+        return
+    accounts = {
+        name: cluster.get(f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/{name}") for name in (scope.account, "iddpm-ray")
+    }
+    bare = [
+        name
+        for name, answer in accounts.items()
+        if answer.ok and not set(_IDENTITIES) & set((answer.body.get("metadata", {}).get("annotations")) or {})
+    ]
+    if bare:
+        yield Finding(WARNING, "s3 credentials", f"there is no Secret {S3_SECRET}, and no identity is annotated on {', '.join(bare)}")
+    else:
+        yield Finding(OK, "s3 credentials", "the platform's identity; there are no keys")
+
+
+def check_namespaces(scope: Scope) -> Iterator[Finding]:
+    """Check that the services admit the namespace of runs, and that no mesh stands between them."""
+    runs = scope.cluster.namespace
+    if runs != scope.connection.kfp_namespace:
+        labels = _labels(scope, runs)
+        if labels.get(_PROFILE_LABEL) != "true":
+            yield Finding(FAILURE, f"namespace {runs}", f"lacks the label {_PROFILE_LABEL}=true, so MLflow does not admit its pods")
+        else:
+            yield Finding(OK, f"namespace {runs}", "is admitted by MLflow")
+    if _labels(scope, SERVICES_NAMESPACE).get("istio-injection") == "enabled":
+        message = "gets Istio's sidecars, which may refuse the pods of runs: these have none"
+        yield Finding(WARNING, f"namespace {SERVICES_NAMESPACE}", message)
+
+
+def check_rayjob_names(scope: Scope) -> Iterator[Finding]:
+    """Look for RayJobs of one training in two namespaces: both would write to the same run."""
+    answer = scope.cluster.get("/apis/ray.io/v1/rayjobs", labelSelector="app.kubernetes.io/managed-by=iddpm")
+    names = Counter(each["metadata"]["name"] for each in answer.body.get("items", []))
+    twice = sorted(name for name, count in names.items() if count > 1)
+    if twice:
+        yield Finding(WARNING, "rayjobs", f"in more than one namespace: {', '.join(twice)}")
+    elif names:
+        yield Finding(OK, "rayjobs", f"{len(names)}, each in one namespace")
+
+
+def check_kfp_settings(scope: Scope) -> Iterator[Finding]:
+    """Check the images of KFP's driver and launcher against its server's, and the settings of its MLflow plugin."""
+    namespace = scope.connection.kfp_namespace
+    answer = scope.cluster.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/ml-pipeline")
+    if not answer.ok:
+        return
+    pod = answer.body["spec"]["template"]["spec"]
+    (server, *_) = pod["containers"]
+    images = {each["name"]: each["value"] for each in server.get("env") or () if each["name"] in ("V2_DRIVER_IMAGE", "V2_LAUNCHER_IMAGE")}
+    other = sorted(image for image in images.values() if _tag(image) != _tag(server["image"]))
+    if other:
+        yield Finding(
+            WARNING, "kfp driver and launcher", f"{', '.join(other)} are of another release than the server ({_tag(server['image'])})"
+        )
+    elif images:
+        yield Finding(OK, "kfp driver and launcher", ", ".join(sorted(images.values())))
+    maps = [volume["configMap"]["name"] for volume in pod.get("volumes") or () if "configMap" in volume]
+    for name in maps:
+        data = scope.cluster.get(f"/api/v1/namespaces/{namespace}/configmaps/{name}").body.get("data") or {}
+        plugin = _plugin(data.get("config.json", ""))
+        if plugin is None:
+            continue
+        if plugin.get("settings", {}).get("injectUserEnvVars"):
+            message = "is on with injectUserEnvVars: while MLflow is away no step starts"
+            yield Finding(WARNING, "mlflow plugin", message)
+        else:
+            yield Finding(OK, "mlflow plugin", "is on without injectUserEnvVars: steps start while MLflow is away")
+
+
+def _plugin(text: str) -> dict[str, Any] | None:
+    try:
+        plugin = json.loads(text)["plugins"]["mlflow"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return plugin if isinstance(plugin, dict) else None
+
+
+def _tag(image: str) -> str:
+    return image.partition("@")[0].rpartition("/")[2].partition(":")[2]
+
+
+def _labels(scope: Scope, namespace: str) -> dict[str, str]:
+    return dict(scope.cluster.get(f"/api/v1/namespaces/{namespace}").body.get("metadata", {}).get("labels") or {})
+
+
+def _reason(answer: Any) -> str:
+    return "" if answer.ok else f": {answer.reason}"
