@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup pictures demo down image image-base image-test test test-fast lint format golden golden-check ci mutations test-processors ablations conformance bench bench-gpu bench-stopping clean
+.PHONY: help setup pictures demo down image image-base image-test test test-fast lint format golden golden-check ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -95,6 +95,9 @@ test-processors: setup  ## the numeric tests under other instruction sets, oneDN
 
 mutations: setup  ## break the mathematics in known ways and show which test notices
 	@$(BIN)/python tests/mutations.py
+
+kind: setup  ## a cluster in Docker from nothing to a finished run (half an hour, 30 GB of disk); needs docker, kind, kubectl, helm
+	@k8s/kind.sh
 
 # KUBECONFIG names the cluster; NAMESPACE, IMAGE, OUT and SCENARIOS="train_local cancel" are optional. See tests/conformance/run.py.
 conformance: setup  ## prove a cluster, scenario by scenario: KUBECONFIG=... make conformance IMAGE=... (hours; it cleans up)

@@ -1,0 +1,62 @@
+"""`make kind`: the guide's commands, and clear words where a tool is missing. Docker is not needed here."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "k8s" / "kind.sh"
+# What makes the script go on after an interruption, or keeps it away from other clusters; a person does without.
+ONLY_HERE = (
+    "kind get clusters",
+    "kind export kubeconfig",
+    "kind delete cluster",
+    "helm status",
+    "docker i",
+    "kubectl -n * get secret",
+    "kubectl get namespace",
+)
+
+
+def _commands(text: str) -> list[str]:
+    """The commands of the tools, one a line, with lines that go on joined and namespaces' names left out."""
+    joined = re.sub(r"\\\n\s*|(\|\|)\n\s*", r"\1 ", text)
+    pieces = [piece.strip() for line in joined.splitlines() for piece in re.split(r"\|\||&&|\$\((?=kubectl)|^if |; then", line)]
+    found = [re.sub(r"\s+#.*", "", piece) for piece in pieces if re.match(r"(kubectl|helm|kind|\.venv/bin/iddpm|make) ", piece)]
+    return [_plain(each) for each in found]
+
+
+def _plain(command: str) -> str:
+    command = re.sub(r" >/dev/null 2>&1| 2>/dev/null.*| --overwrite| --force-update| IMAGE=\S+", "", command)
+    return command.replace('"$image"', "iddpm-pipelines:0.1.0").strip()
+
+
+def _is_only_here(command: str) -> bool:
+    return any(re.match(re.escape(each).replace(r"\*", r"\S+"), command) for each in ONLY_HERE)
+
+
+def test_the_script_is_bash() -> None:
+    assert subprocess.run(["bash", "-n", SCRIPT], capture_output=True, check=False).returncode == 0
+
+
+def test_every_command_of_it_is_in_the_guide() -> None:
+    guide = _commands((ROOT / "k8s" / "README.md").read_text())
+    commands = [command for command in _commands(SCRIPT.read_text().partition("cat <<END")[0]) if not _is_only_here(command)]
+    assert len(commands) > 15
+    assert [command for command in commands if command not in guide] == []
+
+
+def test_it_names_every_tool_that_is_missing_and_touches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "k8s").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "k8s")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "mkdir", "date", "git", "openssl"):
+        (tools / name).symlink_to(shutil.which(name) or f"/usr/bin/{name}")
+    done = subprocess.run([tmp_path / "k8s" / "kind.sh"], env={"PATH": str(tools)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("kind: not installed: docker kind kubectl helm (")
+    assert done.stdout == ""
