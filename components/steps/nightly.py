@@ -14,6 +14,7 @@ from components.steps.reference import reference_for
 from components.steps.runs import RESULT
 from components.steps.webhook import send_once
 from training import storage
+from training.config.addresses import public_links
 from training.config.errors import UserError
 from training.console import say
 
@@ -176,8 +177,9 @@ def compare_with_history(
 
 
 def _regression_message(finding: str, result: EvaluationResult, verdict: RegressionCheck, evaluation_uri: str, url: str) -> dict[str, Any]:
+    links = public_links({"mlflow": url})
     return {
-        "text": f"iDDPM nightly: {finding} {url}",
+        "text": f"iDDPM nightly: {finding} {links.get('mlflow', '')}".rstrip(),
         "event": "regression",
         "model": result.checkpoint_uri,
         "weights": result.weights,
@@ -187,5 +189,5 @@ def _regression_message(finding: str, result: EvaluationResult, verdict: Regress
         "baseline": verdict.baseline,
         "limit": verdict.limit,
         "reason": verdict.reason,
-        "links": {"mlflow": url, "evaluation": evaluation_uri},
+        "links": {**links, "evaluation": evaluation_uri},
     }
