@@ -5,6 +5,7 @@ A client needs kfp for this, but not torch, Ray or MLflow.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 import tempfile
@@ -35,13 +36,18 @@ def load(name: str) -> Any:
     return importlib.import_module(PIPELINES[name]).PIPELINE
 
 
-def compile_all(directory: Path) -> list[Path]:
+def compile_all(directory: Path, *, kubernetes: bool = False) -> list[Path]:
     """Write every pipeline's YAML into a directory, which is made if it is missing; return the files.
+
+    Args:
+        directory: Directory.
+        kubernetes: Write Kubernetes objects, see `kubernetes_manifests`.
 
     Raises:
         CompileError: See `pipelines.compile_checks.check`; or the directory can't be written.
     """
-    texts = {directory / f"{name}.yaml": compiled(name) for name in PIPELINES}
+    write = kubernetes_manifests if kubernetes else compiled
+    texts = {directory / f"{name}.yaml": write(name) for name in PIPELINES}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
@@ -71,6 +77,26 @@ def compiled(name: str) -> str:
     text = yaml.safe_dump_all(documents, sort_keys=True, width=140, allow_unicode=True)
     check(text)
     return text
+
+
+def kubernetes_manifests(name: str) -> str:
+    """Return a pipeline as the objects Pipeline and PipelineVersion, for a KFP that keeps its pipelines in Kubernetes, and for GitOps.
+
+    KFP refuses a change of a PipelineVersion, so its name has a hash of the pipeline. The namespace is left to who applies them.
+    """
+    text = compiled(name)
+    spec, platform = yaml.safe_load_all(text)
+    pipeline = spec["pipelineInfo"]["name"]
+    version = f"{pipeline}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    contents: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("Pipeline", pipeline, {"displayName": pipeline}),
+        ("PipelineVersion", version, {"displayName": version, "pipelineName": pipeline, "pipelineSpec": spec, "platformSpec": platform}),
+    )
+    objects = [
+        {"apiVersion": "pipelines.kubeflow.org/v2beta1", "kind": kind, "metadata": {"name": each}, "spec": content}
+        for kind, each, content in contents
+    ]
+    return yaml.safe_dump_all(objects, sort_keys=True, width=140, allow_unicode=True)
 
 
 def specification(pipeline: Any) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (submit, runs, cancel, doctor):
         app.command(rich_help_panel=options.CLUSTER_PANEL)(with_connection(command))
+    app.command(rich_help_panel=options.CLUSTER_PANEL)(images)
 
 
 def submit(
@@ -144,6 +145,17 @@ def doctor(
         out(f"\n{_count(failures, 'failure')}, {_count(warnings, 'warning')}, {len(findings) - failures - warnings} ok")
     if failures:
         raise typer.Exit(1)
+
+
+def images(
+    sources: list[str] = typer.Argument(None, help="Folders for kubectl kustomize, or files of manifests; - reads them from a pipe."),
+) -> None:
+    """List the images that manifests name, for a cluster without internet; by default those of k8s/overlays/kind."""
+    from pipelines.doctor.manifests import images_of, read_manifests
+
+    found = {name for source in sources or ["k8s/overlays/kind"] for name in images_of(read_manifests(source))}
+    for name in sorted(found):
+        out(name)
 
 
 def _follow(kfp: Kfp, run_id: str, task_names: Collection[str], seconds: float | None, say: Callable[[str], None]) -> Any:

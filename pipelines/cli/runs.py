@@ -125,7 +125,10 @@ def run(
     print(f"MLflow: {running.mlflow_url}")
 
 
-def compile_pipelines(directory: Path = typer.Argument(Path("compiled"), help="Directory for the YAML files.")) -> None:
+def compile_pipelines(
+    directory: Path = typer.Argument(Path("compiled"), help="Directory for the YAML files."),
+    kubernetes: bool = typer.Option(False, "--kubernetes", help="Write the objects Pipeline and PipelineVersion, for GitOps."),
+) -> None:
     """Write the pipelines' YAML files, to upload them in the KFP UI.
 
     IDDPM_IMAGE names their image; IDDPM_PARALLEL_TRIALS is the number of trials of an ablation that run at once.
@@ -133,6 +136,6 @@ def compile_pipelines(directory: Path = typer.Argument(Path("compiled"), help="D
     from components.container.image import BASE_IMAGE
     from pipelines.compile import compile_all
 
-    for path in compile_all(directory):
+    for path in compile_all(directory, kubernetes=kubernetes):
         print(path)
     print(f"image: {BASE_IMAGE}")

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from components.container.image import BASE_IMAGE, ImageError, image_from
 from components.launch.resources import StageResources, read_resources
 from evaluation.ablations.definitions import paper as ablations
 from pipelines.ablation import parallel_trials
-from pipelines.compile import PIPELINES, compile_all, compiled, load, local_specification
+from pipelines.compile import PIPELINES, compile_all, compiled, kubernetes_manifests, load, local_specification
 from pipelines.compile_checks import MAX_BYTES, CompileError, check
 from training.config import presets
 
@@ -418,3 +419,13 @@ def test_the_trials_at_once_are_the_compiling_environments() -> None:
     for word in ("0", "-1", "many", ""):
         with pytest.raises(CompileError, match="IDDPM_PARALLEL_TRIALS"):
             parallel_trials({"IDDPM_PARALLEL_TRIALS": word})
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_kubernetes_objects_carry_the_same_pipeline_under_a_name_that_changes_with_it(name: str, texts: dict[str, str]) -> None:
+    pipeline, version = yaml.safe_load_all(kubernetes_manifests(name))
+    assert [pipeline["kind"], version["kind"]] == ["Pipeline", "PipelineVersion"]
+    assert [version["spec"]["pipelineSpec"], version["spec"]["platformSpec"]] == list(yaml.safe_load_all(texts[name]))
+    assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"]
+    assert re.fullmatch(rf"{pipeline['metadata']['name']}-[0-9a-f]{{10}}", version["metadata"]["name"])
+    assert len(version["metadata"]["name"]) <= 63
