@@ -46,6 +46,8 @@ class FakeKubernetes:
     requests: list[tuple[float, str, str]] = field(default_factory=list)
     created: list[dict[str, Any]] = field(default_factory=list)
     has_kuberay: bool = True
+    queues: dict[str, dict[str, Any]] | None = None
+    workloads: dict[str, dict[str, Any]] = field(default_factory=dict)
     looks_until_gone: int = 0
     seconds_to_create: float = 0.0
     on_look: Callable[[dict[str, Any]], None] = lambda rayjob: None
@@ -88,6 +90,8 @@ class FakeKubernetes:
                 return self._rayjob(method, path, body)
             if path == _PODS:
                 return 200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": _selected(self.pods, query)}
+            if path.startswith("/apis/kueue.x-k8s.io") and self.queues is not None:
+                return self._kueue(path, query)
             if path == _WORKFLOWS:
                 return 200, {"apiVersion": "argoproj.io/v1alpha1", "kind": "WorkflowList", "items": _selected(self.workflows, query)}
             if path.startswith(_WORKFLOWS + "/"):
@@ -97,6 +101,16 @@ class FakeKubernetes:
                 pod = self.pods.get(path.removeprefix(_PODS + "/"))
                 return (200, pod) if pod else _problem(404, "not found")
         return _problem(404, "no such path")
+
+    def _kueue(self, path: str, query: dict[str, list[str]]) -> tuple[int, Any]:
+        """Kueue is not recorded: these are the objects of its API reference, v1beta1."""
+        *_, kind, name = path.split("/")
+        if name == "kueue.x-k8s.io":
+            return 200, {"kind": "APIGroup", "preferredVersion": {"version": "v1beta1"}}
+        if name == "workloads":
+            return 200, {"items": _selected(self.workloads, query)}
+        queue = (self.queues or {}).get(name) if kind == "localqueues" else None
+        return _problem(404, f"{kind} {name} not found") if queue is None else (200, queue)
 
     def _rayjob(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         if not self.has_kuberay:

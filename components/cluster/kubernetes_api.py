@@ -19,7 +19,7 @@ from kubernetes.client.exceptions import ApiException
 
 from components.cluster.connection import KubernetesAwayError, KubernetesError, connect
 from components.cluster.names import GROUP, PLURAL, VERSION
-from training.console import format_duration
+from training.console import format_duration, say
 from training.storage.retry import retry
 
 T = TypeVar("T")
@@ -79,6 +79,55 @@ class KubernetesApi:
     def workflows(self, selector: str) -> list[dict[str, Any]]:
         """Return the Workflows with these labels."""
         return self._list("list Workflows", _WORKFLOWS, selector, required=True)
+
+    # -- Kueue ---------------------------------------------------------------------------------------------------------
+
+    def queue_problem(self, queue: str) -> str:
+        """Return why a job in this queue would wait for ever; empty if the queue is there, or can't be asked for."""
+        version = self._kueue_version()
+        if not version:
+            return f"queue {queue!r} needs Kueue, which this cluster does not have; leave queue out"
+        kind = ("kueue.x-k8s.io", version, "localqueues")
+        try:
+            if self._read(f"read LocalQueue {queue}", kind, queue) is None:
+                listing = f"'kubectl -n {self.namespace} get localqueues' lists them"
+                return f"there is no LocalQueue {queue!r} in namespace {self.namespace}; {listing}"
+        except KubernetesError as error:
+            say(f"{error}; queue {queue} is not checked")
+        return ""
+
+    def queue_reasons(self, uid: str) -> list[str]:
+        """Return what the job of that uid waits for in its queue, in Kueue's words."""
+        kind = ("kueue.x-k8s.io", self._kueue_version(), "workloads")
+        try:
+            workloads = self._list("list Workloads", kind, f"kueue.x-k8s.io/job-uid={uid}")
+        except KubernetesError:
+            return []
+        return [
+            f"queue: {' '.join(condition['message'].split())[:300]}"
+            for workload in workloads
+            for condition in (workload.get("status") or {}).get("conditions") or ()
+            if condition["status"] == "False" and condition.get("message")
+        ]
+
+    def _kueue_version(self) -> str:
+        """Return the version of Kueue's API; empty where Kueue is not installed."""
+
+        def read(api: client.ApiClient) -> Any:
+            return api.call_api(
+                "/apis/kueue.x-k8s.io",
+                "GET",
+                header_params={"Accept": "application/json"},
+                auth_settings=["BearerToken"],
+                response_type="object",
+                _return_http_data_only=True,
+                _request_timeout=_TIMEOUT,
+            )
+
+        group = self._call("look for Kueue", lambda api: _or_none(lambda: read(api)))
+        return str(group["preferredVersion"]["version"]) if group else ""
+
+    # -- RayJobs -------------------------------------------------------------------------------------------------------
 
     def create_rayjob(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """Create a RayJob.

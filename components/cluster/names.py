@@ -40,6 +40,10 @@ CORES = re.compile(r"\d+(\.\d+)?|\d+m")
 GPU_RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?")
 """A name under which a cluster counts GPUs."""
 _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+_LABEL_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?")
+_RESERVED_KEYS = ("iddpm/", "ray.io/", "app.kubernetes.io/", "kueue.x-k8s.io/")
+_VARIABLE = re.compile(r"[A-Za-z_]\w*")
 _TOLERATION = {"key", "operator", "value", "effect", "tolerationSeconds"}
 _OPERATORS = ("", "Equal", "Exists", "Lt", "Gt")
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -101,6 +105,64 @@ def require_tolerations(tolerations: Sequence[Any]) -> None:
         if not _is_toleration(each):
             example = '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]'
             raise UserError(f"tolerations: {each!r} is not a toleration of a pod; the list reads like {example}")
+
+
+def require_labels(name: str, labels: Mapping[str, str]) -> None:
+    """Refuse what Kubernetes does not take as labels, and those by which we and KubeRay find pods.
+
+    Raises:
+        UserError: It is either.
+    """
+    require_annotations(name, labels)
+    for key, value in labels.items():
+        if not _LABEL_VALUE.fullmatch(value):
+            raise UserError(f"{name}: {value!r}, of {key}, has other characters than letters, digits, '-', '_' and '.', or more than 63")
+
+
+def require_annotations(name: str, annotations: Mapping[str, str]) -> None:
+    """Refuse keys that Kubernetes does not take, and those that we or KubeRay set.
+
+    Raises:
+        UserError: It is either.
+    """
+    for key in annotations:
+        if not _LABEL_KEY.fullmatch(key):
+            raise UserError(f"{name}: {key!r} can't be a key; it reads like team, or example.com/team")
+        if key.startswith(_RESERVED_KEYS):
+            raise UserError(f"{name}: {key} is set by this project, KubeRay or Kueue; leave it out")
+
+
+def require_env(name: str, env: Mapping[str, str]) -> None:
+    """Refuse names that can't be variables, and those that the pods' Secrets set.
+
+    Raises:
+        UserError: It is either.
+    """
+    for key in env:
+        if not _VARIABLE.fullmatch(key):
+            raise UserError(f"{name}: {key!r} can't name an environment variable")
+        if key == "HOME" or key.startswith(("AWS_", "MLFLOW_", "KUBERAY_", "RAY_AUTH_")):
+            raise UserError(f"{name}: {key} comes from the cluster's Secrets and settings (k8s/README.md); set it there")
+
+
+def require_volumes(volumes: Sequence[Mapping[str, Any]], mounts: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse mounts without a volume, volumes without a name, and those that take the place of our own.
+
+    Raises:
+        UserError: It is one of them.
+    """
+    names = [each.get("name") for each in volumes]
+    for volume in volumes:
+        if not isinstance(volume.get("name"), str) or volume["name"] == "scratch" or len(volume) != 2 or names.count(volume["name"]) > 1:
+            example = '{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}'
+            raise UserError(f"rayjob.volumes: {dict(volume)!r} is not a volume with a name of its own, like {example}")
+    for mount in mounts:
+        path = str(mount.get("mountPath", ""))
+        if mount.get("name") not in names or not path.startswith("/") or path.rstrip("/") in ("", "/tmp", "/dev/shm"):
+            example = '{"name": "data", "mountPath": "/data"}'
+            raise UserError(
+                f"rayjob.volume_mounts: {dict(mount)!r} mounts no volume of rayjob.volumes at a path of its own, like {example}"
+            )
 
 
 def _is_toleration(value: Any) -> bool:

@@ -15,10 +15,14 @@ from components.cluster.names import (
     CORES,
     GPU_RESOURCE,
     amount,
+    require_annotations,
+    require_env,
+    require_labels,
     require_node_selector,
     require_object_name,
     require_quantity,
     require_tolerations,
+    require_volumes,
 )
 from components.container.image import image_from
 from training.config.errors import UserError
@@ -65,6 +69,15 @@ class RayJobOptions:
         image_pull_policy: Pull policy of all containers; empty takes the step's.
         image_pull_secrets: Names of Secrets for the image's registry; empty takes the step's.
         scratch_size: Limit of /tmp in each pod, which has Ray's files and the staged data set.
+        labels: More labels of the job and all its pods.
+        annotations: More annotations of the job and all its pods.
+        env: More environment of the head and the workers; no secrets, as everybody sees them in the job.
+        volumes: More volumes of the head and the workers, as in a pod's specification.
+        volume_mounts: Where these are mounted, as in a container's specification.
+        affinity: Affinity of the workers, as in a pod's specification.
+        runtime_class: Runtime class of the workers, like "nvidia".
+        priority_class: Priority class of all pods.
+        queue_priority_class: Kueue's priority class of the job; needs `queue`.
     """
 
     __pydantic_config__: ClassVar[Any] = _TEXT_FROM_NUMBERS
@@ -79,6 +92,15 @@ class RayJobOptions:
     image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""
     image_pull_secrets: tuple[str, ...] = ()
     scratch_size: str = "50Gi"
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    volumes: tuple[dict[str, Any], ...] = ()
+    volume_mounts: tuple[dict[str, Any], ...] = ()
+    affinity: dict[str, Any] = field(default_factory=dict)
+    runtime_class: str = ""
+    priority_class: str = ""
+    queue_priority_class: str = ""
 
     def __post_init__(self) -> None:
         if self.workers_per_pod < 1:
@@ -96,6 +118,13 @@ class RayJobOptions:
         require_object_name("rayjob.service_account", self.service_account)
         if self.image:
             image_from(self.image, variable="rayjob.image")
+        for name in ("runtime_class", "priority_class", "queue_priority_class"):
+            if getattr(self, name):
+                require_object_name(f"rayjob.{name}", getattr(self, name))
+        require_labels("rayjob.labels", self.labels)
+        require_annotations("rayjob.annotations", self.annotations)
+        require_env("rayjob.env", self.env)
+        require_volumes(self.volumes, self.volume_mounts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +171,8 @@ class StageResources(Resources):
             raise UserError(f"queue and rayjob go with ray_mode rayjob; ray_mode is {self.ray_mode}")
         if self.queue:
             require_object_name("queue", self.queue)
+        elif self.rayjob.queue_priority_class:
+            raise UserError("rayjob.queue_priority_class is Kueue's and needs a queue; for pods without a queue, set rayjob.priority_class")
         self._require_gpus()
         self._require_room()
 

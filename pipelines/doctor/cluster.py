@@ -20,6 +20,8 @@ RAY_ACCOUNT = "iddpm-ray"
 """Service account of the pods of a Ray cluster."""
 RIGHTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("ray.io", "rayjobs", ("create", "get", "delete")),
+    ("kueue.x-k8s.io", "localqueues", ("get",)),
+    ("kueue.x-k8s.io", "workloads", ("list",)),
     ("", "pods", ("get", "list")),
     ("", "pods/log", ("get",)),
     ("argoproj.io", "workflows", ("get", "list")),

@@ -201,6 +201,9 @@ def _attach_or_create(
     while True:
         found = api.rayjob(job.name)
         if found is None:
+            problem = api.queue_problem(job.resources.queue) if job.resources.queue else ""
+            if problem:
+                raise RayJobError(problem)
             _wait_for_pods_to_go(job, api, pace)
             ownership.is_being_created = True  # before it exists, so that a stop finds it
             stop.raise_if_set()
@@ -302,8 +305,9 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
                 if status.is_lost:
                     raise _RayJobLostError(failure_message(job.name, status, troubles))
                 raise RayJobError(f"{failure_message(job.name, status, troubles)}; {remedy_of(status)}")
-            troubles = _new_troubles(troubles, pod_troubles(api.pods(selector)))
-            if status.deployment in ("Suspended", "Suspending"):
+            waits = status.deployment in ("Suspended", "Suspending")
+            troubles = _new_troubles(troubles, api.queue_reasons(uid) if waits else pod_troubles(api.pods(selector)))
+            if waits:
                 began = None  # KubeRay, too, starts its deadline again once the queue admits the job
             else:
                 began = began if began is not None else pace.clock()

@@ -142,11 +142,12 @@ def rayjob_for(call: Call, resources: StageResources, *, launcher: Mapping[str, 
 def render(job: RayJob) -> dict[str, Any]:
     """Return the manifest of a job; the same job gives the same manifest."""
     options = job.resources.rayjob
-    labels = {"app.kubernetes.io/name": "iddpm", **_labels(job)}
+    labels = {**_labels(job), "app.kubernetes.io/name": "iddpm"}
     for label, value in (
         (OWNER_LABEL, job.owner.uid if job.owner else ""),
         (LAUNCH_LABEL, job.launch),
         ("kueue.x-k8s.io/queue-name", job.resources.queue),
+        ("kueue.x-k8s.io/priority-class", options.queue_priority_class),
     ):
         if value:
             labels[label] = value
@@ -154,7 +155,7 @@ def render(job: RayJob) -> dict[str, Any]:
         "name": job.name,
         "namespace": job.namespace,
         "labels": labels,
-        "annotations": {RUN_KEY_ANNOTATION: job.run_key, RUN_URI_ANNOTATION: job.run_uri},
+        "annotations": {**options.annotations, RUN_KEY_ANNOTATION: job.run_key, RUN_URI_ANNOTATION: job.run_uri},
     }
     if job.owner:
         metadata["ownerReferences"] = [job.owner.reference()]
@@ -179,7 +180,7 @@ def render(job: RayJob) -> dict[str, Any]:
 
 def _labels(job: RayJob) -> dict[str, str]:
     """Return labels of the job and its pods. Pods keep KubeRay's own app.kubernetes.io/name, by which the job's Service selects."""
-    return {"app.kubernetes.io/managed-by": "iddpm", RUN_LABEL: job.name}
+    return {**job.resources.rayjob.labels, "app.kubernetes.io/managed-by": "iddpm", RUN_LABEL: job.name}
 
 
 def _cluster(job: RayJob) -> dict[str, Any]:
@@ -192,6 +193,10 @@ def _cluster(job: RayJob) -> dict[str, Any]:
         worker["spec"]["nodeSelector"] = dict(job.resources.node_selector)
     if job.resources.tolerations:
         worker["spec"]["tolerations"] = [dict(each) for each in job.resources.tolerations]
+    if options.affinity:
+        worker["spec"]["affinity"] = dict(options.affinity)
+    if options.runtime_class:
+        worker["spec"]["runtimeClassName"] = options.runtime_class
     head = _ray_pod(
         job,
         "ray-head",
@@ -227,9 +232,12 @@ def _ray_pod(job: RayJob, container: str, amounts: Mapping[str, str], env: Mappi
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS),
         **env,
+        **job.resources.rayjob.env,
     }
     template = _pod(job, container, amounts, values, scratch_size=job.resources.rayjob.scratch_size)
-    template["metadata"]["annotations"] |= _METRICS_ANNOTATIONS
+    template["metadata"]["annotations"] = {**_METRICS_ANNOTATIONS, **template["metadata"]["annotations"]}
+    template["spec"]["volumes"] += [dict(each) for each in job.resources.rayjob.volumes]
+    template["spec"]["containers"][0]["volumeMounts"] += [dict(each) for each in job.resources.rayjob.volume_mounts]
     template["spec"]["terminationGracePeriodSeconds"] = GRACE_SECONDS
     template["spec"]["containers"][0]["envFrom"] = [
         {"secretRef": {"name": S3_SECRET, "optional": True}},
@@ -274,6 +282,8 @@ def _pod(job: RayJob, container: str, amounts: Mapping[str, str], env: Mapping[s
         ],
         "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": scratch_size}}],
     }
+    if job.resources.rayjob.priority_class:
+        spec["priorityClassName"] = job.resources.rayjob.priority_class
     if job.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in job.image_pull_secrets]
-    return {"metadata": {"labels": _labels(job), "annotations": dict(_POD_ANNOTATIONS)}, "spec": spec}
+    return {"metadata": {"labels": _labels(job), "annotations": {**_POD_ANNOTATIONS, **job.resources.rayjob.annotations}}, "spec": spec}

@@ -287,14 +287,17 @@ def test_the_role_grants_exactly_the_requests_of_a_whole_run(tmp_path, monkeypat
         api.pod("launcher")
         run_rayjob(job, api, is_done=lambda: True, pace=Pace(poll_seconds=0.05))
         api.workflows("pipeline/runid=1")  # the request of the pipeline's last step
+        fake.queues = {"training": {}}
+        api.queue_problem("training")
+        api.queue_reasons("uid")
         api.quick_requests(job.name).workflow("train-x")  # that of a step whose pod is stopped
-        asked = {_permission(method, path) for _, method, path in fake.requests}
+        asked = {_permission(method, path) for _, method, path in fake.requests if "/namespaces/" in path}
     role = _named("kind", "Role", "iddpm-rayjobs", "kubeflow")
     granted = {
         (resource, verb)
         for rule in role["rules"]
         for resource, verb in itertools.product(rule["resources"], rule["verbs"])
-        if rule["apiGroups"] == ([""] if resource.startswith("pods") else ["argoproj.io"] if resource == "workflows" else ["ray.io"])
+        if rule["apiGroups"] == [_GROUPS[resource]]
     }
     assert asked == granted
 
@@ -311,6 +314,16 @@ def test_the_reapers_role_grants_exactly_its_requests(tmp_path, monkeypatch):
         asked = {_permission(method, path) for _, method, path in fake.requests}
     rules = _named("kind", "Role", "iddpm-reaper", "kubeflow")["rules"]
     assert asked == {(resource, verb) for rule in rules for resource, verb in itertools.product(rule["resources"], rule["verbs"])}
+
+
+_GROUPS = {
+    "pods": "",
+    "pods/log": "",
+    "workflows": "argoproj.io",
+    "rayjobs": "ray.io",
+    "localqueues": "kueue.x-k8s.io",
+    "workloads": "kueue.x-k8s.io",
+}
 
 
 def _permission(method: str, path: str) -> tuple[str, str]:

@@ -310,6 +310,33 @@ def test_time_in_the_queue_does_not_count_also_when_the_queue_takes_a_running_jo
     assert cluster.count("DELETE") == 0
 
 
+@pytest.mark.parametrize(("queues", "words"), [(None, "needs Kueue"), ({}, r"no LocalQueue 'training' in namespace runs")])
+def test_a_queue_that_is_not_there_is_an_error_at_once(cluster, queues, words):
+    cluster.queues = queues
+    with pytest.raises(RayJobError, match=words):
+        _run(_job(resources=StageResources(ray_mode="rayjob", cpu="2", queue="training")))
+    assert cluster.created == []
+
+
+def test_a_job_in_a_queue_says_what_it_waits_for(cluster, capsys):
+    cluster.queues = {"training": {}}
+    cluster.script = [*[{"jobDeploymentStatus": "Suspended"}] * 3, *_SUCCEEDED[2:]]
+    clock, said_after = _Clock(), []
+
+    def admit_later(rayjob: dict[str, Any]) -> None:
+        labels = {"kueue.x-k8s.io/job-uid": rayjob["metadata"]["uid"]}
+        message = "couldn't assign flavors to pod set workers: insufficient unused quota for nvidia.com/gpu"
+        conditions = [{"type": "QuotaReserved", "status": "False", "message": message}]
+        cluster.workloads["w"] = {"metadata": {"name": "w", "labels": labels}, "status": {"conditions": conditions}}
+        said_after.append(clock.seconds)
+
+    cluster.on_look = admit_later
+    _run(_job(resources=StageResources(ray_mode="rayjob", cpu="2", queue="training")), clock=clock, poll_seconds=5.0)
+    printed = capsys.readouterr().out
+    assert printed.count("queue: couldn't assign flavors") == 1
+    assert said_after[0] < 30
+
+
 def test_a_job_that_kuberay_does_not_see_is_given_up_and_deleted(cluster):
     cluster.script = [{}]
     with pytest.raises(RayJobError, match="has not looked at"):

@@ -214,7 +214,7 @@ def test_the_driver_without_arguments_says_how_it_is_called(capsys):
 
 def test_the_resources_of_the_form_reach_the_cluster(cluster, arguments):
     _training_ends_well(cluster)
-    cluster.script = [_GOOD]
+    cluster.script, cluster.queues = [_GOOD], {"training": {}}
     del arguments["resources"]
     run_uri = run_step(TRAIN, arguments, '{"profile": "rayjob-2xcpu", "queue": "training", "gradient_checkpointing": true}')
     assert cluster.created[0]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"

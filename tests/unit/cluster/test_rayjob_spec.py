@@ -21,6 +21,7 @@ from kuberay_rules import violations
 from components.cluster.workflows import Owner
 from components.launch.rayjob.manifest import RayJob, rayjob_name, render
 from components.launch.resources import StageResources, read_resources
+from training.config.errors import UserError
 
 _SCHEMA = Path(os.environ["IDDPM_RAYJOB_SCHEMA"]) if "IDDPM_RAYJOB_SCHEMA" in os.environ else None
 
@@ -34,10 +35,19 @@ _PLAIN: dict[str, Any] = {
 }
 _GPUS = """{"profile": "rayjob-8xgpu", "num_workers": 32, "node_selector": {"pool": "gpu"},
     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]}"""
+_OPTIONS = """{"profile": "rayjob-8xgpu", "queue": "training", "rayjob": {
+    "labels": {"example.com/team": "vision"}, "annotations": {"example.com/cost": "42"},
+    "env": {"NCCL_DEBUG": "INFO", "RAY_DEDUP_LOGS": "1"},
+    "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+    "volume_mounts": [{"name": "data", "mountPath": "/data", "readOnly": true}],
+    "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["a100"]}]}]}}},
+    "runtime_class": "nvidia", "priority_class": "research", "queue_priority_class": "low"}}"""
 _JOBS = {
     "plain": RayJob(**_PLAIN, resources=StageResources(ray_mode="rayjob", cpu="4")),
     "gpu": RayJob(**_PLAIN, resources=read_resources(_GPUS, stage="train")),
     "queued": RayJob(**_PLAIN, resources=StageResources(ray_mode="rayjob", cpu="4", queue="training")),
+    "options": RayJob(**_PLAIN, resources=read_resources(_OPTIONS, stage="train")),
     "owned": RayJob(
         **{**_PLAIN, "driver_env": {"MLFLOW_RUN_ID": "abc"}},
         resources=StageResources(ray_mode="rayjob", cpu="4"),
@@ -207,6 +217,48 @@ def test_a_submitter_may_come_back_but_only_the_launcher_starts_a_new_cluster():
     spec = render(_JOBS["plain"])["spec"]
     assert spec["backoffLimit"] == 0
     assert spec["submitterConfig"]["backoffLimit"] == 2
+
+
+def test_options_reach_the_pods_that_they_are_for():
+    manifest = render(_JOBS["options"])
+    cluster = manifest["spec"]["rayClusterSpec"]
+    head, worker = (group["template"] for group in (cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]))
+    submitter = manifest["spec"]["submitterPodTemplate"]
+    for each in (manifest, head, worker, submitter):
+        assert each["metadata"]["labels"]["example.com/team"] == "vision"
+        assert each["metadata"]["annotations"]["example.com/cost"] == "42"
+    assert [each["spec"].get("priorityClassName") for each in (head, worker, submitter)] == ["research"] * 3
+    for each in (head, worker):
+        container = each["spec"]["containers"][0]
+        assert {"name": "NCCL_DEBUG", "value": "INFO"} in container["env"]
+        assert len({variable["name"] for variable in container["env"]}) == len(container["env"])
+        assert {"name": "data", "mountPath": "/data", "readOnly": True} in container["volumeMounts"]
+        assert {volume["name"] for volume in each["spec"]["volumes"]} == {"scratch", "data"}
+    assert worker["spec"]["runtimeClassName"] == "nvidia"
+    assert "nodeAffinity" in worker["spec"]["affinity"]
+    assert not {"runtimeClassName", "affinity"} & head["spec"].keys()
+    assert manifest["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "low"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ('{"labels": {"ray.io/cluster": "x"}}', "ray.io/cluster is set by"),
+        ('{"labels": {"team": "a b"}}', "'a b', of team"),
+        ('{"annotations": {"a b": "x"}}', "can't be a key"),
+        ('{"env": {"AWS_SECRET_ACCESS_KEY": "x"}}', "comes from the cluster's Secrets"),
+        ('{"env": {"1A": "x"}}', "can't name an environment variable"),
+        ('{"volumes": [{"name": "scratch", "emptyDir": {}}]}', "a name of its own"),
+        ('{"volume_mounts": [{"name": "data", "mountPath": "/data"}]}', "mounts no volume"),
+        ('{"volumes": [{"name": "d", "emptyDir": {}}], "volume_mounts": [{"name": "d", "mountPath": "/tmp"}]}', "path of its own"),
+        ('{"priority_class": "A B"}', "not a name of a Kubernetes object"),
+        ('{"queue_priority_class": "low"}', "needs a queue"),
+        ('{"tolerations": []}', "tolerations"),
+    ],
+)
+def test_options_that_can_not_work_are_refused_before_anything_is_sent(options, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_resources(f'{{"profile": "rayjob-2xcpu", "rayjob": {options}}}', stage="train")
 
 
 def test_credentials_are_named_and_never_written(monkeypatch):
