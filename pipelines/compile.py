@@ -18,7 +18,7 @@ import yaml
 from components.launch.resources import STAGES, describe_resources
 from components.steps.settings import describe_data_options
 from pipelines.compile_checks import CompileError as CompileError
-from pipelines.compile_checks import check
+from pipelines.compile_checks import check, parse_documents
 
 _SIZES = re.compile(rf"pipelinechannel--settings-({'|'.join(STAGES)})_")
 """Part of the name of an input that sizes a pod: it is an output of the settings step."""
@@ -106,7 +106,7 @@ def specification(pipeline: Any) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(path))
-        return list(yaml.safe_load_all(path.read_text()))
+        return parse_documents(path.read_text())
 
 
 def local_specification(pipeline: Any) -> dict[str, Any]:

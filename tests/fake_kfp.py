@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+
+from pipelines.compile_checks import parse_documents
 
 API = "/apis/v2beta1"
 _KINDS = {
@@ -162,7 +163,7 @@ class FakeKfp:
 
     def _upload_version(self, request: Request) -> Any:
         name, pipeline_id = request.query["name"], request.query["pipelineid"]
-        documents = list(yaml.safe_load_all(request.body))
+        documents = parse_documents(request.body)
         for document, message in zip(documents, (pipeline_spec_pb2.PipelineSpec(), pipeline_spec_pb2.PlatformSpec()), strict=False):
             try:
                 json_format.ParseDict(document, message)

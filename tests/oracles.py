@@ -20,6 +20,7 @@ _SMALLEST_VARIANCE = 1e-12
 # A network's outputs are bounded. A coarse chain's range [log beta_tilde, log beta] at t = 0 is so narrow that the decoder
 # cannot become as sharp as it should be with such a v: that is what an even stride costs where low timesteps are missing.
 _LARGEST_V = 100.0
+_POSITIONS_AT_ONCE = 50
 
 
 class Oracle:
@@ -132,14 +133,15 @@ def expected_bits(process: GaussianProcess, levels: list[int], probabilities: li
     values = (torch.tensor(levels, dtype=torch.float64) / 127.5 - 1).repeat_interleave(len(noise))
     x_0, eps = values.float().view(-1, 1, 1, 1), noise.repeat(len(levels)).view(-1, 1, 1, 1).float()
     mean, variance = float(weights @ process.prior_bits_per_dim(x_0).double()), 0.0
-    for k in range(process.num_timesteps):
-        t = torch.full((len(x_0),), k)
-        x_t = process.q_sample(x_0, t, eps)
+    for positions in torch.arange(process.num_timesteps).split(_POSITIONS_AT_ONCE):
+        t = positions.repeat_interleave(len(x_0))
+        x_0s, epss = x_0.repeat(len(positions), 1, 1, 1), eps.repeat(len(positions), 1, 1, 1)
+        x_t = process.q_sample(x_0s, t, epss)
         p = Denoiser(process, model, clip_denoised=False).p_mean_variance(x_t, t)
-        term = vlb_term_bits_per_dim(process, p, x_0, x_t, t).double()
-        term_mean = float(weights @ term)
-        mean += term_mean
-        variance += float(weights @ (term - term_mean).square())
+        terms = vlb_term_bits_per_dim(process, p, x_0s, x_t, t).double().view(len(positions), -1)
+        term_means = terms @ weights
+        mean += float(term_means.sum())
+        variance += float(((terms - term_means.unsqueeze(-1)).square() @ weights).sum())
     return mean, math.sqrt(variance)
 
 

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.cluster.workflows import require_sweep_fits
 from components.container.image import VERSION, image_from
 from components.launch.resources import merge_resources, read_resources
 from components.steps.settings import read_data_options, resolve_experiment_form
 from pipelines.compile import PIPELINES, compiled
+from pipelines.compile_checks import parse_documents
 from training.config.addresses import without_passwords
 from training.config.errors import UserError
 
@@ -94,7 +93,7 @@ def compiled_pipeline(name: str) -> CompiledPipeline:
         near = close_to(name, PIPELINES)
         raise ArgumentsError(f"there is no pipeline {name!r}{f'{near} The' if near else '; the'} pipelines are {', '.join(PIPELINES)}")
     text = compiled(name)
-    documents = list(yaml.safe_load_all(text))
+    documents = parse_documents(text)
     return CompiledPipeline(name, text, documents[0], documents[1] if len(documents) > 1 else {})
 
 

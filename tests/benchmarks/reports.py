@@ -24,7 +24,7 @@ _TITLES = {
     "startup": "Start-up",
     "pipeline": "Local pipelines",
     "memory": "Memory",
-    "beside": "Scoring beside training",
+    "scoring": "Scoring beside training",
     "scaling": "From one worker to two",
 }
 

@@ -309,7 +309,7 @@ ROWS: tuple[Row, ...] = (
         at_least=False,
     ),
     Row(
-        key="beside.training",
+        key="scoring.training",
         what="training step while a checkpoint is scored on another core",
         against="the same step alone",
         unit="%",

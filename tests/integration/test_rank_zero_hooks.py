@@ -47,7 +47,7 @@ class Scores:
 
 @pytest.fixture
 def tracked(services: Any) -> tracking.TrackedRun:
-    return tracking.open_run(run_key=uuid.uuid4().hex, experiment_name="beside", run_name="a run", tags={}, params={})
+    return tracking.open_run(run_key=uuid.uuid4().hex, experiment_name="hooks", run_name="a run", tags={}, params={})
 
 
 def resume(run_uri: str, tracking_run_id: str, scores: Mapping[int, float]) -> None:

@@ -13,6 +13,7 @@ from fake_kfp import FakeKfp
 from pipelines.cli import main as cli
 from pipelines.client.connection import Connection
 from pipelines.client.kfp_client import Kfp, connected
+from pipelines.services.services import Services
 
 KUBECTL = """#!{python}
 import os, socket, sys, threading, time
@@ -47,6 +48,12 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def no_services(tmp_path: Path) -> Services:
+    """A place for local runs whose steps need neither S3 nor MLflow."""
+    return Services(home=tmp_path, s3_endpoint="", mlflow_url="", env={})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -19,7 +20,7 @@ from components.launch.resources import StageResources, read_resources
 from evaluation.ablations.definitions import paper as ablations
 from pipelines.ablation import parallel_trials
 from pipelines.compile import PIPELINES, compile_all, compiled, kubernetes_manifests, load, local_specification
-from pipelines.compile_checks import MAX_BYTES, CompileError, check
+from pipelines.compile_checks import MAX_BYTES, CompileError, check, parse_documents
 from training.config import presets
 
 _GOLDEN = Path(__file__).parents[1] / "golden"
@@ -28,6 +29,12 @@ _GOLDEN = Path(__file__).parents[1] / "golden"
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
     return {name: compiled(name) for name in PIPELINES}
+
+
+@functools.cache
+def parse(text: str) -> list[Any]:
+    """Return a pipeline's two documents. Copy them before you change them."""
+    return parse_documents(text)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -45,7 +52,7 @@ def test_a_strict_parser_takes_both_documents(name: str, texts: dict[str, str]) 
     from google.protobuf import json_format
     from kfp.pipeline_spec import pipeline_spec_pb2
 
-    spec, platform = yaml.safe_load_all(texts[name])
+    spec, platform = parse(texts[name])
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
     json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
     assert len(texts[name].encode()) < MAX_BYTES / 2
@@ -53,7 +60,7 @@ def test_a_strict_parser_takes_both_documents(name: str, texts: dict[str, str]) 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_step_gets_addresses_credentials_and_pull_policy(name: str, texts: dict[str, str]) -> None:
-    spec, platform = yaml.safe_load_all(texts[name])
+    spec, platform = parse(texts[name])
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(executors) == set(spec["deploymentSpec"]["executors"])
     for executor in executors.values():
@@ -76,7 +83,7 @@ def test_every_step_gets_addresses_credentials_and_pull_policy(name: str, texts:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_finished_run_is_cleared_away_and_one_that_hangs_is_ended(name: str, texts: dict[str, str]) -> None:
-    _, platform = yaml.safe_load_all(texts[name])
+    _, platform = parse(texts[name])
     config = platform["platforms"]["kubernetes"]["pipelineConfig"]
     assert config == {"activeDeadlineSeconds": 30 * 86400, "resourceTtlOnSuccess": 86400, "resourceTtlOnFailure": 7 * 86400}
 
@@ -88,7 +95,7 @@ def _tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_only_what_its_arguments_and_the_image_determine_is_taken_from_the_cache(name: str, texts: dict[str, str]) -> None:
-    tasks = {key: task for key, task in _tasks(next(yaml.safe_load_all(texts[name]))).items() if "cachingOptions" in task}
+    tasks = {key: task for key, task in _tasks(parse(texts[name])[0]).items() if "cachingOptions" in task}
     cached = {key for key, task in tasks.items() if task["cachingOptions"].get("enableCache", False)}
     assert cached == {"train": {"reference"}, "ablation": {"reference"}, "nightly-fid": set()}[name]
     for key in cached:
@@ -96,7 +103,7 @@ def test_only_what_its_arguments_and_the_image_determine_is_taken_from_the_cache
 
 
 def test_the_cached_reference_is_known_by_the_digest_of_its_images(texts: dict[str, str]) -> None:
-    task = _tasks(next(yaml.safe_load_all(texts["train"])))["reference"]
+    task = _tasks(parse(texts["train"])[0])["reference"]
     assert task["inputs"]["parameters"]["data_digest"] == {
         "taskOutputParameter": {"outputParameterKey": "digest", "producerTask": "preprocess"}
     }
@@ -111,28 +118,28 @@ _STAGES |= dict.fromkeys(("reference", "evaluate", "measure-trial", "joint-measu
 
 @pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
 def test_a_step_that_may_use_a_cluster_reads_the_resources_of_its_stage(pipeline: str, step: str, texts: dict[str, str]) -> None:
-    spec = next(yaml.safe_load_all(texts[pipeline]))
+    spec = parse(texts[pipeline])[0]
     read = _tasks(spec)[step]["inputs"]["parameters"]["resources"]["componentInputParameter"]
     assert read.removeprefix("pipelinechannel--") == f"{_STAGES[step]}_resources"
 
 
 @pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
 def test_a_step_that_may_go_to_a_standing_cluster_has_its_token(pipeline: str, step: str, texts: dict[str, str]) -> None:
-    _, platform = yaml.safe_load_all(texts[pipeline])
+    _, platform = parse(texts[pipeline])
     executor = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
     assert "iddpm-ray" in {secret["secretName"] for secret in executor["secretAsEnv"]}
 
 
 @pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
 def test_a_pod_in_which_ray_may_run_has_room_in_shared_memory(pipeline: str, step: str, texts: dict[str, str]) -> None:
-    _, platform = yaml.safe_load_all(texts[pipeline])
+    _, platform = parse(texts[pipeline])
     mounts = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]["emptyDirMounts"]
     assert [(mount["mountPath"], mount["medium"]) for mount in mounts] == [("/dev/shm", "Memory")]
 
 
 @pytest.mark.parametrize(("pipeline", "step"), _RAY_STEPS)
 def test_the_settings_step_sizes_a_pod_also_in_a_loop(pipeline: str, step: str, texts: dict[str, str]) -> None:
-    spec, platform = yaml.safe_load_all(texts[pipeline])
+    spec, platform = parse(texts[pipeline])
     asked = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]["resources"]
     accelerator = asked["accelerator"]
     stage = _STAGES[step]
@@ -161,7 +168,7 @@ def _producer(source: dict[str, Any], channel: str) -> str:
 
 
 def test_what_sizes_pods_in_loops_is_handed_to_the_loops(texts: dict[str, str]) -> None:
-    spec, platform = yaml.safe_load_all(texts["ablation"])
+    spec, platform = parse(texts["ablation"])
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     loops = {name: task for name, task in _tasks(spec).items() if "parameterIterator" in task}
     assert len(loops) == 2
@@ -176,7 +183,7 @@ def test_what_sizes_pods_in_loops_is_handed_to_the_loops(texts: dict[str, str]) 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_form_has_at_most_fifteen_parameters_each_of_which_explains_itself(name: str, texts: dict[str, str]) -> None:
-    parameters = next(yaml.safe_load_all(texts[name]))["root"]["inputDefinitions"]["parameters"]
+    parameters = parse(texts[name])[0]["root"]["inputDefinitions"]["parameters"]
     assert len(parameters) <= 15
     for stage in (each for each in parameters if each.endswith("_resources")):
         described = parameters[stage]["description"]
@@ -192,7 +199,7 @@ def test_on_a_laptop_no_step_reads_the_size_of_its_pod(name: str) -> None:
 
 @pytest.mark.parametrize(("pipeline", "step"), [("train", "close-run"), ("ablation", "tabulate-ablation")])
 def test_the_end_of_a_run_is_an_exit_task_which_knows_whose_it_is(pipeline: str, step: str, texts: dict[str, str]) -> None:
-    root = next(yaml.safe_load_all(texts[pipeline]))["root"]["dag"]
+    root = parse(texts[pipeline])[0]["root"]["dag"]
     task = root["tasks"][step]
     assert task["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert task["dependentTasks"] == ["exit-handler-1"]
@@ -203,21 +210,21 @@ def test_the_end_of_a_run_is_an_exit_task_which_knows_whose_it_is(pipeline: str,
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_parameter_of_a_pipeline_is_read_by_a_step_or_its_pod(name: str, texts: dict[str, str]) -> None:
     text = texts[name]
-    parameters = next(yaml.safe_load_all(text))["root"]["inputDefinitions"]["parameters"]
+    parameters = parse(text)[0]["root"]["inputDefinitions"]["parameters"]
     unread = [key for key in parameters if f"componentInputParameter: {key}\n" not in text]
     assert not unread
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_people_see_a_short_name_of_every_step(name: str, texts: dict[str, str]) -> None:
-    spec = next(yaml.safe_load_all(texts[name]))
+    spec = parse(texts[name])[0]
     names = [task["taskInfo"]["name"] for task in _tasks(spec).values()]
     assert len(set(names)) == len(names)
     assert all(len(one) <= 12 for one in names)
 
 
 def test_what_an_ablation_can_be_is_a_drop_down(texts: dict[str, str]) -> None:
-    parameters = next(yaml.safe_load_all(texts["ablation"]))["root"]["inputDefinitions"]["parameters"]
+    parameters = parse(texts["ablation"])[0]["root"]["inputDefinitions"]["parameters"]
     assert tuple(parameters["ablation_name"]["literals"]) == (*ablations.names(), "own-grid")
     assert parameters["ablation_scale"]["literals"] == ["paper", "tiny"]
     assert parameters["experiment_objective"]["literals"] == ["as named", "simple", "vlb", "hybrid"]
@@ -227,13 +234,13 @@ def test_what_an_ablation_can_be_is_a_drop_down(texts: dict[str, str]) -> None:
 
 
 def test_the_presets_are_a_drop_down(texts: dict[str, str]) -> None:
-    parameters = next(yaml.safe_load_all(texts["train"]))["root"]["inputDefinitions"]["parameters"]
+    parameters = parse(texts["train"])[0]["root"]["inputDefinitions"]["parameters"]
     assert tuple(parameters["experiment_preset"]["literals"]) == presets.names()
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_graph_is_given_what_its_steps_read(name: str, texts: dict[str, str]) -> None:
-    spec = next(yaml.safe_load_all(texts[name]))
+    spec = parse(texts[name])[0]
     for component in (spec["root"], *spec["components"].values()):
         given = set(component.get("inputDefinitions", {}).get("parameters", {}))
         for task in component.get("dag", {}).get("tasks", {}).values():
@@ -351,21 +358,21 @@ def _too_large(spec: dict[str, Any]) -> None:
 def test_a_pipeline_that_breaks_a_promise_is_not_written(
     damage: Callable[[dict[str, Any]], None], said: str, texts: dict[str, str]
 ) -> None:
-    documents = list(yaml.safe_load_all(texts["train"]))
+    documents = copy.deepcopy(parse(texts["train"]))
     damage(documents[0])
     with pytest.raises(CompileError, match=said):
         check(yaml.safe_dump_all(documents))
 
 
 def test_a_step_without_a_pull_policy_is_not_written(texts: dict[str, str]) -> None:
-    documents = list(yaml.safe_load_all(texts["train"]))
+    documents = copy.deepcopy(parse(texts["train"]))
     del documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]["imagePullPolicy"]
     with pytest.raises(CompileError, match="exec-train has no imagePullPolicy"):
         check(yaml.safe_dump_all(documents))
 
 
 def test_a_variable_that_the_cluster_injects_too_is_not_written(texts: dict[str, str]) -> None:
-    documents = list(yaml.safe_load_all(texts["train"]))
+    documents = copy.deepcopy(parse(texts["train"]))
     executor = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
     executor["configMapAsEnv"][0]["keyToEnv"][0]["envVar"] = "MLFLOW_TRACKING_URI"
     with pytest.raises(CompileError, match="exec-train sets MLFLOW_TRACKING_URI, which the cluster injects too"):

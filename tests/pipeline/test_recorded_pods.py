@@ -7,9 +7,9 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 
 from pipelines.compile import PIPELINES, compiled
+from pipelines.compile_checks import parse_documents
 
 _RECORDING = Path(__file__).parents[1] / "recordings" / "workflows" / "plugin-env-collision-then-cancelled.json.gz"
 
@@ -64,7 +64,7 @@ def test_the_recorded_pod_is_refused_for_its_address_of_mlflow(recorded: dict[st
 def test_every_pod_of_a_pipeline_bears_what_the_cluster_injects(name: str, recorded: dict[str, Any]) -> None:
     injected = [variable for variable in _patches(recorded)[0]["containers"][0]["env"] if "value" in variable]
     assert {"MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"} == {variable["name"] for variable in injected}
-    _, platform = yaml.safe_load_all(compiled(name))
+    _, platform = parse_documents(compiled(name))
     for label, executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
         env = _merged(_template(recorded)["env"], injected, _own_env(executor))
         assert not _refused(env), label

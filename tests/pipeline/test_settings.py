@@ -1,7 +1,6 @@
 """The first step of every pipeline: settings checked at once, and outputs that size the pods of later steps."""
 
 import json
-from pathlib import Path
 
 import pytest
 from kfp import dsl
@@ -67,20 +66,16 @@ def sized(numbers: list = [2, 3], train_resources: str = "laptop"):  # type: ign
         stage_pod(checked, "train", image="i:1").configure(square(number=number, resources=train_resources), name="square")
 
 
-def _services(home: Path) -> Services:
-    return Services(home=home, s3_endpoint="", mlflow_url="", env={})
-
-
-def test_a_loop_whose_pods_the_settings_size_runs_on_a_laptop(tmp_path: Path) -> None:
+def test_a_loop_whose_pods_the_settings_size_runs_on_a_laptop(no_services: Services) -> None:
     lines: list[str] = []
     text = json.dumps({"num_workers": 2})
-    run_pipeline(sized, {"train_resources": text}, _services(tmp_path), show=lines.append)
+    run_pipeline(sized, {"train_resources": text}, no_services, show=lines.append)
     squares = [line.partition("] ")[2] for line in lines if line.startswith("[2/2 square") and "done in" not in line]
     assert sorted(squares) == [f"4 with {text}", f"9 with {text}"]
 
 
-def test_a_wrong_setting_ends_a_run_before_any_other_step(tmp_path: Path) -> None:
+def test_a_wrong_setting_ends_a_run_before_any_other_step(no_services: Services) -> None:
     lines: list[str] = []
     with pytest.raises(PipelineError, match="settings: train_resources: there is no profile 'none'"):
-        run_pipeline(sized, {"train_resources": "none"}, _services(tmp_path), show=lines.append)
+        run_pipeline(sized, {"train_resources": "none"}, no_services, show=lines.append)
     assert not [line for line in lines if "square" in line]

@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
     model=ModelConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), class_conditional=True),
     diffusion=DiffusionConfig(num_timesteps=10),
     evaluation=EvaluationConfig(sampling=SamplingConfig(), scoring_sampling=SamplingConfig(), likelihood_steps=10),
-    optim=OptimConfig(global_batch_size=200, learning_rate=1e-3, num_steps=20, checkpoint_interval=10, ema_decays=(0.9,)),
+    optim=OptimConfig(global_batch_size=100, learning_rate=1e-3, num_steps=20, checkpoint_interval=10, ema_decays=(0.9,)),
 )
 
 
