@@ -31,6 +31,7 @@ class FakeKubernetes:
         script: Statuses that a RayJob goes through, one at each look; the last one stays.
         faults: By method, one consumed by each request: a status to answer, "drop" to hang up before acting, "lose" to hang up
             after it, or "hang" to send no answer.
+        before: Called with the method and path of each request before it is answered.
         on_look: Called with each RayJob that is read, before it is answered.
         seconds_to_create: How long a POST takes to act.
     """
@@ -51,6 +52,7 @@ class FakeKubernetes:
     looks_until_gone: int = 0
     seconds_to_create: float = 0.0
     on_look: Callable[[dict[str, Any]], None] = lambda rayjob: None
+    before: Callable[[str, str], None] = lambda method, path: None
     lock: threading.RLock = field(default_factory=threading.RLock)
     _uids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -81,6 +83,7 @@ class FakeKubernetes:
     # -- answers -------------------------------------------------------------------------------------------------------
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
+        self.before(method, path)
         if path == _RAYJOBS and method == "POST":
             time.sleep(self.seconds_to_create)
         with self.lock:

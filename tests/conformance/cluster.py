@@ -31,7 +31,6 @@ from kubernetes.stream import stream
 from components.cluster.connection import connect
 from components.cluster.names import MANAGED_BY
 from pipelines.client.kfp_client import Kfp
-from pipelines.client.port_forward import PortForward
 from pipelines.client.runs import terminate
 
 T = TypeVar("T")
@@ -130,7 +129,7 @@ class Cluster:
     Attributes:
         settings: The settings.
         kfp: Connection to KFP.
-        mlflow_port: MLflow's port on loopback.
+        mlflow_url: Returns MLflow's address, after it has opened the way to it.
         record: What the running scenario has seen.
         undo: Puts back what the running scenario has changed.
         steps_per_second: Pace of a training here; 0 until it was measured.
@@ -138,7 +137,7 @@ class Cluster:
 
     settings: Settings
     kfp: Kfp
-    mlflow_port: PortForward
+    mlflow_url: Callable[[], str]
     record: Record = field(default_factory=lambda: Record(name=""))
     undo: ExitStack = field(default_factory=ExitStack)
     steps_per_second: float = 0.0
@@ -409,7 +408,7 @@ class Cluster:
         self.undo.callback(_end, process)
 
         def started() -> str:
-            found = re.search(r"^run +([0-9a-f-]{36})", output.read_text(), re.MULTILINE)
+            found = re.search(r"^run +(\S+)", output.read_text(), re.MULTILINE)
             if found is None and process.poll() is not None:
                 raise NotSeenError(f"iddpm submit ended with {process.returncode}: {output.read_text()[-600:]}")
             return found[1] if found else ""
@@ -522,11 +521,10 @@ class Cluster:
 
     def mlflow(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call MLflow's REST API: with a body by POST, else by GET."""
-        self.mlflow_port.ensure()
         user, password = os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
         answer = requests.request(
             "GET" if body is None else "POST",
-            f"{self.mlflow_port.url}/api/2.0/mlflow/{path}",
+            f"{self.mlflow_url()}/api/2.0/mlflow/{path}",
             json=body,
             auth=(user, password) if user else None,
             timeout=60,

@@ -196,7 +196,9 @@ def main() -> int:
     with termination_raised(), ExitStack() as open_ports:
         kfp = open_ports.enter_context(connected(connection, lambda line: print(f"warning: {line}")))
         port = open_ports.enter_context(forward_port(options.services_namespace, "mlflow", 5000))
-        cluster = Cluster(settings=settings, kfp=kfp, mlflow_port=port, steps_per_second=options.steps_per_second)
+        cluster = Cluster(
+            settings=settings, kfp=kfp, mlflow_url=lambda: port.ensure() or port.url, steps_per_second=options.steps_per_second
+        )
         about = f"{began} UTC. {versions(cluster)}; image {options.image}."
         print(about, flush=True)
         cluster.repair()
