@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from components.ablations.directory import ablation_uri, read_plan
-from components.ablations.report import collect, make_report
-from components.ablations.tracking import TrialTracking
+from components.ablations.directory import Plan, ablation_uri, read_plan
+from components.ablations.report import PAGE, collect, make_report
+from components.ablations.tracking import TrialTracking, metric_points
 from components.steps.close import close_runs, end_of_run, tell_end
+from components.steps.mlflow_sync import leave_mark, remove_mark
 from evaluation.ablations.definitions.request import AblationRequest
+from training import storage
 from training.console import say
 from training.tracking.client import TrackingError
-from training.tracking.runs import PIPELINE_RUN_TAG, open_runs
+from training.tracking.runs import PIPELINE_RUN_TAG, is_complete, tags_of
 
 
 def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, storage_root_uri: str, page_path: str) -> str:
-    """Close the MLflow runs of trials that were left open, then make the report of all trials.
+    """Make the report of all trials, and close the MLflow runs of trials that were left open.
 
     Args:
         state: The state that KFP gives the exit task; see `components.steps.close`.
@@ -31,19 +33,44 @@ def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, 
     uri = ablation_uri(request, storage_root_uri)
     end = end_of_run(state, pipeline_run_id)
     tell_end(end, pipeline_run_id, storage_root_uri)
-    _send_records(uri, pipeline_run_id)
+    update_ablation(uri, page_path)
     close_runs(end, pipeline_run_id)
-    return make_report(uri, page_path)
+    return storage.join(uri, PAGE)
 
 
-def _send_records(uri: str, pipeline_run_id: str) -> None:
-    """Send MLflow the records that it was away for: those of trials whose runs it still shows as running."""
-    plan = read_plan(uri)
-    records = {record.label: record for record in collect(uri, plan.request) if not record.error}
+def update_ablation(ablation_uri: str, page_path: str = "") -> bool:
+    """Make the report, and send MLflow the trials' records and the report; if it does not answer, leave a mark for the reaper.
+
+    Args:
+        ablation_uri: The ablation's directory.
+        page_path: Local file for the page; empty writes none.
+
+    Returns:
+        True if MLflow has everything now.
+
+    Raises:
+        UserError: Nothing was planned there.
+    """
     try:
-        for run in open_runs(PIPELINE_RUN_TAG, pipeline_run_id):
-            label = run.tags.get("iddpm.trial", "")
-            if label in records:
-                TrialTracking(plan, label, plan.trial(label), pipeline_run_id).finish(records[label])
+        make_report(ablation_uri, page_path)
+        _send_records(read_plan(ablation_uri), ablation_uri)
     except TrackingError as error:
-        say(f"{error}; the records of the trials are in {uri}, and MLflow may lack some of them")
+        say(f"{error}; {ablation_uri} has everything, and MLflow gets it from the reaper or the same command")
+        leave_mark(ablation_uri, {"ablation_uri": ablation_uri})
+        return False
+    remove_mark(ablation_uri)
+    return True
+
+
+def _send_records(plan: Plan, ablation_uri: str) -> None:
+    """Send MLflow the records of trials that it was away for.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+    """
+    for record in collect(ablation_uri, plan.request):
+        if record.error or not record.tracking_run_id or is_complete(record.tracking_run_id, {name for name, _ in metric_points(record)}):
+            continue
+        pipeline_run_id = tags_of(record.tracking_run_id).get(PIPELINE_RUN_TAG, "")
+        if not TrialTracking(plan, record.label, plan.trial(record.label), pipeline_run_id).finish(record):
+            raise TrackingError(f"MLflow does not answer and lacks the record of {record.label}")

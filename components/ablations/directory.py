@@ -49,11 +49,6 @@ def ablation_uri(request: AblationRequest, storage_root_uri: str) -> str:
     return storage.join(storage_root_uri, "ablations", request.key())
 
 
-def storage_root_of(ablation_uri: str) -> str:
-    """Return the storage root of an ablation's directory."""
-    return ablation_uri.rstrip("/").rsplit("/", 2)[0]
-
-
 def read_plan(ablation_uri: str) -> Plan:
     """Read the plan of an ablation.
 

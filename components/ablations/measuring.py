@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from components.ablations.directory import Plan, storage_root_of
+from components.ablations.directory import Plan
 from components.steps.evaluate import evaluate_run, evaluation_options
+from components.steps.runs import storage_root_of
 from evaluation.ablations.definitions.ablation import Trial
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.joint import input_digests, measure_jointly

@@ -15,6 +15,7 @@ from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import AblationRequest
 from training import storage
 from training.console import say
+from training.tracking.client import TrackingError
 
 if TYPE_CHECKING:
     from evaluation.ablations.trials.record import TrialRecord
@@ -37,6 +38,7 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
 
     Raises:
         UserError: Nothing was planned there.
+        TrackingError: The report is there, and MLflow, which does not answer, lacks it.
     """
     from evaluation.ablations.claims.findings import findings
     from evaluation.ablations.page.figures import figures
@@ -81,17 +83,19 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
     if page_path:
         Path(page_path).parent.mkdir(parents=True, exist_ok=True)
         Path(page_path).write_text(page)
-    if parent is not None:
-        parent.log_artifact(page, PAGE)
-        parent.log_artifact(table, "table.csv")
-        parent.log_artifact(json.dumps({**summary, "rows": flat}, indent=2), "table.json")
-        parent.set_tags({"iddpm.compare_url": compare_url})
-        parent.log_metrics({"num_finished": len(records) - len(failed), "num_failed": len(failed)}, 0)
-        parent.finish("FAILED" if failed else "FINISHED")
     for record in records:
         say(_describe(record))
     for finding in found:
         say(f"{finding.verdict}: {finding.claim} {finding.evidence}")
+    if parent is None:
+        raise TrackingError(f"MLflow did not answer and lacks the report {uri}")
+    parent.log_artifact(page, PAGE)
+    parent.log_artifact(table, "table.csv")
+    parent.log_artifact(json.dumps({**summary, "rows": flat}, indent=2), "table.json")
+    parent.set_tags({"iddpm.compare_url": compare_url})
+    parent.log_metrics({"num_finished": len(records) - len(failed), "num_failed": len(failed)}, 0)
+    if not parent.finish("FAILED" if failed else "FINISHED"):
+        raise TrackingError(f"MLflow does not answer and lacks the report {uri}")
     return uri
 
 
@@ -100,7 +104,7 @@ def _mlflow_links(plan: Plan, records: Sequence[TrialRecord]) -> tuple[TrackedRu
 
     Where MLflow does not answer, the run is None and the only link is the plan's.
     """
-    from training.tracking.runs import TrackingError, attach
+    from training.tracking.runs import attach
 
     try:
         parent = attach(plan.parent_run_id)
@@ -108,7 +112,7 @@ def _mlflow_links(plan: Plan, records: Sequence[TrialRecord]) -> tuple[TrackedRu
         links = {"Compare the trials in MLflow": compare_url, **parallel_coordinates(parent, records), "The ablation in MLflow": parent.url}
         return parent, compare_url, links
     except TrackingError as error:
-        say(f"{error}; the report is in the ablation's directory only, and making it again sends it")
+        say(str(error))
         return None, plan.parent_url, {"The ablation in MLflow": plan.parent_url}
 
 

@@ -71,8 +71,8 @@ class TrialTracking:
             parent_run_id=plan.parent_run_id,
         )
 
-    def finish(self, record: TrialRecord) -> None:
-        """Log the record, and end the run as finished."""
+    def finish(self, record: TrialRecord) -> bool:
+        """Log the record, and end the run as finished; return False if MLflow does not answer."""
         result_uri = storage.join(record.run_uri, RESULT)
         tags = {"iddpm.run_uri": record.run_uri, "iddpm.checkpoint_uri": record.checkpoint_uri}
         if record.run_uri and storage.exists(result_uri):
@@ -82,11 +82,11 @@ class TrialTracking:
             self._run.log_metrics({name: value}, step)
         for (name, step), pixels in sample_pictures(record).items():
             self._run.log_image(name, pixels, step)
-        self.close("FINISHED")
+        return self.close("FINISHED")
 
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """End the run."""
-        self._run.finish(status)
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> bool:
+        """End the run; return False if MLflow does not answer."""
+        return self._run.finish(status)
 
     @property
     def run_id(self) -> str:

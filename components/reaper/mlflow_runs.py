@@ -5,28 +5,36 @@ nothing can: MLflow would show the run as running for ever.
 
 A run is closed only if this cluster worked on it: a Workflow with the run's pipeline id was found here once, and a tag on the run
 records that. So the run of a laptop, or of another cluster with the same MLflow, is never touched.
+
+The work grows with the runs that are open, not with those that MLflow and KFP have: KFP is not asked, MLflow is asked for open runs
+and for the latest ones, and the cluster for the Workflow of each pipeline's run that is open.
 """
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
+from components.ablations.close import update_ablation
 from components.cluster.failures import in_one_sentence, step_errors
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.workflows import ENDED, is_cancelled, phase_of
 from components.steps.close import ERROR_TAG
-from components.steps.mlflow_sync import update_open_run, update_runs_behind
+from components.steps.mlflow_sync import read_marks, update_mlflow, update_open_run
+from components.steps.runs import storage_root_of
 from training.console import say
 from training.storage.errors import StorageError
-from training.tracking.runs import PIPELINE_RUN_TAG, OpenRun, close_open_run, open_runs, set_tag
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, latest_runs, open_runs, set_tag
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from training.tracking.tracked_run import Status
 
 WORKFLOW_TAG = "iddpm.workflow"
 """Tag of an MLflow run: the pipeline's run that it was last seen with, the cluster, and the Workflow."""
-STORAGE_ROOT_VARIABLE = "IDDPM_STORAGE_ROOT_URI"
+_NUM_LATEST = 200
+"""The runs whose storage roots are searched for what MLflow lacks."""
 
 
 def close_finished_runs(api: KubernetesApi) -> list[str]:
@@ -39,9 +47,12 @@ def close_finished_runs(api: KubernetesApi) -> list[str]:
         KubernetesError: The cluster does not answer, or refuses.
         TrackingError: MLflow can't be reached, or refuses.
     """
+    runs = open_runs(PIPELINE_RUN_TAG)
+    send_what_mlflow_lacks([*runs, *latest_runs(_NUM_LATEST)])  # first, as it also closes runs
+    workflows_of = functools.cache(lambda pipeline_run_id: api.workflows(f"pipeline/runid={pipeline_run_id}"))
     closed = []
-    for run in open_runs(PIPELINE_RUN_TAG):
-        end = _end_of(run, api)
+    for run in runs:
+        end = _end_of(run, workflows_of, api.identity)
         if end is None:
             continue
         status, reason, error = end
@@ -51,22 +62,30 @@ def close_finished_runs(api: KubernetesApi) -> list[str]:
             closed.append(run.key)
             if error:
                 set_tag(run.run_id, ERROR_TAG, error)
-    storage_root_uri = os.environ.get(STORAGE_ROOT_VARIABLE, "")
-    if storage_root_uri:
-        try:
-            for run_uri in update_runs_behind(storage_root_uri):
-                say(f"MLflow has all of {run_uri} now")
-        except StorageError as error:
-            say(str(error))
     return closed
 
 
-def _end_of(run: OpenRun, api: KubernetesApi) -> tuple[Status, str, str] | None:
+def send_what_mlflow_lacks(runs: Sequence[FoundRun]) -> None:
+    """Send what MLflow lacks of runs and sweeps that are marked below the storage roots of these runs."""
+    roots = {storage_root_of(uri) for run in runs if (uri := run.tags.get(RUN_URI_TAG) or run.tags.get("iddpm.ablation_uri"))}
+    for root in sorted(roots):
+        try:
+            for mark in read_marks(root):
+                is_sent = (
+                    update_ablation(mark["ablation_uri"]) if "ablation_uri" in mark else update_mlflow(mark["run_uri"], mark["run_id"])
+                )
+                if is_sent:
+                    say(f"MLflow has all of {mark.get('ablation_uri') or mark['run_uri']} now")
+        except StorageError as error:  # such as a bucket of another team
+            say(str(error))
+
+
+def _end_of(run: FoundRun, workflows_of: Callable[[str], Sequence[dict[str, Any]]], cluster: str) -> tuple[Status, str, str] | None:
     """Return the status with which a run ends, the reason, and the errors of its steps; None if it goes on, or does not belong here."""
     pipeline_run_id = run.tags[PIPELINE_RUN_TAG]
-    seen_here = f"{pipeline_run_id} {api.identity} "
+    seen_here = f"{pipeline_run_id} {cluster} "
     seen = run.tags.get(WORKFLOW_TAG, "")
-    workflows = api.workflows(f"pipeline/runid={pipeline_run_id}")
+    workflows = workflows_of(pipeline_run_id)
     if not workflows:
         return ("KILLED", f"its Workflow {seen.removeprefix(seen_here)} is gone", "") if seen.startswith(seen_here) else None
     phases = {phase_of(workflow) for workflow in workflows}

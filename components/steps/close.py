@@ -21,7 +21,7 @@ from training import storage
 from training.config.experiment import Experiment
 from training.console import say
 from training.tracking.client import TrackingError
-from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, OpenRun, close_open_run, open_runs, set_tag
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, open_runs, set_tag
 
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status
@@ -138,7 +138,7 @@ def tell_end(end: End, pipeline_run_id: str, storage_root_uri: str) -> None:
     send_once(message, storage.join(storage_root_uri, "runs-told", f"{pipeline_run_id}.json"))
 
 
-def _has_result(run: OpenRun) -> bool:
+def _has_result(run: FoundRun) -> bool:
     """Return True if the run's directory has the result of a finished training."""
     run_uri = run.tags.get(RUN_URI_TAG, "")
     return bool(run_uri) and storage.exists(storage.join(run_uri, RESULT))

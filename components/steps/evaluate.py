@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.steps.mlflow_sync import update_mlflow
 from components.steps.reference import existing_reference, reference_for, stored_extractor_weights
-from components.steps.runs import read_result
+from components.steps.runs import read_result, storage_root_of
 from components.steps.studies import FINAL, evaluation_uri
 from training import storage
 from training.config.experiment import Experiment, Resources
@@ -51,7 +51,7 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     from evaluation.selection.final_choice import choose_best
 
     experiment = Experiment.from_json(storage.read_bytes(storage.join(run_uri, "experiment.json")))
-    storage_root_uri = run_uri.rstrip("/").rsplit("/", 2)[0]
+    storage_root_uri = storage_root_of(run_uri)
     reference_uri = existing_reference(reference_uri, storage_root_uri, lambda: reference_for(experiment, data_uri, storage_root_uri))
     options = evaluation_options(experiment, storage_root_uri, resources)
     choice = choose_best(run_uri, data_uri, reference_uri, options=options)

@@ -1,21 +1,22 @@
 """Bring MLflow up to a training run's directory, which holds everything that MLflow shows.
 
 A step whose work is done does not fail because MLflow is away: its numbers are in the directory, and the next step, the pipeline's last
-step or the reaper sends them. A mark below the storage root names each run of which MLflow lacks something.
+step or the reaper sends them. A mark below the storage root names each run and each sweep of which MLflow lacks something.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from components.steps.runs import read_result
+from components.steps.runs import read_result, storage_root_of
 from components.steps.studies import FINAL, evaluation_uri, log_evaluation, read_evaluation
 from training import storage
 from training.console import say
 from training.tracking.client import TrackingError
 from training.tracking.registry import RegisteredModel, register
-from training.tracking.runs import RUN_URI_TAG, OpenRun, attach, end_if_running
+from training.tracking.runs import RUN_URI_TAG, FoundRun, attach, end_if_running, locate
 
 if TYPE_CHECKING:
     from evaluation.records.result import EvaluationResult
@@ -39,13 +40,13 @@ def update_mlflow(run_uri: str, run_id: str = "") -> bool:
         bring_up_to_date(run_uri, run_id)
     except TrackingError as error:
         say(f"{error}; {run_uri} has everything, and MLflow gets it from the next step, the reaper or the same command")
-        leave_mark(run_uri, run_id)
+        leave_mark(run_uri, {"run_uri": run_uri, "run_id": run_id})
         return False
-    storage.delete(_mark_uri(run_uri))
+    remove_mark(run_uri)
     return True
 
 
-def update_open_run(run: OpenRun) -> None:
+def update_open_run(run: FoundRun) -> None:
     """Call `update_mlflow` for a training that MLflow shows as running; skip a trial's run, which names the directory of its training."""
     run_uri = run.tags.get(RUN_URI_TAG, "")
     if run_uri.rpartition("/")[2] != run.key:
@@ -56,18 +57,27 @@ def update_open_run(run: OpenRun) -> None:
         say(f"{error}; MLflow may lack the last metrics of {run.key}")
 
 
-def leave_mark(run_uri: str, run_id: str) -> None:
-    """Record that MLflow may lack something of a run; never fail."""
+def leave_mark(directory_uri: str, arguments: Mapping[str, str]) -> None:
+    """Record that MLflow may lack something of a run or sweep; never fail.
+
+    Args:
+        directory_uri: Its directory.
+        arguments: Those of `update_mlflow`, or of `components.ablations.close.update_ablation`.
+    """
     try:
-        storage.write_json(_mark_uri(run_uri), {"run_uri": run_uri, "run_id": run_id})
+        storage.write_json(_mark_uri(directory_uri), dict(arguments))
     except storage.StorageError as error:
-        say(f"{error}; the reaper does not learn that MLflow lacks something of {run_uri}")
+        say(f"{error}; the reaper does not learn that MLflow lacks something of {directory_uri}")
 
 
-def update_runs_behind(storage_root_uri: str) -> list[str]:
-    """Call `update_mlflow` for every run that has a mark; return the directories of the runs that are up to date now."""
-    marks = [storage.read_json(uri) for uri in storage.list_uris(storage.join(storage_root_uri, _MARKS))]
-    return [mark["run_uri"] for mark in marks if update_mlflow(mark["run_uri"], mark["run_id"])]
+def read_marks(storage_root_uri: str) -> list[dict[str, str]]:
+    """Return the arguments that the marks below a storage root have."""
+    return [storage.read_json(uri) for uri in storage.list_uris(storage.join(storage_root_uri, _MARKS))]
+
+
+def remove_mark(directory_uri: str) -> None:
+    """Remove the mark of a run or sweep, if it has one."""
+    storage.delete(_mark_uri(directory_uri))
 
 
 def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
@@ -85,9 +95,9 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
     """
     result = read_result(run_uri)
     run_id = run_id or result.get("tracking_run_id", "")
-    if not run_id:
+    if not run_id or locate(run_id) is None:  # somebody deleted it in MLflow
         return
-    run = attach(run_id, run_uri=run_uri)
+    run = attach(run_id, check=False, run_uri=run_uri)
     _log_sample_grids(run, run_uri)
     final = _final_evaluation(run_uri)
     if final is not None:
@@ -134,6 +144,5 @@ def _log_sample_grids(run: TrackedRun, run_uri: str) -> None:
         run.log_png("samples", storage.read_bytes(grids[step]), step)
 
 
-def _mark_uri(run_uri: str) -> str:
-    runs_uri, _, key = run_uri.rstrip("/").rpartition("/")
-    return storage.join(runs_uri.rpartition("/")[0], _MARKS, f"{key}.json")
+def _mark_uri(directory_uri: str) -> str:
+    return storage.join(storage_root_of(directory_uri), _MARKS, f"{directory_uri.rstrip('/').rpartition('/')[2]}.json")

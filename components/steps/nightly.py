@@ -136,8 +136,10 @@ def compare_with_history(
     from evaluation.monitoring.regression import check_regression
     from evaluation.records.result import EvaluationResult
     from evaluation.reports.report import Nightly, render_report
+    from training.tracking.client import wait_for_mlflow
     from training.tracking.runs import TrackingError, attach
 
+    wait_for_mlflow()
     result = EvaluationResult.from_dict(storage.read_json(evaluation_uri))
     tracked = attach(tracking_run_id)
     # The time of the evaluation is the step, so that this step run again appends nothing twice.

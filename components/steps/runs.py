@@ -54,6 +54,11 @@ def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: st
     return next((found for found in zip(keys, uris, strict=True) if storage.exists(storage.join(found[1], EXPERIMENT))), (keys[0], uris[0]))
 
 
+def storage_root_of(directory_uri: str) -> str:
+    """Return the storage root of a run's or sweep's directory, `<root>/runs/<key>` or `<root>/ablations/<key>`."""
+    return directory_uri.rstrip("/").rsplit("/", 2)[0]
+
+
 def claim_directory(run: Run) -> None:
     """Write the experiment into the run's directory; replace one that trains the same and is evaluated differently.
 

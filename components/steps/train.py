@@ -11,7 +11,7 @@ from components.launch.step import run_on_cluster
 from components.steps.mlflow_sync import leave_mark, update_mlflow
 from components.steps.reference import existing_reference, stored_extractor_weights
 from components.steps.registry import REFERENCE
-from components.steps.runs import RESULT, Run, claim_directory, identify, read_result
+from components.steps.runs import RESULT, Run, claim_directory, identify, read_result, storage_root_of
 from training import storage
 from training.config.addresses import is_cluster_internal
 from training.config.experiment import Experiment, Resources
@@ -99,7 +99,7 @@ def _finish(tracked: TrackedRun, status: Status, run_uri: str, stop: StopFlag) -
 
     The reaper's mark comes first: a program that was stopped may be killed while it waits.
     """
-    leave_mark(run_uri, tracked.run_id)
+    leave_mark(run_uri, {"run_uri": run_uri, "run_id": tracked.run_id})
     delivered = tracked.finish(status, timeout_seconds=_QUICK_SECONDS)
     deadline = time.monotonic() + _LAST_SECONDS
     while not delivered and time.monotonic() < deadline and not (stop.is_urgent if status == "KILLED" else stop.is_set):
@@ -164,7 +164,7 @@ def _train(
     scorer = CheckpointScorer(
         evaluation=experiment.evaluation,
         reference_uri=reference_uri,
-        extractor_weights=stored_extractor_weights(run_uri.rsplit("/", 2)[0], experiment.evaluation.extractor),
+        extractor_weights=stored_extractor_weights(storage_root_of(run_uri), experiment.evaluation.extractor),
         class_names=run.manifest.class_names,
         data_uri=data_uri,
         device="cuda" if on_gpu else "cpu",

@@ -93,14 +93,15 @@ def report_locally(request: AblationRequest, services: Services) -> Path:
     Raises:
         UserError: Nothing was planned.
     """
+    from components.ablations.close import update_ablation
     from components.ablations.directory import ablation_uri
-    from components.ablations.report import FILES, make_report
+    from components.ablations.report import FILES
     from evaluation.ablations.page.gallery import write_gallery
     from training import storage
 
     os.environ.update(services.env)
     uri = ablation_uri(request, services.bucket_uri)
-    make_report(uri)
+    update_ablation(uri)
     folder = gallery_folder(services) / f"{request.name}-{request.scale}"
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:  # a file appears whole, for a gallery that is written at the same time

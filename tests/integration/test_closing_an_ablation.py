@@ -11,10 +11,12 @@ import pytest
 from components.ablations.close import finish_ablation
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.tracking import TrialTracking, open_parent
+from components.reaper.mlflow_runs import send_what_mlflow_lacks
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import TrialRecord, record_uri
 from training import storage
 from training.tracking import client as mlflow_client
+from training.tracking.runs import FoundRun
 
 
 def _planned(root: str) -> Plan:
@@ -35,29 +37,43 @@ def _status(run_id: str) -> str:
     return str(mlflow_client.connect().get_run(run_id).info.status)
 
 
+def _measured(plan: Plan, uri: str, run_id: str) -> None:
+    """Store the record of the first trial."""
+    trial = plan.request.trials()[0]
+    known = {"label": trial.label, "values": trial.values, "preset": trial.preset, "own": trial.own}
+    points = [{"step": 10, "scores": {"ema_0.99": 2.5}}]
+    record = TrialRecord(**known, measures={"history": {"points": points}}, tracking_run_id=run_id)
+    storage.write_json(record_uri(uri, trial.label), record.to_dict())
+
+
 def test_a_trial_whose_record_mlflow_missed_is_sent_and_one_without_a_record_is_closed_as_failed(services: Any, tmp_path: Path) -> None:
     root, pipeline = str(tmp_path), str(uuid.uuid4())
     plan = _planned(root)
     uri = ablation_uri(plan.request, root)
     measured, killed = (TrialTracking(plan, trial.label, trial, pipeline) for trial in plan.request.trials())
-    trial = plan.request.trials()[0]
-    point = {"step": 10, "scores": {"ema_0.99": 2.5}}
-    record = TrialRecord(
-        label=trial.label, values=trial.values, preset=trial.preset, own=trial.own, measures={"history": {"points": [point]}}
-    )
-    storage.write_json(record_uri(uri, trial.label), record.to_dict())
+    _measured(plan, uri, measured.run_id)
     page_uri = finish_ablation("FAILED", pipeline, plan.request, root, str(tmp_path / "page.html"))
     assert storage.exists(page_uri)
     assert (_status(measured.run_id), _status(killed.run_id), _status(plan.parent_run_id)) == ("FINISHED", "FAILED", "FAILED")
     assert mlflow_client.connect().get_metric_history(measured.run_id, "score/ema_0.99")[0].value == 2.5
 
 
-def test_the_report_is_made_while_mlflow_is_away(
+def test_the_report_and_the_records_that_mlflow_was_away_for_are_sent_by_the_reaper(
     services: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = _planned(str(tmp_path))
+    plan_uri, trial = ablation_uri(plan.request, str(tmp_path)), plan.request.trials()[0]
+    measured = TrialTracking(plan, trial.label, trial, "pipeline-1")
+    measured.close("FINISHED")  # as the reaper closes a run whose Workflow has succeeded
+    _measured(plan, plan_uri, measured.run_id)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
     page_uri = finish_ablation("FAILED", "pipeline-1", plan.request, str(tmp_path), str(tmp_path / "page.html"))
     assert plan.parent_url.replace("&", "&amp;") in storage.read_bytes(page_uri).decode()
-    assert "making it again sends it" in capsys.readouterr().out
+    assert f"{plan_uri} has everything, and MLflow gets it from the reaper" in capsys.readouterr().out
+    monkeypatch.undo()
+    send_what_mlflow_lacks([FoundRun(plan.parent_run_id, plan.request.key(), {"iddpm.ablation_uri": plan_uri})])
+    assert mlflow_client.connect().get_metric_history(measured.run_id, "score/ema_0.99")[0].value == 2.5
+    assert (_status(measured.run_id), _status(plan.parent_run_id)) == ("FINISHED", "FAILED")
+    assert [file.path for file in mlflow_client.connect().list_artifacts(plan.parent_run_id)] == ["report.html", "table.csv", "table.json"]
+    assert storage.list_uris(f"{tmp_path}/mlflow_behind") == []

@@ -10,7 +10,7 @@ from components.ablations.close import finish_ablation
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.steps import train_trial
 from components.ablations.tracking import TrialTracking, open_parent
-from components.steps.close import close_runs
+from components.steps.close import End, close_runs
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import TrialRecord, record_uri
 from training import storage
@@ -61,7 +61,7 @@ def test_two_trainings_and_a_sweep_are_three_rows_and_the_rest_is_inside_the_swe
     experiment, root = f"page-{uuid.uuid4().hex[:8]}", str(tmp_path)
     for pipeline in ("p-1", "p-2"):
         _train(experiment, root, f"{experiment}-{pipeline}")
-        close_runs("COMPLETE", f"{experiment}-{pipeline}")
+        close_runs(End(succeeded=True), f"{experiment}-{pipeline}")
     _sweep(experiment, root, f"{experiment}-p-3")
     client = connect()
     found = client.get_experiment_by_name(experiment)

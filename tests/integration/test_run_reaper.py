@@ -14,7 +14,7 @@ from recorded_workflows import workflow_states
 
 from components.cluster.kubernetes_api import KubernetesApi
 from components.reaper import __main__ as reaper
-from components.reaper.mlflow_runs import STORAGE_ROOT_VARIABLE, WORKFLOW_TAG, close_finished_runs
+from components.reaper.mlflow_runs import WORKFLOW_TAG, close_finished_runs
 from components.steps.mlflow_sync import leave_mark
 from training import storage
 from training.tracking.runs import PIPELINE_RUN_TAG, TrackedRun, close_open_run, open_run, open_runs, tags_of
@@ -90,19 +90,55 @@ def test_metrics_that_a_killed_step_left_in_the_runs_directory_reach_mlflow(clus
     assert run.metric_history("loss") == [(10, 1.5)]
 
 
-def test_a_run_that_mlflow_was_behind_when_it_ended_is_brought_up_to_date(cluster, tmp_path, monkeypatch):
+def test_a_run_that_mlflow_was_behind_when_it_ended_is_found_below_its_own_storage_root(cluster, tmp_path):
     key = f"reaped-{uuid.uuid4().hex[:8]}"
     run_uri = f"{tmp_path}/runs/{key}"
     run = _run("", key, run_uri)
     storage.write_bytes(f"{run_uri}/metrics.jsonl", b'{"step": 10, "time": 1, "values": {"loss": 1.5}}\n')
     result = {"tracking_run_id": run.run_id, "best_checkpoint_uri": "s3://x", "best_weights": "ema_0.99"}
     storage.write_json(f"{run_uri}/result.json", result)
-    leave_mark(run_uri, run.run_id)
-    monkeypatch.setenv(STORAGE_ROOT_VARIABLE, str(tmp_path))
+    leave_mark(run_uri, {"run_uri": run_uri, "run_id": run.run_id})
     _reap()
     assert run.metric_history("loss") == [(10, 1.5)]
     assert (_status(run), tags_of(run.run_id)["iddpm.best_weights"]) == ("FINISHED", "ema_0.99")
     assert storage.list_uris(f"{tmp_path}/mlflow_behind") == []
+
+
+def test_a_run_that_somebody_deleted_in_mlflow_is_not_tried_for_ever(cluster, tmp_path):
+    from mlflow import MlflowClient
+
+    key = f"reaped-{uuid.uuid4().hex[:8]}"
+    run_uri = f"{tmp_path}/runs/{key}"
+    run = _run("", key, run_uri)
+    other = _run("", f"{key}-other", f"{tmp_path}/runs/other")  # the storage root is that of a run that is still there
+    leave_mark(run_uri, {"run_uri": run_uri, "run_id": run.run_id})
+    MlflowClient().delete_run(run.run_id)
+    _reap()
+    assert storage.list_uris(f"{tmp_path}/mlflow_behind") == []
+    other.finish("KILLED")
+
+
+def test_the_work_grows_with_the_open_pipelines_alone(cluster, tmp_path, monkeypatch):
+    """Closed runs, KFP's own and the trials of one sweep cost nothing more."""
+    from mlflow.store.tracking.rest_store import RestStore
+
+    def count() -> tuple[int, int]:
+        calls, asked = [], RestStore._call_endpoint
+        monkeypatch.setattr(RestStore, "_call_endpoint", lambda self, *given, **more: (calls.append(given), asked(self, *given, **more))[1])
+        before = cluster.count("GET", "/workflows")
+        _reap()
+        monkeypatch.setattr(RestStore, "_call_endpoint", asked)
+        return len(calls), cluster.count("GET", "/workflows") - before
+
+    few = count()
+    sweep = [_run("sweep") for _ in range(5)]
+    for number in range(10):
+        _run("ended", run_uri=f"{tmp_path}/runs/{number}").finish("FINISHED")
+    many = count()
+    assert many[0] == few[0]
+    assert many[1] == few[1] + 1
+    for run in sweep:
+        run.finish("KILLED")
 
 
 @pytest.mark.parametrize("phase", ["Running", "Pending", ""])

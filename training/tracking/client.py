@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from training.config.addresses import contains_password
 from training.config.errors import UserError
-from training.storage.retry import retry
+from training.console import say
+from training.storage.retry import OUTAGE_SECONDS, retry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -109,14 +110,31 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def request(action: Callable[[], _Result]) -> _Result:
-    """Do a request now and return its answer; repeat it for up to `RETRY_SECONDS` while the server is away.
+def wait_for_mlflow() -> None:
+    """Wait for up to ten minutes until MLflow answers, for a step that can't do without; only in a cluster, where nobody repeats it.
+
+    Raises:
+        TrackingError: See `request`.
+    """
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        request(lambda: connect().search_experiments(max_results=1), seconds=OUTAGE_SECONDS, report=say)
+
+
+def request(action: Callable[[], _Result], *, seconds: float | None = None, report: Callable[[str], None] = lambda line: None) -> _Result:
+    """Do a request now and return its answer; repeat it while the server is away.
+
+    Args:
+        action: The request.
+        seconds: Seconds for which it is repeated; None is `RETRY_SECONDS`.
+        report: Receives one line at the first failure.
 
     Raises:
         TrackingError: The server refuses, or does not answer.
     """
     try:
-        return retry(action, seconds=RETRY_SECONDS, pause_seconds=1.0, is_transient=is_transient, report=lambda line: None)
+        return retry(
+            action, seconds=RETRY_SECONDS if seconds is None else seconds, pause_seconds=1.0, is_transient=is_transient, report=report
+        )
     except UserError:
         raise
     except Exception as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.console import say
-from training.tracking.client import TrackingError, connect, request
+from training.tracking.client import TrackingError, connect, request, wait_for_mlflow
 
 CHAMPION = "champion"
 _TAGS = ("checkpoint_uri", "weights", "distance_name", "distance", "data_uri")
@@ -71,6 +71,7 @@ def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> 
     Raises:
         TrackingError: There is none, or MLflow can't be reached.
     """
+    wait_for_mlflow()
     if version is not None:
         return _read(request(lambda: connect().get_model_version(name, version)))
     model = _by_alias(connect(), name, alias)

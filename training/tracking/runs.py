@@ -7,12 +7,12 @@ Everything is addressed by run id through `MlflowClient`. MLflow's "active run" 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.tracking.client import TrackingError as TrackingError
-from training.tracking.client import connect, request
+from training.tracking.client import connect, request, wait_for_mlflow
 from training.tracking.tracked_run import PARENT_TAG, Status
 from training.tracking.tracked_run import TrackedRun as TrackedRun
 
@@ -35,8 +35,8 @@ class RunLocation(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRun:
-    """A run of this project that is marked as running.
+class FoundRun:
+    """A run of this project, as MLflow has it.
 
     Attributes:
         run_id: MLflow's id.
@@ -68,6 +68,7 @@ def open_run(
         params: Nested mappings become dotted names. A value that a run already has stays; see `TrackedRun.log_params`.
         parent_run_id: The run below which MLflow shows it; empty leaves its place as it is, at first at the top.
     """
+    wait_for_mlflow()
     client = connect()
     all_tags = {RUN_KEY_TAG: run_key, **tags, **({PARENT_TAG: parent_run_id} if parent_run_id else {})}
 
@@ -107,7 +108,7 @@ def attach(run_id: str, *, check: bool = True, run_uri: str | None = None) -> Tr
     return TrackedRun(client, run_id, run_uri=run_uri)
 
 
-def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[OpenRun]:
+def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[FoundRun]:
     """Return the runs of this project that are marked as running, or as `status`, in all experiments, and have that tag.
 
     Args:
@@ -115,16 +116,33 @@ def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[Ope
         value: Its value; empty allows any.
         status: The status.
     """
-    client = connect()
-    condition = f"attributes.status = '{status}'" + (f" and tags.`{tag}` = '{value}'" if value else "")
+    has_tag = f"tags.`{tag}` = '{value}'" if value else f"tags.`{tag}` LIKE '_%'"
+    return _search(f"attributes.status = '{status}' and {has_tag}")
 
-    def find() -> list[OpenRun]:
+
+def latest_runs(count: int) -> list[FoundRun]:
+    """Return the runs of this project that were started last, in all experiments, open or not."""
+    return _search("", count=count)
+
+
+def _search(condition: str, *, count: int | None = None) -> list[FoundRun]:
+    """Return the runs of this project that meet a condition, the latest first; only they leave the server."""
+    client = connect()
+    is_ours = f"tags.`{RUN_KEY_TAG}` LIKE '_%'"  # those of KFP's own plugin have no key
+    search: dict[str, Any] = {
+        "filter_string": f"{is_ours} and {condition}" if condition else is_ours,
+        "order_by": ["attributes.start_time DESC"],
+    }
+
+    def find() -> list[FoundRun]:
         experiments = [each.experiment_id for each in _all_pages(client.search_experiments)]
         if not experiments:
             return []
-        running = _all_pages(client.search_runs, experiment_ids=experiments, filter_string=condition)
-        found = [OpenRun(run.info.run_id, run.data.tags.get(RUN_KEY_TAG, ""), dict(run.data.tags)) for run in running]
-        return [run for run in found if run.key and run.tags.get(tag)]  # those of KFP's own plugin have no key
+        if count is None:
+            runs = _all_pages(client.search_runs, experiment_ids=experiments, **search)
+        else:
+            runs = client.search_runs(experiments, max_results=count, **search)
+        return [FoundRun(run.info.run_id, run.data.tags[RUN_KEY_TAG], dict(run.data.tags)) for run in runs]
 
     return request(find)
 
@@ -135,7 +153,7 @@ def set_tag(run_id: str, tag: str, value: str) -> None:
     request(lambda: client.set_tag(run_id, tag, value))
 
 
-def close_open_run(run: OpenRun, tag: str, status: Status) -> bool:
+def close_open_run(run: FoundRun, tag: str, status: Status) -> bool:
     """Close a run, unless another process has closed it or taken it over; return True if this call closed it.
 
     Args:
@@ -176,8 +194,19 @@ def tags_of(run_id: str) -> dict[str, str]:
     return dict(request(lambda: client.get_run(run_id)).data.tags)
 
 
+def is_complete(run_id: str, metrics: Set[str]) -> bool:
+    """Return True if a run is finished and has metrics of those names.
+
+    Raises:
+        TrackingError: There is no such run, or MLflow can't be reached.
+    """
+    client = connect()
+    run = request(lambda: client.get_run(run_id))
+    return run.info.status == "FINISHED" and metrics <= run.data.metrics.keys()
+
+
 def locate(run_id: str) -> RunLocation | None:
-    """Return where a run is; None if this MLflow has no such run."""
+    """Return where a run is; None if this MLflow has no such run, or somebody deleted it."""
     from mlflow.exceptions import MlflowException
 
     client = connect()
@@ -189,6 +218,8 @@ def locate(run_id: str) -> RunLocation | None:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+        if run.info.lifecycle_stage != "active":
+            return None
         return RunLocation(client.get_experiment(run.info.experiment_id).name, TrackedRun(client, run_id).url)
 
     return request(find)
