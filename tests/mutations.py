@@ -328,7 +328,7 @@ SAMPLERS = [
         ("extrapolation not limited", "min(h / h_before, 1.0)", "h / h_before"),
         ("extrapolation whatever the step", "min(h / h_before, 1.0)", "1.0"),
         ("log signal-to-noise ratio not halved", "0.5 * (math.log(alpha_bar)", "1.0 * (math.log(alpha_bar)"),
-        ("no step to x_0 at the end", "return prediction.x_0, prediction", "return x_t, prediction"),
+        ("no step to x_0 at the end", "return prediction.x_0\n", "return x_t\n"),
         tests="dpm_solver",
     ),
     *_diffusion(

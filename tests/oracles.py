@@ -145,7 +145,7 @@ def expected_bits(process: GaussianProcess, levels: list[int], probabilities: li
     return mean, math.sqrt(variance)
 
 
-class Recorder:
+class Recorder(Sampler):
     """A sampler that records the images after each step of another sampler."""
 
     def __init__(self, sampler: Sampler) -> None:
@@ -153,9 +153,8 @@ class Recorder:
         self.description, self.is_stochastic = sampler.description, sampler.is_stochastic
         self.states: list[Tensor] = []
 
-    def step(
-        self, denoiser: Denoiser, x_t: Tensor, k: int, noise: Tensor, previous: ModelPrediction | None = None
-    ) -> tuple[Tensor, ModelPrediction]:
-        x, prediction = self.sampler.step(denoiser, x_t, k, noise, previous)
-        self.states.append(x)
-        return x, prediction
+    def move(
+        self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, previous: ModelPrediction | None
+    ) -> Tensor:
+        self.states.append(self.sampler.move(process, x_t, k, prediction, noise, previous))
+        return self.states[-1]

@@ -115,15 +115,12 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
     state = reconstruct(stored, load, step=step, decay=decay, initial=initial_weights(experiment), max_error=max_error)
     rebuilt = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, ema_decays=(decay,)))
     error = combine(stored, step=step, decay=decay, with_initial=True).error
-    uri = checkpoint.save(
-        out_run_uri,
-        step,
-        {
-            checkpoint.EXPERIMENT: rebuilt.to_json().encode(),
-            f"ema_{decay}.pt": state,
-            "state.json": {"step": step, "rebuilt": {"decay": decay, "error": error, "num_snapshots": len(stored)}},
-        },
-    )
+    files: dict[str, Any] = {
+        checkpoint.EXPERIMENT: rebuilt.to_json().encode(),
+        f"ema_{decay}.pt": state,
+        "state.json": {"step": step, "rebuilt": {"decay": decay, "error": error, "num_snapshots": len(stored)}},
+    }
+    uri = checkpoint.save(out_run_uri, step, files)
     return {"checkpoint_uri": uri, "weights": f"ema_{decay}", "step": step, "error": error, "num_snapshots": len(stored)}
 
 

@@ -25,27 +25,12 @@ class Ensemble:
     """
 
     def __init__(self, members: Sequence[tuple[Model, range]], diffusion: DiffusionConfig) -> None:
-        """Make an ensemble of members and their original timesteps (0-based).
+        """Set the members, each with its original timesteps (0-based), and the process that all were trained for.
 
-        Args:
-            members: Models with ranges of step 1 that cover 0..T-1, each timestep once. A model may appear twice.
-
-        Raises:
-            UserError: The ranges leave a timestep out, overlap, or leave 0..T-1.
+        The ranges have step 1 and cover 0..T-1, each timestep once; see `ends_and_middle`. A model may appear twice.
         """
-        covered = sorted((part for _, part in members if len(part)), key=lambda part: part.start)
-        expected = 0
-        for part in covered:
-            if part.step != 1 or part.start != expected:
-                break
-            expected = part.stop
-        else:
-            if expected == diffusion.num_timesteps:
-                self._members = tuple(members)
-                self._timesteps_per_unit = diffusion.num_timesteps / 1000 if diffusion.rescale_timesteps else 1.0
-                return
-        words = ", ".join(f"{part.start}..{part.stop - 1}" for part in covered) or "none"
-        raise UserError(f"the members' ranges must cover timesteps 0..{diffusion.num_timesteps - 1}, each once; they are {words}")
+        self._members = tuple(members)
+        self._timesteps_per_unit = diffusion.num_timesteps / 1000 if diffusion.rescale_timesteps else 1.0
 
     def __call__(
         self, x_t: Float[Tensor, "batch channels *size"], timesteps: Float[Tensor, " batch"], **conditioning: Tensor

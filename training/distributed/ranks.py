@@ -44,6 +44,12 @@ def broadcast_object(value: Any, world_size: int) -> Any:
     return box[0]
 
 
+def use_fast_kernels() -> None:
+    """Let a GPU multiply in TF32, and choose its convolutions by trial."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+
+
 class AsyncStopFlag:
     """A flag of rank 0 that all ranks read without waiting: each call returns the flag that rank 0 passed to the previous call.
 

@@ -25,11 +25,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import Experiment, Resources
+from training.config.experiment import Experiment
 from training.config.run_keys import training_fields
 from training.console import format_bytes, say
 from training.data.format.manifest import read_manifest
 from training.data.loading.loader import Loader
+from training.distributed.ranks import use_fast_kernels
 from training.distributed.ray_session import ray_session
 from training.distributed.signals import StopFlag, run_stoppable
 from training.loop.interfaces import Hooks, Job, Outcome, Scorer, TrainingError
@@ -130,15 +131,17 @@ def _control_of(job: Job) -> Any:
 
 def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
     """Train with Ray; start again after `MAX_WORKER_FAILURES` failures if a checkpoint was saved since the last start."""
-    on_gpu = job.resources.num_gpus_per_worker > 0
+    resources, on_gpu = job.resources, job.resources.num_gpus_per_worker > 0
+    is_elastic = 0 < resources.min_workers < resources.num_workers
+    workers = (resources.min_workers, resources.num_workers) if is_elastic else resources.num_workers
     for attempt in itertools.count(1):
         before = _saved_step(job)
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]  # Ray's stubs miss that what a worker returns is the result's
             train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=job.resources.collective_timeout_seconds),
+            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=resources.collective_timeout_seconds),
             scaling_config=ScalingConfig(
-                num_workers=_num_workers(job.resources),  # type: ignore[arg-type]  # a range is allowed
+                num_workers=workers,  # type: ignore[arg-type]  # a range is allowed
                 use_gpu=on_gpu,
                 resources_per_worker={"CPU": 1, "GPU": 1 - SCORE_GPU_SHARE} if on_gpu and job.scorer else None,
                 placement_strategy="SPREAD",  # over all nodes that were asked for; Ray would fill one first, and leave others idle
@@ -207,12 +210,6 @@ def _require_same(experiment: Experiment, uri: str) -> None:
         )
 
 
-def _num_workers(resources: Resources) -> int | tuple[int, int]:
-    if 0 < resources.min_workers < resources.num_workers:
-        return resources.min_workers, resources.num_workers
-    return resources.num_workers
-
-
 def _failure_message(error: Exception, job: Job) -> str:
     causes = getattr(error, "worker_failures", None) or {}
     reasons = "; ".join(f"worker {rank}: {str(cause).strip().splitlines()[-1]}" for rank, cause in sorted(causes.items()))
@@ -267,8 +264,7 @@ def _set_up_device(job: Job, local_world_size: int) -> torch.device:
     if not job.resources.num_gpus_per_worker:
         return torch.device("cpu")
     device = torch.device("cuda", torch.cuda.current_device())
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    use_fast_kernels()
     if job.scorer is not None and not job.resources.microbatch_size:
         # The largest microbatch is found by trial and would fill the memory, of which scores need a part.
         torch.cuda.set_per_process_memory_fraction(1 - SCORE_GPU_SHARE, device)

@@ -23,6 +23,7 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment, Resources
 from training.config.presets import preset
 from training.diffusion.pixels import Batch
+from training.distributed.ranks import use_fast_kernels
 from training.loop.interfaces import Hooks, TrainingError
 from training.loop.trainer import Trainer
 
@@ -71,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dist.init_process_group("nccl" if on_gpu else "gloo")
     if on_gpu:
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+        use_fast_kernels()
     last: dict[str, float] = {}
     try:
         experiment = preset(options.preset, [*options.overrides, f"optim.num_steps={options.warmup + options.steps}"])

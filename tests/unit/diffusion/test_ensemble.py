@@ -96,22 +96,6 @@ def test_the_bound_of_an_ensemble_is_the_sum_of_the_better_terms_exactly() -> No
     assert both.sum() < min(ends.sum(), mid.sum()) - 0.01
 
 
-@pytest.mark.parametrize(
-    ("ranges", "words"),
-    [
-        ([range(50), range(60, 100)], "0..49, 60..99"),
-        ([range(60), range(50, 100)], "0..59, 50..99"),
-        ([range(50), range(50, 101)], "0..49, 50..100"),
-        ([range(1, 100)], "1..99"),
-        ([range(0, 100, 2)], "0..99"),
-        ([], "none"),
-    ],
-)
-def test_ranges_that_do_not_cover_each_timestep_once_are_refused(ranges: list[range], words: str) -> None:
-    with pytest.raises(UserError, match=rf"must cover timesteps 0\.\.99, each once.*{words}"):
-        Ensemble([(constant(0.0), part) for part in ranges], SMALL)
-
-
 def test_ends_that_meet_are_refused() -> None:
     with pytest.raises(UserError, match="two ends of 60 timesteps do not fit into 100; use a width of 0 to 50"):
         ends_and_middle(constant(0.0), constant(0.0), SMALL, width=60)

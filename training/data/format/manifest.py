@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from training import storage
 from training.config.errors import UserError
-from training.config.validation import adapter
+from training.config.validation import validate
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -135,8 +135,6 @@ def read_manifest(dataset_uri: str) -> Manifest:
 
 
 def _parse_manifest(text: bytes, uri: str) -> Manifest:
-    from pydantic import ValidationError
-
     def damaged(reason: str) -> UserError:
         return UserError(f"{uri}: {reason}; the manifest is damaged, prepare the data set again")
 
@@ -148,10 +146,9 @@ def _parse_manifest(text: bytes, uri: str) -> Manifest:
     if version != SCHEMA_VERSION:
         raise UserError(f"{uri}: schema version {version!r}, but this program reads {SCHEMA_VERSION}; prepare the data set again")
     try:
-        manifest: Manifest = adapter(Manifest).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise damaged(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+        manifest: Manifest = validate(Manifest, value)
+    except UserError as error:
+        raise damaged(str(error)) from error
     # Readers allocate memory for as many rows as the manifest declares, so its numbers must agree.
     agreements = {
         "num_images": manifest.num_images == sum(shard.num_rows for shard in manifest.shards) > 0,
@@ -161,7 +158,6 @@ def _parse_manifest(text: bytes, uri: str) -> Manifest:
         "image_channels": manifest.image_channels in (1, 3),
         "content_digest": manifest_digest(manifest) == manifest.content_digest,
     }
-    for name, agrees in agreements.items():
-        if not agrees:
-            raise damaged(f"{name} contradicts the other fields")
+    for name in (name for name, agrees in agreements.items() if not agrees):
+        raise damaged(f"{name} contradicts the other fields")
     return manifest

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from training.config.errors import UserError
 from training.config.experiment import Resize
-from training.config.validation import FORBID_UNKNOWN
+from training.config.validation import FORBID_UNKNOWN, require
 from training.data.images.limits import LARGEST_MAX_PIXELS, MAX_PIXELS, Background
 
 
@@ -34,7 +34,6 @@ class ImageOptions:
     background: Background = "white"
 
     def __post_init__(self) -> None:
-        _require_choices(self, {"on_error": ("fail", "skip"), "background": get_args(Background)})
         _require_ranges(self, {"max_errors": (1, 2**31 - 1), "max_pixels": (1, LARGEST_MAX_PIXELS)})
 
 
@@ -56,14 +55,8 @@ class Options(ImageOptions):
 
     def __post_init__(self) -> None:
         ImageOptions.__post_init__(self)
-        _require_choices(self, {"resize": get_args(Resize), "image_channels": (None, 1, 3)})
+        require(self.image_channels in (None, 1, 3), "image_channels", f"must be 1 or 3, got {self.image_channels}")
         _require_ranges(self, {"seed": (0, 2**64 - 1), "rows_per_shard": (1, 2**31 - 1)})
-
-
-def _require_choices(options: ImageOptions, choices: Mapping[str, tuple[Any, ...]]) -> None:
-    for name, values in choices.items():
-        if getattr(options, name) not in values:
-            raise UserError(f"{name} must be one of {', '.join(map(str, values))}, got {getattr(options, name)!r}")
 
 
 def _require_ranges(options: ImageOptions, ranges: Mapping[str, tuple[int, int]]) -> None:

@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from training.config.experiment import SamplingConfig
-from training.diffusion.process import Denoiser, ModelPrediction
+from training.diffusion.process import GaussianProcess, ModelPrediction
+from training.diffusion.samplers.sampler import Sampler
 from training.shapes import Float
 
 
-class Ancestral:
+class Ancestral(Sampler):
     """Draws x_{t-1} from p(x_{t-1} | x_t); the variance is the model's where it learned one."""
 
     description = "ancestral"
     is_stochastic = True
 
-    def step(
-        self, denoiser: Denoiser, x_t: Tensor, k: int, noise: Tensor, previous: ModelPrediction | None = None
-    ) -> tuple[Tensor, ModelPrediction]:
-        """Take one step; see `Sampler.step`."""
-        prediction = denoiser.p_mean_variance(x_t, torch.full((len(x_t),), k, device=x_t.device))
-        return p_sample(prediction, noise) if k > 0 else prediction.mean, prediction
+    def move(
+        self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, previous: ModelPrediction | None
+    ) -> Tensor:
+        """Draw x_{t-1}, or return the mean in the last step."""
+        return p_sample(prediction, noise) if k > 0 else prediction.mean
 
 
 def p_sample(p: ModelPrediction, noise: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from training.config.experiment import SamplingConfig
-from training.diffusion.process import Denoiser, GaussianProcess, ModelPrediction
+from training.diffusion.process import GaussianProcess, ModelPrediction
+from training.diffusion.samplers.sampler import Sampler
 from training.shapes import Float
 
 
-@dataclass(frozen=True, slots=True)
-class DDIM:
-    """The DDIM step; a learned variance is not used.
+class DDIM(Sampler):
+    """The DDIM step; a learned variance is not used."""
 
-    Attributes:
-        eta: Noise of a step, in units of the ancestral sampler's with the fixed small variance, in [0, 1].
-    """
+    def __init__(self, eta: float = 0.0) -> None:
+        """Set the noise of a step, in units of the ancestral sampler's with the fixed small variance, in [0, 1]."""
+        self.eta = eta
+        self.description = f"DDIM, eta {eta:g}"
+        self.is_stochastic = eta > 0
 
-    eta: float = 0.0
-
-    @property
-    def description(self) -> str:
-        """Name and eta."""
-        return f"DDIM, eta {self.eta:g}"
-
-    @property
-    def is_stochastic(self) -> bool:
-        """True where eta is above 0."""
-        return self.eta > 0
-
-    def step(
-        self, denoiser: Denoiser, x_t: Tensor, k: int, noise: Tensor, previous: ModelPrediction | None = None
-    ) -> tuple[Tensor, ModelPrediction]:
-        """Take one step; see `Sampler.step`."""
-        prediction = denoiser.p_mean_variance(x_t, torch.full((len(x_t),), k, device=x_t.device))
-        return ddim_sample(denoiser.process, prediction, k, noise, eta=self.eta), prediction
+    def move(
+        self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, previous: ModelPrediction | None
+    ) -> Tensor:
+        """Return `ddim_sample`."""
+        return ddim_sample(process, prediction, k, noise, eta=self.eta)
 
 
 def ddim_sample(

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from training.config.experiment import SamplingConfig
-from training.diffusion.process import Denoiser, ModelPrediction
+from training.diffusion.process import GaussianProcess, ModelPrediction
+from training.diffusion.samplers.sampler import Sampler
 from training.shapes import Float
 
 
-class DPMSolverPP:
+class DPMSolverPP(Sampler):
     """The solver's step, of one network evaluation; a variance that the model learned is not used.
 
     The first step has no earlier prediction and is of first order. The last one goes to alpha_bar = 1, where lambda is
@@ -31,18 +31,16 @@ class DPMSolverPP:
     """
 
     description = "DPM-Solver++ (2M)"
-    is_stochastic = False
 
-    def step(
-        self, denoiser: Denoiser, x_t: Tensor, k: int, noise: Tensor, previous: ModelPrediction | None = None
-    ) -> tuple[Tensor, ModelPrediction]:
-        """Take one step; see `Sampler.step`."""
-        prediction = denoiser.p_mean_variance(x_t, torch.full((len(x_t),), k, device=x_t.device))
+    def move(
+        self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, previous: ModelPrediction | None
+    ) -> Tensor:
+        """Return `dpm_solver_pp_sample`, or the predicted x_0 in the last step."""
         if k == 0:
-            return prediction.x_0, prediction
-        alpha_bars = denoiser.process.alpha_bars
+            return prediction.x_0
+        alpha_bars = process.alpha_bars
         before = (previous.x_0, float(alpha_bars[k + 1])) if previous is not None else None
-        return dpm_solver_pp_sample(x_t, prediction.x_0, before, float(alpha_bars[k]), float(alpha_bars[k - 1])), prediction
+        return dpm_solver_pp_sample(x_t, prediction.x_0, before, float(alpha_bars[k]), float(alpha_bars[k - 1]))
 
 
 def dpm_solver_pp_sample(

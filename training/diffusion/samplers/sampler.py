@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,19 +16,16 @@ from training.diffusion.process import Denoiser, GaussianProcess, ModelPredictio
 from training.shapes import Float, Int64
 
 
-@runtime_checkable
-class Sampler(Protocol):
-    """A rule that takes x_t to x_{t-1}."""
+class Sampler(ABC):
+    """A rule that takes x_t to x_{t-1}.
 
-    @property
-    def description(self) -> str:
-        """Name and settings for reports, such as "DDIM, eta 0"."""
-        ...
+    Attributes:
+        description: Name and settings for reports, such as "DDIM, eta 0".
+        is_stochastic: True where the steps use their noise.
+    """
 
-    @property
-    def is_stochastic(self) -> bool:
-        """True for a sampler whose steps use their noise."""
-        ...
+    description: str
+    is_stochastic = False
 
     def step(
         self,
@@ -38,7 +35,7 @@ class Sampler(Protocol):
         noise: Float[Tensor, "batch channels *size"],
         previous: ModelPrediction | None = None,
     ) -> tuple[Float[Tensor, "batch channels *size"], ModelPrediction]:
-        """Take one step of the chain.
+        """Take one step of the chain, with one evaluation of the network.
 
         Args:
             k: Position in the chain, K - 1 the noisiest, 0 the last one before x_0.
@@ -48,7 +45,14 @@ class Sampler(Protocol):
         Returns:
             Images at step k - 1 (x_0 after k = 0), and the prediction that they were made from.
         """
-        ...
+        prediction = denoiser.p_mean_variance(x_t, torch.full((len(x_t),), k, device=x_t.device))
+        return self.move(denoiser.process, x_t, k, prediction, noise, previous), prediction
+
+    @abstractmethod
+    def move(
+        self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, previous: ModelPrediction | None
+    ) -> Tensor:
+        """Return the images at step k - 1 from the prediction at x_t; see `step`."""
 
 
 def make_sampler(config: SamplingConfig) -> Sampler:
