@@ -21,6 +21,7 @@ from PIL import Image
 from training.config.errors import UserError
 from training.config.experiment import DataConfig
 from training.config.presets import preset
+from training.config.validation import validate
 from training.data.format.manifest import read_manifest
 from training.data.format.shards import rows_per_shard
 from training.data.inspection.contact_sheet import contact_sheet, preview
@@ -563,7 +564,7 @@ def test_a_pipelines_step_makes_other_sizes_below_the_data_set_or_in_their_own_d
 )
 def test_options_out_of_range_are_refused(field):
     with pytest.raises(UserError, match=next(iter(field))):
-        Options(**field)
+        validate(Options, field)
 
 
 def test_the_shape_of_a_batch_is_that_of_the_manifest(damaged, tmp_path):
