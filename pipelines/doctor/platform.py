@@ -1,4 +1,4 @@
-"""Check what a platform brings: network policies, storage, queues, identities, meshes, and the settings of KFP and its MLflow plugin."""
+"""Check the platform: network policies, storage, queues, identities, meshes, and the settings of KFP and its MLflow plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one examination looks at, and the form of a check."""
+"""The scope of an examination, and the form of a check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.doctor.pod_environment import EnvironmentSource
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scope:
-    """What one examination looks at.
+    """The things that one examination looks at.
 
     Attributes:
         cluster: The cluster, in the namespace of runs.
