@@ -1,8 +1,9 @@
-"""A disk that a test can fill."""
+"""A disk that a test can fill, and a count of requests to MLflow."""
 
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,3 +19,19 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
         pytest.skip("mounting a small file system is not allowed here")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)  # a failed test may still hold a file open
+
+
+@pytest.fixture
+def mlflow_calls(services: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The requests to MLflow's API that this process makes."""
+    from mlflow.store.tracking.rest_store import RestStore
+
+    calls: list[Any] = []
+    ask = RestStore._call_endpoint
+
+    def count(store: RestStore, api: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(api)
+        return ask(store, api, *arguments, **options)
+
+    monkeypatch.setattr(RestStore, "_call_endpoint", count)
+    return calls

@@ -118,17 +118,14 @@ def test_a_run_that_somebody_deleted_in_mlflow_is_not_tried_for_ever(cluster, tm
     other.finish("KILLED")
 
 
-def test_the_work_grows_with_the_open_pipelines_alone(cluster, tmp_path, monkeypatch):
+def test_the_work_grows_with_the_open_pipelines_alone(cluster, tmp_path, mlflow_calls):
     """Closed runs, KFP's own and the trials of one sweep cost nothing more."""
-    from mlflow.store.tracking.rest_store import RestStore
 
     def count() -> tuple[int, int]:
-        calls, asked = [], RestStore._call_endpoint
-        monkeypatch.setattr(RestStore, "_call_endpoint", lambda self, *given, **more: (calls.append(given), asked(self, *given, **more))[1])
+        mlflow_calls.clear()
         before = cluster.count("GET", "/workflows")
         _reap()
-        monkeypatch.setattr(RestStore, "_call_endpoint", asked)
-        return len(calls), cluster.count("GET", "/workflows") - before
+        return len(mlflow_calls), cluster.count("GET", "/workflows") - before
 
     few = count()
     sweep = [_run("sweep") for _ in range(5)]

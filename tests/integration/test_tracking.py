@@ -18,9 +18,9 @@ from pipelines.services import daemons
 from pipelines.services import services as local_services
 from training import storage
 from training.tracking import client as mlflow_client
+from training.tracking import metrics_file, sender
 from training.tracking import runs as tracking
-from training.tracking import sender
-from training.tracking.metrics_file import METRICS, read_metric
+from training.tracking.metrics_file import METRICS, MetricsFile, read_metric
 from training.tracking.runs import TrackingError, attach
 
 
@@ -173,7 +173,8 @@ def test_metrics_that_mlflow_did_not_take_at_the_end_are_sent_afterwards(key, bu
     opened = open_run(key)
     ended = tracking.TrackedRun(AbsentServer(server()), opened.run_id, run_uri=bucket_uri)
     ended.log_metrics({"loss": 1.0}, 10)
-    assert not ended.close(timeout_seconds=1.0)
+    assert not ended.flush(timeout_seconds=1.0)
+    ended.save_metrics()
     for _ in range(2):
         assert attach(opened.run_id, run_uri=bucket_uri).close()
         assert points(opened, "loss") == [(10, 1.0)]
@@ -247,6 +248,24 @@ def test_more_points_than_one_request_takes_all_arrive(key):
     assert len(points(run, "b")) == 1300
 
 
+def test_the_requests_of_a_running_training_grow_with_time_alone(key, bucket_uri, mlflow_calls, monkeypatch):
+    assert MetricsFile(bucket_uri).seconds_between_writes == 10.0  # six requests a minute, however many metrics and lines
+    monkeypatch.setattr(metrics_file, "_SECONDS_BETWEEN_WRITES", 0.5)
+    run = attach(open_run(key).run_id, run_uri=bucket_uri)
+    mlflow_calls.clear()
+    started = time.monotonic()
+    step = 0
+    while time.monotonic() - started < 3.0:
+        step += 1
+        run.log_metrics({f"train/{number}": 1.0 for number in range(25)} | {f"system/{number}": 1.0 for number in range(15)}, step)
+        time.sleep(0.02)
+    seconds = time.monotonic() - started
+    assert run.flush()
+    # One to learn what MLflow has; one for each interval, and for each 1,000 points.
+    assert len(mlflow_calls) <= 1 + seconds / 0.5 + 1 + step * 40 / 1000 + 1
+    assert len(points(run, "system/14")) == step
+
+
 def test_values_that_are_not_numbers_are_shown_as_such(key):
     run = open_run(key)
     for step, value in enumerate([1.0, float("nan"), float("inf"), -float("inf")]):
@@ -296,8 +315,8 @@ def test_a_server_that_goes_away_and_comes_back_misses_nothing(key, services, ca
     assert server().get_run(run.run_id).data.tags["checkpoint"] == "s3://x"
     assert len(server().list_artifacts(run.run_id, "images")) == 4
     said = capsys.readouterr().out
-    assert said.count("does not answer; work goes on") == 1
-    assert said.count("MLflow answers again") == 1
+    assert said.count("MLflow does not answer; work goes on, the numbers are kept in memory and sent once it answers") == 1
+    assert said.count("MLflow answers again; what was kept is being sent") == 1
 
 
 @pytest.mark.slow

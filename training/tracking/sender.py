@@ -23,9 +23,13 @@ class BackgroundSender:
     """A queue of requests with one daemon thread.
 
     A request is repeated until it succeeds, is refused or the process ends, so it must be harmless to repeat.
+
+    Args:
+        kept_in: Where the numbers are until MLflow has them, in messages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, kept_in: str) -> None:
+        self._kept_in = kept_in
         self._requests: queue.Queue[tuple[str, Callable[[], object]]] = queue.Queue(_CAPACITY)
         self._thread: threading.Thread | None = None
         self._is_full = False
@@ -81,7 +85,9 @@ class BackgroundSender:
             if state.attempt_number == 1 and state.outcome is not None:
                 error = state.outcome.exception()
                 server = "the run's directory" if isinstance(error, StorageError) else "MLflow"
-                say(f"{server} does not answer; work goes on, and {name} and what follows wait ({in_one_line(error or Exception())})")
+                kept = "memory" if isinstance(error, StorageError) else self._kept_in
+                reason = in_one_line(error or Exception())
+                say(f"{server} does not answer; work goes on, the numbers are kept in {kept} and sent once it answers ({reason})")
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
@@ -96,7 +102,7 @@ class BackgroundSender:
             say(f"MLflow refused {name}: {in_one_line(error)}")
         else:
             if retrying.statistics["attempt_number"] > 1:
-                say("MLflow answers again")
+                say("MLflow answers again; what was kept is being sent")
 
     def _pause(self, seconds: float) -> None:
         if self._flushing.wait(seconds):  # `flush` is waiting: try twice a second

@@ -6,23 +6,21 @@ import contextlib
 import time
 from typing import Any
 
+_SECONDS_BETWEEN_READINGS = 10.0  # some of the collectors take milliseconds
+
 
 class SystemMetrics:
     """MLflow's collectors of system metrics.
 
     MLflow's own logging thread is not used: it ends at the first failed request, and a new one counts its steps from 0 again.
-
-    Args:
-        interval_seconds: Shortest time between two readings, as some of the collectors take milliseconds.
     """
 
-    def __init__(self, *, interval_seconds: float = 10.0) -> None:
+    def __init__(self) -> None:
         from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
         from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-        self._interval_seconds = interval_seconds
         self._collectors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]  # type: ignore[no-untyped-call]
         with contextlib.suppress(Exception):  # raised, in one form or another, where there is no GPU
             self._collectors.append(GPUMonitor())  # type: ignore[no-untyped-call]
@@ -30,8 +28,8 @@ class SystemMetrics:
         self._read_at = time.monotonic()
 
     def read(self) -> dict[str, float]:
-        """Return the current values by MLflow's names; nothing where less than `interval_seconds` have passed since the last ones."""
-        if time.monotonic() - self._read_at < self._interval_seconds:
+        """Return the current values by MLflow's names; nothing within ten seconds of the last ones."""
+        if time.monotonic() - self._read_at < _SECONDS_BETWEEN_READINGS:
             return {}
         self._read_at = time.monotonic()
         return self._collect()

@@ -10,6 +10,7 @@ import re
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlencode
 
 from training.console import say
-from training.storage import is_s3
+from training.storage import is_s3, join
 from training.tracking.client import TrackingError, in_one_line, is_transient, public_uri, request
-from training.tracking.metrics_file import MetricsFile, Point
+from training.tracking.metrics_file import METRICS, MetricsFile, Point
 from training.tracking.sender import BackgroundSender
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ class TrackedRun:
     def __init__(self, client: MlflowClient, run_id: str, *, run_uri: str | None = None) -> None:
         self._client = client
         self._run_id = run_id
-        self._sender = BackgroundSender()
+        self._sender = BackgroundSender(kept_in=join(run_uri, METRICS) if run_uri else "memory")
         self._metrics = MetricsFile(run_uri)
         self._metrics_are_queued = threading.Event()
-        self._sent_steps: dict[str, set[int]] = {}
+        self._sent_steps: defaultdict[str, set[int]] | None = None
         self._images: set[tuple[str, int]] | None = None
         if run_uri is not None:
             self._queue_metrics()
@@ -204,13 +205,13 @@ class TrackedRun:
         """Wait until all is delivered; return False if MLflow did not answer in that time. The sender goes on trying."""
         return self._sender.flush(timeout_seconds)
 
-    def close(self, *, timeout_seconds: float = 30.0) -> bool:
+    def close(self) -> bool:
         """Wait until all is delivered, and leave the run open; return False if MLflow did not answer.
 
         Raises:
             StorageError: The metrics can't be written to the run's directory.
         """
-        delivered = self.flush(timeout_seconds=timeout_seconds)
+        delivered = self.flush()
         self.save_metrics()
         return delivered
 
@@ -245,7 +246,8 @@ class TrackedRun:
         from mlflow.entities import Metric
 
         try:
-            lacking = [point for point in points if point.step not in self._steps_in_mlflow(point.key)]
+            sent = self._steps_in_mlflow()
+            lacking = [point for point in points if point.step not in sent[point.key]]
             if lacking:
                 metrics = [Metric(p.key, p.value if math.isfinite(p.value) else math.nan, p.milliseconds, p.step) for p in lacking]
                 self._client.log_batch(self._run_id, metrics=metrics)
@@ -260,12 +262,17 @@ class TrackedRun:
                 self._send_batch(group)
             return
         for point in lacking:
-            self._sent_steps[point.key].add(point.step)
+            sent[point.key].add(point.step)
 
-    def _steps_in_mlflow(self, key: str) -> set[int]:
-        if key not in self._sent_steps:
-            self._sent_steps[key] = {int(metric.step) for metric in self._client.get_metric_history(self._run_id, key)}
-        return self._sent_steps[key]
+    def _steps_in_mlflow(self) -> defaultdict[str, set[int]]:
+        """Return the steps of each metric that MLflow has; a new run costs one request, a resumed one a request for each metric."""
+        if self._sent_steps is None:
+            found = {
+                key: {int(metric.step) for metric in self._client.get_metric_history(self._run_id, key)}
+                for key in self._client.get_run(self._run_id).data.metrics
+            }
+            self._sent_steps = defaultdict(set, found)
+        return self._sent_steps
 
     def _list_images(self) -> set[tuple[str, int]]:
         names = [str(file.path) for file in self._client.list_artifacts(self._run_id, "images")]
