@@ -77,3 +77,12 @@ def services() -> Iterator[Services]:
 def bucket_uri(services: Services) -> str:
     """A directory in S3 that no other test uses."""
     return f"{services.bucket_uri}/tests/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster that the tests of a module share: `ray_session` joins it, as its start takes longer than their work."""
+    from training.distributed.ray_session import ray_session
+
+    with ray_session(num_cpus=3):
+        yield

@@ -12,7 +12,7 @@ from components.launch.step import run_on_cluster
 from components.steps.registry import PREPROCESS
 from training.config.errors import UserError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_data_prepared_on_a_cluster_is_the_data_prepared_here(tmp_path):

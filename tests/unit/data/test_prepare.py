@@ -150,6 +150,7 @@ def test_shards_that_other_options_left_behind_are_made_again(folder, undisturbe
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 def test_workers_do_not_change_the_data_set(folder, undisturbed, tmp_path):
     for num_workers in (2, 3):
         on_ray = functools.partial(parallel_map, num_workers=num_workers)
@@ -158,6 +159,7 @@ def test_workers_do_not_change_the_data_set(folder, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_error_in_a_worker_is_the_same_error(folder, tmp_path):
     source = copy_with(folder, tmp_path / "photos", {"class3/text.png": b"dear diary"})
     on_ray = functools.partial(parallel_map, num_workers=2)
