@@ -62,7 +62,7 @@ class RayJobOptions:
         workers_per_pod: Working processes in one pod. One for each GPU of a node is fastest: GPUs in one pod communicate directly.
         head_cpu: Cores of the head.
         head_memory: Memory of the head.
-        active_deadline_seconds: KubeRay ends the job after this time; the same command resumes it.
+        active_deadline_seconds: KubeRay ends the job after this time; the run goes on on a new one if it has a new checkpoint.
         pre_running_deadline_seconds: How long its pods may take to come up.
         service_account: Service account of the cluster's pods.
         image: Image of the cluster's pods; empty takes the step's.

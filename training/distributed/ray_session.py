@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from training.distributed.ray_logs import hide_noise
+
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Each line of a worker is one line of the driver: progress must not be folded away, nor coloured.
@@ -53,6 +55,7 @@ def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Itera
     if ray.is_initialized():
         yield
         return
+    hide_noise()
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if not in_main_thread:

@@ -31,6 +31,7 @@ from training.console import format_bytes, say
 from training.data.format.manifest import read_manifest
 from training.data.loading.loader import Loader
 from training.distributed.ranks import use_fast_kernels
+from training.distributed.ray_logs import logs_of_this_node, store_logs
 from training.distributed.ray_session import ray_session
 from training.distributed.signals import StopFlag, run_stoppable
 from training.loop.interfaces import Hooks, Job, Outcome, Scorer, TrainingError
@@ -115,6 +116,7 @@ def _train(job: Job, ray_address: str, scratch: str) -> Outcome:
             return _fit(job, ray_address, scratch)
         finally:
             ray.kill(control)
+            store_logs(logs_of_this_node(), job.run_uri)
 
 
 def _request_stop(job: Job) -> bool:
