@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+from recorded_workflows import kfp_answer
 
 from pipelines.compile_checks import parse_documents
 
@@ -63,7 +64,7 @@ class FakeKfp:
         tokens: Those that are good; empty asks for none.
         version: What the server says it is.
         namespaces: With several users, whose there are; None serves one user.
-        script: What a run becomes, one entry at each look: its state, and its nodes' states by name.
+        script: States of its Workflow that a new run goes through, one at each look; the last one stays.
         workflow: The Workflow of every run, as a recording shows it; the server gives it in its older API.
         logs: Logs by pod; the server answers 200 also where there is none.
         faults: By method and end of path, consumed one a request: a status, "drop" to hang up before acting, "lose" to
@@ -76,7 +77,7 @@ class FakeKfp:
     tokens: set[str] = field(default_factory=set)
     version: str = "2.17.0"
     namespaces: set[str] | None = None
-    script: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    script: list[dict[str, Any]] = field(default_factory=list)
     workflow: dict[str, Any] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
     faults: dict[tuple[str, str], list[int | str]] = field(default_factory=dict)
@@ -197,31 +198,19 @@ class FakeKfp:
             run["state"], run["scripted"], run["cancelled"] = "CANCELING", False, True
             return {}
         if run.get("scripted") and self.script:
-            run["state"], nodes = self.script[min(run["looks"], len(self.script) - 1)]
-            run["nodes"] = nodes
+            self.workflow = self.script[min(run["looks"], len(self.script) - 1)]
+            run |= kfp_answer(self.workflow)
             run["looks"] += 1
         elif run["state"] == "CANCELING":
             run["state"] = "FAILED"  # recorded: 2.17 has no other end for a cancelled run
         return self._seen(run)
 
     def _seen(self, run: dict[str, Any]) -> dict[str, Any]:
-        seen = {key: value for key, value in run.items() if key not in ("looks", "nodes", "scripted", "cancelled")}
+        seen = {key: value for key, value in run.items() if key not in ("looks", "scripted", "cancelled")}
         ended = run["state"] in ("SUCCEEDED", "FAILED")
         if run.get("cancelled"):
             seen["state_history"] = [{"state": state} for state in ("PENDING", "RUNNING", "CANCELING", *(["FAILED"] if ended else []))]
         seen["finished_at"] = "2026-11-24T20:00:00Z" if ended else "1970-01-01T00:00:00Z"  # so says the server
-        if run.get("nodes"):
-            details = [
-                {
-                    "run_id": run["run_id"],
-                    "display_name": name.partition("#")[0],
-                    "state": state,
-                    "start_time": f"2026-11-24T18:00:{number:02d}Z",
-                    "child_tasks": [{"pod_name": f"workflow-{number}"}],
-                }
-                for number, (name, state) in enumerate(run["nodes"].items())
-            ]
-            seen["run_details"] = {"task_details": details}
         return seen
 
     def _recurring(self, request: Request, rest: list[str]) -> Any:

@@ -103,8 +103,7 @@ def test_a_scenario_finds_the_pods_that_it_disturbs(cluster: Cluster, api: FakeK
 def test_a_scenario_is_driven_recorded_and_judged(cluster: Cluster, api: FakeKubernetes, server: FakeKfp) -> None:
     """The command is real; KFP and Kubernetes answer as they did for the recorded run."""
     before = Record.load(RECORDINGS, "bad-source-failed")
-    server.script = [("FAILED", {"preprocess": "FAILED"})]
-    server.workflow = workflow_states("bad-source-failed")[-1]
+    server.script = workflow_states("bad-source-failed")[-1:]
     server.logs[before.tries("preprocess")[0]["id"].replace("-2853953927", "-retry-system-container-impl-2853953927")] = (
         "training.config.errors.UserError: s3://iddpm/conformance/test/nowhere.zip does not exist\n"
     )

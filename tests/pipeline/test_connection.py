@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_kfp
 import pytest
 from fake_kfp import FakeKfp
+from recorded_workflows import workflow_states
 
 from pipelines.client.connection import Connection, is_unencrypted
 from pipelines.client.errors import KfpError
@@ -245,7 +246,7 @@ def test_a_follower_that_is_stopped_leaves_the_run_and_ends_kubectl(
     server: FakeKfp, kubectl: Callable[..., Path], told: signal.Signals, status: int
 ) -> None:
     log = kubectl()
-    server.script = [("RUNNING", {"resolve-model": "RUNNING"})]
+    server.script = workflow_states("nightly-succeeded")[3:4]
     command = [str(Path(sys.executable).with_name("iddpm")), "submit", "nightly-fid", "--port-forward"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

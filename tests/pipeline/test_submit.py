@@ -37,7 +37,7 @@ from training.data.preparation.options import Options
 from training.data.sources.catalog import SourceOptions
 
 QUICK = Polling(interval_seconds=0.01, outage_seconds=0.5, token_seconds=0.5)
-SUCCEEDS = [("SUCCEEDED", {"resolve-model": "SUCCEEDED"})]
+SUCCEEDS = workflow_states("nightly-succeeded")[-1:]
 Iddpm = Callable[..., "tuple[int, str, str]"]
 
 
@@ -55,7 +55,7 @@ def train() -> CompiledPipeline:
 
 
 def test_submit_uploads_the_pipeline_and_starts_a_run_of_that_version(server: FakeKfp, iddpm: Iddpm, train: CompiledPipeline) -> None:
-    server.script = [("SUCCEEDED", {"preprocess": "SUCCEEDED"})]
+    server.script = workflow_states("train-local-succeeded")[-1:]
     words = ("--preset", "cifar10-hybrid-cosine", "--set", "optim.num_steps=5", "--resources", "train.num_workers=4", "--run-name", "mine")
     assert iddpm("submit", "train", *words)[0] == 0
     (pipeline,) = server.asked("POST", "/pipelines")
@@ -410,25 +410,19 @@ def test_a_list_longer_than_a_page_is_read_to_its_end(server: FakeKfp, kfp: Kfp)
 
 def test_each_change_of_a_tasks_state_is_one_line_and_argos_own_nodes_are_none(server: FakeKfp, kfp: Kfp) -> None:
     run = server.add_run("PENDING", scripted=True)
-    server.script = [
-        ("PENDING", {}),
-        ("RUNNING", {"root": "RUNNING", "root-driver": "SUCCEEDED", "train-driver": "RUNNING"}),
-        ("RUNNING", {"root": "RUNNING", "train-driver": "SUCCEEDED", "train": "RUNNING", "executor": "RUNNING", "executor(0)": "FAILED"}),
-        ("RUNNING", {"train-driver": "SUCCEEDED", "train": "RUNNING"}),
-        ("RUNNING", {"train-driver": "SUCCEEDED", "train": "SUCCEEDED", "report": "PENDING"}),
-        ("SUCCEEDED", {"train": "SUCCEEDED", "report": "SUCCEEDED"}),
-    ]
+    server.script = workflow_states("train-local-succeeded")
     said: list[str] = []
     follow(kfp, run, task_names={"train", "report"}, say=said.append, polling=QUICK)
-    assert [line.split() for line in said] == [["train", "running"], ["train", "succeeded"], ["report", "succeeded"]]
+    changes = [["train", "running"], ["train", "succeeded"], ["report", "running"], ["report", "succeeded"]]
+    assert [line.split() for line in said] == changes
 
 
 def test_the_tasks_of_a_loop_are_numbered(server: FakeKfp, kfp: Kfp) -> None:
     run = server.add_run("PENDING", scripted=True)
-    server.script = [("SUCCEEDED", {"train#a": "SUCCEEDED", "train#b": "FAILED"})]
+    server.script = workflow_states("ablation-of-two-trials-succeeded")
     said: list[str] = []
-    follow(kfp, run, task_names={"train"}, say=said.append, polling=QUICK)
-    assert [" ".join(line.split()) for line in said] == ["train (1) succeeded", "train (2) failed"]
+    follow(kfp, run, task_names={"train-trial"}, say=said.append, polling=QUICK)
+    assert [" ".join(line.split()) for line in said][-1:] == ["train-trial (2) succeeded"]
 
 
 LOG = """starting
@@ -441,29 +435,22 @@ F1126 06:43:59.1 1 main.go:49] failed to execute component: exit status 1
 
 
 def test_a_failed_run_is_the_commands_failure_and_names_the_step_and_its_error(server: FakeKfp, iddpm: Iddpm) -> None:
-    server.script = [("FAILED", {"preprocess": "FAILED"})]
-    server.workflow = workflow_states("bad-source-failed")[-1]
+    server.script = workflow_states("bad-source-failed")[-1:]
     server.logs["iddpm-train-mxm94-retry-system-container-impl-2853953927"] = LOG
     status, _, err = iddpm("submit", "train")
     (run,) = server.runs
     assert (status, err) == (1, f"error: run {run} failed at preprocess: UserError: s3://raw/photos has no images\n")
 
 
-def test_a_failed_run_of_which_kfp_has_no_workflow_says_so(server: FakeKfp, iddpm: Iddpm) -> None:
-    server.script = [("FAILED", {"resolve-model-driver": "FAILED", "resolve-model": "SKIPPED"})]
-    status, _, err = iddpm("submit", "nightly-fid")
-    assert status == 1
-    assert "failed: KFP gives no reason" in err
+def test_a_failed_run_of_which_kfp_has_no_workflow_says_so(server: FakeKfp, kfp: Kfp) -> None:
+    recording = recorded("kfp-api", "run-failed-bad-source")
+    server.runs[recording["run_id"]] = recording
+    with pytest.raises(RunFailedError, match="failed: KFP gives no reason"):
+        require_success(kfp, kfp.client.get_run(recording["run_id"]))
 
 
 def test_the_command_of_a_cancelled_run_ends_as_an_interrupted_one(server: FakeKfp, iddpm: Iddpm) -> None:
-    server.script = [("RUNNING", {"train": "RUNNING"})]
-
-    def cancel(request: fake_kfp.Request) -> None:
-        for run in server.runs.values():
-            run |= {"state": "CANCELING", "scripted": False, "cancelled": True}
-
-    server.before = cancel
+    server.script = workflow_states("rayjob-cancelled")[-1:]
     status, _, err = iddpm("submit", "train")
     (run,) = server.runs
     assert (status, err) == (130, f"error: run {run} was cancelled\n")
@@ -504,13 +491,7 @@ def test_a_pod_that_is_refused_is_reported_once_with_the_reason(server: FakeKfp,
     """The Workflow goes through its recorded states, one at each look; the pods were refused nine times."""
     states = workflow_states("plugin-env-collision-then-cancelled")
     run = server.add_run("RUNNING", scripted=True)
-    server.script = [("RUNNING", {"preprocess": "RUNNING", "executor(0)": "PENDING"})] * len(states) + [("SUCCEEDED", {})]
-
-    def look(request: fake_kfp.Request) -> None:
-        if "v1beta1" in request.path and states:
-            server.workflow = states.pop(0)
-
-    server.before = look
+    server.script = states
     said: list[str] = []
     follow(kfp, run, task_names={"preprocess"}, say=said.append, polling=dataclasses.replace(QUICK, look_seconds=0.0))
     refused = [" ".join(line.split()) for line in said if "is invalid" in line]
