@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from components.steps.mlflow_sync import update_mlflow
 from components.steps.reference import existing_reference, reference_for, stored_extractor_weights
 from components.steps.runs import read_result, storage_root_of
-from components.steps.studies import FINAL, evaluation_uri
+from components.steps.studies import FINAL
+from evaluation.records.run_directory import result_uri
 from training import storage
 from training.config.experiment import Experiment, Resources
 from training.console import say
@@ -58,7 +59,7 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     model = ModelSpec(checkpoint_uri=choice.checkpoint_uri, weights=choice.weights)
     evaluate_once(model, data_uri, reference_uri, options)
     update_mlflow(run_uri)
-    return evaluation_uri(run_uri, FINAL)
+    return result_uri(run_uri, FINAL)
 
 
 def log_result(uri: str, log_metric: Callable[[str, float], None]) -> str:

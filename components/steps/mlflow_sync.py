@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from components.steps.runs import read_result, storage_root_of
-from components.steps.studies import FINAL, evaluation_uri, log_evaluation, read_evaluation
+from components.steps.studies import FINAL, log_evaluation, read_evaluation
+from evaluation.records.run_directory import result_uri
 from training import storage
 from training.console import say
 from training.tracking.client import TrackingError
@@ -106,7 +107,7 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
             {
                 "iddpm.best_checkpoint_uri": final.checkpoint_uri,
                 "iddpm.best_weights": final.weights,
-                "iddpm.evaluation_uri": evaluation_uri(run_uri, FINAL),
+                "iddpm.evaluation_uri": result_uri(run_uri, FINAL),
             }
         )
     elif result:

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.records.run_directory import RESULT as RESULT
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.run_keys import run_keys, same_training
 
 EXPERIMENT = "experiment.json"
-RESULT = "result.json"
-"""The file that a finished training leaves in its run's directory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

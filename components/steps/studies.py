@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from evaluation.records.run_directory import result_uri
 from training import storage
 from training.distributed.signals import run_stoppable, stop_flag
 from training.tracking.client import TrackingError
@@ -128,12 +129,7 @@ def read_evaluation(run_uri: str, result_name: str) -> EvaluationResult:
     """
     from evaluation.records.result import EvaluationResult
 
-    return EvaluationResult.from_dict(storage.read_json(evaluation_uri(run_uri, result_name)))
-
-
-def evaluation_uri(run_uri: str, result_name: str) -> str:
-    """Return the URI of an evaluation's result."""
-    return storage.join(run_uri, "evaluations", f"{result_name}.json")
+    return EvaluationResult.from_dict(storage.read_json(result_uri(run_uri, result_name)))
 
 
 def _log_evaluation_files(run: TrackedRun, run_uri: str, result_name: str, result: EvaluationResult) -> None:
@@ -146,8 +142,8 @@ def _log_evaluation_files(run: TrackedRun, run_uri: str, result_name: str, resul
 
 def _evaluation_files(run_uri: str, result_name: str, result: EvaluationResult) -> dict[str, bytes]:
     """Read the files of an evaluation, by name: result, sample grid and report, those that exist."""
-    report_uri = evaluation_uri(run_uri, "report" if result_name == FINAL else result_name).removesuffix(".json") + ".html"
-    uris = [uri for uri in (report_uri, result.grid_uri, evaluation_uri(run_uri, result_name)) if uri and storage.exists(uri)]
+    report_uri = result_uri(run_uri, "report" if result_name == FINAL else result_name).removesuffix(".json") + ".html"
+    uris = [uri for uri in (report_uri, result.grid_uri, result_uri(run_uri, result_name)) if uri and storage.exists(uri)]
     return {uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in uris}
 
 

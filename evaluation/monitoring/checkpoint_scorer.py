@@ -21,10 +21,10 @@ from evaluation.monitoring import early_stopping
 from evaluation.records import grids
 from evaluation.records.devices import choose_device, default_batch_size
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
-from evaluation.records.run_directory import EVALUATIONS, SAMPLES, checkpoint_digest, run_uri_of, score_uri
+from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.generate import QUANTIZATION, generate
 from evaluation.sampling.low_res import LowRes, RealLowRes
-from evaluation.sampling.trained_model import TrainedModel, load_model
+from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest, load_model
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import EvaluationConfig, Experiment, Precision
@@ -180,6 +180,11 @@ def scoring_protocol(
             "reference": provenance.to_dict(),
         }
     )
+
+
+def score_uri(checkpoint_uri: str) -> str:
+    """Return the file of a checkpoint's score."""
+    return storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"step={checkpoint.step_of(checkpoint_uri):08d}.json")
 
 
 def read_history(run_uri: str) -> list[dict[str, Any]]:

@@ -40,8 +40,7 @@ def distance_by_step(history: Sequence[Score], *, distance_name: str, chosen_ste
         legend="weights averaged with",
         mark=mark,
     )
-    drawn = draw_lines(lines, chart)
-    return drawn.svg if drawn else ""
+    return _svg(lines, chart)
 
 
 def distance_by_decay(lines: Mapping[str, Sequence[tuple[float, float, float | None]]], *, distance_name: str) -> str:
@@ -57,14 +56,13 @@ def distance_by_decay(lines: Mapping[str, Sequence[tuple[float, float, float | N
         log_x=True,
         ticks={1 / (1 - decay): f"{decay:g}" for decay in sorted({decay for points in lines.values() for decay, _, _ in points})},
     )
-    drawn = draw_lines(
+    return _svg(
         [
             Line(label=name, points={1 / (1 - decay): (value, error or 0.0) for decay, value, error in points}, style=style)
             for style, (name, points) in enumerate(lines.items())
         ],
         chart,
     )
-    return drawn.svg if drawn else ""
 
 
 def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
@@ -77,8 +75,7 @@ def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
         points = {step: (float(mean), 0.0) for step, mean in zip(steps[window - 1 :], means, strict=True)}
         lines.append(Line(label=f"mean of {window}", points=points))
     chart = Chart(x="training step", y=f"training loss L_{objective}", caption="Training loss by step", height=2.9)
-    drawn = draw_lines(lines, chart)
-    return drawn.svg if drawn else ""
+    return _svg(lines, chart)
 
 
 def bound_by_timestep(timesteps: Sequence[int], terms: Sequence[float]) -> str:
@@ -91,5 +88,9 @@ def bound_by_timestep(timesteps: Sequence[int], terms: Sequence[float]) -> str:
         log_x=True,
     )
     line = Line(label="terms", points={t + 1: (term, 0.0) for t, term in zip(timesteps, terms, strict=True)})
-    drawn = draw_lines([line], chart)
+    return _svg([line], chart)
+
+
+def _svg(lines: Sequence[Line], chart: Chart) -> str:
+    drawn = draw_lines(lines, chart)
     return drawn.svg if drawn else ""

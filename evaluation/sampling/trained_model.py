@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from evaluation.records.run_directory import checkpoint_digest
+from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -101,6 +102,11 @@ class ModelSpec:
     def digests(self) -> tuple[str, ...]:
         """Return the digest of each checkpoint. A run that is trained again writes other weights to the same address."""
         return tuple(checkpoint_digest(uri) for uri in (self.checkpoint_uri, self.ends_checkpoint_uri) if uri)
+
+
+def checkpoint_digest(checkpoint_uri: str) -> str:
+    """Return a digest that differs between two checkpoints of the same step: a run that is trained again overwrites the first."""
+    return hashlib.sha256(storage.read_bytes(storage.join(checkpoint_uri, checkpoint.COMPLETE))).hexdigest()
 
 
 @functools.lru_cache(maxsize=1)

@@ -91,19 +91,28 @@ def _resolve_run(run_uri: str) -> ResolvedModel:
     """Return the chosen weights of a run; for one that is not finished, its latest checkpoint."""
     trained = _read_json(storage.join(run_uri, RESULT))
     known = {"data_uri": trained.get("data_uri", ""), "tracking_run_id": trained.get("tracking_run_id", "")}
-    choice = _read_json(storage.join(run_uri, EVALUATIONS, CHOICE))
-    for uri, weights in (
-        (choice.get("checkpoint_uri"), choice.get("weights")),
-        (trained.get("best_checkpoint_uri"), trained.get("best_weights")),
-    ):
-        if uri:
-            # A copied run contains addresses of its first place, but its checkpoints are in its own directory.
-            return ResolvedModel(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, checkpoint.step_of(uri)), weights=weights, **known)
+    if chosen := chosen_weights(run_uri):
+        return ResolvedModel(checkpoint_uri=chosen[0], weights=chosen[1], **known)
     latest = checkpoint.latest(run_uri)
     if latest is None:
         raise UserError(f"{run_uri}: there is no run with a checkpoint there; name {FORMS}")
     say(f"{run_uri} has not finished: taking its latest checkpoint, step {checkpoint.step_of(latest):,}")
     return ResolvedModel(checkpoint_uri=latest, **known)
+
+
+def chosen_weights(run_uri: str) -> tuple[str, str] | None:
+    """Return the checkpoint and the weights of a run's final choice, or else of its best score; None if its files name neither."""
+    choice, trained = _read_json(storage.join(run_uri, EVALUATIONS, CHOICE)), _read_json(storage.join(run_uri, RESULT))
+    for uri, weights in (
+        (choice.get("checkpoint_uri"), choice.get("weights")),
+        (trained.get("best_checkpoint_uri"), trained.get("best_weights")),
+    ):
+        if uri and weights:
+            # A copied run contains addresses of its first place, but its checkpoints are in its own directory.
+            found = checkpoint.checkpoint_uri(run_uri, checkpoint.step_of(uri))
+            if checkpoint.step_of(uri) in checkpoint.steps(run_uri):
+                return found, weights
+    return None
 
 
 def _read_json(uri: str) -> dict[str, str]:

@@ -159,13 +159,17 @@ def trials(
     runs = runs or {}
     _require_roles(ablation, settings, runs)
     user = (*(objective_overrides(objective) if objective else ()), *overrides)
-    _require_not_varied(ablation, user)
+    for item in user:
+        if (path := item.partition("=")[0].strip()) in ablation.varied:
+            raise UserError(f"{item}: the ablation {ablation.name!r} varies {path} itself")
     planned = []
     for setting in settings:
         own = format_overrides(setting.overrides)
         all_overrides = (*(() if setting.role in runs else ablation.shared), *own, *user)
         experiment = preset(setting.preset, all_overrides)  # refuses now what would fail in the middle of a sweep
-        _require_effect(ablation, experiment)
+        for path in _HYBRID_ONLY:
+            if path in ablation.varied and experiment.diffusion.objective != "hybrid":
+                raise UserError(f"the ablation {ablation.name!r} varies {path}, which L_{experiment.diffusion.objective} does not have")
         values = values_of(ablation, experiment)
         planned.append(
             Trial(
@@ -249,19 +253,6 @@ def _require_roles(ablation: Ablation, settings: Sequence[Setting], runs: Mappin
         if role not in roles:
             remedy = f"its runs are {', '.join(roles)}" if roles else "it trains its own runs"
             raise UserError(f"the ablation {ablation.name!r} takes no run {role!r}; {remedy}")
-
-
-def _require_not_varied(ablation: Ablation, overrides: Iterable[str]) -> None:
-    for item in overrides:
-        path = item.partition("=")[0].strip()
-        if path in ablation.varied:
-            raise UserError(f"{item}: the ablation {ablation.name!r} varies {path} itself")
-
-
-def _require_effect(ablation: Ablation, experiment: Experiment) -> None:
-    for path in _HYBRID_ONLY:
-        if path in ablation.varied and experiment.diffusion.objective != "hybrid":
-            raise UserError(f"the ablation {ablation.name!r} varies {path}, which L_{experiment.diffusion.objective} does not have")
 
 
 def _require_different(ablation: Ablation, planned: Sequence[Trial]) -> None:

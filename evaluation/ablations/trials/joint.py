@@ -10,9 +10,9 @@ from evaluation.ablations.trials.measures import draw_samples
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.ablations.trials.trial_model import TrialModel
 from evaluation.evaluate.preflight import preflight
-from evaluation.records.run_directory import SAMPLES, checkpoint_digest
+from evaluation.records.run_directory import SAMPLES
 from evaluation.sampling import sample_set
-from evaluation.sampling.trained_model import ModelSpec
+from evaluation.sampling.trained_model import ModelSpec, checkpoint_digest
 from training import storage
 
 ENDS_SHARE = 40

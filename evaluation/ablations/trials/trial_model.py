@@ -9,9 +9,9 @@ from typing import Any
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.records.result import EvaluationResult
-from evaluation.records.run_directory import CHOICE, EVALUATIONS, RESULT, run_uri_of
+from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.trained_model import ModelSpec
-from training import storage
+from evaluation.selection.resolve import chosen_weights
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -71,7 +71,7 @@ def find_trial_model(run_uri: str, *, best: bool = False) -> TrialModel:
         latest = checkpoint.latest(run_uri)
         if latest is None:
             raise UserError(f"{run_uri}: there is no checkpoint; name the directory of a trained run")
-        uri, weights = (_best_weights(run_uri) if best else None) or (latest, None)
+        uri, weights = (chosen_weights(run_uri) if best else None) or (latest, None)
     return TrialModel(
         run_uri=run_uri,
         checkpoint_uri=uri,
@@ -79,17 +79,3 @@ def find_trial_model(run_uri: str, *, best: bool = False) -> TrialModel:
         step=checkpoint.step_of(uri),
         experiment=checkpoint.load_experiment(uri),
     )
-
-
-def _best_weights(run_uri: str) -> tuple[str, str] | None:
-    """Return the checkpoint and the weights that the run's files name as its best, if the checkpoint still exists."""
-    present = set(checkpoint.steps(run_uri))
-    for uri, step_name, weights_name in (
-        (storage.join(run_uri, EVALUATIONS, CHOICE), "step", "weights"),
-        (storage.join(run_uri, RESULT), "best_step", "best_weights"),
-    ):
-        if storage.exists(uri):
-            stored = storage.read_json(uri)
-            if int(stored[step_name]) in present:
-                return checkpoint.checkpoint_uri(run_uri, int(stored[step_name])), str(stored[weights_name])
-    return None

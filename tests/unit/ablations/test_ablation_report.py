@@ -366,9 +366,11 @@ def test_a_trial_model_is_the_latest_checkpoint_or_the_chosen_one_or_else_the_be
         return subject.step, subject.weights
 
     assert step_and_weights(best=True) == step_and_weights(best=False) == (300, "ema_0.98")
-    storage.write_json(f"{run_uri}/result.json", {"best_step": 200, "best_weights": "model"})
+    storage.write_json(f"{run_uri}/result.json", {"best_checkpoint_uri": f"{run_uri}/checkpoints/step=00000200", "best_weights": "model"})
     assert step_and_weights(best=True) == (200, "model")
-    storage.write_json(f"{run_uri}/evaluations/choice.json", {"step": 100, "weights": "ema_0.98"})
+    storage.write_json(
+        f"{run_uri}/evaluations/choice.json", {"checkpoint_uri": f"{run_uri}/checkpoints/step=00000100", "weights": "ema_0.98"}
+    )
     assert step_and_weights(best=True) == (100, "ema_0.98")
     assert step_and_weights(best=False) == (300, "ema_0.98")
     assert find_trial_model(f"{run_uri}/checkpoints/step=00000200", best=True).step == 200

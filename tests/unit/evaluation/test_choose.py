@@ -8,8 +8,7 @@ import pytest
 
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
-from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
-from evaluation.records.run_directory import score_uri
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history, score_uri
 from evaluation.sampling.trained_model import ModelSpec
 from evaluation.selection.final_choice import Choice, choose_best
 from training.checkpoints import checkpoint

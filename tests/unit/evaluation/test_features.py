@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden import train_digit_classifier
 from torch import Tensor
 
 from evaluation.distances.frechet import Moments, frechet_distance
@@ -22,7 +23,7 @@ _INCEPTION_ROUNDING = (94 * 2048) ** 0.5 * torch.finfo(torch.float32).eps
 
 @pytest.fixture(scope="module")
 def digits_test() -> tuple[Tensor, Tensor]:
-    return digit_classifier.digits("test")
+    return train_digit_classifier.digits("test")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def _images(num: int, size: int, seed: int) -> Tensor:
 def test_the_digit_classifier_is_accurate_on_test_digits(digits_test: tuple[Tensor, Tensor]) -> None:
     images, labels = digits_test
     assert len(images) == 300
-    assert digit_classifier.accuracy(digit_classifier.load_classifier(), images, labels) >= 0.97
+    assert train_digit_classifier.accuracy(digit_classifier.load_classifier(), images, labels) >= 0.97
 
 
 def test_the_digit_classifiers_file_is_small_and_has_the_recorded_sha256() -> None:
@@ -67,7 +68,7 @@ def test_the_digit_classifiers_file_is_small_and_has_the_recorded_sha256() -> No
 
 @pytest.mark.slow
 def test_training_the_digit_classifier_again_gives_the_same_classifier(digits_test: tuple[Tensor, Tensor]) -> None:
-    again = digit_classifier.train(*digit_classifier.digits("train"))
+    again = train_digit_classifier.train(*train_digit_classifier.digits("train"))
     images = digits_test[0].float() / 127.5 - 1
     same = again(images).argmax(1) == digit_classifier.load_classifier()(images).argmax(1)
     assert float(same.float().mean()) >= 0.985

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
-from evaluation.records.run_directory import score_uri
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, score_uri
 from evaluation.studies.stopping_replay import Replay, as_study, replay
 from training import storage
 from training.checkpoints import checkpoint

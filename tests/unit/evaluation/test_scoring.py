@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from evaluation.distances.reference_statistics import load_reference, save_reference
-from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history, score_uri
 from evaluation.monitoring.early_stopping import decide
-from evaluation.records.run_directory import run_uri_of, score_uri
+from evaluation.records.run_directory import run_uri_of
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
