@@ -100,18 +100,6 @@ class Moments:
         self.total += rows.sum(dim=0)
         self.outer.addmm_(rows.T, rows)
 
-    def merge(self, other: Moments) -> None:
-        """Add the images of another accumulator.
-
-        Raises:
-            UserError: The other's features have another dimension.
-        """
-        if other.dim != self.dim:
-            raise UserError(f"moments of {other.dim} and {self.dim} dimensions do not merge")
-        self.num_images += other.num_images
-        self.total += other.total
-        self.outer += other.outer
-
     def mean(self) -> Float64[Tensor, " dim"]:
         """Return the mean feature.
 
@@ -172,7 +160,11 @@ def merged(parts: Sequence[Moments]) -> Moments:
         raise UserError("there are no moments to merge")
     whole = Moments(parts[0].dim)
     for part in parts:
-        whole.merge(part)
+        if part.dim != whole.dim:
+            raise UserError(f"moments of {whole.dim} and {part.dim} dimensions do not merge")
+        whole.num_images += part.num_images
+        whole.total += part.total
+        whole.outer += part.outer
     return whole
 
 

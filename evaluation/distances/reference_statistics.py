@@ -146,11 +146,8 @@ def reference_name(manifest: Manifest, extractor: FeatureExtractor, num_images: 
 def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: str, num_images: int | None = None) -> ReferenceStatistics:
     """Compute statistics of a data set's images, or read them if they are stored already.
 
-    Args:
-        dataset_uri: One split's directory, with its manifest.
-        extractor: The extractor of the features.
-        out_uri: A `.npz` file, or a directory in which `reference_name` names it.
-        num_images: Number of images, from the data set's beginning (its order is a seeded shuffle); None is all.
+    `out_uri` is a `.npz` file, or a directory in which `reference_name` names it. `num_images` are taken from the data set's
+    beginning (its order is a seeded shuffle); None is all.
 
     Raises:
         UserError: `out_uri` contains other statistics, or there is no such data set.

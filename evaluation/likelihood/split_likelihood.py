@@ -53,11 +53,7 @@ class LikelihoodPlan(ChunkedPlan):
 def split_likelihood(plan: LikelihoodPlan, work_uri: str, *, num_workers: int = 1, device: str = "cpu") -> Likelihood:
     """Compute bits/dim of the plan's images. Chunks that exist in the working directory are read, not redone.
 
-    Args:
-        plan: The images, the network and the form.
-        work_uri: Directory for this plan's chunks alone.
-        num_workers: 1 evaluates in this process; more are Ray tasks.
-        device: The device of each worker.
+    `work_uri` is for this plan's chunks alone. `num_workers` of 1 evaluates in this process; more are Ray tasks.
 
     Raises:
         UserError: The split has fewer images, or K is not possible.

@@ -39,15 +39,13 @@ class Decision:
 
 
 def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
-    """Decide to stop after `patience` scored checkpoints without a gain, but not before `min_steps`.
+    """Decide to stop after `patience` scored checkpoints without a gain (0 never stops), but not before `min_steps`.
 
     A checkpoint's score is the smallest over its decays. It is a gain if it is below the last gain's score by more than the
     fraction `min_gain`. Noise of that size does not prolong training. It does not hide slow progress either, because the
     comparison is with the last gain and not with the last checkpoint. A score that is not finite is no gain.
 
-    Args:
-        history: Scores in any order; if a step occurs twice, the later entry counts.
-        config: `patience` (0 never stops), `min_gain`, `min_steps`.
+    Scores come in any order; if a step occurs twice, the later entry counts.
     """
     scores = sorted_by_step(history)
     best = next(iter(ranked_candidates(scores)), None)

@@ -38,18 +38,12 @@ def check_regression(
     num_standard_errors: float = 4.0,
     min_difference: float = 0.0,
 ) -> RegressionCheck:
-    """Compare a score with its history.
+    """Compare a score with its history. Smaller is better.
 
     A score is a regression if it exceeds the history's median m by more than `num_standard_errors` * s and by more than
-    `min_difference`. s is the history's standard deviation once it has three scores, but never less than the score's
-    own standard error: otherwise a short history with almost equal scores would raise alarms about noise.
-
-    Args:
-        distance: The new score; smaller is better. A score that is not finite is a regression.
-        standard_error: Standard error of the new score over the draw of samples; None if unknown.
-        history: Earlier scores by the same protocol; those that are not finite are ignored.
-        num_standard_errors: Number of standard deviations that count as noise.
-        min_difference: Smallest difference that matters, in units of the distance.
+    `min_difference`, in units of the distance; or if it is not finite. s is the history's standard deviation once it has three
+    scores, but never less than the score's own standard error: otherwise a short history with almost equal scores would raise
+    alarms about noise. Scores of the history that are not finite are ignored.
 
     Raises:
         UserError: The history has no finite score, or a threshold is negative or not finite.

@@ -94,16 +94,10 @@ def render_report(
     links: Mapping[str, str] | None = None,
     nightly: Nightly | None = None,
 ) -> str:
-    """Return the page as HTML.
+    """Return the page as HTML; `losses` and `links` as in `write_report`.
 
-    Args:
-        result: The evaluation.
-        history: Scores beside training.
-        losses: (step, training loss), by step.
-        choice: The choice among the best few checkpoints, as `evaluation.selection.final_choice` writes it.
-        grid_png: Sample grid.
-        links: Name -> address.
-        nightly: The comparison with the model's history, for a page about a nightly evaluation.
+    `history` has the scores beside training, `choice` is as `evaluation.selection.final_choice` writes it, and `nightly` makes it
+    a page about a nightly evaluation.
     """
     likelihood = result.likelihood or {}
     experiment = result.experiment

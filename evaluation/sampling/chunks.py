@@ -70,14 +70,9 @@ def process_chunks(
 ) -> None:
     """Process the chunks whose files are missing, and print the progress.
 
-    Args:
-        function: Writes a chunk's file and returns the number of its images. Importable by name, because workers call it.
-        plan: The whole work.
-        chunk_uris: File of every chunk.
-        directory: The directory of these files.
-        activity: What is done with an image, in the past tense, for the lines printed: "drew".
-        num_workers: 1 works in this process; more are Ray tasks.
-        device: The device of each worker.
+    `function` writes a chunk's file and returns the number of its images; it is importable by name, because workers call it.
+    `chunk_uris` has the file of every chunk, all in `directory`. `activity` is what is done with an image, for the lines printed:
+    "drew". `num_workers` of 1 works in this process; more are Ray tasks. `device` is that of each worker.
     """
     load_cached.cache_clear()  # the checkpoint may have been written again since the last call
     present = set(storage.list_uris(directory))

@@ -44,18 +44,10 @@ def generate(
 ) -> Iterator[Generated]:
     """Draw the images `start` to `start + num_images - 1`, batch by batch, on the model's device.
 
-    Args:
-        model: The model; see `evaluation.sampling.trained_model.load_model`.
-        num_images: Number of images.
-        seed: Seed of all noise. Samples of two models under one seed start from the same noise.
-        sampling: Sampler and spacing.
-        labels: Labels of a class-conditional model's images; see `labels_for`.
-        class_counts: Images of each label in the data, for `labels="data"`.
-        batch_size: Images per batch; halved when the device runs out of memory. It changes an image by no more than the
-            rounding of the network's arithmetic.
-        start: Index of the first image.
-        precision: "bf16" runs the network under autocast (for scores, not for reported numbers).
-        low_res: For an upsampler: the small images and their labels, by index.
+    Samples of two models under one `seed` start from the same noise. `labels` and `class_counts` are as in `labels_for`. A batch
+    is halved when the device runs out of memory; its size changes an image by no more than the rounding of the network's
+    arithmetic. `precision` "bf16" runs the network under autocast (for scores, not for reported numbers). An upsampler takes the
+    small images and their labels from `low_res`, by index.
 
     Yields:
         Indices, images (uint8 NCHW, on the CPU) and labels (None for an unconditional model).
@@ -115,15 +107,10 @@ def _try_to_draw(draw: Callable[[Tensor], Generated], indices: Tensor, model: Tr
 def labels_for(
     indices: Int64[Tensor, " batch"], num_classes: int, labels: Labels, *, seed: int, class_counts: Sequence[int] = ()
 ) -> Int64[Tensor, " batch"] | None:
-    """Return the label of each image.
+    """Return the label of each image; None for a model of 0 classes.
 
-    Args:
-        indices: Indices of the images.
-        num_classes: Number of classes of the model; 0 returns None.
-        labels: "balanced" cycles through the classes, so that each has the same number of images; "data" draws them with
-            the frequencies of the data; a tuple of labels is repeated.
-        seed: Seed of the draw for "data".
-        class_counts: Images of each label in the data.
+    "balanced" labels cycle through the classes, so that each has the same number of images; "data" draws them, by `seed`, with
+    the frequencies of the data, `class_counts`; a tuple of labels is repeated.
 
     Raises:
         UserError: There is no such label, the model takes none, or `class_counts` is needed and missing.

@@ -43,12 +43,7 @@ _PROTOCOL_FIELDS = ("num_samples", "sampling", "likelihood_split", "likelihood_n
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A model in a comparison.
-
-    Attributes:
-        distance_difference: Its distance minus the first model's; None for the first model.
-        likelihood_difference: The same for bits/dim; None if they were not computed.
-    """
+    """A model in a comparison. Its differences are to the first model, which has none; bits/dim may not be computed."""
 
     name: str
     result: EvaluationResult

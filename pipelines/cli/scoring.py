@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from pipelines.cli.options import JSON
-from pipelines.cli.results import log_if_reachable, save_study
 from pipelines.cli.services import connect
 from training.config.errors import UserError
 
 if TYPE_CHECKING:
     from evaluation.evaluate.options import EvaluationOptions
+    from evaluation.reports.study import Study
     from evaluation.sampling.trained_model import ModelSpec
     from evaluation.selection.resolve import ResolvedModel
     from training.config.experiment import SamplingConfig
@@ -42,6 +44,8 @@ ENDS = typer.Option("", help="Model of the first and last timesteps of an ensemb
 ENDS_WEIGHTS = typer.Option("", help="Weights of that model.")
 ENDS_WIDTH = typer.Option(100, min=0, help="Number of its timesteps at each end.")
 LOW_RES = typer.Option("", help="Images of the first stage for an upsampler (`sample --images`); empty takes real images, downsampled.")
+_OF_EXPERIMENT = {"num_samples", "extractor", "extractor_weights"}
+_OF_EXPERIMENT |= {f"likelihood_{word}" for word in ("form", "steps", "split", "num_images")}
 
 
 def register(app: typer.Typer) -> None:
@@ -136,7 +140,7 @@ def evaluate(
     """Evaluate a model by its experiment's protocol, and write a report."""
     connect()
     from components.steps.studies import log_evaluation
-    from evaluation.evaluate.options import EvaluationOptions, require_own_name
+    from evaluation.evaluate.options import require_own_name
     from evaluation.evaluate.run import evaluate as run_evaluation
     from evaluation.records.run_directory import run_uri_of
     from evaluation.reports.report import write_report
@@ -145,22 +149,24 @@ def evaluate(
     measures = _metrics(metrics)
     named, data_uri = model_and_data(model, data_set)
     spec = _spec(named.spec(weights or None), ends, ends_weights, ends_width)
-    options = EvaluationOptions(
-        num_samples=num_samples or None,
-        sampling=sampling_of(spec.checkpoint_uri, steps, method) if steps or method else None,
+    options = evaluation_options(
+        spec.checkpoint_uri,
+        steps,
+        method,
+        num_samples=num_samples,
         labels=_labels(labels),
         low_res_uri=low_res,
         metrics=measures,
         likelihood=likelihood,
-        likelihood_form=likelihood_form or None,  # type: ignore[arg-type]  # EvaluationOptions refuses other words
-        likelihood_steps=likelihood_steps or None,
-        likelihood_split=likelihood_split or None,  # type: ignore[arg-type]
-        likelihood_num_images=likelihood_images or None,
+        likelihood_form=likelihood_form,
+        likelihood_steps=likelihood_steps,
+        likelihood_split=likelihood_split,
+        likelihood_num_images=likelihood_images,
         purpose=name,
         result_name=name,
         keep_images=keep_images,
-        extractor=extractor or None,  # type: ignore[arg-type]
-        extractor_weights=extractor_weights or None,
+        extractor=extractor,
+        extractor_weights=extractor_weights,
         num_workers=num_workers,
         batch_size=batch_size,
         device=device,
@@ -203,7 +209,6 @@ def compare(
 ) -> None:
     """Compare models by one protocol on the same noise, with the uncertainty of the differences."""
     connect()
-    from evaluation.evaluate.options import EvaluationOptions
     from evaluation.selection.resolve import resolve_model
     from evaluation.studies import compare as study
 
@@ -212,14 +217,16 @@ def compare(
     first, data_uri = model_and_data(models[0], data)
     found = [first, *(resolve_model(model) for model in models[1:])]
     specs = [named.spec(chosen or None) for named, chosen in zip(found, weights or [""] * len(found), strict=True)]
-    options = EvaluationOptions(
-        num_samples=num_samples or None,
-        sampling=sampling_of(first.checkpoint_uri, steps, method) if steps or method else None,
+    options = evaluation_options(
+        first.checkpoint_uri,
+        steps,
+        method,
+        num_samples=num_samples,
         metrics=_metrics(metrics),
         likelihood=likelihood,
         seed=seed if seed >= 0 else None,
-        extractor=extractor or None,  # type: ignore[arg-type]
-        extractor_weights=extractor_weights or None,
+        extractor=extractor,
+        extractor_weights=extractor_weights,
         num_workers=num_workers,
         batch_size=batch_size,
         device=device,
@@ -243,6 +250,14 @@ def model_and_data(model: str, data: str) -> tuple[ResolvedModel, str]:
     if not (data or found.data_uri):
         raise UserError(f"the data set of {model} is not known; give its directory")
     return found, data or found.data_uri
+
+
+def evaluation_options(checkpoint_uri: str, steps: str = "", method: str = "", **given: Any) -> EvaluationOptions:
+    """Return the options of an evaluation. An empty word or 0 for one of `_OF_EXPERIMENT` takes the experiment's own value."""
+    from evaluation.evaluate.options import EvaluationOptions
+
+    chosen = {name: value for name, value in given.items() if value or name not in _OF_EXPERIMENT}
+    return EvaluationOptions(sampling=sampling_of(checkpoint_uri, steps, method) if steps or method else None, **chosen)
 
 
 def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions) -> str:
@@ -297,3 +312,31 @@ def _labels(word: str) -> Any:
         return tuple(int(label) for label in word.split(","))
     except ValueError as error:
         raise UserError(f"--labels must be balanced, data, or numbers like 0,1,2; got {word!r}") from error
+
+
+def save_study(study: Study, out: Path, tracking_run_ids: list[str], as_json: bool) -> None:
+    """Write a study's files, log it to MLflow, and print its text or its JSON file."""
+    from components.steps.studies import log_study
+
+    written = study.write(out)
+    page = log_if_reachable(lambda: log_study(study, tracking_run_ids))
+    if as_json:
+        print(next(content for name, content in study.files.items() if name.endswith(".json")).decode(), end="")
+        return
+    print(f"{study.text}\n\n{written}")
+    if page:
+        print(f"{'MLflow':<32} {page}")
+
+
+def log_if_reachable(log: Callable[[], str]) -> str:
+    """Log to MLflow and return the page; empty if MLflow cannot be reached, since the files have the results too."""
+    from training.console import say
+    from training.tracking.runs import TrackingError
+
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        return ""
+    try:
+        return log()
+    except TrackingError as error:
+        say(f"not logged to MLflow: {error}")
+        return ""

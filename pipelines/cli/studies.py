@@ -10,7 +10,6 @@ import typer
 
 from pipelines.cli import scoring
 from pipelines.cli.options import JSON
-from pipelines.cli.results import save_study
 from pipelines.cli.services import connect
 from training.config.errors import UserError
 
@@ -41,14 +40,13 @@ def ema_sweep(
 ) -> None:
     """Score averages of many decays from one run, on common noise (figure 7)."""
     connect()
-    from evaluation.evaluate.options import EvaluationOptions
     from evaluation.records.run_directory import run_uri_of
     from evaluation.studies import ema_sweep as study
 
     wanted = _numbers(decays, float, "--decays")
     steps = _numbers(at, int, "--at")
     named, data_uri = scoring.model_and_data(run, data)
-    options = EvaluationOptions(num_workers=num_workers, device=device, extractor_weights=extractor_weights or None)
+    options = scoring.evaluation_options(named.checkpoint_uri, num_workers=num_workers, device=device, extractor_weights=extractor_weights)
     reference_uri = reference or scoring.reference_of(named, data_uri, options)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     found = study.sweep(
@@ -61,7 +59,7 @@ def ema_sweep(
         max_error=max_error,
         options=options,
     )
-    save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
+    scoring.save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
 
 
 def replay_stopping(
@@ -80,22 +78,23 @@ def replay_stopping(
 ) -> None:
     """Score every checkpoint by the full protocol, and compare early stopping's choice with the best one."""
     connect()
-    from evaluation.evaluate.options import EvaluationOptions
     from evaluation.records.run_directory import run_uri_of
     from evaluation.studies import stopping_replay as study
 
     named, data_uri = scoring.model_and_data(run, data)
-    options = EvaluationOptions(
-        num_samples=num_samples or None,
-        sampling=scoring.sampling_of(named.checkpoint_uri, steps, method) if steps or method else None,
-        extractor_weights=extractor_weights or None,
+    options = scoring.evaluation_options(
+        named.checkpoint_uri,
+        steps,
+        method,
+        num_samples=num_samples,
+        extractor_weights=extractor_weights,
         num_workers=num_workers,
         device=device,
     )
     reference_uri = reference or scoring.reference_of(named, data_uri, options)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     found = study.replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
-    save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
+    scoring.save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
 
 
 def score_batch(
@@ -121,7 +120,7 @@ def score_batch(
         metrics=[metric for metric in metrics if metric != "none"],
         device=device,
     )
-    save_study(study.as_study(found), out, [""], as_json)
+    scoring.save_study(study.as_study(found), out, [""], as_json)
 
 
 def adopt_reference(

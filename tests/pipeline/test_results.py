@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from evaluation.reports.study import Study
 from pipelines.cli.main import app
-from pipelines.cli.results import save_study
+from pipelines.cli.scoring import save_study
 from training import console as progress
 from training.tracking import client as mlflow_client
 
@@ -28,7 +28,7 @@ def test_a_study_is_written_and_printed_where_there_is_no_mlflow(
     if address is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with progress.output_marks(False):
-        save_study(study, tmp_path, ["f" * 32, ""], None)
+        save_study(study, tmp_path, ["f" * 32, ""], as_json=False)
     printed = capsys.readouterr()
     assert printed.out == f"b is better\n\n{tmp_path / 'a.txt'}\n"
     assert ("not logged to MLflow: " in printed.err) == bool(words)
