@@ -31,31 +31,19 @@ class Finding:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A statement of the paper that one number is smaller than another. For distances and bits/dim, smaller is better.
+def claim(text: str, source: str, smaller: tuple[str, Estimate | None], larger: tuple[str, Estimate | None], unit: str) -> Finding | None:
+    """Test a statement of the paper that one number is smaller than another. For distances and bits/dim, smaller is better.
 
-    Attributes:
-        smaller: Name and estimate of the number that is smaller in the paper; the estimate is None if a trial is missing.
-        larger: The same for the other number.
-        unit: What both numbers are.
+    `smaller` and `larger` are name and estimate of the numbers, in the unit `unit`. If a trial is missing, the estimate is None,
+    and so is the result.
     """
-
-    text: str
-    source: str
-    smaller: tuple[str, Estimate | None]
-    larger: tuple[str, Estimate | None]
-    unit: str
-
-    def test(self) -> Finding | None:
-        """Compare the two numbers; return None if one of them is missing."""
-        (a_name, a), (b_name, b) = self.smaller, self.larger
-        if a is None or b is None:
-            return None
-        difference, error = a[0] - b[0], math.hypot(a[1], b[1])
-        evidence = f"{a_name}: {_format(a)}; {b_name}: {_format(b)} {self.unit}. The difference is {difference:+.3g}"
-        evidence += f" ± {error:.2g}." if error else "."
-        return Finding(self.text, self.source, judge(difference, error), evidence)
+    (a_name, a), (b_name, b) = smaller, larger
+    if a is None or b is None:
+        return None
+    difference, error = a[0] - b[0], math.hypot(a[1], b[1])
+    evidence = f"{a_name}: {_format(a)}; {b_name}: {_format(b)} {unit}. The difference is {difference:+.3g}"
+    evidence += f" ± {error:.2g}." if error else "."
+    return Finding(text, source, judge(difference, error), evidence)
 
 
 def judge(difference: float, error: float = 0.0) -> Verdict:

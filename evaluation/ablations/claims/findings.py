@@ -1,4 +1,4 @@
-"""The paper's claims, by ablation. Each claim is declared here: its text, its source and the two numbers that it compares."""
+"""The paper's claims, by ablation. Each claim has its text, its source and the two numbers that it compares."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluation.ablations.claims.claim import Claim, Finding, Verdict, judge
+from evaluation.ablations.claims.claim import Finding, Verdict, claim, judge
 from evaluation.ablations.claims.estimates import (
     bits,
     bound_ratio,
@@ -23,7 +23,7 @@ from evaluation.ablations.trials.measures import paired_correlation, read_images
 from evaluation.ablations.trials.record import TrialRecord
 
 Records = Sequence[TrialRecord]
-Claims = Iterator[Claim | Finding]
+Claims = Iterator[Finding | None]
 
 _BITS = "bits/dim"
 _TABLES = "main paper, tables 1 and 2"
@@ -43,16 +43,15 @@ def findings(name: str, records: Iterable[TrialRecord]) -> list[Finding]:
     """Test the claims of an ablation; a claim is left out if a trial that it needs is missing or failed. A user's grid has none."""
     done = [record for record in records if not record.error]
     claims = _CLAIMS[name](done) if done and name in _CLAIMS else ()
-    tested = (item.test() if isinstance(item, Claim) else item for item in claims)
-    return [finding for finding in tested if finding is not None]
+    return [finding for finding in claims if finding is not None]
 
 
 def _hybrid_weight(records: Records) -> Claims:
     source = "supplement section 1, table 1"
     stop, free = ([distance(find(records, stop_gradient=stop, vlb_weight=weight)) for weight in (0.001, 0.01)] for stop in (True, False))
     unit, with_it = distance_name(records), "change from lambda 0.001 to 0.01 with it"
-    yield Claim("The stop-gradient improves sample quality.", source, ("mean with it", mean(stop)), ("without", mean(free)), unit)
-    yield Claim("The stop-gradient reduces the sensitivity to lambda.", source, (with_it, change(*stop)), ("without", change(*free)), unit)
+    yield claim("The stop-gradient improves sample quality.", source, ("mean with it", mean(stop)), ("without", mean(free)), unit)
+    yield claim("The stop-gradient reduces the sensitivity to lambda.", source, (with_it, change(*stop)), ("without", change(*free)), unit)
 
 
 def _objective_schedule(records: Records) -> Claims:
@@ -79,7 +78,7 @@ def _objectives_and_schedules(rows: Records, on: str) -> Claims:
         ("The cosine schedule improves the likelihood of L_hybrid", _BITS, bits, ("cosine", hybrid), ("linear", linear)),
         ("More timesteps improve the likelihood of L_simple, linear", _BITS, bits, (f"T = {full:,}", more), (less_name, less)),
     ):
-        yield Claim(f"{text}{on}.", _TABLES, (smaller[0], estimate(smaller[1])), (larger[0], estimate(larger[1])), unit)
+        yield claim(f"{text}{on}.", _TABLES, (smaller[0], estimate(smaller[1])), (larger[0], estimate(larger[1])), unit)
 
 
 def _sampling_steps(records: Records) -> Claims:
@@ -113,7 +112,7 @@ def _sampling_steps(records: Records) -> Claims:
         ),
     ):
         sides = (smaller[0], smaller[1].get(count)), (larger[0], larger[1].get(count))
-        yield Claim(text.format(f"{count} of {full:,}"), source, *sides, distance_name([hybrid], "sampling-steps"))
+        yield claim(text.format(f"{count} of {full:,}"), source, *sides, distance_name([hybrid], "sampling-steps"))
 
 
 def _batch_size(records: Records) -> Claims:
@@ -143,7 +142,7 @@ def _batch_size(records: Records) -> Claims:
             (small_batch, curves["hybrid", small][many]),
         ),
     ):
-        yield Claim(text, _FIGURE_1, smaller, larger, distance_name(records))
+        yield claim(text, _FIGURE_1, smaller, larger, distance_name(records))
 
 
 def _likelihood_steps(records: Records) -> Claims:
@@ -153,7 +152,7 @@ def _likelihood_steps(records: Records) -> Claims:
             continue
         few, full = min(repaired), max(strided)
         # Both curves are on the same images and noise: the spread over images is no error of their difference.
-        yield Claim(
+        yield claim(
             f"Adding every t from 1 to T/K repairs the likelihood of {few} strided steps ({record.role}).",
             "supplement section 5, figure 5",
             ("with them", (repaired[few][0], 0.0)),
@@ -168,7 +167,7 @@ def _vlb_ratio(records: Records) -> Claims:
         return
     ratio = bound_ratio(hybrid, vlb)
     width = max(1, len(ratio) // 40)
-    for claim, part_name, part, vlb_is_better in (
+    for text, part_name, part, vlb_is_better in (
         ("theta_vlb is better at the start of the diffusion process.", f"the first {width} timesteps", ratio[:width], True),
         ("theta_hybrid is better throughout the middle.", "the timesteps between", ratio[width:-width], False),
         ("theta_vlb is better at the end of the diffusion process.", f"the last {width} timesteps", ratio[-width:], True),
@@ -179,7 +178,7 @@ def _vlb_ratio(records: Records) -> Claims:
             f"Over {part_name} the ratio of theta_hybrid's terms to theta_vlb's is {math.exp(log_mean):.3g} "
             f"(geometric mean); theta_hybrid is the better one at {share:.0%} of them."
         )
-        yield Finding(claim, f"{_SECTION_4}, figure 3", judge(-log_mean if vlb_is_better else log_mean), evidence)
+        yield Finding(text, f"{_SECTION_4}, figure 3", judge(-log_mean if vlb_is_better else log_mean), evidence)
 
 
 def _ensemble(records: Records) -> Claims:
@@ -187,10 +186,10 @@ def _ensemble(records: Records) -> Claims:
     better_part = min((estimate for estimate in (bits(hybrid), bits(vlb)) if estimate is not None), default=None)
     ours, unit = ("ensemble", distance(joint)), distance_name(records)
     text = "The ensemble has a better likelihood than both of its parts."
-    yield Claim(text, _SECTION_4, ("ensemble", bits(joint)), ("the better part", better_part), _BITS)
+    yield claim(text, _SECTION_4, ("ensemble", bits(joint)), ("the better part", better_part), _BITS)
     text = "The ensemble's samples are slightly worse than theta_hybrid's."
-    yield Claim(text, _SECTION_4, ("theta_hybrid", distance(hybrid)), ours, unit)
-    yield Claim("The ensemble's samples are better than theta_vlb's.", _SECTION_4, ours, ("theta_vlb", distance(vlb)), unit)
+    yield claim(text, _SECTION_4, ("theta_hybrid", distance(hybrid)), ours, unit)
+    yield claim("The ensemble's samples are better than theta_vlb's.", _SECTION_4, ours, ("theta_vlb", distance(vlb)), unit)
 
 
 def _same_noise(records: Records) -> Claims:
@@ -212,7 +211,7 @@ def _same_noise(records: Records) -> Claims:
 def _two_stage(records: Records) -> Claims:
     two, one = (distance(find(records, role=role)) for role in ("two-stage", "single-stage"))
     source, unit = "supplement section 3, table 2", distance_name(records)
-    yield Claim("Two stages are better than a single one.", source, ("two stages", two), ("a single stage", one), unit)
+    yield claim("Two stages are better than a single one.", source, ("two stages", two), ("a single stage", one), unit)
 
 
 def _width(records: Records) -> Claims:
@@ -223,7 +222,7 @@ def _width(records: Records) -> Claims:
     wide_name, narrow_name = (f"C = {record.values['width']}" for record in (wide, narrow))
     for quality, unit, estimate in (("distance", distance_name(records), distance), ("likelihood", _BITS, bits)):
         text = f"A wider model has the better {quality}."
-        yield Claim(text, _SCALING, (wide_name, estimate(wide)), (narrow_name, estimate(narrow)), unit)
+        yield claim(text, _SCALING, (wide_name, estimate(wide)), (narrow_name, estimate(narrow)), unit)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -283,7 +282,7 @@ def _dropout(records: Records) -> Claims:
             rate = min(others, key=lambda one: others[one])
             text = f"Of 0.1, 0.2 and 0.3, dropout {best} works best for the {schedule} schedule."
             sides = ((f"dropout {best}", rates[best]), (f"the best other, {rate}", others[rate]))
-            yield Claim(text, "supplement section 1", *sides, distance_name(records))
+            yield claim(text, "supplement section 1", *sides, distance_name(records))
 
 
 def _overfitting(records: Records) -> Claims:
@@ -294,7 +293,7 @@ def _overfitting(records: Records) -> Claims:
         yield Finding(text, _FIGURE_7, course.judge_rise(_RISE_OF_SCORES), course.describe("The score"))
     without, small, unit = find(records, dropout=0.0), find(records, dropout=0.1), distance_name(records)
     text = "A small amount of dropout improves the best attainable distance."
-    yield Claim(text, _FIGURE_7, ("best with dropout 0.1", distance(small)), ("best without", distance(without)), unit)
+    yield claim(text, _FIGURE_7, ("best with dropout 0.1", distance(small)), ("best without", distance(without)), unit)
     if 0.0 in courses and 0.1 in courses:
         late, early = courses[0.1].best_step, courses[0.0].best_step
         evidence = f"The best score is at step {late:,} with dropout 0.1, at step {early:,} without."
@@ -305,7 +304,7 @@ def _overfitting(records: Records) -> Claims:
         trained = averages.pop("model", None)
         if averages:
             best = min(averages, key=lambda name: averages[name])
-            yield Claim(
+            yield claim(
                 f"An average of the weights is better than the weights that are trained (dropout {record.values['dropout']}).",
                 "supplement section 1, which uses an average throughout",
                 (f"decay {best.removeprefix('ema_')}, the best", averages[best]),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.ablations.claims.claim import Claim, judge
+from evaluation.ablations.claims.claim import claim, judge
 from evaluation.ablations.claims.findings import findings
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.trials.measures import paired_correlation, sampling_of
@@ -76,7 +76,7 @@ def test_a_difference_counts_above_two_standard_errors(difference: float, error:
 
 
 def test_the_evidence_contains_both_numbers_and_their_difference_with_its_error() -> None:
-    finding = Claim("a", "b", ("ours", (3.0, 0.3)), ("theirs", (5.0, 0.4)), "FID").test()
+    finding = claim("a", "b", ("ours", (3.0, 0.3)), ("theirs", (5.0, 0.4)), "FID")
     assert finding is not None
     assert finding.evidence == "ours: 3 ± 0.3; theirs: 5 ± 0.4 FID. The difference is -2 ± 0.5."
 
