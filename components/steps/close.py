@@ -36,7 +36,7 @@ _LONGEST_TAG = 4000
 
 
 class End(NamedTuple):
-    """How a pipeline's run ended.
+    """The end of a pipeline's run.
 
     Attributes:
         succeeded: All steps did.

@@ -1,4 +1,4 @@
-"""How long training waits for a checkpoint: the copy that it makes before a thread writes it."""
+"""The time that training waits for a checkpoint: the copy that it makes before a thread writes it."""
 
 from __future__ import annotations
 

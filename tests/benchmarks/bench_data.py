@@ -68,7 +68,7 @@ def _over_sizes(sizes: list[list[float]], note: str) -> Measured:
 
 
 class PngFiles(Dataset[torch.Tensor]):
-    """What most training loops do: a PNG file an item."""
+    """The data set of most training loops: a PNG file an item."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -100,7 +100,7 @@ def loading_ratios(num_images: int, *, rounds: int = 3) -> tuple[Measured, Measu
 
 
 def _processor_seconds() -> float:
-    """Of this process and of its children that have ended: a DataLoader's workers are children."""
+    """Return the seconds of this process and of its children that have ended: a DataLoader's workers are children."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 

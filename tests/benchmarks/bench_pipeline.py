@@ -1,4 +1,4 @@
-"""What running a pipeline on this machine adds to the work of its steps: pipelines of steps that do nothing."""
+"""The cost of running a pipeline on this machine, beside the work of its steps: pipelines of steps that do nothing."""
 
 # No annotations from the future: kfp reads them as they are.
 import tempfile

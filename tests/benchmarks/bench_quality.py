@@ -1,4 +1,4 @@
-"""What fewer network evaluations cost in quality, on a model of digits that is trained here.
+"""The loss of quality by fewer network evaluations, on a model of digits that is trained here.
 
 Counts and distances do not depend on the machine, so two processes share the work.
 """
@@ -114,7 +114,7 @@ def likelihood(run: Run, pool: Executor, checkpoint_uri: str, data_uri: str) -> 
 
 
 def bits_per_dim(checkpoint_uri: str, data_uri: str, bits: Bits) -> Tensor:
-    """Of each image."""
+    """Return the bits/dim of each image."""
     torch.set_num_threads(1)
     model, batch = load_model(checkpoint_uri), next(Loader(f"{data_uri}/test", seed=0, global_batch_size=300).batches(0, 1))
     assert batch.labels is not None

@@ -1,4 +1,4 @@
-"""What this machine can do at most: convolutions, which the networks are made of, and copies, which everything else is."""
+"""The most that this machine can do: convolutions, which the networks are made of, and copies, which everything else is."""
 
 from __future__ import annotations
 

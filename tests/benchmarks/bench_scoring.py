@@ -1,4 +1,4 @@
-"""What scoring a checkpoint costs the training beside it, where each has a core of its own."""
+"""The cost to training of scoring a checkpoint at the same time, where each has a core of its own."""
 
 from __future__ import annotations
 

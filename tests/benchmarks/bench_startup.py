@@ -1,4 +1,4 @@
-"""What a person waits for before anything happens: the command line, the first update, the local services."""
+"""The waits before anything happens: the command line, the first update, the local services."""
 
 from __future__ import annotations
 

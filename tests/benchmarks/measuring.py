@@ -87,7 +87,7 @@ def take_turns(
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float], note: str = "", **details: float) -> Measured:
-    """How many times faster ours is: the medians' ratio, and the least and greatest of the rounds' own ratios."""
+    """Return how many times faster ours is: the medians' ratio, and the least and greatest of the rounds' own ratios."""
     each = [slow / fast for slow, fast in zip(theirs, ours, strict=True)]
     value = statistics.median(theirs) / statistics.median(ours)
     seconds = {"their_seconds": statistics.median(theirs), "our_seconds": statistics.median(ours)}

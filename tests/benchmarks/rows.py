@@ -40,7 +40,7 @@ class Row:
         return self.key.split(".")[0]
 
     def verdict(self, measured: Measured | None, device: str) -> Verdict:
-        """Whether the goal was met on that type of device."""
+        """Return the verdict: was the goal met on that type of device?"""
         goal = self.goals[device]
         if measured is None:
             return "FAILED"
