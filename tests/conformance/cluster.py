@@ -334,7 +334,7 @@ class Cluster:
             "image": self.settings.image,
             "imagePullPolicy": "IfNotPresent",
             "command": ["python", "-u", "-c", code],
-            "envFrom": [{"secretRef": {"name": "iddpm-s3"}}, {"configMapRef": {"name": "iddpm-services"}}],
+            "envFrom": [{"secretRef": {"name": "iddpm-s3", "optional": True}}, {"configMapRef": {"name": "iddpm-services"}}],
             "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"cpu": "500m", "memory": "512Mi"}},
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         }

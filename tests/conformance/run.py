@@ -167,7 +167,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--away", type=float, default=180.0, help="seconds for which MLflow and S3 are away")
     parser.add_argument("--steps-per-second", type=float, default=0.0, help="pace of a training; 0 measures it")
     parser.add_argument("--keep", action="store_true", help="keep what the session wrote to S3 and MLflow")
-    parser.add_argument("--out", type=Path, default=Path("conformance"), help="folder for the table and the recordings")
+    parser.add_argument("--out", type=Path, default=Path(".iddpm/conformance"), help="folder for the table and the recordings")
     options = parser.parse_args()
     options.scenarios = options.scenarios.split() or list(SCENARIOS)
     if unknown := set(options.scenarios) - set(SCENARIOS):
