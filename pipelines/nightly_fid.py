@@ -1,9 +1,11 @@
 """The nightly pipeline: score a model again, and fail loudly if it has become worse.
 
-    settings -> resolve -> score (never cached) -> compare with its history
+    settings -> resolve -> score (never cached) -> judge by the history
+
+The history of a model is in its run's directory. `iddpm nightly accept` takes a new level as its baseline.
 
 KFP's cron expressions have six fields, seconds first: "0 0 2 * * *" is every night at two. The steps write to the MLflow run that
-trained the model, so no run has to be closed. With the secret iddpm-webhook, a webhook is told of a regression and of a model
+trained the model, so no run has to be closed. With the secret iddpm-webhook, a webhook is told of a change and of a model
 that cannot be evaluated; see k8s/README.md.
 """
 
@@ -20,29 +22,29 @@ from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, stage_pod
 @dsl.pipeline(
     name="iddpm-nightly-fid",
     display_name="iDDPM: nightly FID",
-    description="Scores a registered model anew and compares the score with the model's history; a regression fails the run.",
+    description="Scores a registered model anew and judges the score by the model's history; a regression fails the run.",
     pipeline_config=RUN_CONFIG,
 )
 def nightly_pipeline(
+    baseline_nights: int = 20,
     evaluate_resources: str = "laptop",
     image: str = BASE_IMAGE,
     model: str = "models:/digits-hybrid-cosine@champion",
     storage_root_uri: str = "s3://iddpm",
     threshold_difference: float = 0.0,
-    threshold_standard_errors: float = 4.0,
 ) -> str:
     """Check a model.
 
     Args:
+        baseline_nights: Number of healthy scores that make the baseline, 3 or more; meanwhile only jumps are found.
         evaluate_resources: Resources of the score step.
         image: Image of all steps; a digest, or a tag that is never written twice.
         model: Which model (models:/NAME@ALIAS, a run's directory, or a checkpoint's directory inside a run's).
         storage_root_uri: Where reference statistics are kept, and the record of failures that were sent.
-        threshold_difference: A difference that is too small to matter, in units of the distance.
-        threshold_standard_errors: How far above the median of its history a score may lie, in standard deviations.
+        threshold_difference: A change that is too small to matter, in units of the distance.
 
     Returns:
-        The verdict in one sentence.
+        The judgement in one sentence.
     """
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # it seeds the samples: each run draws others, a retried step draws the same
     small = Pod(image=image, timeout_seconds=SHORT)
@@ -64,7 +66,7 @@ def nightly_pipeline(
         compare_with_history(
             evaluation_uri=scored.outputs["Output"],
             tracking_run_id=found.outputs["tracking_run_id"],
-            num_standard_errors=threshold_standard_errors,
+            baseline_nights=baseline_nights,
             min_difference=threshold_difference,
         ),
         name="compare",

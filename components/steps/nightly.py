@@ -1,4 +1,4 @@
-"""The steps of the nightly check: find the model, score it, compare the score with the model's history."""
+"""The steps of the nightly check: find the model, score it, judge the score by the model's history."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from components.steps.evaluate import evaluation_options
 from components.steps.reference import reference_for
 from components.steps.runs import RESULT
+from components.steps.studies import FINAL
 from components.steps.webhook import send_once
 from training import storage
 from training.config.addresses import public_links
@@ -19,14 +20,15 @@ from training.config.errors import UserError
 from training.console import say
 
 if TYPE_CHECKING:
-    from evaluation.monitoring.regression import RegressionCheck
+    from evaluation.monitoring.nightly import History, Judgement
     from evaluation.records.result import EvaluationResult
 
-HISTORY = "nightly/distance"
+PAGE = "nightly.html"
+_OUTCOMES = {1: "has regressed", 0: "is healthy", -1: "has improved"}
 
 
 class RegressionError(RuntimeError):
-    """The model has become worse; the message names both numbers."""
+    """The model has become worse; the message says by how much and since when."""
 
 
 class Model(NamedTuple):
@@ -57,7 +59,7 @@ def resolve_model(model: str) -> Model:
 
 
 def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, resources: Mapping[str, Any]) -> str:
-    """Evaluate a model again, with new noise.
+    """Evaluate a model again, with new noise; and again in the same night, if the score is far from those before.
 
     Args:
         checkpoint_uri: The checkpoint.
@@ -71,17 +73,30 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
         URI of the result.
     """
     from evaluation.evaluate.run import evaluate
-    from evaluation.records.run_directory import EVALUATIONS, run_uri_of
+    from evaluation.monitoring.detector import NUM_REDRAWN, Rule
+    from evaluation.monitoring.nightly import judge, night_of, read_history
+    from evaluation.records.run_directory import result_uri, run_uri_of
     from evaluation.sampling.trained_model import ModelSpec
     from training.checkpoints.checkpoint import load_experiment
 
     experiment = load_experiment(checkpoint_uri)
-    options = dataclasses.replace(
-        evaluation_options(experiment, storage_root_uri, resources), purpose=purpose, result_name=purpose, likelihood=False
-    )
     reference_uri = reference_for(experiment, data_uri, storage_root_uri)
-    evaluate(ModelSpec(checkpoint_uri=checkpoint_uri, weights=weights or None), data_uri, reference_uri, options=options)
-    return storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"{purpose}.json")
+
+    def draw(name: str) -> EvaluationResult:
+        options = evaluation_options(experiment, storage_root_uri, resources)
+        options = dataclasses.replace(options, purpose=name, result_name=name, likelihood=False)
+        return evaluate(ModelSpec(checkpoint_uri=checkpoint_uri, weights=weights or None), data_uri, reference_uri, options=options)
+
+    result = draw(purpose)
+    run_uri = run_uri_of(checkpoint_uri)
+    uri = result_uri(run_uri, purpose)
+    history = read_history(run_uri) or _reported(run_uri, result)
+    rule = history.nights[-1].rule if history.nights else Rule()
+    if judge(history.with_night(night_of(result, name=purpose, uri=uri, rule=rule))).is_suspicious:
+        say(f"{result.distance_name} {result.distance:.4g} is far from the scores before it: drawing {NUM_REDRAWN} new ones")
+        for number in range(NUM_REDRAWN):
+            draw(_redrawn_name(purpose, number))
+    return uri
 
 
 @contextlib.contextmanager
@@ -109,87 +124,155 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
         raise
 
 
-def compare_with_history(
-    evaluation_uri: str, tracking_run_id: str, num_standard_errors: float, min_difference: float, page_path: str
-) -> str:
-    """Append a score to the model's history in MLflow; raise an error if it is a regression.
+def compare_with_history(evaluation_uri: str, tracking_run_id: str, baseline_nights: int, min_difference: float, page_path: str) -> str:
+    """Add a score to the model's history, judge it, and raise an error if the model has become worse.
 
-    A regression is not appended, so the next score is compared with healthy ones. The first score is compared with the distance
-    that the run reported. The webhook is told of a regression.
+    The history is in the run's directory (`evaluation.monitoring.nightly`). Page and numbers are logged to MLflow too. The webhook
+    is told of a change in either direction.
 
     Args:
         evaluation_uri: The score.
-        tracking_run_id: The model's MLflow run, whose metric `nightly/distance` is the history.
-        num_standard_errors: See `evaluation.monitoring.regression.check_regression`.
-        min_difference: See `evaluation.monitoring.regression.check_regression`.
-        page_path: Local file for the page that shows the comparison.
+        tracking_run_id: The model's MLflow run.
+        baseline_nights: See `evaluation.monitoring.detector.Rule`.
+        min_difference: See `evaluation.monitoring.detector.Rule`.
+        page_path: Local file for the page of this night.
 
     Returns:
-        The result of the comparison, one sentence.
+        The judgement, one sentence.
 
     Raises:
-        RegressionError: The score is a regression.
-        TrackingError: MLflow, which has the history, does not answer.
+        RegressionError: The model has become worse.
+        TrackingError: The run has no history yet, and MLflow, which may have one of an earlier version, does not answer.
     """
-    from datetime import UTC, datetime
-
-    from evaluation.monitoring.regression import check_regression
+    from evaluation.monitoring.detector import NUM_REDRAWN, Rule
+    from evaluation.monitoring.nightly import judge, night_of, read_history, write_history
     from evaluation.records.result import EvaluationResult
-    from evaluation.reports.report import Nightly, render_report
-    from training.tracking.client import wait_for_mlflow
-    from training.tracking.runs import TrackingError, attach
+    from evaluation.records.run_directory import run_uri_of
+    from evaluation.reports.report import render_report
 
-    wait_for_mlflow()
-    result = EvaluationResult.from_dict(storage.read_json(evaluation_uri))
-    tracked = attach(tracking_run_id)
-    # The time of the evaluation is the step, so that this step run again appends nothing twice.
-    now = int(datetime.fromisoformat(result.created_at).timestamp())
-    earlier = [(step, value) for step, value in tracked.metric_history(HISTORY) if step < now]
-    reported = tracked.metric_history("final/distance")[:1]
-    values = [value for _, value in (earlier or reported)]
-    verdict = check_regression(
-        result.distance, result.distance_standard_error, values, num_standard_errors=num_standard_errors, min_difference=min_difference
-    )
-    when = [(datetime.fromtimestamp(step, UTC), value) for step, value in earlier]
+    def read(uri: str) -> EvaluationResult:
+        return EvaluationResult.from_dict(storage.read_json(uri))
+
+    result = read(evaluation_uri)
+    run_uri = run_uri_of(result.checkpoint_uri)
+    folder, _, file_name = evaluation_uri.rpartition("/")
+    name = file_name.removesuffix(".json")
+    again = [storage.join(folder, f"{_redrawn_name(name, number)}.json") for number in range(NUM_REDRAWN)]
+    redrawn = tuple(read(uri).distance for uri in again if storage.exists(uri))
+    rule = Rule(baseline_nights=baseline_nights, min_difference=min_difference)
+    history = read_history(run_uri) or _scores_of_earlier_versions(tracking_run_id) or _reported(run_uri, result)
+    history = history.with_night(night_of(result, name=name, uri=evaluation_uri, rule=rule, redrawn=redrawn))
+    write_history(run_uri, history)
+    judgement = judge(history.until(name))
+    links = _links(tracking_run_id)
     page = render_report(
         result,
-        nightly=Nightly(verdict=verdict, earlier=tuple(when)),
+        nightly=judgement,
         grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri and storage.exists(result.grid_uri) else None,
-        links={"The model's run in MLflow": tracked.url},
+        links=links,
     )
     Path(page_path).parent.mkdir(parents=True, exist_ok=True)
     Path(page_path).write_text(page)
-    # One page for each night, and one path that always leads to the last.
-    name = evaluation_uri.rpartition("/")[2].removesuffix(".json")
-    for path in (f"evaluations/{name}.html", "nightly.html"):
-        tracked.log_artifact(page, path)
-    if verdict.regressed:
-        tracked.log_metrics({"nightly/regressed_distance": result.distance}, now, milliseconds=now * 1000)
-        tracked.flush()
-        finding = f"{result.distance_name} has regressed: {verdict.reason} ({result.checkpoint_uri}, {result.weights})"
-        send_once(
-            _regression_message(finding, result, verdict, evaluation_uri, tracked.url), f"{evaluation_uri.removesuffix('.json')}-told.json"
-        )
-        raise RegressionError(finding)
-    tracked.log_metrics({HISTORY: result.distance}, now, milliseconds=now * 1000)
-    if not tracked.flush():
-        raise TrackingError("MLflow does not answer, so the score is not in the model's history; run this step again")
-    say(f"healthy: {result.distance_name} {verdict.reason}")
-    return verdict.reason
+    _log_to_mlflow(tracking_run_id, name, page, history, judgement)
+    finding = f"{result.distance_name} {_OUTCOMES[judgement.direction]}: {judgement.text}"
+    if judgement.direction > 0 or (judgement.direction < 0 and judgement.began):
+        send_once(_message(finding, result, judgement, evaluation_uri, links), f"{evaluation_uri.removesuffix('.json')}-told.json")
+    if judgement.direction > 0:
+        raise RegressionError(f"{finding} ({result.checkpoint_uri}, {result.weights})")
+    for line in filter(None, (judgement.baseline_reason and f"a new baseline began: {judgement.baseline_reason}", finding)):
+        say(line)
+    return finding
 
 
-def _regression_message(finding: str, result: EvaluationResult, verdict: RegressionCheck, evaluation_uri: str, url: str) -> dict[str, Any]:
-    links = public_links({"mlflow": url})
+def _redrawn_name(name: str, number: int) -> str:
+    return f"{name}-again-{number + 1}"
+
+
+def _scores_of_earlier_versions(tracking_run_id: str) -> History | None:
+    """Return the scores that earlier versions kept in MLflow alone, whose step was the time in seconds; None if there are none."""
+    from datetime import UTC, datetime
+
+    from evaluation.monitoring.nightly import History, Night
+    from training.tracking.client import wait_for_mlflow
+    from training.tracking.runs import attach
+
+    wait_for_mlflow()
+    found = attach(tracking_run_id).metric_history("nightly/distance")
+    nights = (Night(id=f"mlflow-{step}", at=datetime.fromtimestamp(step, UTC), distance=value) for step, value in found)
+    history = History(nights=tuple(night for night in nights if night.distance is not None and math.isfinite(night.distance)))
+    return history if history.nights else None
+
+
+def _reported(run_uri: str, result: EvaluationResult) -> History:
+    """Return a history of the distance that the run reported, if that is comparable; it comes from other noise than any night's."""
+    from evaluation.monitoring.detector import Rule
+    from evaluation.monitoring.nightly import History, night_of, protocol_of
+    from evaluation.records.result import EvaluationResult
+    from evaluation.records.run_directory import result_uri
+
+    uri = result_uri(run_uri, FINAL)
+    if not storage.exists(uri):
+        return History()
+    final = EvaluationResult.from_dict(storage.read_json(uri))
+    if protocol_of(final) != protocol_of(result):
+        return History()
+    return History(nights=(night_of(final, name=FINAL, uri=uri, rule=Rule()),))
+
+
+def _links(tracking_run_id: str) -> dict[str, str]:
+    """Return links to the night's page and to its pipeline, as far as browsers can open them."""
+    from training.tracking.runs import TrackingError, attach
+
+    links = {}
+    try:
+        url = attach(tracking_run_id).url
+        links = {"The night in MLflow": url.replace("?", f"/artifacts/{PAGE}?"), "The model's run in MLflow": url}
+    except TrackingError as error:
+        say(f"{error}; the page has no link to the MLflow run")
+    return public_links(links)
+
+
+def _log_to_mlflow(tracking_run_id: str, name: str, page: str, history: History, judgement: Judgement) -> None:
+    """Log page and numbers to the model's run, with the number of the night as the step. The history is complete without them."""
+    from training.tracking.runs import TrackingError, attach
+
+    trace = judgement.trace
+    values = {"baseline": trace.centre, "spread": trace.spread, "sum_worse": trace.up, "sum_better": trace.down}
+    now = {f"nightly/{key}": float(value[-1]) for key, value in values.items()} | {"nightly/alarm": float(judgement.direction)}
+    try:
+        tracked = attach(tracking_run_id)
+        # Each night of the history, so that those are there too on which MLflow was away. MLflow keeps the first value of a step.
+        for step, night in enumerate(history.nights):
+            score = {"nightly/score": night.distance} if night.distance is not None else {}
+            own = {key: value for key, value in now.items() if math.isfinite(value)} if night.id == judgement.night.id else {}
+            tracked.log_metrics({**score, **own}, step, milliseconds=int(night.at.timestamp() * 1000))
+        # One page for each night, and one path that always leads to the last.
+        for path in (f"evaluations/{name}.html", PAGE):
+            tracked.log_artifact(page, path)
+        if not tracked.flush():
+            say("MLflow does not answer; the next night logs this one's score")
+    except TrackingError as error:
+        say(f"{error}; the next night logs this one's score")
+
+
+def _message(finding: str, result: EvaluationResult, judgement: Judgement, evaluation_uri: str, links: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "text": f"iDDPM nightly: {finding} {links.get('mlflow', '')}".rstrip(),
-        "event": "regression",
+        "text": f"iDDPM nightly: {finding} ({result.checkpoint_uri}, {result.weights}) {next(iter(links.values()), '')}".rstrip(),
+        "event": "regression" if judgement.direction > 0 else "improvement",
         "model": result.checkpoint_uri,
         "weights": result.weights,
         "distance_name": result.distance_name,
-        "distance": result.distance if math.isfinite(result.distance) else None,
+        "distance": _number(result.distance),
         "standard_error": result.distance_standard_error,
-        "baseline": verdict.baseline,
-        "limit": verdict.limit,
-        "reason": verdict.reason,
+        "reason": judgement.text,
+        "since": judgement.since and judgement.since.isoformat(),
+        "baseline": _number(judgement.trace.centre[-1]),
+        "change": _number(judgement.change),
+        "change_error": _number(judgement.change_error),
+        "changed_versions": list(judgement.changed_versions),
         "links": {**links, "evaluation": evaluation_uri},
     }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.reports.charts import Chart, Line, draw_lines
+from evaluation.monitoring.nightly import Judgement
+from evaluation.reports.charts import Chart, Line, Picture, draw_lines
 
 Score = Mapping[str, Any]
 
@@ -94,3 +95,46 @@ def bound_by_timestep(timesteps: Sequence[int], terms: Sequence[float]) -> str:
 def _svg(lines: Sequence[Line], chart: Chart) -> str:
     drawn = draw_lines(lines, chart)
     return drawn.svg if drawn else ""
+
+
+def nights(judgement: Judgement, *, distance_name: str) -> list[Picture]:
+    """Draw the scores since the baseline began, with their baseline and limits, and the cumulative sums below them."""
+    trace, rule = judgement.trace, judgement.night.rule
+    numbers = range(1, len(trace.value) + 1)
+
+    def line(label: str, values: Sequence[float], errors: Sequence[float] | None = None, style: int = 0) -> Line:
+        errors = [0.0] * len(values) if errors is None else errors
+        points = {night: (y, error) for night, y, error in zip(numbers, values, errors, strict=True) if math.isfinite(y)}
+        return Line(label=label, points=points, style=style)
+
+    limits = rule.alone * trace.spread
+    known = np.isfinite(limits)
+    published = (
+        line("baseline (mean)", np.where(known, trace.centre, np.nan).tolist()),
+        line("limit of a jump", (trace.centre + limits).tolist()),
+        line("", (trace.centre - limits).tolist()),
+    )
+    frozen = {rule.baseline_nights + 0.5: "baseline complete"} if len(numbers) > rule.baseline_nights else None
+    errors = [night.standard_error or 0.0 for night in judgement.nights]
+    since = f"{judgement.nights[0].at:%Y-%m-%d}"
+    scores = Chart(
+        x=f"night since {since}",
+        y=f"{distance_name}, lower is better",
+        caption="Scores by night; the band is one standard error. "
+        "A score far from the baseline is drawn again, and the mean of the new ones is shown.",
+        places=frozen,
+        published=published,
+        log_y=False,
+    )
+    sums = Chart(
+        x=f"night since {since}",
+        y="cumulative sum",
+        caption="Cumulative sums (Page's CUSUM), in standard deviations of the baseline; above the dotted line the level has changed.",
+        height=3.0,
+        places=frozen,
+        level=rule.decision_interval,
+        log_y=False,
+    )
+    lines = [line("worse", trace.up.tolist(), style=1), line("better", trace.down.tolist(), style=2)]
+    drawn = [draw_lines([line("score of the night", trace.value.tolist(), errors)], scores), draw_lines(lines, sums)]
+    return [picture for picture in drawn if picture is not None]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from evaluation.monitoring.checkpoint_scorer import read_history
-from evaluation.monitoring.regression import RegressionCheck
+from evaluation.monitoring.detector import FALSE_ALARMS_IN_A_YEAR
+from evaluation.monitoring.nightly import Judgement
 from evaluation.records import grids
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
@@ -36,14 +35,6 @@ _METRIC_NAMES = {
     "sfid": "sFID",
     "label_agreement": "Label agreement",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Nightly:
-    """The comparison of an evaluation with the model's history; `earlier` is time and distance of its evaluations, oldest first."""
-
-    verdict: RegressionCheck
-    earlier: tuple[tuple[datetime, float], ...]
 
 
 def write_report(
@@ -92,7 +83,7 @@ def render_report(
     choice: Mapping[str, Any] | None = None,
     grid_png: bytes | None = None,
     links: Mapping[str, str] | None = None,
-    nightly: Nightly | None = None,
+    nightly: Judgement | None = None,
 ) -> str:
     """Return the page as HTML; `losses` and `links` as in `write_report`.
 
@@ -128,16 +119,10 @@ def render_report(
             **public_links(links or {}),
         },
         duration=format_duration(result.seconds),
-        verdict=nightly.verdict if nightly else None,
-        nights=_nights(result, nightly) if nightly else [],
+        nightly=nightly,
+        false_alarms=FALSE_ALARMS_IN_A_YEAR,
+        nightly_figures=figures.nights(nightly, distance_name=result.distance_name) if nightly else (),
     )
-
-
-def _nights(result: EvaluationResult, nightly: Nightly) -> list[tuple[str, str]]:
-    """Return the time and the distance of each night, newest first."""
-    now = datetime.fromisoformat(result.created_at).astimezone(UTC)
-    nights = [*nightly.earlier, (now, result.distance)]
-    return [(when.strftime("%Y-%m-%d %H:%M UTC"), f"{value:.4g}") for when, value in reversed(nights)]
 
 
 def _tiles(result: EvaluationResult) -> list[dict[str, str]]:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from evaluation.monitoring.detector import NUM_REDRAWN
+from evaluation.monitoring.nightly import read_history
 from pipelines.compile import load
 from pipelines.local.run import PipelineError, run_pipeline
 from pipelines.services.services import Services
@@ -101,31 +103,33 @@ def test_the_same_pipeline_again_reuses_what_is_there_and_says_so(here: _Here, r
     assert not re.search(r"\] step [\d,]+/", said)  # a progress line of training
 
 
-def test_the_nightly_check_passes_a_healthy_model_and_fails_a_damaged_one_with_both_numbers(here: _Here, run_uri: str) -> None:
-    outputs, lines = here.run("nightly-fid", model=run_uri)
-    assert "median of 1 earlier score" in outputs["Output"]
-    assert any("healthy" in line for line in lines)
+def test_the_nightly_check_passes_a_healthy_model_and_fails_a_damaged_one_and_says_by_how_much(here: _Here, run_uri: str) -> None:
+    outputs, _ = here.run("nightly-fid", model=run_uri)
+    assert "(mean of 1 healthy score); the baseline has 2 of 20 nights" in outputs["Output"]  # the first one is the run's own
     tracking_run_id = storage.read_json(f"{run_uri}/result.json")["tracking_run_id"]
     here.run("nightly-fid", model=f"runs:/{tracking_run_id}")
-    healthy = [value for _, value in attach(tracking_run_id).metric_history("nightly/distance")]
-    assert len(healthy) == 2
+    history = read_history(run_uri)
+    assert history is not None
+    scores = [pytest.approx(night.distance) for night in history.nights]
+    assert attach(tracking_run_id).metric_history("nightly/score") == list(enumerate(scores))
+    assert len(scores) == 3
 
     best = storage.read_json(f"{run_uri}/evaluations/choice.json")
     _damage(run_uri, int(best["step"]))
     with (
         _listening() as (url, messages),
-        pytest.raises(PipelineError, match=r"FD\(digits-classifier\) has regressed: (\S+) against (\S+) \(median of 2") as caught,
+        pytest.raises(PipelineError, match=r"FD\(digits-classifier\) has regressed: \S+ against \S+ \(mean of 3") as caught,
     ):
         here.with_env(IDDPM_WEBHOOK_URL=url).run("nightly-fid", model=run_uri)
-    numbers = re.search(r"regressed: (\S+) against (\S+)", str(caught.value))
-    assert numbers is not None
-    assert float(numbers[1]) > float(numbers[2])
-    assert [value for _, value in attach(tracking_run_id).metric_history("nightly/distance")] == healthy
+    assert re.search(r"worse by \S+ ± \S+ \(95 %\), \S+ standard errors, since \S+ \(1 night\); a jump", str(caught.value))
+    damaged = read_history(run_uri)
+    assert damaged is not None
+    assert len(damaged.nights[-1].redrawn) == NUM_REDRAWN
     (message,) = messages
     assert message["event"] == "regression"
-    assert numbers[1] in message["text"]
-    assert numbers[2] in message["text"]
-    assert message["links"]["mlflow"] == attach(tracking_run_id).url
+    assert message["change"] > 0
+    assert message["reason"] in message["text"]
+    assert "/artifacts/nightly.html" in message["links"]["The night in MLflow"]
 
 
 @contextlib.contextmanager

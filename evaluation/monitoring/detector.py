@@ -1,0 +1,168 @@
+"""The nightly detector: has the level of a series of scores changed?
+
+The scores x_1, x_2, ... of a healthy model vary about one level. Three rules watch that level.
+
+*The baseline.* The first `baseline_nights` healthy scores give the centre m (their mean) and the spread s. Then both are frozen:
+a bad night can't hide itself by joining the numbers that it is compared with. The standard deviation of 20 scores is wrong by 16 %
+(one standard deviation, 1 / sqrt(2 (n - 1))), and one that is too small raises false alarms. The evaluation also knows the standard
+error of each score, whose mean over 20 nights is much steadier. So s is the larger one of the two; see `_spread`.
+
+*Slow change.* The two-sided cumulative sum of Page (1954), over z_i = (x_i - m) / s:
+
+    up_i   = max(0, up_{i-1}   + z_i - k)
+    down_i = max(0, down_{i-1} - z_i - k)
+
+It signals when a sum exceeds h. `reference_value` k is the change, in spreads, that the sum ignores; `decision_interval` h sets how
+rarely a healthy model signals (the average run length, ARL). The change began, by Page's estimate, on the night after the sum was last 0.
+
+*A jump* is told in the same night. A shift of 5 spreads can't be found at once in 99 % of cases by one score without many false alarms:
+that needs a limit of at most 5 - 2.33 = 2.67 spreads, which some score of most healthy models exceeds within a year. So a score beyond
+`suspicion` is drawn three times more, from new noise, in the same night. The night then counts as the mean of the new scores (the first
+one was picked for being extreme), and is a jump beyond `confirmed`. A suspicious score that was not drawn again is a jump beyond `alone`.
+
+While the baseline is gathered, only jumps can be told, with limits that are wider by sqrt(1 + 1 / n), the error of a mean of n scores.
+
+Sources: E. S. Page, "Continuous inspection schemes", Biometrika 41 (1954), 100-115. D. C. Montgomery, "Introduction to statistical
+quality control", chapter 9 (cumulative sums, choice of k and h). W. A. Jensen et al., "Effects of parameter estimation on control chart
+properties", Journal of Quality Technology 38 (2006): the limits must allow for an estimated baseline. `make bench-nightly` measures them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from training.config.errors import UserError
+
+Numbers = NDArray[np.float64]
+NUM_REDRAWN = 3
+"""Number of new scores in a suspicious night."""
+FALSE_ALARMS_IN_A_YEAR = 0.02
+"""Share of healthy models that the default parameters alarm within a year, with independent normal noise (`make bench-nightly`)."""
+_MIN_FOR_SPREAD = 3
+_MIN_WITHOUT_ERROR = 10
+_CLIP = 4.0
+"""Largest |z| that a night adds: one outlier is the business of the rule for jumps. It grows with a k above `reference_value`."""
+_CAP = 1.5
+"""Largest sum, in multiples of h: a model that has recovered is healthy again after a few nights, however bad it was."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """Parameters of the detector; lengths are in spreads of the baseline.
+
+    Attributes:
+        baseline_nights: Number of healthy scores in the baseline.
+        reference_value: k of the cumulative sum.
+        decision_interval: h of the cumulative sum.
+        suspicion: A score so far from the centre is drawn `NUM_REDRAWN` times more.
+        confirmed: New scores of one night whose mean is so far from the centre are a jump.
+        alone: One score so far from the centre is a jump.
+        min_difference: Smallest change that matters, in units of the distance.
+    """
+
+    baseline_nights: int = 20
+    reference_value: float = 0.75
+    decision_interval: float = 5.8
+    suspicion: float = 2.1
+    confirmed: float = 2.6
+    alone: float = 4.5
+    min_difference: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.baseline_nights < _MIN_FOR_SPREAD:
+            raise UserError(f"baseline_nights must be {_MIN_FOR_SPREAD} or more, got {self.baseline_nights}")
+        for field in fields(self):
+            if not 0 <= getattr(self, field.name) < math.inf:
+                raise UserError(f"{field.name} must be a number of 0 or more, got {getattr(self, field.name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The detector's state after each night; arrays of the shape of the scores, nights on the last axis.
+
+    Attributes:
+        value: The night's score: the mean of the new ones if it was drawn again.
+        num_baseline: Number of scores in the baseline before this night.
+        centre: m before this night.
+        spread: s before this night; NaN if nothing is known yet.
+        limit: Distance from the centre, in units of the score, beyond which this night is a jump; NaN if nothing can be told.
+        suspicious: The first score is far from the centre.
+        jump: +1 above, -1 below, else 0. A score that is not finite is +1.
+        up, down: The sums.
+        slow: +1 if `up` exceeds h, -1 if `down` does, else 0.
+    """
+
+    value: Numbers
+    num_baseline: NDArray[np.int64]
+    centre: Numbers
+    spread: Numbers
+    limit: Numbers
+    suspicious: NDArray[np.bool_]
+    jump: NDArray[np.int64]
+    up: Numbers
+    down: Numbers
+    slow: NDArray[np.int64]
+
+
+def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule) -> Trace:
+    """Follow series of scores night by night.
+
+    Args:
+        first: Scores, nights on the last axis; the other axes are independent series.
+        redrawn: Means of the scores that were drawn again, NaN where there is none. Those of nights that aren't suspicious are ignored.
+        errors: Standard errors of the scores, NaN where unknown.
+        rule: The parameters.
+    """
+    first, redrawn, errors = np.broadcast_arrays(*(np.asarray(values, dtype=np.float64) for values in (first, redrawn, errors)))
+    shape = first.shape[:-1]
+    count, known = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    mean, squares, error_squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    up, down = np.zeros(shape), np.zeros(shape)
+    nights = []
+    for night in range(first.shape[-1]):
+        score, again, error = first[..., night], redrawn[..., night], errors[..., night]
+        frozen = count >= rule.baseline_nights
+        # Tonight's own error helps only while the baseline's are few.
+        use = ~frozen & np.isfinite(error)
+        spread = _spread(count, squares, known + use, error_squares + np.where(use, error, 0.0) ** 2)
+        width = np.where(frozen, spread, spread * np.sqrt(1 + 1 / np.maximum(count, 1)))
+        told = (count > 0) & (width > 0)
+        suspicious = ~np.isfinite(score) | (told & (np.abs(score - mean) > np.maximum(rule.suspicion * width, rule.min_difference)))
+        pooled = suspicious & np.isfinite(again)
+        value = np.where(pooled, again, score)
+        limit = np.where(told, np.maximum(np.where(pooled, rule.confirmed, rule.alone) * width, rule.min_difference), np.nan)
+        beyond = suspicious & (np.abs(value - mean) > limit)
+        jump = np.where(np.isfinite(value), np.where(beyond, np.sign(value - mean), 0), 1).astype(np.int64)
+        known_level = frozen & told
+        with np.errstate(invalid="ignore", divide="ignore"):
+            k = np.where(known_level, np.maximum(rule.reference_value, rule.min_difference / spread), 0.0)
+            z = np.where(known_level & np.isfinite(value), (value - mean) / spread, 0.0)
+        clip = _CLIP + np.maximum(k - rule.reference_value, 0.0)
+        z = np.clip(z, -clip, clip)
+        up, down = (np.clip(total + sign * z - k, 0.0, _CAP * rule.decision_interval) for total, sign in ((up, 1), (down, -1)))
+        slow = (up > rule.decision_interval).astype(np.int64) - (down > rule.decision_interval)
+        nights.append((value, count, mean, np.where(told, spread, np.nan), limit, suspicious, jump, up, down, slow))
+        # Welford's update of mean and sum of squares, for healthy nights of a baseline that is not complete.
+        healthy = ~frozen & (jump == 0)
+        count = count + healthy
+        step = np.where(healthy, value - mean, 0.0)
+        mean = mean + step / np.maximum(count, 1)
+        squares = squares + step * np.where(healthy, value - mean, 0.0)
+        taken = healthy & np.isfinite(error)
+        known = known + taken
+        error_squares = error_squares + np.where(taken, error, 0.0) ** 2
+    return Trace(*(np.stack(np.broadcast_arrays(*values), axis=-1).reshape(first.shape) for values in zip(*nights, strict=True)))
+
+
+def _spread(count: NDArray[np.int64], squares: Numbers, known: NDArray[np.int64], error_squares: Numbers) -> Numbers:
+    """Return the standard deviation of one score: the larger of the baseline's and the root mean square of the known errors.
+
+    A few scores may be almost equal by chance, so that of fewer than three is not used, nor of fewer than ten without a known error.
+    It is 0 if nothing is known.
+    """
+    own = np.where(count >= np.where(known > 0, _MIN_FOR_SPREAD, _MIN_WITHOUT_ERROR), np.sqrt(squares / np.maximum(count - 1, 1)), 0.0)
+    return np.maximum(own, np.sqrt(error_squares / np.maximum(known, 1)))

@@ -1,0 +1,324 @@
+"""The nightly check of one model: the history of its scores, and the judgement of a night as a pure function of that history.
+
+The history is `<run>/nightly/history.json`. Each night has the parameters by which it was judged, so an old judgement can be replayed
+(`History.until`). The order of the nights is what counts: a missing night changes nothing, and a second check on one day is one more
+score. A check that is tried again replaces its own night.
+
+Only scores of one protocol are compared. A night whose protocol differs from that of the night before begins a new baseline; so does
+a level that a person accepts (`accept`). Nothing else does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from evaluation.monitoring.detector import Rule, Trace, watch
+from evaluation.records.result import EvaluationResult
+from training import storage
+from training.config.errors import UserError
+from training.config.validation import adapter
+
+HISTORY = "nightly/history.json"
+NUMBERS_VERSION = 1
+"""Raise it with a change of the code that changes the distance of the same model on purpose."""
+_NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Night:
+    """One score of the model.
+
+    Attributes:
+        id: Name of the evaluation; a check that is tried again has the same.
+        at: Time of the evaluation, UTC.
+        distance: The score; None if it is not finite.
+        standard_error: Over the draw of samples; None if unknown.
+        redrawn: The scores from new noise, if the first one was suspicious.
+        protocol: What a comparable score has in common with this one; None for scores of earlier versions, which did not record it.
+        versions: Packages and device. They are no part of the protocol: a library that makes the model worse has to be found.
+        evaluation_uri: The evaluation; empty for scores of earlier versions.
+        rule: The parameters by which this night is judged.
+    """
+
+    id: str
+    at: datetime
+    distance: float | None
+    standard_error: float | None = None
+    redrawn: tuple[float, ...] = ()
+    protocol: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    evaluation_uri: str = ""
+    rule: Rule = field(default_factory=Rule)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Acceptance:
+    """A person's decision that the level of a night, `first_night`, is the new normal."""
+
+    first_night: str
+    at: datetime
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """All nights of a model by time, and the accepted levels."""
+
+    nights: tuple[Night, ...] = ()
+    accepted: tuple[Acceptance, ...] = ()
+
+    def until(self, night_id: str) -> History:
+        """Return the history as it was when that night was judged."""
+        (last,) = [night for night in self.nights if night.id == night_id]
+        nights = tuple(night for night in self.nights if night.at <= last.at)
+        return History(nights=nights, accepted=tuple(each for each in self.accepted if each.at <= last.at))
+
+    def with_night(self, night: Night) -> History:
+        """Return the history with that night, in place of one with the same id."""
+        others = [each for each in self.nights if each.id != night.id]
+        return dataclasses.replace(self, nights=tuple(sorted([*others, night], key=lambda each: each.at)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """The judgement of a history's last night.
+
+    Attributes:
+        direction: +1 if the model has become worse, -1 if it has become better, 0 if it is healthy.
+        text: The judgement in one sentence, with its numbers.
+        since: Time of the first night at the new level; None if healthy.
+        change: Mean of the nights since then less the baseline's centre. It is an estimate that is a little too large: an alarm
+            is raised when noise adds to the change.
+        change_error: Standard error of `change`.
+        baseline_reason: Why the baseline began anew; empty if it did not.
+        num_missing: Number of nights without a score since the baseline began, from the usual time between two.
+        changed_versions: Packages that differ from the first night's, in words.
+        nights: The nights since the baseline began.
+        trace: The detector's state after each of them.
+    """
+
+    direction: int
+    text: str
+    since: datetime | None
+    change: float
+    change_error: float
+    baseline_reason: str
+    num_missing: int
+    changed_versions: tuple[str, ...]
+    nights: tuple[Night, ...]
+    trace: Trace
+
+    @property
+    def night(self) -> Night:
+        """The night that is judged."""
+        return self.nights[-1]
+
+    @property
+    def is_suspicious(self) -> bool:
+        """True if the night's first score has to be drawn again."""
+        return bool(self.trace.suspicious[-1])
+
+    @property
+    def is_gathering(self) -> bool:
+        """True if the baseline was not complete before this night."""
+        return bool(self.trace.num_baseline[-1] < self.night.rule.baseline_nights)
+
+    @property
+    def began(self) -> bool:
+        """True if the night before was judged otherwise, so that people have to be told."""
+        return len(self.nights) == 1 or _direction(self.trace, -2) != self.direction
+
+
+def night_of(result: EvaluationResult, *, name: str, uri: str, rule: Rule, redrawn: tuple[float, ...] = ()) -> Night:
+    """Return the night of an evaluation."""
+    return Night(
+        id=name,
+        at=datetime.fromisoformat(result.created_at).astimezone(UTC),
+        distance=_finite(result.distance),
+        standard_error=_finite(result.distance_standard_error),
+        redrawn=redrawn,
+        protocol=protocol_of(result),
+        versions={**result.protocol["versions"], "device": str(result.protocol["device"])},
+        evaluation_uri=uri,
+        rule=rule,
+    )
+
+
+def protocol_of(result: EvaluationResult) -> dict[str, Any]:
+    """Return everything that two comparable scores have in common: the checkpoint, how it is sampled, and what it is compared with."""
+    distance = result.protocol["distance"]
+    sampled = {name: distance.get(name) for name in ("num_samples", "labels", "low_res", "quantization", "precision")}
+    return {
+        "checkpoint": f"step {result.step}, {result.weights}",
+        "numbers_version": NUMBERS_VERSION,
+        **sampled,
+        **{f"sampling.{name}": value for name, value in distance["sampling"].items()},
+        **{f"reference.{name}": value for name, value in distance["reference"].items() if name != "class_counts"},
+    }
+
+
+def judge(history: History) -> Judgement:
+    """Judge the last night of a history.
+
+    Raises:
+        UserError: The history has no night.
+    """
+    if not history.nights:
+        raise UserError("the model has no nightly score yet; run the pipeline nightly-fid once")
+    start, reason = _baseline_start(history)
+    nights = history.nights[start:]
+    last = nights[-1]
+    redrawn = [statistics.fmean(night.redrawn) if night.redrawn else math.nan for night in nights]
+    scores, errors = ([math.nan if value is None else value for value in column] for column in zip(*map(_numbers, nights), strict=True))
+    trace = watch(scores, redrawn, errors, last.rule)
+    direction = _direction(trace)
+    since = _first_night_of_change(trace, direction)
+    level = trace.value[since:][np.isfinite(trace.value[since:])] if direction else trace.value[-1:]
+    change = float(np.mean(level) - trace.centre[-1]) if len(level) else math.nan
+    num_scores = sum(max(len(night.redrawn), 1) for night in nights[since:]) if direction else max(len(last.redrawn), 1)
+    change_error = float(trace.spread[-1]) * math.sqrt(1 / num_scores + 1 / max(int(trace.num_baseline[-1]), 1))
+    return Judgement(
+        direction=direction,
+        text=_describe(trace, last, direction, change, change_error, nights[since].at, len(nights) - since),
+        since=nights[since].at if direction else None,
+        change=change,
+        change_error=change_error,
+        baseline_reason=reason,
+        num_missing=_num_missing([night.at for night in nights]),
+        changed_versions=tuple(_differences(nights[0].versions, last.versions)),
+        nights=nights,
+        trace=trace,
+    )
+
+
+def read_history(run_uri: str) -> History | None:
+    """Read a model's history; None if there is none yet."""
+    try:
+        found: History = adapter(History).validate_json(storage.read_bytes(storage.join(run_uri, HISTORY)))
+    except storage.ObjectNotFoundError:
+        return None
+    return found
+
+
+def write_history(run_uri: str, history: History) -> None:
+    """Write a model's history. Two checks of one model must not write at once; a schedule runs one at a time."""
+    storage.write_bytes(storage.join(run_uri, HISTORY), adapter(History).dump_json(history, indent=2))
+
+
+def accept(run_uri: str, *, reason: str, by: str) -> Judgement:
+    """Accept the level of the last night as the new normal: a new baseline begins with it.
+
+    Args:
+        run_uri: The model's run.
+        reason: Why the level is right.
+        by: Who says so.
+
+    Returns:
+        The judgement that is overruled.
+
+    Raises:
+        UserError: There is no history, or the reason or the name is empty.
+    """
+    if not (reason.strip() and by.strip()):
+        raise UserError("a new level needs a reason and a name: give --reason and --by")
+    history = read_history(run_uri) or History()
+    judgement = judge(history)
+    accepted = Acceptance(first_night=judgement.night.id, at=datetime.now(UTC), by=by.strip(), reason=reason.strip())
+    write_history(run_uri, dataclasses.replace(history, accepted=(*history.accepted, accepted)))
+    return judgement
+
+
+def _baseline_start(history: History) -> tuple[int, str]:
+    """Return the index of the first night that can be compared with the last one, and why it is not the first of all."""
+    start, reason = 0, ""
+    accepted = {each.first_night: each for each in history.accepted}
+    known: Mapping[str, Any] | None = None
+    for index, night in enumerate(history.nights):
+        if known is not None and night.protocol is not None and night.protocol != known:
+            start, reason = index, f"the protocol changed on {_day(night.at)}: {'; '.join(_differences(known, night.protocol))}"
+        if night.id in accepted:
+            who = accepted[night.id]
+            start, reason = index, f"{who.by} accepted the level of {_day(night.at)}: {who.reason}"
+        known = night.protocol or known
+    return start, reason
+
+
+def _direction(trace: Trace, index: int = -1) -> int:
+    """Return +1 for worse, -1 for better, 0 for healthy. One rule that says worse is enough."""
+    signs = (int(trace.jump[index]), int(trace.slow[index]))
+    return max(signs) if max(signs) > 0 else min(signs)
+
+
+def _first_night_of_change(trace: Trace, direction: int) -> int:
+    """Return the index of the first night at the new level: Page's estimate for slow change, and the first of a row of jumps."""
+    last = len(trace.value) - 1
+    jumped = last
+    while jumped > 0 and trace.jump[jumped - 1] == direction:
+        jumped -= 1
+    if int(trace.slow[-1]) != direction or not direction:
+        return jumped
+    zeros = np.flatnonzero((trace.up if direction > 0 else trace.down) == 0)
+    return min(jumped, int(zeros[-1]) + 1) if len(zeros) else jumped
+
+
+def _describe(trace: Trace, last: Night, direction: int, change: float, error: float, since: datetime, num_nights: int) -> str:
+    value, centre, spread, limit = (float(each[-1]) for each in (trace.value, trace.centre, trace.spread, trace.limit))
+    num_baseline, wanted = int(trace.num_baseline[-1]), last.rule.baseline_nights
+    against = f"{value:.4g} against {centre:.4g} (mean of {num_baseline} healthy {'score' if num_baseline == 1 else 'scores'})"
+    if direction and not math.isfinite(value):
+        return "the distance is not finite: the samples are no images, or their features overflow"
+    if direction:
+        kind = (
+            "a jump"
+            if trace.jump[-1]
+            else f"the cumulative sum is {max(trace.up[-1], trace.down[-1]):.3g}, the limit is {last.rule.decision_interval:g}"
+        )
+        nights = "1 night" if num_nights == 1 else f"{num_nights} nights"
+        return (
+            f"{against}; {'worse' if direction > 0 else 'better'} by {abs(change):.3g} ± {_NORMAL_95 * error:.2g} (95 %), "
+            f"{abs(change) / error:.1f} standard errors, since {_day(since)} ({nights}); {kind}"
+        )
+    if not num_baseline:
+        return f"{value:.4g}, the first score of the baseline; nothing can be told yet"
+    if num_baseline < wanted:
+        told = f"only a jump of more than {limit:.3g} can be told yet" if math.isfinite(limit) else "nothing can be told yet"
+        return f"{against}; the baseline has {num_baseline + 1} of {wanted} nights, {told}"
+    redrawn = ", suspicious at first and drawn again" if trace.suspicious[-1] else ""
+    return (
+        f"{against}, {(value - centre) / spread:+.1f} standard deviations{redrawn}; the sums are {trace.up[-1]:.2g} (worse) and "
+        f"{trace.down[-1]:.2g} (better), the limit is {last.rule.decision_interval:g}"
+    )
+
+
+def _num_missing(times: list[datetime]) -> int:
+    """Return the number of nights without a score: gaps of more than one and a half times the usual one."""
+    gaps = [(later - earlier).total_seconds() for earlier, later in itertools.pairwise(times)]
+    usual = statistics.median(gaps) if len(gaps) > 1 else 0.0
+    return sum(round(gap / usual) - 1 for gap in gaps if gap > 1.5 * usual) if usual > 0 else 0
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    names = dict.fromkeys([*before, *after]) if before and after else {}
+    return [f"{name} {before.get(name)} -> {after.get(name)}" for name in names if before.get(name) != after.get(name)]
+
+
+def _numbers(night: Night) -> tuple[float | None, float | None]:
+    return night.distance, night.standard_error
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _day(when: datetime) -> str:
+    return f"{when:%Y-%m-%d}"

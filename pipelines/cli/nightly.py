@@ -1,0 +1,73 @@
+"""nightly show, accept: the history of a model's nightly scores, in S3 or on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import typer
+
+from pipelines.cli.options import JSON, out, print_table
+from pipelines.cli.services import connect
+
+_MODEL = typer.Argument(..., help="A run's or a checkpoint's directory (s3:// or a path), runs:/ID, or models:/NAME@ALIAS.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Look at a model's nightly scores, and accept a new level.")
+    for command in (show, accept):
+        group.command()(command)
+    app.add_typer(group, name="nightly", rich_help_panel="Samples and scores")
+
+
+def show(model: str = _MODEL, as_json: bool = JSON) -> None:
+    """Show the nights since the baseline began, and the judgement of the last one."""
+    from evaluation.monitoring.nightly import History, judge, read_history
+
+    judgement = judge(read_history(_run_uri(model)) or History())
+    if as_json:
+        facts = {
+            "direction": judgement.direction,
+            "text": judgement.text,
+            "since": judgement.since and judgement.since.isoformat(),
+            "baseline_reason": judgement.baseline_reason,
+            "num_missing": judgement.num_missing,
+            "rule": dataclasses.asdict(judgement.night.rule),
+            "nights": [{"at": night.at.isoformat(), "id": night.id, "distance": night.distance} for night in judgement.nights],
+        }
+        out(json.dumps(facts, indent=2))
+        return
+    trace = judgement.trace
+    rows: list[tuple[str | None, ...]] = [("night", "score", "sum (worse)", "sum (better)", "")]
+    for index, night in enumerate(judgement.nights):
+        jump = {1: "a jump: worse", 0: "", -1: "a jump: better"}[int(trace.jump[index])]
+        slow = {1: "worse", 0: "", -1: "better"}[int(trace.slow[index])]
+        rows.append(
+            (f"{night.at:%Y-%m-%d %H:%M}", f"{trace.value[index]:.4g}", f"{trace.up[index]:.2g}", f"{trace.down[index]:.2g}", jump or slow)
+        )
+    print_table(rows)
+    if judgement.baseline_reason:
+        out(f"a new baseline began: {judgement.baseline_reason}")
+    out(judgement.text)
+
+
+def accept(
+    model: str = _MODEL,
+    reason: str = typer.Option(..., help="Why the new level is right; it is stored in the history."),
+    by: str = typer.Option(..., help="Your name; it is stored in the history."),
+) -> None:
+    """Accept the level of the last night: a new baseline begins with it."""
+    from evaluation.monitoring.nightly import accept as accept_level
+
+    overruled = accept_level(_run_uri(model), reason=reason, by=by)
+    out(f"accepted: the baseline begins anew with the night {overruled.night.at:%Y-%m-%d %H:%M}")
+    out(f"until now: {overruled.text}")
+
+
+def _run_uri(model: str) -> str:
+    from evaluation.records.run_directory import run_uri_of
+    from evaluation.selection.resolve import resolve_model
+
+    connect()
+    return run_uri_of(resolve_model(model).checkpoint_uri)

@@ -1,0 +1,125 @@
+"""The nightly detector: the rules one by one, and its goals on a small simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from bench_nightly import simulate
+
+from evaluation.monitoring.detector import FALSE_ALARMS_IN_A_YEAR, Rule, Trace, watch
+from training.config.errors import UserError
+
+BASELINE = [3.0 + 0.1 * (-1) ** night for night in range(20)]
+"""Mean 3, and a standard deviation of 0.1026."""
+SPREAD = 0.1 * math.sqrt(20 / 19)
+UNKNOWN = [math.nan]
+
+
+def follow(scores: list[float], *, redrawn: list[float] = UNKNOWN, errors: list[float] = UNKNOWN, rule: Rule | None = None) -> Trace:
+    return watch(scores, redrawn if len(redrawn) > 1 else redrawn * len(scores), errors * len(scores), rule or Rule())
+
+
+def test_the_baseline_is_the_mean_and_standard_deviation_of_the_first_nights_and_stays() -> None:
+    trace = follow([*BASELINE, *[3.15] * 50])
+    assert trace.centre[20:] == pytest.approx(3.0)
+    assert trace.spread[20:] == pytest.approx(SPREAD)
+    assert set(trace.num_baseline[20:]) == {20}
+
+
+def test_the_sums_are_those_of_page() -> None:
+    scores = [3.1, 3.05, 2.9, 3.15, 3.15]
+    trace = follow([*BASELINE, *scores])
+    up = down = 0.0
+    for night, score in enumerate(scores, start=20):
+        z = (score - 3.0) / SPREAD
+        up, down = max(0.0, up + z - 0.75), max(0.0, down - z - 0.75)
+        assert (trace.up[night], trace.down[night]) == (pytest.approx(up), pytest.approx(down))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_slow_change_is_found_in_both_directions(sign: int) -> None:
+    trace = follow([*BASELINE, *[3.0 + sign * 2 * SPREAD] * 10])
+    assert list(np.flatnonzero(trace.slow)) == list(range(24, 30))  # 5 x (2 - 0.75) = 6.25 is the first sum above 5.8
+    assert set(trace.slow[24:]) == {sign}
+    assert not trace.jump.any()
+
+
+def test_a_bad_night_never_joins_the_baseline() -> None:
+    trace = follow([*BASELINE[:10], 9.0, *BASELINE[10:], 3.0], errors=[0.1])
+    assert trace.jump[10] == 1
+    assert trace.num_baseline[-1] == 20
+    assert trace.centre[-1] == pytest.approx(3.0)
+
+
+def test_a_suspicious_score_is_a_jump_alone_only_if_it_is_far_off_and_else_if_new_scores_confirm_it() -> None:
+    far, very_far = 3.0 + 4 * SPREAD, 3.0 + 5 * SPREAD
+    nights = [math.nan] * 20
+    assert follow([*BASELINE, far]).suspicious[-1]
+    assert follow([*BASELINE, far]).jump[-1] == 0
+    assert follow([*BASELINE, very_far]).jump[-1] == 1
+    assert follow([*BASELINE, far], redrawn=[*nights, far]).jump[-1] == 1
+    refuted = follow([*BASELINE, very_far], redrawn=[*nights, 3.0])
+    assert refuted.jump[-1] == 0
+    assert refuted.value[-1] == 3.0
+    assert follow([*BASELINE, 3.0], redrawn=[*nights, 9.0]).value[-1] == 3.0, "a night that is not suspicious counts as its first score"
+
+
+def test_the_spread_is_never_less_than_the_known_standard_errors() -> None:
+    assert follow([3.0] * 21, errors=[0.1]).spread[-1] == pytest.approx(0.1)
+    assert follow([*BASELINE, 3.0], errors=[0.09]).spread[-1] == pytest.approx(SPREAD)
+
+
+def test_while_the_baseline_is_gathered_a_jump_is_told_with_a_wider_limit_and_no_slow_change() -> None:
+    trace = follow([3.0, 3.0, 3.6], errors=[0.1])
+    assert trace.limit == pytest.approx([math.nan, 4.5 * 0.1 * math.sqrt(2), 4.5 * 0.1 * math.sqrt(1.5)], nan_ok=True)
+    assert list(trace.jump) == [0, 0, 1]
+    assert not trace.up.any()
+    assert not trace.down.any()
+
+
+def test_without_a_standard_error_nothing_is_told_before_ten_nights() -> None:
+    trace = follow([*BASELINE[:10], 9.0])
+    assert np.isnan(trace.limit[:10]).all()
+    assert trace.jump[10] == 1
+
+
+def test_a_score_that_is_not_finite_is_an_alarm_and_leaves_sums_and_baseline() -> None:
+    trace = follow([*BASELINE[:5], math.nan, math.inf, *BASELINE[5:], 3.2, math.nan, 3.0])
+    assert list(np.flatnonzero(trace.jump == 1)) == [5, 6, 23]
+    assert trace.num_baseline[-1] == 20
+    assert trace.up[23] == trace.up[22] - 0.75
+
+
+def test_a_model_that_recovers_is_healthy_after_a_few_nights_however_bad_it_was() -> None:
+    trace = follow([*BASELINE, *[30.0] * 100, *[3.0] * 5])
+    assert list(trace.slow[-5:]) == [1, 1, 1, 0, 0]
+
+
+def test_a_change_below_the_smallest_difference_is_no_alarm() -> None:
+    assert follow([*BASELINE, *[3.4] * 50]).slow[-1] == 1
+    trace = follow([*BASELINE, *[3.4] * 50], rule=Rule(min_difference=0.5))
+    assert not trace.slow.any()
+    assert not trace.jump.any()
+    assert follow([*BASELINE, *[3.7] * 50], rule=Rule(min_difference=0.5)).slow[-1] == 1
+
+
+@pytest.mark.parametrize("rule", [{"baseline_nights": 2}, {"min_difference": -0.1}, {"min_difference": math.inf}, {"alone": math.nan}])
+def test_a_parameter_out_of_range_is_refused(rule: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(rule))):
+        Rule(**rule)  # type: ignore[arg-type]
+
+
+def test_many_histories_at_once_are_judged_like_each_alone() -> None:
+    scores = np.random.default_rng(0).standard_t(3, (5, 60))
+    together, alone = watch(scores, 0 * scores, 0 * scores + 0.9, Rule()), watch(scores[3], 0 * scores[3], 0 * scores[3] + 0.9, Rule())
+    for name in Trace.__slots__:
+        np.testing.assert_array_equal(getattr(together, name)[3], getattr(alone, name))
+
+
+def test_the_goals_hold_on_a_small_simulation() -> None:
+    """Of 1,000 models; `make bench-nightly` takes 10,000. Seeds are fixed, so the numbers are the same everywhere."""
+    found = simulate("normal", Rule(), num_models=1000)
+    assert found["healthy, alarmed in a year"] == pytest.approx(FALSE_ALARMS_IN_A_YEAR, abs=0.015)  # three standard errors
+    assert found["2 sd worse, median nights"] <= 7
+    assert found["drift of 0.1 sd a night, median nights"] <= 20
+    assert found["5 sd worse, missed in the same night"] <= 0.01

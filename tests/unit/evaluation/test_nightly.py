@@ -1,0 +1,152 @@
+"""The history of a model's nights: what is compared, what begins a new baseline, what a person accepts, and what the page says."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from evaluation.monitoring import nightly
+from evaluation.monitoring.detector import Rule
+from evaluation.monitoring.nightly import Acceptance, History, Night, judge
+from training.config.errors import UserError
+
+FIRST = datetime(2026, 1, 1, 2, tzinfo=UTC)
+PROTOCOL = {"num_samples": 1000, "reference.extractor": "inception", "reference.data_digest": "d", "sampling.spacing": "250"}
+RULE = Rule(baseline_nights=5)
+HEALTHY = [3.0, 3.1, 2.9, 3.1, 2.9]
+
+
+def a_night(day: float, distance: float | None, **fields: object) -> Night:
+    values = {"protocol": PROTOCOL, "standard_error": 0.1, "rule": RULE, "versions": {"torch": "2.9"}, **fields}
+    return Night(id=f"night-{day}", at=FIRST + timedelta(days=day), distance=distance, **values)  # type: ignore[arg-type]
+
+
+def history_of(scores: Sequence[float | None], start: int = 0, **fields: object) -> History:
+    return History(nights=tuple(a_night(start + day, score, **fields) for day, score in enumerate(scores)))
+
+
+def test_a_healthy_night_is_said_with_its_distance_from_the_baseline() -> None:
+    judgement = judge(history_of([*HEALTHY, 3.05]))
+    assert judgement.direction == 0
+    assert judgement.text.startswith("3.05 against 3 (mean of 5 healthy scores), +0.5 standard deviations; the sums are 0 (worse)")
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"), [([3.0], "nothing can be told yet"), (HEALTHY[:3], "only a jump of more than 0.551 can be told yet")]
+)
+def test_what_can_be_told_while_the_baseline_is_gathered_is_said(scores: list[float], said: str) -> None:
+    judgement = judge(history_of(scores))
+    assert judgement.is_gathering
+    assert said in judgement.text
+
+
+def test_a_slow_regression_is_said_with_its_size_its_error_and_its_first_night() -> None:
+    judgement = judge(history_of([*HEALTHY, 3.0, *[3.22] * 5]))
+    assert judgement.direction == 1
+    assert judgement.since == FIRST + timedelta(days=6)
+    assert judgement.change == pytest.approx(0.22)
+    assert judgement.change_error == pytest.approx(0.1 * math.sqrt(1 / 5 + 1 / 5))
+    assert "worse by 0.22 ± 0.12 (95 %), 3.5 standard errors, since 2026-01-07 (5 nights); the cumulative sum is" in judgement.text
+
+
+def test_a_jump_is_a_regression_and_the_night_after_it_is_not_news() -> None:
+    once, twice = judge(history_of([*HEALTHY, 5.0])), judge(history_of([*HEALTHY, 5.0, 5.0]))
+    assert (once.direction, once.began, twice.direction, twice.began) == (1, True, 1, False)
+    assert "since 2026-01-06 (1 night); a jump" in once.text
+    assert twice.since == once.since
+
+
+def test_a_better_model_is_told_and_is_no_regression() -> None:
+    judgement = judge(history_of([*HEALTHY, 1.0]))
+    assert judgement.direction == -1
+    assert "better by 2" in judgement.text
+
+
+def test_a_distance_that_is_not_finite_is_a_regression() -> None:
+    assert judge(history_of([*HEALTHY, None])).direction == 1
+
+
+def test_a_missing_night_is_counted_and_changes_no_judgement() -> None:
+    whole = history_of([*HEALTHY, 3.0, 3.2, 3.2])
+    gap = History(
+        nights=tuple(dataclasses.replace(each, at=each.at + timedelta(days=3 * (number >= 6))) for number, each in enumerate(whole.nights))
+    )
+    assert judge(gap).num_missing == 3
+    assert judge(gap).text == judge(whole).text
+    assert judge(whole).num_missing == 0
+
+
+def test_a_second_check_on_one_day_is_one_more_score() -> None:
+    history = history_of([*HEALTHY, 3.2])
+    assert len(judge(history.with_night(a_night(5.5, 3.2))).nights) == 7
+
+
+def test_a_check_that_is_tried_again_replaces_its_own_night() -> None:
+    history = history_of([*HEALTHY, 3.2])
+    assert history.with_night(a_night(5, 3.2)) == history
+
+
+@pytest.mark.parametrize("name", PROTOCOL)
+def test_a_changed_protocol_begins_a_new_baseline_and_says_so(name: str) -> None:
+    history = history_of(HEALTHY).with_night(a_night(5, 99.0, protocol={**PROTOCOL, name: "another"}))
+    judgement = judge(history)
+    assert judgement.direction == 0
+    assert len(judgement.nights) == 1
+    assert judgement.baseline_reason == f"the protocol changed on 2026-01-06: {name} {PROTOCOL[name]} -> another"
+
+
+def test_a_changed_library_begins_no_new_baseline_and_is_said() -> None:
+    judgement = judge(history_of(HEALTHY).with_night(a_night(5, 9.0, versions={"torch": "3.0"})))
+    assert judgement.direction == 1
+    assert judgement.changed_versions == ("torch 2.9 -> 3.0",)
+
+
+def test_scores_of_earlier_versions_without_a_protocol_are_compared() -> None:
+    old = history_of([3.0, 3.1, 2.9], protocol=None, standard_error=None, versions={})
+    assert judge(old.with_night(a_night(3, 9.0))).direction == 1
+    assert judge(old.with_night(a_night(3, 3.0))).direction == 0
+
+
+def test_only_an_accepted_level_is_a_new_baseline(tmp_path: Path) -> None:
+    run_uri = str(tmp_path)
+    nightly.write_history(run_uri, history_of([*HEALTHY, *[5.0] * 40]))
+    assert judge(nightly.read_history(run_uri) or History()).direction == 1, "however long the level lasts"
+    assert nightly.accept(run_uri, reason="new sampler", by="Ada").direction == 1
+    history = nightly.read_history(run_uri)
+    assert history is not None
+    later = history.with_night(dataclasses.replace(a_night(45, 5.1), at=datetime.now(UTC) + timedelta(days=1)))
+    judgement = judge(later)
+    assert judgement.direction == 0
+    assert judgement.baseline_reason == "Ada accepted the level of 2026-02-14: new sampler"
+    assert len(judgement.nights) == 2
+
+
+@pytest.mark.parametrize(("reason", "by"), [("", "Ada"), ("because", " ")])
+def test_an_acceptance_without_reason_or_name_is_refused(reason: str, by: str, tmp_path: Path) -> None:
+    nightly.write_history(str(tmp_path), history_of(HEALTHY))
+    with pytest.raises(UserError, match="needs a reason and a name"):
+        nightly.accept(str(tmp_path), reason=reason, by=by)
+
+
+def test_an_old_judgement_is_replayed_from_the_stored_history(tmp_path: Path) -> None:
+    history = history_of([*HEALTHY, 5.0])
+    then = judge(history)
+    accepted = Acceptance(first_night="night-5", at=FIRST + timedelta(days=5.5), by="Ada", reason="right")
+    history = dataclasses.replace(history, accepted=(accepted,))
+    for day in range(6, 9):
+        history = history.with_night(a_night(day, 5.0, rule=Rule(baseline_nights=30)))
+    nightly.write_history(str(tmp_path), history)
+    stored = nightly.read_history(str(tmp_path))
+    assert stored == history
+    assert stored is not None
+    assert judge(stored.until("night-5")).text == then.text
+    assert judge(stored).direction == 0
+
+
+def test_a_model_without_a_night_has_no_judgement(tmp_path: Path) -> None:
+    assert nightly.read_history(str(tmp_path)) is None
+    with pytest.raises(UserError, match="no nightly score yet"):
+        nightly.accept(str(tmp_path), reason="why", by="Ada")
