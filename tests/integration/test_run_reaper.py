@@ -10,7 +10,7 @@ from typing import Any
 import fake_kubernetes
 import pytest
 from fake_kubernetes import FakeKubernetes
-from recorded_workflows import workflow_states
+from recorded_workflows import recorded, workflow_states
 
 from components.cluster.kubernetes_api import KubernetesApi
 from components.reaper import __main__ as reaper
@@ -203,6 +203,28 @@ def test_a_run_of_kfps_own_is_left_to_kfp(cluster, pipeline):
     _workflow(cluster, pipeline, "Failed")
     assert _reap() == []
     client.set_terminated(created.info.run_id, "KILLED")
+
+
+def test_of_the_runs_that_a_cluster_recorded_with_kfps_plugin_on_only_ours_are_closed(cluster):
+    """A sweep is running; 60 of the 68 runs are the plugin's, and it leaves some of them running."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    experiment_id = client.create_experiment(f"recorded-{uuid.uuid4().hex[:8]}")
+    for each in recorded("kfp-api", "mlflow-runs-with-the-plugin-on")["runs"]:
+        tags = {tag["key"]: tag["value"] for tag in each["data"]["tags"] if tag["key"] != "iddpm.run_uri"}  # its S3 is gone
+        created = client.create_run(experiment_id, run_name=each["info"]["run_name"], tags=tags)
+        if each["info"]["status"] != "RUNNING":
+            client.set_terminated(created.info.run_id, each["info"]["status"])
+    last = workflow_states("ablation-of-four-trials")[-1]
+    cluster.workflows = {last["metadata"]["name"]: last}
+    assert _reap() == []
+    cluster.workflows.clear()
+    assert len(_reap()) == 7  # the sweep, its trials, and two trainings
+    still = [run.data.tags for run in client.search_runs([experiment_id]) if run.info.status == "RUNNING"]
+    assert {tags["mlflow.runName"] for tags in still} == {"abl-1", "train-trial", "train", "preprocess"}
+    for run in client.search_runs([experiment_id]):
+        client.delete_run(run.info.run_id)
 
 
 def test_the_workflow_is_recorded_once(cluster, pipeline):
