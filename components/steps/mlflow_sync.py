@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from components.steps.runs import read_result, storage_root_of
+from components.steps.runs import EXPERIMENT, read_result, storage_root_of
 from components.steps.studies import FINAL, log_evaluation, read_evaluation
 from evaluation.records.run_directory import result_uri
 from training import storage
+from training.config.experiment import Experiment
 from training.console import say
 from training.tracking.client import TrackingError
 from training.tracking.registry import RegisteredModel, register
@@ -82,7 +83,7 @@ def remove_mark(directory_uri: str) -> None:
 
 
 def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
-    """Send to MLflow what it lacks of a run: metrics, sample grids, the final evaluation with its report, the registered model, the end.
+    """Send to MLflow what it lacks of a run: parameters, metrics, sample grids, the final evaluation, the registered model, the end.
 
     Doing it again changes nothing.
 
@@ -99,6 +100,9 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
     if not run_id or locate(run_id) is None:  # somebody deleted it in MLflow
         return
     run = attach(run_id, check=False, run_uri=run_uri)
+    experiment_uri = storage.join(run_uri, EXPERIMENT)
+    if storage.exists(experiment_uri):
+        run.log_params(Experiment.from_json(storage.read_bytes(experiment_uri)).to_dict())
     _log_sample_grids(run, run_uri)
     final = _final_evaluation(run_uri)
     if final is not None:

@@ -17,6 +17,8 @@ from components.reaper import __main__ as reaper
 from components.reaper.mlflow_runs import WORKFLOW_TAG, close_finished_runs
 from components.steps.mlflow_sync import leave_mark
 from training import storage
+from training.config.presets import preset
+from training.tracking.client import connect
 from training.tracking.runs import PIPELINE_RUN_TAG, TrackedRun, close_open_run, open_run, open_runs, tags_of
 
 
@@ -95,12 +97,14 @@ def test_a_run_that_mlflow_was_behind_when_it_ended_is_found_below_its_own_stora
     run_uri = f"{tmp_path}/runs/{key}"
     run = _run("", key, run_uri)
     storage.write_bytes(f"{run_uri}/metrics.jsonl", b'{"step": 10, "time": 1, "values": {"loss": 1.5}}\n')
+    storage.write_bytes(f"{run_uri}/experiment.json", preset("digits-tiny-hybrid-cosine").to_json().encode())
     result = {"tracking_run_id": run.run_id, "best_checkpoint_uri": "s3://x", "best_weights": "ema_0.99"}
     storage.write_json(f"{run_uri}/result.json", result)
     leave_mark(run_uri, {"run_uri": run_uri, "run_id": run.run_id})
     _reap()
     assert run.metric_history("loss") == [(10, 1.5)]
     assert (_status(run), tags_of(run.run_id)["iddpm.best_weights"]) == ("FINISHED", "ema_0.99")
+    assert connect().get_run(run.run_id).data.params["diffusion.schedule"] == "cosine"
     assert storage.list_uris(f"{tmp_path}/mlflow_behind") == []
 
 

@@ -2,6 +2,7 @@
 
     python tests/pictures/make.py                                   # training.png and report.png
     python tests/pictures/make.py --kfp-graph http://localhost:8080/#/runs/details/RUN_ID
+    python tests/pictures/make.py --mlflow http://127.0.0.1:PORT/#/experiments/1/runs?workflowType=machine_learning
 
 It needs Chromium (Debian, Ubuntu: apt-get install chromium) and the services of the demo (`iddpm up`).
 """
@@ -34,6 +35,8 @@ _TILE, _GAP, _HEADER = 48, 3, 29  # of a class grid of 8x8 images, in pixels
 _COLOURS = 64
 _LABEL_WIDTH = 90
 # The steps stand in the box of the exit handler; then the graph is fitted to the window.
+_OPEN_SWEEP = ("[data-component-id*='runnamecellrenderer']", "[aria-label='Close']")
+"""Show the trials of MLflow's first sweep, and close its chat."""
 _CLICKS = ("[data-testid='expand-button']", ".react-flow__controls-fitview")
 
 
@@ -84,12 +87,12 @@ def browser() -> Iterator[Callable[..., Any]]:
             process.wait()
 
 
-def screenshot(url: str, *, width: int, height: int, clicks: Sequence[str] = ()) -> Image.Image:
-    """Take a picture of a page after it was loaded and the elements that `clicks` select were clicked."""
+def screenshot(url: str, *, width: int, height: int, clicks: Sequence[str] = (), seconds: float = 5.0) -> Image.Image:
+    """Take a picture of a page after it was loaded and the elements that `clicks` select were clicked; it loads in `seconds`."""
     with browser() as send:
         send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         send("Page.navigate", url=url)
-        time.sleep(5)
+        time.sleep(seconds)
         for click in clicks:
             send(
                 "Runtime.evaluate",
@@ -115,9 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--run", default="", help="URI of a finished run; the demo's where it is empty")
     parser.add_argument("--kfp-graph", default="", help="address of a run's or pipeline's page in a KFP UI")
+    parser.add_argument("--mlflow", default="", help="address of an experiment's page in MLflow")
     options = parser.parse_args()
     if options.kfp_graph:
         save(screenshot(options.kfp_graph, width=1300, height=1000, clicks=_CLICKS), "kfp-graph.png")
+        return
+    if options.mlflow:
+        save(screenshot(options.mlflow, width=1300, height=500, clicks=_OPEN_SWEEP, seconds=30.0), "mlflow-experiment.png")
         return
     os.environ.update(services.current().env)
     run_uri = options.run or next(uri for uri in storage.list_dirs("s3://iddpm/runs") if "digits-hybrid-cosine-" in uri)
