@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -431,6 +432,16 @@ def test_an_address_where_nobody_listens_is_named_with_the_remedy(key, monkeypat
     with pytest.raises(TrackingError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer; .*iddpm up") as caught:
         open_run(key)
     assert "\n" not in str(caught.value)
+
+
+def test_in_a_cluster_a_step_waits_for_an_mlflow_that_it_needs(key, services, monkeypatch, capsys):
+    address = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    threading.Timer(3.0, lambda: os.environ.update({"MLFLOW_TRACKING_URI": address})).start()  # MLflow comes back
+    monkeypatch.setattr(mlflow_client, "RETRY_SECONDS", 0.0)
+    assert open_run(key).flush()
+    assert "does not answer; this step needs it and waits" in capsys.readouterr().out
 
 
 def test_an_environment_without_an_address_is_named(key, monkeypatch):

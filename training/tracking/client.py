@@ -117,7 +117,8 @@ def wait_for_mlflow() -> None:
         TrackingError: See `request`.
     """
     if "KUBERNETES_SERVICE_HOST" in os.environ:
-        request(lambda: connect().search_experiments(max_results=1), seconds=OUTAGE_SECONDS, report=say)
+        message = f"MLflow at {tracking_uri()} does not answer; this step needs it and waits for it for up to ten minutes"
+        request(lambda: connect().search_experiments(max_results=1), seconds=OUTAGE_SECONDS, report=lambda line: say(message))
 
 
 def request(action: Callable[[], _Result], *, seconds: float | None = None, report: Callable[[str], None] = lambda line: None) -> _Result:
