@@ -130,7 +130,7 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule) -
         use = ~frozen & np.isfinite(error)
         spread = _spread(count, squares, known + use, error_squares + np.where(use, error, 0.0) ** 2)
         width = np.where(frozen, spread, spread * np.sqrt(1 + 1 / np.maximum(count, 1)))
-        told = (count > 0) & (width > 0)
+        told = (count > 0) & (frozen | (width > 0))
         suspicious = ~np.isfinite(score) | (told & (np.abs(score - mean) > np.maximum(rule.suspicion * width, rule.min_difference)))
         pooled = suspicious & np.isfinite(again)
         value = np.where(pooled, again, score)
@@ -139,8 +139,8 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule) -
         jump = np.where(np.isfinite(value), np.where(beyond, np.sign(value - mean), 0), 1).astype(np.int64)
         known_level = frozen & told
         with np.errstate(invalid="ignore", divide="ignore"):
-            k = np.where(known_level, np.maximum(rule.reference_value, rule.min_difference / spread), 0.0)
-            z = np.where(known_level & np.isfinite(value), (value - mean) / spread, 0.0)
+            k = np.where(known_level & (spread > 0), np.maximum(rule.reference_value, rule.min_difference / spread), rule.reference_value)
+            z = np.nan_to_num(np.where(known_level & np.isfinite(value), (value - mean) / spread, 0.0))  # equal scores have no spread
         clip = _CLIP + np.maximum(k - rule.reference_value, 0.0)
         z = np.clip(z, -clip, clip)
         up, down = (np.clip(total + sign * z - k, 0.0, _CAP * rule.decision_interval) for total, sign in ((up, 1), (down, -1)))

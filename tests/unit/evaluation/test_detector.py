@@ -90,6 +90,12 @@ def test_a_score_that_is_not_finite_is_an_alarm_and_leaves_sums_and_baseline() -
     assert trace.up[23] == trace.up[22] - 0.75
 
 
+def test_after_a_baseline_of_equal_scores_any_other_score_is_a_change() -> None:
+    trace = follow([3.0] * 22 + [3.1] * 3)
+    assert list(trace.jump[20:]) == [0, 0, 1, 1, 1]
+    assert list(trace.slow[20:]) == [0, 0, 0, 1, 1]
+
+
 def test_a_model_that_recovers_is_healthy_after_a_few_nights_however_bad_it_was() -> None:
     trace = follow([*BASELINE, *[30.0] * 100, *[3.0] * 5])
     assert list(trace.slow[-5:]) == [1, 1, 1, 0, 0]

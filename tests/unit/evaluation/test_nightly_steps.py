@@ -1,0 +1,51 @@
+"""The nightly steps on disk: a model is scored night by night, damaged, found, and its new level accepted. MLflow is away."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from components.steps.nightly import RegressionError, compare_with_history, score_model
+from evaluation.monitoring.detector import NUM_REDRAWN
+from evaluation.monitoring.nightly import History, accept, read_history, write_history
+from training.checkpoints import checkpoint
+
+
+def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is_accepted(
+    run_uri: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_history(run_uri, History())  # a run without one asks MLflow, which may have that of an earlier version
+    uri = checkpoint.checkpoint_uri(run_uri, 100)
+    page = tmp_path / "page.html"
+
+    def check(name: str) -> str:
+        scored = score_model(uri, "", digits_uri, str(tmp_path), f"nightly-{name}", {})
+        return compare_with_history(scored, "no-run", 3, 0.0, str(page))
+
+    def night(number: int = -1) -> list[float]:
+        history = read_history(run_uri)
+        assert history is not None
+        return list(history.nights[number].redrawn)
+
+    assert "the first score of the baseline" in check("1")
+    assert check("1") == check("1"), "a step that is tried again finds its own night"
+    assert "the baseline has 2 of 3 nights" in check("2")
+    assert "Healthy." in page.read_text()
+    assert night() == []
+
+    state = checkpoint.load(uri, "ema_0.99.pt")
+    files = {name: checkpoint.load_bytes(uri, name) for name in checkpoint.file_names(uri)}
+    checkpoint.save(run_uri, 100, {**files, "ema_0.99.pt": {key: value + 1 for key, value in state.items()}})  # all images are white
+    with pytest.raises(RegressionError, match=r"has regressed: \S+ against \S+ \(mean of 2 healthy scores\); worse by .* a jump"):
+        check("3")
+    assert len(night()) == NUM_REDRAWN
+    text = page.read_text()
+    assert text.count("<svg") == 2
+    assert "Regression." in text
+    assert "iddpm nightly accept" in text
+    assert accept(run_uri, reason="a test", by="Ada").direction == 1
+    assert re.search(r"is healthy: \S+ against \S+ \(mean of 1 healthy score\)", check("4"))
+    assert "Ada accepted the level of" in page.read_text()
+    assert len(json.loads(Path(run_uri, "nightly/history.json").read_text())["nights"]) == 4
