@@ -15,6 +15,8 @@ UNDISTURBED = [
     ("bad_source", "bad-source-failed", 2),
     ("cancel", "rayjob-cancelled", 3),
     ("sweep", "ablation-of-two-trials-succeeded", 1),
+    ("pod_drained", "pod_drained", 7),
+    ("submitter_killed", "submitter_killed", 3),
 ]
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),
