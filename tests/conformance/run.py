@@ -124,7 +124,7 @@ def versions(cluster: Cluster) -> str:
     with contextlib.suppress(Exception):  # an account may not be allowed to list all namespaces
         for each in cluster.items("/apis/apps/v1/deployments"):
             images += [container["image"] for container in each["spec"]["template"]["spec"]["containers"]]
-    for name, part in (("Argo Workflows", "workflow-controller"), ("KubeRay", "kuberay/operator"), ("KubeRay", "kuberay-operator")):
+    for name, part in (("Argo Workflows", "/workflow-controller"), ("KubeRay", "kuberay/operator"), ("KubeRay", "kuberay-operator")):
         tags = [image.partition("@")[0].rpartition(":")[2].removeprefix("v") for image in images if part in image]
         found += [f"{name} {tag}" for tag in tags[:1]]
     return ", ".join(found)
