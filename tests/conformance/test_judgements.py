@@ -17,6 +17,7 @@ UNDISTURBED = [
     ("sweep", "ablation-of-two-trials-succeeded", 1),
     ("pod_drained", "pod_drained", 7),
     ("submitter_killed", "submitter_killed", 3),
+    ("ray_head_killed", "ray_head_killed", 4),
 ]
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),
