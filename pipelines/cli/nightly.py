@@ -54,7 +54,7 @@ def show(model: str = _MODEL, as_json: bool = JSON) -> None:
 
 def accept(
     model: str = _MODEL,
-    reason: str = typer.Option(..., help="Why the new level is right; it is stored in the history."),
+    reason: str = typer.Option(..., help="Reason why the new level is right; it is stored in the history."),
     by: str = typer.Option(..., help="Your name; it is stored in the history."),
 ) -> None:
     """Accept the level of the last night: a new baseline begins with it."""
