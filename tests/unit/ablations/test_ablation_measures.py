@@ -69,8 +69,8 @@ def test_distances_use_the_extractor_weights_below_the_storage_root(
 def test_measures_use_the_workers_and_the_device_of_their_step(tmp_path: Path) -> None:
     item = _item(tmp_path)
     model = trial_model(item["run_uri"], item, {"num_workers": 3})
-    assert (model.options.num_workers, model.worker_device) == (3, "cuda" if torch.cuda.is_available() else "cpu")
-    assert trial_model(item["run_uri"], item, {"num_workers": 2, "num_gpus_per_worker": 1}).worker_device == "cuda"
+    assert (model.options.num_workers, model.options.worker_device) == (3, "cuda" if torch.cuda.is_available() else "cpu")
+    assert trial_model(item["run_uri"], item, {"num_workers": 2, "num_gpus_per_worker": 1}).options.worker_device == "cuda"
 
 
 def test_bits_per_dim_by_steps_use_the_first_images_and_the_ablations_noise(tmp_path: Path) -> None:
