@@ -233,7 +233,8 @@ def accept(run_uri: str, *, reason: str, by: str) -> Judgement:
         raise UserError("a new level needs a reason and a name: give --reason and --by")
     history = read_history(run_uri) or History()
     judgement = judge(history)
-    accepted = Acceptance(first_night=judgement.night.id, at=datetime.now(UTC), by=by.strip(), reason=reason.strip())
+    now = datetime.now(UTC).replace(microsecond=0)  # scores have whole seconds too, and one of this second comes after the acceptance
+    accepted = Acceptance(first_night=judgement.night.id, at=now, by=by.strip(), reason=reason.strip())
     write_history(run_uri, dataclasses.replace(history, accepted=(*history.accepted, accepted)))
     return judgement
 
