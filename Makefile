@@ -67,7 +67,7 @@ image-test: setup  ## build the image with podman and runc on a Debian made here
 # Three processes with one thread each: tests that start services wait more than they compute, and more would need more memory than a
 # laptop has. A module's tests stay together, so that they share what they have set up, and tests/conftest.py says which modules begin.
 test: setup  ## all tests that this machine can run
-	@$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadscope
 
 test-fast: setup  ## the tests of a few seconds each, about two minutes
 	@$(BIN)/python -m pytest -m "not slow and not gpu"

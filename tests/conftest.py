@@ -41,13 +41,8 @@ if _SCHEMA_BESIDE_THE_CHECKOUT.is_file():
 
 
 # Modules that take minutes. They start first: a process that began one of them last would end alone.
-_LONGEST = ("test_training_faults", "test_ablations", "test_pipelines", "test_evaluate_in_s3", "test_redone_shards", "test_services")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest modules first, and deselect the tests whose file is not here."""
-    longest = [f"tests/integration/{name}.py" for name in _LONGEST]
-    items.sort(key=lambda item: longest.index(module) if (module := item.nodeid.partition("::")[0]) in longest else len(longest))
+    """Deselect the tests whose file is not here."""
     absent = {marker for marker, variable in _FILES.items() if variable not in os.environ}
     deselected = [item for item in items if any(item.get_closest_marker(marker) for marker in absent)]
     if deselected:
