@@ -65,7 +65,7 @@ image-test: setup  ## build the image with podman and runc on a Debian made here
 	@$(BIN)/python -m pytest -x -v -s -p no:cacheprovider --timeout 3600 tests/image/check_image.py
 
 # Three processes with one thread each: tests that start services wait more than they compute, and more would need more memory than a
-# laptop has. A module's tests stay together, so that they share what they have set up, and tests/conftest.py says which modules begin.
+# laptop has. A module's tests stay together, so that they share what they have set up.
 test: setup  ## all tests that this machine can run
 	@$(BIN)/python -m pytest -n 3 --dist loadscope
 

@@ -40,7 +40,6 @@ if _SCHEMA_BESIDE_THE_CHECKOUT.is_file():
     os.environ.setdefault("IDDPM_RAYJOB_SCHEMA", str(_SCHEMA_BESIDE_THE_CHECKOUT))
 
 
-# Modules that take minutes. They start first: a process that began one of them last would end alone.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests whose file is not here."""
     absent = {marker for marker, variable in _FILES.items() if variable not in os.environ}
