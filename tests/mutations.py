@@ -44,7 +44,10 @@ def _diffusion(module: str, *mutations: tuple[str, str, str], tests: str = "") -
     names = tests or module
     elsewhere = {
         "spacing": "training/config/spacing.py",
-        **{name: f"{DIFFUSION}/samplers/{name}.py" for name in ("sampler", "ancestral", "ddim", "dpm_solver_pp")},
+        **{
+            name: f"{DIFFUSION}/samplers/{name}.py"
+            for name in ("sampler", "ancestral", "ddim", "dpm_solver_pp", "multistep", "unipc", "deis", "sde_dpm_solver_pp")
+        },
     }
     return _in(
         elsewhere.get(module, f"{DIFFUSION}/{module}.py"),
@@ -322,14 +325,40 @@ SAMPLERS = [
     ),
     *_diffusion(
         "dpm_solver_pp",
-        ("first order only", "if previous is not None else None", "if False else None"),
-        ("the prediction before taken for the one at hand", "float(alpha_bars[k + 1])", "float(alpha_bars[k])"),
+        ("first order only", "self.num_visits = order - 1", "self.num_visits = 0"),
+        ("the prediction before taken for the one at hand", "alpha_bars[2:], strict", "alpha_bars[1:], strict"),
         ("extrapolation not halved", "0.5 * min(h / h_before, 1.0)", "1.0 * min(h / h_before, 1.0)"),
         ("extrapolation not limited", "min(h / h_before, 1.0)", "h / h_before"),
         ("extrapolation whatever the step", "min(h / h_before, 1.0)", "1.0"),
-        ("log signal-to-noise ratio not halved", "0.5 * (math.log(alpha_bar)", "1.0 * (math.log(alpha_bar)"),
+        ("long steps of order 3", "if then - at <= LONGEST_EXTRAPOLATION", "if then - at <= 100 * LONGEST_EXTRAPOLATION"),
         ("no step to x_0 at the end", "return prediction.x_0\n", "return x_t\n"),
-        tests="dpm_solver",
+        tests="dpm_solver multistep",
+    ),
+    *_diffusion(
+        "multistep",
+        ("log signal-to-noise ratio not halved", "0.5 * (math.log(alpha_bar)", "1.0 * (math.log(alpha_bar)"),
+        ("moments of short steps", "(m + 1 + j)", "(m + 2 + j)"),
+        ("moments of long steps", "1.0 - degree / h", "1.0 + degree / h"),
+    ),
+    *_diffusion(
+        "unipc",
+        ("no corrector", "if not visits:", "if True:"),
+        ("the order of the wrong step corrected", "self._order(k + 1, len(visits) - 1)", "self._order(k, len(visits))"),
+        ("weight not halved", "0.5 * b", "1.0 * b"),
+        ("variants exchanged", '== "B1"', '== "B2"'),
+        tests="multistep",
+    ),
+    *_diffusion(
+        "deis",
+        ("history not used", "self.num_visits = order - 1", "self.num_visits = 0"),
+        ("integral over the whole history", "u[first:], rho[first:]", "u, rho"),
+        tests="multistep",
+    ),
+    *_diffusion(
+        "sde_dpm_solver_pp",
+        ("noise not scaled", "sigma * math.sqrt(fresh)", "sigma"),
+        ("drift as the ODE's", "-math.expm1(-2 * h)", "-math.expm1(-h)"),
+        tests="multistep",
     ),
     *_diffusion(
         "ensemble",

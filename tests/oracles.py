@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.diffusion.losses import vlb_term_bits_per_dim
 from training.diffusion.process import Denoiser, GaussianProcess, ModelPrediction
-from training.diffusion.samplers.sampler import Sampler
+from training.diffusion.samplers.sampler import Sampler, Visits
 
 # Below this a variance of a reverse step is as good as none: an eighth of a grey level's width is 1e-3.
 _SMALLEST_VARIANCE = 1e-12
@@ -150,11 +150,12 @@ class Recorder(Sampler):
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
-        self.description, self.is_stochastic = sampler.description, sampler.is_stochastic
+        self.description, self.is_stochastic, self.num_visits = sampler.description, sampler.is_stochastic, sampler.num_visits
         self.states: list[Tensor] = []
 
-    def move(
-        self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, previous: ModelPrediction | None
-    ) -> Tensor:
-        self.states.append(self.sampler.move(process, x_t, k, prediction, noise, previous))
+    def correct(self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, visits: Visits) -> Tensor:
+        return self.sampler.correct(process, x_t, k, prediction, visits)
+
+    def move(self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, visits: Visits) -> Tensor:
+        self.states.append(self.sampler.move(process, x_t, k, prediction, noise, visits))
         return self.states[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
+from training.config.plain import as_plain_fields
 from training.data.format.manifest import read_manifest
 
 _LIKELIHOOD_BATCH_SIZE = 100
@@ -160,7 +160,7 @@ def _card(
             "name": provenance.distance_name,
             "num_samples": samples.num_images,
             "sampler": describe_sampling(samples.sampling, experiment.diffusion.num_timesteps),
-            "sampling": dataclasses.asdict(samples.sampling),
+            "sampling": as_plain_fields(samples.sampling),
             "labels": labels if experiment.model.class_conditional else None,
             "low_res": samples.low_res_uri or ("real training images, downsampled by area" if samples.low_res_data_uri else None),
             "quantization": QUANTIZATION,

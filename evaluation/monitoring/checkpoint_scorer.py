@@ -7,7 +7,6 @@ reported number takes the full protocol and other seeds (`evaluation.evaluate.ru
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest, l
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import EvaluationConfig, Experiment, Precision
+from training.config.plain import as_plain_fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +171,7 @@ def scoring_protocol(
         {
             "distance": provenance.distance_name,
             "num_samples": evaluation.scoring_num_samples,
-            "sampling": dataclasses.asdict(evaluation.scoring_sampling),
+            "sampling": as_plain_fields(evaluation.scoring_sampling),
             "sampler": describe_sampling(evaluation.scoring_sampling, experiment.diffusion.num_timesteps),
             "seed": derived_seed(experiment.seed, "score"),
             "labels": "balanced" if experiment.model.class_conditional else None,

@@ -38,6 +38,8 @@ def num_sampling_steps(sampling: SamplingConfig, num_timesteps: int) -> int:
 def describe_sampling(sampling: SamplingConfig, num_timesteps: int) -> str:
     """Describe the sampler in words: "ancestral, 250 of 4,000 steps"."""
     clip = "" if sampling.clip_denoised else ", x_0 not clipped"
+    if sampling.dynamic_threshold:
+        clip = f", x_0 clipped at its {sampling.dynamic_threshold:g} quantile"
     return f"{make_sampler(sampling).description}, {num_sampling_steps(sampling, num_timesteps):,} of {num_timesteps:,} steps{clip}"
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from evaluation.records.protocol_card import as_plain
 from evaluation.sampling.trained_model import load_cached
 from training import storage
+from training.config.plain import as_plain_fields
 from training.console import format_duration, format_rate, format_remaining, say
 from training.distributed.ray_session import parallel_map
 
@@ -25,7 +26,7 @@ class ChunkedPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what determines the content of the chunks, as plain values for JSON. The batch size does not."""
-        plain = as_plain(asdict(self))  # type: ignore[call-overload]
+        plain = as_plain(as_plain_fields(self))
         del plain["batch_size"]
         return plain
 

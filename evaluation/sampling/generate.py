@@ -73,7 +73,13 @@ def generate(
             conditioning["y"] = y
         conditioning = {name: value.to(model.device) for name, value in conditioning.items()}
         images = sample(
-            Denoiser(process, network, conditioning=conditioning, clip_denoised=sampling.clip_denoised),
+            Denoiser(
+                process,
+                network,
+                conditioning=conditioning,
+                clip_denoised=sampling.clip_denoised,
+                dynamic_threshold=sampling.dynamic_threshold,
+            ),
             sampler,
             indices=indices.to(model.device),
             shape=model.image_shape,

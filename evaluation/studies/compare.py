@@ -32,6 +32,7 @@ from evaluation.studies.paired import Difference, distance_difference
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
+from training.config.plain import as_plain_fields
 from training.console import say
 from training.data.format.manifest import read_manifest
 
@@ -144,7 +145,7 @@ def _shared_options(experiment: Experiment, options: EvaluationOptions, data_uri
 
 def _key(spec: ModelSpec, options: EvaluationOptions) -> str:
     """Identify a result in a run's directory by weights and protocol."""
-    protocol = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("num_workers", "device", "result_name")}
+    protocol = {name: value for name, value in as_plain_fields(options).items() if name not in ("num_workers", "device", "result_name")}
     return hashlib.sha256(json.dumps([dataclasses.asdict(spec), protocol], default=str).encode()).hexdigest()[:12]
 
 

@@ -66,9 +66,9 @@ def show(
     if as_toml:
         print(to_toml(experiment, preset), end="")
     elif as_json:
-        print(json.dumps({**table.describe(preset), "experiment": experiment.to_dict()}, indent=2))
+        print(json.dumps({**table.describe(preset), "experiment": experiment.every_field()}, indent=2))
     else:
-        print(experiment.to_json(), end="")
+        print(json.dumps(experiment.every_field(), indent=2))
 
 
 def cost(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +27,10 @@ DATA = typer.Option("", "--data", help="Directory of the data set; empty takes t
 REFERENCE = typer.Option("", help="Reference statistics (npz); empty takes the data set's, and computes missing ones.")
 WEIGHTS = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the selected ones, or else the first average.")
 STEPS = typer.Option("", help="Sampling steps, like 250 or ddim50; empty takes the experiment's.")
-METHOD = typer.Option("", help="Sampler: ancestral, ddim or dpm_solver_pp; empty takes the experiment's.")
+METHOD = typer.Option("", help="Sampler: ancestral, ddim, dpm_solver_pp, sde_dpm_solver_pp, unipc or deis; empty takes the experiment's.")
+SAMPLING = typer.Option(
+    [], "--sampling", help="Further setting of the sampler, like order=3, eta=0.5 or dynamic_threshold=0.995; may be repeated."
+)
 LABELS = typer.Option("balanced", help="Classes: balanced, data (frequencies of the data set), or labels like 0,1,2 in turn.")
 EXTRACTOR = typer.Option("", help="Feature extractor: inception, digits-classifier, vgg16 or clip-vit-b-32; empty takes the experiment's.")
 EXTRACTOR_WEIGHTS = typer.Option("", help="File of the extractor's weights, s3:// or a path; empty takes torch's cache, or downloads them.")
@@ -61,6 +64,7 @@ def sample(
     seed: int = typer.Option(0, help="Seed of all noise."),
     steps: str = STEPS,
     method: str = METHOD,
+    sampling: list[str] = SAMPLING,
     labels: str = LABELS,
     images: str = typer.Option(
         "", help="Directory (s3:// or a path) for the images as npz shards; an interrupted command continues there."
@@ -92,7 +96,7 @@ def sample(
         model=spec,
         num_images=num_images,
         seed=seed,
-        sampling=sampling_of(spec.checkpoint_uri, steps, method),
+        sampling=sampling_of(spec.checkpoint_uri, steps, method, sampling),
         labels=_labels(labels),
         data_uri=data or named.data_uri,
         low_res_uri=low_res,
@@ -113,6 +117,7 @@ def evaluate(
     num_samples: int = typer.Option(0, min=0, help="Number of sampled images; 0 takes the experiment's."),
     steps: str = STEPS,
     method: str = METHOD,
+    sampling: list[str] = SAMPLING,
     labels: str = LABELS,
     extractor: str = EXTRACTOR,
     extractor_weights: str = EXTRACTOR_WEIGHTS,
@@ -153,6 +158,7 @@ def evaluate(
         spec.checkpoint_uri,
         steps,
         method,
+        sampling,
         num_samples=num_samples,
         labels=_labels(labels),
         low_res_uri=low_res,
@@ -195,6 +201,7 @@ def compare(
     num_samples: int = typer.Option(0, min=0, help="Number of images sampled from each; 0 takes that of the first model's experiment."),
     steps: str = STEPS,
     method: str = METHOD,
+    sampling: list[str] = SAMPLING,
     weights: list[str] = typer.Option([], "--weights", help="Weights of each model, in their order; may be repeated."),
     extractor: str = EXTRACTOR,
     extractor_weights: str = EXTRACTOR_WEIGHTS,
@@ -221,6 +228,7 @@ def compare(
         first.checkpoint_uri,
         steps,
         method,
+        sampling,
         num_samples=num_samples,
         metrics=_metrics(metrics),
         likelihood=likelihood,
@@ -252,12 +260,15 @@ def model_and_data(model: str, data: str) -> tuple[ResolvedModel, str]:
     return found, data or found.data_uri
 
 
-def evaluation_options(checkpoint_uri: str, steps: str = "", method: str = "", **given: Any) -> EvaluationOptions:
+def evaluation_options(
+    checkpoint_uri: str, steps: str = "", method: str = "", sampling: Sequence[str] = (), **given: Any
+) -> EvaluationOptions:
     """Return the options of an evaluation. An empty word or 0 for one of `_OF_EXPERIMENT` takes the experiment's own value."""
     from evaluation.evaluate.options import EvaluationOptions
 
     chosen = {name: value for name, value in given.items() if value or name not in _OF_EXPERIMENT}
-    return EvaluationOptions(sampling=sampling_of(checkpoint_uri, steps, method) if steps or method else None, **chosen)
+    changed = sampling_of(checkpoint_uri, steps, method, sampling) if steps or method or sampling else None
+    return EvaluationOptions(sampling=changed, **chosen)
 
 
 def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions) -> str:
@@ -286,8 +297,8 @@ def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> Mod
     return dataclasses.replace(spec, ends_checkpoint_uri=other.checkpoint_uri, ends_weights=other.weights, ends_width=ends_width)
 
 
-def sampling_of(checkpoint_uri: str, steps: str, method: str) -> SamplingConfig:
-    """Return the sampling settings of a checkpoint's experiment, changed by --steps and --method."""
+def sampling_of(checkpoint_uri: str, steps: str, method: str, settings: Sequence[str] = ()) -> SamplingConfig:
+    """Return the sampling settings of a checkpoint's experiment, changed by --steps, --method and --sampling."""
     from training.checkpoints.checkpoint import load_experiment
 
     experiment = load_experiment(checkpoint_uri)
@@ -295,6 +306,7 @@ def sampling_of(checkpoint_uri: str, steps: str, method: str) -> SamplingConfig:
     if method == "ddim" and not steps and experiment.evaluation.sampling.spacing.isdigit():
         words["spacing"] = f"ddim{experiment.evaluation.sampling.spacing}"
     changes = [f"evaluation.sampling.{key}={json.dumps(word)}" for key, word in words.items() if word]
+    changes += [f"evaluation.sampling.{setting}" for setting in settings]
     return experiment.override(changes).evaluation.sampling
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from training.config.errors import UserError
 from training.config.overrides import apply_overrides
+from training.config.plain import LATER, as_plain_fields
 from training.config.spacing import parse_spacing
 from training.config.validation import FORBID_UNKNOWN, require, require_at_least, validate
 
@@ -24,7 +25,9 @@ Objective = Literal["simple", "vlb", "hybrid"]
 Variance = Literal["learned_range", "fixed_large", "fixed_small"]
 Prediction = Literal["eps", "x_0"]
 TimestepSampler = Literal["uniform", "loss_second_moment"]
-SamplingMethod = Literal["ancestral", "ddim", "dpm_solver_pp"]
+SamplingMethod = Literal["ancestral", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "unipc", "deis"]
+MultistepOrder = Literal[1, 2, 3]
+UniPCVariant = Literal["B1", "B2"]
 LikelihoodForm = Literal["full", "spaced", "stratified"]
 Resize = Literal["none", "area", "adm", "box-squash", "lanczos"]
 Extractor = Literal["inception", "digits-classifier", "vgg16", "clip-vit-b-32"]
@@ -216,11 +219,16 @@ class SamplingConfig:
     """The sampler that draws images from a model.
 
     Attributes:
-        method: "ancestral" (the paper's), "ddim" or "dpm_solver_pp" (DPM-Solver++ 2M); a module of `training.diffusion.samplers`.
+        method: "ancestral" (the paper's), "ddim", "dpm_solver_pp" (DPM-Solver++), "sde_dpm_solver_pp" (its stochastic form), "unipc" or
+            "deis"; each is a module of `training.diffusion.samplers`.
         spacing: The timesteps that are visited: "250" (uniform), "ddim50", "10,10,5" (section counts),
             "nll:100" (supplement section 5) or "t:0,5,10" (an explicit list). Empty visits all of them.
         eta: DDIM's stochasticity; 0 is deterministic.
         clip_denoised: Clamp the predicted x_0 to [-1, 1] at every step.
+        order: Order of the multistep methods ("dpm_solver_pp", "unipc", "deis": 1 to 3; "sde_dpm_solver_pp": 1 or 2).
+        unipc_variant: UniPC's function B(h): "B1" is h, "B2" is e^h - 1. It matters where a step has one difference to go by.
+        dynamic_threshold: Clamp the predicted x_0 at this quantile of its absolute values, if that is above 1, and divide by it, in
+            [0, 1]; 0 clamps at 1. Imagen has 0.995.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -229,10 +237,23 @@ class SamplingConfig:
     spacing: str = ""
     eta: float = 0.0
     clip_denoised: bool = True
+    order: MultistepOrder = field(default=2, metadata=LATER)
+    unipc_variant: UniPCVariant = field(default="B2", metadata=LATER)
+    dynamic_threshold: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         require(0.0 <= self.eta <= 1.0, "eta", f"must be in [0, 1], got {self.eta}")
         require(self.method == "ddim" or self.eta == 0.0, "eta", f"only 'ddim' has an eta; method is {self.method!r}")
+        highest = {"dpm_solver_pp": 3, "unipc": 3, "deis": 3, "sde_dpm_solver_pp": 2}.get(self.method)
+        require(highest is not None or self.order == 2, "order", f"{self.method!r} is no multistep method; leave the order out")
+        require(highest is None or self.order <= highest, "order", f"{self.method!r} has the orders 1 to {highest}, got {self.order}")
+        require(
+            self.method == "unipc" or self.unipc_variant == "B2", "unipc_variant", f"only 'unipc' has variants; method is {self.method!r}"
+        )
+        require(0.0 <= self.dynamic_threshold <= 1.0, "dynamic_threshold", f"must be in [0, 1], got {self.dynamic_threshold}")
+        require(
+            self.clip_denoised or self.dynamic_threshold == 0.0, "dynamic_threshold", "is a way to clip x_0, and clip_denoised is false"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -357,7 +378,12 @@ class Experiment:
         return self.data.image_channels * (2 if self.diffusion.variance == "learned_range" else 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain nested dictionary, tuples as lists, as JSON carries it."""
+        """Return a plain nested dictionary, tuples as lists, as JSON carries it; fields of later releases only where they are set."""
+        plain: dict[str, Any] = json.loads(json.dumps(as_plain_fields(self)))
+        return plain
+
+    def every_field(self) -> dict[str, Any]:
+        """Return `to_dict` with all fields."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
@@ -398,7 +424,7 @@ class Experiment:
         Raises:
             UserError: An override is malformed, names no field, or gives a value that the field can't take.
         """
-        plain = self.to_dict()
+        plain = self.every_field()
         apply_overrides(plain, overrides)
         return Experiment.from_dict(plain)
 

@@ -58,14 +58,14 @@ def read_experiment_file(text_or_path: str | Path) -> Experiment:
     require("base" in tables, "base", 'the file needs base = "a preset"; `iddpm presets` lists them')
     base = tables.pop("base")
     require(isinstance(base, str), "base", f"must be the name of a preset in quotes, got {base!r}")
-    plain = named_preset(base).to_dict()
+    plain = named_preset(base).every_field()
     apply_tables(plain, tables)
     return Experiment.from_dict(plain)
 
 
 def to_toml(experiment: Experiment, base: str) -> str:
     """Return the text of an experiment file: the name of `base`, and the fields in which the experiment differs from that preset."""
-    lines = [f"base = {json.dumps(base)}", *_differences(experiment.to_dict(), named_preset(base).to_dict(), "")]
+    lines = [f"base = {json.dumps(base)}", *_differences(experiment.every_field(), named_preset(base).every_field(), "")]
     return "\n".join(lines) + "\n"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from typing import Any
 
 from training.config.experiment import EvaluationConfig, Experiment
+from training.config.plain import as_plain_fields
 from training.config.presets import PRESETS
 
 EVALUATION_ONLY = (
@@ -20,22 +20,6 @@ EVALUATION_ONLY = (
     "likelihood_steps",
 )
 """Fields of the evaluation section that neither training nor the scores beside it read."""
-
-# The fields at the time of the first key. They are part of every key; a later field only where it differs from its default, so that
-# a new field changes no key.
-_FIRST_FIELDS = {
-    "": "name data model diffusion optim evaluation seed",
-    "data": "name image_size image_channels num_classes resize random_flip disk_budget_bytes",
-    "model": "model_channels channel_mult num_res_blocks attention_resolutions num_heads use_scale_shift_norm dropout "
-    "class_conditional low_res_size",
-    "diffusion": "num_timesteps schedule objective variance prediction vlb_weight stop_gradient timestep_sampler rescale_timesteps",
-    "optim": "global_batch_size learning_rate num_steps lr_anneal_steps adam_betas adam_eps weight_decay grad_clip_norm ema_decays "
-    "ema_snapshot_stds checkpoint_interval",
-    "evaluation": "extractor num_samples num_reference_images sampling scoring_num_samples scoring_sampling patience min_gain min_steps "
-    "rescore_best likelihood_split likelihood_num_images likelihood_form likelihood_steps",
-    "evaluation.sampling": "method spacing eta clip_denoised",
-    "evaluation.scoring_sampling": "method spacing eta clip_denoised",
-}
 
 
 def run_key(experiment: Experiment, data_digest: str) -> str:
@@ -56,7 +40,7 @@ def run_keys(experiment: Experiment, data_digest: str) -> tuple[str, ...]:
     A run that was made under one of these keys is the same run: look for its directory in this order.
     """
     # All of the evaluation section was part of the key before.
-    return tuple(dict.fromkeys((run_key(experiment, data_digest), _key(experiment.name, _fields(experiment, ""), data_digest))))
+    return tuple(dict.fromkeys((run_key(experiment, data_digest), _key(experiment.name, as_plain_fields(experiment), data_digest))))
 
 
 def training_fields(experiment: Experiment) -> dict[str, Any]:
@@ -65,7 +49,7 @@ def training_fields(experiment: Experiment) -> dict[str, Any]:
     A field that only evaluation reads has the value of the preset, or its default where no preset has this name.
     """
     usual = PRESETS[experiment.name].experiment.evaluation if experiment.name in PRESETS else EvaluationConfig()
-    fields, usual_fields = _fields(experiment, ""), _fields(usual, "evaluation")
+    fields, usual_fields = as_plain_fields(experiment), as_plain_fields(usual)
     fields["evaluation"] |= {name: usual_fields[name] for name in EVALUATION_ONLY}
     return fields
 
@@ -78,15 +62,3 @@ def same_training(first: Experiment, second: Experiment) -> bool:
 def _key(name: str, fields: dict[str, Any], data_digest: str) -> str:
     identity = json.dumps([fields, data_digest], sort_keys=True)
     return f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
-
-
-def _fields(section: Any, path: str) -> dict[str, Any]:
-    """Return a section as a plain dictionary: all of the first fields, and the later ones that differ from their defaults."""
-    first, plain = _FIRST_FIELDS[path].split(), {}
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            plain[field.name] = _fields(value, f"{path}.{field.name}" if path else field.name)
-        elif field.name in first or value != field.default:
-            plain[field.name] = value
-    return plain

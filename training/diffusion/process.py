@@ -64,6 +64,11 @@ class GaussianProcess:
         return len(self.timesteps)
 
     @cached_property
+    def schedule_alpha_bars(self) -> Float64[Tensor, " all_timesteps"]:
+        """alpha_bar at all T timesteps of the schedule."""
+        return (1.0 - beta_schedule(self.config.schedule, self.config.num_timesteps)).cumprod(0)
+
+    @cached_property
     def alpha_bars_prev(self) -> Float64[Tensor, " timesteps"]:
         """alpha_bar of the kept timestep before; 1 before the first."""
         return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bars[:-1]])
@@ -178,11 +183,13 @@ class GaussianProcess:
         t: Int64[Tensor, " batch"],
         *,
         clip_denoised: bool,
+        dynamic_threshold: float = 0.0,
     ) -> ModelPrediction:
         """Return p(x_{t-1} | x_t) from the network's output: the posterior at the predicted x_0.
 
         Args:
             output: Channels that predict eps or x_0, then as many for the variance where it is learned.
+            dynamic_threshold: See `clip`.
 
         Raises:
             ValueError: The number of output channels does not fit the config's variance.
@@ -194,7 +201,7 @@ class GaussianProcess:
         else:
             x_0, eps = prediction, self.predict_eps_from_x_0(x_t, t, prediction)
         if clip_denoised:
-            x_0 = x_0.clamp(-1.0, 1.0)
+            x_0 = clip(x_0, dynamic_threshold)
             eps = self.predict_eps_from_x_0(x_t, t, x_0)
         log_variance = self._model_log_variance(v, x_t, t)
         return ModelPrediction(mean=self.q_posterior(x_0, x_t, t).mean, log_variance=log_variance, x_0=x_0, eps=eps)
@@ -234,6 +241,20 @@ class GaussianProcess:
         return (nats / math.log(2.0)).to(x_0.dtype)
 
 
+def clip(x_0: Float[Tensor, "batch channels *size"], dynamic_threshold: float = 0.0) -> Float[Tensor, "batch channels *size"]:
+    """Clamp x_0 to [-1, 1], or to [-s, s] and divide it by s, where s >= 1 is a quantile of |x_0| in each image.
+
+    Source: Saharia et al. 2022, "Photorealistic text-to-image diffusion models with deep language understanding", section 2.3.
+
+    Args:
+        dynamic_threshold: The quantile, in [0, 1]; 0 clamps to [-1, 1].
+    """
+    if dynamic_threshold == 0.0:
+        return x_0.clamp(-1.0, 1.0)
+    s = x_0.abs().flatten(1).quantile(dynamic_threshold, dim=1).clamp(min=1.0).view(-1, *[1] * (x_0.ndim - 1))
+    return x_0.clamp(-s, s) / s
+
+
 def make_process(config: DiffusionConfig, timesteps: Sequence[int] | None = None) -> GaussianProcess:
     """Return the chain over the given timesteps, with betas that keep alpha_bar at each of them (equation 19).
 
@@ -260,12 +281,14 @@ class Denoiser:
         network: The network; its input is the original timestep, in a spaced chain too.
         conditioning: Further inputs of the network, one row per image: labels `y`, low-resolution images `low_res`.
         clip_denoised: Clamp the predicted x_0 to [-1, 1], as the released code does outside of training.
+        dynamic_threshold: See `clip`.
     """
 
     process: GaussianProcess
     network: Model
     conditioning: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     clip_denoised: bool = field(default=True, kw_only=True)
+    dynamic_threshold: float = field(default=0.0, kw_only=True)
 
     def p_mean_variance(self, x_t: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"]) -> ModelPrediction:
         """Return p(x_{t-1} | x_t), with one evaluation of the network.
@@ -274,4 +297,4 @@ class Denoiser:
             t: Kept timestep of each image, 0 to K - 1.
         """
         output = self.network(x_t, self.process.model_timesteps(t), **self.conditioning)
-        return self.process.read_output(output, x_t, t, clip_denoised=self.clip_denoised)
+        return self.process.read_output(output, x_t, t, clip_denoised=self.clip_denoised, dynamic_threshold=self.dynamic_threshold)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +27,7 @@ from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import averages, checkpoint
 from training.config.experiment import SamplingConfig, SamplingMethod
+from training.config.plain import as_plain_fields
 from training.config.spacing import likelihood_spacing, parse_spacing, uniform_spacing
 from training.console import say
 from training.data.format.manifest import read_manifest
@@ -195,7 +196,7 @@ def sample_images(model: TrialModel, sampling: SamplingConfig, num_images: int, 
     identity = {
         "digest": list(spec.digests()),
         "weights": [spec.weights, spec.ends_weights, spec.ends_width],
-        "sampling": {field: asdict(sampling)[field] for field in ("method", "spacing", "eta", "clip_denoised")},
+        "sampling": as_plain_fields(sampling),
         "seed": seed,
         "num_images": num_images,
     }

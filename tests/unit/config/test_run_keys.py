@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from training.checkpoints import checkpoint
 from training.config import presets
 from training.config.errors import UserError
 from training.config.experiment import EvaluationConfig, Experiment, ModelConfig
+from training.config.plain import LATER
 from training.config.run_keys import EVALUATION_ONLY, run_key, run_keys, same_training
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "presets"
@@ -99,7 +100,7 @@ def test_a_key_is_found_where_the_presets_sampler_does_not_fit_the_chain() -> No
 class LaterModelConfig(ModelConfig):
     """The section as a later release might have it."""
 
-    new_field: float = 0.5
+    new_field: float = field(default=0.5, metadata=LATER)
 
 
 def test_a_new_field_with_its_default_changes_no_key_and_another_value_does() -> None:

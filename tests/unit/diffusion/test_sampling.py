@@ -25,6 +25,10 @@ METHODS = [
     SamplingConfig(method="ddim", spacing="ddim10"),
     SamplingConfig(method="ddim", spacing="ddim10", eta=0.7),
     SamplingConfig(method="dpm_solver_pp", spacing="12"),
+    SamplingConfig(method="dpm_solver_pp", spacing="12", order=3, dynamic_threshold=0.9),
+    SamplingConfig(method="sde_dpm_solver_pp", spacing="12"),
+    SamplingConfig(method="unipc", spacing="12", order=3),
+    SamplingConfig(method="deis", spacing="12", order=3),
 ]
 
 
@@ -34,7 +38,7 @@ def fixed_small() -> DiffusionConfig:
 
 def draw(config: SamplingConfig, indices: list[int], *, seed: int = 5) -> Tensor:
     process = make_sampling_process(DiffusionConfig(), config)
-    denoiser = Denoiser(process, GaussianOracle(process, std=0.3, mean=0.1))
+    denoiser = Denoiser(process, GaussianOracle(process, std=0.3, mean=0.1), dynamic_threshold=config.dynamic_threshold)
     return sample(denoiser, make_sampler(config), indices=torch.tensor(indices), shape=SHAPE, seed=seed)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from training.config.experiment import SamplingConfig
 from training.diffusion.process import GaussianProcess, ModelPrediction
-from training.diffusion.samplers.sampler import Sampler
+from training.diffusion.samplers.sampler import Sampler, Visits
 from training.shapes import Float
 
 
@@ -17,9 +17,7 @@ class Ancestral(Sampler):
     description = "ancestral"
     is_stochastic = True
 
-    def move(
-        self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, previous: ModelPrediction | None
-    ) -> Tensor:
+    def move(self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, visits: Visits) -> Tensor:
         """Draw x_{t-1}, or return the mean in the last step."""
         return p_sample(prediction, noise) if k > 0 else prediction.mean
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from training.config.experiment import SamplingConfig
 from training.diffusion.process import GaussianProcess, ModelPrediction
-from training.diffusion.samplers.sampler import Sampler
+from training.diffusion.samplers.sampler import Sampler, Visits
 from training.shapes import Float
 
 
@@ -21,9 +21,7 @@ class DDIM(Sampler):
         self.description = f"DDIM, eta {eta:g}"
         self.is_stochastic = eta > 0
 
-    def move(
-        self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, previous: ModelPrediction | None
-    ) -> Tensor:
+    def move(self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, visits: Visits) -> Tensor:
         """Return `ddim_sample`."""
         return ddim_sample(process, prediction, k, noise, eta=self.eta)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,16 +17,30 @@ from training.diffusion.process import Denoiser, GaussianProcess, ModelPredictio
 from training.shapes import Float, Int64
 
 
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A point of the path, and the network's prediction there. A method with a corrector has corrected the point since."""
+
+    x: Tensor
+    prediction: ModelPrediction
+
+
+Visits = tuple[Visit, ...]
+"""The points before the current one, the latest first: at k + 1, k + 2, ..."""
+
+
 class Sampler(ABC):
     """A rule that takes x_t to x_{t-1}.
 
     Attributes:
         description: Name and settings for reports, such as "DDIM, eta 0".
         is_stochastic: True where the steps use their noise.
+        num_visits: Number of earlier points that a step uses; 0 for a method of one step.
     """
 
     description: str
     is_stochastic = False
+    num_visits = 0
 
     def step(
         self,
@@ -33,25 +48,29 @@ class Sampler(ABC):
         x_t: Float[Tensor, "batch channels *size"],
         k: int,
         noise: Float[Tensor, "batch channels *size"],
-        previous: ModelPrediction | None = None,
-    ) -> tuple[Float[Tensor, "batch channels *size"], ModelPrediction]:
+        visits: Visits = (),
+    ) -> tuple[Float[Tensor, "batch channels *size"], Visits]:
         """Take one step of the chain, with one evaluation of the network.
 
         Args:
             k: Position in the chain, K - 1 the noisiest, 0 the last one before x_0.
             noise: z, N(0, 1); without effect in the last step.
-            previous: The prediction that the step before (k + 1) returned; None in the first step.
+            visits: What the step before (k + 1) returned; empty in the first step.
 
         Returns:
-            Images at step k - 1 (x_0 after k = 0), and the prediction that they were made from.
+            Images at step k - 1 (x_0 after k = 0), and the points for the next step.
         """
         prediction = denoiser.p_mean_variance(x_t, torch.full((len(x_t),), k, device=x_t.device))
-        return self.move(denoiser.process, x_t, k, prediction, noise, previous), prediction
+        x_t = self.correct(denoiser.process, x_t, k, prediction, visits)
+        x = self.move(denoiser.process, x_t, k, prediction, noise, visits)
+        return x, (Visit(x_t, prediction), *visits)[: self.num_visits]
+
+    def correct(self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, visits: Visits) -> Tensor:
+        """Return a better x_t, now that the network has been evaluated there; most methods have none."""
+        return x_t
 
     @abstractmethod
-    def move(
-        self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, previous: ModelPrediction | None
-    ) -> Tensor:
+    def move(self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, visits: Visits) -> Tensor:
         """Return the images at step k - 1 from the prediction at x_t; see `step`."""
 
 
@@ -111,9 +130,9 @@ def sample_loop(
         x: Noise, N(0, 1).
         noise: Returns z of step k, for a stochastic sampler; None means no noise.
     """
-    prediction: ModelPrediction | None = None
+    visits: Visits = ()
     with torch.no_grad():
         for k in reversed(range(denoiser.process.num_timesteps)):
             z = noise(k) if noise is not None and sampler.is_stochastic and k > 0 else torch.zeros_like(x)
-            x, prediction = sampler.step(denoiser, x, k, z, prediction)
+            x, visits = sampler.step(denoiser, x, k, z, visits)
     return x
