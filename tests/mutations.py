@@ -132,7 +132,7 @@ PROCESS = _diffusion(
     ("posterior mean weighs x_t by alpha", "(1.0 - self.betas).sqrt() / (1.0", "(1.0 - self.betas) / (1.0"),
     ("noise of variance sqrt(1 - alpha_bar)", "return (1.0 - self.alpha_bars).sqrt()", "return (1.0 - self.alpha_bars).sqrt().sqrt()"),
     ("x_0 from eps with the wrong sign", ' * x_t - self.at("sqrt_recipm1', ' * x_t + self.at("sqrt_recipm1'),
-    ("x_0 never clipped", "x_0 = x_0.clamp(-1.0, 1.0)", "pass"),
+    ("x_0 never clipped", "x_0 = clip(x_0, dynamic_threshold)", "pass"),
     ("eps not rederived from the clipped x_0", "            eps = self.predict_eps_from_x_0(x_t, t, x_0)\n", ""),
     (
         "network's output read in half precision",

@@ -69,6 +69,9 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
         ("diffusion.num_timesteps=20", r"evaluation\.sampling\.spacing"),
         ("evaluation.sampling.spacing=ddim60", r"evaluation\.sampling\.spacing: no integer stride .*ddim59 and ddim63"),
         ("evaluation.sampling.eta=0.5", r"only 'ddim' has an eta"),
+        ("evaluation.sampling.order=3", r"evaluation\.sampling\.order: 'ancestral' is no multistep method"),
+        ("evaluation.sampling.unipc_variant=B1", r"only 'unipc' has variants"),
+        ("evaluation.sampling.dynamic_threshold=2", r"evaluation\.sampling\.dynamic_threshold: must be in \[0, 1\]"),
         ("evaluation.likelihood_steps=1001", r"evaluation\.likelihood_steps: 1001 is more than"),
         ("data.num_classes=0", r"model\.class_conditional: .* has no labels"),
         ("seed=-1", r"seed: must be in"),
@@ -195,7 +198,8 @@ def test_a_machine_without_pydantic_makes_the_same_checks() -> None:
         "model.channel_mult=1,a": "model.channel_mult.1: must be of type int, got 'a'",
         "optim.adam_betas=0.9": "optim.adam_betas: must have 2 entries, got [0.9]",
         "optim.grad_clip_norm=much": "optim.grad_clip_norm: must be of type float, got 'much'",
-        "evaluation.sampling.method=ddpm": "evaluation.sampling.method: must be 'ancestral' or 'ddim' or 'dpm_solver_pp', got 'ddpm'",
+        "evaluation.sampling.method=ddpm": "evaluation.sampling.method: must be 'ancestral' or 'ddim' or 'dpm_solver_pp' or "
+        "'sde_dpm_solver_pp' or 'unipc' or 'deis', got 'ddpm'",
         "evaluation.sampling.eta=2": "evaluation.sampling.eta: must be in [0, 1], got 2.0",
         "optim.num_steps=0": "optim.num_steps: must be at least 1, got 0",
     }
