@@ -7,7 +7,12 @@ from components.container.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def compare_with_history(
-    page: dsl.Output[dsl.HTML], evaluation_uri: str, tracking_run_id: str, baseline_nights: int, min_difference: float
+    page: dsl.Output[dsl.HTML],
+    evaluation_uri: str,
+    tracking_run_id: str,
+    baseline_nights: int,
+    min_difference: float,
+    storage_root_uri: str,
 ) -> str:
     """Judge a score by the model's history, and fail if the model has become worse.
 
@@ -17,10 +22,11 @@ def compare_with_history(
         tracking_run_id: The model's MLflow run.
         baseline_nights: Number of healthy scores that make the baseline.
         min_difference: A smaller change does not matter, in units of the distance.
+        storage_root_uri: The storage root.
 
     Returns:
         The judgement in one sentence.
     """
     from components.steps.nightly import compare_with_history
 
-    return compare_with_history(evaluation_uri, tracking_run_id, baseline_nights, min_difference, page_path=page.path)
+    return compare_with_history(evaluation_uri, tracking_run_id, baseline_nights, min_difference, storage_root_uri, page_path=page.path)

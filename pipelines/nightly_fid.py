@@ -5,8 +5,7 @@
 The history of a model is in its run's directory. `iddpm nightly accept` takes a new level as its baseline.
 
 KFP's cron expressions have six fields, seconds first: "0 0 2 * * *" is every night at two. The steps write to the MLflow run that
-trained the model, so no run has to be closed. With the secret iddpm-webhook, a webhook is told of a change and of a model
-that cannot be evaluated; see k8s/README.md.
+trained the model, so no run has to be closed, and there is no exit task: the reaper tells the webhook of a step that was killed.
 """
 
 from kfp import dsl
@@ -40,7 +39,7 @@ def nightly_pipeline(
         evaluate_resources: Resources of the score step.
         image: Image of all steps; a digest, or a tag that is never written twice.
         model: Which model (models:/NAME@ALIAS, a run's directory, or a checkpoint's directory inside a run's).
-        storage_root_uri: Where reference statistics are kept, and the record of failures that were sent.
+        storage_root_uri: Where reference statistics are kept, and the record of what the webhook was told.
         threshold_difference: A change that is too small to matter, in units of the distance.
 
     Returns:
@@ -68,6 +67,7 @@ def nightly_pipeline(
             tracking_run_id=found.outputs["tracking_run_id"],
             baseline_nights=baseline_nights,
             min_difference=threshold_difference,
+            storage_root_uri=storage_root_uri,
         ),
         name="compare",
     )

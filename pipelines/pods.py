@@ -9,7 +9,7 @@ from kfp import dsl, kubernetes
 
 from components.cluster.names import MLFLOW_SECRET, RAY_SECRET, S3_SECRET, SERVICES_CONFIG_MAP, WEBHOOK_SECRET
 from components.launch.resources import PodSize
-from components.steps.webhook import URL_VARIABLE
+from components.steps.webhook import SECRET_KEYS as WEBHOOK_KEYS
 
 _DAY = 24 * 3600
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -112,5 +112,5 @@ def _add_services(task: Any) -> None:
 
 
 def add_webhook(task: Any) -> None:
-    """Add the address of the webhook, if there is the secret `iddpm-webhook`, whose key `url` it is."""
-    kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, {"url": URL_VARIABLE}, optional=True)
+    """Add the address and the options of the webhook, those that the Secret has."""
+    kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, WEBHOOK_KEYS, optional=True)

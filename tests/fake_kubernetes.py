@@ -99,6 +99,9 @@ class FakeKubernetes:
                 return 200, {"apiVersion": "argoproj.io/v1alpha1", "kind": "WorkflowList", "items": _selected(self.workflows, query)}
             if path.startswith(_WORKFLOWS + "/"):
                 workflow = self.workflows.get(path.removeprefix(_WORKFLOWS + "/"))
+                if workflow and method == "PATCH":
+                    labels = {**workflow["metadata"].get("labels", {}), **body["metadata"]["labels"]}
+                    workflow["metadata"]["labels"] = {key: value for key, value in labels.items() if value is not None}
                 return (200, workflow) if workflow else _problem(404, "not found")
             if path.startswith(_PODS + "/"):
                 pod = self.pods.get(path.removeprefix(_PODS + "/"))
@@ -161,8 +164,16 @@ def recorded_statuses(name: str) -> list[dict[str, Any]]:
 
 
 def _selected(objects: dict[str, dict[str, Any]], query: dict[str, list[str]]) -> list[dict[str, Any]]:
-    wanted = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
-    return [item for item in objects.values() if wanted.items() <= item["metadata"].get("labels", {}).items()]
+    parts = [part for part in query.get("labelSelector", [""])[0].split(",") if part]
+    return [item for item in objects.values() if all(_has(item["metadata"].get("labels", {}), part) for part in parts)]
+
+
+def _has(labels: dict[str, str], part: str) -> bool:
+    """Return True if labels meet one part of a selector: "key=value", "key!=value" or "!key"."""
+    if part.startswith("!"):
+        return part[1:] not in labels
+    key, _, value = part.replace("!=", "=").partition("=")
+    return (labels.get(key) == value) != ("!=" in part)
 
 
 def _problem(code: int, message: str) -> tuple[int, Any]:
@@ -216,7 +227,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             self.wfile.write("".join(f"{line}\n" for line in fake.logs.get(pod, ())).encode())
             self.close_connection = True
 
-        do_GET = do_POST = do_DELETE = _serve  # noqa: N815 - http.server's names
+        do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815 - http.server's names
 
         def log_message(self, format: str, *words: Any) -> None:
             pass

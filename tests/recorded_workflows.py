@@ -23,8 +23,8 @@ def workflow_states(name: str, *, pipeline_run_id: str = "") -> list[dict[str, A
     def state(each: dict[str, Any]) -> dict[str, Any]:
         labels = each["labels"] | ({"pipeline/runid": pipeline_run_id} if pipeline_run_id else {})
         return {
-            "metadata": {"name": metadata["name"], "uid": metadata["uid"], "labels": labels},
-            "spec": each["spec"],
+            "metadata": {**metadata, "labels": labels},
+            "spec": {**recording["created"]["spec"], **each["spec"]},
             "status": each["status"],
         }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from components.ablations.directory import Plan, ablation_uri, read_plan
 from components.ablations.report import PAGE, collect, make_report
 from components.ablations.tracking import TrialTracking, metric_points
-from components.steps.close import close_runs, end_of_run, tell_end
+from components.steps.close import close_runs, end_of_run
 from components.steps.mlflow_sync import leave_mark, remove_mark
+from components.steps.run_messages import tell_end
 from evaluation.ablations.definitions.request import AblationRequest
 from training import storage
 from training.console import say
@@ -32,10 +35,25 @@ def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, 
     """
     uri = ablation_uri(request, storage_root_uri)
     end = end_of_run(state, pipeline_run_id)
-    tell_end(end, pipeline_run_id, storage_root_uri)
+    name = f"ablation {request.name}"
+    if not end.succeeded:
+        tell_end(end, pipeline_run_id, storage_root_uri, name=name)
     update_ablation(uri, page_path)
     close_runs(end, pipeline_run_id)
+    if end.succeeded:
+        tell_end(end, pipeline_run_id, storage_root_uri, name=name, numbers=_numbers(uri))
     return storage.join(uri, PAGE)
+
+
+def _numbers(ablation_uri: str) -> dict[str, Any]:
+    """Return what the report says of the paper's claims, and a line of it."""
+    summary = storage.read_json(storage.join(ablation_uri, "summary.json"))
+    lines = [f"{each['verdict']}: {each['claim']}" for each in summary["findings"]]
+    return {
+        "summary": "; ".join(lines) or "the report is made",
+        "findings": summary["findings"],
+        "report_uri": storage.join(ablation_uri, PAGE),
+    }
 
 
 def update_ablation(ablation_uri: str, page_path: str = "") -> bool:

@@ -80,6 +80,17 @@ class KubernetesApi:
         """Return the Workflows with these labels."""
         return self._list("list Workflows", _WORKFLOWS, selector, required=True)
 
+    def label_workflow(self, name: str, label: str, value: str | None) -> None:
+        """Set a label of a Workflow, or remove it with None; do nothing if the Workflow is gone."""
+
+        def patch(api: client.ApiClient) -> Any:
+            body = {"metadata": {"labels": {label: value}}}
+            return client.CustomObjectsApi(api).patch_namespaced_custom_object(
+                *self._path(_WORKFLOWS), name, body, _request_timeout=_TIMEOUT
+            )
+
+        self._call(f"label Workflow {name}", lambda api: _or_none(lambda: patch(api)))
+
     # -- Kueue ---------------------------------------------------------------------------------------------------------
 
     def queue_problem(self, queue: str) -> str:

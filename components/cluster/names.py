@@ -31,7 +31,7 @@ MLFLOW_SECRET = "iddpm-mlflow"
 RAY_SECRET = "iddpm-ray"
 """Secret with the token of a standing Ray cluster, if it requires one; it need not exist."""
 WEBHOOK_SECRET = "iddpm-webhook"
-"""Secret whose key `url` is the webhook's address; it need not exist."""
+"""Secret that says where and how the webhook is told, see `components.steps.webhook`; neither it nor any key but `url` need exist."""
 
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
 """An amount as pods ask for it."""

@@ -67,6 +67,34 @@ def has_ended(workflow: Mapping[str, Any]) -> bool:
     return is_cancelled(workflow) or phase_of(workflow) in ENDED or bool(workflow["metadata"].get("deletionTimestamp"))
 
 
+def last_start(workflow: Mapping[str, Any]) -> str:
+    """Return when the last pod of a step began, UTC as ISO 8601; those of the exit task do not count. Empty if there was none."""
+    pods = [node for node in nodes_of(workflow).values() if node.get("type") == "Pod" and ".onExit" not in node["name"]]
+    return max((str(node.get("startedAt") or "") for node in pods), default="")
+
+
+def pipeline_of(workflow: Mapping[str, Any]) -> str:
+    """Return the pipeline's name, which its drivers are given (a Workflow's own is that of a schedule); empty for another's."""
+    for template in (workflow.get("spec") or {}).get("templates") or ():
+        args = (template.get("container") or {}).get("args") or ()
+        if "--pipeline_name" in args:
+            return str(args[args.index("--pipeline_name") + 1])
+    return ""
+
+
+def form_of(workflow: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the pipeline's form, as KFP's compiler (2.17) puts them into the Workflow; empty for another's Workflow."""
+    spec = workflow.get("spec") or {}
+    given = [each for each in (spec.get("arguments") or {}).get("parameters") or () if each["name"] == "components-root"]
+    tasks = [task for template in spec.get("templates") or () for task in (template.get("dag") or {}).get("tasks") or ()]
+    values = [each for task in tasks for each in task["arguments"].get("parameters") or () if each["name"] == "runtime-config"]
+    if not given or not values:
+        return {}
+    declared = json.loads(given[0]["value"]).get("inputDefinitions", {}).get("parameters", {})
+    defaults = {name: each["defaultValue"] for name, each in declared.items() if "defaultValue" in each}
+    return defaults | dict(json.loads(values[0]["value"]).get("parameterValues") or {})
+
+
 class Attempt(NamedTuple):
     """One try of a step, or of the driver that prepares it: one pod.
 

@@ -1,1 +1,1 @@
-"""Clean up after runs that have ended: RayJobs and MLflow runs. A CronJob runs it; nothing imports it."""
+"""Clean up after runs that have ended: RayJobs, MLflow runs, and what the webhook was not told. A CronJob runs it; nothing imports it."""

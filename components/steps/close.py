@@ -10,13 +10,12 @@ error. So the Workflow is read: it knows each step that failed, also one that wa
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from components.cluster.failures import in_one_sentence, step_errors
 from components.steps.mlflow_sync import update_mlflow, update_open_run
+from components.steps.run_messages import End, tell_end, training_numbers
 from components.steps.runs import RESULT, identify
-from components.steps.webhook import send_once
 from training import storage
 from training.config.experiment import Experiment
 from training.console import say
@@ -28,25 +27,9 @@ if TYPE_CHECKING:
 
 ERROR_TAG = "iddpm.error"
 """Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
-KFP_ADDRESS_VARIABLE = "IDDPM_KFP_PUBLIC_URL"
-"""The address of KFP's UI that people use."""
 _CANCELLED = ("CANCELED", "CANCELLED")
 _SUCCEEDED = ("COMPLETE", "SUCCEEDED")
 _LONGEST_TAG = 4000
-
-
-class End(NamedTuple):
-    """The end of a pipeline's run.
-
-    Attributes:
-        succeeded: All steps did.
-        cancelled: Somebody ended it.
-        errors: The last error of each step that failed.
-    """
-
-    succeeded: bool
-    cancelled: bool = False
-    errors: Mapping[str, str] = {}
 
 
 def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
@@ -64,12 +47,15 @@ def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, da
     """
     end = end_of_run(state, pipeline_run_id)
     close_runs(end, pipeline_run_id)
-    tell_end(end, pipeline_run_id, storage_root_uri)
+    if not end.succeeded:
+        tell_end(end, pipeline_run_id, storage_root_uri, name=experiment.name)
     uri = find_data(experiment, data_uri, storage_root_uri)
     if not uri:
         return ""
     run_uri = identify(experiment, uri, storage_root_uri).uri
     update_mlflow(run_uri)
+    if end.succeeded:
+        tell_end(end, pipeline_run_id, storage_root_uri, name=experiment.name, numbers=training_numbers(run_uri))
     return run_uri
 
 
@@ -79,7 +65,7 @@ def end_of_run(state: str, pipeline_run_id: str) -> End:
         return End(state in _SUCCEEDED, state in _CANCELLED)
     from components.cluster.cluster_api import ClusterApi
     from components.cluster.connection import KubernetesError, current_namespace
-    from components.cluster.workflows import is_cancelled
+    from components.cluster.workflows import is_cancelled, last_start
 
     try:
         api = ClusterApi(current_namespace(), patience_seconds=60.0)
@@ -87,9 +73,11 @@ def end_of_run(state: str, pipeline_run_id: str) -> End:
     except KubernetesError as error:
         say(f"{error}; a run that was cancelled is closed as failed")
         return End(succeeded=False)
+    since = max(map(last_start, workflows), default="")
     if state in _CANCELLED or any(is_cancelled(workflow) for workflow in workflows):
-        return End(succeeded=False, cancelled=True)
-    return End(succeeded=False, errors={step: text for each in workflows for step, text in step_errors(each, api.log_tail).items()})
+        return End(succeeded=False, cancelled=True, since=since)
+    errors = {step: text for each in workflows for step, text in step_errors(each, api.log_tail).items()}
+    return End(succeeded=False, errors=errors, since=since)
 
 
 def close_runs(end: End, pipeline_run_id: str) -> None:
@@ -118,24 +106,6 @@ def _tag_error(end: End, pipeline_run_id: str) -> None:
     for run in [*failed, *(finished if is_single or not error else [])]:
         if run.tags.get(ERROR_TAG, "") != error:
             set_tag(run.run_id, ERROR_TAG, error)
-
-
-def tell_end(end: End, pipeline_run_id: str, storage_root_uri: str) -> None:
-    """Tell the webhook of a run that failed or was cancelled, once."""
-    if end.succeeded:
-        return
-    address = os.environ.get(KFP_ADDRESS_VARIABLE, "").rstrip("/")
-    page = f"{address}/#/runs/details/{pipeline_run_id}" if address else ""
-    reason = in_one_sentence(end.errors)
-    outcome = "was cancelled" if end.cancelled else f"failed at {reason}" if reason else "failed"
-    message = {
-        "text": f"iDDPM: run {pipeline_run_id} {outcome} {page}".rstrip(),
-        "event": "run_cancelled" if end.cancelled else "run_failed",
-        "run_id": pipeline_run_id,
-        "errors": dict(end.errors),
-        "links": {"kfp": page} if page else {},
-    }
-    send_once(message, storage.join(storage_root_uri, "runs-told", f"{pipeline_run_id}.json"))
 
 
 def _has_result(run: FoundRun) -> bool:

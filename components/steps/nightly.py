@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.steps.evaluate import evaluation_options
 from components.steps.reference import reference_for
+from components.steps.run_messages import record_uri
 from components.steps.runs import RESULT
 from components.steps.studies import FINAL
 from components.steps.webhook import send_once
@@ -114,27 +115,30 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         message = {
-            "text": f"iDDPM nightly: {model} could not be evaluated: {reason}",
-            "event": "evaluation_failed",
+            "text": f"iDDPM nightly: {model} could not be evaluated: {reason} (run {purpose.removeprefix('nightly-')})",
+            "event": "failed",
             "model": model,
             "weights": weights,
             "error": reason,
         }
-        send_once(message, storage.join(storage_root_uri, "nightly", f"{purpose}-failure-told.json"))
+        send_once(message, _record_uri(storage_root_uri, purpose))
         raise
 
 
-def compare_with_history(evaluation_uri: str, tracking_run_id: str, baseline_nights: int, min_difference: float, page_path: str) -> str:
+def compare_with_history(
+    evaluation_uri: str, tracking_run_id: str, baseline_nights: int, min_difference: float, storage_root_uri: str, page_path: str
+) -> str:
     """Add a score to the model's history, judge it, and raise an error if the model has become worse.
 
     The history is in the run's directory (`evaluation.monitoring.nightly`). Page and numbers are logged to MLflow too. The webhook
-    is told of a change in either direction.
+    is told of the judgement.
 
     Args:
         evaluation_uri: The score.
         tracking_run_id: The model's MLflow run.
         baseline_nights: See `evaluation.monitoring.detector.Rule`.
         min_difference: See `evaluation.monitoring.detector.Rule`.
+        storage_root_uri: Where the message to the webhook is recorded.
         page_path: Local file for the page of this night.
 
     Returns:
@@ -175,13 +179,17 @@ def compare_with_history(evaluation_uri: str, tracking_run_id: str, baseline_nig
     Path(page_path).write_text(page)
     _log_to_mlflow(tracking_run_id, name, page, history, judgement)
     finding = f"{result.distance_name} {_OUTCOMES[judgement.direction]}: {judgement.text}"
-    if judgement.direction > 0 or (judgement.direction < 0 and judgement.began):
-        send_once(_message(finding, result, judgement, evaluation_uri, links), f"{evaluation_uri.removesuffix('.json')}-told.json")
+    send_once(_message(finding, result, judgement, evaluation_uri, links), _record_uri(storage_root_uri, name))
     if judgement.direction > 0:
         raise RegressionError(f"{finding} ({result.checkpoint_uri}, {result.weights})")
     for line in filter(None, (judgement.baseline_reason and f"a new baseline began: {judgement.baseline_reason}", finding)):
         say(line)
     return finding
+
+
+def _record_uri(storage_root_uri: str, purpose: str) -> str:
+    """Return where the message of a check is recorded: it is the message of its pipeline's end."""
+    return record_uri(storage_root_uri, purpose.removeprefix("nightly-"))
 
 
 def _redrawn_name(name: str, number: int) -> str:
@@ -256,9 +264,11 @@ def _log_to_mlflow(tracking_run_id: str, name: str, page: str, history: History,
 
 
 def _message(finding: str, result: EvaluationResult, judgement: Judgement, evaluation_uri: str, links: Mapping[str, str]) -> dict[str, Any]:
+    improves = judgement.direction < 0 and judgement.began
+    event = "regression" if judgement.direction > 0 else "improvement" if improves else "finished"
     return {
-        "text": f"iDDPM nightly: {finding} ({result.checkpoint_uri}, {result.weights}) {next(iter(links.values()), '')}".rstrip(),
-        "event": "regression" if judgement.direction > 0 else "improvement",
+        "text": f"iDDPM nightly: {finding} ({result.checkpoint_uri}, {result.weights})",
+        "event": event,
         "model": result.checkpoint_uri,
         "weights": result.weights,
         "distance_name": result.distance_name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,11 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.run_keys import run_keys, same_training
+from training.tracking.metrics_file import last_time
 
 EXPERIMENT = "experiment.json"
+ATTEMPT = "attempt.json"
+"""When the latest attempt to train began: `time`, in milliseconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +84,18 @@ def run_files(arguments: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the run's key, its directory and the URI of its result, from the arguments of the training step."""
     run = identify(Experiment.from_json(arguments["experiment"]), arguments["data_uri"], arguments["storage_root_uri"])
     return run.key, run.uri, storage.join(run.uri, RESULT)
+
+
+def note_attempt(run_uri: str) -> None:
+    """Record that an attempt to train begins now; it may wait long for data before its first metrics."""
+    storage.write_json(storage.join(run_uri, ATTEMPT), {"time": int(time.time() * 1000)})
+
+
+def last_progress(run_uri: str) -> float:
+    """Return when a training last logged metrics or began an attempt, in seconds since 1970; 0 where it has done neither."""
+    uri = storage.join(run_uri, ATTEMPT)
+    began = storage.read_json(uri)["time"] if storage.exists(uri) else 0
+    return max(began, last_time(run_uri)) / 1000
 
 
 def read_result(run_uri: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from components.launch.step import run_on_cluster
 from components.steps.mlflow_sync import leave_mark, update_mlflow
 from components.steps.reference import existing_reference, stored_extractor_weights
 from components.steps.registry import REFERENCE
-from components.steps.runs import RESULT, Run, claim_directory, identify, read_result, storage_root_of
+from components.steps.runs import RESULT, Run, claim_directory, identify, note_attempt, read_result, storage_root_of
 from training import storage
 from training.config.addresses import is_cluster_internal
 from training.config.experiment import Experiment, Resources
@@ -81,6 +81,7 @@ def train_run(
     with stop_flag() as stop:
         try:
             tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, data_uri, pipeline_run_id, parent_run_id), stop)
+            note_attempt(run.uri)
             result = _train(run, worker_resources, data_uri, reference_uri, tracked.run_id, ray_address, stop)
             result |= {"tracking_run_id": tracked.run_id, "run_key": run.key, "data_uri": data_uri}
             run_stoppable(lambda: storage.retry(lambda: storage.write_json(storage.join(run.uri, RESULT), result)), stop)

@@ -1,19 +1,15 @@
 """The train and nightly pipelines for real: kfp.local, Ray, S3 and MLflow, on the digits at tiny settings."""
 
-import contextlib
 import copy
 import dataclasses
-import http.server
-import json
 import re
-import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from webhook_receiver import receive
 
 from evaluation.monitoring.detector import NUM_REDRAWN
 from evaluation.monitoring.nightly import read_history
@@ -117,39 +113,19 @@ def test_the_nightly_check_passes_a_healthy_model_and_fails_a_damaged_one_and_sa
     best = storage.read_json(f"{run_uri}/evaluations/choice.json")
     _damage(run_uri, int(best["step"]))
     with (
-        _listening() as (url, messages),
+        receive() as receiver,
         pytest.raises(PipelineError, match=r"FD\(digits-classifier\) has regressed: \S+ against \S+ \(mean of 3") as caught,
     ):
-        here.with_env(IDDPM_WEBHOOK_URL=url).run("nightly-fid", model=run_uri)
+        here.with_env(IDDPM_WEBHOOK_URL=receiver.url).run("nightly-fid", model=run_uri)
     assert re.search(r"worse by \S+ ± \S+ \(95 %\), \S+ standard errors, since \S+ \(1 night\); a jump", str(caught.value))
     damaged = read_history(run_uri)
     assert damaged is not None
     assert len(damaged.nights[-1].redrawn) == NUM_REDRAWN
-    (message,) = messages
+    (message,) = receiver.messages
     assert message["event"] == "regression"
     assert message["change"] > 0
     assert message["reason"] in message["text"]
     assert "/artifacts/nightly.html" in message["links"]["The night in MLflow"]
-
-
-@contextlib.contextmanager
-def _listening() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A webhook on loopback: its address, and what it is told."""
-    messages: list[dict[str, Any]] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            """Says nothing."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/hook", messages
-        server.shutdown()
 
 
 def _damage(run_uri: str, step: int) -> None:

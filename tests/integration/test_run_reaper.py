@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +13,15 @@ import fake_kubernetes
 import pytest
 from fake_kubernetes import FakeKubernetes
 from recorded_workflows import recorded, workflow_states
+from webhook_receiver import receive
 
 from components.cluster.kubernetes_api import KubernetesApi
 from components.reaper import __main__ as reaper
+from components.reaper.messages import HUNG_VARIABLE, tell_webhook
 from components.reaper.mlflow_runs import WORKFLOW_TAG, close_finished_runs
 from components.steps.mlflow_sync import leave_mark
+from components.steps.runs import note_attempt
+from components.steps.webhook import URL_VARIABLE
 from training import storage
 from training.config.presets import preset
 from training.tracking.client import connect
@@ -80,6 +86,41 @@ def test_a_run_is_closed_once_its_recorded_workflow_has_ended(cluster, pipeline,
     assert _status(run) == status
     assert f"it is closed as {status}: its Workflow {states[-1]['metadata']['name']} {reason}" in capsys.readouterr().out
     assert _reap() == []
+
+
+def test_a_training_that_logs_nothing_is_told_to_hang_once_for_each_time_that_it_stands_still(cluster, pipeline, tmp_path, monkeypatch):
+    key = f"reaped-{uuid.uuid4().hex[:8]}"
+    run_uri = f"{tmp_path}/runs/{key}"
+    run = _run(pipeline, key, run_uri)
+    states = workflow_states("train-local-succeeded", pipeline_run_id=pipeline)
+    running = json.loads(
+        json.dumps([each for each in states if each["status"].get("phase") == "Running"][-1]).replace("s3://iddpm", str(tmp_path))
+    )
+    cluster.workflows = {running["metadata"]["name"]: running}
+
+    def log(seconds_ago: float, step: int) -> None:
+        line = {"step": step, "time": int((time.time() - seconds_ago) * 1000), "values": {"loss": 1.5}}
+        with Path(run_uri, "metrics.jsonl").open("a") as file:
+            file.write(f"{json.dumps(line)}\n")
+
+    with receive() as receiver:
+        monkeypatch.setenv(URL_VARIABLE, receiver.url)
+        monkeypatch.setenv(HUNG_VARIABLE, "5")
+        tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))  # it may still wait for its data
+        Path(run_uri).mkdir(parents=True)
+        for seconds_ago, num_told in ((310, 1), (305, 2), (290, 2)):
+            log(seconds_ago, seconds_ago)
+            for _ in range(2):
+                tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))
+            assert len(receiver.messages) == num_told
+        log(1000, 1000)
+        note_attempt(run_uri)  # it resumes on another machine, and reads its data
+        tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))
+        assert len(receiver.messages) == 2
+        message = receiver.messages[0]
+        assert (message["event"], message["run_uri"]) == ("hung", run_uri)
+        assert f"{key} has made no progress for 5 min" in message["text"]
+    run.finish("KILLED")
 
 
 def test_metrics_that_a_killed_step_left_in_the_runs_directory_reach_mlflow(cluster, pipeline, tmp_path):

@@ -17,6 +17,7 @@ import yaml
 
 from components.container.image import BASE_IMAGE, ImageError, image_from
 from components.launch.resources import StageResources, read_resources
+from components.steps.webhook import SECRET_KEYS
 from evaluation.ablations.definitions import paper as ablations
 from pipelines.ablation import parallel_trials
 from pipelines.compile import PIPELINES, compile_all, compiled, kubernetes_manifests, load, local_specification
@@ -68,7 +69,8 @@ def test_every_step_gets_addresses_credentials_and_pull_policy(name: str, texts:
         variables: dict[str, set[str]] = {}
         for source in executor["secretAsEnv"]:
             variables.setdefault(source["secretName"], set()).update(item["envVar"] for item in source["keyToEnv"])
-        assert variables.pop("iddpm-webhook", {"IDDPM_WEBHOOK_URL"}) == {"IDDPM_WEBHOOK_URL"}
+        webhook = set(SECRET_KEYS.values())
+        assert variables.pop("iddpm-webhook", webhook) == webhook
         token = variables.pop("iddpm-ray", None)
         assert token == ({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} if "emptyDirMounts" in executor else None)
         addresses = {item["envVar"]: source["optional"] for source in executor["configMapAsEnv"] for item in source["keyToEnv"]}

@@ -9,6 +9,7 @@ after the sender was killed. MLflow stores equal points of the same time once, s
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import threading
@@ -20,6 +21,8 @@ from training import storage
 
 METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_WRITES = 10.0
+_TAIL_BYTES = 1 << 16
+"""More than one line has."""
 _OLD_METRICS = "metrics_for_mlflow.json"
 """File that an earlier version wrote while MLflow was away: {"run_id", "points": [[metric, value, step, milliseconds]]}."""
 
@@ -122,6 +125,18 @@ class MetricsFile:
 def read_metric(run_uri: str, key: str) -> list[tuple[int, float]]:
     """Read (step, value) of one metric from a run's directory, by step; empty where it has none."""
     return sorted((step, values[key]) for step, _, values in _parse(_read_or_empty(storage.join(run_uri, METRICS))) if key in values)
+
+
+def last_time(run_uri: str) -> int:
+    """Return when a run logged its latest metrics, in milliseconds since 1970; 0 where it has none. Only the file's end is read."""
+    try:
+        with storage.open_seekable(storage.join(run_uri, METRICS)) as file:
+            end = file.seek(0, io.SEEK_END)
+            file.seek(max(0, end - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except storage.ObjectNotFoundError:
+        return 0
+    return int(json.loads(lines[-1])["time"]) if lines else 0
 
 
 def _read_or_empty(uri: str) -> bytes:

@@ -57,7 +57,7 @@ def nightly_pod(record: Record, pod: str) -> bool:
 def judge(record: Record) -> list[Claim]:
     """Judge the training, and the check that must fail."""
     tries = record.tries("compare-with-history", 1)
-    messages = record.texts["webhook"].count("got {") if "webhook" in record.texts else None
+    messages = record.texts["webhook"].count('"event": "regression"') if "webhook" in record.texts else None
     return [
         record.succeeded(),
         Claim("the check fails", record.phase(1) in ("Failed", "Error"), f"{record.phase(1)}: {record.message(1)}"),

@@ -25,6 +25,7 @@ from components.cluster.workflows import Owner
 from components.launch.rayjob.follow import Pace, run_rayjob
 from components.launch.rayjob.manifest import RayJob, render
 from components.launch.resources import RayJobOptions, StageResources
+from components.reaper.messages import TOLD_LABEL
 from components.reaper.rayjobs import delete_finished_rayjobs
 
 _ROOT = Path(__file__).resolve().parents[3]
@@ -311,6 +312,7 @@ def test_the_reapers_role_grants_exactly_its_requests(tmp_path, monkeypatch):
         api = KubernetesApi(fake_kubernetes.NAMESPACE)
         delete_finished_rayjobs(api)
         api.workflows("pipeline/runid=1")  # for each run that MLflow shows as running
+        api.label_workflow("train-x", TOLD_LABEL, "true")
         asked = {_permission(method, path) for _, method, path in fake.requests}
     rules = _named("kind", "Role", "iddpm-reaper", "kubeflow")["rules"]
     assert asked == {(resource, verb) for rule in rules for resource, verb in itertools.product(rule["resources"], rule["verbs"])}
@@ -329,7 +331,7 @@ _GROUPS = {
 def _permission(method: str, path: str) -> tuple[str, str]:
     parts = path.split(f"/namespaces/{fake_kubernetes.NAMESPACE}/")[1].split("/")
     resource = "pods/log" if parts[-1] == "log" else parts[0]
-    verb = {"POST": "create", "DELETE": "delete"}.get(method) or ("get" if len(parts) > 1 else "list")
+    verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(method) or ("get" if len(parts) > 1 else "list")
     return resource, verb
 
 

@@ -22,7 +22,7 @@ def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is
 
     def check(name: str) -> str:
         scored = score_model(uri, "", digits_uri, str(tmp_path), f"nightly-{name}", {})
-        return compare_with_history(scored, "no-run", 3, 0.0, str(page))
+        return compare_with_history(scored, "no-run", 3, 0.0, str(tmp_path), str(page))
 
     def night(number: int = -1) -> list[float]:
         history = read_history(run_uri)

@@ -1,7 +1,8 @@
-"""The webhook, against a server: one message, a few attempts, and no log line with its address."""
+"""The webhook, against a server: one message in its form, a few attempts, and no log line with its address."""
 
+import base64
 import contextlib
-import http.server
+import hmac
 import json
 import socket
 import threading
@@ -10,76 +11,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from webhook_receiver import NONSENSE, SILENCE, Receiver, receive
 
 from components.resolve_model import resolve_model
 from components.steps import nightly as nightly_run
 from components.steps import webhook
-from components.steps.close import End, tell_end
+from components.steps.run_messages import End, tell_end
 
-_NONSENSE = 0
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    """Takes messages, and answers with the codes it is given, then with 200."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.messages: list[dict[str, object]] = []
-        self.codes: list[int] = []
-        self.num_requests = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/services/s3cr3t"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: _Server
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.num_requests += 1
-        code = self.server.codes.pop(0) if self.server.codes else 200
-        if code == 200:
-            assert self.headers["Content-Type"] == "application/json"
-            self.server.messages.append(json.loads(body))
-        if code == _NONSENSE:
-            self.wfile.write(b"nonsense\r\n\r\n")
-            return
-        self.send_response(code)
-        if code == 302:
-            self.send_header("Location", "/elsewhere")
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        """Says nothing."""
+_MESSAGE = {"event": "failed", "text": "worse"}
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
-    with _Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        monkeypatch.setenv(webhook.URL_VARIABLE, running.url)
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    with receive() as receiver:
+        monkeypatch.setenv(webhook.URL_VARIABLE, receiver.url)
         monkeypatch.setattr(webhook, "_PAUSE_SECONDS", 0.01)
-        yield running
-        running.shutdown()
-        thread.join()
+        yield receiver
 
 
-def test_a_message_is_sent_once_even_if_its_step_is_retried(server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_is_sent_once_even_if_its_step_is_retried(server: Receiver, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     receipt = str(tmp_path / "sent.json")
     for _ in range(2):
-        assert webhook.send_once({"text": "worse"}, receipt)
-    assert server.messages == [{"text": "worse"}]
+        assert webhook.send_once(_MESSAGE, receipt)
+    assert server.messages == [_MESSAGE]
     printed = capsys.readouterr()
     assert "sent the message to the webhook" in printed.out + printed.err
     assert "s3cr3t" not in printed.out + printed.err + Path(receipt).read_text()
 
 
-def test_a_server_error_is_retried(server: _Server, tmp_path: Path) -> None:
+def test_a_server_error_is_retried(server: Receiver, tmp_path: Path) -> None:
     server.codes = [503, 429]
-    assert webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
+    assert webhook.send_once(_MESSAGE, str(tmp_path / "sent.json"))
     assert server.num_requests == 3
 
 
@@ -89,20 +51,22 @@ def test_a_server_error_is_retried(server: _Server, tmp_path: Path) -> None:
         ([404], 1, "it answered 404"),
         ([302], 1, "it answered 302"),
         ([500] * 9, 3, "it answered 500, 3 times"),
-        ([_NONSENSE] * 9, 3, "it does not answer as"),
+        ([NONSENSE] * 9, 3, "it does not answer as"),
     ],
 )
 def test_a_failed_webhook_is_logged_in_one_line_without_its_address(
-    server: _Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], codes: list[int], requests: int, reason: str
+    server: Receiver, tmp_path: Path, capsys: pytest.CaptureFixture[str], codes: list[int], requests: int, reason: str
 ) -> None:
     server.codes = codes
-    assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
+    assert not webhook.send_once(_MESSAGE, str(tmp_path / "sent.json"))
     assert server.num_requests == requests
     printed = "".join(capsys.readouterr())
     assert f"the webhook did not get the message: {reason}" in printed
     assert printed.count("\n") == 1
     assert "s3cr3t" not in printed
-    assert not (tmp_path / "sent.json").exists(), "the next attempt tries again"
+    server.codes = []
+    assert webhook.send_once(_MESSAGE, str(tmp_path / "sent.json")), "the next attempt tries again"
+    assert server.messages == [_MESSAGE]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +77,7 @@ def test_an_unreachable_address_is_not_logged(
 ) -> None:
     monkeypatch.setenv(webhook.URL_VARIABLE, url)
     monkeypatch.setattr(webhook, "_PAUSE_SECONDS", 0.01)
-    assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
+    assert not webhook.send_once(_MESSAGE, str(tmp_path / "sent.json"))
     printed = "".join(capsys.readouterr())
     assert "the webhook did not get the message" in printed
     assert "s3cr3t" not in printed
@@ -134,7 +98,7 @@ def test_an_answer_that_is_not_http_is_logged_in_one_line(
         threading.Thread(target=answer, daemon=True).start()
         monkeypatch.setenv(webhook.URL_VARIABLE, f"http://127.0.0.1:{listening.getsockname()[1]}/s3cr3t")
         monkeypatch.setattr(webhook, "_PAUSE_SECONDS", 0.01)
-        assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
+        assert not webhook.send_once(_MESSAGE, str(tmp_path / "sent.json"))
     assert "it does not answer as a web server does (BadStatusLine), 3 times" in "".join(capsys.readouterr())
 
 
@@ -154,18 +118,19 @@ def test_a_slow_answer_is_cut_off_at_the_deadline(
         monkeypatch.setenv(webhook.URL_VARIABLE, f"http://127.0.0.1:{listening.getsockname()[1]}/s3cr3t")
         monkeypatch.setattr(webhook, "_BUDGET_SECONDS", 0.3)
         started = time.monotonic()
-        assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
+        assert not webhook.send_once(_MESSAGE, str(tmp_path / "sent.json"))
     assert time.monotonic() - started < 10
     assert "the webhook did not get the message: it had not answered after 0.3 s" in "".join(capsys.readouterr())
 
 
 def test_without_an_address_nothing_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv(webhook.URL_VARIABLE, raising=False)
-    assert not webhook.send_once({"text": "worse"}, str(tmp_path / "sent.json"))
+    assert webhook.send_once(_MESSAGE, str(tmp_path / "sent.json")), "nobody waits for it"
     assert "".join(capsys.readouterr()) == ""
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_cannot_be_evaluated_is_reported_once_and_the_failure_stays(server: _Server, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_evaluated_is_reported_once_and_the_failure_stays(server: Receiver, tmp_path: Path) -> None:
     uri = f"{tmp_path}/checkpoints/step=00000100"
     for _ in range(2):
         with (
@@ -174,12 +139,12 @@ def test_a_model_that_cannot_be_evaluated_is_reported_once_and_the_failure_stays
         ):
             raise ValueError("no such weights")
     (message,) = server.messages
-    assert message["event"] == "evaluation_failed"
+    assert message["event"] == "failed"
     assert uri in str(message["text"])
     assert "no such weights" in str(message["text"])
 
 
-def test_a_model_that_is_not_found_is_reported(server: _Server, tmp_path: Path) -> None:
+def test_a_model_that_is_not_found_is_reported(server: Receiver, tmp_path: Path) -> None:
     missing = f"{tmp_path}/runs/no-such-run"
     with pytest.raises(ValueError, match="no-such-run"):
         resolve_model.python_func(missing, str(tmp_path), "nightly-1")
@@ -188,22 +153,122 @@ def test_a_model_that_is_not_found_is_reported(server: _Server, tmp_path: Path) 
     assert "no-such-run could not be evaluated: " in str(message["text"])
 
 
+def test_a_webhook_that_times_out_and_comes_back_gets_the_first_message_with_its_first_id(
+    server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "_TIMEOUT_SECONDS", 0.1)
+    server.codes = [SILENCE, 503, SILENCE]
+    uri = str(tmp_path / "sent.json")
+    assert not webhook.send_once(_MESSAGE, uri)
+    first = json.loads(Path(uri).read_text())["id"]
+    assert webhook.send_once({**_MESSAGE, "text": "said later, by somebody who knows less"}, uri)
+    assert server.messages == [_MESSAGE]
+    assert server.signed[0][0]["webhook-id"] == first
+
+
+def test_a_run_that_was_tried_again_is_told_again(server: Receiver, tmp_path: Path) -> None:
+    uri = str(tmp_path / "sent.json")
+    for since in ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z", "2099-01-01T00:00:00Z"):
+        assert webhook.send_once(_MESSAGE, uri, since=since)
+    assert len(server.messages) == 2
+    for _ in range(2):
+        assert webhook.send_once({"event": "finished", "text": "well"}, uri)
+    assert [message["event"] for message in server.messages] == ["failed", "failed", "finished"]
+
+
+def test_a_record_that_cannot_be_written_leaves_the_message_to_the_reaper_which_needs_none(server: Receiver, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    uri = f"{tmp_path}/file/sent.json"
+    assert not webhook.send_once(_MESSAGE, uri)
+    assert server.messages == []
+    assert webhook.send_once(_MESSAGE, uri, needs_record=False)
+    assert server.messages == [_MESSAGE]
+
+
+def test_a_signature_is_that_of_the_library_of_standard_webhooks() -> None:
+    """The library is standardwebhooks 1.0, and its `Webhook(key).sign` gave the value."""
+    signature = webhook.sign("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_a_message_is_signed_with_its_id_and_time_if_a_key_is_set(
+    server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert webhook.send_once(_MESSAGE, str(tmp_path / "1.json"))
+    assert "webhook-signature" not in server.signed[0][0]
+    monkeypatch.setenv(webhook.KEY_VARIABLE, "s3cr3t words")
+    assert webhook.send_once(_MESSAGE, str(tmp_path / "2.json"))
+    headers, body = server.signed[1]
+    assert abs(int(headers["webhook-timestamp"]) - time.time()) < 60
+    mac = hmac.new(b"s3cr3t words", f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body, "sha256")
+    assert headers["webhook-signature"] == f"v1,{base64.b64encode(mac.digest()).decode()}"
+    monkeypatch.setenv(webhook.KEY_VARIABLE, "whsec_?s3cr3t")
+    assert not webhook.send_once(_MESSAGE, str(tmp_path / "3.json"))
+    printed = "".join(capsys.readouterr())
+    assert "IDDPM_WEBHOOK_KEY is not whsec_ and base64" in printed
+    assert "s3cr3t" not in printed
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("slack", {"text": "a &lt;b&gt; &amp; @channel https://kfp/#/r"}),
+        ("mattermost", {"text": "a <b> & @\u200bchannel https://kfp/#/r"}),
+    ],
+)
+def test_a_chat_gets_its_own_form_and_no_error_calls_everybody(
+    server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, expected: dict[str, str]
+) -> None:
+    monkeypatch.setenv(webhook.FORMAT_VARIABLE, form)
+    message = {"event": "failed", "text": "a <b> & @channel", "links": {"kfp": "https://kfp/#/r"}}
+    assert webhook.send_once(message, str(tmp_path / "sent.json"))
+    assert server.messages == [expected]
+
+
+def test_teams_gets_a_card_with_a_button(server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(webhook.FORMAT_VARIABLE, "teams")
+    message = {"event": "failed", "text": "train: " + 3000 * "x", "links": {"directory": "s3://b/k", "kfp": "https://kfp/#/r"}}
+    assert webhook.send_once(message, str(tmp_path / "sent.json"))
+    (sent,) = server.messages
+    (attachment,) = sent["attachments"]
+    assert (sent["type"], attachment["contentType"]) == ("message", "application/vnd.microsoft.card.adaptive")
+    assert len(attachment["content"]["body"][0]["text"]) < 2010
+    assert [action["url"] for action in attachment["content"]["actions"]] == ["https://kfp/#/r"]
+
+
+def test_a_form_that_is_not_known_is_named_and_its_messages_come_once_it_is_mended(
+    server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(webhook.FORMAT_VARIABLE, "irc")
+    assert not webhook.send_once(_MESSAGE, str(tmp_path / "sent.json"))
+    assert "IDDPM_WEBHOOK_FORMAT must be one of json, slack, mattermost, teams; it is 'irc'" in "".join(capsys.readouterr())
+    monkeypatch.delenv(webhook.FORMAT_VARIABLE)
+    assert webhook.send_once(_MESSAGE, str(tmp_path / "sent.json"))
+
+
+@pytest.mark.parametrize(("events", "told"), [("", ["failed"]), ("started, failed", ["started", "failed"]), ("hung", [])])
+def test_only_events_that_are_wanted_are_told(
+    server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: str, told: list[str]
+) -> None:
+    monkeypatch.setenv(webhook.EVENTS_VARIABLE, events)
+    for event in ("started", "failed"):
+        assert webhook.send_once({"event": event, "text": ""}, str(tmp_path / f"{event}.json"))
+    assert [message["event"] for message in server.messages] == told
+
+
 @pytest.mark.parametrize(
     ("end", "event", "text"),
     [
-        (
-            End(succeeded=False, errors={"train": "OOMKilled"}),
-            "run_failed",
-            "iDDPM: run p-1 failed at train: OOMKilled https://kfp/#/runs/details/p-1",
-        ),
-        (End(succeeded=False, cancelled=True), "run_cancelled", "iDDPM: run p-1 was cancelled https://kfp/#/runs/details/p-1"),
+        (End(succeeded=False, errors={"train": "OOMKilled"}), "failed", "failed at train: OOMKilled"),
+        (End(succeeded=False, cancelled=True), "cancelled", "was cancelled"),
+        (End(succeeded=True), "finished", "finished: FID 3.2"),
     ],
 )
-def test_the_webhook_is_told_once_of_a_run_that_failed_or_was_cancelled(
-    server: _Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: End, event: str, text: str
+def test_the_webhook_is_told_once_how_a_run_ended_and_where_to_look(
+    server: Receiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: End, event: str, text: str
 ) -> None:
     monkeypatch.setenv("IDDPM_KFP_PUBLIC_URL", "https://kfp/")
     for _ in range(2):
-        tell_end(end, "p-1", str(tmp_path))
-    tell_end(End(succeeded=True), "p-1", str(tmp_path))
-    assert [(message["event"], message["text"]) for message in server.messages] == [(event, text)]
+        assert tell_end(end, "p-1", str(tmp_path), name="my digits", numbers={"summary": "FID 3.2"} if end.succeeded else {})
+    sent = f"iDDPM: my digits {text} (run p-1) https://kfp/#/runs/details/p-1"
+    assert [(message["event"], message["text"]) for message in server.messages] == [(event, sent)]

@@ -1,0 +1,129 @@
+"""Tell the webhook what no step has told: ends of runs whose steps were killed, runs that have begun, and trainings that hang.
+
+The exit task of a run tells its end at once and with more detail. This is for the others, and for a webhook that was away: an end is
+told up to `_LATEST_SECONDS` late. A label marks a Workflow that needs no further look.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from components.cluster.failures import step_errors
+from components.cluster.kubernetes_api import KubernetesApi
+from components.cluster.workflows import form_of, is_cancelled, last_start, phase_of, pipeline_of
+from components.steps.run_messages import End, tell_end, tell_hung, tell_start
+from components.steps.runs import last_progress
+from components.steps.webhook import EVENTS, is_wanted
+from training.config.errors import UserError
+from training.console import say
+from training.storage.errors import StorageError
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, open_runs
+
+TOLD_LABEL = "iddpm/told"
+"""Label of a Workflow whose end the webhook knows, or need not know."""
+HUNG_VARIABLE = "IDDPM_WEBHOOK_HUNG_MINUTES"
+_HUNG_MINUTES = 60.0
+_MOST_FAILURES = 3
+_LATEST_SECONDS = 6 * 3600.0
+"""An older end is no news: a webhook that is set up now is not told of last week's runs."""
+
+
+def tell_webhook(api: KubernetesApi) -> None:
+    """Tell what is to be told of the Workflows in the namespace; stop if the webhook takes nothing, as each try costs 40 s.
+
+    Raises:
+        KubernetesError: The cluster does not answer, or refuses.
+        TrackingError: MLflow, which knows the trainings that run, can't be reached.
+        UserError: The time after which a training counts as hung is not a number.
+    """
+    if not any(map(is_wanted, EVENTS)):
+        return
+    hung_seconds = _hung_seconds()
+    running = _ours(api.workflows("workflows.argoproj.io/completed!=true"))
+    for workflow in running:
+        if TOLD_LABEL in workflow["metadata"]["labels"]:  # KFP's Retry made it run again
+            api.label_workflow(workflow["metadata"]["name"], TOLD_LABEL, None)
+    ended = _ours(api.workflows(f"workflows.argoproj.io/completed=true,!{TOLD_LABEL}"))
+    not_taken = (1 for is_told in _tell_all(api, ended, running, hung_seconds) if not is_told)
+    if sum(itertools.islice(not_taken, _MOST_FAILURES)) == _MOST_FAILURES:
+        say(f"{_MOST_FAILURES} messages could not be told; the next reaper tells them and the rest")
+
+
+def _tell_all(api: KubernetesApi, ended: list[Mapping[str, Any]], running: list[Mapping[str, Any]], hung_seconds: float) -> Iterator[bool]:
+    """Tell one message after the other, and yield whether there is nothing left to do for it."""
+    for workflow in ended:
+        yield _tell_end(api, workflow)
+    for workflow in running:
+        yield _tell_start(workflow)
+    if hung_seconds and running and is_wanted("hung"):
+        yield from _tell_hung(running, hung_seconds)
+
+
+def _tell_end(api: KubernetesApi, workflow: Mapping[str, Any]) -> bool:
+    """Tell the end of a run unless a step has."""
+    metadata = workflow["metadata"]
+    if _age(workflow["status"].get("finishedAt")) < _LATEST_SECONDS:
+        errors = step_errors(workflow, lambda pod: "")
+        end = End(phase_of(workflow) == "Succeeded", is_cancelled(workflow), errors, last_start(workflow))
+        if not tell_end(end, _run_id(workflow), form_of(workflow)["storage_root_uri"], name=_name(workflow), needs_record=False):
+            return False
+    api.label_workflow(metadata["name"], TOLD_LABEL, "true")
+    return True
+
+
+def _tell_start(workflow: Mapping[str, Any]) -> bool:
+    """Tell that a run has begun."""
+    if _age((workflow.get("status") or {}).get("startedAt")) > _LATEST_SECONDS:
+        return True
+    return tell_start(_run_id(workflow), form_of(workflow)["storage_root_uri"], name=_name(workflow))
+
+
+def _tell_hung(workflows: list[Mapping[str, Any]], limit: float) -> Iterator[bool]:
+    """Tell of each training that MLflow shows as running and that has logged nothing for `limit` seconds."""
+    trainings = defaultdict(set)
+    for run in open_runs(PIPELINE_RUN_TAG):
+        trainings[run.tags[PIPELINE_RUN_TAG]].add(run.tags.get(RUN_URI_TAG, ""))
+    for workflow in workflows:
+        for run_uri in sorted(trainings[_run_id(workflow)] - {""}):
+            try:
+                since = last_progress(run_uri)
+            except StorageError as error:  # such as a bucket of another team
+                say(str(error))
+                continue
+            if since and time.time() - since > limit and not is_cancelled(workflow):
+                root = form_of(workflow)["storage_root_uri"]
+                yield tell_hung(_run_id(workflow), run_uri, root, seconds=time.time() - since, since=int(since))
+
+
+def _hung_seconds() -> float:
+    word = os.environ.get(HUNG_VARIABLE, "").strip()
+    try:
+        return 60.0 * (float(word) if word else _HUNG_MINUTES)
+    except ValueError:
+        raise UserError(f"{HUNG_VARIABLE} (hung-minutes of the Secret) must be a number of minutes, got {word!r}") from None
+
+
+def _ours(workflows: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the Workflows of this project's pipelines, the oldest first."""
+    ours = [each for each in workflows if pipeline_of(each).startswith("iddpm-") and form_of(each).get("storage_root_uri")]
+    return sorted(ours, key=lambda each: str(each["metadata"].get("creationTimestamp")))
+
+
+def _age(moment: str | None) -> float:
+    """Return the seconds since a moment in Kubernetes' form; 0 if it is not known."""
+    return time.time() - datetime.fromisoformat(moment).timestamp() if moment else 0.0
+
+
+def _run_id(workflow: Mapping[str, Any]) -> str:
+    return str(workflow["metadata"]["labels"]["pipeline/runid"])
+
+
+def _name(workflow: Mapping[str, Any]) -> str:
+    metadata = workflow["metadata"]
+    return str((metadata.get("annotations") or {}).get("pipelines.kubeflow.org/run_name") or metadata["name"])
