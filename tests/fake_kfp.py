@@ -133,6 +133,8 @@ class FakeKfp:
         return handler(request, rest)
 
     def _experiments(self, request: Request, rest: list[str]) -> Any:
+        if rest:
+            return self.experiments[rest[0]]
         if request.method == "GET":
             self._require_namespace(request.query.get("namespace", ""))
             return self._list(request, "experiments", self.experiments)
@@ -150,6 +152,10 @@ class FakeKfp:
         if rest[1:] == ["versions"]:
             there = {key: each for key, each in self.versions.items() if each["pipeline_id"] == rest[0]}
             return self._list(request, "pipeline_versions", there)
+        if rest[1:2] == ["versions"]:
+            if rest[2] not in self.versions:
+                raise Refusal(404, f"PipelineVersion {rest[2]} not found")
+            return self.versions[rest[2]]
         if rest:
             return self.pipelines[rest[0]]
         if request.method == "GET":
@@ -174,7 +180,8 @@ class FakeKfp:
             raise Refusal(409, "Failed to create a pipeline version")
         ident = self._ident("version")
         version = {"pipeline_id": pipeline_id, "pipeline_version_id": ident, "name": name, "display_name": name}
-        self.versions[ident] = {**version, "created_at": self._now(), "pipeline_spec": documents[0]}
+        both = {"pipeline_spec": documents[0], "platform_spec": documents[1]}
+        self.versions[ident] = {**version, "created_at": self._now(), "pipeline_spec": both}
         return {**self.versions[ident], "pipeline_spec": {"pipelineInfo": documents[0]["pipelineInfo"]}}
 
     def _runs(self, request: Request, rest: list[str]) -> Any:
@@ -246,7 +253,7 @@ class FakeKfp:
             raise Refusal(404, "pipeline version not found")
         if body["experiment_id"] not in self.experiments:
             raise Refusal(404, "experiment not found")
-        parameters = version["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+        parameters = version["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
         for name, value in (body.get("runtime_config", {}).get("parameters") or {}).items():
             if name not in parameters:
                 raise Refusal(400, f"parameter(s) provided are not required by pipeline: {name}")

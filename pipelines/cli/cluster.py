@@ -1,4 +1,4 @@
-"""submit, runs, cancel, doctor: Kubeflow Pipelines on a cluster."""
+"""submit, retry, runs, cancel, doctor: Kubeflow Pipelines on a cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (submit, runs, cancel, doctor):
+    for command in (submit, retry, runs, cancel, doctor):
         app.command(rich_help_panel=options.CLUSTER_PANEL)(with_connection(command))
     app.command(rich_help_panel=options.CLUSTER_PANEL)(images)
 
@@ -43,33 +43,40 @@ def submit(
 ) -> None:
     """Start a run on the cluster, and follow it."""
     from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
-    from pipelines.client.follow import require_success
     from pipelines.client.kfp_client import connected
     from pipelines.client.submit import submit as start
     from pipelines.client.timing import parse_duration
-    from training.console import format_duration
 
     seconds = parse_duration(timeout, "--timeout") if timeout else None
     compiled = compiled_pipeline(pipeline)
     parameters = [*parameters, *([f"experiment_file={file}"] if file else [])]
     arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters, resources=resources)
-    say = err if as_json else out
     with connected(connection, warn) as kfp:
         started = start(kfp, compiled, arguments, experiment=experiment, create_experiment=create_experiment, run_name=run_name)
-        say(f"pipeline    {compiled.pipeline_name}, version {started.version.name} {format_upload(started.version.is_new)}")
-        say(f"experiment  {started.experiment}")
-        say(f"run         {started.run_id}  {started.run_name}")
-        if started.page:
-            say(f"page        {started.page}")
-        run = _follow(kfp, started.run_id, compiled.task_names, seconds, say) if wait else None
-        if as_json:
-            out(json.dumps(_submitted_json(started, compiled, arguments, run), indent=2))
-        if run is None:
-            say("the run goes on without this command; `iddpm runs` lists it, `iddpm cancel` ends it")
-            return
-        require_success(kfp, run)
-        took = format_duration((run.finished_at - run.created_at).total_seconds()) if run.finished_at else "an unknown time"
-        say(f"the run succeeded in {took}")
+        _report(kfp, started, compiled, arguments, wait=wait, seconds=seconds, as_json=as_json)
+
+
+def retry(
+    connection: Connection,
+    run_id: str = typer.Argument(..., help="Id of a run that failed or was cancelled; `iddpm runs` shows it."),
+    image: str = typer.Option("", help="Another image, as after a fix of the code; the pipeline is then that of this installation."),
+    resources: list[str] = options.RESOURCES,
+    wait: bool = typer.Option(True, help="Follow the run to its end, and fail if it fails."),
+    timeout: str = typer.Option("", help="The longest time to follow, like 30m or 12h; the run goes on after it."),
+    as_json: bool = options.JSON,
+) -> None:
+    """Start a run again that failed or was cancelled: finished steps are found in S3, training goes on from its last checkpoint.
+
+    It is a new run with the same arguments, so it has the same directory and the same run in MLflow. A nightly check is a new night.
+    """
+    from pipelines.client.kfp_client import connected
+    from pipelines.client.retry import retry as start_again
+    from pipelines.client.timing import parse_duration
+
+    seconds = parse_duration(timeout, "--timeout") if timeout else None
+    with connected(connection, warn) as kfp:
+        started = start_again(kfp, run_id, image=image, resources=resources)
+        _report(kfp, started.run, started.pipeline, started.arguments, wait=wait, seconds=seconds, as_json=as_json)
 
 
 def runs(
@@ -156,6 +163,37 @@ def images(
     found = {name for source in sources or ["k8s/overlays/kind"] for name in images_of(read_manifests(source))}
     for name in sorted(found):
         out(name)
+
+
+def _report(
+    kfp: Kfp,
+    started: SubmittedRun,
+    compiled: CompiledPipeline,
+    arguments: Mapping[str, Any],
+    *,
+    wait: bool,
+    seconds: float | None,
+    as_json: bool,
+) -> None:
+    """Print what was started, and follow it if wanted."""
+    from pipelines.client.follow import require_success
+    from training.console import format_duration
+
+    say = err if as_json else out
+    say(f"pipeline    {compiled.pipeline_name}, version {started.version.name} {format_upload(started.version.is_new)}")
+    say(f"experiment  {started.experiment}")
+    say(f"run         {started.run_id}  {started.run_name}")
+    if started.page:
+        say(f"page        {started.page}")
+    run = _follow(kfp, started.run_id, compiled.task_names, seconds, say) if wait else None
+    if as_json:
+        out(json.dumps(_submitted_json(started, compiled, arguments, run), indent=2))
+    if run is None:
+        say("the run goes on without this command; `iddpm runs` lists it, `iddpm cancel` ends it")
+        return
+    require_success(kfp, run)
+    took = format_duration((run.finished_at - run.created_at).total_seconds()) if run.finished_at else "an unknown time"
+    say(f"the run succeeded in {took}")
 
 
 def _follow(kfp: Kfp, run_id: str, task_names: Collection[str], seconds: float | None, say: Callable[[str], None]) -> Any:

@@ -135,6 +135,12 @@ def arguments_of(
         raise ArgumentsError(f"give either a preset or {FILE}; the file's base names its preset")
     for word in resources:
         _change_resources(pipeline, arguments, word)
+    _check(pipeline, arguments)
+    return arguments
+
+
+def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that do not fit."""
     _require_experiment(pipeline, arguments)
     for name, given in arguments.items():
         shown = without_passwords(str(given))
@@ -150,7 +156,6 @@ def arguments_of(
     for stage in _stages(pipeline):
         read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage)
     read_data_options(chosen.get("data_options", ""))
-    return arguments
 
 
 def cluster_arguments_of(
@@ -163,6 +168,45 @@ def cluster_arguments_of(
         ImageError: The image's reference is malformed, or can change.
     """
     arguments = arguments_of(pipeline, preset=preset, overrides=overrides, words=words, resources=resources)
+    _check_for_cluster(pipeline, arguments)
+    return arguments
+
+
+def change_for_retry(
+    pipeline: CompiledPipeline, given: Mapping[str, Any], defaults: Mapping[str, Any], *, image: str, resources: Sequence[str]
+) -> dict[str, Any]:
+    """Return the arguments of a run with another image or other resources; what can change a result stays.
+
+    Args:
+        pipeline: The pipeline as it is now.
+        given: The arguments that the run was given.
+        defaults: The defaults of the version that it ran.
+        image: Another image; empty keeps the run's. With one, the run's defaults are given too, as those of now may differ.
+        resources: As in `arguments_of`.
+
+    Raises:
+        UserError: A change does not fit, or the pipeline of now has no longer a parameter that the run was given.
+    """
+    arguments = dict(given)
+    if image:
+        gone = {name for name in {**defaults, **given} if name not in pipeline.parameters}
+        changed = sorted(name for name in gone if name in given and given[name] != defaults.get(name))
+        if changed:
+            raise ArgumentsError(f"pipeline {pipeline.name} has no parameter {changed[0]!r} any more; start the run by `iddpm submit`")
+        arguments = {name: value for name, value in {**defaults, **given}.items() if name not in gone} | {"image": image}
+    for word in resources:
+        stage = word.partition("=")[0].partition(".")[0]
+        arguments.setdefault(f"{stage}{_RESOURCES}", defaults.get(f"{stage}{_RESOURCES}", ""))
+        _change_resources(pipeline, arguments, word)
+        read_resources(arguments[f"{stage}{_RESOURCES}"], stage=stage)
+    if image:  # without one the run's own version takes its own arguments again
+        _check(pipeline, arguments)
+        _check_for_cluster(pipeline, arguments)
+    return arguments
+
+
+def _check_for_cluster(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that no cluster could use."""
     chosen = _chosen(pipeline, arguments)
     image_from(chosen["image"], variable="--param image")
     if "ablation_name" in pipeline.parameters:
@@ -181,7 +225,6 @@ def cluster_arguments_of(
             raise ArgumentsError(
                 f"{stage}{_RESOURCES}.ray_address {address}: a step's pod is not on that cluster; give its dashboard, like http://HEAD:8265"
             )
-    return arguments
 
 
 def close_to(word: str, known: Iterable[str]) -> str:

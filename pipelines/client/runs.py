@@ -70,13 +70,13 @@ def terminate(kfp: Kfp, run_id: str) -> str | None:
         UserError: There is no such run.
         KfpError: KFP refuses, or does not answer.
     """
-    run = _run(kfp, run_id)
+    run = get_run(kfp, run_id)
     if run.state not in (*FINISHED, "CANCELING"):
         try:
             kfp.client.terminate_run(run_id)
             return None
         except KfpError:
-            run = _run(kfp, run_id)  # KFP refuses also if the run has finished meanwhile
+            run = get_run(kfp, run_id)  # KFP refuses also if the run has finished meanwhile
             if run.state not in (*FINISHED, "CANCELING"):
                 raise
     return state_of(run) if run.state in FINISHED else None
@@ -109,7 +109,13 @@ class PipelineNames:
             return "-"
 
 
-def _run(kfp: Kfp, run_id: str) -> Any:
+def get_run(kfp: Kfp, run_id: str) -> Any:
+    """Return a run.
+
+    Raises:
+        UserError: There is none of that id.
+        KfpError: KFP refuses, or does not answer.
+    """
     try:
         return kfp.client.get_run(run_id)
     except KfpError as error:

@@ -82,6 +82,15 @@ def submit(
     experiment_id, experiment = find_experiment(kfp, experiment, create=create_experiment)
     version = upload(kfp, pipeline)
     run_name = run_name or f"{pipeline.pipeline_name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    return start(kfp, experiment_id, experiment, version, arguments, run_name)
+
+
+def start(kfp: Kfp, experiment_id: str, experiment: str, version: Version, arguments: Mapping[str, Any], run_name: str) -> SubmittedRun:
+    """Start a run of a version that the server has.
+
+    Raises:
+        KfpError: KFP refuses, or does not answer.
+    """
     run = kfp.call_silently(
         kfp.client.run_pipeline,
         experiment_id=experiment_id,

@@ -1,0 +1,78 @@
+"""Retry a run that failed or was cancelled: the same pipeline with the same arguments, on another image or other resources if wanted.
+
+It is a new run in KFP. Its steps find in S3 what the old one finished, and the same experiment on the same data has the same
+directory and the same run in MLflow. KFP's own Retry keeps the run and its finished steps, but can change neither image nor resources.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pipelines.client.arguments import CompiledPipeline, change_for_retry, compiled_pipeline
+from pipelines.client.kfp_client import Kfp
+from pipelines.client.runs import FINISHED, PipelineNames, format_state, get_run
+from pipelines.client.submit import SubmittedRun, Version, start, upload
+from pipelines.compile import PIPELINES
+from training.config.errors import UserError
+
+_RETRY = re.compile(r" \(retry (\d+)\)$")
+_PREFIX = "iddpm-"
+
+
+class Retry(NamedTuple):
+    """A run that was started in place of another.
+
+    Attributes:
+        run: The new run.
+        pipeline: Its pipeline.
+        arguments: Its arguments.
+    """
+
+    run: SubmittedRun
+    pipeline: CompiledPipeline
+    arguments: dict[str, Any]
+
+
+def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = ()) -> Retry:
+    """Start a run again.
+
+    Args:
+        kfp: The connection.
+        run_id: A run that has ended without success.
+        image: Another image. The pipeline is then that of this installation, since steps and image belong together; otherwise it is the
+            version that the run had. All that can change a result stays as it was.
+        resources: Changes of the stages' resources; see `pipelines.client.arguments.arguments_of`.
+
+    Raises:
+        UserError: There is no such run, it is not of this project, it has succeeded or goes on, or a change does not fit.
+        KfpError: KFP refuses, or does not answer.
+    """
+    run = get_run(kfp, run_id)
+    if run.state == "SUCCEEDED":
+        raise UserError(f"run {run_id} has succeeded, so there is nothing to retry; `iddpm submit` starts a new one")
+    if run.state not in FINISHED:
+        raise UserError(f"run {run_id} is {format_state(run.state)}; `iddpm cancel {run_id} --wait` ends it first")
+    name, reference = PipelineNames(kfp).find(run), run.pipeline_version_reference
+    ours = [f"{_PREFIX}{each}" for each in PIPELINES]
+    if name not in ours or reference is None:
+        raise UserError(f"run {run_id} is of pipeline {name}; only runs of {', '.join(ours)} can be retried")
+    pipeline = compiled_pipeline(name.removeprefix(_PREFIX))
+    old = kfp.client.get_pipeline_version(reference.pipeline_id, reference.pipeline_version_id)
+    given = (run.runtime_config.parameters if run.runtime_config else None) or {}
+    spec = old.pipeline_spec or {}
+    parameters = spec.get("pipeline_spec", spec).get("root", {}).get("inputDefinitions", {}).get("parameters", {})
+    defaults = {key: each["defaultValue"] for key, each in parameters.items() if "defaultValue" in each}
+    arguments = change_for_retry(pipeline, given, defaults, image=image, resources=resources)
+    version = (
+        upload(kfp, pipeline)
+        if image
+        else Version(
+            pipeline_id=reference.pipeline_id, version_id=reference.pipeline_version_id, name=old.display_name or old.name, is_new=False
+        )
+    )
+    number = _RETRY.search(run.display_name)
+    run_name = f"{_RETRY.sub('', run.display_name)} (retry {int(number[1]) + 1 if number else 1})"
+    experiment = kfp.client.get_experiment(experiment_id=run.experiment_id)
+    return Retry(start(kfp, run.experiment_id, experiment.display_name, version, arguments, run_name), pipeline, arguments)

@@ -1,0 +1,91 @@
+"""`iddpm retry` with the real KFP client, against a stand-in API server over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import yaml
+from fake_kfp import FakeKfp
+from recorded_workflows import workflow_states
+
+from pipelines.client import retry as retrying
+from pipelines.client.arguments import CompiledPipeline, compiled_pipeline
+
+Iddpm = Callable[..., "tuple[int, str, str]"]
+_WORDS = ("--preset", "cifar10-hybrid-cosine", "--set", "optim.num_steps=5", "--run-name", "mine")
+
+
+@pytest.fixture
+def failed(server: FakeKfp, iddpm: Iddpm) -> str:
+    """A run of the train pipeline that failed, by its id; the runs after it succeed."""
+    server.script = workflow_states("bad-source-failed")[-1:]
+    assert iddpm("submit", "train", *_WORDS)[0] == 1
+    server.script = workflow_states("train-local-succeeded")[-1:]
+    (run_id,) = server.runs
+    server.runs[run_id]["scripted"] = False
+    return run_id
+
+
+def test_a_failed_run_starts_again_as_the_same_version_with_the_same_arguments(server: FakeKfp, iddpm: Iddpm, failed: str) -> None:
+    status, out, err = iddpm("retry", failed)
+    assert (status, err) == (0, "")
+    first, second = (run.body for run in server.asked("POST", "/runs"))
+    assert second == {**first, "display_name": "mine (retry 1)"}
+    assert "experiment  iddpm\n" in out
+    assert "mine (retry 1)" in out
+    assert "the run succeeded in" in out
+    assert len(server.asked("POST", "/pipelines/upload_version")) == 1
+
+
+def test_resources_are_changed_from_those_of_the_run_and_a_retry_of_a_retry_is_counted(server: FakeKfp, iddpm: Iddpm, failed: str) -> None:
+    server.runs[failed]["display_name"] = "mine (retry 2)"
+    server.runs[failed]["runtime_config"]["parameters"]["train_resources"] = '{"profile": "2xcpu", "num_workers": 2}'
+    _, out, _ = iddpm("retry", failed, "--resources", "train.memory=12Gi", "--no-wait", "--json")
+    told = json.loads(out)
+    assert told["name"] == "mine (retry 3)"
+    assert json.loads(told["parameters"]["train_resources"]) == {"profile": "2xcpu", "num_workers": 2, "memory": "12Gi"}
+    assert told["parameters"]["experiment_overrides"] == ["optim.num_steps=5"]
+
+
+def test_another_image_comes_with_the_pipeline_of_this_installation_and_the_defaults_that_the_run_had(
+    server: FakeKfp, iddpm: Iddpm, failed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = compiled_pipeline("train")
+    spec = yaml.safe_load(yaml.safe_dump(dict(now.spec)))
+    spec["root"]["inputDefinitions"]["parameters"]["storage_root_uri"]["defaultValue"] = "s3://elsewhere"
+    changed = CompiledPipeline(now.name, yaml.safe_dump_all([spec, dict(now.platform)]), spec, now.platform)
+    monkeypatch.setattr(retrying, "compiled_pipeline", lambda name: changed)
+    assert iddpm("retry", failed, "--image", "registry/iddpm:fixed")[0] == 0
+    run = server.asked("POST", "/runs")[-1].body
+    parameters = run["runtime_config"]["parameters"]
+    assert server.versions[run["pipeline_version_reference"]["pipeline_version_id"]]["name"] == changed.version_name
+    assert (parameters["image"], parameters["storage_root_uri"]) == ("registry/iddpm:fixed", "s3://iddpm")
+    assert parameters["experiment_preset"] == "cifar10-hybrid-cosine"
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "message"),
+    [
+        ("SUCCEEDED", (), "has succeeded, so there is nothing to retry"),
+        ("RUNNING", (), "is running; `iddpm cancel"),
+        ("FAILED", ("--image", "iddpm:latest"), "'iddpm:latest' can change"),
+        ("FAILED", ("--resources", "train.memory=much"), "memory 'much' is not a quantity"),
+        ("FAILED", ("--resources", "trian=2xcpu"), "has no stage 'trian'; did you mean 'train'?"),
+    ],
+)
+def test_what_cannot_be_retried_is_refused_before_anything_is_sent(
+    server: FakeKfp, iddpm: Iddpm, failed: str, state: str, words: tuple[str, ...], message: str
+) -> None:
+    server.runs[failed]["state"] = state
+    status, _, err = iddpm("retry", failed, *words)
+    assert status == 1
+    assert message in err
+    assert len(server.asked("POST", "/runs")) == 1
+
+
+def test_a_run_of_another_pipeline_and_one_that_is_not_there_are_named(server: FakeKfp, iddpm: Iddpm) -> None:
+    run_id = server.add_run("FAILED", pipeline_spec={"pipelineInfo": {"name": "theirs"}})
+    assert "is of pipeline theirs; only runs of iddpm-train, iddpm-" in iddpm("retry", run_id)[2]
+    assert "there is no run nobody" in iddpm("retry", "nobody")[2]
