@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from training.config.experiment import SamplingConfig
-from training.config.spacing import parse_spacing
+from training.config.spacing import count_timesteps
 from training.diffusion.samplers.sampler import make_sampler
 
 _PACKAGES = ("iddpm-pipelines", "torch", "numpy", "torch-fidelity")
@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 def num_sampling_steps(sampling: SamplingConfig, num_timesteps: int) -> int:
     """Return the paper's K: network evaluations per image."""
-    return len(parse_spacing(sampling.spacing, num_timesteps))
+    return count_timesteps(sampling.spacing, num_timesteps)
 
 
 def describe_sampling(sampling: SamplingConfig, num_timesteps: int) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.low_res import LowRes
 from evaluation.sampling.trained_model import TrainedModel
 from training.config.errors import UserError
@@ -58,6 +59,7 @@ def generate(
     """
     if (low_res is None) != (model.low_res_size is None):
         raise UserError(f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to upsamplers alone")
+    sampling = with_learned_steps(sampling, model)
     process = make_sampling_process(model.experiment.diffusion, sampling)
     sampler = make_sampler(sampling)
     network = _with_precision(model.network, precision, model.device)

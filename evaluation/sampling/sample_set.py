@@ -22,6 +22,7 @@ from evaluation.records import npz
 from evaluation.records.devices import default_batch_size
 from evaluation.sampling.chunks import Chunk, ChunkedPlan, default_chunk_size, process_chunks
 from evaluation.sampling.generate import Generated, Labels, concatenated, generate, labels_for
+from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.low_res import LowRes, RealLowRes
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_cached
 from training import storage
@@ -97,7 +98,7 @@ def plan_samples(
         model=spec,
         num_images=num_images,
         seed=seed,
-        sampling=sampling,
+        sampling=with_learned_steps(sampling, model),
         labels=labels,
         class_counts=class_counts,
         batch_size=batch_size or default,

@@ -1,4 +1,4 @@
-"""sample, evaluate, compare: images and scores of trained models."""
+"""sample, evaluate, compare, learn-steps: images and scores of trained models, and the timesteps that suit one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODEL = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or 
 DATA = typer.Option("", "--data", help="Directory of the data set; empty takes the one of the model's training.")
 REFERENCE = typer.Option("", help="Reference statistics (npz); empty takes the data set's, and computes missing ones.")
 WEIGHTS = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the selected ones, or else the first average.")
-STEPS = typer.Option("", help="Sampling steps, like 250 or ddim50; empty takes the experiment's.")
+STEPS = typer.Option("", help="Sampling steps, like 250, ddim50 or learned:10; empty takes the experiment's.")
 METHOD = typer.Option("", help="Sampler: ancestral, ddim, dpm_solver_pp, sde_dpm_solver_pp, unipc or deis; empty takes the experiment's.")
 SAMPLING = typer.Option(
     [], "--sampling", help="Further setting of the sampler, like order=3, eta=0.5 or dynamic_threshold=0.995; may be repeated."
@@ -53,7 +53,7 @@ _OF_EXPERIMENT |= {f"likelihood_{word}" for word in ("form", "steps", "split", "
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (sample, evaluate, compare):
+    for command in (sample, evaluate, compare, learn_steps):
         app.command(rich_help_panel=PANEL)(command)
 
 
@@ -244,6 +244,37 @@ def compare(
     comparison = study.compare(specs, data_uri, reference_uri, options=options)
     ids = [named.tracking_run_id for named in found]
     save_study(study.as_study(comparison), out, ids, as_json)
+
+
+def learn_steps(
+    model: str = MODEL,
+    evaluations: int = typer.Option(10, min=1, help="Number of timesteps to choose: network evaluations of an image."),
+    num_images: int = typer.Option(64, min=2, help="Images of the model on which they are chosen; as many others check them."),
+    seed: int = typer.Option(0, help="Seed of their noise."),
+    weights: str = WEIGHTS,
+    device: str = DEVICE,
+    as_json: bool = JSON,
+) -> None:
+    """Choose the timesteps with which a model samples best in few evaluations, and store them in its run's directory."""
+    import dataclasses
+
+    connect()
+    from evaluation.records.devices import choose_device
+    from evaluation.sampling.learned_steps import learn_and_store
+    from evaluation.selection.resolve import resolve_model
+
+    trained = resolve_model(model).spec(weights or None).load(choose_device(device))
+    found, uri = learn_and_store(trained, evaluations, num_images=num_images, seed=seed)
+    if as_json:
+        print(json.dumps({"uri": uri, **dataclasses.asdict(found)}, indent=2))
+        return
+    for key, value in (
+        ("timesteps", ", ".join(map(str, found.timesteps))),
+        ("difference from the fine path", f"{found.error:.4f} RMS with them, {found.even_error:.4f} with even steps"),
+        ("stored", uri),
+        ("to use them", f"--steps learned:{evaluations}"),
+    ):
+        print(f"{key:<32} {value}")
 
 
 def model_and_data(model: str, data: str) -> tuple[ResolvedModel, str]:

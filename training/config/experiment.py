@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from training.config.errors import UserError
 from training.config.overrides import apply_overrides
 from training.config.plain import LATER, as_plain_fields
-from training.config.spacing import parse_spacing
+from training.config.spacing import count_timesteps, parse_spacing
 from training.config.validation import FORBID_UNKNOWN, require, require_at_least, validate
 
 Schedule = Literal["linear", "cosine"]
@@ -222,7 +222,8 @@ class SamplingConfig:
         method: "ancestral" (the paper's), "ddim", "dpm_solver_pp" (DPM-Solver++), "sde_dpm_solver_pp" (its stochastic form), "unipc" or
             "deis"; each is a module of `training.diffusion.samplers`.
         spacing: The timesteps that are visited: "250" (uniform), "ddim50", "10,10,5" (section counts),
-            "nll:100" (supplement section 5) or "t:0,5,10" (an explicit list). Empty visits all of them.
+            "nll:100" (supplement section 5), "t:0,5,10" (an explicit list) or "learned:10" (ten that are chosen for the checkpoint;
+            not for scores in training). Empty visits all of them.
         eta: DDIM's stochasticity; 0 is deterministic.
         clip_denoised: Clamp the predicted x_0 to [-1, 1] at every step.
         order: Order of the multistep methods ("dpm_solver_pp", "unipc", "deis": 1 to 3; "sde_dpm_solver_pp": 1 or 2).
@@ -363,7 +364,8 @@ class Experiment:
         ):
             if sampling.spacing:
                 try:
-                    parse_spacing(sampling.spacing, self.diffusion.num_timesteps)
+                    read = parse_spacing if sampling is self.evaluation.scoring_sampling else count_timesteps
+                    read(sampling.spacing, self.diffusion.num_timesteps)
                 except ValueError as error:
                     raise UserError(f"{path}.spacing: {error}") from error
         require(

@@ -71,6 +71,26 @@ def likelihood_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
     return tuple(sorted(set(strided) | set(range(num_timesteps // num_steps))))
 
 
+def learned_count(spacing: str) -> int | None:
+    """Return the K of `learned:K`, the K timesteps that were chosen for one checkpoint; None for any other spacing."""
+    kind, separator, count = spacing.strip().partition(":")
+    return int(count) if kind == "learned" and separator and count.strip().isdigit() else None
+
+
+def count_timesteps(spacing: str, num_timesteps: int) -> int:
+    """Return the number of timesteps that a spacing visits.
+
+    Raises:
+        UserError: As `parse_spacing`, but `learned:K` is known without its checkpoint.
+    """
+    count = learned_count(spacing)
+    if count is None:
+        return len(parse_spacing(spacing, num_timesteps))
+    if not 1 <= count <= num_timesteps:
+        raise UserError(f"spacing {spacing!r} asks for {count} of {num_timesteps} timesteps; use 1 to {num_timesteps}")
+    return count
+
+
 def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
     """Parse a spacing as experiments write it.
 
@@ -87,6 +107,8 @@ def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
     text = spacing.strip()
     if not text:
         return tuple(range(num_timesteps))
+    if learned_count(text) is not None:
+        raise UserError(f"the timesteps of {spacing!r} belong to one checkpoint; give others here, like '10' or 't:0,5,10'")
     numbers: tuple[int, ...]
     try:
         if text.startswith("ddim"):
@@ -98,7 +120,9 @@ def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
         else:
             kind, numbers = "sections", tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"spacing {spacing!r} is not understood; use '250', '10,10,5', 'ddim50', 'nll:100' or 't:0,5,10'") from None
+        raise UserError(
+            f"spacing {spacing!r} is not understood; use '250', '10,10,5', 'ddim50', 'nll:100', 't:0,5,10' or 'learned:10'"
+        ) from None
     if kind == "t":
         bad = [t for t in numbers if not 0 <= t < num_timesteps]
         if bad:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
-from training.config.spacing import likelihood_spacing, parse_spacing
+from training.config.spacing import count_timesteps, likelihood_spacing
 from training.cost.accelerators import CARDS, Card, card_named, speed_on
 from training.models.unet import make_model
 
@@ -167,7 +167,7 @@ def count_forward_passes(experiment: Experiment) -> dict[str, int]:
     optim, evaluation, num_timesteps = experiment.optim, experiment.evaluation, experiment.diffusion.num_timesteps
 
     def steps(sampling: SamplingConfig) -> int:
-        return len(parse_spacing(sampling.spacing, num_timesteps))
+        return count_timesteps(sampling.spacing, num_timesteps)
 
     checkpoints = math.ceil(optim.num_steps / optim.checkpoint_interval)
     scored_images = checkpoints * max(1, len(optim.ema_decays)) * evaluation.scoring_num_samples

@@ -35,6 +35,7 @@ def test_json_carries_every_preset_there_and_back(name: str) -> None:
         ("diffusion.schedule=linear", lambda e: e.diffusion.schedule == "linear"),
         ("evaluation.sampling.spacing=250", lambda e: e.evaluation.sampling.spacing == "250"),
         ("evaluation.sampling.spacing=ddim50", lambda e: e.evaluation.sampling.spacing == "ddim50"),
+        ("evaluation.sampling.spacing=learned:10", lambda e: e.evaluation.sampling.spacing == "learned:10"),
         (" seed = 7", lambda e: e.seed == 7),
     ],
 )
@@ -69,6 +70,8 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
         ("diffusion.num_timesteps=20", r"evaluation\.sampling\.spacing"),
         ("evaluation.sampling.spacing=ddim60", r"evaluation\.sampling\.spacing: no integer stride .*ddim59 and ddim63"),
         ("evaluation.sampling.eta=0.5", r"only 'ddim' has an eta"),
+        ("evaluation.sampling.spacing=learned:1001", r"evaluation\.sampling\.spacing: .* asks for 1001 of 1000"),
+        ("evaluation.scoring_sampling.spacing=learned:10", r"evaluation\.scoring_sampling\.spacing: .* belong to one checkpoint"),
         ("evaluation.sampling.order=3", r"evaluation\.sampling\.order: 'ancestral' is no multistep method"),
         ("evaluation.sampling.unipc_variant=B1", r"only 'unipc' has variants"),
         ("evaluation.sampling.dynamic_threshold=2", r"evaluation\.sampling\.dynamic_threshold: must be in \[0, 1\]"),

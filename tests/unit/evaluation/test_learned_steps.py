@@ -1,0 +1,73 @@
+"""Timesteps chosen for one checkpoint: the choice is the best one, it helps, and every way to sample finds it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import GaussianOracle
+
+from evaluation.sampling import learned_steps
+from evaluation.sampling.draw import DrawRequest, draw_images
+from evaluation.sampling.generate import concatenated, generate
+from evaluation.sampling.learned_steps import cheapest_path, learn_steps, with_learned_steps
+from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
+from training.checkpoints import checkpoint
+from training.config.errors import UserError
+from training.config.experiment import SamplingConfig
+from training.diffusion.process import make_process
+
+
+@pytest.fixture
+def model(run_uri: str) -> TrainedModel:
+    return load_model(str(checkpoint.latest(run_uri)))
+
+
+def test_the_path_is_the_cheapest_of_all() -> None:
+    errors = torch.rand(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    errors[torch.ones(9, 9).tril().bool()] = float("inf")
+
+    def cost(path: tuple[int, ...]) -> float:
+        return sum(float(errors[a, b]) for a, b in itertools.pairwise((*path, 8)))
+
+    for count in range(1, 9):
+        paths = [(0, *between) for between in itertools.combinations(range(1, 8), count - 1)]
+        assert cheapest_path(errors, count) == min(paths, key=cost)
+
+
+def test_the_chosen_steps_come_closer_to_the_fine_path_than_even_ones(model: TrainedModel) -> None:
+    experiment = model.experiment.override(["diffusion.num_timesteps=1000"])
+    oracle = GaussianOracle(make_process(experiment.diffusion), std=0.1, mean=0.2)
+    known = dataclasses.replace(model, experiment=experiment, network=lambda x, t, y: oracle(x, t))
+    found = learn_steps(known, 6, num_images=8)
+    assert len(found.timesteps) == 6
+    assert found.timesteps[-1] == 999
+    assert found.error < 0.8 * found.even_error
+
+
+def test_they_are_chosen_once_and_every_way_to_sample_takes_them(
+    model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = SamplingConfig(method="ddim", spacing="learned:4")
+    first, _ = concatenated(generate(model, num_images=4, seed=3, sampling=learned))
+    monkeypatch.setattr(learned_steps, "learn_steps", None)  # a second choice would fail
+    explicit = with_learned_steps(learned, model)
+    assert explicit.spacing.startswith("t:")
+    assert explicit.spacing.count(",") == 3
+    assert torch.equal(first, concatenated(generate(model, num_images=4, seed=3, sampling=explicit))[0])
+    request = DrawRequest(
+        model=ModelSpec(checkpoint_uri=model.checkpoint_uri, weights=model.weights), num_images=4, seed=3, sampling=learned
+    )
+    draw_images(request, str(tmp_path / "images"), tmp_path / "grid.png")
+    assert explicit.spacing in (tmp_path / "images" / "plan.json").read_text()
+
+
+def test_an_upsampler_has_no_learned_steps(model: TrainedModel) -> None:
+    upsampler = dataclasses.replace(
+        model, experiment=dataclasses.replace(model.experiment, model=dataclasses.replace(model.experiment.model, low_res_size=4))
+    )
+    with pytest.raises(UserError, match="is an upsampler"):
+        with_learned_steps(SamplingConfig(spacing="learned:3"), upsampler)
