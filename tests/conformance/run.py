@@ -45,6 +45,8 @@ SCENARIOS = (
     "submitter_killed",
     "out_of_memory",
     "submitted_twice",
+    "retry",
+    "webhook",
     "mlflow_away",
     "s3_away",
     "pod_deleted_twice",
