@@ -15,7 +15,7 @@ def tabulate_ablation(
     ablation_name: str,
     ablation_scale: str,
     ablation_grid: Dict[str, Any],  # noqa: UP006
-    ablation_runs: Dict[str, Any],  # noqa: UP006
+    ablation_options: Dict[str, Any],  # noqa: UP006
     experiment_preset: str,
     experiment_objective: str,
     experiment_overrides: List[str],  # noqa: UP006
@@ -30,7 +30,7 @@ def tabulate_ablation(
         ablation_name: Name of the ablation, or own-grid.
         ablation_scale: "paper" or "tiny".
         ablation_grid: Axes of an own grid, path -> values.
-        ablation_runs: Role -> run or checkpoint to evaluate.
+        ablation_options: See `evaluation.ablations.definitions.request.AblationOptions`.
         experiment_preset: Another experiment to vary.
         experiment_objective: Another objective for every trial.
         experiment_overrides: Overrides of every trial.
@@ -43,6 +43,6 @@ def tabulate_ablation(
     from evaluation.ablations.definitions.request import from_form
 
     request = from_form(
-        ablation_name, ablation_scale, ablation_grid, ablation_runs, experiment_preset, experiment_objective, experiment_overrides
+        ablation_name, ablation_scale, ablation_grid, ablation_options, experiment_preset, experiment_objective, experiment_overrides
     )
     return finish_ablation(status.state, pipeline_run_id, request, storage_root_uri, page_path=page.path)

@@ -54,7 +54,7 @@ def parallel_trials(environment: Mapping[str, str] = os.environ) -> int:
 def ablation_pipeline(
     ablation_grid: dict[str, Any] = {},  # noqa: B006 - KFP wants literals
     ablation_name: str = "hybrid-weight",
-    ablation_runs: dict[str, Any] = {},  # noqa: B006
+    ablation_options: dict[str, Any] = {"seeds": 1},  # noqa: B006
     ablation_scale: str = "tiny",
     data_options: str = "{}",
     data_resources: str = "laptop",
@@ -73,7 +73,8 @@ def ablation_pipeline(
     Args:
         ablation_grid: With own-grid, a JSON object of its axes, like {"diffusion.vlb_weight": [0.001, 0.01]}.
         ablation_name: Which table or figure of the paper, or own-grid.
-        ablation_runs: For an ablation that trains nothing, a JSON object of the runs or checkpoints that it looks at, by role.
+        ablation_options: A JSON object. With seeds, like {"seeds": 5}, every trial is repeated with so many seeds. With runs, like
+            {"runs": {"vlb": "s3://..."}}, an ablation that trains nothing looks at those runs or checkpoints, by role.
         ablation_scale: The paper's own experiments (paper), or the same grid on handwritten digits (tiny).
         data_options: How images are prepared. Its sources say where the images of each data set come from.
         data_resources: Resources of the preprocess step.
@@ -96,7 +97,7 @@ def ablation_pipeline(
         "ablation_name": ablation_name,
         "ablation_scale": ablation_scale,
         "ablation_grid": ablation_grid,
-        "ablation_runs": ablation_runs,
+        "ablation_options": ablation_options,
         "experiment_preset": experiment_preset,
         "experiment_objective": experiment_objective,
         "experiment_overrides": experiment_overrides,

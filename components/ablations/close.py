@@ -90,5 +90,6 @@ def _send_records(plan: Plan, ablation_uri: str) -> None:
         if record.error or not record.tracking_run_id or is_complete(record.tracking_run_id, {name for name, _ in metric_points(record)}):
             continue
         pipeline_run_id = tags_of(record.tracking_run_id).get(PIPELINE_RUN_TAG, "")
-        if not TrialTracking(plan, record.label, plan.trial(record.label), pipeline_run_id).finish(record):
+        trial = plan.trial(record.label)
+        if not TrialTracking(plan, record.label, trial, pipeline_run_id, seed=record.seed).finish(record):
             raise TrackingError(f"MLflow does not answer and lacks the record of {record.label}")

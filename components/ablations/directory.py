@@ -39,6 +39,13 @@ class Plan:
         found = (trial for trial in self.request.trials() if trial.label == label)
         return next((dataclasses.replace(trial, values=self.values[label]) for trial in found), None)
 
+    def items_by_seed(self) -> dict[int | None, list[dict[str, Any]]]:
+        """Return seed -> the items of its trials, which have one joint measurement; without repeated seeds all are under None."""
+        seeds: dict[int | None, list[dict[str, Any]]] = {}
+        for trial, item in zip(self.request.trials(), self.items, strict=True):
+            seeds.setdefault(trial.seed, []).append(item)
+        return seeds
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, "request": self.request.to_dict()}

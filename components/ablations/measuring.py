@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.ablations.directory import Plan
 from components.steps.evaluate import evaluate_run, evaluation_options
 from components.steps.runs import storage_root_of
-from evaluation.ablations.definitions.ablation import Trial
+from evaluation.ablations.definitions.ablation import Joint, Trial, label_of
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.joint import input_digests, measure_jointly
 from evaluation.ablations.trials.measures import measure
@@ -58,28 +57,31 @@ def measure_one(request: AblationRequest, trial: Trial, item: Mapping[str, Any],
             "image_size": manifest.image_size,
         },
         measures=found,
+        seed=trial.seed,
     )
 
 
-def measure_several(plan: Plan, resources: Mapping[str, Any]) -> TrialRecord:
-    """Take the joint measurement of an ablation whose trials are all measured.
+def measure_several(joint: Joint, items: Sequence[Mapping[str, Any]], resources: Mapping[str, Any]) -> TrialRecord:
+    """Take the joint measurement of trials that are all measured.
 
     Args:
-        plan: The plan.
+        joint: The kind of measurement.
+        items: The trials' items of the plan; their seed is the same.
         resources: See `measure_one`.
     """
     models: dict[str, TrialModel] = {}
     records: list[TrialRecord] = []
-    for item in plan.items:
+    for item in items:
         record = read_record(item["ablation_uri"], item["label"])
         assert record is not None, "the caller checks that every trial is measured"
         # Weights and step as the trial measured them: a checkpoint's URI alone stands for its first average.
         model = trial_model(record.checkpoint_uri, item, resources)
         models[record.role] = dataclasses.replace(model, weights=record.weights, step=record.step)
         records.append(record)
-    record = measure_jointly(plan.request.ablation().joint, models)
-    say(f"{record.label}: measured")
-    return dataclasses.replace(record, data={**records[0].data, "inputs": input_digests(records)})
+    record, seed = measure_jointly(joint, models), records[0].seed
+    label = label_of(record.label, seed)
+    say(f"{label}: measured")
+    return dataclasses.replace(record, label=label, seed=seed, data={**records[0].data, "inputs": input_digests(records)})
 
 
 def trial_model(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, Any], *, best: bool = False) -> TrialModel:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.ablations.directory import Plan, read_plan
 from components.ablations.tracking import comparison_url, parallel_coordinates
+from evaluation.ablations.definitions.ablation import label_of
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import AblationRequest
 from training import storage
@@ -63,7 +64,11 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
         "title": ablation.title,
         "source": ablation.source,
         "scale": request.scale,
-        "changes": [*([f"preset {request.preset}"] if request.varies_another else []), *request.changes],
+        "changes": [
+            *([f"preset {request.preset}"] if request.varies_another else []),
+            *request.changes,
+            *([f"{request.seeds} seeds"] if request.seeds > 1 else []),
+        ],
         "order": names().index(request.name) if request.name in names() else len(names()),
         "findings": [finding.to_dict() for finding in found],
         "failed": failed,
@@ -118,19 +123,21 @@ def _mlflow_links(plan: Plan, records: Sequence[TrialRecord]) -> tuple[TrackedRu
 
 def collect(ablation_uri: str, request: AblationRequest) -> list[TrialRecord]:
     """Return a record for every trial, in the plan's order, then for the joint measurement; a missing record counts as failed."""
-    from evaluation.ablations.trials.record import TrialRecord, read_record
+    from evaluation.ablations.trials.record import TrialRecord, read_record, split_by_seed
 
     records = []
     for trial in request.trials():
         record = read_record(ablation_uri, trial.label)
         if record is None:
             error = "it left no record: its step did not start or was killed; see the step's log"
-            record = TrialRecord(label=trial.label, role=trial.role, values=trial.values, preset=trial.preset, own=trial.own, error=error)
+            known = {name: getattr(trial, name) for name in ("role", "values", "preset", "own", "seed")}
+            record = TrialRecord(label=trial.label, **known, error=error)
         records.append(record)
     role = request.ablation().joint_role
-    if role:
-        error = "it needs every trial, and one is missing" if any(record.error for record in records) else "it was not measured yet"
-        records.append(read_record(ablation_uri, role) or TrialRecord(label=role, role=role, error=error))
+    for seed, of_seed in split_by_seed(records).items() if role else ():
+        error = "it needs every trial, and one is missing" if any(record.error for record in of_seed) else "it was not measured yet"
+        label = label_of(role, seed)
+        records.append(read_record(ablation_uri, label) or TrialRecord(label=label, role=role, error=error, seed=seed))
     return records
 
 

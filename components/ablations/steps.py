@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from components.ablations.directory import read_plan
+from components.ablations.directory import Plan, read_plan
 from components.ablations.tracking import TrialTracking
+from evaluation.ablations.definitions.ablation import label_of
 from training import storage
 from training.console import say
 
@@ -70,38 +71,45 @@ def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str,
 
 
 def measure_joint(ablation_uri: str, resources: Mapping[str, Any]) -> str:
-    """Measure several trials jointly (an ensemble, a cascade), once each is measured.
+    """Measure several trials jointly (an ensemble, a cascade), once each is measured; repeated seeds one by one.
 
     Args:
         ablation_uri: The ablation's directory.
         resources: See `measure_trial`.
 
     Returns:
-        URI of the record; empty where the ablation has no joint measurement.
+        URI of the last record; empty where the ablation has no joint measurement.
 
     Raises:
-        ValueError: A trial is not finished.
+        ValueError: A trial is not finished. Seeds whose trials are all finished are measured first.
     """
-    from evaluation.ablations.trials.joint import input_digests
-
-    plan = read_plan(ablation_uri)
+    plan, uri = read_plan(ablation_uri), ""
     role = plan.request.ablation().joint_role
-    if not role:
-        return ""
-    item = {**plan.items[0], "label": role}
-    trials = {one["label"]: finished_record(one) for one in plan.items}
-    missing = [label for label, record in trials.items() if record is None]
+    missing: list[str] = []
+    for seed, items in plan.items_by_seed().items() if role else ():
+        unfinished = [item["label"] for item in items if finished_record(item) is None]
+        missing += unfinished
+        if not unfinished:
+            uri = _measure_jointly(plan, items, role, seed, resources)
     if missing:
         raise ValueError(f"{role} needs every trial, and {', '.join(missing)} is not finished; run the same ablation again")
+    return uri
+
+
+def _measure_jointly(plan: Plan, items: Sequence[Mapping[str, Any]], role: str, seed: int | None, resources: Mapping[str, Any]) -> str:
+    from evaluation.ablations.trials.joint import input_digests
+
+    item = {**items[0], "label": label_of(role, seed), "seed": seed}
+    trials = [record for record in map(finished_record, items) if record is not None]
     record = finished_record(item)
-    if record is not None and record.data.get("inputs") == input_digests([trial for trial in trials.values() if trial is not None]):
-        say(f"{role}: was measured before")
+    if record is not None and record.data.get("inputs") == input_digests(trials):
+        say(f"{item['label']}: was measured before")
         return _uri_of_record(item)
 
     def measure() -> TrialRecord:
         from components.ablations.measuring import measure_several
 
-        return measure_several(plan, resources)
+        return measure_several(plan.request.ablation().joint, items, resources)
 
     return _write_record(item, measure)
 
@@ -158,15 +166,16 @@ def _tracked(item: Mapping[str, Any], pipeline_run_id: str) -> Iterator[TrialTra
 
     plan, label = read_plan(item["ablation_uri"]), item["label"]
     trial = plan.trial(label)
-    tracking = TrialTracking(plan, label, trial, pipeline_run_id)
+    seed = trial.seed if trial else item["seed"]
+    tracking = TrialTracking(plan, label, trial, pipeline_run_id, seed=seed)
     try:
         yield tracking
     except Exception as error:
         if trial is None:
-            record = TrialRecord(label=label, role=label, error=reason(error))
+            record = TrialRecord(label=label, role=plan.request.ablation().joint_role, error=reason(error), seed=seed)
         else:
             known = {name: getattr(trial, name) for name in ("role", "values", "preset", "own")}
-            record = TrialRecord(label=label, **known, error=reason(error))
+            record = TrialRecord(label=label, **known, error=reason(error), seed=seed)
         storage.write_json(_uri_of_record(item), record.to_dict())
         tracking.close("FAILED")
         raise

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.ablations.directory import Plan
-from evaluation.ablations.definitions.ablation import Trial, format_value
+from evaluation.ablations.definitions.ablation import Trial, format_value, label_of, setting_of
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.records.run_directory import RESULT
 from training import storage
@@ -36,14 +36,20 @@ def open_parent(request: AblationRequest, tracking_experiment: str, uri: str, pi
         experiment_name=tracking_experiment,
         run_name=f"{request.name} ({request.scale})",
         tags={**_tags(request, pipeline_run_id), "iddpm.role": "ablation", "iddpm.ablation_uri": uri},
-        params={"ablation": request.name, "scale": request.scale, "source": ablation.source, "num_trials": len(request.trials())},
+        params={
+            "ablation": request.name,
+            "scale": request.scale,
+            "source": ablation.source,
+            "num_trials": len(request.trials()),
+            **({"seeds": request.seeds} if request.seeds > 1 else {}),
+        },
     )
 
 
 class TrialTracking:
     """The MLflow run of one trial, open while a step works on the trial."""
 
-    def __init__(self, plan: Plan, label: str, trial: Trial | None, pipeline_run_id: str) -> None:
+    def __init__(self, plan: Plan, label: str, trial: Trial | None, pipeline_run_id: str, *, seed: int | None = None) -> None:
         """Find or create the run, as a child of the ablation's.
 
         Args:
@@ -51,12 +57,14 @@ class TrialTracking:
             label: The trial's label.
             trial: The trial; None for a joint measurement.
             pipeline_run_id: The pipeline's run.
+            seed: Its seed, if seeds are repeated. The seeds of a setting share the tag `iddpm.setting`, by which MLflow's list groups runs.
         """
         from evaluation.ablations.trials.record import slug
         from training.tracking.runs import open_run
 
         request = plan.request
-        values = trial.values if trial else dict.fromkeys(request.trials()[0].values, label)
+        setting = setting_of(label, seed)
+        values = trial.values if trial else dict.fromkeys(request.trials()[0].values, setting)
         self._run = open_run(
             run_key=f"{request.key()}/{slug(label)}",
             experiment_name=plan.tracking,
@@ -66,8 +74,13 @@ class TrialTracking:
                 "iddpm.role": "trial",
                 "iddpm.trial": label,
                 **({"iddpm.preset": trial.preset} if trial else {}),
+                **({"iddpm.setting": setting} if seed is not None else {}),
             },
-            params={**values, **({"model": label} if not trial or trial.role else {})},
+            params={
+                **values,
+                **({"model": setting} if not trial or trial.role else {}),
+                **({"seed": seed} if seed is not None else {}),
+            },
             parent_run_id=plan.parent_run_id,
         )
 
@@ -171,7 +184,8 @@ def run_name(request: AblationRequest, trial: Trial) -> str:
             values.setdefault(name, set()).add(format_value(value))
     differing = {name: value for name, value in trial.values.items() if len(values[name]) > 1}
     words = [value for value in differing.values() if isinstance(value, str)]
-    return " ".join([*words, *(f"{name}={format_value(v)}" for name, v in differing.items() if not isinstance(v, str))]) or trial.label
+    numbers = [f"{name}={format_value(value)}" for name, value in differing.items() if not isinstance(value, str)]
+    return label_of(" ".join([*words, *numbers]) or trial.setting, trial.seed)
 
 
 def _tags(request: AblationRequest, pipeline_run_id: str) -> dict[str, str]:

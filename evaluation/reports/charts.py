@@ -57,7 +57,8 @@ class Line:
     """One curve.
 
     Attributes:
-        points: x -> y and its standard error; the error is 0 where it is unknown. Errors are drawn as a band.
+        label: Its name in the legend, which leaves out a curve without one.
+        points: x -> y and its error; the error is 0 where it is unknown. Errors are drawn as a band.
         style: Index of its colour and marker.
         dashes: Index of its dash pattern.
         faint: Draw it thin and pale, as the background of another line.
@@ -128,8 +129,9 @@ def draw_lines(lines: Sequence[Line], chart: Chart) -> Picture | None:
         axes.set_ylabel(chart.y)
         if chart.mark is not None:
             _mark(axes, *chart.mark, at_right=chart.mark[0] > 0.7 * xs[-1])
-        if len(lines) + len(chart.published) + len(places) > 1 or chart.legend:
-            outside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(lines) > _MAX_LINES_IN_AXES else {}
+        num_named = sum(bool(line.label) for line in lines)
+        if num_named + len(chart.published) + len(places) > 1 or chart.legend:
+            outside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if num_named > _MAX_LINES_IN_AXES else {}
             axes.legend(title=chart.legend or None, alignment="left", handlelength=3.2, **outside)
         return Picture(svg=as_svg(figure, chart.caption), caption=chart.caption)
 

@@ -24,6 +24,7 @@ _PRESET = typer.Option("", help="Another experiment to vary; a --grid needs one.
 _OBJECTIVE = typer.Option("", help="simple, vlb or hybrid for every trial; empty keeps each trial's own.")
 _SET = typer.Option([], "--set", help="Override of every trial, like optim.num_steps=500; may be repeated.")
 _GRID = typer.Option([], "--grid", help="An axis of your own grid, like diffusion.vlb_weight=0.001,0.01; may be repeated.")
+_SEEDS = typer.Option(1, min=1, help="Repeat every trial with so many seeds; the report has means and 95 % intervals.")
 _RUN = typer.Option([], "--run", help="A run or checkpoint to evaluate, like vlb=s3://bucket/runs/KEY; may be repeated.")
 
 
@@ -52,6 +53,7 @@ def ablate(
     overrides: list[str] = _SET,
     grid: list[str] = _GRID,
     runs: list[str] = _RUN,
+    seeds: int = _SEEDS,
     sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like imagenet=/data/train; may be repeated."),
     num_workers: int = typer.Option(1, min=1, help="Training processes of a trial, and processes that draw samples."),
     gpu: bool = typer.Option(False, help="Train and evaluate on GPUs."),
@@ -62,7 +64,7 @@ def ablate(
     ),
 ) -> None:
     """Run an ablation on this machine and write its report; finished trials are reused."""
-    requests = _requests(name, scale, preset, objective, overrides, grid, runs)
+    requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds)
     for request in requests:
         request.trials()  # refuses an invalid request before anything starts
     if plan:
@@ -71,6 +73,7 @@ def ablate(
         return
     from pipelines.local.ablate import gallery_folder, run_ablation
     from pipelines.local.run import PipelineError
+    from pipelines.local.time_left import TimeLeft
     from pipelines.local.training import shorten_path
     from pipelines.services import services
 
@@ -80,8 +83,9 @@ def ablate(
     resources: dict[str, Any] = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)}
     if num_workers > 1 or gpu:
         resources["num_threads"] = 0
+    time_left = TimeLeft(requests, running.bucket_uri)
     for request in requests:
-        result = run_ablation(request, running, sources=_pairs(sources, "--source"), resources=resources)
+        result = run_ablation(request, running, sources=_pairs(sources, "--source"), resources=resources, time_left=time_left)
         print(f"{request.name}: {shorten_path(result.folder / 'report.html')}", flush=True)
         if result.failed:
             failures.append(f"{request.name} ({'; '.join(f'{label}: {why}' for label, why in result.failed.items())})")
@@ -100,6 +104,7 @@ def report(
     overrides: list[str] = _SET,
     grid: list[str] = _GRID,
     runs: list[str] = _RUN,
+    seeds: int = _SEEDS,
     markdown: bool = typer.Option(False, "--markdown", help="Print the findings of all reports on this machine as a Markdown table."),
 ) -> None:
     """Write an ablation's report again from the records of its trials; nothing is trained or measured."""
@@ -109,7 +114,7 @@ def report(
     from pipelines.local.training import shorten_path
     from pipelines.services import services
 
-    requests = _requests(name, scale, preset, objective, overrides, grid, runs)
+    requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds)
     running = services.up()
     if len(requests) > 1:
         requests = [request for request in requests if is_planned(request, running)] or requests[:1]
@@ -125,7 +130,7 @@ def report(
 
 
 def _requests(
-    name: str, scale: str, preset: str, objective: str, overrides: list[str], grid: list[str], runs: list[str]
+    name: str, scale: str, preset: str, objective: str, overrides: list[str], grid: list[str], runs: list[str], seeds: int = 1
 ) -> list[AblationRequest]:
     from evaluation.ablations.definitions.ablation import SCALES
     from evaluation.ablations.definitions.grid import parse_grid
@@ -142,6 +147,7 @@ def _requests(
         grid=parse_grid(grid),
         overrides=tuple(overrides),
         runs=_pairs(runs, "--run"),
+        seeds=seeds,
     )
     if name == "all":
         if grid or preset or objective or runs:
@@ -251,8 +257,10 @@ def _show_plan(request: AblationRequest, card: str, price_per_hour: float | None
 
     print(f"{request.name} at the scale {request.scale}: {ablation.title}. {ablation.source}")
     total = joint_cost(request, card)
-    for trial in request.trials():
+    trials = request.trials()
+    for trial in trials[: len(trials) // request.seeds]:  # the first seed's; the others cost the same
         cost = trial_cost(request, trial, card)
-        total = total + cost
-        print(f"  {trial.label}\n      {trial.preset} {' '.join(trial.own)}\n      {describe(cost)}")
-    print(f"in all {describe(total)}")
+        total += TrialCost(training=cost.training * request.seeds, measuring=cost.measuring * request.seeds)
+        print(f"  {trial.setting}\n      {trial.preset} {' '.join(trial.own)}\n      {describe(cost)}")
+    seeds = f", every trial with {request.seeds} seeds," if request.seeds > 1 else ""
+    print(f"in all{seeds} {describe(total)}")

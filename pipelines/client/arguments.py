@@ -115,6 +115,8 @@ def arguments_of(
     arguments: dict[str, Any] = {}
     for word in words:
         name, value = _parse(f"--param {word}", word, "name=value")
+        if name == "ablation_runs" and "ablation_options" in pipeline.parameters:
+            raise ArgumentsError(f'--param {word}: runs are a field of ablation_options now: ablation_options={{"runs": {value}}}')
         if name not in pipeline.parameters:
             near = close_to(name, pipeline.parameters) or f"; it has {', '.join(sorted(pipeline.parameters))}"
             raise ArgumentsError(f"--param {word}: pipeline {pipeline.name} has no parameter {name!r}{near}")

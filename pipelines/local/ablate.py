@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.ablations.definitions.request import AblationRequest
 from pipelines.local.output import show_progress
+from pipelines.local.time_left import TimeLeft
 from training.console import say
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def run_ablation(
     *,
     sources: Mapping[str, str] | None = None,
     resources: Mapping[str, Any] | None = None,
+    time_left: TimeLeft | None = None,
 ) -> AblationResult:
     """Plan an ablation, train and measure its trials or reuse them, and write the report; a failed trial stops no other.
 
@@ -62,6 +64,7 @@ def run_ablation(
         services: S3 and MLflow.
         sources: Name of a data set -> source of its images.
         resources: Fields of `training.config.experiment.Resources` for training and evaluation.
+        time_left: The estimate for this and further ablations; None makes one for this alone.
 
     Raises:
         UserError: The ablation is not valid.
@@ -75,13 +78,14 @@ def run_ablation(
     os.environ.update(services.env)
     root, uri = services.bucket_uri, ablation_uri(request, services.bucket_uri)
     resources = {**_RESOURCES, **(resources or {})}
+    time_left = time_left or TimeLeft([request], root)
     log_path = services.home / "logs" / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with show_progress(log_path, lambda: _title(request)):
         for data_set in list_data_sets(request, root, sources=sources):
             prepare_experiment(Experiment.from_json(data_set["experiment"]), data_set["data_uri"], source=data_set["source"])
         items = plan(request, root, TRACKING_EXPERIMENT)
-        failed = _run_trials(items, root, resources)
-        if not failed:
+        failed = _run_trials(items, root, resources, time_left)
+        if not failed or request.seeds > 1:
             _catch(failed, "joint measurement", lambda: measure_joint(uri, resources))
         folder = report_locally(request, services)
     return AblationResult(uri=uri, folder=folder, failed=failed, log_path=log_path)
@@ -102,7 +106,8 @@ def report_locally(request: AblationRequest, services: Services) -> Path:
     os.environ.update(services.env)
     uri = ablation_uri(request, services.bucket_uri)
     update_ablation(uri)
-    folder = gallery_folder(services) / f"{request.name}-{request.scale}"
+    seeds = f"-{request.seeds}-seeds" if request.seeds > 1 else ""
+    folder = gallery_folder(services) / f"{request.name}-{request.scale}{seeds}"
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:  # a file appears whole, for a gallery that is written at the same time
         if storage.exists(storage.join(uri, name)):
@@ -127,7 +132,7 @@ def gallery_folder(services: Services) -> Path:
     return services.home / "ablations"
 
 
-def _run_trials(items: Sequence[Mapping[str, Any]], root: str, resources: Mapping[str, Any]) -> dict[str, str]:
+def _run_trials(items: Sequence[Mapping[str, Any]], root: str, resources: Mapping[str, Any], time_left: TimeLeft) -> dict[str, str]:
     """Train and measure every trial; return the labels of those that failed, with the reasons."""
     from components.ablations import steps
     from training.distributed.ray_session import ray_session
@@ -140,12 +145,19 @@ def _run_trials(items: Sequence[Mapping[str, Any]], root: str, resources: Mappin
         measuring = ThreadPoolExecutor(1, thread_name_prefix=_MEASURING)
         stack.callback(measuring.shutdown, cancel_futures=True)  # when interrupted, only the present measure is waited for
         pending = []
+
+        def measure(item: Mapping[str, Any], run_uri: str) -> None:
+            _catch(failed, item["label"], lambda: steps.measure_trial(item, run_uri, resources))
+            time_left.finish(item, "measuring")
+
         for number, item in enumerate(items, start=1):
-            say(f"trial {number} of {len(items)}: {item['label']}")
+            say(f"trial {number} of {len(items)}: {item['label']}{time_left.describe()}")
             run_uri = _catch(failed, item["label"], functools.partial(_train, item, root, resources))
-            if run_uri is not None:
-                measure = functools.partial(steps.measure_trial, item, run_uri, resources)
-                pending.append(measuring.submit(_catch, failed, item["label"], measure))
+            if run_uri is None:
+                time_left.finish(item, "training", "measuring")
+            else:
+                time_left.finish(item, "training")
+                pending.append(measuring.submit(measure, item, run_uri))
         for one in pending:
             one.result()
     return failed

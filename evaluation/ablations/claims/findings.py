@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluation.ablations.claims.claim import Finding, Verdict, claim, judge
+from evaluation.ablations.claims.claim import Deciding, Finding, claim, combine_seeds, judge
 from evaluation.ablations.claims.estimates import (
     bits,
     bound_ratio,
@@ -20,7 +20,7 @@ from evaluation.ablations.claims.estimates import (
     score_curve,
 )
 from evaluation.ablations.trials.measures import paired_correlation, read_images
-from evaluation.ablations.trials.record import TrialRecord
+from evaluation.ablations.trials.record import TrialRecord, split_by_seed
 
 Records = Sequence[TrialRecord]
 Claims = Iterator[Finding | None]
@@ -40,10 +40,20 @@ _RISE_OF_BITS = 1.002
 
 
 def findings(name: str, records: Iterable[TrialRecord]) -> list[Finding]:
-    """Test the claims of an ablation; a claim is left out if a trial that it needs is missing or failed. A user's grid has none."""
-    done = [record for record in records if not record.error]
-    claims = _CLAIMS[name](done) if done and name in _CLAIMS else ()
-    return [finding for finding in claims if finding is not None]
+    """Test the claims of an ablation; a claim is left out if a trial that it needs is missing or failed. A user's grid has none.
+
+    Repeated seeds are tested one by one and then combined. A failed trial takes its seed out of the claims that need it.
+    """
+    if name not in _CLAIMS:
+        return []
+    by_claim: dict[str, list[Finding]] = {}
+    seeds = split_by_seed(record for record in records if record.values or not record.error)
+    for of_seed in seeds.values():
+        if not all(record.error for record in of_seed):
+            for finding in _CLAIMS[name](of_seed):
+                if finding is not None:
+                    by_claim.setdefault(finding.claim, []).append(finding)
+    return [found[0] if None in seeds else combine_seeds(found) for found in by_claim.values()]
 
 
 def _hybrid_weight(records: Records) -> Claims:
@@ -163,7 +173,7 @@ def _likelihood_steps(records: Records) -> Claims:
 
 def _vlb_ratio(records: Records) -> Claims:
     hybrid, vlb = find(records, role="hybrid"), find(records, role="vlb")
-    if hybrid is None or vlb is None:
+    if hybrid is None or vlb is None or hybrid.error or vlb.error:
         return
     ratio = bound_ratio(hybrid, vlb)
     width = max(1, len(ratio) // 40)
@@ -178,7 +188,10 @@ def _vlb_ratio(records: Records) -> Claims:
             f"Over {part_name} the ratio of theta_hybrid's terms to theta_vlb's is {math.exp(log_mean):.3g} "
             f"(geometric mean); theta_hybrid is the better one at {share:.0%} of them."
         )
-        yield Finding(text, f"{_SECTION_4}, figure 3", judge(-log_mean if vlb_is_better else log_mean), evidence)
+        number = Deciding(
+            name=f"Logarithm of the ratio of theta_hybrid's terms to theta_vlb's over {part_name}", value=log_mean, above=vlb_is_better
+        )
+        yield Finding(text, f"{_SECTION_4}, figure 3", judge(number.difference), evidence, number)
 
 
 def _ensemble(records: Records) -> Claims:
@@ -199,12 +212,19 @@ def _same_noise(records: Records) -> Claims:
             continue
         first, second = (read_images(record.measures["samples"]["images_uri"]) for record in rows[:2])
         paired, unpaired = paired_correlation(first, second)
+        number = Deciding(
+            name="Correlation of images from the same noise, less that of images from different noise",
+            value=paired - unpaired,
+            error=1 / math.sqrt(len(first)),
+            above=True,
+        )
         yield Finding(
             f"From the same noise L_hybrid and L_vlb draw related images ({data}).",
             "supplement section 8, figures 20 and 21: shown there, not said",
-            judge(unpaired - paired, 1 / math.sqrt(len(first))),
+            judge(number.difference, number.error),
             f"Pixels of {len(first)} pairs of images from the same noise correlate by {paired:.2f}, "
             f"of pairs from different noise by {unpaired:.2f}.",
+            number,
         )
 
 
@@ -248,15 +268,19 @@ class _Course:
         """Return True if the curve has become worse. A curve that ends near its minimum may still become worse later."""
         return self.end > factor * self.minimum
 
-    def judge_rise(self, factor: float) -> Verdict:
-        return "as the paper says" if self.rises(factor) else "not decided here"
+    def test_rise(self, text: str, source: str, factor: float, name: str) -> Finding:
+        """Test whether the curve of that name has become worse."""
+        number = Deciding(name=f"{name}: the end over the least", value=self.end / self.minimum, level=factor, above=True, one_sided=True)
+        return Finding(text, source, "as the paper says" if self.rises(factor) else "not decided here", self.describe(name), number)
 
-    def judge_sooner(self, other: _Course, factor: float) -> Verdict:
-        """Judge whether this one reached its best before the other; undecided until the earlier one has become worse again."""
+    def test_sooner(self, other: _Course, names: tuple[str, str], text: str, source: str, factor: float, evidence: str) -> Finding:
+        """Test whether this one reached its best before the other; undecided until the earlier one has become worse again."""
         earlier = min(self, other, key=lambda course: course.best_step)
-        if self.best_step == other.best_step or not earlier.rises(factor):
-            return "not decided here"
-        return judge(float(self.best_step - other.best_step))
+        if not earlier.rises(factor):
+            return Finding(text, source, "not decided here", evidence)
+        steps = float(self.best_step), float(other.best_step)
+        number = Deciding(value=steps[0] - steps[1], sides=tuple(zip(names, steps, strict=True)), unit="steps to the best")
+        return Finding(text, source, judge(number.difference), evidence, number)
 
 
 def _dropout(records: Records) -> Claims:
@@ -265,14 +289,16 @@ def _dropout(records: Records) -> Claims:
         points = {step: value for step, (value, _) in curve(find(records, schedule=schedule, dropout=0.1), "history-likelihood").items()}
         if len(points) > 1:
             course = courses[schedule] = _Course.of(points)
-            evidence = course.describe("Its bits/dim on test images")
-            yield Finding(f"The {schedule} model with dropout 0.1 overfits.", _FIGURE_6, course.judge_rise(_RISE_OF_BITS), evidence)
+            text = f"The {schedule} model with dropout 0.1 overfits."
+            yield course.test_rise(text, _FIGURE_6, _RISE_OF_BITS, "Its bits/dim on test images")
     if len(courses) == 2:
         cosine, linear = courses["cosine"], courses["linear"]
-        yield Finding(
+        yield cosine.test_sooner(
+            linear,
+            ("cosine", "linear"),
             "The cosine schedule reaches its optimum, and then overfits, more quickly than the linear one.",
             _FIGURE_6,
-            cosine.judge_sooner(linear, _RISE_OF_BITS),
+            _RISE_OF_BITS,
             f"Least bits/dim at step {cosine.best_step:,} (cosine) and at step {linear.best_step:,} (linear), both with dropout 0.1.",
         )
     for schedule, best in (("linear", 0.1), ("cosine", 0.3)):
@@ -290,15 +316,15 @@ def _overfitting(records: Records) -> Claims:
     courses = {rate: _Course.of(points) for rate, points in sorted(curves.items()) if len(points) > 1}
     for rate, course in courses.items():
         text = "Over the course of training the distance becomes worse, " + (f"with dropout {rate} too." if rate else "without dropout.")
-        yield Finding(text, _FIGURE_7, course.judge_rise(_RISE_OF_SCORES), course.describe("The score"))
+        yield course.test_rise(text, _FIGURE_7, _RISE_OF_SCORES, "The score")
     without, small, unit = find(records, dropout=0.0), find(records, dropout=0.1), distance_name(records)
     text = "A small amount of dropout improves the best attainable distance."
     yield claim(text, _FIGURE_7, ("best with dropout 0.1", distance(small)), ("best without", distance(without)), unit)
     if 0.0 in courses and 0.1 in courses:
         late, early = courses[0.1].best_step, courses[0.0].best_step
         evidence = f"The best score is at step {late:,} with dropout 0.1, at step {early:,} without."
-        sooner = courses[0.0].judge_sooner(courses[0.1], _RISE_OF_SCORES)
-        yield Finding("With dropout it takes longer to get to the best.", _FIGURE_7, sooner, evidence)
+        text = "With dropout it takes longer to get to the best."
+        yield courses[0.0].test_sooner(courses[0.1], ("without dropout", "with dropout 0.1"), text, _FIGURE_7, _RISE_OF_SCORES, evidence)
     for record in records:
         averages = distances_by_weights(record)
         trained = averages.pop("model", None)

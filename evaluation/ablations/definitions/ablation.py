@@ -100,9 +100,10 @@ class Trial:
     Attributes:
         label: What distinguishes it, such as "vlb_weight=0.01 stop_gradient=false"; its role, where it has one.
         values: Short name -> value of what the ablation varies.
-        overrides: All its overrides: the shared ones, its own, then the user's.
+        overrides: All its overrides: the shared ones, its own, then the user's, then the seed.
         own: Its own overrides alone.
         run_uri: A run or checkpoint that the user named in place of the experiment's own run; usually empty.
+        seed: Its seed, if the ablation repeats every setting with several; else None.
     """
 
     label: str
@@ -113,6 +114,12 @@ class Trial:
     role: str = ""
     run_uri: str = ""
     measures: tuple[Measure, ...] = ("final",)
+    seed: int | None = None
+
+    @property
+    def setting(self) -> str:
+        """The label without the seed."""
+        return setting_of(self.label, self.seed)
 
     @property
     def experiment(self) -> Experiment:
@@ -136,8 +143,12 @@ def trials(
     objective: Objective | None = None,
     overrides: Iterable[str] = (),
     runs: Mapping[str, str] | None = None,
+    seeds: int = 1,
 ) -> tuple[Trial, ...]:
     """Return the trials of an ablation; each is a valid experiment.
+
+    With several seeds, all trials of the first seed come before those of the next, so that an interrupted ablation has whole
+    seeds to compare.
 
     Args:
         ablation: The ablation.
@@ -146,14 +157,21 @@ def trials(
         objective: Another objective for every trial; None keeps each trial's own.
         overrides: The user's overrides of every trial. They apply last and may not change what the ablation varies.
         runs: Role -> run or checkpoint, for an ablation that trains nothing.
+        seeds: How often each setting is repeated: with its experiment's seed, and with those after it.
 
     Raises:
-        UserError: A name is unknown, an override is invalid or changes what the ablation varies, or there are too many trials.
+        UserError: A name is unknown, an override is invalid or changes what the ablation varies, there are too many trials, or
+            seeds cannot be repeated, because the user named a run or the ablation varies them.
     """
     if scale not in SCALES:
         raise UserError(f"there is no scale {scale!r}; it is {' or '.join(SCALES)}")
     settings = ablation.paper if scale == "paper" else ablation.tiny
-    require_size(ablation.name, len(settings))
+    if seeds < 1:
+        raise UserError(f"the number of seeds must be 1 or more, got {seeds}")
+    if seeds > 1 and (runs or "seed" in ablation.varied):
+        remedy = "a run that you name has one seed" if runs else "it varies the seed itself"
+        raise UserError(f"the ablation {ablation.name!r} cannot be repeated with {seeds} seeds: {remedy}; leave the number of seeds at 1")
+    require_size(ablation.name, len(settings) * seeds)
     if preset_name:
         settings = _with_preset(ablation, settings, preset_name)
     runs = runs or {}
@@ -184,7 +202,17 @@ def trials(
             )
         )
     _require_different(ablation, planned)
-    return tuple(planned)
+    return tuple(planned) if seeds == 1 else tuple(_with_seed(trial, number) for number in range(seeds) for trial in planned)
+
+
+def label_of(setting: str, seed: int | None) -> str:
+    """Return the label of a setting's trial with that seed; without one, the setting's own."""
+    return setting if seed is None else f"{setting} seed={seed}"
+
+
+def setting_of(label: str, seed: int | None) -> str:
+    """Return the setting of a label that `label_of` made with that seed."""
+    return label.removesuffix(label_of("", seed))
 
 
 def values_of(ablation: Ablation, experiment: Experiment) -> dict[str, Any]:
@@ -238,6 +266,11 @@ def require_size(name: str, num_trials: int) -> None:
     """
     if num_trials > MAX_TRIALS:
         raise UserError(f"the ablation {name!r} has {num_trials:,} trials; at most {MAX_TRIALS} fit in one pipeline run, split it up")
+
+
+def _with_seed(trial: Trial, number: int) -> Trial:
+    seed = trial.experiment.seed + number
+    return replace(trial, label=label_of(trial.label, seed), seed=seed, overrides=(*trial.overrides, f"seed={seed}"))
 
 
 def _with_preset(ablation: Ablation, settings: Sequence[Setting], preset_name: str) -> tuple[Setting, ...]:

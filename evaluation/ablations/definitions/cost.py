@@ -53,7 +53,7 @@ def trial_cost(request: AblationRequest, trial: Trial, card: str = "H100") -> Tr
 
 
 def joint_cost(request: AblationRequest, card: str = "H100") -> TrialCost:
-    """Estimate the cost of the joint measurement: one more reported evaluation; for a cascade, the samples of both stages."""
+    """Estimate the cost of the joint measurement: one more reported evaluation a seed; for a cascade, the samples of both stages."""
     joint = request.ablation().joint
     trials = {trial.role: trial for trial in request.trials()}
     hours = 0.0
@@ -62,7 +62,7 @@ def joint_cost(request: AblationRequest, card: str = "H100") -> TrialCost:
         hours += phases["sampling"].card_hours
         if joint == "ensemble" and "likelihood" in phases:
             hours += phases["likelihood"].card_hours
-    return TrialCost(training=0.0, measuring=hours)
+    return TrialCost(training=0.0, measuring=hours * request.seeds)
 
 
 def num_curve_images(experiment: Experiment) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from evaluation.ablations.definitions.ablation import SCALES, Ablation, Scale, Trial, counts, format_value, trials
@@ -14,6 +15,7 @@ from evaluation.ablations.definitions.grid import own_grid
 from evaluation.ablations.definitions.paper import ABLATIONS, find_ablation
 from training.config.errors import UserError
 from training.config.experiment import Objective
+from training.config.validation import unknown_field, validate
 
 OBJECTIVES: tuple[str, ...] = ("as named", *get_args(Objective))
 """Objectives that the pipeline's form offers; the first keeps the objective of each trial."""
@@ -35,6 +37,7 @@ class AblationRequest:
         title: Title of a user's grid.
         overrides: Overrides of every trial.
         runs: Role -> run or checkpoint, for an ablation that trains nothing.
+        seeds: How often each setting is repeated; the trials of a setting differ by seed alone.
     """
 
     name: str
@@ -45,6 +48,7 @@ class AblationRequest:
     title: str = ""
     overrides: tuple[str, ...] = ()
     runs: Mapping[str, str] = field(default_factory=dict)
+    seeds: int = 1
 
     def ablation(self) -> Ablation:
         """Return the ablation.
@@ -75,6 +79,7 @@ class AblationRequest:
             objective=None if self.objective == OBJECTIVES[0] else self.objective,  # type: ignore[arg-type]
             overrides=self.overrides,
             runs=self.runs,
+            seeds=self.seeds,
         )
 
     @property
@@ -100,7 +105,7 @@ class AblationRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
     @classmethod
@@ -113,6 +118,7 @@ class AblationRequest:
         words = ["iddpm", "ablate", self.name, "--scale", self.scale]
         words += ["--preset", self.preset] if self.preset != DEFAULT_PRESET else []
         words += ["--objective", self.objective] if self.objective != OBJECTIVES[0] else []
+        words += ["--seeds", str(self.seeds)] if self.seeds > 1 else []
         for path, values in self.grid.items():
             words += ["--grid", f"{path}={','.join(map(format_value, values))}"]
         for item in self.overrides:
@@ -122,18 +128,36 @@ class AblationRequest:
         return shlex.join(words)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AblationOptions:
+    """The pipeline's parameter `ablation_options`: `seeds` and `runs` as in `AblationRequest`."""
+
+    seeds: int = 1
+    runs: dict[str, str] = field(default_factory=dict)
+
+
 def from_form(
-    name: str, scale: str, grid: Mapping[str, Any], runs: Mapping[str, Any], preset: str, objective: str, overrides: Sequence[str]
+    name: str, scale: str, grid: Mapping[str, Any], options: Mapping[str, Any], preset: str, objective: str, overrides: Sequence[str]
 ) -> AblationRequest:
     """Make a request from the values of the pipeline's form, which are those of `AblationRequest`; a user's grid is named `OWN_GRID`.
 
+    `options` has fields of `AblationOptions`; a missing one has its default.
+
     Raises:
-        UserError: There is no such scale, or a user's grid has no axes.
+        UserError: There is no such scale, a user's grid has no axes, or an option is unknown or does not fit.
     """
     if scale not in SCALES:
         raise UserError(f"there is no scale {scale!r}; it is {' or '.join(SCALES)}")
     if name == OWN_GRID and not grid:
         raise UserError('a grid of your own needs its axes: ablation_grid, like {"diffusion.vlb_weight": [0.001, 0.01]}')
+    fields = dict.fromkeys(each.name for each in dataclasses.fields(AblationOptions))
+    for option in options:
+        if option not in fields:
+            raise UserError(f"ablation_options: {unknown_field(option, fields, '')}")
+    try:
+        read: AblationOptions = validate(AblationOptions, options)
+    except UserError as error:
+        raise UserError(f"ablation_options.{error}") from None
     return AblationRequest(
         name=name,
         scale=scale,
@@ -141,7 +165,8 @@ def from_form(
         objective=objective,
         grid=grid,
         overrides=tuple(overrides),
-        runs={role: str(uri) for role, uri in runs.items()},
+        runs=read.runs,
+        seeds=read.seeds,
     )
 
 
@@ -151,6 +176,6 @@ def from_parameters(values: Mapping[str, Any]) -> AblationRequest:
     Raises:
         UserError: As for `from_form`.
     """
-    ablation = [values[f"ablation_{name}"] for name in ("name", "scale", "grid", "runs")]
+    ablation = [values[f"ablation_{name}"] for name in ("name", "scale", "grid", "options")]
     experiment = [values[f"experiment_{name}"] for name in ("preset", "objective", "overrides")]
     return from_form(*ablation, *experiment)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from matplotlib import rc_context
 
 from evaluation.ablations.claims.estimates import Estimate, bits, bound_ratio, curve, distance_name, find, score_curve
+from evaluation.ablations.claims.interval import mean_interval
 from evaluation.ablations.definitions.ablation import format_value
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.page.table import COLUMN_TITLES, TableRow
 from evaluation.ablations.trials.joint import ENDS_SHARE
-from evaluation.ablations.trials.record import TrialRecord
+from evaluation.ablations.trials.record import TrialRecord, split_by_seed
 from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines, new_axes
 
 Records = Sequence[TrialRecord]
-Pictures = Iterator[Picture | None]
+Drawing = tuple[Sequence[Line], Chart]
+Drawings = Iterator[Drawing]
 
 _BITS = "bits/dim, lower is better"
 _SAMPLING_STEPS = "sampling steps"
 _TRAINING_STEP = "training step"
+_BANDS = " Bands are one standard error."
 
 
 def figures(request: AblationRequest, records: Records, rows: Sequence[TableRow]) -> list[Picture]:
@@ -27,14 +34,41 @@ def figures(request: AblationRequest, records: Records, rows: Sequence[TableRow]
 
     Failed trials and figures without points are left out.
     """
-    done = [record for record in records if not record.error]
     draw = None if request.grid else _FIGURES.get(request.name)
-    drawn = draw(done) if draw else iter([draw_bars(rows, distance_name(records))])
-    return [picture for picture in drawn if picture is not None]
+    if draw is None:
+        pictures = [draw_bars(rows, distance_name(records))]
+    else:
+        seeds = split_by_seed(record for record in records if not record.error)
+        drawn = [list(draw(of_seed)) for of_seed in seeds.values()]
+        pictures = [draw_lines(lines, chart) for lines, chart in (mean_curves(drawn) if len(drawn) > 1 else itertools.chain(*drawn))]
+    return [picture for picture in pictures if picture is not None]
+
+
+def mean_curves(seeds: Sequence[Sequence[Drawing]]) -> Drawings:
+    """Merge the charts of several seeds: the mean of each curve with its 95 % interval, and the curve of each seed as a thin line."""
+    charts = {chart.caption: chart for drawings in seeds for _, chart in drawings}
+    for caption, chart in charts.items():
+        curves: dict[str, list[Line]] = {}
+        for lines, other in itertools.chain(*seeds):
+            for line in lines if other.caption == caption else ():
+                curves.setdefault(line.label, []).append(line)
+        thin = [replace(line.without_errors(), label="", faint=True) for of_seeds in curves.values() for line in of_seeds]
+        means = [replace(of_seeds[0], points=_mean_points(of_seeds)) for of_seeds in curves.values()]
+        words = "Thick lines are means over the seeds, with the 95 % interval of the mean as a band; thin lines are the seeds."
+        yield [*thin, *means], replace(chart, caption=f"{caption.removesuffix(_BANDS)} {words}")
+
+
+def _mean_points(seeds: Sequence[Line]) -> dict[Any, Estimate]:
+    """Return the mean of the curves where they have a point, and half the width of its interval; 0 where there is a single one."""
+    values: dict[Any, list[float]] = {}
+    for line in seeds:
+        for x, (y, _) in line.points.items():
+            values.setdefault(x, []).append(y)
+    return {x: (math.fsum(ys) / len(ys), float(mean_interval(ys)[1]) if len(ys) > 1 else 0.0) for x, ys in values.items()}
 
 
 def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
-    """Draw the distance of each trial as a bar with one standard error, and the paper's FID if the two are comparable.
+    """Draw the distance of each setting as a bar with its error, the seeds as dots, and the paper's FID if the two are comparable.
 
     Return None if no row has a distance. `name` is the name of the distance.
     """
@@ -47,13 +81,17 @@ def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
         axes.barh(
             heights,
             [float(row.distance.ours or 0.0) for row in rows],
-            xerr=[row.distance.standard_error or 0.0 for row in rows],
+            xerr=[row.distance.error or 0.0 for row in rows],
             color=COLOURS[0],
             alpha=0.85,
             height=0.6,
             error_kw={"ecolor": "#111827", "capsize": 3},
             label="ours",
         )
+        seeds = [(value, height) for row, height in zip(rows, heights, strict=True) for value in row.distance.seeds]
+        if seeds:
+            values, at = zip(*seeds, strict=True)
+            axes.plot(values, at, "o", color="#111827", markersize=3.5, alpha=0.5, label="a seed")
         published = [
             (float(row.distance.paper or 0.0), height)
             for row, height in zip(rows, heights, strict=True)
@@ -61,11 +99,16 @@ def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
         ]
         if published:
             axes.plot([value for value, _ in published], [height for _, height in published], "D", color=COLOURS[1], label="the paper's")
+        if published or seeds:
             axes.legend()
         axes.set_yticks(heights, _bar_names(rows))
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"{name}, lower is better")
         caption = "The distance of every trial; the whisker is one standard error."
+        if seeds:
+            caption = (
+                "The distance of every setting: the mean over its seeds, which are the dots. The whisker is the 95 % interval of the mean."
+            )
         return Picture(svg=as_svg(figure, caption), caption=caption)
 
 
@@ -92,7 +135,7 @@ def _without_errors(values: dict[int, float]) -> dict[int, Estimate]:
     return {step: (value, 0.0) for step, value in values.items()}
 
 
-def _sampling_steps(records: Records) -> Pictures:
+def _sampling_steps(records: Records) -> Drawings:
     lines = [
         Line(label=f"{_run_name(record)}, {name}", points=curve(record, "sampling-steps", method), style=style, dashes=dashes)
         for style, record in enumerate(records)
@@ -100,14 +143,15 @@ def _sampling_steps(records: Records) -> Pictures:
     ]
     caption = (
         "Distance by number of sampling steps, as supplement figure 1 draws it: whole lines are the ancestral sampler, dashed ones "
-        "DDIM. Bands are one standard error."
+        f"DDIM.{_BANDS}"
     )
-    yield draw_lines(
-        lines, Chart(x=_SAMPLING_STEPS, y=_distance_axis(records, "sampling-steps"), caption=caption, log_x=True, places=_crossing(records))
+    yield (
+        lines,
+        Chart(x=_SAMPLING_STEPS, y=_distance_axis(records, "sampling-steps"), caption=caption, log_x=True, places=_crossing(records)),
     )
 
 
-def _figure_1(records: Records) -> Pictures:
+def _figure_1(records: Records) -> Drawings:
     largest = max((record.values["global_batch_size"] for record in records), default=0)
     lines = []
     for record in records:
@@ -116,12 +160,10 @@ def _figure_1(records: Records) -> Pictures:
         style = 2 * int(not hybrid) + int(batch < largest)
         lines.append(Line(label=label, points=curve(record, "figure-1"), style=style, dashes=int(not hybrid)))
     caption = "Distance by number of sampling steps for two batch sizes and learning rates (supplement figure 1)."
-    yield draw_lines(
-        lines, Chart(x=_SAMPLING_STEPS, y=_distance_axis(records, "figure-1"), caption=caption, log_x=True, places=_crossing(records))
-    )
+    yield (lines, Chart(x=_SAMPLING_STEPS, y=_distance_axis(records, "figure-1"), caption=caption, log_x=True, places=_crossing(records)))
 
 
-def _likelihood_steps(records: Records) -> Pictures:
+def _likelihood_steps(records: Records) -> Drawings:
     lines = [
         Line(
             label=f"{_run_name(record)}, {name}", points=bits_by_steps(record, spacing), style=style, dashes=int(spacing == "strided")
@@ -130,7 +172,7 @@ def _likelihood_steps(records: Records) -> Pictures:
         for spacing, name in (("with-small-t", "with every t to T/K"), ("strided", "strided alone"))
     ]
     caption = "Negative log-likelihood by number of evaluation steps (supplement figure 5); dashed: the even stride alone."
-    yield draw_lines(lines, Chart(x="evaluation steps K", y=_BITS, caption=caption, log_x=True))
+    yield lines, Chart(x="evaluation steps K", y=_BITS, caption=caption, log_x=True)
 
 
 def bits_by_steps(record: TrialRecord, spacing: str) -> dict[int, Estimate]:
@@ -141,13 +183,13 @@ def bits_by_steps(record: TrialRecord, spacing: str) -> dict[int, Estimate]:
     return {**curve(record, "likelihood-steps", spacing), max(strided): strided[max(strided)]}
 
 
-def _vlb_ratio(records: Records) -> Pictures:
+def _vlb_ratio(records: Records) -> Drawings:
     hybrid, vlb = find(records, role="hybrid"), find(records, role="vlb")
     if hybrid is None or vlb is None:
         return
     ratio = bound_ratio(hybrid, vlb)
     width, timestep = len(ratio) // ENDS_SHARE, "timestep t (1 is the least noise)"
-    yield draw_lines(
+    yield (
         [Line(label="ratio", points={t + 1: (value, 0.0) for t, value in enumerate(ratio)})],
         Chart(
             x=timestep,
@@ -161,10 +203,10 @@ def _vlb_ratio(records: Records) -> Pictures:
         Line(label=name, points={t + 1: (max(term, 1e-9), 0.0) for t, term in enumerate(record.measures["bound"]["per_t"])}, style=style)
         for style, (record, name) in enumerate(((hybrid, "theta_hybrid"), (vlb, "theta_vlb")))
     ]
-    yield draw_lines(terms, Chart(x=timestep, y="term of the bound, bits/dim", caption="The terms themselves.", log_x=True, log_y=True))
+    yield terms, Chart(x=timestep, y="term of the bound, bits/dim", caption="The terms themselves.", log_x=True, log_y=True)
 
 
-def _dropout(records: Records) -> Pictures:
+def _dropout(records: Records) -> Drawings:
     figure_6 = [record for record in records if record.values["dropout"] == 0.1]
     scores = [
         Line(label=str(record.values["schedule"]), points=_without_errors(score_curve(record)), style=style)
@@ -181,14 +223,14 @@ def _dropout(records: Records) -> Pictures:
     }
     course, test_bits = "over the course of training, dropout 0.1 (supplement figure 6", "bits/dim of test images"
     caption = f"Distance {course}, top): few-step scores."
-    yield draw_lines(scores, Chart(x=_TRAINING_STEP, y=_distance_axis(records, "history"), caption=caption, legend="schedule"))
+    yield scores, Chart(x=_TRAINING_STEP, y=_distance_axis(records, "history"), caption=caption, legend="schedule")
     caption = f"Negative log-likelihood {course}, bottom)."
     shown = [bits_lines[record.label] for record in figure_6]
-    yield draw_lines(shown, Chart(x=_TRAINING_STEP, y=test_bits, caption=caption, legend="schedule"))
-    yield draw_lines(list(bits_lines.values()), Chart(x=_TRAINING_STEP, y=test_bits, caption="The same for every dropout of the sweep."))
+    yield shown, Chart(x=_TRAINING_STEP, y=test_bits, caption=caption, legend="schedule")
+    yield list(bits_lines.values()), Chart(x=_TRAINING_STEP, y=test_bits, caption="The same for every dropout of the sweep.")
 
 
-def _overfitting(records: Records) -> Pictures:
+def _overfitting(records: Records) -> Drawings:
     scores = [point["scores"] for record in records for point in (record.measures.get("history") or {}).get("points", ())]
     weights = list(dict.fromkeys(name for score in scores for name in score))
     lines = [
@@ -205,10 +247,10 @@ def _overfitting(records: Records) -> Pictures:
         "Distance over the course of training for every dropout and decay of the average (supplement figure 7): a colour is a decay, "
         "a dash a dropout. Few-step scores on the same noise."
     )
-    yield draw_lines(lines, Chart(x=_TRAINING_STEP, y=_distance_axis(records, "history"), caption=caption))
+    yield lines, Chart(x=_TRAINING_STEP, y=_distance_axis(records, "history"), caption=caption)
 
 
-def _width(records: Records) -> Pictures:
+def _width(records: Records) -> Drawings:
     """Draw the distance and bits/dim by training compute, with the main paper's fits where the images are those of the fits."""
     scores, reported = [], []
     for style, record in enumerate(records):
@@ -227,7 +269,7 @@ def _width(records: Records) -> Pictures:
         (reported, _BITS, "Bits/dim of the evaluated checkpoint by training compute (main paper, scaling).", (3.40, 3.0e-15, 0.17)),
     ):
         published = _power_law(lines, *fit) if fitted else ()
-        yield draw_lines(lines, Chart(x="training compute, FLOPs", y=y, caption=caption, log_x=True, published=published))
+        yield lines, Chart(x="training compute, FLOPs", y=y, caption=caption, log_x=True, published=published)
 
 
 def _power_law(lines: Sequence[Line], floor: float, scale: float, power: float) -> list[Line]:
@@ -250,7 +292,7 @@ def _run_name(record: TrialRecord) -> str:
     return ", ".join(parts) or record.label
 
 
-_FIGURES: dict[str, Callable[[Records], Pictures]] = {
+_FIGURES: dict[str, Callable[[Records], Drawings]] = {
     "sampling-steps": _sampling_steps,
     "lsun-batch-size": _figure_1,
     "likelihood-steps": _likelihood_steps,

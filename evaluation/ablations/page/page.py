@@ -42,6 +42,8 @@ def render(
         source=ablation.source,
         scale=request.scale,
         scale_words=_describe_scale(request),
+        seeds_words=f"Every trial has {request.seeds} seeds." if request.seeds > 1 else "",
+        seeds=request.seeds,
         data_words=_describe_data(records),
         distance_words=_describe_distance(name, with_paper=bool(cells) and table.any_paper([row.distance for row in rows])),
         failures=[record for record in records if record.error],
@@ -53,7 +55,7 @@ def render(
         pictures=figures,
         points=_points(records),
         grids=sample_grids(records),
-        card=_card(records),
+        card=[*_plan_card(request), *_card(records)],
         command=request.command(),
         links=public_links(links),
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
@@ -97,8 +99,11 @@ def _describe_distance(name: str, *, with_paper: bool) -> str:
 
 def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
     checkpoint = {"last": "the last checkpoint", "best": "the best checkpoint by distance"}[request.ablation().checkpoint]
+    errors = "one standard error: of a distance over the draw of the samples, of bits/dim over images, noise and timesteps"
+    if request.seeds > 1:
+        errors = "half the width of the 95 % interval of a mean over seeds (Student's t, n - 1 degrees of freedom)"
     notes = [
-        "Numbers after ± are one standard error: of a distance over the draw of the samples, of bits/dim over images, noise and timesteps.",
+        f"Numbers after ± are {errors}.",
         f"The evaluated checkpoint of each run is {checkpoint}.",
     ]
     if request.ablation().joint == "cascade":
@@ -125,6 +130,22 @@ def _points(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
         for point in points_of(record, measure)
     ]
     return {"headers": ["trial", "curve", "steps", "value"], "rows": rows} if rows else None
+
+
+def _plan_card(request: AblationRequest) -> list[tuple[str, str]]:
+    """Return what was fixed before the first run of an ablation with several seeds."""
+    if request.seeds == 1:
+        return []
+    trials = request.trials()
+    seeds = list(dict.fromkeys(trial.seed for trial in trials))
+    measures = dict.fromkeys(name for trial in trials for name in trial.measures)
+    fixed = f"the measures ({', '.join(measures)}), the checkpoint ({request.ablation().checkpoint})"
+    fixed += "" if request.grid else ", and of every claim the number and the direction"
+    return [
+        ("Seeds", f"{', '.join(map(str, seeds))}; the trials of a seed have the same noise, and those of a setting differ by seed alone"),
+        ("Fixed before the runs", fixed),
+        ("Stopping rule", f"every trial is trained with all {len(seeds)} seeds, whatever the first ones show, and with no other"),
+    ]
 
 
 def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:

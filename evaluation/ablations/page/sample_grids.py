@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from evaluation.ablations.trials.measures import read_images
-from evaluation.ablations.trials.record import TrialRecord
+from evaluation.ablations.trials.record import TrialRecord, split_by_seed
 from evaluation.records import grids
 from evaluation.reports.html import data_uri
 from training import storage
@@ -27,8 +27,8 @@ class SampleGrid:
 
 
 def sample_grids(records: Sequence[TrialRecord]) -> list[SampleGrid]:
-    """Return the grids of all images that the records name and that still exist."""
-    done = [record for record in records if not record.error]
+    """Return the grids of all images that the records name and that still exist; of repeated seeds, those of the first finished one."""
+    done = next(iter(split_by_seed(record for record in records if not record.error).values()), [])
     return [*_by_steps(done), *_same_noise(done), *_stages(done)] or list(_reported(done))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.ablations.claims.interval import mean_interval
 from evaluation.ablations.definitions.ablation import format_overrides, format_value
 from evaluation.ablations.definitions.request import OBJECTIVES, AblationRequest
 from evaluation.ablations.trials.record import TrialRecord
@@ -38,12 +41,23 @@ _PREFERRED_SOURCES = {"hybrid-weight": "supplement table 1"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Number:
-    """Our number and the paper's; None where there is none. `comparable` numbers are the same quantity on the same images."""
+    """Our number and the paper's; None where there is none. `comparable` numbers are the same quantity on the same images.
+
+    With `seeds`, the number of each seed, ours is their mean, and the standard error is that of the mean.
+    """
 
     ours: float | None = None
     standard_error: float | None = None
     paper: float | None = None
     comparable: bool = False
+    seeds: tuple[float, ...] = ()
+
+    @property
+    def error(self) -> float | None:
+        """The number after "±": one standard error, or for a mean over seeds half the width of its 95 % interval."""
+        if not self.seeds:
+            return self.standard_error
+        return float(mean_interval(self.seeds)[1]) if len(self.seeds) > 1 else None
 
     @property
     def difference(self) -> float | None:
@@ -62,7 +76,8 @@ class TableRow:
         values: Column -> value of what the ablation varies.
         weights: Step and name of the evaluated weights.
         source: Where the paper reports its numbers; empty where it reports none.
-        error: Why the trial failed; empty where it did not.
+        error: Why the trial failed; empty where it did not, or not with every seed.
+        seeds: How many of its seeds have finished, like "4 of 5"; empty for an ablation without repeated seeds.
     """
 
     label: str
@@ -73,6 +88,7 @@ class TableRow:
     source: str = ""
     error: str = ""
     run_uri: str = ""
+    seeds: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat row for CSV and JSON."""
@@ -84,13 +100,16 @@ class TableRow:
                 f"{name}_paper": number.paper,
                 f"{name}_difference": number.difference,
             }
+            if self.seeds:
+                flat |= {f"{name}_interval": number.error, f"{name}_by_seed": " ".join(map(str, number.seeds))}
+        flat |= {"seeds": self.seeds} if self.seeds else {}
         return {**flat, "weights": self.weights, "paper_source": self.source, "error": self.error, "run_uri": self.run_uri}
 
 
 def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list[TableRow]:
-    """Return a row for each record, then a row for each model of other papers that the paper's table cites.
+    """Return a row for each setting, then a row for each model of other papers that the paper's table cites.
 
-    The records are in the order of the trials; a joint measurement comes last.
+    The records are in the order of the trials; joint measurements come last.
     """
     experiments = {record.label: record.experiment for record in reversed(records)}
     # A run that the user names may have another experiment than the trial. A joint measurement needs the planned experiment in all runs.
@@ -98,9 +117,16 @@ def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list
         trial.label: not trial.run_uri or trial.experiment.to_dict() == experiments.get(trial.label, {}) for trial in request.trials()
     }
     as_paper = request.scale == "paper" and not request.changes
+    settings: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        settings.setdefault(record.setting, []).append(record)
     rows = [
-        _row(record, reported(request, index, record), comparable=as_paper and as_planned.get(record.label, all(as_planned.values())))
-        for index, record in enumerate(records)
+        _row(
+            of_setting,
+            reported(request, index, of_setting[0]),
+            comparable=as_paper and all(as_planned.get(record.label, all(as_planned.values())) for record in of_setting),
+        )
+        for index, of_setting in enumerate(settings.values())
     ]
     if request.ablation().joint == "cascade":
         rows += [
@@ -144,7 +170,7 @@ def headers(columns: Sequence[str], distance_name: str, rows: Sequence[TableRow]
         ("bits/dim", "the paper's", [row.bits_per_dim for row in rows]),
     ):
         titles += [title, *([paper_title] if any_paper(numbers) else []), *(["difference"] if _any_difference(numbers) else [])]
-    return [*titles, "weights"]
+    return [*titles, *(["seeds"] if any(row.seeds for row in rows) else []), "weights"]
 
 
 def cells(columns: Sequence[str], rows: Sequence[TableRow]) -> list[dict[str, Any]]:
@@ -159,7 +185,7 @@ def cells(columns: Sequence[str], rows: Sequence[TableRow]) -> list[dict[str, An
         line += ["failed", *_number_cells(row.distance, distances)[1:]] if row.error else _number_cells(row.distance, distances)
         line += _number_cells(row.bits_per_dim, bits, paper_format="{:.2f}")
         kind = "failed" if row.error else "cited" if row.distance.ours is None and not row.weights else ""
-        table.append({"kind": kind, "cells": [*line, row.weights]})
+        table.append({"kind": kind, "cells": [*line, *([row.seeds] if any(one.seeds for one in rows) else []), row.weights]})
     return table
 
 
@@ -174,7 +200,7 @@ def _any_difference(numbers: Sequence[Number]) -> bool:
 
 def _number_cells(number: Number, column: Sequence[Number], paper_format: str = "{}") -> list[str]:
     """Return our number, then the paper's as the paper prints it and the difference, where the column has any."""
-    line = [format_estimate(number.ours, number.standard_error)]
+    line = [format_estimate(number.ours, number.error)]
     if any_paper(column):
         line.append(NONE if number.paper is None else paper_format.format(float(number.paper)))
     if _any_difference(column):
@@ -192,25 +218,45 @@ def _value_cell(value: Any) -> str:
     return "" if value is None else format_value(value)
 
 
-def _row(record: TrialRecord, result: PaperResult | None, *, comparable: bool) -> TableRow:
-    final, likelihood = record.final or {}, (record.final or {}).get("likelihood") or {}
+def _row(records: Sequence[TrialRecord], result: PaperResult | None, *, comparable: bool) -> TableRow:
+    """Return the row of a setting: of its trial, or of its seeds."""
+    first, repeated = records[0], records[0].seed is not None
+    done = [record for record in records if not record.error]
+    finals = [record.final or {} for record in done or records]
+    name = next((final["distance_name"] for final in finals if final), "")
     return TableRow(
-        label=record.label,
-        values=record.values,
-        distance=Number(
-            ours=final.get("distance"),
-            standard_error=final.get("distance_standard_error"),
-            paper=result.fid if result else None,
-            comparable=comparable and final.get("distance_name") == "FID",
+        label=first.setting,
+        values=first.values,
+        distance=_number(
+            [(final.get("distance"), final.get("distance_standard_error")) for final in finals],
+            result.fid if result else None,
+            comparable=comparable and name == "FID",
+            repeated=repeated,
         ),
-        bits_per_dim=Number(
-            ours=likelihood.get("bits_per_dim"),
-            standard_error=likelihood.get("standard_error"),
-            paper=result.bits_per_dim if result else None,
+        bits_per_dim=_number(
+            [(one.get("bits_per_dim"), one.get("standard_error")) for one in (final.get("likelihood") or {} for final in finals)],
+            result.bits_per_dim if result else None,
             comparable=comparable,
+            repeated=repeated,
         ),
-        weights=f"step {record.step:,}, {record.weights}" if record.weights else "",
+        weights="; ".join(dict.fromkeys(f"step {record.step:,}, {record.weights}" for record in records if record.weights)),
         source=result.where if result else "",
-        error=record.error,
-        run_uri=record.run_uri,
+        error="" if done else first.error,
+        run_uri=" ".join(record.run_uri for record in records if record.run_uri),
+        seeds=f"{len(done)} of {len(records)}" if repeated else "",
+    )
+
+
+def _number(estimates: Sequence[tuple[float | None, float | None]], paper: float | None, *, comparable: bool, repeated: bool) -> Number:
+    """Return a trial's number, or the mean over seeds with its standard error."""
+    if not repeated:
+        ((ours, error),) = estimates
+        return Number(ours=ours, standard_error=error, paper=paper, comparable=comparable)
+    values = tuple(value for value, _ in estimates if value is not None)
+    return Number(
+        ours=statistics.fmean(values) if values else None,
+        standard_error=statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
+        paper=paper,
+        comparable=comparable,
+        seeds=values,
     )

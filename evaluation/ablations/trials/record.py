@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from evaluation.ablations.definitions.ablation import setting_of
 from evaluation.records.protocol_card import as_plain
 from training import storage
 from training.console import say
@@ -27,6 +28,7 @@ class TrialRecord:
         measures: Name of a measure -> its result.
         tracking_run_id: Its run in MLflow.
         error: Why it failed, in one line; empty where it did not.
+        seed: As in `Trial`.
     """
 
     label: str
@@ -43,6 +45,12 @@ class TrialRecord:
     measures: dict[str, Any] = field(default_factory=dict)
     tracking_run_id: str = ""
     error: str = ""
+    seed: int | None = None
+
+    @property
+    def setting(self) -> str:
+        """The label without the seed."""
+        return setting_of(self.label, self.seed)
 
     @property
     def final(self) -> dict[str, Any] | None:
@@ -58,6 +66,14 @@ class TrialRecord:
     def from_dict(cls, value: Mapping[str, Any]) -> TrialRecord:
         """Return the record of such plain values."""
         return cls(**{**value, "own": tuple(value["own"])})
+
+
+def split_by_seed(records: Iterable[TrialRecord]) -> dict[int | None, list[TrialRecord]]:
+    """Return seed -> its records, in their order; an ablation without repeated seeds has them all under None."""
+    found: dict[int | None, list[TrialRecord]] = {}
+    for record in records:
+        found.setdefault(record.seed, []).append(record)
+    return found
 
 
 def record_uri(ablation_uri: str, label: str) -> str:

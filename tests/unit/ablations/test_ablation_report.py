@@ -16,7 +16,7 @@ from PIL import Image
 
 from components.ablations.tracking import sample_pictures
 from evaluation.ablations.claims.findings import findings
-from evaluation.ablations.definitions.ablation import Scale
+from evaluation.ablations.definitions.ablation import Scale, label_of
 from evaluation.ablations.definitions.paper import find_ablation, names
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.page.figures import bits_by_steps, figures
@@ -24,7 +24,7 @@ from evaluation.ablations.page.gallery import findings_as_markdown, write_galler
 from evaluation.ablations.page.page import render
 from evaluation.ablations.page.sample_grids import sample_grids
 from evaluation.ablations.page.table import table_rows
-from evaluation.ablations.trials.record import TrialRecord, slug
+from evaluation.ablations.trials.record import TrialRecord, slug, split_by_seed
 from evaluation.ablations.trials.trial_model import find_trial_model
 from evaluation.records import npz
 from evaluation.reports.numbers import format_estimate
@@ -119,15 +119,13 @@ def _records(request: AblationRequest, folder: Path, *, distance_name: str = "FD
                 experiment=trial.experiment.to_dict(),
                 data=_DATA,
                 measures=wanted,
+                seed=trial.seed,
             )
         )
     joint = request.ablation().joint_role
-    if joint:
-        records.append(
-            TrialRecord(
-                label=joint, role=joint, experiment=records[0].experiment, data=_DATA, measures={"final": _final(5.0, distance_name)}
-            )
-        )
+    for seed in split_by_seed(records) if joint else ():
+        known = {"role": joint, "experiment": records[0].experiment, "data": _DATA, "seed": seed}
+        records.append(TrialRecord(label=label_of(joint, seed), **known, measures={"final": _final(5.0 + (seed or 0), distance_name)}))
     return records
 
 
@@ -157,6 +155,28 @@ def test_every_ablation_has_a_self_contained_page_that_names_its_scale(name: str
         assert 'aria-label="' in figure
     if name not in ("same-noise", "two-stage", "ensemble", "hybrid-weight", "objective-schedule"):
         assert len(re.findall("(sampling steps|evaluation steps|timestep t|training step|FLOPs)", "".join(drawn))) > 0
+
+
+@pytest.mark.parametrize("name", names())
+def test_with_seeds_a_page_has_the_mean_of_each_setting_and_counts_the_seeds_that_finished(name: str, tmp_path: Path) -> None:
+    request = AblationRequest(name=name, scale="tiny", seeds=3)
+    settings = len(request.trials()) // 3
+    records = _records(request, tmp_path / "records")
+    failed = records[settings]  # the first trial of the second seed
+    records[settings] = TrialRecord(label=failed.label, role=failed.role, values=failed.values, seed=failed.seed, error="killed")
+    rows = table_rows(request, records)
+    assert [row.seeds for row in rows[: settings + 1]] == ["2 of 3", *["3 of 3"] * (len(rows[: settings + 1]) - 1)]
+    page = _page(request, records, draw=True)
+    assert f"Failed: {failed.setting} seed=1." in page
+    assert "Every trial has 3 seeds." in page
+    assert "--seeds 3" in page
+    for figure in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        ElementTree.fromstring(figure)
+    if "final" in request.ablation().measures:
+        distances = [10.0 + k * settings for k in (0, 2)]  # the first setting's seeds that finished
+        assert rows[0].distance.ours == sum(distances) / 2
+        assert rows[0].distance.error == pytest.approx(12.706 * settings, rel=1e-4)  # t of one degree of freedom, sd / sqrt(2) = settings
+        assert rows[0].to_dict()["distance_by_seed"] == " ".join(map(str, distances))
 
 
 def test_at_the_papers_scale_our_fid_is_compared_with_the_papers_fid() -> None:

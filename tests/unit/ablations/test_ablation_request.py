@@ -1,5 +1,6 @@
 """A request: made from a form, equal keys for equal experiments, and the command that repeats it."""
 
+import dataclasses
 import json
 import shlex
 
@@ -55,6 +56,12 @@ def test_the_form_sets_the_objective_and_a_users_grid() -> None:
         ((OWN_GRID, "tiny", {"seed": 1}, {}, "digits-tiny-hybrid-cosine", "as named", []), "needs a list of values"),
         (("width", "tiny", {"seed": [1, 2]}, {}, "digits-tiny-hybrid-cosine", "as named", []), "give a grid of your own another name"),
         (("width", "tiny", {}, {}, DEFAULT_PRESET, "best", []), "there is no objective 'best'"),
+        (("width", "tiny", {}, {"seed": 5}, DEFAULT_PRESET, "as named", []), "ablation_options: there is no 'seed'; did you mean 'seeds'"),
+        (("width", "tiny", {}, {"seeds": "five"}, DEFAULT_PRESET, "as named", []), "ablation_options.seeds: .* got 'five'"),
+        (("width", "tiny", {}, {"seeds": 0}, DEFAULT_PRESET, "as named", []), "must be 1 or more, got 0"),
+        (("width", "tiny", {}, {"seeds": 22}, DEFAULT_PRESET, "as named", []), "has 66 trials; at most 64"),
+        (("vlb-ratio", "tiny", {}, {"seeds": 2, "runs": {"vlb": "s3://b/x"}}, DEFAULT_PRESET, "as named", []), "has one seed"),
+        ((OWN_GRID, "tiny", {"seed": [1, 2]}, {"seeds": 2}, "digits-tiny-hybrid-cosine", "as named", []), "varies the seed itself"),
     ],
 )
 def test_an_invalid_form_is_refused(arguments: tuple[object, ...], message: str) -> None:
@@ -62,9 +69,36 @@ def test_an_invalid_form_is_refused(arguments: tuple[object, ...], message: str)
         from_form(*arguments).trials()  # type: ignore[arg-type]
 
 
+def test_the_form_sets_seeds_and_runs() -> None:
+    assert from_form("width", "tiny", {}, {"seeds": 5.0}, DEFAULT_PRESET, "as named", []).seeds == 5  # KFP has no whole numbers in JSON
+    request = from_form("vlb-ratio", "tiny", {}, {"runs": {"vlb": "s3://b/x"}}, DEFAULT_PRESET, "as named", [])
+    assert request == AblationRequest(name="vlb-ratio", scale="tiny", runs={"vlb": "s3://b/x"})
+
+
+def test_the_trials_of_a_setting_differ_by_seed_alone_and_come_seed_by_seed() -> None:
+    once = AblationRequest(name="hybrid-weight", scale="tiny", overrides=("seed=7",)).trials()
+    repeated = AblationRequest(name="hybrid-weight", scale="tiny", overrides=("seed=7",), seeds=3).trials()
+    assert [trial.seed for trial in repeated] == [7] * 4 + [8] * 4 + [9] * 4
+    for number, trial in enumerate(repeated):
+        plain = once[number % 4]
+        assert trial.label == f"{plain.label} seed={trial.seed}"
+        assert (trial.setting, trial.values, trial.own) == (plain.label, plain.values, plain.own)
+        assert trial.experiment == dataclasses.replace(plain.experiment, seed=trial.seed)
+
+
+@pytest.mark.parametrize("name", names())
+def test_one_seed_is_the_ablation_as_it_was(name: str) -> None:
+    plain = AblationRequest(name=name, scale="tiny")
+    stored = {field: value for field, value in plain.to_dict().items() if field != "seeds"}  # a plan from before there were seeds
+    assert AblationRequest.from_dict(stored) == plain
+    assert all(trial.seed is None and trial.setting == trial.label and "seed" not in trial.label for trial in plain.trials())
+    assert AblationRequest(name=name, scale="tiny", seeds=2).key() != plain.key()
+
+
 def test_the_command_of_a_request_contains_all_its_options() -> None:
     request = AblationRequest(name="width", scale="paper", objective="vlb", overrides=("seed=1",))
     assert request.command() == "iddpm ablate width --scale paper --objective vlb --set seed=1"
+    assert AblationRequest(name="width", scale="tiny", seeds=5).command() == "iddpm ablate width --scale tiny --seeds 5"
     request = AblationRequest(name="vlb-ratio", scale="tiny", runs={"vlb": "s3://b/x"})
     assert request.command() == "iddpm ablate vlb-ratio --scale tiny --run vlb=s3://b/x"
 
