@@ -43,8 +43,8 @@ setup: .venv/.stamp  ## create .venv and install the project in it
 demo: setup  ## train, score and report a model of handwritten digits on this machine
 	@$(BIN)/iddpm demo
 
-ablations: setup  ## every table and figure of the paper on the digits, with a gallery of their reports
-	@$(BIN)/iddpm ablate all --scale tiny
+ablations: setup  ## every table and figure of the paper on the digits, with a gallery of their reports; SEEDS=5 repeats each trial
+	@$(BIN)/iddpm ablate all --scale tiny --seeds $(or $(SEEDS),1)
 
 down: setup  ## stop the local services that demo left running; their data stays
 	@$(BIN)/iddpm down

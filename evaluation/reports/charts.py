@@ -175,7 +175,7 @@ def _draw(axes: Axes, line: Line) -> None:
         marker=None if len(xs) > _MAX_MARKED_POINTS or line.faint else _MARKERS[line.style % len(_MARKERS)],
         markersize=5.5,
         linewidth=0.8 if line.faint else 1.8,
-        alpha=0.25 if line.faint else 1.0,
+        alpha=0.4 if line.faint else 1.0,
         label=line.label,
     )
     if any(errors):

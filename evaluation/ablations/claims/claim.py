@@ -139,7 +139,7 @@ def _describe(number: Deciding) -> str:
     if number.sides:
         sides = "; ".join(f"{name}: {value:.4g}" for name, value in number.sides)
         return f"Means of {seeds} seeds: {sides} {number.unit}. The mean difference is {interval}"
-    interval = f"{number.value:.3g}, 95 % interval {low:.3g} to {high:.3g}"
+    interval = f"{number.value:.4g}, 95 % interval {low:.4g} to {high:.4g}"
     level = f"; the paper's side is {'above' if number.above else 'below'} {number.level:g}"
     return f"{number.name}: mean of {seeds} seeds {interval}{level}."
 

@@ -270,7 +270,7 @@ class _Course:
 
     def test_rise(self, text: str, source: str, factor: float, name: str) -> Finding:
         """Test whether the curve of that name has become worse."""
-        number = Deciding(name=f"{name}: the end over the least", value=self.end / self.minimum, level=factor, above=True, one_sided=True)
+        number = Deciding(name=f"{name}, the last over the least", value=self.end / self.minimum, level=factor, above=True, one_sided=True)
         return Finding(text, source, "as the paper says" if self.rises(factor) else "not decided here", self.describe(name), number)
 
     def test_sooner(self, other: _Course, names: tuple[str, str], text: str, source: str, factor: float, evidence: str) -> Finding:

@@ -171,7 +171,7 @@ def trials(
     if seeds > 1 and (runs or "seed" in ablation.varied):
         remedy = "a run that you name has one seed" if runs else "it varies the seed itself"
         raise UserError(f"the ablation {ablation.name!r} cannot be repeated with {seeds} seeds: {remedy}; leave the number of seeds at 1")
-    require_size(ablation.name, len(settings) * seeds)
+    require_size(ablation.name, len(settings), seeds)
     if preset_name:
         settings = _with_preset(ablation, settings, preset_name)
     runs = runs or {}
@@ -258,14 +258,15 @@ def format_overrides(overrides: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{path}={format_value(value)}" for path, value in overrides.items())
 
 
-def require_size(name: str, num_trials: int) -> None:
+def require_size(name: str, num_settings: int, seeds: int = 1) -> None:
     """Refuse more trials than one pipeline run takes.
 
     Raises:
         UserError: There are more than `MAX_TRIALS`.
     """
-    if num_trials > MAX_TRIALS:
-        raise UserError(f"the ablation {name!r} has {num_trials:,} trials; at most {MAX_TRIALS} fit in one pipeline run, split it up")
+    if (num_trials := num_settings * seeds) > MAX_TRIALS:
+        remedy = "split it up" if seeds == 1 else "take fewer seeds"
+        raise UserError(f"the ablation {name!r} has {num_trials:,} trials; at most {MAX_TRIALS} fit in one pipeline run, {remedy}")
 
 
 def _with_seed(trial: Trial, number: int) -> Trial:

@@ -91,7 +91,7 @@ def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
         seeds = [(value, height) for row, height in zip(rows, heights, strict=True) for value in row.distance.seeds]
         if seeds:
             values, at = zip(*seeds, strict=True)
-            axes.plot(values, at, "o", color="#111827", markersize=3.5, alpha=0.5, label="a seed")
+            axes.plot(values, at, "o", markersize=4.5, markerfacecolor="white", markeredgecolor="#111827", zorder=4, label="a seed")
         published = [
             (float(row.distance.paper or 0.0), height)
             for row, height in zip(rows, heights, strict=True)

@@ -157,7 +157,8 @@ def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
     for name in ("likelihood-steps", "bound"):
         if measures.get(name):
             images = f"the first {measures[name]['num_images']:,} test images (their order is a seeded shuffle)"
-            card.append(("Curves of the likelihood", f"{images}, the same noise for every model"))
+            models = "model" if measured is None or measured.seed is None else "model of a seed"
+            card.append(("Curves of the likelihood", f"{images}, the same noise for every {models}"))
     for name in ("sampling-steps", "figure-1"):
         if points := points_of(measured, name):
             methods = " and ".join(dict.fromkeys("DDIM (eta 0)" if point["method"] == "ddim" else point["method"] for point in points))
