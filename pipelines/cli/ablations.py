@@ -71,9 +71,8 @@ def ablate(
         for request in requests:
             _show_plan(request, card, price_per_hour)
         return
-    from pipelines.local.ablate import gallery_folder, run_ablation
+    from pipelines.local.ablate import estimate_time_left, gallery_folder, run_ablation
     from pipelines.local.run import PipelineError
-    from pipelines.local.time_left import TimeLeft
     from pipelines.local.training import shorten_path
     from pipelines.services import services
 
@@ -83,7 +82,7 @@ def ablate(
     resources: dict[str, Any] = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)}
     if num_workers > 1 or gpu:
         resources["num_threads"] = 0
-    time_left = TimeLeft(requests, running.bucket_uri)
+    time_left = estimate_time_left(requests, running)
     for request in requests:
         result = run_ablation(request, running, sources=_pairs(sources, "--source"), resources=resources, time_left=time_left)
         print(f"{request.name}: {shorten_path(result.folder / 'report.html')}", flush=True)

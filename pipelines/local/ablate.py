@@ -78,7 +78,7 @@ def run_ablation(
     os.environ.update(services.env)
     root, uri = services.bucket_uri, ablation_uri(request, services.bucket_uri)
     resources = {**_RESOURCES, **(resources or {})}
-    time_left = time_left or TimeLeft([request], root)
+    time_left = time_left or estimate_time_left([request], services)
     log_path = services.home / "logs" / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with show_progress(log_path, lambda: _title(request)):
         for data_set in list_data_sets(request, root, sources=sources):
@@ -89,6 +89,12 @@ def run_ablation(
             _catch(failed, "joint measurement", lambda: measure_joint(uri, resources))
         folder = report_locally(request, services)
     return AblationResult(uri=uri, folder=folder, failed=failed, log_path=log_path)
+
+
+def estimate_time_left(requests: Sequence[AblationRequest], services: Services) -> TimeLeft:
+    """Start the estimate of the time until all trials of these ablations are done."""
+    os.environ.update(services.env)
+    return TimeLeft(requests, services.bucket_uri)
 
 
 def report_locally(request: AblationRequest, services: Services) -> Path:
