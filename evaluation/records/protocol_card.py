@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def num_sampling_steps(sampling: SamplingConfig, num_timesteps: int) -> int:
-    """Return the paper's K: network evaluations per image."""
+    """Return the paper's K: steps per image."""
     return count_timesteps(sampling.spacing, num_timesteps)
 
 
@@ -40,6 +40,9 @@ def describe_sampling(sampling: SamplingConfig, num_timesteps: int) -> str:
     clip = "" if sampling.clip_denoised else ", x_0 not clipped"
     if sampling.dynamic_threshold:
         clip = f", x_0 clipped at its {sampling.dynamic_threshold:g} quantile"
+    if sampling.guidance_scale != 1.0:
+        by = f"the checkpoint of step {sampling.guidance_step:,}" if sampling.guidance_step else "no label"
+        clip += f", guidance {sampling.guidance_scale:g} by {by}"
     return f"{make_sampler(sampling).description}, {num_sampling_steps(sampling, num_timesteps):,} of {num_timesteps:,} steps{clip}"
 
 

@@ -11,15 +11,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.low_res import LowRes
-from evaluation.sampling.trained_model import TrainedModel
+from evaluation.sampling.trained_model import TrainedModel, load_model
+from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
 from training.console import say
 from training.diffusion.noise import Stream, keyed_uniform
 from training.diffusion.pixels import quantize, to_model_range
-from training.diffusion.process import Denoiser, Model
+from training.diffusion.process import Denoiser, Guidance, Model
 from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample
 from training.shapes import Int64, UInt8
 
@@ -63,6 +65,7 @@ def generate(
     process = make_sampling_process(model.experiment.diffusion, sampling)
     sampler = make_sampler(sampling)
     network = _with_precision(model.network, precision, model.device)
+    guide = _with_precision(_guide(model, sampling), precision, model.device) if sampling.guidance_scale != 1.0 else None
 
     def draw(indices: Tensor) -> Generated:
         conditioning: dict[str, Tensor] = {}
@@ -81,6 +84,7 @@ def generate(
                 conditioning=conditioning,
                 clip_denoised=sampling.clip_denoised,
                 dynamic_threshold=sampling.dynamic_threshold,
+                guidance=None if guide is None else Guidance(sampling.guidance_scale, guide, _unguided(model, sampling, conditioning)),
             ),
             sampler,
             indices=indices.to(model.device),
@@ -99,6 +103,29 @@ def generate(
             continue
         yield drawn
         first += len(indices)
+
+
+def _guide(model: TrainedModel, sampling: SamplingConfig) -> Model:
+    """Return the network that predicts g of `Guidance`: an earlier checkpoint's with the same weights' name, or the model's own.
+
+    Raises:
+        CheckpointError: There is no checkpoint of that step.
+        UserError: The model cannot predict without a label.
+    """
+    if sampling.guidance_step:
+        earlier = checkpoint.checkpoint_uri(run_uri_of(model.checkpoint_uri), sampling.guidance_step)
+        return load_model(earlier, model.weights, device=model.device).network
+    if not model.experiment.model.label_dropout:
+        raise UserError(
+            f"{model.description} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, or give "
+            "the guidance_step of an earlier checkpoint"
+        )
+    return model.network
+
+
+def _unguided(model: TrainedModel, sampling: SamplingConfig, conditioning: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the conditioning of g: the same for an earlier checkpoint, or without the label."""
+    return conditioning if sampling.guidance_step else conditioning | {"y": torch.full_like(conditioning["y"], model.num_classes)}
 
 
 def _try_to_draw(draw: Callable[[Tensor], Generated], indices: Tensor, model: TrainedModel) -> Generated | None:

@@ -185,7 +185,7 @@ def _stop_step(history: Sequence[Mapping[str, Any]], experiment: Experiment) -> 
 def _num_evaluations(card: Mapping[str, Any], experiment: Experiment) -> int:
     """Return the network evaluations of one distance."""
     sampling = SamplingConfig(**card["sampling"])
-    return int(card["num_samples"]) * num_sampling_steps(sampling, experiment.diffusion.num_timesteps)
+    return int(card["num_samples"]) * sampling.evaluations_per_step * num_sampling_steps(sampling, experiment.diffusion.num_timesteps)
 
 
 def as_study(found: Replay) -> Study:

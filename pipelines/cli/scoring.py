@@ -29,7 +29,7 @@ WEIGHTS = typer.Option("", help="Weights: an average like ema_0.9999, or model; 
 STEPS = typer.Option("", help="Sampling steps, like 250, ddim50 or learned:10; empty takes the experiment's.")
 METHOD = typer.Option("", help="Sampler: ancestral, ddim, dpm_solver_pp, sde_dpm_solver_pp, unipc or deis; empty takes the experiment's.")
 SAMPLING = typer.Option(
-    [], "--sampling", help="Further setting of the sampler, like order=3, eta=0.5 or dynamic_threshold=0.995; may be repeated."
+    [], "--sampling", help="Further setting of the sampler, like order=3, eta=0.5 or guidance_scale=2; may be repeated."
 )
 LABELS = typer.Option("balanced", help="Classes: balanced, data (frequencies of the data set), or labels like 0,1,2 in turn.")
 EXTRACTOR = typer.Option("", help="Feature extractor: inception, digits-classifier, vgg16 or clip-vit-b-32; empty takes the experiment's.")

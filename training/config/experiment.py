@@ -80,6 +80,7 @@ class ModelConfig:
         dropout: Probability of dropping an activation inside a residual block.
         class_conditional: Add an embedding of the label to the time embedding.
         low_res_size: For an upsampler, height and width of the small input image in pixels; None for a base model.
+        label_dropout: Probability with which training replaces a label by "none", so that the model can guide itself in sampling.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -93,6 +94,7 @@ class ModelConfig:
     dropout: float = 0.0
     class_conditional: bool = False
     low_res_size: int | None = None
+    label_dropout: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         require(
@@ -107,6 +109,8 @@ class ModelConfig:
         )
         require_at_least(1, self, "model", "num_res_blocks", "num_heads", "low_res_size")
         require(0.0 <= self.dropout < 1.0, "model.dropout", f"must be in [0, 1), got {self.dropout}")
+        require(0.0 <= self.label_dropout < 1.0, "model.label_dropout", f"must be in [0, 1), got {self.label_dropout}")
+        require(self.class_conditional or self.label_dropout == 0.0, "model.label_dropout", "needs model.class_conditional=true")
         for mult in self.channel_mult:
             require(
                 (self.model_channels * mult) % self.num_heads == 0,
@@ -230,6 +234,10 @@ class SamplingConfig:
         unipc_variant: UniPC's function B(h): "B1" is h, "B2" is e^h - 1. It matters where a step has one difference to go by.
         dynamic_threshold: Clamp the predicted x_0 at this quantile of its absolute values, if that is above 1, and divide by it, in
             [0, 1]; 0 clamps at 1. Imagen has 0.995.
+        guidance_scale: w of g + w (p - g), where p is the model's prediction and g a worse one; 1 takes p alone. Another value
+            doubles the network evaluations.
+        guidance_step: Training step of an earlier checkpoint of the same run that predicts g (autoguidance); 0 takes the model
+            without the label (classifier-free guidance), which needs model.label_dropout.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -241,6 +249,8 @@ class SamplingConfig:
     order: MultistepOrder = field(default=2, metadata=LATER)
     unipc_variant: UniPCVariant = field(default="B2", metadata=LATER)
     dynamic_threshold: float = field(default=0.0, metadata=LATER)
+    guidance_scale: float = field(default=1.0, metadata=LATER)
+    guidance_step: int = field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
         require(0.0 <= self.eta <= 1.0, "eta", f"must be in [0, 1], got {self.eta}")
@@ -255,6 +265,14 @@ class SamplingConfig:
         require(
             self.clip_denoised or self.dynamic_threshold == 0.0, "dynamic_threshold", "is a way to clip x_0, and clip_denoised is false"
         )
+        require(0 <= self.guidance_scale < math.inf, "guidance_scale", f"must be 0 or more, got {self.guidance_scale}")
+        require(self.guidance_step >= 0, "guidance_step", f"must be 0 or more, got {self.guidance_step}")
+        require(self.guidance_scale != 1.0 or self.guidance_step == 0, "guidance_step", "needs a guidance_scale other than 1")
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """Network evaluations of a step: two with guidance."""
+        return 1 if self.guidance_scale == 1.0 else 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -362,6 +380,11 @@ class Experiment:
             ("evaluation.sampling", self.evaluation.sampling),
             ("evaluation.scoring_sampling", self.evaluation.scoring_sampling),
         ):
+            require(
+                sampling.guidance_scale == 1.0 or sampling.guidance_step > 0 or self.model.label_dropout > 0,
+                f"{path}.guidance_scale",
+                "the model was trained with every label; train one with model.label_dropout=0.1, or give a guidance_step",
+            )
             if sampling.spacing:
                 try:
                     read = parse_spacing if sampling is self.evaluation.scoring_sampling else count_timesteps

@@ -167,7 +167,7 @@ def count_forward_passes(experiment: Experiment) -> dict[str, int]:
     optim, evaluation, num_timesteps = experiment.optim, experiment.evaluation, experiment.diffusion.num_timesteps
 
     def steps(sampling: SamplingConfig) -> int:
-        return count_timesteps(sampling.spacing, num_timesteps)
+        return sampling.evaluations_per_step * count_timesteps(sampling.spacing, num_timesteps)
 
     checkpoints = math.ceil(optim.num_steps / optim.checkpoint_interval)
     scored_images = checkpoints * max(1, len(optim.ema_decays)) * evaluation.scoring_num_samples

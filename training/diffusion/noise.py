@@ -44,6 +44,7 @@ class Stream(enum.IntEnum):
     LIKELIHOOD = 7
     LIKELIHOOD_TIMESTEP = 8
     LABELS = 9
+    LABEL_DROPOUT = 10
 
 
 def keyed_normal(

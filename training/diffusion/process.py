@@ -274,6 +274,19 @@ def make_process(config: DiffusionConfig, timesteps: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class Guidance:
+    """A second, worse prediction g, from which the network's own p is moved away: g + scale (p - g). A learned variance stays.
+
+    Source: Ho & Salimans 2022, "Classifier-free diffusion guidance" (g has no label); Karras et al. 2024, "Guiding a diffusion model with
+    a bad version of itself" (g is of a network with less training).
+    """
+
+    scale: float
+    network: Model
+    conditioning: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Denoiser:
     """A network, the chain that it denoises, and what it is conditioned on.
 
@@ -282,6 +295,7 @@ class Denoiser:
         conditioning: Further inputs of the network, one row per image: labels `y`, low-resolution images `low_res`.
         clip_denoised: Clamp the predicted x_0 to [-1, 1], as the released code does outside of training.
         dynamic_threshold: See `clip`.
+        guidance: None predicts with one evaluation of the network.
     """
 
     process: GaussianProcess
@@ -289,12 +303,17 @@ class Denoiser:
     conditioning: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     clip_denoised: bool = field(default=True, kw_only=True)
     dynamic_threshold: float = field(default=0.0, kw_only=True)
+    guidance: Guidance | None = field(default=None, kw_only=True)
 
     def p_mean_variance(self, x_t: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"]) -> ModelPrediction:
-        """Return p(x_{t-1} | x_t), with one evaluation of the network.
+        """Return p(x_{t-1} | x_t), with one evaluation of the network, or one more of the guiding one.
 
         Args:
             t: Kept timestep of each image, 0 to K - 1.
         """
-        output = self.network(x_t, self.process.model_timesteps(t), **self.conditioning)
+        timesteps, count = self.process.model_timesteps(t), x_t.shape[1]
+        output = self.network(x_t, timesteps, **self.conditioning)
+        if self.guidance is not None:
+            own, other = output[:, :count], self.guidance.network(x_t, timesteps, **self.guidance.conditioning)[:, :count]
+            output = torch.cat([other + self.guidance.scale * (own - other), output[:, count:]], 1)
         return self.process.read_output(output, x_t, t, clip_denoised=self.clip_denoised, dynamic_threshold=self.dynamic_threshold)

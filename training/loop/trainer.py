@@ -220,6 +220,9 @@ class Trainer:
         if config.class_conditional:
             if labels is None:
                 raise TrainingError(f"the experiment is class-conditional but data set {self.experiment.data.name!r} gives no labels")
+            if config.label_dropout > 0:
+                dropped = keyed_uniform(seed, Stream.LABEL_DROPOUT, indices) < config.label_dropout
+                labels = torch.where(dropped, self.experiment.data.num_classes, labels)
             conditioning["y"] = labels
         if config.low_res_size is not None:
             conditioning["low_res"] = make_low_res(x_0, config.low_res_size)

@@ -35,7 +35,8 @@ def make_model(experiment: Experiment, *, gradient_checkpointing: bool = False) 
         image_size=experiment.data.image_size,
         image_channels=experiment.data.image_channels,
         out_channels=experiment.out_channels,
-        num_classes=experiment.data.num_classes if experiment.model.class_conditional else 0,
+        # With label dropout there is one label more, "none".
+        num_classes=experiment.data.num_classes + (experiment.model.label_dropout > 0) if experiment.model.class_conditional else 0,
         gradient_checkpointing=gradient_checkpointing,
     )
 

@@ -1,5 +1,7 @@
 """Generation: image i of a seed does not depend on the batch, and it has the requested label."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from evaluation.sampling.trained_model import TrainedModel, ensemble, load_model
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
+from training.models.unet import make_model
 
 _DDIM = SamplingConfig(method="ddim", spacing="5")
 _ANCESTRAL = SamplingConfig(spacing="5")
@@ -114,3 +117,37 @@ def test_an_ensemble_uses_both_models(kept_run_uri: str, model: TrainedModel) ->
 def test_an_ensemble_of_incompatible_models_is_refused(model: TrainedModel) -> None:
     with pytest.raises(UserError, match="do not fit into 40"):
         ensemble(model, model, width=21)
+
+
+def _conditional(model: TrainedModel) -> TrainedModel:
+    """A model that was trained with label dropout: eleven labels, whose embeddings matter."""
+    experiment = model.experiment.override(["model.label_dropout=0.1"])
+    torch.manual_seed(0)
+    network = make_model(experiment).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    return dataclasses.replace(model, experiment=experiment, network=network)
+
+
+def test_guidance_leads_from_the_images_without_label_past_those_with_it(model: TrainedModel) -> None:
+    """With a scale of 0 the label does not matter, with 1 there is no guidance, and with 2 labels differ more than with 1."""
+    conditional = _conditional(model)
+
+    def difference(scale: float) -> float:
+        sampling = SamplingConfig(method="ddim", spacing="5", guidance_scale=scale)
+        one, other = (_images(conditional, 4, sampling, labels=(label,)).float() for label in (3, 7))
+        return float((one - other).square().mean())
+
+    assert difference(0.0) == 0.0
+    assert 0.0 < difference(1.0) < difference(2.0)
+
+
+def test_an_earlier_checkpoint_guides(model: TrainedModel, kept_run_uri: str) -> None:
+    earlier = load_model(checkpoint.checkpoint_uri(kept_run_uri, 100), model.weights)
+    by_it = SamplingConfig(method="ddim", spacing="5", guidance_scale=0.0, guidance_step=100)
+    assert torch.equal(_images(model, 4, by_it), _images(earlier, 4, _DDIM))
+
+
+def test_a_model_that_saw_every_label_cannot_guide_itself(model: TrainedModel) -> None:
+    with pytest.raises(UserError, match=r"model\.label_dropout=0\.1, or give the guidance_step"):
+        _images(model, 1, SamplingConfig(guidance_scale=2.0))

@@ -284,6 +284,19 @@ def test_an_upsampler_is_given_the_area_average_of_each_training_image() -> None
     assert bool(mirrored.any()), "the experiment flips half of the images, and the small one with each"
 
 
+def test_label_dropout_replaces_its_share_of_the_labels_by_one_that_no_image_has() -> None:
+    experiment = replace(tiny(global_batch_size=400), model=replace(tiny().model, label_dropout=0.25))
+    run = trainer(experiment)
+    seen: list[torch.Tensor] = []
+    run.state.model.register_forward_pre_hook(lambda module, arguments, kwargs: seen.append(kwargs["y"]), with_kwargs=True)
+    run.train(1)
+    labels = next(run.batches.batches(0, 1)).labels
+    dropped = seen[0] == 3
+    # 400 draws: the standard deviation of the share is sqrt(0.25 * 0.75 / 400) = 0.022; the draws are fixed.
+    assert float(dropped.float().mean()) == pytest.approx(0.25, abs=0.09)
+    assert torch.equal(seen[0][~dropped], labels[~dropped])
+
+
 def test_the_learning_rate_anneals_to_zero_and_its_first_update_is_whole() -> None:
     assert learning_rate_at(0, 1e-4, 100) == 1e-4
     assert learning_rate_at(50, 1e-4, 100) == pytest.approx(5e-5)
