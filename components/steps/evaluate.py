@@ -5,6 +5,7 @@ Nothing here knows Kubeflow, so each step is also a function for Python and for 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     options = evaluation_options(experiment, storage_root_uri, resources)
     choice = choose_best(run_uri, data_uri, reference_uri, options=options)
     model = ModelSpec(checkpoint_uri=choice.checkpoint_uri, weights=choice.weights)
-    evaluate_once(model, data_uri, reference_uri, options)
+    evaluate_once(model, data_uri, reference_uri, dataclasses.replace(options, memorisation=experiment.evaluation.memorisation))
     update_mlflow(run_uri)
     return result_uri(run_uri, FINAL)
 

@@ -33,6 +33,7 @@ class EvaluationOptions:
             gives it real training images, downsampled.
         metrics: Further metrics; see `evaluation.distances.metrics`. None takes those that cost nothing more: agreement with
             the labels, if the extractor is a classifier of them.
+        memorisation: Search the training set for copies among the samples (`evaluation.memorisation`).
         likelihood_steps: Network evaluations per image for "spaced" and "stratified".
         purpose: Name of the draw: "report" for the reported number; another word gives independent noise.
         seed: Seed of all noise, to compare models on the same; None derives it from the experiment's seed and the purpose.
@@ -49,6 +50,7 @@ class EvaluationOptions:
     labels: Labels = "balanced"
     low_res_uri: str = ""
     metrics: tuple[str, ...] | None = None
+    memorisation: bool = False
     likelihood: bool = True
     likelihood_split: Literal["train", "test"] | None = None
     likelihood_num_images: _AtLeastOne | None = None

@@ -13,6 +13,9 @@ from evaluation.evaluate.options import EvaluationOptions
 from evaluation.features.extractors import FeatureExtractor, load_extractor
 from evaluation.likelihood.estimate import require_num_steps
 from evaluation.likelihood.split_likelihood import LikelihoodPlan
+from evaluation.memorisation.copied_share import FALSE_ALARM_RATE
+from evaluation.memorisation.nearest import MAX_NEIGHBOURS
+from evaluation.memorisation.search import MAX_IMAGES, obstacle
 from evaluation.records.devices import default_batch_size, describe_arithmetic
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
@@ -24,6 +27,7 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.plain import as_plain_fields
+from training.console import say
 from training.data.format.manifest import read_manifest
 
 _LIKELIHOOD_BATCH_SIZE = 100
@@ -45,6 +49,7 @@ class EvaluationPlan:
     metrics: frozenset[str]
     class_names: tuple[str, ...]
     samples: SamplePlan
+    memorisation: bool
     likelihood: LikelihoodPlan | None
     images_uri: str
     work_uri: str
@@ -90,6 +95,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
     )
     require_count(metrics, samples.num_images, "samples")
     likelihood = _plan_likelihood(spec, experiment, data_uri, options, samples.seed) if options.likelihood else None
+    memorisation = options.memorisation and _can_find_copies(samples, data_uri)
     run_uri = run_uri_of(spec.checkpoint_uri)
     identity = json.dumps([samples.to_dict(), likelihood.to_dict() if likelihood else None])
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
@@ -106,10 +112,11 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         metrics=metrics,
         class_names=tuple(train.class_names),
         samples=samples,
+        memorisation=memorisation,
         likelihood=likelihood,
         images_uri=storage.join(run_uri, SAMPLES, f"images-{key}"),
         work_uri=storage.join(run_uri, EVALUATIONS, f"work-{key}"),
-        card=_card(model, provenance, samples, likelihood, options),
+        card={**_card(model, provenance, samples, likelihood, options), **(_memorisation_card() if memorisation else {})},
     )
 
 
@@ -125,6 +132,20 @@ def _check_metrics(
     if "sfid" in metrics and reference.spatial is None:
         raise UserError(f"{reference.uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
     return metrics
+
+
+def _can_find_copies(samples: SamplePlan, data_uri: str) -> bool:
+    """Return True if copies can be told from other samples; else say why not."""
+    reason = "the samples enlarge training images" if samples.low_res_data_uri else obstacle(data_uri)
+    if reason:
+        say(f"no search for copies of training images: {reason}")
+    return not reason
+
+
+def _memorisation_card() -> dict[str, Any]:
+    return {
+        "memorisation": {"space": "pixels", "max_images": MAX_IMAGES, "neighbours": MAX_NEIGHBOURS, "false_alarm_rate": FALSE_ALARM_RATE}
+    }
 
 
 def _plan_likelihood(spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from evaluation.distances.frechet import Moments, frechet_distance
@@ -21,6 +22,8 @@ from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.preflight import EvaluationPlan, preflight
 from evaluation.likelihood.bits_per_dim import Likelihood
 from evaluation.likelihood.split_likelihood import split_likelihood
+from evaluation.memorisation.nearest import pixel_space
+from evaluation.memorisation.search import MAX_IMAGES, find_copies
 from evaluation.records import grids, npz
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, result_uri
@@ -106,8 +109,11 @@ def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, d
     scorer = SampleScorer(plan.extractor, plan.samples.num_images, plan.metrics)
     same_count = Moments(plan.extractor.dim)
     grid = grids.ClassGrid(plan.class_names)
+    searched: list[Tensor] = []
     for indices, images, labels in sample_set.read(plan.images_uri):
         grid.update(images, labels)
+        if plan.memorisation:
+            searched.append(images[: MAX_IMAGES - sum(len(part) for part in searched)])
         for first in range(0, len(images), _FEATURE_BATCH_SIZE):
             rows = slice(first, first + _FEATURE_BATCH_SIZE)
             features = scorer.update(indices[rows], images[rows], None if labels is None else labels[rows])
@@ -125,7 +131,11 @@ def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, d
             "generated": frechet_distance(plan.reference.features, same_count),
         }
     storage.write_bytes(grid_uri, grids.to_png(grid.pixels()))
-    return scorer.scores(plan.reference, real), held_out
+    scores = scorer.scores(plan.reference, real)
+    if plan.memorisation:
+        found = find_copies(torch.cat(searched), plan.data_uri, pixel_space(plan.options.own_device))
+        scores.metrics["copied_share"] = found.as_metric()
+    return scores, held_out
 
 
 def _test_moments(plan: EvaluationPlan) -> Moments | None:

@@ -105,6 +105,14 @@ def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | N
             ),
             ("Decoder", likelihood["decoder"]),
         ]
+    if searched := card.get("memorisation"):
+        rows.append(
+            (
+                "Copies",
+                f"up to {searched['max_images']:,} samples against all training images, in {searched['space']}; the share is corrected for "
+                f"{searched['false_alarm_rate']:.0%} false alarms among held-out images",
+            )
+        )
     rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())))
     rows.append(("Device", card["device"]))
     return rows

@@ -34,6 +34,7 @@ _METRIC_NAMES = {
     "recall": "Recall",
     "sfid": "sFID",
     "label_agreement": "Label agreement",
+    "copied_share": "Copies of training images",
 }
 
 
@@ -134,7 +135,7 @@ def _tiles(result: EvaluationResult) -> list[dict[str, str]]:
         note = f"upper bound on {found['num_images']:,} {result.protocol['likelihood']['split']} images, lower is better"
         tiles.append(_tile("Bits/dim", found["bits_per_dim"], found["standard_error"], note))
     for name, item in result.metrics.items():
-        percent = name in ("label_agreement", "precision", "recall")
+        percent = name in ("label_agreement", "precision", "recall", "copied_share")
         tiles.append(_tile(_METRIC_NAMES.get(name, name), item["value"], item["standard_error"], item["note"], percent=percent))
     return tiles
 

@@ -14,7 +14,8 @@ from evaluation.records.protocol_card import as_plain
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """The results of an evaluation, a comparison, an EMA sweep, a replay of early stopping or a batch score.
+    """The results of an evaluation, a comparison, an EMA sweep, a replay of early stopping, a batch score or a search for
+    copies.
 
     Attributes:
         text: The results for a terminal.
@@ -24,7 +25,7 @@ class Study:
         files: Name -> content: the page, the numbers with their cards, pictures.
     """
 
-    kind: Literal["evaluation", "comparison", "ema-sweep", "replay-stopping", "score-batch"]
+    kind: Literal["evaluation", "comparison", "ema-sweep", "replay-stopping", "score-batch", "memorisation"]
     title: str
     text: str
     models: Mapping[str, str]

@@ -129,6 +129,11 @@ def evaluate(
     ),
     likelihood_split: str = typer.Option("", help="Split for bits/dim: train or test; empty takes the experiment's."),
     likelihood_images: int = typer.Option(0, min=0, help="Number of images of the split; 0 takes the experiment's."),
+    memorisation: bool | None = typer.Option(
+        None,
+        "--memorisation/--no-memorisation",
+        help="Search the training set for copies among the samples; the experiment's if not given.",
+    ),
     name: str = typer.Option("manual", help="Name of the result in the run's directory; it also seeds the noise."),
     keep_images: bool = typer.Option(False, "--keep-images", help="Store the sampled images in the run's directory, as npz shards."),
     weights: str = WEIGHTS,
@@ -149,11 +154,14 @@ def evaluate(
     from evaluation.evaluate.run import evaluate as run_evaluation
     from evaluation.records.run_directory import run_uri_of
     from evaluation.reports.report import write_report
+    from training.checkpoints.checkpoint import load_experiment
 
     require_own_name(name)
     measures = _metrics(metrics)
     named, data_uri = model_and_data(model, data_set)
     spec = _spec(named.spec(weights or None), ends, ends_weights, ends_width)
+    if memorisation is None:
+        memorisation = load_experiment(spec.checkpoint_uri).evaluation.memorisation
     options = evaluation_options(
         spec.checkpoint_uri,
         steps,
@@ -163,6 +171,7 @@ def evaluate(
         labels=_labels(labels),
         low_res_uri=low_res,
         metrics=measures,
+        memorisation=memorisation,
         likelihood=likelihood,
         likelihood_form=likelihood_form,
         likelihood_steps=likelihood_steps,

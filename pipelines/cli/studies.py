@@ -1,4 +1,4 @@
-"""ema-sweep, replay-stopping, score-batch, adopt-reference: studies of a run, and published files."""
+"""ema-sweep, replay-stopping, memorisation, score-batch, adopt-reference: studies of a run, and published files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RUN = typer.Argument(..., help="A run's directory, runs:/ID, or models:/NAME@AL
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (ema_sweep, replay_stopping, score_batch, adopt_reference):
+    for command in (ema_sweep, replay_stopping, memorisation, score_batch, adopt_reference):
         app.command(rich_help_panel=scoring.PANEL)(command)
 
 
@@ -95,6 +95,47 @@ def replay_stopping(
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
     found = study.replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
     scoring.save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
+
+
+def memorisation(
+    model: str = scoring.MODEL,
+    samples: str = typer.Option("", help="npz of its images (arr_0), as `sample --npz` writes it; empty draws them."),
+    num_samples: int = typer.Option(1000, min=1, max=2000, help="Number of images to draw, or to use of the file."),
+    seed: int = typer.Option(0, help="Seed of the noise."),
+    steps: str = scoring.STEPS,
+    method: str = scoring.METHOD,
+    weights: str = scoring.WEIGHTS,
+    false_alarms: float = typer.Option(0.01, help="Share of images without copies that may be flagged, between 0 and 0.5."),
+    data: str = scoring.DATA,
+    extractor: str = scoring.EXTRACTOR,
+    extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
+    out: Path = typer.Option(Path("memorisation"), help="Directory for memorisation.html and memorisation.json."),
+    batch_size: int = scoring.BATCH,
+    device: str = scoring.DEVICE,
+    as_json: bool = JSON,
+) -> None:
+    """Find copies of training images among a model's samples, and near-duplicates in its training set."""
+    connect()
+    from evaluation.studies import memorisation as study
+
+    if not 0 < false_alarms < 0.5:
+        raise UserError(f"--false-alarms must be between 0 and 0.5, got {false_alarms}")
+    named, data_uri = scoring.model_and_data(model, data)
+    request = study.Request(
+        model=named.spec(weights or None),
+        data_uri=data_uri,
+        samples_uri=samples,
+        num_samples=num_samples,
+        seed=seed,
+        sampling=scoring.sampling_of(named.checkpoint_uri, steps, method),
+        extractor=extractor,
+        extractor_weights=extractor_weights,
+        false_alarm_rate=false_alarms,
+        batch_size=batch_size,
+        device=device,
+    )
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
+    scoring.save_study(study.as_study(study.study_memorisation(request)), out, [named.tracking_run_id], as_json)
 
 
 def score_batch(

@@ -296,6 +296,7 @@ class EvaluationConfig:
         likelihood_form: "full" (every timestep), "spaced" (supplement section 5) or "stratified" (unbiased for
             the full bound from few evaluations).
         likelihood_steps: Network evaluations per image: the K of the spacing, or of the stratified estimate.
+        memorisation: Search the training set for copies among the samples of the reported evaluation.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -314,6 +315,7 @@ class EvaluationConfig:
     likelihood_num_images: int | None = None
     likelihood_form: LikelihoodForm = "stratified"
     likelihood_steps: int = 100
+    memorisation: bool = field(default=True, metadata=LATER)
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "evaluation", "num_samples", "scoring_num_samples", "rescore_best", "likelihood_steps")

@@ -18,6 +18,7 @@ EVALUATION_ONLY = (
     "likelihood_num_images",
     "likelihood_form",
     "likelihood_steps",
+    "memorisation",
 )
 """Fields of the evaluation section that neither training nor the scores beside it read."""
 
@@ -50,7 +51,10 @@ def training_fields(experiment: Experiment) -> dict[str, Any]:
     """
     usual = PRESETS[experiment.name].experiment.evaluation if experiment.name in PRESETS else EvaluationConfig()
     fields, usual_fields = as_plain_fields(experiment), as_plain_fields(usual)
-    fields["evaluation"] |= {name: usual_fields[name] for name in EVALUATION_ONLY}
+    for name in EVALUATION_ONLY:
+        fields["evaluation"].pop(name, None)  # a later field is in the dictionary only where it differs from its default
+        if name in usual_fields:
+            fields["evaluation"][name] = usual_fields[name]
     return fields
 
 
