@@ -83,12 +83,12 @@ def copied_share(
     flagged, recalled = posterior(num_flagged, len(images)), posterior(num_recalled, len(copies))
     rate, recall = rank / (len(held_out) + 1), num_recalled / len(copies)
     # A draw in which copies are flagged no more often than other images says nothing: the share may be anything.
-    low, high = (_share(flagged, false_alarms, recalled, unknown=unknown) for unknown in (0.0, 1.0))
+    low, high = (_corrected(flagged, false_alarms, recalled, unknown=unknown) for unknown in (0.0, 1.0))
     return CopiedShare(
         num_images=len(images),
         num_flagged=num_flagged,
         num_held_out=len(held_out),
-        share=float(_share(num_flagged / len(images), rate, recall, unknown=0.0)),
+        share=float(_corrected(num_flagged / len(images), rate, recall, unknown=0.0)),
         standard_error=float(low.std()),
         interval=(float(np.quantile(low, 0.025)), float(np.quantile(high, 0.975))),
         false_alarm_rate=rate,
@@ -97,7 +97,7 @@ def copied_share(
     )
 
 
-def _share(flagged: npt.ArrayLike, false_alarms: npt.ArrayLike, recall: npt.ArrayLike, *, unknown: float) -> npt.NDArray[np.float64]:
+def _corrected(flagged: npt.ArrayLike, false_alarms: npt.ArrayLike, recall: npt.ArrayLike, *, unknown: float) -> npt.NDArray[np.float64]:
     """Return (q - a) / (c - a), limited to [0, 1]; `unknown` where c is not above a."""
     q, a, c = (np.asarray(rate, dtype=np.float64) for rate in (flagged, false_alarms, recall))
     return np.where(c > a, np.clip((q - a) / np.where(c > a, c - a, 1.0), 0.0, 1.0), unknown)

@@ -39,7 +39,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Memorisation:
-    """What one search found.
+    """The findings of one search.
 
     Attributes:
         space: Where images were compared.
@@ -113,16 +113,16 @@ def find_copies(
     of_samples, of_held_out, of_copies, of_training = torch.split(found.ratios, sizes)
     rows = torch.split(found.rows, sizes)
 
-    def share(ratios: Tensor) -> CopiedShare:
+    def share_of(ratios: Tensor) -> CopiedShare:
         return copied_share(ratios, of_held_out, of_copies, false_alarm_rate)
 
-    in_samples = share(of_samples)
+    in_samples = share_of(of_samples)
     flagged = (of_copies < in_samples.threshold).double()
     return Memorisation(
         space=space.name,
         num_training=manifest.num_images,
         samples=in_samples,
-        duplicates=share(of_training),
+        duplicates=share_of(of_training),
         recall={kind: float(flagged[number :: len(KINDS)].mean()) for number, kind in enumerate(KINDS) if number < len(copies)},
         sample_pairs=_nearest_pairs(of_samples, rows[0]),
         duplicate_pairs=_nearest_pairs(of_training, rows[3], once=True),

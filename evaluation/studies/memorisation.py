@@ -30,7 +30,7 @@ from training.data.loading.row_groups import RowReader
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What to search for copies.
+    """A search for copies among the samples of one model.
 
     Attributes:
         data_uri: The data set that the model was trained on, with `train` and `test` splits.
