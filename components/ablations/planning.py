@@ -9,7 +9,7 @@ from typing import Any
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.tracking import open_parent
 from components.cluster.workflows import require_sweep_fits
-from components.steps.runs import Run, claim_directory, run_directory
+from components.steps.runs import Run, claim_directory, require_not_deleting, run_directory
 from evaluation.ablations.definitions.ablation import Trial, values_of
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.records.run_directory import RESULT
@@ -98,6 +98,7 @@ def plan(
         request=request, items=items, parent_run_id=parent.run_id, parent_url=parent.url, tracking=tracking_experiment, values=values
     )
     storage.write_json(storage.join(uri, PLAN), planned.to_dict())
+    require_not_deleting(uri)
     parent.flush()
     say(f"{request.name} at the scale {request.scale}: {len(items)} trials, in MLflow {parent.url}")
     return items

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.records.run_directory import DELETING
 from evaluation.records.run_directory import RESULT as RESULT
 from training import storage
 from training.config.errors import UserError
@@ -17,6 +18,8 @@ from training.tracking.metrics_file import last_time
 EXPERIMENT = "experiment.json"
 ATTEMPT = "attempt.json"
 """When the latest attempt to train began: `time`, in milliseconds since 1970."""
+_LONGEST_DELETION_SECONDS = 3600.0
+"""A directory that has been marked for longer was left by a process that ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,18 +69,32 @@ def claim_directory(run: Run) -> None:
     """Write the experiment into the run's directory; replace one that trains the same and is evaluated differently.
 
     Raises:
-        UserError: The directory belongs to another experiment.
+        UserError: The directory belongs to another experiment, or is being deleted.
     """
     uri = storage.join(run.uri, EXPERIMENT)
     ours = run.experiment.to_json().encode()
-    if storage.write_bytes(uri, ours, if_absent=True):
+    if not storage.write_bytes(uri, ours, if_absent=True):
+        stored = storage.read_bytes(uri)
+        if stored != ours and not same_training(Experiment.from_json(stored), run.experiment):
+            raise UserError(f"{uri} was changed: it is not the experiment of this run; restore it, or remove it")
+        storage.write_bytes(uri, ours)  # also where it is equal: the new time tells `iddpm gc` that the run is in use
+    require_not_deleting(run.uri)
+
+
+def require_not_deleting(directory_uri: str) -> None:
+    """Refuse a directory that `iddpm gc` is deleting. Call it after a write: of two that meet, one sees what the other wrote.
+
+    An interrupted deletion leaves an unfinished run, from which a training can go on.
+
+    Raises:
+        UserError: It is being deleted.
+    """
+    uri = storage.join(directory_uri, DELETING)
+    if not storage.exists(uri):
         return
-    stored = storage.read_bytes(uri)
-    if stored == ours:
-        return
-    if not same_training(Experiment.from_json(stored), run.experiment):
-        raise UserError(f"{uri} was changed: it is not the experiment of this run; restore it, or remove it")
-    storage.write_bytes(uri, ours)
+    if time.time() - float(storage.read_json(uri)["since"]) < _LONGEST_DELETION_SECONDS:
+        raise UserError(f"{directory_uri} is being deleted by `iddpm gc`; start again when that is done, an hour later at the latest")
+    storage.delete(uri)
 
 
 def run_files(arguments: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -12,6 +12,8 @@ SAMPLES = "samples"
 CHOICE = "choice.json"
 RESULT = "result.json"
 """The file that a finished training leaves in its run's directory."""
+DELETING = "deleting.json"
+"""The file that says that a run's or a sweep's directory is being deleted; it is the first to come and the last to go."""
 
 
 def run_uri_of(checkpoint_uri: str) -> str:

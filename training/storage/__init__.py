@@ -21,6 +21,7 @@ from training.storage import disk
 from training.storage.disk import local_path as local_path
 from training.storage.errors import ObjectNotFoundError as ObjectNotFoundError
 from training.storage.errors import StorageError as StorageError
+from training.storage.listing import Stored as Stored
 from training.storage.retry import OUTAGE_SECONDS as OUTAGE_SECONDS
 from training.storage.retry import retry as retry
 
@@ -33,7 +34,7 @@ class _Backend(Protocol):
     def write_bytes(self, uri: str, data: bytes, *, if_absent: bool) -> bool: ...
     def size(self, uri: str) -> int: ...
     def version(self, uri: str) -> str: ...
-    def list_objects(self, prefix_uri: str) -> Iterable[tuple[str, int, str]]: ...
+    def list_objects(self, prefix_uri: str) -> Iterable[Stored]: ...
     def list_dirs(self, prefix_uri: str) -> Iterable[str]: ...
     def delete(self, uri: str) -> None: ...
     def delete_prefix(self, uri: str) -> int: ...
@@ -119,14 +120,14 @@ def version(uri: str) -> str:
     return _backend(uri).version(uri)
 
 
-def list_objects(prefix_uri: str) -> list[tuple[str, int, str]]:
-    """List like `list_uris`, each with its size in bytes and its `version`."""
+def list_objects(prefix_uri: str) -> list[Stored]:
+    """List like `list_uris`, each with its size in bytes, its `version` and the time of its last write."""
     return sorted(_backend(prefix_uri).list_objects(prefix_uri))
 
 
 def list_uris(prefix_uri: str) -> list[str]:
     """List everything stored below the directory `prefix_uri`, at any depth, sorted; empty where there is no such directory."""
-    return [uri for uri, _, _ in list_objects(prefix_uri)]
+    return [stored.uri for stored in list_objects(prefix_uri)]
 
 
 def list_dirs(prefix_uri: str) -> list[str]:

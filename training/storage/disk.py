@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from training.console import format_bytes
 from training.storage.errors import ObjectNotFoundError, StorageError, explain_disk_errors
+from training.storage.listing import Stored
 
 _PARTIAL_SUFFIX = ".partial"
 _ABANDONED_SECONDS = 60.0
@@ -74,13 +75,13 @@ def version(uri: str) -> str:
         return f"{found.st_size}-{found.st_mtime_ns}-{found.st_dev}-{found.st_ino}"
 
 
-def list_objects(prefix_uri: str) -> Iterator[tuple[str, int, str]]:
+def list_objects(prefix_uri: str) -> Iterator[Stored]:
     with explain_disk_errors(prefix_uri):
         root = local_path(prefix_uri)
         for path in _files_below(root):
             with contextlib.suppress(FileNotFoundError, ObjectNotFoundError):  # deleted meanwhile
-                uri = _uri_of(path, root, prefix_uri)
-                yield uri, path.stat().st_size, version(uri)
+                uri, found = _uri_of(path, root, prefix_uri), path.stat()
+                yield Stored(uri, found.st_size, version(uri), found.st_mtime)
 
 
 def list_dirs(prefix_uri: str) -> Iterator[str]:

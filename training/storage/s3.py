@@ -34,6 +34,7 @@ from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop
 
 from training.config.addresses import contains_password
 from training.storage.errors import ObjectNotFoundError, StorageError, explain_disk_errors
+from training.storage.listing import Stored
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -85,12 +86,17 @@ def version(uri: str) -> str:
     return _version(head["ContentLength"], head["ETag"], head["LastModified"])
 
 
-def list_objects(prefix_uri: str) -> list[tuple[str, int, str]]:
+def list_objects(prefix_uri: str) -> list[Stored]:
     bucket, key = split(prefix_uri, root_allowed=True)
     with _explain_errors(prefix_uri):
         pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=_as_directory(key))
         return [
-            (f"s3://{bucket}/{entry['Key']}", entry["Size"], _version(entry["Size"], entry["ETag"], entry["LastModified"]))
+            Stored(
+                f"s3://{bucket}/{entry['Key']}",
+                entry["Size"],
+                _version(entry["Size"], entry["ETag"], entry["LastModified"]),
+                entry["LastModified"].timestamp(),
+            )
             for page in pages
             for entry in page.get("Contents", ())
         ]
@@ -120,7 +126,7 @@ def delete(uri: str) -> None:
 
 def delete_prefix(uri: str) -> int:
     bucket, _ = split(uri)
-    names = [name.removeprefix(f"s3://{bucket}/") for name, _, _ in list_objects(uri)]
+    names = [stored.uri.removeprefix(f"s3://{bucket}/") for stored in list_objects(uri)]
     with _explain_errors(uri):
         for start in range(0, len(names), _DELETE_BATCH):
             batch = names[start : start + _DELETE_BATCH]

@@ -135,11 +135,11 @@ def _search(condition: str, *, count: int | None = None) -> list[FoundRun]:
     }
 
     def find() -> list[FoundRun]:
-        experiments = [each.experiment_id for each in _all_pages(client.search_experiments)]
+        experiments = [each.experiment_id for each in all_pages(client.search_experiments)]
         if not experiments:
             return []
         if count is None:
-            runs = _all_pages(client.search_runs, experiment_ids=experiments, **search)
+            runs = all_pages(client.search_runs, experiment_ids=experiments, **search)
         else:
             runs = client.search_runs(experiments, max_results=count, **search)
         return [FoundRun(run.info.run_id, run.data.tags[RUN_KEY_TAG], dict(run.data.tags)) for run in runs]
@@ -253,7 +253,8 @@ def _find(client: MlflowClient, experiment_id: str, run_key: str) -> Run | None:
     return runs[0] if runs else None
 
 
-def _all_pages(search: Callable[..., Any], **arguments: Any) -> list[Any]:
+def all_pages(search: Callable[..., Any], **arguments: Any) -> list[Any]:
+    """Return the results of all pages of one of the client's searches."""
     found: list[Any] = []
     token = None
     while True:

@@ -126,7 +126,7 @@ class BucketSource(FileSource):
     def find(self) -> Iterator[FileEntry]:
         """List the prefix."""
         prefix = self.uri.rstrip("/") + "/"
-        for uri, num_bytes, version in storage.list_objects(self.uri):
+        for uri, num_bytes, version, _ in storage.list_objects(self.uri):
             yield FileEntry(uri.removeprefix(prefix), num_bytes, uri, version)
 
     @contextlib.contextmanager

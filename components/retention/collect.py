@@ -1,0 +1,172 @@
+"""Delete garbage from a storage root, beside trainings that run.
+
+What a look finds to be garbage is noted with the time in `<root>/gc/seen.json`. A later look deletes it, once it has been garbage for
+the grace time without interruption: a reader that found it before has finished by then. Just before, the directory and MLflow are
+asked again. The directory of a whole run is marked first (`deleting.json`), and a training that starts there refuses it after its own
+first write: of the two, one sees what the other wrote.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from components.retention.survey import Directory, Garbage, Policy, group, survey
+from evaluation.records.run_directory import DELETING, RESULT
+from training import storage
+from training.checkpoints.checkpoint import COMPLETE
+from training.config.errors import UserError
+from training.console import say
+from training.tracking.references import Records, read_records
+
+SEEN = "gc/seen.json"
+
+
+@dataclass(kw_only=True, slots=True)
+class Collection:
+    """A look at a storage root, and what was deleted.
+
+    Attributes:
+        directories: Everything below the storage root, as it was found.
+        deletable: Garbage that may be deleted now.
+        waiting: Other garbage -> the time from which it may be, in seconds since 1970.
+        deleted: What was deleted.
+        spared: What was about to be deleted when something began to need it.
+    """
+
+    directories: list[Directory]
+    deletable: list[Garbage]
+    waiting: dict[Garbage, float]
+    deleted: list[Garbage] = field(default_factory=list)
+    spared: list[Garbage] = field(default_factory=list)
+
+
+def collect(
+    root_uri: str,
+    policy: Policy,
+    *,
+    delete: bool = False,
+    records: Callable[[], Records] = read_records,
+    clock: Callable[[], float] = time.time,
+) -> Collection:
+    """Look at a storage root; with `delete`, delete the garbage that an earlier look has seen a grace time ago.
+
+    Args:
+        root_uri: The directory that contains `runs/`.
+        records: Reads MLflow's records.
+        clock: The time, in seconds since 1970.
+
+    Raises:
+        UserError: There are no runs, or MLflow is not the one of this storage root.
+        TrackingError: MLflow can't be reached; without it nothing is known to be garbage.
+        StorageError: The storage can't be read, or refuses to delete.
+    """
+    root_uri = root_uri.rstrip("/")
+    found = records()  # first: what begins to be written after it is too young to be deleted
+    stored = storage.list_objects(root_uri)
+    read = functools.cache(_read_text)
+
+    def look(found: Records) -> list[Directory]:
+        return survey(root_uri, stored, found, policy, now=clock(), read=lambda uris: _in_parallel(read, uris))
+
+    directories = look(found)
+    _require_own_records(root_uri, directories, found)
+    garbage = [each for directory in directories for each in directory.garbage]
+    names = {each.name for each in garbage}
+
+    def still_garbage() -> set[str]:
+        nonlocal found, names
+        if (fresh := records()) != found:
+            found, names = fresh, {each.name for directory in look(fresh) for each in directory.garbage}
+        return names
+
+    seen = _note_seen(root_uri, garbage, clock())
+    may_go = {each: max(seen[each.name] + policy.grace_seconds, each.modified + policy.idle_seconds) for each in garbage}
+    is_large = sum(directory.num_bytes for directory in directories) > policy.max_bytes
+    deletable = sorted((each for each, when in may_go.items() if when <= clock() and is_large), key=lambda each: each.name)
+    waiting = {each: when for each, when in may_go.items() if each not in deletable}
+    collection = Collection(directories=directories, deletable=deletable, waiting=waiting)
+    if delete:
+        for owner, group_of in itertools.groupby(deletable, key=lambda each: each.owner):
+            of_owner = list(group_of)
+            is_gone = _delete(root_uri, owner, of_owner, still_garbage)
+            (collection.deleted if is_gone else collection.spared).extend(of_owner)
+    return collection
+
+
+def _require_own_records(root_uri: str, directories: Sequence[Directory], records: Records) -> None:
+    """Refuse an MLflow that does not know this storage root: to it, everything here looks like garbage."""
+    names = {directory.name for directory in directories if directory.state != "kept"}
+    if not names:
+        raise UserError(f"{root_uri}: there are no runs and no sweeps below it; name the storage root, which contains runs/")
+    if not any(run.directory_uri.startswith(f"{root_uri}/") for run in records.runs):
+        raise UserError(
+            f"MLflow knows none of the {len(names)} runs and sweeps in {root_uri}; is MLFLOW_TRACKING_URI that of their MLflow?"
+        )
+
+
+def _note_seen(root_uri: str, garbage: Sequence[Garbage], now: float) -> dict[str, float]:
+    """Return since when each has been garbage without interruption, and store it; a reader without the right to write begins anew."""
+    uri = storage.join(root_uri, SEEN)
+    try:
+        before: dict[str, float] = storage.read_json(uri)
+    except storage.ObjectNotFoundError:
+        before = {}
+    seen = {each.name: min(before.get(each.name, now), now) for each in garbage}
+    if seen != before:
+        try:
+            storage.write_json(uri, seen)
+        except storage.StorageError as error:
+            say(f"{error}; the grace time of what was found begins with the first look that can write")
+    return seen
+
+
+def _read_text(uri: str) -> str:
+    try:
+        return storage.read_bytes(uri).decode(errors="replace")
+    except storage.ObjectNotFoundError:
+        return ""  # replaced or removed since the listing
+
+
+def _in_parallel(read: Callable[[str], str], uris: Sequence[str]) -> list[str]:
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return list(pool.map(read, uris))
+
+
+def _delete(root_uri: str, owner: str, garbage: Sequence[Garbage], still_garbage: Callable[[], set[str]]) -> bool:
+    """Delete garbage of one run or sweep; return False where something began to need it since it was found."""
+    owner_uri = storage.join(root_uri, owner)
+    mark_uri = storage.join(owner_uri, DELETING)
+    is_whole = any(each.name == owner for each in garbage)
+    if is_whole:
+        storage.write_json(mark_uri, {"since": time.time()})
+    is_needed = True
+    try:
+        names = still_garbage()
+        found, _ = group(root_uri, storage.list_objects(owner_uri))
+        is_written = any(files.modified > garbage[0].modified for files in found)
+        is_needed = is_written or any(each.name not in names for each in garbage)
+    finally:
+        if is_needed and is_whole:
+            storage.delete(mark_uri)
+    if is_needed:
+        return False
+    # A reader, and a training after an interruption of this, find an unfinished run and incomplete checkpoints, never damaged ones.
+    for each in garbage:
+        uri = storage.join(root_uri, each.name)
+        uris = storage.list_uris(uri)
+        for first in (RESULT, COMPLETE):
+            for file_uri in uris:
+                if file_uri.rpartition("/")[2] == first:
+                    storage.delete(file_uri)
+        for directory_uri in storage.list_dirs(uri):
+            storage.delete_prefix(directory_uri)
+        for file_uri in storage.list_uris(uri):
+            if file_uri != mark_uri:
+                storage.delete(file_uri)
+        storage.delete_prefix(uri)
+    return True

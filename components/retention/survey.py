@@ -1,0 +1,248 @@
+"""Decide what of a storage root is in use, referenced or garbage: a function of its listing, of MLflow's records and of the time.
+
+A reference is any text that contains an address of a run's or sweep's directory, or of something in it: a tag or parameter of a run that
+MLflow shows, a registered version, or a file of a directory that stays (an evaluation, a sweep's plan and trials, a nightly history). The
+storage root before `runs/` is not compared, so a text may count as a reference that is none, never the reverse.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from evaluation.records.run_directory import CHOICE, DELETING, EVALUATIONS, RESULT, SAMPLES
+from training import storage
+from training.checkpoints.checkpoint import COMPLETE
+from training.tracking.references import Records
+
+State = Literal["live", "referenced", "unknown", "garbage"]
+
+_ADDRESS = re.compile(r"(?:runs|ablations)/[^\s\"'`,;()<>\\\]]+")
+_DIRECTORY = re.compile(r"((?:runs|ablations)/[^/]+)/(.+)")
+_CHECKPOINT = re.compile(r"((?:rebuilt/[^/]+/)?checkpoints/step=\d{8})/[^/]+$")
+_INTERMEDIATE = re.compile(rf"((?:{EVALUATIONS}/work|{SAMPLES}/images)-[^/]+)/")
+_GUIDE = re.compile(r'"guidance_step":\s*(\d+)')
+"""A sampling that is guided by an earlier checkpoint of the same run names that by its step."""
+# The score of a checkpoint and a candidate of the final choice do not outlive the checkpoint by design.
+_RECORD = re.compile(
+    rf"(?:{EVALUATIONS}/(?!step=|choose-)[^/]+\.json|trials/[^/]+\.json|plan\.json|experiment\.json|nightly/history\.json|{RESULT})$"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """What may be deleted.
+
+    Attributes:
+        days: Nothing is deleted from a directory in which something was written in the last `days`.
+        grace_hours: What becomes garbage stays for this long, as a reader may have found it just before; and a directory with a write in
+            this time counts as live.
+        max_bytes: Delete nothing while the storage root is not larger than this.
+        include_unknown: Count directories as garbage that MLflow has never heard of and nothing names.
+    """
+
+    days: float = 30.0
+    grace_hours: float = 24.0
+    max_bytes: int = 0
+    include_unknown: bool = False
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds without a write after which a directory may lose something."""
+        return max(self.days * 86_400, self.grace_seconds)
+
+    @property
+    def grace_seconds(self) -> float:
+        """The grace time in seconds."""
+        return self.grace_hours * 3600
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Garbage:
+    """A directory that nothing needs.
+
+    Attributes:
+        name: Its address below the storage root.
+        modified: Time of the last write in the run or sweep that it belongs to, in seconds since 1970.
+    """
+
+    name: str
+    num_bytes: int
+    reason: str
+    modified: float
+
+    @property
+    def owner(self) -> str:
+        """Address of the run or sweep that it belongs to, or is."""
+        return "/".join(self.name.split("/")[:2])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Directory:
+    """A run or a sweep, or with the state "kept" all else that the storage root contains under one name.
+
+    Attributes:
+        name: Its address below the storage root, such as "runs/digits-0123456789ab".
+        modified: Time of the last write, in seconds since 1970.
+        reason: Why it has its state.
+        garbage: What of it is garbage.
+    """
+
+    name: str
+    num_bytes: int
+    modified: float
+    state: State | Literal["kept"]
+    reason: str
+    garbage: tuple[Garbage, ...] = ()
+
+
+class Files:
+    """The files of one run or sweep: path in it -> size and time."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.by_path: dict[str, storage.Stored] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(stored.num_bytes for stored in self.by_path.values())
+
+    @property
+    def modified(self) -> float:
+        """Time of the last write of anything but the mark of a deletion."""
+        return max((stored.modified for path, stored in self.by_path.items() if path != DELETING), default=0.0)
+
+    def groups(self, pattern: re.Pattern[str]) -> dict[str, list[str]]:
+        """Return the directories that a pattern's first group names -> their paths."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for path in self.by_path:
+            if match := pattern.match(path):
+                found[match[1]].append(path)
+        return dict(found)
+
+
+def addresses(texts: Iterable[str]) -> set[str]:
+    """Return the addresses below a storage root that texts contain."""
+    return {found.rstrip("./:") for text in texts for found in _ADDRESS.findall(text)}
+
+
+def is_named(name: str, named: Iterable[str]) -> bool:
+    """Return True if something is named that is this directory or lies in it."""
+    return any(address == name or address.startswith(f"{name}/") for address in named)
+
+
+def named_by(records: Records, *, running: bool = False) -> set[str]:
+    """Return the addresses that MLflow's records contain; with `running`, those of running runs alone."""
+    shown = [run for run in records.runs if not run.is_deleted]
+    if running:
+        return addresses(text for run in shown if run.is_running for text in run.texts)
+    return addresses([*records.registered, *(text for run in shown for text in run.texts)])
+
+
+def group(root_uri: str, stored: Iterable[storage.Stored]) -> tuple[list[Files], dict[str, int]]:
+    """Return the runs and sweeps below a storage root, and the bytes of all else by its first name."""
+    found: dict[str, Files] = {}
+    others: dict[str, int] = defaultdict(int)
+    prefix = f"{root_uri.rstrip('/')}/"
+    for entry in stored:
+        path = entry.uri.removeprefix(prefix)
+        if match := _DIRECTORY.match(path):
+            found.setdefault(match[1], Files(match[1])).by_path[match[2]] = entry
+        else:
+            others[path.partition("/")[0]] += entry.num_bytes
+    return list(found.values()), dict(others)
+
+
+def survey(
+    root_uri: str,
+    stored: Sequence[storage.Stored],
+    records: Records,
+    policy: Policy,
+    *,
+    now: float,
+    read: Callable[[Sequence[str]], list[str]],
+) -> list[Directory]:
+    """Return every directory below a storage root, with its state and its garbage.
+
+    Args:
+        stored: The listing of the storage root.
+        now: The time, in seconds since 1970.
+        read: Returns the texts of files, by URI.
+    """
+    all_files, others = group(root_uri, stored)
+    running = named_by(records, running=True)
+    named = named_by(records)
+    shown = {run.directory_uri for run in records.runs if run.directory_uri and not run.is_deleted}
+    deleted = {run.directory_uri for run in records.runs if run.directory_uri and run.is_deleted} - shown
+
+    def state_of(files: Files) -> tuple[State, str]:
+        if is_named(files.name, running):
+            return "live", "MLflow shows a run that works on it"
+        if files.modified > now - policy.grace_seconds:
+            return "live", f"written to in the last {policy.grace_hours:g} h"
+        if is_named(files.name, named):
+            return "referenced", "MLflow, the registry or a kept directory names it"
+        is_deleted = storage.join(root_uri, files.name) in deleted
+        if is_deleted or policy.include_unknown:
+            return "garbage", "deleted in MLflow, and nothing names it" if is_deleted else "MLflow does not know it, and nothing names it"
+        return "unknown", "MLflow has never heard of it"
+
+    remaining = all_files
+    while True:  # what stays, for ever or for the time being, may name what would go
+        staying = [files for files in remaining if state_of(files)[0] != "garbage" or files.modified > now - policy.idle_seconds]
+        if not staying:
+            break
+        remaining = [files for files in remaining if files not in staying]
+        entries = [(files.name, entry.uri) for files in staying for path, entry in files.by_path.items() if _RECORD.match(path)]
+        for (owner, _), text in zip(entries, read([uri for _, uri in entries]), strict=True):
+            named |= addresses([text]) | {f"{owner}/checkpoints/step={int(step):08d}" for step in _GUIDE.findall(text)}
+    directories = []
+    for files in all_files:
+        state, reason = state_of(files)
+        directories.append(
+            Directory(
+                name=files.name,
+                num_bytes=files.num_bytes,
+                modified=files.modified,
+                state=state,
+                reason=reason,
+                garbage=tuple(_garbage(files, state, reason, named)) if state in ("referenced", "garbage") else (),
+            )
+        )
+    directories += [
+        Directory(name=name, num_bytes=size, modified=0.0, state="kept", reason="shared; never deleted") for name, size in others.items()
+    ]
+    return sorted(directories, key=lambda directory: (directory.state == "kept", directory.name))
+
+
+def _garbage(files: Files, state: State, reason: str, named: set[str]) -> Iterable[Garbage]:
+    """Return what of a referenced directory can go, or the whole of one that is garbage."""
+
+    def garbage(path: str, paths: Iterable[str], reason: str) -> Garbage:
+        size = sum(files.by_path[each].num_bytes for each in paths)
+        return Garbage(name=f"{files.name}/{path}".rstrip("/"), num_bytes=size, reason=reason, modified=files.modified)
+
+    if state == "garbage":
+        yield garbage("", files.by_path, reason)
+        return
+    checkpoints = files.groups(_CHECKPOINT)
+    complete = {path for path in checkpoints if f"{path}/{COMPLETE}" in files.by_path}
+    last = max((path for path in complete if path.startswith("checkpoints/")), default="")
+    is_chosen = RESULT in files.by_path and f"{EVALUATIONS}/{CHOICE}" in files.by_path
+    for path, paths in sorted(checkpoints.items()):
+        if is_named(f"{files.name}/{path}", named):
+            continue
+        if path not in complete:
+            yield garbage(path, paths, "incomplete checkpoint")
+        elif path.startswith("rebuilt/"):
+            yield garbage(path, paths, "rebuilt average, which can be rebuilt")
+        elif is_chosen and path != last:
+            yield garbage(path, paths, "neither the best nor the last checkpoint, and nothing names it")
+    if RESULT in files.by_path:
+        for path, paths in sorted(files.groups(_INTERMEDIATE).items()):
+            if not is_named(f"{files.name}/{path}", named):
+                yield garbage(path, paths, "intermediate results of an evaluation")

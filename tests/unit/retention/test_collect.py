@@ -1,0 +1,316 @@
+"""`iddpm gc` on random histories: whatever is kept finds everything that it names, and nothing in use is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from components.retention.collect import Collection, collect
+from components.retention.survey import Policy
+from components.retention.verify import verify
+from components.steps.runs import require_not_deleting
+from training.config.errors import UserError
+from training.config.presets import preset
+from training.tracking.references import RecordedRun, Records
+
+DAY = 86_400.0
+START = 2_000_000_000.0
+EXPERIMENT = preset("digits-hybrid-cosine").to_json().encode()
+STEPS = (10, 20, 30)
+Snapshot = dict[str, tuple[bytes, float]]
+"""Path below the storage root -> content and time."""
+
+
+@dataclass
+class World:
+    """A storage root on disk, and what MLflow says of it; `now` moves by hand."""
+
+    root: Path
+    now: float = START
+    status: dict[str, str] = field(default_factory=dict)  # directory -> running, finished, deleted
+    tags: dict[str, list[str]] = field(default_factory=dict)  # directory -> further addresses in its MLflow run
+    registered: list[str] = field(default_factory=list)
+    written: set[str] = field(default_factory=set)
+    at_deletion: list[tuple[str, str]] = field(default_factory=list)  # what happens between a look and its deletion
+
+    def write(self, path: str, content: bytes | dict[str, object] = b"x") -> None:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        os.utime(file, (self.now, self.now))
+
+    def add_checkpoint(self, run: str, step: int, *, is_complete: bool = True) -> None:
+        uri, weights = f"{run}/checkpoints/step={step:08d}", f"{run} {step}".encode()
+        self.write(f"{uri}/model.pt", weights)
+        if is_complete:
+            digest = {"num_bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
+            self.write(f"{uri}/complete.json", {"step": step, "files": {"model.pt": digest}})
+
+    def address(self, path: str) -> str:
+        return f"{self.root}/{path}"
+
+    def checkpoint(self, run: str, step: int) -> str:
+        return self.address(f"{run}/checkpoints/step={step:08d}")
+
+    def records(self) -> Records:
+        runs = [
+            RecordedRun(
+                run_id=name,
+                directory_uri=self.address(name),
+                is_running=status == "running",
+                is_deleted=status == "deleted",
+                texts=(self.address(name), *self.tags.get(name, ())),
+            )
+            for name, status in self.status.items()
+        ]
+        return Records(tuple(runs), tuple(self.registered))
+
+    def collect(self, *, delete: bool, policy: Policy = Policy()) -> Collection:  # noqa: B008
+        asked = 0
+
+        def records() -> Records:
+            nonlocal asked
+            asked += 1
+            if asked == 2:
+                for event, name in self.at_deletion:
+                    self.happen(event, name)
+            return self.records()
+
+        return collect(str(self.root), policy, delete=delete, records=records, clock=lambda: self.now)
+
+    def happen(self, event: str, name: str) -> None:
+        if event == "register" and (self.root / name).is_dir():
+            self.registered.append(self.checkpoint(name, STEPS[0]))
+        elif event == "restore" and self.status.get(name) == "deleted" and (self.root / name).is_dir():
+            self.status[name] = "finished"
+        elif event == "write" and (self.root / name).is_dir():
+            self.write(f"{name}/evaluations/late.npz")
+            self.written.add(name)
+        elif event == "train" and (self.root / name).is_dir():
+            self.write(f"{name}/experiment.json", EXPERIMENT)
+            try:
+                require_not_deleting(self.address(name))
+            except UserError:
+                return
+            self.status[name] = "running"
+
+    def files(self) -> Snapshot:
+        found = (path for path in self.root.rglob("*") if path.is_file() and "gc/" not in str(path.relative_to(self.root)))
+        return {str(path.relative_to(self.root)): (path.read_bytes(), path.stat().st_mtime) for path in found}
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    world = World(Path(tempfile.mkdtemp(prefix="iddpm-gc-")))
+    names = [f"runs/run-{number}" for number in range(draw(st.integers(1, 4)))]
+    ages = st.sampled_from([0.2, 29.0, 40.0, 40.0, 90.0])
+    statuses = st.sampled_from(["running", "finished", "finished", "deleted", "deleted", "unknown"])
+    for name in names:
+        world.now = START - draw(ages) * DAY
+        world.write(f"{name}/experiment.json", EXPERIMENT)
+        steps = draw(st.lists(st.sampled_from(STEPS), min_size=1, unique=True))
+        for step in steps:
+            world.add_checkpoint(name, step, is_complete=draw(st.integers(0, 5)) > 0)
+        if draw(st.integers(0, 3)):
+            best = draw(st.sampled_from(steps))
+            world.write(f"{name}/result.json", {"best_checkpoint_uri": world.checkpoint(name, best)})
+            if draw(st.integers(0, 3)):
+                chosen = draw(st.sampled_from(steps))
+                world.write(f"{name}/evaluations/choice.json", {"checkpoint_uri": world.checkpoint(name, chosen)})
+            world.write(f"{name}/evaluations/work-1/part.npz")
+            world.write(f"{name}/samples/images-1/plan.json", {})
+        if draw(st.booleans()):  # an evaluation of an ensemble names another run
+            other = draw(st.sampled_from(names))
+            world.write(f"{name}/evaluations/mine.json", {"model": f"{world.checkpoint(other, draw(st.sampled_from(STEPS)))} (model)"})
+        world.status[name] = draw(statuses)
+        if draw(st.booleans()):
+            world.tags[name] = [world.checkpoint(name, draw(st.sampled_from(steps)))]
+    if draw(st.booleans()):
+        world.now = START - draw(ages) * DAY
+        world.write("ablations/sweep/plan.json", {"items": []})
+        for name in draw(st.lists(st.sampled_from(names), unique=True)):
+            trial = {"run_uri": world.address(name), "checkpoint_uri": world.checkpoint(name, draw(st.sampled_from(STEPS)))}
+            world.write(f"ablations/sweep/trials/{name[5:]}.json", trial)
+        world.status["ablations/sweep"] = draw(statuses)
+    if draw(st.booleans()):
+        world.registered.append(world.checkpoint(draw(st.sampled_from(names)), draw(st.sampled_from(STEPS))))
+    events = st.tuples(st.sampled_from(["register", "restore", "train", "write"]), st.sampled_from(names))
+    world.at_deletion = draw(st.lists(events, max_size=2))
+    world.status = {name: status for name, status in world.status.items() if status != "unknown"}
+    world.status.setdefault("runs/long-gone", "deleted")
+    world.write("data/digits/train/shard-00000.parquet")
+    world.now = START
+    return world
+
+
+def _references(world: World, files: Snapshot) -> Iterator[str]:
+    """Every address, below the root, that something kept names: MLflow's runs, the registry and the files themselves."""
+    texts = list(world.registered)
+    texts += [
+        text for name, status in world.status.items() if status != "deleted" for text in (world.address(name), *world.tags.get(name, ()))
+    ]
+    for path, (content, _) in files.items():
+        if path.endswith(("mine.json", "choice.json", "result.json")) or "/trials/" in path:
+            texts += [text.split(" ")[0] for text in json.loads(content).values()]
+    return (text.removeprefix(f"{world.root}/") for text in texts)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(worlds(), st.sampled_from([0.0, 1.0, 25.0, 24.0 * 40]), st.sampled_from([0.0, 24.0]), st.booleans())
+def test_no_reference_dangles_nothing_in_use_is_touched_and_garbage_goes(
+    world: World, hours: float, grace: float, include_unknown: bool
+) -> None:
+    policy = Policy(grace_hours=grace, include_unknown=include_unknown)
+    try:
+        before = world.files()
+        assert world.collect(delete=False, policy=policy).deleted == []
+        assert world.files() == before
+        world.now += hours * 3600
+        in_use = {name for name, status in world.status.items() if status == "running"}
+        found = world.collect(delete=True, policy=policy)
+        in_use |= {name for name, status in world.status.items() if status == "running"} | world.written
+        after = world.files()
+        _check(world, before, after, in_use, include_unknown)
+        assert hours >= grace or found.deleted == []
+
+        known = {_owner(path) for path in after} & world.status.keys()
+        world.status = dict.fromkeys(world.status, "deleted")
+        world.registered, world.at_deletion = [], []
+        world.now += 100 * DAY
+        world.write("runs/new/experiment.json", EXPERIMENT)
+        world.collect(delete=False, policy=policy)
+        world.now += 25 * 3600
+        world.collect(delete=True, policy=policy)
+        unknown = {_owner(path) for path in after} - world.status.keys() - {"data/digits"}
+        left = {_owner(path) for path in world.files()}
+        assert "data/digits" in left
+        assert not left & known or (unknown and not include_unknown)  # an unknown directory may name them
+        assert unknown <= left or include_unknown
+    finally:
+        shutil.rmtree(world.root)
+
+
+def _check(world: World, before: Snapshot, after: Snapshot, in_use: set[str], include_unknown: bool) -> None:
+    gone = before.keys() - after.keys()
+    references = set(_references(world, after))
+    for path in gone:
+        owner = _owner(path)
+        assert owner.startswith(("runs/", "ablations/"))
+        assert owner not in in_use
+        assert max(at for each, (_, at) in before.items() if _owner(each) == owner) <= world.now - 30 * DAY
+        assert owner in world.status or include_unknown or any(_owner(target) == owner for target in references)
+    for target in references:
+        lost = {path for path in gone if path.startswith(f"{target}/")}
+        if "/checkpoints/" in target:
+            assert not lost, target
+        else:  # a whole run or sweep
+            complete = [path for path in before if path.startswith(f"{target}/checkpoints/") and path.endswith("complete.json")]
+            assert f"{target}/experiment.json" not in lost
+            assert max(complete, default="") not in lost
+    assert verify(str(world.root)).damaged == ()
+    assert not [path for path in after if path.endswith("deleting.json")]
+
+
+def _owner(path: str) -> str:
+    return "/".join(path.split("/")[:2])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """A finished run with three checkpoints of which the first was chosen, last written to 40 days ago."""
+    world = World(tmp_path, now=START - 40 * DAY)
+    for step in STEPS:
+        world.add_checkpoint("runs/a", step)
+    world.write("runs/a/experiment.json", EXPERIMENT)
+    world.write("runs/a/result.json", {"best_checkpoint_uri": world.checkpoint("runs/a", 10)})
+    world.write("runs/a/evaluations/choice.json", {"checkpoint_uri": world.checkpoint("runs/a", 10)})
+    world.status["runs/a"] = "finished"
+    world.now = START
+    return world
+
+
+def _look_and_delete(world: World) -> list[str]:
+    world.collect(delete=False)
+    world.now += 1.01 * DAY
+    return [each.name for each in world.collect(delete=True).deleted]
+
+
+def test_the_best_and_the_last_checkpoint_stay_and_the_others_go(world: World) -> None:
+    assert _look_and_delete(world) == ["runs/a/checkpoints/step=00000020"]
+
+
+def test_a_registered_checkpoint_stays(world: World) -> None:
+    world.registered = [world.checkpoint("runs/a", 20)]
+    assert _look_and_delete(world) == []
+
+
+def test_the_checkpoint_that_guides_the_sampling_stays(world: World) -> None:
+    world.now -= 40 * DAY
+    world.write("runs/a/evaluations/final.json", {"protocol": {"distance": {"sampling": {"guidance_step": 20}}}})
+    world.now += 40 * DAY
+    assert _look_and_delete(world) == []
+
+
+def test_a_run_that_was_deleted_in_mlflow_goes_and_leaves_nothing(world: World) -> None:
+    world.status["runs/a"] = "deleted"
+    world.write("data/digits/train/shard-00000.parquet")
+    assert _look_and_delete(world) == ["runs/a"]
+    assert list(world.files()) == ["data/digits/train/shard-00000.parquet"]
+    assert not (world.root / "runs/a").exists()
+
+
+@pytest.mark.parametrize("event", ["register", "restore", "train", "write"])
+def test_a_run_that_is_needed_again_at_the_last_moment_is_spared_whole(world: World, event: str) -> None:
+    world.status["runs/a"] = "deleted"
+    world.at_deletion = [(event, "runs/a")]
+    before = world.files()
+    assert _look_and_delete(world) == []
+    assert world.files().keys() >= before.keys()
+
+
+def test_garbage_that_was_referenced_meanwhile_waits_for_its_grace_time_anew(world: World) -> None:
+    world.status["runs/a"] = "deleted"
+    world.collect(delete=False)
+    world.now += DAY
+    world.registered = [world.checkpoint("runs/a", 20)]
+    world.collect(delete=False)
+    world.registered = []
+    assert world.collect(delete=True).deleted == []
+    world.now += 1.01 * DAY
+    assert len(world.collect(delete=True).deleted) == 1
+
+
+def test_a_training_refuses_a_directory_that_is_being_deleted_and_takes_one_whose_deletion_was_interrupted(world: World) -> None:
+    world.write("runs/a/deleting.json", {"since": time.time()})
+    with pytest.raises(UserError, match="is being deleted"):
+        require_not_deleting(world.address("runs/a"))
+    world.write("runs/a/deleting.json", {"since": time.time() - 2 * 3600})
+    require_not_deleting(world.address("runs/a"))
+    assert not (world.root / "runs/a/deleting.json").exists()
+
+
+def test_nothing_goes_while_the_root_is_small_enough(world: World) -> None:
+    world.collect(delete=False)
+    total = sum(path.stat().st_size for path in world.root.rglob("*") if path.is_file())
+    world.now += 2 * DAY
+    assert world.collect(delete=True, policy=Policy(max_bytes=total)).deleted == []
+    assert len(world.collect(delete=True, policy=Policy(max_bytes=total - 1)).deleted) == 1
+
+
+def test_an_mlflow_that_knows_none_of_the_runs_is_refused(world: World) -> None:
+    world.status = {}
+    with pytest.raises(UserError, match="MLflow knows none of the 1 runs"):
+        world.collect(delete=True, policy=Policy(include_unknown=True, days=0, grace_hours=0))
+    assert (world.root / "runs/a/result.json").exists()
