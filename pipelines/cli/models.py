@@ -1,4 +1,4 @@
-"""presets, show, cost, import-checkpoint, export-checkpoint, rebuild-average: experiments and checkpoints."""
+"""presets, show, cost, import-checkpoint, export-checkpoint, export-diffusers, rebuild-average: experiments and checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PANEL = "Experiments and models"
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (presets, show, cost, import_checkpoint, export_checkpoint, rebuild_average):
+    for command in (presets, show, cost, import_checkpoint, export_checkpoint, export_diffusers, rebuild_average):
         app.command(rich_help_panel=_PANEL)(command)
 
 
@@ -154,16 +154,19 @@ def _price(price: float | None) -> str:
 
 
 def import_checkpoint(
-    file: str = typer.Argument(..., help="A .pt file of the released code or of export-checkpoint."),
+    file: str = typer.Argument(..., help="A file of the released code or of export-checkpoint, or a folder of export-diffusers."),
     run: str = typer.Argument(..., help="Directory of the run for the checkpoint."),
     preset: str = typer.Option("", help="Preset of the file, if neither the file nor its name tells it."),
     overrides: list[str] = options.SET,
 ) -> None:
-    """Import a published checkpoint."""
+    """Import a published checkpoint, or a folder of diffusers."""
     connect()
+    from training import storage
+    from training.checkpoints.diffusers_folder import CONFIG, import_diffusers
     from training.checkpoints.import_export import import_checkpoint as make
 
-    print(json.dumps(make(file, run, preset=preset or None, overrides=overrides), indent=2))
+    read = import_diffusers if storage.exists(storage.join(file, CONFIG)) else make
+    print(json.dumps(read(file, run, preset=preset or None, overrides=overrides), indent=2))
 
 
 def export_checkpoint(
@@ -176,6 +179,20 @@ def export_checkpoint(
     from training.checkpoints.import_export import export_checkpoint as write
 
     print(json.dumps(write(checkpoint, file, weights=weights or None), indent=2))
+
+
+def export_diffusers(
+    model: str = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), runs:/ID, or models:/NAME@ALIAS."),
+    folder: str = typer.Argument(..., help="Folder to write (s3:// or a path); it must be empty or absent."),
+    weights: str = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the selected ones."),
+) -> None:
+    """Export a model as a folder for the diffusers library: UNet2DModel, DDPMScheduler and a model card."""
+    connect()
+    from evaluation.selection.resolve import resolve_model
+    from training.checkpoints.diffusers_folder import export_diffusers as write
+
+    spec = resolve_model(model).spec(weights or None)
+    print(json.dumps(write(spec.checkpoint_uri, folder, weights=spec.weights), indent=2))
 
 
 def rebuild_average(

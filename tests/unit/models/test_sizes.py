@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers_twin import diffusers_twin
-from torch import Tensor, nn
+from torch import nn
 
+from training.checkpoints.diffusers_folder import to_diffusers
 from training.config.experiment import ModelConfig
 from training.models.unet import UNet
 
@@ -38,47 +39,6 @@ def test_the_papers_networks_have_the_released_ones_parameters(
     assert sum(p.numel() for p in model.parameters()) == num_parameters
     if num_tensors is not None:
         assert len(model.state_dict()) == num_tensors
-
-
-def to_diffusers(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our state dict under diffusers' names; its attention keeps q, k and v apart, ours interleaves them by head."""
-    stages, blocks = len(config.channel_mult), config.num_res_blocks
-    names = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2", "input_blocks.0.0": "conv_in"}
-    names |= {"out.0": "conv_norm_out", "out.2": "conv_out"}
-    for stage in range(stages):
-        for block in range(blocks):
-            here = 1 + stage * (blocks + 1) + block
-            names |= {f"input_blocks.{here}.0": f"down_blocks.{stage}.resnets.{block}"}
-            names |= {f"input_blocks.{here}.1": f"down_blocks.{stage}.attentions.{block}"}
-        names |= {f"input_blocks.{(stage + 1) * (blocks + 1)}.0.op": f"down_blocks.{stage}.downsamplers.0.conv"}
-        for block in range(blocks + 1):
-            here = stage * (blocks + 1) + block
-            names |= {f"output_blocks.{here}.0": f"up_blocks.{stage}.resnets.{block}"}
-            names |= {f"output_blocks.{here}.1": f"up_blocks.{stage}.attentions.{block}"}
-        for position in (1, 2):
-            names |= {f"output_blocks.{stage * (blocks + 1) + blocks}.{position}.conv": f"up_blocks.{stage}.upsamplers.0.conv"}
-    names |= {"middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0", "middle_block.2": "mid_block.resnets.1"}
-    inner = {
-        "in_layers.0": "norm1",
-        "in_layers.2": "conv1",
-        "emb_layers.1": "time_emb_proj",
-        "out_layers.0": "norm2",
-        "out_layers.3": "conv2",
-    }
-    inner |= {"skip_connection": "conv_shortcut", "norm": "group_norm", "proj_out": "to_out.0"}
-    mapped = {}
-    for name, tensor in state.items():
-        module, kind = name.rsplit(".", 1)
-        prefix = max((old for old in names if module == old or module.startswith(old + ".")), key=len)
-        rest = module.removeprefix(prefix).removeprefix(".")
-        if rest == "qkv":
-            heads = tensor.squeeze(-1).unflatten(0, (config.num_heads, 3, -1))
-            for part, letter in enumerate("qkv"):
-                mapped[f"{names[prefix]}.to_{letter}.{kind}"] = heads[:, part].flatten(0, 1)
-        else:
-            new = f"{names[prefix]}.{inner.get(rest, rest)}".rstrip(".")
-            mapped[f"{new}.{kind}"] = tensor.squeeze(-1) if rest == "proj_out" else tensor
-    return mapped
 
 
 @pytest.mark.slow

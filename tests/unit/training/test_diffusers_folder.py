@@ -1,0 +1,154 @@
+"""A checkpoint as diffusers loads it: the same samples from the same noise, and the same checkpoint when it comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.checkpoints import checkpoint
+from training.checkpoints.diffusers_folder import export_diffusers, import_diffusers, unet_config
+from training.config.errors import UserError
+from training.config.experiment import Experiment, SamplingConfig
+from training.config.presets import names, preset
+from training.diffusion.process import Denoiser
+from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample_loop
+from training.models.unet import UNet, make_model
+
+_SMALL = ("model.model_channels=32", "model.num_res_blocks=1", "optim.ema_decays=0.99")
+EXPERIMENTS = {
+    "rescaled, learned range, labels": preset(
+        "digits-tiny-hybrid-cosine", (*_SMALL, "model.class_conditional=true", "model.label_dropout=0.1")
+    ),
+    "one head at two widths": preset(
+        "digits-tiny-hybrid-cosine", (*_SMALL, "model.channel_mult=1,2", "model.attention_resolutions=8,4", "model.num_heads=1")
+    ),
+    "four heads, additive time embedding, unlabelled, 4000 timesteps": preset(
+        "cifar10-hybrid-cosine",
+        (
+            *_SMALL,
+            "data.image_size=16",
+            "model.channel_mult=1,2,2",
+            "model.attention_resolutions=8",
+            "model.use_scale_shift_norm=false",
+            "diffusion.rescale_timesteps=false",
+        ),
+    ),
+    "rescaled from 4000, fixed variance, x_0": preset(
+        "cifar10-hybrid-cosine",
+        (
+            *_SMALL,
+            "data.image_size=16",
+            "model.channel_mult=1,2,2",
+            "model.attention_resolutions=8",
+            "diffusion.objective=simple",
+            "diffusion.variance=fixed_large",
+            "diffusion.prediction=x_0",
+        ),
+    ),
+}
+
+
+def _random_model(experiment: Experiment) -> UNet:
+    torch.manual_seed(0)
+    model = make_model(experiment).eval().requires_grad_(False)
+    for module in model.modules():  # the initial network's output is 0
+        if isinstance(module, nn.Conv1d | nn.Conv2d) and not module.weight.any():
+            module.reset_parameters()
+    return model
+
+
+@pytest.fixture(params=list(EXPERIMENTS))
+def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Experiment, UNet, Path]:
+    experiment = EXPERIMENTS[request.param]
+    model = _random_model(experiment)
+    files: dict[str, Any] = {checkpoint.EXPERIMENT: experiment.to_json().encode(), "ema_0.99.pt": model.state_dict()}
+    uri = checkpoint.save(str(tmp_path / "run"), 10, files)
+    export_diffusers(uri, str(tmp_path / "folder"))
+    return experiment, model, tmp_path / "folder"
+
+
+def test_diffusers_draws_the_same_samples_from_the_same_noise(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two differ by float32: angles t w of up to 1000 are rounded to 6e-5, and 20 steps add such differences up."""
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.schedulers import scheduling_ddpm
+
+    experiment, model, folder = exported
+    unet = UNet2DModel.from_pretrained(folder, subfolder="unet").eval()
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    scheduler.set_timesteps(20)
+    scale = experiment.diffusion.num_timesteps / scheduler.config.num_train_timesteps
+    timesteps = [int(t * scale) for t in scheduler.timesteps.tolist()]
+    generator = torch.Generator().manual_seed(1)
+    shape = (3, experiment.data.image_channels, experiment.data.image_size, experiment.data.image_size)
+    start, *noise = (torch.randn(shape, generator=generator) for _ in range(21))
+    labels = torch.tensor([0, 3, 9]) if experiment.model.class_conditional else None
+
+    remaining = iter(noise)
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *arguments, **options: next(remaining))
+    theirs: Tensor = start
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            theirs = scheduler.step(unet(theirs, t, class_labels=labels).sample, t, theirs).prev_sample
+
+    sampling = SamplingConfig(spacing="t:" + ",".join(map(str, timesteps)))
+    process = make_sampling_process(experiment.diffusion, sampling)
+    denoiser = Denoiser(process, model, conditioning={} if labels is None else {"y": labels})
+    ours = sample_loop(denoiser, make_sampler(sampling), start, noise=lambda k: noise[19 - k])
+    assert process.num_timesteps == 20
+    assert float(ours.std()) > 0.1
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+
+
+def test_an_exported_folder_comes_back_bit_for_bit(exported: Any, tmp_path: Path) -> None:
+    experiment, model, folder = exported
+    made = import_diffusers(str(folder), str(tmp_path / "back"))
+    state = checkpoint.load_model_state(made["checkpoint_uri"], "model")
+    assert checkpoint.load_experiment(made["checkpoint_uri"]) == experiment
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_card_has_an_example_that_runs(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, _, folder = exported
+    card = (folder / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(folder)
+    found: dict[str, Any] = {}
+    exec(code.replace("set_timesteps(250)", "set_timesteps(2)").replace("set_timesteps(100)", "set_timesteps(2)"), found)
+    assert found["images"].shape[1] == experiment.data.image_channels
+    assert (folder / "model_index.json").exists() != experiment.model.class_conditional
+
+
+def test_a_changed_folder_is_refused(exported: Any, tmp_path: Path) -> None:
+    _, _, folder = exported
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps(config | {"norm_eps": 1e-6}))
+    with pytest.raises(UserError, match="norm_eps is 1e-06, ours is 1e-05"):
+        import_diffusers(str(folder), str(tmp_path / "back"))
+    assert not (tmp_path / "back").exists()
+
+
+def _can_be_expressed(experiment: Experiment) -> bool:
+    model = experiment.model
+    sizes = [experiment.data.image_size // 2**stage for stage in range(len(model.channel_mult))]
+    mults = {mult for mult, size in zip(model.channel_mult, sizes, strict=True) if size in model.attention_resolutions}
+    return model.low_res_size is None and (model.num_heads == 1 or mults <= {model.channel_mult[-1]})
+
+
+@pytest.mark.parametrize("name", sorted(names()))
+def test_each_preset_has_a_config_or_a_sentence_that_says_why_not(name: str) -> None:
+    from diffusers import UNet2DModel
+
+    experiment = preset(name)
+    if not _can_be_expressed(experiment):
+        with pytest.raises(UserError, match=f"{name} (is an upsampler|has . attention heads at each of the widths).* UNet2DModel"):
+            unet_config(experiment)
+        return
+    with torch.device("meta"):
+        theirs, ours = UNet2DModel.from_config(unet_config(experiment)), make_model(experiment)
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())

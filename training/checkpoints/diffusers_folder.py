@@ -1,0 +1,355 @@
+"""Export a checkpoint as a folder that diffusers loads, and import such a folder.
+
+    README.md  model_index.json  experiment.json
+    unet/config.json  unet/diffusion_pytorch_model.safetensors  scheduler/scheduler_config.json
+
+diffusers itself is not needed. Its `UNet2DModel` is the paper's network except for two things. The size of a head is one number, so
+the same number of heads at several widths can't be expressed; and the network is fed integers. A model that was trained with
+t * 1000/T gets a scheduler of 1000 timesteps, whose alpha_bar at t' is ours at t = t' * T/1000, interpolated in log between two.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.errors import UserError
+from training.config.experiment import DiffusionConfig, Experiment, ModelConfig
+from training.config.presets import preset as named_preset
+from training.diffusion.schedules import beta_schedule
+
+CONFIG = "unet/config.json"
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+SCHEDULER = "scheduler/scheduler_config.json"
+EXPERIMENT = "experiment.json"
+_VERSION = "0.35.0"
+_NUM_SCALED_TIMESTEPS = 1000
+
+
+def export_diffusers(checkpoint_uri: str, folder_uri: str, *, weights: str | None = None) -> dict[str, Any]:
+    """Write a checkpoint's network and scheduler as a folder for diffusers, with a model card.
+
+    Args:
+        weights: "ema_0.9999" or "model"; None takes the experiment's first average.
+
+    Returns:
+        Plain data: `folder_uri`, `weights`, `parameters`, `num_train_timesteps` (of the scheduler).
+
+    Raises:
+        UserError: diffusers can't express the network, or something is in the folder.
+    """
+    from safetensors.torch import save_file
+
+    experiment = checkpoint.load_experiment(checkpoint_uri)
+    config = unet_config(experiment)
+    if storage.list_uris(folder_uri):
+        raise UserError(f"{folder_uri}: is not empty; name a folder that does not exist")
+    chosen = weights or checkpoint.weights_names(checkpoint_uri)[0]
+    state = to_diffusers(checkpoint.load_model_state(checkpoint_uri, chosen), experiment.model)
+    scheduler = scheduler_config(experiment.diffusion)
+    texts = {CONFIG: config, SCHEDULER: scheduler, EXPERIMENT: experiment.to_dict()}
+    if not experiment.model.class_conditional:  # DDPMPipeline passes no labels
+        parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+        texts["model_index.json"] = {"_class_name": "DDPMPipeline", "_diffusers_version": _VERSION, **parts}
+    for name, value in texts.items():
+        storage.write_json(storage.join(folder_uri, name), value)
+    card = _model_card(experiment, checkpoint.step_of(checkpoint_uri), chosen)
+    storage.write_bytes(storage.join(folder_uri, "README.md"), card.encode())
+    with tempfile.TemporaryDirectory(prefix="iddpm-export-") as directory:
+        path = Path(directory) / "weights.safetensors"
+        save_file(state, path, metadata={"format": "pt"})
+        storage.upload(path, storage.join(folder_uri, WEIGHTS))
+    return {
+        "folder_uri": folder_uri,
+        "weights": chosen,
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "num_train_timesteps": scheduler["num_train_timesteps"],
+    }
+
+
+def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Make a checkpoint of ours from a folder of diffusers; it serves sampling and scoring, and training can't resume from it.
+
+    Args:
+        preset: The preset of the network; None reads `experiment.json`, which `export_diffusers` wrote.
+
+    Returns:
+        Plain data: `checkpoint_uri`, `preset`, `step`, `parameters`, `weights`.
+
+    Raises:
+        UserError: The network or the scheduler is not that of the experiment; the message names what differs.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    experiment_uri = storage.join(folder_uri, EXPERIMENT)
+    if preset is not None:
+        experiment = named_preset(preset, overrides)
+    elif storage.exists(experiment_uri):
+        experiment = Experiment.from_json(storage.read_bytes(experiment_uri)).override(overrides)
+    else:
+        raise UserError(f"{folder_uri}: does not say what experiment it is of; name a preset")
+    _require_equal(storage.join(folder_uri, CONFIG), unet_config(experiment))
+    _require_equal(storage.join(folder_uri, SCHEDULER), scheduler_config(experiment.diffusion))
+    uri = storage.join(folder_uri, WEIGHTS)
+    try:
+        with storage.open_local(uri) as path:
+            found = load_file(path)
+        state = from_diffusers(found, experiment)
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{uri}: is not the weights of {CONFIG} ({error})") from error
+    origin = {"folder": folder_uri.rstrip("/").rpartition("/")[2], "preset": experiment.name}
+    files: dict[str, Any] = {
+        checkpoint.EXPERIMENT: experiment.to_json().encode(),
+        f"{checkpoint.MODEL}.pt": state,
+        "state.json": {"step": experiment.optim.num_steps, "imported": origin},
+    }
+    return {
+        "checkpoint_uri": checkpoint.save(run_uri, experiment.optim.num_steps, files),
+        "preset": experiment.name,
+        "step": experiment.optim.num_steps,
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "weights": checkpoint.MODEL,
+    }
+
+
+def unet_config(experiment: Experiment) -> dict[str, Any]:
+    """Return the configuration of diffusers' `UNet2DModel` that is an experiment's network.
+
+    Raises:
+        UserError: There is none.
+    """
+    model, data = experiment.model, experiment.data
+    if model.low_res_size is not None:
+        raise UserError(f"{experiment.name} is an upsampler, and diffusers' UNet2DModel takes no second image; export it as .safetensors")
+    widths = tuple(model.model_channels * mult for mult in model.channel_mult)
+    attends = [data.image_size // 2**stage in model.attention_resolutions for stage in range(len(widths))]
+    attended = sorted({width for width, attend in zip(widths, attends, strict=True) if attend} | {widths[-1]})
+    if model.num_heads > 1 and len(attended) > 1:
+        raise UserError(
+            f"{experiment.name} has {model.num_heads} attention heads at each of the widths {', '.join(map(str, attended))}, and those of "
+            "diffusers' UNet2DModel have one size, so their number would follow the width; export it as .safetensors"
+        )
+    return {
+        "_class_name": "UNet2DModel",
+        "_diffusers_version": _VERSION,
+        "sample_size": data.image_size,
+        "in_channels": data.image_channels,
+        "out_channels": experiment.out_channels,
+        "center_input_sample": False,
+        "time_embedding_type": "positional",
+        "freq_shift": 0,
+        "flip_sin_to_cos": True,
+        "down_block_types": ["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+        "block_out_channels": list(widths),
+        "layers_per_block": model.num_res_blocks,
+        "downsample_padding": 1,
+        "downsample_type": "conv",
+        "upsample_type": "conv",
+        "dropout": model.dropout,
+        "act_fn": "silu",
+        "attention_head_dim": None if model.num_heads == 1 else widths[-1] // model.num_heads,
+        "norm_num_groups": 32,
+        "attn_norm_num_groups": 32,
+        "norm_eps": 1e-5,
+        "resnet_time_scale_shift": "scale_shift" if model.use_scale_shift_norm else "default",
+        "add_attention": True,
+        "class_embed_type": None,
+        # With label dropout there is one label more, "none".
+        "num_class_embeds": data.num_classes + (model.label_dropout > 0) if model.class_conditional else None,
+    }
+
+
+def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
+    """Return the configuration of diffusers' `DDPMScheduler` that is a diffusion process, in the timesteps that the network is fed."""
+    betas = beta_schedule(diffusion.schedule, diffusion.num_timesteps)
+    if diffusion.rescale_timesteps and diffusion.num_timesteps != _NUM_SCALED_TIMESTEPS:
+        log_alpha_bars = torch.log1p(-betas).cumsum(0).tolist()
+        at = [scaled * diffusion.num_timesteps / _NUM_SCALED_TIMESTEPS for scaled in range(_NUM_SCALED_TIMESTEPS)]
+        logs = [_interpolate(log_alpha_bars, t) for t in at]
+        betas = torch.tensor([-math.expm1(late - early) for early, late in zip([0.0, *logs], logs, strict=False)])
+    return {
+        "_class_name": "DDPMScheduler",
+        "_diffusers_version": _VERSION,
+        "num_train_timesteps": len(betas),
+        "trained_betas": betas.tolist(),
+        "variance_type": diffusion.variance,
+        "prediction_type": "epsilon" if diffusion.prediction == "eps" else "sample",
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+        "thresholding": False,
+        "timestep_spacing": "leading",
+        "steps_offset": 0,
+        "rescale_betas_zero_snr": False,
+    }
+
+
+def _interpolate(values: list[float], position: float) -> float:
+    """Return the value at a position between two indices, linearly; beyond the last one, the last."""
+    low = min(int(position), len(values) - 1)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (position - low) * (values[high] - values[low])
+
+
+def to_diffusers(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """Return a state dict of ours under diffusers' names; its attention keeps q, k and v apart, ours interleaves them by head."""
+    mapped = {}
+    for name, tensor in state.items():
+        module, kind = name.rsplit(".", 1)
+        new = _name_in_diffusers(module, model)
+        if module.endswith(".qkv"):
+            rows = tensor.squeeze(-1)
+            heads = rows.reshape(model.num_heads, 3, -1, *rows.shape[1:])
+            for part, letter in enumerate("qkv"):
+                mapped[f"{new}.to_{letter}.{kind}"] = heads[:, part].flatten(0, 1).contiguous()
+        else:
+            mapped[f"{new}.{kind}"] = (tensor.squeeze(-1) if module.endswith(".proj_out") else tensor).contiguous()
+    return mapped
+
+
+def from_diffusers(state: dict[str, Tensor], experiment: Experiment) -> dict[str, Tensor]:
+    """Return the state dict of ours that `to_diffusers` maps to this one.
+
+    Raises:
+        KeyError: A tensor is missing.
+        UserError: A tensor has another shape, or there are too many.
+    """
+    from training.checkpoints.import_export import describe_difference, expected_shapes, shapes_of
+
+    model, mapped, used = experiment.model, {}, set()
+    for name, shape in expected_shapes(experiment).items():
+        module, kind = name.rsplit(".", 1)
+        new = _name_in_diffusers(module, model)
+        sources = [f"{new}.to_{letter}.{kind}" for letter in "qkv"] if module.endswith(".qkv") else [f"{new}.{kind}"]
+        used.update(sources)
+        parts = [state[source].to(torch.float32) for source in sources]
+        if len(parts) == 3:
+            parts = [torch.stack([part.reshape(model.num_heads, -1, *part.shape[1:]) for part in parts], dim=1).flatten(0, 2)]
+        mapped[name] = parts[0].unsqueeze(-1) if len(shape) > parts[0].ndim else parts[0]
+    difference = describe_difference(expected_shapes(experiment), shapes_of(mapped))
+    if difference or state.keys() - used:
+        raise UserError(f"the weights are not those of {experiment.name}: {difference or f'{min(state.keys() - used)} is not expected'}")
+    return mapped
+
+
+_IN_BLOCK = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+    "norm": "group_norm",
+    "proj_out": "to_out.0",
+    "qkv": "",
+}
+_OUTSIDE = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb": "class_embedding",
+    "input_blocks.0.0": "conv_in",
+    "middle_block.0": "mid_block.resnets.0",
+    "middle_block.1": "mid_block.attentions.0",
+    "middle_block.2": "mid_block.resnets.1",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+
+
+def _name_in_diffusers(module: str, model: ModelConfig) -> str:
+    """Return diffusers' name of one of our modules; of a `qkv`, that of its attention."""
+    if module in _OUTSIDE:
+        return _OUTSIDE[module]
+    if module.startswith("middle_block."):
+        first, second, rest = module.split(".", 2)
+        return f"{_OUTSIDE[f'{first}.{second}']}.{_IN_BLOCK[rest]}".rstrip(".")
+    side, number, position, rest = module.split(".", 3)
+    blocks = model.num_res_blocks
+    if side == "input_blocks":
+        stage, block = divmod(int(number) - 1, blocks + 1)
+        if rest == "op":
+            return f"down_blocks.{stage}.downsamplers.0.conv"
+        place = f"down_blocks.{stage}"
+    else:
+        stage, block = divmod(int(number), blocks + 1)
+        if rest == "conv":
+            return f"up_blocks.{stage}.upsamplers.0.conv"
+        place = f"up_blocks.{stage}"
+    return f"{place}.{'attentions' if position == '1' else 'resnets'}.{block}.{_IN_BLOCK[rest]}".rstrip(".")
+
+
+def _require_equal(uri: str, expected: dict[str, Any]) -> None:
+    """Refuse a configuration that differs from the expected one in a field that changes samples."""
+    found = storage.read_json(uri)
+    different = [
+        f"{name} is {found.get(name)!r}, ours is {value!r}"
+        for name, value in expected.items()
+        if name not in ("_diffusers_version", "dropout") and not _is_close(found.get(name), value)
+    ]
+    if different:
+        raise UserError(f"{uri}: is not the experiment's: {'; '.join(text[:200] for text in different[:3])}")
+
+
+def _is_close(found: Any, expected: Any) -> bool:
+    if isinstance(expected, list) and isinstance(found, list) and expected and isinstance(expected[0], float):
+        return len(found) == len(expected) and all(
+            math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-9) for a, b in zip(found, expected, strict=True)
+        )
+    return bool(found == expected)
+
+
+def _example(experiment: Experiment) -> str:
+    """Return Python that draws four images with diffusers."""
+    num_timesteps = experiment.diffusion.num_timesteps
+    num_steps = max(steps for steps in (250, 100, 50, 25, 10, 5, 2, 1) if math.gcd(_NUM_SCALED_TIMESTEPS, num_timesteps) % steps == 0)
+    labels = ", class_labels=torch.arange(4)" if experiment.model.class_conditional else ""
+    return f"""import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+unet = UNet2DModel.from_pretrained(".", subfolder="unet").eval()
+scheduler = DDPMScheduler.from_pretrained(".", subfolder="scheduler")
+scheduler.set_timesteps({num_steps})
+x = torch.randn(4, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        x = scheduler.step(unet(x, t{labels}).sample, t, x).prev_sample
+images = ((x.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)  # NCHW
+"""
+
+
+def _model_card(experiment: Experiment, step: int, weights: str) -> str:
+    data, diffusion = experiment.data, experiment.diffusion
+    labels = f"conditioned on {data.num_classes} classes" if experiment.model.class_conditional else "unconditional"
+    num_timesteps = diffusion.num_timesteps
+    scale = (
+        f"Training had {num_timesteps:,} timesteps t, and the network is fed t * 1000/{num_timesteps}. The scheduler counts in the\n"
+        f"latter, from 0 to 999: take a number of inference steps that divides both 1,000 and {num_timesteps:,}.\n\n"
+        if diffusion.rescale_timesteps and num_timesteps != _NUM_SCALED_TIMESTEPS
+        else ""
+    )
+    return f"""---
+library_name: diffusers
+tags: [diffusion, improved-ddpm]
+---
+
+# {experiment.name}
+
+A diffusion model of {data.name} at {data.image_size}x{data.image_size} pixels, {labels}, as in Improved Denoising Diffusion Probabilistic
+Models (Nichol and Dhariwal 2021). Objective {diffusion.objective}, schedule {diffusion.schedule}, variance {diffusion.variance}. These are
+the weights {weights} after {step:,} of {experiment.optim.num_steps:,} updates. `experiment.json` has every setting.
+
+{scale}```python
+{_example(experiment)}```
+
+Samples are images that resemble the training data, and have its biases; nothing filters them.
+"""
