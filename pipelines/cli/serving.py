@@ -1,0 +1,38 @@
+"""serve: images of a model over HTTP."""
+
+from __future__ import annotations
+
+import typer
+
+from pipelines.cli.options import err
+from pipelines.cli.scoring import DEVICE, MODEL, PANEL, WEIGHTS
+from pipelines.cli.services import connect
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel=PANEL)(serve)
+
+
+def serve(
+    model: str = MODEL,
+    host: str = typer.Option("127.0.0.1", help="Address to listen at; the service asks for no password, so leave others to a proxy."),
+    port: int = typer.Option(8000, min=0, max=65535, help="Port to listen at; 0 takes a free one."),
+    max_images: int = typer.Option(16, min=1, help="Largest number of images of a request."),
+    max_evaluations: int = typer.Option(1000, min=1, help="Largest number of sampling steps of a request."),
+    max_queue: int = typer.Option(8, min=1, help="Requests that wait or are drawn; further ones are answered 503."),
+    weights: str = WEIGHTS,
+    device: str = DEVICE,
+) -> None:
+    """Serve a model's images over HTTP: /samples.png?seed=0&label=3&num_images=4&evaluations=25, /model and /health."""
+    connect()
+    import uvicorn
+
+    from evaluation.records.devices import choose_device
+    from evaluation.selection.resolve import resolve_model
+    from pipelines.serving.app import Limits, make_app
+
+    loaded = resolve_model(model).spec(weights or None).load(choose_device(device))
+    app = make_app(loaded, Limits(max_images=max_images, max_evaluations=max_evaluations, max_queue=max_queue))
+    err(f"{loaded.description} on {loaded.device}; Ctrl-C stops it")
+    uvicorn.run(app, host=host, port=port, log_level="info")
