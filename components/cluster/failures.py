@@ -40,7 +40,7 @@ def in_one_sentence(errors: Mapping[str, str]) -> str:
 
 def last_error(log: str) -> str:
     """Return the line of a log that names the error: the end of the last traceback, else the last line of the step."""
-    lines = [line.rstrip() for line in log.splitlines() if line.strip() and not _LAUNCHER.match(line)]
+    lines = [line.rstrip() for line in step_lines(log) if line.strip()]
     starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     after = lines[starts[-1] + 1 :] if starts else []
     ends = [line for line in after if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
@@ -48,15 +48,20 @@ def last_error(log: str) -> str:
     return re.sub(r"^(\w+\.)+(?=\w+(:|$))", "", found)[:_LONGEST]  # without the module of the error's type
 
 
+def step_lines(log: str) -> list[str]:
+    """Return the lines of a log that the step itself wrote."""
+    return [line for line in log.splitlines() if not _LAUNCHER.match(line)]
+
+
 def _error(attempt: Attempt, read_log: Callable[[str], str]) -> str:
-    log = read_log(attempt.pod) or _stored_log(attempt.log_uri)
+    log = read_log(attempt.pod) or stored_log(attempt.log_uri)
     error = last_error(log)
     if not error or not attempt.message or _PLAIN_EXIT.match(attempt.message):
         return error or attempt.message or "no reason is known"
     return f"{attempt.message[:_LONGEST]} (its log ends with: {error})"
 
 
-def _stored_log(uri: str) -> str:
+def stored_log(uri: str) -> str:
     """Return a log in S3; empty if it can't be read soon, as on a machine without the credentials."""
     found: queue.SimpleQueue[str] = queue.SimpleQueue()
 

@@ -1,4 +1,4 @@
-"""submit, retry, runs, cancel, doctor: Kubeflow Pipelines on a cluster."""
+"""submit, retry, runs, logs, cancel, doctor: Kubeflow Pipelines on a cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (submit, retry, runs, cancel, doctor):
+    for command in (submit, retry, runs, logs, cancel, doctor):
         app.command(rich_help_panel=options.CLUSTER_PANEL)(with_connection(command))
     app.command(rich_help_panel=options.CLUSTER_PANEL)(images)
 
@@ -97,6 +97,20 @@ def runs(
         out("no runs" + (f" in experiment {experiment}" if experiment else ""))
     else:
         print_table([(run["run_id"], run["state"], format_time(run["created"]), run["pipeline"], run["name"]) for run in found])
+
+
+def logs(
+    connection: Connection,
+    run_id: str = typer.Argument(..., help="Id of the run; `iddpm runs` shows it."),
+    step: str = typer.Argument("", help="Step, like train; without it all steps."),
+    follow: bool = typer.Option(False, "--follow", "-f", help="Print also what comes until the run has ended."),
+) -> None:
+    """Print the logs of a run's steps: from their pods, or from S3 when these are gone."""
+    from pipelines.client.kfp_client import connected
+    from pipelines.client.logs import show_logs
+
+    with connected(connection, warn) as kfp:
+        show_logs(kfp, run_id, step, follow=follow, out=out, err=err)
 
 
 def cancel(

@@ -85,7 +85,7 @@ def follow(
     began = time.monotonic()
     reported: dict[str, str] = {}
     obstacles = _Obstacles(kfp, run_id, say, polling.look_seconds)
-    get_run = _retrying(kfp, say, polling).wraps(kfp.client.get_run)
+    get_run = retrying(kfp, say, polling).wraps(kfp.client.get_run)
     while True:
         run = get_run(run_id)
         for label, state in _task_states(run, task_names).items():
@@ -168,7 +168,7 @@ def _task_states(run: Any, names: Collection[str]) -> dict[str, str]:
     return states
 
 
-def _retrying(kfp: Kfp, say: Callable[[str], None], polling: Polling) -> tenacity.Retrying:
+def retrying(kfp: Kfp, say: Callable[[str], None], polling: Polling) -> tenacity.Retrying:
     """Return a retry policy that bears a server's outage, and reports the first failure of each."""
 
     def is_transient(error: BaseException) -> bool:

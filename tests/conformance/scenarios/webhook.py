@@ -58,9 +58,9 @@ def judge(record: Record) -> list[Claim]:
     """Judge what the receiver got."""
     log = record.texts.get("webhook")
     claims = [record.says("no message is forged", "webhook", r"\A(?!(.|\n)* forged )")]
-    for number, (event, words) in enumerate((("failed", "failed at preprocess: "), ("cancelled", "was cancelled"))):
+    for number, (event, words) in enumerate((("failed", "failed at preprocess"), ("cancelled", "was cancelled"))):
         run_id = record.workflows[number]["states"][-1]["labels"]["pipeline/runid"] if number < len(record.workflows) else "no run"
         found = None if log is None else _told(log, run_id)
         ok = found is not None and len(found) == 1 and f'"event": "{event}"' in found[0] and words in found[0]
-        claims.append(Claim(f"it is told once that a run {words.rstrip(': ')}", None if found is None else ok, str(found)[:400]))
+        claims.append(Claim(f"it is told once that a run {words}", None if found is None else ok, str(found)[:400]))
     return claims

@@ -1,0 +1,83 @@
+"""`iddpm logs` with the real KFP client, against a stand-in API server that shows recorded Workflows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+from fake_kfp import FakeKfp, Request
+from recorded_workflows import workflow_states
+
+from components.cluster.workflows import Attempt, attempts, nodes_of
+from pipelines.client.follow import Polling
+from pipelines.client.kfp_client import Kfp
+from pipelines.client.logs import show_logs
+from training import storage
+
+Iddpm = Callable[..., "tuple[int, str, str]"]
+_STATES = workflow_states("bad-source-failed")
+_PODS = {each.step: each.pod for each in attempts(_STATES[-1]) if not each.is_driver}
+
+
+@pytest.fixture
+def ended(server: FakeKfp) -> str:
+    server.workflow = _STATES[-1]
+    return server.add_run("FAILED")
+
+
+def test_each_line_of_a_step_is_shown_after_its_name_without_those_of_kfps_launcher(server: FakeKfp, iddpm: Iddpm, ended: str) -> None:
+    server.logs = {_PODS["preprocess"]: "I1126 launcher\nreading\nUserError: no such folder\n"}
+    status, out, err = iddpm("logs", ended)
+    assert status == 0
+    assert out == "preprocess: reading\npreprocess: UserError: no such folder\n"
+    assert f"--- close-run, pod {_PODS['close-run']}: its log is gone\n" in err
+
+
+def test_the_log_of_one_step_is_shown_as_it_is_and_an_unknown_step_is_named(server: FakeKfp, iddpm: Iddpm, ended: str) -> None:
+    server.logs = {_PODS["preprocess"]: "reading\n"}
+    assert iddpm("logs", ended, "preprocess")[1] == "reading\n"
+    status, _, err = iddpm("logs", ended, "preproces")
+    assert (status, "has no step 'preproces'; did you mean 'preprocess'?" in err) == (1, True)
+    assert "there is no run nobody" in iddpm("logs", "nobody")[2]
+
+
+def test_a_log_that_is_gone_with_its_pod_is_read_from_storage(server: FakeKfp, iddpm: Iddpm, ended: str, tmp_path, monkeypatch) -> None:
+    """Recordings lack the nodes' inputs; this is the patch by which KFP's driver says where the log goes."""
+    server.workflow = copy.deepcopy(_STATES[-1])
+    (node,) = (each for each in nodes_of(server.workflow).values() if each["name"].endswith("preprocess(0).executor(0)"))
+    patch = '{"containers": [{"args": ["--log", "s3://bucket/here/executor-logs"]}]}'
+    node["inputs"] = {"parameters": [{"name": "pod-spec-patch", "value": patch}]}
+    server.workflow["status"]["nodes"][node["id"]] = node
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "executor-logs-0").write_text("reading\nI1126 launcher\n")
+    read = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: read(uri.replace("s3://bucket", str(tmp_path))))
+    assert iddpm("logs", ended, "preprocess")[1] == "reading\n"
+
+
+def test_followed_logs_are_shown_line_by_line_once_until_the_run_has_ended(server: FakeKfp, kfp: Kfp) -> None:
+    states = workflow_states("train-local-succeeded")
+    running, pod = next((state, each.pod) for state in states for each in attempts(state) if _trains(each))
+    server.workflow = running
+    run_id = server.add_run("RUNNING")
+    text = ["reading", "writing", "done"]
+    looks: list[int] = []
+
+    def before(request: Request) -> None:
+        if not request.path.endswith(f"{pod}/log"):
+            return
+        looks.append(1)
+        server.logs[pod] = "".join(f"{line}\n" for line in text[: len(looks)]) if len(looks) != 2 else ""  # the server fails once
+        if len(looks) == 3:
+            server.runs[run_id]["state"], server.workflow = "SUCCEEDED", states[-1]
+
+    server.before = before
+    shown: list[str] = []
+    show_logs(kfp, run_id, "train", follow=True, out=shown.append, err=lambda line: None, polling=Polling(interval_seconds=0.01))
+    assert shown == text
+    assert len(looks) == 4
+
+
+def _trains(attempt: Attempt) -> bool:
+    return attempt.step == "train" and attempt.phase == "Running" and not attempt.is_driver
