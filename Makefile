@@ -123,7 +123,7 @@ bench-gpu: .venv/.bench-stamp  ## the same for what runs on a CUDA device
 	  echo "bench: pip could not install them; what it said is in .venv/bench-setup.log" >&2; exit 1; }
 	@touch $@
 
-bench-stopping: setup  ## early stopping on the digits beside full scoring of every checkpoint, with its goals; long
+bench-stopping: setup  ## early stopping on the digits beside full scoring of every checkpoint, with its goals; half an hour
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_stopping.py --num-workers 2
 
 bench-evaluations: setup  ## distances at 5, 10 and 20 evaluations by sampler, even and learned steps, beside 250
