@@ -48,8 +48,8 @@ class TimeLeft:
         self._done += sum(self._left.pop((item["ablation_uri"], item["label"], part), 0.0) for part in parts)
 
     def describe(self) -> str:
-        """Return text like ", about 25 min 10 s left"; empty while nothing is done."""
-        if not self._done:
+        """Return text like ", about 25 min 10 s left"; empty while nothing is done, and at the end."""
+        if not self._done or not self._left:
             return ""
         seconds = (self._clock() - self._start) * sum(self._left.values()) / self._done
         return f", about {format_duration(seconds)} left{self._words}"

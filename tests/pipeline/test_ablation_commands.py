@@ -26,6 +26,16 @@ def test_a_plan_shows_every_trial_and_what_it_costs(tmp_path: Path, run_iddpm: C
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_with_seeds_shows_each_setting_once_and_the_cost_of_all_seeds(run_iddpm: Command) -> None:
+    _, once, _ = run_iddpm("ablate", "hybrid-weight", "--plan", "--scale", "paper")
+    _, printed, _ = run_iddpm("ablate", "hybrid-weight", "--plan", "--scale", "paper", "--seeds", "5")
+    assert printed.splitlines()[:-1] == once.splitlines()[:-1]
+    total = once.splitlines()[-1].removeprefix("in all ")
+    hours = [int(word) for word in total.replace(",", "").split() if word.isdigit()][:2]
+    found = printed.splitlines()[-1].removeprefix("in all, every trial with 5 seeds, ").replace(",", "").split()
+    assert [int(word) for word in found if word.isdigit()][:2] == pytest.approx([5 * each for each in hours], abs=3)  # of rounded hours
+
+
 _GRID = """preset: digits-tiny-hybrid-cosine
 grid:
   diffusion.vlb_weight: [0.1, 0.2]
@@ -55,6 +65,9 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, run_
         (("ablate", "all", "--preset", "digits-tiny-hybrid-cosine"), "name one ablation"),
         (("run", "ablation", "--param", "ablation_name=hybrid-wait"), "did you mean 'hybrid-weight'"),
         (("run", "ablation", "--set", "diffusion.vlb_weight=1"), "varies diffusion.vlb_weight itself"),
+        (("run", "ablation", "--param", 'ablation_runs={"vlb": "s3://x"}'), 'ablation_options={"runs": {"vlb": "s3://x"}}'),
+        (("run", "ablation", "--param", 'ablation_options={"sed": 5}'), "ablation_options: there is no 'sed'; did you mean 'seeds'"),
+        (("ablate", "width", "--seeds", "22"), "has 66 trials; at most 64 fit in one pipeline run, take fewer seeds"),
     ],
 )
 def test_an_ablation_that_can_not_work_is_refused_in_one_line_before_anything_starts(
