@@ -153,9 +153,10 @@ def _run_trials(items: Sequence[Mapping[str, Any]], root: str, resources: Mappin
         pending = []
 
         def measure(item: Mapping[str, Any], run_uri: str) -> None:
-            _catch(failed, item["label"], lambda: steps.measure_trial(item, run_uri, resources))
+            record_uri = _catch(failed, item["label"], lambda: steps.measure_trial(item, run_uri, resources))
             time_left.finish(item, "measuring")
-            say(f"{item['label']}: done{time_left.describe()}")
+            if record_uri is not None:
+                say(f"{item['label']}: done{time_left.describe()}")
 
         for number, item in enumerate(items, start=1):
             say(f"trial {number} of {len(items)}: {item['label']}{time_left.describe()}")
