@@ -239,6 +239,14 @@ def jackknife_error(leave_one_out: Sequence[float]) -> float:
     return float(((len(values) - 1) / len(values) * spread).sqrt())
 
 
+def jackknife_bias(value: float, leave_one_out: Sequence[float]) -> float:
+    """Return the jackknife's estimate of the bias of a statistic of n samples that falls as 1/n: (B - 1) (mean d_(b) - d).
+
+    Source: Quenouille 1956. The statistic minus this is free of the term in 1/n.
+    """
+    return (len(leave_one_out) - 1) * (math.fsum(leave_one_out) / len(leave_one_out) - value)
+
+
 def _congruence(factor: Float64[Tensor, "dim dim"], matrix: Float64[Tensor, "dim dim"]) -> Float64[Tensor, "dim dim"]:
     """Return the lower triangle of L^T S L for a lower triangular L; `eigvalsh` reads no more.
 

@@ -1,10 +1,18 @@
-"""Metrics besides the Frechet distance: KID, precision and recall, Inception score, sFID, agreement with the labels.
+"""Metrics of a set of samples besides its Frechet distance: what each sees, needs and costs, and how it is computed.
 
-To add one, write a function of `MetricInputs` and `MetricReference`, and give it a row in `METRICS`.
+An extractor gives features, and a metric takes those of two sets: `MetricInputs` of the samples, `MetricReference` of the real
+images. All metrics come from one pass over the samples. What is stored does not grow with their number, but for the logits of the
+Inception score: ten blocks of moments (33.6 MB each in 2,048 dimensions), and the features of at most 10,000 samples and 10,000 real
+images (82 MB each). Distances between images are computed in parts of at most 80 MB; precision and recall alone take three matrices of
+400 MB. Logits of 50,000 samples are 202 MB.
+
+To add one, write a function of `MetricInputs` and `MetricReference`, give it a row in `METRICS`, and add its name to
+`training.config.experiment.MetricName`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,39 +21,40 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evaluation.distances.frechet import FeatureStatistics, Moments, frechet_distance
-from evaluation.features.extractors import FeatureExtractor
+from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, Moments, frechet_distance
+from evaluation.distances.frechet_infinity import MIN_IMAGES_PER_FEATURE, frechet_infinity
+from evaluation.distances.gaussian_mmd import gaussian_mmd
+from evaluation.distances.metric_value import MetricValue
+from evaluation.distances.neighbours import NUM_NEIGHBOURS, density_coverage
+from evaluation.distances.sliced_wasserstein import sliced_wasserstein
+from evaluation.features.extractors import ExtractorId, FeatureExtractor, is_published
 from training.config.errors import UserError
 from training.shapes import Float, Float32, Int64
 
 MAX_FEATURES = 10_000
 """Samples, and real images, whose features are stored for metrics that compare single images."""
 _NUM_SUBSETS, _SUBSET_SIZE = 100, 1000
-_NUM_NEIGHBOURS = 3
+_PRECISION_NEIGHBOURS = 3
 _NUM_SPLITS = 10
 
-
-@dataclass(frozen=True, slots=True)
-class MetricValue:
-    """One number.
-
-    Attributes:
-        name: "kid", "precision" and so on.
-        standard_error: Its standard error, or its spread over subsets if that is the custom; None if unknown.
-        note: The method, in a few words.
-    """
-
-    name: str
-    value: float
-    standard_error: float | None
-    note: str
+_PUBLISHED_NAMES = {
+    ("kernel_distance", "inception"): "kid",
+    ("gaussian_mmd", "clip-vit-l-14-336px"): "cmmd",
+    ("sliced_wasserstein", "inception"): "mind",
+    ("fd_infinity", "inception"): "fid_infinity",
+}
+"""Names that belong to a distance in the published features of one network alone."""
 
 
 @dataclass
 class MetricInputs:
-    """Outputs of the extractor for the samples, collected batch by batch as far as the `metrics` of these names need them."""
+    """Outputs of the extractor for the samples, collected batch by batch as far as the `metrics` of these names need them.
+
+    `blocks` are moments of all samples' features, which somebody else collects.
+    """
 
     metrics: frozenset[str]
+    blocks: BlockedMoments | None = None
     spatial: Moments | None = None
     _features: list[Tensor] = field(default_factory=list)
     _logits: list[Tensor] = field(default_factory=list)
@@ -85,14 +94,16 @@ class MetricReference:
     """The real images' side of a comparison.
 
     Attributes:
+        extractor: The network, after which some metrics are named.
         features: Features of up to `MAX_FEATURES` real images; None if no metric needs them.
+        statistics: Statistics of the features of all real images; None if no metric needs them.
         spatial: Statistics of the spatial features; None if the reference has none.
-        is_inception: True for the standard Inception network's features; in others a kernel distance is no KID.
     """
 
-    features: Float32[Tensor, "images dim"] | None
-    spatial: FeatureStatistics | None
-    is_inception: bool
+    extractor: ExtractorId
+    features: Float32[Tensor, "images dim"] | None = None
+    statistics: FeatureStatistics | None = None
+    spatial: FeatureStatistics | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +111,28 @@ class Metric:
     """A metric besides the Frechet distance.
 
     Attributes:
-        output: The output of the extractor that it needs.
+        sees: What it notices and what it misses, in a few words.
+        samples: Number of samples that it wants, and how it depends on their number.
+        cost: Its time beside the extractor's, at full size on one core.
+        output: The output of the extractor that it needs; "moments" are those of the features.
         min_images: Smallest number of samples, and of real images if it needs them.
+        min_images_per_feature: Smallest number of samples for each of the extractor's features.
         needs_real_images: True if it compares single samples with single real images.
         refusal: Returns why the metric can't be computed with an extractor, and the remedy; None if it can.
     """
 
-    output: Literal["features", "logits", "spatial"]
+    sees: str
+    samples: str
+    cost: str
+    output: Literal["moments", "features", "logits", "spatial"]
     min_images: int
     compute: Callable[[MetricInputs, MetricReference], list[MetricValue]]
+    min_images_per_feature: int = 0
     needs_real_images: bool = False
     refusal: Callable[[FeatureExtractor], str | None] = lambda extractor: None
 
 
-def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"], name: str = "kid") -> MetricValue:
+def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> MetricValue:
     """Return the unbiased squared MMD under the kernel (x.y / d + 1)^3, as a mean over random subsets.
 
     Source: Binkowski et al. 2018; computed by torch-fidelity. In the features of the standard Inception network it is the KID.
@@ -124,8 +143,8 @@ def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Te
     found = kid_features_to_metric(sample, reference, kid_subsets=_NUM_SUBSETS, kid_subset_size=size, verbose=False)
     mean, spread = (float(found[f"kernel_inception_distance_{statistic}"]) for statistic in ("mean", "std"))
     if size == len(sample) == len(reference):  # every subset is the whole set: the values differ only by rounding
-        return MetricValue(name, mean, None, f"of all {size:,}, too few for a spread over subsets")
-    return MetricValue(name, mean, spread, f"mean and spread over {_NUM_SUBSETS} subsets of {size:,}")
+        return MetricValue("kernel_distance", mean, None, f"of all {size:,}, too few for a spread over subsets", 0.0)
+    return MetricValue("kernel_distance", mean, spread, f"mean and spread over {_NUM_SUBSETS} subsets of {size:,}", 0.0)
 
 
 def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> list[MetricValue]:
@@ -135,8 +154,8 @@ def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[T
     """
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    found = prc_features_to_metric(sample, reference, prc_neighborhood=_NUM_NEIGHBOURS, verbose=False)
-    note = f"k = {_NUM_NEIGHBOURS}, {len(sample):,} samples, {len(reference):,} real images"
+    found = prc_features_to_metric(sample, reference, prc_neighborhood=_PRECISION_NEIGHBOURS, verbose=False)
+    note = f"k = {_PRECISION_NEIGHBOURS}, {len(sample):,} samples, {len(reference):,} real images"
     return [MetricValue(name, float(found[name]), None, note) for name in ("precision", "recall")]
 
 
@@ -152,16 +171,23 @@ def inception_score(logits: Float[Tensor, "images classes"]) -> MetricValue:
     return MetricValue("inception_score", mean, spread, f"mean and spread over {_NUM_SPLITS} splits")
 
 
-def _kernel_distance(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
-    if reference.features is None:
-        raise UserError("the kernel distance compares single images: it needs the real images' features")
-    return [kernel_distance(inputs.features, reference.features.float(), "kid" if reference.is_inception else "kernel_distance")]
+def _of_features(
+    compute: Callable[[Float32[Tensor, "images dim"], Float32[Tensor, "real dim"]], list[MetricValue]],
+) -> Callable[[MetricInputs, MetricReference], list[MetricValue]]:
+    """Return the metric that a function of both sets' features is."""
+
+    def of_features(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
+        if reference.features is None:
+            raise UserError("this metric compares single images: it needs the real images' features")
+        return compute(inputs.features, reference.features.float())
+
+    return of_features
 
 
-def _precision_recall(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
-    if reference.features is None:
-        raise UserError("precision and recall compare single images: they need the real images' features")
-    return precision_recall(inputs.features, reference.features.float())
+def _frechet_infinity(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
+    if inputs.blocks is None or reference.statistics is None:
+        raise UserError("fd_infinity needs the samples' moments and the reference statistics")
+    return [frechet_infinity(reference.statistics, inputs.blocks)]
 
 
 def _spatial_frechet(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
@@ -193,17 +219,88 @@ def _refuse_agreement(extractor: FeatureExtractor) -> str | None:
 
 
 METRICS: dict[str, Metric] = {
-    "kid": Metric(output="features", min_images=2, compute=_kernel_distance, needs_real_images=True),
-    "precision_recall": Metric(output="features", min_images=_NUM_NEIGHBOURS + 1, compute=_precision_recall, needs_real_images=True),
+    "kid": Metric(
+        sees="fidelity and variety; cubic kernel, which weighs outliers",
+        samples="1,000 or more; unbiased at any number",
+        cost="10 s",
+        output="features",
+        min_images=2,
+        compute=_of_features(lambda sample, real: [kernel_distance(sample, real)]),
+        needs_real_images=True,
+    ),
+    "cmmd": Metric(
+        sees="fidelity and variety; Gaussian kernel, no assumption about the features",
+        samples="5,000; its bias is known and shown",
+        cost="30 s",
+        output="features",
+        min_images=2,
+        compute=_of_features(lambda sample, real: [gaussian_mmd(sample, real)]),
+        needs_real_images=True,
+    ),
+    "mind": Metric(
+        sees="fidelity and variety; sorted projections, so also what mean and covariance miss",
+        samples="5,000; biased as 1/N, by the jackknife",
+        cost="60 s",
+        output="features",
+        min_images=2,
+        compute=_of_features(lambda sample, real: [sliced_wasserstein(sample, real)]),
+        needs_real_images=True,
+    ),
+    "fd_infinity": Metric(
+        sees="as the Frechet distance, without the bias of N samples",
+        samples="5 for each feature; better 25",
+        cost="20 s",
+        output="moments",
+        min_images=2,
+        min_images_per_feature=MIN_IMAGES_PER_FEATURE,
+        compute=_frechet_infinity,
+    ),
+    "precision_recall": Metric(
+        sees="fidelity and variety apart; one outlier counts much",
+        samples="10,000 of each; compare at equal numbers only",
+        cost="20 s",
+        output="features",
+        min_images=_PRECISION_NEIGHBOURS + 1,
+        compute=_of_features(precision_recall),
+        needs_real_images=True,
+    ),
+    "density_coverage": Metric(
+        sees="fidelity and variety apart; outliers count little; coverage falls with each lost mode",
+        samples="10,000 of each; a perfect model's value is shown",
+        cost="30 s",
+        output="features",
+        min_images=NUM_NEIGHBOURS + 1,
+        compute=_of_features(density_coverage),
+        needs_real_images=True,
+    ),
     "inception_score": Metric(
+        sees="whether classes are clear and all there; nothing of the real images",
+        samples="50,000; compare at equal numbers only",
+        cost="5 s",
         output="logits",
         min_images=_NUM_SPLITS,
         compute=lambda inputs, reference: [inception_score(inputs.logits)],
         refusal=_refuse_score,
     ),
-    "sfid": Metric(output="spatial", min_images=2, compute=_spatial_frechet),
-    "label_agreement": Metric(output="logits", min_images=1, compute=_label_agreement, refusal=_refuse_agreement),
+    "sfid": Metric(
+        sees="layout: where things are in the image",
+        samples="50,000; biased as the FID",
+        cost="1 s",
+        output="spatial",
+        min_images=2,
+        compute=_spatial_frechet,
+    ),
+    "label_agreement": Metric(
+        sees="whether samples show the class that was asked for",
+        samples="1,000 or more; unbiased",
+        cost="0 s",
+        output="logits",
+        min_images=1,
+        compute=_label_agreement,
+        refusal=_refuse_agreement,
+    ),
 }
+"""By the name that `--metric` and `evaluation.metrics` take."""
 
 
 def parse_metrics(names: Iterable[str]) -> frozenset[str]:
@@ -230,7 +327,8 @@ def require_extractor(metrics: frozenset[str], extractor: FeatureExtractor) -> N
     Raises:
         UserError: The network lacks an output that a metric needs, or the metric is not defined on this network.
     """
-    lacking = [f"{name} needs {METRICS[name].output}" for name in sorted(metrics) if METRICS[name].output not in extractor.provides]
+    provided = {"moments", *extractor.provides}
+    lacking = [f"{name} needs {METRICS[name].output}" for name in sorted(metrics) if METRICS[name].output not in provided]
     if lacking:
         raise UserError(f"the extractor {extractor.name!r} gives {', '.join(extractor.provides)}; {'; '.join(lacking)}")
     for name in sorted(metrics):
@@ -239,25 +337,43 @@ def require_extractor(metrics: frozenset[str], extractor: FeatureExtractor) -> N
             raise UserError(reason)
 
 
-def require_count(metrics: frozenset[str], num_images: int, images: str) -> None:
+def require_count(metrics: frozenset[str], num_images: int, images: str, dim: int = 0) -> None:
     """Check that there are enough images for the Frechet distance and the metrics; the message calls them `images`.
+
+    Args:
+        metrics: Names.
+        num_images: Number of images.
+        images: What they are.
+        dim: Number of the extractor's features, for samples; 0 for real images.
 
     Raises:
         UserError: There are too few.
     """
-    needs = [("a Frechet distance", 2), *((name, METRICS[name].min_images) for name in sorted(metrics))]
-    lacking = [f"{name} takes {fewest} at least" for name, fewest in needs if num_images < fewest]
+    needs = {name: max(METRICS[name].min_images, METRICS[name].min_images_per_feature * dim) for name in sorted(metrics)}
+    lacking = [f"{name} takes {fewest:,} at least" for name, fewest in {"a Frechet distance": 2, **needs}.items() if num_images < fewest]
     if lacking:
         raise UserError(f"{num_images:,} {images}: {'; '.join(lacking)}")
 
 
 def compute_metrics(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
-    """Compute the metrics of the inputs.
+    """Compute the metrics of the inputs. Their notes say the bias where it is known.
 
     Raises:
         UserError: An input of a metric is missing.
     """
-    return [value for name, metric in METRICS.items() if name in inputs.metrics for value in metric.compute(inputs, reference)]
+    found = [value for name, metric in METRICS.items() if name in inputs.metrics for value in metric.compute(inputs, reference)]
+    return [dataclasses.replace(value, name=_name(value.name, reference.extractor), note=_with_bias(value)) for value in found]
+
+
+def _name(general: str, extractor: ExtractorId) -> str:
+    published = is_published(extractor.name, extractor.sha256)
+    return _PUBLISHED_NAMES.get((general, extractor.name), general) if published else general
+
+
+def _with_bias(value: MetricValue) -> str:
+    if not value.bias:
+        return value.note if value.bias is None else f"{value.note}; unbiased"
+    return f"{value.note}; bias of so many images about {value.bias:.2g}, without it {value.value - value.bias:.4g}"
 
 
 def extract_features(images: Iterable[Tensor], extractor: FeatureExtractor) -> Float32[Tensor, "images dim"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from evaluation.distances.frechet import BlockedMoments, frechet_distance, jackknife_error, leave_one_out_distances
 from evaluation.distances.metrics import MetricInputs, MetricReference, compute_metrics, extract_features
 from evaluation.distances.reference_statistics import ReferenceStatistics
-from evaluation.features.extractors import FeatureExtractor, distance_name
+from evaluation.features.extractors import ExtractorId, FeatureExtractor
 from training.shapes import Int64, UInt8
 
 
@@ -23,7 +23,7 @@ class SampleScores:
     Attributes:
         standard_error: Standard error of `distance` over the draw of the sample; None if it is too small for one.
         leave_one_out: The distance without each block of samples (`frechet.leave_one_out_distances`).
-        metrics: Name -> value, standard_error, note.
+        metrics: Name -> value, standard_error, bias, note (`MetricValue`).
     """
 
     distance: float
@@ -38,7 +38,7 @@ class SampleScorer:
     def __init__(self, extractor: FeatureExtractor, num_images: int, metrics: frozenset[str] = frozenset()) -> None:
         self._extractor = extractor
         self._blocks = BlockedMoments(extractor.dim, num_images)
-        self._inputs = MetricInputs(metrics)
+        self._inputs = MetricInputs(metrics, blocks=self._blocks)
 
     def update(
         self,
@@ -61,16 +61,17 @@ class SampleScorer:
         leave_one_out = leave_one_out_distances(reference.features, self._blocks)
         error = jackknife_error(leave_one_out)
         real = MetricReference(
+            extractor=ExtractorId(self._extractor.name, self._extractor.sha256),
             features=None if real_images is None else extract_features(real_images, self._extractor),
+            statistics=reference.features,
             spatial=reference.spatial,
-            is_inception=distance_name(self._extractor.name, self._extractor.sha256) == "FID",
         )
         return SampleScores(
             distance=frechet_distance(reference.features, self._blocks.total()),
             standard_error=error if math.isfinite(error) else None,
             leave_one_out=leave_one_out,
             metrics={
-                item.name: {"value": item.value, "standard_error": item.standard_error, "note": item.note}
+                item.name: {"value": item.value, "standard_error": item.standard_error, "bias": item.bias, "note": item.note}
                 for item in compute_metrics(self._inputs, real)
             },
         )

@@ -31,8 +31,7 @@ class EvaluationOptions:
         labels: Labels of the samples; see `evaluation.sampling.generate.labels_for`.
         low_res_uri: For an upsampler: the first stage's images (`evaluation.sampling.sample_set`), at least as many. Empty
             gives it real training images, downsampled.
-        metrics: Further metrics; see `evaluation.distances.metrics`. None takes those that cost nothing more: agreement with
-            the labels, if the extractor is a classifier of them.
+        metrics: Further metrics; see `evaluation.distances.metrics`.
         memorisation: Search the training set for copies among the samples (`evaluation.memorisation`).
         likelihood_steps: Network evaluations per image for "spaced" and "stratified".
         purpose: Name of the draw: "report" for the reported number; another word gives independent noise.

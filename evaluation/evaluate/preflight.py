@@ -93,7 +93,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         batch_size=options.batch_size,
         precision=options.precision,
     )
-    require_count(metrics, samples.num_images, "samples")
+    require_count(metrics, samples.num_images, "samples", extractor.dim)
     likelihood = _plan_likelihood(spec, experiment, data_uri, options, samples.seed) if options.likelihood else None
     memorisation = options.memorisation and _can_find_copies(samples, data_uri)
     run_uri = run_uri_of(spec.checkpoint_uri)
@@ -125,7 +125,8 @@ def _check_metrics(
 ) -> frozenset[str]:
     knows_labels = extractor.name == "digits-classifier" and model.num_classes > 0
     default = ("label_agreement",) if knows_labels else ()
-    metrics = parse_metrics(default if options.metrics is None else options.metrics)
+    chosen = _chosen_metrics(options, model.experiment)
+    metrics = parse_metrics(default if chosen is None else chosen)
     require_extractor(metrics, extractor)
     if "label_agreement" in metrics and not model.num_classes:
         raise UserError(f"label_agreement needs a class-conditional model, which {model.description} is not; leave it out")
@@ -146,6 +147,11 @@ def _memorisation_card() -> dict[str, Any]:
     return {
         "memorisation": {"space": "pixels", "max_images": MAX_IMAGES, "neighbours": MAX_NEIGHBOURS, "false_alarm_rate": FALSE_ALARM_RATE}
     }
+
+
+def _chosen_metrics(options: EvaluationOptions, experiment: Experiment) -> tuple[str, ...] | None:
+    """Return the metrics that the options or the experiment name; None if neither does."""
+    return experiment.evaluation.metrics if options.metrics is None else options.metrics
 
 
 def _plan_likelihood(spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:
@@ -196,6 +202,8 @@ def _card(
         "device": options.worker_device,
         "versions": versions(),
     }
+    if (metrics := _chosen_metrics(options, experiment)) is not None:
+        card["metrics"] = sorted(metrics)
     if likelihood is not None:
         card["likelihood"] = {
             "split": likelihood.dataset_uri.rpartition("/")[2],

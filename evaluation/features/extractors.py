@@ -1,11 +1,11 @@
 """Feature extractors by name: the networks in whose features images are compared.
 
-To add one, write its module in this folder (or a row in `evaluation.features.pretrained.NETWORKS`), and give it a line in
-`load_extractor` and in `training.config.experiment.Extractor`.
+To add one, give it a row in `evaluation.features.pretrained.NETWORKS`, and its name in `training.config.experiment.Extractor`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, get_args, runtime_checkable
@@ -86,7 +86,7 @@ def load_extractor(name: Extractor, *, weights: str | None = None, device: torch
     """Load an extractor and check its weights against their sha256.
 
     Args:
-        name: "inception", whose distance is the FID; "digits-classifier"; "vgg16" or "clip-vit-b-32" (`evaluation.features.pretrained`).
+        name: "inception", whose distance is the FID; "digits-classifier"; or one of `evaluation.features.pretrained.NETWORKS`.
         weights: A published network's weights; see `WeightsFile.read`.
         device: The device that it runs on.
 
@@ -96,7 +96,7 @@ def load_extractor(name: Extractor, *, weights: str | None = None, device: torch
     loaders: dict[str, Callable[[], FeatureExtractor]] = {
         "inception": lambda: inception.load_inception(weights, device),
         "digits-classifier": lambda: DigitsExtractor(device),
-        **{network: lambda: pretrained.load_pretrained(name, weights, device) for network in pretrained.NETWORKS},
+        **dict.fromkeys(pretrained.NETWORKS, lambda: pretrained.load_pretrained(name, weights, device)),
     }
     if name not in loaders:
         raise UserError(_unknown(name))
@@ -121,14 +121,33 @@ def extractor_id(name: str) -> ExtractorId:
 
 def weights_file(name: str) -> WeightsFile | None:
     """Return the published file that an extractor needs; None for one whose weights are part of this package."""
-    return inception.WEIGHTS if name == "inception" else pretrained.NETWORKS.get(name)
+    return inception.WEIGHTS if name == "inception" else pretrained.NETWORKS[name].file if name in pretrained.NETWORKS else None
+
+
+def describe_extractors() -> dict[str, dict[str, str]]:
+    """Return by name the distance that an extractor gives, what its features know, and the source of its weights."""
+    sees = {
+        "inception": "ImageNet's classes; the network of FID, KID and MIND",
+        "digits-classifier": "the ten digits; 8x8 grey images alone",
+    }
+    sees |= {name: network.sees for name, network in pretrained.NETWORKS.items()}
+    found = {}
+    for name in get_args(Extractor):
+        file = weights_file(name)
+        source = f"{file.url or f'Python package {file.package}'} (sha256 {file.sha256[:12]}...)" if file else "part of this package"
+        found[name] = {"distance": distance_name(*dataclasses.astuple(extractor_id(name))), "sees": sees[name], "weights": source}
+    return found
+
+
+def is_published(name: str, sha256: str) -> bool:
+    """Return True if these are the weights that were published under this name."""
+    file = weights_file(name)
+    return file is not None and file.sha256 == sha256
 
 
 def distance_name(name: str, sha256: str) -> str:
     """Return the name of a Frechet distance in an extractor's features: "FID" only for the standard Inception weights."""
-    if name == "inception" and sha256 == inception.WEIGHTS.sha256:
-        return "FID"
-    return f"FD({name})"
+    return "FID" if name == "inception" and is_published(name, sha256) else f"FD({name})"
 
 
 def _unknown(name: str) -> str:

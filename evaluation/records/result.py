@@ -23,7 +23,7 @@ class EvaluationResult:
         held_out: Distances of `num_images` real test images (`real`) and of as many samples (`generated`). They show the bias
             of a finite sample, whose distance is never zero. None if there are no test images.
         likelihood: Summary of the bits/dim; `per_image_uri` is the file with the value of each image. None if not computed.
-        metrics: Further metrics by name: value, standard_error, note.
+        metrics: Further metrics by name: value, standard_error, bias, note (`evaluation.distances.metric_value.MetricValue`).
         images_uri: The drawn images, if they were kept.
         created_at: UTC, ISO 8601.
     """

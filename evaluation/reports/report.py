@@ -29,6 +29,14 @@ REPORT = "report.html"
 _METRIC_NAMES = {
     "kid": "KID",
     "kernel_distance": "Kernel distance",
+    "cmmd": "CMMD",
+    "gaussian_mmd": "Gaussian MMD",
+    "mind": "MIND",
+    "sliced_wasserstein": "Sliced Wasserstein distance",
+    "fid_infinity": "FID at infinity",
+    "fd_infinity": "Frechet distance at infinity",
+    "density": "Density",
+    "coverage": "Coverage",
     "inception_score": "Inception score",
     "precision": "Precision",
     "recall": "Recall",
@@ -135,7 +143,7 @@ def _tiles(result: EvaluationResult) -> list[dict[str, str]]:
         note = f"upper bound on {found['num_images']:,} {result.protocol['likelihood']['split']} images, lower is better"
         tiles.append(_tile("Bits/dim", found["bits_per_dim"], found["standard_error"], note))
     for name, item in result.metrics.items():
-        percent = name in ("label_agreement", "precision", "recall", "copied_share")
+        percent = name in ("label_agreement", "precision", "recall", "coverage", "copied_share")
         tiles.append(_tile(_METRIC_NAMES.get(name, name), item["value"], item["standard_error"], item["note"], percent=percent))
     return tiles
 

@@ -40,7 +40,7 @@ class BatchScore:
         distance_name: "FID" in the standard Inception network's features, as far as the files record it.
         standard_error: Over the draw of the samples; None for statistics without images.
         num_samples: Images of the sample batch; None if unknown.
-        metrics: Further measures by name: value, standard_error, note.
+        metrics: Further measures by name: value, standard_error, bias, note.
         reference: The origin of the reference, as far as the file records it.
         protocol: The card: files, number of samples, extractor, device and versions.
     """
@@ -97,8 +97,8 @@ def score_batch(
     measured: dict[str, Any] = {"standard_error": None, "metrics": {}}
     if has_images:
         count: int | None = npz.count_images(samples_uri)
-        require_count(chosen, npz.count_images(samples_uri), f"images in {samples_uri}")
         loaded = network()
+        require_count(chosen, npz.count_images(samples_uri), f"images in {samples_uri}", loaded.dim)
         reference, origin = (
             _read_reference(reference_uri, identity) if has_statistics else _compute_reference(reference_uri, loaded, chosen)
         )
@@ -131,7 +131,7 @@ def score_batch(
 def _score_images(uri: str, reference: ReferenceStatistics, network: FeatureExtractor, metrics: frozenset[str]) -> dict[str, Any]:
     if need_real_images(metrics) and not reference.images_uri:
         raise UserError(
-            f"{reference.uri} has no images (arr_0): KID and precision/recall compare single images; give an ADM reference batch"
+            f"{reference.uri} has no images (arr_0): {', '.join(sorted(metrics))} compare single images; give an ADM reference batch"
         )
     if "sfid" in metrics and reference.spatial is None:
         raise UserError(

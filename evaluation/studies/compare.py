@@ -140,7 +140,8 @@ def _shared_options(experiment: Experiment, options: EvaluationOptions, data_uri
     if own["likelihood_num_images"] is None and options.likelihood:  # None would mean each experiment's own
         own["likelihood_num_images"] = read_manifest(storage.join(data_uri, own["likelihood_split"])).num_images
     seed = options.seed if options.seed is not None else derived_seed(experiment.seed, "compare")
-    return dataclasses.replace(options, **own, purpose="compare", seed=seed)
+    metrics = options.metrics if options.metrics is not None else experiment.evaluation.metrics
+    return dataclasses.replace(options, **own, metrics=metrics, purpose="compare", seed=seed)
 
 
 def _key(spec: ModelSpec, options: EvaluationOptions) -> str:

@@ -141,7 +141,7 @@ def memorisation(
 def score_batch(
     samples: str = typer.Argument(..., help="npz of images (arr_0), or of statistics (mu, sigma)."),
     reference: str = typer.Argument(..., help="npz of reference statistics, an ADM reference batch, or images alone."),
-    extractor: str = typer.Option("inception", help="Feature extractor: inception, digits-classifier, vgg16 or clip-vit-b-32."),
+    extractor: str = typer.Option("inception", help="Feature extractor; `iddpm metrics` lists them."),
     extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
     metrics: list[str] = scoring.METRICS,
     out: Path = typer.Option(Path("score-batch"), help="Directory for score.html and score.json."),

@@ -30,7 +30,12 @@ MultistepOrder = Literal[1, 2, 3]
 UniPCVariant = Literal["B1", "B2"]
 LikelihoodForm = Literal["full", "spaced", "stratified"]
 Resize = Literal["none", "area", "adm", "box-squash", "lanczos"]
-Extractor = Literal["inception", "digits-classifier", "vgg16", "clip-vit-b-32"]
+Extractor = Literal[
+    "inception", "digits-classifier", "vgg16", "clip-vit-b-32", "clip-vit-l-14-336px", "dinov2-vit-l-14", "efficientnet-lite0"
+]
+MetricName = Literal[
+    "kid", "cmmd", "mind", "fd_infinity", "precision_recall", "density_coverage", "inception_score", "sfid", "label_agreement"
+]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -297,6 +302,8 @@ class EvaluationConfig:
             the full bound from few evaluations).
         likelihood_steps: Network evaluations per image: the K of the spacing, or of the stratified estimate.
         memorisation: Search the training set for copies among the samples of the reported evaluation.
+        metrics: Further metrics of the reported evaluation; `iddpm metrics` lists them. None takes what costs nothing more:
+            agreement with the labels, if the extractor is a classifier of them.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -316,6 +323,7 @@ class EvaluationConfig:
     likelihood_form: LikelihoodForm = "stratified"
     likelihood_steps: int = 100
     memorisation: bool = field(default=True, metadata=LATER)
+    metrics: tuple[MetricName, ...] | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "evaluation", "num_samples", "scoring_num_samples", "rescore_best", "likelihood_steps")

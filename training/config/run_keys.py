@@ -19,6 +19,7 @@ EVALUATION_ONLY = (
     "likelihood_form",
     "likelihood_steps",
     "memorisation",
+    "metrics",
 )
 """Fields of the evaluation section that neither training nor the scores beside it read."""
 

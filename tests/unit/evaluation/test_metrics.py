@@ -1,13 +1,20 @@
-"""Metrics besides the Frechet distance against their formulas, and which ones may be named KID or Inception score."""
+"""Metrics besides the Frechet distance against their formulas, in which order they put models, and what they may be named."""
 
 import math
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from golden import train_digit_classifier
 from torch import Tensor
 
-from evaluation.distances.frechet import Moments, frechet_distance
+from evaluation.distances import metrics
+from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, Moments, frechet_distance
+from evaluation.distances.frechet_infinity import frechet_infinity
+from evaluation.distances.gaussian_mmd import gaussian_mmd
 from evaluation.distances.metrics import (
+    METRICS,
     MetricInputs,
     MetricReference,
     compute_metrics,
@@ -17,8 +24,15 @@ from evaluation.distances.metrics import (
     precision_recall,
     require_extractor,
 )
-from evaluation.features.extractors import DigitsExtractor
+from evaluation.distances.neighbours import density_coverage, expected_coverage
+from evaluation.distances.reference_statistics import ReferenceStatistics
+from evaluation.distances.sample_scorer import SampleScorer
+from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
+from evaluation.features.extractors import DigitsExtractor, ExtractorId, extractor_id
 from training.config.errors import UserError
+from training.config.experiment import MetricName
+
+_INCEPTION = extractor_id("inception")
 
 
 def _features(num: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -65,23 +79,136 @@ def test_spatial_distance_is_the_frechet_distance_of_spatial_features() -> None:
     sample.update({"features": spatial, "spatial": spatial}, None)
     other = Moments(6)
     other.update(spatial)
-    (found,) = compute_metrics(sample, MetricReference(features=None, spatial=reference.statistics(), is_inception=True))
+    (found,) = compute_metrics(sample, MetricReference(extractor=_INCEPTION, spatial=reference.statistics()))
     assert found.value == pytest.approx(frechet_distance(reference, other))
 
 
-def test_a_kernel_distance_in_other_features_is_not_named_kid() -> None:
-    kept = MetricInputs(parse_metrics(["kid"]))
-    kept.update({"features": _features(30, 4, 0)}, None)
-    references = [MetricReference(features=_features(30, 4, 1), spatial=None, is_inception=is_it) for is_it in (True, False)]
-    names = [compute_metrics(kept, reference)[0].name for reference in references]
-    assert names == ["kid", "kernel_distance"]
+def test_published_names_belong_to_the_published_weights_of_one_network() -> None:
+    features = {"kid": ("kid", "kernel_distance"), "mind": ("mind", "sliced_wasserstein"), "cmmd": ("cmmd", "gaussian_mmd")}
+    for metric, names in features.items():
+        own = extractor_id("clip-vit-l-14-336px" if metric == "cmmd" else "inception")
+        inputs = MetricInputs(parse_metrics([metric]))
+        inputs.update({"features": _features(30, 4, 0)}, None)
+        others = (own, ExtractorId(own.name, "0" * 64), extractor_id("dinov2-vit-l-14"))
+        found = [compute_metrics(inputs, MetricReference(extractor=one, features=_features(30, 4, 1)))[0].name for one in others]
+        assert found == [names[0], names[1], names[1]]
+
+
+def test_the_experiments_names_are_those_of_the_table() -> None:
+    assert set(get_args(MetricName)) == set(METRICS)
+
+
+def _prdc(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:  # type: ignore[type-arg]
+    """Density and coverage by their definitions, a real image at a time."""
+    inside, reached = 0, 0
+    for i, point in enumerate(real):
+        radius = np.sort(np.linalg.norm(np.delete(real, i, axis=0) - point, axis=1))[k - 1]
+        within = np.linalg.norm(fake - point, axis=1) < radius
+        inside, reached = inside + within.sum(), reached + within.any()
+    return inside / (k * len(fake)), reached / len(real)
+
+
+def test_density_and_coverage_are_their_definitions_and_a_perfect_models_values_are_as_stated() -> None:
+    sample, real = _features(80, 6, 0, shift=0.2), _features(120, 6, 1)
+    density, coverage = density_coverage(sample, real)
+    # Counts of pairs: equal, unless a distance is within rounding of a radius.
+    assert (density.value, coverage.value) == pytest.approx(_prdc(real.numpy(), sample.numpy(), 5), abs=1e-9)
+    assert density.standard_error is not None
+    # Coverage of 300 by 100 of one distribution, the mean of 20 draws: its spread is below 0.03, so 0.03 is four errors.
+    draws = [density_coverage(_features(100, 3, 2 * seed), _features(300, 3, 2 * seed + 1)) for seed in range(20)]
+    assert sum(item[1].value for item in draws) / 20 == pytest.approx(expected_coverage(300, 100), abs=0.03)
+    assert sum(item[0].value for item in draws) / 20 == pytest.approx(1, abs=0.1)
+
+
+def test_the_gaussian_mmd_is_its_formula_and_its_bias_that_of_the_pairs_with_oneself() -> None:
+    x, y = 6 * _features(50, 8, 0), 6 * _features(70, 8, 1)
+    pairs = ((z.double().numpy(), w.double().numpy()) for z, w in ((x, x), (y, y), (x, y)))
+    kernels = [np.exp(-((a[:, None] - b[None]) ** 2).sum(2) / 200) for a, b in pairs]
+    biased = 1000 * (kernels[0].mean() + kernels[1].mean() - 2 * kernels[2].mean())
+    n, m = 50, 70
+    within = [(kernel.sum() - size) / (size * (size - 1)) for kernel, size in zip(kernels, (n, m), strict=False)]
+    found = gaussian_mmd(x, y)
+    assert found.value == pytest.approx(biased, rel=1e-9)
+    assert found.value - (found.bias or 0) == pytest.approx(1000 * (within[0] + within[1] - 2 * kernels[2].mean()), rel=1e-9)
+    assert abs(found.value - (found.bias or 0)) < found.value / 2, "one distribution, so that most is bias"
+
+
+def test_the_sliced_wasserstein_distance_is_its_formula_and_three_times_a_squared_shift() -> None:
+    x, y = _features(60, 8, 0), 1.5 * _features(90, 8, 1)
+    directions = random_directions(8, 30)
+    projected = [np.sort(z[:60].double().numpy() @ directions.double().numpy().T, axis=0) for z in (x, y)]
+    expected = 3 * 8 * ((projected[0] - projected[1]) ** 2).mean()
+    assert sliced_wasserstein(x, y, directions).value == pytest.approx(expected, rel=1e-4)
+    shift = torch.zeros(8)
+    shift[2] = 0.7
+    # The mean of 1,000 squared cosines in 8 dimensions: 1/8 with a relative spread of sqrt(2 x 7 / 10 / 1,000) = 4 %.
+    assert sliced_wasserstein(x, x + shift).value == pytest.approx(3 * 0.7**2, rel=0.15)
+
+
+def test_the_jackknife_takes_most_of_the_bias_from_the_sliced_wasserstein_distance() -> None:
+    found = [sliced_wasserstein(_features(400, 8, 2 * s), _features(400, 8, 2 * s + 1), random_directions(8, 100)) for s in range(8)]
+    plain, corrected = (sum(item.value - part * (item.bias or 0) for item in found) / 8 for part in (0, 1))
+    assert abs(corrected) < plain / 3, "of one distribution, whose distance is 0"
+
+
+def test_the_distance_at_infinity_is_the_true_one_within_its_error() -> None:
+    dim, num, draws = 16, 400, 12
+    reference = FeatureStatistics(mean=torch.zeros(dim).double(), covariance=torch.eye(dim).double())
+    truth = dim * (1.1 - 1) ** 2
+    found, plain = [], []
+    for seed in range(draws):
+        blocks = BlockedMoments(dim, num)
+        blocks.update(torch.arange(num), 1.1 * _features(num, dim, seed))
+        found.append(frechet_infinity(reference, blocks))
+        plain.append(frechet_distance(reference, blocks.total()))
+    errors = [item.standard_error or 0 for item in found]
+    mean, error = sum(item.value for item in found) / draws, math.sqrt(sum(e**2 for e in errors)) / draws
+    assert abs(mean - truth) < 3 * error
+    assert sum(plain) / draws - truth > 6 * error, "of 400 samples, the plain distance is too large"
+    with pytest.raises(UserError, match="fd_infinity takes 80 samples at least, got 79"):
+        frechet_infinity(reference, BlockedMoments(dim, 79))
+
+
+@pytest.mark.slow
+def test_every_metric_puts_real_digits_before_blurred_ones_and_before_one_digit_repeated() -> None:
+    images, labels = train_digit_classifier.digits("train")
+    reference, good = images[:740], images[740:1480]
+    blurred = torch.nn.functional.avg_pool2d(good.float(), 3, 1, 1).round().to(torch.uint8)
+    collapsed = good[labels[740:1480] == 3].repeat(11, 1, 1, 1)[:740]
+    extractor = DigitsExtractor()
+    names = parse_metrics(["kid", "cmmd", "mind", "fd_infinity", "precision_recall", "density_coverage"])
+    moments = Moments(extractor.dim)
+    moments.update(extractor(reference))
+    real = ReferenceStatistics(features=moments.statistics(), provenance=None)
+    found: list[dict[str, float]] = []
+    for samples in (good, blurred, collapsed):
+        scorer = SampleScorer(extractor, len(samples), names)
+        for first in range(0, len(samples), 250):  # one pass
+            scorer.update(torch.arange(first, min(first + 250, len(samples))), samples[first : first + 250])
+        found.append({name: item["value"] for name, item in scorer.scores(real, [reference]).metrics.items()})
+    best, blur, one_digit = found
+    assert len(best) == 8
+    for name in ("kernel_distance", "gaussian_mmd", "sliced_wasserstein", "fd_infinity"):
+        assert best[name] < min(blur[name], one_digit[name]) / 3, name
+    for name in ("recall", "coverage"):
+        assert best[name] > one_digit[name] + 0.2, name
+    for name in ("precision", "density", "coverage"):
+        assert best[name] > blur[name] + 0.1, name
+
+
+def test_features_of_ten_thousand_samples_are_stored_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_FEATURES", 50)
+    inputs = MetricInputs(parse_metrics(["kid", "mind", "density_coverage"]))
+    for seed in range(3):
+        inputs.update({"features": _features(30, 4, seed)}, None)
+    assert inputs.features.shape == (50, 4)
 
 
 def test_label_agreement_is_a_fraction_with_its_error() -> None:
     kept = MetricInputs(parse_metrics(["label_agreement"]))
     logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     kept.update({"features": logits, "logits": logits}, torch.tensor([0, 1, 2, 2]))
-    (found,) = compute_metrics(kept, MetricReference(features=None, spatial=None, is_inception=False))
+    (found,) = compute_metrics(kept, MetricReference(extractor=extractor_id("digits-classifier")))
     assert found.value == 0.75
     assert found.standard_error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
 

@@ -83,6 +83,22 @@ def test_another_purpose_draws_other_samples(result: EvaluationResult, evaluated
     assert abs(other.distance - result.distance) < 10 * result.distance_standard_error
 
 
+def test_the_experiment_or_the_options_say_which_metrics_are_computed(
+    experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
+) -> None:
+    run = write_run(str(tmp_path / "run"), experiment.override(['evaluation.metrics=["density_coverage", "mind"]']), steps=(100,))
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run, 100))
+    own = preflight(spec, digits_uri, reference_uri, EvaluationOptions(likelihood=False))
+    assert own.metrics == {"density_coverage", "mind"}
+    assert own.card["metrics"] == ["density_coverage", "mind"], "so that a result with other metrics is not taken for this one"
+    assert preflight(spec, digits_uri, reference_uri, EvaluationOptions(likelihood=False, metrics=())).metrics == frozenset()
+    options = EvaluationOptions(likelihood=False, metrics=("fd_infinity",), num_samples=300)
+    with pytest.raises(UserError, match="300 samples: fd_infinity takes 320 at least"):
+        preflight(spec, digits_uri, reference_uri, options)
+    with pytest.raises(UserError, match=r"evaluation\.metrics"):
+        experiment.override(['evaluation.metrics=["fidd"]'])
+
+
 def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 200)
     before = set(Path(run_uri).rglob("*"))

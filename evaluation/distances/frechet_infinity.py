@@ -1,0 +1,48 @@
+"""The Frechet distance of infinitely many samples, by a line in 1/N (Chong and Forsyth 2020).
+
+The distance of N samples is too large by a term that falls as 1/N and depends on the model, so that a worse model can win. A
+least squares line through distances of different N, read at 1/N = 0, is free of that term.
+
+Deviation: sub-samples are unions of the blocks whose moments are collected anyway, where the source draws 15 random ones of all
+features. No features are stored, sub-samples of one size share no image, and the same samples always give the same number.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, merged
+from evaluation.distances.metric_value import MetricValue
+from training.config.errors import UserError
+
+MIN_IMAGES_PER_FEATURE = 5
+"""Samples that are needed for each feature, for sub-samples of at least three sizes."""
+
+_SIZES = (1, 2, 3, 4, 5, 10)
+_MIN_PER_FEATURE = 2
+"""Smallest sub-sample, in images per feature: with fewer the covariance is nearly singular, and the line bends."""
+
+
+def frechet_infinity(reference: FeatureStatistics, blocks: BlockedMoments) -> MetricValue:
+    """Return the line's value at 1/N = 0, with the fit's standard error there.
+
+    It takes one eigendecomposition for each of 12 to 23 sub-samples.
+
+    Raises:
+        UserError: There are fewer than five images for each feature.
+    """
+    whole = len(blocks.blocks)
+    smallest = _MIN_PER_FEATURE * reference.dim
+    sizes = [size for size in _SIZES if size <= whole and size * blocks.num_images // whole >= smallest]
+    if len(sizes) < 3:
+        raise UserError(f"fd_infinity takes {MIN_IMAGES_PER_FEATURE * reference.dim:,} samples at least, got {blocks.num_images:,}")
+    parts = [merged(blocks.blocks[first : first + size]) for size in sizes for first in range(0, whole - size + 1, size)]
+    inverse = np.array([1 / part.num_images for part in parts])
+    distances = np.array([frechet_distance(reference, part) for part in parts])
+    design = np.stack([np.ones_like(inverse), inverse], axis=1)
+    (value, _), residuals, _, _ = np.linalg.lstsq(design, distances, rcond=None)
+    variance = residuals[0] / (len(parts) - 2)
+    error = float(np.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0]))
+    fewest, most = min(part.num_images for part in parts), max(part.num_images for part in parts)
+    note = f"free of the bias in 1/N: a line through {len(parts)} distances of {fewest:,} to {most:,} samples"
+    return MetricValue("fd_infinity", float(value), error, note)
