@@ -86,11 +86,12 @@ def test_another_purpose_draws_other_samples(result: EvaluationResult, evaluated
 def test_the_experiment_or_the_options_say_which_metrics_are_computed(
     experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
 ) -> None:
-    run = write_run(str(tmp_path / "run"), experiment.override(['evaluation.metrics=["density_coverage", "mind"]']), steps=(100,))
-    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run, 100))
-    own = preflight(spec, digits_uri, reference_uri, EvaluationOptions(likelihood=False))
-    assert own.metrics == {"density_coverage", "mind"}
-    assert own.card["metrics"] == ["density_coverage", "mind"], "so that a result with other metrics is not taken for this one"
+    own = experiment.override(['evaluation.metrics=["density_coverage", "mind"]'])
+    files = {"experiment.json": own.to_dict(), "ema_0.99.pt": make_model(own).state_dict()}
+    spec = ModelSpec(checkpoint_uri=checkpoint.save(str(tmp_path / "run"), 1, files))  # type: ignore[arg-type]
+    plan = preflight(spec, digits_uri, reference_uri, EvaluationOptions(likelihood=False))
+    assert plan.metrics == {"density_coverage", "mind"}
+    assert plan.card["metrics"] == ["density_coverage", "mind"], "so that a result with other metrics is not taken for this one"
     assert preflight(spec, digits_uri, reference_uri, EvaluationOptions(likelihood=False, metrics=())).metrics == frozenset()
     options = EvaluationOptions(likelihood=False, metrics=("fd_infinity",), num_samples=300)
     with pytest.raises(UserError, match="300 samples: fd_infinity takes 320 at least"):
