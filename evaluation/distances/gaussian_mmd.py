@@ -36,7 +36,7 @@ def gaussian_mmd(sample: Float[Tensor, "images dim"], reference: Float[Tensor, "
 def _kernel_means(rows: Float64[Tensor, "n dim"], columns: Float64[Tensor, "m dim"]) -> Float64[Tensor, " n"]:
     """Return the mean of k(x_i, y_j) over j for each i, a thousand rows at a time."""
     parts = []
-    for some in rows.split(1000):
+    for some in torch.split(rows, 1000):
         squared = some.square().sum(1)[:, None] + columns.square().sum(1) - 2 * some @ columns.T
         parts.append(torch.exp(squared.clamp(min=0) / (-2 * SIGMA**2)).mean(dim=1))
     return torch.cat(parts)

@@ -231,7 +231,7 @@ METRICS: dict[str, Metric] = {
     "cmmd": Metric(
         sees="fidelity and variety; Gaussian kernel, no assumption about the features",
         samples="5,000; its bias is known and shown",
-        cost="30 s",
+        cost="10 s",
         output="features",
         min_images=2,
         compute=_of_features(lambda sample, real: [gaussian_mmd(sample, real)]),
@@ -240,7 +240,7 @@ METRICS: dict[str, Metric] = {
     "mind": Metric(
         sees="fidelity and variety; sorted projections, so also what mean and covariance miss",
         samples="5,000; biased as 1/N, by the jackknife",
-        cost="60 s",
+        cost="3 s",
         output="features",
         min_images=2,
         compute=_of_features(lambda sample, real: [sliced_wasserstein(sample, real)]),
@@ -249,7 +249,7 @@ METRICS: dict[str, Metric] = {
     "fd_infinity": Metric(
         sees="as the Frechet distance, without the bias of N samples",
         samples="5 for each feature; better 25",
-        cost="20 s",
+        cost="30 s",
         output="moments",
         min_images=2,
         min_images_per_feature=MIN_IMAGES_PER_FEATURE,
@@ -258,7 +258,7 @@ METRICS: dict[str, Metric] = {
     "precision_recall": Metric(
         sees="fidelity and variety apart; one outlier counts much",
         samples="10,000 of each; compare at equal numbers only",
-        cost="20 s",
+        cost="130 s",
         output="features",
         min_images=_PRECISION_NEIGHBOURS + 1,
         compute=_of_features(precision_recall),
@@ -267,7 +267,7 @@ METRICS: dict[str, Metric] = {
     "density_coverage": Metric(
         sees="fidelity and variety apart; outliers count little; coverage falls with each lost mode",
         samples="10,000 of each; a perfect model's value is shown",
-        cost="30 s",
+        cost="40 s",
         output="features",
         min_images=NUM_NEIGHBOURS + 1,
         compute=_of_features(density_coverage),
@@ -276,7 +276,7 @@ METRICS: dict[str, Metric] = {
     "inception_score": Metric(
         sees="whether classes are clear and all there; nothing of the real images",
         samples="50,000; compare at equal numbers only",
-        cost="5 s",
+        cost="1 s",
         output="logits",
         min_images=_NUM_SPLITS,
         compute=lambda inputs, reference: [inception_score(inputs.logits)],
@@ -285,7 +285,7 @@ METRICS: dict[str, Metric] = {
     "sfid": Metric(
         sees="layout: where things are in the image",
         samples="50,000; biased as the FID",
-        cost="1 s",
+        cost="2 s",
         output="spatial",
         min_images=2,
         compute=_spatial_frechet,

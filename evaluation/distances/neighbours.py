@@ -67,7 +67,7 @@ def expected_coverage(num_real: int, num_samples: int, num_neighbours: int = NUM
 
 def _radii(real: Float64[Tensor, "real dim"], num_neighbours: int) -> Float64[Tensor, " real"]:
     # The nearest of all is the image itself, at distance 0.
-    parts = [torch.cdist(rows, real).kthvalue(num_neighbours + 1, dim=1).values for rows in real.split(1000)]
+    parts = [torch.cdist(rows, real).kthvalue(num_neighbours + 1, dim=1).values for rows in torch.split(real, 1000)]
     return torch.cat(parts)
 
 

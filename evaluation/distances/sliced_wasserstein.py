@@ -36,7 +36,7 @@ def sliced_wasserstein(
     directions = random_directions(dim) if directions is None else directions
     blocks = torch.arange(count) * _NUM_BLOCKS // count
     total, without = 0.0, [0.0] * (_NUM_BLOCKS if count > _NUM_BLOCKS else 0)
-    for some in directions.split(_DIRECTIONS_AT_ONCE):
+    for some in torch.split(directions, _DIRECTIONS_AT_ONCE):
         (x, from_x), (y, from_y) = ((some @ features[:count].float().T).sort(dim=1) for features in (sample, reference))
         total += float((x - y).double().square().mean(dim=1).sum())
         for b in range(len(without)):
@@ -56,4 +56,4 @@ def sliced_wasserstein(
 def random_directions(dim: int, number: int = NUM_DIRECTIONS, seed: int = 0) -> Float32[Tensor, "number dim"]:
     """Return random vectors of length 1, the same for the same arguments."""
     vectors = torch.randn(number, dim, generator=torch.Generator().manual_seed(seed))
-    return vectors / vectors.norm(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(vectors)

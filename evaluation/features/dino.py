@@ -75,7 +75,8 @@ class _Block(nn.Module):
         query, key, value = self.attn["qkv"](self.norm1(x)).unflatten(2, (3, -1, _HEAD_DIM)).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         x = x + self.ls1["gamma"] * self.attn["proj"](attended)
-        return x + self.ls2["gamma"] * self.mlp["fc2"](functional.gelu(self.mlp["fc1"](self.norm2(x))))
+        x = x + self.ls2["gamma"] * self.mlp["fc2"](functional.gelu(self.mlp["fc1"](self.norm2(x))))
+        return x
 
 
 def dino(data: bytes) -> nn.Module:

@@ -47,7 +47,8 @@ class LiteFeatures(nn.Module):
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float32[Tensor, "batch 1280"]:
         """Return one feature vector per image."""
         x = functional.relu6(self._bn0(self._conv_stem(bicubic(images, SIZE, _MEAN, _DEVIATION))))
-        return functional.relu6(self._bn1(self._conv_head(self._blocks(x)))).mean((2, 3))
+        features: Tensor = functional.relu6(self._bn1(self._conv_head(self._blocks(x)))).mean((2, 3))
+        return features
 
     def classify(self, features: Float32[Tensor, "batch 1280"]) -> Float32[Tensor, "batch 1000"]:
         """Return the logits of ImageNet's classes."""
@@ -86,7 +87,8 @@ class _Block(nn.Module):
         h = functional.relu6(self._bn0(self._expand_conv(x))) if hasattr(self, "_expand_conv") else x
         h = functional.relu6(self._bn1(self._depthwise_conv(h)))
         h = self._bn2(self._project_conv(h))
-        return x + h if self.has_skip else h
+        result: Tensor = x + h if self.has_skip else h
+        return result
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -101,4 +103,5 @@ def efficientnet_lite(data: bytes) -> LiteFeatures:
     """
     network = LiteFeatures()
     WEIGHTS.load_into(network, data)
-    return network.to(memory_format=torch.channels_last).eval()  # a third faster on a CPU
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
+    return network.eval()

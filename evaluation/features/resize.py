@@ -22,4 +22,5 @@ def bicubic(
 
     resized = resize(images, [size, size], InterpolationMode.BICUBIC, antialias=True)
     shift, scale = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, deviation))
-    return (resized.float() / 255 - shift) / scale
+    normalised: Tensor = (resized.float() / 255 - shift) / scale
+    return normalised
