@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -13,6 +16,8 @@ from pipelines.cli.services import connect
 from training.config.errors import UserError
 
 _PANEL = "Pipelines"
+_DEMO_HOURS = 0.5
+"""The longest training of a demo of a user's own images."""
 
 
 def register(app: typer.Typer) -> None:
@@ -22,17 +27,43 @@ def register(app: typer.Typer) -> None:
     app.command("compile", rich_help_panel=_PANEL)(compile_pipelines)
 
 
-def demo(overrides: list[str] = options.SET) -> None:
-    """Train, evaluate and report a model of 1,797 real handwritten digits, in a few minutes."""
+def demo(
+    data: str = typer.Option("digits", help="digits, fashion-mnist, or a directory, zip or tar of your own images."),
+    overrides: list[str] = options.SET,
+) -> None:
+    """Train, evaluate and report a small model: of handwritten digits in a few minutes, of other images in less than an hour."""
     from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.local.training import train_here
 
-    arguments = arguments_of(
-        compiled_pipeline("train"), preset="digits-hybrid-cosine", overrides=overrides, words=[], resources=["train.num_workers=2"]
-    )
-    compare = ("demo --set diffusion.schedule=linear", "the same with the linear schedule; MLflow compares the two")
-    ablation = ("run ablation", "lambda against the stop-gradient, table 1 of the paper, on the digits")
-    train_here(arguments, name="demo", next_steps=[compare, ablation])
+    pipeline, resources = compiled_pipeline("train"), ["train.num_workers=2"]
+    if data == "digits":
+        arguments = arguments_of(pipeline, preset="digits-hybrid-cosine", overrides=overrides, words=[], resources=resources)
+        compare = ("demo --set diffusion.schedule=linear", "the same with the linear schedule; MLflow compares the two")
+        ablation = ("run ablation", "lambda against the stop-gradient, table 1 of the paper, on the digits")
+        train_here(arguments, name="demo", next_steps=[compare, ablation])
+    elif data == "fashion-mnist":
+        arguments = arguments_of(pipeline, preset="fashion-mnist-hybrid-cosine", overrides=overrides, words=[], resources=resources)
+        train_here(arguments, name="demo-fashion-mnist")
+    else:
+        file = _demo_experiment(data)
+        arguments = arguments_of(pipeline, preset="", overrides=overrides, words=_own_images(file, data), resources=resources)
+        train_here(arguments, name=file.stem)
+
+
+def _demo_experiment(images: str) -> Path:
+    """Write an experiment for these images, or return the one that an earlier demo of them wrote."""
+    from pipelines.services.home import default_home, prepare
+
+    # Two directories of one name are two data sets.
+    name = f"{_slug(Path(images).stem)}-{hashlib.sha256(_absolute(images).encode()).hexdigest()[:6]}"
+    file = default_home() / "demo" / f"{name}.toml"
+    text = "" if file.exists() else _write_experiment(images, card="CPU", name=name, hours=_DEMO_HOURS)
+    if text:
+        prepare(default_home())
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    print(f"{file} is the experiment; `iddpm train` takes it with changes of yours")
+    return file
 
 
 def init(
@@ -42,12 +73,19 @@ def init(
     name: str = typer.Option("my-images", help="Name of the data set and of the experiment."),
 ) -> None:
     """Write an experiment file for your own images, with sizes that fit them and your machine."""
+    if out.exists():
+        raise UserError(f"{out} exists already; give another file by --out, or remove it")
+    command = f"iddpm train {out} --images {images}"
+    out.write_text(f"# {command}\n\n{_write_experiment(images, card=card, name=name)}")
+    print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
+
+
+def _write_experiment(images: str, *, card: str, name: str, hours: float | None = None) -> str:
+    """Look at a user's images, print what they are, and return the text of an experiment file for them."""
     connect()
     from training.cost.suggest import suggest_experiment
     from training.data.inspection.folder import inspect_folder
 
-    if out.exists():
-        raise UserError(f"{out} exists already; give another file by --out, or remove it")
     found = inspect_folder(images)
     text = suggest_experiment(
         num_images=found.num_images,
@@ -57,9 +95,8 @@ def init(
         card=card,
         name=name,
         num_cores=os.cpu_count() or 1,
+        hours=hours,
     )
-    command = f"iddpm train {out} --images {images}"
-    out.write_text(f"# {command}\n\n{text}")
     classes = f" in {len(found.class_counts)} classes" if found.class_counts else ""
     print(f"{images}: {found.num_images:,} images{classes}, {found.min_side} to {found.max_side} pixels, {found.image_channels} channel(s)")
     if found.num_transparent:
@@ -67,7 +104,7 @@ def init(
     if found.unreadable:
         first = found.unreadable[0]
         print(f"{len(found.unreadable):,} cannot be read, the first is {first.source}: {first.reason}")
-    print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
+    return text
 
 
 def train(
@@ -86,13 +123,27 @@ def train(
 
     if file.suffix != ".toml":
         raise UserError(f"{file}: an experiment file's name ends in .toml; `iddpm run train --preset` trains a preset")
-    words = [*parameters, f"experiment_file={file}"]
-    if images:
-        words.append(f"data_source={Path(images).expanduser().resolve() if Path(images).expanduser().exists() else images}")
-        if not any(word.startswith("data_options=") for word in words):
-            words.append(f"data_options={json.dumps({'num_test': _num_held_out(images)})}")
+    words = [*parameters, *(_own_images(file, images, words=parameters) if images else [f"experiment_file={file}"])]
     arguments = arguments_of(compiled_pipeline("train"), preset="", overrides=overrides, words=words, resources=resources)
     train_here(arguments, name=file.stem)
+
+
+def _own_images(file: Path, images: str, words: Sequence[str] = ()) -> list[str]:
+    """Return the pipeline's parameters, as words, for an experiment file and a user's images; `words` are the user's own."""
+    found = [f"experiment_file={file}", f"data_source={_absolute(images)}"]
+    if not any(word.startswith("data_options=") for word in words):
+        found.append(f"data_options={json.dumps({'num_test': _num_held_out(images)})}")
+    return found
+
+
+def _absolute(images: str) -> str:
+    """Return the absolute path of local images; other addresses stay as they are."""
+    path = Path(images).expanduser()
+    return str(path.resolve()) if path.exists() else images
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "images"
 
 
 def _num_held_out(images: str) -> int:

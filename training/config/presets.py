@@ -12,7 +12,9 @@ from training.config.experiment import Experiment
 from training.config.tables import paper, small
 from training.config.tables.row import Preset
 
-PRESETS: dict[str, Preset] = {row.experiment.name: row for row in (*small.digits_rows(), *paper.rows(), *small.own_data_rows())}
+PRESETS: dict[str, Preset] = {
+    row.experiment.name: row for row in (*small.digits_rows(), *small.fashion_mnist_rows(), *paper.rows(), *small.own_data_rows())
+}
 
 
 def names() -> tuple[str, ...]:

@@ -29,7 +29,14 @@ _COPIES_IN_TRAINING = 4
 # A backward pass computes a gradient for inputs and one for weights, each as expensive as the forward pass.
 TRAINING_PASSES = 3
 # Images of the split on which bits/dim is reported, of the data sets whose size is known beforehand.
-_LIKELIHOOD_IMAGES = {"digits": 300, "cifar10": 10_000, "imagenet64-official": 49_999, "imagenet": 50_000, "lsun-bedroom": 300}
+_LIKELIHOOD_IMAGES = {
+    "digits": 300,
+    "fashion-mnist": 10_000,
+    "cifar10": 10_000,
+    "imagenet64-official": 49_999,
+    "imagenet": 50_000,
+    "lsun-bedroom": 300,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,15 @@ _CARD_SIZES = {
 
 
 def suggest_experiment(
-    *, num_images: int, min_side: int, channels: int, num_classes: int = 0, card: str = "CPU", name: str = "my-images", num_cores: int = 2
+    *,
+    num_images: int,
+    min_side: int,
+    channels: int,
+    num_classes: int = 0,
+    card: str = "CPU",
+    name: str = "my-images",
+    num_cores: int = 2,
+    hours: float | None = None,
 ) -> str:
     """Return the text of an experiment file whose sizes fit the images and the machine.
 
@@ -33,6 +41,7 @@ def suggest_experiment(
         num_classes: Labels; 0 for images without.
         name: Name of the data set and of the experiment: small letters, digits, dashes.
         num_cores: Cores of the machine, for the CPU.
+        hours: The longest training; None takes what is sensible on the card (4 hours on a CPU, a day on others).
 
     Raises:
         UserError: There is no such card, or a number is out of its range.
@@ -40,7 +49,7 @@ def suggest_experiment(
     card = card_named(card)
     require(num_images >= 1, "num_images", f"must be at least 1, got {num_images}")
     require(min_side >= _SIZES[-1], "min_side", f"the smallest image is {min_side} pixels high or wide; remove images below {_SIZES[-1]}")
-    largest, width, batch_size, hours = _CARD_SIZES[card]
+    largest, width, batch_size, usual_hours = _CARD_SIZES[card]
     size = next(each for each in _SIZES if each <= min(min_side, largest))
     dropout = 0.3 if num_images < 5_000 else 0.1 if num_images < 100_000 else 0.0
     base = f"images{max(size, 32)}-hybrid-cosine"
@@ -65,7 +74,7 @@ def suggest_experiment(
     flops_per_step = 2 * TRAINING_PASSES * batch_size * sum(count_macs(experiment).values())
     speed = speed_on(card, "training", flops_per_step // (2 * TRAINING_PASSES * batch_size)).flops_per_second
     speed *= num_cores if card == "CPU" else 1
-    affordable = hours * 3600 * speed / flops_per_step
+    affordable = (hours or usual_hours) * 3600 * speed / flops_per_step
     num_steps = _rounded(min(affordable, _MAX_EPOCHS * num_images / batch_size, preset(base).optim.num_steps))
     interval = max(1, num_steps // 20)
     on_cpu = card == "CPU"

@@ -288,6 +288,58 @@ def test_cifar10_that_is_missing_or_altered_is_refused(tmp_path, monkeypatch):
         open_splits(f"cifar10:{tmp_path}")["train"].listing()
 
 
+def fashion_standin(raw, num_train=7, num_test=3):
+    """The four idx files of Fashion-MNIST in small, in the folder `raw`."""
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for stem, rows in (("train", num_train), ("t10k", num_test)):
+        images, labels = rng.integers(0, 256, (rows, 28, 28), dtype=np.uint8), np.arange(rows, dtype=np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes()
+            (raw / f"{stem}-{kind}-ubyte").write_bytes(header + array.tobytes())
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_fashion_mnist_is_read_as_torchvision_reads_it(tmp_path, is_packed):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    fashion_standin(raw)
+    theirs = torchvision.datasets.FashionMNIST(str(tmp_path), train=True)
+    expected = theirs.data.numpy()[..., None]
+    if is_packed:
+        for path in list(raw.iterdir()):
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    splits = open_splits(f"fashion-mnist:{raw}")
+    train, names = contents(splits["train"])
+    assert names == tuple(theirs.classes)
+    assert np.array_equal(np.stack([image for _, image in train.values()]), expected)
+    assert [label for label, _ in train.values()] == theirs.targets.tolist()
+    assert len(splits["test"].listing().items) == 3
+
+
+def test_fashion_mnist_that_is_missing_truncated_or_mixed_up_is_refused(tmp_path):
+    raw = tmp_path / "raw"
+    fashion_standin(raw)
+
+    def refused(change, message):
+        kept = {path: path.read_bytes() for path in raw.iterdir()}
+        change()
+        with pytest.raises(UserError, match=message):
+            open_splits(f"fashion-mnist:{raw}")["train"].listing()
+        for path in raw.iterdir():
+            path.unlink()
+        for path, data in kept.items():
+            path.write_bytes(data)
+
+    images, labels = raw / "train-images-idx3-ubyte", raw / "train-labels-idx1-ubyte"
+    refused(images.unlink, "contains neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz")
+    refused(lambda: images.write_bytes(images.read_bytes()[:-5]), "is truncated; it has 5,483 bytes of 5,488")
+    refused(lambda: images.write_bytes(labels.read_bytes()), "is no idx file of bytes with items of shape")
+    refused(lambda: labels.write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes()), "has 7 images and 3 labels")
+    packed = gzip.compress(images.read_bytes())[:-20]
+    refused(lambda: (images.unlink(), images.with_name(f"{images.name}.gz").write_bytes(packed)), "is damaged")
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_the_labelled_imagenet64_is_read_from_its_npz_files(tmp_path, save, capsys):
     rng = np.random.default_rng(1)
@@ -384,6 +436,7 @@ def test_lsun_is_read_from_its_lmdb(tmp_path):
     [
         ("cifar", "there is no source 'cifar'; did you mean 'cifar10'"),
         ("imagenet", "imagenet needs the folder"),
+        ("cifar10:s3://bucket/cifar", "cifar10 is read from a folder on this machine, not from s3://bucket/cifar"),
         ("lsun-church:/nowhere", "/nowhere: there is no such folder"),
         ("/nowhere/images", "there is no such file or folder"),
         ("/nowhere/images.tar", "there is no such file"),

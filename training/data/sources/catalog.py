@@ -11,12 +11,12 @@ from training import storage
 from training.config.errors import UserError
 from training.config.validation import FORBID_UNKNOWN
 from training.data.sources.files import TEST_FOLDERS, file_source
-from training.data.sources.published import DIGITS_SPLIT_SEED, NEED_NO_FOLDER, PUBLISHED, ilsvrc2012, lsun_splits
+from training.data.sources.published import DIGITS_SPLIT_SEED, NEED_NO_FOLDER, PUBLISHED, READ_S3, ilsvrc2012, lsun_splits
 from training.data.sources.source import RandomSplit, Source
 
 USAGE = (
-    "digits; cifar10[:FOLDER]; imagenet64-official:FOLDER; imagenet64-labelled:FOLDER; imagenet:FOLDER; lsun-CATEGORY:FOLDER; "
-    "a folder, a .zip, a .tar or an s3:// address"
+    "digits; fashion-mnist[:FOLDER]; cifar10[:FOLDER]; imagenet64-official:FOLDER; imagenet64-labelled:FOLDER; imagenet:FOLDER; "
+    "lsun-CATEGORY:FOLDER; a folder, a .zip, a .tar or an s3:// address"
 )
 
 
@@ -46,7 +46,8 @@ def open_splits(address: str, options: SourceOptions | None = None) -> dict[str,
     """Open the splits of a source: "train", and "test" where it has test images or some are held out.
 
     Args:
-        address: "digits"; "cifar10" (downloaded to this node) or "cifar10:FOLDER"; "imagenet64-official:FOLDER",
+        address: "digits"; "cifar10" (downloaded to this node) or "cifar10:FOLDER"; "fashion-mnist" (Debian's package, else
+            downloaded), "fashion-mnist:FOLDER" or "fashion-mnist:s3://..."; "imagenet64-official:FOLDER",
             "imagenet64-labelled:FOLDER", "imagenet:FOLDER", "lsun-bedroom:FOLDER"; or a folder, an S3 prefix, a zip or a
             tar. A folder or prefix with `train` and `test` (or `val`) below it gives both splits.
 
@@ -74,7 +75,9 @@ def _published_splits(name: str, folder: str) -> dict[str, Source]:
         raise UserError(f"there is no source {name!r}{hint}; the sources are: {USAGE}")
     if not folder and name not in NEED_NO_FOLDER:
         raise UserError(f"{name} needs the folder that contains its files: {name}:FOLDER")
-    if folder and not Path(folder).is_dir():
+    if storage.is_s3(folder) and name not in READ_S3:
+        raise UserError(f"{name} is read from a folder on this machine, not from {folder}; download it first")
+    if folder and not storage.is_s3(folder) and not Path(folder).is_dir():
         raise UserError(f"{folder}: there is no such folder")
     if name.startswith("lsun-"):
         return lsun_splits(name, folder)

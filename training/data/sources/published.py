@@ -1,4 +1,4 @@
-"""The data sets of the paper in the forms in which they are published, and the digits of the demo.
+"""The data sets of the paper in the forms in which they are published, Fashion-MNIST, and the digits of the demo.
 
 A new published data set needs a class or function here and its line in `PUBLISHED`.
 """
@@ -6,6 +6,7 @@ A new published data set needs a class or function here and its line in `PUBLISH
 from __future__ import annotations
 
 import contextlib
+import gzip
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ DIGITS_SPLIT_SEED = 20210218
 """Seed that draws the 300 test images of the digits; another seed makes another data set."""
 
 _IMAGENET64_TRAIN_FILES = 10
+_DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+_IDX_UINT8 = 0x800
+"""First integer of an idx file of bytes, less the number of its dimensions."""
 
 
 class Digits(ArraySource):
@@ -79,6 +83,76 @@ class Cifar10(ArraySource):
                 f"{packed.name} there, or let it be downloaded with the source 'cifar10'"
             ) from error
         return np.asarray(data.data), np.asarray(data.targets, dtype=np.int64), tuple(data.classes)
+
+
+class FashionMnist(ArraySource):
+    """Fashion-MNIST (Xiao et al. 2017): 60,000 and 10,000 grey images of 28x28 pixels, 10 classes.
+
+    The four idx files of the release, packed (`.gz`) or not, in a folder or below an S3 prefix.
+    """
+
+    def __init__(self, root: str, split: str) -> None:
+        """Set the folder and the split ("train" or "test").
+
+        An empty folder takes the files of Debian's package `dataset-fashion-mnist` if it is installed; else torchvision downloads them
+        to this node and checks their MD5.
+        """
+        super().__init__("fashion-mnist", split, image_channels=1)
+        self.root = root
+
+    def arrays(self) -> tuple[Images, npt.NDArray[np.int64], tuple[str, ...]]:
+        """Load images `[rows, 28, 28, 1]`, labels 0 to 9 in the release's order (T-shirt/top first) and their names."""
+        from torchvision.datasets import FashionMNIST
+
+        root = self.root or _fashion_mnist_folder()
+        stem = "train" if self.split == "train" else "t10k"
+        images = _read_idx(root, f"{stem}-images-idx3-ubyte", (28, 28))
+        labels = _read_idx(root, f"{stem}-labels-idx1-ubyte", ())
+        if len(images) != len(labels):
+            raise UserError(f"{root}: has {len(images):,} images and {len(labels):,} labels of {self.split}; they belong to different sets")
+        if labels.max(initial=0) >= len(FashionMNIST.classes):
+            raise UserError(f"{root}: a label of {self.split} is {labels.max()}; Fashion-MNIST has the labels 0 to 9")
+        return images[..., None], labels.astype(np.int64), tuple(FashionMNIST.classes)
+
+
+def _fashion_mnist_folder() -> str:
+    """Return the folder of Debian's package, or that of torchvision's download to this node."""
+    from torchvision.datasets import FashionMNIST
+
+    if _DEBIAN_FASHION_MNIST.is_dir():
+        return str(_DEBIAN_FASHION_MNIST)
+    root = default_cache_dir() / "fashion-mnist"
+    try:
+        with file_lock(default_cache_dir() / "fashion-mnist.lock"):
+            return FashionMNIST(str(root), download=True).raw_folder
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"Fashion-MNIST can't be downloaded ({error}); install Debian's package dataset-fashion-mnist, or name the folder with the "
+            "release's four idx files: fashion-mnist:FOLDER"
+        ) from error
+
+
+def _read_idx(root: str, name: str, item_shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Read a file of the idx format: a header of big-endian 32-bit integers (type and rank, sizes), then bytes."""
+    found = [uri for uri in (storage.join(root, name), storage.join(root, f"{name}.gz")) if storage.exists(uri)]
+    if not found:
+        raise UserError(f"{root}: contains neither {name} nor {name}.gz, which Fashion-MNIST consists of")
+    data = storage.read_bytes(found[0])
+    try:
+        data = gzip.decompress(data) if found[0].endswith(".gz") else data
+    except (OSError, EOFError) as error:
+        raise UserError(f"{found[0]}: is damaged ({error}); fetch it again") from error
+    rank = 1 + len(item_shape)
+    header_bytes = 4 * (1 + rank)
+    header = np.frombuffer(data[:header_bytes].ljust(header_bytes, b"\0"), ">i4")
+    if header[0] != _IDX_UINT8 + rank or tuple(header[2:]) != item_shape:
+        raise UserError(f"{found[0]}: is no idx file of bytes with items of shape {item_shape}")
+    values = np.frombuffer(data[header_bytes:], np.uint8)
+    if values.size != np.prod(header[1:], dtype=np.int64):
+        raise UserError(
+            f"{found[0]}: is truncated; it has {values.size:,} bytes of {np.prod(header[1:], dtype=np.int64):,}. Fetch it again"
+        )
+    return values.reshape(header[1:])
 
 
 class LabelledImageNet64(Source):
@@ -209,13 +283,16 @@ def lsun_splits(name: str, root: str) -> dict[str, Source]:
 PUBLISHED: dict[str, Callable[[str, str], Source]] = {
     "digits": lambda _, split: digits(split),
     "cifar10": Cifar10,
+    "fashion-mnist": FashionMnist,
     "imagenet64-official": official_imagenet64,
     "imagenet64-labelled": LabelledImageNet64,
     "imagenet": ilsvrc2012,
 }
 """Published data sets by name: folder and split to source."""
 
-NEED_NO_FOLDER = {"digits", "cifar10"}
+NEED_NO_FOLDER = {"digits", "cifar10", "fashion-mnist"}
+READ_S3 = {"fashion-mnist"}
+"""Published data sets whose folder may be an S3 prefix."""
 
 
 def _first_existing(root: str, names: Sequence[str]) -> str:
