@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.records import grids, npz
+from evaluation.records.paired import Difference
 from evaluation.records.protocol_card import as_plain, card_rows, derived_seed
 from evaluation.records.result import EvaluationResult
 from evaluation.reports.numbers import plain_estimate
@@ -28,7 +30,6 @@ from evaluation.reports.table_page import table_page, text_table
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.low_res import RealLowRes
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
-from evaluation.studies.paired import Difference, distance_difference
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -37,8 +38,6 @@ from training.console import say
 from training.data.format.manifest import read_manifest
 
 _NUM_SHOWN = 10
-_NUM_NOISE_ERRORS = 2.0
-"""Standard errors below which a difference is called noise."""
 _PROTOCOL_FIELDS = ("num_samples", "sampling", "likelihood_split", "likelihood_num_images", "likelihood_form", "likelihood_steps")
 
 
@@ -73,7 +72,7 @@ class Comparison:
             for name in ("distance_difference", "likelihood_difference"):
                 difference: Difference | None = getattr(model, name)
                 if difference is not None:
-                    row[name] = {**dataclasses.asdict(difference), "num_standard_errors": difference.num_standard_errors}
+                    row[name] = difference.to_dict()
             rows.append(row)
         return as_plain({"models": rows, "notes": self.notes})
 
@@ -158,7 +157,9 @@ def _likelihood_difference(first: EvaluationResult, second: EvaluationResult) ->
         raise UserError("the bits/dim are of different images; delete the comparison's results (compare-*.json) and compare again")
     difference = torch.from_numpy(theirs["bits_per_dim"] - ours["bits_per_dim"])
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else None
-    return Difference(value=float(difference.mean()), standard_error=error)
+    return Difference(
+        value=float(difference.mean()), standard_error=error, degrees_of_freedom=max(len(difference) - 1, 1), num_images=len(difference)
+    )
 
 
 def _grid(models: Sequence[ModelSpec], names: Sequence[str], options: EvaluationOptions, data_uri: str) -> bytes:
@@ -222,17 +223,6 @@ def as_study(comparison: Comparison) -> Study:
     )
 
 
-def describe_difference(difference: Difference | None) -> str:
-    """Describe a difference with its error, and say whether it is more than noise; empty where there is none."""
-    if difference is None:
-        return ""
-    errors = difference.num_standard_errors
-    if errors is None or difference.standard_error is None:
-        return f"{difference.value:+.3g}"
-    judgement = "within noise" if abs(errors) < _NUM_NOISE_ERRORS else "better" if difference.value < 0 else "worse"
-    return f"{difference.value:+.3g} +- {difference.standard_error:.2g} ({abs(errors):.1f} SE, {judgement})"
-
-
 def _metrics(comparison: Comparison) -> Iterator[tuple[str, float | None]]:
     """Yield the metrics under names that MLflow accepts; the numbers of all models for one measure form a group."""
     for number, model in enumerate(comparison.models, start=1):
@@ -243,6 +233,7 @@ def _metrics(comparison: Comparison) -> Iterator[tuple[str, float | None]]:
             if difference is not None:
                 yield f"{measure}_difference/{name}", difference.value
                 yield f"{measure}_difference_standard_error/{name}", difference.standard_error
+                yield f"{measure}_probability_better/{name}", difference.probability_better
 
 
 def _headers(first: EvaluationResult) -> list[str]:
@@ -255,10 +246,10 @@ def _rows(comparison: Comparison) -> list[list[str]]:
     for model in comparison.models:
         result = model.result
         row = [model.name, plain_estimate(result.distance, result.distance_standard_error)]
-        row.append(describe_difference(model.distance_difference) or "-")
+        row.append(str(model.distance_difference or "-"))
         if result.likelihood is not None:
             row.append(plain_estimate(result.likelihood["bits_per_dim"], result.likelihood["standard_error"]))
-            row.append(describe_difference(model.likelihood_difference) or "-")
+            row.append(str(model.likelihood_difference or "-"))
         rows.append([*row, *(plain_estimate(item["value"], item["standard_error"]) for item in result.metrics.values())])
     return rows
 
@@ -271,6 +262,7 @@ def _notes(comparison: Comparison) -> list[str]:
         protocol += f"; bits/dim of {likelihood['num_images']:,} {likelihood['split']} images, {likelihood['form']}"
     return [
         f"{protocol}.",
-        "Numbers after +- are one standard error. Differences are on the same noise and images, so their errors are smaller.",
+        "Numbers after +- are one standard error. Differences are on the same noise and images, so their errors are smaller; in brackets "
+        "is their 95 % interval (jackknife over blocks of samples, or over images, with Student's t).",
         *(f"{note}." for note in comparison.notes),
     ]

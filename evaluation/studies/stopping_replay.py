@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_history
@@ -22,7 +23,6 @@ from evaluation.reports.numbers import plain_estimate
 from evaluation.reports.study import Study, as_json
 from evaluation.reports.table_page import table_page
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.studies.paired import distance_difference
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig

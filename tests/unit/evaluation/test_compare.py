@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from evaluation.evaluate.options import EvaluationOptions
+from evaluation.records.paired import Difference
 from evaluation.sampling.trained_model import ModelSpec, load_model
-from evaluation.studies.compare import Comparison, as_study, compare, describe_difference, short_names
-from evaluation.studies.paired import Difference
+from evaluation.studies.compare import Comparison, as_study, compare, short_names
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -43,7 +43,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory, experiment: Experiment,
 def test_equal_weights_have_difference_zero_and_others_differ_by_more_than_noise(comparison: Comparison) -> None:
     first, same, other = comparison.models
     assert first.distance_difference is None
-    assert same.distance_difference == Difference(value=0.0, standard_error=0.0)
+    assert same.distance_difference == Difference(value=0.0, standard_error=0.0, degrees_of_freedom=9, num_images=60)
     assert same.likelihood_difference is not None
     assert same.likelihood_difference.value == 0.0
     assert other.distance_difference is not None
@@ -78,7 +78,7 @@ def test_the_grid_has_one_row_per_model(comparison: Comparison) -> None:
 def test_table_and_page_name_every_model_and_judge_every_difference(comparison: Comparison) -> None:
     study = as_study(comparison)
     text, page = study.text, study.files["comparison.html"].decode()
-    for word in ("step 100", "step 200", "step 300", "FD(digits-classifier)", "bits/dim", "within noise"):
+    for word in ("step 100", "step 200", "step 300", "FD(digits-classifier)", "bits/dim", "be told with 60 images"):
         assert word in text
         assert word in page
     assert page.count("data:image/png;base64,") == 1
@@ -145,12 +145,18 @@ def test_short_names_contain_what_differs_and_are_unique(kept_run_uri: str) -> N
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
-        (Difference(value=-0.5, standard_error=0.1), "-0.5 +- 0.1 (5.0 SE, better)"),
-        (Difference(value=0.5, standard_error=0.1), "+0.5 +- 0.1 (5.0 SE, worse)"),
-        (Difference(value=0.1, standard_error=0.1), "+0.1 +- 0.1 (1.0 SE, within noise)"),
+        # The 97.5 % point of Student's t with 9 degrees of freedom is 2.262, and 1.96 with infinitely many.
+        (
+            Difference(value=-0.5, standard_error=0.1, degrees_of_freedom=9, num_images=1000),
+            "-0.5 (-0.726 to -0.274), better with probability 100.0%: better",
+        ),
+        (Difference(value=0.5, standard_error=0.1), "+0.5 (+0.304 to +0.696), better with probability 0.0%: worse"),
+        (
+            Difference(value=0.1, standard_error=0.1, degrees_of_freedom=9, num_images=1000),
+            "+0.1 (-0.126 to +0.326), better with probability 17.2%: can't be told with 1,000 images, about 5,200 would tell",
+        ),
         (Difference(value=0.1, standard_error=None), "+0.1"),
-        (None, ""),
     ],
 )
-def test_differences_read_as_sentences(difference: Difference | None, words: str) -> None:
-    assert describe_difference(difference) == words
+def test_differences_read_as_sentences(difference: Difference, words: str) -> None:
+    assert str(difference) == words

@@ -1,0 +1,85 @@
+"""The difference of two evaluations on common noise, with its standard error, its interval and a verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scipy.special import stdtr
+
+from evaluation.records.intervals import MANY, Interval, student_factor, student_interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """A number of a model minus that of another; for distances and bits/dim, negative is better.
+
+    Attributes:
+        standard_error: That of the difference, on common noise and images; None if unknown.
+        degrees_of_freedom: Of the standard error: one less than the number of blocks or images behind it; None for many.
+        num_images: Number of samples, or of test images, of each model; 0 if unknown.
+    """
+
+    value: float
+    standard_error: float | None
+    degrees_of_freedom: int | None = None
+    num_images: int = 0
+
+    @property
+    def num_standard_errors(self) -> float | None:
+        """The difference in units of its standard error; None where there is no error, 0 where there is no difference."""
+        if self.value == 0:
+            return 0.0
+        return self.value / self.standard_error if self.standard_error else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 % interval by Student's t; None where there is no error."""
+        return None if self.standard_error is None else student_interval(self.value, self.standard_error, self.degrees_of_freedom)
+
+    @property
+    def probability_better(self) -> float | None:
+        """Probability that the true difference is below 0, by Student's t and a flat prior; None where there is no error."""
+        errors = self.num_standard_errors
+        return None if errors is None else float(stdtr(self.degrees_of_freedom or MANY, -errors))
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "can't be told"]:
+        """Better or worse where the interval excludes 0."""
+        low, high = self.interval or (-math.inf, math.inf)
+        return "better" if high < 0 else "worse" if low > 0 else "can't be told"
+
+    @property
+    def num_images_needed(self) -> int | None:
+        """Number of images with which the interval would exclude 0, if the difference stays: its width falls as their root.
+
+        None where there is no error, no difference, or no number of images.
+        """
+        errors = self.num_standard_errors
+        if not errors or not self.num_images:
+            return None
+        return math.ceil(self.num_images * (student_factor(self.degrees_of_freedom) / errors) ** 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and what follows from them."""
+        names = ("num_standard_errors", "interval", "probability_better", "verdict", "num_images_needed")
+        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in names}}
+
+    def __str__(self) -> str:
+        """Return the difference, its interval and the verdict in words."""
+        if self.interval is None or self.probability_better is None:
+            return f"{self.value:+.3g}"
+        low, high = self.interval
+        words: str = self.verdict
+        if words == "can't be told":
+            words += f" with {self.num_images:,} images" if self.num_images else ""
+            words += f", about {_rounded(self.num_images_needed):,} would tell" if self.num_images_needed else ""
+        return f"{self.value:+.3g} ({low:+.3g} to {high:+.3g}), better with probability {self.probability_better:.1%}: {words}"
+
+
+def _rounded(count: int) -> int:
+    """Round up to two digits."""
+    digits = 10 ** max(0, len(str(count)) - 2)
+    return math.ceil(count / digits) * digits
