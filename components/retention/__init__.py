@@ -1,1 +1,1 @@
-"""What the storage root contains, what of it may be deleted, and whether it is undamaged. The commands `gc` and `verify` use it."""
+"""Find what a storage root contains and what of it may be deleted, and check files against their digests: `iddpm gc` and `iddpm verify`."""

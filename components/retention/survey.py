@@ -34,7 +34,7 @@ _RECORD = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """What may be deleted.
+    """The rules of what may be deleted.
 
     Attributes:
         days: Nothing is deleted from a directory in which something was written in the last `days`.

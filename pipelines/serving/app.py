@@ -23,7 +23,7 @@ from training.config.spacing import count_timesteps
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a request may ask for.
+    """The limits of a request.
 
     Attributes:
         max_images: Images of a request.
