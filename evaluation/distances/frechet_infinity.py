@@ -11,7 +11,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, merged
+from evaluation.distances.frechet import (
+    BlockedMoments,
+    FeatureStatistics,
+    frechet_distance,
+    jackknife_error,
+    leave_one_out_distances,
+    merged,
+)
 from evaluation.distances.metric_value import MetricValue
 from training.config.errors import UserError
 
@@ -24,9 +31,10 @@ _MIN_PER_FEATURE = 2
 
 
 def frechet_infinity(reference: FeatureStatistics, blocks: BlockedMoments) -> MetricValue:
-    """Return the line's value at 1/N = 0, with the fit's standard error there.
+    """Return the line's value at 1/N = 0, with its standard error.
 
-    It takes one eigendecomposition for each of 12 to 23 sub-samples.
+    That is the larger of the fit's and the jackknife's of the distance of all samples: sub-samples of few sizes overlap, so that the
+    fit alone can look far too sure. It takes one eigendecomposition for each of 15 to 33 sub-samples.
 
     Raises:
         UserError: There are fewer than five images for each feature.
@@ -42,7 +50,8 @@ def frechet_infinity(reference: FeatureStatistics, blocks: BlockedMoments) -> Me
     design = np.stack([np.ones_like(inverse), inverse], axis=1)
     (value, _), residuals, _, _ = np.linalg.lstsq(design, distances, rcond=None)
     variance = residuals[0] / (len(parts) - 2)
-    error = float(np.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0]))
+    fit_error = float(np.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0]))
+    error = max(fit_error, jackknife_error(leave_one_out_distances(reference, blocks)))
     fewest, most = min(part.num_images for part in parts), max(part.num_images for part in parts)
     note = f"free of the bias in 1/N: a line through {len(parts)} distances of {fewest:,} to {most:,} samples"
     return MetricValue("fd_infinity", float(value), error, note)

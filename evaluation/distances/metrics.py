@@ -249,7 +249,7 @@ METRICS: dict[str, Metric] = {
     "fd_infinity": Metric(
         sees="as the Frechet distance, without the bias of N samples",
         samples="5 for each feature; better 25",
-        cost="30 s",
+        cost="40 s",
         output="moments",
         min_images=2,
         min_images_per_feature=MIN_IMAGES_PER_FEATURE,
