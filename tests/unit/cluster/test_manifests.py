@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_kubernetes
@@ -398,7 +399,7 @@ def test_runs_log_in_where_mlflow_asks_for_it():
 
 # -- Kubeflow Pipelines ------------------------------------------------------------------------------------------------
 
-_UPSTREAM = {("ConfigMap", "kfp-launcher")}
+_UPSTREAM = {("ConfigMap", "kfp-launcher"), ("ConfigMap", "workflow-controller-configmap")}
 """Objects of KFP 2.17's manifests that we patch; its base is fetched from GitHub, so it can't be built here."""
 
 
@@ -416,14 +417,36 @@ def test_kfps_patches_change_objects_that_upstream_has_and_its_version_is_pinned
 def test_the_patches_merge_into_a_base_of_the_same_shape(tmp_path):
     """Kustomize refuses a patch without its target, so the shape of ours is tried on a base with upstream's names."""
     shutil.copytree(_K8S / "overlays" / "kfp", tmp_path, dirs_exist_ok=True)
-    upstream = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kfp-launcher"}, "data": {"defaultPipelineRoot": "minio://"}}
-    (tmp_path / "upstream.yaml").write_text(yaml.safe_dump(upstream))
+    data = {
+        "kfp-launcher": {"defaultPipelineRoot": "minio://"},
+        "workflow-controller-configmap": {"executor": "{}", "workflowDefaults": "{}"},
+    }
+    upstream = [{"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, "data": data[name]} for kind, name in sorted(_UPSTREAM)]
+    (tmp_path / "upstream.yaml").write_text(yaml.safe_dump_all(upstream))
     overlay = _kfp("kustomization.yaml")
     overlay["resources"] = ["upstream.yaml"]
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     built = _kustomize(tmp_path)
     assert built.returncode == 0, built.stderr
-    assert yaml.safe_load(built.stdout)["data"]["defaultPipelineRoot"].startswith("s3://")
+    launcher, controller = yaml.safe_load_all(built.stdout)
+    assert launcher["data"]["defaultPipelineRoot"].startswith("s3://")
+    assert controller["data"]["executor"] == "{}"  # upstream's other settings stay
+
+
+def test_argo_tries_a_step_again_whose_pod_was_stopped_also_where_it_still_sees_the_pod():
+    """A cluster had both for the same deletion: "pod deleted" as an Error, and a Failed container with the exit code 143."""
+    strategy = yaml.safe_load(_kfp("retries.yaml")["data"]["workflowDefaults"])["spec"]["templateDefaults"]["retryStrategy"]
+    assert strategy["retryPolicy"] == "Always"  # all that the expression admits
+
+    def again(**last: str) -> bool:
+        names = {"lastRetry": SimpleNamespace(**{"status": "Failed", "exitCode": "-1", **last})}
+        return bool(eval(strategy["expression"].replace("||", "or"), {}, names))
+
+    assert again(status="Error")
+    assert again(exitCode="143")
+    assert again(exitCode="137")
+    assert not again(exitCode="1")
+    assert not again()  # a step that failed with all its tries
 
 
 def test_kfp_keeps_artifacts_in_our_s3_with_our_credentials():
