@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from training import storage
@@ -161,9 +162,25 @@ def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
             if _saved_step(job) <= before:
                 raise TrainingError(_failure_message(error, job)) from error
             say(f"workers failed {MAX_WORKER_FAILURES + 1} times, but there is a new checkpoint: they are started again")
+        except ray.exceptions.RayError as error:  # Ray lost what leads the workers, as where memory is short
+            if _saved_step(job) <= before:
+                raise
+            say(f"training was lost, but there is a new checkpoint: it is started again ({str(error).strip().splitlines()[0]})")
         else:
             return outcome
+        _free_reservations()
     raise AssertionError("unreachable")
+
+
+def _free_reservations() -> None:
+    """Remove the placement groups of this process's trainings, while none of them runs.
+
+    Ray does it, unless it killed its own cleaner too, as where memory is short. Then a score would never find a free processor.
+    """
+    job_id = ray.get_runtime_context().get_job_id()  # the end of the ids of what the job has made
+    for name, group in placement_group_table().items():
+        if name.endswith(job_id) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
 def _saved_step(job: Job) -> int:
