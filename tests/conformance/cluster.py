@@ -58,7 +58,7 @@ RAYJOB = json.dumps(
         "profile": "rayjob-2xcpu",
         "num_workers": 1,
         "memory": "2Gi",
-        "rayjob": {"head_cpu": "500m", "head_memory": "2Gi", "scratch_size": "4Gi"},
+        "rayjob": {"head_cpu": "500m", "head_memory": "3Gi", "scratch_size": "4Gi"},
     }
 )
 """Train resources of the smallest Ray cluster: 2 cores for the worker, half a core each for head, submitter and step."""
@@ -460,9 +460,12 @@ class Cluster:
         return max((step for _, step in self._progress(pod)), default=0)
 
     def lasting(self, seconds: float) -> list[str]:
-        """Return options of a training that takes about so long here, with a checkpoint about every ten seconds."""
+        """Return options of a training that takes about so long here, with a checkpoint about every twenty seconds.
+
+        With more of them a run on two cores ends long after its training, as it waits for the score of each checkpoint.
+        """
         pace = self.steps_per_second or self._measure_pace()
-        interval = max(20, int(pace * 10))
+        interval = max(20, int(pace * 20))
         steps = max(3, round(pace * seconds / interval)) * interval
         return ["--set", f"optim.num_steps={steps}", "--set", f"optim.checkpoint_interval={interval}"]
 
