@@ -1,8 +1,6 @@
-"""95 % intervals in closed form, for numbers with a standard error and for shares."""
+"""95 % intervals of numbers with a standard error."""
 
 from __future__ import annotations
-
-import math
 
 from scipy.special import stdtrit
 
@@ -26,11 +24,3 @@ def student_interval(value: float, standard_error: float, degrees_of_freedom: in
     """Return the value minus and plus Student's factor times its standard error."""
     half_width = student_factor(degrees_of_freedom) * standard_error
     return value - half_width, value + half_width
-
-
-def wilson_interval(share: float, count: int) -> Interval:
-    """Return Wilson's interval of a share of `count` independent images; unlike the normal one it is good near 0 and 1."""
-    z = student_factor(None)
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half_width = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
