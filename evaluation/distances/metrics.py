@@ -300,7 +300,7 @@ METRICS: dict[str, Metric] = {
         refusal=_refuse_agreement,
     ),
 }
-"""By the name that `--metric` and `evaluation.metrics` take."""
+"""The metrics by the name that `--metric` and `evaluation.metrics` take."""
 
 
 def parse_metrics(names: Iterable[str]) -> frozenset[str]:
