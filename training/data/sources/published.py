@@ -124,7 +124,8 @@ def _fashion_mnist_folder() -> str:
     root = default_cache_dir() / "fashion-mnist"
     try:
         with file_lock(default_cache_dir() / "fashion-mnist.lock"):
-            return FashionMNIST(str(root), download=True).raw_folder
+            folder: str = FashionMNIST(str(root), download=True).raw_folder
+            return folder
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"Fashion-MNIST can't be downloaded ({error}); install Debian's package dataset-fashion-mnist, or name the folder with the "
