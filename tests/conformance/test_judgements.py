@@ -16,6 +16,7 @@ UNDISTURBED = [
     ("cancel", "rayjob-cancelled", 3),
     ("cancel", "cancel", 7),
     ("pod_deleted_twice", "pod_deleted_twice", 6),
+    ("out_of_memory", "out_of_memory", 4),
     ("sweep", "ablation-of-two-trials-succeeded", 1),
     ("pod_drained", "pod_drained", 7),
     ("submitter_killed", "submitter_killed", 3),
@@ -24,6 +25,7 @@ UNDISTURBED = [
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),
     ("pod_deleted_twice", "pod_deleted_twice-second-seen-as-failed", "the run succeeds", "executor(1): main: Error (exit code 143)"),
+    ("submitted_twice", "submitted_twice-job-deleted-when-done", "the run succeeds", "executor(0): main: Error (exit code 1)"),
     ("pod_deleted_twice", "worker-killed-then-step-pod-deleted", "no try is ended by the first try's clock", "Max duration limit exceeded"),
     ("ray_worker_killed", "worker-killed-then-step-pod-deleted", "the run succeeds", "exit code 143"),
     ("ray_head_killed", "ray-head-killed", "the run succeeds", "train(0).executor(0): main: Error (exit code 1)"),

@@ -107,7 +107,7 @@ def run_rayjob(
     def follow() -> None:
         running = _attach_or_create(job, api, is_done, pace, ownership, stop)
         try:
-            _watch(job, running["metadata"]["uid"], api, pace)
+            _watch(job, running["metadata"]["uid"], api, is_done, pace)
         except _ReplacedError:
             return follow()
         uid, ownership.uid = ownership.uid, ""
@@ -275,7 +275,7 @@ def _wait_for_pods_to_go(job: RayJob, api: KubernetesApi, pace: Pace) -> None:
 # -- watching ----------------------------------------------------------------------------------------------------------
 
 
-def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
+def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool], pace: Pace) -> None:
     selector = f"{RUN_LABEL}={job.name}"
     logs = LogFollower(api, selector)
     summary, changed, has_dashboard = "", pace.clock(), False
@@ -285,6 +285,8 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, pace: Pace) -> None:
         while True:
             found = api.rayjob(job.name)
             if found is None:
+                if is_done():  # another run follows it too, and has deleted it when it was done
+                    return
                 raise RayJobError(f"RayJob {job.name} was deleted while it ran; the same command goes on from the latest checkpoint")
             if found["metadata"]["uid"] != uid:
                 raise _ReplacedError

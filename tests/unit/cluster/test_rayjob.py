@@ -292,7 +292,14 @@ def test_a_job_that_is_deleted_by_somebody_says_so(cluster):
 
     cluster.on_look = delete_soon
     with pytest.raises(RayJobError, match="deleted while it ran"):
-        _run()
+        _run(done=False)
+
+
+def test_a_job_that_another_run_has_deleted_when_it_was_done_is_done(cluster):
+    """Two runs of one training follow one job: on a slow node the second had not seen the end before the first deleted it."""
+    cluster.script = [_RUNNING]
+    cluster.on_look = lambda rayjob: cluster.rayjobs.pop(_NAME) if rayjob["looks"] == 3 else None
+    _run()
 
 
 def test_a_job_that_outlives_its_deadline_is_deleted(cluster):
