@@ -14,7 +14,9 @@ from training.config.presets import preset
 from training.launch import ray_train
 from training.loop.interfaces import Job, Outcome
 
-LOST = ray.exceptions.OutOfMemoryError("2 worker(s) were killed due to the node running low on memory.\nMemory on the node ...")
+LOST = ray.exceptions.OutOfMemoryError(  # type: ignore[no-untyped-call]
+    "2 worker(s) were killed due to the node running low on memory.\nMemory on the node ..."
+)
 END = Outcome(step=30, stop_reason=None)
 
 
