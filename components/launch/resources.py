@@ -108,8 +108,9 @@ class RayJobOptions:
         require_quantity("rayjob.head_cpu", self.head_cpu, form=CORES)
         for name in ("head_memory", "scratch_size"):
             require_quantity(f"rayjob.{name}", getattr(self, name))
-        if amount(self.head_memory) < _GIB:
-            raise UserError(f"rayjob.head_memory {self.head_memory!r} is too little: Ray's head needs at least 1Gi")
+        # 1.6 GiB are used at rest. In 2 GiB, Ray's memory monitor ended the controllers of trainings on a real cluster.
+        if amount(self.head_memory) < 3 * _GIB:
+            raise UserError(f"rayjob.head_memory {self.head_memory!r} is too little: Ray's head needs at least 3Gi")
         for name in ("active_deadline_seconds", "pre_running_deadline_seconds"):
             if not 1 <= getattr(self, name) <= _MAX_SECONDS:
                 raise UserError(f"rayjob.{name} must be 1 to {_MAX_SECONDS}, got {getattr(self, name)}")

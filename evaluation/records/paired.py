@@ -81,5 +81,5 @@ class Difference:
 
 def _rounded(count: int) -> int:
     """Round up to two digits."""
-    digits = 10 ** max(0, len(str(count)) - 2)
-    return math.ceil(count / digits) * digits
+    unit: int = 10 ** max(0, len(str(count)) - 2)
+    return math.ceil(count / unit) * unit
