@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup pictures demo down image image-base image-test test test-fast lint format golden golden-check ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-evaluations clean
+.PHONY: help setup pictures demo down image image-base image-test test test-fast lint format golden golden-check ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-samplers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -126,8 +126,8 @@ bench-gpu: .venv/.bench-stamp  ## the same for what runs on a CUDA device
 bench-stopping: setup  ## early stopping on the digits beside full scoring of every checkpoint, with its goals; half an hour
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_stopping.py --num-workers 2
 
-bench-evaluations: setup  ## distances at 5, 10 and 20 evaluations by sampler, even and learned steps, beside 250
-	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_evaluations.py $(ARGS)
+bench-samplers: setup  ## distances at 5, 10 and 20 evaluations by sampler, even and learned steps, beside 250
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_samplers.py $(ARGS)
 
 bench-nightly: setup  ## the nightly detector on 30,000 simulated models, with its goals; a minute or two
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_nightly.py

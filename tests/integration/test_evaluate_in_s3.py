@@ -96,9 +96,9 @@ def test_a_set_of_images_in_s3_is_drawn_by_two_workers_as_by_one(run_uri: str, b
 
 def test_an_extractors_weights_are_found_in_the_bucket(bucket_uri: str) -> None:
     assert stored_extractor_weights(bucket_uri, "vgg16") is None
-    storage.write_bytes(f"{bucket_uri}/extractors/{NETWORKS['vgg16'].name}", b"not weights")
+    storage.write_bytes(f"{bucket_uri}/extractors/{NETWORKS['vgg16'].file.name}", b"not weights")
     found = stored_extractor_weights(bucket_uri, "vgg16")
-    assert found == f"{bucket_uri}/extractors/{NETWORKS['vgg16'].name}"
+    assert found == f"{bucket_uri}/extractors/{NETWORKS['vgg16'].file.name}"
     with pytest.raises(UserError, match="sha256"):
         load_extractor("vgg16", weights=found)
 

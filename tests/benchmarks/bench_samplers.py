@@ -39,7 +39,7 @@ SAMPLERS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scratch", type=Path, default=Path(".iddpm/bench-evaluations"), help="Directory for the model and references.")
+    parser.add_argument("--scratch", type=Path, default=Path(".iddpm/bench-samplers"), help="Directory for the model and references.")
     parser.add_argument("--run", default="", help="A finished run's directory; empty trains the demo's model.")
     parser.add_argument("--data", default="", help="The data set of that run.")
     parser.add_argument("--num-images", type=int, default=1000, help="Images of each set.")
