@@ -84,7 +84,13 @@ def ablate(
         resources["num_threads"] = 0
     time_left = estimate_time_left(requests, running)
     for request in requests:
-        result = run_ablation(request, running, sources=_pairs(sources, "--source"), resources=resources, time_left=time_left)
+        try:
+            result = run_ablation(request, running, sources=_pairs(sources, "--source"), resources=resources, time_left=time_left)
+        except UserError as error:
+            if len(requests) == 1:
+                raise
+            failures.append(f"{request.name} ({error})")  # it evaluates runs of an ablation that failed; the others go on
+            continue
         print(f"{request.name}: {shorten_path(result.folder / 'report.html')}", flush=True)
         if result.failed:
             failures.append(f"{request.name} ({'; '.join(f'{label}: {why}' for label, why in result.failed.items())})")
