@@ -21,6 +21,9 @@ _CARD_SIZES = {
     "H100": (128, 128, 128, 24),
     "H200": (128, 128, 128, 24),
 }
+_CPU_EXTRACTOR = [
+    'extractor = "efficientnet-lite0"  # small, and installed; "inception" makes the distance an FID, and fetches its weights'
+]
 
 
 def suggest_experiment(
@@ -87,7 +90,13 @@ def suggest_experiment(
         f"checkpoint_interval = {interval}  # twenty checkpoints, each is scored",
     ]
     lines["evaluation"] = [
-        f"num_samples = {min(1_000 if on_cpu else 10_000, max(num_images, 100))}  # drawn for the reported FID",
+        *(_CPU_EXTRACTOR if on_cpu else []),
+        *(
+            ["num_reference_images = 5000  # of the training images; all of them would take the network long"]
+            if on_cpu and num_images > 5_000
+            else []
+        ),
+        f"num_samples = {min(1_000 if on_cpu else 10_000, max(num_images, 100))}  # drawn for the reported distance",
         f"scoring_num_samples = {200 if on_cpu else 2_000}  # drawn for the score of each checkpoint",
         f"likelihood_num_images = {100 if on_cpu else 2_000}  # held-out images for bits/dim",
     ]

@@ -95,7 +95,7 @@ def fashion_mnist_rows() -> Iterator[Preset]:
         evaluation=EvaluationConfig(
             extractor="efficientnet-lite0",
             num_samples=1000,
-            num_reference_images=10_000,
+            num_reference_images=2_000,
             sampling=SamplingConfig(spacing="50"),
             scoring_num_samples=200,
             scoring_sampling=SamplingConfig(method="dpm_solver_pp", spacing="10"),
