@@ -91,7 +91,7 @@ def fashion_mnist_rows() -> Iterator[Preset]:
         data=DataConfig(name="fashion-mnist", image_size=28, image_channels=1, num_classes=10),
         model=ModelConfig(model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(7,), class_conditional=True),
         diffusion=DiffusionConfig(num_timesteps=1000),
-        optim=OptimConfig(global_batch_size=32, learning_rate=1e-3, num_steps=3000, ema_decays=(0.995, 0.999), checkpoint_interval=1000),
+        optim=OptimConfig(global_batch_size=32, learning_rate=1e-3, num_steps=2000, ema_decays=(0.99, 0.998), checkpoint_interval=500),
         evaluation=EvaluationConfig(
             extractor="efficientnet-lite0",
             num_samples=1000,
