@@ -7,8 +7,9 @@ on artificial copies, the share of copies is
 
     (q - a) / (c - a)        (Rogan and Gladen 1978)
 
-Its interval takes the 2.5 and 97.5 % quantiles over draws of the three rates: a as above, q and c from their posteriors under
-Jeffreys' prior, Beta(x + 1/2, m - x + 1/2) for x of m images.
+Its interval takes quantiles over draws of the three rates: a as above, q and c from their posteriors under Jeffreys' prior,
+Beta(x + 1/2, m - x + 1/2) for x of m images. The lower limit is the 2.5 % quantile of that share. The upper limit is the 97.5 % quantile of
+q / c: samples may lie farther from the training set than held-out images do, and then fewer false alarms come than a.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from training.shapes import Float
 
 FALSE_ALARM_RATE = 0.01
 _NUM_DRAWS = 20_000
+_NORMAL_975 = 1.96
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +33,8 @@ class CopiedShare:
 
     Attributes:
         share: The estimate, in [0, 1].
-        standard_error: The spread of the draws.
-        interval: 95 % interval.
+        standard_error: That of a normal distribution with this interval.
+        interval: 95 % interval; wider than that where false alarms are rarer among the samples than among held-out images.
         false_alarm_rate: Expected rate of flagged images among new images that are no copies.
         recall: Rate of flagged images among artificial copies.
         threshold: Relative distance below which an image is flagged.
@@ -83,14 +85,16 @@ def copied_share(
     flagged, recalled = posterior(num_flagged, len(images)), posterior(num_recalled, len(copies))
     rate, recall = rank / (len(held_out) + 1), num_recalled / len(copies)
     # A draw in which copies are flagged no more often than other images says nothing: the share may be anything.
-    low, high = (_corrected(flagged, false_alarms, recalled, unknown=unknown) for unknown in (0.0, 1.0))
+    lows = _corrected(flagged, false_alarms, recalled, unknown=0.0)
+    highs = np.where(recalled > false_alarms, np.clip(flagged / recalled, 0.0, 1.0), 1.0)
+    low, high = float(np.quantile(lows, 0.025)), float(np.quantile(highs, 0.975))
     return CopiedShare(
         num_images=len(images),
         num_flagged=num_flagged,
         num_held_out=len(held_out),
         share=float(_corrected(num_flagged / len(images), rate, recall, unknown=0.0)),
-        standard_error=float(low.std()),
-        interval=(float(np.quantile(low, 0.025)), float(np.quantile(high, 0.975))),
+        standard_error=(high - low) / (2 * _NORMAL_975),
+        interval=(low, high),
         false_alarm_rate=rate,
         recall=recall,
         threshold=limit,

@@ -90,6 +90,16 @@ def test_the_interval_of_the_share_covers_it_and_healthy_images_are_not_accused(
             assert sum(result.is_found for result in results) >= 190
 
 
+def test_the_interval_covers_also_where_samples_are_farther_from_the_training_set_than_held_out_images() -> None:
+    random = np.random.default_rng(0)
+    held_out, copies = torch.from_numpy(random.normal(0.8, 0.1, 300)), torch.zeros(500, dtype=torch.float64)
+    for num_copies in (0, 1, 5):  # of 1,000; the other samples raise no false alarm
+        images = torch.cat([torch.zeros(num_copies), torch.full((1000 - num_copies,), 2.0)])
+        low, high = copied_share(images, held_out, copies).interval
+        assert low <= num_copies / 1000 <= high
+        assert high < 0.02
+
+
 def test_nothing_is_claimed_where_artificial_copies_are_not_found() -> None:
     random = np.random.default_rng(0)
     same = [torch.from_numpy(random.normal(1.0, 0.1, 300)) for _ in range(3)]
