@@ -42,7 +42,7 @@ _METRIC_NAMES = {
     "recall": "Recall",
     "sfid": "sFID",
     "label_agreement": "Label agreement",
-    "copied_share": "Copies of training images",
+    "copied_share": "Copied images",
 }
 
 
