@@ -18,6 +18,7 @@ from torch import Tensor
 from evaluation.distances.frechet import FeatureStatistics, Moments
 from evaluation.features.extractors import ExtractorId, FeatureExtractor, distance_name
 from evaluation.records import npz
+from evaluation.records.progress import with_progress
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -163,7 +164,7 @@ def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: st
         say(f"{uri}: statistics of {count:,} images exist already")
         return stored
     images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count))
-    moments, spatial = moments_of(images, extractor)
+    moments, spatial = moments_of(with_progress(images, "computed the features of", count, len), extractor)
     provenance = dataclasses.replace(provenance_of(manifest, extractor), num_images=moments.num_images)
     save_reference(
         uri, moments.statistics(), provenance, spatial=None if spatial is None or spatial.num_images < 2 else spatial.statistics()

@@ -25,6 +25,7 @@ from evaluation.likelihood.split_likelihood import split_likelihood
 from evaluation.memorisation.nearest import pixel_space
 from evaluation.memorisation.search import MAX_IMAGES, find_copies
 from evaluation.records import grids, npz
+from evaluation.records.progress import with_progress
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, result_uri
 from evaluation.sampling import sample_set
@@ -110,7 +111,8 @@ def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, d
     same_count = Moments(plan.extractor.dim)
     grid = grids.ClassGrid(plan.class_names)
     searched: list[Tensor] = []
-    for indices, images, labels in sample_set.read(plan.images_uri):
+    samples = sample_set.read(plan.images_uri)
+    for indices, images, labels in with_progress(samples, "scored", plan.samples.num_images, lambda part: len(part[1])):
         grid.update(images, labels)
         if plan.memorisation:
             searched.append(images[: MAX_IMAGES - sum(len(part) for part in searched)])
@@ -144,7 +146,8 @@ def _test_moments(plan: EvaluationPlan) -> Moments | None:
     if not storage.exists(storage.join(dataset_uri, "manifest.json")):
         return None
     count = min(read_manifest(dataset_uri).num_images, plan.samples.num_images)
-    return moments_of(_images(dataset_uri, count), plan.extractor)[0] if count >= 2 else None
+    images = with_progress(_images(dataset_uri, count), "computed the features of", count, len)
+    return moments_of(images, plan.extractor)[0] if count >= 2 else None
 
 
 def _images(dataset_uri: str, count: int | None = None) -> Iterable[Tensor]:

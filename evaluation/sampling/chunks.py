@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from evaluation.records.progress import with_progress
 from evaluation.records.protocol_card import as_plain
 from evaluation.sampling.trained_model import load_cached
 from training import storage
 from training.config.plain import as_plain_fields
-from training.console import format_duration, format_rate, format_remaining, say
+from training.console import format_duration, say
 from training.distributed.ray_session import parallel_map
-
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 class ChunkedPlan:
@@ -81,15 +80,9 @@ def process_chunks(
     if len(chunks) < len(chunk_uris):
         say(f"{len(chunk_uris) - len(chunks)} of {len(chunk_uris)} chunks exist already")
     total = sum(chunk.size for chunk in chunks)
-    started = shown = time.monotonic()
-    done = 0
-    for count in parallel_map(function, chunks, num_workers=num_workers, num_gpus_per_worker=int(device != "cpu")):
-        done += count
-        now = time.monotonic()
-        if now - shown > _SECONDS_BETWEEN_LINES:
-            shown = now
-            rate, left = format_rate(done, now - started, "images"), format_remaining(done, total, now - started)
-            say(f"{activity} {done:,}/{total:,} images  {rate}  {left}".rstrip())
+    started = time.monotonic()
+    counts = parallel_map(function, chunks, num_workers=num_workers, num_gpus_per_worker=int(device != "cpu"))
+    done = sum(with_progress(counts, activity, total, int))
     if done:
         say(f"{activity} {done:,} images in {format_duration(time.monotonic() - started)}")
 
