@@ -21,6 +21,7 @@ _NUM_ROWS = 10
 _BACKGROUND = 255
 _INK = 70
 _MIN_TILE_PIXELS = 48
+_MIN_FONT_SIZE = 8
 
 
 def sample_grid(
@@ -55,13 +56,22 @@ def sample_grid(
         canvas[y : y + tile_height, x : x + tile_width] = tile
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
+    heading = _fitting_font(column_names, font_size, tile_width)
     for column, name in enumerate(column_names[:num_columns]):
         centre = left + gap + column * (tile_width + gap) + tile_width / 2
-        draw.text((centre, top / 2), name, fill=(_INK,) * 3, font=font, anchor="mm")
+        while name and heading.getlength(name) > tile_width + gap:
+            name = name[:-1]
+        draw.text((centre, top / 2), name, fill=(_INK,) * 3, font=heading, anchor="mm")
     for row, name in enumerate(row_names[:num_rows]):
         middle = top + gap + row * (tile_height + gap) + tile_height / 2
         draw.text((left - font_size / 2, middle), name, fill=(_INK,) * 3, font=font, anchor="rm")
     return np.asarray(picture)
+
+
+def _fitting_font(names: Sequence[str], size: int, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the default font in this size, or in the smaller one in which each name is at most `width` pixels wide."""
+    longest = max((ImageFont.load_default(size=size).getlength(name) for name in names), default=0.0)
+    return ImageFont.load_default(size=size if longest <= width else max(_MIN_FONT_SIZE, math.floor(size * width / longest)))
 
 
 class ClassGrid:

@@ -236,6 +236,15 @@ def _class_grid(images: Tensor, labels: Tensor, class_names: Sequence[str] = ())
     return grid.pixels()
 
 
+@pytest.mark.parametrize("name", ["0", "Ankle boot", "a name that is far too long for its column"])
+def test_the_names_of_neighbouring_columns_do_not_touch(name: str) -> None:
+    images = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
+    grid = grids.sample_grid(images, num_columns=3, column_names=[name] * 3)
+    heading = grid[: grid.shape[0] - 2 * 28 - 2 * 2]
+    assert (heading < 255).any()
+    assert (heading[:, [0, 58, 116]] == 255).all(), "the gaps between columns, 2 pixels wide after every 56"
+
+
 def test_a_class_grid_has_each_class_in_its_column() -> None:
     labels = torch.tensor([2, 0, 1, 1, 2, 0])
     images = (labels * 100).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
