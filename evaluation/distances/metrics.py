@@ -285,7 +285,7 @@ METRICS: dict[str, Metric] = {
     "sfid": Metric(
         sees="layout: where things are in the image",
         samples="50,000; biased as the FID",
-        cost="2 s",
+        cost="small, not measured",
         output="spatial",
         min_images=2,
         compute=_spatial_frechet,
@@ -293,7 +293,7 @@ METRICS: dict[str, Metric] = {
     "label_agreement": Metric(
         sees="whether samples show the class that was asked for",
         samples="1,000 or more; unbiased",
-        cost="0 s",
+        cost="small, not measured",
         output="logits",
         min_images=1,
         compute=_label_agreement,
