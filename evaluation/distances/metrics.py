@@ -113,7 +113,7 @@ class Metric:
     Attributes:
         sees: What it notices and what it misses, in a few words.
         samples: Number of samples that it wants, and how it depends on their number.
-        cost: Its time beside the extractor's, at full size on one core.
+        cost: Its time beside the extractor's on one core, scaled up from 1,250 images to the number that it wants.
         output: The output of the extractor that it needs; "moments" are those of the features.
         min_images: Smallest number of samples, and of real images if it needs them.
         min_images_per_feature: Smallest number of samples for each of the extractor's features.

@@ -299,7 +299,7 @@ def metrics(as_json: bool = JSON) -> None:
     print("Metrics (--metric NAME, or evaluation.metrics in an experiment), beside the Frechet distance, which is always there:\n")
     for name, row in rows.items():
         print(f"{name:<18} sees     {row['sees']}\n{'':<18} samples  {row['samples']}\n{'':<18} cost     {row['cost']}")
-    print("\nThe cost is on one core, at the number of samples that it wants in 2,048 features; the extractor's time comes first.")
+    print("\nCosts are scaled up from 1,250 images on one core to the samples wanted, in 2,048 features; the extractor's time comes first.")
     print("kid, mind and fid_infinity are so named in Inception's features alone, cmmd in those of clip-vit-l-14-336px.\n")
     print("Extractors (--extractor NAME, or evaluation.extractor):\n")
     for name, row in extractors.items():
