@@ -165,7 +165,8 @@ def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
         except ray.exceptions.RayError as error:  # Ray lost what leads the workers, as where memory is short
             if _saved_step(job) <= before:
                 raise
-            say(f"training was lost, but there is a new checkpoint: it is started again ({str(error).strip().splitlines()[0]})")
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            say(f"training was lost, but there is a new checkpoint: it is started again ({reason})")
         else:
             return outcome
         _free_reservations()
