@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from evaluation.records.intervals import student_factor
 from training.shapes import Float
 
 FALSE_ALARM_RATE = 0.01
 _NUM_DRAWS = 20_000
-_NORMAL_975 = 1.96
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +93,7 @@ def copied_share(
         num_flagged=num_flagged,
         num_held_out=len(held_out),
         share=float(_corrected(num_flagged / len(images), rate, recall, unknown=0.0)),
-        standard_error=(high - low) / (2 * _NORMAL_975),
+        standard_error=(high - low) / (2 * student_factor(None)),
         interval=(low, high),
         false_alarm_rate=rate,
         recall=recall,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
+
+from evaluation.records.intervals import student_factor
 
 MOST_SEEDS = 100
 """The largest number of seeds that `seeds_to_decide` tries."""
-
-_UPPER_POINT = 0.975
 
 
 def mean_interval(values: ArrayLike) -> tuple[Any, Any]:
@@ -33,10 +33,9 @@ def seeds_to_decide(mean: float, values: ArrayLike) -> int | None:
     None if more than `MOST_SEEDS`. `values` are the seeds so far, two or more.
     """
     array = np.asarray(values, dtype=float)
-    counts = np.arange(array.size + 1, MOST_SEEDS + 1)
-    enough = counts[array.std(ddof=1) * _interval_factor(counts) < abs(mean)]
-    return int(enough[0]) if enough.size else None
+    spread = float(array.std(ddof=1))
+    return next((count for count in range(array.size + 1, MOST_SEEDS + 1) if _interval_factor(count) * spread < abs(mean)), None)
 
 
-def _interval_factor(count: Any) -> Any:
-    return stdtrit(count - 1, _UPPER_POINT) / np.sqrt(count)
+def _interval_factor(count: int) -> float:
+    return student_factor(count - 1) / math.sqrt(count)
