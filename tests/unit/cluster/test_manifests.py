@@ -28,6 +28,7 @@ from components.launch.rayjob.manifest import RayJob, render
 from components.launch.resources import RayJobOptions, StageResources
 from components.reaper.messages import TOLD_LABEL
 from components.reaper.rayjobs import delete_finished_rayjobs
+from pipelines.cli import main as cli
 
 _ROOT = Path(__file__).resolve().parents[3]
 _K8S = _ROOT / "k8s"
@@ -208,12 +209,29 @@ def test_no_pod_runs_as_root_gains_privileges_or_has_no_limits(overlay):
 @pytest.mark.parametrize("overlay", _OVERLAYS)
 def test_scheduled_pods_keep_the_same_rules_but_the_reaper_has_a_token(overlay):
     pods = dict(_scheduled_pods(overlay))
-    assert set(pods) == {"CronJob iddpm-reaper", "CronJob mlflow-backup"}
+    assert set(pods) == {"CronJob iddpm-gc", "CronJob iddpm-reaper", "CronJob mlflow-backup"}
     for label, pod in pods.items():
         expected = [f"{label} has a token that it does not need"] if "reaper" in label else []
         assert list(_breaches(label, pod)) == expected
-        namespace = "kubeflow" if "reaper" in label else "iddpm"
+        namespace = "iddpm" if "backup" in label else "kubeflow"
         assert _named(overlay, "ServiceAccount", pod["spec"]["serviceAccountName"], namespace)
+
+
+@pytest.mark.parametrize("overlay", _OVERLAYS)
+def test_the_garbage_collector_is_suspended_and_its_command_takes_the_policy_of_its_config_map(overlay, tmp_path, monkeypatch, capsys):
+    job = _named(overlay, "CronJob", "iddpm-gc", "kubeflow")["spec"]
+    assert job["suspend"] is True
+    [container] = job["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    policy = _named(overlay, "ConfigMap", "iddpm-gc", "kubeflow")["data"] | {"root": str(tmp_path)}
+    values = {each["name"]: policy[each["valueFrom"]["configMapKeyRef"]["key"]] for each in container["env"] if "valueFrom" in each}
+    words = [re.sub(r"\$\((\w+)\)", lambda match: values[match[1]], word) for word in container["command"]]
+    assert words[:3] == ["python", "-m", "pipelines.cli.main"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("IDDPM_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["iddpm", *words[3:]])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith("error: MLFLOW_TRACKING_URI is not set")  # so it took every option
 
 
 def test_the_pods_of_a_run_keep_the_same_rules():

@@ -256,6 +256,17 @@ def test_a_registered_checkpoint_stays(world: World) -> None:
     assert _look_and_delete(world) == []
 
 
+@pytest.mark.parametrize(
+    "file", ["runs/b/nightly/history.json", "runs/b/evaluations/compared.json", "ablations/s/trials/one.json", "ablations/s/plan.json"]
+)
+def test_a_checkpoint_that_a_nightly_baseline_a_report_or_a_sweep_names_stays(world: World, file: str) -> None:
+    world.now -= 40 * DAY
+    world.write(file, {"checkpoint_uri": world.checkpoint("runs/a", 20)})
+    world.status["/".join(file.split("/")[:2])] = "finished"
+    world.now += 40 * DAY
+    assert _look_and_delete(world) == []
+
+
 def test_the_checkpoint_that_guides_the_sampling_stays(world: World) -> None:
     world.now -= 40 * DAY
     world.write("runs/a/evaluations/final.json", {"protocol": {"distance": {"sampling": {"guidance_step": 20}}}})
