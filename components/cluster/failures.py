@@ -13,6 +13,7 @@ from typing import Any
 
 from components.cluster.workflows import Attempt, attempts
 from training import storage
+from training.config.redaction import without_secrets
 
 _LONGEST = 400
 _S3_SECONDS = 20.0
@@ -23,14 +24,14 @@ _PLAIN_EXIT = re.compile(r"(main: )?Error \(exit code 1\)")
 
 
 def step_errors(workflow: Mapping[str, Any], read_log: Callable[[str], str]) -> dict[str, str]:
-    """Return the last error of each step that has failed.
+    """Return the last error of each step that has failed, without secrets.
 
     Args:
         workflow: The Workflow.
         read_log: Returns the log of a pod, or an empty text.
     """
     last = {attempt.step: attempt for attempt in attempts(workflow) if attempt.has_failed}
-    return {step: _error(attempt, read_log) for step, attempt in last.items()}
+    return {step: without_secrets(_error(attempt, read_log)) for step, attempt in last.items()}
 
 
 def in_one_sentence(errors: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from components.launch.call import call_of
 from components.launch.child import run_in_child
+from components.launch.logs import step_log_stored
 from components.launch.repeat import repeat_lost
 from components.launch.resources import StageResources, read_resources
 from components.launch.step import Step, run_on_cluster
@@ -53,6 +54,11 @@ def run_with(step: Step, arguments: Mapping[str, Any], resources: StageResources
 
 
 def _run_once(step: Step, arguments: Mapping[str, Any], resources: StageResources) -> Any:
+    with step_log_stored(step, arguments):
+        return _run_there(step, arguments, resources)
+
+
+def _run_there(step: Step, arguments: Mapping[str, Any], resources: StageResources) -> Any:
     if resources.ray_mode == "rayjob":
         from components.launch.rayjob.launcher import run_on_rayjob
 

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from training import storage
-from training.config.addresses import without_passwords
+from training.config.redaction import without_secrets
 from training.console import say
 
 URL_VARIABLE = "IDDPM_WEBHOOK_URL"
@@ -110,7 +110,7 @@ def _stored(record_uri: str) -> dict[str, Any] | None:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    text = without_passwords(str(message["text"]))
+    text = without_secrets(str(message["text"]))
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ..."
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import os
+import platform
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from training import storage
+from training.config.redaction import without_secrets
 from training.console import say
+from training.storage.logs import LogUpload, log_uri
 
 _NOISE = ("PlacementGroupCleaner", "State API may be temporarily unavailable", "PreemptionWatcher")
 """Ray Train repeats these warnings where Ray has no dashboard, and at each start; they have no effect."""
 _MAX_FILE_BYTES = 256 * 1024
 _MAX_FILES = 200
-_SECRETS = ("SECRET", "PASSWORD", "TOKEN", "ACCESS_KEY")
 
 
 def hide_noise() -> None:
@@ -45,6 +47,25 @@ def logs_of_this_node() -> Path:
     return Path(node.get_logs_dir_path())
 
 
+@contextlib.contextmanager
+def worker_log_stored(run_uri: str, rank: int) -> Iterator[None]:
+    """Store the log of this Ray worker in the run's directory while the block runs.
+
+    Args:
+        run_uri: The run's directory.
+        rank: The worker's rank.
+    """
+    from ray._private.worker import global_worker
+
+    paths = {"out": global_worker.get_out_file_path(), "err": global_worker.get_err_file_path()}
+    uploads = [LogUpload(Path(path), log_uri(run_uri, "train", f"rank-{rank}.{name}")) for name, path in paths.items() if path]
+    try:
+        yield
+    finally:
+        for upload in uploads:
+            upload.finish()
+
+
 def store_logs(directory: Path, run_uri: str) -> str:
     """Store the end of each log of a Ray node in the run's directory, compressed and without secrets.
 
@@ -55,18 +76,15 @@ def store_logs(directory: Path, run_uri: str) -> str:
     Returns:
         Where they are; empty if storage does not take them, as the run does not depend on it.
     """
-    secrets = [value.encode() for name, value in os.environ.items() if len(value) > 7 and any(word in name for word in _SECRETS)]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         files = sorted((path for path in directory.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_mtime)
         for path in files[:_MAX_FILES]:
-            content = _end_of(path)
-            for secret in secrets:
-                content = content.replace(secret, b"***")
+            content = without_secrets(_end_of(path).decode(errors="replace")).encode()
             entry = tarfile.TarInfo(str(path.relative_to(directory)))
             entry.size, entry.mtime = len(content), int(path.stat().st_mtime)
             archive.addfile(entry, io.BytesIO(content))
-    uri = storage.join(run_uri, "ray-logs", f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.tar.gz")
+    uri = storage.join(run_uri, "ray-logs", f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{platform.node()}.tar.gz")
     try:
         storage.write_bytes(uri, buffer.getvalue())
     except storage.StorageError as error:

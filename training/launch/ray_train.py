@@ -32,7 +32,7 @@ from training.console import format_bytes, say
 from training.data.format.manifest import read_manifest
 from training.data.loading.loader import Loader
 from training.distributed.ranks import use_fast_kernels
-from training.distributed.ray_logs import logs_of_this_node, store_logs
+from training.distributed.ray_logs import logs_of_this_node, store_logs, worker_log_stored
 from training.distributed.ray_session import ray_session
 from training.distributed.signals import StopFlag, run_stoppable
 from training.loop.interfaces import Hooks, Job, Outcome, Scorer, TrainingError
@@ -67,6 +67,10 @@ class _Control:
 
     def is_stop_requested(self) -> bool:
         return self._is_stop_requested
+
+    def node_id(self) -> str:
+        """Return the id of the driver's node, on which this actor is."""
+        return str(ray.get_runtime_context().get_node_id())
 
 
 @ray.remote(num_cpus=1, max_retries=2)
@@ -242,6 +246,16 @@ def _failure_message(error: Exception, job: Job) -> str:
 def _worker(config: dict[str, Any]) -> Outcome:
     job: Job = config["job"]
     context = get_context()
+    with worker_log_stored(job.run_uri, context.get_world_rank()):
+        drivers_node_id = ray.get(_control_of(job).node_id.remote())
+        try:
+            return _train_worker(job, context)
+        finally:
+            if context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != drivers_node_id:
+                store_logs(logs_of_this_node(), job.run_uri)  # the driver stores those of its own node
+
+
+def _train_worker(job: Job, context: Any) -> Outcome:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     # Staging may take hours. The ranks wait for the slowest in this group, because the time-out of the loop's collectives is short.
     ready = dist.new_group(backend="gloo", timeout=_SET_UP_TIMEOUT) if world_size > 1 else None
