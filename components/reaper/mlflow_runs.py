@@ -19,12 +19,11 @@ from components.ablations.close import update_ablation
 from components.cluster.failures import in_one_sentence, step_errors
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.workflows import ENDED, is_cancelled, phase_of
-from components.steps.close import ERROR_TAG
 from components.steps.mlflow_sync import read_marks, update_mlflow, update_open_run
 from components.steps.runs import storage_root_of
 from training.console import say
 from training.storage.errors import StorageError
-from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, latest_runs, open_runs, set_tag
+from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, latest_runs, open_runs, set_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

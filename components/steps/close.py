@@ -20,13 +20,11 @@ from training import storage
 from training.config.experiment import Experiment
 from training.console import say
 from training.tracking.client import TrackingError
-from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, open_runs, set_tag
+from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, open_runs, set_tag
 
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status
 
-ERROR_TAG = "iddpm.error"
-"""Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
 _CANCELLED = ("CANCELED", "CANCELLED")
 _SUCCEEDED = ("COMPLETE", "SUCCEEDED")
 _LONGEST_TAG = 4000

@@ -17,6 +17,7 @@ from training.config.addresses import is_cluster_internal
 from training.config.experiment import Experiment, Resources
 from training.console import say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
+from training.tracking.runs import NUM_WORKERS_TAG
 
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status, TrackedRun
@@ -80,7 +81,8 @@ def train_run(
     tracked: TrackedRun | None = None
     with stop_flag() as stop:
         try:
-            tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, data_uri, pipeline_run_id, parent_run_id), stop)
+            tags = {"iddpm.data_uri": data_uri, NUM_WORKERS_TAG: str(worker_resources.num_workers)}
+            tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, tags, pipeline_run_id, parent_run_id), stop)
             note_attempt(run.uri)
             result = _train(run, worker_resources, data_uri, reference_uri, tracked.run_id, ray_address, stop)
             result |= {"tracking_run_id": tracked.run_id, "run_key": run.key, "data_uri": data_uri}
@@ -114,7 +116,7 @@ def _finish(tracked: TrackedRun, status: Status, run_uri: str, stop: StopFlag) -
             say(f"{error}; MLflow may lack the last metrics of this run")
 
 
-def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_run_id: str, parent_run_id: str) -> TrackedRun:
+def _open_tracked(run: Run, tracking_experiment: str, tags: Mapping[str, str], pipeline_run_id: str, parent_run_id: str) -> TrackedRun:
     from training.tracking.client import PUBLIC_VARIABLE
     from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, open_run
 
@@ -125,13 +127,13 @@ def _open_tracked(run: Run, tracking_experiment: str, data_uri: str, pipeline_ru
         tags={
             "iddpm.preset": run.experiment.name,
             RUN_URI_TAG: run.uri,
-            "iddpm.data_uri": data_uri,
+            **tags,
             PIPELINE_RUN_TAG: pipeline_run_id,  # also if empty: the run now belongs to the pipeline that resumes it, or to none
         },
         params=run.experiment.to_dict(),
         parent_run_id=parent_run_id,
     )
-    tracked.log_dataset(run.manifest.name, run.manifest.content_digest, storage.join(data_uri, "train"))
+    tracked.log_dataset(run.manifest.name, run.manifest.content_digest, storage.join(tags["iddpm.data_uri"], "train"))
     say(f"run {run.key}, followed at {tracked.url}")
     if is_cluster_internal(tracked.url):
         say(f"to get links that a browser opens, set {PUBLIC_VARIABLE} in the ConfigMap {SERVICES_CONFIG_MAP}")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pipelines.cli import options
-from pipelines.cli.options import err, format_time, format_upload, out, print_table, warn, with_connection
+from pipelines.cli.options import err, format_upload, out, warn, with_connection
 from pipelines.client.connection import Connection
+from training.config.errors import UserError
 
 if TYPE_CHECKING:
     from pipelines.client.arguments import CompiledPipeline
     from pipelines.client.kfp_client import Kfp
     from pipelines.client.submit import SubmittedRun
+
+_TRAININGS_PER_RUN = 5
+"""A sweep has several."""
 
 
 def register(app: typer.Typer) -> None:
@@ -81,36 +86,107 @@ def retry(
 
 def runs(
     connection: Connection,
-    experiment: str = typer.Option("", help="List only runs of this experiment."),
+    experiment: str = typer.Option("", help="List only runs of this experiment of KFP."),
     limit: int = typer.Option(20, min=1, help="The most runs to list."),
+    watch: bool = typer.Option(False, "--watch", "-w", help="Show the list again every five seconds, until Ctrl-C."),
+    price_per_hour: float = typer.Option(None, min=0, help="Price of one card per hour; shows prices for card-hours.", show_default=False),
     as_json: bool = options.JSON,
 ) -> None:
-    """List the runs on the cluster, the latest first."""
+    """List runs, the latest first: of the cluster if its address is given, else of this machine; and how far their trainings are.
+
+    Updates, rate, best score and cost are MLflow's (MLFLOW_TRACKING_URI, or that of `iddpm up`). The cost is that of the training: its
+    updates so far, and in all, at the present rate.
+    """
+    from pipelines.cli.progress import watch as show_again
+    from pipelines.cli.services import connect
+
+    if watch and as_json:
+        raise UserError("--watch and --json exclude each other; give one")
+    if experiment and not connection.is_given:
+        raise UserError("--experiment is one of KFP's; without a KFP there is none (see --endpoint)")
+    connect()
+    with _run_list(connection, experiment=experiment, limit=limit, price_per_hour=price_per_hour) as (as_plain, as_lines):
+        if as_json:
+            out(json.dumps(as_plain(), indent=2))
+        elif watch:
+            show_again(as_lines)
+        else:
+            for line in as_lines():
+                out(line)
+
+
+@contextlib.contextmanager
+def _run_list(
+    connection: Connection, *, experiment: str, limit: int, price_per_hour: float | None
+) -> Iterator[tuple[Callable[[], list[dict[str, Any]]], Callable[[], list[str]]]]:
+    """Yield two functions that ask for the runs, one for JSON and one for a person."""
+    import dataclasses
+
+    from pipelines.cli.progress import run_lines, training_lines
     from pipelines.client.kfp_client import connected
     from pipelines.client.runs import list_runs
+    from training.tracking.client import TrackingError
+    from training.tracking.trainings import LatestTrainings, Training
 
+    latest = LatestTrainings()
+    if not connection.is_given:
+
+        def as_lines() -> list[str]:
+            return training_lines(found, price_per_hour) if (found := latest.read(limit)) else ["no runs"]
+
+        yield lambda: [dataclasses.asdict(each) for each in latest.read(limit)], as_lines
+        return
     with connected(connection, warn) as kfp:
-        found = list_runs(kfp, experiment=experiment, limit=limit)
-    if as_json:
-        out(json.dumps(found, indent=2))
-    elif not found:
-        out("no runs" + (f" in experiment {experiment}" if experiment else ""))
-    else:
-        print_table([(run["run_id"], run["state"], format_time(run["created"]), run["pipeline"], run["name"]) for run in found])
+
+        def look() -> tuple[list[dict[str, Any]], list[Training]]:
+            found = list_runs(kfp, experiment=experiment, limit=limit)
+            try:
+                return found, latest.read(_TRAININGS_PER_RUN * limit) if found else []
+            except TrackingError as error:
+                err(f"how far the trainings are is not known: {error}")
+                return found, []
+
+        def as_plain() -> list[dict[str, Any]]:
+            found, trainings = look()
+            own = {
+                run["run_id"]: [dataclasses.asdict(each) for each in trainings if each.pipeline_run_id == run["run_id"]] for run in found
+            }
+            return [{**run, "trainings": own[run["run_id"]]} for run in found]
+
+        def as_run_lines() -> list[str]:
+            found, trainings = look()
+            return run_lines(found, trainings, price_per_hour) if found else [f"no runs{experiment and f' in experiment {experiment}'}"]
+
+        yield as_plain, as_run_lines
 
 
 def logs(
     connection: Connection,
-    run_id: str = typer.Argument(..., help="Id of the run; `iddpm runs` shows it."),
+    run: str = typer.Argument(..., help="Id of a run on the cluster, or a training: its key, the key's ten digits, or its directory."),
     step: str = typer.Argument("", help="Step, like train; without it all steps."),
+    rank: int | None = typer.Option(None, min=0, help="Show the log of this worker of the training instead.", show_default=False),
     follow: bool = typer.Option(False, "--follow", "-f", help="Print also what comes until the run has ended."),
 ) -> None:
-    """Print the logs of a run's steps: from their pods, or from S3 when these are gone."""
+    """Print the logs of a run's steps or workers.
+
+    The logs of the cluster's pods come from there, or from S3 when the pods are gone. Those of a training, of its evaluation and of each of
+    its workers are in its directory too, on every machine; while they are written, half a minute late.
+    """
+    from pipelines.cli.services import connect
+    from pipelines.client.stored_logs import find_directories, show_stored_logs
+
+    if rank is not None and step not in ("", "train"):
+        raise UserError(f"--rank {rank}: only the step train has workers with a rank, not {step}")
+    connect()
+    directories = find_directories(run, by_pipeline=rank is not None or not connection.is_given)
+    if directories:
+        show_stored_logs(directories, "train" if rank is not None else step, rank, follow=follow, out=out, err=err)
+        return
     from pipelines.client.kfp_client import connected
     from pipelines.client.logs import show_logs
 
     with connected(connection, warn) as kfp:
-        show_logs(kfp, run_id, step, follow=follow, out=out, err=err)
+        show_logs(kfp, run, step, follow=follow, out=out, err=err)
 
 
 def cancel(

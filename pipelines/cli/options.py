@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -75,9 +75,14 @@ def warn(line: str) -> None:
 
 def print_table(rows: list[tuple[str | None, ...]]) -> None:
     """Print rows with aligned columns."""
+    for line in table(rows):
+        out(line)
+
+
+def table(rows: Sequence[tuple[str | None, ...]]) -> list[str]:
+    """Return rows as lines with aligned columns."""
     widths = [max(len(cell or "") for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        out("  ".join((cell or "").ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["  ".join((cell or "").ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def format_time(text: str, zone: str = "UTC") -> str:

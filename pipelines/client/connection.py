@@ -51,6 +51,11 @@ class Connection:
     namespace: str = ""
 
     @property
+    def is_given(self) -> bool:
+        """True if options or the environment name a KFP, also wrongly."""
+        return bool(self.port_forward or self._given_endpoint or os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+    @property
     def address(self) -> str:
         """Address of the API without a slash at its end; empty with `port_forward`, which chooses one.
 

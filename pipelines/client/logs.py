@@ -1,6 +1,7 @@
 """The logs of a run's steps: from their pods while these are there, else from those that KFP's launcher keeps in S3.
 
-The log of a training on a Ray cluster is in its step's log, as the step follows the driver.
+The log of a training on a Ray cluster is in its step's log, as the step follows the driver; those of its workers are in the run's
+directory, see `pipelines.client.stored_logs`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pipelines.client.follow import DEFAULT_POLLING, Polling, retrying
 from pipelines.client.kfp_client import Kfp
 from pipelines.client.runs import FINISHED, get_run
 from training.config.errors import UserError
+from training.config.redaction import without_secrets
 
 _OVER = ("Succeeded", "Failed", "Error")
 """Phases of a try whose log is complete."""
@@ -75,4 +77,4 @@ def show_logs(
 
 def _lines(kfp: Kfp, run_id: str, attempt: Attempt) -> list[str]:
     log = kfp.pod_log(run_id, attempt.pod)
-    return step_lines(log or (stored_log(attempt.log_uri) if attempt.phase in _OVER else ""))
+    return step_lines(without_secrets(log or (stored_log(attempt.log_uri) if attempt.phase in _OVER else "")))

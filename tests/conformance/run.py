@@ -35,6 +35,7 @@ SCENARIOS = (
     "doctor_before",
     "train_local",
     "train_rayjob",
+    "logs_kept",
     "bad_source",
     "sweep",
     "nightly",

@@ -10,7 +10,7 @@ import fake_kubernetes
 import pytest
 from recorded_workflows import workflow_states
 
-from components.steps.close import ERROR_TAG, End, close_runs, end_of_run, finish_training
+from components.steps.close import End, close_runs, end_of_run, finish_training
 from components.steps.runs import identify
 from training import storage
 from training.config.presets import preset
@@ -18,7 +18,7 @@ from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.tracking import client as mlflow_client
-from training.tracking.runs import PIPELINE_RUN_TAG, TrackedRun, open_run, tags_of
+from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, TrackedRun, open_run, tags_of
 
 
 @pytest.fixture

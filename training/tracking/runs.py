@@ -7,6 +7,7 @@ Everything is addressed by run id through `MlflowClient`. MLflow's "active run" 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +25,10 @@ RUN_KEY_TAG = "iddpm.run_key"
 PIPELINE_RUN_TAG = "kfp.pipeline_run_id"
 """Tag of an MLflow run: the pipeline's run that works on it. The name is the one that KFP's own MLflow plugin uses."""
 RUN_URI_TAG = "iddpm.run_uri"
+NUM_WORKERS_TAG = "iddpm.num_workers"
+"""Tag of a training: the cards, or cores, that it works on."""
+ERROR_TAG = "iddpm.error"
+"""Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
 _PAGE = 500
 
 
@@ -118,6 +123,23 @@ def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[Fou
     """
     has_tag = f"tags.`{tag}` = '{value}'" if value else f"tags.`{tag}` LIKE '_%'"
     return _search(f"attributes.status = '{status}' and {has_tag}")
+
+
+def find_trainings(*, key: str = "", pipeline_run_id: str = "") -> list[FoundRun]:
+    """Return the trainings of a run key, or of its last digits, or those that a pipeline's run worked on last.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or refuses; or the key can't be one.
+    """
+    if not re.fullmatch(r"[\w.-]+", key or pipeline_run_id):
+        raise TrackingError(f"{key or pipeline_run_id!r} is no run key, no end of one, and no id of a pipeline's run")
+    condition = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run_id}'" if pipeline_run_id else f"tags.`{RUN_KEY_TAG}` LIKE '%{key}'"
+    return [run for run in _search(condition) if is_training(run.tags)]
+
+
+def is_training(tags: Mapping[str, str]) -> bool:
+    """Return True for the tags of a training's run; a sweep's trial names the directory of its training too."""
+    return tags.get(RUN_URI_TAG, "").rstrip("/").endswith(f"/{tags[RUN_KEY_TAG]}")
 
 
 def latest_runs(count: int) -> list[FoundRun]:

@@ -1,0 +1,100 @@
+"""The table of `iddpm runs`: pipelines' runs with their trainings below them, and `--watch`, which shows it again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from pipelines.cli.options import format_time, out, table
+from training.console import format_duration
+from training.tracking.trainings import Training
+
+_WIDTH = 100
+_SILENT_SECONDS = 600.0
+"""A running training that has logged nothing for longer is shown as silent; the webhook tells of it later."""
+_WATCH_SECONDS = 5.0
+_HEADS = ("training", "state", "updates", "images/s", "best score", "card-hours", "GPU")
+
+
+def run_lines(runs: Sequence[dict[str, Any]], trainings: Sequence[Training], price_per_hour: float | None) -> list[str]:
+    """Return the pipelines' runs as KFP lists them, each with its trainings below it."""
+    by_run = {run["run_id"]: [each for each in trainings if each.pipeline_run_id == run["run_id"]] for run in runs}
+    shown = [each for own in by_run.values() for each in own]
+    heads = table([(run["run_id"], run["state"], format_time(run["created"]), run["pipeline"], run["name"]) for run in runs])
+    if not shown:
+        return heads
+    first, *rest = training_lines(shown, price_per_hour, indent=2)
+    rows = iter(rest)
+    return [first, *(line for head, own in zip(heads, by_run.values(), strict=True) for line in (head, *(next(rows) for _ in own)))]
+
+
+def training_lines(trainings: Sequence[Training], price_per_hour: float | None = None, *, indent: int = 0) -> list[str]:
+    """Return a table of trainings that is at most 100 characters wide; a long name loses its middle, never its digits."""
+    heads = [head if head != "card-hours" or price_per_hour is None else "cost" for head in _HEADS]
+    rows = [heads, *(_cells(each, price_per_hour) for each in trainings)]
+    filled = [column for column in range(len(heads)) if any(row[column] for row in rows[1:])]
+    rest = sum(2 + max(len(row[column]) for row in rows) for column in filled[1:])
+    names = [_shorten(row[0], _WIDTH - indent - rest) for row in rows]
+    lines = table([(name, *(row[column] for column in filled[1:])) for name, row in zip(names, rows, strict=True)])
+    return [" " * indent + line for line in lines]
+
+
+def watch(lines: Callable[[], list[str]]) -> None:
+    """Show lines again every five seconds until Ctrl-C: in place on a terminal, else one after the other without control characters."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console()
+    with contextlib.suppress(KeyboardInterrupt):
+        if not console.is_terminal:
+            while True:
+                for line in (f"{datetime.now():%H:%M:%S}", *lines(), ""):
+                    out(line)
+                time.sleep(_WATCH_SECONDS)
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                text = "\n".join([*lines(), "", f"{datetime.now():%H:%M:%S}, Ctrl-C ends"])
+                live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+                time.sleep(_WATCH_SECONDS)
+
+
+def _cells(training: Training, price_per_hour: float | None) -> list[str]:
+    rate, best, hours, in_all = training.images_per_second, training.best_score, training.card_hours, training.card_hours_in_all
+    price = 1.0 if price_per_hour is None else price_per_hour
+    return [
+        training.key + (f" {training.trial}" if training.trial else ""),
+        _state(training),
+        f"{_count(training.step, training.num_steps)}/{_count(training.num_steps, training.num_steps)}",
+        "" if rate is None else f"{rate:,.0f}" if rate >= 99.5 else f"{rate:.3g}",
+        "" if best is None else f"{best:.4g} @ {_count(training.best_step or 0, training.num_steps)}",
+        "" if hours is None or in_all is None else f"{_amount(hours * price)} of {_amount(in_all * price)}",
+        "" if training.gpu_share is None else f"{training.gpu_share:.0%}",
+    ]
+
+
+def _state(training: Training) -> str:
+    if training.silent_seconds is not None and training.silent_seconds > _SILENT_SECONDS:
+        return f"silent {format_duration(training.silent_seconds)}"
+    return training.state if training.seconds_left is None else f"{format_duration(training.seconds_left)} left"
+
+
+def _count(number: int, total: int) -> str:
+    return f"{number:,}" if total < 100_000 else f"{number / 1000:,.0f}k" if total < 1_000_000 else f"{number / 1e6:.2f}M"
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}" if value < 1 else f"{value:.3g}"
+
+
+def _shorten(name: str, width: int) -> str:
+    """Return a run key and the trial after it in `width` characters: the key's ten digits stay, by which a run is found."""
+    if len(name) <= width:
+        return name
+    key, _, trial = name.partition(" ")
+    if not trial:
+        return f"{key[: width - 12]}…{key[-11:]}"
+    return f"…{key[-10:]} {trial}"[:width]

@@ -1,0 +1,153 @@
+"""`iddpm runs` and `iddpm logs` of trainings in a real MLflow and a real S3, with and without a KFP."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+
+import pytest
+from fake_kfp import FakeKfp
+
+from pipelines.cli.progress import training_lines
+from pipelines.client.stored_logs import show_stored_logs
+from training import storage
+from training.tracking.runs import ERROR_TAG, TrackedRun, open_run
+from training.tracking.trainings import LatestTrainings
+
+Command = Callable[..., "tuple[int, str, str]"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def trainings(bucket_uri: str) -> Callable[..., tuple[str, TrackedRun]]:
+    """Opens a training in MLflow: 1,600 updates of 32 images, by two workers at 64 images a second."""
+
+    def start(name: str, step: int, *, pipeline_run_id: str = "", parent: str = "") -> tuple[str, TrackedRun]:
+        key = f"{name}-{uuid.uuid4().hex[:10]}"
+        tags = {"iddpm.run_uri": f"{bucket_uri}/runs/{key}", "kfp.pipeline_run_id": pipeline_run_id, "iddpm.num_workers": "2"}
+        params = {"optim": {"num_steps": 1600, "global_batch_size": 32}}
+        run = open_run(run_key=key, experiment_name="runs", run_name=key, tags=tags, params=params, parent_run_id=parent)
+        for at, score in ((200, 9.0), (400, 3.0), (600, 4.0)):
+            if at <= step:
+                run.log_metrics({"score/best": score}, at)
+        run.log_metrics({"train/images_per_second": 64.0, "train/loss": 0.1, "system/gpu_0_utilization_percentage": 80.0}, step)
+        assert run.flush()
+        return key, run
+
+    return start
+
+
+def test_a_look_has_progress_rate_time_left_best_score_and_cost_of_running_and_ended_trainings(trainings, run_iddpm: Command) -> None:
+    running, _ = trainings("running", 600)
+    failed, lost = trainings("failed", 200)
+    lost.set_tags({ERROR_TAG: "train: OOMKilled"})
+    lost.finish("FAILED")
+    sweep = open_run(run_key="sweep/a", experiment_name="runs", run_name="a", tags={"iddpm.trial": "cosine"}, params={})
+    trial, done = trainings("trial", 1600, parent=sweep.run_id)
+    sweep.set_tags({"iddpm.run_uri": f"s3://somewhere/{trial}"})  # as a trial that has finished names its training
+    done.finish("FINISHED")
+
+    found = {each.key: each for each in LatestTrainings().read(3)}
+    assert list(found) == [trial, failed, running]
+    one = found[running]
+    assert (one.state, one.step, one.num_steps, one.images_per_second) == ("running", 600, 1600, 64.0)
+    assert (one.best_score, one.best_step, one.gpu_share) == (3.0, 400, 0.8)
+    # An update is 32 images, half a second; two cards.
+    assert (one.seconds_left, one.card_hours, one.card_hours_in_all) == (500.0, 600 * 0.5 * 2 / 3600, 1600 * 0.5 * 2 / 3600)
+    assert one.silent_seconds is not None
+    assert one.silent_seconds < 60
+    assert (found[failed].state, found[failed].error, found[failed].seconds_left) == ("failed", "train: OOMKilled", None)
+    assert (found[trial].trial, found[trial].card_hours_in_all) == ("cosine", found[trial].card_hours)
+
+    status, out, err = run_iddpm("runs", "--limit", "3", "--price-per-hour", "3.6")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split() == ["training", "state", "updates", "images/s", "best", "score", "cost", "GPU"]
+    assert lines[3].split() == [*f"{running} 8 min 20 s left 600/1,600 64 3 @ 400 0.6 of 1.6 80%".split()]
+    assert max(map(len, lines)) <= 100
+    told = json.loads(run_iddpm("runs", "--limit", "3", "--json")[1])
+    assert [each["key"] for each in told] == [trial, failed, running]
+
+
+def test_a_clusters_runs_have_their_trainings_below_them(trainings, server: FakeKfp, iddpm: Command) -> None:
+    first, second = (server.add_run("RUNNING", pipeline_spec={"pipelineInfo": {"name": "iddpm-train"}}) for _ in range(2))
+    key, _ = trainings("on-a-cluster", 600, pipeline_run_id=first)
+    lines = iddpm("runs")[1].splitlines()
+    names = [line.split()[0] for line in lines]
+    assert names[0] == "training"
+    assert names[names.index(first) + 1] == key
+    assert len(names) == 4
+    by_run = {each["run_id"]: each["trainings"] for each in json.loads(iddpm("runs", "--json")[1])}
+    assert by_run[second] == []
+    assert [each["key"] for each in by_run[first]] == [key]
+    assert "--watch and --json exclude each other" in iddpm("runs", "--watch", "--json")[2]
+
+
+def test_a_watched_list_in_a_pipe_has_no_control_characters_and_ends_with_ctrl_c(trainings) -> None:
+    key, run = trainings("watched", 600)
+    watching = subprocess.Popen([sys.executable, "-m", "pipelines.cli.main", "runs", "--watch"], stdout=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    seen = ""
+    while seen.count(key) < 2:
+        seen += (line := watching.stdout.readline())
+        assert line, seen
+        if key in line and seen.count(key) == 1:
+            run.log_metrics({"train/loss": 0.1}, 700)
+            assert run.flush()
+    watching.send_signal(signal.SIGINT)
+    rest, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 0
+    assert "600/1,600" in seen
+    assert "700/1,600" in seen
+    assert "\x1b" not in seen + rest
+
+
+def test_logs_are_found_by_key_digits_directory_and_pipelines_run_and_followed_while_the_training_runs(
+    trainings, run_iddpm: Command, bucket_uri: str
+) -> None:
+    key, run = trainings("logged", 600, pipeline_run_id=(pipeline := uuid.uuid4().hex[:8]))
+    uri = f"{bucket_uri}/runs/{key}"
+
+    def write(name: str, lines: int) -> None:
+        storage.write_bytes(f"{uri}/logs/{name}.gz", gzip.compress("".join(f"{name} {n}\n" for n in range(lines)).encode()))
+
+    write("train/20261126T190000-step.000", 2)
+    write("train/20261126T190001-rank-0.out.000", 1)
+    write("train/20261126T190001-rank-1.out.000", 1)
+    write("evaluate/20261126T200000-step.000", 1)
+    expected = [f"train/20261126T190000-step.000 {n}" for n in range(2)] + ["evaluate/20261126T200000-step.000 0"]
+    for word in (key, key[-10:], uri, pipeline):
+        status, out, err = run_iddpm("logs", word)
+        assert (status, out.splitlines()) == (0, expected)
+        assert "--- train, step, began 2026-11-26 19:00:00 UTC" in err
+    assert run_iddpm("logs", key, "--rank", "1")[1] == "train/20261126T190001-rank-1.out.000 0\n"
+    assert "has no log of rank 2; it has those of ranks 0, 1" in run_iddpm("logs", key, "--rank", "2")[2]
+    assert "has no log of step 'trian'; did you mean 'train'?" in run_iddpm("logs", key, "trian")[2]
+    assert "MLflow knows no training 0123456789" in run_iddpm("logs", "0123456789")[2]
+
+    shown: list[str] = []
+
+    def show(line: str) -> None:
+        shown.append(line)
+        if len(shown) == 2:  # it goes on, and a later part is begun
+            write("train/20261126T190000-step.000", 3)
+            write("train/20261126T190000-step.001", 1)
+        if len(shown) == 4:
+            assert run.finish("FINISHED")
+
+    show_stored_logs([uri], "train", None, follow=True, out=show, err=lambda line: None, pause_seconds=0.1)
+    assert shown == [f"train/20261126T190000-step.000 {n}" for n in range(3)] + ["train/20261126T190000-step.001 0"]
+
+
+def test_a_table_is_never_wider_than_100_characters_and_keeps_the_digits(trainings) -> None:
+    key, _ = trainings("lsun-bedroom-256-hybrid-cosine-with-a-long-name", 600)
+    (found,) = LatestTrainings().read(1)
+    lines = training_lines([found], indent=2)
+    assert max(map(len, lines)) <= 100
+    assert key[-10:] in lines[1]
+    assert found.key == key

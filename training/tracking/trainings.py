@@ -1,0 +1,159 @@
+"""The latest trainings as MLflow has them: how far each is, how fast, how good, and what it costs.
+
+MLflow's page of runs has the latest value of each metric, so a look costs one request, and one more for each training that was scored
+since the last look.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from training.tracking.client import connect, request
+from training.tracking.runs import ERROR_TAG, NUM_WORKERS_TAG, PIPELINE_RUN_TAG, RUN_KEY_TAG, RUN_URI_TAG, all_pages, is_training
+from training.tracking.tracked_run import PARENT_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_TRIAL_TAG = "iddpm.trial"
+_SCORE = "score/best"
+_STATES = {"SCHEDULED": "running"}
+_PAGE = 100
+_MOST_PAGES = 20
+_SECONDS = 3.0
+"""A look is for a person who waits, so MLflow is given up soon."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """A training.
+
+    Attributes:
+        key: Its run key.
+        run_uri: Its directory.
+        tracking_run_id: Its run in MLflow.
+        pipeline_run_id: The pipeline's run that worked on it last.
+        trial: The label of the sweep's trial that it belongs to; empty for a training of its own.
+        state: "running", "finished", "failed" or "killed".
+        error: The error that ended it.
+        step: Updates so far.
+        num_steps: Updates in all, unless it stops early.
+        images_per_second: The rate of the last interval of logging; None before the first.
+        seconds_left: Time left of a running training, at this rate.
+        silent_seconds: Seconds since a running training last logged anything.
+        best_score: The smallest distance among the checkpoints scored so far.
+        best_step: The step of that checkpoint.
+        gpu_share: Mean use of the GPUs of rank 0's machine, 0 to 1.
+        card_hours: Hours so far of all its cards together, or cores on a CPU: the updates at the present rate.
+        card_hours_in_all: The same of all updates, at this rate.
+    """
+
+    key: str
+    run_uri: str
+    tracking_run_id: str
+    pipeline_run_id: str
+    trial: str
+    state: str
+    error: str
+    step: int
+    num_steps: int
+    images_per_second: float | None
+    seconds_left: float | None
+    silent_seconds: float | None
+    best_score: float | None
+    best_step: int | None
+    gpu_share: float | None
+    card_hours: float | None
+    card_hours_in_all: float | None
+
+
+class LatestTrainings:
+    """Reads the latest trainings, again and again for a person who watches."""
+
+    def __init__(self) -> None:
+        self._best: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def read(self, count: int) -> list[Training]:
+        """Return up to `count` trainings, the latest first.
+
+        Raises:
+            TrackingError: MLflow can't be reached, or refuses.
+        """
+        client = connect()
+        return request(lambda: self._read(client, count), seconds=_SECONDS)
+
+    def _read(self, client: MlflowClient, count: int) -> list[Training]:
+        found: list[Any] = []
+        trials: dict[str, str] = {}
+        for page in _pages(client):
+            trials |= {run.info.run_id: run.data.tags[_TRIAL_TAG] for run in page if _TRIAL_TAG in run.data.tags}
+            found += [run for run in page if is_training(run.data.tags)]
+            if len(found) >= count:
+                break
+        return [self._training(client, run, trials.get(run.data.tags.get(PARENT_TAG, ""), "")) for run in found[:count]]
+
+    def _training(self, client: MlflowClient, run: Any, trial: str) -> Training:
+        tags, params = run.data.tags, run.data.params
+        latest = {metric.key: metric for metric in run.to_proto().data.metrics}
+        state = _STATES.get(run.info.status, run.info.status.lower())
+        rate = latest["train/images_per_second"].value if "train/images_per_second" in latest else None
+        step = max((int(metric.step) for key, metric in latest.items() if key.startswith("train/")), default=0)
+        num_steps, batch_size = (int(params.get(f"optim.{name}", 0)) for name in ("num_steps", "global_batch_size"))
+        num_workers = int(tags.get(NUM_WORKERS_TAG, 0))
+        seconds = batch_size / rate if rate else None  # of an update
+        card_hours = seconds * num_workers / 3600 if seconds and num_workers else None
+        is_running = state == "running"
+        logged = max((int(metric.timestamp) for metric in latest.values()), default=int(run.info.start_time)) / 1000
+        best = self._best_score(client, run.info.run_id, int(latest[_SCORE].step)) if _SCORE in latest else (None, None)
+        return Training(
+            key=tags[RUN_KEY_TAG],
+            run_uri=tags[RUN_URI_TAG],
+            tracking_run_id=run.info.run_id,
+            pipeline_run_id=tags.get(PIPELINE_RUN_TAG, ""),
+            trial=trial,
+            state=state,
+            error=tags.get(ERROR_TAG, ""),
+            step=step,
+            num_steps=num_steps,
+            images_per_second=rate,
+            seconds_left=max(0, num_steps - step) * seconds if is_running and seconds else None,
+            silent_seconds=max(0.0, time.time() - logged) if is_running else None,
+            best_score=best[0],
+            best_step=best[1],
+            gpu_share=_gpu_share({key: metric.value for key, metric in latest.items()}),
+            card_hours=step * card_hours if card_hours else None,
+            card_hours_in_all=(num_steps if is_running else step) * card_hours if card_hours else None,
+        )
+
+    def _best_score(self, client: MlflowClient, run_id: str, latest_step: int) -> tuple[float, int]:
+        """Return the smallest score and its step; the scores are read again once there is one of a later step."""
+        if (run_id, latest_step) not in self._best:
+            scores = client.get_metric_history(run_id, _SCORE)
+            self._best[run_id, latest_step] = min((float(each.value), int(each.step)) for each in scores)
+        return self._best[run_id, latest_step]
+
+
+def _pages(client: MlflowClient) -> Iterator[Any]:
+    """Yield pages of this project's runs, the latest first."""
+    experiments = [each.experiment_id for each in all_pages(client.search_experiments)]
+    token: str | None = None
+    for _ in range(_MOST_PAGES if experiments else 0):
+        page = client.search_runs(
+            experiments,
+            filter_string=f"tags.`{RUN_KEY_TAG}` LIKE '_%'",
+            order_by=["attributes.start_time DESC"],
+            max_results=_PAGE,
+            page_token=token,
+        )
+        yield page
+        token = page.token
+        if not token:
+            return
+
+
+def _gpu_share(values: Mapping[str, float]) -> float | None:
+    shares = [value / 100 for key, value in values.items() if key.startswith("system/gpu_") and key.endswith("_utilization_percentage")]
+    return sum(shares) / len(shares) if shares else None
