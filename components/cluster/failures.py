@@ -17,8 +17,10 @@ from training.config.redaction import without_secrets
 
 _LONGEST = 400
 _S3_SECONDS = 20.0
-_LAUNCHER = re.compile(r"[IWEF]\d{4} |(time|level)=|Error: exit status|exit status")
-"""Beginnings of lines that KFP's launcher and Argo's executor write after the step's own."""
+_LAUNCHER = re.compile(r"[IWEF]\d{4} |(time|level)=|Error: exit status|exit status|\[KFP Executor [^]]* INFO\]")
+"""Beginnings of lines that KFP's launcher and executor and Argo's executor write around the step's own."""
+_BEFORE_JSON = re.compile(r".*(\{|executor_input:)$")
+"""Those of them that a JSON object follows, down to a brace at the beginning of a line."""
 _PLAIN_EXIT = re.compile(r"(main: )?Error \(exit code 1\)")
 """Argo's words for a step that ended with an error of its own, which its log says better."""
 
@@ -50,8 +52,17 @@ def last_error(log: str) -> str:
 
 
 def step_lines(log: str) -> list[str]:
-    """Return the lines of a log that the step itself wrote."""
-    return [line for line in log.splitlines() if not _LAUNCHER.match(line)]
+    """Return the lines of a log that the step itself wrote, without KFP's JSON of its inputs and outputs."""
+    lines: list[str] = []
+    is_json = False
+    for line in log.splitlines():
+        if is_json:
+            is_json = line != "}"
+        elif _LAUNCHER.match(line):
+            is_json = bool(_BEFORE_JSON.match(line))
+        else:
+            lines.append(line)
+    return lines
 
 
 def _error(attempt: Attempt, read_log: Callable[[str], str]) -> str:

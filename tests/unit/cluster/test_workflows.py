@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from recorded_workflows import recorded, workflow_states
 
-from components.cluster.failures import last_error, step_errors
+from components.cluster.failures import last_error, step_errors, step_lines
 from components.cluster.workflows import attempts, nodes_of
 from training import storage
 
@@ -102,3 +102,33 @@ def test_the_log_of_a_pod_that_is_gone_is_read_where_the_driver_put_it(tmp_path:
 )
 def test_the_last_error_of_a_log(log: str, error: str) -> None:
     assert last_error(log) == error
+
+
+def test_a_step_s_lines_are_those_without_what_kfp_and_argo_write_around_them() -> None:
+    log = """\
+time=2026-11-26T19:41:15.745Z level=INFO msg="capturing logs" argo=true
+I1126 19:41:15.828115      16 main.go:67] Setting log level to: '1'
+[KFP Executor 2026-11-26 19:41:16,032 INFO]: Looking for component `report` in --component_module_path `/tmp/x/ephemeral_component.py`
+[KFP Executor 2026-11-26 19:41:16,032 INFO]: Got executor_input:
+{
+    "inputs": {
+        "parameterValues": {
+            "run": "{}"
+        }
+    }
+}
+[KFP Executor 2026-11-26 19:41:21,991 INFO]: Found credentials in environment variables.
+[KFP Executor 2026-11-26 19:41:22,991 WARNING]: a library warns
+iddpm| the report is s3://iddpm/runs/x/evaluations/report.html
+[KFP Executor 2026-11-26 19:41:30,217 INFO]: Wrote executor output file to /s3/iddpm/kfp/x/output_metadata.json.
+I1126 19:41:33.492270      16 launcher_v2.go:1230] ExecutorOutput: {
+  "parameterValues": {
+    "Output": "done"
+  }
+}
+I1126 19:41:33.492512      16 launcher_v2.go:867] Executing uploadOutputArtifacts attempt: 1
+"""
+    assert step_lines(log) == [
+        "[KFP Executor 2026-11-26 19:41:22,991 WARNING]: a library warns",
+        "iddpm| the report is s3://iddpm/runs/x/evaluations/report.html",
+    ]
