@@ -6,6 +6,7 @@ errors. Those are in the run's Workflow and in the logs of the tasks' pods, whic
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from training.console import format_duration
 
 _STARTING = ("", "PodInitializing", "ContainerCreating")
 """Argo's words for a pod that starts as it should."""
+_OWN_ERROR = re.compile(r"main: Error \(exit code (?!137|143)\d+\)")
+"""Argo's words for a step that ended by itself. It is not tried again, but Argo says so only a minute later."""
 
 
 class RunFailedError(RuntimeError):
@@ -142,7 +145,8 @@ class _Obstacles:
             return  # the run itself is followed with more patience
         for attempt in attempts(workflow) if workflow else ():
             waits = attempt.phase == "Pending" and attempt.message not in _STARTING
-            is_retried = attempt.phase in ("Failed", "Error") and attempt.message and not attempt.has_failed
+            has_ended = attempt.phase in ("Failed", "Error") and not attempt.has_failed
+            is_retried = has_ended and attempt.message and not _OWN_ERROR.match(attempt.message)
             key = (attempt.step, attempt.message.replace(attempt.pod, ""))
             if (waits or is_retried) and key not in self._said:
                 self._said.add(key)
