@@ -2,6 +2,7 @@
 
     python tests/pictures/make.py                                   # training.png and report.png
     python tests/pictures/make.py --kfp-graph http://localhost:8080/#/runs/details/RUN_ID
+    python tests/pictures/make.py --kfp-form "http://localhost:8080/#/runs/new?pipelineId=ID&pipelineVersionId=ID"
     python tests/pictures/make.py --mlflow http://127.0.0.1:PORT/#/experiments/1/runs?workflowType=machine_learning
 
 It needs Chromium (Debian, Ubuntu: apt-get install chromium) and the services of the demo (`iddpm up`).
@@ -38,6 +39,8 @@ _LABEL_WIDTH = 90
 _OPEN_SWEEP = ("[data-component-id*='runnamecellrenderer']", "[aria-label='Close']")
 """Show the trials of MLflow's first sweep, and close its chat."""
 _CLICKS = ("[data-testid='expand-button']", ".react-flow__controls-fitview")
+_IN_THE_WAY = ".react-flow__minimap"
+"""The small map of the graph, which is empty, and covers a step."""
 
 
 def training_picture(run_uri: str) -> Image.Image:
@@ -99,6 +102,7 @@ def screenshot(url: str, *, width: int, height: int, clicks: Sequence[str] = (),
                 expression=f"document.querySelector({json.dumps(click)}).dispatchEvent(new MouseEvent('click', {{bubbles: true}}))",
             )
             time.sleep(2)
+        send("Runtime.evaluate", expression=f"document.querySelector({json.dumps(_IN_THE_WAY)})?.remove()")
         data = send("Page.captureScreenshot", format="png")["data"]
     return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
@@ -118,10 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--run", default="", help="URI of a finished run; the demo's where it is empty")
     parser.add_argument("--kfp-graph", default="", help="address of a run's or pipeline's page in a KFP UI")
+    parser.add_argument("--kfp-form", default="", help="address of a new run's page in a KFP UI")
     parser.add_argument("--mlflow", default="", help="address of an experiment's page in MLflow")
     options = parser.parse_args()
     if options.kfp_graph:
-        save(screenshot(options.kfp_graph, width=1300, height=1000, clicks=_CLICKS), "kfp-graph.png")
+        save(screenshot(options.kfp_graph, width=1300, height=1000, clicks=_CLICKS, seconds=15.0), "kfp-graph.png")
+        return
+    if options.kfp_form:
+        save(screenshot(options.kfp_form, width=900, height=1800, seconds=15.0), "kfp-form.png")
         return
     if options.mlflow:
         save(screenshot(options.mlflow, width=1300, height=500, clicks=_OPEN_SWEEP, seconds=30.0), "mlflow-experiment.png")
