@@ -523,16 +523,25 @@ class Cluster:
         return dict(json.loads(answer.data))
 
     def mlflow(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Call MLflow's REST API: with a body by POST, else by GET."""
+        """Call MLflow's REST API: with a body by POST, else by GET. It is asked again where the port that leads to it was lost."""
         user, password = os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
-        answer = requests.request(
-            "GET" if body is None else "POST",
-            f"{self.mlflow_url()}/api/2.0/mlflow/{path}",
-            json=body,
-            auth=(user, password) if user else None,
-            timeout=60,
+
+        def send() -> requests.Response:
+            return requests.request(
+                "GET" if body is None else "POST",
+                f"{self.mlflow_url()}/api/2.0/mlflow/{path}",
+                json=body,
+                auth=(user, password) if user else None,
+                timeout=60,
+            )
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(requests.ConnectionError),
+            stop=tenacity.stop_after_delay(180),
+            wait=tenacity.wait_fixed(2),
+            reraise=True,
         )
-        return dict(answer.json())
+        return dict(retrying(send).json())
 
     def mlflow_runs(self, run_id: str = "") -> list[dict[str, Any]]:
         """Return MLflow's runs of the session's experiment: all, or those of one run of KFP."""
