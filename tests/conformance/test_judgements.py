@@ -21,6 +21,8 @@ UNDISTURBED = [
     ("pod_drained", "pod_drained", 7),
     ("submitter_killed", "submitter_killed", 3),
     ("ray_head_killed", "ray_head_killed", 4),
+    ("submitted_twice", "submitted_twice", 4),
+    ("ray_worker_killed", "ray_worker_killed", 5),
 ]
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),

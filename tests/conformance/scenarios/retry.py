@@ -8,7 +8,7 @@ from conformance.record import Claim, Record
 
 def drive(cluster: Cluster) -> None:
     """Train with too little memory for Ray, then retry with enough."""
-    failed = cluster.submit("--resources", "train.memory=900Mi")
+    failed = cluster.submit("--resources", "train.memory=1536Mi")
     cluster.finish(failed)
     again = cluster.iddpm("retry", failed.run_id, "--resources", "train.memory=4Gi", "--no-wait", "--json", note="retry")
     run_id = json.loads(again)["run_id"]
