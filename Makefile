@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup pictures demo down image image-base image-test test test-fast lint format golden golden-check ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-samplers clean
+.PHONY: help setup docs pictures demo down image image-base image-test test test-fast lint format golden golden-check ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-samplers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -132,8 +132,11 @@ bench-samplers: setup  ## distances at 5, 10 and 20 evaluations by sampler, even
 bench-nightly: setup  ## the nightly detector on 30,000 simulated models, with its goals; a minute or two
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_nightly.py
 
+docs: setup  ## build the documentation's site into site/ (`.venv/bin/mkdocs serve` shows it while you write)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 pictures: setup  ## make the pictures of README.md from a finished demo (needs Chromium)
 	@$(BIN)/python tests/pictures/make.py
 
 clean: down  ## stop the services and delete what runs left here (models, data, MLflow's records); keeps .venv
-	rm -rf .iddpm compiled .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .iddpm compiled site .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
