@@ -501,6 +501,16 @@ def test_a_pod_that_is_refused_is_reported_once_with_the_reason(server: FakeKfp,
     assert not [line for line in said if "PodInitializing" in line]
 
 
+def test_a_step_that_failed_by_its_own_error_is_not_said_to_be_tried_again(server: FakeKfp, kfp: Kfp) -> None:
+    """Argo lets the backoff pass before it says that the step has failed; the recording has a state of that time."""
+    run = server.add_run("RUNNING", scripted=True)
+    server.script = workflow_states("bad_source")
+    said: list[str] = []
+    follow(kfp, run, task_names={"preprocess"}, say=said.append, polling=dataclasses.replace(QUICK, look_seconds=0.0))
+    assert [line for line in said if "is tried again" in line] == []
+    assert " ".join(said[-1].split()) == "preprocess failed"
+
+
 def test_a_server_that_is_away_for_a_while_does_not_end_the_following(server: FakeKfp, kfp: Kfp) -> None:
     run = server.add_run("SUCCEEDED")
     server.faults["GET", f"/runs/{run}"] = [503, "drop", "drop", "drop", "drop", 500]
