@@ -5,7 +5,7 @@ import json
 from conformance.cluster import Cluster
 from conformance.record import Claim, Record
 
-_KEY = "conformance"
+_KEY = "key-of-the-conformance-receiver"
 _RECEIVER = f"""
 import base64, collections, hmac, http.server
 refused = collections.Counter()
