@@ -13,6 +13,7 @@ UNDISTURBED = [
     ("train_local", "train-local-succeeded", 3),
     ("train_rayjob", "train-rayjob-succeeded", 6),
     ("bad_source", "bad-source-failed", 2),
+    ("bad_source", "bad_source", 4),
     ("cancel", "rayjob-cancelled", 3),
     ("cancel", "cancel", 7),
     ("pod_deleted_twice", "pod_deleted_twice", 6),
@@ -23,6 +24,10 @@ UNDISTURBED = [
     ("ray_head_killed", "ray_head_killed", 4),
     ("submitted_twice", "submitted_twice", 4),
     ("ray_worker_killed", "ray_worker_killed", 5),
+    ("s3_away", "s3_away", 2),
+    ("webhook", "webhook", 3),
+    ("retry", "retry", 5),
+    ("logs_kept", "logs_kept", 3),
 ]
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),
