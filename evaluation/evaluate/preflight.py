@@ -21,6 +21,7 @@ from evaluation.records.protocol_card import as_plain, derived_seed, describe_sa
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.chunks import default_chunk_size
 from evaluation.sampling.generate import QUANTIZATION
+from evaluation.sampling.reverse_variance import least_bound_chain
 from evaluation.sampling.sample_set import SamplePlan, plan_samples
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
@@ -94,7 +95,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         precision=options.precision,
     )
     require_count(metrics, samples.num_images, "samples", extractor.dim)
-    likelihood = _plan_likelihood(spec, experiment, data_uri, options, samples.seed) if options.likelihood else None
+    likelihood = _plan_likelihood(spec, model, data_uri, options, samples.seed) if options.likelihood else None
     memorisation = options.memorisation and _can_find_copies(samples, data_uri)
     run_uri = run_uri_of(spec.checkpoint_uri)
     identity = json.dumps([samples.to_dict(), likelihood.to_dict() if likelihood else None])
@@ -154,14 +155,15 @@ def _chosen_metrics(options: EvaluationOptions, experiment: Experiment) -> tuple
     return experiment.evaluation.metrics if options.metrics is None else options.metrics
 
 
-def _plan_likelihood(spec: ModelSpec, experiment: Experiment, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:
-    evaluation = experiment.evaluation
+def _plan_likelihood(spec: ModelSpec, model: TrainedModel, data_uri: str, options: EvaluationOptions, seed: int) -> LikelihoodPlan:
+    experiment, evaluation = model.experiment, model.experiment.evaluation
     form, num_steps = options.likelihood_form or evaluation.likelihood_form, options.likelihood_steps or evaluation.likelihood_steps
     require_num_steps(form, num_steps, experiment.diffusion.num_timesteps)
     dataset_uri = storage.join(data_uri, options.likelihood_split or evaluation.likelihood_split)
     available = read_manifest(dataset_uri).num_images
     num_images = min(options.likelihood_num_images or evaluation.likelihood_num_images or available, available)
     default = min(default_batch_size(experiment.data.image_size), _LIKELIHOOD_BATCH_SIZE)
+    timesteps, x_0_errors = least_bound_chain(model, num_steps) if form == "learned" else (None, None)
     return LikelihoodPlan(
         model=spec,
         dataset_uri=dataset_uri,
@@ -171,6 +173,8 @@ def _plan_likelihood(spec: ModelSpec, experiment: Experiment, data_uri: str, opt
         seed=seed,
         batch_size=min(options.batch_size or default, _LIKELIHOOD_BATCH_SIZE),
         chunk_size=default_chunk_size(num_images, default),
+        timesteps=timesteps,
+        x_0_errors=None if x_0_errors is None else tuple(x_0_errors.tolist()),
     )
 
 

@@ -20,7 +20,7 @@ class Likelihood:
     """Bits/dim of a set of images; the parts of several workers or batches merge into the whole.
 
     Attributes:
-        form: "full", "spaced" or "stratified"; see `evaluation.likelihood.estimate`.
+        form: "full", "spaced", "stratified" or "learned"; see `evaluation.likelihood.estimate`.
         indices: Indices of the images, increasing.
         prior_per_image: The term KL(q(x_T | x_0) || N(0, I)) of each image.
         decoder_per_image: The term -log p(x_0 | x_1) of each image.

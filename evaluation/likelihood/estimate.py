@@ -45,6 +45,7 @@ def likelihood_parts(
     form: LikelihoodForm = "full",
     num_steps: int = 100,
     timesteps: Sequence[int] | None = None,
+    x_0_errors: Float64[Tensor, " timesteps"] | None = None,
     seed: int = 0,
     clip_denoised: bool = True,
     make_conditioning: MakeConditioning | None = None,
@@ -57,9 +58,10 @@ def likelihood_parts(
         model: The network, in evaluation mode. It runs in float32 even under autocast, because rounding its mean to
             bfloat16 alone costs some hundredths of a bit.
         batches: Indices (int64), images and labels (or None) of each batch. Images are neither flipped nor resized.
-        form: "full", "spaced" or "stratified".
+        form: "full", "spaced", "stratified" or "learned".
         num_steps: K of the spacing, or of the stratified estimate; not used by "full".
-        timesteps: Another chain for "spaced", in place of the one that K gives.
+        timesteps: Another chain for "spaced", in place of the one that K gives; for "learned" the chain.
+        x_0_errors: For "learned", the error of x_0 at each of them, which gives the variances (`GaussianProcess.optimal_variance`).
         seed: Keys the noise and the stratified timesteps.
         clip_denoised: Clamp the predicted x_0 to [-1, 1], as the paper's released code does.
         make_conditioning: Returns the network's further inputs for (x_0, labels). None passes the labels, if there are any,
@@ -73,13 +75,16 @@ def likelihood_parts(
         UserError: A batch is not uint8, K is not possible, or the device has no memory for one image.
         ValueError: `timesteps` are not increasing, or not of this process.
     """
-    if timesteps is not None and form != "spaced":
-        raise UserError(f"only the 'spaced' form takes timesteps; this one is {form!r}")
+    chosen = form in ("spaced", "learned")
+    if timesteps is not None and not chosen:
+        raise UserError(f"only the 'spaced' and 'learned' forms take timesteps; this one is {form!r}")
+    if (form == "learned") != (x_0_errors is not None):
+        raise ValueError("the 'learned' form, and it alone, takes the errors of x_0")
     if timesteps is None:
         require_num_steps(form, num_steps, diffusion.num_timesteps)
     if form == "spaced" and timesteps is None:
         timesteps = likelihood_spacing(diffusion.num_timesteps, num_steps)
-    process = make_process(diffusion, timesteps if form == "spaced" else None)
+    process = make_process(diffusion, timesteps if chosen else None, x_0_errors)
     bounds = stratum_bounds(process.num_timesteps, num_steps) if form == "stratified" else ()
 
     def part(batch: ImageBatch) -> Likelihood:
@@ -103,7 +108,7 @@ def require_num_steps(form: LikelihoodForm, num_steps: int, num_timesteps: int) 
     Raises:
         UserError: It can't.
     """
-    fewest = 2 if form == "stratified" else 1
+    fewest = 2 if form in ("stratified", "learned") else 1
     if form != "full" and not fewest <= num_steps <= num_timesteps:
         raise UserError(f"a {form} likelihood takes {fewest} to {num_timesteps} steps, got {num_steps}")
 

@@ -26,7 +26,7 @@ class LikelihoodPlan(ChunkedPlan):
     Attributes:
         dataset_uri: The split's directory.
         num_images: Number of images, from the split's beginning (its order is a seeded shuffle).
-        form, num_steps, timesteps: See `evaluation.likelihood.estimate.likelihood_parts`.
+        form, num_steps, timesteps, x_0_errors: See `evaluation.likelihood.estimate.likelihood_parts`.
         seed: Seed of the noise and of stratified timesteps.
         batch_size: Images per batch. It changes the numbers only by rounding.
         chunk_size: Images per file; an interruption loses at most the work on one file per worker.
@@ -41,13 +41,12 @@ class LikelihoodPlan(ChunkedPlan):
     batch_size: int = 100
     chunk_size: int = 100
     timesteps: tuple[int, ...] | None = None
+    x_0_errors: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what determines the content of the chunks; plans without timesteps look as they did before these existed."""
-        plain = ChunkedPlan.to_dict(self)
-        if self.timesteps is None:
-            del plain["timesteps"]
-        return plain
+        """Return what determines the content of the chunks; plans without a later field look as they did before it existed."""
+        later = ("timesteps", "x_0_errors")
+        return {name: value for name, value in ChunkedPlan.to_dict(self).items() if name not in later or value is not None}
 
 
 def split_likelihood(plan: LikelihoodPlan, work_uri: str, *, num_workers: int = 1, device: str = "cpu") -> Likelihood:
@@ -77,6 +76,7 @@ def _evaluate_chunk(chunk: Chunk[LikelihoodPlan]) -> int:
             form=plan.form,
             num_steps=plan.num_steps,
             timesteps=plan.timesteps,
+            x_0_errors=None if plan.x_0_errors is None else torch.tensor(plan.x_0_errors, dtype=torch.float64),
             seed=plan.seed,
             make_conditioning=model.conditioning,
             device=model.device,

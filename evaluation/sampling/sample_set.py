@@ -24,6 +24,7 @@ from evaluation.sampling.chunks import Chunk, ChunkedPlan, default_chunk_size, p
 from evaluation.sampling.generate import Generated, Labels, concatenated, generate, labels_for
 from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.low_res import LowRes, RealLowRes
+from evaluation.sampling.reverse_variance import x_0_errors_for
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_cached
 from training import storage
 from training.config.errors import UserError
@@ -93,12 +94,14 @@ def plan_samples(
     if low_res_uri and not upsampler:
         raise UserError(f"{model.description} is not an upsampler: it takes no images to enlarge")
     labels_for(torch.arange(1), model.num_classes, labels, seed=seed, class_counts=class_counts)
+    sampling = with_learned_steps(sampling, model)
+    x_0_errors_for(sampling, model)  # an estimate that is missing is made here, not by each worker
     default = default_batch_size(model.experiment.data.image_size)
     return SamplePlan(
         model=spec,
         num_images=num_images,
         seed=seed,
-        sampling=with_learned_steps(sampling, model),
+        sampling=sampling,
         labels=labels,
         class_counts=class_counts,
         batch_size=batch_size or default,

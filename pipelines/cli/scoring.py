@@ -1,4 +1,4 @@
-"""sample, evaluate, compare, learn-steps: images and scores of trained models, and the timesteps that suit one."""
+"""sample, evaluate, compare, learn-steps, learn-variance: images and scores of trained models, and what suits one in few steps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _OF_EXPERIMENT |= {f"likelihood_{word}" for word in ("form", "steps", "split", "
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (sample, evaluate, compare, learn_steps, metrics):
+    for command in (sample, evaluate, compare, learn_steps, learn_variance, metrics):
         app.command(rich_help_panel=PANEL)(command)
 
 
@@ -123,10 +123,10 @@ def evaluate(
     extractor_weights: str = EXTRACTOR_WEIGHTS,
     metrics: list[str] = METRICS,
     likelihood: bool = typer.Option(True, help="Compute bits/dim."),
-    likelihood_form: str = typer.Option("", help="Estimator of bits/dim: full, spaced or stratified; empty takes the experiment's."),
-    likelihood_steps: int = typer.Option(
-        0, min=0, help="Network evaluations per image of spaced and stratified; 0 takes the experiment's."
+    likelihood_form: str = typer.Option(
+        "", help="Estimator of bits/dim: full, spaced, stratified or learned; empty takes the experiment's."
     ),
+    likelihood_steps: int = typer.Option(0, min=0, help="Network evaluations per image of all but full; 0 takes the experiment's."),
     likelihood_split: str = typer.Option("", help="Split for bits/dim: train or test; empty takes the experiment's."),
     likelihood_images: int = typer.Option(0, min=0, help="Number of images of the split; 0 takes the experiment's."),
     memorisation: bool | None = typer.Option(
@@ -284,6 +284,35 @@ def learn_steps(
         ("to use them", f"--steps learned:{evaluations}"),
     ):
         print(f"{key:<32} {value}")
+
+
+def learn_variance(
+    model: str = MODEL,
+    data: str = DATA,
+    num_images: int = typer.Option(256, min=2, help="Real images of the training split on which it is estimated."),
+    seed: int = typer.Option(0, help="Seed of their noise."),
+    weights: str = WEIGHTS,
+    device: str = DEVICE,
+    as_json: bool = JSON,
+) -> None:
+    """Estimate the variances of the reverse steps that suit a model best, and store them in its run's directory."""
+    import dataclasses
+
+    connect()
+    from evaluation.records.devices import choose_device
+    from evaluation.sampling.reverse_variance import estimate_and_store
+
+    found, data_uri = model_and_data(model, data)
+    trained = found.spec(weights or None).load(choose_device(device))
+    variance, uri = estimate_and_store(trained, data_uri, num_images=num_images, seed=seed)
+    if as_json:
+        print(json.dumps({"uri": uri, **dataclasses.asdict(variance)}, indent=2))
+        return
+    count = len(variance.timesteps)
+    print("mean squared error of x_0    timestep    on real images    from the norm of eps")
+    for k in sorted({0, count // 4, count // 2, 3 * count // 4, count - 1}):
+        print(f"{'':<29}{variance.timesteps[k]:<12}{variance.optimal[k]:<18.3g}{variance.analytic[k]:.3g}")
+    print(f"{'stored':<29}{uri}\n{'to use it':<29}--sampling variance=optimal, or variance=analytic")
 
 
 def metrics(as_json: bool = JSON) -> None:

@@ -28,7 +28,8 @@ TimestepSampler = Literal["uniform", "loss_second_moment"]
 SamplingMethod = Literal["ancestral", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "unipc", "deis"]
 MultistepOrder = Literal[1, 2, 3]
 UniPCVariant = Literal["B1", "B2"]
-LikelihoodForm = Literal["full", "spaced", "stratified"]
+ReverseVariance = Literal["model", "analytic", "optimal"]
+LikelihoodForm = Literal["full", "spaced", "stratified", "learned"]
 Resize = Literal["none", "area", "adm", "box-squash", "lanczos"]
 Extractor = Literal[
     "inception", "digits-classifier", "vgg16", "clip-vit-b-32", "clip-vit-l-14-336px", "dinov2-vit-l-14", "efficientnet-lite0"
@@ -239,6 +240,9 @@ class SamplingConfig:
         unipc_variant: UniPC's function B(h): "B1" is h, "B2" is e^h - 1. It matters where a step has one difference to go by.
         dynamic_threshold: Clamp the predicted x_0 at this quantile of its absolute values, if that is above 1, and divide by it, in
             [0, 1]; 0 clamps at 1. Imagen has 0.995.
+        variance: Variance of an "ancestral" or "ddim" step. "model" is the model's own (DDIM: eta's). "analytic" and "optimal" are one
+            number for each timestep that `iddpm learn-variance` has estimated for the checkpoint: from the norm of eps (Analytic-DPM),
+            or from the error of x_0 on real images. Not for scores in training.
         guidance_scale: w of g + w (p - g), where p is the model's prediction and g a worse one; 1 takes p alone. Another value
             doubles the network evaluations.
         guidance_step: Training step of an earlier checkpoint of the same run that predicts g (autoguidance); 0 takes the model
@@ -254,6 +258,7 @@ class SamplingConfig:
     order: MultistepOrder = field(default=2, metadata=LATER)
     unipc_variant: UniPCVariant = field(default="B2", metadata=LATER)
     dynamic_threshold: float = field(default=0.0, metadata=LATER)
+    variance: ReverseVariance = field(default="model", metadata=LATER)
     guidance_scale: float = field(default=1.0, metadata=LATER)
     guidance_step: int = field(default=0, metadata=LATER)
 
@@ -265,6 +270,9 @@ class SamplingConfig:
         require(highest is None or self.order <= highest, "order", f"{self.method!r} has the orders 1 to {highest}, got {self.order}")
         require(
             self.method == "unipc" or self.unipc_variant == "B2", "unipc_variant", f"only 'unipc' has variants; method is {self.method!r}"
+        )
+        require(
+            self.method in ("ancestral", "ddim") or self.variance == "model", "variance", f"is not used by {self.method!r}; leave it out"
         )
         require(0.0 <= self.dynamic_threshold <= 1.0, "dynamic_threshold", f"must be in [0, 1], got {self.dynamic_threshold}")
         require(
@@ -298,8 +306,8 @@ class EvaluationConfig:
         rescore_best: The best few checkpoints that are scored again at full protocol with fresh seeds.
         likelihood_split: Split whose bits/dim is reported.
         likelihood_num_images: Images of the split that are used; None is all of them.
-        likelihood_form: "full" (every timestep), "spaced" (supplement section 5) or "stratified" (unbiased for
-            the full bound from few evaluations).
+        likelihood_form: "full" (every timestep), "spaced" (supplement section 5), "stratified" (unbiased for the full bound from few
+            evaluations) or "learned" (the K timesteps and variances with the least bound, see `iddpm learn-variance`).
         likelihood_steps: Network evaluations per image: the K of the spacing, or of the stratified estimate.
         memorisation: Search the training set for copies among the samples of the reported evaluation.
         metrics: Further metrics of the reported evaluation; `iddpm metrics` lists them. None takes what costs nothing more:
@@ -330,9 +338,9 @@ class EvaluationConfig:
         require_at_least(1, self, "evaluation", "num_reference_images", "likelihood_num_images")
         require_at_least(0, self, "evaluation", "patience", "min_steps")
         require(
-            self.likelihood_form != "stratified" or self.likelihood_steps >= 2,
+            self.likelihood_form not in ("stratified", "learned") or self.likelihood_steps >= 2,
             "evaluation.likelihood_steps",
-            f"a stratified estimate takes at least 2, got {self.likelihood_steps}",
+            f"a {self.likelihood_form} likelihood takes at least 2, got {self.likelihood_steps}",
         )
         require(0 <= self.min_gain < 1, "evaluation.min_gain", f"must be in [0, 1), got {self.min_gain}")
 
@@ -401,6 +409,11 @@ class Experiment:
                     read(sampling.spacing, self.diffusion.num_timesteps)
                 except ValueError as error:
                     raise UserError(f"{path}.spacing: {error}") from error
+        require(
+            self.evaluation.scoring_sampling.variance == "model",
+            "evaluation.scoring_sampling.variance",
+            "is estimated for a finished checkpoint; leave it out of the scores in training",
+        )
         require(
             self.evaluation.likelihood_steps <= self.diffusion.num_timesteps,
             "evaluation.likelihood_steps",

@@ -191,6 +191,7 @@ def count_forward_passes(experiment: Experiment) -> dict[str, int]:
             "full": num_timesteps,
             "spaced": len(likelihood_spacing(num_timesteps, evaluation.likelihood_steps)),
             "stratified": evaluation.likelihood_steps,
+            "learned": evaluation.likelihood_steps,
         }
         counts["likelihood"] = images * evaluations[evaluation.likelihood_form]
     return counts

@@ -45,6 +45,7 @@ class Stream(enum.IntEnum):
     LIKELIHOOD_TIMESTEP = 8
     LABELS = 9
     LABEL_DROPOUT = 10
+    REVERSE_VARIANCE = 11
 
 
 def keyed_normal(

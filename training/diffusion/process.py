@@ -51,11 +51,14 @@ class GaussianProcess:
         config: Defines the meaning of a network's output, and the original T.
         timesteps: The kept timesteps of the original chain, increasing. A t of this class counts the kept ones.
         alpha_bars: alpha_bar at the kept timesteps.
+        x_0_errors: Mean squared error of the network's x_0 at the kept timesteps, from which the variance is then computed (see
+            `optimal_variance`); None takes the variance of the config.
     """
 
     config: DiffusionConfig
     timesteps: tuple[int, ...]
     alpha_bars: Float64[Tensor, " timesteps"]
+    x_0_errors: Float64[Tensor, " timesteps"] | None = None
     _on_device: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -132,6 +135,26 @@ class GaussianProcess:
     def posterior_mean_coef_x_t(self) -> Float64[Tensor, " timesteps"]:
         """sqrt(alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t): the weight of x_t in equation 11."""
         return (1.0 - self.alpha_bars_prev) * (1.0 - self.betas).sqrt() / (1.0 - self.alpha_bars)
+
+    @cached_property
+    def optimal_variance(self) -> Float64[Tensor, " timesteps"]:
+        """beta_tilde_t + c_t^2 E|x_0 - x_0_theta(x_t)|^2 / d, where c_t is the weight of x_0 in equation 11.
+
+        The one variance for all pixels with which the mean's likelihood is greatest. Source: Bao et al. 2022, "Analytic-DPM: an analytic
+        estimate of the optimal reverse variance in diffusion probabilistic models", theorem 1, and Bao et al. 2022, "Estimating the
+        optimal covariance with imperfect mean in diffusion probabilistic models", for an x_0_theta that is not E[x_0 | x_t].
+
+        Raises:
+            ValueError: The errors of x_0 are not known.
+        """
+        if self.x_0_errors is None:
+            raise ValueError("the optimal variance needs the errors of x_0")
+        return self.posterior_variance + self.posterior_mean_coef_x_0.square() * self.x_0_errors
+
+    @cached_property
+    def optimal_log_variance(self) -> Float64[Tensor, " timesteps"]:
+        """Logarithm of `optimal_variance`."""
+        return self.optimal_variance.log()
 
     def at(self, name: str, t: Int64[Tensor, " batch"], like: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """Return a table's value at each image's t."""
@@ -223,6 +246,8 @@ class GaussianProcess:
 
     def _model_log_variance(self, v: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
         """Return log Sigma (equation 15) = f log beta_t + (1 - f) log beta_tilde_t; -1 to 1 spans the range: f = (v + 1) / 2."""
+        if self.x_0_errors is not None:
+            return self.at("optimal_log_variance", t, x_t).expand_as(x_t)
         if v is None:
             fixed = "fixed_large_log_variance" if self.config.variance == "fixed_large" else "posterior_log_variance_clipped"
             return self.at(fixed, t, x_t).expand_as(x_t)
@@ -255,11 +280,14 @@ def clip(x_0: Float[Tensor, "batch channels *size"], dynamic_threshold: float = 
     return x_0.clamp(-s, s) / s
 
 
-def make_process(config: DiffusionConfig, timesteps: Sequence[int] | None = None) -> GaussianProcess:
+def make_process(
+    config: DiffusionConfig, timesteps: Sequence[int] | None = None, x_0_errors: Float64[Tensor, " timesteps"] | None = None
+) -> GaussianProcess:
     """Return the chain over the given timesteps, with betas that keep alpha_bar at each of them (equation 19).
 
     Args:
         timesteps: Kept timesteps, 0-based and increasing, from `training.config.spacing`; None keeps all T.
+        x_0_errors: See `GaussianProcess`.
 
     Raises:
         ValueError: There are no timesteps, they do not increase, or one is not of this chain.
@@ -270,7 +298,7 @@ def make_process(config: DiffusionConfig, timesteps: Sequence[int] | None = None
             f"kept timesteps must increase within 0..{config.num_timesteps - 1}, got {list(kept[:8])}{'...' if kept[8:] else ''}"
         )
     alpha_bars = (1.0 - beta_schedule(config.schedule, config.num_timesteps)).cumprod(0)
-    return GaussianProcess(config, kept, alpha_bars[list(kept)])
+    return GaussianProcess(config, kept, alpha_bars[list(kept)], x_0_errors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, get_args
 
 import pytest
@@ -13,7 +14,7 @@ from training.config.experiment import DiffusionConfig, ModelConfig, SamplingCon
 from training.config.spacing import parse_spacing
 from training.diffusion.noise import Stream, keyed_normal
 from training.diffusion.pixels import quantize, to_model_range
-from training.diffusion.process import Denoiser, make_process
+from training.diffusion.process import Denoiser, GaussianProcess, make_process
 from training.diffusion.samplers.ancestral import Ancestral
 from training.diffusion.samplers.ddim import DDIM
 from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample, sample_loop
@@ -34,6 +35,12 @@ METHODS = [
 
 def fixed_small() -> DiffusionConfig:
     return DiffusionConfig(objective="simple", variance="fixed_small")
+
+
+def gaussian_errors(process: GaussianProcess, std: float) -> GaussianProcess:
+    """The chain that knows the error of x_0 for pixels of N(0, std^2): Var[x_0 | x_t]."""
+    rest = 1 - process.alpha_bars
+    return dataclasses.replace(process, x_0_errors=std**2 * rest / (std**2 * process.alpha_bars + rest))
 
 
 def draw(config: SamplingConfig, indices: list[int], *, seed: int = 5) -> Tensor:
@@ -154,6 +161,25 @@ def test_ddim_follows_the_exact_flow_of_gaussian_data_ever_closer() -> None:
         errors.append(float((sampler.states[-2] - exact).abs().max()))
     assert errors[1] < errors[0] / 5
     assert errors[1] < 0.02
+
+
+def test_the_optimal_variance_is_the_exact_one_of_gaussian_data() -> None:
+    process = gaussian_errors(make_process(DiffusionConfig(), parse_spacing("10", 4000)), std=0.3)
+    before, now = process.alpha_bars_prev, process.alpha_bars
+    variance_before, variance_now = 0.09 * before + 1 - before, 0.09 * now + 1 - now
+    covariance = (now / before).sqrt() * variance_before
+    torch.testing.assert_close(process.optimal_variance, variance_before - covariance**2 / variance_now, rtol=1e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("config", [SamplingConfig(variance="optimal"), SamplingConfig(method="ddim", variance="optimal")])
+def test_few_steps_with_the_optimal_variance_keep_the_distribution_of_gaussian_data(config: SamplingConfig) -> None:
+    process = gaussian_errors(make_process(fixed_small(), (0, 300, 1500, 3999)), std=0.25)
+    denoiser = Denoiser(process, GaussianOracle(process, std=0.25), clip_denoised=False)
+    sampler = Recorder(make_sampler(config))
+    sample(denoiser, sampler, indices=torch.arange(500), shape=(1, 8, 8), seed=0)
+    expected = (0.0625 * float(process.alpha_bars[0]) + 1 - float(process.alpha_bars[0])) ** 0.5
+    # 32,000 pixels: the standard error of the standard deviation is 0.25 / sqrt(64,000) = 1e-3. DDIM without it is at 0.236.
+    assert float(sampler.states[-2].std()) == pytest.approx(expected, abs=4e-3)
 
 
 @pytest.mark.slow

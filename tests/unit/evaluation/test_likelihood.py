@@ -266,7 +266,7 @@ def test_invalid_arguments_of_a_likelihood_are_refused(images: Tensor) -> None:
         evaluate_likelihood(SMALL, oracle(), batches(images, 4), form="stratified", num_steps=1)
     with pytest.raises(UserError, match="takes 1 to 100 steps, got 101"):
         evaluate_likelihood(SMALL, oracle(), batches(images, 4), form="spaced", num_steps=101)
-    with pytest.raises(UserError, match="only the 'spaced' form takes timesteps; this one is 'full'"):
+    with pytest.raises(UserError, match="only the 'spaced' and 'learned' forms take timesteps; this one is 'full'"):
         evaluate_likelihood(SMALL, oracle(), batches(images, 4), timesteps=(0, 50))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.config.experiment import SamplingConfig
+from training.config.experiment import ReverseVariance, SamplingConfig
 from training.diffusion.process import GaussianProcess, ModelPrediction
 from training.diffusion.samplers.sampler import Sampler, Visits
 from training.shapes import Float
@@ -14,8 +14,11 @@ from training.shapes import Float
 class Ancestral(Sampler):
     """Draws x_{t-1} from p(x_{t-1} | x_t); the variance is the model's where it learned one."""
 
-    description = "ancestral"
     is_stochastic = True
+
+    def __init__(self, variance: ReverseVariance = "model") -> None:
+        """Set the name of the variance, which the process computes."""
+        self.description = "ancestral" if variance == "model" else f"ancestral, {variance} variance"
 
     def move(self, process: GaussianProcess, x_t: Tensor, k: int, prediction: ModelPrediction, noise: Tensor, visits: Visits) -> Tensor:
         """Draw x_{t-1}, or return the mean in the last step."""
@@ -29,4 +32,4 @@ def p_sample(p: ModelPrediction, noise: Float[Tensor, "batch channels *size"]) -
 
 def make_sampler(config: SamplingConfig) -> Ancestral:
     """Return the sampler of the config."""
-    return Ancestral()
+    return Ancestral(config.variance)

@@ -14,7 +14,7 @@ from training.config.experiment import DiffusionConfig, SamplingConfig
 from training.config.spacing import parse_spacing
 from training.diffusion.noise import Stream, keyed_normal
 from training.diffusion.process import Denoiser, GaussianProcess, ModelPrediction, make_process
-from training.shapes import Float, Int64
+from training.shapes import Float, Float64, Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,18 @@ def make_sampler(config: SamplingConfig) -> Sampler:
     return sampler
 
 
-def make_sampling_process(diffusion: DiffusionConfig, sampling: SamplingConfig) -> GaussianProcess:
+def make_sampling_process(
+    diffusion: DiffusionConfig, sampling: SamplingConfig, x_0_errors: Float64[Tensor, " timesteps"] | None = None
+) -> GaussianProcess:
     """Return the chain over the timesteps that `sampling.spacing` keeps of the model's T.
+
+    Args:
+        x_0_errors: See `GaussianProcess`; for a `sampling.variance` that needs them.
 
     Raises:
         ValueError: The spacing is not understood, or T timesteps cannot give it.
     """
-    return make_process(diffusion, parse_spacing(sampling.spacing, diffusion.num_timesteps))
+    return make_process(diffusion, parse_spacing(sampling.spacing, diffusion.num_timesteps), x_0_errors)
 
 
 def sample(

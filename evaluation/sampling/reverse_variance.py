@@ -1,0 +1,205 @@
+"""The variances of the reverse steps that suit one checkpoint best, estimated on real images and stored in its run's directory.
+
+`GaussianProcess.optimal_variance` needs one number for each timestep, the mean squared error of x_0. It depends on no chain, so one
+estimate serves every spacing. There are two of them:
+
+- "optimal": the error itself, |x_0 - x_0_theta(x_t)|^2 / d, which counts the network's own error too (Bao et al. 2022, "Estimating the
+  optimal covariance with imperfect mean in diffusion probabilistic models").
+- "analytic": (1 - alpha_bar) / alpha_bar (1 - E|eps_theta(x_t)|^2 / d), which is the same for a perfect network, kept within the bounds
+  that data in [-1, 1] has (Bao et al. 2022, "Analytic-DPM", theorems 1 and 2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation.records.protocol_card import versions
+from evaluation.records.run_directory import RESULT, run_uri_of
+from evaluation.sampling.learned_steps import cheapest_path
+from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest
+from training import storage
+from training.config.errors import UserError
+from training.config.experiment import SamplingConfig
+from training.config.plain import as_plain_fields
+from training.config.spacing import likelihood_spacing, parse_spacing
+from training.console import say
+from training.data.format.manifest import read_manifest
+from training.data.loading.row_groups import iterate
+from training.diffusion.noise import Stream, keyed_normal
+from training.diffusion.pixels import to_model_range
+from training.diffusion.process import Denoiser, make_process
+from training.shapes import Float64
+
+DIRECTORY = "reverse_variance"
+NUM_IMAGES = 256
+_STRIDED = 50
+_BATCH_SIZE = 64
+_SMALLEST_ERROR = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReverseVariance:
+    """Mean squared errors of x_0 by timestep, and how they were estimated.
+
+    Attributes:
+        timesteps: Increasing, from 0 to T - 1; every small one and an even stride.
+        optimal, analytic: The error at each of them, in (0, 4]; see the module.
+        num_images: Real images of the training data; each has its own noise at each timestep.
+        seed: Keys the noise.
+    """
+
+    timesteps: tuple[int, ...]
+    optimal: tuple[float, ...]
+    analytic: tuple[float, ...]
+    num_images: int
+    seed: int
+    data_uri: str
+    data_digest: str
+    model: str
+    checkpoint_sha256: str
+    seconds: float
+    versions: dict[str, str]
+
+
+def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Tensor, " timesteps"] | None:
+    """Return the error of x_0 at each timestep that `sampling` visits, or None if its variance is the model's.
+
+    Where no estimate is stored for the checkpoint, it is made now on the data of its training, and stored. Between the timesteps of the
+    estimate, the logarithm of the error is a straight line in the log signal-to-noise ratio.
+
+    Raises:
+        UserError: There is no estimate, and the data of the training is not known.
+    """
+    if sampling.variance == "model":
+        return None
+    diffusion, uri = model.experiment.diffusion, _uri(model)
+    if storage.exists(uri):
+        stored = storage.read_json(uri)
+    else:
+        say(f"{model.description}: no variances are stored for it; estimating them now")
+        stored = dataclasses.asdict(estimate_and_store(model, _training_data(model))[0])
+    alpha_bars = make_process(diffusion).alpha_bars
+    log_snr = (alpha_bars.log() - (-alpha_bars).log1p()).numpy()
+    known, wanted = list(stored["timesteps"]), list(parse_spacing(sampling.spacing, diffusion.num_timesteps))
+    errors = np.interp(-log_snr[wanted], -log_snr[known], np.log(stored[sampling.variance]))
+    return torch.from_numpy(np.exp(errors))
+
+
+def least_bound_chain(model: TrainedModel, count: int) -> tuple[tuple[int, ...], Float64[Tensor, " timesteps"]]:
+    """Return the `count` timesteps whose chain has the least variational bound with the optimal variances, and the error of x_0 at each.
+
+    Raises:
+        UserError: As `x_0_errors_for`.
+    """
+    process, errors = make_process(model.experiment.diffusion), x_0_errors_for(SamplingConfig(variance="optimal"), model)
+    assert errors is not None
+    timesteps = least_bound_timesteps(process.alpha_bars, errors, count)
+    return timesteps, errors[list(timesteps)]
+
+
+def least_bound_timesteps(alpha_bars: Float64[Tensor, " all"], x_0_errors: Float64[Tensor, " all"], count: int) -> tuple[int, ...]:
+    """Return the `count` timesteps, 0 and T - 1 among them, whose chain has the least bound.
+
+    With the optimal variance, the term of a step from t to s is log(1 + (SNR_s - SNR_t) E|x_0 - x_0_theta(x_t)|^2 / d) / 2 for each
+    dimension, where SNR = alpha_bar / (1 - alpha_bar), and L_0 does not depend on the chain. Dynamic programming finds the least sum.
+
+    Source: Watson et al. 2021, "Learning to efficiently sample from diffusion probabilistic models", section 3, with the terms of Bao et
+    al. 2022, "Analytic-DPM", theorem 3.
+    """
+    noisiest_first = (alpha_bars / (1 - alpha_bars)).flip(0)
+    growth = (noisiest_first - noisiest_first.unsqueeze(1)).clamp(min=0.0)
+    terms = 0.5 * (growth * x_0_errors.flip(0).unsqueeze(1)).log1p()
+    terms[torch.ones_like(terms).tril().bool()] = float("inf")
+    return (0, *sorted(len(terms) - 1 - point for point in cheapest_path(terms, count - 1)))
+
+
+def estimate_and_store(model: TrainedModel, data_uri: str, *, num_images: int = NUM_IMAGES, seed: int = 0) -> tuple[ReverseVariance, str]:
+    """Estimate the errors and write them beside the checkpoints of the model's run; return them and their address.
+
+    Raises:
+        UserError: There is no such data set, or its images do not suit the model.
+    """
+    found, uri = estimate(model, data_uri, num_images=num_images, seed=seed), _uri(model)
+    storage.write_json(uri, as_plain_fields(found))
+    return found, uri
+
+
+def estimate(model: TrainedModel, data_uri: str, *, num_images: int = NUM_IMAGES, seed: int = 0) -> ReverseVariance:
+    """Estimate the errors of x_0 on the first images of the training split, with some 70 network evaluations an image.
+
+    Raises:
+        UserError: There is no such data set, or its images do not suit the model.
+    """
+    started, split_uri = time.monotonic(), storage.join(data_uri, "train")
+    manifest, num_timesteps = read_manifest(split_uri), model.experiment.diffusion.num_timesteps
+    num_images = min(num_images, manifest.num_images)
+    timesteps = likelihood_spacing(num_timesteps, min(_STRIDED, num_timesteps))
+    process = make_process(model.experiment.diffusion, timesteps)
+    errors, eps_norms = torch.zeros(2, len(timesteps), dtype=torch.float64)
+    for indices, x_0, conditioning in _real_images(model, split_uri, num_images):
+        denoiser = Denoiser(process, model.network, conditioning=conditioning)
+        for k, timestep in enumerate(timesteps):
+            noise = keyed_normal(seed, Stream.REVERSE_VARIANCE, indices, model.image_shape, counter=timestep)
+            t = torch.full((len(x_0),), k, device=x_0.device)
+            error, eps_norm = _squares(denoiser, x_0, t, noise)
+            errors[k] += error
+            eps_norms[k] += eps_norm
+    rest = 1 - eps_norms / num_images
+    analytic = ((1 - process.alpha_bars) / process.alpha_bars * rest).clamp(_SMALLEST_ERROR, 1.0)
+    return ReverseVariance(
+        timesteps=timesteps,
+        optimal=tuple((errors / num_images).clamp(min=_SMALLEST_ERROR).tolist()),
+        analytic=tuple(analytic.tolist()),
+        num_images=num_images,
+        seed=seed,
+        data_uri=data_uri,
+        data_digest=manifest.content_digest,
+        model=model.description,
+        checkpoint_sha256=checkpoint_digest(model.checkpoint_uri),
+        seconds=round(time.monotonic() - started, 1),
+        versions=versions(),
+    )
+
+
+def _squares(denoiser: Denoiser, x_0: Tensor, t: Tensor, noise: Tensor) -> tuple[float, float]:
+    """Return the sums over the images of |x_0 - x_0_theta|^2 / d, with the x_0 that sampling clips, and of |eps_theta|^2 / d."""
+    process = denoiser.process
+    with torch.no_grad():
+        x_t = process.q_sample(x_0, t, noise)
+        output = denoiser.network(x_t, process.model_timesteps(t), **denoiser.conditioning)
+        clipped, free = (process.read_output(output, x_t, t, clip_denoised=clip) for clip in (True, False))
+    error, eps_norm = ((value.double().square().flatten(1).mean(1)).sum() for value in (x_0 - clipped.x_0, free.eps))
+    return float(error), float(eps_norm)
+
+
+def _real_images(model: TrainedModel, split_uri: str, num_images: int) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Yield indices, images and conditioning of the first images, on the model's device."""
+    for indices, images, labels in iterate(split_uri, _BATCH_SIZE, stop=num_images):
+        if tuple(images.shape[1:]) != model.image_shape:
+            raise UserError(f"{split_uri} has images of {tuple(images.shape[1:])}, {model.description} makes {model.image_shape}")
+        x_0 = to_model_range(images.to(model.device))
+        conditioning = model.conditioning(x_0, None if labels is None else labels.to(model.device))
+        yield indices.to(model.device), x_0, conditioning
+
+
+def _training_data(model: TrainedModel) -> str:
+    """Return the data set that the model's run was trained on."""
+    result = storage.join(run_uri_of(model.checkpoint_uri), RESULT)
+    data_uri = storage.read_json(result).get("data_uri", "") if storage.exists(result) else ""
+    if not data_uri:
+        raise UserError(f"the data of {model.description} is not known; run 'iddpm learn-variance' with --data first")
+    return str(data_uri)
+
+
+def _uri(model: TrainedModel) -> str:
+    """Return the file of a model's variances. A model that is trained again, or whose address changes, has another."""
+    key = hashlib.sha256(f"{checkpoint_digest(model.checkpoint_uri)} {model.description}".encode()).hexdigest()[:12]
+    return storage.join(run_uri_of(model.checkpoint_uri), DIRECTORY, f"step={model.step:08d}-{key}.json")
