@@ -39,6 +39,9 @@ from training.config.experiment import SamplingConfig
 BASELINE = "250 ancestral steps"
 SAMPLERS = {
     "ancestral, learned variance": SamplingConfig(),
+    "ancestral, optimal variance": SamplingConfig(variance="optimal"),
+    "ancestral, Analytic-DPM": SamplingConfig(variance="analytic"),
+    "DDIM, optimal variance": SamplingConfig(method="ddim", variance="optimal"),
     "DDIM": SamplingConfig(method="ddim"),
     "DDIM, eta 0.5": SamplingConfig(method="ddim", eta=0.5),
     "DPM-Solver++ 2M": SamplingConfig(method="dpm_solver_pp"),

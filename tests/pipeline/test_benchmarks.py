@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import bench
+import bench_samplers
 import pytest
 from measuring import Measured, ratio
 from reports import calibrations, markdown, number, on_screen
@@ -108,6 +109,23 @@ def test_measured_speeds_are_what_a_cost_is_reckoned_by(tmp_path: Path, monkeypa
     assert phase.card_hours == pytest.approx(phase.flops / 1e11 / 3600)
     assert phase.price == 2.0 * phase.card_hours
     assert phase.basis == "training step, CIFAR-10, fp32, measured 2026-11-24 on a processor, 2 cores"
+
+
+def test_the_table_of_samplers_has_ratios_on_common_seeds_with_intervals_and_marks_the_goals() -> None:
+    def draw(sampler: str, evaluations: int, seed: int, distance: float, slope: float) -> bench_samplers.Draw:
+        without = [distance + slope * block for block in range(10)]
+        common = {"data": "digits", "model": "m", "distance_name": "FD", "num_images": 100, "steps": "even", "seconds": 1.0}
+        return bench_samplers.Draw(sampler=sampler, evaluations=evaluations, seed=seed, distance=distance, without=without, **common)
+
+    draws = [draw(bench_samplers.BASELINE, 250, seed, 2.0, 0.0) for seed in (0, 1)]
+    draws += [draw("DDIM", 10, seed, distance, 0.1) for seed, distance in ((0, 2.0), (1, 2.2), (7, 99.0))]  # no baseline for seed 7
+    cell = bench_samplers.cells(draws)["DDIM", "even"][10]
+    # The ratios 1 and 1.1; those without a block rise by 0.05 a block: sqrt(9/10 * 82.5) * 0.05 = 0.4308 for one seed, / sqrt(2) for two.
+    assert cell.ratio == pytest.approx(1.05)
+    assert cell.high - cell.ratio == pytest.approx(2.1009 * 0.4308 / 2**0.5, rel=1e-3)
+    page = bench_samplers.table(draws)
+    assert "| DDIM | even | **1.05 (0.41 to 1.69)** |" in page
+    assert bench_samplers.figure(draws).count("<svg") == 1
 
 
 @pytest.mark.parametrize(
