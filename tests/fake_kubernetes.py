@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import itertools
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -88,7 +89,7 @@ class FakeKubernetes:
             time.sleep(self.seconds_to_create)
         with self.lock:
             if path == _RAYJOBS and method == "GET" and self.has_kuberay:
-                return 200, {"apiVersion": "ray.io/v1", "kind": "RayJobList", "metadata": {}, "items": _selected(self.rayjobs, query)}
+                return 200, {"apiVersion": "ray.io/v1", "kind": "RayJobList", **_page(self.rayjobs, query)}
             if path.startswith(_RAYJOBS):
                 return self._rayjob(method, path, body)
             if path == _PODS:
@@ -96,7 +97,7 @@ class FakeKubernetes:
             if path.startswith("/apis/kueue.x-k8s.io") and self.queues is not None:
                 return self._kueue(path, query)
             if path == _WORKFLOWS:
-                return 200, {"apiVersion": "argoproj.io/v1alpha1", "kind": "WorkflowList", "items": _selected(self.workflows, query)}
+                return 200, {"apiVersion": "argoproj.io/v1alpha1", "kind": "WorkflowList", **_page(self.workflows, query)}
             if path.startswith(_WORKFLOWS + "/"):
                 workflow = self.workflows.get(path.removeprefix(_WORKFLOWS + "/"))
                 if workflow and method == "PATCH":
@@ -163,13 +164,23 @@ def recorded_statuses(name: str) -> list[dict[str, Any]]:
     return [status for status, before in zip(statuses, [None, *statuses], strict=False) if status != before]
 
 
+def _page(objects: dict[str, dict[str, Any]], query: dict[str, list[str]]) -> dict[str, Any]:
+    """Return a page of a list, as the query asks, with the place where the next one begins."""
+    found, start, size = _selected(objects, query), int(query.get("continue", ["0"])[0]), int(query.get("limit", ["0"])[0]) or None
+    rest = {"continue": str(start + size)} if size and start + size < len(found) else {}
+    return {"metadata": rest, "items": found[start : start + size if size else None]}
+
+
 def _selected(objects: dict[str, dict[str, Any]], query: dict[str, list[str]]) -> list[dict[str, Any]]:
-    parts = [part for part in query.get("labelSelector", [""])[0].split(",") if part]
+    parts = re.findall(r"[^,(]+(?:\([^)]*\))?", query.get("labelSelector", [""])[0])
     return [item for item in objects.values() if all(_has(item["metadata"].get("labels", {}), part) for part in parts)]
 
 
 def _has(labels: dict[str, str], part: str) -> bool:
-    """Return True if labels meet one part of a selector: "key=value", "key!=value" or "!key"."""
+    """Return True if labels meet one part of a selector: "key=value", "key!=value", "!key" or "key in (value,value)"."""
+    if " in (" in part:
+        key, _, values = part.rstrip(")").partition(" in (")
+        return labels.get(key) in values.split(",")
     if part.startswith("!"):
         return part[1:] not in labels
     key, _, value = part.replace("!=", "=").partition("=")

@@ -28,6 +28,8 @@ _NO_ANSWER = (urllib3.exceptions.HTTPError, OSError)
 _TIMEOUT = (5.0, 30.0)
 _QUICK_TIMEOUT = (2.0, 3.0)
 _LONGEST_PAUSE = 15.0
+_PAGE = 25
+"""Objects of one answer: the Workflow of a sweep may have 1 MiB, and the memory of a small pod must hold a page of them."""
 _WORKFLOWS = ("argoproj.io", "v1alpha1", "workflows")
 _RAYJOBS = (GROUP, VERSION, PLURAL)
 
@@ -70,14 +72,14 @@ class KubernetesApi:
 
     def rayjobs(self, selector: str) -> list[dict[str, Any]]:
         """Return the RayJobs with these labels; none where KubeRay is not installed."""
-        return self._list("list RayJobs", _RAYJOBS, selector)
+        return list(self._list("list RayJobs", _RAYJOBS, selector))
 
     def workflow(self, name: str) -> dict[str, Any] | None:
         """Return the Workflow of that name, which is a pipeline's run, or None."""
         return self._read(f"read Workflow {name}", _WORKFLOWS, name)
 
-    def workflows(self, selector: str) -> list[dict[str, Any]]:
-        """Return the Workflows with these labels."""
+    def workflows(self, selector: str) -> Iterator[dict[str, Any]]:
+        """Yield the Workflows with these labels, a page in memory at a time: each has 0.1 to 1 MB."""
         return self._list("list Workflows", _WORKFLOWS, selector, required=True)
 
     def label_workflow(self, name: str, label: str, value: str | None) -> None:
@@ -111,7 +113,7 @@ class KubernetesApi:
         """Return what the job of that uid waits for in its queue, in Kueue's words."""
         kind = ("kueue.x-k8s.io", self._kueue_version(), "workloads")
         try:
-            workloads = self._list("list Workloads", kind, f"kueue.x-k8s.io/job-uid={uid}")
+            workloads = list(self._list("list Workloads", kind, f"kueue.x-k8s.io/job-uid={uid}"))
         except KubernetesError:
             return []
         return [
@@ -247,14 +249,20 @@ class KubernetesApi:
 
         return self._call(what, lambda api: _or_none(lambda: read(api)))
 
-    def _list(self, what: str, kind: tuple[str, str, str], selector: str, *, required: bool = False) -> list[dict[str, Any]]:
+    def _list(self, what: str, kind: tuple[str, str, str], selector: str, *, required: bool = False) -> Iterator[dict[str, Any]]:
+        token = ""
+
         def read(api: client.ApiClient) -> Any:
             return client.CustomObjectsApi(api).list_namespaced_custom_object(
-                *self._path(kind), label_selector=selector, _request_timeout=_TIMEOUT
+                *self._path(kind), label_selector=selector, limit=_PAGE, _continue=token, _request_timeout=_TIMEOUT
             )
 
-        found = self._call(what, read if required else lambda api: _or_none(lambda: read(api)))
-        return list(found["items"]) if found else []
+        while True:
+            found = self._call(what, read if required else lambda api: _or_none(lambda: read(api)))
+            yield from found["items"] if found else ()
+            token = ((found or {}).get("metadata") or {}).get("continue") or ""
+            if not token:
+                return
 
     def _call(self, what: str, send: Callable[[client.ApiClient], T]) -> T:
         try:

@@ -15,7 +15,8 @@ LARGEST_SWEEP = 60
 """The most trials of one run. Kubernetes stores 1 MiB of a Workflow, and Argo stores each step's inputs in it (tests measure it)."""
 ENDED = ("Succeeded", "Failed", "Error")
 """Phases of a Workflow whose steps are over."""
-
+RUNNING = "workflows.argoproj.io/completed!=true"
+"""Selects the Workflows that go on, by the label that Argo gives those that have ended."""
 
 _STOPPED = re.compile(r"main: Error \(exit code 143\)|$")
 """Argo's words for a step that got SIGTERM, or none."""

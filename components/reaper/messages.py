@@ -10,13 +10,13 @@ import itertools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.cluster.failures import step_errors
 from components.cluster.kubernetes_api import KubernetesApi
-from components.cluster.workflows import form_of, is_cancelled, last_start, phase_of, pipeline_of
+from components.cluster.workflows import RUNNING, form_of, is_cancelled, last_start, phase_of, pipeline_of
 from components.steps.run_messages import End, tell_end, tell_hung, tell_start
 from components.steps.runs import last_progress
 from components.steps.webhook import EVENTS, is_wanted
@@ -34,6 +34,16 @@ _LATEST_SECONDS = 6 * 3600.0
 """An older end is no news: a webhook that is set up now is not told of last week's runs."""
 
 
+class _Live(NamedTuple):
+    """What matters of a Workflow that runs."""
+
+    run_id: str
+    root: str
+    name: str
+    age_seconds: float
+    is_cancelled: bool
+
+
 def tell_webhook(api: KubernetesApi) -> None:
     """Tell what is to be told of the Workflows in the namespace; stop if the webhook takes nothing, as each try costs 40 s.
 
@@ -45,22 +55,24 @@ def tell_webhook(api: KubernetesApi) -> None:
     if not any(map(is_wanted, EVENTS)):
         return
     hung_seconds = _hung_seconds()
-    running = _ours(api.workflows("workflows.argoproj.io/completed!=true"))
-    for workflow in running:
+    running = []
+    for workflow in _ours(api.workflows(RUNNING)):
         if TOLD_LABEL in workflow["metadata"]["labels"]:  # KFP's Retry made it run again
             api.label_workflow(workflow["metadata"]["name"], TOLD_LABEL, None)
+        age, root = _age((workflow.get("status") or {}).get("startedAt")), form_of(workflow)["storage_root_uri"]
+        running.append(_Live(_run_id(workflow), root, _name(workflow), age, is_cancelled(workflow)))
     ended = _ours(api.workflows(f"workflows.argoproj.io/completed=true,!{TOLD_LABEL}"))
     not_taken = (1 for is_told in _tell_all(api, ended, running, hung_seconds) if not is_told)
     if sum(itertools.islice(not_taken, _MOST_FAILURES)) == _MOST_FAILURES:
         say(f"{_MOST_FAILURES} messages could not be told; the next reaper tells them and the rest")
 
 
-def _tell_all(api: KubernetesApi, ended: list[Mapping[str, Any]], running: list[Mapping[str, Any]], hung_seconds: float) -> Iterator[bool]:
+def _tell_all(api: KubernetesApi, ended: Iterable[Mapping[str, Any]], running: list[_Live], hung_seconds: float) -> Iterator[bool]:
     """Tell one message after the other, and yield whether there is nothing left to do for it."""
     for workflow in ended:
         yield _tell_end(api, workflow)
-    for workflow in running:
-        yield _tell_start(workflow)
+    for live in running:
+        yield live.age_seconds > _LATEST_SECONDS or tell_start(live.run_id, live.root, name=live.name)
     if hung_seconds and running and is_wanted("hung"):
         yield from _tell_hung(running, hung_seconds)
 
@@ -77,28 +89,20 @@ def _tell_end(api: KubernetesApi, workflow: Mapping[str, Any]) -> bool:
     return True
 
 
-def _tell_start(workflow: Mapping[str, Any]) -> bool:
-    """Tell that a run has begun."""
-    if _age((workflow.get("status") or {}).get("startedAt")) > _LATEST_SECONDS:
-        return True
-    return tell_start(_run_id(workflow), form_of(workflow)["storage_root_uri"], name=_name(workflow))
-
-
-def _tell_hung(workflows: list[Mapping[str, Any]], limit: float) -> Iterator[bool]:
+def _tell_hung(running: list[_Live], limit: float) -> Iterator[bool]:
     """Tell of each training that MLflow shows as running and that has logged nothing for `limit` seconds."""
     trainings = defaultdict(set)
     for run in open_runs(PIPELINE_RUN_TAG):
         trainings[run.tags[PIPELINE_RUN_TAG]].add(run.tags.get(RUN_URI_TAG, ""))
-    for workflow in workflows:
-        for run_uri in sorted(trainings[_run_id(workflow)] - {""}):
+    for live in running:
+        for run_uri in sorted(trainings[live.run_id] - {""}):
             try:
                 since = last_progress(run_uri)
             except StorageError as error:  # such as a bucket of another team
                 say(str(error))
                 continue
-            if since and time.time() - since > limit and not is_cancelled(workflow):
-                root = form_of(workflow)["storage_root_uri"]
-                yield tell_hung(_run_id(workflow), run_uri, root, seconds=time.time() - since, since=int(since))
+            if since and time.time() - since > limit and not live.is_cancelled:
+                yield tell_hung(live.run_id, run_uri, live.root, seconds=time.time() - since, since=int(since))
 
 
 def _hung_seconds() -> float:
@@ -109,10 +113,9 @@ def _hung_seconds() -> float:
         raise UserError(f"{HUNG_VARIABLE} (hung-minutes of the Secret) must be a number of minutes, got {word!r}") from None
 
 
-def _ours(workflows: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the Workflows of this project's pipelines, the oldest first."""
-    ours = [each for each in workflows if pipeline_of(each).startswith("iddpm-") and form_of(each).get("storage_root_uri")]
-    return sorted(ours, key=lambda each: str(each["metadata"].get("creationTimestamp")))
+def _ours(workflows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the Workflows of this project's pipelines."""
+    return (each for each in workflows if pipeline_of(each).startswith("iddpm-") and form_of(each).get("storage_root_uri"))
 
 
 def _age(moment: str | None) -> float:

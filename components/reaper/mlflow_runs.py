@@ -12,8 +12,8 @@ and for the latest ones, and the cluster for the Workflow of each pipeline's run
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
 
 from components.ablations.close import update_ablation
 from components.cluster.failures import in_one_sentence, step_errors
@@ -26,7 +26,7 @@ from training.storage.errors import StorageError
 from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, latest_runs, open_runs, set_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from training.tracking.tracked_run import Status
 
@@ -34,6 +34,17 @@ WORKFLOW_TAG = "iddpm.workflow"
 """Tag of an MLflow run: the pipeline's run that it was last seen with, the cluster, and the Workflow."""
 _NUM_LATEST = 200
 """The runs whose storage roots are searched for what MLflow lacks."""
+_IDS_PER_REQUEST = 50
+"""Ids in one selector of Workflows, which is a part of the request's address."""
+
+
+class _Seen(NamedTuple):
+    """What matters of a Workflow that may be large."""
+
+    name: str
+    phase: str
+    is_cancelled: bool
+    errors: dict[str, str]
 
 
 def close_finished_runs(api: KubernetesApi) -> list[str]:
@@ -48,10 +59,10 @@ def close_finished_runs(api: KubernetesApi) -> list[str]:
     """
     runs = open_runs(PIPELINE_RUN_TAG)
     send_what_mlflow_lacks([*runs, *latest_runs(_NUM_LATEST)])  # first, as it also closes runs
-    workflows_of = functools.cache(lambda pipeline_run_id: api.workflows(f"pipeline/runid={pipeline_run_id}"))
+    workflows = _workflows_of(api, sorted({run.tags[PIPELINE_RUN_TAG] for run in runs}))
     closed = []
     for run in runs:
-        end = _end_of(run, workflows_of, api.identity)
+        end = _end_of(run, workflows[run.tags[PIPELINE_RUN_TAG]], api.identity)
         if end is None:
             continue
         status, reason, error = end
@@ -79,23 +90,33 @@ def send_what_mlflow_lacks(runs: Sequence[FoundRun]) -> None:
             say(str(error))
 
 
-def _end_of(run: FoundRun, workflows_of: Callable[[str], Sequence[dict[str, Any]]], cluster: str) -> tuple[Status, str, str] | None:
+def _workflows_of(api: KubernetesApi, pipeline_run_ids: Sequence[str]) -> dict[str, list[_Seen]]:
+    """Return the Workflows of each pipeline's run; none for a run of another cluster, or a Workflow that is gone."""
+    found: dict[str, list[_Seen]] = defaultdict(list)
+    for start in range(0, len(pipeline_run_ids), _IDS_PER_REQUEST):
+        ids = ",".join(pipeline_run_ids[start : start + _IDS_PER_REQUEST])
+        for workflow in api.workflows(f"pipeline/runid in ({ids})"):
+            phase = phase_of(workflow)
+            errors = step_errors(workflow, lambda pod: "") if phase in ENDED else {}
+            seen = _Seen(workflow["metadata"]["name"], phase, is_cancelled(workflow), errors)
+            found[workflow["metadata"]["labels"]["pipeline/runid"]].append(seen)
+    return found
+
+
+def _end_of(run: FoundRun, workflows: Sequence[_Seen], cluster: str) -> tuple[Status, str, str] | None:
     """Return the status with which a run ends, the reason, and the errors of its steps; None if it goes on, or does not belong here."""
-    pipeline_run_id = run.tags[PIPELINE_RUN_TAG]
-    seen_here = f"{pipeline_run_id} {cluster} "
+    seen_here = f"{run.tags[PIPELINE_RUN_TAG]} {cluster} "
     seen = run.tags.get(WORKFLOW_TAG, "")
-    workflows = workflows_of(pipeline_run_id)
     if not workflows:
         return ("KILLED", f"its Workflow {seen.removeprefix(seen_here)} is gone", "") if seen.startswith(seen_here) else None
-    phases = {phase_of(workflow) for workflow in workflows}
-    name = workflows[0]["metadata"]["name"]
+    phases, name = {each.phase for each in workflows}, workflows[0].name
     if phases <= set(ENDED):
-        if any(is_cancelled(workflow) for workflow in workflows):
+        if any(each.is_cancelled for each in workflows):
             return "KILLED", f"its Workflow {name} was cancelled", ""
         reason = f"its Workflow {name} has ended ({', '.join(sorted(phases))})"
         if phases == {"Succeeded"}:
             return "FINISHED", reason, ""
-        errors = {step: text for workflow in workflows for step, text in step_errors(workflow, lambda pod: "").items()}
+        errors = {step: text for each in workflows for step, text in each.errors.items()}
         return "FAILED", reason, in_one_sentence(errors)
     if not seen.startswith(seen_here):
         set_tag(run.run_id, WORKFLOW_TAG, f"{seen_here}{name}")

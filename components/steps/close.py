@@ -67,7 +67,7 @@ def end_of_run(state: str, pipeline_run_id: str) -> End:
 
     try:
         api = ClusterApi(current_namespace(), patience_seconds=60.0)
-        workflows = api.workflows(f"pipeline/runid={pipeline_run_id}")
+        workflows = list(api.workflows(f"pipeline/runid={pipeline_run_id}"))
     except KubernetesError as error:
         say(f"{error}; a run that was cancelled is closed as failed")
         return End(succeeded=False)
