@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,7 +188,11 @@ def score_uri(checkpoint_uri: str) -> str:
     return storage.join(run_uri_of(checkpoint_uri), EVALUATIONS, f"step={checkpoint.step_of(checkpoint_uri):08d}.json")
 
 
+_NUM_READERS = 16
+
+
 def read_history(run_uri: str) -> list[dict[str, Any]]:
     """Read the scores in a run's directory, by step."""
     uris = [uri for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS)) if uri.rpartition("/")[2].startswith("step=")]
-    return sorted((storage.read_json(uri) for uri in uris), key=lambda score: int(score["step"]))
+    with ThreadPoolExecutor(_NUM_READERS) as pool:  # there may be a thousand
+        return sorted(pool.map(storage.read_json, uris), key=lambda score: int(score["step"]))

@@ -26,6 +26,7 @@ _TITLES = {
     "memory": "Memory",
     "scoring": "Scoring beside training",
     "scaling": "From one worker to two",
+    "growth": "With many runs, trials, checkpoints and shards",
 }
 
 

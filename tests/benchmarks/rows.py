@@ -8,7 +8,7 @@ from typing import Literal
 
 from measuring import Measured
 
-Unit = Literal["times", "%", "s", "s a step", "MB", "GFLOP/s", "GB/s", "images/s", "of 2 workers"]
+Unit = Literal["times", "%", "s", "s a step", "MB", "GFLOP/s", "GB/s", "images/s", "of 2 workers", "requests", "requests/s", "a minute"]
 Verdict = Literal["met", "MISSED", "", "FAILED"]
 
 
@@ -58,6 +58,33 @@ _UPSAMPLER_BF16 = (
     "three quarters of the step are convolutions, which this processor does twice as fast in bf16 as in fp32; the rest gains nothing: "
     "normalisation and SiLU (7%), casts of the weights (5%), optimiser and average (4%), and it starts from a baseline near its peak"
 )
+
+
+def _growth() -> list[Row]:
+    """Rows with an upper bound, on the processor alone."""
+    of_limit = "the 1 MiB of an object that Kubernetes and Argo take"
+    table: tuple[tuple[str, str, str, Unit, float | None], ...] = (
+        ("kubernetes-rayjobs", "requests to the Kubernetes API by 100 trainings on RayJobs and the reaper", "", "requests/s", 1),
+        ("kubernetes-workers", "requests of a training with 64 workers in 8 pods", "with 1 worker", "times", 1),
+        ("mlflow-logging", "requests to MLflow of a training that logs 50 metrics 4 times a second", "", "a minute", 7),
+        ("mlflow-reaper", "requests to MLflow of the reaper, for each open run, of 10,000 runs", "", "requests", 1),
+        ("workflow-12", "Workflow of a sweep of 12 trials", of_limit, "%", 100),
+        ("workflow-60", "Workflow of a sweep of 60 trials, the most that is accepted", of_limit, "%", 100),
+        ("workflow-200", "Workflow of a sweep of 200 trials, which is refused before it starts", of_limit, "%", None),
+        ("runs", "iddpm runs with 10,000 runs in Kubeflow Pipelines", "", "s", 5),
+        ("doctor", "iddpm doctor with 10,000 runs in Kubeflow Pipelines and in MLflow", "", "s", 5),
+        ("reaper", "the reaper with 10,000 runs in MLflow, 100 of them open, and 100 RayJobs", "", "s", 5),
+        ("checkpoint", "requests to S3 to store a checkpoint beside 1,000 others", "the first one", "times", 1),
+        ("resume", "requests to S3 to find the last of 1,000 checkpoints and check it", "", "requests", 30),
+        ("history", "read the scores of 1,000 checkpoints, as each start does", "", "s", 5),
+        ("staging", "requests to S3 to stage a data set of 10,000 shards, for each shard", "", "requests", 2),
+        ("staged-again", "requests to S3 at the next start on that node", "", "requests", 1),
+        ("streaming", "requests to S3 to the first batch where the same data set is streamed", "", "requests", 100),
+    )
+    return [
+        Row(key=f"growth.{name}", what=what, against=against, unit=unit, goals={"cpu": goal}, at_least=False)
+        for name, what, against, unit, goal in table
+    ]
 
 
 def _training() -> list[Row]:
@@ -338,6 +365,7 @@ ROWS: tuple[Row, ...] = (
         unit="of 2 workers",
         goals={"cpu": 0.85},
     ),
+    *_growth(),
 )
 
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(row.group for row in ROWS))

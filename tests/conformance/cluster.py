@@ -247,6 +247,16 @@ class Cluster:
         print(f"    deleting pod {name}", flush=True)
         self.call("DELETE", f"{self.path_of('pods')}/{name}")
 
+    def lose_ray_pod(self, node_type: str) -> None:
+        """Delete the one pod of that type under a training that has a checkpoint, wait for the run's end, and note its steps' logs."""
+        run = self.submit("--resources", f"train={RAYJOB}", *self.lasting(150))
+        pod = self.training(run, step=100)
+        self.wait("a checkpoint was scored", lambda: "scored step" in self.log(pod), 300)
+        (lost,) = self.ray_pods(node_type)
+        self.delete_pod(lost["metadata"]["name"])
+        self.finish(run)
+        self.record.texts["log"] = "\n".join(self.log(name) for name in self.record.pods_of("executor"))
+
     def evict_pod(self, name: str) -> None:
         """Evict a pod as `kubectl drain` does."""
         print(f"    evicting pod {name}", flush=True)

@@ -125,7 +125,12 @@ def parallel_map(
     import ray
 
     with ray_session(os.environ.get("RAY_ADDRESS") or "local", num_cpus=num_workers):
-        remote = ray.remote(function).options(num_cpus=1, num_gpus=num_gpus_per_worker * _GPU_FRACTION, max_retries=3)
+        remote = ray.remote(function).options(
+            num_cpus=1,
+            num_gpus=num_gpus_per_worker * _GPU_FRACTION,
+            max_retries=3,
+            scheduling_strategy="SPREAD",  # over all nodes that were asked for; Ray would fill one first, and leave others idle
+        )
         waiting = iter(jobs)
         # The range comes first: with the jobs first, zip would take one job too many from the iterator.
         running = [remote.remote(job) for _, job in zip(range(num_workers), waiting, strict=False)]

@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import Experiment
+from training.config.experiment import Experiment, Resources
 from training.config.run_keys import training_fields
 from training.console import format_bytes, say
 from training.data.format.manifest import read_manifest
@@ -139,20 +139,13 @@ def _control_of(job: Job) -> Any:
 def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
     """Train with Ray; start again after `MAX_WORKER_FAILURES` failures if a checkpoint was saved since the last start."""
     resources, on_gpu = job.resources, job.resources.num_gpus_per_worker > 0
-    is_elastic = 0 < resources.min_workers < resources.num_workers
-    workers = (resources.min_workers, resources.num_workers) if is_elastic else resources.num_workers
     for attempt in itertools.count(1):
         before = _saved_step(job)
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]  # Ray's stubs miss that what a worker returns is the result's
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=resources.collective_timeout_seconds),
-            scaling_config=ScalingConfig(
-                num_workers=workers,  # type: ignore[arg-type]  # a range is allowed
-                use_gpu=on_gpu,
-                resources_per_worker={"CPU": 1, "GPU": 1 - SCORE_GPU_SHARE} if on_gpu and job.scorer else None,
-                placement_strategy="SPREAD",  # over all nodes that were asked for; Ray would fill one first, and leave others idle
-            ),
+            scaling_config=scaling(resources, has_scorer=job.scorer is not None),
             run_config=RunConfig(
                 name=f"train-{attempt}",
                 # Ray stores only its own snapshot here; on a cluster all nodes must reach it.
@@ -175,6 +168,17 @@ def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
             return outcome
         _free_reservations()
     raise AssertionError("unreachable")
+
+
+def scaling(resources: Resources, *, has_scorer: bool) -> ScalingConfig:
+    """Return what Ray Train reserves for the workers, and on which nodes."""
+    on_gpu, is_elastic = resources.num_gpus_per_worker > 0, 0 < resources.min_workers < resources.num_workers
+    return ScalingConfig(
+        num_workers=(resources.min_workers, resources.num_workers) if is_elastic else resources.num_workers,  # type: ignore[arg-type]  # a range is allowed
+        use_gpu=on_gpu,
+        resources_per_worker={"CPU": 1, "GPU": 1 - SCORE_GPU_SHARE} if on_gpu and has_scorer else None,
+        placement_strategy="SPREAD",  # over all nodes that were asked for; Ray would fill one first, and leave others idle
+    )
 
 
 def _free_reservations() -> None:

@@ -38,7 +38,7 @@ class _Backend(Protocol):
     def list_dirs(self, prefix_uri: str) -> Iterable[str]: ...
     def delete(self, uri: str) -> None: ...
     def delete_prefix(self, uri: str) -> int: ...
-    def copy_to(self, uri: str, path: Path) -> None: ...
+    def copy_to(self, uri: str, path: Path, num_bytes: int) -> None: ...
     def upload(self, path: Path, uri: str) -> None: ...
 
 
@@ -151,11 +151,15 @@ def delete_partial_files(uri: str) -> None:
         disk.delete_partial_files(uri)
 
 
-def download(uri: str, path: str | Path) -> Path:
-    """Copy what is stored under `uri` to the file `path`, which appears completely or not at all."""
-    target = Path(path)
-    with disk.complete_file(target, f"{uri} to {target}", num_bytes=size(uri)) as partial:
-        _backend(uri).copy_to(uri, partial)
+def download(uri: str, path: str | Path, *, num_bytes: int | None = None) -> Path:
+    """Copy what is stored under `uri` to the file `path`, which appears completely or not at all.
+
+    Args:
+        num_bytes: Its size where that is known, which saves a request; None asks for it.
+    """
+    target, num_bytes = Path(path), size(uri) if num_bytes is None else num_bytes
+    with disk.complete_file(target, f"{uri} to {target}", num_bytes=num_bytes) as partial:
+        _backend(uri).copy_to(uri, partial, num_bytes)
     return target
 
 

@@ -115,7 +115,7 @@ def delete_partial_files(uri: str) -> None:
                     path.unlink()
 
 
-def copy_to(uri: str, path: Path) -> None:
+def copy_to(uri: str, path: Path, num_bytes: int) -> None:
     shutil.copyfile(local_path(uri), path)
 
 

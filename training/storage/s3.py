@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 4
 _DELETE_BATCH = 1000  # S3's limit for one request
+_SMALL_BYTES = 8 * 2**20
+"""boto3 fetches a larger object in parts, for which it asks for the size again; one request is enough for a smaller one."""
 _NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "ExpiredToken", "401", "403"}
 _BUSY = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException", "OperationAborted"}
@@ -139,10 +141,13 @@ def delete_prefix(uri: str) -> int:
     return len(names)
 
 
-def copy_to(uri: str, path: Path) -> None:
+def copy_to(uri: str, path: Path, num_bytes: int) -> None:
     bucket, key = split(uri)
     with explain_disk_errors(str(path)), _explain_errors(uri):
-        client().download_file(bucket, key, str(path))
+        if num_bytes <= _SMALL_BYTES:
+            path.write_bytes(_get(uri))
+        else:
+            client().download_file(bucket, key, str(path))
 
 
 def upload(path: Path, uri: str) -> None:

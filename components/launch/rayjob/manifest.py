@@ -7,7 +7,6 @@ from Secrets that are named, not copied.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -48,8 +47,6 @@ _POD_ANNOTATIONS = {
 """Autoscalers let a training end before they remove its node. Ray's ports don't work through Istio's sidecar."""
 _METRICS_ANNOTATIONS = {"prometheus.io/scrape": "true", "prometheus.io/port": "8080", "prometheus.io/path": "/metrics"}
 """KubeRay lets every pod of Ray export its metrics at this port."""
-_INHERITED = ("MLFLOW_RUN_ID",)
-"""Variables that the driver inherits from the launcher: the MLflow run that KFP made for this step, which becomes the parent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +62,6 @@ class RayJob:
         image: Image of all pods. It has the driver's Ray and Python.
         image_pull_policy: Pull policy of all containers.
         image_pull_secrets: Names of Secrets for the image's registry.
-        driver_env: More environment of the head.
         owner: The Workflow with which Kubernetes deletes the job; None has none.
         launch: Id of the launcher process that creates the job.
     """
@@ -78,7 +74,6 @@ class RayJob:
     image: str
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
-    driver_env: Mapping[str, str]
     owner: Owner | None = None
     launch: str = ""
 
@@ -133,7 +128,6 @@ def rayjob_for(call: Call, resources: StageResources, *, launcher: Mapping[str, 
         image=image,
         image_pull_policy=options.image_pull_policy or container.get("imagePullPolicy") or "IfNotPresent",
         image_pull_secrets=options.image_pull_secrets or tuple(secret["name"] for secret in pod.get("imagePullSecrets") or ()),
-        driver_env={name: os.environ[name] for name in _INHERITED if name in os.environ},
         owner=owner_of(launcher),
         launch=launch,
     )
@@ -201,7 +195,7 @@ def _cluster(job: RayJob) -> dict[str, Any]:
         job,
         "ray-head",
         {"cpu": options.head_cpu, "memory": options.head_memory},
-        {**no_gpu, **job.driver_env, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(HEAD_DRAIN_SECONDS)},
+        {**no_gpu, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(HEAD_DRAIN_SECONDS)},
     )
     head["spec"]["terminationGracePeriodSeconds"] = HEAD_GRACE_SECONDS
     return {

@@ -1,18 +1,12 @@
 """After Ray's head is killed the same run goes on from its last checkpoint on a new Ray cluster, and its log says why."""
 
-from conformance.cluster import RAYJOB, Cluster
+from conformance.cluster import Cluster
 from conformance.record import Claim, Record
 
 
 def drive(cluster: Cluster) -> None:
     """Delete the head's pod of a training that has a checkpoint."""
-    run = cluster.submit("--resources", f"train={RAYJOB}", *cluster.lasting(150))
-    pod = cluster.training(run, step=100)
-    cluster.wait("a checkpoint was scored", lambda: "scored step" in cluster.log(pod), 300)
-    (lost,) = cluster.ray_pods("head")
-    cluster.delete_pod(lost["metadata"]["name"])
-    cluster.finish(run)
-    cluster.record.texts["log"] = "\n".join(cluster.log(name) for name in cluster.record.pods_of("executor"))
+    cluster.lose_ray_pod("head")
 
 
 def judge(record: Record) -> list[Claim]:

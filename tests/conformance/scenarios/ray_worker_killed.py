@@ -1,18 +1,12 @@
 """A Ray worker that is killed is replaced, and the training goes on from its last checkpoint on the same RayJob."""
 
-from conformance.cluster import RAYJOB, Cluster
+from conformance.cluster import Cluster
 from conformance.record import Claim, Record
 
 
 def drive(cluster: Cluster) -> None:
     """Delete the worker's pod of a training that has a checkpoint."""
-    run = cluster.submit("--resources", f"train={RAYJOB}", *cluster.lasting(150))
-    pod = cluster.training(run, step=100)
-    cluster.wait("a checkpoint was scored", lambda: "scored step" in cluster.log(pod), 300)
-    (lost,) = cluster.ray_pods("worker")
-    cluster.delete_pod(lost["metadata"]["name"])
-    cluster.finish(run)
-    cluster.record.texts["log"] = "\n".join(cluster.log(name) for name in cluster.record.pods_of("executor"))
+    cluster.lose_ray_pod("worker")
 
 
 def judge(record: Record) -> list[Claim]:

@@ -83,7 +83,6 @@ def _rayjob() -> RayJob:
         namespace=fake_kubernetes.NAMESPACE,
         image="iddpm-pipelines:0.1.0",
         resources=StageResources(ray_mode="rayjob", cpu="4", memory="16Gi", num_gpus_per_worker=1),
-        driver_env={},
     )
 
 

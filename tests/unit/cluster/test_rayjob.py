@@ -59,7 +59,6 @@ def _job(*, deadline: int = 48 * 3600, **changes: Any) -> RayJob:
             "namespace": NAMESPACE,
             "image": "iddpm:test",
             "resources": StageResources(ray_mode="rayjob", cpu="2", rayjob=options),
-            "driver_env": {},
             "owner": _WORKFLOW,
             "launch": "launch-1",
             **changes,
@@ -494,7 +493,7 @@ from components.launch.resources import StageResources
 owner, poll_seconds, launch = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 job = RayJob(
     run_key="digits-0123456789", run_uri="s3://iddpm/runs/digits-0123456789", entrypoint=("true",), namespace="runs",
-    image="iddpm:test", resources=StageResources(ray_mode="rayjob", cpu="2"), driver_env={}, launch=launch,
+    image="iddpm:test", resources=StageResources(ray_mode="rayjob", cpu="2"), launch=launch,
     owner=Owner("argoproj.io/v1alpha1", "w", owner) if owner else None,
 )
 run_rayjob(job, KubernetesApi("runs"), is_done=lambda: True, pace=Pace(poll_seconds=poll_seconds))

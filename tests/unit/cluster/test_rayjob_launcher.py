@@ -110,16 +110,6 @@ def test_a_job_that_succeeds_without_a_result_is_no_success(cluster, arguments):
         run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)
 
 
-def test_the_mlflow_run_that_kfp_made_reaches_the_driver_and_no_worker(cluster, arguments, monkeypatch):
-    monkeypatch.setenv("MLFLOW_RUN_ID", "kfp-run")
-    _training_ends_well(cluster)
-    run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)
-    ray = cluster.created[0]["spec"]["rayClusterSpec"]
-    mine = {"name": "MLFLOW_RUN_ID", "value": "kfp-run"}
-    assert mine in ray["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
-    assert mine not in ray["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["env"]
-
-
 def test_ray_pods_pull_their_image_as_the_steps_pod_does(cluster, arguments):
     _training_ends_well(cluster)
     run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)

@@ -39,7 +39,6 @@ def _manifest(owner_uid: str = "w-1") -> dict[str, Any]:
             namespace=fake_kubernetes.NAMESPACE,
             image="iddpm:1",
             resources=StageResources(ray_mode="rayjob", cpu="4"),
-            driver_env={},
             owner=owner,
         )
     )

@@ -31,7 +31,6 @@ _PLAIN: dict[str, Any] = {
     "entrypoint": ("python", "-m", "components.launch.driver", "s3://iddpm/a b's.json"),
     "namespace": "kubeflow",
     "image": "iddpm-pipelines:0.1.0",
-    "driver_env": {},
 }
 _GPUS = """{"profile": "rayjob-8xgpu", "num_workers": 32, "node_selector": {"pool": "gpu"},
     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]}"""
@@ -49,7 +48,7 @@ _JOBS = {
     "queued": RayJob(**_PLAIN, resources=StageResources(ray_mode="rayjob", cpu="4", queue="training")),
     "options": RayJob(**_PLAIN, resources=read_resources(_OPTIONS, stage="train")),
     "owned": RayJob(
-        **{**_PLAIN, "driver_env": {"MLFLOW_RUN_ID": "abc"}},
+        **_PLAIN,
         resources=StageResources(ray_mode="rayjob", cpu="4"),
         owner=Owner("argoproj.io/v1alpha1", "train-x", "4c1d"),
         image_pull_secrets=("registry",),

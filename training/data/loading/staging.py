@@ -60,7 +60,8 @@ def local_shard(dataset_uri: str, shard: Shard, directory: Path) -> Iterator[Pat
     copy = directory / shard.file
     try:
         with contextlib.ExitStack() as stack:
-            path = storage.download(uri, copy) if storage.is_s3(uri) else stack.enter_context(storage.open_local(uri))
+            is_in_s3 = storage.is_s3(uri)
+            path = storage.download(uri, copy, num_bytes=shard.num_bytes) if is_in_s3 else stack.enter_context(storage.open_local(uri))
             found = path.stat().st_size
             if found != shard.num_bytes:
                 raise UserError(f"{uri}: has {found:,} bytes, the manifest says {shard.num_bytes:,}; prepare the data set again")

@@ -1,0 +1,315 @@
+"""What grows with the number of runs, workers, trials, checkpoints and shards: requests, sizes and waits.
+
+Kubernetes and Kubeflow Pipelines are the small servers of the tests, with recorded Workflows; MLflow and S3 are real. A proxy in front
+of MLflow and S3 counts the requests. A day of a RayJob passes on a clock of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import fake_kfp
+import fake_kubernetes
+import numpy as np
+from counting_proxy import Counted, counting, words
+from fake_kubernetes import NAMESPACE, FakeKubernetes, recorded_statuses
+from measuring import Measured, Run
+from recorded_workflows import workflow_states
+from workflow_size import LIMIT, stored_bytes, sweep_nodes
+
+from components.cluster.kubernetes_api import KubernetesApi
+from components.cluster.names import RUN_LABEL
+from components.cluster.workflows import Owner
+from components.launch.rayjob.follow import Pace, run_rayjob
+from components.launch.rayjob.manifest import RayJob, render
+from components.launch.resources import read_resources
+from evaluation.monitoring.checkpoint_scorer import read_history, score_uri
+from pipelines.services import services
+from training import storage
+from training.checkpoints import checkpoint
+from training.data.format.manifest import MANIFEST, Manifest, manifest_digest
+from training.data.format.shards import ShardWriter
+from training.data.loading.loader import Loader
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, open_run
+
+_IDDPM = [sys.executable, "-m", "pipelines.cli.main"]
+_REAPER_SECONDS = 120.0
+"""The reaper's schedule (k8s/base/runs/reaper.yaml)."""
+_HOUR = 3600.0
+
+
+def measure(run: Run) -> Iterator[tuple[str, Measured]]:
+    """The rows of this group."""
+    yield from _workflows()
+    with tempfile.TemporaryDirectory(prefix="iddpm-growth-") as directory:
+        home = Path(directory)
+        running = services.up(home / "services")
+        try:
+            with counting(running.mlflow_url) as mlflow, counting(running.s3_endpoint) as s3:
+                os.environ.update(running.env | {"MLFLOW_TRACKING_URI": mlflow.url, "AWS_ENDPOINT_URL": s3.url})
+                yield from _checkpoints(f"{running.bucket_uri}/many", s3, count=20 if run.quick else 1000)
+                yield from _shards(f"{running.bucket_uri}/shards", home, s3, count=500 if run.quick else 10_000)
+                yield from _logging(f"{running.bucket_uri}/runs/logging", mlflow, seconds=11.0 if run.quick else 60.0)
+                count, num_open = (50, 5) if run.quick else (10_000, 100)
+                open_ids = _fill_mlflow(home / "services" / "mlflow" / "mlflow.db", count, num_open)
+                yield from _commands(home, mlflow, count, open_ids)
+        finally:
+            services.down(home / "services")
+
+
+# -- Workflows ---------------------------------------------------------------------------------------------------------
+
+
+def _workflows() -> Iterator[tuple[str, Measured]]:
+    sweep = sweep_nodes()
+    for count in (12, 60, 200):
+        size = stored_bytes(sweep, count)
+        yield f"workflow-{count}", Measured(value=size / LIMIT * 100, note=f"{size / 1024:,.0f} KiB")
+
+
+# -- S3 ----------------------------------------------------------------------------------------------------------------
+
+
+def _checkpoints(run_uri: str, s3: Counted, *, count: int) -> Iterator[tuple[str, Measured]]:
+    files = {checkpoint.EXPERIMENT: b"{}", "state.json": b"{}", "model.pt": b"m", "ema_0.9999.pt": b"e", "optimizer.pt": b"o"}
+    first = _counted(lambda: checkpoint.save(run_uri, 0, files), s3)
+    uris = [checkpoint.checkpoint_uri(run_uri, step) for step in range(1, count - 1)]
+    _for_all(lambda uri: storage.write_json(score_uri(uri), {"step": checkpoint.step_of(uri)}), uris)
+    _for_all(lambda uri: storage.write_bytes(uri, b"x"), [storage.join(uri, name) for uri in uris for name in (*files, checkpoint.COMPLETE)])
+    last = _counted(lambda: checkpoint.save(run_uri, count, files), s3)
+    yield "checkpoint", Measured(value=last.total() / first.total(), note=f"{words(last)}")
+    start = _counted(lambda: (checkpoint.clean(run_uri), checkpoint.latest(run_uri)), s3)
+    yield "resume", Measured(value=start.total(), note=words(start))
+    began = time.monotonic()
+    history = _counted(lambda: read_history(run_uri), s3)
+    yield "history", Measured(value=time.monotonic() - began, note=words(history))
+
+
+def _shards(dataset_uri: str, home: Path, s3: Counted, *, count: int) -> Iterator[tuple[str, Measured]]:
+    path = home / "shard.parquet"
+    writer = ShardWriter(path, 64)
+    writer.add(np.zeros((8, 8, 1), np.uint8), 0, "image")
+    shard = writer.close("")
+    shards = tuple(dataclasses.replace(shard, file=f"shard-{number:05d}.parquet") for number in range(count))
+    _for_all(lambda each: storage.upload(path, storage.join(dataset_uri, each.file)), shards)
+    manifest = Manifest(
+        schema_version=1,
+        name="digits",
+        split="train",
+        image_size=8,
+        image_channels=1,
+        num_images=count,
+        num_classes=0,
+        class_names=(),
+        class_counts=(),
+        resize="none",
+        reduced_decode=False,
+        num_upscaled=0,
+        shuffle_seed=0,
+        split_seed=None,
+        plan_sha256="",
+        content_digest="",
+        shards=shards,
+        errors=(),
+    )
+    manifest = dataclasses.replace(manifest, content_digest=manifest_digest(manifest))
+    storage.write_bytes(storage.join(dataset_uri, MANIFEST), manifest.to_json().encode())
+
+    def load(cache: str) -> None:
+        Loader(dataset_uri, seed=0, global_batch_size=1, cache_dir=home / cache).batch(0)
+
+    def stream() -> None:
+        Loader(dataset_uri, seed=0, global_batch_size=1, cache_dir=home / "streamed", disk_budget_bytes=64 * count - 1).batch(0)
+
+    staged = _counted(lambda: load("staged"), s3)
+    yield "staging", Measured(value=staged.total() / count, note=words(staged))
+    again = _counted(lambda: load("staged"), s3)
+    yield "staged-again", Measured(value=again.total(), note=words(again))
+    streamed = _counted(stream, s3)
+    yield "streaming", Measured(value=streamed.total(), note=f"to the first batch: {words(streamed)}")
+
+
+# -- MLflow ------------------------------------------------------------------------------------------------------------
+
+
+def _logging(run_uri: str, mlflow: Counted, *, seconds: float) -> Iterator[tuple[str, Measured]]:
+    """A training that logs four times a second, once with 5 metrics and once with 50."""
+    rates = {}
+    for num_metrics in (5, 50):
+        key = f"logging-{uuid.uuid4().hex[:8]}"
+        tracked = open_run(run_key=key, experiment_name="logging", run_name=key, tags={}, params={})
+        tracked = type(tracked)(tracked._client, tracked.run_id, run_uri=f"{run_uri}-{num_metrics}")
+        tracked.log_metrics({"train/loss": 1.0}, 0)
+        tracked.flush()
+        mlflow.take()
+        began, step = time.monotonic(), 0
+        while time.monotonic() - began < seconds:
+            step += 1
+            tracked.log_metrics({f"train/metric-{number}": float(step) for number in range(num_metrics)}, step)
+            time.sleep(0.25)
+        rates[num_metrics] = mlflow.take().total() * 60 / seconds
+        tracked.finish("FINISHED")
+    yield "mlflow-logging", Measured(value=rates[50], note=f"with 5 metrics {rates[5]:.0f}")
+
+
+def _fill_mlflow(database: Path, count: int, num_open: int) -> list[str]:
+    """Insert runs of an experiment, the latest of them open; return the ids of the pipeline's runs of the open ones."""
+    key = f"many-{uuid.uuid4().hex[:8]}"
+    open_run(run_key=key, experiment_name="many", run_name=key, tags={}, params={}).finish("FINISHED")
+    now, open_ids = int(time.time() * 1000), []
+    with sqlite3.connect(database, timeout=60) as connection:
+        ((experiment_id, artifacts),) = connection.execute("SELECT experiment_id, artifact_location FROM experiments WHERE name = 'many'")
+        for number in range(count):
+            run_id, pipeline_id, is_open = uuid.uuid4().hex, str(uuid.uuid4()), number >= count - num_open
+            open_ids += [pipeline_id] if is_open else []
+            values = (run_id, f"run-{number}", "UNKNOWN", "", "", "me", "RUNNING" if is_open else "FINISHED", now + number, "active")
+            columns = "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, lifecycle_stage"
+            connection.execute(
+                f"INSERT INTO runs ({columns}, source_version, artifact_uri, experiment_id) VALUES ({','.join('?' * 12)})",
+                (*values, "", f"{artifacts}/{run_id}", experiment_id),
+            )
+            tags = {"iddpm.run_key": f"run-{number}", PIPELINE_RUN_TAG: pipeline_id, RUN_URI_TAG: f"s3://iddpm/runs/run-{number}"}
+            tags["mlflow.runName"] = f"run-{number}"
+            connection.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", [(*tag, run_id) for tag in tags.items()])
+            params = [(f"optim.parameter-{each}", str(number), run_id) for each in range(40)]
+            connection.executemany("INSERT INTO params (key, value, run_uuid) VALUES (?, ?, ?)", params)
+            metrics = [(f"metric-{each}", float(number), now, run_id, 0, False) for each in range(10)]
+            connection.executemany(
+                'INSERT INTO latest_metrics ("key", value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, ?)', metrics
+            )
+    return open_ids
+
+
+# -- Kubernetes and Kubeflow Pipelines ---------------------------------------------------------------------------------
+
+
+def _commands(home: Path, mlflow: Counted, count: int, open_ids: list[str]) -> Iterator[tuple[str, Measured]]:
+    with _kubernetes(home) as cluster, fake_kfp.serve() as kfp:
+        alone = _launcher(cluster, "rayjob-1xgpu")
+        many = _launcher(cluster, "rayjob-8x8gpu")
+        note = f"{60 * many / _HOUR:.2f} a minute, with one worker {60 * alone / _HOUR:.2f}"
+        yield "kubernetes-workers", Measured(value=many / alone, note=note)
+        launchers = sum(_launcher(cluster, "rayjob-8x8gpu", number) for number in range(len(open_ids))) / _HOUR
+        _fill_cluster(cluster, open_ids)
+        for _ in range(2):  # the second time, all runs have their tags
+            cluster.requests.clear()
+            mlflow.take()
+            seconds = _command([sys.executable, "-m", "components.reaper"])
+        reaper, to_mlflow = len(cluster.requests) / _REAPER_SECONDS, mlflow.take()
+        note = f"launchers {launchers:.2f}, the reaper {reaper:.2f}"
+        yield "kubernetes-rayjobs", Measured(value=launchers + reaper, note=note)
+        note = f"{len(cluster.requests)} requests to Kubernetes, {to_mlflow.total()} to MLflow"
+        yield "reaper", Measured(value=seconds, note=note)
+        yield "mlflow-reaper", Measured(value=to_mlflow.total() / len(open_ids), note=f"with {len(open_ids)} open runs: {words(to_mlflow)}")
+        for number in range(count):
+            kfp.add_run("SUCCEEDED", display_name=f"run-{number}")
+        os.environ["KF_PIPELINES_ENDPOINT"] = kfp.url
+        kfp.requests.clear()
+        yield "runs", Measured(value=_command([*_IDDPM, "runs"]), note=f"{len(kfp.requests)} requests to KFP")
+        cluster.requests.clear()
+        kfp.requests.clear()
+        seconds = _command([*_IDDPM, "doctor"], codes=(0, 1))
+        yield "doctor", Measured(value=seconds, note=f"{len(cluster.requests)} requests to Kubernetes, {len(kfp.requests)} to KFP")
+
+
+@contextmanager
+def _kubernetes(home: Path) -> Iterator[FakeKubernetes]:
+    with fake_kubernetes.serve(home) as (cluster, kubeconfig):
+        os.environ["KUBECONFIG"] = str(kubeconfig)
+        yield cluster
+
+
+def _job(profile: str, number: int) -> RayJob:
+    return RayJob(
+        run_key=f"growth-{number}",
+        run_uri=f"s3://iddpm/runs/growth-{number}",
+        entrypoint=("true",),
+        namespace=NAMESPACE,
+        image="iddpm:1",
+        resources=read_resources(profile, stage="train"),
+        owner=Owner("argoproj.io/v1alpha1", f"train-{number}", f"workflow-{number}"),
+    )
+
+
+def _launcher(cluster: FakeKubernetes, profile: str, number: int = 0) -> int:
+    """Follow a RayJob for two hours of its clock; return the requests of the second one."""
+    job, seconds, requests = _job(profile, number), 0.0, 0
+    statuses = recorded_statuses("4504db")
+    running = next(status for status in statuses if status.get("jobStatus") == "RUNNING")
+
+    def sleep(pause: float) -> None:
+        nonlocal seconds
+        seconds += pause
+
+    def before(method: str, path: str) -> None:
+        nonlocal requests
+        requests += _HOUR <= seconds < 2 * _HOUR
+
+    cluster.rayjobs.clear()
+    cluster.pods.clear()
+    for pod in range(job.num_worker_pods + 1):
+        cluster.add_pod(f"pod-{pod}", {})
+    cluster.before, cluster.on_look = before, lambda rayjob: rayjob.update(status=statuses[-1] if seconds > 2 * _HOUR else running)
+
+    def create(method: str, path: str) -> None:
+        for pod in cluster.pods.values():
+            pod["metadata"]["labels"] = {RUN_LABEL: job.name} if cluster.created else {}
+        before(method, path)
+
+    cluster.created.clear()
+    cluster.before = create
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        run_rayjob(job, KubernetesApi(NAMESPACE), is_done=lambda: True, pace=Pace(clock=lambda: seconds, sleep=sleep))
+    cluster.before, cluster.on_look = lambda method, path: None, lambda rayjob: None
+    return requests
+
+
+def _fill_cluster(cluster: FakeKubernetes, open_ids: list[str]) -> None:
+    """A RayJob and a Workflow that run, for each open run."""
+    running = next(status for status in recorded_statuses("4504db") if status.get("jobStatus") == "RUNNING")
+    (*_, workflow) = (state for state in workflow_states("train-rayjob-succeeded") if state["status"].get("phase") == "Running")
+    for number, pipeline_id in enumerate(open_ids):
+        cluster.add_rayjob(render(_job("rayjob-8x8gpu", number)), running)
+        labels = {**workflow["metadata"]["labels"], "pipeline/runid": pipeline_id}
+        metadata = {**workflow["metadata"], "name": f"train-{number}", "uid": f"workflow-{number}", "labels": labels}
+        cluster.workflows[f"train-{number}"] = {**workflow, "metadata": metadata}
+
+
+# -- counting ----------------------------------------------------------------------------------------------------------
+
+
+def _for_all(write: Callable[[Any], object], items: Sequence[Any]) -> None:
+    """Write many objects at once."""
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(write, items):
+            pass
+
+
+def _counted(work: Callable[[], Any], proxy: Counted) -> Counter[str]:
+    proxy.take()
+    work()
+    return proxy.take()
+
+
+def _command(command: list[str], codes: tuple[int, ...] = (0,)) -> float:
+    """Seconds of a command, from its start to its end."""
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in codes:
+        raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}")
+    return time.monotonic() - began
