@@ -17,11 +17,12 @@ class Counted:
 
     Attributes:
         url: Address of the proxy.
+        target: Address of the server behind it.
         kinds: Number of requests by method; a GET that lists objects of S3 counts as LIST.
     """
 
-    def __init__(self) -> None:
-        self.url = ""
+    def __init__(self, target: str) -> None:
+        self.url, self.target = "", target
         self.kinds: Counter[str] = Counter()
 
     def take(self) -> Counter[str]:
@@ -38,7 +39,7 @@ def words(kinds: Counter[str]) -> str:
 @contextmanager
 def counting(target: str) -> Iterator[Counted]:
     """Serve in front of `target`, an http:// address."""
-    counted, host = Counted(), urlsplit(target).netloc
+    counted, host = Counted(target), urlsplit(target).netloc
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -39,8 +39,7 @@ def test_two_workers_of_a_training_are_in_two_pods(two_pods: set[str]) -> None:
 
 
 def test_two_tasks_of_a_step_are_in_two_pods(two_pods: set[str]) -> None:
-    assert set(parallel_map(_node, [1, 2], num_workers=2)) == two_pods
+    def node(job: int) -> str:
+        return ray.get_runtime_context().get_node_id()
 
-
-def _node(job: int) -> str:
-    return ray.get_runtime_context().get_node_id()
+    assert set(parallel_map(node, [1, 2], num_workers=2)) == two_pods
