@@ -35,7 +35,7 @@ _LATEST_SECONDS = 6 * 3600.0
 
 
 class _Live(NamedTuple):
-    """What matters of a Workflow that runs."""
+    """The part of a Workflow that runs which messages need."""
 
     run_id: str
     root: str

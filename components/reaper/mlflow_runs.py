@@ -39,7 +39,7 @@ _IDS_PER_REQUEST = 50
 
 
 class _Seen(NamedTuple):
-    """What matters of a Workflow that may be large."""
+    """The part of a Workflow that the end of a run needs; the whole may have 1 MB."""
 
     name: str
     phase: str

@@ -66,7 +66,7 @@ def _growth() -> list[Row]:
     table: tuple[tuple[str, str, str, Unit, float | None], ...] = (
         ("kubernetes-rayjobs", "requests to the Kubernetes API by 100 trainings on RayJobs and the reaper", "", "requests/s", 1),
         ("kubernetes-workers", "requests of a training with 64 workers in 8 pods", "with 1 worker", "times", 1),
-        ("mlflow-logging", "requests to MLflow of a training that logs 50 metrics 4 times a second", "", "a minute", 7),
+        ("mlflow-logging", "requests to MLflow of a training that logs 50 metrics a second", "", "a minute", 7),
         ("mlflow-reaper", "requests to MLflow of the reaper, for each open run, of 10,000 runs", "", "requests", 1),
         ("workflow-12", "Workflow of a sweep of 12 trials", of_limit, "%", 100),
         ("workflow-60", "Workflow of a sweep of 60 trials, the most that is accepted", of_limit, "%", 100),

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from counting_proxy import counting
 
 from training import storage
 from training.storage import ObjectNotFoundError, StorageError, s3
@@ -179,6 +180,17 @@ def test_files_go_up_and_come_down_whole(root, tmp_path):
         assert path.read_bytes() == data
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["copy"]
     assert storage.exists(storage.join(root, "big"))
+
+
+def test_a_small_object_of_known_size_takes_one_request(services, bucket_uri, tmp_path, s3_env):
+    uri = storage.join(bucket_uri, "small")
+    storage.write_bytes(uri, b"12345")
+    with counting(services.s3_endpoint) as counted:
+        s3_env("AWS_ENDPOINT_URL", counted.url)
+        assert storage.download(uri, tmp_path / "known", num_bytes=5).read_bytes() == b"12345"
+        assert counted.take() == {"GET": 1}
+        storage.download(uri, tmp_path / "asked")
+        assert counted.take() == {"HEAD": 1, "GET": 1}
 
 
 @pytest.mark.parametrize("act", [storage.read_bytes, storage.size, lambda uri: storage.download(uri, "unused"), storage.read_json])

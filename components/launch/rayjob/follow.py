@@ -57,7 +57,7 @@ class Pace:
     """
 
     poll_seconds: float = 5.0
-    max_poll_seconds: float = 240.0
+    max_poll_seconds: float = 300.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 

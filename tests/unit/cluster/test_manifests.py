@@ -305,7 +305,7 @@ def test_the_role_grants_exactly_the_requests_of_a_whole_run(tmp_path, monkeypat
         api = KubernetesApi(fake_kubernetes.NAMESPACE)
         api.pod("launcher")
         run_rayjob(job, api, is_done=lambda: True, pace=Pace(poll_seconds=0.05))
-        api.workflows("pipeline/runid=1")  # the request of the pipeline's last step
+        list(api.workflows("pipeline/runid=1"))  # the request of the pipeline's last step
         fake.queues = {"training": {}}
         api.queue_problem("training")
         api.queue_reasons("uid")
@@ -329,7 +329,7 @@ def test_the_reapers_role_grants_exactly_its_requests(tmp_path, monkeypatch):
         fake.workflows["train-x"] = {"metadata": {"name": "train-x", "uid": "w-1"}, "status": {"phase": "Failed"}}
         api = KubernetesApi(fake_kubernetes.NAMESPACE)
         delete_finished_rayjobs(api)
-        api.workflows("pipeline/runid=1")  # for each run that MLflow shows as running
+        list(api.workflows("pipeline/runid=1"))  # for each run that MLflow shows as running
         api.label_workflow("train-x", TOLD_LABEL, "true")
         asked = {_permission(method, path) for _, method, path in fake.requests}
     rules = _named("kind", "Role", "iddpm-reaper", "kubeflow")["rules"]

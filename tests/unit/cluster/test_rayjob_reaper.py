@@ -78,6 +78,20 @@ def test_a_job_of_a_cancelled_run_is_deleted_before_its_workflow_has_ended(clust
     assert len(_reap()) == 1
 
 
+def test_sixty_jobs_that_go_on_cost_the_cluster_two_lists_in_pages(cluster):
+    for number in range(60):
+        manifest = _manifest(owner_uid=f"w-{number}")
+        manifest["metadata"]["name"] = f"job-{number}"
+        cluster.add_rayjob(manifest, _RUNNING)
+        cluster.workflows[f"train-{number}"] = {
+            "metadata": {"name": f"train-{number}", "uid": f"w-{number}"},
+            "status": {"phase": "Running"},
+        }
+    assert _reap() == []
+    assert cluster.count("GET", "/rayjobs") == cluster.count("GET", "/workflows") == 3  # of 25 each
+    assert cluster.count("GET") == 6
+
+
 def test_a_finished_job_stays_for_its_log(cluster):
     cluster.add_rayjob(_manifest(), _DONE)
     _workflow(cluster, "Succeeded")
