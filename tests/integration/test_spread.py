@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -38,8 +40,11 @@ def test_two_workers_of_a_training_are_in_two_pods(two_pods: set[str]) -> None:
     ray.util.remove_placement_group(group)
 
 
-def test_two_tasks_of_a_step_are_in_two_pods(two_pods: set[str]) -> None:
-    def node(job: int) -> str:
+def test_two_tasks_of_a_step_are_in_two_pods(two_pods: set[str], tmp_path: Path) -> None:
+    def node(name: str) -> str:
+        (tmp_path / name).touch()
+        while len(list(tmp_path.iterdir())) < 2:  # both run at once, or the second may take the first one's place
+            time.sleep(0.1)
         return ray.get_runtime_context().get_node_id()
 
-    assert set(parallel_map(node, [1, 2], num_workers=2)) == two_pods
+    assert set(parallel_map(node, ["one", "two"], num_workers=2)) == two_pods
