@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipelines.client.arguments import CompiledPipeline
     from pipelines.client.kfp_client import Kfp
     from pipelines.client.submit import SubmittedRun
+    from training.tracking.trainings import LatestTrainings, Training
 
 _TRAININGS_PER_RUN = 5
 """A sweep has several."""
@@ -97,67 +98,63 @@ def runs(
     Updates, rate, best score and cost are MLflow's (MLFLOW_TRACKING_URI, or that of `iddpm up`). The cost is that of the training: its
     updates so far, and in all, at the present rate.
     """
+    from dataclasses import asdict
+
+    from pipelines.cli.progress import run_lines, training_lines
     from pipelines.cli.progress import watch as show_again
     from pipelines.cli.services import connect
+    from training.tracking.trainings import LatestTrainings
 
     if watch and as_json:
         raise UserError("--watch and --json exclude each other; give one")
     if experiment and not connection.is_given:
         raise UserError("--experiment is one of KFP's; without a KFP there is none (see --endpoint)")
     connect()
-    with _run_list(connection, experiment=experiment, limit=limit, price_per_hour=price_per_hour) as (as_plain, as_lines):
-        if as_json:
-            out(json.dumps(as_plain(), indent=2))
-        elif watch:
-            show_again(as_lines)
+    latest = LatestTrainings()
+    with _connected_if_given(connection) as kfp:
+
+        def lines() -> list[str]:
+            found, trainings = _look(kfp, latest, experiment, limit)
+            if kfp is None:
+                return training_lines(trainings, price_per_hour) or ["no runs"]
+            return run_lines(found, trainings, price_per_hour) or [f"no runs{experiment and f' in experiment {experiment}'}"]
+
+        if watch:
+            show_again(lines)
+        elif as_json:
+            found, trainings = _look(kfp, latest, experiment, limit)
+            plain = [asdict(each) for each in trainings]
+            by_run = [{**run, "trainings": [each for each in plain if each["pipeline_run_id"] == run["run_id"]]} for run in found]
+            out(json.dumps(plain if kfp is None else by_run, indent=2))
         else:
-            for line in as_lines():
+            for line in lines():
                 out(line)
 
 
 @contextlib.contextmanager
-def _run_list(
-    connection: Connection, *, experiment: str, limit: int, price_per_hour: float | None
-) -> Iterator[tuple[Callable[[], list[dict[str, Any]]], Callable[[], list[str]]]]:
-    """Yield two functions that ask for the runs, one for JSON and one for a person."""
-    import dataclasses
-
-    from pipelines.cli.progress import run_lines, training_lines
+def _connected_if_given(connection: Connection) -> Iterator[Kfp | None]:
+    if not connection.is_given:
+        yield None
+        return
     from pipelines.client.kfp_client import connected
+
+    with connected(connection, warn) as kfp:
+        yield kfp
+
+
+def _look(kfp: Kfp | None, latest: LatestTrainings, experiment: str, limit: int) -> tuple[list[dict[str, Any]], list[Training]]:
+    """Return the runs of the cluster with their trainings; without a cluster the latest trainings alone."""
     from pipelines.client.runs import list_runs
     from training.tracking.client import TrackingError
-    from training.tracking.trainings import LatestTrainings, Training
 
-    latest = LatestTrainings()
-    if not connection.is_given:
-
-        def as_lines() -> list[str]:
-            return training_lines(found, price_per_hour) if (found := latest.read(limit)) else ["no runs"]
-
-        yield lambda: [dataclasses.asdict(each) for each in latest.read(limit)], as_lines
-        return
-    with connected(connection, warn) as kfp:
-
-        def look() -> tuple[list[dict[str, Any]], list[Training]]:
-            found = list_runs(kfp, experiment=experiment, limit=limit)
-            try:
-                return found, latest.read(_TRAININGS_PER_RUN * limit) if found else []
-            except TrackingError as error:
-                err(f"how far the trainings are is not known: {error}")
-                return found, []
-
-        def as_plain() -> list[dict[str, Any]]:
-            found, trainings = look()
-            own = {
-                run["run_id"]: [dataclasses.asdict(each) for each in trainings if each.pipeline_run_id == run["run_id"]] for run in found
-            }
-            return [{**run, "trainings": own[run["run_id"]]} for run in found]
-
-        def as_run_lines() -> list[str]:
-            found, trainings = look()
-            return run_lines(found, trainings, price_per_hour) if found else [f"no runs{experiment and f' in experiment {experiment}'}"]
-
-        yield as_plain, as_run_lines
+    if kfp is None:
+        return [], latest.read(limit)
+    found = list_runs(kfp, experiment=experiment, limit=limit)
+    try:
+        return found, latest.read(_TRAININGS_PER_RUN * limit, {run["run_id"] for run in found}) if found else []
+    except TrackingError as error:
+        err(f"how far the trainings are is not known: {error}")
+        return found, []
 
 
 def logs(

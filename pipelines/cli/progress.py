@@ -23,6 +23,8 @@ def run_lines(runs: Sequence[dict[str, Any]], trainings: Sequence[Training], pri
     """Return the pipelines' runs as KFP lists them, each with its trainings below it."""
     by_run = {run["run_id"]: [each for each in trainings if each.pipeline_run_id == run["run_id"]] for run in runs}
     shown = [each for own in by_run.values() for each in own]
+    if not runs:
+        return []
     heads = table([(run["run_id"], run["state"], format_time(run["created"]), run["pipeline"], run["name"]) for run in runs])
     if not shown:
         return heads
@@ -33,6 +35,8 @@ def run_lines(runs: Sequence[dict[str, Any]], trainings: Sequence[Training], pri
 
 def training_lines(trainings: Sequence[Training], price_per_hour: float | None = None, *, indent: int = 0) -> list[str]:
     """Return a table of trainings that is at most 100 characters wide; a long name loses its middle, never its digits."""
+    if not trainings:
+        return []
     heads = [head if head != "card-hours" or price_per_hour is None else "cost" for head in _HEADS]
     rows = [heads, *(_cells(each, price_per_hour) for each in trainings)]
     filled = [column for column in range(len(heads)) if any(row[column] for row in rows[1:])]

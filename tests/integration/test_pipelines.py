@@ -18,6 +18,7 @@ from pipelines.local.run import PipelineError, run_pipeline
 from pipelines.services.services import Services
 from training import storage
 from training.checkpoints import checkpoint
+from training.storage.logs import list_logs, read_part
 from training.tracking.registry import resolve
 from training.tracking.runs import attach
 
@@ -82,6 +83,10 @@ def test_the_train_pipeline_leaves_a_scored_reported_and_registered_model(here: 
     tracked = attach(trained["tracking_run_id"])
     assert tracked.metric_history("final/distance") == [(final["step"], pytest.approx(final["distance"]))]
     assert [step for step, _ in tracked.metric_history("score/best")] == [100, 200, 300]
+    logs = {(log.step, log.source): read_part(log.parts[-1].uri) for log in list_logs(run_uri)}
+    assert logs.keys() >= {("train", "step"), ("train", "rank-0.out"), ("evaluate", "step")}
+    assert any("step 300/300" in line for line in logs["train", "rank-0.out"])
+    assert any("step 300/300" in line for line in logs["train", "step"])
     champion = resolve(_PRESET)
     assert storage.exists(f"{champion.checkpoint_uri}/complete.json")
     pages = list(here.home.glob("pipelines/*/report/page"))

@@ -7,7 +7,7 @@ since the last look.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,16 +76,20 @@ class LatestTrainings:
     def __init__(self) -> None:
         self._best: dict[tuple[str, int], tuple[float, int]] = {}
 
-    def read(self, count: int) -> list[Training]:
-        """Return up to `count` trainings, the latest first.
+    def read(self, count: int, pipeline_run_ids: Collection[str] | None = None) -> list[Training]:
+        """Return the latest trainings, the latest first.
+
+        Args:
+            count: The most to look at.
+            pipeline_run_ids: Return only those on which one of these pipelines' runs worked last; None returns all.
 
         Raises:
             TrackingError: MLflow can't be reached, or refuses.
         """
         client = connect()
-        return request(lambda: self._read(client, count), seconds=_SECONDS)
+        return request(lambda: self._read(client, count, pipeline_run_ids), seconds=_SECONDS)
 
-    def _read(self, client: MlflowClient, count: int) -> list[Training]:
+    def _read(self, client: MlflowClient, count: int, pipeline_run_ids: Collection[str] | None) -> list[Training]:
         found: list[Any] = []
         trials: dict[str, str] = {}
         for page in _pages(client):
@@ -93,7 +97,11 @@ class LatestTrainings:
             found += [run for run in page if is_training(run.data.tags)]
             if len(found) >= count:
                 break
-        return [self._training(client, run, trials.get(run.data.tags.get(PARENT_TAG, ""), "")) for run in found[:count]]
+        return [
+            self._training(client, run, trials.get(run.data.tags.get(PARENT_TAG, ""), ""))
+            for run in found[:count]
+            if pipeline_run_ids is None or run.data.tags.get(PIPELINE_RUN_TAG) in pipeline_run_ids
+        ]
 
     def _training(self, client: MlflowClient, run: Any, trial: str) -> Training:
         tags, params = run.data.tags, run.data.params
