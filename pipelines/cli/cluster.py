@@ -70,6 +70,9 @@ def retry(
     wait: bool = typer.Option(True, help="Follow the run to its end, and fail if it fails."),
     timeout: str = typer.Option("", help="The longest time to follow, like 30m or 12h; the run goes on after it."),
     as_json: bool = options.JSON,
+    preset: str = typer.Option("", hidden=True),
+    overrides: list[str] = typer.Option([], "--set", hidden=True),
+    parameters: list[str] = typer.Option([], "--param", hidden=True),
 ) -> None:
     """Start a run again that failed or was cancelled: finished steps are found in S3, training goes on from its last checkpoint.
 
@@ -79,6 +82,10 @@ def retry(
     from pipelines.client.retry import retry as start_again
     from pipelines.client.timing import parse_duration
 
+    if preset or overrides or parameters:  # options of `iddpm submit`, so somebody may try them here
+        raise UserError(
+            "a retry goes on with the same experiment, so --preset, --set and --param can't change it; `iddpm submit` starts another run"
+        )
     seconds = parse_duration(timeout, "--timeout") if timeout else None
     with connected(connection, warn) as kfp:
         started = start_again(kfp, run_id, image=image, resources=resources)

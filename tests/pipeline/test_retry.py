@@ -71,6 +71,7 @@ def test_another_image_comes_with_the_pipeline_of_this_installation_and_the_defa
         ("SUCCEEDED", (), "has succeeded, so there is nothing to retry"),
         ("RUNNING", (), "is running; `iddpm cancel"),
         ("FAILED", ("--image", "iddpm:latest"), "'iddpm:latest' can change"),
+        ("FAILED", ("--set", "optim.num_steps=9"), "a retry goes on with the same experiment"),
         ("FAILED", ("--resources", "train.memory=much"), "memory 'much' is not a quantity"),
         ("FAILED", ("--resources", "trian=2xcpu"), "has no stage 'trian'; did you mean 'train'?"),
     ],
