@@ -28,6 +28,7 @@ UNDISTURBED = [
     ("webhook", "webhook", 3),
     ("retry", "retry", 5),
     ("logs_kept", "logs_kept", 3),
+    ("mlflow_away", "mlflow_away", 4),
 ]
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),
