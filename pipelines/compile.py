@@ -30,6 +30,7 @@ PIPELINES: dict[str, str] = {
     "train": "pipelines.train",
     "ablation": "pipelines.ablation",
     "nightly-fid": "pipelines.nightly_fid",
+    "compare": "pipelines.compare",
 }
 """Name -> module. Each module has `PIPELINE`, and `LITERALS`: parameter -> the values that a drop-down offers."""
 

@@ -18,8 +18,8 @@ from evaluation.sampling.generate import concatenated as join_batches
 from evaluation.sampling.generate import generate
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, ensemble, load_model
 from evaluation.selection.resolve import resolve_model
-from evaluation.studies.compare import as_study as comparison_study
 from evaluation.studies.compare import compare
+from evaluation.studies.comparison_page import as_study as comparison_study
 from pipelines.services.connect import connect
 from training.checkpoints.checkpoint import save as save_checkpoint
 from training.config.experiment import Experiment, Resources, SamplingConfig

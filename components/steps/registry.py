@@ -16,4 +16,5 @@ TRAIN = Step(
     stage="train",
 )
 EVALUATE = Step(name="evaluate", function="components.steps.evaluate:evaluate_run", files_argument="run_uri")
+COMPARE = Step(name="compare", function="components.steps.compare:compare_models", files_argument="storage_root_uri")
 SCORE = Step(name="score", function="components.steps.nightly:score_model", files_argument="storage_root_uri")

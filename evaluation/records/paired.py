@@ -1,15 +1,20 @@
-"""The difference of two evaluations on common noise, with its standard error, its interval and a verdict."""
+"""The difference of two evaluations on common noise, with its standard error, its interval and a verdict; verdicts on several at once."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from scipy.special import stdtr
 
 from evaluation.records.intervals import MANY, Interval, student_factor, student_interval
+
+Verdict = Literal["better", "worse", "can't be told"]
+_LEVEL = 0.05
+"""Probability of a wrong verdict where there is no difference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +51,7 @@ class Difference:
         return None if errors is None else float(stdtr(self.degrees_of_freedom or MANY, -errors))
 
     @property
-    def verdict(self) -> Literal["better", "worse", "can't be told"]:
+    def verdict(self) -> Verdict:
         """Better or worse where the interval excludes 0."""
         low, high = self.interval or (-math.inf, math.inf)
         return "better" if high < 0 else "worse" if low > 0 else "can't be told"
@@ -67,16 +72,42 @@ class Difference:
         names = ("num_standard_errors", "interval", "probability_better", "verdict", "num_images_needed")
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in names}}
 
-    def __str__(self) -> str:
-        """Return the difference, its interval and the verdict in words."""
-        if self.interval is None or self.probability_better is None:
-            return f"{self.value:+.3g}"
-        low, high = self.interval
+    @property
+    def value_and_interval(self) -> str:
+        """The difference, and its interval in brackets where there is one."""
+        return f"{self.value:+.3g}" + ("" if self.interval is None else " ({:+.3g} to {:+.3g})".format(*self.interval))
+
+    @property
+    def finding(self) -> str:
+        """The verdict in words, with the number of images that would tell; empty where there is no error."""
+        if self.probability_better is None:
+            return ""
         words: str = self.verdict
         if words == "can't be told":
             words += f" with {self.num_images:,} images" if self.num_images else ""
             words += f", about {_rounded(self.num_images_needed):,} would tell" if self.num_images_needed else ""
-        return f"{self.value:+.3g} ({low:+.3g} to {high:+.3g}), better with probability {self.probability_better:.1%}: {words}"
+        return words
+
+    def __str__(self) -> str:
+        """Return the difference, its interval and the verdict in words."""
+        if self.probability_better is None:
+            return self.value_and_interval
+        return f"{self.value_and_interval}, better with probability {self.probability_better:.1%}: {self.finding}"
+
+
+def judge_together(differences: Sequence[Difference]) -> list[Verdict]:
+    """Judge several differences at once, by Holm's method.
+
+    Where no model truly differs, all verdicts are "can't be told" with a probability of at least 95 %, however many there are; so a
+    verdict may be weaker than the difference's own. A single difference keeps its own.
+    """
+    verdicts: list[Verdict] = ["can't be told"] * len(differences)
+    tested = [(2 * min(p, 1 - p), n) for n, each in enumerate(differences) if (p := each.probability_better) is not None]
+    for rank, (two_sided, number) in enumerate(sorted(tested)):
+        if two_sided * (len(tested) - rank) >= _LEVEL:
+            break
+        verdicts[number] = differences[number].verdict
+    return verdicts
 
 
 def _rounded(count: int) -> int:

@@ -10,8 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +19,12 @@ import torch
 from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
+from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.records import grids, npz
 from evaluation.records.paired import Difference
-from evaluation.records.protocol_card import as_plain, card_rows, derived_seed
+from evaluation.records.protocol_card import as_plain, derived_seed
 from evaluation.records.result import EvaluationResult
-from evaluation.reports.numbers import plain_estimate
-from evaluation.reports.study import Study, as_json
-from evaluation.reports.table_page import table_page, text_table
+from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.low_res import RealLowRes
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
@@ -43,12 +41,17 @@ _PROTOCOL_FIELDS = ("num_samples", "sampling", "likelihood_split", "likelihood_n
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A model in a comparison. Its differences are to the first model, which has none; bits/dim may not be computed."""
+    """A model in a comparison. Its differences are to the first model, which has none; bits/dim may not be computed.
+
+    Attributes:
+        history: Scores of the checkpoints of its run, by step, as `read_history` gives them; empty where training took none.
+    """
 
     name: str
     result: EvaluationResult
     distance_difference: Difference | None
     likelihood_difference: Difference | None
+    history: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +77,11 @@ class Comparison:
                 if difference is not None:
                     row[name] = difference.to_dict()
             rows.append(row)
-        return as_plain({"models": rows, "notes": self.notes})
+        return as_plain({"models": rows, "differing_fields": self.differing_fields(), "notes": self.notes})
+
+    def differing_fields(self) -> dict[str, list[Any]]:
+        """Return the fields of the experiments that differ, each with the models' values in their order."""
+        return _differing_fields([Experiment.from_dict(dict(model.result.experiment)) for model in self.models])
 
 
 def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, options: EvaluationOptions | None = None) -> Comparison:
@@ -97,20 +104,51 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
     for name, spec in zip(names, models, strict=True):
         say(f"{name}: {spec.checkpoint_uri}")
         result = evaluate_once(spec, data_uri, reference_uri, dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}"))
-        differences: list[Difference | None] = [None, None]
-        if compared:
-            base = compared[0].result
-            differences = [distance_difference(result, base), _likelihood_difference(base, result)]
-        compared.append(Compared(name, result, *differences))
+        base = compared[0].result if compared else None
+        compared.append(
+            Compared(
+                name=name,
+                result=result,
+                distance_difference=None if base is None else distance_difference(result, base),
+                likelihood_difference=None if base is None else _likelihood_difference(base, result),
+                history=read_history(run_uri_of(spec.checkpoint_uri)),
+            )
+        )
     return Comparison(models=tuple(compared), grid=_grid(models, names, shared, data_uri), notes=_protocol_notes(loaded, names))
 
 
 def short_names(models: Sequence[TrainedModel]) -> list[str]:
-    """Name each model by those of preset, step and weights that differ between the models; equal models get a number too."""
+    """Name each model by those of preset, step and weights that differ, and by fields of the experiment where that is not enough.
+
+    Equal models get a number too.
+    """
     parts = [(model.experiment.name, f"step {model.step:,}", model.weights) for model in models]
-    differing = [number for number in range(3) if len({part[number] for part in parts}) > 1] or [0]
+    differing = [number for number in range(3) if len({part[number] for part in parts}) > 1]
     names = [" ".join(part[number] for number in differing) for part in parts]
+    for field, values in _differing_fields([model.experiment for model in models]).items():
+        if len(set(names)) < len(names) and field != "name":
+            names = [f"{name} {field.rpartition('.')[2]}={format_field(value)}".strip() for name, value in zip(names, values, strict=True)]
+    names = [name or models[0].experiment.name for name in names]
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
+
+
+def format_field(value: Any) -> str:
+    """Format the value of an experiment's field for a person."""
+    if isinstance(value, list):
+        return ",".join(map(format_field, value))
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _differing_fields(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
+    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return found
+
+    fields = [flat(experiment.every_field()) for experiment in experiments]
+    values = {name: [each.get(name) for each in fields] for name in dict.fromkeys(name for each in fields for name in each)}
+    return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
 
 def _require_same_images(models: Sequence[TrainedModel]) -> None:
@@ -198,71 +236,3 @@ def _protocol_notes(models: Sequence[TrainedModel], names: Sequence[str]) -> tup
                 "their bits/dim are bounds of different chains"
             )
     return tuple(notes)
-
-
-def as_study(comparison: Comparison) -> Study:
-    """Return the table and the paired samples, and the metrics by model: `distance/1_step_200`, `distance_difference/2_step_400`."""
-    first = comparison.models[0].result
-    headers, rows, notes = _headers(first), _rows(comparison), _notes(comparison)
-    page = table_page(
-        f"Comparison: {', '.join(model.name for model in comparison.models)}",
-        headers,
-        rows,
-        card=[(name, text) for name, text in card_rows(first.protocol, first.likelihood) if name != "Model"],
-        notes=[*notes, *(f"{model.name}: {model.result.protocol['model']}" for model in comparison.models)],
-        pictures={"A row for each model. All images of a column start from the same noise, with the same class.": comparison.grid},
-    )
-    return Study(
-        kind="comparison",
-        title=" vs ".join(model.name for model in comparison.models),
-        text="\n".join([*text_table(headers, rows), "", *notes]),
-        models={model.name: model.result.protocol["model"] for model in comparison.models},
-        protocol=first.protocol,
-        points={(name, 0): value for name, value in _metrics(comparison)},
-        files={"comparison.html": page.encode(), "samples.png": comparison.grid, "comparison.json": as_json(comparison.to_dict())},
-    )
-
-
-def _metrics(comparison: Comparison) -> Iterator[tuple[str, float | None]]:
-    """Yield the metrics under names that MLflow accepts; the numbers of all models for one measure form a group."""
-    for number, model in enumerate(comparison.models, start=1):
-        name = re.sub(r"[^A-Za-z0-9_.\-]+", "_", f"{number} {model.name.replace(',', '')}").strip("_")[:100]
-        for measure, value in model.result.flat_metrics("").items():
-            yield f"{measure.lstrip('/')}/{name}", value
-        for measure, difference in (("distance", model.distance_difference), ("bits_per_dim", model.likelihood_difference)):
-            if difference is not None:
-                yield f"{measure}_difference/{name}", difference.value
-                yield f"{measure}_difference_standard_error/{name}", difference.standard_error
-                yield f"{measure}_probability_better/{name}", difference.probability_better
-
-
-def _headers(first: EvaluationResult) -> list[str]:
-    likelihood = ["bits/dim", "against the first"] if first.likelihood is not None else []
-    return ["Model", first.distance_name, "against the first", *likelihood, *(name.replace("_", " ") for name in first.metrics)]
-
-
-def _rows(comparison: Comparison) -> list[list[str]]:
-    rows = []
-    for model in comparison.models:
-        result = model.result
-        row = [model.name, plain_estimate(result.distance, result.distance_standard_error)]
-        row.append(str(model.distance_difference or "-"))
-        if result.likelihood is not None:
-            row.append(plain_estimate(result.likelihood["bits_per_dim"], result.likelihood["standard_error"]))
-            row.append(str(model.likelihood_difference or "-"))
-        rows.append([*row, *(plain_estimate(item["value"], item["standard_error"]) for item in result.metrics.values())])
-    return rows
-
-
-def _notes(comparison: Comparison) -> list[str]:
-    card: dict[str, Any] = comparison.models[0].result.protocol
-    distance, likelihood = card["distance"], card["likelihood"]
-    protocol = f"Protocol of all: {distance['num_samples']:,} samples, {distance['sampler']}, seed {distance['seed']}"
-    if likelihood is not None:
-        protocol += f"; bits/dim of {likelihood['num_images']:,} {likelihood['split']} images, {likelihood['form']}"
-    return [
-        f"{protocol}.",
-        "Numbers after +- are one standard error. Differences are on the same noise and images, so their errors are smaller; in brackets "
-        "is their 95 % interval (jackknife over blocks of samples, or over images, with Student's t).",
-        *(f"{note}." for note in comparison.notes),
-    ]

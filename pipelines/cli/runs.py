@@ -156,7 +156,7 @@ def _num_held_out(images: str) -> int:
 
 
 def run(
-    pipeline: str = typer.Argument("train", help="train, ablation or nightly-fid."),
+    pipeline: str = typer.Argument("train", help="train, ablation, nightly-fid or compare."),
     preset: str = options.PRESET,
     overrides: list[str] = options.SET,
     parameters: list[str] = options.PARAM,

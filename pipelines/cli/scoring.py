@@ -204,14 +204,15 @@ def evaluate(
 
 
 def compare(
-    models: list[str] = typer.Argument(..., help="Two or more models, each named as for evaluate; the others are compared with the first."),
+    models: list[str] = typer.Argument(..., help="Two or more models, each named as for evaluate."),
+    baseline: str = typer.Option("", help="The one of them that the others are compared with; empty takes the first."),
     data: str = DATA,
     reference: str = REFERENCE,
     num_samples: int = typer.Option(0, min=0, help="Number of images sampled from each; 0 takes that of the first model's experiment."),
     steps: str = STEPS,
     method: str = METHOD,
     sampling: list[str] = SAMPLING,
-    weights: list[str] = typer.Option([], "--weights", help="Weights of each model, in their order; may be repeated."),
+    weights: list[str] = typer.Option([], "--weights", help="Weights of each model, in the order of the models; may be repeated."),
     extractor: str = EXTRACTOR,
     extractor_weights: str = EXTRACTOR_WEIGHTS,
     metrics: list[str] = METRICS,
@@ -223,16 +224,21 @@ def compare(
     device: str = DEVICE,
     as_json: bool = JSON,
 ) -> None:
-    """Compare models by one protocol on the same noise, with the uncertainty of the differences."""
+    """Compare any number of models: experiments, numbers with the uncertainty of their differences, samples from the same noise, curves."""
     connect()
     from evaluation.selection.resolve import resolve_model
-    from evaluation.studies import compare as study
+    from evaluation.studies.compare import compare as compare_models
+    from evaluation.studies.comparison_page import as_study
 
     if weights and len(weights) != len(models):
         raise UserError(f"--weights is given {len(weights)} times for {len(models)} models; give it for each model, or not at all")
-    first, data_uri = model_and_data(models[0], data)
-    found = [first, *(resolve_model(model) for model in models[1:])]
-    specs = [named.spec(chosen or None) for named, chosen in zip(found, weights or [""] * len(found), strict=True)]
+    if baseline and baseline not in models:
+        raise UserError(f"--baseline {baseline} is none of the models; name one of {', '.join(models)}")
+    pairs = list(zip(models, weights or [""] * len(models), strict=True))
+    pairs.insert(0, pairs.pop(models.index(baseline) if baseline else 0))
+    first, data_uri = model_and_data(pairs[0][0], data)
+    found = [first, *(resolve_model(model) for model, _ in pairs[1:])]
+    specs = [named.spec(chosen or None) for named, (_, chosen) in zip(found, pairs, strict=True)]
     options = evaluation_options(
         first.checkpoint_uri,
         steps,
@@ -250,9 +256,9 @@ def compare(
     )
     reference_uri = reference or reference_of(first, data_uri, options)
     out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
-    comparison = study.compare(specs, data_uri, reference_uri, options=options)
+    comparison = compare_models(specs, data_uri, reference_uri, options=options)
     ids = [named.tracking_run_id for named in found]
-    save_study(study.as_study(comparison), out, ids, as_json)
+    save_study(as_study(comparison), out, ids, as_json)
 
 
 def learn_steps(

@@ -218,14 +218,25 @@ def _check_for_cluster(pipeline: CompiledPipeline, arguments: Mapping[str, Any])
             raise ArgumentsError(f"--param {name}={chosen[name]}: the steps of a run share only S3; write s3://BUCKET/PATH")
     if chosen.get("storage_root_uri") == "":
         raise ArgumentsError("--param storage_root_uri: is empty; give the directory of all results, like s3://iddpm")
-    model = chosen.get("model")
-    if model is not None and not model.startswith(("models:/", "runs:/", "s3://")):
-        raise ArgumentsError(f"--param model={model}: write models:/NAME@ALIAS, runs:/ID, or s3://BUCKET/PATH of a run or a checkpoint")
+    _require_models(chosen)
     for stage in _stages(pipeline):
         address = read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage).ray_address
         if address and not address.startswith(("http://", "https://")):
             raise ArgumentsError(
                 f"{stage}{_RESOURCES}.ray_address {address}: a step's pod is not on that cluster; give its dashboard, like http://HEAD:8265"
+            )
+
+
+def _require_models(chosen: Mapping[str, Any]) -> None:
+    """Refuse names of models that mean nothing on a cluster, and a comparison of fewer than two."""
+    models = chosen.get("models", [chosen["model"]] if "model" in chosen else [])
+    parameter = "models" if "models" in chosen else "model"
+    if parameter == "models" and len(models) < 2:
+        raise ArgumentsError(f'--param models={json.dumps(models)}: name two or more, like ["models:/NAME/1", "models:/NAME@champion"]')
+    for model in models:
+        if not isinstance(model, str) or not model.startswith(("models:/", "runs:/", "s3://")):
+            raise ArgumentsError(
+                f"--param {parameter}={model}: write models:/NAME@ALIAS, runs:/ID, or s3://BUCKET/PATH of a run or a checkpoint"
             )
 
 

@@ -261,6 +261,8 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
             ("ablation", "--param", 'data_options={"sources": {"digits": "s3://me:secret@b/raw"}}'),
             '--param data_options={"sources": {"digits": "s3://***@b/raw"}}: an',
         ),
+        (("compare", "--param", 'models=["runs:/1", "digits"]'), "models=digits: write models:/NAME@ALIAS, runs:/ID, or s3://"),
+        (("compare", "--param", 'models=["runs:/1"]'), "name two or more"),
         (("nightly-fid", "--param", "threshold_difference=inf"), "threshold_difference is a number"),
         (("nightly-fid", "--param", "threshold_difference=-0.1"), "--param threshold_difference=-0.1: threshold_difference is 0 or more"),
         (("nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset"),

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.records.paired import Difference
+from evaluation.records.paired import Difference, judge_together
 from evaluation.sampling.trained_model import ModelSpec, load_model
-from evaluation.studies.compare import Comparison, as_study, compare, short_names
+from evaluation.studies.compare import Comparison, compare, short_names
+from evaluation.studies.comparison_page import as_study
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -82,6 +83,29 @@ def test_table_and_page_name_every_model_and_judge_every_difference(comparison: 
         assert word in text
         assert word in page
     assert page.count("data:image/png;base64,") == 1
+    assert "The experiments do not differ." in page
+
+
+def test_what_differs_comes_first_and_scores_are_drawn_by_step_and_by_compute(comparison: Comparison) -> None:
+    """Of two models, one trained with twice the batch: its curve has twice the operations at each step."""
+    first, second, _ = comparison.models
+    wider = Experiment.from_dict(dict(second.result.experiment)).override(["optim.global_batch_size=128", "model.dropout=0.2"])
+    protocol = {"seed": 1, "num_samples": 60}
+    history = [
+        {"step": step, "scores": {"ema_0.99": 9.0 - step / 100, "other": None}, "distance_name": "FD", "protocol": protocol}
+        for step in (100, 200)
+    ]
+    models = (
+        dataclasses.replace(first, history=history),
+        dataclasses.replace(second, history=history, result=dataclasses.replace(second.result, experiment=wider.to_dict())),
+    )
+    study = as_study(dataclasses.replace(comparison, models=models))
+    lines = study.text.splitlines()
+    assert lines[0].split()[0] == "Field"
+    assert [line.split() for line in lines[1:3]] == [["model.dropout", "0", "0.2"], ["optim.global_batch_size", "64", "128"]]
+    page = study.files["comparison.html"].decode()
+    assert page.index("Differences of the experiments") < page.index("Numbers") < page.index("Samples") < page.index("by training compute")
+    assert page.count("<svg") == 2
 
 
 def test_a_comparisons_key_does_not_depend_on_its_date_and_mlflow_accepts_its_metric_names(comparison: Comparison) -> None:
@@ -121,6 +145,17 @@ def test_models_of_other_images_are_refused(kept_run_uri: str, experiment: Exper
         compare([_spec(kept_run_uri, 200), _spec(str(tmp_path / "other"), 1)], digits_uri, "unused.npz")
     with pytest.raises(UserError, match="two models or more"):
         compare([_spec(kept_run_uri, 200)], digits_uri, "unused.npz")
+
+
+def test_verdicts_on_many_differences_hold_for_all_of_them_at_once() -> None:
+    """Holm's method compares the n-th smallest of k two-sided p with 0.05 / (k - n + 1), and stops at the first that is larger."""
+    errors = {0.001: 3.2905, 0.02: 2.3263, 0.026: 2.2262}  # two-sided p -> number of standard errors of a normal number
+    differences = [Difference(value=value, standard_error=1.0) for value in (errors[0.026], -errors[0.001], errors[0.02])]
+    assert [each.verdict for each in differences] == ["worse", "better", "worse"]
+    assert judge_together(differences) == ["worse", "better", "worse"]  # 0.001 < 0.05 / 3, 0.02 < 0.05 / 2, 0.026 < 0.05
+    unclear = Difference(value=0.1, standard_error=1.0)
+    assert judge_together([*differences, unclear]) == ["can't be told", "better", "can't be told", "can't be told"]  # 0.02 > 0.05 / 3
+    assert judge_together([Difference(value=1.0, standard_error=None)]) == ["can't be told"]
 
 
 def test_a_note_names_a_protocol_that_is_not_used(

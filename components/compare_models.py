@@ -1,0 +1,36 @@
+"""The comparison of models."""
+
+from typing import List  # noqa: UP035 - kfp copies the annotation into a file that has these names only
+
+from kfp import dsl
+
+from components.container.image import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def compare_models(
+    page: dsl.Output[dsl.HTML],
+    models: List[str],  # noqa: UP006
+    num_samples: int,
+    storage_root_uri: str,
+    resources: str,
+) -> str:
+    """Evaluate models by one protocol on the same noise, and make a page of their differences.
+
+    Args:
+        page: The page.
+        models: Two or more models; the others are compared with the first.
+        num_samples: Number of images sampled from each; 0 takes that of the first model's experiment.
+        storage_root_uri: The storage root.
+        resources: Resources of the stage; see `components.launch.resources`.
+
+    Returns:
+        URI of the page.
+    """
+    from components.launch.run import run_step
+    from components.steps.registry import COMPARE
+    from training import storage
+
+    uri: str = run_step(COMPARE, {"models": models, "num_samples": num_samples, "storage_root_uri": storage_root_uri}, resources)
+    storage.download(uri, page.path)
+    return uri
