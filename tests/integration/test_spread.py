@@ -1,8 +1,10 @@
-"""Workers are spread over all pods of a Ray cluster: two nodes with two cores each, as `rayjob-2xcpu` asks for, and a head without any."""
+"""Work is spread over all pods of a Ray cluster: two nodes with two cores each, as `rayjob-2xcpu` asks for, and a head without any."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -10,6 +12,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, placement_group_table
 
 from training.config.experiment import Resources
+from training.distributed.ray_session import parallel_map
 from training.launch.ray_train import scaling
 
 pytestmark = pytest.mark.slow
@@ -41,3 +44,13 @@ def test_two_workers_of_a_training_are_in_two_pods(two_pods: set[str]) -> None:
     assert group.wait(30)
     assert set(placement_group_table(group)["bundles_to_node_id"].values()) == two_pods
     ray.util.remove_placement_group(group)
+
+
+def test_two_tasks_of_a_step_are_in_two_pods(two_pods: set[str], tmp_path: Path) -> None:
+    def node(name: str) -> str:
+        (tmp_path / name).touch()
+        while len(list(tmp_path.iterdir())) < 2:  # both run at once, or the second may take the first one's place
+            time.sleep(0.1)
+        return ray.get_runtime_context().get_node_id()
+
+    assert set(parallel_map(node, ["one", "two"], num_workers=2)) == two_pods
