@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.client.submit import SubmittedRun
     from training.tracking.trainings import LatestTrainings, Training
 
+_REFUSED = "Refused: a retry goes on with the same experiment."
 _TRAININGS_PER_RUN = 5
 """A sweep has several."""
 
@@ -70,9 +71,9 @@ def retry(
     wait: bool = typer.Option(True, help="Follow the run to its end, and fail if it fails."),
     timeout: str = typer.Option("", help="The longest time to follow, like 30m or 12h; the run goes on after it."),
     as_json: bool = options.JSON,
-    preset: str = typer.Option("", hidden=True),
-    overrides: list[str] = typer.Option([], "--set", hidden=True),
-    parameters: list[str] = typer.Option([], "--param", hidden=True),
+    preset: str = typer.Option("", hidden=True, help=_REFUSED),
+    overrides: list[str] = typer.Option([], "--set", hidden=True, help=_REFUSED),
+    parameters: list[str] = typer.Option([], "--param", hidden=True, help=_REFUSED),
 ) -> None:
     """Start a run again that failed or was cancelled: finished steps are found in S3, training goes on from its last checkpoint.
 
