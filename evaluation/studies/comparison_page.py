@@ -60,7 +60,11 @@ def _field_table(comparison: Comparison) -> list[list[str]]:
     """Return the fields that differ as a table with headers; its longer side goes down, so that it fits the page. Empty without any."""
     fields = {name: [format_field(value) for value in values] for name, values in comparison.differing_fields().items()}
     names = [model.name for model in comparison.models]
-    by_field = [["Field", *names], *([field, *values] for field, values in fields.items())] if fields else []
+    by_field = (
+        [["Field" if len(fields) >= len(names) else "Model", *names], *([field, *values] for field, values in fields.items())]
+        if fields
+        else []
+    )
     return by_field if len(fields) >= len(names) else [list(row) for row in zip(*by_field, strict=True)]
 
 
@@ -190,6 +194,7 @@ def _curves(comparison: Comparison) -> list[Picture]:
             )
             for model in sorted(scored, key=lambda model: model.name in coloured)  # the pale ones below
         ]
+        lines = [line.without_errors() if line.faint else line for line in lines]
         drawn.append(draw_lines(lines, Chart(x=x, y=f"{name}, lower is better", caption=caption, log_x=per_step is flops)))
     return [picture for picture in drawn if picture is not None]
 
