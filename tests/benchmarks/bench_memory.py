@@ -3,32 +3,74 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import torch
-from measuring import Measured, Run, peak_rss_bytes
-from training_steps import baseline_step, network_experiment, our_trainer, set_up, updates_of
+from measuring import Measured, Run, peak_rss_bytes, resident_bytes
+from training_steps import COMMON, SMALL, baseline_step, network_experiment, our_trainer, set_up, updates_of
 
 from evaluation.distances.frechet import Moments
+from training.config.experiment import Experiment, Precision
+from training.config.presets import preset
+from training.cost.peak import training_bytes
+
+PREDICTED: tuple[tuple[str, int, Precision], ...] = (
+    ("fashion-mnist", 128, "fp32"),
+    ("cifar10", 8, "fp32"),
+    ("cifar10", 8, "bf16"),
+    ("imagenet64", 2, "fp32"),
+)
 
 
 def measure(run: Run) -> Iterator[tuple[str, Measured]]:
     """The rows of this group."""
-    bytes_of = {side: _in_own_process(side, run) for side in ("baseline", "fp32", "bf16")}
+    bytes_of = {side: _in_own_process(training_peak, side, run) for side in ("baseline", "fp32", "bf16")}
     for precision in ("fp32", "bf16"):
         note = f"{bytes_of[precision] / 1e6:,.0f} MB, the baseline {bytes_of['baseline'] / 1e6:,.0f} MB"
         yield f"training-{precision}", Measured(value=bytes_of[precision] / bytes_of["baseline"], note=note)
     if run.device.type == "cpu":
+        yield from predictions(run)
         held = Moments(2048)
         held.update(torch.randn(64, 2048))
         size = sum(tensor.numel() * tensor.element_size() for tensor in (held.total, held.outer))
         yield "moments", Measured(value=size / 1e6, note="whatever the number of images")
 
 
-def _in_own_process(side: str, run: Run) -> int:
+def predictions(run: Run) -> Iterator[tuple[str, Measured]]:
+    """How far the predicted peaks are from what a process needs beyond its libraries."""
+    for name, batch, precision in PREDICTED:
+        experiment = _predicted_experiment(name, batch, run)
+        predicted = training_bytes(experiment, experiment.optim.global_batch_size, bf16=precision == "bf16")
+        measured = _in_own_process(predicted_peak, name, batch, precision, run)
+        note = f"predicted {predicted / 1e6:,.0f} MB, measured {measured / 1e6:,.0f} MB"
+        yield f"predicted-{name}-{precision}", Measured(value=100 * abs(predicted / measured - 1), note=note)
+
+
+def _predicted_experiment(name: str, batch: int, run: Run) -> Experiment:
+    small = SMALL if run.quick else ()
+    return preset(f"{name}-hybrid-cosine", [*COMMON, *small, f"optim.global_batch_size={2 if run.quick else batch}"])
+
+
+def _in_own_process(work: Callable[..., int], *arguments: object) -> int:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(training_peak, side, run).result()
+        return pool.submit(work, *arguments).result()
+
+
+def predicted_peak(name: str, batch: int, precision: Precision, run: Run) -> int:
+    """Bytes that a process needs for two updates beyond what the same on a small network takes."""
+    set_up(run.device)
+
+    def work(experiment: Experiment) -> None:
+        step = updates_of(our_trainer(experiment, run.device, precision=precision))
+        step()
+        step()
+
+    work(_predicted_experiment(name, 1, replace(run, quick=True)))
+    before = resident_bytes()
+    work(_predicted_experiment(name, batch, run))
+    return peak_rss_bytes() - before
 
 
 def training_peak(side: str, run: Run) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -132,6 +133,11 @@ def copy_bandwidth(device: torch.device, *, quick: bool = False) -> float:
     moved = 2 * source.numel() * source.element_size()
     target.copy_(source)
     return moved / min(seconds_of(lambda: target.copy_(source), device=device, clock="wall") for _ in range(1 if quick else 10))
+
+
+def resident_bytes() -> int:
+    """The resident memory of this process now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_rss_bytes() -> int:

@@ -117,6 +117,25 @@ def _training() -> list[Row]:
     return rows
 
 
+def _predicted_memory() -> list[Row]:
+    return [
+        Row(
+            key=f"memory.predicted-{name}",
+            what=f"`iddpm cost`'s peak memory of {words}, how far off",
+            against="the process's resident memory",
+            unit="%",
+            goals={"cpu": 10.0},
+            at_least=False,
+        )
+        for name, words in (
+            ("fashion-mnist-fp32", "training, Fashion-MNIST, batch 128, fp32"),
+            ("cifar10-fp32", "training, CIFAR-10, batch 8, fp32"),
+            ("cifar10-bf16", "training, CIFAR-10, batch 8, bf16"),
+            ("imagenet64-fp32", "training, ImageNet-64, batch 2, fp32"),
+        )
+    ]
+
+
 ROWS: tuple[Row, ...] = (
     Row(key="roofline.convolution-fp32", what="convolution, fp32", against="", unit="GFLOP/s", goals={"cpu": None, "cuda": None}),
     Row(key="roofline.convolution-bf16", what="convolution, bf16", against="", unit="GFLOP/s", goals={"cpu": None, "cuda": None}),
@@ -311,6 +330,7 @@ ROWS: tuple[Row, ...] = (
         goals={"cpu": None},
         at_least=False,
     ),
+    *_predicted_memory(),
     Row(
         key="memory.training-fp32",
         what="peak memory of training, CIFAR-10, batch 8, fp32, how many times as much",

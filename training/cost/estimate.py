@@ -21,6 +21,7 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.config.spacing import count_timesteps, likelihood_spacing
 from training.cost.accelerators import CARDS, Card, card_named, speed_on
+from training.cost.peak import scoring_bytes, training_bytes
 from training.models.unet import make_model
 
 _BYTES_PER_WEIGHT = 4
@@ -65,12 +66,19 @@ class Memory:
         activations_per_image_fp32: Kept for the backward pass, without gradient checkpointing.
         activations_per_image_bf16: The same under bf16 autocast (normalisations keep float32 inputs).
         largest_microbatch_bf16: Images that fit beside the state, with a tenth of the card left free; 0 if none does.
+        microbatch: Images at once in the peaks: the whole batch, or the largest microbatch that fits.
+        training_peak_fp32, training_peak_bf16: Most bytes in an update; see `training.cost.peak`.
+        scoring_peak: Most bytes in a network evaluation of as many images in float32, as sampling and bits/dim need.
     """
 
     state: int
     activations_per_image_fp32: int
     activations_per_image_bf16: int
     largest_microbatch_bf16: int
+    microbatch: int
+    training_peak_fp32: int
+    training_peak_bf16: int
+    scoring_peak: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,9 +265,15 @@ def _memory(experiment: Experiment, parameters: int, card: Card) -> Memory:
     one = {bf16: activation_bytes(experiment, 1, bf16=bf16) for bf16 in (False, True)}
     per_image = {bf16: activation_bytes(experiment, 2, bf16=bf16) - one[bf16] for bf16 in (False, True)}
     fixed = state + one[True] - per_image[True]
+    largest = max(0, int((0.9 * card.memory_gib * 2**30 - fixed) // per_image[True]))
+    microbatch = max(1, min(largest, experiment.optim.global_batch_size))
     return Memory(
         state=state,
         activations_per_image_fp32=per_image[False],
         activations_per_image_bf16=per_image[True],
-        largest_microbatch_bf16=max(0, int((0.9 * card.memory_gib * 2**30 - fixed) // per_image[True])),
+        largest_microbatch_bf16=largest,
+        microbatch=microbatch,
+        training_peak_fp32=training_bytes(experiment, microbatch, bf16=False),
+        training_peak_bf16=training_bytes(experiment, microbatch, bf16=True),
+        scoring_peak=scoring_bytes(experiment, microbatch),
     )

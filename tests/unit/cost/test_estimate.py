@@ -10,6 +10,7 @@ import torch
 from training.config import presets
 from training.config.errors import UserError
 from training.cost.estimate import activation_bytes, count_forward_passes, count_macs, estimate
+from training.cost.peak import LiveBytes, scoring_bytes, training_bytes
 from training.models.unet import make_model
 
 
@@ -79,6 +80,21 @@ def test_activation_memory_is_what_autograd_keeps() -> None:
     measured = sum(storage.nbytes() for storage in kept.values())
     assert output.shape[0] == 16
     assert activation_bytes(experiment, 16, bf16=False) == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_predicted_peak_is_what_a_real_pass_has_alive(trains: bool) -> None:
+    experiment = presets.preset("digits-hybrid-cosine", ["model.class_conditional=false"])
+    with LiveBytes() as live, torch.set_grad_enabled(trains):
+        model = make_model(experiment).train(trains)
+        output = model(torch.zeros(16, 1, 8, 8), torch.zeros(16))
+        if trains:
+            output.square().mean().backward()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    state = (2 + len(experiment.optim.ema_decays)) * 4 * parameters  # Adam's moments and the averages
+    predicted = training_bytes(experiment, 16, bf16=False) - state if trains else scoring_bytes(experiment, 16)
+    assert predicted == pytest.approx(live.peak, rel=0.02)
+    assert live.peak > 4 * parameters * (2 if trains else 1)
 
 
 def test_memory_grows_with_averages_and_fits_a_larger_microbatch_on_a_larger_card() -> None:
