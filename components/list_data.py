@@ -24,7 +24,7 @@ def list_data(
 
     Args:
         ablation_name: Name of the ablation, or own-grid.
-        ablation_scale: "paper" or "tiny".
+        ablation_scale: "paper", "small" or "tiny".
         ablation_grid: Axes of an own grid, path -> values.
         ablation_options: See `evaluation.ablations.definitions.request.AblationOptions`.
         experiment_preset: Another experiment to vary.

@@ -28,7 +28,7 @@ def tabulate_ablation(
         page: The report.
         pipeline_run_id: ID of this run of the pipeline.
         ablation_name: Name of the ablation, or own-grid.
-        ablation_scale: "paper" or "tiny".
+        ablation_scale: "paper", "small" or "tiny".
         ablation_grid: Axes of an own grid, path -> values.
         ablation_options: See `evaluation.ablations.definitions.request.AblationOptions`.
         experiment_preset: Another experiment to vary.

@@ -75,7 +75,7 @@ def ablation_pipeline(
         ablation_name: Which table or figure of the paper, or own-grid.
         ablation_options: A JSON object. With seeds, like {"seeds": 5}, every trial is repeated with so many seeds. With runs, like
             {"runs": {"vlb": "s3://..."}}, an ablation that trains nothing looks at those runs or checkpoints, by role.
-        ablation_scale: The paper's own experiments (paper), or the same grid on handwritten digits (tiny).
+        ablation_scale: The paper's own experiments (paper), or the same grid on handwritten digits for hours (small) or minutes (tiny).
         data_options: How images are prepared. Its sources say where the images of each data set come from.
         data_resources: Resources of the preprocess step.
         data_uri: Directory of the data set, for an ablation of a single one; empty puts each under storage_root_uri.

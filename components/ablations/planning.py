@@ -155,9 +155,9 @@ def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str,
             return run_uri
     changes = "".join(f" --set {item}" for item in request.overrides)
     remedy = f"train the preset {trial.preset}{'' if trial.seed is None else f' with seed={trial.seed}'}"
-    if request.scale == "tiny":
+    if request.scale != "paper":
         seeds = f" --seeds {request.seeds}" if request.seeds > 1 else ""
-        remedy = f"`iddpm ablate {ablation.runs_of} --scale tiny{seeds}{changes}` trains it"
+        remedy = f"`iddpm ablate {ablation.runs_of} --scale {request.scale}{seeds}{changes}` trains it"
     raise UserError(
         f"the ablation {request.name!r} trains nothing, and its run of {trial.preset} does not exist: {remedy}, "
         f"or name a run or an imported checkpoint: --run {trial.role}=URI"

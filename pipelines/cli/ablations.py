@@ -15,11 +15,16 @@ import typer
 from training.config.errors import UserError
 
 if TYPE_CHECKING:
+    from evaluation.ablations.definitions.cost import TrialCost
     from evaluation.ablations.definitions.request import AblationRequest
+    from pipelines.local.ablate import AblationResult
 
 _PANEL = "The paper"
 _NAME = typer.Argument(..., help="An ablation (`iddpm ablations` lists them), all of them (all), a YAML file, or a name for a --grid.")
-_SCALE = typer.Option("tiny", help="tiny: the paper's grid on handwritten digits, in minutes; paper: the paper's own experiments.")
+_SCALE = typer.Option(
+    "tiny",
+    help="tiny: the paper's grid on digits, in minutes; small: for hours, with a registered plan; paper: the paper's own.",
+)
 _PRESET = typer.Option("", help="Another experiment to vary; a --grid needs one.")
 _OBJECTIVE = typer.Option("", help="simple, vlb or hybrid for every trial; empty keeps each trial's own.")
 _SET = typer.Option([], "--set", help="Override of every trial, like optim.num_steps=500; may be repeated.")
@@ -68,29 +73,39 @@ def ablate(
     for request in requests:
         request.trials()  # refuses an invalid request before anything starts
     if plan:
-        for request in requests:
-            _show_plan(request, card, price_per_hour)
+        costs = [_show_plan(request, card, price_per_hour) for request in requests]
+        if len(costs) > 1:
+            print(f"all of them: {sum(costs[1:], costs[0]).describe(card, trains=True, price_per_hour=price_per_hour)}")
         return
+    run_requests(requests, sources, {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)})
+
+
+def run_requests(requests: list[AblationRequest], sources: list[str], resources: dict[str, Any]) -> list[AblationResult]:
+    """Run the requests one after the other, print where their reports are, and return their results.
+
+    Raises:
+        PipelineError: A trial failed; the others have run.
+    """
     from pipelines.local.ablate import estimate_time_left, gallery_folder, run_ablation
     from pipelines.local.run import PipelineError
     from pipelines.local.training import shorten_path
     from pipelines.services import services
 
     running = services.up()
-    failures: list[str] = []
+    results, failures = [], []
     log_path: Path | None = None
-    resources: dict[str, Any] = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)}
-    if num_workers > 1 or gpu:
+    if resources["num_workers"] > 1 or resources["num_gpus_per_worker"]:
         resources["num_threads"] = 0
     time_left = estimate_time_left(requests, running)
     for request in requests:
         try:
-            result = run_ablation(request, running, sources=_pairs(sources, "--source"), resources=resources, time_left=time_left)
+            result = run_ablation(request, running, sources=pairs(sources, "--source"), resources=resources, time_left=time_left)
         except UserError as error:
             if len(requests) == 1:
                 raise
             failures.append(f"{request.name} ({error})")  # it evaluates runs of an ablation that failed; the others go on
             continue
+        results.append(result)
         print(f"{request.name}: {shorten_path(result.folder / 'report.html')}", flush=True)
         if result.failed:
             failures.append(f"{request.name} ({'; '.join(f'{label}: {why}' for label, why in result.failed.items())})")
@@ -99,6 +114,7 @@ def ablate(
         print(f"gallery: {shorten_path(gallery_folder(running) / 'index.html')}")
     if failures:
         raise PipelineError(f"failed in {'; '.join(failures)}. The same command runs only what failed", log_path)
+    return results
 
 
 def report(
@@ -143,7 +159,7 @@ def _requests(
     from evaluation.ablations.definitions.request import DEFAULT_PRESET, OBJECTIVES, AblationRequest
 
     if scale not in SCALES:
-        raise UserError(f"--scale is {' or '.join(SCALES)}, got {scale!r}")
+        raise UserError(f"--scale is {', '.join(SCALES[:-1])} or {SCALES[-1]}, got {scale!r}")
     request = AblationRequest(
         name=name,
         scale=scale,
@@ -151,13 +167,14 @@ def _requests(
         objective=objective or OBJECTIVES[0],
         grid=parse_grid(grid),
         overrides=tuple(overrides),
-        runs=_pairs(runs, "--run"),
+        runs=pairs(runs, "--run"),
         seeds=seeds,
     )
     if name == "all":
         if grid or preset or objective or runs:
             raise UserError("all takes no --grid, --preset, --objective or --run; name one ablation")
-        return [dataclasses.replace(request, name=one) for one in names()]
+        every = [dataclasses.replace(request, name=one) for one in names()]
+        return [one for one in every if _has_scale(one)]
     if Path(name).suffix not in (".yaml", ".yml"):
         return [request]
     if grid:
@@ -173,6 +190,16 @@ def _requests(
             overrides=(*(file.set or ()), *overrides),
         )
     ]
+
+
+def _has_scale(request: AblationRequest) -> bool:
+    """Return False, and say why, where no experiment of the request's scale can decide the ablation's claims."""
+    try:
+        request.ablation().settings(request.scale)
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,17 +269,22 @@ def _repeated_keys(node: Any) -> list[str]:
     return [key for key in dict.fromkeys(keys) if keys.count(key) > 1] + below
 
 
-def _pairs(words: list[str], option: str) -> dict[str, str]:
-    pairs = {}
+def pairs(words: list[str], option: str) -> dict[str, str]:
+    """Parse words like NAME=ADDRESS.
+
+    Raises:
+        UserError: A word has another form; the message names the option.
+    """
+    found = {}
     for word in words:
         key, _, value = word.partition("=")
         if not key or not value:
             raise UserError(f"{option} {word}: write NAME=ADDRESS")
-        pairs[key] = value
-    return pairs
+        found[key] = value
+    return found
 
 
-def _show_plan(request: AblationRequest, card: str, price_per_hour: float | None) -> None:
+def _show_plan(request: AblationRequest, card: str, price_per_hour: float | None) -> TrialCost:
     from evaluation.ablations.definitions.cost import TrialCost, joint_cost, trial_cost
 
     ablation = request.ablation()
@@ -269,3 +301,6 @@ def _show_plan(request: AblationRequest, card: str, price_per_hour: float | None
         print(f"  {trial.setting}\n      {trial.preset} {' '.join(trial.own)}\n      {describe(cost)}")
     seeds = f", every trial with {request.seeds} seeds," if request.seeds > 1 else ""
     print(f"in all{seeds} {describe(total)}")
+    for words in request.registered():
+        print(f"  {words}")
+    return total

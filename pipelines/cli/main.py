@@ -10,7 +10,21 @@ import sys
 
 import typer
 
-from pipelines.cli import ablations, cluster, data, models, nightly, retention, runs, schedules, scoring, services, serving, studies
+from pipelines.cli import (
+    ablations,
+    cluster,
+    data,
+    models,
+    nightly,
+    reproduce,
+    retention,
+    runs,
+    schedules,
+    scoring,
+    services,
+    serving,
+    studies,
+)
 from training import console
 from training.config.addresses import without_passwords
 
@@ -21,7 +35,7 @@ app = typer.Typer(
     help="Improved DDPM as pipelines: prepare data, train, evaluate and report, on this machine or on Kubeflow.",
     epilog="To begin, `iddpm demo` trains a small model of real handwritten digits in a few minutes.",
 )
-for group in (services, runs, models, scoring, serving, nightly, studies, ablations, data, retention, cluster, schedules):
+for group in (services, runs, models, scoring, serving, nightly, studies, ablations, reproduce, data, retention, cluster, schedules):
     group.register(app)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
 from pipelines.cli.ablations import _requests
 from training.config.errors import UserError
 
@@ -36,6 +37,36 @@ def test_a_plan_with_seeds_shows_each_setting_once_and_the_cost_of_all_seeds(run
     assert [int(word) for word in found if word.isdigit()][:2] == pytest.approx([5 * each for each in hours], abs=3)  # of rounded hours
 
 
+def test_the_plan_of_the_small_scale_shows_what_was_registered_and_fits_into_five_hours(run_iddpm: Command) -> None:
+    _, printed, left_out = run_iddpm("ablate", "all", "--plan", "--scale", "small", "--seeds", "5", "--card", "CPU")
+    assert "L_vlb has a better likelihood than L_hybrid. Decided by: bits/dim of test images of L_vlb, less that of L_hybrid" in printed
+    assert printed.count("Decided by") == 39
+    assert left_out.startswith("left out: the ablation 'two-stage' has no scale small")
+    hours = [int(word) for word in printed.splitlines()[-1].split() if word.isdigit()]
+    assert len(hours) == 2
+    assert sum(hours) <= 5 * 2  # two cores
+
+
+def test_a_reproduction_says_what_it_costs_and_starts_nothing_without_consent(run_iddpm: Command) -> None:
+    status, printed, error = run_iddpm("reproduce", "cifar10-table2", "--card", "A100", "--price-per-hour", "2")
+    lines = printed.splitlines()
+    assert [line.split()[0] for line in lines[1:7]] == [row.role for row in REPRODUCTIONS["cifar10-table2"].paper]
+    assert "FID 2.9, 3.37 bits/dim in the paper; 500,000 updates of 128, 50,000 samples of all 4,000 steps" in lines[2]
+    assert "on one A100" in lines[7]
+    assert lines[7].endswith("at 2 an hour")
+    assert (status, error) == (1, "error: nothing was started; give --yes to start it\n")
+
+
+def test_a_named_checkpoint_costs_no_training(run_iddpm: Command) -> None:
+    def hours(*arguments: str) -> list[int]:
+        _, printed, _ = run_iddpm("reproduce", "imagenet64-table1-1500k", *arguments)
+        return [int(word) for word in printed.splitlines()[3].replace(",", "").split() if word.isdigit()][:2]
+
+    trained, measured = hours()
+    half, same = hours("--run", "vlb-cosine-1500k=s3://bucket/runs/released")
+    assert (2 * half, same) == (pytest.approx(trained, abs=2), measured)
+
+
 _GRID = """preset: digits-tiny-hybrid-cosine
 grid:
   diffusion.vlb_weight: [0.1, 0.2]
@@ -55,11 +86,15 @@ def test_a_grid_in_a_file_is_every_combination_of_its_lists(tmp_path: Path, run_
     ("arguments", "said"),
     [
         (("ablate", "hybrid-wait"), "did you mean 'hybrid-weight'"),
-        (("ablate", "width", "--scale", "small"), "--scale is paper or tiny"),
+        (("ablate", "width", "--scale", "smal"), "--scale is paper, small or tiny"),
+        (("ablate", "two-stage", "--scale", "small"), "has no scale small: images that two cores can learn are too small"),
         (("ablate", "width", "--set", "optim.learning_rate=1"), "varies optim.learning_rate itself"),
         (("ablate", "mine", "--grid", "seed=1,2"), "needs an experiment to vary"),
         (("ablate", "mine", "--grid", "seed", "--preset", "digits-tiny-hybrid-cosine"), "section.field=a,b,c"),
         (("ablate", "vlb-ratio", "--run", "vlb"), "--run vlb: write NAME=ADDRESS"),
+        (("reproduce", "cifar-table2"), "did you mean 'cifar10-table2'"),
+        (("reproduce", "cifar10-table2", "--run", "vlb=s3://x"), "takes no run 'vlb'; its runs are simple-linear-t1000, simple-linear"),
+        (("ablate", "cifar10-table2"), "take --scale paper, or `iddpm reproduce cifar10-table2`"),
         (("ablate", "nothing.yaml"), "nothing.yaml: there is no such file"),
         (("ablate", "wrong.yaml"), "there is no 'axes'"),
         (("ablate", "all", "--preset", "digits-tiny-hybrid-cosine"), "name one ablation"),

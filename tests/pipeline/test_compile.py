@@ -228,7 +228,7 @@ def test_people_see_a_short_name_of_every_step(name: str, texts: dict[str, str])
 def test_what_an_ablation_can_be_is_a_drop_down(texts: dict[str, str]) -> None:
     parameters = parse(texts["ablation"])[0]["root"]["inputDefinitions"]["parameters"]
     assert tuple(parameters["ablation_name"]["literals"]) == (*ablations.names(), "own-grid")
-    assert parameters["ablation_scale"]["literals"] == ["paper", "tiny"]
+    assert parameters["ablation_scale"]["literals"] == ["paper", "small", "tiny"]
     assert parameters["experiment_objective"]["literals"] == ["as named", "simple", "vlb", "hybrid"]
     assert tuple(parameters["experiment_preset"]["literals"]) == ("as named", *presets.names())
     for name in ("ablation_name", "ablation_scale", "experiment_objective", "experiment_preset"):

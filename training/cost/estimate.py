@@ -32,6 +32,7 @@ TRAINING_PASSES = 3
 # Images of the split on which bits/dim is reported, of the data sets whose size is known beforehand.
 _LIKELIHOOD_IMAGES = {
     "digits": 300,
+    "digits-few": 1_597,
     "fashion-mnist": 10_000,
     "cifar10": 10_000,
     "imagenet64-official": 49_999,

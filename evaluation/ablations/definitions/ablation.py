@@ -21,7 +21,7 @@ from training.config.run_keys import training_fields
 MAX_TRIALS = 64
 """Trials of one pipeline run at most: KFP fails on loops of some hundred iterations."""
 
-Scale = Literal["paper", "tiny"]
+Scale = Literal["paper", "small", "tiny"]
 Measure = Literal[
     "final", "sampling-steps", "figure-1", "likelihood-steps", "bound", "samples", "history", "history-likelihood", "raw-weights"
 ]
@@ -52,6 +52,42 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedClaim:
+    """A claim of the paper, and the number that decides it, registered before the first run.
+
+    Attributes:
+        text: The claim as `evaluation.ablations.claims.findings` words it.
+        number: The number, taken within a seed.
+        level: The paper says that the number is below this level.
+        above: The paper says that it is above the level instead.
+    """
+
+    text: str
+    number: str
+    level: float = 0.0
+    above: bool = False
+
+    def describe(self) -> str:
+        """Return the claim with its number and direction in one line."""
+        return f"{self.text} Decided by: {self.number}; the paper's side is {'above' if self.above else 'below'} {self.level:g}."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmallScale:
+    """An ablation at the scale "small": hours on two cores, made so that the effect can show.
+
+    Attributes:
+        settings: Its trials; empty where no experiment of this size can decide the claims.
+        reason: Why these settings can show the effect, or why none can and what would.
+        claims: The registered plan.
+    """
+
+    settings: tuple[Setting, ...]
+    reason: str
+    claims: tuple[PlannedClaim, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ablation:
     """A comparison of experiments.
 
@@ -59,14 +95,16 @@ class Ablation:
         source: Where the paper reports it.
         varied: Paths of the experiment that differ between trials: the table's columns and MLflow's parameters.
         paper, tiny: The paper's trials, and the same on the digits.
+        small: The same on the digits, trained for long enough, with the registered plan; None for a user's grid.
         measures: What is measured for each trial: "final" is the reported distance and bits/dim, the others are in
             `evaluation.ablations.trials.measures`.
         joint: What is measured for several trials jointly, after all others.
         checkpoint: The checkpoint of a run that is measured: the last with its first average, where the paper compares
             equal numbers of updates; or the best by distance, where the best attainable distance is the question.
-        runs_of: For an ablation that only evaluates existing runs: the ablation that trains them at the tiny scale. Else empty.
+        runs_of: For an ablation that only evaluates existing runs: the ablation that trains them at the other scales. Else empty.
         counts: Counts of timesteps at the paper's scale; see `counts`.
         shared: Overrides of every trial that the measures need; they change no result of the paper.
+        named_runs: A run that the user names may stand in for a trial's training, although others are trained.
     """
 
     name: str
@@ -75,12 +113,30 @@ class Ablation:
     varied: tuple[str, ...]
     paper: tuple[Setting, ...]
     tiny: tuple[Setting, ...]
+    small: SmallScale | None = None
     measures: tuple[Measure, ...] = ("final",)
     joint: Joint = "none"
     checkpoint: Checkpoint = "last"
     runs_of: str = ""
     counts: tuple[int, ...] = ()
     shared: tuple[str, ...] = ()
+    named_runs: bool = False
+
+    def settings(self, scale: Scale) -> tuple[Setting, ...]:
+        """Return the trials of a scale.
+
+        Raises:
+            UserError: No experiment of this size can decide the ablation's claims.
+        """
+        if scale == "paper":
+            return self.paper
+        if not self.tiny:
+            raise UserError(f"{self.name!r} repeats the paper's own experiments; take --scale paper, or `iddpm reproduce {self.name}`")
+        if scale == "tiny" or self.small is None:
+            return self.tiny
+        if not self.small.settings:
+            raise UserError(f"the ablation {self.name!r} has no scale small: {self.small.reason}")
+        return self.small.settings
 
     @property
     def trains(self) -> bool:
@@ -152,7 +208,7 @@ def trials(
 
     Args:
         ablation: The ablation.
-        scale: The paper's experiments, or the same on the digits.
+        scale: The paper's experiments, or the same on the digits, in hours (small) or minutes (tiny).
         preset_name: Another preset to vary, for an ablation that varies a single one; empty keeps its own.
         objective: Another objective for every trial; None keeps each trial's own.
         overrides: The user's overrides of every trial. They apply last and may not change what the ablation varies.
@@ -164,8 +220,8 @@ def trials(
             seeds cannot be repeated, because the user named a run or the ablation varies them.
     """
     if scale not in SCALES:
-        raise UserError(f"there is no scale {scale!r}; it is {' or '.join(SCALES)}")
-    settings = ablation.paper if scale == "paper" else ablation.tiny
+        raise UserError(f"there is no scale {scale!r}; it is {', '.join(SCALES[:-1])} or {SCALES[-1]}")
+    settings = ablation.settings(scale)
     if seeds < 1:
         raise UserError(f"the number of seeds must be 1 or more, got {seeds}")
     if seeds > 1 and (runs or "seed" in ablation.varied):
@@ -222,7 +278,7 @@ def values_of(ablation: Ablation, experiment: Experiment) -> dict[str, Any]:
 
 
 def counts(ablation: Ablation, scale: Scale) -> tuple[int, ...]:
-    """Return the ablation's counts of timesteps; at the tiny scale a tenth of the paper's, if that is at least 5.
+    """Return the ablation's counts of timesteps; on the digits a tenth of the paper's, if that is at least 5.
 
     With fewer steps, DDIM's even stride starts too far from pure noise to draw anything: 2 of 100 steps start at t = 50.
     """
@@ -282,7 +338,7 @@ def _with_preset(ablation: Ablation, settings: Sequence[Setting], preset_name: s
 
 
 def _require_roles(ablation: Ablation, settings: Sequence[Setting], runs: Mapping[str, str]) -> None:
-    roles = [setting.role for setting in settings if setting.role] if not ablation.trains else []
+    roles = [setting.role for setting in settings if setting.role] if ablation.named_runs or not ablation.trains else []
     for role in runs:
         if role not in roles:
             remedy = f"its runs are {', '.join(roles)}" if roles else "it trains its own runs"

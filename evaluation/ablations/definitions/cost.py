@@ -67,7 +67,7 @@ def joint_cost(request: AblationRequest, card: str = "H100") -> TrialCost:
 
 def num_curve_images(experiment: Experiment) -> int:
     """Return the number of images of a likelihood curve: fewer than for a reported number, because every step count evaluates them all."""
-    return 100 if experiment.data.name == "digits" else 1000
+    return 100 if experiment.data.name.startswith("digits") else 1000
 
 
 def _measured_passes(request: AblationRequest, trial: Trial, experiment: Experiment) -> float:

@@ -1,12 +1,16 @@
 """The paper's ablations: its tables and figures by name.
 
 "Supplement" is the supplementary material, "main" the paper. The tiny scale runs the same grid on the digits: every count of
-timesteps is divided by ten, and training lengths and learning rates suit a laptop.
+timesteps is divided by ten, and training lengths and learning rates suit a laptop. The small scale is in `small.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from evaluation.ablations.definitions.ablation import Ablation, Setting, grid, suggest
+from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
+from evaluation.ablations.definitions.small import SMALL
 from training.config.errors import UserError
 
 _TINY = "digits-tiny-hybrid-cosine"
@@ -208,7 +212,7 @@ _ABLATIONS: tuple[Ablation, ...] = (
     ),
 )
 
-ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _ABLATIONS}
+ABLATIONS: dict[str, Ablation] = {ablation.name: replace(ablation, small=SMALL[ablation.name]) for ablation in _ABLATIONS}
 
 
 def names() -> tuple[str, ...]:
@@ -217,11 +221,12 @@ def names() -> tuple[str, ...]:
 
 
 def find_ablation(name: str) -> Ablation:
-    """Return the ablation of this name.
+    """Return the ablation or the reproduction of this name.
 
     Raises:
         UserError: There is none.
     """
-    if name not in ABLATIONS:
-        raise UserError(f"there is no ablation {name!r}; {suggest(name, ABLATIONS)}")
-    return ABLATIONS[name]
+    known = {**ABLATIONS, **REPRODUCTIONS}
+    if name not in known:
+        raise UserError(f"there is no ablation {name!r}; {suggest(name, known)}")
+    return known[name]

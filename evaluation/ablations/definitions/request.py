@@ -97,6 +97,13 @@ class AblationRequest:
         """Return the counts of timesteps of its measures."""
         return counts(self.ablation(), self.scale)
 
+    def registered(self) -> list[str]:
+        """Return the registered plan of the small scale in lines: its reason, and each claim with the number that decides it."""
+        small = self.ablation().small
+        if self.scale != "small" or small is None:
+            return []
+        return [small.reason, *(claim.describe() for claim in small.claims)]
+
     def key(self) -> str:
         """Return the name of its directory and MLflow run: the same experiments with the same measures have the same key."""
         identities = [[trial.label, trial.experiment.to_dict(), trial.run_uri, trial.measures] for trial in self.trials()]
@@ -147,7 +154,7 @@ def from_form(
         UserError: There is no such scale, a user's grid has no axes, or an option is unknown or does not fit.
     """
     if scale not in SCALES:
-        raise UserError(f"there is no scale {scale!r}; it is {' or '.join(SCALES)}")
+        raise UserError(f"there is no scale {scale!r}; it is {', '.join(SCALES[:-1])} or {SCALES[-1]}")
     if name == OWN_GRID and not grid:
         raise UserError('a grid of your own needs its axes: ablation_grid, like {"diffusion.vlb_weight": [0.001, 0.01]}')
     fields = dict.fromkeys(each.name for each in dataclasses.fields(AblationOptions))

@@ -69,6 +69,8 @@ def _describe_scale(request: AblationRequest) -> str:
         text = f"The paper's grid over another experiment than its own, {request.preset}."
     elif request.scale == "paper":
         text = "The paper's scale."
+    elif request.scale == "small":
+        text = "The small scale: the paper's grid on handwritten digits, long enough for the effects to show."
     else:
         text = "The tiny scale: the paper's grid on handwritten digits, every count of timesteps divided by ten."
     if request.runs:
@@ -111,7 +113,7 @@ def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
     sources = sorted({row.source for row in rows if row.source})
     if sources:
         notes.append(f"The paper's numbers: {'; '.join(sources)}.")
-        if request.scale == "tiny":
+        if request.scale != "paper":
             notes.append("They are of other images, other networks and (FID) other features, so no difference is taken.")
     return notes
 
@@ -134,14 +136,16 @@ def _points(records: Sequence[TrialRecord]) -> dict[str, Any] | None:
 
 def _plan_card(request: AblationRequest) -> list[tuple[str, str]]:
     """Return what was fixed before the first run of an ablation with several seeds."""
+    registered = [("Registered before the runs", words) for words in request.registered()]
     if request.seeds == 1:
-        return []
+        return registered
     trials = request.trials()
     seeds = list(dict.fromkeys(trial.seed for trial in trials))
     measures = dict.fromkeys(name for trial in trials for name in trial.measures)
     fixed = f"the measures ({', '.join(measures)}), the checkpoint ({request.ablation().checkpoint})"
     fixed += "" if request.grid else ", and of every claim the number and the direction"
     return [
+        *registered,
         ("Seeds", f"{', '.join(map(str, seeds))}; the trials of a seed have the same noise, and those of a setting differ by seed alone"),
         ("Fixed before the runs", fixed),
         ("Stopping rule", f"every trial is trained with all {len(seeds)} seeds, whatever the first ones show, and with no other"),

@@ -137,17 +137,17 @@ def table_rows(request: AblationRequest, records: Sequence[TrialRecord]) -> list
 
 
 def reported(request: AblationRequest, index: int, record: TrialRecord) -> PaperResult | None:
-    """Return the paper's result for a trial; at the tiny scale, that of the paper's trial with the same index.
+    """Return the paper's result for a trial; at the other scales, that of the paper's trial with the same index.
 
-    There is none for what the paper did not do: a user's grid, another objective, or at the tiny scale another preset.
+    There is none for what the paper did not do: a user's grid, another objective, or at another scale another preset.
     """
-    if request.grid or request.objective != OBJECTIVES[0] or (request.varies_another and request.scale == "tiny"):
+    if request.grid or request.objective != OBJECTIVES[0] or (request.varies_another and request.scale != "paper"):
         return None
     if record.role in _JOINT_RESULTS:
         name, word = _JOINT_RESULTS[record.role]
         return next(result for result in find_preset(name).results if word in result.where)
     name, overrides = record.preset, record.own
-    if request.scale == "tiny":
+    if request.scale != "paper":
         settings = request.ablation().paper
         if index >= len(settings):
             return None

@@ -1,5 +1,6 @@
 """Findings follow from the numbers: records confirm each claim, contradict it, or leave it undecided."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from evaluation.ablations.claims.claim import claim, judge
 from evaluation.ablations.claims.findings import findings
 from evaluation.ablations.definitions.paper import names
+from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.measures import paired_correlation, sampling_of
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.records import npz
@@ -208,6 +210,44 @@ def test_the_paired_correlation_is_one_for_equal_images_and_small_for_unrelated_
         records.append(_record(role=role, data="digits", measures={"samples": {"images_uri": uri, "sampler": "x"}}))
     (finding,) = findings("same-noise", records)
     assert finding.verdict == "not decided here"
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name != "two-stage"])
+def test_the_registered_plan_of_the_small_scale_is_what_decides_the_claims(name: str, tmp_path: Any) -> None:
+    """Records that make every claim's number finite: the findings then have the registered texts, levels and sides."""
+    request = AblationRequest(name=name, scale="small")
+    steps = request.counts() or (5,)
+    courses = {100: 2.0, 200: 1.0, 300: 3.0}
+    measures = {
+        **_steps(ancestral=dict.fromkeys(steps, 2.0), ddim=dict.fromkeys(steps, 1.0)),
+        "figure-1": {"points": [{"method": "ddim", "num_steps": k, "distance": 1.0, "standard_error": 0.1} for k in steps if k < 100]},
+        "likelihood-steps": {
+            "points": [
+                {"spacing": spacing, "num_steps": k, "bits_per_dim": 1.0} for spacing in ("strided", "with-small-t") for k in (5, 400)
+            ]
+        },
+        "bound": {"per_t": [1.0] * 400},
+        "history-likelihood": {"points": [{"step": step, "bits_per_dim": value} for step, value in courses.items()]},
+        "raw-weights": {"points": [{"weights": weights, "distance": 1.0} for weights in ("model", "ema_0.9")]},
+        **_history(courses),
+    }
+    records = []
+    for trial in (*request.trials(), *([replace(request.trials()[0], role="ensemble")] if name == "ensemble" else [])):
+        uri = str(tmp_path / f"{len(records)}.npz")
+        npz.write_images(uri, torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8), None)
+        samples = {"samples": {"images_uri": uri, "sampler": "x"}}
+        records.append(_record(role=trial.role, measures={**measures, **samples}, **trial.values))
+    small = request.ablation().small
+    assert small is not None
+    found = {
+        finding.claim: (finding.number.level, finding.number.above, finding.number.unit)
+        for finding in findings(name, records)
+        if finding.number
+    }
+    assert {text: rule[:2] for text, rule in found.items()} == {claim.text: (claim.level, claim.above) for claim in small.claims}
+    for claim_ in small.claims:
+        unit = found[claim_.text][2]
+        assert claim_.number.startswith("the step") if "steps to" in unit else claim_.number.startswith("bits/dim") == ("bits" in unit)
 
 
 @pytest.mark.parametrize(

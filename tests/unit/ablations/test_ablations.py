@@ -8,17 +8,27 @@ from evaluation.ablations.definitions import paper as ablations
 from evaluation.ablations.definitions.ablation import MAX_TRIALS, SCALES, Scale, Trial, counts, trials
 from evaluation.ablations.definitions.grid import own_grid, parse_grid
 from evaluation.ablations.definitions.paper import find_ablation
+from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
 from training.config import presets
 from training.config.errors import UserError
 from training.config.experiment import Objective
 from training.config.presets import find_preset, preset
 
 _BOTH = pytest.mark.parametrize("scale", SCALES)
+_OURS = pytest.mark.parametrize("scale", ["small", "tiny"])
+_NO_SMALL_SCALE = {"two-stage"}
 _EACH = pytest.mark.parametrize("name", ablations.names())
 
 
 def _experiments(planned: tuple[Trial, ...]) -> list[str]:
     return [trial.experiment.to_json() for trial in planned]
+
+
+def _skip_without_small_scale(name: str, scale: str) -> None:
+    if scale == "small" and name in _NO_SMALL_SCALE:
+        with pytest.raises(UserError, match=f"the ablation '{name}' has no scale small: .*decides it on GPUs"):
+            trials(find_ablation(name), "small")
+        pytest.skip("it has none")
 
 
 def test_all_ablations_of_the_paper_are_named() -> None:
@@ -41,6 +51,7 @@ def test_all_ablations_of_the_paper_are_named() -> None:
 @_BOTH
 @_EACH
 def test_every_trial_is_a_valid_and_different_experiment(name: str, scale: Scale) -> None:
+    _skip_without_small_scale(name, scale)
     planned = trials(find_ablation(name), scale)
     assert len(set(_experiments(planned))) == len(planned) > 1
     assert len({trial.label for trial in planned}) == len(planned)
@@ -50,6 +61,7 @@ def test_every_trial_is_a_valid_and_different_experiment(name: str, scale: Scale
 @_BOTH
 @_EACH
 def test_role_and_values_identify_each_trial(name: str, scale: Scale) -> None:
+    _skip_without_small_scale(name, scale)
     planned = trials(find_ablation(name), scale)
     identities = {tuple(map(str, (trial.role, *trial.values.values()))) for trial in planned}
     assert len(identities) == len(planned)
@@ -63,14 +75,16 @@ def test_each_varied_field_has_more_than_one_value(name: str) -> None:
         assert len(values) > 1 or find_ablation(name).joint != "none" or not find_ablation(name).trains, column
 
 
+@_OURS
 @_EACH
-def test_the_tiny_scale_varies_the_same_fields_as_the_papers_scale(name: str) -> None:
+def test_our_scales_vary_the_same_fields_as_the_papers_scale(name: str, scale: Scale) -> None:
+    _skip_without_small_scale(name, scale)
     ablation = find_ablation(name)
-    paper, tiny = trials(ablation, "paper"), trials(ablation, "tiny")
-    assert list(paper[0].values) == list(tiny[0].values)
-    assert all(trial.experiment.data.name == "digits" for trial in tiny)
-    assert all(trial.experiment.optim.num_steps <= 2000 for trial in tiny)
-    assert counts(ablation, "tiny") == tuple(count // 10 for count in ablation.counts if count >= 50)
+    paper, ours = trials(ablation, "paper"), trials(ablation, scale)
+    assert list(paper[0].values) == list(ours[0].values)
+    assert all(trial.experiment.data.name.startswith("digits") for trial in ours)
+    assert all(trial.experiment.optim.num_steps <= {"small": 4000, "tiny": 2000}[scale] for trial in ours)
+    assert counts(ablation, scale) == tuple(count // 10 for count in ablation.counts if count >= 50)
 
 
 def test_hybrid_weight_is_the_grid_of_the_supplements_table_1() -> None:
@@ -92,6 +106,15 @@ def test_every_trial_of_the_main_tables_has_the_papers_numbers() -> None:
     ]
     assert [row for row in rows if row[0] == "cifar10"] == [
         ("cifar10", *numbers) for numbers in ((3.73, 3.29), (3.37, 2.90), (3.26, 3.07), (3.26, 3.05), (3.17, 3.19), (2.94, 11.47))
+    ]
+
+
+def test_every_row_of_a_reproduction_has_the_papers_numbers() -> None:
+    for table in REPRODUCTIONS.values():
+        for trial in trials(table, "paper"):
+            assert any(result.fid is not None for result in find_preset(trial.preset).results), trial.preset
+    assert [trial.experiment for trial in trials(REPRODUCTIONS["cifar10-table2"], "paper")] == [
+        trial.experiment for trial in trials(find_ablation("objective-schedule"), "paper") if trial.values["data"] == "cifar10"
     ]
 
 
@@ -120,12 +143,13 @@ def test_the_dropout_sweep_has_every_dropout_with_both_schedules(scale: Scale) -
     assert met == {(schedule, dropout) for schedule in ("linear", "cosine") for dropout in (0.1, 0.2, 0.3)}
 
 
-def test_evaluations_at_the_tiny_scale_use_runs_that_an_ablation_trains() -> None:
+@_OURS
+def test_evaluations_at_our_scales_use_runs_that_an_ablation_trains(scale: Scale) -> None:
     for name in ablations.names():
         ablation = find_ablation(name)
         if not ablation.trains:
-            trained = _experiments(trials(find_ablation(ablation.runs_of), "tiny"))
-            assert set(_experiments(trials(ablation, "tiny"))) <= set(trained)
+            trained = _experiments(trials(find_ablation(ablation.runs_of), scale))
+            assert set(_experiments(trials(ablation, scale))) <= set(trained)
 
 
 def test_hybrid_weight_and_the_main_tables_share_one_run() -> None:
@@ -138,6 +162,7 @@ def test_hybrid_weight_and_the_main_tables_share_one_run() -> None:
 @_BOTH
 @_EACH
 def test_overrides_reach_every_trial(name: str, scale: Scale) -> None:
+    _skip_without_small_scale(name, scale)
     assert all(trial.experiment.seed == 7 for trial in trials(find_ablation(name), scale, overrides=["seed=7"]))
 
 

@@ -15,8 +15,8 @@ from training.data.sources.published import DIGITS_SPLIT_SEED, NEED_NO_FOLDER, P
 from training.data.sources.source import RandomSplit, Source
 
 USAGE = (
-    "digits; fashion-mnist[:FOLDER]; cifar10[:FOLDER]; imagenet64-official:FOLDER; imagenet64-labelled:FOLDER; imagenet:FOLDER; "
-    "lsun-CATEGORY:FOLDER; a folder, a .zip, a .tar or an s3:// address"
+    "digits; digits-few; fashion-mnist[:FOLDER]; cifar10[:FOLDER]; imagenet64-official:FOLDER; imagenet64-labelled:FOLDER; "
+    "imagenet:FOLDER; lsun-CATEGORY:FOLDER; a folder, a .zip, a .tar or an s3:// address"
 )
 
 
@@ -46,7 +46,7 @@ def open_splits(address: str, options: SourceOptions | None = None) -> dict[str,
     """Open the splits of a source: "train", and "test" where it has test images or some are held out.
 
     Args:
-        address: "digits"; "cifar10" (downloaded to this node) or "cifar10:FOLDER"; "fashion-mnist" (Debian's package, else
+        address: "digits"; "digits-few"; "cifar10" (downloaded to this node) or "cifar10:FOLDER"; "fashion-mnist" (Debian's package, else
             downloaded), "fashion-mnist:FOLDER" or "fashion-mnist:s3://..."; "imagenet64-official:FOLDER",
             "imagenet64-labelled:FOLDER", "imagenet:FOLDER", "lsun-bedroom:FOLDER"; or a folder, an S3 prefix, a zip or a
             tar. A folder or prefix with `train` and `test` (or `val`) below it gives both splits.

@@ -25,6 +25,7 @@ from training.data.sources.files import FileSource, file_source
 from training.data.sources.source import ArraySource, Item, Listing, RandomSplit, Reader, Source
 
 DIGITS_NUM_TEST = 300
+_FEW_DIGITS_NUM_TEST = 1597
 DIGITS_SPLIT_SEED = 20210218
 """Seed that draws the 300 test images of the digits; another seed makes another data set."""
 
@@ -40,8 +41,8 @@ class Digits(ArraySource):
     Level k of 0..16 becomes round(k * 255 / 16). UCI's "Optical Recognition of Handwritten Digits", test part.
     """
 
-    def __init__(self) -> None:
-        super().__init__("digits", "all", image_channels=1)
+    def __init__(self, name: str = "digits") -> None:
+        super().__init__(name, "all", image_channels=1)
 
     def arrays(self) -> tuple[Images, npt.NDArray[np.int64], tuple[str, ...]]:
         """Load images `[1797, 8, 8, 1]`, labels 0 to 9 and their names."""
@@ -55,6 +56,11 @@ class Digits(ArraySource):
 def digits(split: str) -> Source:
     """Return a split of the digits: 1,497 training or 300 test images."""
     return RandomSplit(Digits(), split=split, num_test=DIGITS_NUM_TEST, seed=DIGITS_SPLIT_SEED)
+
+
+def few_digits(split: str) -> Source:
+    """Return a split of the digits with 200 training images, all of them among those of `digits`; the other 1,597 are test images."""
+    return RandomSplit(Digits("digits-few"), split=split, num_test=_FEW_DIGITS_NUM_TEST, seed=DIGITS_SPLIT_SEED)
 
 
 class Cifar10(ArraySource):
@@ -283,6 +289,7 @@ def lsun_splits(name: str, root: str) -> dict[str, Source]:
 
 PUBLISHED: dict[str, Callable[[str, str], Source]] = {
     "digits": lambda _, split: digits(split),
+    "digits-few": lambda _, split: few_digits(split),
     "cifar10": Cifar10,
     "fashion-mnist": FashionMnist,
     "imagenet64-official": official_imagenet64,
@@ -291,7 +298,7 @@ PUBLISHED: dict[str, Callable[[str, str], Source]] = {
 }
 """Published data sets by name: folder and split to source."""
 
-NEED_NO_FOLDER = {"digits", "cifar10", "fashion-mnist"}
+NEED_NO_FOLDER = {"digits", "digits-few", "cifar10", "fashion-mnist"}
 READ_S3 = {"fashion-mnist"}
 """Published data sets whose folder may be an S3 prefix."""
 

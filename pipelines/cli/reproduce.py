@@ -1,0 +1,83 @@
+"""reproduce: a table of the paper, from its cost to our numbers beside the paper's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from pipelines.cli.ablations import pairs, run_requests
+from training.config.errors import UserError
+
+if TYPE_CHECKING:
+    from evaluation.ablations.definitions.request import AblationRequest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="The paper")(reproduce)
+
+
+def reproduce(
+    name: str = typer.Argument("", help="A table, like cifar10-table2; none lists them."),
+    sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like cifar10=/data/cifar10; may be repeated."),
+    runs: list[str] = typer.Option([], "--run", help="An imported checkpoint in place of a row's training, like vlb-cosine=URI."),
+    overrides: list[str] = typer.Option([], "--set", help="Override of every row, like evaluation.num_samples=50; may be repeated."),
+    seeds: int = typer.Option(1, min=1, help="Train every row with so many seeds; the paper has one."),
+    card: str = typer.Option("H100", help="Accelerator of the cost."),
+    price_per_hour: float = typer.Option(None, help="Price of one card per hour, in any currency.", show_default=False),
+    num_workers: int = typer.Option(1, min=1, help="Training processes, one GPU each where there are GPUs."),
+    yes: bool = typer.Option(False, "--yes", help="Start without a question."),
+) -> None:
+    """Repeat a table of the paper here: say what it costs, train and evaluate its rows, and put ours beside the paper's."""
+    from evaluation.ablations.definitions.ablation import suggest
+    from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
+    from evaluation.ablations.definitions.request import AblationRequest
+
+    if not name:
+        for table in REPRODUCTIONS.values():
+            print(f"{table.name:<24} {table.title}. {table.source}; rows {', '.join(row.role for row in table.paper)}")
+        return
+    if name not in REPRODUCTIONS:
+        raise UserError(f"there is no table {name!r} to reproduce; {suggest(name, REPRODUCTIONS)}")
+    request = AblationRequest(name=name, scale="paper", overrides=tuple(overrides), runs=pairs(runs, "--run"), seeds=seeds)
+    _show(request, card, price_per_hour)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("nothing was started; give --yes to start it")
+        typer.confirm("Start it?", abort=True)
+    import torch
+
+    gpu = torch.cuda.is_available()
+    (result,) = run_requests([request], sources, {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)})
+    print(f"{'row':<26}{'distance':>10}{'the paper':>11}{'bits/dim':>11}{'the paper':>11}")
+    for row in json.loads((result.folder / "table.json").read_text()):
+        numbers = (row["distance"], row["distance_paper"], row["bits_per_dim"], row["bits_per_dim_paper"])
+        first, *others = ("-" if number is None else f"{number:.4g}" for number in numbers)
+        print(f"{row['trial']:<26}{first:>10}" + "".join(f"{other:>11}" for other in others))
+    if request.changes:
+        print(f"These are not the paper's numbers of images or updates: {', '.join(request.changes)}.")
+
+
+def _show(request: AblationRequest, card: str, price_per_hour: float | None) -> None:
+    """Print the rows with the paper's numbers, the protocol, and the cost."""
+    from evaluation.ablations.definitions.cost import TrialCost, trial_cost
+    from evaluation.ablations.page.table import reported
+    from evaluation.ablations.trials.record import TrialRecord
+
+    print(f"{request.ablation().title}. {request.ablation().source}")
+    totals = {one: TrialCost(training=0.0, measuring=0.0) for one in (card, "CPU")}
+    for index, trial in enumerate(request.trials()):
+        evaluation, optim = trial.experiment.evaluation, trial.experiment.optim
+        paper = reported(request, index % len(request.ablation().paper), TrialRecord(label=trial.label, preset=trial.preset, own=trial.own))
+        numbers = [] if paper is None else [f"FID {paper.fid}", *([f"{paper.bits_per_dim} bits/dim"] if paper.bits_per_dim else [])]
+        work = f"evaluates {trial.run_uri}" if trial.run_uri else f"{optim.num_steps:,} updates of {optim.global_batch_size}"
+        steps = evaluation.sampling.spacing or f"all {trial.experiment.diffusion.num_timesteps:,}"
+        print(f"  {trial.label:<28} {', '.join(numbers)} in the paper; {work}, {evaluation.num_samples:,} samples of {steps} steps")
+        for one in totals:
+            cost = trial_cost(request, trial, one)
+            totals[one] += TrialCost(training=0.0 if trial.run_uri else cost.training, measuring=cost.measuring)
+    print(f"in all {totals[card].describe(card, trains=True, price_per_hour=price_per_hour)}")
+    print(f"on a machine without GPUs {totals['CPU'].describe('core', trains=True)}")
