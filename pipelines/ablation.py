@@ -27,6 +27,7 @@ from components.tabulate_ablation import tabulate_ablation
 from components.train_trial import train_trial
 from evaluation.ablations.definitions import paper as ablations
 from evaluation.ablations.definitions.ablation import SCALES
+from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
 from evaluation.ablations.definitions.request import DEFAULT_PRESET, OBJECTIVES, OWN_GRID
 from pipelines.compile_checks import CompileError
 from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, stage_pod
@@ -187,7 +188,7 @@ def ablation_pipeline(
 
 PIPELINE = ablation_pipeline
 LITERALS = {
-    "ablation_name": (*ablations.names(), OWN_GRID),
+    "ablation_name": (*ablations.names(), *REPRODUCTIONS, OWN_GRID),
     "ablation_scale": SCALES,
     "experiment_objective": OBJECTIVES,
     "experiment_preset": (DEFAULT_PRESET, *presets.names()),

@@ -19,6 +19,7 @@ from components.container.image import BASE_IMAGE, ImageError, image_from
 from components.launch.resources import StageResources, read_resources
 from components.steps.webhook import SECRET_KEYS
 from evaluation.ablations.definitions import paper as ablations
+from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
 from pipelines.ablation import parallel_trials
 from pipelines.compile import PIPELINES, compile_all, compiled, kubernetes_manifests, load, local_specification
 from pipelines.compile_checks import MAX_BYTES, CompileError, check, parse_documents
@@ -227,7 +228,7 @@ def test_people_see_a_short_name_of_every_step(name: str, texts: dict[str, str])
 
 def test_what_an_ablation_can_be_is_a_drop_down(texts: dict[str, str]) -> None:
     parameters = parse(texts["ablation"])[0]["root"]["inputDefinitions"]["parameters"]
-    assert tuple(parameters["ablation_name"]["literals"]) == (*ablations.names(), "own-grid")
+    assert tuple(parameters["ablation_name"]["literals"]) == (*ablations.names(), *REPRODUCTIONS, "own-grid")
     assert parameters["ablation_scale"]["literals"] == ["paper", "small", "tiny"]
     assert parameters["experiment_objective"]["literals"] == ["as named", "simple", "vlb", "hybrid"]
     assert tuple(parameters["experiment_preset"]["literals"]) == ("as named", *presets.names())
