@@ -47,7 +47,7 @@ _RATIO = "the mean logarithm of theta_hybrid's terms of the bound over theta_vlb
 SMALL: dict[str, SmallScale] = {
     "hybrid-weight": SmallScale(
         settings=grid(_HYBRID, {"diffusion.stop_gradient": (True, False), "diffusion.vlb_weight": (0.001, 0.01)}),
-        reason="One seed of 400 updates shows an effect of thirty standard errors, so the seeds repeat that length.",
+        reason="One seed of 400 updates shows both effects at twelve standard errors or more, so the seeds repeat that length.",
         claims=(
             _less("The stop-gradient improves sample quality.", "the mean of both lambdas with it", "the mean without"),
             _less("The stop-gradient reduces the sensitivity to lambda.", "the change by lambda with it", "the change without"),

@@ -70,7 +70,7 @@ def _describe_scale(request: AblationRequest) -> str:
     elif request.scale == "paper":
         text = "The paper's scale."
     elif request.scale == "small":
-        text = "The small scale: the paper's grid on handwritten digits, long enough for the effects to show."
+        text = "The small scale: the paper's grid on handwritten digits, trained for longer, by a plan that was registered before the runs."
     else:
         text = "The tiny scale: the paper's grid on handwritten digits, every count of timesteps divided by ten."
     if request.runs:
