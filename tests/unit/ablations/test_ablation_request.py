@@ -50,7 +50,7 @@ def test_the_form_sets_the_objective_and_a_users_grid() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("width", "small", {}, {}, DEFAULT_PRESET, "as named", []), "there is no scale 'small'"),
+        (("width", "smal", {}, {}, DEFAULT_PRESET, "as named", []), "there is no scale 'smal'"),
         ((OWN_GRID, "tiny", {}, {}, DEFAULT_PRESET, "as named", []), "needs its axes"),
         ((OWN_GRID, "tiny", {"seed": [1, 2]}, {}, DEFAULT_PRESET, "as named", []), "needs an experiment to vary"),
         ((OWN_GRID, "tiny", {"seed": 1}, {}, "digits-tiny-hybrid-cosine", "as named", []), "needs a list of values"),
