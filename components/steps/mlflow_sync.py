@@ -128,7 +128,8 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
                 data_uri=result["data_uri"],
                 distance_name=final.distance_name,
                 distance=final.distance,
-            )
+            ),
+            loader_module="evaluation.sampling.pyfunc",
         )
     if result:
         end_if_running(run_id, "FINISHED")

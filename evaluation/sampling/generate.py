@@ -5,6 +5,7 @@ Samples are truncated to 8 bits as in the paper's released code, because the rep
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.low_res import LowRes
-from evaluation.sampling.reverse_variance import x_0_errors_for
 from evaluation.sampling.trained_model import TrainedModel, load_model
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -63,7 +63,7 @@ def generate(
     if (low_res is None) != (model.low_res_size is None):
         raise UserError(f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to upsamplers alone")
     sampling = with_learned_steps(sampling, model)
-    process = make_sampling_process(model.experiment.diffusion, sampling, x_0_errors_for(sampling, model))
+    process = make_sampling_process(model.experiment.diffusion, sampling)
     sampler = make_sampler(sampling)
     network = _with_precision(model.network, precision, model.device)
     guide = _with_precision(_guide(model, sampling), precision, model.device) if sampling.guidance_scale != 1.0 else None
@@ -104,6 +104,13 @@ def generate(
             continue
         yield drawn
         first += len(indices)
+
+
+def with_evaluations(sampling: SamplingConfig, evaluations: int | None) -> SamplingConfig:
+    """Return the sampler with another number of network evaluations for each image; None leaves it."""
+    if evaluations is None:
+        return sampling
+    return dataclasses.replace(sampling, spacing=str(max(1, evaluations // sampling.evaluations_per_step)))
 
 
 def _guide(model: TrainedModel, sampling: SamplingConfig) -> Model:

@@ -1,4 +1,4 @@
-"""presets, show, cost, import-checkpoint, export-checkpoint, export-diffusers, rebuild-average: experiments and checkpoints."""
+"""presets, show, cost, import-checkpoint, export, rebuild-average: experiments and checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PANEL = "Experiments and models"
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (presets, show, cost, import_checkpoint, export_checkpoint, export_diffusers, rebuild_average):
+    for command in (presets, show, cost, import_checkpoint, export, rebuild_average):
         app.command(rich_help_panel=_PANEL)(command)
 
 
@@ -154,7 +154,7 @@ def _price(price: float | None) -> str:
 
 
 def import_checkpoint(
-    file: str = typer.Argument(..., help="A file of the released code or of export-checkpoint, or a folder of export-diffusers."),
+    file: str = typer.Argument(..., help="A file of the released code, or a .pt, .safetensors or folder of `iddpm export`."),
     run: str = typer.Argument(..., help="Directory of the run for the checkpoint."),
     preset: str = typer.Option("", help="Preset of the file, if neither the file nor its name tells it."),
     overrides: list[str] = options.SET,
@@ -169,30 +169,23 @@ def import_checkpoint(
     print(json.dumps(read(file, run, preset=preset or None, overrides=overrides), indent=2))
 
 
-def export_checkpoint(
-    checkpoint: str = typer.Argument(..., help="Directory of the checkpoint."),
-    file: str = typer.Argument(..., help="File to write: .pt (the released code reads it) or .safetensors."),
-    weights: str = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the first average."),
-) -> None:
-    """Export a checkpoint's weights to one file."""
-    connect()
-    from training.checkpoints.import_export import export_checkpoint as write
-
-    print(json.dumps(write(checkpoint, file, weights=weights or None), indent=2))
-
-
-def export_diffusers(
+def export(
     model: str = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), runs:/ID, or models:/NAME@ALIAS."),
-    folder: str = typer.Argument(..., help="Folder to write (s3:// or a path); it must be empty or absent."),
+    target: str = typer.Argument(..., help="FILE.pt, FILE.safetensors, FILE.pt2, or a folder (s3:// or a path); its ending is the format."),
     weights: str = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the selected ones."),
 ) -> None:
-    """Export a model as a folder for the diffusers library: UNet2DModel, DDPMScheduler and a model card."""
+    """Export a model: .pt for the released code, .safetensors, .pt2 of torch.export for torch alone, or a folder for diffusers."""
     connect()
-    from evaluation.selection.resolve import resolve_model
-    from training.checkpoints.diffusers_folder import export_diffusers as write
+    from pathlib import PurePath
 
+    from evaluation.selection.resolve import resolve_model
+    from training.checkpoints.diffusers_folder import export_diffusers
+    from training.checkpoints.exported_program import export_program
+    from training.checkpoints.import_export import export_checkpoint
+
+    write = {"": export_diffusers, ".pt2": export_program}.get(PurePath(target).suffix, export_checkpoint)
     spec = resolve_model(model).spec(weights or None)
-    print(json.dumps(write(spec.checkpoint_uri, folder, weights=spec.weights), indent=2))
+    print(json.dumps(write(spec.checkpoint_uri, target, weights=spec.weights), indent=2))
 
 
 def rebuild_average(

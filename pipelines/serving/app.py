@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from torchvision.utils import make_grid
 
 from evaluation.records import grids
-from evaluation.sampling.generate import Labels, concatenated, generate
+from evaluation.sampling.generate import Labels, concatenated, generate, with_evaluations
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest
 from training.config.errors import UserError
 from training.config.experiment import SamplingConfig, SamplingMethod
@@ -111,12 +111,10 @@ def _sampling(
     Raises:
         UserError: The model has fewer timesteps, or the experiment's own number of evaluations is over the limit.
     """
-    spacing = default.spacing if evaluations is None else str(max(1, evaluations // default.evaluations_per_step))
-    if method == default.method:
-        sampling = dataclasses.replace(default, spacing=spacing)
-    else:  # these settings belong to the experiment's own method
-        sampling = dataclasses.replace(default, spacing=spacing, method=method, eta=0.0, order=2, unipc_variant="B2")
-    num_steps = count_timesteps(spacing, model.experiment.diffusion.num_timesteps) * sampling.evaluations_per_step
+    sampling = with_evaluations(default, evaluations)
+    if method != default.method:  # these settings belong to the experiment's own method
+        sampling = dataclasses.replace(sampling, method=method, eta=0.0, order=2, unipc_variant="B2")
+    num_steps = count_timesteps(sampling.spacing, model.experiment.diffusion.num_timesteps) * sampling.evaluations_per_step
     if num_steps > limits.max_evaluations:
         raise UserError(f"the experiment takes {num_steps} evaluations, and {limits.max_evaluations} are allowed; say evaluations=...")
     return sampling

@@ -17,6 +17,7 @@ from evaluation.reports.study import Study
 from pipelines.cli.main import app
 from training import storage
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import EvaluationConfig
 from training.config.presets import preset
 from training.console import output_marks
@@ -25,6 +26,7 @@ from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.models.unet import make_model
 from training.tracking import runs as tracking
+from training.tracking.registry import RegisteredModel, register
 
 EXPERIMENT = "studies"
 _OVERRIDES = [
@@ -113,6 +115,31 @@ def test_a_comparison_is_one_run_with_differences_protocol_and_page_also_when_it
     assert f"({tracking.attach(run_id).url})" in run.data.tags["mlflow.note.content"]
     assert "mlflow.parentRunId" not in run.data.tags
     assert artifacts(run.info.run_id) == {"comparison.html", "comparison.json", "samples.png"}
+
+
+@pytest.mark.slow
+def test_mlflow_loads_a_registered_model_and_draws_the_images_of_iddpm_sample(bucket_uri: str, data_uri: str, tmp_path: Path) -> None:
+    import mlflow
+    import pandas  # type: ignore[import-untyped]
+
+    run = tracking.open_run(run_key="registered", experiment_name=EXPERIMENT, run_name="registered", tags={}, params={})
+    assert run.finish("FINISHED")
+    uri = write_run(f"{bucket_uri}/runs/registered", data_uri, run.run_id)
+    best = {"checkpoint_uri": f"{uri}/checkpoints/step=00000200", "weights": "ema_0.995", "data_uri": data_uri}
+    found = register(
+        RegisteredModel(name="studied", run_id=run.run_id, distance_name="FID", distance=1.0, **best),
+        loader_module="evaluation.sampling.pyfunc",
+    )
+    model = mlflow.pyfunc.load_model(f"models:/studied/{found.version}")
+    images = model.predict(pandas.DataFrame([{"seed": 3, "num_images": 4}, {"seed": 5, "num_images": 2, "label": 7, "evaluations": 2}]))
+    expected = []
+    for words in (("--seed", "3", "--num-images", "4"), ("--seed", "5", "--num-images", "2", "--labels", "7", "--steps", "2")):
+        file = str(tmp_path / "images.npz")
+        iddpm("sample", best["checkpoint_uri"], str(tmp_path / "grid.png"), "--npz", file, "--weights", "ema_0.995", *words)
+        expected.append(np.load(file)["arr_0"])
+    np.testing.assert_array_equal(images, np.concatenate(expected))
+    with pytest.raises(UserError, match="a row has seed, and may have num_images, label and evaluations; got seed, lable"):
+        model.predict(pandas.DataFrame([{"seed": 3, "lable": 7}]))
 
 
 @pytest.mark.slow

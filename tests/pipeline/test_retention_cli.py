@@ -45,7 +45,8 @@ def test_gc_keeps_what_runs_and_what_is_named_and_verify_finds_each_damaged_file
             data_uri="",
             distance_name="FID",
             distance=1.0,
-        )
+        ),
+        loader_module="evaluation.sampling.pyfunc",
     )
     given_up, other = _run(bucket_uri, "given-up", (10, 20))
     assert other.finish("FINISHED")

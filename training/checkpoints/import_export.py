@@ -110,7 +110,10 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
     """
     suffix = Path(file_uri).suffix
     if suffix not in (".pt", ".safetensors"):
-        raise UserError(f"{file_uri}: a file to export to ends in .pt (read by the released code) or .safetensors")
+        raise UserError(
+            f"{file_uri}: a file to export to ends in .pt (read by the released code), .pt2 (torch.export) or .safetensors; a name without "
+            "an ending is a folder for diffusers"
+        )
     experiment = checkpoint.load_experiment(checkpoint_uri)
     chosen = weights or checkpoint.weights_names(checkpoint_uri)[0]
     state = {name: tensor.contiguous() for name, tensor in checkpoint.load_model_state(checkpoint_uri, chosen).items()}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from training import storage
 from training.console import say
 from training.tracking.client import TrackingError, connect, request, wait_for_mlflow
 
@@ -37,8 +41,14 @@ class RegisteredModel:
     distance: float
 
 
-def register(model: RegisteredModel) -> RegisteredModel:
+def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     """Register a checkpoint, or find it registered; it becomes the champion if it is the best so far.
+
+    `mlflow.pyfunc.load_model` loads a version by a directory in the run's, `mlflow/<step>-<weights>`, which names the checkpoint.
+
+    Args:
+        model: The model.
+        loader_module: The module whose `_load_pyfunc` loads it.
 
     Returns:
         The model, with its version.
@@ -55,7 +65,7 @@ def register(model: RegisteredModel) -> RegisteredModel:
         for version in client.search_model_versions(f"name = '{name}' and run_id = '{model.run_id}'"):
             if tags.items() <= version.tags.items():
                 return version
-        return client.create_model_version(name, source=model.checkpoint_uri, run_id=model.run_id, tags=tags)
+        return client.create_model_version(name, source=_write_pyfunc(model, loader_module), run_id=model.run_id, tags=tags)
 
     registered = _read(request(find_or_create))
     champion = _by_alias(client, name)
@@ -63,6 +73,23 @@ def register(model: RegisteredModel) -> RegisteredModel:
         request(lambda: client.set_registered_model_alias(name, CHAMPION, registered.version))
         say(f"{name} version {registered.version} is the registry's champion, at {model.distance_name} {model.distance:.4g}")
     return registered
+
+
+def _write_pyfunc(model: RegisteredModel, loader_module: str) -> str:
+    """Write the directory that MLflow loads a model from, and return its URI."""
+    from mlflow.pyfunc import save_model
+
+    run_uri, _, step = model.checkpoint_uri.rstrip("/").rsplit("/", 2)
+    uri = storage.join(run_uri, "mlflow", f"{step}-{model.weights}")
+    with tempfile.TemporaryDirectory(prefix="iddpm-pyfunc-") as directory:
+        spec, folder = Path(directory) / "model.json", Path(directory) / "model"
+        spec.write_text(json.dumps({"checkpoint_uri": model.checkpoint_uri, "weights": model.weights}))
+        # No requirements: it needs this project, which no package index has. No signature: MLflow would ignore columns that are not in it.
+        save_model(folder, loader_module=loader_module, data_path=str(spec), pip_requirements=[])
+        for path in folder.rglob("*"):
+            if path.is_file():
+                storage.upload(path, storage.join(uri, str(path.relative_to(folder))))
+    return uri
 
 
 def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> RegisteredModel:

@@ -1,0 +1,60 @@
+"""Export a checkpoint's network as a `.pt2` file of torch.export, which runs with torch alone."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.experiment import Experiment
+from training.models.unet import make_model
+
+
+def export_program(checkpoint_uri: str, file_uri: str, *, weights: str | None = None) -> dict[str, Any]:
+    """Write a checkpoint's network as a program for any batch size; `torch.export.load(file).module()` is the network.
+
+    Its arguments are those of `training.models.unet.UNet.forward`, by name: `x`, `timesteps`, and `y` or `low_res` where the network takes
+    them. The file also contains `experiment.json`, which says how timesteps are scaled and what the output's channels are.
+
+    Args:
+        weights: "ema_0.9999" or "model"; None takes the experiment's first average.
+
+    Returns:
+        Plain data: `file_uri`, `weights`, `parameters`, `inputs` (name -> shape, with "batch"), `num_bytes`.
+    """
+    experiment = checkpoint.load_experiment(checkpoint_uri)
+    chosen = weights or checkpoint.weights_names(checkpoint_uri)[0]
+    network = make_model(experiment)
+    network.load_state_dict(checkpoint.load_model_state(checkpoint_uri, chosen))
+    network.eval().requires_grad_(False)
+    inputs = _example(experiment)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(network, (), kwargs=inputs, dynamic_shapes={name: {0: batch} for name in inputs})
+    with tempfile.TemporaryDirectory(prefix="iddpm-export-") as directory:
+        path = Path(directory) / "network.pt2"
+        torch.export.save(program, path, extra_files={checkpoint.EXPERIMENT: experiment.to_json()})
+        num_bytes = path.stat().st_size
+        storage.upload(path, file_uri)
+    return {
+        "file_uri": file_uri,
+        "weights": chosen,
+        "parameters": sum(tensor.numel() for tensor in network.state_dict().values()),
+        "inputs": {name: ["batch", *tensor.shape[1:]] for name, tensor in inputs.items()},
+        "num_bytes": num_bytes,
+    }
+
+
+def _example(experiment: Experiment) -> dict[str, Tensor]:
+    """Return inputs of two images: a batch of one would be traced as a constant."""
+    data, model = experiment.data, experiment.model
+    inputs = {"x": torch.zeros(2, data.image_channels, data.image_size, data.image_size), "timesteps": torch.zeros(2)}
+    if model.class_conditional:
+        inputs["y"] = torch.zeros(2, dtype=torch.int64)
+    if model.low_res_size is not None:
+        inputs["low_res"] = torch.zeros(2, data.image_channels, model.low_res_size, model.low_res_size)
+    return inputs
