@@ -128,11 +128,21 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
                 data_uri=result["data_uri"],
                 distance_name=final.distance_name,
                 distance=final.distance,
+                description=_description(final),
             ),
             loader_module="evaluation.sampling.pyfunc",
         )
     if result:
         end_if_running(run_id, "FINISHED")
+
+
+def _description(final: EvaluationResult) -> str:
+    from evaluation.records.score_card import as_markdown
+
+    sampled = final.protocol["distance"]
+    return as_markdown(
+        final.score_card(), f"Step {final.step:,}, {final.weights}; {sampled['num_samples']:,} samples, {sampled['sampler']}."
+    )
 
 
 def _final_evaluation(run_uri: str) -> EvaluationResult | None:

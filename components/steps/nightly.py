@@ -21,10 +21,14 @@ from training.config.errors import UserError
 from training.console import say
 
 if TYPE_CHECKING:
-    from evaluation.monitoring.nightly import History, Judgement
+    from evaluation.monitoring.nightly import History, Judgement, SameNoise
     from evaluation.records.result import EvaluationResult
 
 PAGE = "nightly.html"
+_COMMON_NOISE = "nightly-common"
+"""The purpose that seeds the noise of all nights' common samples."""
+_MIN_COMMON, _COMMON_PART = 1000, 10
+"""A tenth of the samples, but 1,000 at least: the difference of two nights on common noise needs fewer than a score."""
 _OUTCOMES = {1: "has regressed", 0: "is healthy", -1: "has improved"}
 
 
@@ -62,6 +66,9 @@ def resolve_model(model: str) -> Model:
 def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, resources: Mapping[str, Any]) -> str:
     """Evaluate a model again, with new noise; and again in the same night, if the score is far from those before.
 
+    Fewer samples are drawn from the noise of every other night too, for the comparison with the first one. Their result has the name
+    `<purpose>-common`.
+
     Args:
         checkpoint_uri: The checkpoint.
         weights: Name of the weights; empty takes the first average.
@@ -83,9 +90,9 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     experiment = load_experiment(checkpoint_uri)
     reference_uri = reference_for(experiment, data_uri, storage_root_uri)
 
-    def draw(name: str) -> EvaluationResult:
+    def draw(name: str, **changes: Any) -> EvaluationResult:
         options = evaluation_options(experiment, storage_root_uri, resources)
-        options = dataclasses.replace(options, purpose=name, result_name=name, likelihood=False)
+        options = dataclasses.replace(options, **{"purpose": name, "result_name": name, "likelihood": False, **changes})
         return evaluate(ModelSpec(checkpoint_uri=checkpoint_uri, weights=weights or None), data_uri, reference_uri, options=options)
 
     result = draw(purpose)
@@ -97,6 +104,9 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
         say(f"{result.distance_name} {result.distance:.4g} is far from the scores before it: drawing {NUM_REDRAWN} new ones")
         for number in range(NUM_REDRAWN):
             draw(_redrawn_name(purpose, number))
+    count = result.protocol["distance"]["num_samples"]
+    common = min(count, max(_MIN_COMMON, count // _COMMON_PART))
+    draw(_common_name(purpose), purpose=_COMMON_NOISE, num_samples=common, metrics=())
     return uri
 
 
@@ -169,17 +179,20 @@ def compare_with_history(
     write_history(run_uri, history)
     judgement = judge(history.until(name))
     links = _links(tracking_run_id)
+    same_noise = _compare_with_first_night(folder, judgement)
     page = render_report(
         result,
         nightly=judgement,
+        same_noise=same_noise,
         grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri and storage.exists(result.grid_uri) else None,
         links=links,
     )
     Path(page_path).parent.mkdir(parents=True, exist_ok=True)
     Path(page_path).write_text(page)
-    _log_to_mlflow(tracking_run_id, name, page, history, judgement)
+    _log_to_mlflow(tracking_run_id, name, page, history, judgement, same_noise)
     finding = f"{result.distance_name} {_OUTCOMES[judgement.direction]}: {judgement.text}"
-    send_once(_message(finding, result, judgement, evaluation_uri, links), _record_uri(storage_root_uri, name))
+    finding += f"; {same_noise}" if same_noise else ""
+    send_once(_message(finding, result, judgement, same_noise, evaluation_uri, links), _record_uri(storage_root_uri, name))
     if judgement.direction > 0:
         raise RegressionError(f"{finding} ({result.checkpoint_uri}, {result.weights})")
     for line in filter(None, (judgement.baseline_reason and f"a new baseline began: {judgement.baseline_reason}", finding)):
@@ -194,6 +207,29 @@ def _record_uri(storage_root_uri: str, purpose: str) -> str:
 
 def _redrawn_name(name: str, number: int) -> str:
     return f"{name}-again-{number + 1}"
+
+
+def _common_name(name: str) -> str:
+    return f"{name}-common"
+
+
+def _compare_with_first_night(folder_uri: str, judgement: Judgement) -> SameNoise | None:
+    """Compare tonight's samples with those of the baseline's first night that come from the same noise; None on that night itself."""
+    from evaluation.distances.paired import distance_difference
+    from evaluation.monitoring.nightly import SameNoise
+    from evaluation.records.result import EvaluationResult
+
+    there = set(storage.list_uris(folder_uri))
+    uris = {night.id: storage.join(folder_uri, f"{_common_name(night.id)}.json") for night in judgement.nights}
+    first = next((night for night in judgement.nights if uris[night.id] in there), judgement.night)
+    if first.id == judgement.night.id or uris[judgement.night.id] not in there:
+        return None
+    then, now = (EvaluationResult.from_dict(storage.read_json(uris[night.id])) for night in (first, judgement.night))
+    same = all(then.protocol["distance"][name] == now.protocol["distance"][name] for name in ("seed", "num_samples"))
+    if not same or None in (then.distance, now.distance):
+        return None
+    then_png, now_png = (storage.read_bytes(each.grid_uri) for each in (then, now))
+    return SameNoise(first=first.at, difference=distance_difference(now, then), first_png=then_png, png=now_png)
 
 
 def _scores_of_earlier_versions(tracking_run_id: str) -> History | None:
@@ -240,13 +276,17 @@ def _links(tracking_run_id: str) -> dict[str, str]:
     return public_links(links)
 
 
-def _log_to_mlflow(tracking_run_id: str, name: str, page: str, history: History, judgement: Judgement) -> None:
+def _log_to_mlflow(
+    tracking_run_id: str, name: str, page: str, history: History, judgement: Judgement, same_noise: SameNoise | None
+) -> None:
     """Log page and numbers to the model's run, with the number of the night as the step. The history is complete without them."""
     from training.tracking.runs import TrackingError, attach
 
     trace = judgement.trace
     values = {"baseline": trace.centre, "spread": trace.spread, "sum_worse": trace.up, "sum_better": trace.down}
     now = {f"nightly/{key}": float(value[-1]) for key, value in values.items()} | {"nightly/alarm": float(judgement.direction)}
+    if same_noise:
+        now["nightly/same_noise_difference"] = same_noise.difference.value
     try:
         tracked = attach(tracking_run_id)
         # Each night of the history, so that those are there too on which MLflow was away. MLflow keeps the first value of a step.
@@ -263,7 +303,14 @@ def _log_to_mlflow(tracking_run_id: str, name: str, page: str, history: History,
         say(f"{error}; the next night logs this one's score")
 
 
-def _message(finding: str, result: EvaluationResult, judgement: Judgement, evaluation_uri: str, links: Mapping[str, str]) -> dict[str, Any]:
+def _message(
+    finding: str,
+    result: EvaluationResult,
+    judgement: Judgement,
+    same_noise: SameNoise | None,
+    evaluation_uri: str,
+    links: Mapping[str, str],
+) -> dict[str, Any]:
     improves = judgement.direction < 0 and judgement.began
     event = "regression" if judgement.direction > 0 else "improvement" if improves else "finished"
     return {
@@ -279,6 +326,7 @@ def _message(finding: str, result: EvaluationResult, judgement: Judgement, evalu
         "baseline": _number(judgement.trace.centre[-1]),
         "change": _number(judgement.change),
         "change_error": _number(judgement.change_error),
+        "same_noise": same_noise and same_noise.difference.to_dict(),
         "changed_versions": list(judgement.changed_versions),
         "links": {**links, "evaluation": evaluation_uri},
     }

@@ -141,10 +141,13 @@ def _log_evaluation_files(run: TrackedRun, run_uri: str, result_name: str, resul
 
 
 def _evaluation_files(run_uri: str, result_name: str, result: EvaluationResult) -> dict[str, bytes]:
-    """Read the files of an evaluation, by name: result, sample grid and report, those that exist."""
+    """Return the files of an evaluation, by name: score card, and result, sample grid and report as far as they exist."""
+    from evaluation.reports.study import as_json
+
     report_uri = result_uri(run_uri, "report" if result_name == FINAL else result_name).removesuffix(".json") + ".html"
     uris = [uri for uri in (report_uri, result.grid_uri, result_uri(run_uri, result_name)) if uri and storage.exists(uri)]
-    return {uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in uris}
+    card = as_json({"scores": [score.to_dict() for score in result.score_card()]})
+    return {f"{result_name}-score-card.json": card, **{uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in uris}}
 
 
 def _has_other_numbers(run: TrackedRun, numbers: Mapping[str, float], step: int) -> bool:

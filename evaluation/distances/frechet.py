@@ -13,7 +13,6 @@ the features of the standard Inception network.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -210,7 +209,7 @@ def frechet_distance(reference: FeatureStatistics | Moments, sample: FeatureStat
 
 
 def leave_one_out_distances(reference: FeatureStatistics, blocks: BlockedMoments) -> list[float]:
-    """Return the distance without the first block, without the second, and so on; `jackknife_error` takes them.
+    """Return the distance without the first block, without the second, and so on; `records.intervals.jackknife_error` takes them.
 
     For two models on the same noise, the differences of these give the standard error of the difference of the distances.
 
@@ -221,30 +220,6 @@ def leave_one_out_distances(reference: FeatureStatistics, blocks: BlockedMoments
     if len(filled) < 2 or sum(block.num_images for block in filled) - max(block.num_images for block in filled) < 2:
         return []
     return [frechet_distance(reference, merged(filled[:b] + filled[b + 1 :])) for b in range(len(filled))]
-
-
-def jackknife_error(leave_one_out: Sequence[float]) -> float:
-    """Return the delete-a-group jackknife's standard error over the draw of the sample.
-
-    With d_(b) the statistic without block b, of B blocks: SE^2 = (B - 1)/B * sum_b (d_(b) - mean d)^2. It is the spread over
-    draws of as many samples, not the distance's bias in comparison with infinitely many samples.
-
-    Returns:
-        The standard error, or NaN for fewer than two values.
-    """
-    if len(leave_one_out) < 2:
-        return math.nan
-    values = torch.tensor(leave_one_out, dtype=torch.float64)
-    spread = (values - values.mean()).square().sum()
-    return float(((len(values) - 1) / len(values) * spread).sqrt())
-
-
-def jackknife_bias(value: float, leave_one_out: Sequence[float]) -> float:
-    """Return the jackknife's estimate of the bias of a statistic of n samples that falls as 1/n: (B - 1) (mean d_(b) - d).
-
-    Source: Quenouille 1956. The statistic minus this is free of the term in 1/n.
-    """
-    return (len(leave_one_out) - 1) * (math.fsum(leave_one_out) / len(leave_one_out) - value)
 
 
 def _congruence(factor: Float64[Tensor, "dim dim"], matrix: Float64[Tensor, "dim dim"]) -> Float64[Tensor, "dim dim"]:

@@ -15,11 +15,11 @@ from evaluation.distances.frechet import (
     BlockedMoments,
     FeatureStatistics,
     frechet_distance,
-    jackknife_error,
     leave_one_out_distances,
     merged,
 )
 from evaluation.distances.metric_value import MetricValue
+from evaluation.records.intervals import jackknife_error, student_interval
 from training.config.errors import UserError
 
 MIN_IMAGES_PER_FEATURE = 5
@@ -54,4 +54,5 @@ def frechet_infinity(reference: FeatureStatistics, blocks: BlockedMoments) -> Me
     error = max(fit_error, jackknife_error(leave_one_out_distances(reference, blocks)))
     fewest, most = min(part.num_images for part in parts), max(part.num_images for part in parts)
     note = f"free of the bias in 1/N: a line through {len(parts)} distances of {fewest:,} to {most:,} samples"
-    return MetricValue("fd_infinity", float(value), error, note)
+    interval = student_interval(float(value), error, whole - 1)
+    return MetricValue("fd_infinity", float(value), error, note, None, interval, "error of the line or jackknife, the larger; Student's t")

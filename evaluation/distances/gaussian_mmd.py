@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evaluation.distances.metric_value import MetricValue
+from evaluation.records.intervals import student_interval
 from training.shapes import Float, Float64
 
 SIGMA = 10.0
@@ -30,7 +31,8 @@ def gaussian_mmd(sample: Float[Tensor, "images dim"], reference: Float[Tensor, "
     bias = SCALE * sum((1 - float(means.mean())) / (len(means) - 1) for means in (within, real))
     error = SCALE * 2 * float((within - across).std()) / len(x) ** 0.5
     note = f"Gaussian kernel of width {SIGMA:g}, times {SCALE:g}, {len(x):,} samples, {len(y):,} real images"
-    return MetricValue("gaussian_mmd", value, error, note, bias)
+    interval = student_interval(value, error, None)
+    return MetricValue("gaussian_mmd", value, error, note, bias, interval, "closed form, first order in the draw of the samples")
 
 
 def _kernel_means(rows: Float64[Tensor, "n dim"], columns: Float64[Tensor, "m dim"]) -> Float64[Tensor, " n"]:

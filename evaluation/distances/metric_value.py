@@ -1,8 +1,13 @@
-"""One number about a sample, with what is known of its error."""
+"""One number about a sample, with its 95 % interval and what is known of its bias."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from evaluation.records.intervals import JACKKNIFE, Interval, jackknife_error, share_interval, student_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,10 +16,12 @@ class MetricValue:
 
     Attributes:
         name: "kid", "precision" and so on.
-        standard_error: Its standard error, or its spread over subsets if that is the custom; None if unknown.
-        note: The method, in a few words.
+        standard_error: Its standard error over the draw of the samples; None if unknown.
+        note: What it is, in a few words.
         bias: Estimate of what the finite number of images adds to the value: 0 for an unbiased estimator, None if no
             correction is published. `value - bias` is the corrected value.
+        interval: 95 % interval over the draw of the samples; None if unknown. It is around the value, bias included.
+        method: How the interval is found, in a few words.
     """
 
     name: str
@@ -22,3 +29,51 @@ class MetricValue:
     standard_error: float | None
     note: str
     bias: float | None = None
+    interval: Interval | None = None
+    method: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields without the name, for a result's `metrics`."""
+        interval = None if self.interval is None else list(self.interval)
+        return {
+            "value": self.value,
+            "standard_error": self.standard_error,
+            "interval": interval,
+            "method": self.method,
+            "bias": self.bias,
+            "note": self.note,
+        }
+
+
+def by_jackknife(
+    name: str,
+    value: float,
+    leave_one_out: Sequence[float],
+    note: str,
+    bias: float | None = None,
+    *,
+    other_error: float = 0.0,
+    limits: Interval = (-math.inf, math.inf),
+) -> MetricValue:
+    """Return a number with the interval of the delete-a-group jackknife (`intervals.jackknife_error`).
+
+    Args:
+        name: Of the metric.
+        value: The number.
+        leave_one_out: The number without each block of samples; fewer than two give no interval.
+        note: See `MetricValue`.
+        bias: See `MetricValue`.
+        other_error: Standard error of the value for the given samples, from random subsets.
+        limits: Smallest and largest possible value.
+    """
+    error = math.hypot(jackknife_error(leave_one_out), other_error)
+    if not math.isfinite(error):
+        return MetricValue(name, value, None, note, bias)
+    low, high = student_interval(value, error, len(leave_one_out) - 1)
+    return MetricValue(name, value, error, note, bias, (max(low, limits[0]), min(high, limits[1])), JACKKNIFE)
+
+
+def share_of_images(name: str, share: float, count: int, note: str) -> MetricValue:
+    """Return the share of `count` independent images that have a property, with Wilson's interval."""
+    error = math.sqrt(share * (1 - share) / count)
+    return MetricValue(name, share, error, note, None, share_interval(share, count), "closed form for a share (Wilson)")

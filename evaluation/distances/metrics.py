@@ -2,9 +2,9 @@
 
 An extractor gives features, and a metric takes those of two sets: `MetricInputs` of the samples, `MetricReference` of the real
 images. All metrics come from one pass over the samples. What is stored does not grow with their number, but for the logits of the
-Inception score: ten blocks of moments (33.6 MB each in 2,048 dimensions), and the features of at most 10,000 samples and 10,000 real
-images (82 MB each). Distances between images are computed in parts of at most 80 MB; precision and recall alone take three matrices of
-400 MB. Logits of 50,000 samples are 202 MB.
+Inception score: ten blocks of moments (33.6 MB each in 2,048 dimensions; as many again for the sFID), and the features of at most 10,000
+samples and 10,000 real images (82 MB each). Distances between images are computed in parts of at most 80 MB; precision and recall alone
+take three matrices of 400 MB. Logits of 50,000 samples are 202 MB.
 
 To add one, write a function of `MetricInputs` and `MetricReference`, give it a row in `METRICS`, and add its name to
 `training.config.experiment.MetricName`.
@@ -21,13 +21,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, Moments, frechet_distance
+from evaluation.distances.frechet import (
+    BlockedMoments,
+    FeatureStatistics,
+    frechet_distance,
+    leave_one_out_distances,
+)
 from evaluation.distances.frechet_infinity import MIN_IMAGES_PER_FEATURE, frechet_infinity
 from evaluation.distances.gaussian_mmd import gaussian_mmd
-from evaluation.distances.metric_value import MetricValue
-from evaluation.distances.neighbours import NUM_NEIGHBOURS, density_coverage
+from evaluation.distances.metric_value import MetricValue, by_jackknife, share_of_images
+from evaluation.distances.neighbours import NUM_BLOCKS, NUM_NEIGHBOURS, density_coverage, recall_without_blocks, share_near_others
 from evaluation.distances.sliced_wasserstein import sliced_wasserstein
 from evaluation.features.extractors import ExtractorId, FeatureExtractor, is_published
+from evaluation.records.intervals import jackknife_bias, student_interval
 from training.config.errors import UserError
 from training.shapes import Float, Float32, Int64
 
@@ -55,13 +61,13 @@ class MetricInputs:
 
     metrics: frozenset[str]
     blocks: BlockedMoments | None = None
-    spatial: Moments | None = None
+    spatial: BlockedMoments | None = None
     _features: list[Tensor] = field(default_factory=list)
     _logits: list[Tensor] = field(default_factory=list)
     _labels: list[Tensor] = field(default_factory=list)
 
-    def update(self, outputs: dict[str, Tensor], labels: Int64[Tensor, " batch"] | None) -> None:
-        """Add one batch: the extractor's outputs and the labels that the samples were drawn with."""
+    def update(self, indices: Int64[Tensor, " batch"], outputs: dict[str, Tensor], labels: Int64[Tensor, " batch"] | None) -> None:
+        """Add one batch: the samples' indices, the extractor's outputs and the labels that the samples were drawn with."""
         needed = {METRICS[name].output for name in self.metrics}
         room = MAX_FEATURES - sum(len(part) for part in self._features)
         if "features" in needed and room > 0:
@@ -69,9 +75,9 @@ class MetricInputs:
         if "logits" in needed:
             self._logits.append(outputs["logits"].cpu())
             self._labels += [] if labels is None else [labels.cpu()]
-        if "spatial" in needed and "spatial" in outputs:
-            self.spatial = self.spatial or Moments(outputs["spatial"].shape[1])
-            self.spatial.update(outputs["spatial"])
+        if "spatial" in needed and "spatial" in outputs and self.blocks is not None:
+            self.spatial = self.spatial or BlockedMoments(outputs["spatial"].shape[1], self.blocks.num_images)
+            self.spatial.update(indices, outputs["spatial"])
 
     @property
     def features(self) -> Float32[Tensor, "images dim"]:
@@ -142,9 +148,32 @@ def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Te
     size = min(_SUBSET_SIZE, len(sample), len(reference))
     found = kid_features_to_metric(sample, reference, kid_subsets=_NUM_SUBSETS, kid_subset_size=size, verbose=False)
     mean, spread = (float(found[f"kernel_inception_distance_{statistic}"]) for statistic in ("mean", "std"))
+    leave_one_out = kernel_distance_without_blocks(sample, reference)
     if size == len(sample) == len(reference):  # every subset is the whole set: the values differ only by rounding
-        return MetricValue("kernel_distance", mean, None, f"of all {size:,}, too few for a spread over subsets", 0.0)
-    return MetricValue("kernel_distance", mean, spread, f"mean and spread over {_NUM_SUBSETS} subsets of {size:,}", 0.0)
+        return by_jackknife("kernel_distance", mean, leave_one_out, f"of all {size:,}", 0.0)
+    note = f"mean over {_NUM_SUBSETS} subsets of {size:,}, whose spread is {spread:.2g}"
+    return by_jackknife("kernel_distance", mean, leave_one_out, note, 0.0, other_error=spread / math.sqrt(_NUM_SUBSETS))
+
+
+def kernel_distance_without_blocks(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> list[float]:
+    """Return the squared MMD of the cubic kernel without each of ten blocks of samples, less the term of the real images alone."""
+    blocks = sample.tensor_split(NUM_BLOCKS)
+    if len(blocks[-1]) < 2:
+        return []
+    within = torch.tensor([[float(_cubic_sum(x, y)) for y in blocks] for x in blocks], dtype=torch.float64)
+    own = torch.stack([((x.double().square().sum(dim=1) / x.shape[1] + 1) ** 3).sum() for x in blocks])
+    across = torch.stack([torch.stack([_cubic_sum(x, y) for y in torch.split(reference, 1000)]).sum() for x in blocks]) / len(reference)
+    found = []
+    for b in range(NUM_BLOCKS):
+        rest = [c for c in range(NUM_BLOCKS) if c != b]
+        count = len(sample) - len(blocks[b])
+        pairs = within[rest][:, rest].sum() - own[rest].sum()
+        found.append(float(pairs / (count * (count - 1)) - 2 * across[rest].sum() / count))
+    return found
+
+
+def _cubic_sum(x: Float32[Tensor, "images dim"], y: Float32[Tensor, "others dim"]) -> Float[Tensor, ""]:
+    return ((x @ y.T / x.shape[1] + 1) ** 3).sum(dtype=torch.float64)
 
 
 def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> list[MetricValue]:
@@ -155,12 +184,23 @@ def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[T
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     found = prc_features_to_metric(sample, reference, prc_neighborhood=_PRECISION_NEIGHBOURS, verbose=False)
-    note = f"k = {_PRECISION_NEIGHBOURS}, {len(sample):,} samples, {len(reference):,} real images"
-    return [MetricValue(name, float(found[name]), None, note) for name in ("precision", "recall")]
+    counts = f"k = {_PRECISION_NEIGHBOURS}, {len(sample):,} samples, {len(reference):,} real images"
+    notes = [
+        f"{counts}; samples of the {whose} distribution have {share_near_others(points, _PRECISION_NEIGHBOURS):.4f}"
+        for whose, points in (("real", reference), ("model's own", sample))
+    ]
+    without = recall_without_blocks(sample, reference, _PRECISION_NEIGHBOURS)
+    return [
+        share_of_images("precision", float(found["precision"]), len(sample), notes[0]),
+        by_jackknife("recall", float(found["recall"]), without, notes[1], limits=(0.0, 1.0)),
+    ]
 
 
 def inception_score(logits: Float[Tensor, "images classes"]) -> MetricValue:
     """Return the exponential of the mean KL(p(y|x) || p(y)), over ten splits.
+
+    The splits are independent samples, so that their spread gives the error of their mean. The bias of a split of n/10 images falls as
+    1/n: it is 10/9 of the difference between ten splits and one.
 
     Source: Salimans et al. 2016; computed by torch-fidelity.
     """
@@ -168,7 +208,12 @@ def inception_score(logits: Float[Tensor, "images classes"]) -> MetricValue:
 
     found = isc_features_to_metric(logits, splits=_NUM_SPLITS)
     mean, spread = (float(found[f"inception_score_{name}"]) for name in ("mean", "std"))
-    return MetricValue("inception_score", mean, spread, f"mean and spread over {_NUM_SPLITS} splits")
+    whole = float(isc_features_to_metric(logits, splits=1)["inception_score_mean"])
+    error = spread / math.sqrt(_NUM_SPLITS - 1)  # the spread of n values divides by n
+    note = f"mean over {_NUM_SPLITS} splits, whose spread is {spread:.2g}"
+    bias = (mean - whole) * _NUM_SPLITS / (_NUM_SPLITS - 1)
+    interval = student_interval(mean, error, _NUM_SPLITS - 1)
+    return MetricValue("inception_score", mean, error, note, bias, interval, "ten independent splits, Student's t")
 
 
 def _of_features(
@@ -194,7 +239,10 @@ def _spatial_frechet(inputs: MetricInputs, reference: MetricReference) -> list[M
     """Return the sFID: the Frechet distance of Inception's spatial features (Nash et al. 2021)."""
     if inputs.spatial is None or reference.spatial is None:
         raise UserError("the sFID needs an extractor and reference statistics with spatial features; use 'inception'")
-    return [MetricValue("sfid", frechet_distance(reference.spatial, inputs.spatial), None, "Frechet distance of spatial features")]
+    value = frechet_distance(reference.spatial, inputs.spatial.total())
+    leave_one_out = leave_one_out_distances(reference.spatial, inputs.spatial)
+    bias = jackknife_bias(value, leave_one_out) if leave_one_out else None
+    return [by_jackknife("sfid", value, leave_one_out, "Frechet distance of spatial features", bias, limits=(0.0, math.inf))]
 
 
 def _label_agreement(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
@@ -202,8 +250,8 @@ def _label_agreement(inputs: MetricInputs, reference: MetricReference) -> list[M
     if inputs.labels is None:
         raise UserError("label_agreement needs a class-conditional model; leave it out")
     agreeing = float((inputs.logits.argmax(1) == inputs.labels).double().mean())
-    error = math.sqrt(agreeing * (1 - agreeing) / len(inputs.labels))
-    return [MetricValue("label_agreement", agreeing, error, "samples that the classifier assigns to their own label")]
+    note = "samples that the classifier assigns to their own label"
+    return [share_of_images("label_agreement", agreeing, len(inputs.labels), note)]
 
 
 def _refuse_score(extractor: FeatureExtractor) -> str | None:
@@ -257,8 +305,8 @@ METRICS: dict[str, Metric] = {
     ),
     "precision_recall": Metric(
         sees="fidelity and variety apart; one outlier counts much",
-        samples="10,000 of each; compare at equal numbers only",
-        cost="130 s",
+        samples="10,000 of each; compare at equal numbers only; a perfect model's value is shown",
+        cost="150 s",
         output="features",
         min_images=_PRECISION_NEIGHBOURS + 1,
         compute=_of_features(precision_recall),
@@ -275,7 +323,7 @@ METRICS: dict[str, Metric] = {
     ),
     "inception_score": Metric(
         sees="whether classes are clear and all there; nothing of the real images",
-        samples="50,000; compare at equal numbers only",
+        samples="50,000; the bias of so many is shown",
         cost="1 s",
         output="logits",
         min_images=_NUM_SPLITS,
@@ -284,8 +332,8 @@ METRICS: dict[str, Metric] = {
     ),
     "sfid": Metric(
         sees="layout: where things are in the image",
-        samples="50,000; biased as the FID",
-        cost="small, not measured",
+        samples="50,000; biased as the FID, by the jackknife",
+        cost="25 s, ten more distances",
         output="spatial",
         min_images=2,
         compute=_spatial_frechet,

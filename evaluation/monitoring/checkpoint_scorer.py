@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.distances.reference_statistics import ReferenceStatistics, load_reference
-from evaluation.distances.sample_scorer import SampleScorer
+from evaluation.distances.sample_scorer import SampleScorer, SampleScores
 from evaluation.features.extractors import FeatureExtractor, load_extractor
 from evaluation.monitoring import early_stopping
 from evaluation.records import grids
@@ -59,8 +59,8 @@ class CheckpointScorer:
         A stored score of the same weights and protocol is read, not computed again.
 
         Returns:
-            The content of `<run>/evaluations/step=NNNNNNNN.json`: `step`, `scores` and `standard_errors` by weights,
-            `grid_uri`, `protocol`, `seconds`.
+            The content of `<run>/evaluations/step=NNNNNNNN.json`: `step`, `scores`, `standard_errors` and `without_blocks` (the
+            distances without each block of samples) by weights, `grid_uri`, `protocol`, `seconds`.
 
         Raises:
             CheckpointError: There is no such checkpoint.
@@ -84,10 +84,12 @@ class CheckpointScorer:
         low_res = RealLowRes(storage.join(self.data_uri, "train"), low_res_size) if self.data_uri and low_res_size is not None else None
         scores: dict[str, float] = {}
         errors: dict[str, float | None] = {}
+        without_blocks: dict[str, list[float]] = {}
         pictures: dict[str, grids.Pixels] = {}
         for weights in [name for name in checkpoint.weights_names(checkpoint_uri) if name != checkpoint.MODEL]:
             model = load_model(checkpoint_uri, weights, device=device)
-            scores[weights], errors[weights], pictures[weights] = self._score_weights(model, reference, extractor, low_res)
+            found, pictures[weights] = self._score_weights(model, reference, extractor, low_res)
+            scores[weights], errors[weights], without_blocks[weights] = found.distance, found.standard_error, found.leave_one_out
         step = checkpoint.step_of(checkpoint_uri)
         best = min(scores, key=lambda name: (math.isnan(scores[name]), scores[name]), default=None)
         grid_uri = ""
@@ -102,6 +104,7 @@ class CheckpointScorer:
                 "distance_name": protocol["distance"],
                 "scores": scores,
                 "standard_errors": errors,
+                "without_blocks": without_blocks,
                 "best_weights": best,
                 "grid_uri": grid_uri,
                 "protocol": protocol,
@@ -138,8 +141,8 @@ class CheckpointScorer:
 
     def _score_weights(
         self, model: TrainedModel, reference: ReferenceStatistics, extractor: FeatureExtractor, low_res: LowRes | None
-    ) -> tuple[float, float | None, grids.Pixels]:
-        """Return the distance, its standard error and the sample grid of one set of weights."""
+    ) -> tuple[SampleScores, grids.Pixels]:
+        """Return the scores and the sample grid of one set of weights."""
         evaluation = model.experiment.evaluation
         scorer = SampleScorer(extractor, evaluation.scoring_num_samples)
         grid = grids.ClassGrid(self.class_names)
@@ -154,8 +157,7 @@ class CheckpointScorer:
         ):
             scorer.update(indices, images)
             grid.update(images, labels if model.num_classes else None)
-        found = scorer.scores(reference)
-        return found.distance, found.standard_error, grid.pixels()
+        return scorer.scores(reference), grid.pixels()
 
 
 def scoring_protocol(

@@ -2,8 +2,8 @@
 
 Supplement section 7: the FID gets worse late in training, so training stops early; the best decay of the average is not known
 beforehand, so every decay is scored. A score is a dictionary that `evaluation.monitoring.checkpoint_scorer` stores in the run's
-directory; this module reads its `step` and its `scores`, the distance of each set of weights, and nothing else. A resumed or
-finished run's history therefore gives the same decision again.
+directory; this module reads its `step`, its `scores`, the distance of each set of weights, and `without_blocks`, those without each block
+of samples, and nothing else. A resumed or finished run's history therefore gives the same decision again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.records.intervals import jackknife_error
+from evaluation.records.paired import Difference
 from training.config.experiment import EvaluationConfig
 
 Score = Mapping[str, Any]
@@ -42,8 +44,9 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
     """Decide to stop after `patience` scored checkpoints without a gain (0 never stops), but not before `min_steps`.
 
     A checkpoint's score is the smallest over its decays. It is a gain if it is below the last gain's score by more than the
-    fraction `min_gain`. Noise of that size does not prolong training. It does not hide slow progress either, because the
-    comparison is with the last gain and not with the last checkpoint. A score that is not finite is no gain.
+    fraction `min_gain`, and the 95 % interval of their difference on common noise excludes 0, where the history has what that takes.
+    So noise does not prolong training. It does not hide slow progress either, because the comparison is with the last gain and not with
+    the last checkpoint. A score that is not finite is no gain.
 
     Scores come in any order; if a step occurs twice, the later entry counts.
     """
@@ -54,11 +57,11 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
         stop = 0 < config.patience <= len(scores) and int(scores[-1]["step"]) >= config.min_steps
         return Decision(stop=stop, best_step=None, best_weights=None, best_score=math.inf, reason=outcome)
 
-    last_gain, since = math.inf, 0
+    last_gain: Score | None = None
+    since = 0
     for score in scores:
-        value = _smallest(score)
-        if value < last_gain * (1 - config.min_gain) or (math.isinf(last_gain) and math.isfinite(value)):
-            last_gain, since = value, 0
+        if math.isfinite(_smallest(score)) and (last_gain is None or _is_gain(score, last_gain, config.min_gain)):
+            last_gain, since = score, 0
         else:
             since += 1
     last_step = int(scores[-1]["step"])
@@ -111,3 +114,21 @@ def best_checkpoints(history: Iterable[Score], count: int) -> list[Candidate]:
 def _smallest(score: Score) -> float:
     finite = [float(value) for value in score["scores"].values() if value is not None and math.isfinite(value)]
     return min(finite, default=math.nan)
+
+
+def _is_gain(score: Score, last: Score, min_gain: float) -> bool:
+    """Return True if the score is better by more than the fraction `min_gain`, and by more than the draw explains."""
+    change = _smallest(score) - _smallest(last)
+    if not change < -min_gain * _smallest(last):
+        return False
+    now, before = _smallest_without_blocks(score), _smallest_without_blocks(last)
+    if len(now) != len(before) or len(now) < 2:
+        return True
+    error = jackknife_error([a - b for a, b in zip(now, before, strict=True)])
+    return Difference(value=change, standard_error=error, degrees_of_freedom=len(now) - 1).verdict == "better"
+
+
+def _smallest_without_blocks(score: Score) -> list[float]:
+    """Return the distances without each block of the weights with the smallest score; empty in scores of earlier versions."""
+    stored = score.get("without_blocks") or {}
+    return next((stored.get(weights) or [] for weights, value in score["scores"].items() if value == _smallest(score)), [])

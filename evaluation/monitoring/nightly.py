@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.monitoring.detector import Rule, Trace, watch
+from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
 from training import storage
 from training.config.errors import UserError
@@ -137,6 +138,32 @@ class Judgement:
     def began(self) -> bool:
         """True if the night before was judged otherwise, so that people have to be told."""
         return len(self.nights) == 1 or _direction(self.trace, -2) != self.direction
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SameNoise:
+    """The night's samples beside those of the baseline's first night, from the same noise.
+
+    New noise each night makes scores independent, which the judgement needs. Common noise takes most of the draw out of the difference of
+    two nights: it says how much the model has changed, and judges nothing.
+
+    Attributes:
+        first: Time of the baseline's first night.
+        difference: Tonight's distance less that of the first night.
+        first_png, png: Sample grids of the first night and of tonight.
+    """
+
+    first: datetime
+    difference: Difference
+    first_png: bytes
+    png: bytes
+
+    def __str__(self) -> str:
+        """Return the difference in words."""
+        samples = f"{self.difference.num_images:,} samples from the noise of {_day(self.first)}"
+        if self.difference.value == 0 and not self.difference.standard_error:
+            return f"{samples} have exactly the distance of that night"
+        return f"{samples} have a distance that differs from that night's by {self.difference}"
 
 
 def night_of(result: EvaluationResult, *, name: str, uri: str, rule: Rule, redrawn: tuple[float, ...] = ()) -> Night:

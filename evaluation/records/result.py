@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluation.records.protocol_card import as_plain
+from evaluation.records.score_card import Score, distance_score, likelihood_score, metric_score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +24,7 @@ class EvaluationResult:
         held_out: Distances of `num_images` real test images (`real`) and of as many samples (`generated`). They show the bias
             of a finite sample, whose distance is never zero. None if there are no test images.
         likelihood: Summary of the bits/dim; `per_image_uri` is the file with the value of each image. None if not computed.
-        metrics: Further metrics by name: value, standard_error, bias, note (`evaluation.distances.metric_value.MetricValue`).
+        metrics: Further metrics by name: value, standard_error, interval, method, bias, note (`evaluation.distances.metric_value`).
         images_uri: The drawn images, if they were kept.
         created_at: UTC, ISO 8601.
     """
@@ -54,13 +55,21 @@ class EvaluationResult:
         """Return the result of a `to_dict`."""
         return cls(**value)
 
-    def flat_metrics(self, prefix: str = "final") -> dict[str, float]:
-        """Return the numbers under MLflow's metric names, such as "final/distance"."""
-        found: dict[str, float | None] = {"distance": self.distance, "distance_standard_error": self.distance_standard_error}
+    def score_card(self) -> list[Score]:
+        """Return every number with its interval: the distance, bits/dim, and the further metrics in their order."""
+        count = self.protocol["distance"]["num_samples"]
+        card = [distance_score(self.distance_name, self.distance, self.distance_standard_error, self.distance_without_blocks, count)]
         if self.likelihood is not None:
-            found |= {
-                "bits_per_dim": self.likelihood["bits_per_dim"],
-                "bits_per_dim_standard_error": self.likelihood["standard_error"],
-            }
-        found |= {name: item["value"] for name, item in self.metrics.items()}
+            card.append(likelihood_score(self.likelihood, self.protocol["likelihood"]["split"]))
+        return card + [metric_score(name, item) for name, item in self.metrics.items()]
+
+    def flat_metrics(self, prefix: str = "final") -> dict[str, float]:
+        """Return the numbers and the ends of their intervals under MLflow's names: "final/distance", "final/distance_low" and so on."""
+        found: dict[str, float | None] = {}
+        for score in self.score_card():
+            found[score.name] = score.value
+            if score.name in ("distance", "bits_per_dim"):
+                found[f"{score.name}_standard_error"] = score.standard_error
+            if score.interval is not None:
+                found[f"{score.name}_low"], found[f"{score.name}_high"] = score.interval
         return {f"{prefix}/{name}": float(value) for name, value in found.items() if value is not None}

@@ -9,15 +9,16 @@ from typing import Any
 
 from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.monitoring.detector import FALSE_ALARMS_IN_A_YEAR
-from evaluation.monitoring.nightly import Judgement
+from evaluation.monitoring.nightly import Judgement, SameNoise
 from evaluation.records import grids
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS, run_uri_of
+from evaluation.records.score_card import Score, interval_in_words
 from evaluation.reports import figures
 from evaluation.reports import paper_numbers as paper
 from evaluation.reports.html import data_uri, render
-from evaluation.reports.numbers import format_digits, format_error, format_estimate
+from evaluation.reports.numbers import NONE, format_digits, format_error, format_estimate
 from training import storage
 from training.config.addresses import public_links
 from training.config.experiment import Experiment
@@ -25,25 +26,6 @@ from training.console import format_duration
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 REPORT = "report.html"
-
-_METRIC_NAMES = {
-    "kid": "KID",
-    "kernel_distance": "Kernel distance",
-    "cmmd": "CMMD",
-    "gaussian_mmd": "Gaussian MMD",
-    "mind": "MIND",
-    "sliced_wasserstein": "Sliced Wasserstein distance",
-    "fid_infinity": "FID at infinity",
-    "fd_infinity": "Frechet distance at infinity",
-    "density": "Density",
-    "coverage": "Coverage",
-    "inception_score": "Inception score",
-    "precision": "Precision",
-    "recall": "Recall",
-    "sfid": "sFID",
-    "label_agreement": "Label agreement",
-    "copied_share": "Copied images",
-}
 
 
 def write_report(
@@ -93,19 +75,22 @@ def render_report(
     grid_png: bytes | None = None,
     links: Mapping[str, str] | None = None,
     nightly: Judgement | None = None,
+    same_noise: SameNoise | None = None,
 ) -> str:
     """Return the page as HTML; `losses` and `links` as in `write_report`.
 
     `history` has the scores beside training, `choice` is as `evaluation.selection.final_choice` writes it, and `nightly` makes it
-    a page about a nightly evaluation.
+    a page about a nightly evaluation; `same_noise` compares that night with the first one.
     """
     likelihood = result.likelihood or {}
     experiment = result.experiment
+    scores = result.score_card()
     return render(
         _TEMPLATE,
         result=result,
         experiment=experiment,
-        tiles=_tiles(result),
+        tiles=_tiles(scores),
+        scores=_card_rows(scores),
         is_fid=result.distance_name == "FID",
         grid=data_uri(grid_png) if grid_png else "",
         conditional=experiment["model"]["class_conditional"],
@@ -129,29 +114,58 @@ def render_report(
         },
         duration=format_duration(result.seconds),
         nightly=nightly,
+        same_noise=same_noise,
+        pair=_pair(same_noise),
         false_alarms=FALSE_ALARMS_IN_A_YEAR,
         nightly_figures=figures.nights(nightly, distance_name=result.distance_name) if nightly else (),
     )
 
 
-def _tiles(result: EvaluationResult) -> list[dict[str, str]]:
+def _pair(same_noise: SameNoise | None) -> list[tuple[str, str]]:
+    """Return the sample grids of a baseline's first night and of tonight, by name."""
+    if same_noise is None:
+        return []
+    return [(f"{same_noise.first:%Y-%m-%d}", data_uri(same_noise.first_png)), ("Tonight", data_uri(same_noise.png))]
+
+
+def _tiles(card: Sequence[Score]) -> list[dict[str, str]]:
     """Return the numbers at the top of the page."""
-    note = f"Frechet distance of {result.protocol['distance']['num_samples']:,} samples, lower is better"
-    tiles = [_tile(result.distance_name, result.distance, result.distance_standard_error, note)]
-    if result.likelihood is not None:
-        found = result.likelihood
-        note = f"upper bound on {found['num_images']:,} {result.protocol['likelihood']['split']} images, lower is better"
-        tiles.append(_tile("Bits/dim", found["bits_per_dim"], found["standard_error"], note))
-    for name, item in result.metrics.items():
-        percent = name in ("label_agreement", "precision", "recall", "coverage", "copied_share")
-        tiles.append(_tile(_METRIC_NAMES.get(name, name), item["value"], item["standard_error"], item["note"], percent=percent))
-    return tiles
+    return [
+        {
+            "name": score.title,
+            "value": _shown(score.value, score),
+            "error": format_error(score.standard_error and score.standard_error * _scale(score), _unit(score)),
+            "note": score.note,
+        }
+        for score in card
+    ]
 
 
-def _tile(name: str, value: float, error: float | None, note: str, *, percent: bool = False) -> dict[str, str]:
-    scale, unit = (100.0, " %") if percent else (1.0, "")
-    error = error * scale if error is not None else None
-    return {"name": name, "value": format_digits(value * scale, error) + unit, "error": format_error(error, unit), "note": note}
+def _card_rows(card: Sequence[Score]) -> list[dict[str, str]]:
+    """Return the rows of the score card's table."""
+    return [
+        {
+            "title": score.title,
+            "value": _shown(score.value, score),
+            "interval": interval_in_words(score) or NONE,
+            "method": score.method or NONE,
+            "bias": NONE if score.bias is None else "none" if score.bias == 0 else f"{score.bias:+.2g}",
+        }
+        for score in card
+    ]
+
+
+def _shown(value: float, score: Score) -> str:
+    error = score.standard_error
+    return format_digits(value * _scale(score), error and error * _scale(score)) + _unit(score)
+
+
+def _scale(score: Score) -> float:
+    return 100.0 if score.is_share else 1.0
+
+
+def _unit(score: Score) -> str:
+    return " %" if score.is_share else ""
 
 
 def _candidates(choice: Mapping[str, Any] | None) -> list[dict[str, str]]:
@@ -163,6 +177,15 @@ def _candidates(choice: Mapping[str, Any] | None) -> list[dict[str, str]]:
             "weights": item["candidate"]["weights"],
             "score": f"{item['candidate']['score']:.4g}",
             "distance": format_estimate(item["distance"], item["standard_error"]),
+            "difference": _against_chosen(item.get("difference")),
         }
         for item in choice["candidates"]
     ]
+
+
+def _against_chosen(difference: Mapping[str, Any] | None) -> str:
+    """Describe a candidate's difference to the chosen one on common noise."""
+    if not difference or not difference["interval"]:
+        return NONE
+    low, high = difference["interval"]
+    return f"{difference['value']:+.3g} ({low:+.3g} to {high:+.3g}): {difference['verdict']}"

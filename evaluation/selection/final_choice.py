@@ -2,7 +2,8 @@
 
 The smallest of many noisy scores is smaller than the model's true distance (the winner's curse). Scoring the best few again
 with other seeds, and with the reported number's counts and sampler, chooses by what will be reported. The report then uses
-a third draw.
+a third draw. The smallest distance is chosen, also where its difference to the next can't be told: one of them has to be, and either is
+right then. The choice says so.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.monitoring.early_stopping import Candidate, best_checkpoints
+from evaluation.records.paired import Difference
 from evaluation.records.protocol_card import as_plain
+from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
@@ -26,11 +30,25 @@ from training.console import say
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rescored:
-    """A candidate at full protocol; a single candidate is not scored again, and has no `distance`."""
+    """A candidate at full protocol; a single candidate is not scored again, and has no `distance`.
+
+    `difference` is that to the chosen one on common noise; None for the chosen one itself.
+    """
 
     candidate: Candidate
     distance: float | None
     standard_error: float | None
+    difference: Difference | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        difference = {} if self.difference is None else {"difference": self.difference.to_dict()}
+        return {
+            "candidate": dataclasses.asdict(self.candidate),
+            "distance": self.distance,
+            "standard_error": self.standard_error,
+            **difference,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +63,8 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return as_plain(dataclasses.asdict(self))
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return as_plain({**fields, "candidates": [item.to_dict() for item in self.candidates]})
 
 
 def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: EvaluationOptions | None = None) -> Choice:
@@ -69,11 +88,22 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
         reason = f"the best score during training, {candidates[0].score:.4g}"
     else:
         say(f"comparing the best {len(candidates)} checkpoints at full protocol")
-        rescored = sorted(
-            (_rescore(run_uri, candidate, data_uri, reference_uri, options or EvaluationOptions()) for candidate in candidates),
-            key=lambda item: (item.distance, item.candidate.step),
+        results = sorted(
+            ((_rescore(run_uri, item, data_uri, reference_uri, options or EvaluationOptions()), item) for item in candidates),
+            key=lambda pair: (pair[0].distance, pair[1].step),
         )
-        reason = f"distance {rescored[0].distance:.4g} at full protocol, the smallest of {len(rescored)} candidates"
+        chosen = results[0][0]
+        rescored = [
+            Rescored(
+                candidate=candidate,
+                distance=result.distance,
+                standard_error=result.distance_standard_error,
+                difference=None if result is chosen else distance_difference(result, chosen),
+            )
+            for result, candidate in results
+        ]
+        reason = f"distance {chosen.distance:.4g} at full protocol, the smallest of {len(rescored)} candidates"
+        reason += f"; the next, of step {rescored[1].candidate.step:,}, differs by {rescored[1].difference}"
     best = rescored[0].candidate
     choice = Choice(
         checkpoint_uri=checkpoint.checkpoint_uri(run_uri, best.step),
@@ -87,10 +117,9 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
     return choice
 
 
-def _rescore(run_uri: str, candidate: Candidate, data_uri: str, reference_uri: str, options: EvaluationOptions) -> Rescored:
+def _rescore(run_uri: str, candidate: Candidate, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
     own = dataclasses.replace(
         options, likelihood=False, metrics=(), purpose="choose", result_name=f"choose-{candidate.step:08d}-{candidate.weights}"
     )
     model = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, candidate.step), weights=candidate.weights)
-    result = evaluate_once(model, data_uri, reference_uri, own)
-    return Rescored(candidate=candidate, distance=result.distance, standard_error=result.distance_standard_error)
+    return evaluate_once(model, data_uri, reference_uri, own)

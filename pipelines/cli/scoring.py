@@ -153,6 +153,7 @@ def evaluate(
     from evaluation.evaluate.options import require_own_name
     from evaluation.evaluate.run import evaluate as run_evaluation
     from evaluation.records.run_directory import run_uri_of
+    from evaluation.records.score_card import interval_in_words
     from evaluation.reports.report import write_report
     from training.checkpoints.checkpoint import load_experiment
 
@@ -195,8 +196,9 @@ def evaluate(
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
         return
-    for key, value in result.flat_metrics().items():
-        print(f"{key.rpartition('/')[2]:<32} {value:.6g}")
+    for score in result.score_card():
+        interval = f"  95 % {interval_in_words(score)} ({score.method})" if score.interval else ""
+        print(f"{score.title:<32} {score.value:.6g}{interval}")
     print(f"{'page':<32} {page}")
     print(f"{'samples':<32} {result.images_uri or result.grid_uri}")
     if tracked:

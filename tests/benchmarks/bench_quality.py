@@ -19,13 +19,13 @@ from evaluation.distances.frechet import (
     BlockedMoments,
     FeatureStatistics,
     frechet_distance,
-    jackknife_error,
     leave_one_out_distances,
 )
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.features.extractors import load_extractor
 from evaluation.likelihood.bits_per_dim import merge
 from evaluation.likelihood.estimate import likelihood_parts
+from evaluation.records.intervals import jackknife_error
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import load_model
 from training.config.experiment import LikelihoodForm, SamplingConfig

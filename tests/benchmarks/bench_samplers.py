@@ -27,10 +27,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from evaluation.distances.frechet import BlockedMoments, frechet_distance, jackknife_error, leave_one_out_distances
+from evaluation.distances.frechet import BlockedMoments, frechet_distance, leave_one_out_distances
 from evaluation.distances.reference_statistics import ReferenceStatistics, compute_reference, load_reference
 from evaluation.features.extractors import load_extractor
-from evaluation.records.intervals import student_interval
+from evaluation.records.intervals import jackknife_error, student_interval
 from evaluation.reports.charts import COLOURS, STYLE, as_svg
 from evaluation.sampling.generate import generate
 from evaluation.sampling.trained_model import TrainedModel, load_model

@@ -144,6 +144,10 @@ def test_steps_whose_work_is_done_end_well_while_mlflow_is_away_and_the_next_one
         assert run.metric_history("train/loss") == [(50, 0.5)]
         assert run.image_steps("samples") == {100}
         artifacts = {file.path for folder in ("", "evaluations") for file in MlflowClient().list_artifacts(run.run_id, folder)}
-        assert artifacts == {"images", "evaluations", "report.html", "evaluations/final.json", "evaluations/final.png"}
+        files = {"evaluations/final.json", "evaluations/final.png", "evaluations/final-score-card.json"}
+        assert artifacts == {"images", "evaluations", "report.html"} | files
+        assert run.metric_history("final/distance_low")[0][1] < distance < run.metric_history("final/distance_high")[0][1]
         assert resolve("digits-hybrid-cosine").run_id == run.run_id
+        champion = MlflowClient().get_model_version_by_alias("digits-hybrid-cosine", "champion")
+        assert "| Bits/dim |" in champion.description
     assert storage.list_uris(f"{bucket_uri}/mlflow_behind") == []

@@ -29,6 +29,7 @@ class RegisteredModel:
         data_uri: The data set that it was trained on.
         distance_name: Name of its distance; distances of other names are not compared.
         distance: Its reported distance; smaller is better.
+        description: Text that MLflow's page of the version shows, in Markdown. A text that somebody wrote there stays.
     """
 
     name: str
@@ -39,6 +40,7 @@ class RegisteredModel:
     data_uri: str
     distance_name: str
     distance: float
+    description: str = ""
 
 
 def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
@@ -64,8 +66,11 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
             client.create_registered_model(name)
         for version in client.search_model_versions(f"name = '{name}' and run_id = '{model.run_id}'"):
             if tags.items() <= version.tags.items():
+                if not version.description and model.description:
+                    client.update_model_version(name, version.version, model.description)
                 return version
-        return client.create_model_version(name, source=_write_pyfunc(model, loader_module), run_id=model.run_id, tags=tags)
+        source = _write_pyfunc(model, loader_module)
+        return client.create_model_version(name, source=source, run_id=model.run_id, tags=tags, description=model.description or None)
 
     registered = _read(request(find_or_create))
     champion = _by_alias(client, name)

@@ -50,9 +50,15 @@ def test_the_choice_is_the_best_at_full_protocol(choice: Choice, scored_run_uri:
     assert len(distances) == 2
     assert choice.step == min(distances, key=lambda step: distances[step])
     assert {item.candidate.step: item.distance for item in choice.candidates} == distances
+    assert choice.candidates[0].difference is None
+    difference = choice.candidates[1].difference
+    assert difference is not None
+    assert difference.value == choice.candidates[1].distance - choice.candidates[0].distance
+    assert choice.reason.endswith(f"the next, of step {300 - choice.step:,}, differs by {difference}")
     stored = json.loads((Path(scored_run_uri) / "evaluations" / "choice.json").read_text())
     assert stored["step"] == choice.step
     assert stored["weights"] == choice.weights
+    assert stored["candidates"][1]["difference"]["verdict"] == difference.verdict
 
 
 def test_a_stored_rescoring_is_not_repeated(choice: Choice, scored_run_uri: str, digits_uri: str, reference_uri: str) -> None:

@@ -58,6 +58,18 @@ def test_noise_below_the_minimum_gain_does_not_prolong_training() -> None:
     assert decision.best_score == min(values), "what is best is the smallest score, gain or not"
 
 
+@pytest.mark.parametrize(("spread", "stops"), [(0.0, False), (2.0, True)])
+def test_a_gain_that_the_draw_explains_does_not_prolong_training(spread: float, stops: bool) -> None:
+    """The later scores are smaller by 4 %; their differences block by block are all the same, or scatter far more."""
+    noise = random.Random(0)
+    history = [
+        {**score, "without_blocks": {"ema_0.99": [value - spread * (i > 0) * noise.random() for _ in range(10)]}}
+        for i, (score, value) in enumerate(zip(_history(5, 4.8, 4.6, 4.4), (5, 4.8, 4.6, 4.4), strict=True))
+    ]
+    assert decide(history, _config(patience=3)).stop is stops
+    assert decide(history, _config(patience=3)).best_step == 400
+
+
 def test_training_continues_while_slow_progress_adds_up_to_a_gain() -> None:
     values = [5.0 * 0.994**i for i in range(20)]
     assert not decide(_history(*values), _config(patience=3, min_gain=0.01)).stop

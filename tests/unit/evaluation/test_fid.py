@@ -12,11 +12,11 @@ from evaluation.distances.frechet import (
     FeatureStatistics,
     Moments,
     frechet_distance,
-    jackknife_error,
     leave_one_out_distances,
     merged,
     triangular_factor,
 )
+from evaluation.records.intervals import jackknife_error
 from training.config.errors import UserError
 
 

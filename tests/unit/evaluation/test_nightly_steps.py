@@ -31,8 +31,12 @@ def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is
 
     assert "the first score of the baseline" in check("1")
     assert check("1") == check("1"), "a step that is tried again finds its own night"
-    assert "the baseline has 2 of 3 nights" in check("2")
+    assert "from the same noise" not in page.read_text(), "the first night has none to be compared with"
+    second = check("2")
+    assert "the baseline has 2 of 3 nights" in second
+    assert re.search(r"80 samples from the noise of \S+ have exactly the distance of that night", second)
     assert "Healthy." in page.read_text()
+    assert page.read_text().count("data:image/png;base64,") == 3, "samples of the night's own noise, and tonight's beside the first night's"
     assert night() == []
 
     state = checkpoint.load(uri, "ema_0.99.pt")
@@ -44,6 +48,7 @@ def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is
     text = page.read_text()
     assert text.count("<svg") == 2
     assert "Regression." in text
+    assert re.search(r"have a distance that differs from that night(.*)s by \+\S+ \(.*\), better with probability 0.0%: worse", text)
     assert "iddpm nightly accept" in text
     assert accept(run_uri, reason="a test", by="Ada").direction == 1
     assert re.search(r"is healthy: \S+ against \S+ \(mean of 1 healthy score\)", check("4"))

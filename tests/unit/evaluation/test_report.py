@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation.distances.metric_value import share_of_images
 from evaluation.features.inception import WEIGHTS
 from evaluation.records import grids
 from evaluation.records.result import EvaluationResult
+from evaluation.records.score_card import as_markdown
 from evaluation.reports import figures
 from evaluation.reports import paper_numbers as paper
 from evaluation.reports.report import render_report, write_report
@@ -189,6 +191,33 @@ def test_an_evaluation_without_likelihood_samples_or_history_has_a_report(result
     text = _Page(render_report(bare)).text
     assert "1.235" in text
     assert "Bits/dim" not in text
+
+
+def test_the_score_card_has_every_number_with_its_interval_and_how_it_is_found(result: EvaluationResult) -> None:
+    agreement = share_of_images("label_agreement", 0.98, 80, "as asked for").to_dict()
+    blocks = [1.2 + 0.01 * number for number in range(10)]
+    result = dataclasses.replace(result, distance_without_blocks=blocks, metrics={"label_agreement": agreement})
+    card = {score.name: score for score in result.score_card()}
+    assert list(card) == ["distance", "bits_per_dim", "label_agreement"]
+    assert all(score.interval and score.interval[0] < score.value < score.interval[1] and score.method for score in card.values())
+    assert card["distance"].interval == pytest.approx((1.23456 - 2.262 * 0.0321, 1.23456 + 2.262 * 0.0321), rel=1e-4)
+    assert card["distance"].bias == pytest.approx(9 * (1.245 - 1.23456))
+    html = render_report(result)
+    cells = [cell.partition("</td>")[0].rpartition(">")[2] for cell in html.partition("Score card")[2].split("<td")[1:16]]
+    assert cells[:5] == [
+        "FD(digits-classifier)",
+        "1.235",
+        "1.162 to 1.307",
+        "jackknife over ten blocks of samples, Student&#39;s t",
+        f"{9 * (1.245 - 1.23456):+.2g}",
+    ]
+    assert cells[10] == "Label agreement"
+    assert cells[12:14] == ["92.1% to 99.5%", "closed form for a share (Wilson)"]
+    assert "| Label agreement | 98.0% | 92.1% to 99.5% | closed form for a share (Wilson) |" in as_markdown(
+        list(card.values()), "Step 200."
+    )
+    numbers = result.flat_metrics()
+    assert numbers["final/label_agreement_low"] < numbers["final/label_agreement"] < numbers["final/label_agreement_high"]
 
 
 def test_the_candidates_of_the_choice_are_listed(result: EvaluationResult) -> None:

@@ -1,0 +1,136 @@
+"""The score card of an evaluation: every number with its 95 % interval, how the interval is found, and the number's bias.
+
+An interval is over the draw of the samples (or of test images, for bits/dim). It is around the number as it is, bias included: it says
+where the mean over many draws of as many samples lies, and compares models at equal numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.records.intervals import JACKKNIFE, Interval, jackknife_bias, student_interval
+
+_TITLES = {
+    "kid": "KID",
+    "kernel_distance": "Kernel distance",
+    "cmmd": "CMMD",
+    "gaussian_mmd": "Gaussian MMD",
+    "mind": "MIND",
+    "sliced_wasserstein": "Sliced Wasserstein distance",
+    "fid_infinity": "FID at infinity",
+    "fd_infinity": "Frechet distance at infinity",
+    "density": "Density",
+    "coverage": "Coverage",
+    "inception_score": "Inception score",
+    "precision": "Precision",
+    "recall": "Recall",
+    "sfid": "sFID",
+    "label_agreement": "Label agreement",
+    "copied_share": "Copied images",
+}
+_SHARES = frozenset({"label_agreement", "precision", "recall", "coverage", "copied_share"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """One number of an evaluation.
+
+    Attributes:
+        name: Its name in MLflow, such as "distance" or "bits_per_dim".
+        title: Its name for people.
+        standard_error, interval: Over the draw of the samples or test images; the interval is of 95 %. None if unknown.
+        method: How the interval is found; empty if there is none.
+        bias: What the finite number of samples adds, as far as it is known. 0 for an unbiased number, None if unknown.
+        note: What it is.
+        is_share: True for a fraction of images, which people read in percent.
+    """
+
+    name: str
+    title: str
+    value: float
+    standard_error: float | None
+    interval: Interval | None
+    method: str
+    bias: float | None
+    note: str
+    is_share: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def distance_score(name: str, value: float, error: float | None, without_blocks: Sequence[float], num_samples: int) -> Score:
+    """Return the row of a Frechet distance, by the jackknife."""
+    has_blocks = len(without_blocks) > 1
+    return Score(
+        name="distance",
+        title=name,
+        value=value,
+        standard_error=error,
+        interval=_around(value, error, len(without_blocks) - 1, lowest=0.0),
+        method=JACKKNIFE if error and has_blocks else "",
+        bias=jackknife_bias(value, without_blocks) if has_blocks else None,
+        note=f"Frechet distance of {num_samples:,} samples, lower is better",
+    )
+
+
+def likelihood_score(summary: Mapping[str, Any], split: str) -> Score:
+    """Return the row of bits/dim, from the summary of a likelihood."""
+    value, error = summary["bits_per_dim"], summary["standard_error"]
+    return Score(
+        name="bits_per_dim",
+        title="Bits/dim",
+        value=value,
+        standard_error=error,
+        interval=_around(value, error, summary["num_images"] - 1),
+        method="closed form for a mean over images, Student's t" if error else "",
+        bias=0.0,
+        note=f"upper bound on {summary['num_images']:,} {split} images, lower is better",
+    )
+
+
+def as_markdown(card: Sequence[Score], heading: str) -> str:
+    """Return the card as a table for a registered model's description."""
+    rows = [
+        f"| {score.title} | {in_words(score.value, score)} | {interval_in_words(score) or '-'} | {score.method or '-'} |" for score in card
+    ]
+    return "\n".join([heading, "", "| number | value | 95 % interval | interval by |", "|---|---|---|---|", *rows])
+
+
+def interval_in_words(score: Score) -> str:
+    """Return the interval as text, such as "0.73 to 1.18"; empty if there is none."""
+    if score.interval is None:
+        return ""
+    return " to ".join(in_words(end, score) for end in score.interval)
+
+
+def in_words(value: float, score: Score) -> str:
+    """Return a value of a score as text: in percent if it is a share."""
+    return f"{value:.1%}" if score.is_share else f"{value:.4g}"
+
+
+def metric_score(name: str, item: Mapping[str, Any]) -> Score:
+    """Return the row of a further metric."""
+    interval = item.get("interval")  # results of earlier versions have none
+    return Score(
+        name=name,
+        title=_TITLES.get(name, name),
+        value=item["value"],
+        standard_error=item["standard_error"],
+        interval=(interval[0], interval[1]) if interval else None,
+        method=item.get("method", ""),
+        bias=item.get("bias"),
+        note=item["note"],
+        is_share=name in _SHARES,
+    )
+
+
+def _around(value: float, error: float | None, degrees_of_freedom: int, lowest: float = float("-inf")) -> Interval | None:
+    if error is None or degrees_of_freedom < 1:
+        return None
+    low, high = student_interval(value, error, degrees_of_freedom)
+    return max(low, lowest), high
