@@ -15,6 +15,7 @@ from torch import Tensor
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.low_res import LowRes
+from evaluation.sampling.reverse_variance import x_0_errors_for
 from evaluation.sampling.trained_model import TrainedModel, load_model
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -63,7 +64,7 @@ def generate(
     if (low_res is None) != (model.low_res_size is None):
         raise UserError(f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to upsamplers alone")
     sampling = with_learned_steps(sampling, model)
-    process = make_sampling_process(model.experiment.diffusion, sampling)
+    process = make_sampling_process(model.experiment.diffusion, sampling, x_0_errors_for(sampling, model))
     sampler = make_sampler(sampling)
     network = _with_precision(model.network, precision, model.device)
     guide = _with_precision(_guide(model, sampling), precision, model.device) if sampling.guidance_scale != 1.0 else None

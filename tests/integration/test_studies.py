@@ -192,7 +192,7 @@ def test_an_evaluation_of_a_model_without_a_run_is_logged_and_one_by_another_pro
     iddpm("evaluate", bare, "--no-likelihood", "--metric", "none")
     (own,) = [run for run in studies("evaluation", DEFAULT_EXPERIMENT) if run.info.run_name == "bare: manual"]
     assert own.info.status == "FINISHED"
-    assert artifacts(own.info.run_id) == {"manual.html", "manual.json", "manual.png"}
+    assert artifacts(own.info.run_id) == {"manual.html", "manual.json", "manual.png", "manual-score-card.json"}
 
     for source in storage.list_uris(f"{bare}/evaluations"):
         storage.write_bytes(f"{uri}/evaluations/{source.rpartition('/')[2]}", storage.read_bytes(source))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 def test_without_an_endpoint_the_error_says_how_to_give_one(iddpm: Iddpm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
-    status, _, err = iddpm("runs")
+    status, _, err = iddpm("cancel", "RUN_ID")
     assert status == 1
     assert "--endpoint https://" in err
     assert "KF_PIPELINES_ENDPOINT" in err

@@ -42,4 +42,4 @@ def test_the_site_builds_and_no_link_of_it_is_broken(tmp_path: Path) -> None:
     commands = (tmp_path / "site" / "reference" / "commands" / "index.html").read_text()
     assert "iddpm ablate" in commands
     assert "make_beta_schedule" not in commands
-    assert "q_posterior" in (tmp_path / "site" / "reference" / "training" / "index.html").read_text()
+    assert "q_posterior" in (tmp_path / "site" / "reference" / "training" / "diffusion" / "index.html").read_text()

@@ -18,17 +18,17 @@ _BOTH = pytest.mark.parametrize("scale", SCALES)
 _OURS = pytest.mark.parametrize("scale", ["small", "tiny"])
 _NO_SMALL_SCALE = {"two-stage"}
 _EACH = pytest.mark.parametrize("name", ablations.names())
+_EVERY_SCALE = pytest.mark.parametrize(
+    ("name", "scale"), [(name, scale) for name in ablations.names() for scale in SCALES if scale != "small" or name not in _NO_SMALL_SCALE]
+)
+_OUR_SCALES = pytest.mark.parametrize(
+    ("name", "scale"),
+    [(name, scale) for name in ablations.names() for scale in ("small", "tiny") if scale != "small" or name not in _NO_SMALL_SCALE],
+)
 
 
 def _experiments(planned: tuple[Trial, ...]) -> list[str]:
     return [trial.experiment.to_json() for trial in planned]
-
-
-def _skip_without_small_scale(name: str, scale: str) -> None:
-    if scale == "small" and name in _NO_SMALL_SCALE:
-        with pytest.raises(UserError, match=f"the ablation '{name}' has no scale small: .*decides it on GPUs"):
-            trials(find_ablation(name), "small")
-        pytest.skip("it has none")
 
 
 def test_all_ablations_of_the_paper_are_named() -> None:
@@ -48,20 +48,16 @@ def test_all_ablations_of_the_paper_are_named() -> None:
     }
 
 
-@_BOTH
-@_EACH
+@_EVERY_SCALE
 def test_every_trial_is_a_valid_and_different_experiment(name: str, scale: Scale) -> None:
-    _skip_without_small_scale(name, scale)
     planned = trials(find_ablation(name), scale)
     assert len(set(_experiments(planned))) == len(planned) > 1
     assert len({trial.label for trial in planned}) == len(planned)
     assert all(trial.measures for trial in planned)
 
 
-@_BOTH
-@_EACH
+@_EVERY_SCALE
 def test_role_and_values_identify_each_trial(name: str, scale: Scale) -> None:
-    _skip_without_small_scale(name, scale)
     planned = trials(find_ablation(name), scale)
     identities = {tuple(map(str, (trial.role, *trial.values.values()))) for trial in planned}
     assert len(identities) == len(planned)
@@ -75,16 +71,20 @@ def test_each_varied_field_has_more_than_one_value(name: str) -> None:
         assert len(values) > 1 or find_ablation(name).joint != "none" or not find_ablation(name).trains, column
 
 
-@_OURS
-@_EACH
+@_OUR_SCALES
 def test_our_scales_vary_the_same_fields_as_the_papers_scale(name: str, scale: Scale) -> None:
-    _skip_without_small_scale(name, scale)
     ablation = find_ablation(name)
     paper, ours = trials(ablation, "paper"), trials(ablation, scale)
     assert list(paper[0].values) == list(ours[0].values)
     assert all(trial.experiment.data.name.startswith("digits") for trial in ours)
     assert all(trial.experiment.optim.num_steps <= {"small": 4000, "tiny": 2000}[scale] for trial in ours)
     assert counts(ablation, scale) == tuple(count // 10 for count in ablation.counts if count >= 50)
+
+
+@pytest.mark.parametrize("name", sorted(_NO_SMALL_SCALE))
+def test_an_ablation_without_a_small_scale_says_what_would_decide_it(name: str) -> None:
+    with pytest.raises(UserError, match=f"the ablation '{name}' has no scale small: .*decides it on GPUs"):
+        trials(find_ablation(name), "small")
 
 
 def test_hybrid_weight_is_the_grid_of_the_supplements_table_1() -> None:
@@ -159,10 +159,8 @@ def test_hybrid_weight_and_the_main_tables_share_one_run() -> None:
     assert len(shared) == 1
 
 
-@_BOTH
-@_EACH
+@_EVERY_SCALE
 def test_overrides_reach_every_trial(name: str, scale: Scale) -> None:
-    _skip_without_small_scale(name, scale)
     assert all(trial.experiment.seed == 7 for trial in trials(find_ablation(name), scale, overrides=["seed=7"]))
 
 

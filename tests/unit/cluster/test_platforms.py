@@ -77,7 +77,7 @@ def test_the_proxys_image_names_a_registry_that_must_be_chosen() -> None:
 def test_without_keys_every_pod_that_reaches_s3_has_an_identity_and_needs_no_secret(tmp_path: Path) -> None:
     objects = _with_components(tmp_path, "cluster", "ingress", "keyless-s3")
     identities = {each["metadata"]["name"] for each in objects if each["kind"] == "ServiceAccount" and each["metadata"].get("annotations")}
-    assert identities == {"mlflow", "mlflow-backup", "iddpm-ray", "iddpm-reaper"}
+    assert identities == {"mlflow", "mlflow-backup", "iddpm-gc", "iddpm-ray", "iddpm-reaper"}
     for each in objects:
         for reference in _secrets(each):
             assert reference.get("name") != "iddpm-s3" or reference.get("optional"), each["metadata"]["name"]

@@ -88,7 +88,7 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
         ("optim.weight_decay=Infinity", r"optim\.weight_decay: must be a finite number of at least 0, got inf"),
         ("optim.grad_clip_norm=inf", r"optim\.grad_clip_norm: must be a finite number above 0"),
         ("optim.ema_snapshot_stds=0.2887", r"optim\.ema_snapshot_stds: must be different numbers between 0 and 0\.2886"),
-        ("evaluation.likelihood_steps=1", r"evaluation\.likelihood_steps: a stratified estimate takes at least 2"),
+        ("evaluation.likelihood_steps=1", r"evaluation\.likelihood_steps: a stratified likelihood takes at least 2"),
         ("evaluation.scoring_sampling.eta=2", r"^evaluation\.scoring_sampling\.eta: must be in \[0, 1\]"),
         ("evaluation.sampling.spacing=10 20", r"spacing '10 20' is not understood"),
         ("diffusion.vlb_weight.x=3", r"diffusion\.vlb_weight is a field and has none below it"),
