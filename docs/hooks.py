@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
@@ -103,14 +104,18 @@ def _commands_page() -> str:
         if hasattr(command, "commands"):
             return
         lines.extend(["", f"## {name}", "", str(command.help or "").strip(), ""])  # type: ignore[attr-defined]
-        lines.extend(["| argument | default | meaning |", "|---|---|---|"])
-        for parameter in command.params:  # type: ignore[attr-defined]
-            if parameter.name == "help":
-                continue
-            shown = ", ".join(parameter.opts) if parameter.param_type_name == "option" else (parameter.metavar or parameter.name.upper())
-            default = "" if parameter.default in (None, "", (), []) or parameter.required else f"`{parameter.default}`"
-            meaning = (getattr(parameter, "help", "") or "").replace("|", "\\|").replace("\n", " ")
-            lines.append(f"| `{shown}` | {default} | {meaning} |")
+        rows = [_row(each) for each in command.params if each.name != "help" and not getattr(each, "hidden", False)]  # type: ignore[attr-defined]
+        lines.extend(["| argument | default | meaning |", "|---|---|---|", *rows] if rows else [])
 
     describe("iddpm", group)
     return "\n".join(lines)
+
+
+def _row(parameter: Any) -> str:
+    """Return an argument or an option of a command as a row of a table."""
+    shown = ", ".join(parameter.opts) if parameter.param_type_name == "option" else (parameter.metavar or parameter.name.upper())
+    default = (
+        "" if parameter.default in (None, "", (), []) or parameter.default is False or parameter.required else f"`{parameter.default}`"
+    )
+    meaning = (parameter.help or "").replace("|", "\\|").replace("\n", " ")
+    return f"| `{shown}` | {default} | {meaning} |"
