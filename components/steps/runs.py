@@ -142,3 +142,19 @@ def require_data_fits(experiment: Experiment, manifest: Any) -> None:
     ]
     if differences:
         raise UserError(f"the data set does not fit the experiment: {'; '.join(differences)}")
+
+
+def require_likelihood_images(experiment: Experiment, data_uri: str) -> None:
+    """Refuse a data set without the images that the pipeline's evaluation needs, before a training of days.
+
+    Raises:
+        UserError: Its bits/dim are those of test images, and the data set has none.
+    """
+    from training.data.format.manifest import MANIFEST
+
+    split = experiment.evaluation.likelihood_split
+    if not storage.exists(storage.join(data_uri, split, MANIFEST)):
+        raise UserError(
+            f"{data_uri} has no {split} images, and the evaluation computes bits/dim of them. Prepare it in another data_uri with "
+            'data_options {"num_test": N}, which holds N images out, or take evaluation.likelihood_split=train'
+        )

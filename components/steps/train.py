@@ -11,7 +11,16 @@ from components.launch.step import run_on_cluster
 from components.steps.mlflow_sync import leave_mark, update_mlflow
 from components.steps.reference import existing_reference, stored_extractor_weights
 from components.steps.registry import REFERENCE
-from components.steps.runs import RESULT, Run, claim_directory, identify, note_attempt, read_result, storage_root_of
+from components.steps.runs import (
+    RESULT,
+    Run,
+    claim_directory,
+    identify,
+    note_attempt,
+    read_result,
+    require_likelihood_images,
+    storage_root_of,
+)
 from training import storage
 from training.config.addresses import is_cluster_internal
 from training.config.experiment import Experiment, Resources
@@ -63,6 +72,8 @@ def train_run(
     """
     worker_resources = Resources.from_dict(resources)
     run = identify(Experiment.from_json(experiment), data_uri, storage_root_uri)
+    if pipeline_run_id and not parent_run_id and not read_result(run.uri):  # an ablation's trials need not measure bits/dim
+        require_likelihood_images(run.experiment, data_uri)
     claim_directory(run)
     result = read_result(run.uri)
     if result:

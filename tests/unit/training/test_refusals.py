@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import ray
 
+from components.steps.train import train_run
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.experiment import Resources
 from training.config.presets import preset
 from training.data.preparation.prepare import Options, prepare
@@ -64,3 +66,10 @@ def test_a_data_set_in_memory_that_the_experiment_streams(tmp_path: Path) -> Non
 def test_rank_0_retries_storage_for_less_time_than_the_others_wait_for_it() -> None:
     for seconds in (1, 8, 600, 10_000):
         assert job(Path(), collective_timeout_seconds=seconds).retry_seconds == min(seconds / 2, 600)
+
+
+def test_a_pipeline_whose_evaluation_would_find_no_test_images(tmp_path: Path) -> None:
+    prepare(digits("train"), str(tmp_path / "data" / "train"), image_size=8, options=Options(resize="none"))
+    with pytest.raises(UserError, match=r"has no test images, and the evaluation computes bits/dim of them\..*num_test"):
+        train_run(EXPERIMENT.to_json(), str(tmp_path / "data"), "", str(tmp_path / "root"), "iddpm", {}, pipeline_run_id="a-run")
+    assert not (tmp_path / "root").exists()
