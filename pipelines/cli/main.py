@@ -28,6 +28,8 @@ from pipelines.cli import (
 from training import console
 from training.config.addresses import without_passwords
 
+_PACKAGES = ("training", "evaluation", "components", "pipelines")
+
 app = typer.Typer(
     name="iddpm",
     no_args_is_help=True,
@@ -71,10 +73,12 @@ def _one_line(error: Exception) -> str:
         message += f" (the whole log: {log_path})"
     # Messages of the project name the remedy. Any other error is a defect of ours or of a library.
     module = type(error).__module__.split(".")[0]
-    if isinstance(error, ValueError) or module in ("training", "evaluation", "components", "pipelines"):
+    if isinstance(error, ValueError) or module in _PACKAGES:
         return message
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"  # a user's path
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] not in _PACKAGES:
+        return f"the Python package {error.name} is not installed here; `make setup` installs all, the image has what a step needs"
     return f"{type(error).__name__}: {message or 'no message'} (unexpected; --debug shows where)"
 
 

@@ -88,6 +88,14 @@ def test_a_path_that_can_not_be_written_is_named_without_a_word_of_defects(
     assert run_iddpm("compile", "file") == (1, "", "error: file can't be written: File exists; name another directory\n")
 
 
+def test_a_package_that_is_not_installed_is_named_with_the_remedy(run_iddpm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kfp", None)  # as in the image, which has kfp without all of its requirements
+    monkeypatch.delitem(sys.modules, "pipelines.client.kfp_client", raising=False)
+    status, out, err = run_iddpm("cancel", "RUN_ID", "--endpoint", "http://localhost:1")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "the Python package kfp is not installed here; `make setup` installs all" in err
+
+
 def test_workers_are_at_least_one(run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     status, _, err = run_iddpm("ablate", "hybrid-weight", "--num-workers", "0")
