@@ -3,7 +3,8 @@
 What a look finds to be garbage is noted with the time in `<root>/gc/seen.json`. A later look deletes it, once it has been garbage for
 the grace time without interruption: a reader that found it before has finished by then. Just before, the directory and MLflow are
 asked again. The directory of a whole run is marked first (`deleting.json`), and a training that starts there refuses it after its own
-first write: of the two, one sees what the other wrote.
+first write: of the two, one sees what the other wrote. All directories that would go are listed again before the first of them goes. One
+that is written to later is spared too, but what it alone names may have gone by then.
 """
 
 from __future__ import annotations
@@ -73,6 +74,15 @@ def collect(
     def look(found: Records) -> list[Directory]:
         return survey(root_uri, stored, found, policy, now=clock(), read=lambda uris: _in_parallel(read, uris))
 
+    def look_again() -> set[str]:
+        """Return the names of what is garbage by now. A directory that was written to since the first look stays, and what it names."""
+        nonlocal found, stored
+        found = records()
+        whole = {each.name for each in deletable if each.name == each.owner}
+        stored = [entry for entry in stored if "/".join(entry.uri.removeprefix(f"{root_uri}/").split("/")[:2]) not in whole]
+        stored += [entry for name in sorted(whole) for entry in storage.list_objects(storage.join(root_uri, name))]
+        return {each.name for directory in look(found) for each in directory.garbage}
+
     directories = look(found)
     _require_own_records(root_uri, directories, found)
     garbage = [each for directory in directories for each in directory.garbage]
@@ -90,7 +100,8 @@ def collect(
     deletable = sorted((each for each, when in may_go.items() if when <= clock() and is_large), key=lambda each: each.name)
     waiting = {each: when for each, when in may_go.items() if each not in deletable}
     collection = Collection(directories=directories, deletable=deletable, waiting=waiting)
-    if delete:
+    if delete and deletable:
+        names = look_again()
         for owner, group_of in itertools.groupby(deletable, key=lambda each: each.owner):
             of_owner = list(group_of)
             is_gone = _delete(root_uri, owner, of_owner, still_garbage)

@@ -42,7 +42,8 @@ class World:
     tags: dict[str, list[str]] = field(default_factory=dict)  # directory -> further addresses in its MLflow run
     registered: list[str] = field(default_factory=list)
     written: set[str] = field(default_factory=set)
-    at_deletion: list[tuple[str, str]] = field(default_factory=list)  # what happens between a look and its deletion
+    at_deletion: list[tuple[str, str]] = field(default_factory=list)  # what happens between the first look and a deletion
+    at_look: int = 2  # before the second look, or after the first directory is marked
 
     def write(self, path: str, content: bytes | dict[str, object] = b"x") -> None:
         file = self.root / path
@@ -82,7 +83,7 @@ class World:
         def records() -> Records:
             nonlocal asked
             asked += 1
-            if asked == 2:
+            if asked == self.at_look:
                 for event, name in self.at_deletion:
                     self.happen(event, name)
             return self.records()
@@ -146,7 +147,9 @@ def worlds(draw: st.DrawFn) -> World:
     if draw(st.booleans()):
         world.registered.append(world.checkpoint(draw(st.sampled_from(names)), draw(st.sampled_from(STEPS))))
     events = st.tuples(st.sampled_from(["register", "restore", "train", "write"]), st.sampled_from(names))
-    world.at_deletion = draw(st.lists(events, max_size=2))
+    world.at_look = draw(st.sampled_from([2, 3]))
+    late = st.sampled_from(["register", "restore", "train"])  # a write after the second look saves the directory alone, not what it names
+    world.at_deletion = draw(st.lists(events if world.at_look == 2 else st.tuples(late, st.sampled_from(names)), max_size=2))
     world.status = {name: status for name, status in world.status.items() if status != "unknown"}
     world.status.setdefault("runs/long-gone", "deleted")
     world.write("data/digits/train/shard-00000.parquet")
@@ -200,6 +203,22 @@ def test_no_reference_dangles_nothing_in_use_is_touched_and_garbage_goes(
         assert unknown <= left or include_unknown
     finally:
         shutil.rmtree(world.root)
+
+
+def test_a_run_that_is_written_to_again_keeps_the_checkpoint_that_it_alone_names(tmp_path: Path) -> None:
+    world = World(tmp_path, now=START - 40 * DAY)
+    for run, status in (("runs/run-1", "finished"), ("runs/run-3", "deleted")):
+        world.write(f"{run}/experiment.json", EXPERIMENT)
+        world.add_checkpoint(run, 10, is_complete=False)
+        world.status[run] = status
+    world.write("runs/run-3/evaluations/mine.json", {"model": f"{world.checkpoint('runs/run-1', 10)} (model)"})
+    world.now, world.at_deletion = START, [("write", "runs/run-3")]
+    world.collect(delete=False)
+    world.now += 25 * 3600
+    before = world.files()
+    found = world.collect(delete=True)
+    assert {each.name for each in found.spared} == {"runs/run-1/checkpoints/step=00000010", "runs/run-3"}
+    assert before.keys() <= world.files().keys()
 
 
 def _check(world: World, before: Snapshot, after: Snapshot, in_use: set[str], include_unknown: bool) -> None:
