@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -73,8 +74,18 @@ def bucket_uri(services: Services) -> str:
     return f"{services.bucket_uri}/tests/{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_left() -> Iterator[None]:
+    """Fail the module whose tests leave Ray running in this process: some of Ray's calls start it, and the next module's start fails."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("a test of this module left Ray running in the test process; it needs the fixture ray_cluster, or a ray_session")
+
+
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(no_ray_left: None) -> Iterator[None]:
     """A local Ray cluster that the tests of a module share: `ray_session` joins it, as its start takes longer than their work."""
     from training.distributed.ray_session import ray_session
 

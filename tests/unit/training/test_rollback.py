@@ -76,6 +76,8 @@ def test_rollbacks_count_anew_after_a_good_stretch(tmp_path: Path) -> None:
     assert [trainer.rollbacks for trainer in made] == [0, 1, 2, 3], "more than to one checkpoint, as each led to a later one"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 def test_failures_of_workers_count_anew_once_training_got_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[str] = []
 
