@@ -25,6 +25,7 @@ from training.diffusion.noise import Stream, keyed_uniform
 from training.diffusion.pixels import quantize, to_model_range
 from training.diffusion.process import Denoiser, Guidance, Model
 from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample
+from training.distributed.arithmetic import require_fast
 from training.shapes import Int64, UInt8
 
 Labels = Literal["balanced", "data"] | tuple[int, ...]
@@ -58,8 +59,8 @@ def generate(
         Indices, images (uint8 NCHW, on the CPU) and labels (None for an unconditional model).
 
     Raises:
-        UserError: The labels don't suit the model, `low_res` is missing for an upsampler or given to another model, or the
-            device has no memory for one image.
+        UserError: The labels don't suit the model, `low_res` is missing for an upsampler or given to another model, this processor
+            is slower in bf16, or the device has no memory for one image.
     """
     if (low_res is None) != (model.low_res_size is None):
         raise UserError(f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to upsamplers alone")
@@ -187,6 +188,7 @@ def concatenated(batches: Iterable[Generated]) -> tuple[UInt8[Tensor, "images ch
 def _with_precision(network: Model, precision: Precision, device: torch.device) -> Model:
     if precision == "fp32":
         return network
+    require_fast(precision, device.type)
 
     def autocast_network(x_t: Tensor, timesteps: Tensor, **conditioning: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16):

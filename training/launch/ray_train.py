@@ -31,6 +31,7 @@ from training.config.run_keys import training_fields
 from training.console import format_bytes, say
 from training.data.format.manifest import read_manifest
 from training.data.loading.loader import Loader
+from training.distributed.arithmetic import require_fast
 from training.distributed.ranks import use_fast_kernels
 from training.distributed.ray_logs import logs_of_this_node, store_logs, worker_log_stored
 from training.distributed.ray_session import ray_session
@@ -200,6 +201,8 @@ def _require_possible(job: Job, ray_address: str) -> None:
     """Check, before Ray starts, for settings that would fail in every worker or wait for ever."""
     resources, experiment = job.resources, job.experiment
     check_batch_size(experiment, resources.num_workers)
+    if not resources.num_gpus_per_worker and ray_address == "local":
+        require_fast(resources.precision, "cpu")
     if resources.num_gpus_per_worker and ray_address == "local" and not ray.is_initialized():
         fewest = resources.min_workers or resources.num_workers
         found = torch.cuda.device_count()
@@ -300,6 +303,7 @@ def _train_worker(job: Job, context: Any) -> Outcome:
 def _set_up_device(job: Job, local_world_size: int) -> torch.device:
     torch.set_num_threads(job.resources.num_threads or max(1, (os.cpu_count() or 1) // local_world_size))
     if not job.resources.num_gpus_per_worker:
+        require_fast(job.resources.precision, "cpu")
         return torch.device("cpu")
     device = torch.device("cuda", torch.cuda.current_device())
     use_fast_kernels()

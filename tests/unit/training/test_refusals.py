@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from components.steps.train import train_run
 from training.checkpoints import checkpoint
@@ -17,6 +18,7 @@ from training.config.experiment import Resources
 from training.config.presets import preset
 from training.data.preparation.prepare import Options, prepare
 from training.data.sources.published import digits
+from training.distributed.arithmetic import require_fast
 from training.launch.ray_train import train
 from training.loop.interfaces import Job, TrainingError
 
@@ -43,6 +45,33 @@ def test_more_workers_than_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(TrainingError, match="for at least 2 workers, but this machine shows 1 GPUs; use fewer workers"):
         train(job(tmp_path, num_workers=4, min_workers=2, num_gpus_per_worker=1))
+
+
+@pytest.mark.parametrize(
+    ("found", "is_refused"),
+    [
+        ({"architecture": "x86_64", "cpu_name": "Xeon E5", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "cpu_name": "EPYC", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "cpu_name": "Xeon 6", "avx512_bf16": False, "amx_bf16": True}, False),
+        ({"architecture": "aarch64", "cpu_name": "Graviton"}, False),
+    ],
+)
+def test_bf16_on_a_processor_that_is_slower_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: dict[str, Any], is_refused: bool
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: found)
+    require_fast("fp32", "cpu")
+    require_fast("bf16", "cuda")
+    if not is_refused:
+        require_fast("bf16", "cpu")
+        return
+    with pytest.raises(UserError, match=r"bf16 is slower than fp32 on this processor \(Xeon E5\).*; use fp32"):
+        train(job(tmp_path, precision="bf16"))
+
+
+def test_the_processor_here_says_what_is_asked_of_it() -> None:
+    found = torch.cpu.get_capabilities()
+    assert found["architecture"] != "x86_64" or {"avx512_bf16", "amx_bf16", "cpu_name"} <= found.keys()
 
 
 def test_a_checkpoint_of_another_experiment(tmp_path: Path) -> None:
