@@ -6,7 +6,8 @@ estimate serves every spacing. There are two of them:
 - "optimal": the error itself, |x_0 - x_0_theta(x_t)|^2 / d, which counts the network's own error too (Bao et al. 2022, "Estimating the
   optimal covariance with imperfect mean in diffusion probabilistic models").
 - "analytic": (1 - alpha_bar) / alpha_bar (1 - E|eps_theta(x_t)|^2 / d), which is the same for a perfect network, kept within the bounds
-  that data in [-1, 1] has (Bao et al. 2022, "Analytic-DPM", theorems 1 and 2).
+  that data in [-1, 1] has (Bao et al. 2022, "Analytic-DPM", theorems 1 and 2). Where alpha_bar is tiny, a small error of the network
+  decides its sign; so it never falls as the noise grows, as the error of a perfect network does not.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def estimate(model: TrainedModel, data_uri: str, *, num_images: int = NUM_IMAGES
     return ReverseVariance(
         timesteps=timesteps,
         optimal=tuple((errors / num_images).clamp(min=_SMALLEST_ERROR).tolist()),
-        analytic=tuple(analytic.tolist()),
+        analytic=tuple(analytic.cummax(0).values.tolist()),
         num_images=num_images,
         seed=seed,
         data_uri=data_uri,

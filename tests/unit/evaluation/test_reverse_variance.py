@@ -57,6 +57,19 @@ def test_without_predicted_noise_the_analytic_error_is_the_noise_over_the_signal
     assert found.analytic[0] < 1.0 == found.analytic[-1]
 
 
+def test_a_network_of_too_much_noise_at_the_end_does_not_make_the_analytic_error_tiny(model: TrainedModel, digits_uri: str) -> None:
+    process = make_process(model.experiment.diffusion)
+    last = process.model_timesteps(torch.tensor([model.experiment.diffusion.num_timesteps - 1]))
+
+    def too_much(x_t: Tensor, timesteps: Tensor, **conditioning: Tensor) -> Tensor:
+        eps = torch.where(timesteps.view(-1, 1, 1, 1) == last, 2.0, 0.0).expand_as(x_t)
+        return torch.cat([eps, torch.zeros_like(eps)], 1)
+
+    found = estimate(dataclasses.replace(model, network=too_much), digits_uri, num_images=2)
+    assert found.analytic[-1] == found.analytic[-2] == 1.0
+    assert list(found.analytic) == sorted(found.analytic)
+
+
 def test_between_the_estimated_timesteps_the_errors_of_gaussian_data_are_hit(model: TrainedModel) -> None:
     experiment = model.experiment.override(["diffusion.num_timesteps=1000"])
     alpha_bars = make_process(experiment.diffusion).alpha_bars
