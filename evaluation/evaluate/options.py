@@ -16,7 +16,7 @@ from training.config.experiment import Extractor, LikelihoodForm, Precision, Sam
 from training.config.validation import validate
 
 _RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RESERVED_NAMES = re.compile(r"(final|choice|report)|(step|choose|replay|ema-sweep|compare|ablation|nightly|work|last)[-=].*")
+_RESERVED_NAMES = re.compile(r"(final|choice|report)|(step|choose|replay|ema-sweep|guidance|compare|ablation|nightly|work|last)[-=].*")
 """Names in a run's directory that pipelines and studies use."""
 
 _AtLeastOne = Annotated[int, Field(ge=1)]

@@ -187,7 +187,7 @@ def _scale_x(axes: Axes, xs: Sequence[float], *, log: bool, ticks: Mapping[float
     few = len(xs) <= _MAX_LABELLED_TICKS and xs[-1] < 1e6
     if log:
         axes.set_xscale("log")
-    if log and (few or ticks):
+    if ticks or (log and few):
         ticks = ticks or {x: f"{x:,.0f}" for x in xs}
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""The charts of one run: its distance by step and by decay, its loss, and the terms of its bound."""
+"""The charts of one run: its distance by step, decay and guidance, its loss, and the terms of its bound."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.ticker import PercentFormatter
 
 from evaluation.monitoring.nightly import Judgement
-from evaluation.reports.charts import Chart, Line, Picture, draw_lines
+from evaluation.records.score_card import Score as ScoreRow
+from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines, new_axes
 
 Score = Mapping[str, Any]
 
@@ -64,6 +67,37 @@ def distance_by_decay(lines: Mapping[str, Sequence[tuple[float, float, float | N
         ],
         chart,
     )
+
+
+def distance_by_guidance(points: Mapping[float, tuple[float, float]], *, distance_name: str) -> str:
+    """Draw the distance over the guidance scale; `points` maps a scale to the distance and its standard error."""
+    chart = Chart(
+        x="guidance scale (1 is no guidance)",
+        y=f"{distance_name}, lower is better",
+        caption=f"{distance_name} by guidance scale",
+        height=3.2,
+        ticks={scale: f"{scale:g}" for scale in points},
+    )
+    return _svg([Line(label="", points=dict(points))], chart)
+
+
+def precision_and_recall(points: Mapping[float, tuple[ScoreRow, ScoreRow]]) -> str:
+    """Draw the trade-off of guidance with its intervals; `points` maps a scale to its recall and precision."""
+    with rc_context(STYLE):
+        figure, axes = new_axes(3.8)
+        xs, ys = ([pair[k].value for _, pair in sorted(points.items())] for k in (0, 1))
+        axes.plot(xs, ys, "o-", color=COLOURS[0], markersize=5.5, linewidth=1.8)
+        for scale, (recall, precision) in points.items():
+            x, y = recall.value, precision.value
+            axes.annotate(f"{scale:g}", (x, y), xytext=(6, 6), textcoords="offset points")
+            if recall.interval and precision.interval:
+                axes.hlines(y, *recall.interval, color=COLOURS[0], alpha=0.35, linewidth=1.0)
+                axes.vlines(x, *precision.interval, color=COLOURS[0], alpha=0.35, linewidth=1.0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        axes.set_xlabel("recall: real images near a sample")
+        axes.set_ylabel("precision: samples near a real image")
+        return as_svg(figure, "Precision over recall by guidance scale")
 
 
 def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:

@@ -25,7 +25,7 @@ class Study:
         files: Name -> content: the page, the numbers with their cards, pictures.
     """
 
-    kind: Literal["evaluation", "comparison", "ema-sweep", "replay-stopping", "score-batch", "memorisation"]
+    kind: Literal["evaluation", "comparison", "ema-sweep", "guidance-sweep", "replay-stopping", "score-batch", "memorisation"]
     title: str
     text: str
     models: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""ema-sweep, replay-stopping, memorisation, score-batch, adopt-reference: studies of a run, and published files."""
+"""ema-sweep, guidance-sweep, replay-stopping, memorisation, score-batch, adopt-reference: studies of a run, and published files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RUN = typer.Argument(..., help="A run's directory, runs:/ID, or models:/NAME@AL
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (ema_sweep, replay_stopping, memorisation, score_batch, adopt_reference):
+    for command in (ema_sweep, guidance_sweep, replay_stopping, memorisation, score_batch, adopt_reference):
         app.command(rich_help_panel=scoring.PANEL)(command)
 
 
@@ -59,6 +59,49 @@ def ema_sweep(
         max_error=max_error,
         options=options,
     )
+    scoring.save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
+
+
+def guidance_sweep(
+    model: str = scoring.MODEL,
+    scales: str = typer.Option("1,1.5,2,3,4", help="Guidance scales; 1 is the model without guidance."),
+    guidance_step: int = typer.Option(
+        0, min=0, help="Training step of an earlier checkpoint that guides; 0 takes the model without its label."
+    ),
+    num_samples: int = typer.Option(0, min=0, help="Number of images a scale; 0 takes the experiment's."),
+    steps: str = scoring.STEPS,
+    method: str = scoring.METHOD,
+    sampling: list[str] = scoring.SAMPLING,
+    weights: str = scoring.WEIGHTS,
+    data: str = scoring.DATA,
+    reference: str = scoring.REFERENCE,
+    extractor_weights: str = scoring.EXTRACTOR_WEIGHTS,
+    out: Path = typer.Option(Path("guidance-sweep"), help="Directory for guidance.html, guidance.json and two figures."),
+    num_workers: int = scoring.WORKERS,
+    batch_size: int = scoring.BATCH,
+    device: str = scoring.DEVICE,
+    as_json: bool = JSON,
+) -> None:
+    """Evaluate a model at several guidance scales: distance, precision and recall, on common noise."""
+    connect()
+    from evaluation.studies import guidance as study
+
+    wanted = _numbers(scales, float, "--scales")
+    named, data_uri = scoring.model_and_data(model, data)
+    options = scoring.evaluation_options(
+        named.checkpoint_uri,
+        steps,
+        method,
+        sampling,
+        num_samples=num_samples,
+        extractor_weights=extractor_weights,
+        num_workers=num_workers,
+        batch_size=batch_size,
+        device=device,
+    )
+    reference_uri = reference or scoring.reference_of(named, data_uri, options)
+    out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
+    found = study.sweep(named.spec(weights or None), wanted, data_uri, reference_uri, guidance_step=guidance_step, options=options)
     scoring.save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
 
 

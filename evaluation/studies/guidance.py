@@ -1,0 +1,185 @@
+"""Guidance sweep: one model guided more and more, on common noise: what it gains in precision, and what it loses in recall.
+
+The guide is the model without its label (Ho and Salimans 2022, "Classifier-free diffusion guidance") or an earlier checkpoint
+(Karras et al. 2024, "Guiding a diffusion model with a bad version of itself"); see `SamplingConfig.guidance_scale`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.distances.paired import distance_difference
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate_once
+from evaluation.records.protocol_card import as_plain, card_rows
+from evaluation.records.result import EvaluationResult
+from evaluation.records.run_directory import run_uri_of
+from evaluation.records.score_card import Score, in_words, interval_in_words
+from evaluation.reports import figures
+from evaluation.reports.numbers import plain_estimate
+from evaluation.reports.study import Study, as_json
+from evaluation.reports.table_page import table_page, text_table
+from evaluation.sampling.trained_model import ModelSpec
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.errors import UserError
+
+_METRIC = "precision_recall"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuidedPoint:
+    """One guidance scale.
+
+    Attributes:
+        distance, standard_error: The Frechet distance of the guided samples.
+        behind: Its distance minus the smallest distance of the sweep.
+        behind_standard_error: Of `behind`, on common noise; None for the best scale itself.
+        precision, recall: Rows of the score card, with their intervals.
+    """
+
+    scale: float
+    distance: float
+    standard_error: float | None
+    behind: float
+    behind_standard_error: float | None
+    precision: Score
+    recall: Score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuidanceSweep:
+    """The scales in increasing order; `protocol` is the protocol card of the first of them."""
+
+    model: str
+    checkpoint_uri: str
+    guide: str
+    distance_name: str
+    points: tuple[GuidedPoint, ...]
+    protocol: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return as_plain(dataclasses.asdict(self))
+
+
+def sweep(
+    spec: ModelSpec, scales: Sequence[float], data_uri: str, reference_uri: str, *, guidance_step: int = 0, options: EvaluationOptions
+) -> GuidanceSweep:
+    """Evaluate a model at several guidance scales.
+
+    Args:
+        spec: The model.
+        scales: Guidance scales, 0 or more; 1 is the model without guidance.
+        data_uri: The data set that it was trained on.
+        reference_uri: Reference statistics of its training images.
+        guidance_step: Training step of the earlier checkpoint that guides; 0 takes the model without its label.
+        options: Resources, and deviations from the experiment's protocol.
+
+    Raises:
+        UserError: No scale is given, one is negative, or the model has no such guide.
+    """
+    if not scales or min(scales) < 0:
+        raise UserError(f"guidance scales are numbers of 0 or more, such as 1,1.5,2,3; got {list(scales)}")
+    experiment, run_uri = checkpoint.load_experiment(spec.checkpoint_uri), run_uri_of(spec.checkpoint_uri)
+    sampling = options.sampling or experiment.evaluation.sampling
+    guided = [
+        dataclasses.replace(sampling, guidance_scale=scale, guidance_step=guidance_step if scale != 1 else 0)
+        for scale in sorted({float(scale) for scale in scales})
+    ]
+    for each in guided:  # an experiment checks itself: every scale is checked before the first is sampled
+        dataclasses.replace(experiment, evaluation=dataclasses.replace(experiment.evaluation, sampling=each))
+    if guidance_step and not storage.retry(lambda: guidance_step in checkpoint.steps(run_uri)):
+        raise UserError(f"{run_uri} has no checkpoint of step {guidance_step:,} to guide; it has {checkpoint.steps(run_uri)}")
+    results = [
+        evaluate_once(
+            spec,
+            data_uri,
+            reference_uri,
+            dataclasses.replace(
+                options,
+                likelihood=False,
+                metrics=(_METRIC,),
+                purpose="guidance",
+                sampling=each,
+                result_name=f"guidance-{each.guidance_scale:g}-{each.guidance_step}",
+            ),
+        )
+        for each in guided
+    ]
+    best = min(results, key=lambda result: result.distance)
+    return GuidanceSweep(
+        model=run_uri.rstrip("/").rpartition("/")[2],
+        checkpoint_uri=spec.checkpoint_uri,
+        guide=f"the checkpoint of step {guidance_step:,}" if guidance_step else "the model without its label",
+        distance_name=best.distance_name,
+        points=tuple(_point(each.guidance_scale, result, best) for each, result in zip(guided, results, strict=True)),
+        protocol=results[0].protocol,
+    )
+
+
+def _point(scale: float, result: EvaluationResult, best: EvaluationResult) -> GuidedPoint:
+    card = {score.name: score for score in result.score_card()}
+    difference = distance_difference(result, best)
+    return GuidedPoint(
+        scale=scale,
+        distance=result.distance,
+        standard_error=result.distance_standard_error,
+        behind=difference.value,
+        behind_standard_error=difference.standard_error if result is not best else None,
+        precision=card["precision"],
+        recall=card["recall"],
+    )
+
+
+def as_study(found: GuidanceSweep) -> Study:
+    """Return the table, its figures and the metrics for MLflow, whose steps are the scale in hundredths."""
+    points: dict[tuple[str, int], float | None] = {}
+    for point in found.points:
+        at = round(100 * point.scale)
+        points |= {
+            ("distance_by_hundredths_of_scale", at): point.distance,
+            ("precision_by_hundredths_of_scale", at): point.precision.value,
+            ("recall_by_hundredths_of_scale", at): point.recall.value,
+        }
+    headers = ["scale", found.distance_name, "behind the best", "precision (95 %)", "recall (95 %)"]
+    rows = [_row(point) for point in found.points]
+    curve = figures.precision_and_recall({point.scale: (point.recall, point.precision) for point in found.points}).encode()
+    distances = {point.scale: (point.distance, point.standard_error or 0.0) for point in found.points}
+    figure = figures.distance_by_guidance(distances, distance_name=found.distance_name).encode()
+    distance = found.protocol["distance"]
+    page = table_page(
+        f"Guidance of {found.model}",
+        headers,
+        rows,
+        card=[(name, words) for name, words in card_rows(found.protocol) if name != "Model"],
+        lead=[f"{found.checkpoint_uri}, guided by {found.guide}."],
+        notes=[f"{distance['num_samples']:,} samples a scale, the same noise for all. A scale of 1 is the model without guidance."],
+        pictures={
+            "Each point is a guidance scale, with 95 % intervals. Higher: more samples look real; further right: more variety.": curve,
+            "The band is one standard error; the errors of differences on common noise are smaller.": figure,
+        },
+    )
+    return Study(
+        kind="guidance-sweep",
+        title=f"Guidance sweep: {found.model}",
+        text="\n".join(text_table(headers, rows)),
+        models={found.model: found.checkpoint_uri},
+        protocol=found.protocol,
+        points=points,
+        files={
+            "guidance.html": page.encode(),
+            "guidance.json": as_json(found.to_dict()),
+            "precision-recall.svg": curve,
+            "distance.svg": figure,
+        },
+    )
+
+
+def _row(point: GuidedPoint) -> list[str]:
+    behind = "best" if point.behind_standard_error is None else plain_estimate(point.behind, point.behind_standard_error, digits=3)
+    shares = [f"{in_words(score.value, score)} ({interval_in_words(score)})" for score in (point.precision, point.recall)]
+    return [f"{point.scale:g}", plain_estimate(point.distance, point.standard_error), behind, *shares]

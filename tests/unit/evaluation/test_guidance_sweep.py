@@ -1,0 +1,56 @@
+"""Guidance scales on common noise: 1 is the model alone, and the trade-off is drawn."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.run import evaluate_once
+from evaluation.sampling.trained_model import ModelSpec
+from evaluation.studies.guidance import as_study, sweep
+from training.checkpoints import checkpoint
+from training.config.errors import UserError
+
+OPTIONS = EvaluationOptions(num_samples=40)
+
+
+@pytest.fixture
+def spec(run_uri: str) -> ModelSpec:
+    return ModelSpec(
+        checkpoint_uri=str(checkpoint.latest(run_uri)), weights=sorted(checkpoint.weights_names(str(checkpoint.latest(run_uri))))[0]
+    )
+
+
+def test_a_sweep_holds_the_model_alone_and_draws_the_trade_off(spec: ModelSpec, run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    step = checkpoint.steps(run_uri)[0]
+    found = sweep(spec, (3, 1), digits_uri, reference_uri, guidance_step=step, options=OPTIONS)
+    alone, guided = found.points
+    assert (alone.scale, guided.scale) == (1.0, 3.0)
+    unguided = EvaluationOptions(num_samples=40, likelihood=False, metrics=("precision_recall",), purpose="guidance", result_name="alone")
+    assert alone.distance == evaluate_once(spec, digits_uri, reference_uri, unguided).distance
+    assert min(point.behind for point in found.points) == 0
+    study = as_study(found)
+    assert json.loads(study.files["guidance.json"])["points"][1]["precision"]["name"] == "precision"
+    curve = study.files["precision-recall.svg"].decode()
+    assert curve.count(">3<") == 1, "each point of the trade-off is named by its scale"
+    assert set(study.points) == {
+        (f"{name}_by_hundredths_of_scale", scale) for name in ("distance", "precision", "recall") for scale in (100, 300)
+    }
+
+
+@pytest.mark.parametrize(
+    ("scales", "step", "message"),
+    [
+        ((), 0, "guidance scales are numbers of 0 or more"),
+        ((-1.0, 2.0), 0, "guidance scales are numbers of 0 or more"),
+        ((1.0, 2.0), 0, "the model was trained with every label"),
+        ((1.0, 2.0), 999, "has no checkpoint of step 999 to guide"),
+    ],
+)
+def test_a_sweep_that_cannot_be_made_is_refused_before_sampling(
+    spec: ModelSpec, digits_uri: str, reference_uri: str, scales: tuple[float, ...], step: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        sweep(spec, scales, digits_uri, reference_uri, guidance_step=step, options=OPTIONS)
