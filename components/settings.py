@@ -17,6 +17,7 @@ def settings(
     data_resources: str = "laptop",
     train_resources: str = "laptop",
     evaluate_resources: str = "laptop",
+    force_from: str = "",
 ) -> NamedTuple(  # type: ignore[valid-type]
     "Settings",
     experiment=str,
@@ -50,6 +51,7 @@ def settings(
         data_resources: Resources of the preprocess step.
         train_resources: Resources of the train step.
         evaluate_resources: Resources of the reference and evaluate steps.
+        force_from: The step from which finished work is done again; empty for none.
 
     Returns:
         The experiment as JSON, and what the pods of each stage ask for. KFP takes numbers as text.
@@ -57,5 +59,13 @@ def settings(
     from components.steps.settings import check_settings
 
     return check_settings(
-        experiment_preset, experiment_overrides, experiment_file, seed, data_options, data_resources, train_resources, evaluate_resources
+        experiment_preset,
+        experiment_overrides,
+        experiment_file,
+        seed,
+        data_options,
+        data_resources,
+        train_resources,
+        evaluate_resources,
+        force_from,
     )

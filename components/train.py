@@ -14,6 +14,7 @@ def train(
     tracking_experiment: str,
     pipeline_run_id: str,
     resources: str,
+    force_from: str = "",
 ) -> str:
     """Train the experiment, or resume it from its latest checkpoint.
 
@@ -25,6 +26,7 @@ def train(
         tracking_experiment: MLflow experiment.
         pipeline_run_id: ID of this run of the pipeline.
         resources: Resources of the stage; see `components.launch.resources`.
+        force_from: "train" trains again what is trained.
 
     Returns:
         URI of the run's directory.
@@ -41,6 +43,7 @@ def train(
             "storage_root_uri": storage_root_uri,
             "tracking_experiment": tracking_experiment,
             "pipeline_run_id": pipeline_run_id,
+            "force_from": force_from,
         },
         resources,
     )

@@ -36,6 +36,7 @@ def train_pipeline(
     experiment_file: str = "",
     experiment_overrides: list[str] = [],  # noqa: B006 - KFP wants literals
     experiment_preset: str = "digits-hybrid-cosine",
+    force_from: str = "",
     image: str = BASE_IMAGE,
     seed: int = -1,
     storage_root_uri: str = "s3://iddpm",
@@ -53,6 +54,7 @@ def train_pipeline(
         experiment_file: An experiment of your own, as TOML or as the s3:// address of such a file; it goes before experiment_preset.
         experiment_overrides: What to change in it, a JSON list like ["optim.num_steps=4000", "model.dropout=0.1"].
         experiment_preset: Which experiment; `iddpm presets` lists them and `iddpm show` prints one.
+        force_from: Step from which finished work is done again: train, evaluate or report. Empty does again only what is not finished.
         image: Image of all steps; a digest, or a tag that is never written twice.
         seed: Seed of the experiment; -1 leaves its own.
         storage_root_uri: Where data sets, runs and reports are kept.
@@ -87,6 +89,7 @@ def train_pipeline(
                 data_resources=data_resources,
                 train_resources=train_resources,
                 evaluate_resources=evaluate_resources,
+                force_from=force_from,
                 **form,
             ),
             name="settings",
@@ -126,6 +129,7 @@ def train_pipeline(
                 pipeline_run_id=run_id,
                 resources=train_resources,
                 experiment=experiment,
+                force_from=force_from,
             ),
             name="train",
             uses_ray=True,
@@ -135,12 +139,15 @@ def train_pipeline(
                 run_uri=trained.output,
                 data_uri=data.outputs["data_uri"],
                 reference_uri=statistics.output,
+                pipeline_run_id=run_id,
                 resources=evaluate_resources,
+                force_from=force_from,
             ),
             name="evaluate",
             uses_ray=True,
         )
-        small.configure(report(run_uri=trained.output, evaluation_uri=scored.outputs["Output"]), name="report")
+        page = report(run_uri=trained.output, evaluation_uri=scored.outputs["Output"], pipeline_run_id=run_id)
+        small.configure(page, name="report")
     return closed.output  # type: ignore[no-any-return]
 
 

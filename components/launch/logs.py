@@ -17,20 +17,29 @@ from training.storage.logs import LogUpload, log_uri
 _LAST_LINES_SECONDS = 5.0
 
 
+def log_directory(step: Step, arguments: Mapping[str, Any]) -> str:
+    """Return the directory of the run or sweep that a step works on; empty for a step that works on none, or before there is one."""
+    find = step.run_files or step.find_run
+    return load(find)(arguments)[1] if find else arguments.get("run_uri") or arguments.get("ablation_uri") or ""
+
+
 @contextlib.contextmanager
-def step_log_stored(step: Step, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Store what this process and its children print while the block runs; do nothing for a step that works on no run.
+def step_log_stored(directory_uri: str, name: str) -> Iterator[None]:
+    """Store what this process and its children print while the block runs.
 
     `tee` copies the output, so a child that is killed loses nothing of its own.
+
+    Args:
+        directory_uri: Directory of the run or sweep that the step works on; empty stores nothing.
+        name: Name of the step.
     """
-    directory_uri = load(step.run_files)(arguments)[1] if step.run_files else arguments.get("run_uri") or arguments.get("ablation_uri")
     if not directory_uri:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="iddpm-log-", ignore_cleanup_errors=True) as directory:
         path = Path(directory, "log")
         path.touch()
-        upload = LogUpload(path, log_uri(directory_uri, step.name, "step"))
+        upload = LogUpload(path, log_uri(directory_uri, name, "step"))
         try:
             with _copied(1, path), _copied(2, path):
                 yield

@@ -23,7 +23,7 @@ from components.steps.webhook import EVENTS, is_wanted
 from training.config.errors import UserError
 from training.console import say
 from training.storage.errors import StorageError
-from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, open_runs
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, STEP_TAG, TRAIN_STEP, open_runs
 
 TOLD_LABEL = "iddpm/told"
 """Label of a Workflow whose end the webhook knows, or need not know."""
@@ -93,7 +93,8 @@ def _tell_hung(running: list[_Live], limit: float) -> Iterator[bool]:
     """Tell of each training that MLflow shows as running and that has logged nothing for `limit` seconds."""
     trainings = defaultdict(set)
     for run in open_runs(PIPELINE_RUN_TAG):
-        trainings[run.tags[PIPELINE_RUN_TAG]].add(run.tags.get(RUN_URI_TAG, ""))
+        if run.tags.get(STEP_TAG, TRAIN_STEP) == TRAIN_STEP:  # an evaluation logs nothing until it is done
+            trainings[run.tags[PIPELINE_RUN_TAG]].add(run.tags.get(RUN_URI_TAG, ""))
     for live in running:
         for run_uri in sorted(trainings[live.run_id] - {""}):
             try:

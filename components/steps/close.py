@@ -20,7 +20,17 @@ from training import storage
 from training.config.experiment import Experiment
 from training.console import say
 from training.tracking.client import TrackingError
-from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, open_runs, set_tag
+from training.tracking.runs import (
+    ERROR_TAG,
+    PIPELINE_RUN_TAG,
+    RUN_URI_TAG,
+    STEP_TAG,
+    TRAIN_STEP,
+    FoundRun,
+    close_open_run,
+    open_runs,
+    set_tag,
+)
 
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status
@@ -79,15 +89,17 @@ def end_of_run(state: str, pipeline_run_id: str) -> End:
 
 
 def close_runs(end: End, pipeline_run_id: str) -> None:
-    """Close the MLflow runs that a pipeline's run left open: finished where the result is there, else killed or failed.
+    """Close the MLflow runs that a pipeline's run left open: killed or failed, or finished where the training left its result.
 
+    A later step than training that left its run open has failed, unless all have succeeded and only MLflow did not hear of it.
     A failed run gets the errors as a tag. If MLflow does not answer, the reaper closes the runs later.
     """
     unfinished: Status = "KILLED" if end.cancelled else "FAILED"
     try:
         for run in open_runs(PIPELINE_RUN_TAG, pipeline_run_id):
             update_open_run(run)
-            status: Status = "FINISHED" if _has_result(run) else unfinished
+            is_over = end.succeeded or run.tags.get(STEP_TAG, TRAIN_STEP) == TRAIN_STEP
+            status: Status = "FINISHED" if is_over and _has_result(run) else unfinished
             if close_open_run(run, PIPELINE_RUN_TAG, status):
                 say(f"run {run.key} was left open in MLflow; it is closed as {status}")
         _tag_error(end, pipeline_run_id)

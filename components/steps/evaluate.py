@@ -6,20 +6,26 @@ Nothing here knows Kubeflow, so each step is also a function for Python and for 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from components.steps.mlflow_sync import update_mlflow
+from components.launch.logs import step_log_stored
+from components.steps.mlflow_sync import shown_as_running, update_mlflow
 from components.steps.reference import existing_reference, reference_for, stored_extractor_weights
 from components.steps.runs import read_result, storage_root_of
 from components.steps.studies import FINAL
-from evaluation.records.run_directory import result_uri
+from evaluation.records.run_directory import EVALUATIONS, REPLACED, SAMPLES, replaced_name, result_uri
 from training import storage
 from training.config.experiment import Experiment, Resources
 from training.console import say
 
 if TYPE_CHECKING:
     from evaluation.evaluate.options import EvaluationOptions
+
+EVALUATE_STEP = "evaluate"
+_OF_FINAL = re.compile(r"(final|choose-|choice|report)[^/]*\.(json|npz|html|png)")
+"""Files of the final evaluation, and of the choice of its checkpoint."""
 
 
 def evaluation_options(experiment: Experiment, storage_root_uri: str, resources: Mapping[str, Any]) -> EvaluationOptions:
@@ -34,7 +40,9 @@ def evaluation_options(experiment: Experiment, storage_root_uri: str, resources:
     )
 
 
-def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Mapping[str, Any]) -> str:
+def evaluate_run(
+    run_uri: str, data_uri: str, reference_uri: str, resources: Mapping[str, Any], pipeline_run_id: str = "", force_from: str = ""
+) -> str:
     """Evaluate a run's best checkpoint, in its directory, in MLflow and in the registry.
 
     The step succeeds even if MLflow is away; see `components.steps.mlflow_sync`.
@@ -44,10 +52,19 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
         data_uri: The data set that it was trained on.
         reference_uri: Reference statistics.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
+        pipeline_run_id: The pipeline's run that this step belongs to; empty for none.
+        force_from: "evaluate" evaluates again what is evaluated; the files of the earlier evaluation get other names.
 
     Returns:
         URI of the result.
     """
+    with shown_as_running(run_uri, EVALUATE_STEP, pipeline_run_id):
+        if force_from == EVALUATE_STEP:
+            set_aside(run_uri, pipeline_run_id)
+        return _evaluate_run(run_uri, data_uri, reference_uri, resources)
+
+
+def _evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Mapping[str, Any]) -> str:
     from evaluation.evaluate.run import evaluate_once
     from evaluation.sampling.trained_model import ModelSpec
     from evaluation.selection.final_choice import choose_best
@@ -63,6 +80,41 @@ def evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Map
     return result_uri(run_uri, FINAL)
 
 
+def set_aside(run_uri: str, pipeline_run_id: str) -> None:
+    """Rename the files of the final evaluation, `final.before-ID.json` and so on, and delete what an unfinished one left.
+
+    It is done once for each run of the pipeline: a second try of its step goes on with what the first one has done.
+
+    Args:
+        run_uri: The run's directory.
+        pipeline_run_id: ID of the pipeline's run that evaluates again.
+    """
+    done_uri = storage.join(run_uri, EVALUATIONS, f"forced-by-{pipeline_run_id}")
+    if storage.exists(done_uri):
+        return
+    there = [uri for folder in (EVALUATIONS, SAMPLES) for uri in storage.list_uris(storage.join(run_uri, folder))]
+    found = {uri: uri.rpartition("/")[2] for uri in there}
+    renamed = {
+        uri: f"{uri.rpartition('/')[0]}/{replaced_name(name, pipeline_run_id)}"
+        for uri, name in found.items()
+        if _OF_FINAL.fullmatch(name) and REPLACED not in name
+    }
+    for uri, new in renamed.items():
+        data = storage.read_bytes(uri)
+        for named, name in renamed.items() if uri.endswith(".json") else ():  # the grid, and the file with the bits/dim of each image
+            data = data.replace(named.encode(), name.encode())
+        storage.write_bytes(new, data)
+    for uri in renamed:
+        storage.delete(uri)
+    for folder in (f"{EVALUATIONS}/work-", f"{SAMPLES}/images-"):
+        for uri in there:
+            if uri.startswith(storage.join(run_uri, folder)):
+                storage.delete(uri)
+    storage.write_bytes(done_uri, b"")
+    if renamed:
+        say(f"evaluating again; the earlier evaluation is {renamed.get(result_uri(run_uri, FINAL), next(iter(renamed.values())))}")
+
+
 def log_result(uri: str, log_metric: Callable[[str, float], None]) -> str:
     """Log every number of an evaluation to the pipeline's page, by name; return the evaluation's URI."""
     from evaluation.records.result import EvaluationResult
@@ -72,13 +124,14 @@ def log_result(uri: str, log_metric: Callable[[str, float], None]) -> str:
     return uri
 
 
-def report_run(run_uri: str, evaluation_uri: str, page_path: str) -> str:
+def report_run(run_uri: str, evaluation_uri: str, page_path: str, pipeline_run_id: str = "") -> str:
     """Write the report of a run, into its directory, to MLflow and to a local file.
 
     Args:
         run_uri: An evaluated run's directory.
         evaluation_uri: Its evaluation.
         page_path: Local file for the page.
+        pipeline_run_id: The pipeline's run that this step belongs to; empty for none.
 
     Returns:
         URI of the page.
@@ -86,11 +139,12 @@ def report_run(run_uri: str, evaluation_uri: str, page_path: str) -> str:
     from evaluation.reports.report import write_report
 
     result_name = evaluation_uri.rpartition("/")[2].removesuffix(".json")
-    losses, links = _losses_and_links(run_uri)
-    uri = write_report(run_uri, result_name=result_name, losses=losses, links=links)
-    storage.download(uri, page_path)
-    update_mlflow(run_uri)
-    say(f"the report is {uri}")
+    with step_log_stored(run_uri, "report"), shown_as_running(run_uri, "report", pipeline_run_id):
+        losses, links = _losses_and_links(run_uri)
+        uri = write_report(run_uri, result_name=result_name, losses=losses, links=links)
+        storage.download(uri, page_path)
+        update_mlflow(run_uri)
+        say(f"the report is {uri}")
     return uri
 
 

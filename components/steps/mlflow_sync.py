@@ -6,8 +6,9 @@ step or the reaper sends them. A mark below the storage root names each run and 
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from components.steps.runs import EXPERIMENT, read_result, storage_root_of
@@ -18,12 +19,14 @@ from training.config.experiment import Experiment
 from training.console import say
 from training.tracking.client import TrackingError
 from training.tracking.registry import RegisteredModel, register
-from training.tracking.runs import RUN_URI_TAG, FoundRun, attach, end_if_running, locate
+from training.tracking.runs import RUN_URI_TAG, TRAIN_STEP, FoundRun, attach, end_if_running, locate, open_again
 
 if TYPE_CHECKING:
     from evaluation.records.result import EvaluationResult
-    from training.tracking.tracked_run import TrackedRun
+    from training.tracking.tracked_run import Status, TrackedRun
 
+_SECONDS_TO_FAIL = 5.0
+"""A step that failed or was stopped gives MLflow this long to hear of it; the pipeline's last step or the reaper tells it then."""
 _MARKS = "mlflow_behind"
 _GRID = re.compile(r"/step=(\d+)\.png$")
 
@@ -46,6 +49,40 @@ def update_mlflow(run_uri: str, run_id: str = "") -> bool:
         return False
     remove_mark(run_uri)
     return True
+
+
+@contextlib.contextmanager
+def shown_as_running(run_uri: str, step: str, pipeline_run_id: str = "") -> Iterator[None]:
+    """Show a trained run as running in MLflow while a later step works on it, and then as this step ended.
+
+    A step that is killed leaves it open; the pipeline's last step or the reaper closes it. Where MLflow is away, work goes on.
+
+    Args:
+        run_uri: The run's directory.
+        step: The step, like "evaluate".
+        pipeline_run_id: The pipeline's run that it belongs to; empty leaves the run with the one that it has.
+    """
+    run_id = read_result(run_uri).get("tracking_run_id", "")
+    is_open = False
+    try:
+        if run_id and locate(run_id):
+            open_again(run_id, step, pipeline_run_id)
+            is_open = True
+    except TrackingError as error:
+        say(f"{error}; MLflow does not show that {step} works on this run")
+    status: Status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (SystemExit, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        if is_open:
+            try:
+                end_if_running(run_id, status, step, seconds=None if status == "FINISHED" else _SECONDS_TO_FAIL)
+            except TrackingError as error:
+                say(f"{error}; the pipeline's last step or the reaper closes this run")
 
 
 def update_open_run(run: FoundRun) -> None:
@@ -133,7 +170,7 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
             loader_module="evaluation.sampling.pyfunc",
         )
     if result:
-        end_if_running(run_id, "FINISHED")
+        end_if_running(run_id, "FINISHED", TRAIN_STEP)  # a later step that works on it ends it itself
 
 
 def _description(final: EvaluationResult) -> str:

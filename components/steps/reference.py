@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from components.steps.runs import run_directory
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment, Extractor
@@ -67,6 +68,11 @@ def make_reference(experiment: str, data_uri: str, data_digest: str, storage_roo
     if found != data_digest:
         raise UserError(f"{data_uri} changed while the pipeline ran (digest {found}, expected {data_digest}); submit the pipeline again")
     return reference_for(Experiment.from_json(experiment), data_uri, storage_root_uri)
+
+
+def find_run(arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the key and the directory of the run that the statistics are made for, from the arguments of the step."""
+    return run_directory(Experiment.from_json(arguments["experiment"]), arguments["data_digest"], arguments["storage_root_uri"])
 
 
 def existing_reference(reference_uri: str, storage_root_uri: str, make: Callable[[], str]) -> str:

@@ -6,7 +6,11 @@ from components.launch.step import Step
 
 PREPROCESS = Step(name="preprocess", function="components.steps.preprocess:prepare_data", files_argument="storage_root_uri", stage="data")
 REFERENCE = Step(
-    name="reference", function="components.steps.reference:make_reference", files_argument="storage_root_uri", is_parallel=False
+    name="reference",
+    function="components.steps.reference:make_reference",
+    files_argument="storage_root_uri",
+    find_run="components.steps.reference:find_run",
+    is_parallel=False,
 )
 TRAIN = Step(
     name="train",

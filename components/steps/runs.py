@@ -14,10 +14,13 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.run_keys import run_keys, same_training
 from training.tracking.metrics_file import last_time
+from training.tracking.runs import TRAIN_STEP
 
 EXPERIMENT = "experiment.json"
 ATTEMPT = "attempt.json"
 """When the latest attempt to train began: `time`, in milliseconds since 1970."""
+REPEAT = "repeat.json"
+"""File in the directory of a training that was done again by force: `pipeline_run_id`, the pipeline's run that began it."""
 _LONGEST_DELETION_SECONDS = 3600.0
 """A directory that has been marked for longer was left by a process that ended."""
 
@@ -31,16 +34,18 @@ class Run:
         manifest: Manifest of the data set's training images.
         key: The run's key.
         uri: Its directory.
+        forced_by: See `run_directory`.
     """
 
     experiment: Experiment
     manifest: Any
     key: str
     uri: str
+    forced_by: str = ""
 
 
-def identify(experiment: Experiment, data_uri: str, storage_root_uri: str) -> Run:
-    """Return the run of an experiment on a data set; equal arguments give the same run.
+def identify(experiment: Experiment, data_uri: str, storage_root_uri: str, forced_by: str = "") -> Run:
+    """Return the run of an experiment on a data set; equal arguments give the same run. `forced_by`: see `run_directory`.
 
     Raises:
         UserError: The data set is not there, or does not fit the experiment.
@@ -49,15 +54,45 @@ def identify(experiment: Experiment, data_uri: str, storage_root_uri: str) -> Ru
 
     manifest = read_manifest(storage.join(data_uri, "train"))
     require_data_fits(experiment, manifest)
-    key, uri = run_directory(experiment, manifest.content_digest, storage_root_uri)
-    return Run(experiment=experiment, manifest=manifest, key=key, uri=uri)
+    key, uri = run_directory(experiment, manifest.content_digest, storage_root_uri, forced_by)
+    return Run(experiment=experiment, manifest=manifest, key=key, uri=uri, forced_by=forced_by)
 
 
-def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: str) -> tuple[str, str]:
-    """Return the key and the directory of a run, also of one that an earlier release made under another key."""
+def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: str, forced_by: str = "") -> tuple[str, str]:
+    """Return the key and the directory of a run, also of one that an earlier release made under another key.
+
+    A training that is done again by force has a key and a directory of its own, KEY-2, KEY-3, ...; the last one is the run from then
+    on. What the earlier ones left stays, as reports and the registry may name it.
+
+    Args:
+        experiment: The experiment.
+        data_digest: Content digest of the data set.
+        storage_root_uri: Where everything is stored.
+        forced_by: The pipeline's run that trains again although there is a training; empty takes what is there. A repeat that it
+            began, or that another began and did not finish, goes on.
+    """
+
+    def directory(key: str) -> str:
+        return storage.join(storage_root_uri, "runs", key)
+
+    def is_there(key: str) -> bool:
+        return storage.exists(storage.join(directory(key), EXPERIMENT))
+
     keys = run_keys(experiment, data_digest)
-    uris = [storage.join(storage_root_uri, "runs", key) for key in keys]
-    return next((found for found in zip(keys, uris, strict=True) if storage.exists(storage.join(found[1], EXPERIMENT))), (keys[0], uris[0]))
+    first = next(filter(is_there, keys), keys[0])
+    number = 1
+    while is_there(f"{first}-{number + 1}"):
+        number += 1
+    key = f"{first}-{number}" if number > 1 else first
+    if forced_by and is_there(first) and not _goes_on(directory(key), forced_by):
+        key = f"{first}-{number + 1}"
+    return key, directory(key)
+
+
+def _goes_on(run_uri: str, forced_by: str) -> bool:
+    """Return True for a forced training that this pipeline's run began, or that is not finished."""
+    uri = storage.join(run_uri, REPEAT)
+    return storage.exists(uri) and (storage.read_json(uri)["pipeline_run_id"] == forced_by or not read_result(run_uri))
 
 
 def storage_root_of(directory_uri: str) -> str:
@@ -72,6 +107,8 @@ def claim_directory(run: Run) -> None:
         UserError: The directory belongs to another experiment, or is being deleted.
     """
     uri = storage.join(run.uri, EXPERIMENT)
+    if run.forced_by and not storage.exists(uri):
+        storage.write_json(storage.join(run.uri, REPEAT), {"pipeline_run_id": run.forced_by})  # first: the experiment claims the directory
     ours = run.experiment.to_json().encode()
     if not storage.write_bytes(uri, ours, if_absent=True):
         stored = storage.read_bytes(uri)
@@ -99,7 +136,8 @@ def require_not_deleting(directory_uri: str) -> None:
 
 def run_files(arguments: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the run's key, its directory and the URI of its result, from the arguments of the training step."""
-    run = identify(Experiment.from_json(arguments["experiment"]), arguments["data_uri"], arguments["storage_root_uri"])
+    forced_by = arguments.get("pipeline_run_id", "") if arguments.get("force_from") == TRAIN_STEP else ""
+    run = identify(Experiment.from_json(arguments["experiment"]), arguments["data_uri"], arguments["storage_root_uri"], forced_by)
     return run.key, run.uri, storage.join(run.uri, RESULT)
 
 

@@ -16,6 +16,9 @@ from training.config.validation import unknown_field, validate
 from training.console import say
 from training.data.preparation.options import ImageOptions
 
+FORCED_STEPS = ("train", "evaluate", "report")
+"""The steps of the train pipeline that `force_from` takes. Other runs share what the earlier ones make, so that is never made again."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataOptions(ImageOptions):
@@ -100,6 +103,19 @@ def resolve_experiment_form(preset: str, overrides: Sequence[str], file: str, se
     return resolve_experiment(preset="" if text else preset, file_text=text, overrides=overrides, seed=seed if seed >= 0 else None)
 
 
+def require_force_from(step: str) -> None:
+    """Refuse a step that can't be done again by force; empty forces none.
+
+    Raises:
+        UserError: It is none of `FORCED_STEPS`.
+    """
+    if step and step not in FORCED_STEPS:
+        raise UserError(
+            f"force_from: {step!r} can't be done again; the steps are {', '.join(FORCED_STEPS)} (data sets and reference statistics "
+            "belong to all runs: another data_uri or storage_root_uri makes them anew)"
+        )
+
+
 def check_settings(
     experiment_preset: str,
     experiment_overrides: Sequence[str],
@@ -109,6 +125,7 @@ def check_settings(
     data_resources: str,
     train_resources: str,
     evaluate_resources: str,
+    force_from: str = "",
 ) -> tuple[Any, ...]:
     """Check all settings of a run, before any step works.
 
@@ -121,6 +138,7 @@ def check_settings(
         data_resources: See `components.launch.resources.read_resources`.
         train_resources: See `components.launch.resources.read_resources`.
         evaluate_resources: See `components.launch.resources.read_resources`.
+        force_from: See `require_force_from`.
 
     Returns:
         The experiment as JSON (empty where there is none), and the fields of `PodSize` for each stage, in the order of `STAGES`.
@@ -132,6 +150,7 @@ def check_settings(
     if experiment_preset or experiment_file:
         experiment = resolve_experiment_form(experiment_preset, experiment_overrides, experiment_file, seed).to_json()
     read_data_options(data_options)
+    require_force_from(force_from)
     sizes: list[Any] = []
     for stage, text in zip(STAGES, (data_resources, train_resources, evaluate_resources), strict=True):
         resources = read_resources(text, stage=stage)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from evaluation.records.run_directory import result_uri
+from evaluation.records.run_directory import EVALUATIONS, REPLACED, result_uri
 from training import storage
 from training.distributed.signals import run_stoppable, stop_flag
 from training.tracking.client import TrackingError
@@ -84,7 +84,8 @@ def log_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str:
     """Log an evaluation to the MLflow run that trained the model.
 
     Without such a run it becomes a run of its own. If that run has other numbers of the same name, from another protocol, it becomes
-    a child run: MLflow would keep the old numbers beside the new report.
+    a child run: MLflow would keep the old numbers beside the new report. An evaluation that was done again by force replaces the
+    numbers of the one before.
 
     Args:
         run_uri: The run's directory.
@@ -103,7 +104,8 @@ def log_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str:
     result = read_evaluation(run_uri, result_name)
     numbers = result.flat_metrics(result_name)
     run = attach(tracking_run_id) if tracking_run_id and locate(tracking_run_id) else None
-    if run is None or _has_other_numbers(run, numbers, result.step):
+    is_repeat = any(name.startswith(f"{result_name}{REPLACED}") for name in _evaluations(run_uri))
+    if run is None or (not is_repeat and _has_other_numbers(run, numbers, result.step)):
         name = run_uri.rstrip("/").rpartition("/")[2]
         study = Study(
             kind="evaluation",
@@ -115,7 +117,11 @@ def log_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str:
             files=_evaluation_files(run_uri, result_name, result),
         )
         return log_study(study, [run.run_id if run else ""])
-    _log_evaluation_files(run, run_uri, result_name, result)
+    milliseconds = int(datetime.fromisoformat(result.created_at).timestamp() * 1000)
+    log = run.replace_metrics if is_repeat else run.log_metrics
+    log(numbers, result.step, milliseconds=milliseconds)
+    for name, content in _evaluation_files(run_uri, result_name, result).items():
+        run.log_artifact(content, "report.html" if name == "report.html" else f"evaluations/{name}")
     if not run.flush():
         raise TrackingError(_MLFLOW_AWAY)
     return run.url
@@ -132,12 +138,8 @@ def read_evaluation(run_uri: str, result_name: str) -> EvaluationResult:
     return EvaluationResult.from_dict(storage.read_json(result_uri(run_uri, result_name)))
 
 
-def _log_evaluation_files(run: TrackedRun, run_uri: str, result_name: str, result: EvaluationResult) -> None:
-    """Log an evaluation's numbers, at the checkpoint's step and with the evaluation's time, and its files."""
-    milliseconds = int(datetime.fromisoformat(result.created_at).timestamp() * 1000)
-    run.log_metrics(result.flat_metrics(result_name), result.step, milliseconds=milliseconds)
-    for name, content in _evaluation_files(run_uri, result_name, result).items():
-        run.log_artifact(content, "report.html" if name == "report.html" else f"evaluations/{name}")
+def _evaluations(run_uri: str) -> list[str]:
+    return [uri.rpartition("/")[2] for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS))]
 
 
 def _evaluation_files(run_uri: str, result_name: str, result: EvaluationResult) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from training.config.addresses import is_cluster_internal
 from training.config.experiment import Experiment, Resources
 from training.console import say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
-from training.tracking.runs import NUM_WORKERS_TAG
+from training.tracking.runs import NUM_WORKERS_TAG, STEP_TAG, TRAIN_STEP
 
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status, TrackedRun
@@ -46,6 +46,7 @@ def train_run(
     resources: Mapping[str, Any],
     pipeline_run_id: str = "",
     parent_run_id: str = "",
+    force_from: str = "",
     *,
     ray_address: str = "local",
 ) -> str:
@@ -60,6 +61,7 @@ def train_run(
         resources: Fields of `training.config.experiment.Resources`.
         pipeline_run_id: The pipeline's run, whose last step closes the MLflow run if this step could not.
         parent_run_id: The MLflow run of the sweep's trial that this training belongs to; empty for a training of its own.
+        force_from: "train" trains again, in a directory of its own, what this pipeline's run found trained or begun.
         ray_address: "local", or a Ray cluster's address.
 
     Returns:
@@ -71,7 +73,8 @@ def train_run(
         TrainingError: Training cannot go on.
     """
     worker_resources = Resources.from_dict(resources)
-    run = identify(Experiment.from_json(experiment), data_uri, storage_root_uri)
+    forced_by = pipeline_run_id if force_from == TRAIN_STEP else ""
+    run = identify(Experiment.from_json(experiment), data_uri, storage_root_uri, forced_by)
     if pipeline_run_id and not parent_run_id and not read_result(run.uri):  # an ablation's trials need not measure bits/dim
         require_likelihood_images(run.experiment, data_uri)
     claim_directory(run)
@@ -92,7 +95,7 @@ def train_run(
     tracked: TrackedRun | None = None
     with stop_flag() as stop:
         try:
-            tags = {"iddpm.data_uri": data_uri, NUM_WORKERS_TAG: str(worker_resources.num_workers)}
+            tags = {"iddpm.data_uri": data_uri, NUM_WORKERS_TAG: str(worker_resources.num_workers), STEP_TAG: TRAIN_STEP}
             tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, tags, pipeline_run_id, parent_run_id), stop)
             note_attempt(run.uri)
             result = _train(run, worker_resources, data_uri, reference_uri, tracked.run_id, ray_address, stop)

@@ -10,6 +10,8 @@ from training import storage
 EVALUATIONS = "evaluations"
 SAMPLES = "samples"
 CHOICE = "choice.json"
+REPLACED = ".before-"
+"""Part of the name of a file whose evaluation was done again, before the id of the pipeline's run that did it."""
 RESULT = "result.json"
 """The file that a finished training leaves in its run's directory."""
 DELETING = "deleting.json"
@@ -20,6 +22,17 @@ def run_uri_of(checkpoint_uri: str) -> str:
     """Return the run's directory, which contains `checkpoints/step=NNNNNNNN`."""
     head, _, _ = checkpoint_uri.rstrip("/").rpartition("/")
     return head.rpartition("/")[0]
+
+
+def replaced_name(name: str, by: str) -> str:
+    """Return what a file of an evaluation is called once that of another one has taken its place: "final.before-ID.json".
+
+    Args:
+        name: Its name, like "final.json".
+        by: The pipeline's run that evaluated again.
+    """
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}{REPLACED}{by}.{ending}"
 
 
 def result_uri(run_uri: str, name: str) -> str:

@@ -67,6 +67,7 @@ def retry(
     connection: Connection,
     run_id: str = typer.Argument(..., help="Id of a run that failed or was cancelled; `iddpm runs` shows it."),
     image: str = typer.Option("", help="Another image, as after a fix of the code; the pipeline is then that of this installation."),
+    force_from: str = options.FROM,
     resources: list[str] = options.RESOURCES,
     wait: bool = typer.Option(True, help="Follow the run to its end, and fail if it fails."),
     timeout: str = typer.Option("", help="The longest time to follow, like 30m or 12h; the run goes on after it."),
@@ -78,6 +79,7 @@ def retry(
     """Start a run again that failed or was cancelled: finished steps are found in S3, training goes on from its last checkpoint.
 
     It is a new run with the same arguments, so it has the same directory and the same run in MLflow. A nightly check is a new night.
+    With --from, finished steps of a train run are done again, also of one that has succeeded.
     """
     from pipelines.client.kfp_client import connected
     from pipelines.client.retry import retry as start_again
@@ -89,7 +91,7 @@ def retry(
         )
     seconds = parse_duration(timeout, "--timeout") if timeout else None
     with connected(connection, warn) as kfp:
-        started = start_again(kfp, run_id, image=image, resources=resources)
+        started = start_again(kfp, run_id, image=image, resources=resources, force_from=force_from)
         _report(kfp, started.run, started.pipeline, started.arguments, wait=wait, seconds=seconds, as_json=as_json)
 
 

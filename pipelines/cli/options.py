@@ -18,6 +18,9 @@ PRESET = typer.Option("", help="Preset of the experiment; `iddpm presets` lists 
 SET = typer.Option([], "--set", help="Override of the experiment, like optim.num_steps=500; may be repeated.")
 PARAM = typer.Option([], "--param", help="Parameter of the pipeline, as NAME=VALUE; may be repeated.")
 RESOURCES = typer.Option([], "--resources", help="Resources of a stage, like train=2xcpu or train.num_workers=4; may be repeated.")
+FROM = typer.Option(
+    "", "--from", help="Do this step and the ones after it again although they are finished: train (in a new directory), evaluate, report."
+)
 EXPERIMENT = typer.Option("", help="Experiment in KFP; empty takes iddpm, which is made if it is missing.")
 CREATE_EXPERIMENT = typer.Option(False, "--create-experiment", help="Create the experiment if it is missing.")
 CLUSTER_ZONE = typer.Option("UTC", help="Time zone in which KFP reads cron expressions; `iddpm doctor` shows it.")

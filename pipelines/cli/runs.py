@@ -30,23 +30,24 @@ def register(app: typer.Typer) -> None:
 def demo(
     data: str = typer.Option("digits", help="digits, fashion-mnist, or a directory, zip or tar of your own images."),
     overrides: list[str] = options.SET,
+    force_from: str = options.FROM,
 ) -> None:
     """Train, evaluate and report a small model: of handwritten digits in a few minutes, of other images in less than an hour."""
     from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.local.training import train_here
 
-    pipeline, resources = compiled_pipeline("train"), ["train.num_workers=2"]
+    pipeline, resources, forced = compiled_pipeline("train"), ["train.num_workers=2"], _forced(force_from)
     if data == "digits":
-        arguments = arguments_of(pipeline, preset="digits-hybrid-cosine", overrides=overrides, words=[], resources=resources)
+        arguments = arguments_of(pipeline, preset="digits-hybrid-cosine", overrides=overrides, words=forced, resources=resources)
         compare = ("demo --set diffusion.schedule=linear", "the same with the linear schedule; MLflow compares the two")
         ablation = ("run ablation", "lambda against the stop-gradient, table 1 of the paper, on the digits")
         train_here(arguments, name="demo", next_steps=[compare, ablation])
     elif data == "fashion-mnist":
-        arguments = arguments_of(pipeline, preset="fashion-mnist-hybrid-cosine", overrides=overrides, words=[], resources=resources)
+        arguments = arguments_of(pipeline, preset="fashion-mnist-hybrid-cosine", overrides=overrides, words=forced, resources=resources)
         train_here(arguments, name="demo-fashion-mnist")
     else:
         file = _demo_experiment(data)
-        arguments = arguments_of(pipeline, preset="", overrides=overrides, words=_own_images(file, data), resources=resources)
+        arguments = arguments_of(pipeline, preset="", overrides=overrides, words=[*_own_images(file, data), *forced], resources=resources)
         train_here(arguments, name=file.stem)
 
 
@@ -113,6 +114,7 @@ def train(
     overrides: list[str] = options.SET,
     resources: list[str] = options.RESOURCES,
     parameters: list[str] = options.PARAM,
+    force_from: str = options.FROM,
 ) -> None:
     """Train, evaluate and report the experiment of a file, on this machine.
 
@@ -123,9 +125,13 @@ def train(
 
     if file.suffix != ".toml":
         raise UserError(f"{file}: an experiment file's name ends in .toml; `iddpm run train --preset` trains a preset")
-    words = [*parameters, *(_own_images(file, images, words=parameters) if images else [f"experiment_file={file}"])]
+    words = [*parameters, *_forced(force_from), *(_own_images(file, images, words=parameters) if images else [f"experiment_file={file}"])]
     arguments = arguments_of(compiled_pipeline("train"), preset="", overrides=overrides, words=words, resources=resources)
     train_here(arguments, name=file.stem)
+
+
+def _forced(step: str) -> list[str]:
+    return [f"force_from={step}"] if step else []
 
 
 def _own_images(file: Path, images: str, words: Sequence[str] = ()) -> list[str]:

@@ -16,13 +16,14 @@ from typing import Any
 from components.cluster.workflows import require_sweep_fits
 from components.container.image import VERSION, image_from
 from components.launch.resources import merge_resources, read_resources
-from components.steps.settings import read_data_options, resolve_experiment_form
+from components.steps.settings import read_data_options, require_force_from, resolve_experiment_form
 from pipelines.compile import PIPELINES, compiled
 from pipelines.compile_checks import parse_documents
 from training.config.addresses import without_passwords
 from training.config.errors import UserError
 
 PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
+FORCE_FROM = "force_from"
 _KINDS: dict[str, tuple[type, str]] = {
     "BOOLEAN": (bool, "true or false"),
     "NUMBER_INTEGER": (int, "a whole number"),
@@ -158,6 +159,7 @@ def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
     for stage in _stages(pipeline):
         read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage)
     read_data_options(chosen.get("data_options", ""))
+    require_force_from(chosen.get(FORCE_FROM, ""))
 
 
 def cluster_arguments_of(
@@ -175,7 +177,13 @@ def cluster_arguments_of(
 
 
 def change_for_retry(
-    pipeline: CompiledPipeline, given: Mapping[str, Any], defaults: Mapping[str, Any], *, image: str, resources: Sequence[str]
+    pipeline: CompiledPipeline,
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    *,
+    image: str,
+    resources: Sequence[str],
+    force_from: str = "",
 ) -> dict[str, Any]:
     """Return the arguments of a run with another image or other resources; what can change a result stays.
 
@@ -185,17 +193,24 @@ def change_for_retry(
         defaults: The defaults of the version that it ran.
         image: Another image; empty keeps the run's. With one, the run's defaults are given too, as those of now may differ.
         resources: As in `arguments_of`.
+        force_from: The step from which finished work is done again; empty does none again, also where the run did.
 
     Raises:
         UserError: A change does not fit, or the pipeline of now has no longer a parameter that the run was given.
     """
-    arguments = dict(given)
+    require_force_from(force_from)
+    if force_from and FORCE_FROM not in (pipeline.parameters if image else defaults):
+        remedy = "; --image takes the pipeline of this installation" if FORCE_FROM in pipeline.parameters else ""
+        raise ArgumentsError(f"--from {force_from}: this run's version of pipeline {pipeline.name} can't do finished steps again{remedy}")
+    arguments = {name: value for name, value in given.items() if name != FORCE_FROM}
     if image:
         gone = {name for name in {**defaults, **given} if name not in pipeline.parameters}
         changed = sorted(name for name in gone if name in given and given[name] != defaults.get(name))
         if changed:
             raise ArgumentsError(f"pipeline {pipeline.name} has no parameter {changed[0]!r} any more; start the run by `iddpm submit`")
         arguments = {name: value for name, value in {**defaults, **given}.items() if name not in gone} | {"image": image}
+    if force_from:
+        arguments[FORCE_FROM] = force_from
     for word in resources:
         stage = word.partition("=")[0].partition(".")[0]
         arguments.setdefault(f"{stage}{_RESOURCES}", defaults.get(f"{stage}{_RESOURCES}", ""))

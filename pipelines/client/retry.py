@@ -35,23 +35,24 @@ class Retry(NamedTuple):
     arguments: dict[str, Any]
 
 
-def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = ()) -> Retry:
+def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = (), force_from: str = "") -> Retry:
     """Start a run again.
 
     Args:
         kfp: The connection.
-        run_id: A run that has ended without success.
+        run_id: A run that has ended, without success unless `force_from` is given.
         image: Another image. The pipeline is then that of this installation, since steps and image belong together; otherwise it is the
             version that the run had. All that can change a result stays as it was.
         resources: Changes of the stages' resources; see `pipelines.client.arguments.arguments_of`.
+        force_from: The step from which finished work is done again; one of `components.steps.settings.FORCED_STEPS`.
 
     Raises:
         UserError: There is no such run, it is not of this project, it has succeeded or goes on, or a change does not fit.
         KfpError: KFP refuses, or does not answer.
     """
     run = get_run(kfp, run_id)
-    if run.state == "SUCCEEDED":
-        raise UserError(f"run {run_id} has succeeded, so there is nothing to retry; `iddpm submit` starts a new one")
+    if run.state == "SUCCEEDED" and not force_from:
+        raise UserError(f"run {run_id} has succeeded, so there is nothing to retry; --from STEP does a step again all the same")
     if run.state not in FINISHED:
         raise UserError(f"run {run_id} is {format_state(run.state)}; `iddpm cancel {run_id} --wait` ends it first")
     name, reference = PipelineNames(kfp).find(run), run.pipeline_version_reference
@@ -64,7 +65,7 @@ def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = 
     spec = old.pipeline_spec or {}
     parameters = spec.get("pipeline_spec", spec).get("root", {}).get("inputDefinitions", {}).get("parameters", {})
     defaults = {key: each["defaultValue"] for key, each in parameters.items() if "defaultValue" in each}
-    arguments = change_for_retry(pipeline, given, defaults, image=image, resources=resources)
+    arguments = change_for_retry(pipeline, given, defaults, image=image, resources=resources, force_from=force_from)
     version = (
         upload(kfp, pipeline)
         if image

@@ -204,6 +204,7 @@ class Cluster:
     def path_of(self, kind: str) -> str:
         """Return the API's path of the pods, RayJobs, ... of the namespace."""
         groups = {"workflows": "/apis/argoproj.io/v1alpha1", "rayjobs": "/apis/ray.io/v1"}
+        groups |= dict.fromkeys(("jobs", "cronjobs"), "/apis/batch/v1")
         return f"{groups.get(kind, '/api/v1')}/namespaces/{self.settings.namespace}/{kind}"
 
     def workflow(self, run_id: str) -> dict[str, Any] | None:
@@ -378,15 +379,17 @@ class Cluster:
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 
-    def iddpm(self, *words: str, seconds: float = 300, note: str = "") -> str:
+    def iddpm(self, *words: str, seconds: float = 300, note: str = "", tracked: bool = False) -> str:
         """Run a command on this cluster to its end, and return what it printed.
 
         Args:
             *words: The command.
             seconds: The longest time it may take.
             note: Name under which its output and exit code are recorded; empty records nothing.
+            tracked: Tell it where the cluster's MLflow is.
         """
-        done = subprocess.run(self._command(words), capture_output=True, text=True, timeout=seconds, env=self._environment(), check=False)
+        environment = self._environment() | ({"MLFLOW_TRACKING_URI": self.mlflow_url()} if tracked else {})
+        done = subprocess.run(self._command(words), capture_output=True, text=True, timeout=seconds, env=environment, check=False)
         if note:
             self.record.texts[note] = f"{done.stdout}{done.stderr}\nexit code {done.returncode}"
         return done.stdout

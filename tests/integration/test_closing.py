@@ -18,7 +18,7 @@ from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
 from training.tracking import client as mlflow_client
-from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, TrackedRun, open_run, tags_of
+from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, TrackedRun, open_again, open_run, tags_of
 
 
 @pytest.fixture
@@ -111,6 +111,15 @@ def test_a_run_that_left_its_result_is_closed_as_finished(experiment, tmp_path):
     run = _left_open(experiment, "k-2", "pipeline-1", str(tmp_path))
     close_runs(End(succeeded=False), "pipeline-1")
     assert _status(run) == "FINISHED"
+
+
+@pytest.mark.parametrize(("end", "status"), [(End(False), "FAILED"), (End(False, cancelled=True), "KILLED"), (End(True), "FINISHED")])
+def test_a_trained_run_that_a_killed_evaluation_left_open_ends_as_the_pipeline_does(experiment, tmp_path, end, status):
+    storage.write_json(str(tmp_path / "result.json"), {"step": 1})
+    run = _left_open(experiment, "k-5", "pipeline-1", str(tmp_path))
+    open_again(run.run_id, "evaluate", "pipeline-5")
+    close_runs(end, "pipeline-5")
+    assert _status(run) == status
 
 
 def test_runs_that_are_closed_or_that_another_pipeline_works_on_are_left_alone(experiment, capsys):

@@ -1,6 +1,8 @@
 """Evaluation on real S3 and with Ray workers: the same numbers as in one process."""
 
+import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ from training.data.sources.published import digits
 from training.models.unet import make_model
 from training.tracking import client as mlflow_client
 from training.tracking.registry import resolve
-from training.tracking.runs import open_run
+from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, RUN_URI_TAG, TrackedRun, open_run
 
 
 @pytest.fixture
@@ -151,3 +153,90 @@ def test_steps_whose_work_is_done_end_well_while_mlflow_is_away_and_the_next_one
         champion = MlflowClient().get_model_version_by_alias("digits-hybrid-cosine", "champion")
         assert "| Bits/dim |" in champion.description
     assert storage.list_uris(f"{bucket_uri}/mlflow_behind") == []
+
+
+@pytest.fixture
+def trained(run_uri: str, bucket_uri: str) -> TrackedRun:
+    """The run as a training leaves it, finished in MLflow, and statistics at `<bucket>/reference`."""
+    reference = compute_reference(f"{bucket_uri}/data/train", load_extractor("digits-classifier"), f"{bucket_uri}/references")
+    storage.write_json(f"{bucket_uri}/reference", reference.uri)
+    CheckpointScorer(evaluation=EvaluationConfig(), reference_uri=reference.uri).score(checkpoint.checkpoint_uri(run_uri, 100))
+    name = f"forced-{uuid.uuid4().hex[:8]}"
+    tags = {PIPELINE_RUN_TAG: "first", RUN_URI_TAG: run_uri, ERROR_TAG: "evaluate: it had no card"}
+    run = open_run(run_key=name, experiment_name=name, run_name=name, tags=tags, params={})
+    assert run.finish("FINISHED")
+    result = {"tracking_run_id": run.run_id, "data_uri": f"{bucket_uri}/data", "best_checkpoint_uri": "", "best_weights": ""}
+    storage.write_json(f"{run_uri}/result.json", result)
+    return run
+
+
+def _evaluate(run_uri: str, bucket_uri: str, pipeline_run_id: str, force_from: str = "") -> dict[str, Any]:
+    arguments = (run_uri, f"{bucket_uri}/data", storage.read_json(f"{bucket_uri}/reference"), {})
+    result: dict[str, Any] = storage.read_json(evaluate_run(*arguments, pipeline_run_id, force_from))
+    return result
+
+
+@pytest.mark.slow
+def test_a_forced_evaluation_is_the_one_that_mlflow_and_the_registry_show_and_the_earlier_one_is_kept(
+    run_uri: str, bucket_uri: str, trained: TrackedRun
+) -> None:
+    """The earlier numbers are those of a faulty release, which had also chosen a later step."""
+    from mlflow import MlflowClient
+
+    true = _evaluate(run_uri, bucket_uri, "first")
+    faulty = {**true, "distance": 0.001, "step": 200, "created_at": "2026-01-01T00:00:00+00:00"}
+    storage.write_json(f"{run_uri}/evaluations/final.json", faulty)
+    assert update_mlflow(run_uri)
+    storage.write_bytes(f"{run_uri}/samples/images-half/part", b"drawn by the faulty release")
+    assert MlflowClient().get_run(trained.run_id).data.metrics["final/distance"] == 0.001
+    assert resolve("digits-hybrid-cosine").distance == 0.001
+
+    forced = _evaluate(run_uri, bucket_uri, "second", "evaluate")
+    assert (forced["distance"], forced["step"]) == (true["distance"], 100)
+    kept = storage.read_json(f"{run_uri}/evaluations/final.before-second.json")
+    assert kept["distance"] == 0.001
+    assert storage.exists(kept["likelihood"]["per_image_uri"])
+    assert kept["likelihood"]["per_image_uri"] != forced["likelihood"]["per_image_uri"]
+    assert storage.exists(kept["grid_uri"])
+    assert not storage.list_uris(f"{run_uri}/samples/images-half")
+    for _ in range(2):  # a later step or the reaper sends it again
+        shown = MlflowClient().get_run(trained.run_id).data.metrics
+        assert {name: shown[f"final/{name}"] for name in ("distance", "bits_per_dim")} == {
+            "distance": true["distance"],
+            "bits_per_dim": true["likelihood"]["bits_per_dim"],
+        }
+        assert (200, 0.001) in trained.metric_history("final/distance")
+        assert len(trained.metric_history("final/distance")) == 4  # each of the two at 100 and 200
+        assert update_mlflow(run_uri)
+    assert resolve("digits-hybrid-cosine").distance == pytest.approx(true["distance"])
+
+    again = _evaluate(run_uri, bucket_uri, "second", "evaluate")  # KFP tries the step again
+    assert again["created_at"] == forced["created_at"]
+
+
+@pytest.mark.slow
+def test_a_run_is_open_in_mlflow_while_a_later_step_works_on_it_and_ends_as_that_step_does(
+    run_uri: str, bucket_uri: str, trained: TrackedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def state() -> tuple[str, str, str]:
+        run = MlflowClient().get_run(trained.run_id)
+        return run.info.status, run.data.tags[PIPELINE_RUN_TAG], run.data.tags[ERROR_TAG]
+
+    seen = []
+
+    def fail(*arguments: object, **options: object) -> None:
+        seen.append(state())
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr("evaluation.selection.final_choice.choose_best", fail)
+        for error in (UserError("no card"), SystemExit(143)):
+            with pytest.raises(type(error)):
+                _evaluate(run_uri, bucket_uri, "second")
+            seen.append(state())
+    open_now = ("RUNNING", "second", "")
+    assert seen == [open_now, ("FAILED", "second", ""), open_now, ("KILLED", "second", "")]
+    assert _evaluate(run_uri, bucket_uri, "third")["step"] == 100
+    assert state() == ("FINISHED", "third", "")

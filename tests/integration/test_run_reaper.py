@@ -25,7 +25,7 @@ from components.steps.webhook import URL_VARIABLE
 from training import storage
 from training.config.presets import preset
 from training.tracking.client import connect
-from training.tracking.runs import PIPELINE_RUN_TAG, TrackedRun, close_open_run, open_run, open_runs, tags_of
+from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, TrackedRun, close_open_run, open_again, open_run, open_runs, tags_of
 
 
 @pytest.fixture
@@ -121,6 +121,31 @@ def test_a_training_that_logs_nothing_is_told_to_hang_once_for_each_time_that_it
         assert (message["event"], message["run_uri"]) == ("hung", run_uri)
         assert f"{key} has made no progress for 5 min" in message["text"]
     run.finish("KILLED")
+
+
+def test_after_kfps_retry_a_killed_evaluation_leaves_a_failed_run_though_its_training_finished(cluster, pipeline, tmp_path, monkeypatch):
+    """KFP's Retry runs the failed step again, and no exit task; the evaluation is killed at once. The Workflow is a recorded one."""
+    states = workflow_states("mlflow-away", pipeline_run_id=pipeline)
+    key = f"reaped-{uuid.uuid4().hex[:8]}"
+    run_uri = f"{tmp_path}/runs/{key}"
+    run = _run(pipeline, key, run_uri)
+    storage.write_json(f"{run_uri}/result.json", {"tracking_run_id": run.run_id, "best_checkpoint_uri": "s3://x", "best_weights": "w"})
+    run.finish("FINISHED")
+    open_again(run.run_id, "evaluate", pipeline)
+    running = [state for state in states if state["status"].get("phase") == "Running"][-1]
+    cluster.workflows = {running["metadata"]["name"]: running}
+    with receive() as receiver:
+        monkeypatch.setenv(URL_VARIABLE, receiver.url)
+        monkeypatch.setenv(HUNG_VARIABLE, "0.0001")
+        note_attempt(run_uri)
+        tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))
+        assert receiver.messages == []  # an evaluation logs nothing until it is done
+    assert _reap() == []
+    assert _status(run) == "RUNNING"
+    cluster.workflows = {states[-1]["metadata"]["name"]: states[-1]}
+    assert _reap() == [key]
+    assert _status(run) == "FAILED"
+    assert tags_of(run.run_id)[ERROR_TAG].startswith("evaluate: ")
 
 
 def test_metrics_that_a_killed_step_left_in_the_runs_directory_reach_mlflow(cluster, pipeline, tmp_path):

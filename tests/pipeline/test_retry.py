@@ -65,11 +65,32 @@ def test_another_image_comes_with_the_pipeline_of_this_installation_and_the_defa
     assert parameters["experiment_preset"] == "cifar10-hybrid-cosine"
 
 
+def test_a_step_is_done_again_by_force_also_of_a_run_that_has_succeeded_and_a_retry_of_that_run_does_not_force_again(
+    server: FakeKfp, iddpm: Iddpm, failed: str
+) -> None:
+    server.runs[failed]["state"] = "SUCCEEDED"
+    assert iddpm("retry", failed, "--from", "evaluate")[0] == 0
+    forced = [run for run in server.runs if run != failed]
+    assert server.asked("POST", "/runs")[-1].body["runtime_config"]["parameters"]["force_from"] == "evaluate"
+    server.runs[forced[0]].update(state="FAILED", scripted=False)
+    assert iddpm("retry", forced[0])[0] == 0
+    assert "force_from" not in server.asked("POST", "/runs")[-1].body["runtime_config"]["parameters"]
+
+
+def test_a_version_of_the_pipeline_from_before_steps_could_be_forced_is_named_with_the_remedy(
+    server: FakeKfp, iddpm: Iddpm, failed: str
+) -> None:
+    for version in server.versions.values():
+        version["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"].pop("force_from")
+    assert "can't do finished steps again; --image takes the pipeline of this installation" in iddpm("retry", failed, "--from", "train")[2]
+
+
 @pytest.mark.parametrize(
     ("state", "words", "message"),
     [
         ("SUCCEEDED", (), "has succeeded, so there is nothing to retry"),
         ("RUNNING", (), "is running; `iddpm cancel"),
+        ("FAILED", ("--from", "preprocess"), "'preprocess' can't be done again; the steps are train, evaluate, report"),
         ("FAILED", ("--image", "iddpm:latest"), "'iddpm:latest' can change"),
         ("FAILED", ("--set", "optim.num_steps=9"), "a retry goes on with the same experiment"),
         ("FAILED", ("--resources", "train.memory=much"), "memory 'much' is not a quantity"),

@@ -41,6 +41,7 @@ def test_the_outputs_are_the_experiment_and_every_stages_pod_in_order() -> None:
         ("experiment_file", "base = 3", "must be the name of a preset"),
         ("data_options", '{"num_tests": 3}', "did you mean 'num_test'"),
         ("train_resources", "9xgpu", "train_resources: there is no profile '9xgpu'"),
+        ("force_from", "trian", "the steps are train, evaluate, report"),
         ("evaluate_resources", '{"cpu": "many"}', "evaluate_resources.cpu 'many'"),
     ],
 )

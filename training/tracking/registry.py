@@ -74,7 +74,10 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
 
     registered = _read(request(find_or_create))
     champion = _by_alias(client, name)
-    if champion is None or (champion.distance_name == model.distance_name and model.distance < champion.distance):
+    is_same = champion is not None and (champion.checkpoint_uri, champion.weights) == (model.checkpoint_uri, model.weights)
+    if is_same and champion is not None and champion.version != registered.version:  # evaluated again: its number is this one now
+        request(lambda: client.set_registered_model_alias(name, CHAMPION, registered.version))
+    elif champion is None or (champion.distance_name == model.distance_name and model.distance < champion.distance):
         request(lambda: client.set_registered_model_alias(name, CHAMPION, registered.version))
         say(f"{name} version {registered.version} is the registry's champion, at {model.distance_name} {model.distance:.4g}")
     return registered

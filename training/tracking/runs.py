@@ -27,6 +27,9 @@ PIPELINE_RUN_TAG = "kfp.pipeline_run_id"
 RUN_URI_TAG = "iddpm.run_uri"
 NUM_WORKERS_TAG = "iddpm.num_workers"
 """Tag of a training: the cards, or cores, that it works on."""
+STEP_TAG = "iddpm.step"
+"""Tag of a training: the step of its pipeline that works on it, or did last; a run without it is of the step `train`."""
+TRAIN_STEP = "train"
 ERROR_TAG = "iddpm.error"
 """Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
 _PAGE = 500
@@ -195,15 +198,44 @@ def close_open_run(run: FoundRun, tag: str, status: Status) -> bool:
     return request(end)
 
 
-def end_if_running(run_id: str, status: Status) -> None:
-    """End a run that is marked as running; leave any other as it is."""
+def open_again(run_id: str, step: str, pipeline_run_id: str = "") -> None:
+    """Mark a run as running again, for a step that goes on with it; the error of an earlier try goes.
+
+    Args:
+        run_id: The run.
+        step: The step.
+        pipeline_run_id: The pipeline's run that the step belongs to; empty leaves the tag as it is.
+    """
+    client = connect()
+    tags = {STEP_TAG: step, **({PIPELINE_RUN_TAG: pipeline_run_id} if pipeline_run_id else {})}
+
+    def mark() -> None:
+        if client.get_run(run_id).data.tags.get(ERROR_TAG):
+            client.set_tag(run_id, ERROR_TAG, "")
+        for tag, value in tags.items():  # before the status: the reaper takes a run that is open for that of its tags
+            client.set_tag(run_id, tag, value)
+        client.update_run(run_id, status="RUNNING")
+
+    request(mark)
+
+
+def end_if_running(run_id: str, status: Status, step: str, *, seconds: float | None = None) -> None:
+    """End a run that is marked as running and that this step works on; leave any other as it is.
+
+    Args:
+        run_id: The run.
+        status: Its status then.
+        step: The step.
+        seconds: See `training.tracking.client.request`.
+    """
     client = connect()
 
     def end() -> None:
-        if client.get_run(run_id).info.status == "RUNNING":
+        run = client.get_run(run_id)
+        if run.info.status == "RUNNING" and run.data.tags.get(STEP_TAG, TRAIN_STEP) == step:
             client.set_terminated(run_id, status)
 
-    request(end)
+    request(end, seconds=seconds)
 
 
 def tags_of(run_id: str) -> dict[str, str]:

@@ -117,6 +117,18 @@ class TrackedRun:
         self._metrics.append(values, int(step), int(time.time() * 1000) if milliseconds is None else milliseconds)
         self._queue_metrics()
 
+    def replace_metrics(self, values: Mapping[str, float], step: int, *, milliseconds: int) -> None:
+        """Log values in place of earlier ones: MLflow keeps all, and shows the value of the largest step, of these the newest.
+
+        So they are logged at their step, and at that of the value that MLflow shows if it is a later one.
+
+        Args:
+            values: By metric, at most 500.
+            step: Training step.
+            milliseconds: Time of the values, since 1970; later than that of the earlier ones.
+        """
+        self._sender.put("metrics", lambda: self._send_replacement(dict(values), step, milliseconds))
+
     def save_metrics(self) -> None:
         """Write the metrics logged so far to the run's directory, if the run has one.
 
@@ -263,6 +275,17 @@ class TrackedRun:
             return
         for point in lacking:
             sent[point.key].add(point.step)
+
+    def _send_replacement(self, values: Mapping[str, float], step: int, milliseconds: int) -> None:
+        from mlflow.entities import Metric
+
+        shown = {metric.key: int(metric.step) for metric in self._client.get_run(self._run_id).to_proto().data.metrics}
+        metrics = [
+            Metric(key, value if math.isfinite(value) else math.nan, milliseconds, at)
+            for key, value in values.items()
+            for at in sorted({step, max(step, shown.get(key, step))})
+        ]
+        self._client.log_batch(self._run_id, metrics=metrics)
 
     def _steps_in_mlflow(self) -> defaultdict[str, set[int]]:
         """Return the steps of each metric that MLflow has; a new run costs one request, a resumed one a request for each metric."""

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from training.tracking.client import connect, request
-from training.tracking.runs import ERROR_TAG, NUM_WORKERS_TAG, PIPELINE_RUN_TAG, RUN_KEY_TAG, RUN_URI_TAG, all_pages, is_training
+from training.tracking.runs import (
+    ERROR_TAG,
+    NUM_WORKERS_TAG,
+    PIPELINE_RUN_TAG,
+    RUN_KEY_TAG,
+    RUN_URI_TAG,
+    STEP_TAG,
+    TRAIN_STEP,
+    all_pages,
+    is_training,
+)
 from training.tracking.tracked_run import PARENT_TAG
 
 if TYPE_CHECKING:
@@ -37,7 +47,7 @@ class Training:
         tracking_run_id: Its run in MLflow.
         pipeline_run_id: The pipeline's run that worked on it last.
         trial: The label of the sweep's trial that it belongs to; empty for a training of its own.
-        state: "running", "finished", "failed" or "killed".
+        state: "running", "finished", "failed" or "killed"; or the later step that works on it, like "evaluate".
         error: The error that ended it.
         step: Updates so far.
         num_steps: Updates in all, unless it stops early.
@@ -107,6 +117,8 @@ class LatestTrainings:
         tags, params = run.data.tags, run.data.params
         latest = {metric.key: metric for metric in run.to_proto().data.metrics}
         state = _STATES.get(run.info.status, run.info.status.lower())
+        if state == "running" and tags.get(STEP_TAG, TRAIN_STEP) != TRAIN_STEP:
+            state = tags[STEP_TAG]
         rate = latest["train/images_per_second"].value if "train/images_per_second" in latest else None
         step = max((int(metric.step) for key, metric in latest.items() if key.startswith("train/")), default=0)
         num_steps, batch_size = (int(params.get(f"optim.{name}", 0)) for name in ("num_steps", "global_batch_size"))

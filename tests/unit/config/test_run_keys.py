@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.steps.runs import Run, claim_directory, run_directory
+from components.steps.runs import RESULT, Run, claim_directory, run_directory
 from training import storage
 from training.checkpoints import checkpoint
 from training.config import presets
@@ -147,3 +147,30 @@ def test_another_evaluation_of_a_run_takes_the_place_of_the_old_and_another_trai
     with pytest.raises(UserError, match="is not the experiment of this run"):
         claim(changed.override(["model.dropout=0.5"]))
     assert storage.read_bytes(f"{uri}/experiment.json") == changed.to_json().encode()
+
+
+def test_a_forced_training_gets_a_directory_of_its_own_once_and_is_the_run_from_then_on(tmp_path: Path) -> None:
+    def directory(forced_by: str = "") -> str:
+        return run_directory(DEMO, DIGEST, str(tmp_path), forced_by)[1]
+
+    def begin(forced_by: str = "") -> str:
+        key, uri = run_directory(DEMO, DIGEST, str(tmp_path), forced_by)
+        claim_directory(Run(experiment=DEMO, manifest=None, key=key, uri=uri, forced_by=forced_by))
+        return uri
+
+    def finish(uri: str) -> None:
+        storage.write_json(f"{uri}/{RESULT}", {"step": 1})
+
+    first = directory()
+    assert directory("a") == first  # nothing is there to be done again
+    begin()
+    second = begin("a")  # also of a training that is not finished
+    assert second == f"{first}-2"
+    assert [directory("a"), directory("b"), directory()] == [second] * 3  # it goes on, whoever starts it
+    finish(second)
+    assert [directory("a"), directory()] == [second] * 2  # a second try of its step finds it
+    third = begin("b")
+    assert third == f"{first}-3"
+    finish(third)
+    assert directory() == third
+    assert not storage.exists(f"{first}/repeat.json")

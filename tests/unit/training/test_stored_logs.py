@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from components.launch.logs import log_directory
+from components.steps.registry import EVALUATE, PREPROCESS, REFERENCE
+from components.steps.runs import run_directory
 from training import storage
+from training.config.presets import preset
 from training.config.redaction import without_secrets
 from training.storage import logs
 from training.storage.logs import LogUpload, list_logs, read_part
@@ -99,8 +103,7 @@ def test_secrets_are_replaced_and_nothing_else(text, expected, monkeypatch):
 _PROGRAM = """
 import os, subprocess, sys
 from components.launch.logs import step_log_stored
-from components.launch.step import Step
-with step_log_stored(Step(name="evaluate", function="components.x:y", files_argument="run_uri"), {"run_uri": sys.argv[1]}):
+with step_log_stored(sys.argv[1], "evaluate"):
     print("printed")
     sys.stderr.write("complained\\n")
     subprocess.run([sys.executable, "-c", "import os; os.write(1, b'last words\\\\n'); os.kill(os.getpid(), 9)"])
@@ -114,3 +117,12 @@ def test_a_steps_log_has_what_it_and_a_killed_child_printed_and_its_output_stays
     (log,) = list_logs(str(tmp_path))
     assert (log.step, log.source) == ("evaluate", "step")
     assert sorted(read_part(log.parts[0].uri)) == ["complained", "last words", "printed"]
+
+
+def test_the_log_of_a_step_lies_in_the_directory_of_its_run_also_before_the_training_has_begun(tmp_path):
+    experiment = preset("digits-hybrid-cosine")
+    run_uri = run_directory(experiment, "0123", str(tmp_path))[1]
+    arguments = {"experiment": experiment.to_json(), "data_uri": "s3://data", "data_digest": "0123", "storage_root_uri": str(tmp_path)}
+    assert log_directory(REFERENCE, arguments) == run_uri
+    assert log_directory(EVALUATE, {"run_uri": run_uri}) == run_uri
+    assert log_directory(PREPROCESS, arguments) == ""
