@@ -126,6 +126,8 @@ def _predicted_memory() -> list[Row]:
             unit="%",
             goals={"cpu": 10.0},
             at_least=False,
+            reason="the C library's heap has holes, which the count of live tensors does not see: at batch 128 of Fashion-MNIST it "
+            "was 22 to 32% off, and 1.5% with MALLOC_MMAP_THRESHOLD_=1000000, which leaves no holes but doubles the step's time",
         )
         for name, words in (
             ("fashion-mnist-fp32", "training, Fashion-MNIST, batch 128, fp32"),
