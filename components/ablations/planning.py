@@ -73,16 +73,25 @@ def plan(
     Raises:
         UserError: A trial is not valid, or a run to evaluate does not exist; the message says how to get it.
     """
+    from components.steps.reference import reference_for
+
     uri, trials = ablation_uri(request, storage_root_uri), request.trials()
     if os.environ.get("KFP_POD_NAME"):  # on a laptop there is no Workflow
         require_sweep_fits(len(trials))
     run_uris = [_existing_run(request, trial, storage_root_uri, data_uri) for trial in trials]
     parent = open_parent(request, tracking_experiment, uri, pipeline_run_id)
     items, values = [], {}
+    references: dict[tuple[Any, ...], str] = {}
     for trial, run_uri in zip(trials, run_uris, strict=True):
         experiment = _experiment_of(trial)
         place = _data_uri(experiment, storage_root_uri, data_uri)
         values[trial.label] = values_of(request.ablation(), experiment)
+        evaluation, reference_uri = experiment.evaluation, ""
+        if _NEEDS_REFERENCE & set(trial.measures):
+            statistics = (place, evaluation.extractor, evaluation.num_reference_images)
+            if statistics not in references:
+                references[statistics] = reference_for(experiment, place, storage_root_uri)
+            reference_uri = references[statistics]
         items.append(
             {
                 "label": trial.label,
@@ -90,7 +99,7 @@ def plan(
                 "experiment_preset": trial.preset,
                 "overrides": list(trial.overrides),
                 "data_uri": place,
-                "reference_uri": _reference_uri(trial, experiment, place, storage_root_uri),
+                "reference_uri": reference_uri,
                 "run_uri": run_uri,
             }
         )
@@ -125,12 +134,6 @@ def _experiment_of(trial: Trial) -> Experiment:
     if found != wanted:
         raise UserError(f"--run {trial.role}={trial.run_uri}: was trained by L_{found}, and {trial.role} is a model of L_{wanted}")
     return experiment
-
-
-def _reference_uri(trial: Trial, experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
-    from components.steps.reference import reference_for
-
-    return reference_for(experiment, data_uri, storage_root_uri) if _NEEDS_REFERENCE & set(trial.measures) else ""
 
 
 def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str, data_uri: str) -> str:
