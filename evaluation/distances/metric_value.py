@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.records.intervals import JACKKNIFE, Interval, jackknife_error, share_interval, student_interval
+from evaluation.records.intervals import JACKKNIFE, Interval, resampled_error, share_interval, student_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class MetricValue:
             correction is published. `value - bias` is the corrected value.
         interval: 95 % interval over the draw of the samples; None if unknown. It is around the value, bias included.
         method: How the interval is found, in a few words.
+        resampled: The values by which a jackknife found it, to compare the number with another model's on the same noise; empty where the
+            interval has another source.
     """
 
     name: str
@@ -31,6 +33,7 @@ class MetricValue:
     bias: float | None = None
     interval: Interval | None = None
     method: str = ""
+    resampled: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields without the name, for a result's `metrics`."""
@@ -42,35 +45,40 @@ class MetricValue:
             "method": self.method,
             "bias": self.bias,
             "note": self.note,
+            "resampled": list(self.resampled),
         }
 
 
 def by_jackknife(
     name: str,
     value: float,
-    leave_one_out: Sequence[float],
+    resampled: Sequence[float],
     note: str,
     bias: float | None = None,
     *,
     other_error: float = 0.0,
     limits: Interval = (-math.inf, math.inf),
+    method: str = JACKKNIFE,
 ) -> MetricValue:
-    """Return a number with the interval of the delete-a-group jackknife (`intervals.jackknife_error`).
+    """Return a number with the interval of a jackknife.
 
     Args:
         name: Of the metric.
         value: The number.
-        leave_one_out: The number without each block of samples; fewer than two give no interval.
+        resampled: The number without each block of samples, or of each half; too few give no interval.
         note: See `MetricValue`.
         bias: See `MetricValue`.
         other_error: Standard error of the value for the given samples, from random subsets.
         limits: Smallest and largest possible value.
+        method: See `intervals.resampled_error`.
     """
-    error = math.hypot(jackknife_error(leave_one_out), other_error)
+    error, degrees_of_freedom = resampled_error(resampled, method)
+    error = math.hypot(error, other_error)
     if not math.isfinite(error):
         return MetricValue(name, value, None, note, bias)
-    low, high = student_interval(value, error, len(leave_one_out) - 1)
-    return MetricValue(name, value, error, note, bias, (max(low, limits[0]), min(high, limits[1])), JACKKNIFE)
+    low, high = student_interval(value, error, degrees_of_freedom)
+    interval = max(low, limits[0]), min(high, limits[1])
+    return MetricValue(name, value, error, note, bias, interval, method, () if other_error else tuple(resampled))
 
 
 def share_of_images(name: str, share: float, count: int, note: str) -> MetricValue:

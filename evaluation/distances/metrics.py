@@ -30,10 +30,10 @@ from evaluation.distances.frechet import (
 from evaluation.distances.frechet_infinity import MIN_IMAGES_PER_FEATURE, frechet_infinity
 from evaluation.distances.gaussian_mmd import gaussian_mmd
 from evaluation.distances.metric_value import MetricValue, by_jackknife, share_of_images
-from evaluation.distances.neighbours import NUM_BLOCKS, NUM_NEIGHBOURS, density_coverage, recall_without_blocks, share_near_others
+from evaluation.distances.neighbours import NUM_BLOCKS, NUM_NEIGHBOURS, density_coverage, recall_of_halves, share_near_others
 from evaluation.distances.sliced_wasserstein import sliced_wasserstein
 from evaluation.features.extractors import ExtractorId, FeatureExtractor, is_published
-from evaluation.records.intervals import jackknife_bias, student_interval
+from evaluation.records.intervals import HALF_SAMPLES, jackknife_bias, student_interval
 from training.config.errors import UserError
 from training.shapes import Float, Float32, Int64
 
@@ -189,10 +189,10 @@ def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[T
         f"{counts}; samples of the {whose} distribution have {share_near_others(points, _PRECISION_NEIGHBOURS):.4f}"
         for whose, points in (("real", reference), ("model's own", sample))
     ]
-    without = recall_without_blocks(sample, reference, _PRECISION_NEIGHBOURS)
+    of_halves = recall_of_halves(sample, reference, _PRECISION_NEIGHBOURS)
     return [
         share_of_images("precision", float(found["precision"]), len(sample), notes[0]),
-        by_jackknife("recall", float(found["recall"]), without, notes[1], limits=(0.0, 1.0)),
+        by_jackknife("recall", float(found["recall"]), of_halves, notes[1], limits=(0.0, 1.0), method=HALF_SAMPLES),
     ]
 
 

@@ -21,16 +21,21 @@ import torch
 from torch import Tensor
 
 from evaluation.distances.metric_value import MetricValue, by_jackknife
+from evaluation.records.intervals import NORMAL_JACKKNIFE, balanced_halves
 from training.shapes import Float, Float64
 
 NUM_NEIGHBOURS = 5
 NUM_BLOCKS = 10
+_HALVES = balanced_halves()
 
 
 def density_coverage(
     sample: Float[Tensor, "images dim"], reference: Float[Tensor, "real dim"], num_neighbours: int = NUM_NEIGHBOURS
 ) -> list[MetricValue]:
     """Return density and coverage, with standard errors over the draw of the samples by a jackknife over ten blocks.
+
+    Coverage asks whether any sample is near. The jackknife's variance of such a number is too large (Efron and Stein 1981), which makes up
+    for the noise of the standard error that Student's t would allow for: its interval takes the normal distribution.
 
     Distances are float64, of one block of samples to all real images at a time: 80 MB for 10,000 of each.
     """
@@ -57,6 +62,7 @@ def density_coverage(
             coverage,
             f"{counts}; samples of the real distribution have {perfect:.4f}",
             limits=(0.0, 1.0),
+            method=NORMAL_JACKKNIFE,
         ),
     ]
 
@@ -80,12 +86,12 @@ def _covered(nearest: Float64[Tensor, "blocks real"], radii: Float64[Tensor, " r
     return float((nearest.amin(dim=0) < radii).double().mean())
 
 
-def recall_without_blocks(sample: Float[Tensor, "images dim"], reference: Float[Tensor, "real dim"], num_neighbours: int) -> list[float]:
-    """Return the recall without the first of ten blocks of samples, without the second, and so on; empty for too few samples.
+def recall_of_halves(sample: Float[Tensor, "images dim"], reference: Float[Tensor, "real dim"], num_neighbours: int) -> list[float]:
+    """Return the recall of 14 halves of the samples, for `intervals.half_sample_error`; an empty list for too few samples.
 
-    A sample's ball without a block reaches to the k-th of the nearest samples in the other blocks.
+    A sample's ball then reaches to the k-th of the nearest samples in its own half.
     """
-    blocks = sample.tensor_split(NUM_BLOCKS)
+    blocks = sample.tensor_split(_HALVES.shape[1])
     if len(blocks[-1]) <= num_neighbours:
         return []
     # Of each sample and each block, the k + 1 smallest distances; the nearest of all is the sample itself.
@@ -95,12 +101,12 @@ def recall_without_blocks(sample: Float[Tensor, "images dim"], reference: Float[
             for rows in torch.split(sample, 1000)
         ]
     )
-    block_of = torch.repeat_interleave(torch.arange(NUM_BLOCKS), torch.tensor([len(block) for block in blocks]))
+    block_of = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor([len(block) for block in blocks]))
     radii = []
-    for b in range(NUM_BLOCKS):
-        others = torch.cat([nearest[:, :b], nearest[:, b + 1 :]], dim=1).flatten(1)
-        radii.append(others.kthvalue(num_neighbours + 1, dim=1).values.masked_fill(block_of == b, -1.0))
-    reached = torch.zeros(NUM_BLOCKS, dtype=torch.int64)
+    for half in _HALVES:
+        others = nearest[:, half].flatten(1)
+        radii.append(others.kthvalue(num_neighbours + 1, dim=1).values.masked_fill(~half[block_of], -1.0))
+    reached = torch.zeros(len(radii), dtype=torch.int64)
     for rows in torch.split(reference, 1000):
         distances = torch.cdist(rows, sample)
         reached += torch.stack([(distances <= radius).any(dim=1).sum() for radius in radii])

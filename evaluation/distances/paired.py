@@ -1,12 +1,15 @@
-"""The difference of two distances on common noise, with its standard error."""
+"""The difference of two models' distances, or of another number of theirs, on common noise, with its standard error."""
 
 from __future__ import annotations
 
 import math
 
-from evaluation.records.intervals import jackknife_error
+from evaluation.records.intervals import jackknife_error, resampled_error
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
+
+_HIGHER_IS_BETTER = {"recall": True, "coverage": True, "density": None}
+"""The better side of metrics that are no distances; None for density, which is also higher if samples crowd together."""
 
 
 def distance_difference(result: EvaluationResult, other: EvaluationResult) -> Difference:
@@ -22,3 +25,26 @@ def distance_difference(result: EvaluationResult, other: EvaluationResult) -> Di
         degrees_of_freedom=max(len(differences) - 1, 1),
         num_images=result.protocol["distance"]["num_samples"],
     )
+
+
+def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dict[str, Difference]:
+    """Return the further metrics of `result` minus those of `other`, which was evaluated on the same noise.
+
+    There are those whose intervals come from a jackknife, and which have a better side.
+    """
+    found = {}
+    for name, ours in result.metrics.items():
+        higher_is_better = _HIGHER_IS_BETTER.get(name, False)
+        theirs = other.metrics.get(name, {})
+        values, others = (item.get("resampled") or [] for item in (ours, theirs))  # results of earlier versions have none
+        if not values or len(values) != len(others) or higher_is_better is None:
+            continue
+        error, degrees_of_freedom = resampled_error([a - b for a, b in zip(values, others, strict=True)], ours["method"])
+        found[name] = Difference(
+            value=ours["value"] - theirs["value"],
+            standard_error=error,
+            degrees_of_freedom=degrees_of_freedom,
+            num_images=result.protocol["distance"]["num_samples"],
+            higher_is_better=higher_is_better,
+        )
+    return found

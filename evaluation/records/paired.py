@@ -19,18 +19,20 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """A number of a model minus that of another; for distances and bits/dim, negative is better.
+    """A number of a model minus that of another.
 
     Attributes:
         standard_error: That of the difference, on common noise and images; None if unknown.
         degrees_of_freedom: Of the standard error: one less than the number of blocks or images behind it; None for many.
         num_images: Number of samples, or of test images, of each model; 0 if unknown.
+        higher_is_better: False for distances and bits/dim, of which a negative difference is better.
     """
 
     value: float
     standard_error: float | None
     degrees_of_freedom: int | None = None
     num_images: int = 0
+    higher_is_better: bool = False
 
     @property
     def num_standard_errors(self) -> float | None:
@@ -46,15 +48,17 @@ class Difference:
 
     @property
     def probability_better(self) -> float | None:
-        """Probability that the true difference is below 0, by Student's t and a flat prior; None where there is no error."""
+        """Probability that the true difference is better than 0, by Student's t and a flat prior; None where there is no error."""
         errors = self.num_standard_errors
-        return None if errors is None else float(stdtr(self.degrees_of_freedom or MANY, -errors))
+        return None if errors is None else float(stdtr(self.degrees_of_freedom or MANY, errors if self.higher_is_better else -errors))
 
     @property
     def verdict(self) -> Verdict:
         """Better or worse where the interval excludes 0."""
         low, high = self.interval or (-math.inf, math.inf)
-        return "better" if high < 0 else "worse" if low > 0 else "can't be told"
+        if low <= 0 <= high:
+            return "can't be told"
+        return "better" if (low > 0) == self.higher_is_better else "worse"
 
     @property
     def num_images_needed(self) -> int | None:

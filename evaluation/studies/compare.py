@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from evaluation.distances.paired import distance_difference
+from evaluation.distances.paired import distance_difference, metric_differences
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_history
@@ -44,6 +44,7 @@ class Compared:
     """A model in a comparison. Its differences are to the first model, which has none; bits/dim may not be computed.
 
     Attributes:
+        metric_differences: Those of further metrics by name, as far as noise is shared (`evaluation.distances.paired`).
         history: Scores of the checkpoints of its run, by step, as `read_history` gives them; empty where training took none.
     """
 
@@ -51,6 +52,7 @@ class Compared:
     result: EvaluationResult
     distance_difference: Difference | None
     likelihood_difference: Difference | None
+    metric_differences: Mapping[str, Difference]
     history: Sequence[Mapping[str, Any]]
 
 
@@ -76,6 +78,7 @@ class Comparison:
                 difference: Difference | None = getattr(model, name)
                 if difference is not None:
                     row[name] = difference.to_dict()
+            row["metric_differences"] = {name: difference.to_dict() for name, difference in model.metric_differences.items()}
             rows.append(row)
         return as_plain({"models": rows, "differing_fields": self.differing_fields(), "notes": self.notes})
 
@@ -111,6 +114,7 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
                 result=result,
                 distance_difference=None if base is None else distance_difference(result, base),
                 likelihood_difference=None if base is None else _likelihood_difference(base, result),
+                metric_differences={} if base is None else metric_differences(result, base),
                 history=read_history(run_uri_of(spec.checkpoint_uri)),
             )
         )

@@ -68,25 +68,33 @@ def _field_table(comparison: Comparison) -> list[list[str]]:
     return by_field if len(fields) >= len(names) else [list(row) for row in zip(*by_field, strict=True)]
 
 
-_DIFFERENCES = {"distance": "distance_difference", "bits_per_dim": "likelihood_difference"}
-"""Measure -> field of `Compared`."""
+def _differences(model: Compared) -> dict[str, Difference | None]:
+    """Return the differences to the first model by measure."""
+    return {"distance": model.distance_difference, "bits_per_dim": model.likelihood_difference, **model.metric_differences}
 
 
 def _tables(comparison: Comparison) -> list[list[list[str]]]:
-    """Return a table for the distance, for bits/dim, and for the other metrics, those that there are; the first row has the headers."""
+    """Return a table for each number whose difference is known, and one for the others; the first row has the headers."""
     results = [model.result for model in comparison.models]
     measures = [(results[0].distance_name, "distance", [(each.distance, each.distance_standard_error) for each in results])]
     bits = [(each.likelihood["bits_per_dim"], each.likelihood["standard_error"]) for each in results if each.likelihood is not None]
     measures += [("bits/dim", "bits_per_dim", bits)] if bits else []
+    paired = [name for name in results[0].metrics if all(name in model.metric_differences for model in comparison.models[1:])]
+    for name in paired:
+        items = [each.metrics[name] for each in results]
+        measures.append((name.replace("_", " "), name, [(item["value"], item["standard_error"]) for item in items]))
     tables = []
     for name, measure, values in measures:
-        judged = _judged([getattr(model, _DIFFERENCES[measure]) for model in comparison.models])
+        judged = _judged([_differences(model).get(measure) for model in comparison.models])
         rows = [[model.name, plain_estimate(*value), *cells] for model, value, cells in zip(comparison.models, values, judged, strict=True)]
         tables.append([["Model", name, "difference to the first", "P(better)", _VERDICT], *rows])
-    if results[0].metrics:
-        others = [[plain_estimate(item["value"], item["standard_error"]) for item in each.metrics.values()] for each in results]
-        rows = [[model.name, *cells] for model, cells in zip(comparison.models, others, strict=True)]
-        tables.append([["Model", *(name.replace("_", " ") for name in results[0].metrics)], *rows])
+    others = [name for name in results[0].metrics if name not in paired]
+    if others:
+        estimates = [
+            [plain_estimate(each.metrics[name]["value"], each.metrics[name]["standard_error"]) for name in others] for each in results
+        ]
+        rows = [[model.name, *cells] for model, cells in zip(comparison.models, estimates, strict=True)]
+        tables.append([["Model", *(name.replace("_", " ") for name in others)], *rows])
     return tables
 
 
@@ -150,8 +158,7 @@ def _metrics(comparison: Comparison) -> Iterator[tuple[str, float | None]]:
         name = re.sub(r"[^A-Za-z0-9_.\-]+", "_", f"{number} {model.name.replace(',', '')}").strip("_")[:100]
         for measure, value in model.result.flat_metrics("").items():
             yield f"{measure.lstrip('/')}/{name}", value
-        for measure, field in _DIFFERENCES.items():
-            difference: Difference | None = getattr(model, field)
+        for measure, difference in _differences(model).items():
             if difference is not None:
                 yield f"{measure}_difference/{name}", difference.value
                 yield f"{measure}_difference_standard_error/{name}", difference.standard_error

@@ -21,7 +21,7 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.models.unet import make_model
 
-_FEW = EvaluationOptions(num_samples=60, likelihood_num_images=20)
+_FEW = EvaluationOptions(num_samples=60, likelihood_num_images=20, metrics=("mind", "density_coverage", "label_agreement"))
 
 
 def _spec(run_uri: str, step: int, weights: str = "ema_0.99") -> ModelSpec:
@@ -61,6 +61,29 @@ def test_a_difference_on_common_noise_has_a_smaller_error_than_independent_draws
     alone = [model.result.distance_standard_error for model in (first, other)]
     assert None not in alone
     assert other.distance_difference.standard_error < math.hypot(*alone)  # type: ignore[arg-type]
+
+
+def test_further_metrics_are_paired_where_noise_is_shared_and_have_a_better_side(comparison: Comparison) -> None:
+    first, same, other = comparison.models
+    assert first.metric_differences == {}
+    assert set(other.metric_differences) == {"sliced_wasserstein", "coverage"}, "density has no better side"
+    assert same.metric_differences["coverage"] == Difference(
+        value=0.0, standard_error=0.0, degrees_of_freedom=None, num_images=60, higher_is_better=True
+    )
+    worse = other.metric_differences["sliced_wasserstein"]
+    alone = [model.result.metrics["sliced_wasserstein"]["standard_error"] for model in (first, other)]
+    assert worse.standard_error is not None
+    assert worse.standard_error < math.hypot(*alone)
+    assert (worse.value > 0) == (worse.verdict == "worse")
+    page = as_study(comparison).files["comparison.html"].decode()
+    assert page.count("difference to the first") == 4, "distance, bits/dim, and the two"
+
+
+def test_a_higher_share_is_better() -> None:
+    found = Difference(value=0.1, standard_error=0.02, num_images=100, higher_is_better=True)
+    assert found.verdict == "better"
+    assert found.probability_better == pytest.approx(1 - Difference(value=0.1, standard_error=0.02).probability_better)  # type: ignore[operator]
+    assert dataclasses.replace(found, value=-0.1).verdict == "worse"
 
 
 def test_all_models_are_evaluated_by_one_protocol_and_seed(comparison: Comparison) -> None:

@@ -25,11 +25,12 @@ from evaluation.distances.metrics import (
     precision_recall,
     require_extractor,
 )
-from evaluation.distances.neighbours import density_coverage, expected_coverage, recall_without_blocks, share_near_others
+from evaluation.distances.neighbours import density_coverage, expected_coverage, recall_of_halves, share_near_others
 from evaluation.distances.reference_statistics import ReferenceStatistics
 from evaluation.distances.sample_scorer import SampleScorer
 from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
 from evaluation.features.extractors import DigitsExtractor, ExtractorId, extractor_id
+from evaluation.records.intervals import balanced_halves
 from training.config.errors import UserError
 from training.config.experiment import MetricName
 
@@ -74,12 +75,12 @@ def test_precision_and_recall_distinguish_too_little_variety_from_too_much() -> 
     assert wide["recall"] > narrow["recall"]
 
 
-def test_the_recall_without_a_block_is_that_of_the_other_samples() -> None:
+def test_the_recall_of_a_half_is_that_of_its_samples() -> None:
     sample, real = _features(100, 4, 0, shift=0.5), _features(150, 4, 1)
-    without = recall_without_blocks(sample, real, 3)
-    rest = [torch.cat([sample[: 10 * b], sample[10 * (b + 1) :]]) for b in range(10)]
+    blocks = sample.tensor_split(8)
+    halves = [torch.cat([block for block, chosen in zip(blocks, half.tolist(), strict=True) if chosen]) for half in balanced_halves()]
     # Counts of real images: equal, unless a distance is within rounding of a radius.
-    assert without == pytest.approx([precision_recall(part, real)[1].value for part in rest], abs=1e-6)
+    assert recall_of_halves(sample, real, 3) == pytest.approx([precision_recall(half, real)[1].value for half in halves], abs=1e-6)
 
 
 def test_a_perfect_models_precision_and_recall_are_as_stated() -> None:
