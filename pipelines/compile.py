@@ -31,6 +31,7 @@ PIPELINES: dict[str, str] = {
     "ablation": "pipelines.ablation",
     "nightly-fid": "pipelines.nightly_fid",
     "compare": "pipelines.compare",
+    "tune": "pipelines.tune",
 }
 """Name -> module. Each module has `PIPELINE`, and `LITERALS`: parameter -> the values that a drop-down offers."""
 

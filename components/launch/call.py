@@ -62,12 +62,13 @@ class Call:
         return storage.exists(self.result_uri)
 
     def progress(self) -> int:
-        """Return the step of the run's last checkpoint; 0 for a step that has none."""
+        """Return the step of the run's last checkpoint, or the number of trials that a tuning has recorded; 0 for another step."""
         if not self.step.run_files:
             return 0
         from training.checkpoints import checkpoint
 
-        return max(storage.retry(lambda: checkpoint.steps(self.directory_uri)), default=0)
+        steps = storage.retry(lambda: checkpoint.steps(self.directory_uri))
+        return max(steps, default=0) or len(storage.retry(lambda: list(storage.list_uris(storage.join(self.directory_uri, "trials")))))
 
     def result(self) -> Any:
         """Return the value that the step returned."""

@@ -20,8 +20,8 @@ from training.tracking.references import Records
 
 State = Literal["live", "referenced", "unknown", "garbage"]
 
-_ADDRESS = re.compile(r"(?:runs|ablations)/[^\s\"'`,;()<>\\\]]+")
-_DIRECTORY = re.compile(r"((?:runs|ablations)/[^/]+)/(.+)")
+_ADDRESS = re.compile(r"(?:runs|ablations|tunings)/[^\s\"'`,;()<>\\\]]+")
+_DIRECTORY = re.compile(r"((?:runs|ablations|tunings)/[^/]+)/(.+)")
 _CHECKPOINT = re.compile(r"((?:rebuilt/[^/]+/)?checkpoints/step=\d{8})/[^/]+$")
 _INTERMEDIATE = re.compile(rf"((?:{EVALUATIONS}/work|{SAMPLES}/images)-[^/]+)/")
 _GUIDE = re.compile(r'"guidance_step":\s*(\d+)')

@@ -95,12 +95,16 @@ def resolve_experiment_form(preset: str, overrides: Sequence[str], file: str, se
     Raises:
         UserError: A value does not fit, or there is no such file.
     """
+    text = read_experiment_file(file)
+    return resolve_experiment(preset="" if text else preset, file_text=text, overrides=overrides, seed=seed if seed >= 0 else None)
+
+
+def read_experiment_file(file: str) -> str:
+    """Return the text of an experiment file, which a form has as text or as its s3:// address; empty where it is empty."""
     from training import storage
 
     text = file.strip()
-    if text.startswith("s3://") and "\n" not in text:
-        text = storage.read_bytes(text).decode(errors="replace")
-    return resolve_experiment(preset="" if text else preset, file_text=text, overrides=overrides, seed=seed if seed >= 0 else None)
+    return storage.read_bytes(text).decode(errors="replace") if text.startswith("s3://") and "\n" not in text else text
 
 
 def require_force_from(step: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.cluster.names import SERVICES_CONFIG_MAP
@@ -26,7 +26,7 @@ from training.config.addresses import is_cluster_internal
 from training.config.experiment import Experiment, Resources
 from training.console import say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
-from training.tracking.runs import NUM_WORKERS_TAG, STEP_TAG, TRAIN_STEP
+from training.tracking.runs import NUM_WORKERS_TAG, PRUNED_TAG, STEP_TAG, TRAIN_STEP, TRIAL_TAG
 
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status, TrackedRun
@@ -35,6 +35,8 @@ _QUICK_SECONDS = 5.0
 """Time in which a healthy MLflow has received the end of a run."""
 _LAST_SECONDS = 60.0
 """Time to wait for an MLflow that does not answer, before the reaper has to close the run."""
+
+StopRule = Callable[[Sequence[Mapping[str, Any]]], str | None]
 
 
 def train_run(
@@ -49,6 +51,8 @@ def train_run(
     force_from: str = "",
     *,
     ray_address: str = "local",
+    trial: str = "",
+    prune: StopRule | None = None,
 ) -> str:
     """Train an experiment, resume it, or find it trained.
 
@@ -63,6 +67,9 @@ def train_run(
         parent_run_id: The MLflow run of the sweep's trial that this training belongs to; empty for a training of its own.
         force_from: "train" trains again, in a directory of its own, what this pipeline's run found trained or begun.
         ray_address: "local", or a Ray cluster's address.
+        trial: The label of the tuning's trial that this training is; `parent_run_id` is then the tuning's run.
+        prune: Takes the scores so far, and returns why the training is given up, or None. It then ends after a checkpoint, without a
+            result, and a later call resumes it. It is sent to the process that trains.
 
     Returns:
         The run's directory; `result.json` in it says how training ended, and names the weights that scored best.
@@ -95,13 +102,23 @@ def train_run(
     tracked: TrackedRun | None = None
     with stop_flag() as stop:
         try:
-            tags = {"iddpm.data_uri": data_uri, NUM_WORKERS_TAG: str(worker_resources.num_workers), STEP_TAG: TRAIN_STEP}
+            tags = {
+                "iddpm.data_uri": data_uri,
+                NUM_WORKERS_TAG: str(worker_resources.num_workers),
+                STEP_TAG: TRAIN_STEP,
+                PRUNED_TAG: "",
+            }
+            tags |= {TRIAL_TAG: trial} if trial else {}
             tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, tags, pipeline_run_id, parent_run_id), stop)
             note_attempt(run.uri)
-            result = _train(run, worker_resources, data_uri, reference_uri, tracked.run_id, ray_address, stop)
-            result |= {"tracking_run_id": tracked.run_id, "run_key": run.key, "data_uri": data_uri}
-            run_stoppable(lambda: storage.retry(lambda: storage.write_json(storage.join(run.uri, RESULT), result)), stop)
-            status = "FINISHED"
+            result, pruned = _train(run, worker_resources, data_uri, reference_uri, tracked.run_id, ray_address, stop, prune)
+            if pruned:
+                tracked.set_tags({PRUNED_TAG: pruned})
+                status = "KILLED"
+            else:
+                result |= {"tracking_run_id": tracked.run_id, "run_key": run.key, "data_uri": data_uri}
+                run_stoppable(lambda: storage.retry(lambda: storage.write_json(storage.join(run.uri, RESULT), result)), stop)
+                status = "FINISHED"
         except (SystemExit, KeyboardInterrupt):
             status = "KILLED"
             raise
@@ -116,14 +133,15 @@ def _finish(tracked: TrackedRun, status: Status, run_uri: str, stop: StopFlag) -
 
     The reaper's mark comes first: a program that was stopped may be killed while it waits.
     """
+    was_stopped = status == "KILLED" and stop.is_set  # a pruned run is killed too, but has time
     leave_mark(run_uri, {"run_uri": run_uri, "run_id": tracked.run_id})
     delivered = tracked.finish(status, timeout_seconds=_QUICK_SECONDS)
     deadline = time.monotonic() + _LAST_SECONDS
-    while not delivered and time.monotonic() < deadline and not (stop.is_urgent if status == "KILLED" else stop.is_set):
+    while not delivered and time.monotonic() < deadline and not (stop.is_urgent if was_stopped else stop.is_set):
         delivered = tracked.flush(timeout_seconds=1.0)
     if not delivered:
         say(f"MLflow does not answer and shows this run as running; the reaper or the same command closes it as {status}")
-    elif status != "KILLED":
+    elif not was_stopped:
         try:
             update_mlflow(run_uri, tracked.run_id)  # the workers may have recorded more than they could send
         except storage.StorageError as error:
@@ -165,8 +183,16 @@ def _existing_reference(reference_uri: str, arguments: Mapping[str, Any], ray_ad
 
 
 def _train(
-    run: Run, resources: Resources, data_uri: str, reference_uri: str, tracking_run_id: str, ray_address: str, stop: StopFlag
-) -> dict[str, Any]:
+    run: Run,
+    resources: Resources,
+    data_uri: str,
+    reference_uri: str,
+    tracking_run_id: str,
+    ray_address: str,
+    stop: StopFlag,
+    prune: StopRule | None,
+) -> tuple[dict[str, Any], str]:
+    """Return the result, and why the training was pruned; one of them is empty."""
     from evaluation.monitoring import early_stopping
     from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
     from training.checkpoints import checkpoint
@@ -186,6 +212,7 @@ def _train(
         data_uri=data_uri,
         device="cuda" if on_gpu else "cpu",
         precision="bf16" if on_gpu else "fp32",
+        stop_rule=prune,
     )
     job = Job(
         experiment=experiment,
@@ -201,11 +228,15 @@ def _train(
         stop.raise_if_set()
     history = run_stoppable(lambda: storage.retry(lambda: read_history(run_uri)), stop)
     decision = early_stopping.decide(history, experiment.evaluation)
+    pruned = prune(history) if prune is not None and outcome.stop_reason and not decision.stop else None
+    if pruned:
+        say(f"pruned at step {outcome.step:,} of {experiment.optim.num_steps:,}: {pruned}")
+        return {}, pruned
     best_step = decision.best_step if decision.best_step is not None else outcome.step
     best_weights = decision.best_weights or f"ema_{experiment.optim.ema_decays[0]}" if experiment.optim.ema_decays else "model"
     if outcome.stop_reason:
         say(f"stopped at step {outcome.step:,} of {experiment.optim.num_steps:,}: {outcome.stop_reason}")
-    return {
+    result = {
         "step": outcome.step,
         "stop_reason": outcome.stop_reason,
         "best_step": best_step,
@@ -214,3 +245,4 @@ def _train(
         "best_checkpoint_uri": checkpoint.checkpoint_uri(run_uri, best_step),
         "num_scored": len(history),
     }
+    return result, ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,7 @@ class CheckpointScorer:
         data_uri: The data set; an upsampler enlarges its training images, downsampled.
         batch_size: Images per batch; 0 takes the default for this image size.
         precision: "bf16" is good enough for a score, and several times as fast on a GPU.
+        stop_rule: Takes the scores, and returns a reason to stop that early stopping does not know, or None; a tuning prunes by it.
     """
 
     evaluation: EvaluationConfig
@@ -52,6 +53,7 @@ class CheckpointScorer:
     batch_size: int = 0
     precision: Precision = "fp32"
     device: str = "auto"
+    stop_rule: Callable[[Sequence[Mapping[str, Any]]], str | None] | None = None
 
     def score(self, checkpoint_uri: str) -> dict[str, Any]:
         """Score every decay of a checkpoint by the experiment's scoring protocol, and store score and sample grid.
@@ -122,7 +124,9 @@ class CheckpointScorer:
     def stop_reason(self, history: Sequence[Mapping[str, Any]]) -> str | None:
         """Return why training should stop; None while it should not."""
         decision = early_stopping.decide(history, self.evaluation)
-        return decision.reason if decision.stop else None
+        if decision.stop or self.stop_rule is None:
+            return decision.reason if decision.stop else None
+        return self.stop_rule(history)
 
     def metrics(self, score: Mapping[str, Any]) -> dict[str, float]:
         """Return the distance of each decay and the best of them, under MLflow's metric names."""

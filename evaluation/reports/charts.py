@@ -61,7 +61,7 @@ class Line:
         points: x -> y and its error; the error is 0 where it is unknown. Errors are drawn as a band.
         style: Index of its colour and marker.
         dashes: Index of its dash pattern.
-        faint: Draw it thin and pale, as the background of another line.
+        faint: Draw it thin and pale, as the background of another line; only a single point has a marker.
     """
 
     label: str
@@ -172,8 +172,8 @@ def _draw(axes: Axes, line: Line) -> None:
         ys,
         color=colour,
         linestyle=_DASHES[line.dashes % len(_DASHES)],
-        marker=None if len(xs) > _MAX_MARKED_POINTS or line.faint else _MARKERS[line.style % len(_MARKERS)],
-        markersize=5.5,
+        marker=None if len(xs) > _MAX_MARKED_POINTS or (line.faint and len(xs) > 1) else _MARKERS[line.style % len(_MARKERS)],
+        markersize=3 if line.faint else 5.5,
         linewidth=0.8 if line.faint else 1.8,
         alpha=0.4 if line.faint else 1.0,
         label=line.label,

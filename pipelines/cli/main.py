@@ -24,6 +24,7 @@ from pipelines.cli import (
     services,
     serving,
     studies,
+    tune,
 )
 from training import console
 from training.config.addresses import without_passwords
@@ -37,7 +38,7 @@ app = typer.Typer(
     help="Improved DDPM as pipelines: prepare data, train, evaluate and report, on this machine or on Kubeflow.",
     epilog="To begin, `iddpm demo` trains a small model of real handwritten digits in a few minutes.",
 )
-for group in (services, runs, models, scoring, serving, nightly, studies, ablations, reproduce, data, retention, cluster, schedules):
+for group in (services, runs, tune, models, scoring, serving, nightly, studies, ablations, reproduce, data, retention, cluster, schedules):
     group.register(app)
 
 

@@ -25,7 +25,7 @@ EXPERIMENT = typer.Option("", help="Experiment in KFP; empty takes iddpm, which 
 CREATE_EXPERIMENT = typer.Option(False, "--create-experiment", help="Create the experiment if it is missing.")
 CLUSTER_ZONE = typer.Option("UTC", help="Time zone in which KFP reads cron expressions; `iddpm doctor` shows it.")
 JSON = typer.Option(False, "--json", help="Print JSON.")
-PIPELINE = typer.Argument(..., help="train, ablation, nightly-fid or compare.")
+PIPELINE = typer.Argument(..., help="train, ablation, nightly-fid, compare or tune.")
 
 
 def _option(default: Any, *names: str, help_text: str) -> Any:

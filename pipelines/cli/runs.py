@@ -162,7 +162,7 @@ def _num_held_out(images: str) -> int:
 
 
 def run(
-    pipeline: str = typer.Argument("train", help="train, ablation, nightly-fid or compare."),
+    pipeline: str = typer.Argument("train", help="train, ablation, nightly-fid, compare or tune."),
     preset: str = options.PRESET,
     overrides: list[str] = options.SET,
     parameters: list[str] = options.PARAM,

@@ -32,6 +32,8 @@ _KINDS: dict[str, tuple[type, str]] = {
     "LIST": (list, "a JSON list"),
     "STRUCT": (dict, "a JSON object"),
 }
+_TUNING = {"experiment": ("preset", "overrides", "file"), "tune": ("search", "trials", "options")}
+"""The tune pipeline's parameters that make a request, by their prefix, in the order of `components.tuning.directory.from_form`."""
 _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?")
 _RESOURCES = "_resources"
 """End of the name of a stage's parameter; see `components.launch.resources`."""
@@ -272,6 +274,9 @@ def _require_experiment(pipeline: CompiledPipeline, arguments: Mapping[str, Any]
         raise ArgumentsError(f'--param {OVERRIDES} is a JSON list of words like ["optim.num_steps=500"]')
     if "ablation_name" in pipeline.parameters:
         _ablation_trials(chosen)
+    elif "tune_search" in pipeline.parameters:
+        if not chosen[FILE].startswith("s3://"):
+            _require_tuning(chosen)
     elif {PRESET, OVERRIDES, FILE, "seed"} & arguments.keys() and not chosen[FILE].startswith("s3://"):
         resolve_experiment_form(chosen[PRESET], chosen[OVERRIDES], chosen[FILE], chosen["seed"])
 
@@ -280,6 +285,13 @@ def _ablation_trials(chosen: Mapping[str, Any]) -> Sequence[Any]:
     from evaluation.ablations.definitions.request import from_parameters
 
     return from_parameters(chosen).trials()
+
+
+def _require_tuning(chosen: Mapping[str, Any]) -> None:
+    from components.tuning.directory import from_form
+
+    experiment, tune = ([chosen[f"{group}_{name}"] for name in names] for group, names in _TUNING.items())
+    from_form(*experiment, *tune)
 
 
 def _value(name: str, text: str, definition: Mapping[str, Any]) -> Any:

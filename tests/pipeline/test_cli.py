@@ -139,6 +139,9 @@ def test_show_prints_an_experiment_file_that_reads_back_to_the_same_experiment(r
         (("run", "train", "--resources", "train.num_workers=0"), "train_resources.num_workers: must be at least 1, got 0"),
         (("run", "train", "--resources", "train.precision=fp16"), "train_resources.precision: Input should be 'fp32' or 'bf16'"),
         (("run", "nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset and no --set"),
+        (("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..2"), "model.dropout: must be in [0, 1), got 2.0"),
+        (("tune", "digits-hybrid-cosine", "--search", "model.dropout=0..0.2", "--reduction", "1"), "reduction: must be 2 or more, or 0"),
+        (("tune", "my.toml", "--search", "model.dropout=0..0.2"), "my.toml: cannot be read as an experiment file"),
     ],
 )
 def test_a_run_that_can_not_work_is_refused_before_anything_starts(

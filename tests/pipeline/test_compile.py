@@ -100,7 +100,9 @@ def _tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_only_what_its_arguments_and_the_image_determine_is_taken_from_the_cache(name: str, texts: dict[str, str]) -> None:
     tasks = {key: task for key, task in _tasks(parse(texts[name])[0]).items() if "cachingOptions" in task}
     cached = {key for key, task in tasks.items() if task["cachingOptions"].get("enableCache", False)}
-    assert cached == {"train": {"reference"}, "ablation": {"reference"}, "nightly-fid": set(), "compare": set()}[name]
+    assert (
+        cached == {"train": {"reference"}, "ablation": {"reference"}, "nightly-fid": set(), "compare": set(), "tune": {"reference"}}[name]
+    )
     for key in cached:
         assert {"pipelinechannel--image"} <= set(tasks[key]["inputs"]["parameters"])
 
@@ -115,7 +117,8 @@ def test_the_cached_reference_is_known_by_the_digest_of_its_images(texts: dict[s
 _RAY_STEPS = [("train", step) for step in ("preprocess", "reference", "train", "evaluate")]
 _RAY_STEPS += [("ablation", step) for step in ("preprocess", "reference", "train-trial", "measure-trial", "joint-measure")]
 _RAY_STEPS += [("nightly-fid", "score-model"), ("compare", "compare-models")]
-_STAGES = {"preprocess": "data", "train": "train", "train-trial": "train"}
+_RAY_STEPS += [("tune", step) for step in ("preprocess", "reference", "tune")]
+_STAGES = {"preprocess": "data", "train": "train", "train-trial": "train", "tune": "train"}
 _STAGES |= dict.fromkeys(("reference", "evaluate", "measure-trial", "joint-measure", "score-model", "compare-models"), "evaluate")
 
 

@@ -54,7 +54,7 @@ def read_experiment_file(text_or_path: str | Path) -> Experiment:
     Raises:
         UserError: The file does not exist or is not TOML, has no `base`, or has an unknown field or a value that its field can't take.
     """
-    tables = _parse(_text_of(text_or_path))
+    tables = _parse(read_text(text_or_path))
     require("base" in tables, "base", 'the file needs base = "a preset"; `iddpm presets` lists them')
     base = tables.pop("base")
     require(isinstance(base, str), "base", f"must be the name of a preset in quotes, got {base!r}")
@@ -80,7 +80,8 @@ def _differences(plain: Mapping[str, Any], usual: Mapping[str, Any], path: str) 
     return lines
 
 
-def _text_of(text_or_path: str | Path) -> str:
+def read_text(text_or_path: str | Path) -> str:
+    """Return the text of an experiment file, which is given as text or as its path; see `read_experiment_file`."""
     if isinstance(text_or_path, str) and ("\n" in text_or_path or not text_or_path.strip().endswith(".toml")):
         return text_or_path
     try:

@@ -9,6 +9,7 @@ from training.tracking.client import connect, request
 from training.tracking.runs import RUN_KEY_TAG, RUN_URI_TAG, all_pages
 
 ABLATION_URI_TAG = "iddpm.ablation_uri"
+TUNING_URI_TAG = "iddpm.tuning_uri"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +61,7 @@ def read_records() -> Records:
 
 def _recorded(run: Any) -> RecordedRun:
     tags = run.data.tags
-    named = (tags.get(RUN_URI_TAG) or tags.get(ABLATION_URI_TAG) or "").rstrip("/")
+    named = (tags.get(RUN_URI_TAG) or tags.get(ABLATION_URI_TAG) or tags.get(TUNING_URI_TAG) or "").rstrip("/")
     return RecordedRun(
         run_id=run.info.run_id,
         directory_uri=named if named.rpartition("/")[2] == tags[RUN_KEY_TAG] else "",

@@ -16,10 +16,12 @@ from training.tracking.runs import (
     ERROR_TAG,
     NUM_WORKERS_TAG,
     PIPELINE_RUN_TAG,
+    PRUNED_TAG,
     RUN_KEY_TAG,
     RUN_URI_TAG,
     STEP_TAG,
     TRAIN_STEP,
+    TRIAL_TAG,
     all_pages,
     is_training,
 )
@@ -28,7 +30,6 @@ from training.tracking.tracked_run import PARENT_TAG
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_TRIAL_TAG = "iddpm.trial"
 _SCORE = "score/best"
 _STATES = {"SCHEDULED": "running"}
 _PAGE = 100
@@ -47,7 +48,7 @@ class Training:
         tracking_run_id: Its run in MLflow.
         pipeline_run_id: The pipeline's run that worked on it last.
         trial: The label of the sweep's trial that it belongs to; empty for a training of its own.
-        state: "running", "finished", "failed" or "killed"; or the later step that works on it, like "evaluate".
+        state: "running", "finished", "failed", "killed" or "pruned"; or the later step that works on it, like "evaluate".
         error: The error that ended it.
         step: Updates so far.
         num_steps: Updates in all, unless it stops early.
@@ -103,12 +104,12 @@ class LatestTrainings:
         found: list[Any] = []
         trials: dict[str, str] = {}
         for page in _pages(client):
-            trials |= {run.info.run_id: run.data.tags[_TRIAL_TAG] for run in page if _TRIAL_TAG in run.data.tags}
+            trials |= {run.info.run_id: run.data.tags[TRIAL_TAG] for run in page if TRIAL_TAG in run.data.tags}
             found += [run for run in page if is_training(run.data.tags)]
             if len(found) >= count:
                 break
         return [
-            self._training(client, run, trials.get(run.data.tags.get(PARENT_TAG, ""), ""))
+            self._training(client, run, run.data.tags.get(TRIAL_TAG) or trials.get(run.data.tags.get(PARENT_TAG, ""), ""))
             for run in found[:count]
             if pipeline_run_ids is None or run.data.tags.get(PIPELINE_RUN_TAG) in pipeline_run_ids
         ]
@@ -119,6 +120,7 @@ class LatestTrainings:
         state = _STATES.get(run.info.status, run.info.status.lower())
         if state == "running" and tags.get(STEP_TAG, TRAIN_STEP) != TRAIN_STEP:
             state = tags[STEP_TAG]
+        state = "pruned" if state == "killed" and tags.get(PRUNED_TAG) else state
         rate = latest["train/images_per_second"].value if "train/images_per_second" in latest else None
         step = max((int(metric.step) for key, metric in latest.items() if key.startswith("train/")), default=0)
         num_steps, batch_size = (int(params.get(f"optim.{name}", 0)) for name in ("num_steps", "global_batch_size"))

@@ -1,0 +1,59 @@
+"""A tuning's directory, `<root>/tunings/<key>/`: the request (`plan.json`), `trials/*.json`, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.steps.settings import read_experiment_file
+from evaluation.tuning.request import TuneRequest, read_options
+from training import storage
+from training.data.format.manifest import read_manifest
+
+PLAN = "plan.json"
+
+
+def from_form(
+    preset: str, overrides: Sequence[str], file: str, search: Sequence[str], trials: int, options: Mapping[str, Any]
+) -> TuneRequest:
+    """Make a request from the values of the pipeline's form, and check it.
+
+    Args:
+        preset: Name of a preset; unused if there is a file.
+        overrides: Overrides of every trial.
+        file: Text of an experiment file (TOML), or its s3:// address; empty takes the preset.
+        search: The searched fields; see `evaluation.tuning.search.parse_search`.
+        trials: Number of trials.
+        options: Fields of `evaluation.tuning.request.TuneOptions`.
+
+    Raises:
+        UserError: A value does not fit; the message names it.
+    """
+    text = read_experiment_file(file)
+    request = TuneRequest(
+        preset="" if text else preset,
+        file=text,
+        overrides=tuple(overrides),
+        search=tuple(search),
+        trials=trials,
+        options=read_options(options),
+    )
+    request.axes()
+    return request
+
+
+def tuning_uri(request: TuneRequest, data_uri: str, storage_root_uri: str) -> str:
+    """Return the directory of a tuning on that data set."""
+    digest = read_manifest(storage.join(data_uri, "train")).content_digest
+    return storage.join(storage_root_uri, "tunings", request.key(digest))
+
+
+def tune_files(arguments: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the tuning's key, its directory, and the file that says that this call is done, from the arguments of the tune step.
+
+    Another pipeline's run, or one with more trials, is another call and goes on with the same tuning.
+    """
+    request = TuneRequest.from_dict(arguments["request"])
+    uri = tuning_uri(request, arguments["data_uri"], arguments["storage_root_uri"])
+    done = f"{arguments.get('pipeline_run_id') or 'local'}-{request.trials}.json"
+    return uri.rpartition("/")[2], uri, storage.join(uri, "done", done)

@@ -1,0 +1,61 @@
+"""tune: a search over a preset's fields that learns from its trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from pipelines.cli import options
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Pipelines")(tune)
+
+
+def tune(
+    preset: str = typer.Argument(..., help="Preset, or experiment file (TOML), whose fields are searched."),
+    search: list[str] = typer.Option(
+        ...,
+        "--search",
+        help="A searched field: FIELD=LOW..HIGH, FIELD=log:LOW..HIGH (by factor), or FIELD=[A,B,C]; like "
+        "optim.learning_rate=log:1e-4..1e-2. Whole numbers where the field is one. May be repeated.",
+    ),
+    trials: int = typer.Option(20, min=1, help="Number of trials in all; more of them go on with the same tuning."),
+    time_limit: str = typer.Option("", help="No trial starts after this time, like 8h; the same command goes on."),
+    overrides: list[str] = typer.Option([], "--set", help="Override of every trial, like optim.num_steps=500; may be repeated."),
+    seed: int = typer.Option(0, min=0, help="Seed of the suggestions; the experiment's own is --set seed=N."),
+    reduction: int = typer.Option(3, help="At each rung one of so many trials goes on, the others are pruned; 0 prunes none."),
+    source: str = typer.Option("", help="Source of the images; empty takes the data set's own."),
+    num_workers: int = typer.Option(1, min=1, help="Training processes of a trial."),
+    gpu: bool = typer.Option(False, help="Train on GPUs."),
+) -> None:
+    """Search a preset's fields for the smallest distance at checkpoints: TPE suggests each trial from those before it, ASHA prunes.
+
+    Every trial is an ordinary run. Stopped, the same command goes on; `iddpm train` goes on from a pruned one.
+    """
+    from evaluation.tuning.request import TuneOptions, TuneRequest
+    from pipelines.client.timing import parse_duration
+    from pipelines.local.training import shorten_path
+    from pipelines.local.tune import run_tuning
+    from pipelines.services import services
+    from training.config.files import read_text
+
+    hours = parse_duration(time_limit, "--time-limit") / 3600 if time_limit else 0.0
+    is_file = preset.endswith(".toml")
+    request = TuneRequest(
+        preset="" if is_file else preset,
+        file=read_text(Path(preset)) if is_file else "",
+        overrides=tuple(overrides),
+        search=tuple(search),
+        trials=trials,
+        options=TuneOptions(seed=seed, reduction=reduction, hours=hours),
+    )
+    request.axes()  # refuses what does not fit before anything starts
+    resources = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu), "num_threads": 0 if gpu or num_workers > 1 else 1}
+    result = run_tuning(request, services.up(), source=source, resources=resources)
+    for line in result.lines:
+        options.out(line)
+    options.out(f"report  {shorten_path(result.folder / 'report.html')}")
+    options.out(f"best    {shorten_path(result.folder / 'best.toml')}; `iddpm train` takes it")

@@ -1,0 +1,150 @@
+"""Tunings: the searched fields, suggestions that are a function of the records, pruning against Optuna's own, and the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
+from evaluation.tuning.optimiser import Pruner, suggest
+from evaluation.tuning.page import render
+from evaluation.tuning.record import TrialRecord, best_of, read_records, write_record
+from evaluation.tuning.request import TuneOptions, TuneRequest
+from training import storage
+from training.config.errors import UserError
+from training.config.files import read_experiment_file
+
+RATE, DROPOUT, WIDTH = "optim.learning_rate", "model.dropout", "model.model_channels"
+REQUEST = TuneRequest(
+    preset="digits-tiny-hybrid-cosine",
+    search=(f"{RATE}=log:1e-4..1e-2", f"{DROPOUT}=0..0.3", f"{WIDTH}=[32,64]"),
+    trials=20,
+)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.lerning_rate=0.1..1", "there is no 'lerning_rate' in 'optim'; did you mean 'learning_rate'"),
+        (f"{RATE}=0..1", f"{RATE}: must be a finite number above 0, got 0.0"),
+        (f"{RATE}=log:0.1..0.01", "the range log:0.1..0.01 is empty: 0.1 is not less than 0.01"),
+        (f"{DROPOUT}=log:0..0.3", "a logarithmic range begins above 0"),
+        (f"{DROPOUT}=0..2", f"{DROPOUT}: must be in [0, 1), got 2.0"),
+        (f"{DROPOUT}=0.1", "'0.1' is no range and no list of choices; write LOW..HIGH, log:LOW..HIGH or [A,B,C]"),
+        (DROPOUT, "a searched field reads section.field=VALUES"),
+        (f"{WIDTH}=[32,48]", f"{WIDTH}: must be a multiple of 32"),
+        (f"{WIDTH}=[32]", "needs two or more different choices"),
+        ("model.num_res_blocks=1..2.5", "model.num_res_blocks: Input should be a valid integer"),
+        ("diffusion.schedule=[linear,cos]", "Input should be 'linear' or 'cosine', got 'cos'"),
+        ("optim.ema_decays=0.9..0.99", "(0.9,) is not a number, so it has no range"),
+        ("data.image_size=8..16", "data.image_size: can't be searched: trials on other images can't be compared"),
+        ("evaluation.scoring_num_samples=10..20", "can't be searched: it makes the scores"),
+    ],
+)
+def test_what_can_not_be_searched_is_refused_in_one_line(word: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        TuneRequest(preset=REQUEST.preset, search=(word,), trials=2).axes()
+    assert message in str(error.value)
+
+
+def _bowl(params: dict[str, Any]) -> float:
+    """A score with its minimum 0 at a learning rate of 0.002 and no dropout."""
+    return abs(math.log10(params[RATE] / 2e-3)) + params[DROPOUT]
+
+
+def _extend(uri: str, num_trials: int, *, seed: int = 0, score: Callable[[dict[str, Any]], float] = _bowl) -> list[TrialRecord]:
+    for number in range(len(read_records(uri)), num_trials):
+        params = suggest(REQUEST.axes(), REQUEST.experiment(), read_records(uri), number=number, seed=seed)
+        value = score(params)
+        state = "pruned" if value > 1.0 else "complete"
+        write_record(uri, TrialRecord(number=number, params=params, state=state, score=value, best_step=100, scores=((100, value),)))
+    return read_records(uri)
+
+
+def test_a_tuning_that_was_killed_goes_on_with_the_same_suggestions(tmp_path: Path) -> None:
+    whole, killed = f"{tmp_path}/whole", f"{tmp_path}/killed"
+    assert _extend(whole, 12)[0].params == {RATE: 0.002, DROPOUT: 0.0, WIDTH: "32"}  # the preset's own values are the first trial
+    for num_trials in (1, 3, 7, 12):
+        _extend(killed, num_trials)
+    assert read_records(killed) == read_records(whole)
+    assert len({str(record.params) for record in read_records(whole)}) == 12
+    other = suggest(REQUEST.axes(), REQUEST.experiment(), read_records(whole)[:6], number=6, seed=1)
+    assert other != read_records(whole)[6].params
+
+
+def test_suggestions_learn_from_the_trials_before(tmp_path: Path) -> None:
+    # Of random trials the mean score is E|log10 u| + 0.15 = 0.54 + 0.15, the same for all; over 4 x 10 trials its standard error is 0.06.
+    records = [_extend(f"{tmp_path}/{seed}", 20, seed=seed) for seed in range(4)]
+    learnt = np.mean([record.score for each in records for record in each[10:]])
+    assert learnt < 0.69 - 3 * 0.06
+
+
+def test_the_pruner_decides_as_optuna_does_in_a_study_that_lives() -> None:
+    random = np.random.default_rng(3)
+    curves = [sorted(random.uniform(1, 9, 6), reverse=True) for _ in range(30)]
+    study = optuna.create_study(pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=100, reduction_factor=2))
+    theirs, ours, rungs = [], [], []
+    for curve in curves:
+        trial, end = study.ask(), None
+        for step, score in zip(range(100, 700, 100), curve, strict=True):
+            trial.report(score, step)
+            if trial.should_prune():
+                end = step
+                break
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED if end else None, values=None if end else curve[-1])
+        theirs.append(end)
+        pruner = Pruner(rungs=tuple(rungs), min_steps=100, reduction=2)
+        history = [
+            {"step": step, "scores": {"a": score, "b": score + 1, "c": None}}
+            for step, score in zip(range(100, 700, 100), curve, strict=True)
+        ]
+        ours.append(next((step["step"] for number, step in enumerate(history, 1) if pruner(history[:number])), None))
+        assert (pruner(history) is None) == (ours[-1] is None)  # what is pruned once stays pruned
+        rungs.append(pruner.judge(history)[1])
+    assert ours == theirs
+    assert {100, 200, 400, None} == set(ours)
+
+
+def test_early_stopping_finishes_a_training_before_the_pruner_gives_it_up() -> None:
+    evaluation = REQUEST.experiment().override(["evaluation.patience=1"]).evaluation
+    scorer = CheckpointScorer(evaluation=evaluation, reference_uri="", stop_rule=lambda history: "pruned" if len(history) > 1 else None)
+    better = [{"step": step, "scores": {"a": 9.0 / step}} for step in (1, 2)]
+    assert [scorer.stop_reason(better[:count]) for count in (1, 2)] == [None, "pruned"]
+    assert "no gain" in str(scorer.stop_reason([better[0], {"step": 2, "scores": {"a": 9.5}}]))
+
+
+def test_the_best_trial_is_first_on_the_page_and_its_file_is_its_experiment(tmp_path: Path) -> None:
+    run_uri = f"{tmp_path}/runs/digits-0123456789"
+    protocol = {"distance": "FD(digits-classifier)", "num_samples": 250, "sampler": "DPM-Solver++"}
+    storage.write_json(f"{run_uri}/evaluations/step=00000100.json", {"step": 100, "scores": {"a": 7.5}, "protocol": protocol})
+    params = {RATE: 0.003142, DROPOUT: 0.125, WIDTH: "64"}
+    known: dict[str, Any] = {"params": params, "run_uri": run_uri, "best_step": 100}
+    records = [
+        TrialRecord(number=0, state="complete", score=9.25, scores=((100, 9.25),), **known),
+        TrialRecord(number=1, state="pruned", score=1.125, scores=((100, 1.125),), **known),
+        TrialRecord(number=2, state="complete", score=7.5, scores=((100, 7.5), (200, 8.0)), **known),
+        TrialRecord(number=3, state="failed", params=params, reason="the gradient was not finite"),
+    ]
+    assert best_of(records) == records[2]
+    page = render(REQUEST, records, links={"Directory": "s3://iddpm/tunings/x"})
+    positions = [page.index(f"<td>{number}</td>") for number in (2, 0, 1, 3)]
+    assert positions == sorted(positions)
+    assert '<tr class="ours"><td>2</td><td>complete</td>' in page
+    for text in ("FD(digits-classifier)", "learning_rate = 0.003142", "Trial 3 failed.</strong> the gradient was not finite", "<svg"):
+        assert text in page
+    assert read_experiment_file(REQUEST.as_file(params)) == REQUEST.trial(params)
+    assert render(REQUEST, [], links={})  # while the first trial runs
+
+
+def test_more_trials_are_the_same_tuning_and_another_seed_is_another() -> None:
+    more = TuneRequest(preset=REQUEST.preset, search=REQUEST.search, trials=40, options=TuneOptions(hours=2.0))
+    other = TuneRequest(preset=REQUEST.preset, search=REQUEST.search, trials=20, options=TuneOptions(seed=1))
+    assert more.key("digest") == REQUEST.key("digest") != other.key("digest")
+    assert REQUEST.key("other images") != REQUEST.key("digest")
+    assert TuneRequest.from_dict(more.to_dict()) == more
