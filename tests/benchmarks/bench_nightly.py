@@ -67,8 +67,8 @@ def autocorrelated(generator: np.random.Generator, shape: tuple[int, int]) -> Nu
 NOISES = {"normal": normal, "heavy-tailed": heavy_tailed, "autocorrelated": autocorrelated}
 
 
-def simulate(noise: str, rule: Rule, *, num_models: int = NUM_MODELS, seed: int = 0) -> dict[str, float]:
-    """Return the measures of one kind of noise by name."""
+def simulate(noise: str, rule: Rule, *, num_models: int = NUM_MODELS, seed: int = 0, error_scale: float = 1.0) -> dict[str, float]:
+    """Return the measures of one kind of noise by name; `error_scale` is the size of the known errors in standard deviations of a night."""
     generator = np.random.default_rng(seed)
     shape = (num_models, rule.baseline_nights + YEAR)
     first = NOISES[noise](generator, shape)
@@ -78,7 +78,7 @@ def simulate(noise: str, rule: Rule, *, num_models: int = NUM_MODELS, seed: int 
         if noise == "autocorrelated":
             fresh = AUTOCORRELATION * previous + np.sqrt(1 - AUTOCORRELATION**2) * generator.standard_normal(shape)
         redrawn, previous = redrawn + fresh / NUM_REDRAWN, fresh
-    errors = np.sqrt(generator.chisquare(JACKKNIFE_BLOCKS - 1, shape) / (JACKKNIFE_BLOCKS - 1))
+    errors = error_scale * np.sqrt(generator.chisquare(JACKKNIFE_BLOCKS - 1, shape) / (JACKKNIFE_BLOCKS - 1))
     trace = watch(first, redrawn, errors, rule)
     alarms = (trace.jump != 0) | (trace.slow != 0)
     found = {
@@ -121,9 +121,10 @@ def main() -> int:
         kind = int if field.name == "baseline_nights" else float
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     parser.add_argument("--num-models", type=int, default=NUM_MODELS)
+    parser.add_argument("--error-scale", type=float, default=1.0, help="known errors, in standard deviations of a night")
     given = vars(parser.parse_args())
-    num_models = given.pop("num_models")
-    measured = {noise: simulate(noise, Rule(**given), num_models=num_models) for noise in NOISES}
+    options = {name: given.pop(name) for name in ("num_models", "error_scale")}
+    measured = {noise: simulate(noise, Rule(**given), **options) for noise in NOISES}
     print(table(measured))
     print(json.dumps(measured))
     missed = 0
