@@ -19,8 +19,9 @@ from training.tracking.runs import TRAIN_STEP
 EXPERIMENT = "experiment.json"
 ATTEMPT = "attempt.json"
 """When the latest attempt to train began: `time`, in milliseconds since 1970."""
-REPEAT = "repeat.json"
-"""File in the directory of a training that was done again by force: `pipeline_run_id`, the pipeline's run that began it."""
+_REPEATS = "repeats"
+"""Directory below the storage root with a file for each training that was done again by force, by the key of the first one: the `key`
+of the last one, and the `pipeline_run_id` that began it."""
 _LONGEST_DELETION_SECONDS = 3600.0
 """A directory that has been marked for longer was left by a process that ended."""
 
@@ -62,7 +63,7 @@ def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: st
     """Return the key and the directory of a run, also of one that an earlier release made under another key.
 
     A training that is done again by force has a key and a directory of its own, KEY-2, KEY-3, ...; the last one is the run from then
-    on. What the earlier ones left stays, as reports and the registry may name it.
+    on, also after `iddpm gc` has deleted some of them. What the earlier ones left stays, as reports and the registry may name it.
 
     Args:
         experiment: The experiment.
@@ -72,27 +73,28 @@ def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: st
             began, or that another began and did not finish, goes on.
     """
 
-    def directory(key: str) -> str:
-        return storage.join(storage_root_uri, "runs", key)
+    first = _first_key(experiment, data_digest, storage_root_uri)
+    uri = storage.join(storage_root_uri, _REPEATS, f"{first}.json")
+    repeat = storage.read_json(uri) if storage.exists(uri) else {}
+    key = repeat.get("key", first)
+    goes_on = repeat and (repeat["pipeline_run_id"] == forced_by or not read_result(_directory(key, storage_root_uri)))
+    if forced_by and not goes_on and _is_there(key, storage_root_uri):
+        key = f"{first}-{int(key.removeprefix(f'{first}-')) + 1 if repeat else 2}"
+    return key, _directory(key, storage_root_uri)
 
-    def is_there(key: str) -> bool:
-        return storage.exists(storage.join(directory(key), EXPERIMENT))
 
+def _first_key(experiment: Experiment, data_digest: str, storage_root_uri: str) -> str:
+    """Return the key of a run, or that of an earlier release under which it is there."""
     keys = run_keys(experiment, data_digest)
-    first = next(filter(is_there, keys), keys[0])
-    number = 1
-    while is_there(f"{first}-{number + 1}"):
-        number += 1
-    key = f"{first}-{number}" if number > 1 else first
-    if forced_by and is_there(first) and not _goes_on(directory(key), forced_by):
-        key = f"{first}-{number + 1}"
-    return key, directory(key)
+    return next((key for key in keys if _is_there(key, storage_root_uri)), keys[0])
 
 
-def _goes_on(run_uri: str, forced_by: str) -> bool:
-    """Return True for a forced training that this pipeline's run began, or that is not finished."""
-    uri = storage.join(run_uri, REPEAT)
-    return storage.exists(uri) and (storage.read_json(uri)["pipeline_run_id"] == forced_by or not read_result(run_uri))
+def _directory(key: str, storage_root_uri: str) -> str:
+    return storage.join(storage_root_uri, "runs", key)
+
+
+def _is_there(key: str, storage_root_uri: str) -> bool:
+    return storage.exists(storage.join(_directory(key, storage_root_uri), EXPERIMENT))
 
 
 def storage_root_of(directory_uri: str) -> str:
@@ -108,7 +110,10 @@ def claim_directory(run: Run) -> None:
     """
     uri = storage.join(run.uri, EXPERIMENT)
     if run.forced_by and not storage.exists(uri):
-        storage.write_json(storage.join(run.uri, REPEAT), {"pipeline_run_id": run.forced_by})  # first: the experiment claims the directory
+        root = storage_root_of(run.uri)
+        first = _first_key(run.experiment, run.manifest.content_digest, root)
+        if run.key != first:
+            storage.write_json(storage.join(root, _REPEATS, f"{first}.json"), {"key": run.key, "pipeline_run_id": run.forced_by})
     ours = run.experiment.to_json().encode()
     if not storage.write_bytes(uri, ours, if_absent=True):
         stored = storage.read_bytes(uri)

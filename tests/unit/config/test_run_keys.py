@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -155,7 +156,8 @@ def test_a_forced_training_gets_a_directory_of_its_own_once_and_is_the_run_from_
 
     def begin(forced_by: str = "") -> str:
         key, uri = run_directory(DEMO, DIGEST, str(tmp_path), forced_by)
-        claim_directory(Run(experiment=DEMO, manifest=None, key=key, uri=uri, forced_by=forced_by))
+        manifest = SimpleNamespace(content_digest=DIGEST)
+        claim_directory(Run(experiment=DEMO, manifest=manifest, key=key, uri=uri, forced_by=forced_by))
         return uri
 
     def finish(uri: str) -> None:
@@ -172,5 +174,6 @@ def test_a_forced_training_gets_a_directory_of_its_own_once_and_is_the_run_from_
     third = begin("b")
     assert third == f"{first}-3"
     finish(third)
-    assert directory() == third
-    assert not storage.exists(f"{first}/repeat.json")
+    storage.delete_prefix(second)  # somebody has given it up
+    assert [directory(), directory("b")] == [third] * 2
+    assert directory("c") == f"{first}-4"
