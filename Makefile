@@ -40,7 +40,7 @@ setup: .venv/.stamp  ## create .venv and install the project in it
 	  fail "pip could not install the project; what it said is in $(SETUP_LOG)"; }; \
 	touch $@
 
-demo: setup  ## train, score and report a small model on this machine: digits, or DATA=fashion-mnist, or DATA=a directory of images
+demo: setup  ## train, score and report a small model on this machine: digits, or DATA=fashion, or DATA=a directory of images
 	@$(BIN)/iddpm demo $(if $(DATA),--data "$(DATA)")
 
 ablations: setup  ## every table and figure of the paper on the digits, with a gallery of their reports; SEEDS=5 repeats each trial

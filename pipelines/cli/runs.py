@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    data: str = typer.Option("digits", help="digits, fashion-mnist, or a directory, zip or tar of your own images."),
+    data: str = typer.Option("digits", help="digits, fashion (Fashion-MNIST), or a directory, zip or tar of your own images."),
     overrides: list[str] = options.SET,
     force_from: str = options.FROM,
 ) -> None:
@@ -42,7 +42,7 @@ def demo(
         compare = ("demo --set diffusion.schedule=linear", "the same with the linear schedule; MLflow compares the two")
         ablation = ("run ablation", "lambda against the stop-gradient, table 1 of the paper, on the digits")
         train_here(arguments, name="demo", next_steps=[compare, ablation])
-    elif data == "fashion-mnist":
+    elif data in ("fashion", "fashion-mnist"):
         arguments = arguments_of(pipeline, preset="fashion-mnist-hybrid-cosine", overrides=overrides, words=forced, resources=resources)
         train_here(arguments, name="demo-fashion-mnist")
     else:
@@ -72,12 +72,13 @@ def init(
     out: Path = typer.Option(Path("my.toml"), "--out", "-o", help="File to write."),
     card: str = typer.Option("CPU", help="Accelerator that trains, like H100; or CPU."),
     name: str = typer.Option("my-images", help="Name of the data set and of the experiment."),
+    hours: float | None = typer.Option(None, min=0.01, help="The longest training; empty takes 4 hours on a CPU, a day on others."),
 ) -> None:
     """Write an experiment file for your own images, with sizes that fit them and your machine."""
     if out.exists():
         raise UserError(f"{out} exists already; give another file by --out, or remove it")
     command = f"iddpm train {out} --images {images}"
-    out.write_text(f"# {command}\n\n{_write_experiment(images, card=card, name=name)}")
+    out.write_text(f"# {command}\n\n{_write_experiment(images, card=card, name=name, hours=hours)}")
     print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
 
 

@@ -77,7 +77,8 @@ class ModelConfig:
     """The UNet of supplement section 1 and its variants.
 
     Attributes:
-        model_channels: The paper's C, the width of the first stage. A multiple of 32 (GroupNorm has 32 groups).
+        model_channels: The paper's C, the width of the first stage. A multiple of 32 (GroupNorm has 32 groups). A network
+            whose first stage has just 32 channels can't tell how bright its input is: each channel is normalised to mean 0.
         channel_mult: Width of each stage in units of C, from highest to lowest resolution.
         num_res_blocks: Residual blocks per downsampling stage (the upsampling stages have one more).
         attention_resolutions: Sizes in pixels at which attention follows each residual block.

@@ -138,6 +138,19 @@ def test_without_scale_shift_the_embedding_is_added_before_the_norm() -> None:
     torch.testing.assert_close(model(x, t), before, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("width", "is_blind"), [(32, True), (64, False)])
+def test_a_first_stage_of_32_channels_hides_the_brightness_from_the_output(width: int, is_blind: bool) -> None:
+    """GroupNorm's 32 groups are single channels there, and each leaves the last normalisation with the mean of its bias on every image."""
+    model = fill(tiny(model_channels=width), 0.06)
+    normalised: list[Tensor] = []
+    model.out[0].register_forward_hook(lambda module, inputs, output: normalised.append(output))
+    image = wave((1, 3, 8, 8), 0.2)
+    model(torch.cat([image, image + 0.5]), torch.full((2,), 999.0))
+    dark, bright = normalised[0].mean((2, 3))
+    # In float32 a mean over 64 values of size 1 is off by some 1e-7.
+    assert ((bright - dark).abs().max() < 1e-5) == is_blind
+
+
 def test_a_number_of_channels_and_sizes_other_than_the_papers_works() -> None:
     model = UNet(
         ModelConfig(model_channels=32, channel_mult=(1, 2, 3), num_res_blocks=2, attention_resolutions=(5,)),
