@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evaluation.features.extractors import load_extractor
 from evaluation.memorisation.copied_share import FALSE_ALARM_RATE, CopiedShare
-from evaluation.memorisation.nearest import feature_space, pixel_space
+from evaluation.memorisation.nearest import MAX_NEIGHBOURS, feature_space, pixel_space
 from evaluation.memorisation.search import MAX_IMAGES, Memorisation, Pair, find_copies, obstacle
 from evaluation.records import grids, npz
 from evaluation.records.devices import choose_device, default_batch_size
@@ -164,10 +164,11 @@ def as_study(found: MemorisationStudy) -> Study:
         f"Recall in {search.space}: {', '.join(f'{kind} {rate:.0%}' for kind, rate in search.recall.items())}." for search in found.searches
     ]
     held_out = found.searches[0].samples
+    num_nearest = min(MAX_NEIGHBOURS, found.searches[0].num_training - 1)
     notes = [
-        "The relative distance of an image: to its nearest training image, over the mean distance to the nearest 50. Images are flagged "
-        f"below a threshold that {held_out.false_alarm_rate:.2%} of {held_out.num_held_out:,} held-out images are below. Copies are the "
-        "flagged share, corrected for false alarms and for the recall on artificial copies.",
+        "The relative distance of an image: to its nearest training image, over the mean distance to the nearest "
+        f"{num_nearest}. Images are flagged below a threshold that {held_out.false_alarm_rate:.2%} of {held_out.num_held_out:,} held-out "
+        "images are below. Copies are the flagged share, corrected for false alarms and for the recall on artificial copies.",
         *recalls,
     ]
     points: dict[tuple[str, int], float | int | None] = {}

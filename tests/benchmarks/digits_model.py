@@ -38,7 +38,7 @@ def trained_model(scratch: Path, *, num_steps: int = NUM_STEPS) -> tuple[Trained
     return load_model(uri), data_uri
 
 
-def memoriser(scratch: Path, *, num_steps: int = 1000) -> tuple[str, str]:
+def memoriser(scratch: Path, *, num_steps: int = 400) -> tuple[str, str]:
     """Train on 20 digits, all of them in each update; return the checkpoint and the directory of the data."""
     fields = {"num_steps": num_steps, "checkpoint_interval": num_steps, "global_batch_size": _NUM_FEW}
     experiment = preset(PRESET, [f"optim.{name}={value}" for name, value in fields.items()])
