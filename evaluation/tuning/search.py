@@ -54,20 +54,12 @@ class Axis:
             return value
         return min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
 
-    def contains(self, value: Value) -> bool:
-        """Return True if it can be suggested."""
-        if self.low is None or self.high is None:
-            return value in self.choices
-        return not isinstance(value, str) and self.low <= value <= self.high
-
     def value_in(self, experiment: Experiment) -> Value | None:
         """Return the field's value in an experiment, in the form of a suggestion; None if it can't be suggested."""
-        value = _field(experiment, self.field)
-        if self.choices:
-            return next(
-                (choice for choice in self.choices if _field(experiment.override([f"{self.field}={choice}"]), self.field) == value), None
-            )
-        return value if value is not None and self.contains(value) else None
+        own: Value | None = _field(experiment, self.field)
+        if self.low is None or self.high is None:
+            return next((choice for choice in self.choices if _value_of(experiment, self.field, choice) == own), None)
+        return own if isinstance(own, int | float) and self.low <= own <= self.high else None
 
 
 def parse_search(words: Iterable[str], experiment: Experiment) -> tuple[Axis, ...]:
@@ -106,7 +98,7 @@ def _parse_choices(field: str, text: str, experiment: Experiment) -> Axis:
     choices = tuple(value if isinstance(value, str) else json.dumps(value) for value in values)
     require(len(set(choices)) > 1 and len(set(choices)) == len(choices), field, f"needs two or more different choices, got {text}")
     for choice in choices:
-        experiment.override([f"{field}={choice}"])
+        _value_of(experiment, field, choice)
     return Axis(field=field, choices=choices)
 
 
@@ -114,13 +106,21 @@ def _parse_range(field: str, text: str, experiment: Experiment) -> Axis:
     match = _RANGE.fullmatch(text)
     if match is None:
         raise UserError(f"{field}: {text!r} is no range and no list of choices; {FORM}")
-    low, high = (_field(experiment.override([f"{field}={match[end]}"]), field) for end in ("low", "high"))
+    low, high = (_value_of(experiment, field, match[end]) for end in ("low", "high"))
     for value in (low, high):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         require(is_number, field, f"{value!r} is not a number, so it has no range; write [A,B,C]")
     require(low < high, field, f"the range {text} is empty: {low} is not less than {high}")
     require(not match["log"] or low > 0, field, f"a logarithmic range begins above 0, got {low}")
     return Axis(field=field, low=low, high=high, log=bool(match["log"]))
+
+
+def _value_of(experiment: Experiment, field: str, text: str) -> Any:
+    """Return the value that a text is for a field, if the experiment takes it."""
+    try:
+        return _field(experiment.override([f"{field}={text}"]), field)
+    except UserError as error:  # which may be about another field
+        raise error if str(error).startswith(field) else UserError(f"{field}={text}: {error}") from None
 
 
 def _field(experiment: Experiment, path: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.retention.survey import Policy, survey
-from components.tuning.directory import from_form
+from components.tuning.directory import from_form, tuning_uri
 from components.tuning.steps import tune
 from evaluation.tuning.record import read_records
 from pipelines.compile import load
@@ -16,6 +16,8 @@ from pipelines.services.services import Services
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.files import read_experiment_file
+from training.data.splits import prepare_experiment
+from training.loop.interfaces import TrainingError
 from training.tracking.client import connect
 from training.tracking.references import read_records as read_mlflow
 from training.tracking.trainings import LatestTrainings
@@ -83,3 +85,17 @@ def test_the_tune_pipeline_prunes_a_bad_trial_reports_and_is_found_done(
     assert again == uri
     assert "trial " not in capsys.readouterr().out  # nothing is trained, and Ray is not started
     assert read_records(uri) == [good, bad]
+    tune({**request.to_dict(), "trials": 3, "options": {"seed": 9, "hours": 1e-9}}, data_uri, "", root, name, {})
+    assert "the time is over: 2 of 3 trials are done" in capsys.readouterr().out
+
+
+def test_a_trial_whose_values_do_not_fit_together_fails_and_the_page_says_why(bucket_uri: str) -> None:
+    small = ("evaluation.sampling.spacing=5", "evaluation.scoring_sampling.spacing=ddim5", "evaluation.likelihood_steps=5")
+    search = ["diffusion.schedule=[linear,cosine]", "diffusion.num_timesteps=[10,15]"]  # the linear schedule needs more than 20
+    request = from_form("digits-tiny-hybrid-cosine", small, "", search, 1, {"seed": 2})
+    data_uri = prepare_experiment(request.experiment(), f"{bucket_uri}/data")
+    with pytest.raises(TrainingError, match=r"no trial has finished: diffusion\.num_timesteps: the linear schedule"):
+        tune(request.to_dict(), data_uri, "", bucket_uri, "tuning", {})
+    uri = tuning_uri(request, data_uri, bucket_uri)
+    assert [record.state for record in read_records(uri)] == ["failed"]
+    assert "Trial 0 failed.</strong> diffusion.num_timesteps" in storage.read_bytes(f"{uri}/report.html").decode()

@@ -41,6 +41,7 @@ REQUEST = TuneRequest(
         (f"{WIDTH}=[32,48]", f"{WIDTH}: must be a multiple of 32"),
         (f"{WIDTH}=[32]", "needs two or more different choices"),
         ("model.num_res_blocks=1..2.5", "model.num_res_blocks: Input should be a valid integer"),
+        ("diffusion.num_timesteps=[400,5]", "diffusion.num_timesteps=5: evaluation."),
         ("diffusion.schedule=[linear,cos]", "Input should be 'linear' or 'cosine', got 'cos'"),
         ("optim.ema_decays=0.9..0.99", "(0.9,) is not a number, so it has no range"),
         ("data.image_size=8..16", "data.image_size: can't be searched: trials on other images can't be compared"),
