@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines
@@ -131,8 +132,10 @@ def _by_value(axes: Sequence[Axis], records: Sequence[TrialRecord], best: TrialR
             panel.set_xlabel(axis.name)
             if axis.choices:
                 panel.set_xticks(range(len(axis.choices)), [choice[:_LONGEST_VALUE] for choice in axis.choices])
-            elif axis.log:
-                panel.set_xscale("log")
+            else:
+                panel.set_xscale("log" if axis.log else "linear")
+                panel.xaxis.set_minor_formatter(NullFormatter())
+                panel.plot([axis.low, axis.high], [scored[0].score] * 2, alpha=0)  # the axis shows the whole range
         for panel in list(panels)[len(axes) :]:
             panel.remove()
         figure.supylabel(name, fontsize="medium")
