@@ -44,7 +44,7 @@ def as_study(comparison: Comparison) -> Study:
         card=[(name, text) for name, text in card_rows(first.protocol, first.likelihood) if name != "Model"],
         models=[(model.name, model.result.protocol["model"]) for model in comparison.models],
     )
-    texts = [text_table(table[0], table[1:]) for table in (fields, _in_one_table(tables)) if table]
+    texts = [text_table(table[0], table[1:]) for table in (fields, *_for_terminal(tables, 1 if first.likelihood is None else 2)) if table]
     return Study(
         kind="comparison",
         title=title,
@@ -96,6 +96,13 @@ def _tables(comparison: Comparison) -> list[list[list[str]]]:
         rows = [[model.name, *cells] for model, cells in zip(comparison.models, estimates, strict=True)]
         tables.append([["Model", *(name.replace("_", " ") for name in others)], *rows])
     return tables
+
+
+def _for_terminal(tables: Sequence[list[list[str]]], num_first: int) -> list[list[list[str]]]:
+    """Return the first judged tables and the unjudged one as one table, and each further metric as one of its own, which is wide enough."""
+    judged = [table for table in tables if table[0][-1] == _VERDICT]
+    unjudged = [table for table in tables if table not in judged]
+    return [_in_one_table([*judged[:num_first], *unjudged]), *(_in_one_table([table]) for table in judged[num_first:])]
 
 
 def _in_one_table(tables: Sequence[Sequence[list[str]]]) -> list[list[str]]:
