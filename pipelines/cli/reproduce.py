@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -52,13 +53,20 @@ def reproduce(
 
     gpu = torch.cuda.is_available()
     (result,) = run_requests([request], sources, {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)})
-    print(f"{'row':<26}{'distance':>10}{'the paper':>11}{'bits/dim':>11}{'the paper':>11}")
-    for row in json.loads((result.folder / "table.json").read_text()):
-        numbers = (row["distance"], row["distance_paper"], row["bits_per_dim"], row["bits_per_dim_paper"])
-        first, *others = ("-" if number is None else f"{number:.4g}" for number in numbers)
-        print(f"{row['trial']:<26}{first:>10}" + "".join(f"{other:>11}" for other in others))
+    print("\n".join(beside_the_paper(result.folder)))
     if request.changes:
         print(f"These are not the paper's numbers of images or updates: {', '.join(request.changes)}.")
+
+
+def beside_the_paper(folder: Path) -> list[str]:
+    """Return the lines of a table of our numbers beside the paper's, from the folder of a finished ablation."""
+    rows = json.loads((folder / "table.json").read_text())["rows"]
+    lines = [f"{'row':<26}{'distance':>10}{'the paper':>11}{'bits/dim':>11}{'the paper':>11}"]
+    for row in rows:
+        numbers = (row["distance"], row["distance_paper"], row["bits_per_dim"], row["bits_per_dim_paper"])
+        first, *others = ("-" if number is None else f"{number:.4g}" for number in numbers)
+        lines.append(f"{row['trial']:<26}{first:>10}" + "".join(f"{other:>11}" for other in others))
+    return lines
 
 
 def _show(request: AblationRequest, card: str, price_per_hour: float | None) -> None:

@@ -20,6 +20,7 @@ from components.ablations.directory import ablation_uri, read_plan
 from components.ablations.tracking import ORDER_METRIC
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import record_uri
+from pipelines.cli.reproduce import beside_the_paper
 from pipelines.compile import load
 from pipelines.local.ablate import run_ablation
 from pipelines.local.run import PipelineError, run_pipeline
@@ -161,6 +162,8 @@ def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Servi
     assert [row["trial"] for row in rows] == labels
     assert all(float(row["distance"]) > 0 and row["distance_difference"] == "" for row in rows)
     assert [float(row["distance_paper"]) for row in rows] == [28.04, 27.36, 30.89, 34.35]
+    beside = beside_the_paper(folder)  # as `iddpm reproduce` prints a table
+    assert [line.split()[-3] for line in beside[1:]] == ["28.04", "27.36", "30.89", "34.35"]
     page = (folder / "report.html").read_text()
     assert "handwritten digits" in page
     assert not re.search(r'(src|href)="(?!#|data:|http://127)', page), "the page loads something from elsewhere"
