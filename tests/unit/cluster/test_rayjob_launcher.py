@@ -216,7 +216,9 @@ def test_the_resources_of_the_form_reach_the_cluster(cluster, arguments):
 def test_a_step_that_is_not_parallel_takes_one_worker_pod_of_its_stage(cluster, tmp_path):
     _answered(cluster, "statistics")
     cluster.script = [_GOOD]
-    assert run_step(REFERENCE, {"storage_root_uri": str(tmp_path)}, _FOUR) == "statistics"
+    experiment = preset("digits-hybrid-cosine").to_json()
+    arguments = {"experiment": experiment, "data_uri": "data", "data_digest": "d" * 64, "storage_root_uri": str(tmp_path)}
+    assert run_step(REFERENCE, arguments, _FOUR) == "statistics"
     workers = cluster.created[0]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert workers["replicas"] == 1
     assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
