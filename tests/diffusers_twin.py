@@ -8,7 +8,7 @@ from training.config.experiment import ModelConfig
 
 
 def diffusers_twin(config: ModelConfig, image_size: int) -> Any:
-    """Diffusers' network of the same architecture (`.heads` and the norm's groups have no option of their own)."""
+    """Diffusers' network of the same architecture (`.heads` has no option of its own)."""
     from diffusers.models.attention_processor import Attention
     from diffusers.models.unets.unet_2d import UNet2DModel
 
@@ -22,7 +22,8 @@ def diffusers_twin(config: ModelConfig, image_size: int) -> Any:
         down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
         up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
         attention_head_dim=None,
-        attn_norm_num_groups=32,
+        norm_num_groups=config.norm_groups,
+        attn_norm_num_groups=config.norm_groups,
         norm_eps=1e-5,
         resnet_time_scale_shift="scale_shift",
         flip_sin_to_cos=True,

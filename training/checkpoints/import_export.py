@@ -268,14 +268,15 @@ def step_of(file_name: str, experiment: Experiment) -> int:
 def reference_flags(experiment: Experiment) -> str | None:
     """Return the command-line flags with which the released code builds this network and process; None where it can't.
 
-    The released code has fixed stages for each image size, RGB images and 1,000 labels. Sampling needs no lambda.
+    The released code has fixed stages for each image size, 32 groups, RGB images and 1,000 labels. Sampling needs no lambda.
     """
     data, model, diffusion = experiment.data, experiment.model, experiment.diffusion
     stages = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
     if (
         data.image_channels != 3
         or model.channel_mult != stages.get(data.image_size)
-        or (model.class_conditional and data.num_classes != 1000)
+        or model.norm_groups != 32
+        or (model.class_conditional and (data.num_classes != 1000 or model.label_dropout > 0))
         or diffusion.prediction != "eps"
         or (model.low_res_size is not None and diffusion.variance == "fixed_small")
     ):

@@ -77,8 +77,7 @@ class ModelConfig:
     """The UNet of supplement section 1 and its variants.
 
     Attributes:
-        model_channels: The paper's C, the width of the first stage. A multiple of 32 (GroupNorm has 32 groups). A network
-            whose first stage has just 32 channels can't tell how bright its input is: each channel is normalised to mean 0.
+        model_channels: The paper's C, the width of the first stage. Even, and a multiple of `norm_groups`.
         channel_mult: Width of each stage in units of C, from highest to lowest resolution.
         num_res_blocks: Residual blocks per downsampling stage (the upsampling stages have one more).
         attention_resolutions: Sizes in pixels at which attention follows each residual block.
@@ -88,6 +87,8 @@ class ModelConfig:
         class_conditional: Add an embedding of the label to the time embedding.
         low_res_size: For an upsampler, height and width of the small input image in pixels; None for a base model.
         label_dropout: Probability with which training replaces a label by "none", so that the model can guide itself in sampling.
+        norm_groups: Groups of every GroupNorm; the paper has 32 at C = 128 and more. With as many groups as channels a network can't tell
+            how bright its input is, since each channel is normalised to mean 0: take 8 at C = 32.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -102,12 +103,14 @@ class ModelConfig:
     class_conditional: bool = False
     low_res_size: int | None = None
     label_dropout: float = field(default=0.0, metadata=LATER)
+    norm_groups: int = field(default=32, metadata=LATER)
 
     def __post_init__(self) -> None:
+        require_at_least(1, self, "model", "norm_groups")
         require(
-            self.model_channels >= 32 and self.model_channels % 32 == 0,
+            self.model_channels >= 2 and self.model_channels % self.norm_groups == 0 and self.model_channels % 2 == 0,
             "model.model_channels",
-            f"must be a multiple of 32 (GroupNorm has 32 groups), got {self.model_channels}",
+            f"must be even and a multiple of {self.norm_groups} (model.norm_groups), got {self.model_channels}",
         )
         require(
             len(self.channel_mult) >= 1 and all(m >= 1 for m in self.channel_mult),

@@ -70,6 +70,10 @@ def suggest_experiment(
             f"class_conditional = {'true' if num_classes else 'false'}",
         ],
     }
+    if width < 64:
+        lines["model"].append(
+            f"norm_groups = {width // 4}  # four channels each, as in the paper; with one each it could not tell dark from bright"
+        )
     if size < 32:
         stages = (1, 2, 2) if size == 16 else (1, 2)
         lines["model"] += [f"channel_mult = {list(stages)}  # {len(stages)} stages", f"attention_resolutions = [{size // 2}]"]
@@ -84,6 +88,14 @@ def suggest_experiment(
     took = format_duration(num_steps * flops_per_step / speed)
     lines["optim"] = [
         f"global_batch_size = {batch_size}",
+        *(
+            [
+                "learning_rate = 1e-3  # ten times the paper's: the network is small and its training short",
+                f"lr_anneal_steps = {num_steps}  # the rate falls to 0 by the end, so that the last weights are the best",
+            ]
+            if on_cpu
+            else []
+        ),
         f"num_steps = {num_steps}  # about {took} on {f'{num_cores} cores' if on_cpu else f'one {card}'}, "
         f"{num_steps * batch_size / num_images:,.0f} times through the images",
         f"ema_decays = [{_decay(num_steps, 20)}, {_decay(num_steps, 5)}]  # averages over about a twentieth and a fifth of training",

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from training.models.dropout import KeyedDropout
 from training.shapes import Float, Int64
 
-NUM_GROUPS = 32
-
 
 def timestep_embedding(timesteps: Float[Tensor, " batch"], width: int) -> Float[Tensor, "batch width"]:
     """Return [cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})], w_i = 10000^(-i/h), h = width / 2.
@@ -42,15 +40,17 @@ def zero_(module: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
 
 
 class GroupNorm32(nn.GroupNorm):
-    """GroupNorm of 32 groups, computed in float32; the result has the type of the input."""
+    """GroupNorm computed in float32; the result has the type of the input."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(NUM_GROUPS, channels, eps=1e-5)
+    def __init__(self, channels: int, num_groups: int) -> None:
+        super().__init__(num_groups, channels, eps=1e-5)
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
         """Normalise each group of channels of each image to mean 0 and variance 1, then scale and shift."""
         # nn.functional.group_norm refuses groups of one value, which a stage of one pixel has in a batch of one image.
-        return torch.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+        # The CPU's kernel reads bfloat16 and computes in float32 by itself, without a copy.
+        h = x if x.device.type == "cpu" else x.float()
+        return torch.group_norm(h, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
 
 
 class Float32Sequential(nn.Sequential):
@@ -79,14 +79,19 @@ class ResBlock(nn.Module):
         out_channels: Channels of the output; where they differ from the input's, the skip is a 1x1 convolution.
     """
 
-    def __init__(self, in_channels: int, emb_channels: int, out_channels: int, *, dropout: float, use_scale_shift_norm: bool) -> None:
+    def __init__(
+        self, in_channels: int, emb_channels: int, out_channels: int, *, dropout: float, use_scale_shift_norm: bool, norm_groups: int
+    ) -> None:
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
-        self.in_layers = nn.Sequential(GroupNorm32(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm32(in_channels, norm_groups), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
         emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = Float32Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
         self.out_layers = nn.Sequential(
-            GroupNorm32(out_channels), nn.SiLU(), KeyedDropout(dropout), zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+            GroupNorm32(out_channels, norm_groups),
+            nn.SiLU(),
+            KeyedDropout(dropout),
+            zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -117,10 +122,10 @@ class AttentionBlock(nn.Module):
     1x1 convolutions over a sequence; here they act as matrices on tokens, as the fused kernel needs them.
     """
 
-    def __init__(self, channels: int, num_heads: int) -> None:
+    def __init__(self, channels: int, num_heads: int, *, norm_groups: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = GroupNorm32(channels)
+        self.norm = GroupNorm32(channels, norm_groups)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero_(nn.Conv1d(channels, channels, 1))
 

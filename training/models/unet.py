@@ -74,10 +74,20 @@ class UNet(nn.Module):
         in_channels = image_channels * (2 if config.low_res_size is not None else 1)
 
         def res_block(channels: int, out: int) -> ResBlock:
-            return ResBlock(channels, emb_channels, out, dropout=config.dropout, use_scale_shift_norm=config.use_scale_shift_norm)
+            return ResBlock(
+                channels,
+                emb_channels,
+                out,
+                dropout=config.dropout,
+                use_scale_shift_norm=config.use_scale_shift_norm,
+                norm_groups=config.norm_groups,
+            )
+
+        def attention_block(channels: int) -> AttentionBlock:
+            return AttentionBlock(channels, config.num_heads, norm_groups=config.norm_groups)
 
         def attention(channels: int, size: int) -> list[nn.Module]:
-            return [AttentionBlock(channels, config.num_heads)] if size in config.attention_resolutions else []
+            return [attention_block(channels)] if size in config.attention_resolutions else []
 
         self.time_embed = Float32Sequential(nn.Linear(width, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels))
         if num_classes:
@@ -97,9 +107,7 @@ class UNet(nn.Module):
                 skips.append(channels)
                 size //= 2
 
-        self.middle_block = TimestepEmbedSequential(
-            res_block(channels, channels), AttentionBlock(channels, config.num_heads), res_block(channels, channels)
-        )
+        self.middle_block = TimestepEmbedSequential(res_block(channels, channels), attention_block(channels), res_block(channels, channels))
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):
@@ -111,7 +119,9 @@ class UNet(nn.Module):
                     size *= 2
                 self.output_blocks.append(TimestepEmbedSequential(*block))
 
-        self.out = Float32Sequential(GroupNorm32(channels), nn.SiLU(), zero_(nn.Conv2d(channels, out_channels, 3, padding=1)))
+        self.out = Float32Sequential(
+            GroupNorm32(channels, config.norm_groups), nn.SiLU(), zero_(nn.Conv2d(channels, out_channels, 3, padding=1))
+        )
         for layer, dropout in enumerate(module for module in self.modules() if isinstance(module, KeyedDropout)):
             dropout.layer = layer
 

@@ -58,7 +58,8 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
         ("optim.num_steps=0", r"optim\.num_steps: must be at least 1"),
         ("optim.learning_rate=nan", r"optim\.learning_rate"),
         ("data.image_size=9", r"data\.image_size: 9 is not divisible by 2"),
-        ("model.model_channels=48", r"model\.model_channels: must be a multiple of 32"),
+        ("model.model_channels=48", r"model\.model_channels: must be even and a multiple of 32"),
+        ("model.norm_groups=0", r"model\.norm_groups: must be at least 1"),
         ("model.num_heads=5", r"model\.num_heads: 5 heads do not divide"),
         (
             "model.attention_resolutions=16",

@@ -23,6 +23,10 @@ def test_a_suggestion_is_a_valid_file_that_enlarges_no_image(card: str, min_side
     assert (experiment.data.image_channels, experiment.data.num_classes) == (channels, num_classes)
     assert experiment.model.class_conditional == (num_classes > 0)
     assert (experiment.evaluation.extractor == "efficientnet-lite0") == (card == "CPU")  # no model hub is needed
+    assert experiment.optim.lr_anneal_steps == (experiment.optim.num_steps if card == "CPU" else 0)
+    assert (
+        experiment.model.model_channels / experiment.model.norm_groups >= 2
+    )  # with one channel a group a network can't follow the brightness
     assert 19 <= experiment.optim.num_steps / experiment.optim.checkpoint_interval <= 22
 
 

@@ -38,7 +38,7 @@ REQUEST = TuneRequest(
         (f"{DROPOUT}=0..2", f"{DROPOUT}: must be in [0, 1), got 2.0"),
         (f"{DROPOUT}=0.1", "'0.1' is no range and no list of choices; write LOW..HIGH, log:LOW..HIGH or [A,B,C]"),
         (DROPOUT, "a searched field reads section.field=VALUES"),
-        (f"{WIDTH}=[32,48]", f"{WIDTH}: must be a multiple of 32"),
+        (f"{WIDTH}=[32,48]", f"{WIDTH}: must be even and a multiple of 32"),
         (f"{WIDTH}=[32]", "needs two or more different choices"),
         ("model.num_res_blocks=1..2.5", "model.num_res_blocks: Input should be a valid integer"),
         ("diffusion.num_timesteps=[400,5]", "diffusion.num_timesteps=5: evaluation."),

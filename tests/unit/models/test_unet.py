@@ -138,10 +138,10 @@ def test_without_scale_shift_the_embedding_is_added_before_the_norm() -> None:
     torch.testing.assert_close(model(x, t), before, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("width", "is_blind"), [(32, True), (64, False)])
-def test_a_first_stage_of_32_channels_hides_the_brightness_from_the_output(width: int, is_blind: bool) -> None:
-    """GroupNorm's 32 groups are single channels there, and each leaves the last normalisation with the mean of its bias on every image."""
-    model = fill(tiny(model_channels=width), 0.06)
+@pytest.mark.parametrize(("width", "groups", "is_blind"), [(32, 32, True), (32, 8, False), (64, 32, False)])
+def test_groups_of_a_single_channel_hide_the_brightness_from_the_output(width: int, groups: int, is_blind: bool) -> None:
+    """Each channel of the first stage then leaves the last normalisation with the mean of its bias, on every image."""
+    model = fill(tiny(model_channels=width, norm_groups=groups), 0.06)
     normalised: list[Tensor] = []
     model.out[0].register_forward_hook(lambda module, inputs, output: normalised.append(output))
     image = wave((1, 3, 8, 8), 0.2)

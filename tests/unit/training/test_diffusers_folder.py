@@ -24,8 +24,9 @@ EXPERIMENTS = {
     "rescaled, learned range, labels": preset(
         "digits-tiny-hybrid-cosine", (*_SMALL, "model.class_conditional=true", "model.label_dropout=0.1")
     ),
-    "one head at two widths": preset(
-        "digits-tiny-hybrid-cosine", (*_SMALL, "model.channel_mult=1,2", "model.attention_resolutions=8,4", "model.num_heads=1")
+    "one head at two widths, 8 groups": preset(
+        "digits-tiny-hybrid-cosine",
+        (*_SMALL, "model.channel_mult=1,2", "model.attention_resolutions=8,4", "model.num_heads=1", "model.norm_groups=8"),
     ),
     "four heads, additive time embedding, unlabelled, 4000 timesteps": preset(
         "cifar10-hybrid-cosine",
