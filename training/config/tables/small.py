@@ -89,9 +89,19 @@ def fashion_mnist_rows() -> Iterator[Preset]:
     small = Experiment(
         name="fashion-mnist-hybrid-cosine",
         data=DataConfig(name="fashion-mnist", image_size=28, image_channels=1, num_classes=10),
-        model=ModelConfig(model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(7,), class_conditional=True),
+        # Four channels in a group of the first stage, as in the paper's network: with one, samples are too bright.
+        model=ModelConfig(
+            model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(7,), class_conditional=True, norm_groups=8
+        ),
         diffusion=DiffusionConfig(num_timesteps=1000),
-        optim=OptimConfig(global_batch_size=32, learning_rate=1e-3, num_steps=2000, ema_decays=(0.99, 0.998), checkpoint_interval=500),
+        optim=OptimConfig(
+            global_batch_size=32,
+            learning_rate=1e-3,
+            num_steps=2400,
+            lr_anneal_steps=2400,
+            ema_decays=(0.98, 0.995),
+            checkpoint_interval=400,
+        ),
         evaluation=EvaluationConfig(
             extractor="efficientnet-lite0",
             num_samples=1000,
@@ -109,7 +119,7 @@ def fashion_mnist_rows() -> Iterator[Preset]:
         experiment=replace(
             small,
             name="fashion-mnist-hybrid-cosine-width96",
-            model=replace(small.model, model_channels=96, num_res_blocks=2, attention_resolutions=(14, 7), dropout=0.1),
+            model=replace(small.model, model_channels=96, num_res_blocks=2, attention_resolutions=(14, 7), dropout=0.1, norm_groups=24),
             optim=OptimConfig(num_steps=50_000, ema_decays=(0.999, 0.9999), checkpoint_interval=2_500),
             evaluation=replace(
                 small.evaluation,
