@@ -14,6 +14,7 @@ from training_steps import set_up
 
 from evaluation.distances.frechet import FeatureStatistics, frechet_distance
 from evaluation.features.inception import InceptionExtractor
+from evaluation.features.pretrained import load_pretrained
 
 DIM = 2048
 
@@ -23,6 +24,7 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
     set_up(run.device)
     yield "features", features(run)
     if run.device.type == "cpu":
+        yield "features-lite0", few_at_a_time(run)
         yield from distances(run)
 
 
@@ -87,6 +89,23 @@ def features(run: Run) -> Measured:
     if error > (1e-2 if run.device.type == "cuda" else 1e-5):  # TF32 there
         raise AssertionError(f"the features differ by {error:.2g}")
     return ratio(times["theirs"], times["ours"], f"batch {batch}; features differ by {error:.0e}", error=error)
+
+
+def few_at_a_time(run: Run) -> Measured:
+    """The installed network on 64 grey images of 28 pixels."""
+    ours = load_pretrained("efficientnet-lite0")
+    images = torch.randint(0, 256, (1 if run.quick else 64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+    @torch.inference_mode()
+    def at_once() -> Tensor:
+        found: Tensor = ours.network(images.expand(-1, 3, -1, -1))
+        return found
+
+    times = take_turns({"at once": at_once, "ours": lambda: ours(images)}, rounds=run.rounds(5), device=run.device)
+    error = float((ours(images) - at_once()).norm() / at_once().norm())
+    if error > 1e-5:
+        raise AssertionError(f"the features differ by {error:.2g}")
+    return ratio(times["at once"], times["ours"], f"features differ by {error:.0e}", error=error)
 
 
 def seeded_inception() -> dict[str, Tensor]:

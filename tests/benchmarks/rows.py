@@ -261,6 +261,13 @@ ROWS: tuple[Row, ...] = (
         goals={"cpu": 1.6, "cuda": None},
     ),
     Row(
+        key="evaluation.features-lite0",
+        what="EfficientNet-Lite0 features of 64 images, a few at a time",
+        against="the same network on all of them at once",
+        unit="times",
+        goals={"cpu": 1.3},
+    ),
+    Row(
         key="evaluation.distance",
         what="Frechet distance of 2,048 dimensions",
         against="pytorch-fid (scipy's sqrtm)",

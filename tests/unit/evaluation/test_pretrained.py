@@ -131,7 +131,7 @@ def test_dino_has_the_published_parameters_and_resizes_positions_as_the_publishe
 
 def test_efficientnet_knows_real_photographs_with_the_weights_of_its_package() -> None:
     extractor = load_extractor("efficientnet-lite0")
-    network = extractor._network  # type: ignore[attr-defined]
+    network = extractor.network  # type: ignore[attr-defined]
     assert isinstance(network, LiteFeatures)
     photos = [
         torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
