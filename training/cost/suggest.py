@@ -54,7 +54,9 @@ def suggest_experiment(
     require(min_side >= _SIZES[-1], "min_side", f"the smallest image is {min_side} pixels high or wide; remove images below {_SIZES[-1]}")
     largest, width, batch_size, usual_hours = _CARD_SIZES[card]
     size = next(each for each in _SIZES if each <= min(min_side, largest))
-    dropout = 0.3 if num_images < 5_000 else 0.1 if num_images < 100_000 else 0.0
+    on_cpu = card == "CPU"
+    # A CPU trains a small network, for too few passes to learn thousands of images by heart.
+    dropout = 0.3 if num_images < (1_000 if on_cpu else 5_000) else 0.1 if num_images < 100_000 else 0.0
     base = f"images{max(size, 32)}-hybrid-cosine"
     lines = {
         "data": [
@@ -80,11 +82,10 @@ def suggest_experiment(
     experiment = read_experiment_file(_text(base, name, lines))
     flops_per_step = 2 * TRAINING_PASSES * batch_size * sum(count_macs(experiment).values())
     speed = speed_on(card, "training", flops_per_step // (2 * TRAINING_PASSES * batch_size)).flops_per_second
-    speed *= num_cores if card == "CPU" else 1
+    speed *= num_cores if on_cpu else 1
     affordable = (hours or usual_hours) * 3600 * speed / flops_per_step
     num_steps = _rounded(min(affordable, _MAX_EPOCHS * num_images / batch_size, preset(base).optim.num_steps))
     interval = max(1, num_steps // 20)
-    on_cpu = card == "CPU"
     took = format_duration(num_steps * flops_per_step / speed)
     lines["optim"] = [
         f"global_batch_size = {batch_size}",
@@ -112,6 +113,9 @@ def suggest_experiment(
         f"scoring_num_samples = {200 if on_cpu else 2_000}  # drawn for the score of each checkpoint",
         f"likelihood_num_images = {100 if on_cpu else 2_000}  # held-out images for bits/dim",
     ]
+    if on_cpu:
+        lines["evaluation.sampling"] = ['spacing = "50"  # steps an image of the reported distance']
+        lines["evaluation.scoring_sampling"] = ['spacing = "10"  # and of a score']
     text = _text(base, name, lines)
     read_experiment_file(text)
     return text
