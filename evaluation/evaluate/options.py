@@ -37,7 +37,7 @@ class EvaluationOptions:
         purpose: Name of the draw: "report" for the reported number; another word gives independent noise.
         seed: Seed of all noise, to compare models on the same; None derives it from the experiment's seed and the purpose.
         extractor_weights: See `evaluation.features.extractors.load_extractor`.
-        batch_size: Images per batch; 0 takes the default for this image size.
+        batch_size: Images per batch; 0 takes what suits the device.
         num_workers: 1 works in this process; more are Ray tasks.
         device: The device of each worker: "auto", "cpu", "cuda". With Ray tasks "auto" is what this process sees.
         keep_images: Leave the drawn images in the run's directory.

@@ -16,7 +16,7 @@ from evaluation.likelihood.split_likelihood import LikelihoodPlan
 from evaluation.memorisation.copied_share import FALSE_ALARM_RATE
 from evaluation.memorisation.nearest import MAX_NEIGHBOURS
 from evaluation.memorisation.search import MAX_IMAGES, obstacle
-from evaluation.records.devices import default_batch_size, describe_arithmetic
+from evaluation.records.devices import default_batch_size, describe_arithmetic, sampling_batch_size
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.chunks import default_chunk_size
@@ -199,7 +199,7 @@ def _card(
             "purpose": options.purpose,
             "precision": samples.precision,
             "arithmetic": describe_arithmetic(options.worker_device, samples.precision),
-            "batch_size": samples.batch_size,
+            "batch_size": samples.batch_size or sampling_batch_size(experiment, options.worker_device),
             "reference": provenance.to_dict(),
         },
         "likelihood": None,

@@ -19,7 +19,7 @@ from evaluation.distances.sample_scorer import SampleScorer, SampleScores
 from evaluation.features.extractors import FeatureExtractor, load_extractor
 from evaluation.monitoring import early_stopping
 from evaluation.records import grids
-from evaluation.records.devices import choose_device, default_batch_size
+from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.generate import QUANTIZATION, generate
@@ -40,7 +40,7 @@ class CheckpointScorer:
         extractor_weights: See `evaluation.features.extractors.load_extractor`.
         class_names: Names of the labels, for the sample grids.
         data_uri: The data set; an upsampler enlarges its training images, downsampled.
-        batch_size: Images per batch; 0 takes the default for this image size.
+        batch_size: Images per batch; 0 takes what suits the device.
         precision: "bf16" is good enough for a score, and several times as fast on a GPU.
         stop_rule: Takes the scores, and returns a reason to stop that early stopping does not know, or None; a tuning prunes by it.
     """
@@ -155,7 +155,7 @@ class CheckpointScorer:
             num_images=evaluation.scoring_num_samples,
             seed=derived_seed(model.experiment.seed, "score"),
             sampling=evaluation.scoring_sampling,
-            batch_size=self.batch_size or default_batch_size(model.experiment.data.image_size),
+            batch_size=self.batch_size,
             precision=self.precision,
             low_res=low_res,
         ):

@@ -27,7 +27,7 @@ class DrawRequest:
         labels: See `evaluation.sampling.generate.labels_for`.
         data_uri: The data set; needed for labels as in the data, and for an upsampler without `low_res_uri`. Empty if unknown.
         low_res_uri: For an upsampler: the first stage's images; empty takes the data set's, downsampled.
-        batch_size: Images per batch; 0 takes the default for this image size.
+        batch_size: Images per batch; 0 takes what suits the device.
     """
 
     model: ModelSpec

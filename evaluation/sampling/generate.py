@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from evaluation.records.devices import sampling_batch_size
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.low_res import LowRes
@@ -43,7 +44,7 @@ def generate(
     sampling: SamplingConfig,
     labels: Labels = "balanced",
     class_counts: Sequence[int] = (),
-    batch_size: int = 250,
+    batch_size: int = 0,
     start: int = 0,
     precision: Precision = "fp32",
     low_res: LowRes | None = None,
@@ -51,9 +52,9 @@ def generate(
     """Draw the images `start` to `start + num_images - 1`, batch by batch, on the model's device.
 
     Samples of two models under one `seed` start from the same noise. `labels` and `class_counts` are as in `labels_for`. A batch
-    is halved when the device runs out of memory; its size changes an image by no more than the rounding of the network's
-    arithmetic. `precision` "bf16" runs the network under autocast (for scores, not for reported numbers). An upsampler takes the
-    small images and their labels from `low_res`, by index.
+    (`batch_size` 0: of `sampling_batch_size`) is halved when the device runs out of memory; its size changes an image by no more
+    than the rounding of the network's arithmetic. `precision` "bf16" runs the network under autocast (for scores, not for reported
+    numbers). An upsampler takes the small images and their labels from `low_res`, by index.
 
     Yields:
         Indices, images (uint8 NCHW, on the CPU) and labels (None for an unconditional model).
@@ -96,7 +97,7 @@ def generate(
         )
         return indices, quantize(images).cpu(), y
 
-    first, size = start, batch_size
+    first, size = start, batch_size or sampling_batch_size(model.experiment, model.device.type)
     while first < start + num_images:
         indices = torch.arange(first, min(first + size, start + num_images))
         drawn = _try_to_draw(draw, indices, model)

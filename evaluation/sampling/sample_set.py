@@ -40,7 +40,8 @@ class SamplePlan(ChunkedPlan):
     Attributes:
         labels: "balanced", "data", or a list; see `evaluation.sampling.generate.labels_for`.
         class_counts: Images of each label in the data, for "data".
-        batch_size: Images per batch. It changes no image, so an interrupted set may be continued with another.
+        batch_size: Images per batch, 0 for what suits the device. It changes no image, so an interrupted set may be continued
+            with another.
         chunk_size: Images per file; an interruption loses at most the work on one file per worker.
         low_res_uri: For an upsampler: the set of images to enlarge, at least as many.
         low_res_data_uri: Alternatively a data set (one split) whose images are downsampled and enlarged again.
@@ -54,7 +55,7 @@ class SamplePlan(ChunkedPlan):
     sampling: SamplingConfig
     labels: Labels = "balanced"
     class_counts: tuple[int, ...] = ()
-    batch_size: int = 250
+    batch_size: int = 0
     chunk_size: int = 1000
     precision: Precision = "fp32"
     low_res_uri: str = ""
@@ -62,10 +63,10 @@ class SamplePlan(ChunkedPlan):
     inputs: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.num_images < 1 or self.batch_size < 1 or self.chunk_size < 1:
-            raise UserError(
-                f"{self.num_images} images in chunks of {self.chunk_size} and batches of {self.batch_size}: each must be at least 1"
-            )
+        if self.num_images < 1 or self.chunk_size < 1:
+            raise UserError(f"{self.num_images} images in chunks of {self.chunk_size}: each must be at least 1")
+        if self.batch_size < 0:
+            raise UserError(f"batches of {self.batch_size} images: must be at least 1, or 0 for what suits the device")
 
 
 def plan_samples(
@@ -96,7 +97,6 @@ def plan_samples(
     labels_for(torch.arange(1), model.num_classes, labels, seed=seed, class_counts=class_counts)
     sampling = with_learned_steps(sampling, model)
     x_0_errors_for(sampling, model)  # an estimate that is missing is made here, not by each worker
-    default = default_batch_size(model.experiment.data.image_size)
     return SamplePlan(
         model=spec,
         num_images=num_images,
@@ -104,8 +104,8 @@ def plan_samples(
         sampling=sampling,
         labels=labels,
         class_counts=class_counts,
-        batch_size=batch_size or default,
-        chunk_size=default_chunk_size(num_images, default),
+        batch_size=batch_size,
+        chunk_size=default_chunk_size(num_images, default_batch_size(model.experiment.data.image_size)),
         precision=precision,
         low_res_uri=low_res_uri,
         low_res_data_uri=train_uri if upsampler and not low_res_uri else "",

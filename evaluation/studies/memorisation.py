@@ -15,7 +15,7 @@ from evaluation.memorisation.copied_share import FALSE_ALARM_RATE, CopiedShare
 from evaluation.memorisation.nearest import MAX_NEIGHBOURS, feature_space, pixel_space
 from evaluation.memorisation.search import MAX_IMAGES, Memorisation, Pair, find_copies, obstacle
 from evaluation.records import grids, npz
-from evaluation.records.devices import choose_device, default_batch_size
+from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import describe_sampling, versions
 from evaluation.reports.study import Study, as_json
 from evaluation.reports.table_page import table_page, text_table
@@ -122,8 +122,7 @@ def _samples(request: Request, model: TrainedModel) -> tuple[Tensor, str]:
             "(`sample --low-res --npz`), and give them by --samples"
         )
     say(f"drawing {request.num_samples:,} images")
-    size = request.batch_size or default_batch_size(model.experiment.data.image_size)
-    drawn = generate(model, num_images=request.num_samples, seed=request.seed, sampling=request.sampling, batch_size=size)
+    drawn = generate(model, num_images=request.num_samples, seed=request.seed, sampling=request.sampling, batch_size=request.batch_size)
     sampler = describe_sampling(request.sampling, model.experiment.diffusion.num_timesteps)
     return concatenated(drawn)[0], f"{request.num_samples:,}, {sampler}, seed {request.seed}"
 

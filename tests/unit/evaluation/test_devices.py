@@ -6,12 +6,13 @@ from torch import Tensor
 
 from evaluation.likelihood.bits_per_dim import merge
 from evaluation.likelihood.estimate import likelihood_parts
-from evaluation.records.devices import choose_device, default_batch_size, full_precision
+from evaluation.records.devices import choose_device, default_batch_size, full_precision, sampling_batch_size
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import TrainedModel, load_model
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, SamplingConfig
+from training.config.presets import preset
 
 _SAMPLING = SamplingConfig(method="ddim", spacing="5")
 
@@ -54,6 +55,16 @@ def test_a_missing_device_is_refused_with_its_name(name: str, message: str) -> N
 
 def test_large_images_have_small_default_batches() -> None:
     assert [default_batch_size(size) for size in (8, 32, 64, 256, 4096)] == [250, 250, 250, 16, 1]
+
+
+@pytest.mark.parametrize(
+    ("preset_name", "on_cpu", "on_gpu"),
+    [("digits-hybrid-cosine", 250, 250), ("fashion-mnist-hybrid-cosine", 41, 250), ("imagenet64-hybrid-cosine", 2, 250)],
+)
+def test_a_cpu_draws_as_many_images_at_a_time_as_have_small_activations(preset_name: str, on_cpu: int, on_gpu: int) -> None:
+    experiment = preset(preset_name)
+    assert sampling_batch_size(experiment, "cpu") == on_cpu
+    assert sampling_batch_size(experiment, "cuda") == on_gpu
 
 
 def test_images_are_the_same_in_the_smaller_batches_of_a_small_device(model: TrainedModel) -> None:
