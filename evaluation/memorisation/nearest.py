@@ -24,8 +24,8 @@ MAX_NEIGHBOURS = 50
 _BATCH_SIZE = 250
 _MAX_SIZE = 32
 """Pixels are compared at this height and width at most: larger images are reduced by area."""
-_MAX_DISTANCES = 2**25
-"""Distances in memory at a time; 128 MiB."""
+_MAX_DISTANCES = 2**23
+"""Distances in memory at a time; 32 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from evaluation.memorisation.copied_share import FALSE_ALARM_RATE, CopiedShare, copied_share
 from evaluation.memorisation.copies import KINDS, make_copies
 from evaluation.memorisation.nearest import Space, nearest_images
+from evaluation.records.progress import with_progress
 from evaluation.records.protocol_card import as_plain
 from training import storage
 from training.config.errors import UserError
@@ -109,7 +110,8 @@ def find_copies(
     groups = [samples, held_out, copies, training]
     own_rows = torch.full((sum(len(group) for group in groups),), -1)
     own_rows[-len(training) :] = torch.arange(len(training))
-    found = nearest_images(torch.cat(groups), _batches(train_uri), space, num_training=manifest.num_images, own_rows=own_rows)
+    batches = with_progress(_batches(train_uri), "searched for copies among", manifest.num_images, lambda batch: len(batch[0]))
+    found = nearest_images(torch.cat(groups), batches, space, num_training=manifest.num_images, own_rows=own_rows)
     sizes = [len(group) for group in groups]
     of_samples, of_held_out, of_copies, of_training = torch.split(found.ratios, sizes)
     rows = torch.split(found.rows, sizes)
