@@ -85,7 +85,8 @@ def suggest_experiment(
     speed *= num_cores if on_cpu else 1
     affordable = (hours or usual_hours) * 3600 * speed / flops_per_step
     num_steps = _rounded(min(affordable, _MAX_EPOCHS * num_images / batch_size, preset(base).optim.num_steps))
-    interval = max(1, num_steps // 20)
+    num_checkpoints = 10 if on_cpu else 20  # a score takes two cores half a minute
+    interval = max(1, num_steps // num_checkpoints)
     took = format_duration(num_steps * flops_per_step / speed)
     lines["optim"] = [
         f"global_batch_size = {batch_size}",
@@ -100,7 +101,7 @@ def suggest_experiment(
         f"num_steps = {num_steps}  # about {took} on {f'{num_cores} cores' if on_cpu else f'one {card}'}, "
         f"{num_steps * batch_size / num_images:,.0f} times through the images",
         f"ema_decays = [{_decay(num_steps, 20)}, {_decay(num_steps, 5)}]  # averages over about a twentieth and a fifth of training",
-        f"checkpoint_interval = {interval}  # twenty checkpoints, each is scored",
+        f"checkpoint_interval = {interval}  # {num_checkpoints} checkpoints, each is scored",
     ]
     lines["evaluation"] = [
         *(_CPU_EXTRACTOR if on_cpu else []),

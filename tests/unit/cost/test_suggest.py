@@ -27,7 +27,7 @@ def test_a_suggestion_is_a_valid_file_that_enlarges_no_image(card: str, min_side
     assert (
         experiment.model.model_channels / experiment.model.norm_groups >= 2
     )  # with one channel a group a network can't follow the brightness
-    assert 19 <= experiment.optim.num_steps / experiment.optim.checkpoint_interval <= 22
+    assert (10 if card == "CPU" else 20) - 1 <= experiment.optim.num_steps / experiment.optim.checkpoint_interval <= 22
 
 
 @pytest.mark.parametrize("card", ["H100", "V100"])
