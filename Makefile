@@ -129,7 +129,7 @@ bench-stopping: setup  ## early stopping on the digits beside full scoring of ev
 bench-samplers: setup  ## distances at 5, 10 and 20 evaluations by sampler, even and learned steps, beside 250
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_samplers.py $(ARGS)
 
-bench-nightly: setup  ## the nightly detector on 30,000 simulated models, with its goals; a minute or two
+bench-nightly: setup  ## the nightly detector on 40,000 simulated models, with its goals; a minute or two
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_nightly.py
 
 docs: setup  ## build the documentation's site into site/ (`.venv/bin/mkdocs serve` shows it while you write)

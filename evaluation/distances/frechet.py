@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evaluation.records.intervals import SPLITS
 from training.config.errors import UserError
 from training.shapes import Float, Float64
 
@@ -220,6 +221,21 @@ def leave_one_out_distances(reference: FeatureStatistics, blocks: BlockedMoments
     if len(filled) < 2 or sum(block.num_images for block in filled) - max(block.num_images for block in filled) < 2:
         return []
     return [frechet_distance(reference, merged(filled[:b] + filled[b + 1 :])) for b in range(len(filled))]
+
+
+def distances_of_halves(reference: FeatureStatistics, blocks: BlockedMoments) -> list[list[float]]:
+    """Return the distances of both halves of the samples, for each of the six splits of ten blocks; `jackknife_excess` takes them.
+
+    Returns:
+        Six pairs; an empty list for another number of blocks, or with fewer than two images in a half.
+    """
+    if len(blocks.blocks) != len(SPLITS[0]) or min(block.num_images for block in blocks.blocks) < 1:
+        return []
+    pairs = []
+    for split in SPLITS:
+        halves = ([block for block, half in zip(blocks.blocks, split, strict=True) if half == name] for name in "AB")
+        pairs.append([frechet_distance(reference, merged(half)) for half in halves])
+    return pairs
 
 
 def _congruence(factor: Float64[Tensor, "dim dim"], matrix: Float64[Tensor, "dim dim"]) -> Float64[Tensor, "dim dim"]:

@@ -85,6 +85,7 @@ def _evaluate(plan: EvaluationPlan) -> EvaluationResult:
         distance=scores.distance,
         distance_standard_error=scores.standard_error,
         distance_without_blocks=scores.leave_one_out,
+        distance_of_halves=scores.of_halves,
         held_out=held_out,
         likelihood=None if likelihood is None else {**likelihood.to_dict(), "per_image_uri": _store_per_image(plan, likelihood)},
         metrics=scores.metrics,
@@ -133,7 +134,7 @@ def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, d
             "generated": frechet_distance(plan.reference.features, same_count),
         }
     storage.write_bytes(grid_uri, grids.to_png(grid.pixels()))
-    scores = scorer.scores(plan.reference, real)
+    scores = scorer.scores(plan.reference, real, halves=True)
     if plan.memorisation:
         found = find_copies(torch.cat(searched), plan.data_uri, pixel_space(plan.options.own_device))
         scores.metrics["copied_share"] = found.as_metric()

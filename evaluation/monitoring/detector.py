@@ -5,7 +5,9 @@ The scores x_1, x_2, ... of a healthy model vary about one level. Three rules wa
 *The baseline.* The first `baseline_nights` healthy scores give the centre m (their mean) and the spread s. Then both are frozen:
 a bad night can't hide itself by joining the numbers that it is compared with. The standard deviation of 20 scores is wrong by 16 %
 (one standard deviation, 1 / sqrt(2 (n - 1))), and one that is too small raises false alarms. The evaluation also knows the standard
-error of each score, whose mean over 20 nights is much steadier. So s is the larger one of the two; see `_spread`.
+error of each score. It is a jackknife's, whose variance is up to twice too large where most of a score is the bias of few samples. That
+excess is known for each night too, with much noise, so that only the mean over a complete baseline is subtracted. s is the larger one
+of the baseline's own standard deviation and this error; see `_spread`.
 
 *Slow change.* The two-sided cumulative sum of Page (1954), over z_i = (x_i - m) / s:
 
@@ -66,9 +68,9 @@ class Rule:
 
     baseline_nights: int = 20
     reference_value: float = 0.75
-    decision_interval: float = 5.8
-    suspicion: float = 2.1
-    confirmed: float = 2.6
+    decision_interval: float = 4.8
+    suspicion: float = 1.9
+    confirmed: float = 2.7
     alone: float = 4.5
     min_difference: float = 0.0
 
@@ -108,7 +110,7 @@ class Trace:
     slow: NDArray[np.int64]
 
 
-def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule) -> Trace:
+def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule, excess: ArrayLike = math.nan) -> Trace:
     """Follow series of scores night by night.
 
     Args:
@@ -116,11 +118,13 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule) -
         redrawn: Means of the scores that were drawn again, NaN where there is none. Those of nights that aren't suspicious are ignored.
         errors: Standard errors of the scores, NaN where unknown.
         rule: The parameters.
+        excess: By how much the square of each error is too large (`intervals.jackknife_excess`), NaN where unknown.
     """
-    first, redrawn, errors = np.broadcast_arrays(*(np.asarray(values, dtype=np.float64) for values in (first, redrawn, errors)))
+    columns = (np.asarray(values, dtype=np.float64) for values in (first, redrawn, errors, excess))
+    first, redrawn, errors, excess = np.broadcast_arrays(*columns)
     shape = first.shape[:-1]
     count, known = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    mean, squares, error_squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    mean, squares, error_squares, too_much = (np.zeros(shape) for _ in range(4))
     up, down = np.zeros(shape), np.zeros(shape)
     nights = []
     for night in range(first.shape[-1]):
@@ -128,7 +132,7 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule) -
         frozen = count >= rule.baseline_nights
         # Tonight's own error helps only while the baseline's are few.
         use = ~frozen & np.isfinite(error)
-        spread = _spread(count, squares, known + use, error_squares + np.where(use, error, 0.0) ** 2)
+        spread = _spread(count, squares, known + use, error_squares + np.where(use, error, 0.0) ** 2, np.where(frozen, too_much, 0.0))
         width = np.where(frozen, spread, spread * np.sqrt(1 + 1 / np.maximum(count, 1)))
         told = (count > 0) & (frozen | (width > 0))
         suspicious = ~np.isfinite(score) | (told & (np.abs(score - mean) > np.maximum(rule.suspicion * width, rule.min_difference)))
@@ -155,14 +159,22 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule) -
         taken = healthy & np.isfinite(error)
         known = known + taken
         error_squares = error_squares + np.where(taken, error, 0.0) ** 2
+        too_much = too_much + np.where(taken & np.isfinite(excess[..., night]), excess[..., night], 0.0)
     return Trace(*(np.stack(np.broadcast_arrays(*values), axis=-1).reshape(first.shape) for values in zip(*nights, strict=True)))
 
 
-def _spread(count: NDArray[np.int64], squares: Numbers, known: NDArray[np.int64], error_squares: Numbers) -> Numbers:
+def _spread(count: NDArray[np.int64], squares: Numbers, known: NDArray[np.int64], error_squares: Numbers, too_much: Numbers) -> Numbers:
     """Return the standard deviation of one score: the larger of the baseline's and the root mean square of the known errors.
 
     A few scores may be almost equal by chance, so that of fewer than three is not used, nor of fewer than ten without a known error.
     It is 0 if nothing is known.
+
+    Args:
+        count, squares: Number of scores, and their sum of squares about the mean.
+        known, error_squares: Number of known errors, and the sum of their squares.
+        too_much: Sum of the excess of these squares. At most half of them is one, since a jackknife counts at most twice what depends on
+            single samples and pairs of samples.
     """
     own = np.where(count >= np.where(known > 0, _MIN_FOR_SPREAD, _MIN_WITHOUT_ERROR), np.sqrt(squares / np.maximum(count - 1, 1)), 0.0)
+    error_squares = error_squares - np.minimum(too_much, error_squares / 2)
     return np.maximum(own, np.sqrt(error_squares / np.maximum(known, 1)))

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.monitoring.detector import Rule, Trace, watch
+from evaluation.records.intervals import jackknife_excess
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
 from training import storage
@@ -42,7 +43,8 @@ class Night:
         id: Name of the evaluation; a check that is tried again has the same.
         at: Time of the evaluation, UTC.
         distance: The score; None if it is not finite.
-        standard_error: Over the draw of samples; None if unknown.
+        standard_error: Over the draw of samples, by the jackknife; None if unknown.
+        excess: By how much its square is too large (`intervals.jackknife_excess`); None if unknown, as of scores of earlier versions.
         redrawn: The scores from new noise, if the first one was suspicious.
         protocol: What a comparable score has in common with this one; None for scores of earlier versions, which did not record it.
         versions: Packages and device. They are no part of the protocol: a library that makes the model worse has to be found.
@@ -54,6 +56,7 @@ class Night:
     at: datetime
     distance: float | None
     standard_error: float | None = None
+    excess: float | None = None
     redrawn: tuple[float, ...] = ()
     protocol: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -173,6 +176,7 @@ def night_of(result: EvaluationResult, *, name: str, uri: str, rule: Rule, redra
         at=datetime.fromisoformat(result.created_at).astimezone(UTC),
         distance=_finite(result.distance),
         standard_error=_finite(result.distance_standard_error),
+        excess=_finite(jackknife_excess(result.distance_of_halves)),
         redrawn=redrawn,
         protocol=protocol_of(result),
         versions={**result.protocol["versions"], "device": str(result.protocol["device"])},
@@ -206,8 +210,9 @@ def judge(history: History) -> Judgement:
     nights = history.nights[start:]
     last = nights[-1]
     redrawn = [statistics.fmean(night.redrawn) if night.redrawn else math.nan for night in nights]
-    scores, errors = ([math.nan if value is None else value for value in column] for column in zip(*map(_numbers, nights), strict=True))
-    trace = watch(scores, redrawn, errors, last.rule)
+    columns = zip(*((night.distance, night.standard_error, night.excess) for night in nights), strict=True)
+    scores, errors, excess = ([math.nan if value is None else value for value in column] for column in columns)
+    trace = watch(scores, redrawn, errors, last.rule, excess)
     direction = _direction(trace)
     since = _first_night_of_change(trace, direction)
     level = trace.value[since:][np.isfinite(trace.value[since:])] if direction else trace.value[-1:]
@@ -338,10 +343,6 @@ def _num_missing(times: list[datetime]) -> int:
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     names = dict.fromkeys([*before, *after]) if before and after else {}
     return [f"{name} {before.get(name)} -> {after.get(name)}" for name in names if before.get(name) != after.get(name)]
-
-
-def _numbers(night: Night) -> tuple[float | None, float | None]:
-    return night.distance, night.standard_error
 
 
 def _finite(value: float | None) -> float | None:

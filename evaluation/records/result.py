@@ -21,6 +21,7 @@ class EvaluationResult:
         distance_standard_error: Standard error over the draw of the samples; None if unknown.
         distance_without_blocks: The distance without each block of samples (`frechet.leave_one_out_distances`), to compare
             it with another model's on the same noise.
+        distance_of_halves: Its distances of halves of the samples (`frechet.distances_of_halves`), for the error of a night.
         held_out: Distances of `num_images` real test images (`real`) and of as many samples (`generated`). They show the bias
             of a finite sample, whose distance is never zero. None if there are no test images.
         likelihood: Summary of the bits/dim; `per_image_uri` is the file with the value of each image. None if not computed.
@@ -36,6 +37,7 @@ class EvaluationResult:
     distance: float
     distance_standard_error: float | None
     distance_without_blocks: list[float] = field(default_factory=list)
+    distance_of_halves: list[list[float]] = field(default_factory=list)
     held_out: dict[str, Any] | None = None
     likelihood: dict[str, Any] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)

@@ -15,8 +15,15 @@ SPREAD = 0.1 * math.sqrt(20 / 19)
 UNKNOWN = [math.nan]
 
 
-def follow(scores: list[float], *, redrawn: list[float] = UNKNOWN, errors: list[float] = UNKNOWN, rule: Rule | None = None) -> Trace:
-    return watch(scores, redrawn if len(redrawn) > 1 else redrawn * len(scores), errors * len(scores), rule or Rule())
+def follow(
+    scores: list[float],
+    *,
+    redrawn: list[float] = UNKNOWN,
+    errors: list[float] = UNKNOWN,
+    excess: float = math.nan,
+    rule: Rule | None = None,
+) -> Trace:
+    return watch(scores, redrawn if len(redrawn) > 1 else redrawn * len(scores), errors * len(scores), rule or Rule(), excess)
 
 
 def test_the_baseline_is_the_mean_and_standard_deviation_of_the_first_nights_and_stays() -> None:
@@ -39,8 +46,8 @@ def test_the_sums_are_those_of_page() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_slow_change_is_found_in_both_directions(sign: int) -> None:
     trace = follow([*BASELINE, *[3.0 + sign * 2 * SPREAD] * 10])
-    assert list(np.flatnonzero(trace.slow)) == list(range(24, 30))  # 5 x (2 - 0.75) = 6.25 is the first sum above 5.8
-    assert set(trace.slow[24:]) == {sign}
+    assert list(np.flatnonzero(trace.slow)) == list(range(23, 30))  # 4 x (2 - 0.75) = 5 is the first sum above 4.8
+    assert set(trace.slow[23:]) == {sign}
     assert not trace.jump.any()
 
 
@@ -67,6 +74,20 @@ def test_a_suspicious_score_is_a_jump_alone_only_if_it_is_far_off_and_else_if_ne
 def test_the_spread_is_never_less_than_the_known_standard_errors() -> None:
     assert follow([3.0] * 21, errors=[0.1]).spread[-1] == pytest.approx(0.1)
     assert follow([*BASELINE, 3.0], errors=[0.09]).spread[-1] == pytest.approx(SPREAD)
+
+
+def test_what_the_jackknife_counts_twice_is_taken_from_the_errors_of_a_complete_baseline() -> None:
+    trace = follow([3.0] * 21, errors=[0.1], excess=0.004)
+    assert trace.spread[1:20] == pytest.approx(0.1)
+    assert trace.spread[20] == pytest.approx(math.sqrt(0.01 - 0.004))
+    assert follow([*BASELINE, 3.0], errors=[0.11], excess=0.004).spread[-1] == pytest.approx(SPREAD), "the scores' own is never undercut"
+
+
+def test_the_excess_of_an_error_is_at_most_half_of_its_square_and_an_unknown_one_is_0() -> None:
+    assert follow([3.0] * 21, errors=[0.1], excess=0.02).spread[-1] == pytest.approx(0.1 / math.sqrt(2))
+    half_known = np.where(np.arange(21) % 2, 0.004, np.nan)
+    trace = watch([3.0] * 21, [math.nan] * 21, [0.1] * 21, Rule(), half_known)
+    assert trace.spread[-1] == pytest.approx(math.sqrt(0.01 - 0.002))
 
 
 def test_while_the_baseline_is_gathered_a_jump_is_told_with_a_wider_limit_and_no_slow_change() -> None:
@@ -122,9 +143,10 @@ def test_many_histories_at_once_are_judged_like_each_alone() -> None:
         np.testing.assert_array_equal(getattr(together, name)[3], getattr(alone, name))
 
 
-def test_the_goals_hold_on_a_small_simulation() -> None:
+@pytest.mark.parametrize("noise", ["normal", "few samples"])
+def test_the_goals_hold_on_a_small_simulation(noise: str) -> None:
     """Of 1,000 models; `make bench-nightly` takes 10,000. Seeds are fixed, so the numbers are the same everywhere."""
-    found = simulate("normal", Rule(), num_models=1000)
+    found = simulate(noise, Rule(), num_models=1000)
     assert found["healthy, alarmed in a year"] == pytest.approx(FALSE_ALARMS_IN_A_YEAR, abs=0.015)  # three standard errors
     assert found["2 sd worse, median nights"] <= 7
     assert found["drift of 0.1 sd a night, median nights"] <= 20

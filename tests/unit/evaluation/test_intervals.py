@@ -25,7 +25,7 @@ from evaluation.distances.neighbours import density_coverage
 from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
 from evaluation.features.extractors import extractor_id
 from evaluation.likelihood.bits_per_dim import Likelihood
-from evaluation.records.intervals import jackknife_error, student_interval
+from evaluation.records.intervals import SPLITS, jackknife_error, jackknife_excess, student_interval
 from evaluation.records.paired import Difference
 from evaluation.records.score_card import Score, likelihood_score
 
@@ -141,3 +141,34 @@ def test_as_many_images_as_needed_make_the_interval_exclude_zero() -> None:
     grown = difference.num_images_needed / 1000
     assert Difference(value=0.1, standard_error=0.1 / grown**0.5 * 0.999, degrees_of_freedom=9).verdict == "worse"
     assert Difference(value=0.1, standard_error=0.1 / grown**0.5 * 1.01, degrees_of_freedom=9).verdict == "can't be told"
+
+
+def test_each_two_splits_of_the_blocks_are_balanced() -> None:
+    signs = np.array([[1 if half == "A" else -1 for half in split] for split in SPLITS])
+    assert (signs.sum(axis=1) == 0).all()
+    products = signs @ signs.T
+    assert (np.diag(products) == 10).all()
+    assert (np.abs(products[~np.eye(len(SPLITS), dtype=bool)]) == 2).all()
+
+
+@pytest.mark.parametrize("linear", [0.0, 1.0])
+def test_the_excess_of_the_jackknife_is_exact_for_a_statistic_of_second_order(linear: float) -> None:
+    """Of ten blocks with the sums x_b: c m + |m|^2, with m their mean; m ~ N(0, 1/10) in each of 5 dimensions."""
+    generator, num_draws = np.random.default_rng(0), 4000
+    blocks = generator.standard_normal((num_draws, 10, 5))
+
+    def statistic(means: np.ndarray) -> np.ndarray:
+        return linear * means[..., 0] + np.square(means).sum(axis=-1)
+
+    true = linear**2 / 10 + 2 * 5 / 10**2
+    without = statistic((blocks.sum(axis=1, keepdims=True) - blocks) / 9)
+    first = np.array([[half == "A" for half in split] for split in SPLITS], dtype=float)
+    halves = np.stack([statistic(which @ blocks / 5) for which in (first, 1 - first)], axis=-1)
+    squares = np.array([jackknife_error(each) ** 2 for each in without.tolist()])
+    corrected = squares - [jackknife_excess(each) for each in halves.tolist()]
+    for found, expected in ((corrected, true), (squares, true + (1 + 8 / 81) * 0.1)):
+        assert found.mean() == pytest.approx(expected, abs=3.3 * found.std() / np.sqrt(num_draws))  # one in 1,000 is beyond
+
+
+def test_there_is_no_excess_without_halves() -> None:
+    assert np.isnan(jackknife_excess([]))

@@ -11,6 +11,7 @@ import pytest
 from evaluation.monitoring import nightly
 from evaluation.monitoring.detector import Rule
 from evaluation.monitoring.nightly import Acceptance, History, Night, judge
+from training import storage
 from training.config.errors import UserError
 
 FIRST = datetime(2026, 1, 1, 2, tzinfo=UTC)
@@ -144,6 +145,32 @@ def test_an_old_judgement_is_replayed_from_the_stored_history(tmp_path: Path) ->
     assert stored is not None
     assert judge(stored.until("night-5")).text == then.text
     assert judge(stored).direction == 0
+
+
+def test_a_history_of_an_earlier_version_is_judged_as_it_was_then(tmp_path: Path) -> None:
+    """Its nights have another rule than today's, and no excess of their errors."""
+    rule = {"baseline_nights": 5, "reference_value": 0.75, "decision_interval": 5.8, "suspicion": 2.1, "confirmed": 2.6, "alone": 4.5}
+    scores = [*HEALTHY, 3.0, *[3.2] * 5]
+    nights = [
+        {"id": f"night-{day}", "at": f"2026-01-{day + 1:02}T02:00:00Z", "distance": score, "standard_error": 0.1, "rule": rule}
+        for day, score in enumerate(scores)
+    ]
+    storage.write_json(storage.join(str(tmp_path), nightly.HISTORY), {"nights": nights, "accepted": []})
+    history = nightly.read_history(str(tmp_path))
+    assert history is not None
+    assert judge(history.until("night-9")).direction == 0, "today's limit is 4.8, and the sum is 5"
+    assert judge(history).text == (
+        "3.2 against 3 (mean of 5 healthy scores); worse by 0.2 ± 0.12 (95 %), 3.2 standard errors, since 2026-01-07 (5 nights); "
+        "the cumulative sum is 6.25, the limit is 5.8"
+    )
+
+
+def test_the_excess_of_the_nights_errors_makes_a_change_easier_to_tell() -> None:
+    scores = [*HEALTHY, 3.0, *[3.2] * 5]
+    assert judge(history_of(scores, standard_error=0.15)).direction == 0
+    judgement = judge(history_of(scores, standard_error=0.15, excess=0.0125))
+    assert judgement.direction == 1
+    assert judgement.trace.spread[-1] == pytest.approx(0.15 / math.sqrt(2)), "half of the variance at most"
 
 
 def test_a_model_without_a_night_has_no_judgement(tmp_path: Path) -> None:
