@@ -186,19 +186,19 @@ def test_samples_that_can_not_be_halved_have_no_distances_of_halves() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("shift", "jackknife_over_true"), [(0.0, 2.1), (0.3, 1.0)], ids=["only the bias of few samples", "far away"])
 def test_the_jackknifes_variance_without_its_excess_is_that_over_independent_samples(shift: float, jackknife_over_true: float) -> None:
-    """In 8 features of 200 samples, over 400 draws."""
+    """In 8 features of 400 samples, over 600 draws."""
     reference = FeatureStatistics(mean=torch.zeros(8, dtype=torch.float64), covariance=torch.eye(8, dtype=torch.float64))
     distances, squares, excess = [], [], []
-    for seed in range(400):
-        blocks = BlockedMoments(8, 200)
-        blocks.update(torch.arange(200), torch.randn(200, 8, generator=_generator(seed), dtype=torch.float64) + shift)
+    for seed in range(600):
+        blocks = BlockedMoments(8, 400)
+        blocks.update(torch.arange(400), torch.randn(400, 8, generator=_generator(seed), dtype=torch.float64) + shift)
         distances.append(frechet_distance(reference, blocks.total()))
         squares.append(jackknife_error(leave_one_out_distances(reference, blocks)) ** 2)
         excess.append(jackknife_excess(distances_of_halves(reference, blocks)))
     true = float(torch.tensor(distances).var())
     jackknife, corrected = torch.tensor(squares) / true, (torch.tensor(squares) - torch.tensor(excess)) / true
-    # The variance of 400 distances is known to sqrt((kurtosis - 1) / 400): 9 % for a kurtosis of 4. One in 1,000 is beyond 3.3 errors.
-    error = math.hypot(float(corrected.std()) / math.sqrt(400), 0.09)
+    # The variance of 600 distances is known to sqrt((kurtosis - 1) / 600): 7 % for a kurtosis of 4. One in 1,000 is beyond 3.3 errors.
+    error = math.hypot(float(corrected.std()) / math.sqrt(600), 0.07)
     assert float(corrected.mean()) == pytest.approx(1, abs=3.3 * error)
     assert float(jackknife.mean()) == pytest.approx(jackknife_over_true, abs=3.3 * error)
 
