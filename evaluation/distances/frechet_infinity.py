@@ -10,6 +10,7 @@ features. No features are stored, sub-samples of one size share no image, and th
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluation.distances.frechet import (
     BlockedMoments,
@@ -44,15 +45,28 @@ def frechet_infinity(reference: FeatureStatistics, blocks: BlockedMoments) -> Me
     sizes = [size for size in _SIZES if size <= whole and size * blocks.num_images // whole >= smallest]
     if len(sizes) < 3:
         raise UserError(f"fd_infinity takes {MIN_IMAGES_PER_FEATURE * reference.dim:,} samples at least, got {blocks.num_images:,}")
-    parts = [merged(blocks.blocks[first : first + size]) for size in sizes for first in range(0, whole - size + 1, size)]
+    runs = [range(first, first + size) for size in sizes for first in range(0, whole - size + 1, size)]
+    parts = [merged(blocks.blocks[run.start : run.stop]) for run in runs]
     inverse = np.array([1 / part.num_images for part in parts])
     distances = np.array([frechet_distance(reference, part) for part in parts])
-    design = np.stack([np.ones_like(inverse), inverse], axis=1)
-    (value, _), residuals, _, _ = np.linalg.lstsq(design, distances, rcond=None)
-    variance = residuals[0] / (len(parts) - 2)
-    fit_error = float(np.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0]))
-    error = max(fit_error, jackknife_error(leave_one_out_distances(reference, blocks)))
+    value, fit_error = _fit_line(inverse, distances)
+    leave_one_out = leave_one_out_distances(reference, blocks)
+    error = max(fit_error, jackknife_error(leave_one_out))
     fewest, most = min(part.num_images for part in parts), max(part.num_images for part in parts)
     note = f"free of the bias in 1/N: a line through {len(parts)} distances of {fewest:,} to {most:,} samples"
-    interval = student_interval(float(value), error, whole - 1)
-    return MetricValue("fd_infinity", float(value), error, note, None, interval, "error of the line or jackknife, the larger; Student's t")
+    interval = student_interval(value, error, whole - 1)
+    without = []
+    for b, distance in enumerate(leave_one_out):
+        rest = np.array([b not in run for run in runs])  # the whole sample is never among them, and the rest of it takes its place
+        count = blocks.num_images - blocks.blocks[b].num_images
+        without.append(_fit_line(np.append(inverse[rest], 1 / count), np.append(distances[rest], distance))[0])
+    method = "error of the line or jackknife, the larger; Student's t"
+    return MetricValue("fd_infinity", value, error, note, None, interval, method, tuple(without))
+
+
+def _fit_line(inverse: NDArray[np.float64], distances: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the least squares line's value at 0 and its standard error."""
+    design = np.stack([np.ones_like(inverse), inverse], axis=1)
+    (value, _), residuals, _, _ = np.linalg.lstsq(design, distances, rcond=None)
+    variance = residuals[0] / (len(distances) - 2)
+    return float(value), float(np.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0]))

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from evaluation.records.intervals import JACKKNIFE, Interval, resampled_error, share_interval, student_interval
+from training.shapes import Bool, Float64
+
+NUM_BLOCKS = 10
+"""Blocks of samples that a jackknife leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +28,8 @@ class MetricValue:
             correction is published. `value - bias` is the corrected value.
         interval: 95 % interval over the draw of the samples; None if unknown. It is around the value, bias included.
         method: How the interval is found, in a few words.
-        resampled: The values by which a jackknife found it, to compare the number with another model's on the same noise; empty where the
-            interval has another source.
+        resampled: The number without each of ten blocks of samples, or of halves (`intervals.resampled_error`), to compare it with another
+            model's on the same noise; empty where that is not sound.
     """
 
     name: str
@@ -81,7 +87,22 @@ def by_jackknife(
     return MetricValue(name, value, error, note, bias, interval, method, () if other_error else tuple(resampled))
 
 
-def share_of_images(name: str, share: float, count: int, note: str) -> MetricValue:
-    """Return the share of `count` independent images that have a property, with Wilson's interval."""
+def share_of_images(name: str, has_property: Bool[Tensor, " images"], note: str) -> MetricValue:
+    """Return the share of independent images that have a property, with Wilson's interval.
+
+    Which images have it is kept by blocks: two models on the same noise differ in few of them, so that the error of their difference is
+    smaller than that of two independent shares.
+    """
+    found = has_property.double()
+    share, count = float(found.mean()), len(found)
     error = math.sqrt(share * (1 - share) / count)
-    return MetricValue(name, share, error, note, None, share_interval(share, count), "closed form for a share (Wilson)")
+    method = "closed form for a share (Wilson)"
+    return MetricValue(name, share, error, note, None, share_interval(share, count), method, mean_without_blocks(found))
+
+
+def mean_without_blocks(values: Float64[Tensor, " images"]) -> tuple[float, ...]:
+    """Return the mean without each of ten blocks of values; none for fewer than ten."""
+    blocks = values.tensor_split(NUM_BLOCKS)
+    if len(blocks[-1]) < 1:
+        return ()
+    return tuple(float((values.sum() - block.sum()) / (len(values) - len(block))) for block in blocks)

@@ -13,11 +13,13 @@ To add one, write a function of `MetricInputs` and `MetricReference`, give it a 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,19 +31,21 @@ from evaluation.distances.frechet import (
 )
 from evaluation.distances.frechet_infinity import MIN_IMAGES_PER_FEATURE, frechet_infinity
 from evaluation.distances.gaussian_mmd import gaussian_mmd
-from evaluation.distances.metric_value import MetricValue, by_jackknife, share_of_images
-from evaluation.distances.neighbours import NUM_BLOCKS, NUM_NEIGHBOURS, density_coverage, recall_of_halves, share_near_others
+from evaluation.distances.metric_value import NUM_BLOCKS, MetricValue, by_jackknife, mean_without_blocks, share_of_images
+from evaluation.distances.neighbours import NUM_NEIGHBOURS, density_coverage, near_real_images, recall_of_halves, share_near_others
 from evaluation.distances.sliced_wasserstein import sliced_wasserstein
 from evaluation.features.extractors import ExtractorId, FeatureExtractor, is_published
 from evaluation.records.intervals import HALF_SAMPLES, jackknife_bias, student_interval
 from training.config.errors import UserError
-from training.shapes import Float, Float32, Int64
+from training.shapes import Float, Float32, Float64, Int64
 
 MAX_FEATURES = 10_000
 """Samples, and real images, whose features are stored for metrics that compare single images."""
 _NUM_SUBSETS, _SUBSET_SIZE = 100, 1000
 _PRECISION_NEIGHBOURS = 3
 _NUM_SPLITS = 10
+_SPLIT_SEED = 2020
+"""Seed of torch-fidelity's splits."""
 
 _PUBLISHED_NAMES = {
     ("kernel_distance", "inception"): "kid",
@@ -179,7 +183,7 @@ def _cubic_sum(x: Float32[Tensor, "images dim"], y: Float32[Tensor, "others dim"
 def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> list[MetricValue]:
     """Return the fraction of samples near real images (precision) and of real images near samples (recall), with k = 3.
 
-    Source: Kynkaanniemi et al. 2019; computed by torch-fidelity.
+    Source: Kynkaanniemi et al. 2019; recall is computed by torch-fidelity, and precision as there.
     """
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -191,7 +195,7 @@ def precision_recall(sample: Float32[Tensor, "images dim"], reference: Float32[T
     ]
     of_halves = recall_of_halves(sample, reference, _PRECISION_NEIGHBOURS)
     return [
-        share_of_images("precision", float(found["precision"]), len(sample), notes[0]),
+        share_of_images("precision", near_real_images(sample, reference, _PRECISION_NEIGHBOURS), notes[0]),
         by_jackknife("recall", float(found["recall"]), of_halves, notes[1], limits=(0.0, 1.0), method=HALF_SAMPLES),
     ]
 
@@ -208,12 +212,24 @@ def inception_score(logits: Float[Tensor, "images classes"]) -> MetricValue:
 
     found = isc_features_to_metric(logits, splits=_NUM_SPLITS)
     mean, spread = (float(found[f"inception_score_{name}"]) for name in ("mean", "std"))
+    without = mean_without_blocks(_scores_of_splits(logits))
     whole = float(isc_features_to_metric(logits, splits=1)["inception_score_mean"])
     error = spread / math.sqrt(_NUM_SPLITS - 1)  # the spread of n values divides by n
     note = f"mean over {_NUM_SPLITS} splits, whose spread is {spread:.2g}"
     bias = (mean - whole) * _NUM_SPLITS / (_NUM_SPLITS - 1)
     interval = student_interval(mean, error, _NUM_SPLITS - 1)
-    return MetricValue("inception_score", mean, error, note, bias, interval, "ten independent splits, Student's t")
+    return MetricValue("inception_score", mean, error, note, bias, interval, "ten independent splits, Student's t", without)
+
+
+def _scores_of_splits(logits: Float[Tensor, "images classes"]) -> Float64[Tensor, " splits"]:
+    """Return the score of each of torch-fidelity's splits. They depend on the number of images alone, so that two models share them."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    shuffled = logits[np.random.RandomState(_SPLIT_SEED).permutation(len(logits))]
+    edges = [split * len(logits) // _NUM_SPLITS for split in range(_NUM_SPLITS + 1)]
+    parts = (shuffled[first:last] for first, last in itertools.pairwise(edges))
+    scores = [isc_features_to_metric(part, splits=1, shuffle=False)["inception_score_mean"] for part in parts]
+    return torch.tensor(scores, dtype=torch.float64)
 
 
 def _of_features(
@@ -249,9 +265,8 @@ def _label_agreement(inputs: MetricInputs, reference: MetricReference) -> list[M
     """Return the fraction of samples that the classifier assigns to the label that they were drawn with."""
     if inputs.labels is None:
         raise UserError("label_agreement needs a class-conditional model; leave it out")
-    agreeing = float((inputs.logits.argmax(1) == inputs.labels).double().mean())
     note = "samples that the classifier assigns to their own label"
-    return [share_of_images("label_agreement", agreeing, len(inputs.labels), note)]
+    return [share_of_images("label_agreement", inputs.logits.argmax(1) == inputs.labels, note)]
 
 
 def _refuse_score(extractor: FeatureExtractor) -> str | None:

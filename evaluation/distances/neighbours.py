@@ -20,12 +20,11 @@ import math
 import torch
 from torch import Tensor
 
-from evaluation.distances.metric_value import MetricValue, by_jackknife
+from evaluation.distances.metric_value import NUM_BLOCKS, MetricValue, by_jackknife
 from evaluation.records.intervals import NORMAL_JACKKNIFE, balanced_halves
-from training.shapes import Float, Float64
+from training.shapes import Bool, Float, Float64
 
 NUM_NEIGHBOURS = 5
-NUM_BLOCKS = 10
 _HALVES = balanced_halves()
 
 
@@ -84,6 +83,14 @@ def _radii(real: Float64[Tensor, "real dim"], num_neighbours: int) -> Float64[Te
 
 def _covered(nearest: Float64[Tensor, "blocks real"], radii: Float64[Tensor, " real"]) -> float:
     return float((nearest.amin(dim=0) < radii).double().mean())
+
+
+def near_real_images(
+    sample: Float[Tensor, "images dim"], reference: Float[Tensor, "real dim"], num_neighbours: int
+) -> Bool[Tensor, " images"]:
+    """Return which samples lie in the ball of some real image; the share of them is the precision."""
+    radii = torch.cat([torch.cdist(rows, reference).kthvalue(num_neighbours + 1, dim=1).values for rows in torch.split(reference, 1000)])
+    return torch.cat([(torch.cdist(rows, reference) <= radii).any(dim=1) for rows in torch.split(sample, 1000)])
 
 
 def recall_of_halves(sample: Float[Tensor, "images dim"], reference: Float[Tensor, "real dim"], num_neighbours: int) -> list[float]:

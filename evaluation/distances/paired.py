@@ -8,7 +8,14 @@ from evaluation.records.intervals import jackknife_error, resampled_error
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
 
-_HIGHER_IS_BETTER = {"recall": True, "coverage": True, "density": None}
+_HIGHER_IS_BETTER = {
+    "precision": True,
+    "recall": True,
+    "coverage": True,
+    "label_agreement": True,
+    "inception_score": True,
+    "density": None,
+}
 """The better side of metrics that are no distances; None for density, which is also higher if samples crowd together."""
 
 
@@ -27,10 +34,24 @@ def distance_difference(result: EvaluationResult, other: EvaluationResult) -> Di
     )
 
 
+_SHARES_OF_SAMPLES = frozenset({"precision", "label_agreement"})
+
+
+def why_unpaired(name: str) -> str:
+    """Return why a further metric may have no difference, in words."""
+    if _HIGHER_IS_BETTER.get(name, False) is None:
+        return "it has no better side"
+    return "it is not known without each block of samples, as a mean over random subsets or of too few samples"
+
+
 def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dict[str, Difference]:
     """Return the further metrics of `result` minus those of `other`, which was evaluated on the same noise.
 
-    There are those whose intervals come from a jackknife, and which have a better side.
+    There are those that are known without each block of samples, and have a better side. A mean over random subsets (KID, for more samples
+    than a subset) is not known so.
+
+    Two shares may differ in a handful of images, or none, of which no variance can be estimated. So the variance of their difference
+    gets 1 / n^2 more, as if one more image differed (half an image in each cell of the table; Agresti and Min 2005).
     """
     found = {}
     for name, ours in result.metrics.items():
@@ -40,11 +61,14 @@ def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dic
         if not values or len(values) != len(others) or higher_is_better is None:
             continue
         error, degrees_of_freedom = resampled_error([a - b for a, b in zip(values, others, strict=True)], ours["method"])
+        num_images = result.protocol["distance"]["num_samples"]
+        if name in _SHARES_OF_SAMPLES:
+            error = math.hypot(error, 1 / num_images)
         found[name] = Difference(
             value=ours["value"] - theirs["value"],
             standard_error=error,
             degrees_of_freedom=degrees_of_freedom,
-            num_images=result.protocol["distance"]["num_samples"],
+            num_images=num_images,
             higher_is_better=higher_is_better,
         )
     return found

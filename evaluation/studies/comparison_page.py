@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.distances.paired import why_unpaired
 from evaluation.records.paired import Difference, judge_together
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
@@ -79,8 +80,8 @@ def _tables(comparison: Comparison) -> list[list[list[str]]]:
     measures = [(results[0].distance_name, "distance", [(each.distance, each.distance_standard_error) for each in results])]
     bits = [(each.likelihood["bits_per_dim"], each.likelihood["standard_error"]) for each in results if each.likelihood is not None]
     measures += [("bits/dim", "bits_per_dim", bits)] if bits else []
-    paired = [name for name in results[0].metrics if all(name in model.metric_differences for model in comparison.models[1:])]
-    for name in paired:
+    unpaired = _unpaired(comparison)
+    for name in (each for each in results[0].metrics if each not in unpaired):
         items = [each.metrics[name] for each in results]
         measures.append((name.replace("_", " "), name, [(item["value"], item["standard_error"]) for item in items]))
     tables = []
@@ -88,14 +89,20 @@ def _tables(comparison: Comparison) -> list[list[list[str]]]:
         judged = _judged([_differences(model).get(measure) for model in comparison.models])
         rows = [[model.name, plain_estimate(*value), *cells] for model, value, cells in zip(comparison.models, values, judged, strict=True)]
         tables.append([["Model", name, "difference to the first", "P(better)", _VERDICT], *rows])
-    others = [name for name in results[0].metrics if name not in paired]
-    if others:
+    if unpaired:
         estimates = [
-            [plain_estimate(each.metrics[name]["value"], each.metrics[name]["standard_error"]) for name in others] for each in results
+            [plain_estimate(each.metrics[name]["value"], each.metrics[name]["standard_error"]) for name in unpaired] for each in results
         ]
         rows = [[model.name, *cells] for model, cells in zip(comparison.models, estimates, strict=True)]
-        tables.append([["Model", *(name.replace("_", " ") for name in others)], *rows])
+        tables.append([["Model", *(name.replace("_", " ") for name in unpaired)], *rows])
     return tables
+
+
+def _unpaired(comparison: Comparison) -> list[str]:
+    """Return the further metrics whose difference is not judged."""
+    return [
+        name for name in comparison.models[0].result.metrics if any(name not in model.metric_differences for model in comparison.models[1:])
+    ]
 
 
 def _for_terminal(tables: Sequence[list[list[str]]], num_first: int) -> list[list[list[str]]]:
@@ -149,6 +156,7 @@ def _notes(comparison: Comparison) -> list[str]:
         f"{protocol}.",
         "Numbers after +- are one standard error. Differences are on the same noise and images, so their errors are smaller; in brackets "
         "is their 95 % interval (jackknife over blocks of samples, or over images, with Student's t).",
+        *(f"No difference is judged for {name.replace('_', ' ')}: {why_unpaired(name)}." for name in _unpaired(comparison)),
         *([together] if num_differences > 1 else []),
         *(
             ["Each model is one training run: the errors leave out how far runs of other seeds would be apart."]

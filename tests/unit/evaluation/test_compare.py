@@ -66,7 +66,7 @@ def test_a_difference_on_common_noise_has_a_smaller_error_than_independent_draws
 def test_further_metrics_are_paired_where_noise_is_shared_and_have_a_better_side(comparison: Comparison) -> None:
     first, same, other = comparison.models
     assert first.metric_differences == {}
-    assert set(other.metric_differences) == {"sliced_wasserstein", "coverage"}, "density has no better side"
+    assert set(other.metric_differences) == {"sliced_wasserstein", "coverage", "label_agreement"}
     assert same.metric_differences["coverage"] == Difference(
         value=0.0, standard_error=0.0, degrees_of_freedom=None, num_images=60, higher_is_better=True
     )
@@ -76,7 +76,8 @@ def test_further_metrics_are_paired_where_noise_is_shared_and_have_a_better_side
     assert worse.standard_error < math.hypot(*alone)
     assert (worse.value > 0) == (worse.verdict == "worse")
     page = as_study(comparison).files["comparison.html"].decode()
-    assert page.count("difference to the first") == 4, "distance, bits/dim, and the two"
+    assert page.count("difference to the first") == 5, "distance, bits/dim, and the three"
+    assert "No difference is judged for density: it has no better side." in page
 
 
 def test_a_higher_share_is_better() -> None:

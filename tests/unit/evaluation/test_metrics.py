@@ -8,11 +8,13 @@ import pytest
 import torch
 from golden import train_digit_classifier
 from torch import Tensor
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from evaluation.distances import metrics
 from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, Moments, frechet_distance
 from evaluation.distances.frechet_infinity import frechet_infinity
 from evaluation.distances.gaussian_mmd import gaussian_mmd
+from evaluation.distances.metric_value import MetricValue, share_of_images
 from evaluation.distances.metrics import (
     METRICS,
     MetricInputs,
@@ -30,7 +32,7 @@ from evaluation.distances.reference_statistics import ReferenceStatistics
 from evaluation.distances.sample_scorer import SampleScorer
 from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
 from evaluation.features.extractors import DigitsExtractor, ExtractorId, extractor_id
-from evaluation.records.intervals import balanced_halves
+from evaluation.records.intervals import balanced_halves, jackknife_error
 from training.config.errors import UserError
 from training.config.experiment import MetricName
 
@@ -81,6 +83,30 @@ def test_the_recall_of_a_half_is_that_of_its_samples() -> None:
     halves = [torch.cat([block for block, chosen in zip(blocks, half.tolist(), strict=True) if chosen]) for half in balanced_halves()]
     # Counts of real images: equal, unless a distance is within rounding of a radius.
     assert recall_of_halves(sample, real, 3) == pytest.approx([precision_recall(half, real)[1].value for half in halves], abs=1e-6)
+
+
+def test_precision_and_the_scores_of_splits_are_torch_fidelitys() -> None:
+    sample, real = 1.2 * _features(150, 4, 1), _features(200, 4, 2)
+    expected = prc_features_to_metric(sample, real, prc_neighborhood=3, verbose=False)["precision"]
+    assert precision_recall(sample, real)[0].value == pytest.approx(expected, abs=1e-6)  # float32
+    score = inception_score(2 * sample)
+    assert np.mean(score.resampled) == pytest.approx(score.value, rel=1e-12)
+    assert jackknife_error(score.resampled) == pytest.approx(score.standard_error, rel=1e-9), "of a mean of splits it is the closed form"
+
+
+@pytest.mark.parametrize("name", ["gaussian_mmd", "precision", "label_agreement"])
+def test_a_number_without_a_block_is_that_of_the_other_samples(name: str) -> None:
+    sample, real = _features(103, 4, 1), _features(80, 4, 2)
+
+    def compute(sample: Tensor) -> MetricValue:
+        if name == "gaussian_mmd":
+            return gaussian_mmd(20 * sample, 20 * real)
+        return precision_recall(sample, real)[0] if name == "precision" else share_of_images(name, sample[:, 0] > 0, "")
+
+    blocks = sample.tensor_split(10)
+    rest = [compute(torch.cat([*blocks[:b], *blocks[b + 1 :]])).value for b in range(10)]
+    # Differences, since the MMD leaves out a term that all have.
+    assert np.diff(compute(sample).resampled) == pytest.approx(np.diff(rest), abs=1e-9)
 
 
 def test_a_perfect_models_precision_and_recall_are_as_stated() -> None:

@@ -194,7 +194,7 @@ def test_an_evaluation_without_likelihood_samples_or_history_has_a_report(result
 
 
 def test_the_score_card_has_every_number_with_its_interval_and_how_it_is_found(result: EvaluationResult) -> None:
-    agreement = share_of_images("label_agreement", 0.98, 80, "as asked for").to_dict()
+    agreement = share_of_images("label_agreement", torch.arange(100) < 98, "as asked for").to_dict()
     blocks = [1.2 + 0.01 * number for number in range(10)]
     result = dataclasses.replace(result, distance_without_blocks=blocks, metrics={"label_agreement": agreement})
     card = {score.name: score for score in result.score_card()}
@@ -212,8 +212,8 @@ def test_the_score_card_has_every_number_with_its_interval_and_how_it_is_found(r
         f"{9 * (1.245 - 1.23456):+.2g}",
     ]
     assert cells[10] == "Label agreement"
-    assert cells[12:14] == ["92.1% to 99.5%", "closed form for a share (Wilson)"]
-    assert "| Label agreement | 98.0% | 92.1% to 99.5% | closed form for a share (Wilson) |" in as_markdown(
+    assert cells[12:14] == ["93.0% to 99.4%", "closed form for a share (Wilson)"]
+    assert "| Label agreement | 98.0% | 93.0% to 99.4% | closed form for a share (Wilson) |" in as_markdown(
         list(card.values()), "Step 200."
     )
     numbers = result.flat_metrics()
