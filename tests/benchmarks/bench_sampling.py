@@ -12,6 +12,7 @@ import torch
 from measuring import Measured, Run, Work, ratio, take_turns
 from training_steps import set_up
 
+from evaluation.records.devices import sampling_batch_size
 from training.config.experiment import Experiment, SamplingConfig
 from training.config.presets import preset
 from training.cost.estimate import count_macs
@@ -57,7 +58,24 @@ def measure(run: Run) -> Iterator[tuple[str, Measured]]:
     for name in SAMPLERS:
         steps = int(name.rpartition("-")[2])
         yield name, ratio(times[f"theirs {name}"], times[f"ours {name}"], f"batch {batch}", **speed(f"ours {name}", steps))
+    if not on_gpu:
+        yield "batch", in_batches(run)
     yield "end-to-end-bf16", ratio(times["theirs ancestral-250"], times["bf16"], f"batch {batch}", **speed("bf16", 20))
+
+
+def in_batches(run: Run) -> Measured:
+    """The network of small grey images: above 32 MB the C library maps and unmaps the memory of an activation at each use."""
+    experiment = preset("fashion-mnist-hybrid-cosine")
+    network = make_model(experiment).eval().requires_grad_(False)
+    count = 4 if run.quick else 250
+    x, t, y = torch.randn(count, 1, 28, 28), torch.full((count,), 500.0), torch.zeros(count, dtype=torch.int64)
+    size = sampling_batch_size(experiment, "cpu")
+
+    def of(batch: int) -> Work:
+        return lambda: [network(x[part], t[part], y[part]) for part in torch.arange(count).split(batch)]
+
+    times = take_turns({"at once": of(count), "ours": of(size)}, rounds=run.rounds(5), device=run.device)
+    return ratio(times["at once"], times["ours"], f"{size} at a time")
 
 
 def _short(sampling: SamplingConfig) -> SamplingConfig:

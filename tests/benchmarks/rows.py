@@ -224,6 +224,13 @@ ROWS: tuple[Row, ...] = (
         goals={"cpu": None, "cuda": None},
     ),
     Row(
+        key="sampling.batch",
+        what="a network evaluation of 250 images of the Fashion-MNIST preset, as many at a time as the sampler takes",
+        against="all at once",
+        unit="times",
+        goals={"cpu": 1.0},
+    ),
+    Row(
         key="quality.evaluations",
         what="network evaluations an image by 20 DDIM steps with eta = 0.5, how many times fewer",
         against="the paper's 250 ancestral steps",
