@@ -119,7 +119,7 @@ def fashion_mnist_rows() -> Iterator[Preset]:
         experiment=replace(
             small,
             name="fashion-mnist-hybrid-cosine-width96",
-            model=replace(small.model, model_channels=96, num_res_blocks=2, attention_resolutions=(14, 7), dropout=0.1, norm_groups=24),
+            model=replace(small.model, model_channels=96, num_res_blocks=2, attention_resolutions=(14, 7), dropout=0.1, norm_groups=32),
             optim=OptimConfig(num_steps=50_000, ema_decays=(0.999, 0.9999), checkpoint_interval=2_500),
             evaluation=replace(
                 small.evaluation,
