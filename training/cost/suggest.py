@@ -85,7 +85,7 @@ def suggest_experiment(
     speed *= num_cores if on_cpu else 1
     affordable = (hours or usual_hours) * 3600 * speed / flops_per_step
     num_steps = _rounded(min(affordable, _MAX_EPOCHS * num_images / batch_size, preset(base).optim.num_steps))
-    num_checkpoints = 10 if on_cpu else 20  # a score takes two cores half a minute
+    num_checkpoints = 10 if on_cpu else 20  # a CPU scores on the cores that train
     interval = max(1, num_steps // num_checkpoints)
     took = format_duration(num_steps * flops_per_step / speed)
     lines["optim"] = [
