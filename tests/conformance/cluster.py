@@ -408,7 +408,8 @@ class Cluster:
             seed: The training's seed; None takes a new one.
         """
         options = ["submit", pipeline, *words, "--param", f"storage_root_uri={self.settings.storage_root_uri}"]
-        options += ["--param", f"tracking_experiment={self.settings.tracking_experiment}"]
+        if pipeline != "compare":  # a comparison stands in the experiment of the first model
+            options += ["--param", f"tracking_experiment={self.settings.tracking_experiment}"]
         if pipeline == "train":
             file = self.settings.folder / "conformance.toml"
             file.write_text(EXPERIMENT)
