@@ -15,7 +15,7 @@ from typing import Any
 import tenacity
 
 from components.cluster.failures import in_one_sentence, step_errors
-from components.cluster.workflows import attempts
+from components.cluster.workflows import attempts, is_cancelled
 from pipelines.client.errors import KfpError
 from pipelines.client.kfp_client import Kfp
 from pipelines.client.runs import FINISHED, format_state, was_cancelled
@@ -143,7 +143,9 @@ class _Obstacles:
             workflow = self._kfp.workflow(self._run_id)
         except KfpError:
             return  # the run itself is followed with more patience
-        for attempt in attempts(workflow) if workflow else ():
+        if workflow is None or is_cancelled(workflow):
+            return
+        for attempt in attempts(workflow):
             waits = attempt.phase == "Pending" and attempt.message not in _STARTING
             has_ended = attempt.phase in ("Failed", "Error") and not attempt.has_failed
             is_retried = has_ended and attempt.message and not _OWN_ERROR.match(attempt.message)

@@ -636,3 +636,12 @@ def test_a_run_that_ends_while_it_is_cancelled_is_harmless_too(server: FakeKfp, 
 
 def test_cancelling_an_unknown_run_is_an_error(iddpm: Iddpm) -> None:
     assert iddpm("cancel", "nothing")[0::2] == (1, "error: there is no run nothing; `iddpm runs` lists them\n")
+
+
+def test_a_step_of_a_cancelled_run_is_not_said_to_be_tried_again(server: FakeKfp, kfp: Kfp) -> None:
+    """Argo ends the pod by a deadline of zero, and for some seconds its words are those of a step that took too long."""
+    run = server.add_run("RUNNING", scripted=True)
+    server.script = workflow_states("cancel")
+    said: list[str] = []
+    follow(kfp, run, task_names={"train"}, say=said.append, polling=dataclasses.replace(QUICK, look_seconds=0.0))
+    assert [line for line in said if "is tried again" in line] == []
