@@ -13,6 +13,7 @@ from training.console import format_duration
 from training.tracking.trainings import Training
 
 _WIDTH = 100
+_TRIAL_WIDTH = 40
 _SILENT_SECONDS = 600.0
 """A running training that has logged nothing for longer is shown as silent; the webhook tells of it later."""
 _WATCH_SECONDS = 5.0
@@ -34,7 +35,7 @@ def run_lines(runs: Sequence[dict[str, Any]], trainings: Sequence[Training], pri
 
 
 def training_lines(trainings: Sequence[Training], price_per_hour: float | None = None, *, indent: int = 0) -> list[str]:
-    """Return a table of trainings that is at most 100 characters wide; a long name loses its middle, never its digits."""
+    """Return a table of trainings, at most 100 characters wide but for trial labels. A long key loses its middle, never its digits."""
     if not trainings:
         return []
     heads = [head if head != "card-hours" or price_per_hour is None else "cost" for head in _HEADS]
@@ -87,7 +88,9 @@ def _state(training: Training) -> str:
 
 
 def _count(number: int, total: int) -> str:
-    return f"{number:,}" if total < 100_000 else f"{number / 1000:,.0f}k" if total < 1_000_000 else f"{number / 1e6:.2f}M"
+    if total < 100_000 or number < 1000:
+        return f"{number:,}"
+    return f"{number / 1000:,.0f}k" if total < 1_000_000 or number < 100_000 else f"{number / 1e6:.2f}M"
 
 
 def _amount(value: float) -> str:
@@ -95,10 +98,14 @@ def _amount(value: float) -> str:
 
 
 def _shorten(name: str, width: int) -> str:
-    """Return a run key and the trial after it in `width` characters: the key's ten digits stay, by which a run is found."""
+    """Return a run key and the trial after it in `width` characters: the key's ten digits stay, by which a run is found.
+
+    Of a trial 40 characters stay even so: its last digits may be all that tells it from the next one.
+    """
     if len(name) <= width:
         return name
     key, _, trial = name.partition(" ")
     if not trial:
         return f"{key[: width - 12]}…{key[-11:]}"
-    return f"…{key[-10:]} {trial}"[:width]
+    room = max(width - 12, _TRIAL_WIDTH)
+    return f"…{key[-10:]} {trial if len(trial) <= room else trial[: room - 1] + '…'}"

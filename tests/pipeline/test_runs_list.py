@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import signal
@@ -151,3 +152,22 @@ def test_a_table_is_never_wider_than_100_characters_and_keeps_the_digits(trainin
     assert max(map(len, lines)) <= 100
     assert key[-10:] in lines[1]
     assert found.key == key
+
+
+def test_the_trials_of_a_sweep_are_told_apart_by_their_last_digit(trainings) -> None:
+    _, _ = trainings("digits-tiny-hybrid-cosine", 600)
+    (found,) = LatestTrainings().read(1)
+    trials = [dataclasses.replace(found, trial=f"vlb_weight={value}", best_score=40.6, best_step=200) for value in (0.001, 0.01)]
+    lines = training_lines(trials, indent=2)
+    assert [trial.trial in line for trial, line in zip(trials, lines[1:], strict=True)] == [True, True]
+    assert all(found.key[-10:] in line for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "shown"),
+    [(0, 1_000_000, "0/1.00M"), (310, 1_000_000, "310/1.00M"), (12_345, 1_000_000, "12k/1.00M"), (250_000, 1_000_000, "0.25M/1.00M")],
+)
+def test_the_first_updates_of_a_long_training_are_not_shown_as_none(trainings, step: int, total: int, shown: str) -> None:
+    trainings("long", 600)
+    (found,) = LatestTrainings().read(1)
+    assert f" {shown} " in training_lines([dataclasses.replace(found, step=step, num_steps=total)])[1]
