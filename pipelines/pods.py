@@ -15,6 +15,8 @@ _DAY = 24 * 3600
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _S3_TEMPORARY_KEYS = ("AWS_SESSION_TOKEN",)
 _SERVICE_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+_IDENTITY_KEYS = ("AWS_ENDPOINT_URL_STS",)
+"""Where a pod with an identity of the platform asks for keys. Without it boto3 asks the address of S3, and KFP's launcher Amazon."""
 _PUBLIC_KEYS = ("IDDPM_MLFLOW_PUBLIC_URL", "IDDPM_KFP_PUBLIC_URL")
 """The addresses that people use, for links."""
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -105,7 +107,7 @@ def _add_services(task: Any) -> None:
     """Add the addresses of S3 and MLflow, and the credentials. These are optional: the platform may give a pod an identity."""
     addresses = {**{key: key for key in _SERVICE_KEYS}, "MLFLOW_TRACKING_URI": f"{_OWN}MLFLOW_TRACKING_URI"}
     kubernetes.use_config_map_as_env(task, SERVICES_CONFIG_MAP, addresses)
-    kubernetes.use_config_map_as_env(task, SERVICES_CONFIG_MAP, {key: key for key in _PUBLIC_KEYS}, optional=True)
+    kubernetes.use_config_map_as_env(task, SERVICES_CONFIG_MAP, {key: key for key in (*_IDENTITY_KEYS, *_PUBLIC_KEYS)}, optional=True)
     for keys in (_S3_KEYS, _S3_TEMPORARY_KEYS):
         kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in keys}, optional=True)
     kubernetes.use_secret_as_env(task, MLFLOW_SECRET, {key: f"{_OWN}{key}" for key in _MLFLOW_KEYS}, optional=True)

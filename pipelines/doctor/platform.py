@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from components.cluster.names import S3_SECRET
+from components.cluster.names import S3_SECRET, SERVICES_CONFIG_MAP
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from pipelines.doctor.scope import Scope
 
 SERVICES_NAMESPACE = "iddpm"
 _ENFORCING = ("calico", "canal", "cilium", "antrea", "kube-router", "weave", "ovn", "kindnet", "anetd", "azure-npm", "aws-eks-nodeagent")
 """Parts of the names of network plugins, or of their containers, that enforce policies; kind's does since its release 0.24."""
-_IDENTITIES = ("eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id")
+_EKS_ROLE = "eks.amazonaws.com/role-arn"
+_IDENTITIES = (_EKS_ROLE, "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id")
+_STS = "AWS_ENDPOINT_URL_STS"
 _PROFILE_LABEL = "pipelines.kubeflow.org/enabled"
 
 
@@ -92,7 +94,7 @@ def check_queues(scope: Scope) -> Iterator[Finding]:
 
 
 def check_identity(scope: Scope) -> Iterator[Finding]:
-    """Check that pods have either keys of S3 or an identity of the platform."""
+    """Check that pods have either keys of S3 or an identity of the platform, and that they know where to exchange a role for keys."""
     cluster = scope.cluster
     secret = cluster.get(f"/api/v1/namespaces/{cluster.namespace}/secrets/{S3_SECRET}")
     if secret.status != 404:
@@ -101,13 +103,15 @@ def check_identity(scope: Scope) -> Iterator[Finding]:
     accounts = {
         name: cluster.get(f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/{name}") for name in (scope.account, "iddpm-ray")
     }
-    bare = [
-        name
-        for name, answer in accounts.items()
-        if answer.ok and not set(_IDENTITIES) & set((answer.body.get("metadata", {}).get("annotations")) or {})
-    ]
+    annotations = {name: answer.body.get("metadata", {}).get("annotations") or {} for name, answer in accounts.items() if answer.ok}
+    bare = [name for name, own in annotations.items() if not set(_IDENTITIES) & set(own)]
+    config = cluster.get(f"/api/v1/namespaces/{cluster.namespace}/configmaps/{SERVICES_CONFIG_MAP}").body.get("data") or {}
     if bare:
         yield Finding(WARNING, "s3 credentials", f"there is no Secret {S3_SECRET}, and no identity is annotated on {', '.join(bare)}")
+    elif any(_EKS_ROLE in own for own in annotations.values()) and config.get("AWS_ENDPOINT_URL") and not config.get(_STS):
+        message = f"config map {SERVICES_CONFIG_MAP} has no {_STS}: pods would ask the address of S3 to exchange their role for keys"
+        remedy = f"set {_STS} there, like https://sts.us-east-1.amazonaws.com; k8s/components/keyless-s3 does"
+        yield Finding(FAILURE, "s3 credentials", message, remedy)
     else:
         yield Finding(OK, "s3 credentials", "the platform's identity; there are no keys")
 

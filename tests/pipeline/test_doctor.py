@@ -302,6 +302,11 @@ def test_a_platforms_identity_takes_the_place_of_keys(cluster: FakeCluster, doct
     del cluster.objects[f"{CORE}/secrets/iddpm-s3"]
     for name in ("pipeline-runner", "iddpm-ray"):
         cluster.objects[f"{CORE}/serviceaccounts/{name}"] = {"metadata": {"annotations": {"eks.amazonaws.com/role-arn": "arn:x"}}}
+    state, words = doctor()[1]["s3 credentials"]
+    assert state == FAILURE
+    assert "has no AWS_ENDPOINT_URL_STS" in words
+    assert "keyless-s3" in words
+    cluster.objects[f"{CORE}/configmaps/iddpm-services"]["data"]["AWS_ENDPOINT_URL_STS"] = "https://sts.us-east-1.amazonaws.com"
     assert doctor()[1]["s3 credentials"][0] == OK
 
 

@@ -83,6 +83,22 @@ def test_without_keys_every_pod_that_reaches_s3_has_an_identity_and_needs_no_sec
             assert reference.get("name") != "iddpm-s3" or reference.get("optional"), each["metadata"]["name"]
 
 
+def test_without_keys_pods_exchange_their_role_at_an_address_that_is_not_that_of_s3(tmp_path: Path) -> None:
+    """Given AWS_ENDPOINT_URL alone boto3 sends S3's address its requests to STS."""
+    objects = _with_components(tmp_path, "cluster", "ingress", "keyless-s3")
+    (config, other) = [each["data"] for each in objects if each["metadata"]["name"] == "iddpm-services"]
+    assert config == other
+    for has_sts in (False, True):
+        given = {name: value for name, value in config.items() if name.startswith("AWS_") and (has_sts or not name.endswith("_STS"))}
+        code = "import botocore.session as s; print(s.get_session().create_client('sts').meta.endpoint_url)"
+        environment = {"PATH": os.environ["PATH"], "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", **given}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        assert (done.stdout.strip() == config["AWS_ENDPOINT_URL"]) != has_sts
+    (cronjob,) = [each for each in objects if each["metadata"]["name"] == "iddpm-reaper" and each["kind"] == "CronJob"]
+    (reaper,) = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert "AWS_ENDPOINT_URL_STS" in {each["name"] for each in reaper["env"]}
+
+
 def _secrets(thing: Any) -> list[dict[str, Any]]:
     """All references to Secrets in an object."""
     if isinstance(thing, list):
