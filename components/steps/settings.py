@@ -148,7 +148,7 @@ def check_settings(
         The experiment as JSON (empty where there is none), and the fields of `PodSize` for each stage, in the order of `STAGES`.
 
     Raises:
-        UserError: A setting does not fit; the message names it.
+        UserError: A setting does not fit, or the cluster does not have the queue; the message names it.
     """
     experiment = ""
     if experiment_preset or experiment_file:
@@ -160,5 +160,22 @@ def check_settings(
         resources = read_resources(text, stage=stage)
         where = {"local": "in the step's pod", "rayjob": "on a Ray cluster made for it", "address": f"at {resources.ray_address}"}
         say(f"{stage}: {resources.num_workers} worker(s) {where[resources.ray_mode]}, {resources.cpu} core(s) and {resources.memory} a pod")
+        _require_queue(f"{stage}_resources", resources.queue)
         sizes.extend(resources.pod)
     return (experiment, *sizes)
+
+
+def _require_queue(parameter: str, queue: str) -> None:
+    """Refuse a queue that the cluster does not have, before images are prepared; the stage's own step asks again."""
+    from components.cluster.connection import KubernetesError, current_namespace
+    from components.cluster.kubernetes_api import KubernetesApi
+
+    if not queue:
+        return
+    try:
+        problem = KubernetesApi(current_namespace(), patience_seconds=60.0).queue_problem(queue)
+    except KubernetesError as error:
+        say(f"{error}; queue {queue} is not checked")
+        return
+    if problem:
+        raise UserError(f"{parameter}: {problem}")

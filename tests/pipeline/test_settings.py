@@ -1,7 +1,9 @@
 """The first step of every pipeline: settings checked at once, and outputs that size the pods of later steps."""
 
 import json
+from pathlib import Path
 
+import fake_kubernetes
 import pytest
 from kfp import dsl
 
@@ -49,6 +51,20 @@ def test_a_wrong_setting_fails_the_first_step(argument: str, value: str, said: s
     with pytest.raises(UserError) as caught:
         settings.python_func(**{argument: value})
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("queues", "words"), [(None, "needs Kueue"), ({}, "there is no LocalQueue 'training' in namespace runs")])
+def test_a_queue_that_the_cluster_does_not_have_fails_the_first_step(
+    queues: dict[str, object] | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"experiment_preset": "digits-hybrid-cosine", "train_resources": '{"profile": "rayjob-2xcpu", "queue": "training"}'}
+    with fake_kubernetes.serve(tmp_path) as (fake, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        fake.queues = queues
+        with pytest.raises(UserError, match=f"train_resources: .*{words}"):
+            settings.python_func(**given)
+        fake.queues = {"training": {}}
+        settings.python_func(**given)
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
