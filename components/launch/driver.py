@@ -12,6 +12,7 @@ from components.launch.step import Step, run_on_cluster
 from training import storage
 from training.config.errors import UserError
 from training.console import say
+from training.distributed.cores import limit_threads
 from training.loop.interfaces import TrainingError
 
 
@@ -22,6 +23,7 @@ def main(words: Sequence[str]) -> int:
         return 2
     call = storage.read_json(words[0])
     step, address, answer_uri = Step(**call["step"]), call["ray_address"], call["answer_uri"]
+    limit_threads()
     try:
         returned = step(**call["arguments"]) if address == "local" else run_on_cluster(step, call["arguments"], address)
         if answer_uri:

@@ -13,6 +13,7 @@ from components.launch.logs import log_directory, step_log_stored
 from components.launch.repeat import repeat_lost
 from components.launch.resources import StageResources, read_resources
 from components.launch.step import Step, run_on_cluster
+from training.distributed.cores import limit_threads
 
 
 def run_step(step: Step, arguments: Mapping[str, Any], resources: str) -> Any:
@@ -71,4 +72,5 @@ def _run_there(step: Step, arguments: Mapping[str, Any], resources: StageResourc
         return run_on_cluster(step, arguments, resources.ray_address)
     if os.environ.get("KFP_POD_NAME"):
         return run_in_child(step, arguments, memory=resources.memory)
+    limit_threads()
     return step(**arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment, Resources
 from training.console import say
+from training.distributed.cores import available_cores
 from training.loop.interfaces import TrainingError
 
 Train = Callable[[Experiment, str, Pruner | None], None]
@@ -66,7 +66,7 @@ def tune(
     tracked = open_tuning(key, uri, wanted, tracking_experiment, pipeline_run_id)
     storage.write_json(storage.join(uri, PLAN), {"request": wanted.to_dict(), "tracking_url": tracked.url})
     require_not_deleting(uri)
-    num_cpus = max(os.cpu_count() or 1, Resources.from_dict(resources).num_workers + 1)
+    num_cpus = max(available_cores(), Resources.from_dict(resources).num_workers + 1)
     with close_tuning(tracked, uri), contextlib.ExitStack() as stack:
 
         def train(experiment: Experiment, label: str, prune: Pruner | None) -> None:

@@ -21,6 +21,7 @@ from evaluation.ablations.definitions.request import AblationRequest
 from pipelines.local.output import show_progress
 from pipelines.local.time_left import TimeLeft
 from training.console import say
+from training.distributed.cores import available_cores
 
 if TYPE_CHECKING:
     from pipelines.services.services import Services
@@ -146,7 +147,7 @@ def _run_trials(items: Sequence[Mapping[str, Any]], root: str, resources: Mappin
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         if any(not item["run_uri"] and steps.finished_record(item) is None for item in items):
-            stack.enter_context(ray_session(num_cpus=max(os.cpu_count() or 1, int(resources["num_workers"]) + 1)))
+            stack.enter_context(ray_session(num_cpus=max(available_cores(), int(resources["num_workers"]) + 1)))
         # One trial is trained in Ray's processes while the one before it is measured in this process.
         measuring = ThreadPoolExecutor(1, thread_name_prefix=_MEASURING)
         stack.callback(measuring.shutdown, cancel_futures=True)  # when interrupted, only the present measure is waited for

@@ -496,7 +496,7 @@ class Resources:
             AVX512-BF16 or AMX bf16 would be slower and is refused.
         compile: Pass the network through torch.compile; the first step takes minutes longer, the others are faster.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more computation.
-        num_threads: CPU threads of each worker; 0 divides the cores of the machine evenly.
+        num_threads: CPU threads of each worker; 0 divides the cores of the machine, or of the container, evenly.
         cache_dir: Local directory for the data that a node stages; empty is a directory of this user below the temporary one.
         resident_data: Keep the whole data set in each training device's memory, as bytes.
         collective_timeout_seconds: Seconds that workers wait for one that does not answer before the run fails, 1 or more.

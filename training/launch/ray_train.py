@@ -32,6 +32,7 @@ from training.console import format_bytes, say
 from training.data.format.manifest import read_manifest
 from training.data.loading.loader import Loader
 from training.distributed.arithmetic import require_fast
+from training.distributed.cores import available_cores
 from training.distributed.ranks import use_fast_kernels
 from training.distributed.ray_logs import logs_of_this_node, store_logs, worker_log_stored
 from training.distributed.ray_session import ray_session
@@ -111,7 +112,7 @@ def train(job: Job, *, ray_address: str = "local", stop: StopFlag | None = None)
 def _train(job: Job, ray_address: str, scratch: str) -> Outcome:
     _require_possible(job, ray_address)
     # One CPU more than the workers, so that a score can run beside training.
-    num_cpus = max(os.cpu_count() or 1, job.resources.num_workers + 1)
+    num_cpus = max(available_cores(), job.resources.num_workers + 1)
     with ray_session(ray_address, num_cpus=num_cpus):
         # On the driver's node: on another it could be lost with a worker's machine.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -301,7 +302,7 @@ def _train_worker(job: Job, context: Any) -> Outcome:
 
 
 def _set_up_device(job: Job, local_world_size: int) -> torch.device:
-    torch.set_num_threads(job.resources.num_threads or max(1, (os.cpu_count() or 1) // local_world_size))
+    torch.set_num_threads(job.resources.num_threads or max(1, available_cores() // local_world_size))
     if not job.resources.num_gpus_per_worker:
         require_fast(job.resources.precision, "cpu")
         return torch.device("cpu")
