@@ -142,9 +142,10 @@ def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
     arguments = {"TARGET": what.target, "TORCH_INDEX": what.torch_index, "VERSION": VERSION, **_commit()}
     if what.base_image:
         arguments["BASE_IMAGE"] = what.base_image
-    with _secrets(pip) as secrets:
+    with _secrets(pip) as secrets, tempfile.TemporaryDirectory(prefix="iddpm-build-") as directory:
+        built = Path(directory, "id")
         command = [
-            *(*engine, "build", "--file", str(ROOT / "components" / "Containerfile"), "--tag", what.image),
+            *(*engine, "build", "--file", str(ROOT / "components" / "Containerfile"), "--tag", what.image, "--iidfile", str(built)),
             *(word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")),
             *(word for name, path in secrets.items() for word in ("--secret", f"id={name},src={path}")),
             *(("--build-context", f"wheels={pip.wheels}") if pip.wheels else ()),
@@ -152,7 +153,8 @@ def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
             str(ROOT),
         ]
         done = subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
-    if done.returncode != 0:
+        is_built = built.exists() and bool(built.read_text().strip())  # podman that is told to end does so with the exit code 0
+    if done.returncode != 0 or not is_built:
         raise BuildError(f"{engine[0]} could not build {what.image}; its messages above say why")
 
 

@@ -28,6 +28,8 @@ if "image" in sys.argv:
 secrets = [word.split("src=")[1] for word in sys.argv if "src=" in word]
 texts = {{path: [pathlib.Path(path).read_text(), oct(os.stat(path).st_mode & 0o777)] for path in secrets}}
 pathlib.Path({record!r}).write_text(json.dumps([sys.argv[1:], texts]))
+if {finishes}:
+    pathlib.Path(sys.argv[sys.argv.index("--iidfile") + 1]).write_text("sha256:0123")
 sys.exit({code})
 """
 
@@ -39,10 +41,17 @@ class _Engine:
         self.folder = folder
         self.record = folder / "record.json"
 
-    def install(self, name: str = "docker", *, answers: bool = True, code: int = 0) -> None:
+    def install(self, name: str = "docker", *, answers: bool = True, code: int = 0, finishes: bool = True) -> None:
         path = self.folder / name
         path.write_text(
-            _ENGINE.format(python=sys.executable, answers=answers, record=str(self.record), code=code, storage=str(self.folder))
+            _ENGINE.format(
+                python=sys.executable,
+                answers=answers,
+                record=str(self.record),
+                code=code,
+                finishes=finishes and not code,
+                storage=str(self.folder),
+            )
         )
         path.chmod(0o755)
 
@@ -210,6 +219,15 @@ def test_a_failed_build_fails(engine: _Engine) -> None:
     done = engine.build()
     assert done.returncode == 1
     assert "docker could not build iddpm-pipelines:0.1.0" in done.stderr
+
+
+def test_a_build_that_was_told_to_end_fails_also_where_podman_says_that_all_is_well(engine: _Engine) -> None:
+    """Podman 4.3 ends with the exit code 0 on SIGTERM; an image of that name may be there from before."""
+    engine.install("podman", finishes=False)
+    done = engine.build()
+    assert done.returncode == 1
+    assert "podman could not build iddpm-pipelines:0.1.0" in done.stderr
+    assert "built" not in done.stdout.splitlines()[-1]
 
 
 def test_pips_environment_comes_before_its_install_section_and_that_before_global() -> None:
