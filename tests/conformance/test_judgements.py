@@ -29,6 +29,9 @@ UNDISTURBED = [
     ("retry", "retry", 5),
     ("logs_kept", "logs_kept", 3),
     ("mlflow_away", "mlflow_away", 4),
+    ("sweep", "sweep", 5),
+    ("runs_shown", "runs_shown", 7),
+    ("tune", "tune", 7),
 ]
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),

@@ -21,7 +21,7 @@ def drive(cluster: Cluster) -> None:
     kept, given_up = (_trained(cluster) for _ in range(2))
     for run in cluster.mlflow_runs(cluster.run_ids[1]):
         cluster.mlflow("runs/delete", {"run_id": run["info"]["run_id"]})
-    live = cluster.submit(*cluster.lasting(600))
+    live = cluster.submit(*cluster.lasting(300))
     cluster.training(live, step=50)
     running = _directory(cluster, live.run_id)
 
