@@ -32,6 +32,7 @@ UNDISTURBED = [
     ("sweep", "sweep", 5),
     ("runs_shown", "runs_shown", 7),
     ("tune", "tune", 7),
+    ("compare", "compare", 5),
 ]
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),
