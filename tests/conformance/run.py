@@ -52,6 +52,7 @@ SCENARIOS = (
     "compare",
     "tune",
     "kueue",
+    "kueue_preempted",
     "webhook",
     "garbage",
     "mlflow_away",

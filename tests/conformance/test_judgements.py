@@ -33,6 +33,7 @@ UNDISTURBED = [
     ("runs_shown", "runs_shown", 7),
     ("tune", "tune", 7),
     ("compare", "compare", 5),
+    ("kueue", "kueue", 6),
 ]
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),

@@ -1,4 +1,4 @@
-"""A training in a Kueue queue waits without a pod while there is no room, and goes on later when its room is taken back as it runs."""
+"""A training with a Kueue queue waits, says so, and has no pod while the queue has no room; with room it starts and succeeds."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,59 +6,63 @@ from collections.abc import Callable, Mapping
 from conformance.cluster import RAYJOB, Cluster, NotHereError
 from conformance.record import Claim, Record, status_of
 
-_NAME = "iddpm-conformance"
+QUEUE = "iddpm-conformance"
 
 
 def drive(cluster: Cluster) -> None:
-    """Make a queue without room, train in it, make room, and take it back for a while."""
+    """Train in a queue that is not there, then in one without room, and make room."""
+    change_queue = make_queue(cluster)
+    wrong = cluster.submit("--resources", f"train={in_queue('iddpm-conformance-nowhere')}")
+    cluster.finish(wrong)
+    run = cluster.submit("--resources", f"train={in_queue(QUEUE)}")
+    pod = cluster.wait("the step waits", lambda: _waiting(cluster, run.run_id), 1200)
+    cluster.record.texts["pods while it waits"] = f"{len(cluster.ray_pods())} pods"
+    change_queue(quota("100", "400Gi"))
+    cluster.finish(run)
+    cluster.record.texts["log"] = cluster.log(pod)
+
+
+def in_queue(queue: str) -> str:
+    """Return the train resources of the smallest Ray cluster in a queue."""
+    return json.dumps({**json.loads(RAYJOB), "queue": queue})
+
+
+def quota(cores: str, memory: str) -> Mapping[str, object]:
+    """Return a queue's settings with so much room."""
+    resources = [{"name": "cpu", "nominalQuota": cores}, {"name": "memory", "nominalQuota": memory}]
+    return {"resourceGroups": [{"coveredResources": ["cpu", "memory"], "flavors": [{"name": QUEUE, "resources": resources}]}]}
+
+
+def make_queue(cluster: Cluster) -> Callable[[Mapping[str, object]], None]:
+    """Make a queue without room, and return what changes its settings.
+
+    Raises:
+        NotHereError: Kueue is not on the cluster.
+    """
     group = cluster.call("GET", "/apis/kueue.x-k8s.io")
     if group is None:
         raise NotHereError("Kueue is not on this cluster")
-    change_queue = _make_queue(cluster, group["preferredVersion"]["version"])
-    train = {**json.loads(RAYJOB), "queue": "iddpm-conformance-nowhere"}
-    wrong = cluster.submit("--resources", f"train={json.dumps(train)}")
-    cluster.finish(wrong)
-    run = cluster.submit("--resources", f"train={json.dumps({**train, 'queue': _NAME})}", *cluster.lasting(150))
-    pod = cluster.wait("the step waits", lambda: _waiting(cluster, run.run_id), 1200)
-    cluster.record.texts["pods while it waits"] = f"{len(cluster.ray_pods())} pods"
-    change_queue({"resourceGroups": _resource_group("100", "400Gi")})
-    cluster.training(run, step=100)
-    cluster.wait("a checkpoint was scored", lambda: "scored step" in cluster.log(pod), 300)
-    change_queue({"stopPolicy": "HoldAndDrain"})
-    cluster.wait("its Ray cluster is gone", lambda: not cluster.ray_pods("head") and not cluster.ray_pods("worker"), 600)
-    change_queue({"stopPolicy": "None"})
-    cluster.finish(run)
-    cluster.record.texts["log"] = cluster.log(pod)
+    api = f"kueue.x-k8s.io/{group['preferredVersion']['version']}"
+    root = f"/apis/{api}"
+
+    def make(path: str, kind: str, spec: Mapping[str, object]) -> None:
+        cluster.undo.callback(cluster.call, "DELETE", f"{root}/{path}/{QUEUE}")
+        cluster.call("POST", f"{root}/{path}", {"apiVersion": api, "kind": kind, "metadata": {"name": QUEUE}, "spec": spec})
+
+    def change(spec: Mapping[str, object]) -> None:
+        print(f"    the queue gets {json.dumps(spec)}", flush=True)
+        cluster.call("PATCH", f"{root}/clusterqueues/{QUEUE}", {"spec": spec})
+
+    make("resourceflavors", "ResourceFlavor", {})
+    make("clusterqueues", "ClusterQueue", {"namespaceSelector": {}, **quota("1", "1Gi")})
+    make(f"namespaces/{cluster.settings.namespace}/localqueues", "LocalQueue", {"clusterQueue": QUEUE})
+    return change
 
 
 def _waiting(cluster: Cluster, run_id: str) -> str:
     pod = cluster.try_of(run_id, "train")
     name = str(pod["metadata"]["name"]) if pod else ""
     return name if name and "queue: " in cluster.log(name) else ""
-
-
-def _make_queue(cluster: Cluster, version: str) -> Callable[[Mapping[str, object]], None]:
-    """Make a queue without room, and return what changes its settings."""
-    api = f"kueue.x-k8s.io/{version}"
-    root = f"/apis/{api}"
-
-    def make(path: str, kind: str, spec: Mapping[str, object]) -> None:
-        cluster.undo.callback(cluster.call, "DELETE", f"{root}/{path}/{_NAME}")
-        cluster.call("POST", f"{root}/{path}", {"apiVersion": api, "kind": kind, "metadata": {"name": _NAME}, "spec": spec})
-
-    def change(spec: Mapping[str, object]) -> None:
-        print(f"    the queue gets {json.dumps(spec)}", flush=True)
-        cluster.call("PATCH", f"{root}/clusterqueues/{_NAME}", {"spec": spec})
-
-    make("resourceflavors", "ResourceFlavor", {})
-    make("clusterqueues", "ClusterQueue", {"namespaceSelector": {}, "resourceGroups": _resource_group("1", "1Gi")})
-    make(f"namespaces/{cluster.settings.namespace}/localqueues", "LocalQueue", {"clusterQueue": _NAME})
-    return change
-
-
-def _resource_group(cores: str, memory: str) -> list[object]:
-    quota = [{"name": "cpu", "nominalQuota": cores}, {"name": "memory", "nominalQuota": memory}]
-    return [{"coveredResources": ["cpu", "memory"], "flavors": [{"name": _NAME, "resources": quota}]}]
 
 
 def judge(record: Record) -> list[Claim]:
@@ -70,7 +74,5 @@ def judge(record: Record) -> list[Claim]:
         record.says("the step says what it waits for", "log", r"queue: .*quota"),
         record.says("no pod of Ray is there meanwhile", "pods while it waits", r"\A0 pods\Z"),
         Claim("the RayJob is suspended at first", "Suspended" in states if record.rayjobs else None, str(list(dict.fromkeys(states)))),
-        Claim("and again after it ran", "Suspended" in states[states.index("Running") :] if "Running" in states else None, str(states)),
-        record.says("it goes on from its last checkpoint", "log", r"resuming from step [\d,]+"),
         record.succeeded(1),
     ]

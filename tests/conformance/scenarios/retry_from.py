@@ -22,6 +22,7 @@ def _again(cluster: Cluster, run_id: str, step: str) -> str:
     again = str(json.loads(answer)["run_id"])
     cluster.follow(again)
     cluster.end_of(again)
+    cluster.wait("KFP has seen its end", lambda: cluster.kfp_run(again).get("state") in ("SUCCEEDED", "FAILED", "CANCELED"), 180)
     pods = cluster.record.pods_of("executor")
     cluster.record.texts[f"log from {step}"] = "\n".join(cluster.log(pod) for pod in pods if _is_of(cluster, pod, again))
     return again
