@@ -536,13 +536,13 @@ class Cluster:
         answer = self.kfp.client._run_api.run_service_get_run(run_id, _preload_content=False)
         return dict(json.loads(answer.data))
 
-    def mlflow(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Call MLflow's REST API: with a body by POST, else by GET. It is asked again where the port that leads to it was lost."""
+    def mlflow(self, path: str, body: Mapping[str, Any] | None = None, *, method: str = "") -> dict[str, Any]:
+        """Call MLflow's REST API: with a body by POST, else by GET, or as said. It is asked again where the port to it was lost."""
         user, password = os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
 
         def send() -> requests.Response:
             return requests.request(
-                "GET" if body is None else "POST",
+                method or ("GET" if body is None else "POST"),
                 f"{self.mlflow_url()}/api/2.0/mlflow/{path}",
                 json=body,
                 auth=(user, password) if user else None,

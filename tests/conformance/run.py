@@ -106,11 +106,14 @@ def run_scenario(cluster: Cluster, name: str) -> Row:
     except Exception as error:  # a red row; the others go on
         reasons = [f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"]
         traceback.print_exc()
-    if result != NOT_HERE:
-        refuted = [claim for claim in judge(cluster.record) if not claim.holds]
-        reasons += [f"{claim.text}: no. {claim.seen}" for claim in refuted]
-        result = RED if reasons else GREEN
     cluster.record.save(cluster.settings.folder)
+    if result != NOT_HERE:
+        try:
+            reasons += [f"{claim.text}: no. {claim.seen}" for claim in judge(cluster.record) if not claim.holds]
+        except Exception as error:  # what was recorded is not as the judgement expects; it is kept
+            reasons.append(f"it can't be judged: {type(error).__name__}: {error}")
+            traceback.print_exc()
+        result = RED if reasons else GREEN
     row = Row(name=name, sentence=sentence, result=result, seconds=time.monotonic() - began, reasons=tuple(reasons))
     print(f"  {result} in {format_duration(row.seconds)}", *(f"\n    {reason}" for reason in reasons), flush=True)
     return row

@@ -1,6 +1,7 @@
 """Of a finished, a given up and a running training the job of `iddpm-gc` deletes the given up one alone, and the others are undamaged."""
 
 import json
+import re
 
 from conformance.cluster import Cluster
 from conformance.record import Claim, Record
@@ -20,7 +21,7 @@ def drive(cluster: Cluster) -> None:
     root = cluster.settings.storage_root_uri
     kept, given_up = (_trained(cluster) for _ in range(2))
     for run in cluster.mlflow_runs(cluster.run_ids[1]):
-        cluster.mlflow("runs/delete", {"run_id": run["info"]["run_id"]})
+        _give_up(cluster, run["info"]["run_id"])
     live = cluster.submit(*cluster.lasting(300))
     cluster.training(live, step=50)
     running = _directory(cluster, live.run_id)
@@ -40,6 +41,14 @@ def _trained(cluster: Cluster) -> str:
     return _directory(cluster, run.run_id)
 
 
+def _give_up(cluster: Cluster, tracking_run_id: str) -> None:
+    """Delete a run in MLflow, and its model in the registry, which would keep the run's directory."""
+    found = cluster.mlflow(f"model-versions/search?filter=run_id%3D%27{tracking_run_id}%27")
+    for version in found.get("model_versions", []):
+        cluster.mlflow("model-versions/delete", {"name": version["name"], "version": version["version"]}, method="DELETE")
+    cluster.mlflow("runs/delete", {"run_id": tracking_run_id})
+
+
 def _directory(cluster: Cluster, run_id: str) -> str:
     (run,) = cluster.mlflow_runs(run_id)
     return next(str(tag["value"]) for tag in run["data"]["tags"] if tag["key"] == "iddpm.run_uri")
@@ -50,7 +59,11 @@ def _in_a_pod(cluster: Cluster, name: str, commands: list[list[str]]) -> str:
     pod = f"{_NAME}-{name}"
     cluster.start_pod(pod, _PROGRAM.format(commands=commands))
     cluster.wait(f"{name} has ended", lambda: "--- end" in cluster.log(pod), 600)
-    return cluster.log(pod)
+    return _without_times(cluster.log(pod))
+
+
+def _without_times(log: str) -> str:
+    return re.sub(r"(?m)^\S+Z ", "", log)
 
 
 def _job(cluster: Cluster, root: str) -> str:
@@ -72,7 +85,7 @@ def _job(cluster: Cluster, root: str) -> str:
 
     end = cluster.wait("the job has ended", ended, 900)
     (pod,) = cluster.items(cluster.path_of("pods"), labelSelector=f"batch.kubernetes.io/job-name={_NAME}")
-    return f"{cluster.log(pod['metadata']['name'], 'gc')}\nthe job's end: {end}"
+    return f"{_without_times(cluster.log(pod['metadata']['name'], 'gc'))}\nthe job's end: {end}"
 
 
 def judge(record: Record) -> list[Claim]:
