@@ -16,7 +16,7 @@ _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _S3_TEMPORARY_KEYS = ("AWS_SESSION_TOKEN",)
 _SERVICE_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 _IDENTITY_KEYS = ("AWS_ENDPOINT_URL_STS",)
-"""Where a pod with an identity of the platform asks for keys. Without it boto3 asks the address of S3, and KFP's launcher Amazon."""
+"""The address that a pod with an identity of the platform asks for keys. Without it boto3 asks S3's, and KFP's launcher Amazon's."""
 _PUBLIC_KEYS = ("IDDPM_MLFLOW_PUBLIC_URL", "IDDPM_KFP_PUBLIC_URL")
 """The addresses that people use, for links."""
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
