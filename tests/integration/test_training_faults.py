@@ -379,10 +379,9 @@ def test_a_disk_that_fills_up_is_named_and_with_room_again_the_run_ends_as_if_no
 def test_a_run_that_diverges_for_good_ends_with_what_was_tried_and_a_failed_run(bucket_uri: str, data_uri: str) -> None:
     run = Run(bucket_uri, data_uri, overrides=["optim.learning_rate=1e30"])
     assert run.wait() == 1, run.text[-3000:]
-    assert "going back to the last good checkpoint (2 of 2)" in run.text
+    assert run.text.count("going back to the last good checkpoint (2 of 2)") == 1, "other workers would fail in the same way"
     assert "the gradient was not finite for 10 updates in a row" in run.lines[-1]
     assert "did not help" in run.lines[-1]
-    assert run.text.count("Started training worker group") == 1, "other workers would fail in the same way"
     assert not storage.exists(f"{run_uri_of(bucket_uri)}/result.json")
     assert status_of(run) == "FAILED"
 

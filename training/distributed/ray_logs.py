@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import platform
 import tarfile
 import time
@@ -23,7 +24,7 @@ _MAX_FILES = 200
 
 
 def hide_noise() -> None:
-    """Leave lines that are not about the run out of what Ray copies from its workers to this process."""
+    """Leave lines that are not about the run out of what Ray logs here and copies from its workers to this process."""
     from ray._private import worker
 
     show: Callable[..., None] = worker.print_worker_logs
@@ -37,6 +38,8 @@ def hide_noise() -> None:
 
     show_rest.hides_noise = True  # type: ignore[attr-defined]
     worker.print_worker_logs = show_rest
+    tokens = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    tokens.addFilter(lambda record: "is enabled for this Ray cluster" not in record.getMessage())  # as it should be
 
 
 def logs_of_this_node() -> Path:

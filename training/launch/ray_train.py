@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -153,6 +153,7 @@ def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
                 # Ray stores only its own snapshot here; on a cluster all nodes must reach it.
                 storage_path=scratch if ray_address == "local" else storage.join(job.run_uri, "ray"),
                 failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+                logging_config=LoggingConfig(log_level="WARNING"),  # its files in S3 keep all lines
             ),
         )
         try:

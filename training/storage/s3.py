@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ from training.storage.listing import Stored
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
+
+logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it says where it found the keys, in every log of a step
 
 _ATTEMPTS = 4
 _DELETE_BATCH = 1000  # S3's limit for one request
