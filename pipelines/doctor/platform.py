@@ -107,7 +107,9 @@ def check_identity(scope: Scope) -> Iterator[Finding]:
     bare = [name for name, own in annotations.items() if not set(_IDENTITIES) & set(own)]
     config = cluster.get(f"/api/v1/namespaces/{cluster.namespace}/configmaps/{SERVICES_CONFIG_MAP}").body.get("data") or {}
     if bare:
-        yield Finding(WARNING, "s3 credentials", f"there is no Secret {S3_SECRET}, and no identity is annotated on {', '.join(bare)}")
+        message = f"there is no Secret {S3_SECRET} in namespace {cluster.namespace}, and no identity is annotated on {', '.join(bare)}"
+        remedy = "create the Secret (k8s/README.md, step 5), or give the accounts an identity (k8s/components/keyless-s3)"
+        yield Finding(WARNING, "s3 credentials", message, remedy)
     elif any(_EKS_ROLE in own for own in annotations.values()) and config.get("AWS_ENDPOINT_URL") and not config.get(_STS):
         message = f"config map {SERVICES_CONFIG_MAP} has no {_STS}: pods would ask the address of S3 to exchange their role for keys"
         remedy = f"set {_STS} there, like https://sts.us-east-1.amazonaws.com; k8s/components/keyless-s3 does"

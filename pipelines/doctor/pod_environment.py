@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.cluster.cluster_api import ClusterApi
-from components.cluster.names import S3_SECRET
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 
 _KINDS = {
@@ -67,9 +66,6 @@ def check_sources(cluster: ClusterApi, sources: Sequence[EnvironmentSource], env
 def _check(cluster: ClusterApi, source: EnvironmentSource, environment: dict[str, str]) -> Finding:
     subject, remedy = f"{source.kind} {source.name}", _REMEDIES[source.kind]
     response = cluster.get(f"/api/v1/namespaces/{cluster.namespace}/{_KINDS[source.kind][-1]}/{source.name}")
-    if response.status == 404 and source.name == S3_SECRET:
-        words = "without it the service account of runs must have an identity for S3 (IRSA, Workload Identity)"
-        return Finding(WARNING, subject, f"does not exist in namespace {cluster.namespace}; {words}", remedy)
     if response.status == 404 and source.optional:
         return Finding(OK, subject, f"does not exist and is optional: it would set {', '.join(sorted(source.variables.values()))}")
     if response.status == 404:

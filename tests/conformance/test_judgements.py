@@ -34,6 +34,9 @@ UNDISTURBED = [
     ("tune", "tune", 7),
     ("compare", "compare", 5),
     ("kueue", "kueue", 6),
+    ("kueue_preempted", "kueue_preempted", 3),
+    ("retry_from", "retry_from", 8),
+    ("garbage", "garbage", 10),
 ]
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),

@@ -174,7 +174,6 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
         (f"{CORE}/configmaps/pipeline-install-config", "gone", "time zone", WARNING, "assume UTC"),
         (f"{CORE}/serviceaccounts/pipeline-runner", "gone", "service account pipeline-runner", FAILURE, "default-editor"),
         (f"{CORE}/serviceaccounts/iddpm-ray", "gone", "service account iddpm-ray", WARNING, "RayJobs need it"),
-        (f"{CORE}/secrets/iddpm-s3", "gone", "secret iddpm-s3", WARNING, "must have an identity for S3"),
         (f"{CORE}/secrets/iddpm-s3", secret(AWS_ACCESS_KEY_ID="key"), "secret iddpm-s3", FAILURE, "has no AWS_SECRET_ACCESS_KEY"),
         (
             f"{CORE}/secrets/iddpm-s3",
@@ -307,7 +306,8 @@ def test_a_platforms_identity_takes_the_place_of_keys(cluster: FakeCluster, doct
     assert "has no AWS_ENDPOINT_URL_STS" in words
     assert "keyless-s3" in words
     cluster.objects[f"{CORE}/configmaps/iddpm-services"]["data"]["AWS_ENDPOINT_URL_STS"] = "https://sts.us-east-1.amazonaws.com"
-    assert doctor()[1]["s3 credentials"][0] == OK
+    findings = doctor()[1]
+    assert (findings["s3 credentials"][0], findings["secret iddpm-s3"][0]) == (OK, OK)
 
 
 def test_a_users_namespace_must_be_admitted_by_mlflow(cluster: FakeCluster, doctor: Doctor) -> None:
