@@ -19,6 +19,8 @@ _LONGEST = 400
 _S3_SECONDS = 20.0
 _LAUNCHER = re.compile(r"[IWEF]\d{4} |(time|level)=|Error: exit status|exit status|\[KFP Executor [^]]* INFO\]")
 """Beginnings of lines that KFP's launcher and executor and Argo's executor write around the step's own."""
+_LAUNCHERS_OWN = re.compile(r"^F\d{4} .*\] failed to execute component: (?!exit status|signal: )(.+)", re.MULTILINE)
+"""The end of KFP's launcher where the step itself did not fail, like S3 that refuses an artifact."""
 _BEFORE_JSON = re.compile(r".*(\{|executor_input:)$")
 """Those of them that a JSON object follows, down to a brace at the beginning of a line."""
 _PLAIN_EXIT = re.compile(r"(main: )?Error \(exit code 1\)")
@@ -42,13 +44,21 @@ def in_one_sentence(errors: Mapping[str, str]) -> str:
 
 
 def last_error(log: str) -> str:
-    """Return the line of a log that names the error: the end of the last traceback, else the last line of the step."""
+    """Return the error that a log names: the launcher's own failure, the end of the last traceback, else the last line of the step."""
+    if own := _LAUNCHERS_OWN.search(log):
+        return f"KFP's launcher: {_shortened(own[1])}"
     lines = [line.rstrip() for line in step_lines(log) if line.strip()]
     starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     after = lines[starts[-1] + 1 :] if starts else []
     ends = [line for line in after if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
     found = ends[0] if ends else lines[-1] if lines else ""
     return re.sub(r"^(\w+\.)+(?=\w+(:|$))", "", found)[:_LONGEST]  # without the module of the error's type
+
+
+def _shortened(words: str) -> str:
+    """Leave out the middle: Go's errors begin with what was done, and end with why it failed."""
+    half = _LONGEST // 2
+    return words if len(words) <= _LONGEST else f"{words[:half]} ... {words[-half:]}"
 
 
 def step_lines(log: str) -> list[str]:

@@ -98,6 +98,11 @@ def test_the_log_of_a_pod_that_is_gone_is_read_where_the_driver_put_it(tmp_path:
         ("", ""),
         ("Traceback (most recent call last):\n  File\na.b.FidError: no such model\nexit status 1", "FidError: no such model"),
         ("last words\nF1126 06:43:59.1 1 main.go:49] failed to execute component: exit status 1", "last words"),
+        ("fine\nF1126 06:43:59.1 1 main.go:49] failed to execute component: signal: killed", "fine"),
+        (
+            f"fine\nF1126 06:43:59.1 m.go:5] failed to execute component: failed to upload {'a' * 500}: AccessDenied: no such role\nError",
+            f"KFP's launcher: failed to upload {'a' * 183} ... {'a' * 172}: AccessDenied: no such role",
+        ),
     ],
 )
 def test_the_last_error_of_a_log(log: str, error: str) -> None:
