@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
-logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it says where it found the keys, in every log of a step
+logging.getLogger("botocore").setLevel(logging.WARNING)  # in every log of a step it would say where it found keys and addresses
 
 _ATTEMPTS = 4
 _DELETE_BATCH = 1000  # S3's limit for one request
