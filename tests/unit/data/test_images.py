@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from sklearn.datasets import load_sample_images
 
 from training.data.images.decode import ImageError
@@ -191,6 +191,14 @@ def test_cmyk_becomes_rgb():
     red = Image.new("RGB", (64, 64), (255, 0, 0)).convert("CMYK")
     prepared = one(encode(red, "JPEG", quality=95), 32)
     assert np.abs(prepared.astype(int) - (255, 0, 0)).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["area", "adm"])
+def test_lab_becomes_grey_by_way_of_rgb(mode):
+    photo = Image.fromarray(PHOTOS[0][:200, :200])
+    lab = ImageCms.profileToProfile(photo, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+    grey = one(encode(photo.convert("L"), "TIFF"), 64, mode, channels=1).astype(int)
+    assert np.abs(one(encode(lab, "TIFF"), 64, mode, channels=1) - grey).mean() < 2
 
 
 def test_sixteen_bits_keep_their_high_byte():

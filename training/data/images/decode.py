@@ -115,6 +115,8 @@ def to_pixels(image: Image.Image, channels: int) -> Images:
     """Convert a Pillow image to uint8 `[height, width, channels]`; transparency is dropped."""
     image = _eight_bits(image)
     mode = "L" if channels == 1 else "RGB"
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow converts it to no other mode
     converted = image if image.mode == mode else image.convert(mode)
     return np.asarray(converted).reshape(converted.height, converted.width, channels)
 
