@@ -8,6 +8,7 @@ import zipfile
 
 import lmdb
 import numpy as np
+from pathlib import Path
 import pytest
 import torchvision
 from PIL import Image
@@ -16,10 +17,12 @@ from training.config.errors import UserError
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.sources.files import file_source
 from training.data.sources.labels import assign_labels
+from training.data.images.decode import ImageError
 from training.data.sources.published import digits
 
 
 @pytest.fixture(autouse=True)
+from training.data.sources.source import read_items
 def own_node_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
@@ -494,3 +497,53 @@ def test_the_listing_of_a_changed_source_has_another_digest(tmp_path):
     after = file_source(str(root), name="x", split="train").listing().digest()
     assert before != after
     assert digits("train").listing().digest() != digits("test").listing().digest()
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("offset", [0, 10, 100])
+def test_a_damaged_member_of_a_zip_is_an_unreadable_image(tmp_path, method, offset):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+        archive.writestr("1.png", png(1, 32))
+        archive.writestr("2.png", png(2, 32))
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    start = data.index(b"1.png") + len("1.png") + offset
+    data[start : start + 40] = bytes(byte ^ 0x5A for byte in data[start : start + 40])
+    (tmp_path / "x.zip").write_bytes(data)
+    source = open_splits(str(tmp_path / "x.zip"))["train"]
+    (_, first), (_, second) = read_items(source, source.listing().items)
+    assert isinstance(first, ImageError)
+    assert second == png(2, 32)
+
+
+def test_a_zip_by_a_method_or_of_a_version_that_python_lacks_is_refused(tmp_path):
+    whole = Path(write_zip(tmp_path / "x.zip", {"1.png": png(1)})).read_bytes()
+    central = whole.index(b"PK\1\2")
+    deflate64 = whole[:8] + b"\x09" + whole[9 : central + 10] + b"\x09" + whole[central + 11 :]
+    (tmp_path / "x.zip").write_bytes(deflate64)
+    source = open_splits(str(tmp_path / "x.zip"))["train"]
+    ((_, error),) = read_items(source, source.listing().items)
+    assert str(error) == "is compressed by a method that Python can't undo; unpack the archive first"
+    (tmp_path / "x.zip").write_bytes(whole[: central + 6] + b"\xff" + whole[central + 7 :])
+    with pytest.raises(UserError, match="is not a whole zip file"):
+        open_splits(str(tmp_path / "x.zip"))["train"].listing()
+
+
+def test_compressed_files_with_a_flipped_byte_are_refused_by_name(tmp_path):
+    def flipped(data):
+        middle = len(data) // 2
+        return data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 20]) + data[middle + 20 :]
+
+    (tmp_path / "x.tar.gz").write_bytes(flipped(gzip.compress(tar_bytes(FILES))))
+    with pytest.raises(UserError, match=r"x.tar.gz: is not a whole compressed file"):
+        open_splits(str(tmp_path / "x.tar.gz"))["train"].listing()
+    idx = (
+        (0x803).to_bytes(4, "big") + b"".join(size.to_bytes(4, "big") for size in (9, 28, 28)) + np.tile(pixels(0), 40).tobytes()[: 9 * 784]
+    )
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(flipped(gzip.compress(idx)))
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz: is damaged"):
+        open_splits(f"fashion-mnist:{tmp_path}")["train"].listing()
+    np.savez_compressed(tmp_path / "train_data_batch_1.npz", data=np.zeros((9, 12288), np.uint8), labels=pixels(0).ravel())
+    path = tmp_path / "train_data_batch_1.npz"
+    path.write_bytes(flipped(path.read_bytes()))
+    with pytest.raises(UserError, match=r"train_data_batch_1.npz: is not a whole .npz file"):
+        open_splits(f"imagenet64-labelled:{tmp_path}")["train"].listing()
+
+

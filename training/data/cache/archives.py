@@ -8,7 +8,9 @@ import gzip
 import hashlib
 import lzma
 import shutil
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def local_archive(uri: str) -> Iterator[Path]:
             try:
                 with decompress(packed) as source, partial.open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
-            except (gzip.BadGzipFile, EOFError, lzma.LZMAError, OSError) as error:
+            except (zlib.error, EOFError, lzma.LZMAError, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
                 raise UserError(f"{uri}: is not a whole compressed file ({error}); copy it again") from error
@@ -87,7 +89,7 @@ def map_npz_array(path: Path, name: str) -> npt.NDArray[Any]:
         return mapped
     except UserError:
         raise
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError, ValueError, EOFError) as error:
         raise UserError(f"{path}: is not a whole .npz file of plain arrays ({error})") from error
 
 

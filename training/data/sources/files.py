@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import tarfile
 import zipfile
 from abc import abstractmethod
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -162,7 +164,9 @@ class ZipSource(FileSource):
             def read(name: str) -> bytes:
                 try:
                     return archive.read(name)
-                except (zipfile.BadZipFile, ValueError, EOFError) as error:
+                except NotImplementedError as error:
+                    raise ImageError("is compressed by a method that Python can't undo; unpack the archive first") from error
+                except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:
                     raise ImageError(f"is damaged in the archive ({error})") from error
 
             yield read
@@ -172,7 +176,7 @@ class ZipSource(FileSource):
         try:
             with local_archive(self.uri) as path, zipfile.ZipFile(path) as archive:
                 yield archive
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError) as error:
             raise UserError(f"{self.uri}: is not a whole zip file ({error}); copy it again") from error
 
 

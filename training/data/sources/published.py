@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def _read_idx(root: str, name: str, item_shape: tuple[int, ...]) -> npt.NDArray[
     data = storage.read_bytes(found[0])
     try:
         data = gzip.decompress(data) if found[0].endswith(".gz") else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{found[0]}: is damaged ({error}); fetch it again") from error
     rank = 1 + len(item_shape)
     header_bytes = 4 * (1 + rank)
