@@ -1,28 +1,31 @@
+import functools
 import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
+import subprocess
 import tarfile
 import zipfile
+from pathlib import Path
 
 import lmdb
 import numpy as np
-from pathlib import Path
 import pytest
 import torchvision
 from PIL import Image
 
 from training.config.errors import UserError
+from training.data.images.decode import ImageError
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.sources.files import file_source
 from training.data.sources.labels import assign_labels
-from training.data.images.decode import ImageError
 from training.data.sources.published import digits
+from training.data.sources.source import read_items
 
 
 @pytest.fixture(autouse=True)
-from training.data.sources.source import read_items
 def own_node_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
@@ -117,8 +120,79 @@ def test_a_name_that_is_not_utf8_is_escaped(tmp_path):
     root = tmp_path / "images"
     root.mkdir()
     (root / "caf\udce9.png").write_bytes(png(7))
-    found, _ = contents(open_splits(str(root))["train"])
-    assert np.array_equal(found["caf\\xe9.png"][1], pixels(7))
+    archive = tmp_path / "images.tar"
+    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(root, ".")
+    for address in (root, archive):
+        source = open_splits(str(address))["train"]
+        found, _ = contents(source)
+        assert np.array_equal(found["caf\\xe9.png"][1], pixels(7))
+        assert source.listing().digest()
+
+
+@pytest.mark.parametrize("prefix", ["/", "/photos/", "../", "./", ""])
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_a_zip_has_the_names_and_classes_that_it_unpacks_to(tmp_path, prefix, separator):
+    files = {"dog/2.png" if key.startswith("dog") else (prefix + key).replace("/", separator): png(1) for key in FILES}
+    listing = open_splits(write_zip(tmp_path / "i.zip", files))["train"].listing()
+    below = "photos/" if "photos" in prefix else ""
+    assert [item.key for item in listing.items] == sorted([f"{below}cat/1.png", f"{below}cat/2.PNG", "dog/2.png"])
+    assert len(listing.class_names) == 2
+
+
+def test_links_of_a_tar_are_images_of_their_own_as_in_a_folder(tmp_path):
+    links = {"dog/hard.png": (tarfile.LNKTYPE, "./cat/1.png"), "dog/soft.png": (tarfile.SYMTYPE, "../dog/hard.png")}
+    buffer = io.BytesIO(tar_bytes({"./cat/1.png": png(1)}))
+    with tarfile.open(fileobj=buffer, mode="a") as archive:
+        for name, (kind, target) in {**links, "dog/broken.png": (tarfile.SYMTYPE, "no.png")}.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    (tmp_path / "inner.tar").write_bytes(buffer.getvalue())
+    (tmp_path / "outer.tar").write_bytes(tar_bytes({"pets.tar": buffer.getvalue()}))
+    for name in ("inner.tar", "outer.tar"):
+        source = open_splits(str(tmp_path / name))["train"]
+        listing = source.listing()
+        read = {item.key.removeprefix("pets/"): (item.label, data) for item, data in read_items(source, listing.items)}
+        broken = read.pop("dog/broken.png")
+        assert isinstance(broken[1], ImageError)
+        assert read == {"cat/1.png": (0, png(1)), "dog/hard.png": (1, png(1)), "dog/soft.png": (1, png(1))}
+
+
+def test_a_sparse_file_in_a_tar_is_refused_as_its_bytes_are_not_in_one_piece(tmp_path):
+    with (tmp_path / "1.bmp").open("wb") as file:
+        file.truncate(1 << 20)
+    subprocess.run(["tar", "-C", tmp_path, "--sparse", "-cf", tmp_path / "i.tar", "1.bmp"], check=True)
+    with pytest.raises(UserError, match=r"i.tar: 1.bmp is stored without its zeros; make the archive without --sparse"):
+        open_splits(str(tmp_path / "i.tar"))["train"].listing()
+
+
+def test_a_link_to_a_folder_is_followed_whichever_comes_first_on_the_disk(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "images", {"cat/1.png": png(1)})
+    (tmp_path / "images" / "dog").symlink_to("cat")
+    walk = os.walk
+    for order in (sorted, lambda names: sorted(names)[::-1]):
+        monkeypatch.setattr(os, "walk", functools.partial(_walk_in_order, walk, order))
+        assert [item.key for item in open_splits(root)["train"].listing().items] == ["cat/1.png", "dog/1.png"]
+
+
+def _walk_in_order(walk, order, *args, **options):
+    for entry in walk(*args, **options):
+        entry[1][:] = order(entry[1])
+        yield entry
+
+
+def test_a_photo_in_a_format_that_is_not_decoded_is_not_lost_without_a_word(tmp_path):
+    root = write_folder(tmp_path / "images", {"1.jfif": png(1), "2.HEIC": b"\0\0\0\x18ftypheic", "3.avif": png(3)})
+    assert [item.key for item in open_splits(root)["train"].listing().items] == ["1.jfif", "2.HEIC", "3.avif"]
+
+
+@pytest.mark.parametrize("train", ["Train", "training", "TRAIN"])
+@pytest.mark.parametrize("test", ["Test", "testing", "Validation"])
+def test_splits_by_another_name_are_not_taken_for_two_classes(tmp_path, train, test):
+    root = write_folder(tmp_path / "images", {f"{train}/cat/1.png": png(1), f"{test}/cat/2.png": png(2)})
+    with pytest.raises(UserError, match="contains training and test images"):
+        open_splits(root)["train"].listing()
 
 
 def test_train_and_val_folders_are_two_splits_with_the_same_labels(tmp_path):
@@ -476,27 +550,6 @@ def test_a_tar_that_ends_early_is_not_taken_for_a_smaller_one(tmp_path, damage):
         open_splits(str(tmp_path / "x.tar"))["train"].listing()
 
 
-def test_an_address_of_a_folder_is_the_folder(tmp_path):
-    root = write_folder(tmp_path / "with space", {f"{split}/{name}": data for split in ("train", "val") for name, data in FILES.items()})
-    splits = open_splits(f"file://{root}")
-    assert set(splits) == {"train", "test"}
-    assert contents(splits["train"])[1] == ("cat", "dog")
-
-
-def test_options_that_a_source_can_not_take_are_refused(tmp_path):
-    with pytest.raises(UserError, match="labels of digits are its own"):
-        open_splits("digits", SourceOptions(labels="none"))
-    with pytest.raises(UserError, match="digits has its own test images"):
-        open_splits("digits", SourceOptions(num_test=5))
-
-
-def test_the_listing_of_a_changed_source_has_another_digest(tmp_path):
-    root = tmp_path / "images"
-    before = file_source(write_folder(root, FILES), name="x", split="train").listing().digest()
-    (root / "cat" / "1.png").write_bytes(png(1) + b"longer")
-    after = file_source(str(root), name="x", split="train").listing().digest()
-    assert before != after
-    assert digits("train").listing().digest() != digits("test").listing().digest()
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 @pytest.mark.parametrize("offset", [0, 10, 100])
 def test_a_damaged_member_of_a_zip_is_an_unreadable_image(tmp_path, method, offset):
@@ -547,3 +600,24 @@ def test_compressed_files_with_a_flipped_byte_are_refused_by_name(tmp_path):
         open_splits(f"imagenet64-labelled:{tmp_path}")["train"].listing()
 
 
+def test_an_address_of_a_folder_is_the_folder(tmp_path):
+    root = write_folder(tmp_path / "with space", {f"{split}/{name}": data for split in ("train", "val") for name, data in FILES.items()})
+    splits = open_splits(f"file://{root}")
+    assert set(splits) == {"train", "test"}
+    assert contents(splits["train"])[1] == ("cat", "dog")
+
+
+def test_options_that_a_source_can_not_take_are_refused(tmp_path):
+    with pytest.raises(UserError, match="labels of digits are its own"):
+        open_splits("digits", SourceOptions(labels="none"))
+    with pytest.raises(UserError, match="digits has its own test images"):
+        open_splits("digits", SourceOptions(num_test=5))
+
+
+def test_the_listing_of_a_changed_source_has_another_digest(tmp_path):
+    root = tmp_path / "images"
+    before = file_source(write_folder(root, FILES), name="x", split="train").listing().digest()
+    (root / "cat" / "1.png").write_bytes(png(1) + b"longer")
+    after = file_source(str(root), name="x", split="train").listing().digest()
+    assert before != after
+    assert digits("train").listing().digest() != digits("test").listing().digest()
