@@ -87,9 +87,9 @@ def map_npz_array(path: Path, name: str) -> npt.NDArray[Any]:
             entry = _cached_file(identity, extract, member.file_size)
             mapped: npt.NDArray[Any] = np.load(entry.path, mmap_mode="r", allow_pickle=False)
         return mapped
-    except UserError:
+    except (UserError, storage.StorageError):
         raise
-    except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError, OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: is not a whole .npz file of plain arrays ({error})") from error
 
 
