@@ -17,6 +17,7 @@ import torchvision
 from PIL import Image
 
 from training.config.errors import UserError
+from training.data.format.order import Purpose, permutation
 from training.data.images.decode import ImageError
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.sources.files import file_source
@@ -213,6 +214,19 @@ def test_held_out_images_are_disjoint_complete_and_drawn_by_the_seed(tmp_path):
     assert keys[1]["test"] != keys[2]["test"]
     with pytest.raises(UserError, match="can't hold out 20 test images of 20"):
         open_splits(root, SourceOptions(num_test=20))["test"].listing()
+
+
+@pytest.mark.parametrize("num_test", [1, 5, 8])
+def test_each_class_keeps_an_image_to_train_on(tmp_path, num_test):
+    root = write_folder(tmp_path / "images", {**{f"cat/{i}.png": png(i) for i in range(9)}, "rare/1.png": png(9)})
+    whole = [item.key for item in open_splits(root)["train"].listing().items]
+    order = [key for key in (whole[i] for i in permutation(10, 7, Purpose.SPLIT)) if key != "rare/1.png"]
+    assert [whole[i] for i in permutation(10, 7, Purpose.SPLIT)].index("rare/1.png") < 5, "without the rule it would be a test image"
+    listings = {split: s.listing() for split, s in open_splits(root, SourceOptions(num_test=num_test, split_seed=7)).items()}
+    assert [item.key for item in listings["test"].items] == sorted(order[:num_test])
+    assert [item.key for item in listings["train"].items] == sorted([*order[num_test:], "rare/1.png"])
+    with pytest.raises(UserError, match="can't hold out 9 test images of 10 and keep one of each class to train on; lower --num-test"):
+        open_splits(root, SourceOptions(num_test=9))["test"].listing()
 
 
 @pytest.mark.parametrize(
