@@ -424,7 +424,8 @@ def test_fashion_mnist_that_is_missing_truncated_or_mixed_up_is_refused(tmp_path
 
     images, labels = raw / "train-images-idx3-ubyte", raw / "train-labels-idx1-ubyte"
     refused(images.unlink, "contains neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz")
-    refused(lambda: images.write_bytes(images.read_bytes()[:-5]), "is truncated; it has 5,483 bytes of 5,488")
+    refused(lambda: images.write_bytes(images.read_bytes()[:-5]), "is truncated; it has 5,483 bytes instead of 5,488")
+    refused(lambda: images.write_bytes(images.read_bytes() + b"more"), "is too long; it has 5,492 bytes instead of 5,488")
     refused(lambda: images.write_bytes(labels.read_bytes()), "is no idx file of bytes with items of shape")
     refused(lambda: labels.write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes()), "has 7 images and 3 labels")
     packed = gzip.compress(images.read_bytes())[:-20]
