@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from training.shapes import Int64, UInt8
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-_DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError, OSError)
 
 
 @contextlib.contextmanager
@@ -43,7 +44,7 @@ def open_npz(uri: str) -> Iterator[Any]:
         try:
             with np.load(path, allow_pickle=False) as file:
                 yield file
-        except UserError:
+        except (UserError, storage.StorageError):
             raise
         except _DAMAGED as error:
             raise UserError(f"{uri} is not an npz file of plain arrays, or is damaged: {error}") from error

@@ -44,11 +44,11 @@ def keyed_dropout(
     The field of an image is SplitMix64 started at a mix of its key and the layer's number, with 16 bits per entry.
 
     Args:
-        probability: Probability of zeroing an entry, rounded to a multiple of 2^-16 (the scale matches the rounded value).
+        probability: Probability of zeroing an entry, rounded to a multiple of 2^-16 below 1 (the scale matches the rounded value).
         key: From `dropout_key`.
         layer: The layer's number; layers of one network have different ones. Less than 1024.
     """
-    threshold = round(probability * 0x10000)
+    threshold = min(round(probability * 0x10000), 0xFFFF)
     entries = x[0].numel()
     start = _mix(key + (layer << _KEY_BITS))
     positions = torch.arange(-(-entries // _LANES), device=x.device) * _INCREMENT

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from sklearn.datasets import load_sample_images
 
 from training.data.images.decode import ImageError
@@ -187,10 +187,62 @@ def test_a_transparent_palette_entry_is_white():
     assert (one(encode(image, transparency=0), 32) == 255).all()
 
 
+def png_of_depth(pixels, depth, colour):
+    """A PNG of grey or RGB pixels of 2, 4 or 16 bits, in which one colour is transparent."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = pixels.shape[:2]
+    rows = pixels.reshape(height, -1)
+    if depth == 16:
+        packed = [row.astype(">u2").tobytes() for row in rows]
+    else:
+        bits = np.unpackbits(rows[..., None].astype(np.uint8), axis=-1)[..., -depth:]
+        packed = [np.packbits(row).tobytes() for row in bits.reshape(height, -1)]
+    header = struct.pack(">IIBBBBB", width, height, depth, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
+    key = struct.pack(f">{len(colour)}H", *colour)
+    data = chunk(b"IHDR", header) + chunk(b"tRNS", key) + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in packed)))
+    return b"\x89PNG\r\n\x1a\n" + data + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("depth", "channels"), [(2, 1), (4, 1), (16, 1), (16, 3)])
+def test_the_transparent_colour_of_a_png_is_one_of_its_own_depth(depth, channels):
+    levels = np.random.default_rng(depth).integers(0, 2**depth, (8, 8, channels))
+    key = {2: 1, 4: 5, 16: 30_000}[depth]
+    levels[0], levels[1] = key, 0
+    pixels = levels if channels == 3 else levels[..., 0]
+    data = png_of_depth(pixels, depth, [key] * channels)
+    expected = levels * 255 // (2**depth - 1) if depth < 8 else levels >> 8
+    expected[(levels == key).all(axis=-1)] = 255
+    for wanted in (1, 3):
+        image = one(data, 8, "area", channels=wanted)
+        if wanted >= channels:
+            assert np.array_equal(image, np.broadcast_to(expected, (8, 8, wanted)))
+        assert (image[0] == 255).all()
+
+
+def test_a_tiff_of_sixteen_bits_whose_zero_is_white_is_not_taken_for_a_negative():
+    levels = np.random.default_rng(0).integers(0, 65536, (8, 8)).astype(np.uint16)
+    photometric = 262
+    for zero_is_white, expected in ((False, levels >> 8), (True, 255 - (levels >> 8))):
+        data = encode(levels, "TIFF", tiffinfo={photometric: 0 if zero_is_white else 1})
+        for mode in ("area", "adm"):
+            assert np.array_equal(one(data, 8, mode, channels=1)[..., 0], expected)
+
+
 def test_cmyk_becomes_rgb():
     red = Image.new("RGB", (64, 64), (255, 0, 0)).convert("CMYK")
     prepared = one(encode(red, "JPEG", quality=95), 32)
     assert np.abs(prepared.astype(int) - (255, 0, 0)).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["area", "adm"])
+def test_lab_becomes_grey_by_way_of_rgb(mode):
+    photo = Image.fromarray(PHOTOS[0][:200, :200])
+    lab = ImageCms.profileToProfile(photo, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+    grey = one(encode(photo.convert("L"), "TIFF"), 64, mode, channels=1).astype(int)
+    assert np.abs(one(encode(lab, "TIFF"), 64, mode, channels=1) - grey).mean() < 2
 
 
 def test_sixteen_bits_keep_their_high_byte():

@@ -1,10 +1,14 @@
+import functools
 import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
+import subprocess
 import tarfile
 import zipfile
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -13,10 +17,13 @@ import torchvision
 from PIL import Image
 
 from training.config.errors import UserError
+from training.data.format.order import Purpose, permutation
+from training.data.images.decode import ImageError
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.sources.files import file_source
 from training.data.sources.labels import assign_labels
 from training.data.sources.published import digits
+from training.data.sources.source import read_items
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +121,79 @@ def test_a_name_that_is_not_utf8_is_escaped(tmp_path):
     root = tmp_path / "images"
     root.mkdir()
     (root / "caf\udce9.png").write_bytes(png(7))
-    found, _ = contents(open_splits(str(root))["train"])
-    assert np.array_equal(found["caf\\xe9.png"][1], pixels(7))
+    archive = tmp_path / "images.tar"
+    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(root, ".")
+    for address in (root, archive):
+        source = open_splits(str(address))["train"]
+        found, _ = contents(source)
+        assert np.array_equal(found["caf\\xe9.png"][1], pixels(7))
+        assert source.listing().digest()
+
+
+@pytest.mark.parametrize("prefix", ["/", "/photos/", "../", "./", ""])
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_a_zip_has_the_names_and_classes_that_it_unpacks_to(tmp_path, prefix, separator):
+    files = {"dog/2.png" if key.startswith("dog") else (prefix + key).replace("/", separator): png(1) for key in FILES}
+    listing = open_splits(write_zip(tmp_path / "i.zip", files))["train"].listing()
+    below = "photos/" if "photos" in prefix else ""
+    assert [item.key for item in listing.items] == sorted([f"{below}cat/1.png", f"{below}cat/2.PNG", "dog/2.png"])
+    assert len(listing.class_names) == 2
+
+
+def test_links_of_a_tar_are_images_of_their_own_as_in_a_folder(tmp_path):
+    links = {"dog/hard.png": (tarfile.LNKTYPE, "./cat/1.png"), "dog/soft.png": (tarfile.SYMTYPE, "../dog/hard.png")}
+    buffer = io.BytesIO(tar_bytes({"./cat/1.png": png(1)}))
+    with tarfile.open(fileobj=buffer, mode="a") as archive:
+        for name, (kind, target) in {**links, "dog/broken.png": (tarfile.SYMTYPE, "no.png")}.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    (tmp_path / "inner.tar").write_bytes(buffer.getvalue())
+    (tmp_path / "outer.tar").write_bytes(tar_bytes({"pets.tar": buffer.getvalue()}))
+    for name in ("inner.tar", "outer.tar"):
+        source = open_splits(str(tmp_path / name))["train"]
+        listing = source.listing()
+        read = {item.key.removeprefix("pets/"): (item.label, data) for item, data in read_items(source, listing.items)}
+        broken = read.pop("dog/broken.png")
+        assert isinstance(broken[1], ImageError)
+        assert read == {"cat/1.png": (0, png(1)), "dog/hard.png": (1, png(1)), "dog/soft.png": (1, png(1))}
+
+
+def test_a_sparse_file_in_a_tar_is_refused_as_its_bytes_are_not_in_one_piece(tmp_path):
+    with (tmp_path / "1.bmp").open("wb") as file:
+        file.truncate(1 << 20)
+    subprocess.run(["tar", "-C", tmp_path, "--sparse", "-cf", tmp_path / "i.tar", "1.bmp"], check=True)
+    with pytest.raises(UserError, match=r"i.tar: 1.bmp is stored without its zeros; make the archive without --sparse"):
+        open_splits(str(tmp_path / "i.tar"))["train"].listing()
+
+
+def test_a_link_to_a_folder_is_followed_whichever_comes_first_on_the_disk(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "images", {"cat/1.png": png(1)})
+    (tmp_path / "images" / "dog").symlink_to("cat")
+    walk = os.walk
+    for order in (sorted, lambda names: sorted(names)[::-1]):
+        monkeypatch.setattr(os, "walk", functools.partial(_walk_in_order, walk, order))
+        assert [item.key for item in open_splits(root)["train"].listing().items] == ["cat/1.png", "dog/1.png"]
+
+
+def _walk_in_order(walk, order, *args, **options):
+    for entry in walk(*args, **options):
+        entry[1][:] = order(entry[1])
+        yield entry
+
+
+def test_a_photo_in_a_format_that_is_not_decoded_is_not_lost_without_a_word(tmp_path):
+    root = write_folder(tmp_path / "images", {"1.jfif": png(1), "2.HEIC": b"\0\0\0\x18ftypheic", "3.avif": png(3)})
+    assert [item.key for item in open_splits(root)["train"].listing().items] == ["1.jfif", "2.HEIC", "3.avif"]
+
+
+@pytest.mark.parametrize("train", ["Train", "training", "TRAIN"])
+@pytest.mark.parametrize("test", ["Test", "testing", "Validation"])
+def test_splits_by_another_name_are_not_taken_for_two_classes(tmp_path, train, test):
+    root = write_folder(tmp_path / "images", {f"{train}/cat/1.png": png(1), f"{test}/cat/2.png": png(2)})
+    with pytest.raises(UserError, match="contains training and test images"):
+        open_splits(root)["train"].listing()
 
 
 def test_train_and_val_folders_are_two_splits_with_the_same_labels(tmp_path):
@@ -136,6 +214,19 @@ def test_held_out_images_are_disjoint_complete_and_drawn_by_the_seed(tmp_path):
     assert keys[1]["test"] != keys[2]["test"]
     with pytest.raises(UserError, match="can't hold out 20 test images of 20"):
         open_splits(root, SourceOptions(num_test=20))["test"].listing()
+
+
+@pytest.mark.parametrize("num_test", [1, 5, 8])
+def test_each_class_keeps_an_image_to_train_on(tmp_path, num_test):
+    root = write_folder(tmp_path / "images", {**{f"cat/{i}.png": png(i) for i in range(9)}, "rare/1.png": png(9)})
+    whole = [item.key for item in open_splits(root)["train"].listing().items]
+    order = [key for key in (whole[i] for i in permutation(10, 7, Purpose.SPLIT)) if key != "rare/1.png"]
+    assert [whole[i] for i in permutation(10, 7, Purpose.SPLIT)].index("rare/1.png") < 5, "without the rule it would be a test image"
+    listings = {split: s.listing() for split, s in open_splits(root, SourceOptions(num_test=num_test, split_seed=7)).items()}
+    assert [item.key for item in listings["test"].items] == sorted(order[:num_test])
+    assert [item.key for item in listings["train"].items] == sorted([*order[num_test:], "rare/1.png"])
+    with pytest.raises(UserError, match="can't hold out 9 test images of 10 and keep one of each class to train on; lower --num-test"):
+        open_splits(root, SourceOptions(num_test=9))["test"].listing()
 
 
 @pytest.mark.parametrize(
@@ -333,7 +424,8 @@ def test_fashion_mnist_that_is_missing_truncated_or_mixed_up_is_refused(tmp_path
 
     images, labels = raw / "train-images-idx3-ubyte", raw / "train-labels-idx1-ubyte"
     refused(images.unlink, "contains neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz")
-    refused(lambda: images.write_bytes(images.read_bytes()[:-5]), "is truncated; it has 5,483 bytes of 5,488")
+    refused(lambda: images.write_bytes(images.read_bytes()[:-5]), "is truncated; it has 5,483 bytes instead of 5,488")
+    refused(lambda: images.write_bytes(images.read_bytes() + b"more"), "is too long; it has 5,492 bytes instead of 5,488")
     refused(lambda: images.write_bytes(labels.read_bytes()), "is no idx file of bytes with items of shape")
     refused(lambda: labels.write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes()), "has 7 images and 3 labels")
     packed = gzip.compress(images.read_bytes())[:-20]
@@ -471,6 +563,56 @@ def test_a_tar_that_ends_early_is_not_taken_for_a_smaller_one(tmp_path, damage):
     (tmp_path / "x.tar").write_bytes(data[damage])
     with pytest.raises(UserError, match=r"is not a whole tar file \(damaged or cut off at byte 1,024\)"):
         open_splits(str(tmp_path / "x.tar"))["train"].listing()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("offset", [0, 10, 100])
+def test_a_damaged_member_of_a_zip_is_an_unreadable_image(tmp_path, method, offset):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+        archive.writestr("1.png", png(1, 32))
+        archive.writestr("2.png", png(2, 32))
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    start = data.index(b"1.png") + len("1.png") + offset
+    data[start : start + 40] = bytes(byte ^ 0x5A for byte in data[start : start + 40])
+    (tmp_path / "x.zip").write_bytes(data)
+    source = open_splits(str(tmp_path / "x.zip"))["train"]
+    (_, first), (_, second) = read_items(source, source.listing().items)
+    assert isinstance(first, ImageError)
+    assert second == png(2, 32)
+
+
+def test_a_zip_by_a_method_or_of_a_version_that_python_lacks_is_refused(tmp_path):
+    whole = Path(write_zip(tmp_path / "x.zip", {"1.png": png(1)})).read_bytes()
+    central = whole.index(b"PK\1\2")
+    deflate64 = whole[:8] + b"\x09" + whole[9 : central + 10] + b"\x09" + whole[central + 11 :]
+    (tmp_path / "x.zip").write_bytes(deflate64)
+    source = open_splits(str(tmp_path / "x.zip"))["train"]
+    ((_, error),) = read_items(source, source.listing().items)
+    assert str(error) == "is compressed by a method that Python can't undo; unpack the archive first"
+    (tmp_path / "x.zip").write_bytes(whole[: central + 6] + b"\xff" + whole[central + 7 :])
+    with pytest.raises(UserError, match="is not a whole zip file"):
+        open_splits(str(tmp_path / "x.zip"))["train"].listing()
+
+
+def test_compressed_files_with_a_flipped_byte_are_refused_by_name(tmp_path):
+    def flipped(data):
+        middle = len(data) // 2
+        return data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 20]) + data[middle + 20 :]
+
+    (tmp_path / "x.tar.gz").write_bytes(flipped(gzip.compress(tar_bytes(FILES))))
+    with pytest.raises(UserError, match=r"x.tar.gz: is not a whole compressed file"):
+        open_splits(str(tmp_path / "x.tar.gz"))["train"].listing()
+    idx = (
+        (0x803).to_bytes(4, "big") + b"".join(size.to_bytes(4, "big") for size in (9, 28, 28)) + np.tile(pixels(0), 40).tobytes()[: 9 * 784]
+    )
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(flipped(gzip.compress(idx)))
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz: is damaged"):
+        open_splits(f"fashion-mnist:{tmp_path}")["train"].listing()
+    np.savez_compressed(tmp_path / "train_data_batch_1.npz", data=np.zeros((9, 12288), np.uint8), labels=pixels(0).ravel())
+    path = tmp_path / "train_data_batch_1.npz"
+    path.write_bytes(flipped(path.read_bytes()))
+    with pytest.raises(UserError, match=r"train_data_batch_1.npz: is not a whole .npz file"):
+        open_splits(f"imagenet64-labelled:{tmp_path}")["train"].listing()
 
 
 def test_an_address_of_a_folder_is_the_folder(tmp_path):

@@ -163,6 +163,24 @@ def test_a_file_without_statistics_is_refused(tmp_path: Path) -> None:
         load_reference(str(path))
 
 
+@pytest.mark.parametrize("damage", ["offset of the directory", "header of the array", "method of the compression"])
+def test_a_damaged_file_is_refused_whatever_its_damage(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3), arr_0=np.zeros((2, 4, 4, 3), np.uint8), arr_1=np.zeros(2))
+    data = bytearray(path.read_bytes())
+    if damage == "offset of the directory":
+        data[-6:-2] = (1 << 24).to_bytes(4, "little")
+    else:
+        wanted, new, skipped = (b"}", b" ", 0) if damage == "header of the array" else (b"PK\x01\x02", b"\x09", 10)
+        start = -1
+        while (start := data.find(wanted, start + 1)) >= 0:
+            data[start + skipped] = new[0]
+    path.write_bytes(data)
+    for read in (npz.read_images, load_reference):
+        with pytest.raises(UserError, match=r"bad.npz"):
+            read(str(path))
+
+
 def test_pickled_objects_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pickled.npz"
     np.savez(path, mu=np.array([{"a": 1}], dtype=object), sigma=np.eye(1))

@@ -22,6 +22,11 @@ def test_each_entry_is_zeroed_with_the_given_probability_and_the_mean_stays(prob
     assert float(y.double().mean()) == pytest.approx(1.0, abs=5 * math.sqrt(probability / (1 - probability) / n))
 
 
+def test_a_probability_next_to_one_still_scales_by_a_finite_number() -> None:
+    y = keyed_dropout(torch.ones(64, 1 << 16), 1 - 2**-20, dropout_key(0, 0, INDICES), 0)
+    assert set(y.unique().tolist()) == {0.0, 65536.0}
+
+
 def test_masks_of_images_layers_steps_and_seeds_are_uncorrelated() -> None:
     def mask(seed: int, step: int, layer: int, index: int) -> torch.Tensor:
         key = dropout_key(seed, step, torch.tensor([index]))

@@ -8,7 +8,9 @@ import gzip
 import hashlib
 import lzma
 import shutil
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def local_archive(uri: str) -> Iterator[Path]:
             try:
                 with decompress(packed) as source, partial.open("wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
-            except (gzip.BadGzipFile, EOFError, lzma.LZMAError, OSError) as error:
+            except (zlib.error, EOFError, lzma.LZMAError, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
                 raise UserError(f"{uri}: is not a whole compressed file ({error}); copy it again") from error
@@ -85,9 +87,9 @@ def map_npz_array(path: Path, name: str) -> npt.NDArray[Any]:
             entry = _cached_file(identity, extract, member.file_size)
             mapped: npt.NDArray[Any] = np.load(entry.path, mmap_mode="r", allow_pickle=False)
         return mapped
-    except UserError:
+    except (UserError, storage.StorageError):
         raise
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError, OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: is not a whole .npz file of plain arrays ({error})") from error
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,6 +33,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PHOTOMETRIC_TAG = 0x0106
+_WHITE_IS_ZERO = 0
+_PNG_DEPTH = 24  # place of the number of bits in the header that every PNG begins with
 _JPEG_END = b"\xff\xd9"  # never part of the compressed pixels
 
 
@@ -58,6 +62,8 @@ def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
             f"is too large: {image.width}x{image.height} is over {max_pixels:,} pixels, which may be a decompression bomb; "
             "if it is intended, raise --max-pixels"
         )
+    if image.format == "PNG" and "transparency" in image.info:
+        image.info["transparency"] = _in_eight_bits(image.info["transparency"], image.mode, int(stream.getbuffer()[_PNG_DEPTH]))
     return image
 
 
@@ -74,6 +80,8 @@ def load(image: Image.Image) -> Image.Image:
         raise ImageError(f"is damaged or truncated ({error})") from error
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise ImageError(f"has {image.mode!r} pixels (floating point or 32 bits), whose white is not known; convert it to 8 or 16 bits")
+    if image.mode == "I;16" and image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:  # type: ignore[attr-defined]
+        return Image.fromarray(~np.asarray(image))  # Pillow does this for 8 bits and fewer only
     # Pillow resizes big-endian pixels byte by byte, without a warning.
     return image.convert("I") if image.mode == "I;16B" else image
 
@@ -115,6 +123,8 @@ def to_pixels(image: Image.Image, channels: int) -> Images:
     """Convert a Pillow image to uint8 `[height, width, channels]`; transparency is dropped."""
     image = _eight_bits(image)
     mode = "L" if channels == 1 else "RGB"
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow converts it to no other mode
     converted = image if image.mode == mode else image.convert(mode)
     return np.asarray(converted).reshape(converted.height, converted.width, channels)
 
@@ -137,8 +147,21 @@ def _compose(image: Image.Image, background: str) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
+    pixels = np.asarray(image)
     # A resize that overshoots leaves the range of 16 bits.
-    return Image.fromarray((np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+    grey = Image.fromarray((pixels.clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _in_eight_bits(transparency: Any, mode: str, depth: int) -> Any:
+    """Return a PNG's transparent colour as the pixels have it: Pillow scales those to 8 bits, and leaves the colour in the file's depth."""
+    if mode == "L" and depth < 8:
+        return transparency * 255 // (2**depth - 1)
+    if mode == "RGB" and depth == 16:
+        return tuple(channel >> 8 for channel in transparency)
+    return transparency
 
 
 def _orientation(image: Image.Image) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
+import posixpath
 import tarfile
 import zipfile
+import zlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -18,11 +21,19 @@ from training.data.images.decode import ImageError
 from training.data.sources.labels import assign_labels, outer_folders
 from training.data.sources.source import Item, Listing, Reader, Source
 
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
 """Suffixes of image files; other files in a folder or archive are ignored."""
+
+_REFUSED_SUFFIXES = frozenset([".heic", ".heif", ".avif", ".jxl", ".jp2"])
+"""Suffixes of photos in formats that are not decoded. They count as images, so that each is refused by name and none is lost."""
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 """Names of a folder of test images next to one named "train"."""
+
+_TRAIN_NAMES = {"train", "training"}
+_SPLIT_NAMES = {*_TRAIN_NAMES, *TEST_FOLDERS, "testing"}
+
+_MAX_LINKS = 40  # links to links that are followed, as Linux does
 
 
 class FileEntry(NamedTuple):
@@ -62,10 +73,11 @@ class FileSource(Source):
             raise UserError(f"{self.uri}: contains no image (no name ends in {', '.join(sorted(IMAGE_SUFFIXES))})")
         keys = [entry.key for entry in found]
         folders = set(outer_folders(keys))
-        if "train" in folders and folders.intersection(TEST_FOLDERS) and folders <= {"train", *TEST_FOLDERS}:
+        names = {folder.lower() for folder in folders}
+        if names & _TRAIN_NAMES and len(names) > 1 and names <= _SPLIT_NAMES:
             raise UserError(
                 f"{self.uri}: contains training and test images ({', '.join(sorted(folders))}); name the folder that contains these "
-                "folders (unpack an archive first), or each of them by itself"
+                "folders, as 'train' and 'test' (unpack an archive first), or each of them by itself"
             )
         labels, class_names = assign_labels(keys, self.labels, self.class_names)
         items = [Item(key, label, *rest) for (key, *rest), label in zip(found, labels, strict=True)]
@@ -79,7 +91,7 @@ class FileSource(Source):
 def is_image_name(key: str) -> bool:
     """Return True for the name of an image; hidden files, which archivers and editors leave next to images, don't count."""
     path = PurePosixPath(key)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES | _REFUSED_SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
 class FolderSource(FileSource):
@@ -88,16 +100,11 @@ class FolderSource(FileSource):
     def find(self) -> Iterator[FileEntry]:
         """Walk the folder."""
         root = Path(self.uri)
-        seen = set()
         for directory, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
-            real = os.path.realpath(directory)
-            if real in seen:  # a link to a folder above
-                folders.clear()
-                continue
-            seen.add(real)
+            folders[:] = [name for name in folders if not _is_loop(Path(directory) / name, root)]
             for name in names:
                 path = Path(directory) / name
-                key = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+                key = _escaped(path.relative_to(root).as_posix())
                 try:
                     status = path.stat()
                 except OSError:  # a broken link; if it is an image, reading it raises the error
@@ -152,7 +159,8 @@ class ZipSource(FileSource):
                 if not entry.is_dir():
                     if entry.flag_bits & 1:
                         raise UserError(f"{self.uri}: {entry.filename} is encrypted; unpack it first")
-                    yield FileEntry(entry.filename, entry.file_size, entry.filename, f"{entry.CRC:08x}")
+                    key = _member_key(entry.filename.replace("\\", "/"))  # some programs for Windows write backslashes
+                    yield FileEntry(key, entry.file_size, entry.filename, f"{entry.CRC:08x}")
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
@@ -162,7 +170,9 @@ class ZipSource(FileSource):
             def read(name: str) -> bytes:
                 try:
                     return archive.read(name)
-                except (zipfile.BadZipFile, ValueError, EOFError) as error:
+                except NotImplementedError as error:
+                    raise ImageError("is compressed by a method that Python can't undo; unpack the archive first") from error
+                except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:
                     raise ImageError(f"is damaged in the archive ({error})") from error
 
             yield read
@@ -172,7 +182,7 @@ class ZipSource(FileSource):
         try:
             with local_archive(self.uri) as path, zipfile.ZipFile(path) as archive:
                 yield archive
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError) as error:
             raise UserError(f"{self.uri}: is not a whole zip file ({error}); copy it again") from error
 
 
@@ -187,30 +197,42 @@ class TarSource(FileSource):
         version = storage.version(self.uri)  # a header contains no checksum of the content
         try:
             with local_archive(self.uri) as path, tarfile.open(path, "r:") as archive:
-                for key, offset, num_bytes in self._members(archive, "", 0):
-                    yield FileEntry(key, num_bytes, (offset, num_bytes), version)
+                for key, place in self._members(archive, "", 0):
+                    yield FileEntry(key, place[1] if place else 0, place, version)
         except (tarfile.TarError, EOFError) as error:
             raise UserError(f"{self.uri}: is not a whole tar file ({error}); copy it again") from error
 
-    def _members(self, archive: tarfile.TarFile, folder: str, base: int) -> Iterator[tuple[str, int, int]]:
+    def _members(self, archive: tarfile.TarFile, folder: str, base: int) -> Iterator[tuple[str, tuple[int, int] | None]]:
+        """Yield key and place (offset, size) of every file; a link has the place of its target, or None where that is missing."""
+        places: dict[str, tuple[int, int]] = {}
+        links: dict[str, str] = {}
         for member in archive:
             archive.members.clear()  # type: ignore[attr-defined]  # tarfile would collect them all, and typeshed hides them
-            if not member.isfile():
-                continue
-            name = member.name.removeprefix("./").lstrip("/")
-            if name.endswith(".tar"):
+            key = _member_key(member.name)
+            if member.issparse():
+                raise UserError(f"{self.uri}: {key} is stored without its zeros; make the archive without --sparse")
+            if member.islnk():
+                links[key] = _member_key(member.linkname)
+            elif member.issym():
+                links[key] = _member_key(posixpath.normpath(posixpath.join(posixpath.dirname(key), member.linkname)))
+            elif member.isfile() and key.endswith(".tar"):
                 inside = archive.extractfile(member)
                 with tarfile.open(fileobj=inside, mode="r:") as inner:
-                    yield from self._members(inner, f"{folder}{PurePosixPath(name).stem}/", base + member.offset_data)
-            else:
-                yield folder + name, base + member.offset_data, member.size
+                    yield from self._members(inner, f"{folder}{PurePosixPath(key).stem}/", base + member.offset_data)
+            elif member.isfile():
+                places[key] = base + member.offset_data, member.size
+                yield folder + key, places[key]
         _require_end(archive)
+        for key, target in links.items():
+            for _ in range(_MAX_LINKS):
+                target = links.get(target, target)
+            yield folder + key, places.get(target)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Reader]:
         """Read by offset."""
         with local_archive(self.uri) as path, path.open("rb") as file:
-            yield lambda locator: _read_part(file, *locator)
+            yield lambda place: _read_part(file, place)
 
 
 def file_source(uri: str, *, name: str, split: str, labels: str = "auto") -> FileSource:
@@ -250,6 +272,24 @@ def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename}: can't be listed ({error.strerror})") from error
 
 
-def _read_part(file: IO[bytes], offset: int, num_bytes: int) -> bytes:
+def _is_loop(folder: Path, root: Path) -> bool:
+    """Return True for a link to a folder above it."""
+    return folder.is_symlink() and any(folder.samefile(root / above) for above in folder.relative_to(root).parents)
+
+
+def _member_key(name: str) -> str:
+    """Return the name under which a member of an archive is unpacked, below the folder it is unpacked to."""
+    return _escaped("/".join(part for part in name.split("/") if part not in ("", ".", "..")))
+
+
+def _escaped(name: str) -> str:
+    """Return a file name with the bytes that are not UTF-8 as backslash and number."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _read_part(file: IO[bytes], place: tuple[int, int] | None) -> bytes:
+    if place is None:
+        raise ImageError("is a link to no file of the archive")
+    offset, num_bytes = place
     file.seek(offset)
     return file.read(num_bytes)

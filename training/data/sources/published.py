@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def _read_idx(root: str, name: str, item_shape: tuple[int, ...]) -> npt.NDArray[
     data = storage.read_bytes(found[0])
     try:
         data = gzip.decompress(data) if found[0].endswith(".gz") else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{found[0]}: is damaged ({error}); fetch it again") from error
     rank = 1 + len(item_shape)
     header_bytes = 4 * (1 + rank)
@@ -155,10 +156,10 @@ def _read_idx(root: str, name: str, item_shape: tuple[int, ...]) -> npt.NDArray[
     if header[0] != _IDX_UINT8 + rank or tuple(header[2:]) != item_shape:
         raise UserError(f"{found[0]}: is no idx file of bytes with items of shape {item_shape}")
     values = np.frombuffer(data[header_bytes:], np.uint8)
-    if values.size != np.prod(header[1:], dtype=np.int64):
-        raise UserError(
-            f"{found[0]}: is truncated; it has {values.size:,} bytes of {np.prod(header[1:], dtype=np.int64):,}. Fetch it again"
-        )
+    num_bytes = int(np.prod(header[1:], dtype=np.int64))
+    if values.size != num_bytes:
+        fault = "is truncated" if values.size < num_bytes else "is too long"
+        raise UserError(f"{found[0]}: {fault}; it has {values.size:,} bytes instead of {num_bytes:,}. Fetch it again")
     return values.reshape(header[1:])
 
 

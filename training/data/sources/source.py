@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -161,13 +161,22 @@ class RandomSplit(Source):
         return self.whole.address
 
     def listing(self) -> Listing:
-        """List the split. The first `num_test` images of a seeded permutation are the test images; each split keeps the source's order."""
+        """List the split; each split keeps the source's order.
+
+        The test images are the first `num_test` of a seeded permutation, passing over one that is the last training image of its class.
+        """
         whole = self.whole.listing()
-        if not 0 < self.num_test < len(whole.items):
-            raise UserError(f"{self.name}: can't hold out {self.num_test} test images of {len(whole.items)}; lower --num-test")
-        order = permutation(len(whole.items), self.seed, Purpose.SPLIT)
-        chosen = order[: self.num_test] if self.split == "test" else order[self.num_test :]
-        return Listing([whole.items[i] for i in np.sort(chosen)], whole.class_names)
+        labels = [item.label for item in whole.items]
+        left = Counter(labels)
+        test: set[int] = set()
+        for i in permutation(len(labels), self.seed, Purpose.SPLIT).tolist():
+            if len(test) < self.num_test and left[labels[i]] > 1:
+                test.add(i)
+                left[labels[i]] -= 1
+        if not 0 < self.num_test == len(test):
+            kept = " and keep one of each class to train on" if len(left) > 1 else ""
+            raise UserError(f"{self.name}: can't hold out {self.num_test} test images of {len(labels)}{kept}; lower --num-test")
+        return Listing([item for i, item in enumerate(whole.items) if (i in test) == (self.split == "test")], whole.class_names)
 
     def open(self) -> AbstractContextManager[Reader]:
         """Open the reader of the whole source."""
