@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def preprocess(
-    preset: str = typer.Argument(..., help="Preset whose data section has size, channels and resize."),
+    preset: str = typer.Argument(..., help="Preset, or experiment file (TOML), whose data section has size, channels and resize."),
     data: str = typer.Argument(..., help="Directory of the data set; it gets train and test."),
     source: str = typer.Option("", help="Source of the images (cifar10, a directory, a .zip, ...); empty takes the data set's name."),
     overrides: list[str] = typer.Option([], "--set", help="Override, like data.image_size=64; may be repeated."),
@@ -40,7 +40,7 @@ def preprocess(
 ) -> None:
     """Prepare images as shards with a manifest. An interrupted command continues."""
     connect()
-    from training.config.presets import preset as named_preset
+    from training.config.files import resolve_experiment
     from training.data.splits import prepare_experiment
     from training.distributed.ray_session import parallel_map
 
@@ -53,9 +53,10 @@ def preprocess(
         "background": background,
     }
     source_options = {"labels": labels, "num_test": num_test}
+    is_file = preset.endswith(".toml")
     print(
         prepare_experiment(
-            named_preset(preset, overrides),
+            resolve_experiment(preset="" if is_file else preset, file_text=preset if is_file else "", overrides=overrides),
             data,
             source=source,
             source_options=source_options,

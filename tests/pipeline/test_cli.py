@@ -80,6 +80,13 @@ def test_results_alone_are_on_standard_output(run_iddpm: Command, tmp_path: Path
     assert "iddpm|" not in err
 
 
+def test_images_are_prepared_for_an_experiment_file_as_for_a_preset(run_iddpm: Command, tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text('base = "digits-tiny-hybrid-cosine"\n[data]\nname = "mine"\n')
+    status, out, err = run_iddpm("preprocess", str(tmp_path / "my.toml"), str(tmp_path / "mine"), "--source", "digits")
+    assert (status, out.count("\n")) == (0, 1)
+    assert "mine, train: 1,497 of 1,497 images" in err
+
+
 def test_a_path_that_can_not_be_written_is_named_without_a_word_of_defects(
     run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

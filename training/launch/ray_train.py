@@ -120,7 +120,7 @@ def _train(job: Job, ray_address: str, scratch: str) -> Outcome:
             name=job.control_name, namespace="iddpm", scheduling_strategy=here
         ).remote()
         try:
-            return _fit(job, ray_address, scratch)
+            return _fit(job, scratch)
         finally:
             ray.kill(control)
             store_logs(logs_of_this_node(), job.run_uri)
@@ -138,7 +138,7 @@ def _control_of(job: Job) -> Any:
     return ray.get_actor(job.control_name, namespace="iddpm")
 
 
-def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
+def _fit(job: Job, scratch: str) -> Outcome:
     """Train with Ray; start again after `MAX_WORKER_FAILURES` failures if a checkpoint was saved since the last start."""
     resources, on_gpu = job.resources, job.resources.num_gpus_per_worker > 0
     for attempt in itertools.count(1):
@@ -148,10 +148,10 @@ def _fit(job: Job, ray_address: str, scratch: str) -> Outcome:
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=resources.collective_timeout_seconds),
             scaling_config=scaling(resources, has_scorer=job.scorer is not None),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train V1
                 name=f"train-{attempt}",
-                # Ray stores only its own snapshot here; on a cluster all nodes must reach it.
-                storage_path=scratch if ray_address == "local" else storage.join(job.run_uri, "ray"),
+                # Checkpoints and scores go to S3 by `training.checkpoints`. Ray itself keeps an empty list here, on its controller's node.
+                storage_path=scratch,
                 failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
                 logging_config=LoggingConfig(log_level="WARNING"),  # its files in S3 keep all lines
             ),
