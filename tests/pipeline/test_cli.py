@@ -81,10 +81,9 @@ def test_results_alone_are_on_standard_output(run_iddpm: Command, tmp_path: Path
 
 
 def test_images_are_prepared_for_an_experiment_file_as_for_a_preset(run_iddpm: Command, tmp_path: Path) -> None:
-    (tmp_path / "my.toml").write_text('base = "digits-tiny-hybrid-cosine"\n[data]\nname = "mine"\n')
-    status, out, err = run_iddpm("preprocess", str(tmp_path / "my.toml"), str(tmp_path / "mine"), "--source", "digits")
-    assert (status, out.count("\n")) == (0, 1)
-    assert "mine, train: 1,497 of 1,497 images" in err
+    (tmp_path / "my.toml").write_text('base = "digits-tiny-hybrid-cosine"\n[data]\nimage_size = 4\nresize = "area"\n')
+    assert run_iddpm("preprocess", str(tmp_path / "my.toml"), str(tmp_path / "data"))[0] == 0
+    assert "1,497 of 4x4x1" in run_iddpm("dataset", "info", str(tmp_path / "data" / "train"))[1]
 
 
 def test_a_path_that_can_not_be_written_is_named_without_a_word_of_defects(

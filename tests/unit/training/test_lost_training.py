@@ -43,7 +43,7 @@ def _train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fits: list[Any], ste
         experiment=preset("digits-tiny-hybrid-cosine"),
         resources=Resources(),
     )
-    return ray_train._fit(job, "local", str(tmp_path))
+    return ray_train._fit(job, str(tmp_path))
 
 
 def test_with_a_new_checkpoint_it_is_started_again(

@@ -96,5 +96,5 @@ def test_failures_of_workers_count_anew_once_training_got_on(tmp_path: Path, mon
     monkeypatch.setattr("training.launch.ray_train.TorchTrainer", Failing)
     job = Job(experiment=experiment(), resources=Resources(), data_uri="", run_uri=str(tmp_path))
     with pytest.raises(TrainingError, match=r"training stopped: a machine was lost\. The same command resumes"):
-        _fit(job, "local", str(tmp_path))
+        _fit(job, str(tmp_path))
     assert fits == ["train-1", "train-2", "train-3"]
