@@ -225,6 +225,7 @@ def test_the_experiment_of_a_file_is_what_the_pipeline_trains(tmp_path: Path) ->
     ("text", "said"),
     [
         (None, "mine.toml: cannot be read"),
+        ("\n", "mine.toml: the experiment file is empty"),
         ("base = ", "is not TOML"),
         ('base = "images33-hybrid-cosine"\n', "there is no preset 'images33-hybrid-cosine'"),
         ('base = "images32-hybrid-cosine"\n[optim]\nnum_step = 5\n', "optim.num_step"),
