@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import click
 import numpy as np
@@ -80,12 +82,38 @@ def test_results_alone_are_on_standard_output(run_iddpm: Command, tmp_path: Path
     assert "iddpm|" not in err
 
 
-def test_a_path_that_can_not_be_written_is_named_without_a_word_of_defects(
-    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("compile", "file"), "file/train.yaml: File exists; a file and a directory can't have one name, so use another"),
+        (("compile", "s3://bucket/key"), "s3:/bucket/key/train.yaml: name a path on this machine"),
+        (("score-batch", "a.npz", "b.npz", "--out", "s3://bucket/key"), "s3:/bucket/key: name a path on this machine"),
+        (
+            ("score-batch", "a.npz", "b.npz", "--out", "file/below"),
+            "file/below: Not a directory; a file and a directory can't have one name",
+        ),
+    ],
+)
+def test_a_path_that_can_not_be_written_is_named_with_the_remedy(
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert run_iddpm("compile", "file") == (1, "", "error: file can't be written: File exists; name another directory\n")
+    status, out, err = run_iddpm(*words)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert said in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_written_file(
+    run_iddpm: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.storage.disk.os.fsync", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    for words in (("init", "--images", str(images), "--out", str(tmp_path / "new" / "my.toml")), ("compile", str(tmp_path / "new"))):
+        status, _, err = run_iddpm(*words)
+        assert (status, err.count("\n")) == (1, 1)
+        assert "the disk is full; free some space" in err
+        assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_package_that_is_not_installed_is_named_with_the_remedy(run_iddpm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
