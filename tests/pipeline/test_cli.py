@@ -69,6 +69,12 @@ def test_every_command_and_every_option_has_a_text_that_says_what_it_does(path: 
         assert text.rstrip().endswith("."), name
 
 
+def test_a_full_disk_below_standard_output_is_named(run_iddpm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.print", Mock(side_effect=[OSError(errno.ENOSPC, "No space left on device"), None]))
+    assert run_iddpm("show", "digits-hybrid-cosine")[0] == 1
+    assert "the disk is full; free some space" in print.call_args.args[0]  # type: ignore[attr-defined]
+
+
 def test_an_error_is_one_line_on_standard_error(run_iddpm: Command) -> None:
     status, out, err = run_iddpm("show", "digits-hybrid-cosine", "--set", "optim.learning_rat=1")
     assert (status, out, err.count("\n")) == (1, "", 1)
