@@ -22,6 +22,7 @@ from components.launch.resources import STAGES, describe_resources
 from components.steps.settings import describe_data_options
 from pipelines.compile_checks import CompileError as CompileError
 from pipelines.compile_checks import check, parse_documents
+from training import storage
 
 _SIZES = re.compile(rf"pipelinechannel--settings-({'|'.join(STAGES)})_")
 """Part of the name of an input that sizes a pod: it is an output of the settings step."""
@@ -73,16 +74,13 @@ def compile_all(directory: Path, *, kubernetes: bool = False) -> list[Path]:
         kubernetes: Write Kubernetes objects, see `kubernetes_manifests`.
 
     Raises:
-        CompileError: See `pipelines.compile_checks.check`; or the directory can't be written.
+        CompileError: See `pipelines.compile_checks.check`.
+        StorageError: The directory can't be written.
     """
     write = kubernetes_manifests if kubernetes else compiled
     texts = {directory / f"{name}.yaml": write(name) for name in PIPELINES}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            path.write_text(text)
-    except OSError as error:
-        raise CompileError(f"{error.filename or directory} can't be written: {error.strerror}; name another directory") from error
+    for path, text in texts.items():
+        storage.write_bytes(str(path), text.encode())
     return list(texts)
 
 

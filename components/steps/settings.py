@@ -11,7 +11,7 @@ from typing import Any
 from components.launch.resources import STAGES, read_resources
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.config.files import resolve_experiment
+from training.config.files import decode_text, resolve_experiment
 from training.config.validation import unknown_field, validate
 from training.console import say
 from training.data.preparation.options import ImageOptions
@@ -104,7 +104,7 @@ def read_experiment_file(file: str) -> str:
     from training import storage
 
     text = file.strip()
-    return storage.read_bytes(text).decode(errors="replace") if text.startswith("s3://") and "\n" not in text else text
+    return decode_text(storage.read_bytes(text), text) if text.startswith("s3://") and "\n" not in text else text
 
 
 def require_force_from(step: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluation.records.protocol_card import as_plain
+from training import storage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,7 @@ class Study:
     def write(self, folder: Path) -> str:
         """Write the files into a folder, and return their paths in one line."""
         for name, content in self.files.items():
-            (folder / name).write_bytes(content)
+            storage.write_bytes(str(folder / name), content)
         return "  ".join(str(folder / name) for name in self.files)
 
 

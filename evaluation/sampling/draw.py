@@ -57,15 +57,13 @@ def draw_images(
     Raises:
         UserError: The request does not suit the model, the directory contains other images, or `grid_path` can't be a PNG.
         CheckpointError: There is no such checkpoint.
-        OSError: The PNG can't be written there.
+        StorageError: The PNG can't be written there.
     """
     if grid_path.is_dir():
         raise UserError(f"{grid_path}: is a directory; name the PNG to write")
     if grid_path.suffix.lower() != ".png":
         raise UserError(f"{grid_path}: the images are written as PNG; name a file like samples.png")
-    if grid_path.parts[0] == "s3:":
-        raise UserError(f"{grid_path}: the PNG is written on this machine; name a path (--images takes an address in S3)")
-    grid_path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(grid_path.parent)
     model = request.model.load("cpu")
     plan = _plan(request, model)
     worker_device = choose_device(device) if num_workers <= 1 or device == "auto" else device
@@ -75,7 +73,7 @@ def draw_images(
         shown.append(part)
         if sum(len(images) for _, images, _ in shown) >= NUM_SHOWN:
             break
-    grid_path.write_bytes(grids.to_png(_grid(shown, request, model)))
+    storage.write_bytes(str(grid_path), grids.to_png(_grid(shown, request, model)))
     if npz_uri:
         npz.write_images(npz_uri, *concatenated(sample_set.read(images_uri)))
 

@@ -6,7 +6,9 @@ Results go to standard output, progress to standard error. An error is one line 
 
 from __future__ import annotations
 
+import errno
 import sys
+import tempfile
 
 import typer
 
@@ -76,6 +78,8 @@ def _one_line(error: Exception) -> str:
     module = type(error).__module__.split(".")[0]
     if isinstance(error, ValueError) or module in _PACKAGES:
         return message
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of standard output, or of a scratch file
+        return f"{error.filename or 'a file of this command'}: the disk is full; free some space there or in {tempfile.gettempdir()}"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"  # a user's path
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] not in _PACKAGES:

@@ -13,6 +13,7 @@ import typer
 
 from pipelines.cli import options
 from pipelines.cli.services import connect
+from training import storage
 from training.config.errors import UserError
 
 _PANEL = "Pipelines"
@@ -61,8 +62,7 @@ def _demo_experiment(images: str) -> Path:
     text = "" if file.exists() else _write_experiment(images, card="CPU", name=name, hours=_DEMO_HOURS)
     if text:
         prepare(default_home())
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
+        storage.write_bytes(str(file), text.encode())
     print(f"{file} is the experiment; `iddpm train` takes it with changes of yours")
     return file
 
@@ -75,10 +75,12 @@ def init(
     hours: float | None = typer.Option(None, min=0.01, help="The longest training; empty takes 4 hours on a CPU, a day on others."),
 ) -> None:
     """Write an experiment file for your own images, with sizes that fit them and your machine."""
+    if out.suffix != ".toml":
+        raise UserError(f"{out}: the name of an experiment file ends in .toml")
     if out.exists():
         raise UserError(f"{out} exists already; give another file by --out, or remove it")
     command = f"iddpm train {out} --images {images}"
-    out.write_text(f"# {command}\n\n{_write_experiment(images, card=card, name=name, hours=hours)}")
+    storage.write_bytes(str(out), f"# {command}\n\n{_write_experiment(images, card=card, name=name, hours=hours)}".encode())
     print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
 
 

@@ -12,6 +12,7 @@ import typer
 
 from pipelines.cli.options import JSON
 from pipelines.cli.services import connect
+from training import storage
 from training.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def compare(
         device=device,
     )
     reference_uri = reference or reference_of(first, data_uri, options)
-    out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
+    storage.make_directory(out)  # refused before anything is sampled
     comparison = compare_models(specs, data_uri, reference_uri, options=options)
     ids = [named.tracking_run_id for named in found]
     save_study(as_study(comparison), out, ids, as_json)
@@ -373,7 +374,6 @@ def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions
     from evaluation.distances.reference_statistics import compute_reference
     from evaluation.features.extractors import load_extractor
     from evaluation.records.devices import choose_device
-    from training import storage
     from training.checkpoints.checkpoint import load_experiment
 
     evaluation = load_experiment(model.checkpoint_uri).evaluation

@@ -11,6 +11,7 @@ import typer
 from pipelines.cli import scoring
 from pipelines.cli.options import JSON
 from pipelines.cli.services import connect
+from training import storage
 from training.config.errors import UserError
 
 _RUN = typer.Argument(..., help="A run's directory, runs:/ID, or models:/NAME@ALIAS.")
@@ -48,7 +49,7 @@ def ema_sweep(
     named, data_uri = scoring.model_and_data(run, data)
     options = scoring.evaluation_options(named.checkpoint_uri, num_workers=num_workers, device=device, extractor_weights=extractor_weights)
     reference_uri = reference or scoring.reference_of(named, data_uri, options)
-    out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
+    storage.make_directory(out)  # refused before anything is sampled
     found = study.sweep(
         run_uri_of(named.checkpoint_uri),
         wanted,
@@ -100,7 +101,7 @@ def guidance_sweep(
         device=device,
     )
     reference_uri = reference or scoring.reference_of(named, data_uri, options)
-    out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
+    storage.make_directory(out)  # refused before anything is sampled
     found = study.sweep(named.spec(weights or None), wanted, data_uri, reference_uri, guidance_step=guidance_step, options=options)
     scoring.save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
 
@@ -135,7 +136,7 @@ def replay_stopping(
         device=device,
     )
     reference_uri = reference or scoring.reference_of(named, data_uri, options)
-    out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
+    storage.make_directory(out)  # refused before anything is sampled
     found = study.replay(run_uri_of(named.checkpoint_uri), data_uri, reference_uri, num_rescored=rescored or None, options=options)
     scoring.save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
 
@@ -177,7 +178,7 @@ def memorisation(
         batch_size=batch_size,
         device=device,
     )
-    out.mkdir(parents=True, exist_ok=True)  # refused before anything is sampled
+    storage.make_directory(out)  # refused before anything is sampled
     scoring.save_study(study.as_study(study.study_memorisation(request)), out, [named.tracking_run_id], as_json)
 
 
@@ -195,7 +196,7 @@ def score_batch(
     connect()
     from evaluation.studies import batch_score as study
 
-    out.mkdir(parents=True, exist_ok=True)  # refused before anything is scored
+    storage.make_directory(out)  # refused before anything is scored
     found = study.score_batch(
         samples,
         reference,
@@ -217,7 +218,6 @@ def adopt_reference(
     connect()
     from evaluation.distances.reference_statistics import import_statistics, provenance_of
     from evaluation.features.extractors import extractor_id
-    from training import storage
     from training.data.format.manifest import read_manifest
 
     network = extractor_id(extractor)

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from components.cluster.workflows import require_sweep_fits
@@ -21,6 +20,7 @@ from pipelines.compile import PIPELINES, compiled
 from pipelines.compile_checks import parse_documents
 from training.config.addresses import without_passwords
 from training.config.errors import UserError
+from training.config.files import read_text
 
 PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
 FORCE_FROM = "force_from"
@@ -135,7 +135,7 @@ def arguments_of(
             raise ArgumentsError(f"{option} and --param {name} mean the same; give one")
         arguments[name] = given
     if str(arguments.get(FILE, "")).endswith(".toml") and not arguments[FILE].startswith("s3://"):
-        arguments[FILE] = _read_file(arguments[FILE])
+        arguments[FILE] = read_text(arguments[FILE])
     if arguments.get(FILE) and PRESET in arguments:
         raise ArgumentsError(f"give either a preset or {FILE}; the file's base names its preset")
     for word in resources:
@@ -315,13 +315,6 @@ def _require_literal(name: str, value: Any, definition: Mapping[str, Any]) -> No
     if literals and value not in literals:
         there = close_to(str(value), map(str, literals)) or f"; there are {', '.join(map(str, literals))}"
         raise ArgumentsError(f"--param {name}={value}: is not one of its values{there}")
-
-
-def _read_file(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentsError(f"--param {FILE}={path}: cannot be read: {error}") from None
 
 
 def _parse(option: str, word: str, form: str) -> tuple[str, str]:

@@ -117,5 +117,5 @@ def _write_private(path: Path, value: Any) -> None:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None

@@ -345,6 +345,9 @@ def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ServicesError, match=r"file/home: Not a directory; set IDDPM_HOME to a directory"):
         services.up(tmp_path / "file" / "home")
+    with pytest.raises(ServicesError, match="are not running"):
+        services.current(tmp_path / "file")
+    assert not services.status(tmp_path / "file").running
 
 
 def test_a_disk_without_room_is_named_with_the_remedy(tmp_path):

@@ -286,6 +286,12 @@ def test_another_scheme_is_refused_and_the_error_names_those_that_work(uri):
         storage.read_bytes(uri)
 
 
+def test_an_address_of_s3_without_its_scheme_is_named_with_the_variable(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:8333")
+    with pytest.raises(StorageError, match=r"AWS_ENDPOINT_URL is 'localhost:8333'; write it with its scheme, like http://"):
+        storage.read_bytes("s3://iddpm/x")
+
+
 @pytest.mark.parametrize("uri", ["s3://iddpm", "s3://iddpm/", "/", "file:///"])
 def test_a_whole_bucket_or_disk_is_never_deleted(services, uri):
     with pytest.raises(StorageError, match=r"names a whole bucket|root of the disk"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import click
 import numpy as np
@@ -67,6 +69,12 @@ def test_every_command_and_every_option_has_a_text_that_says_what_it_does(path: 
         assert text.rstrip().endswith("."), name
 
 
+def test_a_full_disk_below_standard_output_is_named(run_iddpm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.print", Mock(side_effect=[OSError(errno.ENOSPC, "No space left on device"), None]))
+    assert run_iddpm("show", "digits-hybrid-cosine")[0] == 1
+    assert "the disk is full; free some space" in print.call_args.args[0]  # type: ignore[attr-defined]
+
+
 def test_an_error_is_one_line_on_standard_error(run_iddpm: Command) -> None:
     status, out, err = run_iddpm("show", "digits-hybrid-cosine", "--set", "optim.learning_rat=1")
     assert (status, out, err.count("\n")) == (1, "", 1)
@@ -86,12 +94,38 @@ def test_images_are_prepared_for_an_experiment_file_as_for_a_preset(run_iddpm: C
     assert "1,497 of 4x4x1" in run_iddpm("dataset", "info", str(tmp_path / "data" / "train"))[1]
 
 
-def test_a_path_that_can_not_be_written_is_named_without_a_word_of_defects(
-    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("compile", "file"), "file/train.yaml: File exists; a file and a directory can't have one name, so use another"),
+        (("compile", "s3://bucket/key"), "s3:/bucket/key/train.yaml: name a path on this machine"),
+        (("score-batch", "a.npz", "b.npz", "--out", "s3://bucket/key"), "s3:/bucket/key: name a path on this machine"),
+        (
+            ("score-batch", "a.npz", "b.npz", "--out", "file/below"),
+            "file/below: Not a directory; a file and a directory can't have one name",
+        ),
+    ],
+)
+def test_a_path_that_can_not_be_written_is_named_with_the_remedy(
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert run_iddpm("compile", "file") == (1, "", "error: file can't be written: File exists; name another directory\n")
+    status, out, err = run_iddpm(*words)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert said in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_written_file(
+    run_iddpm: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.storage.disk.os.fsync", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    for words in (("init", "--images", str(images), "--out", str(tmp_path / "new" / "my.toml")), ("compile", str(tmp_path / "new"))):
+        status, _, err = run_iddpm(*words)
+        assert (status, err.count("\n")) == (1, 1)
+        assert "the disk is full; free some space" in err
+        assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_package_that_is_not_installed_is_named_with_the_remedy(run_iddpm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +265,7 @@ def test_the_experiment_of_a_file_is_what_the_pipeline_trains(tmp_path: Path) ->
     ("text", "said"),
     [
         (None, "mine.toml: cannot be read"),
+        ("\n", "mine.toml: the experiment file is empty"),
         ("base = ", "is not TOML"),
         ('base = "images33-hybrid-cosine"\n', "there is no preset 'images33-hybrid-cosine'"),
         ('base = "images32-hybrid-cosine"\n[optim]\nnum_step = 5\n', "optim.num_step"),

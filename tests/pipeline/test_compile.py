@@ -24,6 +24,7 @@ from pipelines.ablation import parallel_trials
 from pipelines.compile import PIPELINES, compile_all, compiled, kubernetes_manifests, load, local_specification
 from pipelines.compile_checks import MAX_BYTES, CompileError, check, parse_documents
 from training.config import presets
+from training.storage import StorageError
 
 _GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -257,7 +258,7 @@ def test_every_graph_is_given_what_its_steps_read(name: str, texts: dict[str, st
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CompileError, match=r"file can't be written: .*; name another directory"):
+    with pytest.raises(StorageError, match=r"file/train\.yaml: .*; a file and a directory can't have one name, so use another"):
         compile_all(tmp_path / "file")
 
 

@@ -452,7 +452,7 @@ class Experiment:
         """
         try:
             value = json.loads(text)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # also of bytes that are no text
             raise UserError(f"not an experiment's JSON: {error}") from error
         return cls.from_dict(value)
 

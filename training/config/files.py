@@ -85,9 +85,23 @@ def read_text(text_or_path: str | Path) -> str:
     if isinstance(text_or_path, str) and ("\n" in text_or_path or not text_or_path.strip().endswith(".toml")):
         return text_or_path
     try:
-        return Path(text_or_path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return decode_text(Path(text_or_path).read_bytes(), str(text_or_path))
+    except OSError as error:
         raise UserError(f"{text_or_path}: cannot be read as an experiment file: {error}") from error
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Return the text of an experiment file from its bytes; `name` is what an error calls it.
+
+    Raises:
+        UserError: It is not UTF-8, or it is empty: an empty text would mean that there is no file, and train another experiment.
+    """
+    try:
+        text = data.decode("utf-8-sig")  # some editors write a mark before the text
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: cannot be read as an experiment file: {error}") from error
+    require(bool(text.strip()), name, 'the experiment file is empty; it needs base = "a preset"')
+    return text
 
 
 def _parse(text: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol
 
 from training.storage import disk
 from training.storage.disk import local_path as local_path
+from training.storage.disk import make_directory as make_directory
 from training.storage.errors import ObjectNotFoundError as ObjectNotFoundError
 from training.storage.errors import StorageError as StorageError
 from training.storage.listing import Stored as Stored

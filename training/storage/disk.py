@@ -25,14 +25,22 @@ def local_path(uri: str) -> Path:
     """Return the path of a URI on disk.
 
     Raises:
-        StorageError: The URI has a scheme other than file://.
+        StorageError: The URI has a scheme other than file://, or is an address in S3 that was read as a path.
     """
+    if uri.startswith("s3:/"):
+        raise StorageError(f"{uri}: name a path on this machine (an address in S3, where one is taken, begins with s3://)")
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return Path(uri)
     if scheme != "file":
         raise StorageError(f"{uri}: {scheme}:// is not supported; use s3://, file:// or a path")
     return Path(unquote(rest.removeprefix("localhost")))
+
+
+def make_directory(path: str | Path) -> None:
+    """Make a directory on this machine where it is missing: before long work, so that a place that can't be written is refused early."""
+    with explain_disk_errors(str(path)):
+        local_path(str(path)).mkdir(parents=True, exist_ok=True)
 
 
 def read_bytes(uri: str) -> bytes:

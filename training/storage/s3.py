@@ -182,6 +182,8 @@ def _connect_once(process_id: int, settings: tuple[tuple[str, str], ...]) -> S3C
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
     if endpoint and contains_password(endpoint):  # messages show it
         raise StorageError("AWS_ENDPOINT_URL must not contain a password; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise StorageError(f"AWS_ENDPOINT_URL is {endpoint!r}; write it with its scheme, like http://127.0.0.1:8333")
     return connect(endpoint, region=environment.get("AWS_REGION"))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.reports import html
+from training import storage
 
 SUMMARY = "summary.json"
 _TEMPLATE = Path(__file__).with_name("gallery.html.jinja")
@@ -18,9 +19,8 @@ def write_gallery(folder: Path) -> Path:
 
     The folder has one for each ablation, with `report.html` and `summary.json`; it is created where it is missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    page.write_text(html.render(_TEMPLATE, entries=_entries(folder)))
+    storage.write_bytes(str(page), html.render(_TEMPLATE, entries=_entries(folder)).encode())
     return page
 
 

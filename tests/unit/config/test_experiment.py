@@ -129,6 +129,8 @@ def test_an_unknown_preset_names_the_nearest_ones() -> None:
 def test_a_file_that_is_not_an_experiment_is_told_so() -> None:
     with pytest.raises(UserError, match="not an experiment's JSON"):
         Experiment.from_json("{")
+    with pytest.raises(UserError, match="not an experiment's JSON"):
+        Experiment.from_json(b'{"name": "\xff"}')
     with pytest.raises(UserError, match="colour"):
         Experiment.from_dict({**DEMO.to_dict(), "colour": "red"})
 

@@ -81,6 +81,12 @@ def test_a_wrong_file_is_refused_in_one_line_with_the_path_of_the_field(text: st
     assert "\n" not in str(caught.value)
 
 
+def test_the_mark_that_an_editor_writes_before_the_text_is_no_part_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + FILE.encode())
+    assert read_experiment_file(file) == read_experiment_file(FILE)
+
+
 def test_every_door_resolves_an_experiment_in_the_same_way() -> None:
     assert resolve_experiment(preset="digits-hybrid-cosine") == presets.preset("digits-hybrid-cosine")
     assert resolve_experiment(file_text=FILE, overrides=["model.dropout=0.2"], seed=9) == read_experiment_file(FILE).override(
