@@ -2,7 +2,8 @@
 
     settings -> compare
 
-The step logs the comparison to MLflow as a run of its own once it is done, so no run has to be closed, and there is no exit task.
+The step logs the comparison to MLflow as a run of its own once it is done, so no run has to be closed, and there is no exit task: the step
+tells the webhook of its numbers, and the reaper of a step that failed.
 """
 
 from kfp import dsl
@@ -10,7 +11,7 @@ from kfp import dsl
 from components.compare_models import compare_models
 from components.container.image import BASE_IMAGE
 from components.settings import settings
-from pipelines.pods import RUN_CONFIG, SHORT, Pod, stage_pod
+from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, stage_pod
 
 
 @dsl.pipeline(
@@ -41,10 +42,17 @@ def compare_pipeline(
     """
     checked = Pod(image=image, timeout_seconds=SHORT).configure(settings(evaluate_resources=evaluate_resources), name="settings")
     compared = stage_pod(checked, "evaluate", image=image).configure(
-        compare_models(models=models, num_samples=num_samples, storage_root_uri=storage_root_uri, resources=evaluate_resources),
+        compare_models(
+            models=models,
+            num_samples=num_samples,
+            storage_root_uri=storage_root_uri,
+            pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            resources=evaluate_resources,
+        ),
         name="compare",
         uses_ray=True,
     )
+    add_webhook(compared)
     return compared.outputs["Output"]  # type: ignore[no-any-return]
 
 

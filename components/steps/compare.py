@@ -8,7 +8,9 @@ from typing import Any
 
 from components.steps.evaluate import evaluation_options
 from components.steps.reference import reference_for
+from components.steps.run_messages import End, tell_end
 from components.steps.studies import log_study
+from evaluation.reports.numbers import format_estimate
 from training import storage
 from training.config.errors import UserError
 from training.console import say
@@ -54,3 +56,23 @@ def compare_models(models: Sequence[str], num_samples: int, storage_root_uri: st
     except TrackingError as error:
         say(f"{error}; {directory} has everything")
     return storage.join(directory, "comparison.html")
+
+
+def tell_comparison(page_uri: str, pipeline_run_id: str, storage_root_uri: str) -> None:
+    """Tell the webhook that a comparison is done, with the distance of each model and its difference to the first one.
+
+    Args:
+        page_uri: The page that `compare_models` wrote.
+        pipeline_run_id: The pipeline's run.
+        storage_root_uri: Where the message is recorded.
+    """
+    models = []
+    for row in storage.read_json(storage.join(page_uri.rpartition("/")[0], "comparison.json"))["models"]:
+        result = row["result"]
+        distance = {"distance": result["distance"], "standard_error": result["distance_standard_error"]}
+        models.append(
+            {"name": row["name"], "distance_name": result["distance_name"], **distance, "difference": row.get("distance_difference")}
+        )
+    words = "; ".join(f"{each['name']} {format_estimate(each['distance'], each['standard_error'])}" for each in models)
+    numbers = {"summary": f"{models[0]['distance_name']} of {words}", "models": models, "page_uri": page_uri}
+    tell_end(End(succeeded=True), pipeline_run_id, storage_root_uri, name=f"comparison of {len(models)} models", numbers=numbers)

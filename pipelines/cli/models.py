@@ -154,7 +154,7 @@ def _price(price: float | None) -> str:
 
 
 def import_checkpoint(
-    file: str = typer.Argument(..., help="A file of the released code, or a .pt, .safetensors or folder of `iddpm export`."),
+    file: str = typer.Argument(..., help="A file of the released code, a .pt or .safetensors of `iddpm export`, or a folder of diffusers."),
     run: str = typer.Argument(..., help="Directory of the run for the checkpoint."),
     preset: str = typer.Option("", help="Preset of the file, if neither the file nor its name tells it."),
     overrides: list[str] = options.SET,

@@ -111,4 +111,6 @@ def _explain(directories: Sequence[str], step: str, rank: int | None, there: Seq
     if rank is not None:
         return f"{where}: has no log of rank {rank}; it has those of ranks {', '.join(ranks) or 'none'}"
     steps = sorted({log.step for log in there if log.source == "step"})
+    if not steps:
+        return f"{where}: has no log of a step, as a trial that another step trained; --rank shows those of workers {', '.join(ranks)}"
     return f"{where}: has no log of step {step!r}{close_to(step, steps) or '; it has those of ' + ', '.join(steps)}"

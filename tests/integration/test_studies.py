@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
+from webhook_receiver import receive
 
 from components.steps.studies import DEFAULT_EXPERIMENT, log_evaluation, log_study
+from components.steps.webhook import URL_VARIABLE
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.reports.study import Study
 from pipelines.cli.main import app
+from pipelines.compile import load
+from pipelines.local.run import run_pipeline
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -115,6 +120,25 @@ def test_a_comparison_is_one_run_with_differences_protocol_and_page_also_when_it
     assert f"({tracking.attach(run_id).url})" in run.data.tags["mlflow.note.content"]
     assert "mlflow.parentRunId" not in run.data.tags
     assert artifacts(run.info.run_id) == {"comparison.html", "comparison.json", "samples.png"}
+
+
+@pytest.mark.slow
+def test_the_compare_pipeline_leaves_a_page_and_tells_the_webhook_the_distance_of_each_model(
+    services: Any, data_uri: str, bucket_uri: str, tmp_path: Path
+) -> None:
+    uri = write_run(f"{bucket_uri}/runs/compared", data_uri, "")
+    models = [f"{uri}/checkpoints/step={step:08d}" for step in (100, 200)]
+    with receive() as receiver:
+        here = dataclasses.replace(services, home=tmp_path, env={**services.env, URL_VARIABLE: receiver.url})
+        arguments = {"models": models, "num_samples": 20, "storage_root_uri": bucket_uri}
+        outputs = run_pipeline(load("compare"), arguments, here, show=lambda line: None)
+    (message,) = receiver.messages
+    found = storage.read_json(outputs["Output"].replace(".html", ".json"))["models"]
+    assert message["event"] == "finished"
+    assert "comparison of 2 models finished: FD(digits-classifier) of step 100 " in message["text"]
+    assert "; step 200 " in message["text"]
+    assert [each["distance"] for each in message["numbers"]["models"]] == [each["result"]["distance"] for each in found]
+    assert message["numbers"]["models"][1]["difference"] == found[1]["distance_difference"]
 
 
 @pytest.mark.slow

@@ -87,6 +87,13 @@ def test_every_step_gets_addresses_credentials_and_pull_policy(name: str, texts:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
+def test_a_step_of_every_pipeline_can_tell_the_webhook_of_its_numbers(name: str, texts: dict[str, str]) -> None:
+    _, platform = parse(texts[name])
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    assert any("iddpm-webhook" in {secret["secretName"] for secret in executor["secretAsEnv"]} for executor in executors)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
 def test_a_finished_run_is_cleared_away_and_one_that_hangs_is_ended(name: str, texts: dict[str, str]) -> None:
     _, platform = parse(texts[name])
     config = platform["platforms"]["kubernetes"]["pipelineConfig"]

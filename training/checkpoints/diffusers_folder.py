@@ -1,4 +1,4 @@
-"""Export a checkpoint as a folder that diffusers loads, and import such a folder.
+"""Export a checkpoint as a folder that diffusers loads, and import such a folder, ours or one that diffusers wrote.
 
     README.md  model_index.json  experiment.json
     unet/config.json  unet/diffusion_pytorch_model.safetensors  scheduler/scheduler_config.json
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,8 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
         experiment = Experiment.from_json(storage.read_bytes(experiment_uri)).override(overrides)
     else:
         raise UserError(f"{folder_uri}: does not say what experiment it is of; name a preset")
-    _require_equal(storage.join(folder_uri, CONFIG), unet_config(experiment))
-    _require_equal(storage.join(folder_uri, SCHEDULER), scheduler_config(experiment.diffusion))
+    _require_equal(storage.join(folder_uri, CONFIG), unet_config(experiment), _complete_unet)
+    _require_equal(storage.join(folder_uri, SCHEDULER), scheduler_config(experiment.diffusion), _complete_scheduler)
     uri = storage.join(folder_uri, WEIGHTS)
     try:
         with storage.open_local(uri) as path:
@@ -288,9 +288,51 @@ def _name_in_diffusers(module: str, model: ModelConfig) -> str:
     return f"{place}.{'attentions' if position == '1' else 'resnets'}.{block}.{_IN_BLOCK[rest]}".rstrip(".")
 
 
-def _require_equal(uri: str, expected: dict[str, Any]) -> None:
+def _complete_unet(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a `UNet2DModel` with what diffusers takes for fields that it leaves open or an older version has not."""
+    found = _UNET_DEFAULTS | config
+    if found["attn_norm_num_groups"] is None and found["resnet_time_scale_shift"] == "default":
+        found["attn_norm_num_groups"] = found.get("norm_num_groups")
+    return found
+
+
+def _complete_scheduler(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a `DDPMScheduler` with its betas, which diffusers computes from a schedule's name, and defaults."""
+    found = _SCHEDULER_DEFAULTS | config
+    steps, schedule = found.get("num_train_timesteps"), found.get("beta_schedule")
+    if found.get("trained_betas") is None and isinstance(steps, int) and schedule in _SCHEDULES:
+        found["trained_betas"] = _SCHEDULES[schedule](found["beta_start"], found["beta_end"], steps).tolist()
+    return found
+
+
+_UNET_DEFAULTS: dict[str, Any] = {
+    "mid_block_type": "UNetMidBlock2D",
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "resnet_time_scale_shift": "default",
+    "attn_norm_num_groups": None,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+_SCHEDULER_DEFAULTS: dict[str, Any] = {
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "clip_sample_range": 1.0,
+    "thresholding": False,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+}
+_SCHEDULES: dict[str, Callable[[float, float, int], Tensor]] = {
+    "linear": lambda start, end, steps: torch.linspace(start, end, steps, dtype=torch.float64),
+    "squaredcos_cap_v2": lambda start, end, steps: beta_schedule("cosine", steps),
+}
+"""Betas by the names of diffusers' schedules."""
+
+
+def _require_equal(uri: str, expected: dict[str, Any], complete: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Refuse a configuration that differs from the expected one in a field that changes samples."""
-    found = storage.read_json(uri)
+    found = complete(storage.read_json(uri))
     different = [
         f"{name} is {found.get(name)!r}, ours is {value!r}"
         for name, value in expected.items()

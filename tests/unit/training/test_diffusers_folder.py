@@ -125,6 +125,38 @@ def test_the_card_has_an_example_that_runs(exported: Any, monkeypatch: pytest.Mo
     assert (folder / "model_index.json").exists() != experiment.model.class_conditional
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("linear", "linear"), ("squaredcos_cap_v2", "cosine")])
+def test_a_folder_that_diffusers_itself_wrote_is_imported_and_its_network_gives_the_same_numbers(
+    tmp_path: Path, theirs: str, ours: str
+) -> None:
+    """The network and the scheduler are those of diffusers' tutorial of unconditional training, but smaller: all else has its defaults."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=16,
+        layers_per_block=1,
+        block_out_channels=(32, 32, 64),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    ).eval()
+    DDPMPipeline(unet, DDPMScheduler(beta_schedule=theirs)).save_pretrained(tmp_path / "theirs")
+    overrides = [
+        *("data.image_size=16", "model.model_channels=32", "model.channel_mult=1,1,2", "model.num_res_blocks=1"),
+        *("model.attention_resolutions=4", "model.num_heads=8", "model.use_scale_shift_norm=false"),
+        *("diffusion.num_timesteps=1000", f"diffusion.schedule={ours}", "diffusion.objective=simple", "diffusion.variance=fixed_small"),
+    ]
+    made = import_diffusers(str(tmp_path / "theirs"), str(tmp_path / "run"), preset="cifar10-hybrid-cosine", overrides=overrides)
+    model = make_model(checkpoint.load_experiment(made["checkpoint_uri"])).eval()
+    model.load_state_dict(checkpoint.load_model_state(made["checkpoint_uri"], "model"))
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([7.0, 900.0])
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, t), unet(x, t).sample, atol=1e-4, rtol=0)
+    other = "diffusion.schedule=cosine" if ours == "linear" else "diffusion.schedule=linear"
+    with pytest.raises(UserError, match=r"scheduler_config\.json: is not the experiment's: trained_betas"):
+        import_diffusers(str(tmp_path / "theirs"), str(tmp_path / "b"), preset="cifar10-hybrid-cosine", overrides=[*overrides, other])
+
+
 def test_a_changed_folder_is_refused(exported: Any, tmp_path: Path) -> None:
     _, _, folder = exported
     config = json.loads((folder / "unet/config.json").read_text())

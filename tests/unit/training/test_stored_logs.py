@@ -11,7 +11,9 @@ import pytest
 from components.launch.logs import log_directory
 from components.steps.registry import EVALUATE, PREPROCESS, REFERENCE
 from components.steps.runs import run_directory
+from pipelines.client.stored_logs import show_stored_logs
 from training import storage
+from training.config.errors import UserError
 from training.config.presets import preset
 from training.config.redaction import without_secrets
 from training.storage import logs
@@ -126,3 +128,11 @@ def test_the_log_of_a_step_lies_in_the_directory_of_its_run_also_before_the_trai
     assert log_directory(REFERENCE, arguments) == run_uri
     assert log_directory(EVALUATE, {"run_uri": run_uri}) == run_uri
     assert log_directory(PREPROCESS, arguments) == ""
+
+
+def test_a_trial_that_another_step_trained_names_the_workers_whose_logs_it_has(tmp_path):
+    for rank in (0, 1):
+        (tmp_path / "log").write_text("words\n")
+        LogUpload(tmp_path / "log", logs.log_uri(str(tmp_path / "run"), "train", f"rank-{rank}.out")).finish()
+    with pytest.raises(UserError, match=r"has no log of a step, as a trial that another step trained; --rank shows those of workers 0, 1$"):
+        show_stored_logs([str(tmp_path / "run")], "", None, follow=False, out=print, err=print)
