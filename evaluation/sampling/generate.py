@@ -61,7 +61,7 @@ def generate(
 
     Raises:
         UserError: The labels don't suit the model, `low_res` is missing for an upsampler or given to another model, this processor
-            is slower in bf16, the device has no memory for one image, or the images are not numbers.
+            is slower in bf16, or the device has no memory for one image.
     """
     if (low_res is None) != (model.low_res_size is None):
         raise UserError(f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to upsamplers alone")
@@ -95,10 +95,6 @@ def generate(
             shape=model.image_shape,
             seed=seed,
         )
-        if bool(images.isnan().any()):  # 8 bits would make them black
-            raise UserError(
-                f"{model.description} draws images that are not numbers: its weights are damaged or diverged; take another step"
-            )
         return indices, quantize(images).cpu(), y
 
     first, size = start, batch_size or sampling_batch_size(model.experiment, model.device.type)
