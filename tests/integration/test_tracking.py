@@ -58,8 +58,24 @@ def test_the_same_key_finds_the_same_run_and_marks_it_running(key):
     assert first.url.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{first.run_id}?workflowType=machine_learning")
 
 
-def test_openers_at_the_same_moment_share_one_run(key):
-    start, found = threading.Barrier(4), []
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "the oldest arrives last"])
+def test_openers_at_the_same_moment_share_one_run(key, is_late, monkeypatch):
+    from mlflow import MlflowClient
+
+    start, found, first, created = threading.Barrier(4), [], threading.Lock(), threading.Event()
+    create_run = MlflowClient.create_run
+
+    def create_in_turn(client, *arguments, **options):
+        began = int(time.time() * 1000)
+        if is_late and first.acquire(blocking=False):  # the run with the oldest start time is long on its way
+            created.wait(30)
+            time.sleep(0.1)
+            began -= 1000
+        run = create_run(client, *arguments, start_time=began, **options)
+        created.set()
+        return run
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_in_turn)
 
     def open_it() -> None:
         start.wait()

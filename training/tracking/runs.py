@@ -8,6 +8,7 @@ Everything is addressed by run id through `MlflowClient`. MLflow's "active run" 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,6 +38,8 @@ TRIAL_TAG = "iddpm.trial"
 ERROR_TAG = "iddpm.error"
 """Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
 _PAGE = 500
+_NEW_RUN_SECONDS = 30.0
+_SETTLE_SECONDS = 0.2
 
 
 class RunLocation(NamedTuple):
@@ -85,16 +88,25 @@ def open_run(
     all_tags = {RUN_KEY_TAG: run_key, **tags, **({PARENT_TAG: parent_run_id} if parent_run_id else {})}
 
     def find_or_create() -> Run:
+        began = time.monotonic()
         experiment_id = _experiment_id(client, experiment_name)
         run = _find(client, experiment_id, run_key)
-        if run is not None:
-            client.update_run(run.info.run_id, status="RUNNING")
-            return run
-        created = client.create_run(experiment_id, run_name=run_name, tags=all_tags)
-        first = _find(client, experiment_id, run_key) or created
-        if first.info.run_id != created.info.run_id:  # another process made one at the same moment; all take the oldest
+        created = None
+        if run is None:
+            run = created = client.create_run(experiment_id, run_name=run_name, tags=all_tags)
+        # Openers at the same moment all take the oldest run. The start time is the creator's own: a run that is older than the
+        # one found may still be on its way, for about as long as our own requests took.
+        settle_seconds = max(_SETTLE_SECONDS, 4 * (time.monotonic() - began))
+        while time.time() * 1000 - run.info.start_time < _NEW_RUN_SECONDS * 1000:
+            time.sleep(settle_seconds)
+            oldest = _find(client, experiment_id, run_key) or run
+            if oldest.info.run_id == run.info.run_id:
+                break
+            run = oldest
+        if created is not None and run.info.run_id != created.info.run_id:
             client.delete_run(created.info.run_id)
-        return first
+        client.update_run(run.info.run_id, status="RUNNING")
+        return run
 
     run = request(find_or_create)
     tracked = TrackedRun(client, str(run.info.run_id))
