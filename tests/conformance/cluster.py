@@ -64,6 +64,26 @@ RAYJOB = json.dumps(
 """Train resources of the smallest Ray cluster: 2 cores for the worker, half a core each for head, submitter and step."""
 
 
+_RECEIVER_KEY = "key-of-the-conformance-receiver"
+_RECEIVER_NAME = "iddpm-conformance-webhook"
+_RECEIVER = f"""
+import base64, collections, hmac, http.server
+refused = collections.Counter()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        ident = self.headers["webhook-id"]
+        signed = f"{{ident}}.{{self.headers['webhook-timestamp']}}.".encode() + body
+        signature = "v1," + base64.b64encode(hmac.new(b"{_RECEIVER_KEY}", signed, "sha256").digest()).decode()
+        refused[ident] += 1
+        verdict = "refused" if refused[ident] <= REFUSALS else "signed" if signature == self.headers["webhook-signature"] else "forged"
+        print(verdict, body.decode(), flush=True)
+        self.send_response(503 if verdict == "refused" else 200)
+        self.end_headers()
+http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+"""
+
+
 class NotSeenError(RuntimeError):
     """What a scenario waited for did not come; the message says what."""
 
@@ -80,6 +100,7 @@ class Settings:
         namespace: Namespace of the pods of runs.
         services_namespace: Namespace of MLflow and, if it is on the cluster, S3.
         image: The project's image, as the nodes know it.
+        other_image: Another name or build of it, for what changes the image of a run.
         bucket: Where data and runs are written, below a folder of the session's own.
         gap_seconds: Time between the two deletions of a step's pod.
         away_seconds: How long MLflow and S3 are away.
@@ -90,6 +111,7 @@ class Settings:
     namespace: str
     services_namespace: str
     image: str
+    other_image: str
     bucket: str
     gap_seconds: float
     away_seconds: float
@@ -377,6 +399,21 @@ class Cluster:
         metadata = {"name": name, "labels": {_LABEL: "true"}}
         self.call("POST", self.path_of("secrets"), {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": dict(values)})
 
+    def start_webhook(self, *events: str, refusals: int = 0) -> None:
+        """Start a receiver of the webhook's messages, and tell the runs of the scenario to send them there.
+
+        Args:
+            *events: The events that are told.
+            refusals: How often the receiver refuses each message before it takes it.
+        """
+        receiver = self.start_pod(_RECEIVER_NAME, _RECEIVER.replace("REFUSALS", str(refusals)))
+        address = f"http://{receiver['status']['podIP']}:8000/hook"
+        self.set_secret("iddpm-webhook", {"url": address, "key": _RECEIVER_KEY, "events": " ".join(events)})
+
+    def webhook_log(self) -> str:
+        """Return what the receiver got: a line a message, which begins with "signed", "forged" or "refused"."""
+        return self.log(_RECEIVER_NAME)
+
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     def iddpm(self, *words: str, seconds: float = 300, note: str = "", tracked: bool = False) -> str:
@@ -441,6 +478,11 @@ class Cluster:
         self.wait("the run has ended", lambda: run.process.poll() is not None, seconds)
         number = self.run_ids.index(run.run_id) + 1
         self.record.texts["submit" if number == 1 else f"submit {number}"] = f"{run.output.read_text()}\nexit code {run.process.returncode}"
+
+    def press_retry(self, run_id: str) -> None:
+        """Do what the button Retry of KFP's page of a run does."""
+        print(f"    KFP's Retry of {run_id}", flush=True)
+        self.kfp.call_silently(self.kfp.client._run_api.run_service_retry_run, run_id)
 
     def end_of(self, run_id: str, seconds: float = 3600) -> None:
         """Wait until a run's Workflow has ended."""

@@ -109,6 +109,13 @@ class Record:
         found = [(states[0]["at"], name) for name, states in self.pods.items() if states[0]["kind"] in kinds]
         return [name for _, name in sorted(found)]
 
+    def images(self, number: int = 0) -> set[str]:
+        """Return the images of a run's steps."""
+        name = self.workflows[number]["workflow"] if number < len(self.workflows) else ""
+        pods = [self.pods[pod][0]["object"] for pod in self.pods_of("executor")]
+        ours = [pod for pod in pods if pod["metadata"]["labels"].get("workflows.argoproj.io/workflow") == name]
+        return {each["image"] for pod in ours for each in pod["spec"]["containers"] if each["name"] == "main"}
+
     # -- claims --------------------------------------------------------------------------------------------------------
 
     def succeeded(self, number: int = 0) -> Claim:

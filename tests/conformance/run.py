@@ -49,6 +49,7 @@ SCENARIOS = (
     "submitted_twice",
     "retry",
     "retry_from",
+    "retry_button",
     "compare",
     "tune",
     "kueue",
@@ -175,6 +176,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--namespace", default="kubeflow", help="namespace of the pods of runs")
     parser.add_argument("--services-namespace", default="iddpm", help="namespace of MLflow and S3")
     parser.add_argument("--image", default=BASE_IMAGE, help="the project's image, as the nodes know it")
+    parser.add_argument("--other-image", default="", help="another name or build of that image, to retry a run with; as a rule the same")
     parser.add_argument("--bucket", default="s3://iddpm", help="bucket to write to")
     parser.add_argument("--gap", type=float, default=600.0, help="seconds between the two deletions of a step's pod")
     parser.add_argument("--away", type=float, default=180.0, help="seconds for which MLflow and S3 are away")
@@ -197,6 +199,7 @@ def main() -> int:
         namespace=options.namespace,
         services_namespace=options.services_namespace,
         image=options.image,
+        other_image=options.other_image or options.image,
         bucket=options.bucket.rstrip("/"),
         gap_seconds=options.gap,
         away_seconds=options.away,

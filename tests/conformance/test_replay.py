@@ -43,6 +43,7 @@ def cluster(api: FakeKubernetes, server: FakeKfp, tmp_path: Path, monkeypatch: p
         namespace=fake_kubernetes.NAMESPACE,
         services_namespace="iddpm",
         image="iddpm-pipelines:0.1.0",
+        other_image="iddpm-pipelines:0.1.0",
         bucket="s3://iddpm",
         gap_seconds=0,
         away_seconds=0,

@@ -1,4 +1,4 @@
-"""Two finished trainings are compared by the compare pipeline: numbers with intervals in the log, one run in MLflow, a page in KFP."""
+"""Two finished trainings are compared: numbers with intervals in the log, one run in MLflow, a page in KFP, and the webhook is told."""
 
 import json
 
@@ -12,8 +12,11 @@ def drive(cluster: Cluster) -> None:
     for run in runs:
         cluster.finish(run)
     models = [f"runs:/{each['info']['run_id']}" for run in runs for each in cluster.mlflow_runs(run.run_id)]
+    cluster.start_webhook("finished")
     compared = cluster.submit("--param", f"models={json.dumps(models)}", "--param", "num_samples=100", pipeline="compare")
     cluster.finish(compared)
+    cluster.last(250, "two reapers look")
+    cluster.record.texts["webhook"] = cluster.webhook_log()
     cluster.record.texts["log"] = cluster.log(cluster.record.pods_of("executor")[-1])
 
 
@@ -27,4 +30,10 @@ def judge(record: Record) -> list[Claim]:
             "the log says how much they differ, and how sure that is", "log", r"\(-?[\d.]+ to [-+]?[\d.]+\), better with probability"
         ),
         record.says("MLflow has the comparison", "log", r"in MLflow: http"),
+        record.says(
+            "the webhook is told of both distances",
+            "webhook",
+            r'\A.* signed \{.*"event": "finished".*"distance": [\d.]+.*"distance": [\d.]+',
+        ),
+        record.says("and only once", "webhook", r"\A[^\n]*\n?\Z"),
     ]

@@ -1,4 +1,4 @@
-"""A training that failed for too little memory is retried with more: no image is prepared again, and MLflow has one finished run."""
+"""A training that failed for too little memory is retried with more, on another image: no data are prepared again, MLflow has one run."""
 
 import json
 
@@ -10,7 +10,10 @@ def drive(cluster: Cluster) -> None:
     """Train with too little memory for Ray, then retry with enough."""
     failed = cluster.submit("--resources", "train.memory=1536Mi")
     cluster.finish(failed)
-    again = cluster.iddpm("retry", failed.run_id, "--resources", "train.memory=4Gi", "--no-wait", "--json", note="retry")
+    image = cluster.settings.other_image
+    changes = ["--image", image, "--resources", "train.memory=4Gi"]
+    again = cluster.iddpm("retry", failed.run_id, *changes, "--no-wait", "--json", note="retry")
+    cluster.record.texts["image"] = image
     run_id = json.loads(again)["run_id"]
     cluster.follow(run_id)
     cluster.end_of(run_id)
@@ -19,11 +22,12 @@ def drive(cluster: Cluster) -> None:
 
 def judge(record: Record) -> list[Claim]:
     """Judge both runs."""
-    failed = record.tries("train")
+    failed, image = record.tries("train"), record.texts.get("image")
     return [
         Claim("the first run fails while it trains", bool(failed) and failed[-1]["phase"] == "Failed", record.message()),
         record.says("iddpm retry starts another", "retry", r'(?s)"name": ".* \(retry 1\)".*exit code 0'),
         record.succeeded(1),
+        Claim("its steps run on the image given", record.images(1) == {image} if image else None, str(record.images(1))),
         record.says("it finds the images prepared", "log", "are there already"),
         record.in_mlflow("MLflow has one finished run", "FINISHED"),
     ]

@@ -5,32 +5,11 @@ import json
 from conformance.cluster import Cluster
 from conformance.record import Claim, Record
 
-_KEY = "key-of-the-conformance-receiver"
-_RECEIVER = f"""
-import base64, collections, hmac, http.server
-refused = collections.Counter()
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        ident = self.headers["webhook-id"]
-        signed = f"{{ident}}.{{self.headers['webhook-timestamp']}}.".encode() + body
-        signature = "v1," + base64.b64encode(hmac.new(b"{_KEY}", signed, "sha256").digest()).decode()
-        refused[ident] += 1
-        verdict = "refused" if refused[ident] <= 3 else "signed" if signature == self.headers["webhook-signature"] else "forged"
-        print(verdict, body.decode(), flush=True)
-        self.send_response(503 if verdict == "refused" else 200)
-        self.end_headers()
-http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
-"""
-"""Refuses each message three times, which is as often as a step sends it, so the reaper has to deliver it."""
-_NAME = "iddpm-conformance-webhook"
-
 
 def drive(cluster: Cluster) -> None:
     """Let a training fail, cancel a nightly check at its first step, and wait for the reaper."""
-    receiver = cluster.start_pod(_NAME, _RECEIVER)
-    address = f"http://{receiver['status']['podIP']}:8000/hook"
-    cluster.set_secret("iddpm-webhook", {"url": address, "key": _KEY, "events": "failed cancelled"})
+    # As often as a step sends a message it is refused, so the reaper has to deliver it.
+    cluster.start_webhook("failed", "cancelled", refusals=3)
     failed = cluster.submit("--param", f"data_source={cluster.settings.storage_root_uri}/nowhere.zip")
     root = ["--param", f"storage_root_uri={cluster.settings.storage_root_uri}"]
     started = cluster.iddpm("submit", "nightly-fid", "--no-wait", "--json", *root)
@@ -42,12 +21,12 @@ def drive(cluster: Cluster) -> None:
     cluster.finish(failed)
 
     def told() -> bool:
-        log = cluster.log(_NAME)
+        log = cluster.webhook_log()
         return all(_told(log, run_id) for run_id in (failed.run_id, nightly))
 
     cluster.wait("the reaper has told of both", told, 900)
     cluster.last(250, "two more reapers look")
-    cluster.record.texts["webhook"] = cluster.log(_NAME)
+    cluster.record.texts["webhook"] = cluster.webhook_log()
 
 
 def _told(log: str, run_id: str) -> list[str]:
