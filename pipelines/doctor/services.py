@@ -169,6 +169,7 @@ def _test_mlflow(address: str, url: str, environment: Mapping[str, str]) -> Find
     try:
         response = pool.request("GET", f"{url}/api/2.0/mlflow/experiments/search?max_results=1")
         version = pool.request("GET", f"{url}/version").data.decode(errors="replace").strip()[:20]
+        files = pool.request("GET", f"{url}/api/2.0/mlflow-artifacts/artifacts?path={_PROBE}")
     except urllib3.exceptions.HTTPError as error:
         cause = " ".join(str(getattr(error, "reason", None) or error).split()).rpartition(": ")[2][:160]
         remedy = f"is it up ('kubectl -n iddpm get pods'), and can {address} be reached from here? ({cause})"
@@ -177,6 +178,10 @@ def _test_mlflow(address: str, url: str, environment: Mapping[str, str]) -> Find
     if status == 200:
         with contextlib.suppress(ValueError):
             json.loads(body)
+            if files.status == 500:  # one that keeps files elsewhere answers 404 or 503
+                message = f"{address} answers, but can't reach the storage of its files (500): runs would lack report and samples there"
+                remedy = "see its log; if it started before Secret iddpm-s3 was there: 'kubectl -n iddpm rollout restart deployment/mlflow'"
+                return Finding(FAILURE, "mlflow", message, remedy)
             return Finding(OK, "mlflow", f"{version} at {address}, under the name that runs use")
         message, remedy = "answers with a web page, not as MLflow", "is it the log-in page of an ingress? Give the service's address"
     elif status == 401:

@@ -48,6 +48,7 @@ class FakeMlflow:
     allowed_host: str = ""
     authorization: str = ""
     page: str = ""
+    files_status: int = 200
 
 
 @pytest.fixture
@@ -65,6 +66,8 @@ def mlflow() -> Iterator[FakeMlflow]:
                 status, said = 401, "You are not authenticated."
             elif fake.page:
                 said = fake.page
+            elif "/mlflow-artifacts/" in self.path:
+                status = fake.files_status
             self.send_response(status)
             self.end_headers()
             self.wfile.write(said.encode())
@@ -465,6 +468,14 @@ def test_a_page_is_no_mlflow_and_neither_is_nobody(mlflow: FakeMlflow) -> None:
     mlflow.page = "<html>"
     assert "answers with a web page" in _only(check_mlflow({"MLFLOW_TRACKING_URI": mlflow.url}, port_forward=False)).message
     assert "no answer from" in _only(check_mlflow({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, port_forward=False)).message
+
+
+def test_an_mlflow_that_has_no_keys_for_its_files_is_a_failure(mlflow: FakeMlflow) -> None:
+    mlflow.files_status = 500  # as one said that had started before the Secret with the keys was there
+    found = _only(check_mlflow({"MLFLOW_TRACKING_URI": mlflow.url}, port_forward=False))
+    assert (found.state, "the storage of its files" in found.message, "rollout restart" in found.remedy) == (FAILURE, True, True)
+    mlflow.files_status = 503  # it keeps its files elsewhere
+    assert _only(check_mlflow({"MLFLOW_TRACKING_URI": mlflow.url}, port_forward=False)).state == OK
 
 
 @pytest.mark.slow

@@ -106,8 +106,9 @@ def is_transient(error: BaseException) -> bool:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return an error's text as one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]
+    """Return an error's text as one line of about 300 characters: its beginning, and its end, where a library puts the cause."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:120]} ... {text[-180:]}"
 
 
 def wait_for_mlflow() -> None:

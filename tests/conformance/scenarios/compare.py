@@ -1,6 +1,7 @@
 """Two finished trainings are compared: numbers with intervals in the log, one run in MLflow, a page in KFP, and the webhook is told."""
 
 import json
+import re
 
 from conformance.cluster import Cluster
 from conformance.record import Claim, Record
@@ -30,10 +31,14 @@ def judge(record: Record) -> list[Claim]:
             "the log says how much they differ, and how sure that is", "log", r"\(-?[\d.]+ to [-+]?[\d.]+\), better with probability"
         ),
         record.says("MLflow has the comparison", "log", r"in MLflow: http"),
-        record.says(
-            "the webhook is told of both distances",
-            "webhook",
-            r'\A.* signed \{.*"event": "finished".*"distance": [\d.]+.*"distance": [\d.]+',
-        ),
-        record.says("and only once", "webhook", r"\A[^\n]*\n?\Z"),
+        Claim("the webhook is told once, of both distances", *_told(record)),
     ]
+
+
+def _told(record: Record) -> tuple[bool | None, str]:
+    if "webhook" not in record.texts or len(record.workflows) < 3:
+        return None, "the webhook's log was not recorded"
+    run_id = record.workflows[2]["states"][-1]["labels"]["pipeline/runid"]
+    lines = [line for line in record.texts["webhook"].splitlines() if " signed {" in line and f'"run_id": "{run_id}"' in line]
+    said = r'"event": "finished".*"distance": [\d.]+.*"distance": [\d.]+'
+    return len(lines) == 1 and re.search(said, lines[0]) is not None, f"{len(lines)} messages: {lines}"[:400]
