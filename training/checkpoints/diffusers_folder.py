@@ -94,7 +94,7 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     if preset is not None:
         experiment = named_preset(preset, overrides)
     elif storage.exists(experiment_uri):
-        experiment = Experiment.from_json(storage.read_bytes(experiment_uri)).override(overrides)
+        experiment = checkpoint.read_experiment(experiment_uri).override(overrides)
     else:
         raise UserError(f"{folder_uri}: does not say what experiment it is of; name a preset")
     _require_equal(storage.join(folder_uri, CONFIG), unet_config(experiment) | {"mid_block_scale_factor": 1}, _complete_unet)
@@ -303,7 +303,7 @@ def _complete_scheduler(config: dict[str, Any]) -> dict[str, Any]:
     found = _SCHEDULER_DEFAULTS | config
     steps, schedule = found.get("num_train_timesteps"), found.get("beta_schedule")
     if found.get("trained_betas") is None and isinstance(steps, int):
-        known = _SCHEDULES.get(schedule)
+        known = _SCHEDULES.get(str(schedule))
         found["trained_betas"] = known(found["beta_start"], found["beta_end"], steps).tolist() if known else f"of {schedule}"
     return found
 

@@ -19,6 +19,7 @@ from training.config.presets import names, preset
 from training.diffusion.process import Denoiser
 from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample_loop
 from training.models.unet import UNet, make_model
+from training.storage import StorageError
 
 _SMALL = ("model.model_channels=32", "model.num_res_blocks=1", "optim.ema_decays=0.99")
 EXPERIMENTS = {
@@ -188,6 +189,14 @@ def test_a_scheduler_that_an_old_diffusers_saved_has_the_defaults(tmp_path: Path
     import_diffusers(
         str(tmp_path / "theirs"), str(tmp_path / "run"), preset="cifar10-hybrid-cosine", overrides=[*_OF_THEIRS, "model.num_heads=8"]
     )
+
+
+def test_a_folder_with_a_file_of_another_shape_is_refused_by_its_name(exported: Any, tmp_path: Path) -> None:
+    _, _, folder = exported
+    for name, said in (("unet/config.json", "is not a JSON object"), ("experiment.json", "Experiment: Input should be a dictionary")):
+        (folder / name).write_text("[1]")
+        with pytest.raises((UserError, StorageError), match=f"{name}: {said}.* check the address"):
+            import_diffusers(str(folder), str(tmp_path / "back"))
 
 
 def test_a_changed_folder_is_refused(exported: Any, tmp_path: Path) -> None:

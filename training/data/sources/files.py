@@ -78,9 +78,9 @@ class FileSource(Source):
         if not found:
             archives = sorted(key for key, *_ in entries if key.lower().endswith(_ARCHIVE_SUFFIXES) and not _is_hidden(key))
             if archives:
-                names = ", ".join(archives[:3]) + (", ..." if len(archives) > 3 else "")
+                shown = ", ".join(archives[:3]) + (", ..." if len(archives) > 3 else "")
                 raise UserError(
-                    f"{self.uri}: contains no image but archives ({names}); unpack them and name the folder of what was in them"
+                    f"{self.uri}: contains no image but archives ({shown}); unpack them and name the folder of what was in them"
                 )
             raise UserError(f"{self.uri}: contains no image (no name ends in {', '.join(sorted(IMAGE_SUFFIXES))})")
         keys = [entry.key for entry in found]
