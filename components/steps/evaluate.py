@@ -68,8 +68,9 @@ def _evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Ma
     from evaluation.evaluate.run import evaluate_once
     from evaluation.sampling.trained_model import ModelSpec
     from evaluation.selection.final_choice import choose_best
+    from training.checkpoints.checkpoint import read_experiment
 
-    experiment = Experiment.from_json(storage.read_bytes(storage.join(run_uri, "experiment.json")))
+    experiment = read_experiment(storage.join(run_uri, "experiment.json"))
     storage_root_uri = storage_root_of(run_uri)
     reference_uri = existing_reference(reference_uri, storage_root_uri, lambda: reference_for(experiment, data_uri, storage_root_uri))
     options = evaluation_options(experiment, storage_root_uri, resources)
@@ -119,7 +120,7 @@ def log_result(uri: str, log_metric: Callable[[str, float], None]) -> str:
     """Log every number of an evaluation to the pipeline's page, by name; return the evaluation's URI."""
     from evaluation.records.result import EvaluationResult
 
-    for name, value in EvaluationResult.from_dict(storage.read_json(uri)).flat_metrics().items():
+    for name, value in EvaluationResult.read(uri).flat_metrics().items():
         log_metric(name.rpartition("/")[2], value)
     return uri
 

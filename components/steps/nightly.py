@@ -165,7 +165,7 @@ def compare_with_history(
     from evaluation.reports.report import render_report
 
     def read(uri: str) -> EvaluationResult:
-        return EvaluationResult.from_dict(storage.read_json(uri))
+        return EvaluationResult.read(uri)
 
     result = read(evaluation_uri)
     run_uri = run_uri_of(result.checkpoint_uri)
@@ -224,7 +224,7 @@ def _compare_with_first_night(folder_uri: str, judgement: Judgement) -> SameNois
     first = next((night for night in judgement.nights if uris[night.id] in there), judgement.night)
     if first.id == judgement.night.id or uris[judgement.night.id] not in there:
         return None
-    then, now = (EvaluationResult.from_dict(storage.read_json(uris[night.id])) for night in (first, judgement.night))
+    then, now = (EvaluationResult.read(uris[night.id]) for night in (first, judgement.night))
     same = all(then.protocol["distance"][name] == now.protocol["distance"][name] for name in ("seed", "num_samples"))
     if not same or None in (then.distance, now.distance):
         return None
@@ -257,7 +257,7 @@ def _reported(run_uri: str, result: EvaluationResult) -> History:
     uri = result_uri(run_uri, FINAL)
     if not storage.exists(uri):
         return History()
-    final = EvaluationResult.from_dict(storage.read_json(uri))
+    final = EvaluationResult.read(uri)
     if protocol_of(final) != protocol_of(result):
         return History()
     return History(nights=(night_of(final, name=FINAL, uri=uri, rule=Rule()),))

@@ -135,7 +135,7 @@ def read_evaluation(run_uri: str, result_name: str) -> EvaluationResult:
     """
     from evaluation.records.result import EvaluationResult
 
-    return EvaluationResult.from_dict(storage.read_json(result_uri(run_uri, result_name)))
+    return EvaluationResult.read(result_uri(run_uri, result_name))
 
 
 def _evaluations(run_uri: str) -> list[str]:

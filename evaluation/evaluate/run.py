@@ -61,7 +61,7 @@ def evaluate_once(spec: ModelSpec, data_uri: str, reference_uri: str, options: E
     plan = preflight(spec, data_uri, reference_uri, options)
     uri = result_uri(plan.run_uri, options.result_name)
     if storage.exists(uri):
-        stored = EvaluationResult.from_dict(storage.read_json(uri))
+        stored = EvaluationResult.read(uri)
         if stored.protocol == plan.card:
             say(f"step {plan.step:,} ({plan.weights}) was evaluated by this protocol before: {stored.distance_name} {stored.distance:.4g}")
             return stored

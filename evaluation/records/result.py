@@ -9,6 +9,7 @@ from typing import Any
 
 from evaluation.records.protocol_card import as_plain
 from evaluation.records.score_card import Score, distance_score, likelihood_score, metric_score
+from training import storage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +57,20 @@ class EvaluationResult:
     def from_dict(cls, value: Mapping[str, Any]) -> EvaluationResult:
         """Return the result of a `to_dict`."""
         return cls(**value)
+
+    @classmethod
+    def read(cls, uri: str) -> EvaluationResult:
+        """Read the result of an evaluation.
+
+        Raises:
+            ObjectNotFoundError: There is none.
+            StorageError: The file is something else.
+        """
+        value = storage.read_json(uri)
+        try:
+            return cls.from_dict(value)
+        except TypeError as error:
+            raise storage.StorageError(f"{uri}: is not the result of an evaluation ({error}); evaluate the model again") from error
 
     def score_card(self) -> list[Score]:
         """Return every number with its interval: the distance, bits/dim, and the further metrics in their order."""

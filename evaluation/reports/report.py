@@ -46,7 +46,7 @@ def write_report(
         ObjectNotFoundError: The run has no such evaluation.
     """
     directory = storage.join(run_uri, EVALUATIONS)
-    result = EvaluationResult.from_dict(storage.read_json(storage.join(directory, f"{result_name}.json")))
+    result = EvaluationResult.read(storage.join(directory, f"{result_name}.json"))
     choice_uri = storage.join(directory, CHOICE)
     html = render_report(
         result,

@@ -30,6 +30,7 @@ from pipelines.cli import (
 )
 from training import console
 from training.config.addresses import without_passwords
+from training.distributed.signals import termination_raised
 
 _PACKAGES = ("training", "evaluation", "components", "pipelines")
 
@@ -54,7 +55,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1
     try:
-        with console.output_marks(False):
+        with console.output_marks(False), termination_raised():
             app(arguments)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

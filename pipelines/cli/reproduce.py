@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from pipelines.cli.ablations import pairs, run_requests
+from training import storage
 from training.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def reproduce(
 
 def beside_the_paper(folder: Path) -> list[str]:
     """Return the lines of a table of our numbers beside the paper's, from the folder of a finished ablation."""
-    rows = json.loads((folder / "table.json").read_text())["rows"]
+    rows = storage.read_json(str(folder / "table.json"))["rows"]
     lines = [f"{'row':<26}{'distance':>10}{'the paper':>11}{'bits/dim':>11}{'the paper':>11}"]
     for row in rows:
         numbers = (row["distance"], row["distance_paper"], row["bits_per_dim"], row["bits_per_dim_paper"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -74,6 +75,22 @@ def test_bytes_that_are_not_json_are_named(root):
     storage.write_bytes(storage.join(root, "v.json"), b'{"half":')
     with pytest.raises(StorageError, match=r"v\.json: is not JSON"):
         storage.read_json(storage.join(root, "v.json"))
+
+
+@pytest.mark.parametrize("value", [[1], 3, "text", None])
+def test_json_that_is_no_object_is_named(root, value):
+    storage.write_json(storage.join(root, "v.json"), value)
+    with pytest.raises(StorageError, match=r"v\.json: is not a JSON object .* check the address"):
+        storage.read_json(storage.join(root, "v.json"))
+
+
+def test_a_key_that_a_stored_object_has_not_is_named_with_the_file(root):
+    storage.write_json(storage.join(root, "v.json"), {"there": 1})
+    found = pickle.loads(pickle.dumps(storage.read_json(storage.join(root, "v.json"))))
+    assert found["there"] == 1
+    assert found.get("absent") is None
+    with pytest.raises(StorageError, match=r"v\.json: has no 'absent'; it is damaged"):
+        found["absent"]
 
 
 def test_all_three_places_show_the_same_tree(bucket_uri, tmp_path):

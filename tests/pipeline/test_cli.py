@@ -99,6 +99,8 @@ def test_images_are_prepared_for_an_experiment_file_as_for_a_preset(run_iddpm: C
     [
         (("compile", "file"), "file/train.yaml: File exists; a file and a directory can't have one name, so use another"),
         (("compile", "s3://bucket/key"), "s3:/bucket/key/train.yaml: name a path on this machine"),
+        (("compile", "gs://bucket/key"), "gs:/bucket/key/train.yaml: name a path on this machine"),
+        (("score-batch", "a.npz", "b.npz", "--out", "file:///tmp/x"), "file:/tmp/x: name a path on this machine"),
         (("score-batch", "a.npz", "b.npz", "--out", "s3://bucket/key"), "s3:/bucket/key: name a path on this machine"),
         (
             ("score-batch", "a.npz", "b.npz", "--out", "file/below"),
@@ -115,6 +117,17 @@ def test_a_path_that_can_not_be_written_is_named_with_the_remedy(
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert said in err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_directory_without_the_right_to_write_is_refused_before_the_work(
+    run_iddpm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.storage.disk.os.access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    status, _, err = run_iddpm("score-batch", "a.npz", "b.npz", "--out", str(tmp_path))
+    assert (status, err) == (
+        1,
+        f"error: {tmp_path}: Permission denied; give this user the right to it, or name another directory\n",
+    )
 
 
 def test_a_full_disk_is_named_and_leaves_no_half_written_file(

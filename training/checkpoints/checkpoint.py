@@ -166,6 +166,8 @@ def load_experiment(uri: str) -> Experiment:
     """
     try:
         experiment = Experiment.from_json(load_bytes(uri, EXPERIMENT))
+    except CheckpointError:  # names the checkpoint
+        raise
     except UserError as error:
         raise CheckpointError(f"{storage.join(uri, EXPERIMENT)}: {error}") from error
     run_uri, in_run, _ = uri.rpartition("/checkpoints/")
@@ -174,6 +176,18 @@ def load_experiment(uri: str) -> Experiment:
     except (storage.StorageError, UserError):
         return experiment  # a checkpoint is complete without its run
     return dataclasses.replace(experiment, evaluation=current.evaluation) if same_training(experiment, current) else experiment
+
+
+def read_experiment(uri: str) -> Experiment:
+    """Read an `experiment.json` beside the checkpoints, such as that of a run's directory.
+
+    Raises:
+        UserError: This program does not know the experiment's fields; the message names the file.
+    """
+    try:
+        return Experiment.from_json(storage.read_bytes(uri))
+    except UserError as error:
+        raise UserError(f"{uri}: {error}; it is damaged or of another version, so check the address") from error
 
 
 def weights_names(uri: str) -> tuple[str, ...]:

@@ -94,10 +94,10 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     if preset is not None:
         experiment = named_preset(preset, overrides)
     elif storage.exists(experiment_uri):
-        experiment = Experiment.from_json(storage.read_bytes(experiment_uri)).override(overrides)
+        experiment = checkpoint.read_experiment(experiment_uri).override(overrides)
     else:
         raise UserError(f"{folder_uri}: does not say what experiment it is of; name a preset")
-    _require_equal(storage.join(folder_uri, CONFIG), unet_config(experiment), _complete_unet)
+    _require_equal(storage.join(folder_uri, CONFIG), unet_config(experiment) | {"mid_block_scale_factor": 1}, _complete_unet)
     _require_equal(storage.join(folder_uri, SCHEDULER), scheduler_config(experiment.diffusion), _complete_scheduler)
     uri = storage.join(folder_uri, WEIGHTS)
     try:
@@ -293,6 +293,8 @@ def _complete_unet(config: dict[str, Any]) -> dict[str, Any]:
     found = _UNET_DEFAULTS | config
     if found["attn_norm_num_groups"] is None and found["resnet_time_scale_shift"] == "default":
         found["attn_norm_num_groups"] = found.get("norm_num_groups")
+    if found.get("attention_head_dim") == max(found.get("block_out_channels") or (), default=None):  # one head, which None says too
+        found["attention_head_dim"] = None
     return found
 
 
@@ -300,13 +302,15 @@ def _complete_scheduler(config: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of a `DDPMScheduler` with its betas, which diffusers computes from a schedule's name, and defaults."""
     found = _SCHEDULER_DEFAULTS | config
     steps, schedule = found.get("num_train_timesteps"), found.get("beta_schedule")
-    if found.get("trained_betas") is None and isinstance(steps, int) and schedule in _SCHEDULES:
-        found["trained_betas"] = _SCHEDULES[schedule](found["beta_start"], found["beta_end"], steps).tolist()
+    if found.get("trained_betas") is None and isinstance(steps, int):
+        known = _SCHEDULES.get(str(schedule))
+        found["trained_betas"] = known(found["beta_start"], found["beta_end"], steps).tolist() if known else f"of {schedule}"
     return found
 
 
 _UNET_DEFAULTS: dict[str, Any] = {
     "mid_block_type": "UNetMidBlock2D",
+    "mid_block_scale_factor": 1,
     "downsample_type": "conv",
     "upsample_type": "conv",
     "resnet_time_scale_shift": "default",
@@ -317,6 +321,9 @@ _UNET_DEFAULTS: dict[str, Any] = {
 _SCHEDULER_DEFAULTS: dict[str, Any] = {
     "beta_start": 0.0001,
     "beta_end": 0.02,
+    "variance_type": "fixed_small",
+    "prediction_type": "epsilon",
+    "clip_sample": True,
     "clip_sample_range": 1.0,
     "thresholding": False,
     "timestep_spacing": "leading",
@@ -334,12 +341,17 @@ def _require_equal(uri: str, expected: dict[str, Any], complete: Callable[[dict[
     """Refuse a configuration that differs from the expected one in a field that changes samples."""
     found = complete(storage.read_json(uri))
     different = [
-        f"{name} is {found.get(name)!r}, ours is {value!r}"
+        f"{name} is {_shown(found.get(name))}, ours is {_shown(value)}"
         for name, value in expected.items()
         if name not in ("_diffusers_version", "dropout") and not _is_close(found.get(name), value)
     ]
     if different:
         raise UserError(f"{uri}: is not the experiment's: {'; '.join(text[:200] for text in different[:3])}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message shows it; of a long list, such as the betas, its length and its ends."""
+    return f"{len(value):,} values, {value[0]!r} to {value[-1]!r}" if isinstance(value, list) and len(value) > 20 else repr(value)
 
 
 def _is_close(found: Any, expected: Any) -> bool:

@@ -71,7 +71,7 @@ def validate(cls: type, value: Mapping[str, Any]) -> Any:
             if isinstance(cause, UserError):
                 messages.append(_with_path(str(cause), path))
             else:
-                messages.append(f"{path}: {problem['msg']}, got {problem['input']!r}")
+                messages.append(f"{path or cls.__name__}: {problem['msg']}, got {problem['input']!r}")
         raise UserError("; ".join(messages)) from error
 
 
@@ -82,7 +82,7 @@ def _with_path(message: str, path: str) -> str:
 
 def _build(cls: type, value: Any, path: str) -> Any:
     kinds = get_type_hints(cls)
-    require(isinstance(value, Mapping), path, f"must be a table of fields, got {value!r}")
+    require(isinstance(value, Mapping), path or cls.__name__, f"must be a table of fields, got {value!r}")
     fields = {}
     for name, item in value.items():
         where = f"{path}.{name}" if path else str(name)

@@ -1,8 +1,8 @@
 """SIGTERM and Ctrl-C as a flag, which a program reads at points where it can stop safely.
 
-A handler that raises is only for short commands (`termination_raised`): an exception in the middle of an import can leave Python's import
-lock locked for ever, and Python ignores one in a hook, such as at a fork. The handlers of `stop_flag` only set the flag. Only the main
-thread receives signals, so it waits while the work runs in another thread (`run_stoppable`).
+A handler that raises is only for commands that may end at any point (`termination_raised`): an exception in the middle of an import can
+leave Python's import lock locked for ever, and Python ignores one in a hook, such as at a fork. The handlers of `stop_flag` only set the
+flag. Only the main thread receives signals, so it waits while the work runs in another thread (`run_stoppable`).
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def stop_flag() -> Iterator[StopFlag]:
 def termination_raised() -> Iterator[None]:
     """Raise `SystemExit` on SIGTERM and SIGHUP within the block, so that its clean-up runs.
 
-    For a short command in one thread that can end at any point; training uses `stop_flag`. A signal that has a handler or is ignored is
-    not changed. Outside the main thread nothing is changed.
+    For a command that can end at any point, as Ctrl-C ends it; training uses `stop_flag`. A signal that has a handler or is ignored is not
+    changed. Outside the main thread nothing is changed.
     """
 
     def end_program(number: int, frame: FrameType | None) -> None:

@@ -85,13 +85,30 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
     return _backend(uri).write_bytes(uri, data, if_absent=if_absent)
 
 
-def read_json(uri: str) -> Any:
-    """Read the JSON value stored under `uri`."""
+class _Object(dict[str, Any]):
+    """A stored JSON object, so that an error about a key that it has not names the file."""
+
+    uri = ""
+
+    def __missing__(self, key: str) -> Any:
+        raise StorageError(f"{self.uri}: has no {key!r}; {_CHECK}")
+
+
+_CHECK = "it is damaged or another kind of file, so check the address"
+
+
+def read_json(uri: str) -> dict[str, Any]:
+    """Read the JSON object stored under `uri`; to ask it for a key that it has not is a `StorageError` too."""
     data = read_bytes(uri)
     try:
-        return json.loads(data)
+        value = json.loads(data)
     except ValueError as error:
-        raise StorageError(f"{uri}: is not JSON ({error}); it is damaged or another kind of file, so check the address") from error
+        raise StorageError(f"{uri}: is not JSON ({error}); {_CHECK}") from error
+    if not isinstance(value, dict):
+        raise StorageError(f"{uri}: is not a JSON object (it begins with {data[:20]!r}); {_CHECK}")
+    found = _Object(value)
+    found.uri = uri
+    return found
 
 
 def write_json(uri: str, value: Any, *, if_absent: bool = False) -> bool:

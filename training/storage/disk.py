@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import time
@@ -18,6 +19,8 @@ from training.storage.errors import ObjectNotFoundError, StorageError, explain_d
 from training.storage.listing import Stored
 
 _PARTIAL_SUFFIX = ".partial"
+_ADDRESS_AS_PATH = re.compile("s3:/|(file|gs|https?):/(?!/)")
+"""An address that was read as a path: `Path` makes one slash of two, and a folder named like the scheme would be made."""
 _ABANDONED_SECONDS = 60.0
 
 
@@ -25,10 +28,10 @@ def local_path(uri: str) -> Path:
     """Return the path of a URI on disk.
 
     Raises:
-        StorageError: The URI has a scheme other than file://, or is an address in S3 that was read as a path.
+        StorageError: The URI has a scheme other than file://, or is an address that was read as a path.
     """
-    if uri.startswith("s3:/"):
-        raise StorageError(f"{uri}: name a path on this machine (an address in S3, where one is taken, begins with s3://)")
+    if _ADDRESS_AS_PATH.match(uri):
+        raise StorageError(f"{uri}: name a path on this machine (an address, where one is taken, begins with s3:// or file://)")
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return Path(uri)
@@ -40,7 +43,10 @@ def local_path(uri: str) -> Path:
 def make_directory(path: str | Path) -> None:
     """Make a directory on this machine where it is missing: before long work, so that a place that can't be written is refused early."""
     with explain_disk_errors(str(path)):
-        local_path(str(path)).mkdir(parents=True, exist_ok=True)
+        directory = local_path(str(path))
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def read_bytes(uri: str) -> bytes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from training.config.addresses import contains_password
 from training.config.errors import UserError
-from training.console import say
+from training.console import format_duration, say
 from training.storage.retry import OUTAGE_SECONDS, retry
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _REFUSALS = {
 }
 RETRY_SECONDS = 30.0
 """Seconds for which a request that needs an answer is repeated."""
+_SLOW_SECONDS = 5.0
+"""Seconds without an answer after which a person is told what is waited for."""
 
 _Result = TypeVar("_Result")
 
@@ -123,7 +126,7 @@ def wait_for_mlflow() -> None:
 
 
 def request(action: Callable[[], _Result], *, seconds: float | None = None, report: Callable[[str], None] = lambda line: None) -> _Result:
-    """Do a request now and return its answer; repeat it while the server is away.
+    """Do a request now and return its answer; repeat it while the server is away, and say so after some seconds.
 
     Args:
         action: The request.
@@ -133,10 +136,18 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
     Raises:
         TrackingError: The server refuses, or does not answer.
     """
+    import mlflow.exceptions  # noqa: F401 - before the clock starts, as its seconds are not the server's
+
+    budget = RETRY_SECONDS if seconds is None else seconds
+
+    def tell() -> None:
+        say(f"MLflow at {tracking_uri()} has not answered for {_SLOW_SECONDS:g} s; waiting, and trying again for {format_duration(budget)}")
+
+    slow = threading.Timer(_SLOW_SECONDS, tell)
+    slow.daemon = True
+    slow.start()
     try:
-        return retry(
-            action, seconds=RETRY_SECONDS if seconds is None else seconds, pause_seconds=1.0, is_transient=is_transient, report=report
-        )
+        return retry(action, seconds=budget, pause_seconds=1.0, is_transient=is_transient, report=report)
     except UserError:
         raise
     except Exception as error:
@@ -146,3 +157,5 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
             f"MLflow at {tracking_uri()} does not answer; is it running, and is MLFLOW_TRACKING_URI right? "
             f"'iddpm up' starts the local one ({in_one_line(error)})"
         ) from error
+    finally:
+        slow.cancel()

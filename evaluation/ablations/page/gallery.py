@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def findings_as_markdown(folder: Path) -> str:
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
-    entries = [_entry(path.parent.name, json.loads(path.read_text())) for path in folder.glob(f"*/{SUMMARY}")]
+    entries = [_entry(path.parent.name, storage.read_json(str(path))) for path in folder.glob(f"*/{SUMMARY}")]
     return sorted(entries, key=lambda entry: (entry["order"], entry["folder"]))
 
 

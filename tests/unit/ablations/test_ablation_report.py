@@ -31,6 +31,7 @@ from evaluation.reports.numbers import format_estimate
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.presets import preset
+from training.storage import StorageError
 
 _DATA = {"name": "digits", "digest": "0" * 32, "num_images": 1497, "image_size": 8}
 
@@ -396,3 +397,11 @@ def test_a_trial_model_is_the_latest_checkpoint_or_the_chosen_one_or_else_the_be
     assert find_trial_model(f"{run_uri}/checkpoints/step=00000200", best=True).step == 200
     with pytest.raises(ValueError, match="there is no checkpoint"):
         find_trial_model(str(tmp_path / "nothing"))
+
+
+def test_a_summary_of_another_shape_is_named(tmp_path: Path) -> None:
+    (tmp_path / "table-1").mkdir()
+    for text, said in (("[]", "is not a JSON object"), ("{}", "has no 'findings'")):
+        (tmp_path / "table-1" / "summary.json").write_text(text)
+        with pytest.raises(StorageError, match=rf"table-1/summary\.json: {said}"):
+            write_gallery(tmp_path)

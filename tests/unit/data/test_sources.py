@@ -183,6 +183,26 @@ def _walk_in_order(walk, order, *args, **options):
         yield entry
 
 
+@pytest.mark.timeout(30)
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(tmp_path):
+    root = Path(write_folder(tmp_path / "images", FILES))
+    os.mkfifo(root / "cat" / "9.png")
+    (root / "cat" / "8.png").symlink_to("9.png")
+    (root / "cat" / "7.png").symlink_to("1.png")
+    source = file_source(str(root), name="x", split="train")
+    found = {item.key: str(data) for item, data in read_items(source, source.listing().items) if isinstance(data, ImageError)}
+    assert found == dict.fromkeys(["cat/8.png", "cat/9.png"], "is a pipe, a socket or a device and not a file; remove it from the folder")
+
+
+@pytest.mark.parametrize("write", [write_folder, write_zip, write_tar])
+def test_archives_without_an_image_beside_them_are_to_be_unpacked(tmp_path, write):
+    suffix = {write_folder: "", write_zip: ".zip", write_tar: ".tar"}[write]
+    files = {f"{name}.{kind}": b"x" for name, kind in zip("abcd", ("zip", "tar.gz", "ZIP", "7z"), strict=True)}
+    uri = write(tmp_path / f"outer{suffix}", {**files, "__MACOSX/0.zip": b"x"})
+    with pytest.raises(UserError, match=r"contains no image but archives \(a\.zip, b\.tar\.gz, c\.ZIP, \.\.\.\); unpack them"):
+        file_source(uri, name="x", split="train").listing()
+
+
 def test_a_photo_in_a_format_that_is_not_decoded_is_not_lost_without_a_word(tmp_path):
     root = write_folder(tmp_path / "images", {"1.jfif": png(1), "2.HEIC": b"\0\0\0\x18ftypheic", "3.avif": png(3)})
     assert [item.key for item in open_splits(root)["train"].listing().items] == ["1.jfif", "2.HEIC", "3.avif"]

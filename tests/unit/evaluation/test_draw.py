@@ -1,6 +1,11 @@
 """Images on request: the grid, the files, and what is refused before the draw."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,3 +107,18 @@ def test_labels_follow_the_data_on_request(request_: DrawRequest, digits_uri: st
     labels = next(iter(sample_set.read(str(tmp_path / "set"))))[2]
     assert labels is not None
     assert labels.tolist() != [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_that_is_stopped_leaves_no_temporary_folder(kept_run_uri: str, tmp_path: Path, number: int, status: int) -> None:
+    words = ["sample", kept_run_uri, str(tmp_path / "grid.png"), "--num-images", "100000", "--steps", "3"]
+    process = subprocess.Popen([sys.executable, "-m", "pipelines.cli.main", *words], env={**os.environ, "TMPDIR": str(tmp_path)})
+    try:
+        while not list(tmp_path.glob("iddpm-samples-*")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(60) == status
+    finally:
+        process.kill()
+    assert not list(tmp_path.glob("iddpm-*"))

@@ -19,6 +19,7 @@ from evaluation.records.score_card import as_markdown
 from evaluation.reports import figures
 from evaluation.reports import paper_numbers as paper
 from evaluation.reports.report import render_report, write_report
+from training import storage
 from training.config.experiment import Experiment
 from training.config.presets import preset
 
@@ -308,3 +309,13 @@ def test_the_papers_rows_are_results_for_the_same_images() -> None:
     assert {row.fid for row in table_2} == {38.1, 31.5, 12.3, 7.7, 7.0}
     assert all(row.source for row in (*cifar10, *table_2))
     assert paper.rows_for(preset("digits-hybrid-cosine")) == ()
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+    for text, said in (
+        ("[]", "is not a JSON object"),
+        ('{"step": 3}', r"is not the result of an evaluation \(.*missing .*'checkpoint_uri'"),
+    ):
+        storage.write_bytes(f"{tmp_path}/evaluations/final.json", text.encode())
+        with pytest.raises(storage.StorageError, match=rf"evaluations/final\.json: {said}"):
+            write_report(str(tmp_path))

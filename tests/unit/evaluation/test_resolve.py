@@ -45,3 +45,24 @@ def test_the_error_about_an_unknown_name_lists_the_possible_forms(tmp_path: Path
         resolve_model(f"{tmp_path}/checkpoints/step=00000001")
     with pytest.raises(UserError, match="write models:/NAME@ALIAS or models:/NAME/VERSION"):
         resolve_model("models:/name/3@champion")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("result.json", "[1]", r"is not a JSON object \(it begins with b'\[1\]'\); it is damaged"),
+        (
+            "result.json",
+            '{"best_checkpoint_uri": 5, "best_weights": "model"}',
+            "best_checkpoint_uri is 5 and not a text; the file is damaged",
+        ),
+        ("evaluations/choice.json", "3", r"is not a JSON object"),
+        ("evaluations/choice.json", '{"checkpoint_uri": [], "weights": "model"}', r"checkpoint_uri is \[\] and not a text"),
+        ("checkpoints/step=00000200/complete.json", '{"files": {}}', "^[^:]*step=00000200: has no file 'experiment.json'"),
+    ],
+)
+def test_a_file_of_another_shape_is_named(run_uri: str, name: str, text: str, said: str) -> None:
+    storage.write_bytes(f"{run_uri}/{name}", text.encode())
+    with pytest.raises((UserError, storage.StorageError), match=said) as raised:
+        checkpoint.load_experiment(resolve_model(run_uri).checkpoint_uri)
+    assert name.removesuffix("/complete.json") in str(raised.value)

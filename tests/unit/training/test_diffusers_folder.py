@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from training.config.presets import names, preset
 from training.diffusion.process import Denoiser
 from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample_loop
 from training.models.unet import UNet, make_model
+from training.storage import StorageError
 
 _SMALL = ("model.model_channels=32", "model.num_res_blocks=1", "optim.ema_decays=0.99")
 EXPERIMENTS = {
@@ -125,27 +127,31 @@ def test_the_card_has_an_example_that_runs(exported: Any, monkeypatch: pytest.Mo
     assert (folder / "model_index.json").exists() != experiment.model.class_conditional
 
 
+_OF_THEIRS = (
+    *("data.image_size=16", "model.model_channels=32", "model.channel_mult=1,1,2", "model.num_res_blocks=1"),
+    *("model.attention_resolutions=4", "model.use_scale_shift_norm=false", "diffusion.num_timesteps=1000"),
+    *("diffusion.schedule=linear", "diffusion.objective=simple", "diffusion.variance=fixed_small"),
+)
+
+
+def _save_theirs(folder: Path, *, schedule: str = "linear", **changes: Any) -> nn.Module:
+    """Save the network and the scheduler of diffusers' tutorial of unconditional training, but smaller: all else has its defaults."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"sample_size": 16, "layers_per_block": 1, "block_out_channels": (32, 32, 64)}
+    down, up = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
+    unet: nn.Module = UNet2DModel(down_block_types=down, up_block_types=up, **size, **changes).eval()
+    DDPMPipeline(unet, DDPMScheduler(beta_schedule=schedule)).save_pretrained(folder / "theirs")
+    return unet
+
+
 @pytest.mark.parametrize(("theirs", "ours"), [("linear", "linear"), ("squaredcos_cap_v2", "cosine")])
 def test_a_folder_that_diffusers_itself_wrote_is_imported_and_its_network_gives_the_same_numbers(
     tmp_path: Path, theirs: str, ours: str
 ) -> None:
-    """The network and the scheduler are those of diffusers' tutorial of unconditional training, but smaller: all else has its defaults."""
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=16,
-        layers_per_block=1,
-        block_out_channels=(32, 32, 64),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-    ).eval()
-    DDPMPipeline(unet, DDPMScheduler(beta_schedule=theirs)).save_pretrained(tmp_path / "theirs")
-    overrides = [
-        *("data.image_size=16", "model.model_channels=32", "model.channel_mult=1,1,2", "model.num_res_blocks=1"),
-        *("model.attention_resolutions=4", "model.num_heads=8", "model.use_scale_shift_norm=false"),
-        *("diffusion.num_timesteps=1000", f"diffusion.schedule={ours}", "diffusion.objective=simple", "diffusion.variance=fixed_small"),
-    ]
+    unet = _save_theirs(tmp_path, schedule=theirs)
+    overrides = [*_OF_THEIRS, "model.num_heads=8", f"diffusion.schedule={ours}"]
     made = import_diffusers(str(tmp_path / "theirs"), str(tmp_path / "run"), preset="cifar10-hybrid-cosine", overrides=overrides)
     model = make_model(checkpoint.load_experiment(made["checkpoint_uri"])).eval()
     model.load_state_dict(checkpoint.load_model_state(made["checkpoint_uri"], "model"))
@@ -153,8 +159,44 @@ def test_a_folder_that_diffusers_itself_wrote_is_imported_and_its_network_gives_
     with torch.no_grad():
         torch.testing.assert_close(model(x, t), unet(x, t).sample, atol=1e-4, rtol=0)
     other = "diffusion.schedule=cosine" if ours == "linear" else "diffusion.schedule=linear"
-    with pytest.raises(UserError, match=r"scheduler_config\.json: is not the experiment's: trained_betas"):
+    with pytest.raises(
+        UserError, match=r"scheduler_config\.json: is not the experiment's: trained_betas is 1,000 values, .* ours is 1,000 values, "
+    ):
         import_diffusers(str(tmp_path / "theirs"), str(tmp_path / "b"), preset="cifar10-hybrid-cosine", overrides=[*overrides, other])
+
+
+@pytest.mark.parametrize(
+    ("heads", "changes", "said"),
+    [
+        (1, {"attention_head_dim": 64}, ""),
+        (8, {"mid_block_scale_factor": 2.0}, "mid_block_scale_factor is 2.0, ours is 1"),
+        (8, {"schedule": "scaled_linear"}, "trained_betas is 'of scaled_linear', ours is 1,000 values, "),
+    ],
+)
+def test_a_field_of_diffusers_is_taken_for_what_it_does(tmp_path: Path, heads: int, changes: dict[str, Any], said: str) -> None:
+    _save_theirs(tmp_path, **changes)
+    overrides = [*_OF_THEIRS, f"model.num_heads={heads}"]
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        import_diffusers(str(tmp_path / "theirs"), str(tmp_path / "run"), preset="cifar10-hybrid-cosine", overrides=overrides)
+    assert (tmp_path / "run").exists() == (not said)
+
+
+def test_a_scheduler_that_an_old_diffusers_saved_has_the_defaults(tmp_path: Path) -> None:
+    _save_theirs(tmp_path)
+    file = tmp_path / "theirs" / "scheduler" / "scheduler_config.json"
+    old = {"_class_name", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule"}
+    file.write_text(json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name in old}))
+    import_diffusers(
+        str(tmp_path / "theirs"), str(tmp_path / "run"), preset="cifar10-hybrid-cosine", overrides=[*_OF_THEIRS, "model.num_heads=8"]
+    )
+
+
+def test_a_folder_with_a_file_of_another_shape_is_refused_by_its_name(exported: Any, tmp_path: Path) -> None:
+    _, _, folder = exported
+    for name, said in (("unet/config.json", "is not a JSON object"), ("experiment.json", "Experiment: Input should be a dictionary")):
+        (folder / name).write_text("[1]")
+        with pytest.raises((UserError, StorageError), match=f"{name}: {said}.* check the address"):
+            import_diffusers(str(folder), str(tmp_path / "back"))
 
 
 def test_a_changed_folder_is_refused(exported: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import lzma
 import os
 import posixpath
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -26,6 +27,10 @@ IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", "
 
 _REFUSED_SUFFIXES = frozenset([".heic", ".heif", ".avif", ".jxl", ".jp2"])
 """Suffixes of photos in formats that are not decoded. They count as images, so that each is refused by name and none is lost."""
+
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_ARCHIVE_SUFFIXES = (".zip", *_TAR_SUFFIXES, ".rar", ".7z")
+"""Suffixes of archives, also of those that are not read."""
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 """Names of a folder of test images next to one named "train"."""
@@ -68,8 +73,15 @@ class FileSource(Source):
 
     def listing(self) -> Listing:
         """List every image file, sorted by name."""
-        found = sorted(entry for entry in self.find() if is_image_name(entry.key))
+        entries = list(self.find())
+        found = sorted(entry for entry in entries if is_image_name(entry.key))
         if not found:
+            archives = sorted(key for key, *_ in entries if key.lower().endswith(_ARCHIVE_SUFFIXES) and not _is_hidden(key))
+            if archives:
+                shown = ", ".join(archives[:3]) + (", ..." if len(archives) > 3 else "")
+                raise UserError(
+                    f"{self.uri}: contains no image but archives ({shown}); unpack them and name the folder of what was in them"
+                )
             raise UserError(f"{self.uri}: contains no image (no name ends in {', '.join(sorted(IMAGE_SUFFIXES))})")
         keys = [entry.key for entry in found]
         folders = set(outer_folders(keys))
@@ -90,8 +102,11 @@ class FileSource(Source):
 
 def is_image_name(key: str) -> bool:
     """Return True for the name of an image; hidden files, which archivers and editors leave next to images, don't count."""
-    path = PurePosixPath(key)
-    return path.suffix.lower() in IMAGE_SUFFIXES | _REFUSED_SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return PurePosixPath(key).suffix.lower() in IMAGE_SUFFIXES | _REFUSED_SUFFIXES and not _is_hidden(key)
+
+
+def _is_hidden(key: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(key).parts)
 
 
 class FolderSource(FileSource):
@@ -118,6 +133,8 @@ class FolderSource(FileSource):
 
         def read(path: str) -> bytes:
             try:
+                if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe would be waited for without end
+                    raise ImageError("is a pipe, a socket or a device and not a file; remove it from the folder")
                 return Path(path).read_bytes()
             except OSError as error:
                 raise ImageError(f"can't be read ({error.strerror})") from error
@@ -245,7 +262,7 @@ def file_source(uri: str, *, name: str, split: str, labels: str = "auto") -> Fil
     kind: type[FileSource]
     if lower.endswith(".zip"):
         kind = ZipSource
-    elif lower.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+    elif lower.endswith(_TAR_SUFFIXES):
         kind = TarSource
     elif storage.is_s3(uri):
         return BucketSource(uri, name=name, split=split, labels=labels)
