@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from training.tracking import client
-from training.tracking.client import TrackingError, connect, request
+from training.tracking.client import TrackingError, connect, in_one_line, request
 
 
 @pytest.mark.parametrize(("slow_after", "told"), [(0.1, 1), (30.0, 0)])
@@ -21,3 +21,13 @@ def test_an_mlflow_that_accepts_connections_and_never_answers_is_named_while_it_
         with pytest.raises(TrackingError, match="does not answer; is it running"):
             request(lambda: connect().get_run("0" * 32), seconds=1.0)
     assert capsys.readouterr().out.count(f"MLflow at {uri} has not answered for 0.1 s; waiting, and trying again for 1.0 s") == told
+
+
+def test_a_long_error_keeps_its_end_which_names_the_cause() -> None:
+    text = in_one_line(
+        OSError("HTTPConnectionPool(host='mlflow'):\n" + "x" * 1000 + " (Caused by ResponseError('too many 500 error responses'))")
+    )
+    assert text.startswith("HTTPConnectionPool(host='mlflow'): xxx")
+    assert text.endswith("(Caused by ResponseError('too many 500 error responses'))")
+    assert len(text) < 320
+    assert in_one_line(OSError("a\n b")) == "a b"
