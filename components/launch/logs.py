@@ -1,4 +1,4 @@
-"""Store the log of a step's process in the directory of the run that it works on."""
+"""Store the log of a step's process in the directory of the run, or of the data set, that it works on."""
 
 from __future__ import annotations
 
@@ -7,31 +7,53 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.launch.step import Step, load
+from training import storage
+from training.config.errors import UserError
 from training.storage.logs import LogUpload, log_uri
 
 _LAST_LINES_SECONDS = 5.0
 
 
-def log_directory(step: Step, arguments: Mapping[str, Any]) -> str:
-    """Return the directory of the run or sweep that a step works on; empty for a step that works on none, or before there is one."""
-    find = step.run_files or step.find_run
-    return load(find)(arguments)[1] if find else arguments.get("run_uri") or arguments.get("ablation_uri") or ""
+class LogPlace(NamedTuple):
+    """The place where the log of a step is stored.
+
+    Attributes:
+        directory_uri: Directory of the run, sweep or data set that the step works on; empty for a step that works on none.
+        makes: See `step_log_stored`.
+    """
+
+    directory_uri: str
+    makes: tuple[str, ...] = ()
+
+
+def log_place(step: Step, arguments: Mapping[str, Any]) -> LogPlace:
+    """Return where the log of a step is stored."""
+    if step.find_log:
+        place: LogPlace = load(step.find_log)(arguments)
+        return place
+    if step.run_files:
+        return LogPlace(load(step.run_files)(arguments)[1])
+    return LogPlace(arguments.get("run_uri") or arguments.get("ablation_uri") or "")
 
 
 @contextlib.contextmanager
-def step_log_stored(directory_uri: str, name: str) -> Iterator[None]:
-    """Store what this process and its children print while the block runs.
+def step_log_stored(directory_uri: str, name: str, makes: Sequence[str] = ()) -> Iterator[None]:
+    """Store what this process and its children print while the block runs, and the error that ends it.
 
     `tee` copies the output, so a child that is killed loses nothing of its own.
 
     Args:
-        directory_uri: Directory of the run or sweep that the step works on; empty stores nothing.
+        directory_uri: Directory of the run, sweep or data set that the step works on; empty stores nothing.
         name: Name of the step.
+        makes: For a directory that many runs share: the files that the step makes last, or finds. A step that succeeds and leaves them as
+            they were has only found its work done. Its log is not kept: each run would add one for ever, and it says nothing else.
     """
     if not directory_uri:
         yield
@@ -39,12 +61,39 @@ def step_log_stored(directory_uri: str, name: str) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="iddpm-log-", ignore_cleanup_errors=True) as directory:
         path = Path(directory, "log")
         path.touch()
-        upload = LogUpload(path, log_uri(directory_uri, name, "step"))
+        before = _versions(makes)
+        # Several runs may begin to make the same data set in the same second.
+        upload = LogUpload(path, log_uri(directory_uri, name, f"step-{uuid.uuid4().hex[:4]}" if makes else "step"))
+        is_kept = True
         try:
             with _copied(1, path), _copied(2, path):
                 yield
+            is_kept = not makes or _versions(makes) != before
+        except BaseException as error:
+            _append(path, error)
+            raise
         finally:
-            upload.finish()
+            upload.finish(keep=is_kept)
+
+
+def _versions(uris: Sequence[str]) -> list[object]:
+    """Return something for each file that is equal as long as the file stays as it is."""
+    found: list[object] = []
+    for uri in uris:
+        try:
+            found.append(storage.version(uri))
+        except storage.ObjectNotFoundError:
+            found.append(None)
+        except storage.StorageError:
+            found.append(object())  # not known: equal to nothing, so the log is kept
+    return found
+
+
+def _append(path: Path, error: BaseException) -> None:
+    """Write an error to the end of a log: who catches it prints it later, where the log no longer sees it."""
+    is_expected = isinstance(error, UserError) or not isinstance(error, Exception)
+    with path.open("a", errors="replace") as file:
+        file.write(f"{type(error).__name__}: {error}\n" if is_expected else "".join(traceback.format_exception(error)))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from components.launch.call import call_of
 from components.launch.child import run_in_child
-from components.launch.logs import log_directory, step_log_stored
+from components.launch.logs import log_place, step_log_stored
 from components.launch.repeat import repeat_lost
 from components.launch.resources import StageResources, read_resources
 from components.launch.step import Step, run_on_cluster
@@ -55,7 +55,8 @@ def run_with(step: Step, arguments: Mapping[str, Any], resources: StageResources
 
 
 def _run_once(step: Step, arguments: Mapping[str, Any], resources: StageResources) -> Any:
-    with step_log_stored(log_directory(step, arguments), step.name):
+    place = log_place(step, arguments)
+    with step_log_stored(place.directory_uri, step.name, place.makes):
         return _run_there(step, arguments, resources)
 
 

@@ -33,8 +33,8 @@ class Step:
             arguments and returns the run's key, its directory and the URI of its result. One run has one job, whoever starts it.
             Such a step takes the cluster's address and distributes its own work. Any other step (empty) is handed to a
             worker, since a cluster's head offers neither cores nor GPUs.
-        find_run: For a step that works for one run before it has begun: the function, as "module:name", that returns the run's key and
-            its directory from the arguments, where the step's log is stored.
+        find_log: For a step that works for one run before it has begun, or makes a data set: the function, as "module:name", that returns
+            from the arguments where its log is stored, as `components.launch.logs.LogPlace`.
         stage: The stage whose resources it uses; one of `components.launch.resources.STAGES`.
         is_parallel: True if it spreads its work over the stage's workers; otherwise it uses one.
     """
@@ -43,7 +43,7 @@ class Step:
     function: str
     files_argument: str
     run_files: str = ""
-    find_run: str = ""
+    find_log: str = ""
     stage: str = "evaluate"
     is_parallel: bool = True
 

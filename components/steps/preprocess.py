@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from components.launch.logs import LogPlace
 from training import storage
 
 
@@ -44,6 +45,18 @@ def prepare_data(
         other_sizes=other_sizes,
         shard_map=functools.partial(parallel_map, num_workers=int(resources["num_workers"])),
     )
+
+
+def find_log(arguments: Mapping[str, Any]) -> LogPlace:
+    """Return the directory of the data set, and the manifests that show whether the step made something, from its arguments."""
+    from training.config.experiment import Experiment
+    from training.data.format.manifest import MANIFEST
+    from training.data.splits import data_directories
+
+    data = Experiment.from_json(arguments["experiment"]).data
+    uris = data_directories(data, arguments["data_uri"], arguments["storage_root_uri"], arguments["other_sizes"])
+    manifests = tuple(storage.join(uri, split, MANIFEST) for uri in uris.values() for split in ("train", "test"))
+    return LogPlace(uris[data.image_size], manifests)
 
 
 def write_manifests(data_uri: str, manifest_path: str) -> Data:

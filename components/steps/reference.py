@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from components.launch.logs import LogPlace
 from components.steps.runs import run_directory
 from training import storage
 from training.config.errors import UserError
@@ -70,9 +71,10 @@ def make_reference(experiment: str, data_uri: str, data_digest: str, storage_roo
     return reference_for(Experiment.from_json(experiment), data_uri, storage_root_uri)
 
 
-def find_run(arguments: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the key and the directory of the run that the statistics are made for, from the arguments of the step."""
-    return run_directory(Experiment.from_json(arguments["experiment"]), arguments["data_digest"], arguments["storage_root_uri"])
+def find_log(arguments: Mapping[str, Any]) -> LogPlace:
+    """Return the directory of the run that the statistics are made for, from the arguments of the step."""
+    experiment = Experiment.from_json(arguments["experiment"])
+    return LogPlace(run_directory(experiment, arguments["data_digest"], arguments["storage_root_uri"])[1])
 
 
 def existing_reference(reference_uri: str, storage_root_uri: str, make: Callable[[], str]) -> str:

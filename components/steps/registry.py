@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from components.launch.step import Step
 
-PREPROCESS = Step(name="preprocess", function="components.steps.preprocess:prepare_data", files_argument="storage_root_uri", stage="data")
+PREPROCESS = Step(
+    name="preprocess",
+    function="components.steps.preprocess:prepare_data",
+    files_argument="storage_root_uri",
+    find_log="components.steps.preprocess:find_log",
+    stage="data",
+)
 REFERENCE = Step(
     name="reference",
     function="components.steps.reference:make_reference",
     files_argument="storage_root_uri",
-    find_run="components.steps.reference:find_run",
+    find_log="components.steps.reference:find_log",
     is_parallel=False,
 )
 TRAIN = Step(

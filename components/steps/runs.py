@@ -18,7 +18,7 @@ from training.tracking.runs import TRAIN_STEP
 
 EXPERIMENT = "experiment.json"
 ATTEMPT = "attempt.json"
-"""When the latest attempt to train began: `time`, in milliseconds since 1970."""
+"""The latest attempt to train: when it began (`time`, in milliseconds since 1970), and the directory of its data set (`data_uri`)."""
 _REPEATS = "repeats"
 """Directory below the storage root with a file for each training that was done again by force, by the key of the first one: the `key`
 of the last one, and the `pipeline_run_id` that began it."""
@@ -146,9 +146,18 @@ def run_files(arguments: Mapping[str, Any]) -> tuple[str, str, str]:
     return run.key, run.uri, storage.join(run.uri, RESULT)
 
 
-def note_attempt(run_uri: str) -> None:
-    """Record that an attempt to train begins now; it may wait long for data before its first metrics."""
-    storage.write_json(storage.join(run_uri, ATTEMPT), {"time": int(time.time() * 1000)})
+def note_attempt(run_uri: str, data_uri: str) -> None:
+    """Record that an attempt to train on that data set begins now; it may wait long for data before its first metrics."""
+    storage.write_json(storage.join(run_uri, ATTEMPT), {"time": int(time.time() * 1000), "data_uri": data_uri})
+
+
+def data_of(run_uri: str) -> str:
+    """Return the directory of the data set that a run trains on; empty where that is not known, as before the first attempt."""
+    for name in (RESULT, ATTEMPT):
+        uri = storage.join(run_uri, name)
+        if found := (storage.read_json(uri).get("data_uri", "") if storage.exists(uri) else ""):
+            return str(found)
+    return ""
 
 
 def last_progress(run_uri: str) -> float:

@@ -110,7 +110,7 @@ def train_run(
             }
             tags |= {TRIAL_TAG: trial} if trial else {}
             tracked = run_stoppable(lambda: _open_tracked(run, tracking_experiment, tags, pipeline_run_id, parent_run_id), stop)
-            note_attempt(run.uri)
+            note_attempt(run.uri, data_uri)
             result, pruned = _train(run, worker_resources, data_uri, reference_uri, tracked.run_id, ray_address, stop, prune)
             if pruned:
                 tracked.set_tags({PRUNED_TAG: pruned})

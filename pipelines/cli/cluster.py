@@ -169,7 +169,9 @@ def _look(kfp: Kfp | None, latest: LatestTrainings, experiment: str, limit: int)
 
 def logs(
     connection: Connection,
-    run: str = typer.Argument(..., help="Id of a run on the cluster, or a training: its key, the key's ten digits, or its directory."),
+    run: str = typer.Argument(
+        ..., help="Id of a run on the cluster, or a training: its key, the key's ten digits, or its directory; or a data set's."
+    ),
     step: str = typer.Argument("", help="Step, like train; without it all steps."),
     rank: int | None = typer.Option(None, min=0, help="Show the log of this worker of the training instead.", show_default=False),
     follow: bool = typer.Option(False, "--follow", "-f", help="Print also what comes until the run has ended."),
@@ -177,7 +179,8 @@ def logs(
     """Print the logs of a run's steps or workers.
 
     The logs of the cluster's pods come from there, or from S3 when the pods are gone. Those of a training, of its evaluation and of each of
-    its workers are in its directory too, on every machine; while they are written, half a minute late.
+    its workers are in its directory too, and that of the preparation of images in its data set's, on every machine; while they are
+    written, half a minute late.
     """
     from pipelines.cli.services import connect
     from pipelines.client.stored_logs import find_directories, show_stored_logs

@@ -1,4 +1,4 @@
-"""The logs in the directories of trainings, which stay when pods and Ray's workers are gone, and are there on a laptop too."""
+"""The logs in the directories of trainings and of their data sets, which stay when pods and Ray's workers are gone, also on a laptop."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from components.steps.registry import PREPROCESS
+from components.steps.runs import EXPERIMENT, data_of
 from pipelines.client.arguments import close_to
 from training import storage
 from training.config.errors import UserError
+from training.data.format.manifest import MANIFEST
 from training.storage.logs import StoredLog, list_logs, read_part
 from training.tracking.runs import RUN_KEY_TAG, RUN_URI_TAG, find_trainings, open_runs
 
 _KEY = re.compile(r"(.+-)?[0-9a-f]{10}")
 _PAUSE_SECONDS = 5.0
+_Found = tuple[str, StoredLog]
+"""A log, with the directory that it is in."""
 
 
 def find_directories(run: str, *, by_pipeline: bool) -> list[str]:
     """Return the directories of the trainings that a word names.
 
     Args:
-        run: A directory, a run key or its ten digits, or the id of a pipeline's run.
+        run: A directory, also of a data set, a run key or its ten digits, or the id of a pipeline's run.
         by_pipeline: Look for the trainings of a pipeline's run, too.
 
     Returns:
@@ -38,7 +43,9 @@ def find_directories(run: str, *, by_pipeline: bool) -> list[str]:
         return []
     found = find_trainings(key=run) if is_key else find_trainings(pipeline_run_id=run)
     if not found:
-        raise UserError(f"MLflow knows no training {'' if is_key else 'of the run '}{run}; `iddpm runs` lists them")
+        # A preparation that failed left no training behind, and its log with the data set.
+        hint = "" if is_key else "; the log of a preparation that failed is in its data set: `iddpm logs s3://.../data/NAME`"
+        raise UserError(f"MLflow knows no training {'' if is_key else 'of the run '}{run}; `iddpm runs` lists them{hint}")
     return [each.tags[RUN_URI_TAG] for each in (found[:1] if is_key else found)]
 
 
@@ -52,10 +59,10 @@ def show_stored_logs(
     err: Callable[[str], None],
     pause_seconds: float = _PAUSE_SECONDS,
 ) -> None:
-    """Print the logs in the directories of trainings, in the order in which they began.
+    """Print the logs of the preparation of the trainings' data sets, and those in the trainings' directories, as they began.
 
     Args:
-        directories: The trainings' directories.
+        directories: The trainings' directories, or that of a data set.
         step: The step; empty takes all.
         rank: A worker of the training; None takes the steps' own logs.
         follow: Print also what comes while MLflow shows the training as running.
@@ -69,10 +76,12 @@ def show_stored_logs(
     shown: dict[tuple[str, StoredLog], tuple[int, int]] = {}
     while True:
         is_over = not follow or not any(map(_is_running, directories))
+        data_sets = list(dict.fromkeys(filter(None, map(data_of, directories)))) if rank is None else []
+        of_data = [(directory, log) for directory in data_sets for log in list_logs(directory, PREPROCESS.name)]
         there = [(directory, log) for directory in directories for log in list_logs(directory)]
-        wanted = [(directory, log) for directory, log in there if step in ("", log.step) and _is_wanted(log, rank)]
+        wanted = [(directory, log) for directory, log in [*of_data, *there] if step in ("", log.step) and _is_wanted(log, rank)]
         if is_over and not wanted:
-            raise UserError(_explain(directories, step, rank, [log for _, log in there]))
+            raise UserError(_explain(directories, data_sets, step, rank, there, of_data))
         for directory, log in wanted:
             key = (directory, log._replace(parts=()))
             if key not in shown:
@@ -89,28 +98,37 @@ def show_stored_logs(
                 number, line = part.number, len(lines)
             shown[key] = (number, line)
         if is_over:
+            if not step and not any(_is_wanted(log, rank) for _, log in there):  # the data set alone had a log
+                err(_explain(directories, data_sets, step, rank, there, []))
             return
         time.sleep(pause_seconds)
 
 
 def _is_wanted(log: StoredLog, rank: int | None) -> bool:
-    return log.source == "step" if rank is None else log.source.startswith(f"rank-{rank}.")
+    return _is_of_step(log) if rank is None else log.source.startswith(f"rank-{rank}.")
+
+
+def _is_of_step(log: StoredLog) -> bool:
+    return not log.source.startswith("rank-")
 
 
 def _is_running(directory: str) -> bool:
     return bool(open_runs(RUN_KEY_TAG, directory.rpartition("/")[2]))
 
 
-def _explain(directories: Sequence[str], step: str, rank: int | None, there: Sequence[StoredLog]) -> str:
-    """Return why there is nothing to show, and what there is."""
-    where = ", ".join(directories)
-    if not there:
-        is_run = any(storage.exists(storage.join(each, "experiment.json")) for each in directories)
-        return f"{where}: has no logs" + ("" if is_run else "; is it the directory of a run?")
-    ranks = sorted({log.source.partition(".")[0].removeprefix("rank-") for log in there if log.source.startswith("rank-")}, key=int)
+def _explain(
+    directories: Sequence[str], data_sets: Sequence[str], step: str, rank: int | None, there: Sequence[_Found], of_data: Sequence[_Found]
+) -> str:
+    """Return why there is nothing to show, and what there is in the directories (`there`) and in those of their data sets (`of_data`)."""
+    where = ", ".join([*directories, *(data_sets if step == PREPROCESS.name else [])])
+    if not there and not of_data:
+        is_known = any(storage.exists(storage.join(each, name)) for each in directories for name in (EXPERIMENT, f"train/{MANIFEST}"))
+        return f"{where}: has no logs" + ("" if is_known else "; is it the directory of a run or of a data set?")
+    ranks = sorted({log.source.partition(".")[0].removeprefix("rank-") for _, log in there if not _is_of_step(log)}, key=int)
     if rank is not None:
         return f"{where}: has no log of rank {rank}; it has those of ranks {', '.join(ranks) or 'none'}"
-    steps = sorted({log.step for log in there if log.source == "step"})
-    if not steps:
+    own = {log.step for _, log in there if _is_of_step(log)}
+    steps = sorted(own | {log.step for _, log in of_data})
+    if ranks and not own:
         return f"{where}: has no log of a step, as a trial that another step trained; --rank shows those of workers {', '.join(ranks)}"
     return f"{where}: has no log of step {step!r}{close_to(step, steps) or '; it has those of ' + ', '.join(steps)}"

@@ -114,7 +114,7 @@ def test_a_training_that_logs_nothing_is_told_to_hang_once_for_each_time_that_it
                 tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))
             assert len(receiver.messages) == num_told
         log(1000, 1000)
-        note_attempt(run_uri)  # it resumes on another machine, and reads its data
+        note_attempt(run_uri, "")  # it resumes on another machine, and reads its data
         tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))
         assert len(receiver.messages) == 2
         message = receiver.messages[0]
@@ -137,7 +137,7 @@ def test_after_kfps_retry_a_killed_evaluation_leaves_a_failed_run_though_its_tra
     with receive() as receiver:
         monkeypatch.setenv(URL_VARIABLE, receiver.url)
         monkeypatch.setenv(HUNG_VARIABLE, "0.0001")
-        note_attempt(run_uri)
+        note_attempt(run_uri, "")
         tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))
         assert receiver.messages == []  # an evaluation logs nothing until it is done
     assert _reap() == []

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import pytest
 from fake_kfp import FakeKfp
 
+from components.steps.runs import note_attempt
 from pipelines.cli.progress import training_lines
 from pipelines.client.stored_logs import show_stored_logs
 from training import storage
@@ -143,6 +144,26 @@ def test_logs_are_found_by_key_digits_directory_and_pipelines_run_and_followed_w
 
     show_stored_logs([uri], "train", None, follow=True, out=show, err=lambda line: None, pause_seconds=0.1)
     assert shown == [f"train/20261126T190000-step.000 {n}" for n in range(3)] + ["train/20261126T190000-step.001 0"]
+
+
+def test_the_log_of_the_preparation_is_found_with_the_data_set_of_a_run_by_each_name_of_the_run(
+    trainings, run_iddpm: Command, bucket_uri: str
+) -> None:
+    pipeline = uuid.uuid4().hex[:8]
+    first, second = (trainings("logged", 600, pipeline_run_id=pipeline)[0] for _ in range(2))  # two trainings on the same images
+    data_uri = f"{bucket_uri}/data/digits"
+    storage.write_bytes(f"{data_uri}/logs/preprocess/20261126T180000-step-0a1b.000.gz", gzip.compress(b"prepared\n"))
+    for key in (first, second):
+        storage.write_bytes(f"{bucket_uri}/runs/{key}/logs/train/20261126T190000-step.000.gz", gzip.compress(b"trained\n"))
+        note_attempt(f"{bucket_uri}/runs/{key}", data_uri)
+    for word in (first, first[-10:], f"{bucket_uri}/runs/{first}"):
+        assert run_iddpm("logs", word)[:2] == (0, "prepared\ntrained\n")
+        assert run_iddpm("logs", word, "preprocess")[:2] == (0, "prepared\n")
+    assert run_iddpm("logs", pipeline)[:2] == (0, "prepared\ntrained\ntrained\n")
+    status, out, err = run_iddpm("logs", f"{data_uri}/")
+    assert (status, out) == (0, "prepared\n")
+    assert "--- preprocess, step-0a1b, began 2026-11-26 18:00:00 UTC" in err
+    assert "the log of a preparation that failed is in its data set" in run_iddpm("logs", "no-such-run")[2]
 
 
 def test_a_table_is_never_wider_than_100_characters_and_keeps_the_digits(trainings) -> None:

@@ -62,6 +62,12 @@ def other_data_uri(data: DataConfig, data_uri: str, image_size: int) -> str:
     return storage.join(data_uri, f"{image_size}x{image_size}")
 
 
+def data_directories(data: DataConfig, data_uri: str, storage_root_uri: str, other_sizes: Collection[int] = ()) -> dict[int, str]:
+    """Return the directory of each image size that `prepare_experiment` makes, that of the experiment's own size first."""
+    own = data_uri or default_data_uri(data, storage_root_uri)
+    return {data.image_size: own, **{size: other_data_uri(data, own, size) for size in map(int, other_sizes) if size != data.image_size}}
+
+
 def check_matches(manifest: Manifest, data: DataConfig) -> None:
     """Raise a `UserError` where a data set differs from an experiment's data section."""
     for name in ("name", "image_size", "image_channels", "num_classes", "resize"):
@@ -105,14 +111,15 @@ def prepare_experiment(
     data = experiment.data
     if not data_uri and not storage_root_uri:
         raise UserError("the data set needs a directory: give data_uri, for instance s3://bucket/datasets/digits")
-    data_uri = data_uri or default_data_uri(data, storage_root_uri)
+    uris = data_directories(data, data_uri, storage_root_uri, other_sizes)
+    data_uri = uris.pop(data.image_size)
     prepare_splits(
         data,
         data_uri,
         source=source,
         source_options=validate(SourceOptions, source_options or {}),
         options=validate(Options, options or {}),
-        other_sizes={size: other_data_uri(data, data_uri, size) for size in map(int, other_sizes) if size != data.image_size},
+        other_sizes=uris,
         shard_map=shard_map,
     )
     return data_uri

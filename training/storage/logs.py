@@ -1,4 +1,4 @@
-"""Logs in a run's directory, stored while they grow: compressed, in parts, bounded in size, without secrets.
+"""Logs in the directory of a run or data set, stored while they grow: compressed, in parts, bounded in size, without secrets.
 
     <run>/logs/<step>/<time>-<source>.<part>.gz    such as logs/train/20261126T190501-rank-1.out.002.gz
 
@@ -38,12 +38,13 @@ class Part(NamedTuple):
 
 
 class StoredLog(NamedTuple):
-    """A log in a run's directory.
+    """A log in the directory of a run or data set.
 
     Attributes:
         step: The step that wrote it, like "train".
         began: When its process began, UTC as "20261126T190501".
-        source: "step" for the step's own process, "rank-N.out" and "rank-N.err" for a worker of a training.
+        source: "step" for the step's own process, in a data set's directory "step-" and four digits that tell steps of the same second
+            apart; "rank-N.out" and "rank-N.err" for a worker of a training.
         parts: Its parts, in order.
     """
 
@@ -88,19 +89,25 @@ class LogUpload:
         """
         self._path, self._uri = path, uri
         self._part, self._begin, self._stored = 0, 0, 0
+        self._is_kept = True
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="iddpm-log", daemon=True)
         self._thread.start()
 
-    def finish(self) -> None:
-        """Store the rest."""
+    def finish(self, *, keep: bool = True) -> None:
+        """Store the rest; or without `keep`, delete what was stored."""
+        self._is_kept = keep
         self._ended.set()
         self._thread.join(SECONDS_BETWEEN_UPLOADS)
 
     def _run(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_UPLOADS):
             self._try(self.store)
-        self._try(lambda: self.store(is_complete=True))
+        self._try((lambda: self.store(is_complete=True)) if self._is_kept else self._delete)
+
+    def _delete(self) -> None:
+        for part in range(self._part + 1 if self._stored else 0):
+            storage.delete(f"{self._uri}.{part:03d}.gz")
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
