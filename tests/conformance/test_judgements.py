@@ -26,7 +26,8 @@ UNDISTURBED = [
     ("ray_worker_killed", "ray_worker_killed", 5),
     ("s3_away", "s3_away", 2),
     ("webhook", "webhook", 3),
-    ("retry", "retry", 5),
+    ("retry", "retry", 6),
+    ("retry_button", "retry_button", 4),
     ("logs_kept", "logs_kept", 3),
     ("mlflow_away", "mlflow_away", 4),
     ("sweep", "sweep", 5),
@@ -51,6 +52,7 @@ REFUTED = [
     ("cancel", "train-rayjob-succeeded", "its Workflow is told to end", "activeDeadlineSeconds"),
     ("bad_source", "train-local-succeeded", "the run fails", "Succeeded"),
     ("nightly", "nightly-succeeded", "the check fails", "no Workflow"),
+    ("retry_button", "bad_source", "the same run goes on", "1 Workflows: ['Running'"),
 ]
 
 
