@@ -9,7 +9,9 @@ error. So the Workflow is read: it knows each step that failed, also one that wa
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.cluster.failures import in_one_sentence, step_errors
@@ -35,6 +37,8 @@ from training.tracking.runs import (
 if TYPE_CHECKING:
     from training.tracking.tracked_run import Status
 
+FAILURES_VARIABLE = "IDDPM_LOCAL_FAILURES"
+"""On a laptop: a file with the error of each step that failed, as a JSON object; it is there if one did."""
 _CANCELLED = ("CANCELED", "CANCELLED")
 _SUCCEEDED = ("COMPLETE", "SUCCEEDED")
 _LONGEST_TAG = 4000
@@ -68,9 +72,9 @@ def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, da
 
 
 def end_of_run(state: str, pipeline_run_id: str) -> End:
-    """Return how a pipeline's run ended: on a cluster by its Workflow, on a laptop by the state that KFP gives the last step."""
+    """Return how a pipeline's run ended: on a cluster by its Workflow, on a laptop by the last step's state and a file of errors."""
     if state in _SUCCEEDED or not os.environ.get("KFP_POD_NAME"):
-        return End(state in _SUCCEEDED, state in _CANCELLED)
+        return End(state in _SUCCEEDED, state in _CANCELLED, _local_failures())
     from components.cluster.cluster_api import ClusterApi
     from components.cluster.connection import KubernetesError, current_namespace
     from components.cluster.workflows import is_cancelled, last_start
@@ -86,6 +90,13 @@ def end_of_run(state: str, pipeline_run_id: str) -> End:
         return End(succeeded=False, cancelled=True, since=since)
     errors = {step: text for each in workflows for step, text in step_errors(each, api.log_tail).items()}
     return End(succeeded=False, errors=errors, since=since)
+
+
+def _local_failures() -> dict[str, str]:
+    path = Path(os.environ.get(FAILURES_VARIABLE, os.devnull))
+    text = path.read_text() if path.exists() else ""
+    errors: dict[str, str] = json.loads(text) if text else {}
+    return errors
 
 
 def close_runs(end: End, pipeline_run_id: str) -> None:

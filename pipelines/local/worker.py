@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from components.steps.close import FAILURES_VARIABLE
 from pipelines.local.output import LineFilter, write_log_line
 from training.console import format_duration, parse_marked_line
 
@@ -55,13 +56,15 @@ class StageOutput:
         shown: Stream of progress lines.
         log: Stream of all lines.
         stages: Position (from 1) and display name by component, as `find_stages` returns them.
+        failures_path: File that has the failures for the exit task, which KFP tells only that something failed.
 
     Attributes:
         failures: Error by failed component.
         stopping: Set to end the process at the next task's start.
     """
 
-    def __init__(self, shown: TextIO, log: TextIO, stages: Mapping[str, tuple[int, str]]) -> None:
+    def __init__(self, shown: TextIO, log: TextIO, stages: Mapping[str, tuple[int, str]], failures_path: Path) -> None:
+        self._failures_path = failures_path
         self._shown = shown
         self._log = log
         self._stages = stages
@@ -94,6 +97,7 @@ class StageOutput:
             return
         if failed:
             self.failures[name] = last_error(task.last_lines)
+            self._failures_path.write_text(json.dumps(self.failures))
         elif not self.stopping:
             self._show(task, f"done in {format_duration(time.monotonic() - task.started)}")
 
@@ -174,7 +178,9 @@ def main() -> int:
     spec_text = Path(job["spec_path"]).read_text()
     shown = sys.stdout
     with Path(job["log_path"]).open("a", buffering=1, encoding="utf-8", errors="replace") as log:
-        output = StageOutput(shown, log, find_stages(job["spec"]))
+        failures_path = Path(job["result_path"]).with_name("failures.json")
+        os.environ[FAILURES_VARIABLE] = str(failures_path)
+        output = StageOutput(shown, log, find_stages(job["spec"]), failures_path)
 
         def stop(*_: object) -> None:
             output.stopping = True

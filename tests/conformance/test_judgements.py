@@ -33,7 +33,7 @@ UNDISTURBED = [
     ("sweep", "sweep", 5),
     ("runs_shown", "runs_shown", 7),
     ("tune", "tune", 7),
-    ("compare", "compare", 5),
+    ("compare", "compare", 6),
     ("kueue", "kueue", 6),
     ("kueue_preempted", "kueue_preempted", 3),
     ("retry_from", "retry_from", 8),

@@ -59,6 +59,16 @@ def test_a_failing_component_is_named_with_its_error_and_is_not_tried_again(toy:
     assert "\n" not in str(caught.value)
 
 
+def test_the_exit_task_knows_which_step_failed_and_why(toy: ModuleType, tmp_path: Path) -> None:
+    """KFP tells it only that something failed, but the webhook and MLflow name the step and its error."""
+    lines: list[str] = []
+    with pytest.raises(PipelineError):
+        run_pipeline(toy.toy_exit, {"is_good": False}, toy.services(tmp_path, ""), show=lines.append)
+    assert any("failed: {'refuse': 'ValueError: 3 is not a number that this component takes'}" in line for line in lines), lines
+    _, lines = _run(toy, "toy_exit", {"is_good": True}, tmp_path)
+    assert any("finished: {}" in line for line in lines), lines
+
+
 def test_an_unknown_parameter_is_refused_before_anything_runs(toy: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no parameter 'third'; it has first, second"):
         _run(toy, "toy_sum", {"third": 3}, tmp_path)

@@ -31,6 +31,16 @@ def refuse(a: int) -> int:
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
+def tell(status: dsl.PipelineTaskFinalStatus) -> int:
+    from components.steps.close import end_of_run
+    from training.console import say
+
+    end = end_of_run(status.state, "toy")
+    say(f"{end.event}: {dict(end.errors)}")
+    return 0
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
 def work_for_ever(started_path: str) -> int:
     import subprocess
     import time
@@ -58,6 +68,12 @@ def toy_failure(first: int = 1) -> int:
     total = add(a=first, b=1)
     bad = refuse(a=total.output).set_retry(3, backoff_duration="60s")
     return double(a=bad.output).output
+
+
+@dsl.pipeline(name="toy-exit")
+def toy_exit(is_good: bool):
+    with dsl.ExitHandler(tell()), dsl.If(is_good == False):  # noqa: E712 - kfp's conditions
+        refuse(a=3)
 
 
 @dsl.pipeline(name="toy-loop")
