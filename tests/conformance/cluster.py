@@ -399,16 +399,18 @@ class Cluster:
         metadata = {"name": name, "labels": {_LABEL: "true"}}
         self.call("POST", self.path_of("secrets"), {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": dict(values)})
 
-    def start_webhook(self, *events: str, refusals: int = 0) -> None:
+    def start_webhook(self, *events: str, refusals: int = 0, hung_minutes: float | None = None) -> None:
         """Start a receiver of the webhook's messages, and tell the runs of the scenario to send them there.
 
         Args:
             *events: The events that are told.
             refusals: How often the receiver refuses each message before it takes it.
+            hung_minutes: How long a training may log nothing; None leaves the hour.
         """
         receiver = self.start_pod(_RECEIVER_NAME, _RECEIVER.replace("REFUSALS", str(refusals)))
         address = f"http://{receiver['status']['podIP']}:8000/hook"
-        self.set_secret("iddpm-webhook", {"url": address, "key": _RECEIVER_KEY, "events": " ".join(events)})
+        hung = {} if hung_minutes is None else {"hung-minutes": f"{hung_minutes:g}"}
+        self.set_secret("iddpm-webhook", {"url": address, "key": _RECEIVER_KEY, "events": " ".join(events), **hung})
 
     def webhook_log(self) -> str:
         """Return what the receiver got: a line a message, which begins with "signed", "forged" or "refused"."""

@@ -55,6 +55,7 @@ SCENARIOS = (
     "kueue",
     "kueue_preempted",
     "webhook",
+    "hung",
     "garbage",
     "mlflow_away",
     "s3_away",
