@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from training.tracking.tracked_run import Status
 
 FAILURES_VARIABLE = "IDDPM_LOCAL_FAILURES"
-"""On a laptop: a file with the error of each step that failed, as a JSON object; it is there if one did."""
+"""A file, on a laptop, with the error of each step that failed, as a JSON object; it is there if one did."""
 _CANCELLED = ("CANCELED", "CANCELLED")
 _SUCCEEDED = ("COMPLETE", "SUCCEEDED")
 _LONGEST_TAG = 4000

@@ -159,7 +159,7 @@ def test_steps_whose_work_is_done_end_well_while_mlflow_is_away_and_the_next_one
 def trained(run_uri: str, bucket_uri: str) -> TrackedRun:
     """The run as a training leaves it, finished in MLflow, and statistics at `<bucket>/reference`."""
     reference = compute_reference(f"{bucket_uri}/data/train", load_extractor("digits-classifier"), f"{bucket_uri}/references")
-    storage.write_json(f"{bucket_uri}/reference", reference.uri)
+    storage.write_json(f"{bucket_uri}/reference", {"uri": reference.uri})
     CheckpointScorer(evaluation=EvaluationConfig(), reference_uri=reference.uri).score(checkpoint.checkpoint_uri(run_uri, 100))
     name = f"forced-{uuid.uuid4().hex[:8]}"
     tags = {PIPELINE_RUN_TAG: "first", RUN_URI_TAG: run_uri, ERROR_TAG: "evaluate: it had no card"}
@@ -171,7 +171,7 @@ def trained(run_uri: str, bucket_uri: str) -> TrackedRun:
 
 
 def _evaluate(run_uri: str, bucket_uri: str, pipeline_run_id: str, force_from: str = "") -> dict[str, Any]:
-    arguments = (run_uri, f"{bucket_uri}/data", storage.read_json(f"{bucket_uri}/reference"), {})
+    arguments = (run_uri, f"{bucket_uri}/data", storage.read_json(f"{bucket_uri}/reference")["uri"], {})
     result: dict[str, Any] = storage.read_json(evaluate_run(*arguments, pipeline_run_id, force_from))
     return result
 
