@@ -26,6 +26,7 @@ UNDISTURBED = [
     ("ray_worker_killed", "ray_worker_killed", 5),
     ("s3_away", "s3_away", 2),
     ("webhook", "webhook", 3),
+    ("hung", "hung", 4),
     ("retry", "retry", 6),
     ("retry_button", "retry_button", 4),
     ("logs_kept", "logs_kept", 3),
