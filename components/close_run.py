@@ -33,8 +33,10 @@ def close_run(
     Returns:
         URI of the run's directory.
     """
+    from components.launch.logs import pipeline_log_stored
     from components.steps.close import finish_training
     from components.steps.settings import resolve_experiment_form
 
-    experiment = resolve_experiment_form(experiment_preset, experiment_overrides, experiment_file, seed)
-    return finish_training(status.state, pipeline_run_id, experiment, data_uri, storage_root_uri)
+    with pipeline_log_stored(storage_root_uri, pipeline_run_id, "close-run"):
+        experiment = resolve_experiment_form(experiment_preset, experiment_overrides, experiment_file, seed)
+        return finish_training(status.state, pipeline_run_id, experiment, data_uri, storage_root_uri)

@@ -29,12 +29,14 @@ def compare_models(
     Returns:
         URI of the page.
     """
+    from components.launch.logs import pipeline_log_stored
     from components.launch.run import run_step
     from components.steps.compare import tell_comparison
     from components.steps.registry import COMPARE
     from training import storage
 
-    uri: str = run_step(COMPARE, {"models": models, "num_samples": num_samples, "storage_root_uri": storage_root_uri}, resources)
-    storage.download(uri, page.path)
-    tell_comparison(uri, pipeline_run_id, storage_root_uri)
+    with pipeline_log_stored(storage_root_uri, pipeline_run_id, "compare-models"):
+        uri: str = run_step(COMPARE, {"models": models, "num_samples": num_samples, "storage_root_uri": storage_root_uri}, resources)
+        storage.download(uri, page.path)
+        tell_comparison(uri, pipeline_run_id, storage_root_uri)
     return uri

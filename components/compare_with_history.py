@@ -13,6 +13,7 @@ def compare_with_history(
     baseline_nights: int,
     min_difference: float,
     storage_root_uri: str,
+    pipeline_run_id: str,
 ) -> str:
     """Judge a score by the model's history, and fail if the model has become worse.
 
@@ -23,10 +24,13 @@ def compare_with_history(
         baseline_nights: Number of healthy scores that make the baseline.
         min_difference: A smaller change does not matter, in units of the distance.
         storage_root_uri: The storage root.
+        pipeline_run_id: ID of this run of the pipeline.
 
     Returns:
         The judgement in one sentence.
     """
+    from components.launch.logs import pipeline_log_stored
     from components.steps.nightly import compare_with_history
 
-    return compare_with_history(evaluation_uri, tracking_run_id, baseline_nights, min_difference, storage_root_uri, page_path=page.path)
+    with pipeline_log_stored(storage_root_uri, pipeline_run_id, "compare-with-history"):
+        return compare_with_history(evaluation_uri, tracking_run_id, baseline_nights, min_difference, storage_root_uri, page_path=page.path)

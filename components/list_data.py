@@ -19,6 +19,7 @@ def list_data(
     data_uri: str,
     data_options: str,
     storage_root_uri: str,
+    pipeline_run_id: str,
 ) -> list[dict[str, str]]:
     """Check the ablation, and list the data sets of its trials.
 
@@ -33,16 +34,19 @@ def list_data(
         data_uri: Directory of the data set, for an ablation with a single one.
         data_options: How images are prepared; see `components.steps.settings.DataOptions`, of which only the sources are read here.
         storage_root_uri: The storage root.
+        pipeline_run_id: ID of this run of the pipeline.
 
     Returns:
         One item for each data set, with the arguments of its preprocess and reference steps.
     """
     from components.ablations.planning import list_data_sets
+    from components.launch.logs import pipeline_log_stored
     from components.steps.settings import read_data_options
     from evaluation.ablations.definitions.request import from_form
 
-    request = from_form(
-        ablation_name, ablation_scale, ablation_grid, ablation_options, experiment_preset, experiment_objective, experiment_overrides
-    )
-    found: list[Any] = list_data_sets(request, storage_root_uri, data_uri=data_uri, sources=read_data_options(data_options).sources)
-    return found
+    with pipeline_log_stored(storage_root_uri, pipeline_run_id, "list-data"):
+        request = from_form(
+            ablation_name, ablation_scale, ablation_grid, ablation_options, experiment_preset, experiment_objective, experiment_overrides
+        )
+        found: list[Any] = list_data_sets(request, storage_root_uri, data_uri=data_uri, sources=read_data_options(data_options).sources)
+        return found

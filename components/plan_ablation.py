@@ -41,10 +41,12 @@ def plan_ablation(
         for the loop's item. No field may be called `name`: kfp would lose it.
     """
     from components.ablations.planning import plan
+    from components.launch.logs import pipeline_log_stored
     from evaluation.ablations.definitions.request import from_form
 
-    request = from_form(
-        ablation_name, ablation_scale, ablation_grid, ablation_options, experiment_preset, experiment_objective, experiment_overrides
-    )
-    found: list[Any] = plan(request, storage_root_uri, tracking_experiment, data_uri=data_uri, pipeline_run_id=pipeline_run_id)
-    return found
+    with pipeline_log_stored(storage_root_uri, pipeline_run_id, "plan-ablation"):
+        request = from_form(
+            ablation_name, ablation_scale, ablation_grid, ablation_options, experiment_preset, experiment_objective, experiment_overrides
+        )
+        found: list[Any] = plan(request, storage_root_uri, tracking_experiment, data_uri=data_uri, pipeline_run_id=pipeline_run_id)
+        return found

@@ -15,6 +15,8 @@ def plan_tuning(
     tune_search: List[str],  # noqa: UP006
     tune_trials: int,
     tune_options: Dict[str, Any],  # noqa: UP006
+    storage_root_uri: str,
+    pipeline_run_id: str,
 ) -> NamedTuple("Plan", experiment=str, request=Dict[str, Any]):  # type: ignore[valid-type] # noqa: UP006
     """Check a tuning.
 
@@ -25,11 +27,15 @@ def plan_tuning(
         tune_search: The searched fields.
         tune_trials: Number of trials.
         tune_options: Fields of `evaluation.tuning.request.TuneOptions`.
+        storage_root_uri: The storage root.
+        pipeline_run_id: ID of this run of the pipeline.
 
     Returns:
         The experiment without any suggestion, as JSON, and the request.
     """
+    from components.launch.logs import pipeline_log_stored
     from components.tuning.directory import from_form
 
-    request = from_form(experiment_preset, experiment_overrides, experiment_file, tune_search, tune_trials, tune_options)
-    return request.experiment().to_json(), request.to_dict()
+    with pipeline_log_stored(storage_root_uri, pipeline_run_id, "plan-tuning"):
+        request = from_form(experiment_preset, experiment_overrides, experiment_file, tune_search, tune_trials, tune_options)
+        return request.experiment().to_json(), request.to_dict()

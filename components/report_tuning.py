@@ -39,8 +39,10 @@ def report_tuning(
     Returns:
         URI of the report; empty where no trial could begin.
     """
+    from components.launch.logs import pipeline_log_stored
     from components.tuning.directory import from_form
     from components.tuning.report import finish_tuning
 
-    request = from_form(experiment_preset, experiment_overrides, experiment_file, tune_search, tune_trials, tune_options)
-    return finish_tuning(status.state, pipeline_run_id, request, data_uri, storage_root_uri, page_path=page.path)
+    with pipeline_log_stored(storage_root_uri, pipeline_run_id, "report-tuning"):
+        request = from_form(experiment_preset, experiment_overrides, experiment_file, tune_search, tune_trials, tune_options)
+        return finish_tuning(status.state, pipeline_run_id, request, data_uri, storage_root_uri, page_path=page.path)

@@ -21,7 +21,10 @@ def resolve_model(model: str, storage_root_uri: str, pipeline_run_id: str) -> Na
     Returns:
         Its checkpoint and weights, the data set that it was trained on, and its MLflow run.
     """
+    from components.launch.logs import pipeline_log_stored
     from components.steps.nightly import reporting_failure, resolve_model
 
-    with reporting_failure(model, "", storage_root_uri, f"nightly-{pipeline_run_id}"):
+    purpose = f"nightly-{pipeline_run_id}"
+    log = pipeline_log_stored(storage_root_uri, pipeline_run_id, "resolve-model")
+    with log, reporting_failure(model, "", storage_root_uri, purpose):
         return resolve_model(model)

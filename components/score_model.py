@@ -29,6 +29,7 @@ def score_model(
     Returns:
         URI of the result.
     """
+    from components.launch.logs import pipeline_log_stored
     from components.launch.run import run_step
     from components.steps.evaluate import log_result
     from components.steps.nightly import reporting_failure
@@ -42,6 +43,7 @@ def score_model(
         "storage_root_uri": storage_root_uri,
         "purpose": purpose,
     }
-    with reporting_failure(checkpoint_uri, weights, storage_root_uri, purpose):
+    log = pipeline_log_stored(storage_root_uri, pipeline_run_id, "score-model")
+    with log, reporting_failure(checkpoint_uri, weights, storage_root_uri, purpose):
         uri = run_step(SCORE, arguments, resources)
     return log_result(uri, metrics.log_metric)

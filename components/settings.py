@@ -9,6 +9,8 @@ from components.container.image import BASE_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def settings(
+    storage_root_uri: str,
+    pipeline_run_id: str,
     experiment_preset: str = "",
     experiment_overrides: List[str] = [],  # noqa: B006, UP006 - KFP wants literals
     experiment_file: str = "",
@@ -43,6 +45,8 @@ def settings(
     """Check every setting of the run, so that a wrong one fails here and not hours later.
 
     Args:
+        storage_root_uri: The storage root.
+        pipeline_run_id: ID of this run of the pipeline.
         experiment_preset: Name of the experiment; empty, and no file, for a pipeline that trains none.
         experiment_overrides: Its overrides.
         experiment_file: Text or s3:// address of an experiment file, which takes precedence over the preset.
@@ -56,16 +60,18 @@ def settings(
     Returns:
         The experiment as JSON, and what the pods of each stage ask for. KFP takes numbers as text.
     """
+    from components.launch.logs import pipeline_log_stored
     from components.steps.settings import check_settings
 
-    return check_settings(
-        experiment_preset,
-        experiment_overrides,
-        experiment_file,
-        seed,
-        data_options,
-        data_resources,
-        train_resources,
-        evaluate_resources,
-        force_from,
-    )
+    with pipeline_log_stored(storage_root_uri, pipeline_run_id, "settings"):
+        return check_settings(
+            experiment_preset,
+            experiment_overrides,
+            experiment_file,
+            seed,
+            data_options,
+            data_resources,
+            train_resources,
+            evaluate_resources,
+            force_from,
+        )

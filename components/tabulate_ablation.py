@@ -40,9 +40,11 @@ def tabulate_ablation(
         URI of the report.
     """
     from components.ablations.close import finish_ablation
+    from components.launch.logs import pipeline_log_stored
     from evaluation.ablations.definitions.request import from_form
 
-    request = from_form(
-        ablation_name, ablation_scale, ablation_grid, ablation_options, experiment_preset, experiment_objective, experiment_overrides
-    )
-    return finish_ablation(status.state, pipeline_run_id, request, storage_root_uri, page_path=page.path)
+    with pipeline_log_stored(storage_root_uri, pipeline_run_id, "tabulate-ablation"):
+        request = from_form(
+            ablation_name, ablation_scale, ablation_grid, ablation_options, experiment_preset, experiment_objective, experiment_overrides
+        )
+        return finish_ablation(status.state, pipeline_run_id, request, storage_root_uri, page_path=page.path)

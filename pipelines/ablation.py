@@ -110,6 +110,8 @@ def ablation_pipeline(
     with dsl.ExitHandler(table, name="steps"):
         checked = small.configure(
             settings(
+                storage_root_uri=storage_root_uri,
+                pipeline_run_id=run_id,
                 data_options=data_options,
                 data_resources=data_resources,
                 train_resources=train_resources,
@@ -119,7 +121,13 @@ def ablation_pipeline(
         )
         data_pod, train_pod, evaluate_pod = (stage_pod(checked, stage, image=image) for stage in ("data", "train", "evaluate"))
         listed = small.configure(
-            list_data(data_uri=data_uri, data_options=data_options, storage_root_uri=storage_root_uri, **ablation).after(checked),
+            list_data(
+                data_uri=data_uri,
+                data_options=data_options,
+                storage_root_uri=storage_root_uri,
+                pipeline_run_id=run_id,
+                **ablation,
+            ).after(checked),
             name="list data",
         )
         with dsl.ParallelFor(listed.output, name="data-sets") as data_set:

@@ -40,13 +40,16 @@ def compare_pipeline(
     Returns:
         URI of the page.
     """
-    checked = Pod(image=image, timeout_seconds=SHORT).configure(settings(evaluate_resources=evaluate_resources), name="settings")
+    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    checked = Pod(image=image, timeout_seconds=SHORT).configure(
+        settings(storage_root_uri=storage_root_uri, pipeline_run_id=run_id, evaluate_resources=evaluate_resources), name="settings"
+    )
     compared = stage_pod(checked, "evaluate", image=image).configure(
         compare_models(
             models=models,
             num_samples=num_samples,
             storage_root_uri=storage_root_uri,
-            pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            pipeline_run_id=run_id,
             resources=evaluate_resources,
         ),
         name="compare",

@@ -85,6 +85,8 @@ def train_pipeline(
     with dsl.ExitHandler(closed, name="steps"):
         checked = small.configure(
             settings(
+                storage_root_uri=storage_root_uri,
+                pipeline_run_id=run_id,
                 data_options=data_options,
                 data_resources=data_resources,
                 train_resources=train_resources,

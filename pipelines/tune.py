@@ -85,6 +85,8 @@ def tune_pipeline(
     with dsl.ExitHandler(reported, name="steps"):
         checked = small.configure(
             settings(
+                storage_root_uri=storage_root_uri,
+                pipeline_run_id=run_id,
                 data_options=data_options,
                 data_resources=data_resources,
                 train_resources=train_resources,
@@ -93,7 +95,7 @@ def tune_pipeline(
             name="settings",
         )
         data_pod, train_pod, evaluate_pod = (stage_pod(checked, stage, image=image) for stage in ("data", "train", "evaluate"))
-        plan = small.configure(plan_tuning(**form).after(checked), name="plan")
+        plan = small.configure(plan_tuning(storage_root_uri=storage_root_uri, pipeline_run_id=run_id, **form).after(checked), name="plan")
         data = data_pod.configure(
             preprocess(
                 experiment=plan.outputs["experiment"],

@@ -1,4 +1,4 @@
-"""Store the log of a step's process in the directory of the run, or of the data set, that it works on."""
+"""Store the log of a step's process in the directory of the run, of the data set or of the pipeline's run that it works on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from training import storage
 from training.config.errors import UserError
 from training.storage.logs import LogUpload, log_uri
 
+PIPELINES = "pipelines"
+"""The folder of a storage root that has a directory for each run of a pipeline: the logs of steps that work on no other directory."""
 _LAST_LINES_SECONDS = 5.0
 
 
@@ -41,6 +43,22 @@ def log_place(step: Step, arguments: Mapping[str, Any]) -> LogPlace:
     if step.run_files:
         return LogPlace(load(step.run_files)(arguments)[1])
     return LogPlace(arguments.get("run_uri") or arguments.get("ablation_uri") or "")
+
+
+def pipeline_directory(storage_root_uri: str, pipeline_run_id: str) -> str:
+    """Return the directory of a pipeline's run."""
+    return storage.join(storage_root_uri, PIPELINES, pipeline_run_id)
+
+
+def pipeline_log_stored(storage_root_uri: str, pipeline_run_id: str, name: str) -> contextlib.AbstractContextManager[None]:
+    """Store the log of a step that works on no run, sweep or data set, or does not know it before it has begun.
+
+    Args:
+        storage_root_uri: The storage root.
+        pipeline_run_id: ID of the pipeline's run.
+        name: Name of the step in the compiled pipeline, like "close-run".
+    """
+    return step_log_stored(pipeline_directory(storage_root_uri, pipeline_run_id), name)
 
 
 @contextlib.contextmanager

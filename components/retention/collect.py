@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from components.launch.logs import PIPELINES
 from components.retention.survey import Directory, Garbage, Policy, group, survey
 from evaluation.records.run_directory import DELETING, RESULT
 from training import storage
@@ -111,7 +112,7 @@ def collect(
 
 def _require_own_records(root_uri: str, directories: Sequence[Directory], records: Records) -> None:
     """Refuse an MLflow that does not know this storage root: to it, everything here looks like garbage."""
-    names = {directory.name for directory in directories if directory.state != "kept"}
+    names = {each.name for each in directories if each.state != "kept" and not each.name.startswith(f"{PIPELINES}/")}
     if not names:
         raise UserError(f"{root_uri}: there are no runs and no sweeps below it; name the storage root, which contains runs/")
     if not any(run.directory_uri.startswith(f"{root_uri}/") for run in records.runs):

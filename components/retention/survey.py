@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from components.launch.logs import PIPELINES
 from evaluation.records.run_directory import CHOICE, DELETING, EVALUATIONS, RESULT, SAMPLES
 from training import storage
 from training.checkpoints.checkpoint import COMPLETE
@@ -20,8 +21,8 @@ from training.tracking.references import Records
 
 State = Literal["live", "referenced", "unknown", "garbage"]
 
-_ADDRESS = re.compile(r"(?:runs|ablations|tunings)/[^\s\"'`,;()<>\\\]]+")
-_DIRECTORY = re.compile(r"((?:runs|ablations|tunings)/[^/]+)/(.+)")
+_ADDRESS = re.compile(r"(?:runs|ablations|tunings|pipelines)/[^\s\"'`,;()<>\\\]]+")
+_DIRECTORY = re.compile(r"((?:runs|ablations|tunings|pipelines)/[^/]+)/(.+)")
 _CHECKPOINT = re.compile(r"((?:rebuilt/[^/]+/)?checkpoints/step=\d{8})/[^/]+$")
 _INTERMEDIATE = re.compile(rf"((?:{EVALUATIONS}/work|{SAMPLES}/images)-[^/]+)/")
 _GUIDE = re.compile(r'"guidance_step":\s*(\d+)')
@@ -186,6 +187,8 @@ def survey(
             return "live", f"written to in the last {policy.grace_hours:g} h"
         if is_named(files.name, named):
             return "referenced", "MLflow, the registry or a kept directory names it"
+        if files.name.startswith(f"{PIPELINES}/"):
+            return "garbage", "logs of a pipeline's run, which nothing names"
         is_deleted = storage.join(root_uri, files.name) in deleted
         if is_deleted or policy.include_unknown:
             return "garbage", "deleted in MLflow, and nothing names it" if is_deleted else "MLflow does not know it, and nothing names it"

@@ -1,4 +1,7 @@
-"""The logs in the directories of trainings and of their data sets, which stay when pods and Ray's workers are gone, also on a laptop."""
+"""The logs in a storage root, which stay when pods and Ray's workers are gone, also on a laptop.
+
+They lie in the directories of trainings, of their data sets, and of the runs of pipelines.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from components.launch.logs import pipeline_directory
 from components.steps.registry import PREPROCESS
 from components.steps.runs import EXPERIMENT, data_of
 from pipelines.client.arguments import close_to
@@ -14,7 +18,7 @@ from training import storage
 from training.config.errors import UserError
 from training.data.format.manifest import MANIFEST
 from training.storage.logs import StoredLog, list_logs, read_part
-from training.tracking.runs import RUN_KEY_TAG, RUN_URI_TAG, find_trainings, open_runs
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_KEY_TAG, RUN_URI_TAG, find_trainings, open_runs
 
 _KEY = re.compile(r"(.+-)?[0-9a-f]{10}")
 _PAUSE_SECONDS = 5.0
@@ -22,18 +26,19 @@ _Found = tuple[str, StoredLog]
 """A log, with the directory that it is in."""
 
 
-def find_directories(run: str, *, by_pipeline: bool) -> list[str]:
-    """Return the directories of the trainings that a word names.
+def find_directories(run: str, *, by_pipeline: bool, storage_root_uri: str = "s3://iddpm") -> list[str]:
+    """Return the directories of the trainings that a word names, and before each that of the pipeline's run which worked on it last.
 
     Args:
         run: A directory, also of a data set, a run key or its ten digits, or the id of a pipeline's run.
-        by_pipeline: Look for the trainings of a pipeline's run, too.
+        by_pipeline: Look for a pipeline's run and its trainings, too.
+        storage_root_uri: Where the directory of a pipeline's run is that began no training.
 
     Returns:
         Nothing for a pipeline's run without `by_pipeline`.
 
     Raises:
-        UserError: There is no such training.
+        UserError: There is no such training, and no such run of a pipeline.
         TrackingError: MLflow, which knows the trainings, can't be reached.
     """
     if "/" in run:
@@ -42,11 +47,18 @@ def find_directories(run: str, *, by_pipeline: bool) -> list[str]:
     if not is_key and not by_pipeline:
         return []
     found = find_trainings(key=run) if is_key else find_trainings(pipeline_run_id=run)
+    if not found and not is_key and list_logs(directory := pipeline_directory(storage_root_uri, run)):
+        return [directory]
     if not found:
         # A preparation that failed left no training behind, and its log with the data set.
-        hint = "" if is_key else "; the log of a preparation that failed is in its data set: `iddpm logs s3://.../data/NAME`"
+        hint = "" if is_key else "; if none began, name the directory of the pipeline's run or of the data set, like s3://.../pipelines/ID"
         raise UserError(f"MLflow knows no training {'' if is_key else 'of the run '}{run}; `iddpm runs` lists them{hint}")
-    return [each.tags[RUN_URI_TAG] for each in (found[:1] if is_key else found)]
+    directories: list[str] = []
+    for each in found[:1] if is_key else found:
+        uri, pipeline_run_id = each.tags[RUN_URI_TAG], each.tags.get(PIPELINE_RUN_TAG)
+        directory = pipeline_directory(uri.rpartition("/runs/")[0], pipeline_run_id) if pipeline_run_id else ""
+        directories.extend([directory, uri] if directory and list_logs(directory) else [uri])
+    return list(dict.fromkeys(directories))
 
 
 def show_stored_logs(
@@ -59,10 +71,10 @@ def show_stored_logs(
     err: Callable[[str], None],
     pause_seconds: float = _PAUSE_SECONDS,
 ) -> None:
-    """Print the logs of the preparation of the trainings' data sets, and those in the trainings' directories, as they began.
+    """Print the logs of the preparation of the trainings' data sets, and those in the directories, in the order in which they began.
 
     Args:
-        directories: The trainings' directories, or that of a data set.
+        directories: The directories of trainings, of runs of pipelines, or of a data set.
         step: The step; empty takes all.
         rank: A worker of the training; None takes the steps' own logs.
         follow: Print also what comes while MLflow shows the training as running.
@@ -80,6 +92,7 @@ def show_stored_logs(
         of_data = [(directory, log) for directory in data_sets for log in list_logs(directory, PREPROCESS.name)]
         there = [(directory, log) for directory in directories for log in list_logs(directory)]
         wanted = [(directory, log) for directory, log in [*of_data, *there] if step in ("", log.step) and _is_wanted(log, rank)]
+        wanted.sort(key=lambda each: each[1].began)
         if is_over and not wanted:
             raise UserError(_explain(directories, data_sets, step, rank, there, of_data))
         for directory, log in wanted:

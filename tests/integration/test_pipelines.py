@@ -13,6 +13,7 @@ from webhook_receiver import receive
 
 from evaluation.monitoring.detector import NUM_REDRAWN
 from evaluation.monitoring.nightly import read_history
+from pipelines.client.stored_logs import find_directories
 from pipelines.compile import load
 from pipelines.local.run import PipelineError, run_pipeline
 from pipelines.services.services import Services
@@ -87,6 +88,11 @@ def test_the_train_pipeline_leaves_a_scored_reported_and_registered_model(here: 
     assert logs.keys() >= {("train", "step"), ("train", "rank-0.out"), ("evaluate", "step")}
     assert any("step 300/300" in line for line in logs["train", "rank-0.out"])
     assert any("step 300/300" in line for line in logs["train", "step"])
+    pipeline_uri, found = find_directories(run_uri.rpartition("/")[2], by_pipeline=False)
+    assert found == run_uri
+    logs = {(log.step, log.source): read_part(log.parts[-1].uri) for log in list_logs(pipeline_uri)}
+    assert logs.keys() == {("settings", "step"), ("close-run", "step")}
+    assert any("train: 1 worker(s)" in line for line in logs["settings", "step"])
     champion = resolve(_PRESET)
     assert storage.exists(f"{champion.checkpoint_uri}/complete.json")
     pages = list(here.home.glob("pipelines/*/report/page"))
@@ -109,6 +115,8 @@ def test_the_nightly_check_passes_a_healthy_model_and_fails_a_damaged_one_and_sa
     assert "(mean of 1 healthy score); the baseline has 2 of 20 nights" in outputs["Output"]  # the first one is the run's own
     tracking_run_id = storage.read_json(f"{run_uri}/result.json")["tracking_run_id"]
     here.run("nightly-fid", model=f"runs:/{tracking_run_id}")
+    steps = [{log.step for log in list_logs(directory)} for directory in _pipeline_directories(here)]
+    assert steps.count({"settings", "resolve-model", "score-model", "compare-with-history"}) == 2
     history = read_history(run_uri)
     assert history is not None
     scores = [pytest.approx(night.distance) for night in history.nights]
@@ -131,6 +139,11 @@ def test_the_nightly_check_passes_a_healthy_model_and_fails_a_damaged_one_and_sa
     assert message["change"] > 0
     assert message["reason"] in message["text"]
     assert "/artifacts/nightly.html" in message["links"]["The night in MLflow"]
+
+
+def _pipeline_directories(here: _Here) -> set[str]:
+    uris = storage.list_uris(f"{here.root_uri}/pipelines")
+    return {uri.partition("/logs/")[0] for uri in uris}
 
 
 def _damage(run_uri: str, step: int) -> None:

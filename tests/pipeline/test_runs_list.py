@@ -14,9 +14,10 @@ from collections.abc import Callable
 import pytest
 from fake_kfp import FakeKfp
 
+from components.launch.logs import pipeline_directory
 from components.steps.runs import note_attempt
 from pipelines.cli.progress import training_lines
-from pipelines.client.stored_logs import show_stored_logs
+from pipelines.client.stored_logs import find_directories, show_stored_logs
 from training import storage
 from training.tracking.runs import ERROR_TAG, TrackedRun, open_run
 from training.tracking.trainings import LatestTrainings
@@ -163,7 +164,31 @@ def test_the_log_of_the_preparation_is_found_with_the_data_set_of_a_run_by_each_
     status, out, err = run_iddpm("logs", f"{data_uri}/")
     assert (status, out) == (0, "prepared\n")
     assert "--- preprocess, step-0a1b, began 2026-11-26 18:00:00 UTC" in err
-    assert "the log of a preparation that failed is in its data set" in run_iddpm("logs", "no-such-run")[2]
+    message = "if none began, name the directory of the pipeline's run or of the data set, like s3://.../pipelines/ID"
+    assert message in run_iddpm("logs", "no-such-run")[2]
+
+
+def test_the_logs_of_a_pipelines_first_and_last_step_stand_around_those_of_its_training_and_alone_if_none_began(
+    trainings, run_iddpm: Command, bucket_uri: str
+) -> None:
+    pipeline = uuid.uuid4().hex[:8]
+    key = trainings("logged", 600, pipeline_run_id=pipeline)[0]
+
+    def write(directory: str, step: str, began: str) -> None:
+        storage.write_bytes(f"{directory}/logs/{step}/20261126T{began}-step.000.gz", gzip.compress(f"{step}\n".encode()))
+
+    write(f"{bucket_uri}/runs/{key}", "train", "190000")
+    for step, began in (("settings", "180000"), ("close-run", "200000")):
+        write(pipeline_directory(bucket_uri, pipeline), step, began)
+    for word in (key, pipeline):
+        assert run_iddpm("logs", word)[:2] == (0, "settings\ntrain\nclose-run\n")
+        assert run_iddpm("logs", word, "settings")[:2] == (0, "settings\n")
+        assert "did you mean 'settings'?" in run_iddpm("logs", word, "setings")[2]
+    assert run_iddpm("logs", pipeline_directory(bucket_uri, pipeline))[:2] == (0, "settings\nclose-run\n")
+
+    failed = uuid.uuid4().hex[:8]
+    write(pipeline_directory(bucket_uri, failed), "settings", "180000")
+    assert find_directories(failed, by_pipeline=True, storage_root_uri=bucket_uri) == [pipeline_directory(bucket_uri, failed)]
 
 
 def test_a_table_is_never_wider_than_100_characters_and_keeps_the_digits(trainings) -> None:

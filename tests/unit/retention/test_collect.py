@@ -113,7 +113,15 @@ class World:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    world = World(Path(tempfile.mkdtemp(prefix="iddpm-gc-")))
+    root = Path(tempfile.mkdtemp(prefix="iddpm-gc-"))
+    try:
+        return _drawn(draw, World(root))
+    except BaseException:  # Hypothesis gives up a draw in the middle
+        shutil.rmtree(root)
+        raise
+
+
+def _drawn(draw: st.DrawFn, world: World) -> World:
     names = [f"runs/run-{number}" for number in range(draw(st.integers(1, 4)))]
     ages = st.sampled_from([0.2, 29.0, 40.0, 40.0, 90.0])
     statuses = st.sampled_from(["running", "finished", "finished", "deleted", "deleted", "unknown"])
@@ -153,6 +161,8 @@ def worlds(draw: st.DrawFn) -> World:
     world.status = {name: status for name, status in world.status.items() if status != "unknown"}
     world.status.setdefault("runs/long-gone", "deleted")
     world.write("data/digits/train/shard-00000.parquet")
+    world.now = START - draw(ages) * DAY
+    world.write("pipelines/1234/logs/settings/20261126T190000-step.000.gz")
     world.now = START
     return world
 
@@ -196,9 +206,10 @@ def test_no_reference_dangles_nothing_in_use_is_touched_and_garbage_goes(
         world.collect(delete=False, policy=policy)
         world.now += 25 * 3600
         world.collect(delete=True, policy=policy)
-        unknown = {_owner(path) for path in after} - world.status.keys() - {"data/digits"}
+        unknown = {_owner(path) for path in after} - world.status.keys() - {"data/digits", "pipelines/1234"}
         left = {_owner(path) for path in world.files()}
         assert "data/digits" in left
+        assert "pipelines/1234" not in left
         assert not left & known or (unknown and not include_unknown)  # an unknown directory may name them
         assert unknown <= left or include_unknown
     finally:
@@ -226,10 +237,15 @@ def _check(world: World, before: Snapshot, after: Snapshot, in_use: set[str], in
     references = set(_references(world, after))
     for path in gone:
         owner = _owner(path)
-        assert owner.startswith(("runs/", "ablations/"))
+        assert owner.startswith(("runs/", "ablations/", "pipelines/"))
         assert owner not in in_use
         assert max(at for each, (_, at) in before.items() if _owner(each) == owner) <= world.now - 30 * DAY
-        assert owner in world.status or include_unknown or any(_owner(target) == owner for target in references)
+        assert (
+            owner.startswith("pipelines/")
+            or owner in world.status
+            or include_unknown
+            or any(_owner(target) == owner for target in references)
+        )
     for target in references:
         lost = {path for path in gone if path.startswith(f"{target}/")}
         if "/checkpoints/" in target:
@@ -299,6 +315,31 @@ def test_a_run_that_was_deleted_in_mlflow_goes_and_leaves_nothing(world: World) 
     assert _look_and_delete(world) == ["runs/a"]
     assert list(world.files()) == ["data/digits/train/shard-00000.parquet"]
     assert not (world.root / "runs/a").exists()
+
+
+def test_the_logs_of_a_pipelines_run_go_once_nothing_was_written_for_the_policys_days(world: World) -> None:
+    for run, age in (("old", 31), ("recent", 29)):
+        world.now = START - age * DAY
+        world.write(f"pipelines/{run}/logs/settings/20261126T190000-step.000.gz")
+    world.now = START
+    states = {each.name: each.state for each in world.collect(delete=False).directories if each.name.startswith("pipelines/")}
+    assert states == {"pipelines/old": "garbage", "pipelines/recent": "garbage"}
+    world.now += 0.5 * DAY
+    world.write("pipelines/recent/logs/close-run/20261226T190000-step.000.gz")
+    world.now += 0.51 * DAY
+    deleted = {each.name for each in world.collect(delete=True).deleted}
+    assert deleted == {"pipelines/old", "runs/a/checkpoints/step=00000020"}
+    world.now += 29 * DAY
+    world.collect(delete=False)
+    world.now += 1.01 * DAY
+    assert [each.name for each in world.collect(delete=True).deleted] == ["pipelines/recent"]
+
+
+def test_a_storage_root_with_logs_of_pipelines_alone_is_said_to_have_no_runs(tmp_path: Path) -> None:
+    world = World(tmp_path, now=START)
+    world.write("pipelines/1234/logs/settings/20261126T190000-step.000.gz")
+    with pytest.raises(UserError, match="there are no runs and no sweeps below it"):
+        world.collect(delete=False)
 
 
 @pytest.mark.parametrize("event", ["register", "restore", "train", "write"])
