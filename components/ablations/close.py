@@ -22,9 +22,6 @@ def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, 
 
     Args:
         state: The state that KFP gives the exit task; see `components.steps.close`.
-        pipeline_run_id: The pipeline's run.
-        request: The ablation.
-        storage_root_uri: Where the runs are.
         page_path: Local file for the page.
 
     Returns:
@@ -60,7 +57,6 @@ def update_ablation(ablation_uri: str, page_path: str = "") -> bool:
     """Make the report, and send MLflow the trials' records and the report; if it does not answer, leave a mark for the reaper.
 
     Args:
-        ablation_uri: The ablation's directory.
         page_path: Local file for the page; empty writes none.
 
     Returns:
@@ -81,11 +77,7 @@ def update_ablation(ablation_uri: str, page_path: str = "") -> bool:
 
 
 def _send_records(plan: Plan, ablation_uri: str) -> None:
-    """Send MLflow the records of trials that it was away for.
-
-    Raises:
-        TrackingError: MLflow does not answer.
-    """
+    """Send MLflow the records of trials that it was away for; raise TrackingError if MLflow does not answer."""
     for record in collect(ablation_uri, plan.request):
         if record.error or not record.tracking_run_id or is_complete(record.tracking_run_id, {name for name, _ in metric_points(record)}):
             continue

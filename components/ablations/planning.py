@@ -27,8 +27,6 @@ def list_data_sets(
     """List the data sets of the trials, each with what the preprocess and reference steps need.
 
     Args:
-        request: The ablation.
-        storage_root_uri: The storage root.
         data_uri: Directory of the data set, for an ablation with a single one; empty takes each one's default place.
         sources: Name of a data set -> source of its images. The default source is the name itself.
 
@@ -61,11 +59,7 @@ def plan(
     """Plan the trials, write the plan, and open the ablation's run in MLflow, the parent of the trials' runs.
 
     Args:
-        request: The ablation.
-        storage_root_uri: The storage root.
-        tracking_experiment: MLflow's experiment.
         data_uri: See `list_data_sets`.
-        pipeline_run_id: The pipeline's run.
 
     Returns:
         One item for each trial: all that its steps need.

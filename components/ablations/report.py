@@ -31,7 +31,6 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
     """Make page, table and figures from the trials' records; trials that failed or are missing are named there.
 
     Args:
-        ablation_uri: The ablation's directory.
         page_path: Local file for a copy of the page; empty writes none.
 
     Returns:

@@ -31,7 +31,6 @@ def step_errors(workflow: Mapping[str, Any], read_log: Callable[[str], str]) -> 
     """Return the last error of each step that has failed, without secrets.
 
     Args:
-        workflow: The Workflow.
         read_log: Returns the log of a pod, or an empty text.
     """
     last = {attempt.step: attempt for attempt in attempts(workflow) if attempt.has_failed}

@@ -121,11 +121,7 @@ class Attempt(NamedTuple):
 
 
 def require_sweep_fits(num_trials: int) -> None:
-    """Refuse a sweep whose Workflow would become larger than Kubernetes stores; Argo would fail it in the middle.
-
-    Raises:
-        UserError: There are too many trials.
-    """
+    """Refuse a sweep whose Workflow would become larger than Kubernetes stores; Argo would fail it in the middle."""
     if num_trials > LARGEST_SWEEP:
         raise UserError(
             f"the sweep has {num_trials} trials; a run on a cluster takes at most {LARGEST_SWEEP}: split its grid into several runs "

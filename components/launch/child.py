@@ -28,8 +28,6 @@ def run_in_child(step: Step, arguments: Mapping[str, Any], *, memory: str) -> An
     """Run a step in a process of its own, and return what it returns.
 
     Args:
-        step: The step.
-        arguments: Its arguments, by name.
         memory: Memory of the pod, for the message.
 
     Raises:

@@ -93,8 +93,6 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
     SIGTERM and Ctrl-C stop the job before anything else, unless another run submitted it; see `StopFlag.raise_if_set`.
 
     Args:
-        step: The step.
-        arguments: Its arguments, by name.
         address: The dashboard's, like "http://raycluster-head-svc:8265".
         pace: How often to look.
 

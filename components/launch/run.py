@@ -20,7 +20,6 @@ def run_step(step: Step, arguments: Mapping[str, Any], resources: str) -> Any:
     """Run a step of a pipeline.
 
     Args:
-        step: The step.
         arguments: Its arguments, by name, without `resources`.
         resources: Resources of its stage, as text of the form; see `components.launch.resources.read_resources`.
 
@@ -41,7 +40,6 @@ def run_with(step: Step, arguments: Mapping[str, Any], resources: StageResources
     (http://HEAD:8265) the step is submitted as a job; "auto" or the cluster's own address are for a process on one of its nodes.
 
     Args:
-        step: The step.
         arguments: Its arguments, by name, without `resources`.
         resources: How the work is spread, and where.
 

@@ -53,11 +53,7 @@ class Step:
 
 
 def load(function: str) -> Any:
-    """Import a function that is named as "module:name".
-
-    Raises:
-        UserError: It is none of this project's components.
-    """
+    """Import a function that is named as "module:name". Raise UserError if it is none of this project's components."""
     module, _, name = function.partition(":")
     if not module.startswith("components."):
         raise UserError(f"{function} is not a step of this project; was the file with the call changed?")
@@ -68,8 +64,6 @@ def run_on_cluster(step: Step, arguments: Mapping[str, Any], ray_address: str) -
     """Run a step on a Ray cluster that this process can be a driver of.
 
     Args:
-        step: The step.
-        arguments: Its arguments, by name.
         ray_address: The cluster's address, or "auto" on one of its nodes.
     """
     if step.run_files:

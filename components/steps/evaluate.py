@@ -50,7 +50,6 @@ def evaluate_run(
     Args:
         run_uri: A finished run's directory.
         data_uri: The data set that it was trained on.
-        reference_uri: Reference statistics.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
         pipeline_run_id: The pipeline's run that this step belongs to; empty for none.
         force_from: "evaluate" evaluates again what is evaluated; the files of the earlier evaluation get other names.
@@ -87,7 +86,6 @@ def set_aside(run_uri: str, pipeline_run_id: str) -> None:
     It is done once for each run of the pipeline: a second try of its step goes on with what the first one has done.
 
     Args:
-        run_uri: The run's directory.
         pipeline_run_id: ID of the pipeline's run that evaluates again.
     """
     done_uri = storage.join(run_uri, EVALUATIONS, f"forced-by-{pipeline_run_id}")

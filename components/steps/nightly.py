@@ -70,7 +70,6 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     `<purpose>-common`.
 
     Args:
-        checkpoint_uri: The checkpoint.
         weights: Name of the weights; empty takes the first average.
         data_uri: The data set that it was trained on.
         storage_root_uri: Where reference statistics are stored.
@@ -115,7 +114,6 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
     """Tell the webhook of a failure inside the block, and raise it again: without a check nobody knows that the model is healthy.
 
     Args:
-        model: The model.
         weights: Name of the weights; empty where it is not known yet.
         storage_root_uri: Where the receipt of the message is stored.
         purpose: Name of the evaluation; one message is sent for it, however often the step is tried.
@@ -144,8 +142,6 @@ def compare_with_history(
     is told of the judgement.
 
     Args:
-        evaluation_uri: The score.
-        tracking_run_id: The model's MLflow run.
         baseline_nights: See `evaluation.monitoring.detector.Rule`.
         min_difference: See `evaluation.monitoring.detector.Rule`.
         storage_root_uri: Where the message to the webhook is recorded.

@@ -62,10 +62,6 @@ def find_log(arguments: Mapping[str, Any]) -> LogPlace:
 def write_manifests(data_uri: str, manifest_path: str) -> Data:
     """Write a data set's manifests to a local file, as one JSON object by split.
 
-    Args:
-        data_uri: The data set's directory.
-        manifest_path: Local file.
-
     Returns:
         The directory, and the content digest of the training images, which keys the cached results of later steps.
     """

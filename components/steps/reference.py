@@ -55,9 +55,7 @@ def make_reference(experiment: str, data_uri: str, data_digest: str, storage_roo
 
     Args:
         experiment: The experiment, as JSON.
-        data_uri: The data set.
         data_digest: Digest of its training images, from the step that made it.
-        storage_root_uri: Where everything is stored.
         resources: Fields of `training.config.experiment.Resources`.
 
     Raises:
@@ -85,7 +83,6 @@ def existing_reference(reference_uri: str, storage_root_uri: str, make: Callable
 
     Args:
         reference_uri: The URI; empty where no statistics are used.
-        storage_root_uri: Where everything is stored.
         make: Makes them, and returns their URI.
 
     Raises:

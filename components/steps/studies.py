@@ -32,7 +32,6 @@ def log_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
     that model's run; a comparison is in the MLflow experiment of the first of its models that has a run.
 
     Args:
-        study: The findings.
         tracking_run_ids: The MLflow run of each of its models, in their order; empty where there is none.
 
     Returns:
@@ -88,7 +87,6 @@ def log_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str:
     numbers of the one before.
 
     Args:
-        run_uri: The run's directory.
         result_name: Name of the evaluation; its numbers are logged as `<name>/distance` and so on, at the checkpoint's step.
         tracking_run_id: The MLflow run; empty where none is known, for instance for a published checkpoint.
 
@@ -128,11 +126,7 @@ def log_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str:
 
 
 def read_evaluation(run_uri: str, result_name: str) -> EvaluationResult:
-    """Read an evaluation's result from the run's directory.
-
-    Raises:
-        ObjectNotFoundError: There is none of that name.
-    """
+    """Read an evaluation's result from the run's directory; raise ObjectNotFoundError if there is none of that name."""
     from evaluation.records.result import EvaluationResult
 
     return EvaluationResult.read(result_uri(run_uri, result_name))

@@ -23,7 +23,6 @@ def from_form(
         overrides: Overrides of every trial.
         file: Text of an experiment file (TOML), or its s3:// address; empty takes the preset.
         search: The searched fields; see `evaluation.tuning.search.parse_search`.
-        trials: Number of trials.
         options: Fields of `evaluation.tuning.request.TuneOptions`.
 
     Raises:

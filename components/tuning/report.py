@@ -86,7 +86,6 @@ def make_report(uri: str, page_path: str = "") -> dict[str, Any]:
     """Write the page, the table and the best trial's experiment file from the records of the trials.
 
     Args:
-        uri: The tuning's directory.
         page_path: Local file for a copy of the page; empty writes none.
 
     Returns:
@@ -116,10 +115,7 @@ def finish_tuning(state: str, pipeline_run_id: str, request: TuneRequest, data_u
 
     Args:
         state: The state that KFP gives the exit task; see `components.steps.close`.
-        pipeline_run_id: The pipeline's run.
-        request: The tuning.
         data_uri: The data set; empty is its default place.
-        storage_root_uri: The storage root.
         page_path: Local file for the page.
 
     Returns:

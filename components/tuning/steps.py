@@ -43,10 +43,7 @@ def tune(
         request: A `TuneRequest` as a dictionary.
         data_uri: Data set with a `train` split.
         reference_uri: Reference statistics for the scores.
-        storage_root_uri: The storage root.
-        tracking_experiment: MLflow's experiment.
         resources: Fields of `training.config.experiment.Resources`.
-        pipeline_run_id: The pipeline's run.
         ray_address: "local", or a Ray cluster's address.
 
     Returns:

@@ -33,7 +33,6 @@ class FeatureStatistics:
     """Mean and covariance of a set of feature vectors.
 
     Attributes:
-        mean: The mean feature.
         covariance: The unbiased covariance (divided by n - 1).
         num_images: Number of images n; None if a file from elsewhere does not record it. It bounds the covariance's rank.
         stored_factor: The covariance's triangular factor, if a file contains it; `factor` computes it otherwise.
@@ -101,11 +100,7 @@ class Moments:
         self.outer.addmm_(rows.T, rows)
 
     def mean(self) -> Float64[Tensor, " dim"]:
-        """Return the mean feature.
-
-        Raises:
-            UserError: There are no images.
-        """
+        """Return the mean feature; raise UserError if there are no images."""
         if self.num_images < 1:
             raise UserError("a mean needs at least 1 image, got none")
         return self.total / self.num_images

@@ -70,7 +70,6 @@ def by_jackknife(
 
     Args:
         name: Of the metric.
-        value: The number.
         resampled: The number without each block of samples, or of each half; too few give no interval.
         note: See `MetricValue`.
         bias: See `MetricValue`.

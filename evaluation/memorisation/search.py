@@ -44,7 +44,6 @@ class Memorisation:
 
     Attributes:
         space: Where images were compared.
-        num_training: Number of training images.
         samples: Copies of training images among the samples.
         duplicates: Near-duplicates of other training images in the training set.
         recall: Share of the artificial copies that are flagged, by kind.

@@ -130,11 +130,7 @@ def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu
 
 
 def read(uri: str) -> Iterator[Generated]:
-    """Read a set, chunk by chunk: indices, uint8 NCHW images, labels.
-
-    Raises:
-        UserError: The set is not complete.
-    """
+    """Read a set, chunk by chunk: indices, uint8 NCHW images, labels. Raise UserError if the set is not complete."""
     plan = _read_plan(uri)
     num_images, chunk_size = int(plan["num_images"]), int(plan["chunk_size"])
     for number, first in enumerate(range(0, num_images, chunk_size)):

@@ -210,7 +210,6 @@ class GridFile:
         grid: Override path -> list of values.
         preset: The preset that it varies.
         name: Its name; that of the file if missing.
-        title: Its title.
         set: Overrides of every trial.
     """
 

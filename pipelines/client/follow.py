@@ -74,8 +74,6 @@ def follow(
     """Wait for the end of a run, and return the run, also a failed one.
 
     Args:
-        kfp: The connection.
-        run_id: The run.
         task_names: Names of the pipeline's tasks; Argo's other nodes are not reported.
         say: Called with each line of progress.
         timeout_seconds: The longest time to wait; None waits for the end.
@@ -106,10 +104,6 @@ def follow(
 
 def require_success(kfp: Kfp, run: Any) -> None:
     """Raise an error unless the run succeeded.
-
-    Args:
-        kfp: The connection.
-        run: The finished run.
 
     Raises:
         RunCancelledError: It was cancelled.

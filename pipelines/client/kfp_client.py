@@ -119,7 +119,6 @@ def connected(connection: Connection, warn: Callable[[str], None]) -> Iterator[K
     """Connect to KFP for the duration of the block.
 
     Args:
-        connection: The settings.
         warn: Called with each warning.
 
     Raises:

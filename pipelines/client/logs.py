@@ -35,8 +35,6 @@ def show_logs(
     """Print the logs of a run's steps, each try once; each line after its step's name if there are several.
 
     Args:
-        kfp: The connection.
-        run_id: The run.
         step: The step, like "train"; of a step in a loop all of its items, or one, like "train-trial (2)". Empty takes all steps.
         follow: Print also what comes until the run has ended.
         out: Called with each line of a log.

@@ -33,7 +33,6 @@ def list_runs(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[s
     """Return the latest runs as plain values.
 
     Args:
-        kfp: The connection.
         experiment: Only runs of this experiment; empty takes all.
         limit: The most to return.
 

@@ -35,9 +35,6 @@ class ScheduleSpec:
     """Specification of a schedule.
 
     Attributes:
-        name: Its name.
-        timing: Its times.
-        arguments: Arguments of the pipeline.
         experiment: KFP's experiment; empty takes the default.
         max_concurrency: Number of its runs that may run at once, 1 to 10.
         catch_up: Make up for missed runs.
@@ -77,9 +74,6 @@ class AppliedSchedule:
 
     Attributes:
         outcome: "created", "replaced" or "unchanged".
-        schedule_id: Id of the recurring run.
-        version: Version of the pipeline.
-        experiment: KFP's experiment.
         paused: True if it is paused.
     """
 
@@ -132,11 +126,7 @@ def list_schedules(kfp: Kfp) -> list[Any]:
 
 
 def find_schedule(kfp: Kfp, name: str) -> Any:
-    """Return the recurring run of a name or id.
-
-    Raises:
-        UserError: There is none, or there are several.
-    """
+    """Return the recurring run of a name or id; raise UserError if there is none, or there are several."""
     existing = list_schedules(kfp)
     found = [each for each in existing if name in (each.display_name, each.recurring_run_id)]
     if not found:
@@ -167,11 +157,7 @@ def set_enabled(kfp: Kfp, name: str, *, enabled: bool) -> bool:
 
 
 def delete(kfp: Kfp, name: str) -> str:
-    """Delete a schedule and return its id; its past runs stay.
-
-    Raises:
-        UserError: See `find_schedule`.
-    """
+    """Delete a schedule and return its id; its past runs stay. It raises as `find_schedule` does."""
     ident = str(find_schedule(kfp, name).recurring_run_id)
     _delete(kfp, ident)
     return ident
@@ -181,7 +167,6 @@ def summarize(kfp: Kfp, cluster_zone: str) -> list[dict[str, Any]]:
     """Return all schedules as plain values.
 
     Args:
-        kfp: The connection.
         cluster_zone: Zone in which KFP reads cron expressions.
     """
     find_zone(cluster_zone)

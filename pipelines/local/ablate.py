@@ -36,7 +36,6 @@ class AblationResult:
     """The results of an ablation.
 
     Attributes:
-        uri: Its directory.
         folder: Local folder with report.html, table.csv, table.json and figure.svg.
         failed: Label of a trial -> why it failed.
         log_path: Log of everything that was not shown.
@@ -61,7 +60,6 @@ def run_ablation(
     Only progress is shown; the output of libraries goes into a log.
 
     Args:
-        request: The ablation.
         services: S3 and MLflow.
         sources: Name of a data set -> source of its images.
         resources: Fields of `training.config.experiment.Resources` for training and evaluation.

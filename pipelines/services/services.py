@@ -164,11 +164,7 @@ def down(home: Path | None = None) -> int:
 
 
 def current(home: Path | None = None) -> Services:
-    """Return the services that run already.
-
-    Raises:
-        ServicesError: They do not run.
-    """
+    """Return the services that run already; raise ServicesError if they do not run."""
     home = _resolve(home)
     ports = services_home.read_ports(home)
     if not ports or not _have_processes(home):

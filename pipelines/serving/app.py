@@ -37,11 +37,7 @@ class Limits:
 
 
 def make_app(model: TrainedModel, limits: Limits) -> FastAPI:
-    """Return the application for a model.
-
-    Raises:
-        UserError: The model is an upsampler, which needs small images.
-    """
+    """Return the application for a model; raise UserError if the model is an upsampler, which needs small images."""
     if model.low_res_size is not None:
         raise UserError(f"{model.description} is an upsampler and needs small images; `iddpm sample --low-res` draws from it")
     digest = checkpoint_digest(model.checkpoint_uri)

@@ -128,11 +128,7 @@ def remove(run_uri: str, unwanted: Collection[int]) -> None:
 
 
 def file_names(uri: str) -> tuple[str, ...]:
-    """Return the names of a complete checkpoint's files.
-
-    Raises:
-        CheckpointError: There is no complete checkpoint.
-    """
+    """Return the names of a complete checkpoint's files; raise CheckpointError if there is no complete checkpoint."""
     return tuple(_complete(uri)["files"])
 
 

@@ -55,7 +55,6 @@ def worker_log_stored(run_uri: str, rank: int) -> Iterator[None]:
     """Store the log of this Ray worker in the run's directory while the block runs.
 
     Args:
-        run_uri: The run's directory.
         rank: The worker's rank.
     """
     from ray._private.worker import global_worker
@@ -74,7 +73,6 @@ def store_logs(directory: Path, run_uri: str) -> str:
 
     Args:
         directory: The node's logs.
-        run_uri: The run's directory.
 
     Returns:
         Where they are; empty if storage does not take them, as the run does not depend on it.

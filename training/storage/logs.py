@@ -84,7 +84,6 @@ class LogUpload:
         """Begin.
 
         Args:
-            path: The file.
             uri: See `log_uri`.
         """
         self._path, self._uri = path, uri

@@ -129,7 +129,6 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
     """Do a request now and return its answer; repeat it while the server is away, and say so after some seconds.
 
     Args:
-        action: The request.
         seconds: Seconds for which it is repeated; None is `RETRY_SECONDS`.
         report: Receives one line at the first failure.
 

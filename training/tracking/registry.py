@@ -49,7 +49,6 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     `mlflow.pyfunc.load_model` loads a version by a directory in the run's, `mlflow/<step>-<weights>`, which names the checkpoint.
 
     Args:
-        model: The model.
         loader_module: The module whose `_load_pyfunc` loads it.
 
     Returns:

@@ -46,8 +46,6 @@ class TrackedRun:
     Two processes may write to one run, but not to one metric.
 
     Args:
-        client: The client of MLflow.
-        run_id: MLflow's id of the run.
         run_uri: The directory in whose `metrics.jsonl` the metrics are recorded before they are sent, for the one process that trains
             the run; points that an earlier process recorded are sent too, where MLflow lacks them. None records nothing.
     """
@@ -105,7 +103,6 @@ class TrackedRun:
 
         Args:
             values: By metric. MLflow gets infinity as NaN, since it would store a large number.
-            step: Training step.
             milliseconds: Time of the values, since 1970; None is now. Values from a file get the file's time, so that a process
                 that sends them again after MLflow hung does not add them twice.
 
@@ -124,7 +121,6 @@ class TrackedRun:
 
         Args:
             values: By metric, at most 500.
-            step: Training step.
             milliseconds: Time of the values, since 1970; later than that of the earlier ones.
         """
         self._sender.put("metrics", lambda: self._send_replacement(dict(values), step, milliseconds))
@@ -143,7 +139,6 @@ class TrackedRun:
         Args:
             key: Name of the series.
             image: [height, width, 1 or 3], 0 to 255.
-            step: Training step.
         """
         _require_key(key)
         pixels = image.copy()
@@ -157,11 +152,7 @@ class TrackedRun:
         self.log_image(key, np.array(Image.open(io.BytesIO(png)).convert("RGB")), step)
 
     def image_steps(self, key: str) -> set[int]:
-        """Return the steps whose picture of that series MLflow has.
-
-        Raises:
-            TrackingError: MLflow can't be reached.
-        """
+        """Return the steps whose picture of that series MLflow has; raise TrackingError if MLflow can't be reached."""
         return {step for name, step in request(self._list_images) if name == key.replace("/", "~")}
 
     def log_artifact(self, content: bytes | str, artifact_path: str) -> None:
@@ -176,9 +167,7 @@ class TrackedRun:
         """Log the data set that the run reads.
 
         Args:
-            name: Its name.
             digest: Digest of its content; MLflow stores the first 36 characters.
-            uri: Its directory.
         """
         from mlflow.entities import Dataset, DatasetInput
 

@@ -43,8 +43,6 @@ class Training:
     """A training.
 
     Attributes:
-        key: Its run key.
-        run_uri: Its directory.
         tracking_run_id: Its run in MLflow.
         pipeline_run_id: The pipeline's run that worked on it last.
         trial: The label of the sweep's trial that it belongs to; empty for a training of its own.

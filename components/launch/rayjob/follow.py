@@ -86,8 +86,6 @@ def run_rayjob(
     followed, but never deleted here.
 
     Args:
-        job: The job.
-        api: The cluster.
         is_done: Returns True if the run left its result; a job that succeeded but whose result is gone is started again.
         progress: Returns the step of the last checkpoint. A lost job is started again up to `MAX_LOSSES` times without progress.
         pace: How often to look.

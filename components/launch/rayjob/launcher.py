@@ -29,8 +29,6 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
     has one job in each run of a pipeline: the result of an earlier pipeline run may be out of date.
 
     Args:
-        step: The step.
-        arguments: Its arguments, by name.
         resources: Workers, their pods, and the cluster.
         pace: How often to look.
 

@@ -26,7 +26,6 @@ class LogFollower:
         """Prepare to follow; `start` begins.
 
         Args:
-            api: The cluster.
             selector: Labels of the job's pods.
         """
         self._api = api

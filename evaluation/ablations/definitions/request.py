@@ -51,11 +51,7 @@ class AblationRequest:
     seeds: int = 1
 
     def ablation(self) -> Ablation:
-        """Return the ablation.
-
-        Raises:
-            UserError: There is none of this name, or the grid is not valid.
-        """
+        """Return the ablation; raise UserError if there is none of this name, or the grid is not valid."""
         if not self.grid:
             return find_ablation(self.name)
         if self.name in ABLATIONS:
@@ -178,11 +174,7 @@ def from_form(
 
 
 def from_parameters(values: Mapping[str, Any]) -> AblationRequest:
-    """Make a request from the parameters of the ablation pipeline.
-
-    Raises:
-        UserError: As for `from_form`.
-    """
+    """Make a request from the parameters of the ablation pipeline. It raises as `from_form` does."""
     ablation = [values[f"ablation_{name}"] for name in ("name", "scale", "grid", "options")]
     experiment = [values[f"experiment_{name}"] for name in ("preset", "objective", "overrides")]
     return from_form(*ablation, *experiment)
