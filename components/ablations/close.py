@@ -18,14 +18,11 @@ from training.tracking.runs import PIPELINE_RUN_TAG, is_complete, tags_of
 
 
 def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, storage_root_uri: str, page_path: str) -> str:
-    """Make the report of all trials, and close the MLflow runs of trials that were left open.
+    """Make the report of all trials, and close the MLflow runs of trials that were left open; return the report's URI.
 
     Args:
         state: The state that KFP gives the exit task; see `components.steps.close`.
         page_path: Local file for the page.
-
-    Returns:
-        URI of the report.
 
     Raises:
         UserError: The ablation is not valid, or was never planned.
@@ -54,13 +51,10 @@ def _numbers(ablation_uri: str) -> dict[str, Any]:
 
 
 def update_ablation(ablation_uri: str, page_path: str = "") -> bool:
-    """Make the report, and send MLflow the trials' records and the report; if it does not answer, leave a mark for the reaper.
+    """Make the report, and send MLflow the records and the report; if it does not answer, leave a mark for the reaper, and return False.
 
     Args:
         page_path: Local file for the page; empty writes none.
-
-    Returns:
-        True if MLflow has everything now.
 
     Raises:
         UserError: Nothing was planned there.

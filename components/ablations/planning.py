@@ -56,13 +56,10 @@ def list_data_sets(
 def plan(
     request: AblationRequest, storage_root_uri: str, tracking_experiment: str, *, data_uri: str = "", pipeline_run_id: str = ""
 ) -> list[dict[str, Any]]:
-    """Plan the trials, write the plan, and open the ablation's run in MLflow, the parent of the trials' runs.
+    """Plan the trials, write the plan, and open the ablation's run in MLflow, the parent of the trials' runs; return the plan's items.
 
     Args:
         data_uri: See `list_data_sets`.
-
-    Returns:
-        One item for each trial: all that its steps need.
 
     Raises:
         UserError: A trial is not valid, or a run to evaluate does not exist; the message says how to get it.

@@ -28,13 +28,10 @@ FILES = (PAGE, "table.csv", "table.json", "figure.svg", "summary.json")
 
 
 def make_report(ablation_uri: str, page_path: str = "") -> str:
-    """Make page, table and figures from the trials' records; trials that failed or are missing are named there.
+    """Make page, table and figures from the trials' records, also of failed and missing ones; return the page's URI.
 
     Args:
         page_path: Local file for a copy of the page; empty writes none.
-
-    Returns:
-        URI of the page.
 
     Raises:
         UserError: Nothing was planned there.

@@ -42,14 +42,11 @@ def train_trial(item: Mapping[str, Any], train: Callable[[str], str], *, pipelin
 
 
 def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str, Any], pipeline_run_id: str = "") -> str:
-    """Take all measures of a trained trial, and write them to its record and its run in MLflow.
+    """Take all measures of a trained trial, write them to its record and its run in MLflow, and return the record's URI.
 
     Args:
         run_uri: Its run's directory, or a checkpoint's.
         resources: Workers and devices; fields of `training.config.experiment.Resources`.
-
-    Returns:
-        URI of the record.
     """
     if finished_record(item) is not None:
         say(f"{item['label']}: was trained and measured before")

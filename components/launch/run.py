@@ -17,14 +17,11 @@ from training.distributed.cores import limit_threads
 
 
 def run_step(step: Step, arguments: Mapping[str, Any], resources: str) -> Any:
-    """Run a step of a pipeline.
+    """Run a step of a pipeline, and return what it returns.
 
     Args:
         arguments: Its arguments, by name, without `resources`.
         resources: Resources of its stage, as text of the form; see `components.launch.resources.read_resources`.
-
-    Returns:
-        What the step returns.
 
     Raises:
         UserError: The resources, or the arguments, do not fit.
@@ -33,7 +30,7 @@ def run_step(step: Step, arguments: Mapping[str, Any], resources: str) -> Any:
 
 
 def run_with(step: Step, arguments: Mapping[str, Any], resources: StageResources) -> Any:
-    """Run a step with resources that were read before.
+    """Run a step with resources that were read before, and return what it returns.
 
     With `ray_mode` "local", Ray starts in this process's pod or machine where it is needed, and ends with the step. With "rayjob"
     KubeRay makes a cluster for the step. "address" takes a standing cluster with the same image and storage. By a dashboard's address
@@ -42,9 +39,6 @@ def run_with(step: Step, arguments: Mapping[str, Any], resources: StageResources
     Args:
         arguments: Its arguments, by name, without `resources`.
         resources: How the work is spread, and where.
-
-    Returns:
-        What the step returns.
     """
     if not step.is_parallel:  # one worker, whatever the rest of the stage uses
         resources = dataclasses.replace(resources, num_workers=1, min_workers=0)

@@ -61,11 +61,7 @@ def load(function: str) -> Any:
 
 
 def run_on_cluster(step: Step, arguments: Mapping[str, Any], ray_address: str) -> Any:
-    """Run a step on a Ray cluster that this process can be a driver of.
-
-    Args:
-        ray_address: The cluster's address, or "auto" on one of its nodes.
-    """
+    """Run a step on the Ray cluster with that address ("auto" on one of its nodes), which this process can be a driver of."""
     if step.run_files:
         return step(**arguments, ray_address=ray_address)
     from training.distributed.ray_session import ray_session

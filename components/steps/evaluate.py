@@ -43,7 +43,7 @@ def evaluation_options(experiment: Experiment, storage_root_uri: str, resources:
 def evaluate_run(
     run_uri: str, data_uri: str, reference_uri: str, resources: Mapping[str, Any], pipeline_run_id: str = "", force_from: str = ""
 ) -> str:
-    """Evaluate a run's best checkpoint, in its directory, in MLflow and in the registry.
+    """Evaluate a run's best checkpoint, in its directory, in MLflow and in the registry; return the result's URI.
 
     The step succeeds even if MLflow is away; see `components.steps.mlflow_sync`.
 
@@ -53,9 +53,6 @@ def evaluate_run(
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
         pipeline_run_id: The pipeline's run that this step belongs to; empty for none.
         force_from: "evaluate" evaluates again what is evaluated; the files of the earlier evaluation get other names.
-
-    Returns:
-        URI of the result.
     """
     with shown_as_running(run_uri, EVALUATE_STEP, pipeline_run_id):
         if force_from == EVALUATE_STEP:
@@ -124,16 +121,13 @@ def log_result(uri: str, log_metric: Callable[[str, float], None]) -> str:
 
 
 def report_run(run_uri: str, evaluation_uri: str, page_path: str, pipeline_run_id: str = "") -> str:
-    """Write the report of a run, into its directory, to MLflow and to a local file.
+    """Write the report of a run, into its directory, to MLflow and to a local file; return the page's URI.
 
     Args:
         run_uri: An evaluated run's directory.
         evaluation_uri: Its evaluation.
         page_path: Local file for the page.
         pipeline_run_id: The pipeline's run that this step belongs to; empty for none.
-
-    Returns:
-        URI of the page.
     """
     from evaluation.reports.report import write_report
 

@@ -32,14 +32,7 @@ _GRID = re.compile(r"/step=(\d+)\.png$")
 
 
 def update_mlflow(run_uri: str, run_id: str = "") -> bool:
-    """Call `bring_up_to_date`; if MLflow does not answer, log that and leave a mark for the reaper.
-
-    Args:
-        run_id: See `bring_up_to_date`.
-
-    Returns:
-        True if MLflow has everything now.
-    """
+    """Call `bring_up_to_date`; if MLflow does not answer, log that, leave a mark for the reaper, and return False."""
     try:
         bring_up_to_date(run_uri, run_id)
     except TrackingError as error:

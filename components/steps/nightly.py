@@ -64,7 +64,9 @@ def resolve_model(model: str) -> Model:
 
 
 def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, resources: Mapping[str, Any]) -> str:
-    """Evaluate a model again, with new noise; and again in the same night, if the score is far from those before.
+    """Evaluate a model again, with new noise, and return the result's URI.
+
+    The same night draws again if the score is far from those before.
 
     Fewer samples are drawn from the noise of every other night too, for the comparison with the first one. Their result has the name
     `<purpose>-common`.
@@ -75,9 +77,6 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
         storage_root_uri: Where reference statistics are stored.
         purpose: Name of the result, which seeds the noise.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
-
-    Returns:
-        URI of the result.
     """
     from evaluation.evaluate.run import evaluate
     from evaluation.monitoring.detector import NUM_REDRAWN, Rule
@@ -136,7 +135,7 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
 def compare_with_history(
     evaluation_uri: str, tracking_run_id: str, baseline_nights: int, min_difference: float, storage_root_uri: str, page_path: str
 ) -> str:
-    """Add a score to the model's history, judge it, and raise an error if the model has become worse.
+    """Add a score to the model's history, judge it, and return that in one sentence; raise an error if the model has become worse.
 
     The history is in the run's directory (`evaluation.monitoring.nightly`). Page and numbers are logged to MLflow too. The webhook
     is told of the judgement.
@@ -146,9 +145,6 @@ def compare_with_history(
         min_difference: See `evaluation.monitoring.detector.Rule`.
         storage_root_uri: Where the message to the webhook is recorded.
         page_path: Local file for the page of this night.
-
-    Returns:
-        The judgement, one sentence.
 
     Raises:
         RegressionError: The model has become worse.

@@ -17,13 +17,10 @@ REFERENCES = "references"
 
 
 def stored_extractor_weights(storage_root_uri: str, extractor: Extractor) -> str | None:
-    """Return the URI of an extractor's weights below the storage root, `extractors/<file name>`.
+    """Return the URI of an extractor's weights below the storage root, `extractors/<file name>`; None if they are not there.
 
     A cluster without access to the internet keeps them there, once for all steps. Their sha256 is checked, so they are the
     same weights from every place.
-
-    Returns:
-        The URI; None if they are not there: then torch's cache or a download has them.
     """
     from evaluation.features.extractors import weights_file
 

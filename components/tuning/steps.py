@@ -37,7 +37,7 @@ def tune(
     *,
     ray_address: str = "local",
 ) -> str:
-    """Run the trials that are missing, and again those that failed; a failed trial stops no other.
+    """Run the trials that are missing, and again those that failed; a failed trial stops no other. Return the tuning's directory.
 
     Args:
         request: A `TuneRequest` as a dictionary.
@@ -45,9 +45,6 @@ def tune(
         reference_uri: Reference statistics for the scores.
         resources: Fields of `training.config.experiment.Resources`.
         ray_address: "local", or a Ray cluster's address.
-
-    Returns:
-        The tuning's directory.
 
     Raises:
         UserError: The request or the data set does not fit.

@@ -205,12 +205,11 @@ def frechet_distance(reference: FeatureStatistics | Moments, sample: FeatureStat
 
 
 def leave_one_out_distances(reference: FeatureStatistics, blocks: BlockedMoments) -> list[float]:
-    """Return the distance without the first block, without the second, and so on; `records.intervals.jackknife_error` takes them.
+    """Return the distance without the first block, without the second, and so on, for `records.intervals.jackknife_error`.
+
+    Nothing is returned if fewer than two blocks contain images, or a remainder has fewer than two images.
 
     For two models on the same noise, the differences of these give the standard error of the difference of the distances.
-
-    Returns:
-        The distances; an empty list if fewer than two blocks contain images or a remainder has fewer than two images.
     """
     filled = [block for block in blocks.blocks if block.num_images]
     if len(filled) < 2 or sum(block.num_images for block in filled) - max(block.num_images for block in filled) < 2:
@@ -219,10 +218,9 @@ def leave_one_out_distances(reference: FeatureStatistics, blocks: BlockedMoments
 
 
 def distances_of_halves(reference: FeatureStatistics, blocks: BlockedMoments) -> list[list[float]]:
-    """Return the distances of both halves of the samples, for each of the six splits of ten blocks; `jackknife_excess` takes them.
+    """Return a pair of distances of both halves of the samples for each of the six `SPLITS` of ten blocks, for `jackknife_excess`.
 
-    Returns:
-        Six pairs; an empty list for another number of blocks, or with fewer than two images in a half.
+    Nothing is returned for another number of blocks, or with fewer than two images in a half.
     """
     if len(blocks.blocks) != len(SPLITS[0]) or min(block.num_images for block in blocks.blocks) < 1:
         return []

@@ -55,13 +55,10 @@ def share_interval(share: float, count: int) -> Interval:
 
 
 def jackknife_error(leave_one_out: Sequence[float]) -> float:
-    """Return the delete-a-group jackknife's standard error over the draw of the sample.
+    """Return the delete-a-group jackknife's standard error over the draw of the sample; NaN for fewer than two values.
 
     With d_(b) the statistic without block b, of B blocks: SE^2 = (B - 1)/B * sum_b (d_(b) - mean d)^2. It is the spread over
     draws of as many samples, not the distance's bias in comparison with infinitely many samples.
-
-    Returns:
-        The standard error, or NaN for fewer than two values.
     """
     if len(leave_one_out) < 2:
         return math.nan

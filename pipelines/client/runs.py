@@ -60,10 +60,7 @@ def list_runs(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[s
 
 
 def terminate(kfp: Kfp, run_id: str) -> str | None:
-    """Terminate a run.
-
-    Returns:
-        The state of a run that had finished already, in plain words; None if it is being terminated.
+    """Terminate a run; return its state in plain words if it had finished already, else None.
 
     Raises:
         UserError: There is no such run.

@@ -140,10 +140,7 @@ def find_schedule(kfp: Kfp, name: str) -> Any:
 
 
 def set_enabled(kfp: Kfp, name: str, *, enabled: bool) -> bool:
-    """Resume or pause a schedule.
-
-    Returns:
-        True if that changed its state.
+    """Resume or pause a schedule; return True if that changed its state.
 
     Raises:
         UserError: See `find_schedule`.
@@ -164,11 +161,7 @@ def delete(kfp: Kfp, name: str) -> str:
 
 
 def summarize(kfp: Kfp, cluster_zone: str) -> list[dict[str, Any]]:
-    """Return all schedules as plain values.
-
-    Args:
-        cluster_zone: Zone in which KFP reads cron expressions.
-    """
+    """Return all schedules as plain values; `cluster_zone` is the one in which KFP reads cron expressions."""
     find_zone(cluster_zone)
     names = PipelineNames(kfp)
     return [_summary(each, names.find(each), cluster_zone) for each in list_schedules(kfp)]

@@ -148,10 +148,7 @@ def up(home: Path | None = None) -> Services:
 
 
 def down(home: Path | None = None) -> int:
-    """Stop both services; their data stays.
-
-    Returns:
-        The number of processes that ran.
+    """Stop both services, and return how many processes ran; their data stays.
 
     Raises:
         ServicesError: A process does not end.

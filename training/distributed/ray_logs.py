@@ -52,11 +52,7 @@ def logs_of_this_node() -> Path:
 
 @contextlib.contextmanager
 def worker_log_stored(run_uri: str, rank: int) -> Iterator[None]:
-    """Store the log of this Ray worker in the run's directory while the block runs.
-
-    Args:
-        rank: The worker's rank.
-    """
+    """Store the log of this Ray worker in the run's directory while the block runs."""
     from ray._private.worker import global_worker
 
     paths = {"out": global_worker.get_out_file_path(), "err": global_worker.get_err_file_path()}

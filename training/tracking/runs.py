@@ -211,11 +211,7 @@ def close_open_run(run: FoundRun, tag: str, status: Status) -> bool:
 
 
 def open_again(run_id: str, step: str, pipeline_run_id: str = "") -> None:
-    """Mark a run as running again, for a step that goes on with it; the error of an earlier try goes.
-
-    Args:
-        pipeline_run_id: The pipeline's run that the step belongs to; empty leaves the tag as it is.
-    """
+    """Mark a run as running again for a step; an empty `pipeline_run_id` leaves that tag, and the error of an earlier try goes."""
     client = connect()
     tags = {STEP_TAG: step, **({PIPELINE_RUN_TAG: pipeline_run_id} if pipeline_run_id else {})}
 

@@ -164,11 +164,7 @@ class TrackedRun:
         self._sender.put(artifact_path, lambda: self._send_file(data, artifact_path))
 
     def log_dataset(self, name: str, digest: str, uri: str) -> None:
-        """Log the data set that the run reads.
-
-        Args:
-            digest: Digest of its content; MLflow stores the first 36 characters.
-        """
+        """Log the data set that the run reads; of its digest MLflow stores the first 36 characters."""
         from mlflow.entities import Dataset, DatasetInput
 
         kind = "s3" if is_s3(uri) else "local"
