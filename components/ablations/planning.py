@@ -111,11 +111,7 @@ def _data_uri(experiment: Experiment, storage_root_uri: str, data_uri: str = "")
 
 
 def _experiment_of(trial: Trial) -> Experiment:
-    """Return the trial's experiment; for a run that the user named, the experiment of its checkpoint.
-
-    Raises:
-        UserError: The run was trained by another objective than its role, which would make the claims wrong.
-    """
+    """Return the trial's experiment; for a run that the user named, the experiment of its checkpoint."""
     if not trial.run_uri:
         return trial.experiment
     from evaluation.ablations.trials.trial_model import find_trial_model
@@ -128,11 +124,7 @@ def _experiment_of(trial: Trial) -> Experiment:
 
 
 def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str, data_uri: str) -> str:
-    """Return the run that a trial of an ablation without training evaluates; empty for a trial that is trained.
-
-    Raises:
-        UserError: The run does not exist.
-    """
+    """Return the run that a trial of an ablation without training evaluates; empty for a trial that is trained."""
     from training.data.format.manifest import read_manifest
 
     ablation = request.ablation()

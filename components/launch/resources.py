@@ -285,11 +285,7 @@ def _given(text: str, parameter: str) -> dict[str, Any]:
 
 
 def _require_stage(resources: StageResources, stage: str, given: Mapping[str, Any]) -> None:
-    """Refuse what the stage would not use.
-
-    Raises:
-        UserError: GPUs where images are prepared; fields of training elsewhere, unless a profile has them; GPUs that are too few.
-    """
+    """Refuse what the stage would not use."""
     parameter = f"{stage}_resources"
     if stage == "train":
         if resources.pod.gpus != "0" and int(resources.pod.gpus) < resources.num_workers * resources.num_gpus_per_worker:

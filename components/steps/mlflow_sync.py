@@ -118,7 +118,6 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
         run_id: The MLflow run; empty reads it from the result of a finished training.
 
     Raises:
-        TrackingError: MLflow can't be reached, or refuses.
         StorageError: The directory can't be read.
     """
     result = read_result(run_uri)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.steps.evaluate import evaluation_options
@@ -179,8 +178,7 @@ def compare_with_history(
         grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri and storage.exists(result.grid_uri) else None,
         links=links,
     )
-    Path(page_path).parent.mkdir(parents=True, exist_ok=True)
-    Path(page_path).write_text(page)
+    storage.write_bytes(page_path, page.encode())
     _log_to_mlflow(tracking_run_id, name, page, history, judgement, same_noise)
     finding = f"{result.distance_name} {_OUTCOMES[judgement.direction]}: {judgement.text}"
     finding += f"; {same_noise}" if same_noise else ""

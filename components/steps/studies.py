@@ -33,9 +33,6 @@ def log_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
 
     Args:
         tracking_run_ids: The MLflow run of each of its models, in their order; empty where there is none.
-
-    Raises:
-        TrackingError: MLflow can't be reached, stops answering, or refuses.
     """
     from training.tracking.runs import locate, open_run
 
@@ -86,9 +83,6 @@ def log_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str:
     Args:
         result_name: Name of the evaluation; its numbers are logged as `<name>/distance` and so on, at the checkpoint's step.
         tracking_run_id: The MLflow run; empty where none is known, for instance for a published checkpoint.
-
-    Raises:
-        TrackingError: MLflow can't be reached, stops answering, or refuses.
     """
     from evaluation.reports.study import Study
     from training.tracking.runs import attach, locate

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.steps.close import close_runs, end_of_run, find_data
@@ -100,8 +99,7 @@ def make_report(uri: str, page_path: str = "") -> dict[str, Any]:
     rows = [dataclasses.asdict(record) for record in ranked(records)]
     storage.write_bytes(storage.join(uri, "table.json"), as_json({"request": request.to_dict(), "trials": rows}))
     if page_path:
-        Path(page_path).parent.mkdir(parents=True, exist_ok=True)
-        Path(page_path).write_text(page)
+        storage.write_bytes(page_path, page.encode())
     best = best_of(records)
     if best is None:
         return {}

@@ -133,11 +133,6 @@ class Judgement:
         return bool(self.trace.suspicious[-1])
 
     @property
-    def is_gathering(self) -> bool:
-        """True if the baseline was not complete before this night."""
-        return bool(self.trace.num_baseline[-1] < self.night.rule.baseline_nights)
-
-    @property
     def began(self) -> bool:
         """True if the night before was judged otherwise, so that people have to be told."""
         return len(self.nights) == 1 or _direction(self.trace, -2) != self.direction

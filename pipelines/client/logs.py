@@ -43,7 +43,6 @@ def show_logs(
 
     Raises:
         UserError: There is no such run, or it has no such step.
-        KfpError: KFP refuses, or does not answer.
     """
     get_run(kfp, run_id)
     patiently = retrying(kfp, err, polling)

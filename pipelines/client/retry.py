@@ -41,7 +41,6 @@ def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = 
 
     Raises:
         UserError: There is no such run, it is not of this project, it has succeeded or goes on, or a change does not fit.
-        KfpError: KFP refuses, or does not answer.
     """
     run = get_run(kfp, run_id)
     if run.state == "SUCCEEDED" and not force_from:

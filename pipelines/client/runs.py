@@ -38,7 +38,6 @@ def list_runs(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[s
 
     Raises:
         UserError: There is no such experiment.
-        KfpError: KFP refuses, or does not answer.
     """
     scope: dict[str, Any] = {"namespace": kfp.namespace}
     if experiment:
@@ -64,7 +63,6 @@ def terminate(kfp: Kfp, run_id: str) -> str | None:
 
     Raises:
         UserError: There is no such run.
-        KfpError: KFP refuses, or does not answer.
     """
     run = get_run(kfp, run_id)
     if run.state not in (*FINISHED, "CANCELING"):
@@ -110,7 +108,6 @@ def get_run(kfp: Kfp, run_id: str) -> Any:
 
     Raises:
         UserError: There is none of that id.
-        KfpError: KFP refuses, or does not answer.
     """
     try:
         return kfp.client.get_run(run_id)

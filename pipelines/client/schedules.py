@@ -89,7 +89,6 @@ def apply(kfp: Kfp, pipeline: CompiledPipeline, spec: ScheduleSpec, *, create_ex
 
     Raises:
         UserError: A schedule of that name was made by other means, or there is no such experiment.
-        KfpError: KFP refuses, or does not answer.
     """
     existing = [each for each in list_schedules(kfp) if each.display_name == spec.name]
     foreign = [each for each in existing if _digest(each) is None]

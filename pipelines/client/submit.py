@@ -69,7 +69,6 @@ def submit(
 
     Raises:
         UserError: There is no such experiment.
-        KfpError: KFP refuses, or does not answer.
     """
     experiment_id, experiment = find_experiment(kfp, experiment, create=create_experiment)
     version = upload(kfp, pipeline)
@@ -91,11 +90,7 @@ def start(kfp: Kfp, experiment_id: str, experiment: str, version: Version, argum
 
 
 def upload(kfp: Kfp, pipeline: CompiledPipeline) -> Version:
-    """Upload a pipeline unless the server has this version already. Of several commands at once, one uploads it.
-
-    Raises:
-        KfpError: KFP refuses, or does not answer.
-    """
+    """Upload a pipeline unless the server has this version already. Of several commands at once, one uploads it."""
     pipeline_id, _ = _find_or_make(lambda: _pipeline_id(kfp, pipeline), lambda: _create_pipeline(kfp, pipeline))
     version_id, is_new = _find_or_make(
         lambda: _version_id(kfp, pipeline_id, pipeline.version_name), lambda: _upload(kfp, pipeline, pipeline_id)
@@ -112,7 +107,6 @@ def find_experiment(kfp: Kfp, name: str = "", *, create: bool = False) -> tuple[
 
     Raises:
         UserError: There is none of that name.
-        KfpError: KFP refuses, or does not answer.
     """
     wanted = name or DEFAULT_EXPERIMENT
     found = _experiment(kfp, wanted)

@@ -1,4 +1,7 @@
-"""Connect to MLflow, and repeat requests that fail for a reason that may pass. MLflow is imported at the first use, as it is slow."""
+"""Connect to MLflow, and repeat requests that fail for a reason that may pass. MLflow is imported at the first use, as it is slow.
+
+Whatever asks MLflow raises `TrackingError` where it can't be reached or refuses.
+"""
 
 from __future__ import annotations
 

@@ -50,9 +50,6 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
 
     Args:
         loader_module: The module whose `_load_pyfunc` loads it.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or refuses.
     """
     client, name = connect(), model.name
     tags = {f"iddpm.{key}": str(getattr(model, key)) for key in _TAGS}

@@ -72,11 +72,7 @@ class TrackedRun:
 
     @property
     def url(self) -> str:
-        """Address of the run's page, in the view for training; MLflow's default view is for language models.
-
-        Raises:
-            TrackingError: MLflow can't be reached.
-        """
+        """Address of the run's page, in the view for training; MLflow's default view is for language models."""
         return f"{public_uri()}/#/experiments/{self._experiment_id}/runs/{self._run_id}?workflowType=machine_learning"
 
     def children_url(self, *, order_by_metric: str) -> str:
@@ -189,11 +185,7 @@ class TrackedRun:
         self._sender.put("tags", lambda: self._client.log_batch(self._run_id, tags=copy))
 
     def metric_history(self, key: str) -> list[tuple[int, float]]:
-        """Return (step, value) of a metric by step, with what this process has not delivered yet.
-
-        Raises:
-            TrackingError: MLflow can't be reached.
-        """
+        """Return (step, value) of a metric by step, with what this process has not delivered yet."""
         self.flush()
         history = request(lambda: self._client.get_metric_history(self._run_id, key))
         return sorted((int(metric.step), float(metric.value)) for metric in history)

@@ -91,9 +91,6 @@ class LatestTrainings:
         Args:
             count: The most to look at.
             pipeline_run_ids: Return only those on which one of these pipelines' runs worked last; None returns all.
-
-        Raises:
-            TrackingError: MLflow can't be reached, or refuses.
         """
         client = connect()
         return request(lambda: self._read(client, count, pipeline_run_ids), seconds=_SECONDS)
