@@ -43,6 +43,7 @@ app = typer.Typer(
     help="Improved DDPM as pipelines: prepare data, train, evaluate and report, on this machine or on Kubeflow.",
     epilog="To begin, `iddpm demo` trains a small model of real handwritten digits in a few minutes.",
 )
+_ON_CLUSTER: Sequence[Callable[..., None]] = (cluster.submit, cluster.retry, cluster.runs, cluster.logs, cluster.cancel, cluster.doctor)
 _COMMANDS: dict[str, Sequence[Callable[..., None]]] = {
     "Services on this machine": (services.up, services.down, services.status),
     "Pipelines": (runs.demo, runs.init, runs.train, runs.run, runs.compile_pipelines, tune.tune),
@@ -55,20 +56,23 @@ _COMMANDS: dict[str, Sequence[Callable[..., None]]] = {
     "The paper": (ablations.list_ablations, ablations.ablate, ablations.report, reproduce.reproduce),
     "Data": (data.preprocess,),
     "Storage": (retention.gc, retention.verify),
-    "On a cluster": (
-        *map(with_connection, (cluster.submit, cluster.retry, cluster.runs, cluster.logs, cluster.cancel, cluster.doctor)),
-        cluster.images,
-    ),
+    "On a cluster": (*map(with_connection, _ON_CLUSTER), cluster.images),
 }
 """Panel of the help -> its commands, each named after its function."""
-_SCHEDULES = (schedules.create, schedules.list_schedules, schedules.pause, schedules.resume, schedules.delete)
+_SCHEDULES: Sequence[Callable[..., None]] = (
+    schedules.create,
+    schedules.list_schedules,
+    schedules.pause,
+    schedules.resume,
+    schedules.delete,
+)
 _GROUPS: dict[str, tuple[str, str, Sequence[Callable[..., None]]]] = {
     "nightly": ("Samples and scores", "Look at a model's nightly scores, and accept a new level.", (nightly.show, nightly.accept)),
     "dataset": ("Data", "Inspect a data set: info, verify, preview.", (data.info, data.verify, data.preview)),
     "schedule": (
         "On a cluster",
         "Manage recurring runs: create, list, pause, resume, delete.",
-        [with_connection(command) for command in _SCHEDULES],
+        tuple(map(with_connection, _SCHEDULES)),
     ),
 }
 """Name of a group of commands -> its panel, its help, and its commands."""
