@@ -22,7 +22,6 @@ def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, 
 
     Args:
         state: The state that KFP gives the exit task; see `components.steps.close`.
-        page_path: Local file for the page.
 
     Raises:
         UserError: The ablation is not valid, or was never planned.

@@ -103,11 +103,9 @@ class Attempt(NamedTuple):
         step: The step, like "preprocess"; in a loop with the number of its item, like "train-trial (2)".
         phase: Argo's, like "Pending", "Failed" (the container ended) or "Error" (the pod was refused or lost).
         message: Why it waits or failed; empty if Argo says nothing.
-        pod: Name of its pod.
         log_uri: Where KFP keeps its log when the pod is gone; empty for a driver.
         has_failed: True if the whole step has failed, with all its tries.
         started: When it began, as text that sorts by time.
-        is_driver: True for a driver.
     """
 
     step: str

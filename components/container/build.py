@@ -74,8 +74,6 @@ class Build:
     """An image to build.
 
     Attributes:
-        image: Name and tag.
-        target: One of `TARGETS`.
         base_image: None is the Containerfile's own.
         torch_index: Address; empty is pip's own index.
     """

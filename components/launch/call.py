@@ -24,7 +24,6 @@ class Call:
 
     Attributes:
         key: Key that names the job; one key has one job at a time.
-        directory_uri: Directory of its files.
         result_uri: File that exists once the call is done: a training's result, or the value that any other step returned.
     """
 

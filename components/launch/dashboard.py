@@ -94,7 +94,6 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
 
     Args:
         address: The dashboard's, like "http://raycluster-head-svc:8265".
-        pace: How often to look.
 
     Raises:
         UserError: The experiment or the data set does not fit.

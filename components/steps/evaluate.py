@@ -49,7 +49,6 @@ def evaluate_run(
 
     Args:
         run_uri: A finished run's directory.
-        data_uri: The data set that it was trained on.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
         pipeline_run_id: The pipeline's run that this step belongs to; empty for none.
         force_from: "evaluate" evaluates again what is evaluated; the files of the earlier evaluation get other names.
@@ -125,8 +124,6 @@ def report_run(run_uri: str, evaluation_uri: str, page_path: str, pipeline_run_i
 
     Args:
         run_uri: An evaluated run's directory.
-        evaluation_uri: Its evaluation.
-        page_path: Local file for the page.
         pipeline_run_id: The pipeline's run that this step belongs to; empty for none.
     """
     from evaluation.reports.report import write_report

@@ -72,8 +72,6 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
 
     Args:
         weights: Name of the weights; empty takes the first average.
-        data_uri: The data set that it was trained on.
-        storage_root_uri: Where reference statistics are stored.
         purpose: Name of the result, which seeds the noise.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
     """
@@ -143,7 +141,6 @@ def compare_with_history(
         baseline_nights: See `evaluation.monitoring.detector.Rule`.
         min_difference: See `evaluation.monitoring.detector.Rule`.
         storage_root_uri: Where the message to the webhook is recorded.
-        page_path: Local file for the page of this night.
 
     Raises:
         RegressionError: The model has become worse.

@@ -114,7 +114,6 @@ def finish_tuning(state: str, pipeline_run_id: str, request: TuneRequest, data_u
     Args:
         state: The state that KFP gives the exit task; see `components.steps.close`.
         data_uri: The data set; empty is its default place.
-        page_path: Local file for the page.
 
     Returns:
         URI of the report; empty if there is no data set, and so no tuning.

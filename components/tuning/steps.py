@@ -42,7 +42,6 @@ def tune(
     Args:
         request: A `TuneRequest` as a dictionary.
         data_uri: Data set with a `train` split.
-        reference_uri: Reference statistics for the scores.
         resources: Fields of `training.config.experiment.Resources`.
         ray_address: "local", or a Ray cluster's address.
 

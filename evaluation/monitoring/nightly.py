@@ -241,11 +241,6 @@ def write_history(run_uri: str, history: History) -> None:
 def accept(run_uri: str, *, reason: str, by: str) -> Judgement:
     """Accept the level of the last night: a new baseline begins with it. Return the judgement that is overruled.
 
-    Args:
-        run_uri: The model's run.
-        reason: Why the level is right.
-        by: Who says so.
-
     Raises:
         UserError: There is no history, or the reason or the name is empty.
     """

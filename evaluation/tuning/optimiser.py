@@ -30,7 +30,6 @@ def suggest(axes: Sequence[Axis], experiment: Experiment, records: Sequence[Tria
 
     Args:
         experiment: The experiment without any suggestion.
-        records: The trials before this one.
         number: The trial's number, from 0.
     """
     own = {axis.field: axis.value_in(experiment) for axis in axes}

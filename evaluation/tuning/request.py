@@ -46,7 +46,6 @@ class TuneRequest:
     Attributes:
         preset: The experiment whose fields are searched; empty with a file.
         file: Text of an experiment file; empty with a preset.
-        overrides: Overrides of every trial.
         search: The searched fields; see `parse_search`.
         trials: Number of trials in all.
     """

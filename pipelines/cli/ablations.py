@@ -201,7 +201,6 @@ class GridFile:
         grid: Override path -> list of values.
         preset: The preset that it varies.
         name: Its name; that of the file if missing.
-        set: Overrides of every trial.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}

@@ -75,9 +75,7 @@ def follow(
 
     Args:
         task_names: Names of the pipeline's tasks; Argo's other nodes are not reported.
-        say: Called with each line of progress.
         timeout_seconds: The longest time to wait; None waits for the end.
-        polling: How often to ask.
 
     Raises:
         StillRunningError: The time is over.

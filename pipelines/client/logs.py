@@ -39,7 +39,6 @@ def show_logs(
         follow: Print also what comes until the run has ended.
         out: Called with each line of a log.
         err: Called with each line about a log.
-        polling: How often to ask.
 
     Raises:
         UserError: There is no such run, or it has no such step.

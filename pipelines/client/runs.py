@@ -104,11 +104,7 @@ class PipelineNames:
 
 
 def get_run(kfp: Kfp, run_id: str) -> Any:
-    """Return a run.
-
-    Raises:
-        UserError: There is none of that id.
-    """
+    """Return a run; raise UserError if there is none of that id."""
     try:
         return kfp.client.get_run(run_id)
     except KfpError as error:

@@ -74,7 +74,6 @@ class AppliedSchedule:
 
     Attributes:
         outcome: "created", "replaced" or "unchanged".
-        paused: True if it is paused.
     """
 
     outcome: str
@@ -139,11 +138,7 @@ def find_schedule(kfp: Kfp, name: str) -> Any:
 
 
 def set_enabled(kfp: Kfp, name: str, *, enabled: bool) -> bool:
-    """Resume or pause a schedule; return True if that changed its state.
-
-    Raises:
-        UserError: See `find_schedule`.
-    """
+    """Resume or pause a schedule; return True if that changed its state. It raises as `find_schedule` does."""
     found = find_schedule(kfp, name)
     if (found.mode != "DISABLE") == enabled:
         return False

@@ -61,7 +61,6 @@ def run_ablation(
     Only progress is shown; the output of libraries goes into a log.
 
     Args:
-        services: S3 and MLflow.
         sources: Name of a data set -> source of its images.
         resources: Fields of `training.config.experiment.Resources` for training and evaluation.
         time_left: The estimate for this and further ablations; None makes one for this alone.

@@ -29,7 +29,6 @@ def start(home: Path, name: str, command: Sequence[str], *, env: Mapping[str, st
     Args:
         home: Directory that the process belongs to.
         name: Name of the process within `home`.
-        command: Program and arguments.
         env: The whole environment; the mark is added.
         log_path: File that its output is appended to. A log larger than 16 MiB is first renamed to `<log>.1`.
     """

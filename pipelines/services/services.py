@@ -44,8 +44,6 @@ class Services:
     """The running services.
 
     Attributes:
-        home: Directory of their state.
-        s3_endpoint: URL of S3.
         mlflow_url: URL of MLflow, for clients and the browser.
         env: Environment variables for a client of both. They include the secret, so they are not printed.
     """
@@ -72,7 +70,6 @@ class ServiceStatus:
         port: The port that clients use; None before the first start.
         url: The same as an address.
         memory_bytes: Resident memory of all its processes.
-        log_path: Its output.
     """
 
     name: str
@@ -89,8 +86,6 @@ class Status:
     """State of both services and of their directory.
 
     Attributes:
-        home: Directory of their state.
-        services: SeaweedFS, MLflow.
         data_bytes: Bytes that the directory occupies.
         free_bytes: Bytes free on its disk.
     """

@@ -41,7 +41,6 @@ def keyed_dropout(
 
     Args:
         probability: Probability of zeroing an entry, rounded to a multiple of 2^-16 below 1 (the scale matches the rounded value).
-        key: From `dropout_key`.
         layer: The layer's number; layers of one network have different ones. Less than 1024.
     """
     threshold = min(round(probability * 0x10000), 0xFFFF)

@@ -23,10 +23,6 @@ class RegisteredModel:
     Attributes:
         name: The registered model: the preset, so that its variants compete.
         version: MLflow's number of the version; empty before it is registered.
-        run_id: The MLflow run that trained it.
-        checkpoint_uri: Its checkpoint's directory.
-        weights: Name of the weights in the checkpoint.
-        data_uri: The data set that it was trained on.
         distance_name: Name of its distance; distances of other names are not compared.
         distance: Its reported distance; smaller is better.
         description: Text that MLflow's page of the version shows, in Markdown. A text that somebody wrote there stays.

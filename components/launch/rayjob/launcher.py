@@ -28,10 +28,6 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
     A training has one job for its run, whichever pipeline starts it, and one that is done takes no cluster. Any other step
     has one job in each run of a pipeline: the result of an earlier pipeline run may be out of date.
 
-    Args:
-        resources: Workers, their pods, and the cluster.
-        pace: How often to look.
-
     Raises:
         UserError: The experiment or the data set does not fit, or no image is known.
         RayJobError: The step failed.

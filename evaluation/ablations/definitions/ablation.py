@@ -79,7 +79,6 @@ class SmallScale:
     Attributes:
         settings: Its trials; empty where no experiment of this size can decide the claims.
         reason: Why these settings can show the effect, or why none can and what would.
-        claims: The registered plan.
     """
 
     settings: tuple[Setting, ...]

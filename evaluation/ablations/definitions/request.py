@@ -36,8 +36,6 @@ class AblationRequest:
         preset: Another preset to vary; `DEFAULT_PRESET` keeps the ablation's own.
         objective: One of `OBJECTIVES`.
         grid: A user's axes, path -> values; empty for a named ablation.
-        title: Title of a user's grid.
-        overrides: Overrides of every trial.
         runs: Role -> run or checkpoint, for an ablation that trains nothing.
         seeds: How often each setting is repeated; the trials of a setting differ by seed alone.
     """
