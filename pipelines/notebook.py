@@ -20,7 +20,7 @@ from evaluation.sampling.trained_model import ModelSpec, TrainedModel, ensemble,
 from evaluation.selection.resolve import resolve_model
 from evaluation.studies.compare import compare
 from evaluation.studies.comparison_page import as_study as comparison_study
-from pipelines.services.connect import connect
+from pipelines.services.services import connect
 from training.checkpoints.checkpoint import save as save_checkpoint
 from training.config.experiment import Experiment, Resources, SamplingConfig
 from training.config.files import read_experiment_file, resolve_experiment

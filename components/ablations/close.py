@@ -18,17 +18,10 @@ from training.tracking.runs import PIPELINE_RUN_TAG, is_complete, tags_of
 
 
 def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, storage_root_uri: str, page_path: str) -> str:
-    """Make the report of all trials, and close the MLflow runs of trials that were left open.
+    """Make the report of all trials, and close the MLflow runs of trials that were left open; return the report's URI.
 
     Args:
         state: The state that KFP gives the exit task; see `components.steps.close`.
-        pipeline_run_id: The pipeline's run.
-        request: The ablation.
-        storage_root_uri: Where the runs are.
-        page_path: Local file for the page.
-
-    Returns:
-        URI of the report.
 
     Raises:
         UserError: The ablation is not valid, or was never planned.
@@ -57,14 +50,10 @@ def _numbers(ablation_uri: str) -> dict[str, Any]:
 
 
 def update_ablation(ablation_uri: str, page_path: str = "") -> bool:
-    """Make the report, and send MLflow the trials' records and the report; if it does not answer, leave a mark for the reaper.
+    """Make the report, and send MLflow the records and the report; if it does not answer, leave a mark for the reaper, and return False.
 
     Args:
-        ablation_uri: The ablation's directory.
         page_path: Local file for the page; empty writes none.
-
-    Returns:
-        True if MLflow has everything now.
 
     Raises:
         UserError: Nothing was planned there.
@@ -81,11 +70,7 @@ def update_ablation(ablation_uri: str, page_path: str = "") -> bool:
 
 
 def _send_records(plan: Plan, ablation_uri: str) -> None:
-    """Send MLflow the records of trials that it was away for.
-
-    Raises:
-        TrackingError: MLflow does not answer.
-    """
+    """Send MLflow the records of trials that it was away for; raise TrackingError if MLflow does not answer."""
     for record in collect(ablation_uri, plan.request):
         if record.error or not record.tracking_run_id or is_complete(record.tracking_run_id, {name for name, _ in metric_points(record)}):
             continue

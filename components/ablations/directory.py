@@ -19,11 +19,9 @@ class Plan:
     """The plan of an ablation, which its steps share.
 
     Attributes:
-        request: The ablation.
         items: One for each trial: all that the steps of a trial need, as the pipeline's loop hands it to them.
         parent_run_id: The ablation's run in MLflow.
         parent_url: The page of that run.
-        tracking: MLflow's experiment.
         values: Label -> short name -> value of what the ablation varies; for a run that the user named, its own values.
     """
 
@@ -57,11 +55,7 @@ def ablation_uri(request: AblationRequest, storage_root_uri: str) -> str:
 
 
 def read_plan(ablation_uri: str) -> Plan:
-    """Read the plan of an ablation.
-
-    Raises:
-        UserError: Nothing was planned there.
-    """
+    """Read the plan of an ablation; raise UserError if nothing was planned there."""
     uri = storage.join(ablation_uri, PLAN)
     if not storage.exists(uri):
         raise UserError(f"{ablation_uri}: no ablation was planned there; run the ablation first")

@@ -25,9 +25,6 @@ def measure_one(request: AblationRequest, trial: Trial, item: Mapping[str, Any],
     """Take all measures of a trial.
 
     Args:
-        request: The ablation.
-        trial: The trial.
-        item: Its item of the plan.
         run_uri: Its run's directory, or a checkpoint's.
         resources: Fields of `training.config.experiment.Resources`.
     """
@@ -65,7 +62,6 @@ def measure_several(joint: Joint, items: Sequence[Mapping[str, Any]], resources:
     """Take the joint measurement of trials that are all measured.
 
     Args:
-        joint: The kind of measurement.
         items: The trials' items of the plan; their seed is the same.
         resources: See `measure_one`.
     """
@@ -89,7 +85,6 @@ def trial_model(run_uri: str, item: Mapping[str, Any], resources: Mapping[str, A
 
     Args:
         run_uri: Its run's directory, or a checkpoint's.
-        item: Its item of the plan.
         resources: Fields of `training.config.experiment.Resources`.
         best: See `find_trial_model`.
     """

@@ -27,8 +27,6 @@ def list_data_sets(
     """List the data sets of the trials, each with what the preprocess and reference steps need.
 
     Args:
-        request: The ablation.
-        storage_root_uri: The storage root.
         data_uri: Directory of the data set, for an ablation with a single one; empty takes each one's default place.
         sources: Name of a data set -> source of its images. The default source is the name itself.
 
@@ -58,17 +56,10 @@ def list_data_sets(
 def plan(
     request: AblationRequest, storage_root_uri: str, tracking_experiment: str, *, data_uri: str = "", pipeline_run_id: str = ""
 ) -> list[dict[str, Any]]:
-    """Plan the trials, write the plan, and open the ablation's run in MLflow, the parent of the trials' runs.
+    """Plan the trials, write the plan, and open the ablation's run in MLflow, the parent of the trials' runs; return the plan's items.
 
     Args:
-        request: The ablation.
-        storage_root_uri: The storage root.
-        tracking_experiment: MLflow's experiment.
         data_uri: See `list_data_sets`.
-        pipeline_run_id: The pipeline's run.
-
-    Returns:
-        One item for each trial: all that its steps need.
 
     Raises:
         UserError: A trial is not valid, or a run to evaluate does not exist; the message says how to get it.
@@ -120,11 +111,7 @@ def _data_uri(experiment: Experiment, storage_root_uri: str, data_uri: str = "")
 
 
 def _experiment_of(trial: Trial) -> Experiment:
-    """Return the trial's experiment; for a run that the user named, the experiment of its checkpoint.
-
-    Raises:
-        UserError: The run was trained by another objective than its role, which would make the claims wrong.
-    """
+    """Return the trial's experiment; for a run that the user named, the experiment of its checkpoint."""
     if not trial.run_uri:
         return trial.experiment
     from evaluation.ablations.trials.trial_model import find_trial_model
@@ -137,11 +124,7 @@ def _experiment_of(trial: Trial) -> Experiment:
 
 
 def _existing_run(request: AblationRequest, trial: Trial, storage_root_uri: str, data_uri: str) -> str:
-    """Return the run that a trial of an ablation without training evaluates; empty for a trial that is trained.
-
-    Raises:
-        UserError: The run does not exist.
-    """
+    """Return the run that a trial of an ablation without training evaluates; empty for a trial that is trained."""
     from training.data.format.manifest import read_manifest
 
     ablation = request.ablation()

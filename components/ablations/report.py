@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.ablations.directory import Plan, read_plan
@@ -28,14 +27,10 @@ FILES = (PAGE, "table.csv", "table.json", "figure.svg", "summary.json")
 
 
 def make_report(ablation_uri: str, page_path: str = "") -> str:
-    """Make page, table and figures from the trials' records; trials that failed or are missing are named there.
+    """Make page, table and figures from the trials' records, also of failed and missing ones; return the page's URI.
 
     Args:
-        ablation_uri: The ablation's directory.
         page_path: Local file for a copy of the page; empty writes none.
-
-    Returns:
-        URI of the page.
 
     Raises:
         UserError: Nothing was planned there.
@@ -86,8 +81,7 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
         svg = f'<?xml version="1.0" encoding="utf-8"?>\n{drawn[0].svg}'
         storage.write_bytes(storage.join(ablation_uri, "figure.svg"), svg.encode())
     if page_path:
-        Path(page_path).parent.mkdir(parents=True, exist_ok=True)
-        Path(page_path).write_text(page)
+        storage.write_bytes(page_path, page.encode())
     for record in records:
         say(_describe(record))
     for finding in found:

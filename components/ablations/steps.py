@@ -27,9 +27,7 @@ def train_trial(item: Mapping[str, Any], train: Callable[[str], str], *, pipelin
     """Train a trial, unless it is measured already or evaluates a run that exists.
 
     Args:
-        item: Its item of the plan.
         train: Takes the MLflow run of the trial, trains the item's experiment and returns the run's directory.
-        pipeline_run_id: The pipeline's run.
 
     Returns:
         The run's directory, or that of the checkpoint to evaluate.
@@ -44,16 +42,11 @@ def train_trial(item: Mapping[str, Any], train: Callable[[str], str], *, pipelin
 
 
 def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str, Any], pipeline_run_id: str = "") -> str:
-    """Take all measures of a trained trial, and write them to its record and its run in MLflow.
+    """Take all measures of a trained trial, write them to its record and its run in MLflow, and return the record's URI.
 
     Args:
-        item: Its item of the plan.
         run_uri: Its run's directory, or a checkpoint's.
         resources: Workers and devices; fields of `training.config.experiment.Resources`.
-        pipeline_run_id: The pipeline's run.
-
-    Returns:
-        URI of the record.
     """
     if finished_record(item) is not None:
         say(f"{item['label']}: was trained and measured before")
@@ -74,7 +67,6 @@ def measure_joint(ablation_uri: str, resources: Mapping[str, Any]) -> str:
     """Measure several trials jointly (an ensemble, a cascade), once each is measured; repeated seeds one by one.
 
     Args:
-        ablation_uri: The ablation's directory.
         resources: See `measure_trial`.
 
     Returns:

@@ -53,10 +53,7 @@ class TrialTracking:
         """Find or create the run, as a child of the ablation's.
 
         Args:
-            plan: The plan.
-            label: The trial's label.
             trial: The trial; None for a joint measurement.
-            pipeline_run_id: The pipeline's run.
             seed: Its seed, if seeds are repeated. The seeds of a setting share the tag `iddpm.setting`, by which MLflow's list groups runs.
         """
         from evaluation.ablations.trials.record import slug

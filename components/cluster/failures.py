@@ -28,12 +28,7 @@ _PLAIN_EXIT = re.compile(r"(main: )?Error \(exit code 1\)")
 
 
 def step_errors(workflow: Mapping[str, Any], read_log: Callable[[str], str]) -> dict[str, str]:
-    """Return the last error of each step that has failed, without secrets.
-
-    Args:
-        workflow: The Workflow.
-        read_log: Returns the log of a pod, or an empty text.
-    """
+    """Return the last error of each step that has failed, without secrets; `read_log` returns the log of a pod, or an empty text."""
     last = {attempt.step: attempt for attempt in attempts(workflow) if attempt.has_failed}
     return {step: without_secrets(_error(attempt, read_log)) for step, attempt in last.items()}
 

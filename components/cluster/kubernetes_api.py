@@ -35,17 +35,12 @@ _RAYJOBS = (GROUP, VERSION, PLURAL)
 
 
 class KubernetesApi:
-    """One namespace of one cluster.
-
-    Attributes:
-        namespace: The namespace.
-    """
+    """One namespace of one cluster."""
 
     def __init__(self, namespace: str, *, patience_seconds: float = 900.0, first_pause_seconds: float = 0.5) -> None:
         """Connect by the pod's service account, or outside a cluster by the kubeconfig.
 
         Args:
-            namespace: The namespace.
             patience_seconds: How long a call may go without an answer before it fails.
             first_pause_seconds: Pause before the second try; each further pause is up to twice as long, at most 15 s.
 

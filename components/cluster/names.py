@@ -52,11 +52,7 @@ _UNITS |= {f"{letter}i": 2.0 ** (10 * power) for power, letter in enumerate("KMG
 
 
 def amount(quantity: str) -> float:
-    """Return a quantity as a number: cores, or bytes.
-
-    Raises:
-        UserError: It is no quantity.
-    """
+    """Return a quantity as a number: cores, or bytes. Raise UserError if it is no quantity."""
     if not QUANTITY.fullmatch(quantity):
         raise UserError(f"{quantity!r} is not a quantity that Kubernetes knows, like '4', '500m' or '16Gi'")
     number = quantity.rstrip("mkKMGTPi")
@@ -64,11 +60,7 @@ def amount(quantity: str) -> float:
 
 
 def require_quantity(name: str, value: str, *, form: re.Pattern[str] = QUANTITY) -> None:
-    """Refuse a value that Kubernetes does not read as an amount, and zero.
-
-    Raises:
-        UserError: It is either.
-    """
+    """Refuse a value that Kubernetes does not read as an amount, and zero."""
     if not form.fullmatch(value) or not amount(value):
         example = "like '4' or '500m'" if form is CORES else "like '16Gi'"
         raise UserError(f"{name} {value!r} is not a quantity that Kubernetes knows, {example}")
@@ -85,22 +77,14 @@ def require_object_name(name: str, value: str) -> None:
 
 
 def require_node_selector(selector: Mapping[str, Any]) -> None:
-    """Refuse a value that is no node selector.
-
-    Raises:
-        UserError: A label's value is not text.
-    """
+    """Refuse a value that is no node selector."""
     for key, value in selector.items():
         if not isinstance(value, str):
             raise UserError(f'node_selector: the value of label {key} must be text; write "{json.dumps(value)}" in quotes')
 
 
 def require_tolerations(tolerations: Sequence[Any]) -> None:
-    """Refuse a list that has anything but tolerations of a pod.
-
-    Raises:
-        UserError: One of them is not a toleration.
-    """
+    """Refuse a list that has anything but tolerations of a pod."""
     for each in tolerations:
         if not _is_toleration(each):
             example = '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]'
@@ -108,11 +92,7 @@ def require_tolerations(tolerations: Sequence[Any]) -> None:
 
 
 def require_labels(name: str, labels: Mapping[str, str]) -> None:
-    """Refuse what Kubernetes does not take as labels, and those by which we and KubeRay find pods.
-
-    Raises:
-        UserError: It is either.
-    """
+    """Refuse what Kubernetes does not take as labels, and those by which we and KubeRay find pods."""
     require_annotations(name, labels)
     for key, value in labels.items():
         if not _LABEL_VALUE.fullmatch(value):
@@ -120,11 +100,7 @@ def require_labels(name: str, labels: Mapping[str, str]) -> None:
 
 
 def require_annotations(name: str, annotations: Mapping[str, str]) -> None:
-    """Refuse keys that Kubernetes does not take, and those that we or KubeRay set.
-
-    Raises:
-        UserError: It is either.
-    """
+    """Refuse keys that Kubernetes does not take, and those that we or KubeRay set."""
     for key in annotations:
         if not _LABEL_KEY.fullmatch(key):
             raise UserError(f"{name}: {key!r} can't be a key; it reads like team, or example.com/team")
@@ -133,11 +109,7 @@ def require_annotations(name: str, annotations: Mapping[str, str]) -> None:
 
 
 def require_env(name: str, env: Mapping[str, str]) -> None:
-    """Refuse names that can't be variables, and those that the pods' Secrets set.
-
-    Raises:
-        UserError: It is either.
-    """
+    """Refuse names that can't be variables, and those that the pods' Secrets set."""
     for key in env:
         if not _VARIABLE.fullmatch(key):
             raise UserError(f"{name}: {key!r} can't name an environment variable")
@@ -146,11 +118,7 @@ def require_env(name: str, env: Mapping[str, str]) -> None:
 
 
 def require_volumes(volumes: Sequence[Mapping[str, Any]], mounts: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse mounts without a volume, volumes without a name, and those that take the place of our own.
-
-    Raises:
-        UserError: It is one of them.
-    """
+    """Refuse mounts without a volume, volumes without a name, and those that take the place of our own."""
     names = [each.get("name") for each in volumes]
     for volume in volumes:
         if not isinstance(volume.get("name"), str) or volume["name"] == "scratch" or len(volume) != 2 or names.count(volume["name"]) > 1:

@@ -39,7 +39,6 @@ def proxy_for(url: str, *, named: str = "") -> Proxy | None:
     Servers on this machine and Services of the cluster are reached without one.
 
     Args:
-        url: The address.
         named: A proxy that takes precedence over the environment's.
 
     Raises:

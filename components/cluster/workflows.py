@@ -103,11 +103,9 @@ class Attempt(NamedTuple):
         step: The step, like "preprocess"; in a loop with the number of its item, like "train-trial (2)".
         phase: Argo's, like "Pending", "Failed" (the container ended) or "Error" (the pod was refused or lost).
         message: Why it waits or failed; empty if Argo says nothing.
-        pod: Name of its pod.
         log_uri: Where KFP keeps its log when the pod is gone; empty for a driver.
         has_failed: True if the whole step has failed, with all its tries.
         started: When it began, as text that sorts by time.
-        is_driver: True for a driver.
     """
 
     step: str
@@ -121,11 +119,7 @@ class Attempt(NamedTuple):
 
 
 def require_sweep_fits(num_trials: int) -> None:
-    """Refuse a sweep whose Workflow would become larger than Kubernetes stores; Argo would fail it in the middle.
-
-    Raises:
-        UserError: There are too many trials.
-    """
+    """Refuse a sweep whose Workflow would become larger than Kubernetes stores; Argo would fail it in the middle."""
     if num_trials > LARGEST_SWEEP:
         raise UserError(
             f"the sweep has {num_trials} trials; a run on a cluster takes at most {LARGEST_SWEEP}: split its grid into several runs "

@@ -74,8 +74,6 @@ class Build:
     """An image to build.
 
     Attributes:
-        image: Name and tag.
-        target: One of `TARGETS`.
         base_image: None is the Containerfile's own.
         torch_index: Address; empty is pip's own index.
     """
@@ -134,11 +132,7 @@ def parse_pip(listed: str) -> Pip:
 
 
 def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
-    """Build an image; the engine writes to this process's output.
-
-    Raises:
-        BuildError: It failed.
-    """
+    """Build an image; the engine writes to this process's output. Raise BuildError if it failed."""
     arguments = {"TARGET": what.target, "TORCH_INDEX": what.torch_index, "VERSION": VERSION, **_commit()}
     if what.base_image:
         arguments["BASE_IMAGE"] = what.base_image

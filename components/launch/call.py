@@ -23,10 +23,7 @@ class Call:
     """A call of a step.
 
     Attributes:
-        step: The step.
-        arguments: Its arguments, by name.
         key: Key that names the job; one key has one job at a time.
-        directory_uri: Directory of its files.
         result_uri: File that exists once the call is done: a training's result, or the value that any other step returned.
     """
 
@@ -79,8 +76,6 @@ def call_of(step: Step, arguments: Mapping[str, Any], scope: str = "") -> Call:
     """Make the call of a step.
 
     Args:
-        step: The step.
-        arguments: Its arguments, by name.
         scope: Part of the key, so that calls of different scopes differ. A training ignores it: one run has one job, whoever starts it.
 
     Raises:

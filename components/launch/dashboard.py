@@ -88,18 +88,12 @@ class _Job:
 
 
 def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, pace: Pace = DEFAULT_PACE) -> Any:
-    """Run a step on the cluster with that dashboard, or follow a job that runs it already.
+    """Run a step on the cluster with that dashboard, or follow a job that runs it already; return what the step returns.
 
     SIGTERM and Ctrl-C stop the job before anything else, unless another run submitted it; see `StopFlag.raise_if_set`.
 
     Args:
-        step: The step.
-        arguments: Its arguments, by name.
         address: The dashboard's, like "http://raycluster-head-svc:8265".
-        pace: How often to look.
-
-    Returns:
-        What the step returns.
 
     Raises:
         UserError: The experiment or the data set does not fit.

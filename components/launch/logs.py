@@ -69,7 +69,6 @@ def step_log_stored(directory_uri: str, name: str, makes: Sequence[str] = ()) ->
 
     Args:
         directory_uri: Directory of the run, sweep or data set that the step works on; empty stores nothing.
-        name: Name of the step.
         makes: For a directory that many runs share: the files that the step makes last, or finds. A step that succeeds and leaves them as
             they were has only found its work done. Its log is not kept: each run would add one for ever, and it says nothing else.
     """

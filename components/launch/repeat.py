@@ -45,7 +45,6 @@ def repeat_lost(
         work: It must find what an earlier try has done.
         progress: Returns the step of the last checkpoint; 0 for work that has none.
         is_lost: Returns True for an exception after which another try may succeed.
-        sleep: Waits for seconds.
 
     Raises:
         Exception: That of `work`, if it is not lost; the last one if it was lost too often.

@@ -60,8 +60,6 @@ class RayJobOptions:
 
     Attributes:
         workers_per_pod: Working processes in one pod. One for each GPU of a node is fastest: GPUs in one pod communicate directly.
-        head_cpu: Cores of the head.
-        head_memory: Memory of the head.
         active_deadline_seconds: KubeRay ends the job after this time; the run goes on on a new one if it has a new checkpoint.
         pre_running_deadline_seconds: How long its pods may take to come up.
         service_account: Service account of the cluster's pods.
@@ -76,7 +74,6 @@ class RayJobOptions:
         volume_mounts: Where these are mounted, as in a container's specification.
         affinity: Affinity of the workers, as in a pod's specification.
         runtime_class: Runtime class of the workers, like "nvidia".
-        priority_class: Priority class of all pods.
         queue_priority_class: Kueue's priority class of the job; needs `queue`.
     """
 
@@ -285,11 +282,7 @@ def _given(text: str, parameter: str) -> dict[str, Any]:
 
 
 def _require_stage(resources: StageResources, stage: str, given: Mapping[str, Any]) -> None:
-    """Refuse what the stage would not use.
-
-    Raises:
-        UserError: GPUs where images are prepared; fields of training elsewhere, unless a profile has them; GPUs that are too few.
-    """
+    """Refuse what the stage would not use."""
     parameter = f"{stage}_resources"
     if stage == "train":
         if resources.pod.gpus != "0" and int(resources.pod.gpus) < resources.num_workers * resources.num_gpus_per_worker:

@@ -53,11 +53,7 @@ class Step:
 
 
 def load(function: str) -> Any:
-    """Import a function that is named as "module:name".
-
-    Raises:
-        UserError: It is none of this project's components.
-    """
+    """Import a function that is named as "module:name". Raise UserError if it is none of this project's components."""
     module, _, name = function.partition(":")
     if not module.startswith("components."):
         raise UserError(f"{function} is not a step of this project; was the file with the call changed?")
@@ -65,13 +61,7 @@ def load(function: str) -> Any:
 
 
 def run_on_cluster(step: Step, arguments: Mapping[str, Any], ray_address: str) -> Any:
-    """Run a step on a Ray cluster that this process can be a driver of.
-
-    Args:
-        step: The step.
-        arguments: Its arguments, by name.
-        ray_address: The cluster's address, or "auto" on one of its nodes.
-    """
+    """Run a step on the Ray cluster with that address ("auto" on one of its nodes), which this process can be a driver of."""
     if step.run_files:
         return step(**arguments, ray_address=ray_address)
     from training.distributed.ray_session import ray_session

@@ -55,7 +55,6 @@ def close_finished_runs(api: KubernetesApi) -> list[str]:
 
     Raises:
         KubernetesError: The cluster does not answer, or refuses.
-        TrackingError: MLflow can't be reached, or refuses.
     """
     runs = open_runs(PIPELINE_RUN_TAG)
     send_what_mlflow_lacks([*runs, *latest_runs(_NUM_LATEST)])  # first, as it also closes runs

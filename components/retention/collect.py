@@ -36,7 +36,6 @@ class Collection:
         directories: Everything below the storage root, as it was found.
         deletable: Garbage that may be deleted now.
         waiting: Other garbage -> the time from which it may be, in seconds since 1970.
-        deleted: What was deleted.
         spared: What was about to be deleted when something began to need it.
     """
 

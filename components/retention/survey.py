@@ -66,7 +66,6 @@ class Garbage:
     """A directory that nothing needs.
 
     Attributes:
-        name: Its address below the storage root.
         modified: Time of the last write in the run or sweep that it belongs to, in seconds since 1970.
     """
 
@@ -88,8 +87,6 @@ class Directory:
     Attributes:
         name: Its address below the storage root, such as "runs/digits-0123456789ab".
         modified: Time of the last write, in seconds since 1970.
-        reason: Why it has its state.
-        garbage: What of it is garbage.
     """
 
     name: str
@@ -170,7 +167,6 @@ def survey(
     """Return every directory below a storage root, with its state and its garbage.
 
     Args:
-        stored: The listing of the storage root.
         now: The time, in seconds since 1970.
         read: Returns the texts of files, by URI.
     """

@@ -50,9 +50,7 @@ def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, da
     Args:
         state: The state that KFP gives the pipeline's last step.
         pipeline_run_id: The pipeline's run. MLflow runs that another pipeline run has resumed stay open.
-        experiment: The experiment.
         data_uri: The data set; empty is its default place.
-        storage_root_uri: Where everything is stored.
 
     Returns:
         The run's directory; empty if there is no data set, and so no run.

@@ -63,8 +63,6 @@ def tell_comparison(page_uri: str, pipeline_run_id: str, storage_root_uri: str) 
 
     Args:
         page_uri: The page that `compare_models` wrote.
-        pipeline_run_id: The pipeline's run.
-        storage_root_uri: Where the message is recorded.
     """
     models = []
     for row in storage.read_json(storage.join(page_uri.rpartition("/")[0], "comparison.json"))["models"]:

@@ -43,20 +43,15 @@ def evaluation_options(experiment: Experiment, storage_root_uri: str, resources:
 def evaluate_run(
     run_uri: str, data_uri: str, reference_uri: str, resources: Mapping[str, Any], pipeline_run_id: str = "", force_from: str = ""
 ) -> str:
-    """Evaluate a run's best checkpoint, in its directory, in MLflow and in the registry.
+    """Evaluate a run's best checkpoint, in its directory, in MLflow and in the registry; return the result's URI.
 
     The step succeeds even if MLflow is away; see `components.steps.mlflow_sync`.
 
     Args:
         run_uri: A finished run's directory.
-        data_uri: The data set that it was trained on.
-        reference_uri: Reference statistics.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
         pipeline_run_id: The pipeline's run that this step belongs to; empty for none.
         force_from: "evaluate" evaluates again what is evaluated; the files of the earlier evaluation get other names.
-
-    Returns:
-        URI of the result.
     """
     with shown_as_running(run_uri, EVALUATE_STEP, pipeline_run_id):
         if force_from == EVALUATE_STEP:
@@ -87,7 +82,6 @@ def set_aside(run_uri: str, pipeline_run_id: str) -> None:
     It is done once for each run of the pipeline: a second try of its step goes on with what the first one has done.
 
     Args:
-        run_uri: The run's directory.
         pipeline_run_id: ID of the pipeline's run that evaluates again.
     """
     done_uri = storage.join(run_uri, EVALUATIONS, f"forced-by-{pipeline_run_id}")
@@ -126,16 +120,11 @@ def log_result(uri: str, log_metric: Callable[[str, float], None]) -> str:
 
 
 def report_run(run_uri: str, evaluation_uri: str, page_path: str, pipeline_run_id: str = "") -> str:
-    """Write the report of a run, into its directory, to MLflow and to a local file.
+    """Write the report of a run, into its directory, to MLflow and to a local file; return the page's URI.
 
     Args:
         run_uri: An evaluated run's directory.
-        evaluation_uri: Its evaluation.
-        page_path: Local file for the page.
         pipeline_run_id: The pipeline's run that this step belongs to; empty for none.
-
-    Returns:
-        URI of the page.
     """
     from evaluation.reports.report import write_report
 

@@ -32,15 +32,7 @@ _GRID = re.compile(r"/step=(\d+)\.png$")
 
 
 def update_mlflow(run_uri: str, run_id: str = "") -> bool:
-    """Call `bring_up_to_date`; if MLflow does not answer, log that and leave a mark for the reaper.
-
-    Args:
-        run_uri: The run's directory.
-        run_id: See `bring_up_to_date`.
-
-    Returns:
-        True if MLflow has everything now.
-    """
+    """Call `bring_up_to_date`; if MLflow does not answer, log that, leave a mark for the reaper, and return False."""
     try:
         bring_up_to_date(run_uri, run_id)
     except TrackingError as error:
@@ -58,7 +50,6 @@ def shown_as_running(run_uri: str, step: str, pipeline_run_id: str = "") -> Iter
     A step that is killed leaves it open; the pipeline's last step or the reaper closes it. Where MLflow is away, work goes on.
 
     Args:
-        run_uri: The run's directory.
         step: The step, like "evaluate".
         pipeline_run_id: The pipeline's run that it belongs to; empty leaves the run with the one that it has.
     """
@@ -100,7 +91,6 @@ def leave_mark(directory_uri: str, arguments: Mapping[str, str]) -> None:
     """Record that MLflow may lack something of a run or sweep; never fail.
 
     Args:
-        directory_uri: Its directory.
         arguments: Those of `update_mlflow`, or of `components.ablations.close.update_ablation`.
     """
     try:
@@ -125,11 +115,9 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
     Doing it again changes nothing.
 
     Args:
-        run_uri: The run's directory.
         run_id: The MLflow run; empty reads it from the result of a finished training.
 
     Raises:
-        TrackingError: MLflow can't be reached, or refuses.
         StorageError: The directory can't be read.
     """
     result = read_result(run_uri)

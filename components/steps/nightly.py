@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.steps.evaluate import evaluation_options
@@ -64,21 +63,17 @@ def resolve_model(model: str) -> Model:
 
 
 def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, resources: Mapping[str, Any]) -> str:
-    """Evaluate a model again, with new noise; and again in the same night, if the score is far from those before.
+    """Evaluate a model again, with new noise, and return the result's URI.
+
+    The same night draws again if the score is far from those before.
 
     Fewer samples are drawn from the noise of every other night too, for the comparison with the first one. Their result has the name
     `<purpose>-common`.
 
     Args:
-        checkpoint_uri: The checkpoint.
         weights: Name of the weights; empty takes the first average.
-        data_uri: The data set that it was trained on.
-        storage_root_uri: Where reference statistics are stored.
         purpose: Name of the result, which seeds the noise.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.
-
-    Returns:
-        URI of the result.
     """
     from evaluation.evaluate.run import evaluate
     from evaluation.monitoring.detector import NUM_REDRAWN, Rule
@@ -115,7 +110,6 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
     """Tell the webhook of a failure inside the block, and raise it again: without a check nobody knows that the model is healthy.
 
     Args:
-        model: The model.
         weights: Name of the weights; empty where it is not known yet.
         storage_root_uri: Where the receipt of the message is stored.
         purpose: Name of the evaluation; one message is sent for it, however often the step is tried.
@@ -138,21 +132,15 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
 def compare_with_history(
     evaluation_uri: str, tracking_run_id: str, baseline_nights: int, min_difference: float, storage_root_uri: str, page_path: str
 ) -> str:
-    """Add a score to the model's history, judge it, and raise an error if the model has become worse.
+    """Add a score to the model's history, judge it, and return that in one sentence; raise an error if the model has become worse.
 
     The history is in the run's directory (`evaluation.monitoring.nightly`). Page and numbers are logged to MLflow too. The webhook
     is told of the judgement.
 
     Args:
-        evaluation_uri: The score.
-        tracking_run_id: The model's MLflow run.
         baseline_nights: See `evaluation.monitoring.detector.Rule`.
         min_difference: See `evaluation.monitoring.detector.Rule`.
         storage_root_uri: Where the message to the webhook is recorded.
-        page_path: Local file for the page of this night.
-
-    Returns:
-        The judgement, one sentence.
 
     Raises:
         RegressionError: The model has become worse.
@@ -187,8 +175,7 @@ def compare_with_history(
         grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri and storage.exists(result.grid_uri) else None,
         links=links,
     )
-    Path(page_path).parent.mkdir(parents=True, exist_ok=True)
-    Path(page_path).write_text(page)
+    storage.write_bytes(page_path, page.encode())
     _log_to_mlflow(tracking_run_id, name, page, history, judgement, same_noise)
     finding = f"{result.distance_name} {_OUTCOMES[judgement.direction]}: {judgement.text}"
     finding += f"; {same_noise}" if same_noise else ""

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.launch.logs import LogPlace
@@ -62,10 +61,6 @@ def find_log(arguments: Mapping[str, Any]) -> LogPlace:
 def write_manifests(data_uri: str, manifest_path: str) -> Data:
     """Write a data set's manifests to a local file, as one JSON object by split.
 
-    Args:
-        data_uri: The data set's directory.
-        manifest_path: Local file.
-
     Returns:
         The directory, and the content digest of the training images, which keys the cached results of later steps.
     """
@@ -73,6 +68,6 @@ def write_manifests(data_uri: str, manifest_path: str) -> Data:
 
     uris = {split: storage.join(data_uri, split) for split in ("train", "test")}
     manifests = {split: read_manifest(uri) for split, uri in uris.items() if storage.exists(storage.join(uri, "manifest.json"))}
-    Path(manifest_path).parent.mkdir(parents=True, exist_ok=True)
-    Path(manifest_path).write_text(json.dumps({split: dataclasses.asdict(found) for split, found in manifests.items()}, indent=2) + "\n")
+    text = json.dumps({split: dataclasses.asdict(found) for split, found in manifests.items()}, indent=2) + "\n"
+    storage.write_bytes(manifest_path, text.encode())
     return Data(data_uri, manifests["train"].content_digest)

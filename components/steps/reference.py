@@ -17,13 +17,10 @@ REFERENCES = "references"
 
 
 def stored_extractor_weights(storage_root_uri: str, extractor: Extractor) -> str | None:
-    """Return the URI of an extractor's weights below the storage root, `extractors/<file name>`.
+    """Return the URI of an extractor's weights below the storage root, `extractors/<file name>`; None if they are not there.
 
     A cluster without access to the internet keeps them there, once for all steps. Their sha256 is checked, so they are the
     same weights from every place.
-
-    Returns:
-        The URI; None if they are not there: then torch's cache or a download has them.
     """
     from evaluation.features.extractors import weights_file
 
@@ -55,9 +52,7 @@ def make_reference(experiment: str, data_uri: str, data_digest: str, storage_roo
 
     Args:
         experiment: The experiment, as JSON.
-        data_uri: The data set.
         data_digest: Digest of its training images, from the step that made it.
-        storage_root_uri: Where everything is stored.
         resources: Fields of `training.config.experiment.Resources`.
 
     Raises:
@@ -85,7 +80,6 @@ def existing_reference(reference_uri: str, storage_root_uri: str, make: Callable
 
     Args:
         reference_uri: The URI; empty where no statistics are used.
-        storage_root_uri: Where everything is stored.
         make: Makes them, and returns their URI.
 
     Raises:

@@ -31,10 +31,7 @@ class Run:
     """A training run.
 
     Attributes:
-        experiment: The experiment.
         manifest: Manifest of the data set's training images.
-        key: The run's key.
-        uri: Its directory.
         forced_by: See `run_directory`.
     """
 
@@ -66,9 +63,7 @@ def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: st
     on, also after `iddpm gc` has deleted some of them. What the earlier ones left stays, as reports and the registry may name it.
 
     Args:
-        experiment: The experiment.
         data_digest: Content digest of the data set.
-        storage_root_uri: Where everything is stored.
         forced_by: The pipeline's run that trains again although there is a training; empty takes what is there. A repeat that it
             began, or that another began and did not finish, goes on.
     """

@@ -26,20 +26,13 @@ _MAX_NOTE_LENGTH = 5000  # of a tag; MLflow's limit
 
 
 def log_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
-    """Log a study to MLflow as a run of its own; the same study again finds its run, and adds nothing.
+    """Log a study to MLflow as a run of its own, and return its page's address; the same study again finds its run, and adds nothing.
 
     It is logged when it is done, so no run stays open if the study is interrupted. A study of a single model is a child of
     that model's run; a comparison is in the MLflow experiment of the first of its models that has a run.
 
     Args:
-        study: The findings.
         tracking_run_ids: The MLflow run of each of its models, in their order; empty where there is none.
-
-    Returns:
-        The address of the run's page.
-
-    Raises:
-        TrackingError: MLflow can't be reached, stops answering, or refuses.
     """
     from training.tracking.runs import locate, open_run
 
@@ -81,22 +74,15 @@ def log_study(study: Study, tracking_run_ids: Sequence[str]) -> str:
 
 
 def log_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str:
-    """Log an evaluation to the MLflow run that trained the model.
+    """Log an evaluation to the MLflow run that trained the model; return the address of that run's page.
 
     Without such a run it becomes a run of its own. If that run has other numbers of the same name, from another protocol, it becomes
     a child run: MLflow would keep the old numbers beside the new report. An evaluation that was done again by force replaces the
     numbers of the one before.
 
     Args:
-        run_uri: The run's directory.
         result_name: Name of the evaluation; its numbers are logged as `<name>/distance` and so on, at the checkpoint's step.
         tracking_run_id: The MLflow run; empty where none is known, for instance for a published checkpoint.
-
-    Returns:
-        The address of the page of the run that has it.
-
-    Raises:
-        TrackingError: MLflow can't be reached, stops answering, or refuses.
     """
     from evaluation.reports.study import Study
     from training.tracking.runs import attach, locate
@@ -128,11 +114,7 @@ def log_evaluation(run_uri: str, result_name: str, tracking_run_id: str) -> str:
 
 
 def read_evaluation(run_uri: str, result_name: str) -> EvaluationResult:
-    """Read an evaluation's result from the run's directory.
-
-    Raises:
-        ObjectNotFoundError: There is none of that name.
-    """
+    """Read an evaluation's result from the run's directory; raise ObjectNotFoundError if there is none of that name."""
     from evaluation.records.result import EvaluationResult
 
     return EvaluationResult.read(result_uri(run_uri, result_name))

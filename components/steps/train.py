@@ -61,7 +61,6 @@ def train_run(
         data_uri: Data set with a `train` split.
         reference_uri: Reference statistics for the scores beside training; empty scores nothing.
         storage_root_uri: Where everything is stored; the run's directory is `<root>/runs/<run key>`.
-        tracking_experiment: MLflow experiment.
         resources: Fields of `training.config.experiment.Resources`.
         pipeline_run_id: The pipeline's run, whose last step closes the MLflow run if this step could not.
         parent_run_id: The MLflow run of the sweep's trial that this training belongs to; empty for a training of its own.

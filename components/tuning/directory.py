@@ -20,10 +20,8 @@ def from_form(
 
     Args:
         preset: Name of a preset; unused if there is a file.
-        overrides: Overrides of every trial.
         file: Text of an experiment file (TOML), or its s3:// address; empty takes the preset.
         search: The searched fields; see `evaluation.tuning.search.parse_search`.
-        trials: Number of trials.
         options: Fields of `evaluation.tuning.request.TuneOptions`.
 
     Raises:

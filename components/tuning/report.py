@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.steps.close import close_runs, end_of_run, find_data
@@ -86,7 +85,6 @@ def make_report(uri: str, page_path: str = "") -> dict[str, Any]:
     """Write the page, the table and the best trial's experiment file from the records of the trials.
 
     Args:
-        uri: The tuning's directory.
         page_path: Local file for a copy of the page; empty writes none.
 
     Returns:
@@ -101,8 +99,7 @@ def make_report(uri: str, page_path: str = "") -> dict[str, Any]:
     rows = [dataclasses.asdict(record) for record in ranked(records)]
     storage.write_bytes(storage.join(uri, "table.json"), as_json({"request": request.to_dict(), "trials": rows}))
     if page_path:
-        Path(page_path).parent.mkdir(parents=True, exist_ok=True)
-        Path(page_path).write_text(page)
+        storage.write_bytes(page_path, page.encode())
     best = best_of(records)
     if best is None:
         return {}
@@ -116,11 +113,7 @@ def finish_tuning(state: str, pipeline_run_id: str, request: TuneRequest, data_u
 
     Args:
         state: The state that KFP gives the exit task; see `components.steps.close`.
-        pipeline_run_id: The pipeline's run.
-        request: The tuning.
         data_uri: The data set; empty is its default place.
-        storage_root_uri: The storage root.
-        page_path: Local file for the page.
 
     Returns:
         URI of the report; empty if there is no data set, and so no tuning.

@@ -37,20 +37,13 @@ def tune(
     *,
     ray_address: str = "local",
 ) -> str:
-    """Run the trials that are missing, and again those that failed; a failed trial stops no other.
+    """Run the trials that are missing, and again those that failed; a failed trial stops no other. Return the tuning's directory.
 
     Args:
         request: A `TuneRequest` as a dictionary.
         data_uri: Data set with a `train` split.
-        reference_uri: Reference statistics for the scores.
-        storage_root_uri: The storage root.
-        tracking_experiment: MLflow's experiment.
         resources: Fields of `training.config.experiment.Resources`.
-        pipeline_run_id: The pipeline's run.
         ray_address: "local", or a Ray cluster's address.
-
-    Returns:
-        The tuning's directory.
 
     Raises:
         UserError: The request or the data set does not fit.

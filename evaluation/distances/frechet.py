@@ -33,7 +33,6 @@ class FeatureStatistics:
     """Mean and covariance of a set of feature vectors.
 
     Attributes:
-        mean: The mean feature.
         covariance: The unbiased covariance (divided by n - 1).
         num_images: Number of images n; None if a file from elsewhere does not record it. It bounds the covariance's rank.
         stored_factor: The covariance's triangular factor, if a file contains it; `factor` computes it otherwise.
@@ -101,11 +100,7 @@ class Moments:
         self.outer.addmm_(rows.T, rows)
 
     def mean(self) -> Float64[Tensor, " dim"]:
-        """Return the mean feature.
-
-        Raises:
-            UserError: There are no images.
-        """
+        """Return the mean feature; raise UserError if there are no images."""
         if self.num_images < 1:
             raise UserError("a mean needs at least 1 image, got none")
         return self.total / self.num_images
@@ -210,12 +205,11 @@ def frechet_distance(reference: FeatureStatistics | Moments, sample: FeatureStat
 
 
 def leave_one_out_distances(reference: FeatureStatistics, blocks: BlockedMoments) -> list[float]:
-    """Return the distance without the first block, without the second, and so on; `records.intervals.jackknife_error` takes them.
+    """Return the distance without the first block, without the second, and so on, for `records.intervals.jackknife_error`.
+
+    Nothing is returned if fewer than two blocks contain images, or a remainder has fewer than two images.
 
     For two models on the same noise, the differences of these give the standard error of the difference of the distances.
-
-    Returns:
-        The distances; an empty list if fewer than two blocks contain images or a remainder has fewer than two images.
     """
     filled = [block for block in blocks.blocks if block.num_images]
     if len(filled) < 2 or sum(block.num_images for block in filled) - max(block.num_images for block in filled) < 2:
@@ -224,10 +218,9 @@ def leave_one_out_distances(reference: FeatureStatistics, blocks: BlockedMoments
 
 
 def distances_of_halves(reference: FeatureStatistics, blocks: BlockedMoments) -> list[list[float]]:
-    """Return the distances of both halves of the samples, for each of the six splits of ten blocks; `jackknife_excess` takes them.
+    """Return a pair of distances of both halves of the samples for each of the six `SPLITS` of ten blocks, for `jackknife_excess`.
 
-    Returns:
-        Six pairs; an empty list for another number of blocks, or with fewer than two images in a half.
+    Nothing is returned for another number of blocks, or with fewer than two images in a half.
     """
     if len(blocks.blocks) != len(SPLITS[0]) or min(block.num_images for block in blocks.blocks) < 1:
         return []

@@ -69,11 +69,7 @@ def by_jackknife(
     """Return a number with the interval of a jackknife.
 
     Args:
-        name: Of the metric.
-        value: The number.
         resampled: The number without each block of samples, or of each half; too few give no interval.
-        note: See `MetricValue`.
-        bias: See `MetricValue`.
         other_error: Standard error of the value for the given samples, from random subsets.
         limits: Smallest and largest possible value.
         method: See `intervals.resampled_error`.

@@ -367,11 +367,7 @@ METRICS: dict[str, Metric] = {
 
 
 def parse_metrics(names: Iterable[str]) -> frozenset[str]:
-    """Check names of metrics.
-
-    Raises:
-        UserError: There is no such metric.
-    """
+    """Check names of metrics; raise UserError if there is no such metric."""
     names = list(names)
     unknown = [name for name in names if name not in METRICS]
     if unknown:
@@ -404,8 +400,6 @@ def require_count(metrics: frozenset[str], num_images: int, images: str, dim: in
     """Check that there are enough images for the Frechet distance and the metrics; the message calls them `images`.
 
     Args:
-        metrics: Names.
-        num_images: Number of images.
         images: What they are.
         dim: Number of the extractor's features, for samples; 0 for real images.
 

@@ -76,7 +76,6 @@ class ReferenceStatistics:
     Attributes:
         spatial: Those of the spatial features, for the sFID; None if the file has none.
         provenance: Their origin; None for a file from elsewhere that does not record it (see `import_statistics`).
-        uri: Their file.
         images_uri: A batch of the real images, for metrics that compare single ones, if the statistics come with one (an ADM
             reference batch); empty if the data set's own images are to be used.
     """

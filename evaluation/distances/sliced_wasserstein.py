@@ -30,7 +30,6 @@ def sliced_wasserstein(
     A block of samples and one of real images are left out together, so the standard error is over the draw of both.
 
     Args:
-        sample: Features.
         reference: Features of real images.
         directions: Vectors of length 1; None draws 1,000, always the same ones.
     """

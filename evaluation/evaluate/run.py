@@ -44,7 +44,6 @@ def evaluate(model: ModelSpec | str, data_uri: str, reference_uri: str, *, optio
     Args:
         model: Weights or an ensemble; or a checkpoint's directory inside its run's, which means the checkpoint's first average.
         data_uri: The data set, with its `train` and `test` splits.
-        reference_uri: Reference statistics of its training images.
         options: Deviations from the experiment's protocol, and resources.
 
     Raises:

@@ -80,11 +80,7 @@ class _Block(nn.Module):
 
 
 def dino(data: bytes) -> nn.Module:
-    """Return the network with the weights of the published file's bytes.
-
-    Raises:
-        UserError: They are something else.
-    """
+    """Return the network with the weights of the published file's bytes; raise UserError if they are something else."""
     with torch.device("meta"):
         network = DinoFeatures()
     WEIGHTS.load_into(network, data)

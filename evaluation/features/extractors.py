@@ -70,11 +70,7 @@ class DigitsExtractor:
 
     @torch.inference_mode()
     def outputs(self, images: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
-        """Return `features` [N, 64] and `logits` [N, 10].
-
-        Raises:
-            UserError: The images are not 8x8 and grey.
-        """
+        """Return `features` [N, 64] and `logits` [N, 10]; raise UserError if the images are not 8x8 and grey."""
         if tuple(images.shape[1:]) != (1, 8, 8):
             shape = "x".join(str(n) for n in images.shape[1:])
             raise UserError(f"the digits classifier takes 1x8x8 images, not {shape}; use the extractor 'inception'")

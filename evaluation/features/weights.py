@@ -25,8 +25,6 @@ class WeightsFile:
 
     Attributes:
         network: The network's name in messages.
-        name: The file's name.
-        sha256: Its digest.
         url: Its address on its own site; empty for a file that comes in a Python package.
         package: The package that contains it, or empty.
     """

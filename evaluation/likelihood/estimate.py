@@ -103,11 +103,7 @@ def likelihood_parts(
 
 
 def require_num_steps(form: LikelihoodForm, num_steps: int, num_timesteps: int) -> None:
-    """Check that a form of the likelihood can be evaluated in that number of steps.
-
-    Raises:
-        UserError: It can't.
-    """
+    """Check that a form of the likelihood can be evaluated in that number of steps; raise UserError if it can't."""
     fewest = 2 if form in ("stratified", "learned") else 1
     if form != "full" and not fewest <= num_steps <= num_timesteps:
         raise UserError(f"a {form} likelihood takes {fewest} to {num_timesteps} steps, got {num_steps}")

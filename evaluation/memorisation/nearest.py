@@ -91,7 +91,6 @@ def nearest_images(
     """Find the nearest training image of each query, in one pass over the training images.
 
     Args:
-        queries: Images.
         training: Batches of rows and images of the training set.
         space: Where they are compared.
         num_training: Number of training images, 3 at least.

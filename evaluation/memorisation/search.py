@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from evaluation.memorisation.copied_share import FALSE_ALARM_RATE, CopiedShare, copied_share
-from evaluation.memorisation.copies import KINDS, make_copies
 from evaluation.memorisation.nearest import Space, nearest_images
 from evaluation.records.progress import with_progress
 from evaluation.records.protocol_card import as_plain
@@ -27,6 +30,8 @@ _MAX_COPIES = 500
 _MIN_TRAINING = 3
 _NUM_PAIRS = 10
 _BATCH_SIZE = 500
+_JPEG_QUALITY = 75
+_BRIGHTER = 1.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +49,6 @@ class Memorisation:
 
     Attributes:
         space: Where images were compared.
-        num_training: Number of training images.
         samples: Copies of training images among the samples.
         duplicates: Near-duplicates of other training images in the training set.
         recall: Share of the artificial copies that are flagged, by kind.
@@ -150,3 +154,35 @@ def _images(dataset_uri: str, count: int) -> Tensor:
 
 def _batches(train_uri: str) -> Iterator[tuple[Tensor, Tensor]]:
     return ((rows, images) for rows, images, _ in iterate(train_uri, _BATCH_SIZE))
+
+
+def _shifted(image: Tensor) -> Tensor:
+    return functional.pad(image[..., :-1, :-1].float(), (1, 0, 1, 0), mode="replicate").to(torch.uint8)
+
+
+def _through_jpeg(image: Tensor) -> Tensor:
+    channels = image.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(channels.squeeze(-1) if channels.shape[-1] == 1 else channels).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    with Image.open(buffer) as picture:
+        return torch.from_numpy(np.array(picture)).view(*channels.shape).permute(2, 0, 1)
+
+
+def _brighter(image: Tensor) -> Tensor:
+    return (image.float() * _BRIGHTER).clamp(max=255).to(torch.uint8)
+
+
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "exact": lambda image: image,
+    "mirrored": lambda image: image.flip(-1),
+    "shifted by a pixel": _shifted,
+    f"JPEG of quality {_JPEG_QUALITY}": _through_jpeg,
+    f"{_BRIGHTER} times brighter": _brighter,
+}
+"""Changes of one uint8 image [channels, height, width], by name."""
+
+
+def make_copies(images: UInt8[Tensor, "batch channels height width"]) -> UInt8[Tensor, "batch channels height width"]:
+    """Return a copy of each image; the kinds take turns."""
+    changes = list(KINDS.values())
+    return torch.stack([changes[number % len(changes)](image) for number, image in enumerate(images)])

@@ -22,8 +22,7 @@ from evaluation.records import grids
 from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
-from evaluation.sampling.generate import QUANTIZATION, generate
-from evaluation.sampling.low_res import LowRes, RealLowRes
+from evaluation.sampling.generate import QUANTIZATION, LowRes, RealLowRes, generate
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest, load_model
 from training import storage
 from training.checkpoints import checkpoint

@@ -117,7 +117,6 @@ def watch(first: ArrayLike, redrawn: ArrayLike, errors: ArrayLike, rule: Rule, e
         first: Scores, nights on the last axis; the other axes are independent series.
         redrawn: Means of the scores that were drawn again, NaN where there is none. Those of nights that aren't suspicious are ignored.
         errors: Standard errors of the scores, NaN where unknown.
-        rule: The parameters.
         excess: By how much the square of each error is too large (`intervals.jackknife_excess`), NaN where unknown.
     """
     columns = (np.asarray(values, dtype=np.float64) for values in (first, redrawn, errors, excess))

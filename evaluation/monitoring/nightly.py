@@ -133,11 +133,6 @@ class Judgement:
         return bool(self.trace.suspicious[-1])
 
     @property
-    def is_gathering(self) -> bool:
-        """True if the baseline was not complete before this night."""
-        return bool(self.trace.num_baseline[-1] < self.night.rule.baseline_nights)
-
-    @property
     def began(self) -> bool:
         """True if the night before was judged otherwise, so that people have to be told."""
         return len(self.nights) == 1 or _direction(self.trace, -2) != self.direction
@@ -199,11 +194,7 @@ def protocol_of(result: EvaluationResult) -> dict[str, Any]:
 
 
 def judge(history: History) -> Judgement:
-    """Judge the last night of a history.
-
-    Raises:
-        UserError: The history has no night.
-    """
+    """Judge the last night of a history; raise UserError if the history has no night."""
     if not history.nights:
         raise UserError("the model has no nightly score yet; run the pipeline nightly-fid once")
     start, reason = _baseline_start(history)
@@ -248,15 +239,7 @@ def write_history(run_uri: str, history: History) -> None:
 
 
 def accept(run_uri: str, *, reason: str, by: str) -> Judgement:
-    """Accept the level of the last night as the new normal: a new baseline begins with it.
-
-    Args:
-        run_uri: The model's run.
-        reason: Why the level is right.
-        by: Who says so.
-
-    Returns:
-        The judgement that is overruled.
+    """Accept the level of the last night: a new baseline begins with it. Return the judgement that is overruled.
 
     Raises:
         UserError: There is no history, or the reason or the name is empty.

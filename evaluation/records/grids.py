@@ -31,12 +31,9 @@ def sample_grid(
     column_names: Sequence[str] = (),
     row_names: Sequence[str] = (),
 ) -> Pixels:
-    """Draw the images row by row on white, with a thin gap between them. Small images are enlarged to at least 48 pixels.
+    """Draw the images row by row on white as uint8 [height, width, 3], with thin gaps; enlarge small ones to at least 48 pixels.
 
     `column_names` stand above the columns, such as the classes; `row_names` left of the rows, such as numbers of sampling steps.
-
-    Returns:
-        uint8 RGB, height x width x 3.
     """
     scale = max(1, math.ceil(_MIN_TILE_PIXELS / images.shape[-1]))
     tile_height, tile_width = images.shape[-2] * scale, images.shape[-1] * scale

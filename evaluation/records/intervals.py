@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.linalg import hadamard
 from scipy.special import stdtrit
 from torch import Tensor
@@ -26,6 +29,8 @@ SPLITS = ("ABABAAABBB", "ABBABAAABB", "ABBABBABAA", "AAABBBABBA", "AAAABBBABB", 
 They are rows of a Hadamard matrix of order twelve, without two columns."""
 
 Interval = tuple[float, float]
+MOST_SEEDS = 100
+"""The largest number of seeds that `seeds_to_decide` tries."""
 
 
 def student_factor(degrees_of_freedom: int | None) -> float:
@@ -55,13 +60,10 @@ def share_interval(share: float, count: int) -> Interval:
 
 
 def jackknife_error(leave_one_out: Sequence[float]) -> float:
-    """Return the delete-a-group jackknife's standard error over the draw of the sample.
+    """Return the delete-a-group jackknife's standard error over the draw of the sample; NaN for fewer than two values.
 
     With d_(b) the statistic without block b, of B blocks: SE^2 = (B - 1)/B * sum_b (d_(b) - mean d)^2. It is the spread over
     draws of as many samples, not the distance's bias in comparison with infinitely many samples.
-
-    Returns:
-        The standard error, or NaN for fewer than two values.
     """
     if len(leave_one_out) < 2:
         return math.nan
@@ -143,3 +145,30 @@ def jackknife_bias(value: float, leave_one_out: Sequence[float]) -> float:
     Source: Quenouille 1956. The statistic minus this is free of the term in 1/n.
     """
     return (len(leave_one_out) - 1) * (math.fsum(leave_one_out) / len(leave_one_out) - value)
+
+
+def mean_interval(values: Sequence[Any] | NDArray[Any]) -> tuple[Any, Any]:
+    """Return the mean over the last axis, and half the width of its 95 % interval.
+
+    The half width is t s / sqrt(n), with the standard deviation s (divisor n - 1) and the 97.5 % point t of Student's
+    distribution with n - 1 degrees of freedom. It covers the true mean in 95 % of cases if the values are independent and
+    normal. One value has an infinite interval.
+    """
+    array = np.asarray(values, dtype=float)
+    count = array.shape[-1]
+    mean = array.mean(-1)
+    return mean, array.std(-1, ddof=1) * _interval_factor(count) if count > 1 else np.full_like(mean, np.inf)[()]
+
+
+def seeds_to_decide(mean: float, values: Sequence[Any] | NDArray[Any]) -> int | None:
+    """Return how many seeds it would take until the interval of a mean excludes 0, if mean and spread stay as they are.
+
+    None if more than `MOST_SEEDS`. `values` are the seeds so far, two or more.
+    """
+    array = np.asarray(values, dtype=float)
+    spread = float(array.std(ddof=1))
+    return next((count for count in range(array.size + 1, MOST_SEEDS + 1) if _interval_factor(count) * spread < abs(mean)), None)
+
+
+def _interval_factor(count: int) -> float:
+    return student_factor(count - 1) / math.sqrt(count)

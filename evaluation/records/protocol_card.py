@@ -50,7 +50,6 @@ def derived_seed(seed: int, purpose: str) -> int:
     """Return a different seed for each purpose, so that a checkpoint chosen on one draw is not reported on the same draw.
 
     Args:
-        seed: The experiment's seed.
         purpose: "score" (the same noise at every checkpoint and decay), "choose", "report", "nightly-2026-11-24".
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6])

@@ -47,7 +47,6 @@ def draw_images(
     """Draw the images that do not exist yet, and write the first ones as a PNG. Arguments are checked before the draw.
 
     Args:
-        request: The images.
         images_uri: The set's directory (`evaluation.sampling.sample_set`).
         grid_path: PNG of the first `NUM_SHOWN`; for a model of at most ten classes, with a column for each.
         npz_uri: One file of all images and labels; empty writes none.

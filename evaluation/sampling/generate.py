@@ -15,18 +15,19 @@ from torch import Tensor
 from evaluation.records.devices import sampling_batch_size
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.learned_steps import with_learned_steps
-from evaluation.sampling.low_res import LowRes
 from evaluation.sampling.reverse_variance import x_0_errors_for
 from evaluation.sampling.trained_model import TrainedModel, load_model
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
 from training.console import say
+from training.data.loading.row_groups import RowReader
 from training.diffusion.noise import Stream, keyed_uniform
 from training.diffusion.pixels import quantize, to_model_range
 from training.diffusion.process import Denoiser, Guidance, Model
 from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample
 from training.distributed.arithmetic import require_fast
+from training.models.layers import make_low_res
 from training.shapes import Int64, UInt8
 
 Labels = Literal["balanced", "data"] | tuple[int, ...]
@@ -121,7 +122,6 @@ def _guide(model: TrainedModel, sampling: SamplingConfig) -> Model:
 
     Raises:
         CheckpointError: There is no checkpoint of that step.
-        UserError: The model cannot predict without a label.
     """
     if sampling.guidance_step:
         earlier = checkpoint.checkpoint_uri(run_uri_of(model.checkpoint_uri), sampling.guidance_step)
@@ -196,3 +196,28 @@ def _with_precision(network: Model, precision: Precision, device: torch.device) 
             return network(x_t, timesteps, **conditioning).float()
 
     return autocast_network
+
+
+LowRes = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""Maps indices to small images (uint8, or float32 in [-1, 1]) and their labels."""
+
+
+class RealLowRes:
+    """Image i of a data set, downsampled by area as in training. After the last image the data set starts again.
+
+    A distance on these measures an upsampler alone; the paper's two-stage number (supplement section 3) takes the first stage's samples.
+    """
+
+    def __init__(self, dataset_uri: str, low_res_size: int) -> None:
+        """Read the manifest of one split. Its images are read when they are needed, and not staged.
+
+        Raises:
+            UserError: There is no such data set.
+        """
+        self._reader = RowReader(dataset_uri)
+        self._size = low_res_size
+
+    def __call__(self, indices: Int64[Tensor, " batch"]) -> tuple[Tensor, Tensor | None]:
+        """Return small images in [-1, 1], and the labels of the images that they were made from."""
+        _, images, labels = self._reader.rows((indices % self._reader.manifest.num_images).numpy())
+        return make_low_res(to_model_range(images), self._size), labels

@@ -74,7 +74,7 @@ def with_learned_steps(sampling: SamplingConfig, model: TrainedModel) -> Samplin
     count = learned_count(sampling.spacing)
     if count is None:
         return sampling
-    uri = _uri(model, count)
+    uri = file_of_model(model, DIRECTORY, f"-{count}")
     if storage.exists(uri):
         return dataclasses.replace(sampling, spacing=storage.read_json(uri)["spacing"])
     say(f"{model.description}: no {count} timesteps are stored for it; choosing them now")
@@ -87,7 +87,7 @@ def learn_and_store(model: TrainedModel, count: int, *, num_images: int = 64, se
     Raises:
         UserError: As `learn_steps`.
     """
-    found, uri = learn_steps(model, count, num_images=num_images, seed=seed), _uri(model, count)
+    found, uri = learn_steps(model, count, num_images=num_images, seed=seed), file_of_model(model, DIRECTORY, f"-{count}")
     storage.write_json(uri, {"spacing": found.spacing, **as_plain_fields(found)})
     return found, uri
 
@@ -170,7 +170,7 @@ def _draw(model: TrainedModel, timesteps: Sequence[int], indices: Tensor, seed: 
     return sample_loop(_denoiser(model, timesteps, indices), DDIM(), start)
 
 
-def _uri(model: TrainedModel, count: int) -> str:
-    """Return the file of a model's steps. A model that is trained again, or whose address changes, has another."""
+def file_of_model(model: TrainedModel, directory: str, ending: str) -> str:
+    """Return a file beside the checkpoints of a model. A model that is trained again, or whose address changes, has another."""
     key = hashlib.sha256(f"{checkpoint_digest(model.checkpoint_uri)} {model.description}".encode()).hexdigest()[:12]
-    return storage.join(run_uri_of(model.checkpoint_uri), DIRECTORY, f"step={model.step:08d}-{key}-{count}.json")
+    return storage.join(run_uri_of(model.checkpoint_uri), directory, f"step={model.step:08d}-{key}{ending}.json")

@@ -13,7 +13,6 @@ estimate serves every spacing. There are two of them:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from evaluation.records.protocol_card import versions
 from evaluation.records.run_directory import RESULT, run_uri_of
-from evaluation.sampling.learned_steps import cheapest_path
+from evaluation.sampling.learned_steps import cheapest_path, file_of_model
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest
 from training import storage
 from training.config.errors import UserError
@@ -81,7 +80,7 @@ def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Ten
     """
     if sampling.variance == "model":
         return None
-    diffusion, uri = model.experiment.diffusion, _uri(model)
+    diffusion, uri = model.experiment.diffusion, file_of_model(model, DIRECTORY, "")
     if storage.exists(uri):
         stored = storage.read_json(uri)
     else:
@@ -128,7 +127,7 @@ def estimate_and_store(model: TrainedModel, data_uri: str, *, num_images: int = 
     Raises:
         UserError: There is no such data set, or its images do not suit the model.
     """
-    found, uri = estimate(model, data_uri, num_images=num_images, seed=seed), _uri(model)
+    found, uri = estimate(model, data_uri, num_images=num_images, seed=seed), file_of_model(model, DIRECTORY, "")
     storage.write_json(uri, as_plain_fields(found))
     return found, uri
 
@@ -198,9 +197,3 @@ def _training_data(model: TrainedModel) -> str:
     if not data_uri:
         raise UserError(f"the data of {model.description} is not known; run 'iddpm learn-variance' with --data first")
     return str(data_uri)
-
-
-def _uri(model: TrainedModel) -> str:
-    """Return the file of a model's variances. A model that is trained again, or whose address changes, has another."""
-    key = hashlib.sha256(f"{checkpoint_digest(model.checkpoint_uri)} {model.description}".encode()).hexdigest()[:12]
-    return storage.join(run_uri_of(model.checkpoint_uri), DIRECTORY, f"step={model.step:08d}-{key}.json")

@@ -21,9 +21,8 @@ from torch import Tensor
 from evaluation.records import npz
 from evaluation.records.devices import default_batch_size
 from evaluation.sampling.chunks import Chunk, ChunkedPlan, default_chunk_size, process_chunks
-from evaluation.sampling.generate import Generated, Labels, concatenated, generate, labels_for
+from evaluation.sampling.generate import Generated, Labels, LowRes, RealLowRes, concatenated, generate, labels_for
 from evaluation.sampling.learned_steps import with_learned_steps
-from evaluation.sampling.low_res import LowRes, RealLowRes
 from evaluation.sampling.reverse_variance import x_0_errors_for
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_cached
 from training import storage
@@ -130,11 +129,7 @@ def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu
 
 
 def read(uri: str) -> Iterator[Generated]:
-    """Read a set, chunk by chunk: indices, uint8 NCHW images, labels.
-
-    Raises:
-        UserError: The set is not complete.
-    """
+    """Read a set, chunk by chunk: indices, uint8 NCHW images, labels. Raise UserError if the set is not complete."""
     plan = _read_plan(uri)
     num_images, chunk_size = int(plan["num_images"]), int(plan["chunk_size"])
     for number, first in enumerate(range(0, num_images, chunk_size)):

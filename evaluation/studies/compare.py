@@ -25,8 +25,7 @@ from evaluation.records.paired import Difference
 from evaluation.records.protocol_card import as_plain, derived_seed
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import run_uri_of
-from evaluation.sampling.generate import concatenated, generate
-from evaluation.sampling.low_res import RealLowRes
+from evaluation.sampling.generate import RealLowRes, concatenated, generate
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
 from training.config.errors import UserError

@@ -82,8 +82,6 @@ def sweep(
     Args:
         run_uri: The run's directory; other decays than those of its checkpoints need snapshots (`optim.ema_snapshot_stds`).
         decays: Decays of the averages, between 0 and 1.
-        data_uri: The data set that it was trained on.
-        reference_uri: Reference statistics of its training images.
         steps: Training steps; empty takes the latest.
         at_full_protocol: Use the protocol of reported numbers; otherwise that of the scores beside training.
         max_error: Largest expected error of a rebuilt average, in units of the distance from the weights to the average.

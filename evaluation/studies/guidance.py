@@ -72,10 +72,7 @@ def sweep(
     """Evaluate a model at several guidance scales.
 
     Args:
-        spec: The model.
         scales: Guidance scales, 0 or more; 1 is the model without guidance.
-        data_uri: The data set that it was trained on.
-        reference_uri: Reference statistics of its training images.
         guidance_step: Training step of the earlier checkpoint that guides; 0 takes the model without its label.
         options: Resources, and deviations from the experiment's protocol.
 

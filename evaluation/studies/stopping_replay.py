@@ -110,8 +110,6 @@ def replay(
     Args:
         run_uri: A run that was scored beside training. It keeps its best and last checkpoints; it keeps all of them if
             `evaluation.rescore_best` is at least their number.
-        data_uri: The data set that it was trained on.
-        reference_uri: Reference statistics of its training images.
         num_rescored: How many of the best are rescored; None takes the experiment's number.
         options: What differs from the experiment's full protocol, and how the work is done.
 

@@ -29,11 +29,8 @@ def suggest(axes: Sequence[Axis], experiment: Experiment, records: Sequence[Tria
     random, and TPE suggests the rest.
 
     Args:
-        axes: The searched fields.
         experiment: The experiment without any suggestion.
-        records: The trials before this one.
         number: The trial's number, from 0.
-        seed: The tuning's seed.
     """
     own = {axis.field: axis.value_in(experiment) for axis in axes}
     if number == 0 and None not in own.values():

@@ -46,10 +46,8 @@ class TuneRequest:
     Attributes:
         preset: The experiment whose fields are searched; empty with a file.
         file: Text of an experiment file; empty with a preset.
-        overrides: Overrides of every trial.
         search: The searched fields; see `parse_search`.
         trials: Number of trials in all.
-        options: The options.
     """
 
     preset: str = ""
@@ -73,11 +71,7 @@ class TuneRequest:
         return parse_search(self.search, self.experiment())
 
     def trial(self, params: Mapping[str, Value]) -> Experiment:
-        """Return the experiment of a trial.
-
-        Raises:
-            UserError: The values do not fit together.
-        """
+        """Return the experiment of a trial; raise UserError if the values do not fit together."""
         return self.experiment().override(overrides_of(params))
 
     def as_file(self, params: Mapping[str, Value]) -> str:
@@ -118,11 +112,7 @@ class TuneRequest:
 
 
 def read_options(given: Mapping[str, Any]) -> TuneOptions:
-    """Read the pipeline's parameter `tune_options`.
-
-    Raises:
-        UserError: An option is unknown or does not fit.
-    """
+    """Read the pipeline's parameter `tune_options`; raise UserError if an option is unknown or does not fit."""
     fields = dict.fromkeys(each.name for each in dataclasses.fields(TuneOptions))
     for name in given:
         require(name in fields, "tune_options", unknown_field(name, fields, ""))

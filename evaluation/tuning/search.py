@@ -31,7 +31,6 @@ class Axis:
     """One searched field.
 
     Attributes:
-        field: Its path, like "optim.learning_rate".
         low, high: Ends of a range, both included; whole numbers where the field is one. None with choices.
         log: Suggest equally often per factor, not per difference.
         choices: Values as an override writes them; empty with a range.

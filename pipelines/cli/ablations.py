@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from evaluation.ablations.definitions.request import AblationRequest
     from pipelines.local.ablate import AblationResult
 
-_PANEL = "The paper"
 _NAME = typer.Argument(..., help="An ablation (`iddpm ablations` lists them), all of them (all), a YAML file, or a name for a --grid.")
 _SCALE = typer.Option(
     "tiny",
@@ -31,13 +30,6 @@ _SET = typer.Option([], "--set", help="Override of every trial, like optim.num_s
 _GRID = typer.Option([], "--grid", help="An axis of your own grid, like diffusion.vlb_weight=0.001,0.01; may be repeated.")
 _SEEDS = typer.Option(1, min=1, help="Repeat every trial with so many seeds; the report has means and 95 % intervals.")
 _RUN = typer.Option([], "--run", help="A run or checkpoint to evaluate, like vlb=s3://bucket/runs/KEY; may be repeated.")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("ablations", rich_help_panel=_PANEL)(list_ablations)
-    app.command(rich_help_panel=_PANEL)(ablate)
-    app.command(rich_help_panel=_PANEL)(report)
 
 
 def list_ablations() -> None:
@@ -154,9 +146,8 @@ def _requests(
     name: str, scale: str, preset: str, objective: str, overrides: list[str], grid: list[str], runs: list[str], seeds: int = 1
 ) -> list[AblationRequest]:
     from evaluation.ablations.definitions.ablation import SCALES
-    from evaluation.ablations.definitions.grid import parse_grid
     from evaluation.ablations.definitions.paper import names
-    from evaluation.ablations.definitions.request import DEFAULT_PRESET, OBJECTIVES, AblationRequest
+    from evaluation.ablations.definitions.request import DEFAULT_PRESET, OBJECTIVES, AblationRequest, parse_grid
 
     if scale not in SCALES:
         raise UserError(f"--scale is {', '.join(SCALES[:-1])} or {SCALES[-1]}, got {scale!r}")
@@ -210,8 +201,6 @@ class GridFile:
         grid: Override path -> list of values.
         preset: The preset that it varies.
         name: Its name; that of the file if missing.
-        title: Its title.
-        set: Overrides of every trial.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}

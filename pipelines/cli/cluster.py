@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipelines.cli import options
-from pipelines.cli.options import err, format_upload, out, warn, with_connection
+from pipelines.cli.options import err, format_upload, out, warn
 from pipelines.client.connection import Connection
 from training.config.errors import UserError
 
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 _REFUSED = "Refused: a retry goes on with the same experiment."
 _TRAININGS_PER_RUN = 5
 """A sweep has several."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (submit, retry, runs, logs, cancel, doctor):
-        app.command(rich_help_panel=options.CLUSTER_PANEL)(with_connection(command))
-    app.command(rich_help_panel=options.CLUSTER_PANEL)(images)
 
 
 def submit(

@@ -13,15 +13,6 @@ from pipelines.cli.services import connect
 _DATASET = typer.Argument(..., help="Directory of a split of a data set, like s3://iddpm/data/digits-8x8x1-none/train.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(rich_help_panel="Data")(preprocess)
-    group = typer.Typer(no_args_is_help=True, help="Inspect a data set: info, verify, preview.")
-    for command in (info, verify, preview):
-        group.command()(command)
-    app.add_typer(group, name="dataset", rich_help_panel="Data")
-
-
 def preprocess(
     preset: str = typer.Argument(..., help="Preset, or experiment file (TOML), whose data section has size, channels and resize."),
     data: str = typer.Argument(..., help="Directory of the data set; it gets train and test."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -28,6 +29,7 @@ from pipelines.cli import (
     studies,
     tune,
 )
+from pipelines.cli.options import with_connection
 from training import console
 from training.config.addresses import without_passwords
 from training.distributed.signals import termination_raised
@@ -41,8 +43,49 @@ app = typer.Typer(
     help="Improved DDPM as pipelines: prepare data, train, evaluate and report, on this machine or on Kubeflow.",
     epilog="To begin, `iddpm demo` trains a small model of real handwritten digits in a few minutes.",
 )
-for group in (services, runs, tune, models, scoring, serving, nightly, studies, ablations, reproduce, data, retention, cluster, schedules):
-    group.register(app)
+_ON_CLUSTER: Sequence[Callable[..., None]] = (cluster.submit, cluster.retry, cluster.runs, cluster.logs, cluster.cancel, cluster.doctor)
+_COMMANDS: dict[str, Sequence[Callable[..., None]]] = {
+    "Services on this machine": (services.up, services.down, services.status),
+    "Pipelines": (runs.demo, runs.init, runs.train, runs.run, runs.compile_pipelines, tune.tune),
+    "Experiments and models": (models.presets, models.show, models.cost, models.import_checkpoint, models.export, models.rebuild_average),
+    "Samples and scores": (
+        *(scoring.sample, scoring.evaluate, scoring.compare, scoring.learn_steps, scoring.learn_variance, scoring.metrics, serving.serve),
+        *(studies.ema_sweep, studies.guidance_sweep, studies.replay_stopping, studies.memorisation),
+        *(studies.score_batch, studies.adopt_reference),
+    ),
+    "The paper": (ablations.list_ablations, ablations.ablate, ablations.report, reproduce.reproduce),
+    "Data": (data.preprocess,),
+    "Storage": (retention.gc, retention.verify),
+    "On a cluster": (*map(with_connection, _ON_CLUSTER), cluster.images),
+}
+"""Panel of the help -> its commands, each named after its function."""
+_SCHEDULES: Sequence[Callable[..., None]] = (
+    schedules.create,
+    schedules.list_schedules,
+    schedules.pause,
+    schedules.resume,
+    schedules.delete,
+)
+_GROUPS: dict[str, tuple[str, str, Sequence[Callable[..., None]]]] = {
+    "nightly": ("Samples and scores", "Look at a model's nightly scores, and accept a new level.", (nightly.show, nightly.accept)),
+    "dataset": ("Data", "Inspect a data set: info, verify, preview.", (data.info, data.verify, data.preview)),
+    "schedule": (
+        "On a cluster",
+        "Manage recurring runs: create, list, pause, resume, delete.",
+        tuple(map(with_connection, _SCHEDULES)),
+    ),
+}
+"""Name of a group of commands -> its panel, its help, and its commands."""
+_NAMES = {"compile_pipelines": "compile", "list_ablations": "ablations", "list_schedules": "list"}
+
+for panel, commands in _COMMANDS.items():
+    for command in commands:
+        app.command(_NAMES.get(command.__name__), rich_help_panel=panel)(command)
+for name, (panel, words, commands) in _GROUPS.items():
+    group = typer.Typer(no_args_is_help=True, help=words)
+    for command in commands:
+        group.command(_NAMES.get(command.__name__))(command)
+    app.add_typer(group, name=name, rich_help_panel=panel)
 
 
 @app.callback()

@@ -15,14 +15,6 @@ from training.config.errors import UserError
 if TYPE_CHECKING:
     from training.cost.estimate import Cost
 
-_PANEL = "Experiments and models"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (presets, show, cost, import_checkpoint, export, rebuild_average):
-        app.command(rich_help_panel=_PANEL)(command)
-
 
 def presets(as_json: bool = options.JSON) -> None:
     """List the presets, with the results that the paper reports."""

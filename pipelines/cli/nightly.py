@@ -13,14 +13,6 @@ from pipelines.cli.services import connect
 _MODEL = typer.Argument(..., help="A run's or a checkpoint's directory (s3:// or a path), runs:/ID, or models:/NAME@ALIAS.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Look at a model's nightly scores, and accept a new level.")
-    for command in (show, accept):
-        group.command()(command)
-    app.add_typer(group, name="nightly", rich_help_panel="Samples and scores")
-
-
 def show(model: str = _MODEL, as_json: bool = JSON) -> None:
     """Show the nights since the baseline began, and the judgement of the last one."""
     from evaluation.monitoring.nightly import History, judge, read_history

@@ -13,7 +13,6 @@ import typer
 
 from pipelines.client.connection import Connection
 
-CLUSTER_PANEL = "On a cluster"
 PRESET = typer.Option("", help="Preset of the experiment; `iddpm presets` lists them.")
 SET = typer.Option([], "--set", help="Override of the experiment, like optim.num_steps=500; may be repeated.")
 PARAM = typer.Option([], "--param", help="Parameter of the pipeline, as NAME=VALUE; may be repeated.")

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from evaluation.ablations.definitions.request import AblationRequest
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="The paper")(reproduce)
-
-
 def reproduce(
     name: str = typer.Argument("", help="A table, like cifar10-table2; none lists them."),
     sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like cifar10=/data/cifar10; may be repeated."),

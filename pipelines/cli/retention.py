@@ -17,14 +17,7 @@ from training.config.errors import UserError
 if TYPE_CHECKING:
     from components.retention.collect import Collection
 
-_PANEL = "Storage"
 _UNITS = {"": 1} | {f"{letter}{end}": base**power for power, letter in enumerate("kMGT", 1) for end, base in (("B", 1000), ("iB", 1024))}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (gc, verify):
-        app.command(rich_help_panel=_PANEL)(command)
 
 
 def gc(

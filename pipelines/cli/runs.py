@@ -16,16 +16,8 @@ from pipelines.cli.services import connect
 from training import storage
 from training.config.errors import UserError
 
-_PANEL = "Pipelines"
 _DEMO_HOURS = 0.5
 """The longest training of a demo of a user's own images."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (demo, init, train, run):
-        app.command(rich_help_panel=_PANEL)(command)
-    app.command("compile", rich_help_panel=_PANEL)(compile_pipelines)
 
 
 def demo(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipelines.cli import options
-from pipelines.cli.options import format_time, format_upload, out, print_table, warn, with_connection
+from pipelines.cli.options import format_time, format_upload, out, print_table, warn
 from pipelines.client.connection import Connection
 
 if TYPE_CHECKING:
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
 
 _NAME = typer.Argument(..., help="Name of the schedule, or its id.")
 _OUTCOMES = {"created": "is created", "replaced": "has changed and is replaced", "unchanged": "exists already, unchanged"}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Manage recurring runs: create, list, pause, resume, delete.")
-    for command in (create, list_schedules, pause, resume, delete):
-        group.command(command.__name__.removesuffix("_schedules"))(with_connection(command))
-    app.add_typer(group, name="schedule", rich_help_panel=options.CLUSTER_PANEL)
 
 
 def create(

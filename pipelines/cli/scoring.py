@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from evaluation.selection.resolve import ResolvedModel
     from training.config.experiment import SamplingConfig
 
-PANEL = "Samples and scores"
 MODEL = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), runs:/ID, or models:/NAME@ALIAS.")
 DATA = typer.Option("", "--data", help="Directory of the data set; empty takes the one of the model's training.")
 REFERENCE = typer.Option("", help="Reference statistics (npz); empty takes the data set's, and computes missing ones.")
@@ -50,12 +49,6 @@ ENDS_WIDTH = typer.Option(100, min=0, help="Number of its timesteps at each end.
 LOW_RES = typer.Option("", help="Images of the first stage for an upsampler (`sample --images`); empty takes real images, downsampled.")
 _OF_EXPERIMENT = {"num_samples", "extractor", "extractor_weights"}
 _OF_EXPERIMENT |= {f"likelihood_{word}" for word in ("form", "steps", "split", "num_images")}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (sample, evaluate, compare, learn_steps, learn_variance, metrics):
-        app.command(rich_help_panel=PANEL)(command)
 
 
 def sample(

@@ -9,17 +9,11 @@ import typer
 from pipelines.cli.options import JSON
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (up, down, status):
-        app.command(rich_help_panel="Services on this machine")(command)
-
-
 def connect() -> None:
-    """Make this process a client of S3 and MLflow, see `pipelines.services.connect`."""
-    from pipelines.services import connect as client
+    """Make this process a client of S3 and MLflow, see `pipelines.services.services`."""
+    from pipelines.services import services
 
-    client.connect()
+    services.connect()
 
 
 def up() -> None:

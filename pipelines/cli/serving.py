@@ -5,13 +5,8 @@ from __future__ import annotations
 import typer
 
 from pipelines.cli.options import err
-from pipelines.cli.scoring import DEVICE, MODEL, PANEL, WEIGHTS
+from pipelines.cli.scoring import DEVICE, MODEL, WEIGHTS
 from pipelines.cli.services import connect
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel=PANEL)(serve)
 
 
 def serve(

@@ -17,12 +17,6 @@ from training.config.errors import UserError
 _RUN = typer.Argument(..., help="A run's directory, runs:/ID, or models:/NAME@ALIAS.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (ema_sweep, guidance_sweep, replay_stopping, memorisation, score_batch, adopt_reference):
-        app.command(rich_help_panel=scoring.PANEL)(command)
-
-
 def ema_sweep(
     run: str = _RUN,
     decays: str = typer.Option(..., help="Decays like 0.99,0.999,0.9999; missing averages are rebuilt from the run's snapshots."),

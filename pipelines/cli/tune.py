@@ -9,11 +9,6 @@ import typer
 from pipelines.cli import options
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="Pipelines")(tune)
-
-
 def tune(
     preset: str = typer.Argument(..., help="Preset, or experiment file (TOML), whose fields are searched."),
     search: list[str] = typer.Option(

@@ -106,7 +106,6 @@ def arguments_of(
     """Return the arguments of a run, each of its parameter's type; the others keep the pipeline's defaults.
 
     Args:
-        pipeline: The pipeline.
         preset: The experiment; empty leaves the default.
         overrides: Overrides of the experiment, like "optim.num_steps=500".
         words: "name=value" of the pipeline's parameters; for experiment_file also the path of a .toml file here, whose text is sent.

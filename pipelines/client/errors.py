@@ -1,4 +1,4 @@
-"""Errors of KFP's API and of the connection to it, in one line each."""
+"""Errors of KFP's API and of the connection to it, in one line each: whatever asks KFP raises `KfpError` where it refuses or is away."""
 
 from __future__ import annotations
 

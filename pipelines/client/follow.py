@@ -74,12 +74,8 @@ def follow(
     """Wait for the end of a run, and return the run, also a failed one.
 
     Args:
-        kfp: The connection.
-        run_id: The run.
         task_names: Names of the pipeline's tasks; Argo's other nodes are not reported.
-        say: Called with each line of progress.
         timeout_seconds: The longest time to wait; None waits for the end.
-        polling: How often to ask.
 
     Raises:
         StillRunningError: The time is over.
@@ -106,10 +102,6 @@ def follow(
 
 def require_success(kfp: Kfp, run: Any) -> None:
     """Raise an error unless the run succeeded.
-
-    Args:
-        kfp: The connection.
-        run: The finished run.
 
     Raises:
         RunCancelledError: It was cancelled.

@@ -34,7 +34,6 @@ class Kfp:
 
     Attributes:
         client: KFP's own client. Call its methods that print through `call_silently`.
-        address: Address of the API.
         ui_address: Address of the UI; empty if it is not known.
         rereads_token: True if the token is read from a file for each request.
         version: Version of the server, like "2.17.0"; "unknown" if it does not report one.
@@ -117,10 +116,6 @@ class Kfp:
 @contextlib.contextmanager
 def connected(connection: Connection, warn: Callable[[str], None]) -> Iterator[Kfp]:
     """Connect to KFP for the duration of the block.
-
-    Args:
-        connection: The settings.
-        warn: Called with each warning.
 
     Raises:
         UserError: The settings are missing or wrong.

@@ -35,17 +35,13 @@ def show_logs(
     """Print the logs of a run's steps, each try once; each line after its step's name if there are several.
 
     Args:
-        kfp: The connection.
-        run_id: The run.
         step: The step, like "train"; of a step in a loop all of its items, or one, like "train-trial (2)". Empty takes all steps.
         follow: Print also what comes until the run has ended.
         out: Called with each line of a log.
         err: Called with each line about a log.
-        polling: How often to ask.
 
     Raises:
         UserError: There is no such run, or it has no such step.
-        KfpError: KFP refuses, or does not answer.
     """
     get_run(kfp, run_id)
     patiently = retrying(kfp, err, polling)

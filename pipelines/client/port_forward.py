@@ -28,11 +28,7 @@ class PortForward:
     """
 
     def __init__(self, namespace: str, service: str, port: int) -> None:
-        """Choose a local port; `ensure` opens it.
-
-        Raises:
-            PortForwardError: kubectl is not installed.
-        """
+        """Choose a local port; `ensure` opens it. Raise PortForwardError if kubectl is not installed."""
         found = shutil.which("kubectl")
         if found is None:
             raise PortForwardError("--port-forward needs kubectl, which is not on the PATH; install it, or give --endpoint")

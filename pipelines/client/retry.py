@@ -22,13 +22,7 @@ _PREFIX = "iddpm-"
 
 
 class Retry(NamedTuple):
-    """A run that was started in place of another.
-
-    Attributes:
-        run: The new run.
-        pipeline: Its pipeline.
-        arguments: Its arguments.
-    """
+    """A run that was started in place of another."""
 
     run: SubmittedRun
     pipeline: CompiledPipeline
@@ -39,7 +33,6 @@ def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = 
     """Start a run again.
 
     Args:
-        kfp: The connection.
         run_id: A run that has ended, without success unless `force_from` is given.
         image: Another image. The pipeline is then that of this installation, since steps and image belong together; otherwise it is the
             version that the run had. All that can change a result stays as it was.
@@ -48,7 +41,6 @@ def retry(kfp: Kfp, run_id: str, *, image: str = "", resources: Sequence[str] = 
 
     Raises:
         UserError: There is no such run, it is not of this project, it has succeeded or goes on, or a change does not fit.
-        KfpError: KFP refuses, or does not answer.
     """
     run = get_run(kfp, run_id)
     if run.state == "SUCCEEDED" and not force_from:

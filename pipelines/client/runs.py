@@ -33,13 +33,11 @@ def list_runs(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[s
     """Return the latest runs as plain values.
 
     Args:
-        kfp: The connection.
         experiment: Only runs of this experiment; empty takes all.
         limit: The most to return.
 
     Raises:
         UserError: There is no such experiment.
-        KfpError: KFP refuses, or does not answer.
     """
     scope: dict[str, Any] = {"namespace": kfp.namespace}
     if experiment:
@@ -61,14 +59,10 @@ def list_runs(kfp: Kfp, *, experiment: str = "", limit: int = 20) -> list[dict[s
 
 
 def terminate(kfp: Kfp, run_id: str) -> str | None:
-    """Terminate a run.
-
-    Returns:
-        The state of a run that had finished already, in plain words; None if it is being terminated.
+    """Terminate a run; return its state in plain words if it had finished already, else None.
 
     Raises:
         UserError: There is no such run.
-        KfpError: KFP refuses, or does not answer.
     """
     run = get_run(kfp, run_id)
     if run.state not in (*FINISHED, "CANCELING"):
@@ -110,12 +104,7 @@ class PipelineNames:
 
 
 def get_run(kfp: Kfp, run_id: str) -> Any:
-    """Return a run.
-
-    Raises:
-        UserError: There is none of that id.
-        KfpError: KFP refuses, or does not answer.
-    """
+    """Return a run; raise UserError if there is none of that id."""
     try:
         return kfp.client.get_run(run_id)
     except KfpError as error:

@@ -35,9 +35,6 @@ class ScheduleSpec:
     """Specification of a schedule.
 
     Attributes:
-        name: Its name.
-        timing: Its times.
-        arguments: Arguments of the pipeline.
         experiment: KFP's experiment; empty takes the default.
         max_concurrency: Number of its runs that may run at once, 1 to 10.
         catch_up: Make up for missed runs.
@@ -77,10 +74,6 @@ class AppliedSchedule:
 
     Attributes:
         outcome: "created", "replaced" or "unchanged".
-        schedule_id: Id of the recurring run.
-        version: Version of the pipeline.
-        experiment: KFP's experiment.
-        paused: True if it is paused.
     """
 
     outcome: str
@@ -95,7 +88,6 @@ def apply(kfp: Kfp, pipeline: CompiledPipeline, spec: ScheduleSpec, *, create_ex
 
     Raises:
         UserError: A schedule of that name was made by other means, or there is no such experiment.
-        KfpError: KFP refuses, or does not answer.
     """
     existing = [each for each in list_schedules(kfp) if each.display_name == spec.name]
     foreign = [each for each in existing if _digest(each) is None]
@@ -132,11 +124,7 @@ def list_schedules(kfp: Kfp) -> list[Any]:
 
 
 def find_schedule(kfp: Kfp, name: str) -> Any:
-    """Return the recurring run of a name or id.
-
-    Raises:
-        UserError: There is none, or there are several.
-    """
+    """Return the recurring run of a name or id; raise UserError if there is none, or there are several."""
     existing = list_schedules(kfp)
     found = [each for each in existing if name in (each.display_name, each.recurring_run_id)]
     if not found:
@@ -150,14 +138,7 @@ def find_schedule(kfp: Kfp, name: str) -> Any:
 
 
 def set_enabled(kfp: Kfp, name: str, *, enabled: bool) -> bool:
-    """Resume or pause a schedule.
-
-    Returns:
-        True if that changed its state.
-
-    Raises:
-        UserError: See `find_schedule`.
-    """
+    """Resume or pause a schedule; return True if that changed its state. It raises as `find_schedule` does."""
     found = find_schedule(kfp, name)
     if (found.mode != "DISABLE") == enabled:
         return False
@@ -167,23 +148,14 @@ def set_enabled(kfp: Kfp, name: str, *, enabled: bool) -> bool:
 
 
 def delete(kfp: Kfp, name: str) -> str:
-    """Delete a schedule and return its id; its past runs stay.
-
-    Raises:
-        UserError: See `find_schedule`.
-    """
+    """Delete a schedule and return its id; its past runs stay. It raises as `find_schedule` does."""
     ident = str(find_schedule(kfp, name).recurring_run_id)
     _delete(kfp, ident)
     return ident
 
 
 def summarize(kfp: Kfp, cluster_zone: str) -> list[dict[str, Any]]:
-    """Return all schedules as plain values.
-
-    Args:
-        kfp: The connection.
-        cluster_zone: Zone in which KFP reads cron expressions.
-    """
+    """Return all schedules as plain values; `cluster_zone` is the one in which KFP reads cron expressions."""
     find_zone(cluster_zone)
     names = PipelineNames(kfp)
     return [_summary(each, names.find(each), cluster_zone) for each in list_schedules(kfp)]

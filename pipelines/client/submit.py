@@ -25,9 +25,6 @@ class Version:
     """One version of a pipeline on the server.
 
     Attributes:
-        pipeline_id: Id of the pipeline.
-        version_id: Id of the version.
-        name: Name of the version.
         is_new: True if it was uploaded now.
     """
 
@@ -42,10 +39,7 @@ class SubmittedRun:
     """A run that KFP has accepted.
 
     Attributes:
-        run_id: Its id.
-        run_name: Its name.
         experiment: Name of its experiment in KFP.
-        version: Version of the pipeline.
         page: Its page in the UI; empty if the UI's address is not known.
     """
 
@@ -68,8 +62,6 @@ def submit(
     """Start a run.
 
     Args:
-        kfp: The connection.
-        pipeline: The pipeline.
         arguments: Its arguments, checked by `pipelines.client.arguments`.
         experiment: KFP's experiment; empty takes `DEFAULT_EXPERIMENT`.
         create_experiment: Make the experiment if it is missing.
@@ -77,7 +69,6 @@ def submit(
 
     Raises:
         UserError: There is no such experiment.
-        KfpError: KFP refuses, or does not answer.
     """
     experiment_id, experiment = find_experiment(kfp, experiment, create=create_experiment)
     version = upload(kfp, pipeline)
@@ -86,11 +77,7 @@ def submit(
 
 
 def start(kfp: Kfp, experiment_id: str, experiment: str, version: Version, arguments: Mapping[str, Any], run_name: str) -> SubmittedRun:
-    """Start a run of a version that the server has.
-
-    Raises:
-        KfpError: KFP refuses, or does not answer.
-    """
+    """Start a run of a version that the server has; raise KfpError if KFP refuses, or does not answer."""
     run = kfp.call_silently(
         kfp.client.run_pipeline,
         experiment_id=experiment_id,
@@ -103,11 +90,7 @@ def start(kfp: Kfp, experiment_id: str, experiment: str, version: Version, argum
 
 
 def upload(kfp: Kfp, pipeline: CompiledPipeline) -> Version:
-    """Upload a pipeline unless the server has this version already. Of several commands at once, one uploads it.
-
-    Raises:
-        KfpError: KFP refuses, or does not answer.
-    """
+    """Upload a pipeline unless the server has this version already. Of several commands at once, one uploads it."""
     pipeline_id, _ = _find_or_make(lambda: _pipeline_id(kfp, pipeline), lambda: _create_pipeline(kfp, pipeline))
     version_id, is_new = _find_or_make(
         lambda: _version_id(kfp, pipeline_id, pipeline.version_name), lambda: _upload(kfp, pipeline, pipeline_id)
@@ -119,13 +102,11 @@ def find_experiment(kfp: Kfp, name: str = "", *, create: bool = False) -> tuple[
     """Return the id and name of an experiment.
 
     Args:
-        kfp: The connection.
         name: Its name; empty takes the default, which is made if it is missing.
         create: Make also an experiment of another name if it is missing.
 
     Raises:
         UserError: There is none of that name.
-        KfpError: KFP refuses, or does not answer.
     """
     wanted = name or DEFAULT_EXPERIMENT
     found = _experiment(kfp, wanted)

@@ -153,11 +153,7 @@ def format_interval(seconds: int) -> str:
 
 
 def find_zone(name: str) -> ZoneInfo:
-    """Return the time zone of that name.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Return the time zone of that name; raise UserError if there is none."""
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -186,11 +182,7 @@ def _values(field: str, number: int) -> list[Any]:
 
 
 def _in_cluster_zone(cron: str, zone: str, cluster_zone: str) -> str:
-    """Translate an expression into the cluster's zone.
-
-    Raises:
-        UserError: It has no equivalent there.
-    """
+    """Translate an expression into the cluster's zone; raise UserError if it has no equivalent there."""
     remedy = (
         f"write the expression in {cluster_zone}, or have the cluster's zone changed "
         "(cronScheduleTimezone in ConfigMap pipeline-install-config)"

@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from components.ablations.directory import ablation_uri
+from evaluation.ablations.definitions.cost import trial_cost
 from evaluation.ablations.definitions.request import AblationRequest
 from pipelines.local.output import show_progress
-from pipelines.local.time_left import TimeLeft
-from training.console import say
+from training.console import format_duration, say
 from training.distributed.cores import available_cores
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ class AblationResult:
     """The results of an ablation.
 
     Attributes:
-        uri: Its directory.
         folder: Local folder with report.html, table.csv, table.json and figure.svg.
         failed: Label of a trial -> why it failed.
         log_path: Log of everything that was not shown.
@@ -61,8 +61,6 @@ def run_ablation(
     Only progress is shown; the output of libraries goes into a log.
 
     Args:
-        request: The ablation.
-        services: S3 and MLflow.
         sources: Name of a data set -> source of its images.
         resources: Fields of `training.config.experiment.Resources` for training and evaluation.
         time_left: The estimate for this and further ablations; None makes one for this alone.
@@ -199,3 +197,46 @@ def _catch(failed: dict[str, str], label: str, action: Callable[[], str]) -> str
         failed[label] = reason(error)
         say(f"{label} failed: {failed[label]}")
         return None
+
+
+class TimeLeft:
+    """An estimate of the time until every trial is done, from the time that the work so far has taken.
+
+    Work is weighed by its estimated cost on a CPU, so that a long trial counts for more than a short one. Trials that were
+    finished before count for nothing.
+    """
+
+    def __init__(self, requests: Sequence[AblationRequest], storage_root_uri: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the clock.
+
+        Args:
+            requests: The ablations that run one after the other.
+            storage_root_uri: Where their records are.
+            clock: Returns seconds.
+        """
+        from evaluation.ablations.trials.record import read_record
+
+        self._left: dict[tuple[str, str, str], float] = {}
+        for request in requests:
+            uri, settings = ablation_uri(request, storage_root_uri), {}
+            for trial in request.trials():
+                if trial.setting not in settings:
+                    settings[trial.setting] = trial_cost(request, trial, "CPU")
+                record = read_record(uri, trial.label)
+                if record is None or record.error:
+                    cost = settings[trial.setting]
+                    self._left |= {(uri, trial.label, "training"): cost.training, (uri, trial.label, "measuring"): cost.measuring}
+        self._words = " of all ablations" if len(requests) > 1 else ""
+        self._done = 0.0
+        self._clock, self._start = clock, clock()
+
+    def finish(self, item: Mapping[str, Any], *parts: Literal["training", "measuring"]) -> None:
+        """Note that parts of the trial of that item are done."""
+        self._done += sum(self._left.pop((item["ablation_uri"], item["label"], part), 0.0) for part in parts)
+
+    def describe(self) -> str:
+        """Return text like ", about 25 min 10 s left"; empty while nothing is done, and at the end."""
+        if not self._done or not self._left:
+            return ""
+        seconds = (self._clock() - self._start) * sum(self._left.values()) / self._done
+        return f", about {format_duration(seconds)} left{self._words}"

@@ -56,7 +56,7 @@ def run_pipeline(
     *,
     show: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Run a pipeline to its end.
+    """Run a pipeline to its end; return its outputs by name, where an artifact is its path.
 
     Args:
         pipeline: A function with `@dsl.pipeline`.
@@ -64,9 +64,6 @@ def run_pipeline(
         services: Their environment is the components'. Their directory holds logs, small artifacts, and the lock that
             allows one run at a time.
         show: Called with each progress line, which begins with its stage.
-
-    Returns:
-        The pipeline's outputs by name; an artifact is its path.
 
     Raises:
         PipelineError: A component failed; the message names it and its error.

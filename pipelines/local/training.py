@@ -49,7 +49,6 @@ def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, 
     """Return a summary of a finished run for a first-time reader.
 
     Args:
-        run_uri: Directory of the run.
         directory: Local directory that the sample grid and the report are copied to.
         next_steps: As for `train_here`.
     """

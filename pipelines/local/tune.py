@@ -37,8 +37,6 @@ def run_tuning(request: TuneRequest, services: Services, *, source: str = "", re
     Only progress is shown; the output of libraries goes into a log.
 
     Args:
-        request: The tuning.
-        services: S3 and MLflow.
         source: Source of the images; empty takes the data set's own.
         resources: Fields of `training.config.experiment.Resources`.
 

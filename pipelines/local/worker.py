@@ -53,8 +53,6 @@ class StageOutput:
     that thread. So the thread tells the task of a line, also when two tasks run at once.
 
     Args:
-        shown: Stream of progress lines.
-        log: Stream of all lines.
         stages: Position (from 1) and display name by component, as `find_stages` returns them.
         failures_path: File that has the failures for the exit task, which KFP tells only that something failed.
 

@@ -29,7 +29,6 @@ def start(home: Path, name: str, command: Sequence[str], *, env: Mapping[str, st
     Args:
         home: Directory that the process belongs to.
         name: Name of the process within `home`.
-        command: Program and arguments.
         env: The whole environment; the mark is added.
         log_path: File that its output is appended to. A log larger than 16 MiB is first renamed to `<log>.1`.
     """
@@ -59,10 +58,7 @@ def find(home: Path, name: str) -> list[psutil.Process]:
 
 
 def stop(home: Path, names: Sequence[str]) -> int:
-    """Terminate the processes of all those names, then kill those that remain.
-
-    Returns:
-        The number of processes that were found.
+    """Terminate the processes of all those names, then kill those that remain; return how many there were.
 
     Raises:
         RuntimeError: A process does not end (it belongs to another user, or hangs in the kernel).
@@ -80,13 +76,9 @@ def stop(home: Path, names: Sequence[str]) -> int:
 
 
 def kill_all(find_processes: Callable[[], Sequence[psutil.Process]]) -> set[int]:
-    """Kill processes until none is found. A dying process may start another one, so they are looked for up to three times.
+    """Kill processes until none is found, and return their ids.
 
-    Args:
-        find_processes: Finds the processes that run now.
-
-    Returns:
-        Their process ids.
+    A dying process may start another one, so they are looked for up to three times.
 
     Raises:
         RuntimeError: Some remain.

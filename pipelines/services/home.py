@@ -70,11 +70,7 @@ def lock(home: Path) -> Iterator[None]:
 
 
 def credentials(home: Path) -> Credentials:
-    """Return the stored account; the first call makes it.
-
-    Raises:
-        ServicesError: The file is damaged.
-    """
+    """Return the stored account; the first call makes it. Raise ServicesError if the file is damaged."""
     path = home / "credentials.json"
     if not path.exists():
         _write_private(path, {"key_id": secrets.token_hex(10), "secret": secrets.token_urlsafe(30)})

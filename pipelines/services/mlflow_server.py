@@ -19,11 +19,7 @@ _SECONDS_TO_MAKE_TABLES = 120.0  # as long as a start may take: a second request
 
 
 def command(port: int) -> list[str]:
-    """Return the server's command line.
-
-    Args:
-        port: Its port on loopback.
-    """
+    """Return the server's command line."""
     return [sys.executable, "-P", "-m", "uvicorn", "mlflow.server.fastapi_app:app", "--host", "127.0.0.1", "--port", str(port)]
 
 

@@ -28,7 +28,6 @@ def command(weed: Path, data_path: Path, bucket: str, ports: Mapping[str, int]) 
     """Return the server's command line: loopback only, no telemetry, none of the servers that are not used here.
 
     Args:
-        weed: The program.
         data_path: Existing directory of its data.
         bucket: Bucket that is made at the start if it does not exist.
         ports: A port for each of `PORT_NAMES`.

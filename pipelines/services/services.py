@@ -44,8 +44,6 @@ class Services:
     """The running services.
 
     Attributes:
-        home: Directory of their state.
-        s3_endpoint: URL of S3.
         mlflow_url: URL of MLflow, for clients and the browser.
         env: Environment variables for a client of both. They include the secret, so they are not printed.
     """
@@ -72,7 +70,6 @@ class ServiceStatus:
         port: The port that clients use; None before the first start.
         url: The same as an address.
         memory_bytes: Resident memory of all its processes.
-        log_path: Its output.
     """
 
     name: str
@@ -89,8 +86,6 @@ class Status:
     """State of both services and of their directory.
 
     Attributes:
-        home: Directory of their state.
-        services: SeaweedFS, MLflow.
         data_bytes: Bytes that the directory occupies.
         free_bytes: Bytes free on its disk.
     """
@@ -148,10 +143,7 @@ def up(home: Path | None = None) -> Services:
 
 
 def down(home: Path | None = None) -> int:
-    """Stop both services; their data stays.
-
-    Returns:
-        The number of processes that ran.
+    """Stop both services, and return how many processes ran; their data stays.
 
     Raises:
         ServicesError: A process does not end.
@@ -164,11 +156,7 @@ def down(home: Path | None = None) -> int:
 
 
 def current(home: Path | None = None) -> Services:
-    """Return the services that run already.
-
-    Raises:
-        ServicesError: They do not run.
-    """
+    """Return the services that run already; raise ServicesError if they do not run."""
     home = _resolve(home)
     ports = services_home.read_ports(home)
     if not ports or not _have_processes(home):
@@ -318,3 +306,21 @@ def _log_path(home: Path, name: str) -> Path:
 
 def _resolve(home: Path | None) -> Path:
     return default_home() if home is None else home.expanduser().resolve()
+
+
+def connect() -> None:
+    """Use the S3 and the MLflow that the environment names, or else the local ones if they run.
+
+    The two are independent: with `MLFLOW_TRACKING_URI` alone, S3 is still the local one. AWS's own keys together with an
+    MLflow in the environment mean AWS's own S3.
+    """
+    has_mlflow = "MLFLOW_TRACKING_URI" in os.environ
+    has_s3 = "AWS_ENDPOINT_URL" in os.environ or (has_mlflow and "AWS_ACCESS_KEY_ID" in os.environ)
+    if has_s3 and has_mlflow:
+        return
+    try:
+        env = current().env
+    except ServicesError:
+        return  # a path on disk needs none; an s3:// address will fail with a message
+    skipped = ("AWS_", "MLFLOW_S3_") if has_s3 else ("MLFLOW_TRACKING_URI",) if has_mlflow else ()
+    os.environ.update({name: value for name, value in env.items() if not name.startswith(skipped)})

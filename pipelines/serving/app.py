@@ -37,11 +37,7 @@ class Limits:
 
 
 def make_app(model: TrainedModel, limits: Limits) -> FastAPI:
-    """Return the application for a model.
-
-    Raises:
-        UserError: The model is an upsampler, which needs small images.
-    """
+    """Return the application for a model; raise UserError if the model is an upsampler, which needs small images."""
     if model.low_res_size is not None:
         raise UserError(f"{model.description} is an upsampler and needs small images; `iddpm sample --low-res` draws from it")
     digest = checkpoint_digest(model.checkpoint_uri)
@@ -106,11 +102,7 @@ def make_app(model: TrainedModel, limits: Limits) -> FastAPI:
 def _sampling(
     model: TrainedModel, default: SamplingConfig, evaluations: int | None, method: SamplingMethod, limits: Limits
 ) -> SamplingConfig:
-    """Return the sampler of a request.
-
-    Raises:
-        UserError: The model has fewer timesteps, or the experiment's own number of evaluations is over the limit.
-    """
+    """Return the sampler of a request."""
     sampling = with_evaluations(default, evaluations)
     if method != default.method:  # these settings belong to the experiment's own method
         sampling = dataclasses.replace(sampling, method=method, eta=0.0, order=2, unipc_variant="B2")

@@ -22,8 +22,7 @@ from PIL import Image
 from pipelines.cli import runs
 from pipelines.cli.main import app
 from pipelines.client.arguments import arguments_of, compiled_pipeline
-from pipelines.services.connect import connect
-from pipelines.services.services import Services
+from pipelines.services.services import Services, connect
 from training.config.files import read_experiment_file, resolve_experiment
 
 Command = Callable[..., "tuple[int, str, str]"]

@@ -93,12 +93,9 @@ def latest(run_uri: str) -> str | None:
 
 
 def clean(run_uri: str) -> list[int]:
-    """Remove incomplete checkpoints; then check the others from the latest backwards, and remove damaged ones until one is intact.
+    """Remove incomplete checkpoints, then damaged ones from the latest backwards until one is intact; return the steps of the removed ones.
 
     Only the run itself may call this, when it starts: to another process, a checkpoint that is being written looks incomplete.
-
-    Returns:
-        The steps of the removed checkpoints.
     """
     found = _found(run_uri)
     broken = [step for step, complete in found.items() if not complete]
@@ -128,11 +125,7 @@ def remove(run_uri: str, unwanted: Collection[int]) -> None:
 
 
 def file_names(uri: str) -> tuple[str, ...]:
-    """Return the names of a complete checkpoint's files.
-
-    Raises:
-        CheckpointError: There is no complete checkpoint.
-    """
+    """Return the names of a complete checkpoint's files; raise CheckpointError if there is no complete checkpoint."""
     return tuple(_complete(uri)["files"])
 
 

@@ -36,11 +36,7 @@ def apply_overrides(plain: dict[str, Any], overrides: Iterable[str]) -> None:
 
 
 def apply_tables(plain: dict[str, Any], tables: Mapping[str, Any], path: str = "") -> None:
-    """Change an experiment's plain dictionary by nested tables, which contain only the fields that differ.
-
-    Args:
-        tables: Fields and sections; the text "none" stands for no value, which TOML cannot write.
-    """
+    """Change an experiment's plain dictionary by nested tables of the fields that differ; the text "none" stands for no value."""
     for name, value in tables.items():
         where = f"{path}.{name}" if path else name
         require(name in plain, where, unknown_field(name, plain, path))

@@ -92,14 +92,11 @@ def count_timesteps(spacing: str, num_timesteps: int) -> int:
 
 
 def parse_spacing(spacing: str, num_timesteps: int) -> tuple[int, ...]:
-    """Parse a spacing as experiments write it.
+    """Return the kept timesteps, 0-based and increasing, of a spacing as experiments write it.
 
     Args:
         spacing: "" (all timesteps), "250" (uniform), "10,10,5" (section counts), "ddim50", "nll:100"
             (supplement section 5) or "t:0,5,10" (an explicit list).
-
-    Returns:
-        Kept timesteps, 0-based, increasing, without duplicates.
 
     Raises:
         UserError: The text has none of these forms, or asks for more timesteps than T has.

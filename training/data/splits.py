@@ -90,7 +90,7 @@ def prepare_experiment(
     other_sizes: Collection[int] = (),
     shard_map: ShardMap = map,
 ) -> str:
-    """Make the experiment's data set: `train`, and `test` where the source has test images or some are held out.
+    """Make the experiment's data set, and return its directory: `train`, and `test` where the source has test images or some are held out.
 
     Args:
         experiment: The experiment, whose data section the result must match.
@@ -101,9 +101,6 @@ def prepare_experiment(
         options: Fields of `Options`.
         other_sizes: Further image sizes to make from the same decoding; each goes to its `other_data_uri`.
         shard_map: Applies a function to every shard's job; see `prepare_sizes`.
-
-    Returns:
-        The directory of the splits, for the steps that follow.
 
     Raises:
         UserError: An option is wrong, there is no such source, its images can't be used, or the result does not match the experiment.

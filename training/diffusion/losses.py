@@ -79,16 +79,15 @@ def vlb_term_bits_per_dim(
     x_t: Float[Tensor, "batch channels *size"],
     t: Int64[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    """Return L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1) for the first t.
+    """Return the bound's terms as means over dimensions, in bits.
+
+    They are L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1) for the first t.
 
     Equations 6 and 5. Both are computed for every image, and both are finite, so that the choice has a gradient.
 
     Args:
         x_0: Images on the 8-bit grid in [-1, 1].
         t: Kept timestep of each; 0 is the paper's t = 1.
-
-    Returns:
-        Mean over dimensions, in bits.
     """
     q = process.q_posterior(x_0, x_t, t)
     kl = mean_over_dims(normal_kl(q.mean, q.log_variance, p.mean, p.log_variance))
@@ -113,16 +112,13 @@ def normal_kl(mean_q: Tensor, log_variance_q: Tensor, mean_p: Tensor, log_varian
 def discretized_gaussian_log_likelihood(
     x_0: Float[Tensor, "*image"], mean: Float[Tensor, "*image"], log_scale: Float[Tensor, "*image"]
 ) -> Float[Tensor, "*image"]:
-    """Return the log of a Gaussian's mass on the 8-bit level of x_0, elementwise, in nats.
+    """Return the log of a Gaussian's mass on the 8-bit level of x_0, elementwise, in nats, at least log 1e-12.
 
     Ho et al. (2020) equation 13: the bin is x_0 -+ 1/255, open downwards for level 0 and upwards for level 255.
 
     Args:
         x_0: Images on the 8-bit grid in [-1, 1].
         log_scale: Log of its standard deviation.
-
-    Returns:
-        At least log 1e-12.
     """
     inverse_scale = (-log_scale).exp()
     upper = approximate_normal_cdf((x_0 - mean + HALF_BIN) * inverse_scale)

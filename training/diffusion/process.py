@@ -334,11 +334,7 @@ class Denoiser:
     guidance: Guidance | None = field(default=None, kw_only=True)
 
     def p_mean_variance(self, x_t: Float[Tensor, "batch channels *size"], t: Int64[Tensor, " batch"]) -> ModelPrediction:
-        """Return p(x_{t-1} | x_t), with one evaluation of the network, or one more of the guiding one.
-
-        Args:
-            t: Kept timestep of each image, 0 to K - 1.
-        """
+        """Return p(x_{t-1} | x_t) at kept timesteps t, 0 to K - 1, by one evaluation of the network, and one of the guiding one."""
         timesteps, count = self.process.model_timesteps(t), x_t.shape[1]
         output = self.network(x_t, timesteps, **self.conditioning)
         if self.guidance is not None:

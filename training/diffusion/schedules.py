@@ -45,11 +45,7 @@ def linear_betas(num_timesteps: int) -> Float64[Tensor, " timesteps"]:
 
 
 def alpha_bar_cosine(u: float) -> float:
-    """Return f(u) = cos^2((u + s) / (1 + s) * pi/2), s = 0.008: equation 17, not yet divided by f(0).
-
-    Args:
-        u: t/T, in [0, 1].
-    """
+    """Return f(u) = cos^2((u + s) / (1 + s) * pi/2), s = 0.008, for u = t/T in [0, 1]: equation 17, not yet divided by f(0)."""
     return math.cos((u + COSINE_OFFSET) / (1.0 + COSINE_OFFSET) * math.pi / 2.0) ** 2
 
 

@@ -44,11 +44,7 @@ class TimestepSampler:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            UserError: The state is another sampler's, or for another T.
-        """
+        """Restore what `state_dict` returned; raise UserError if the state is another sampler's, or for another T."""
         own = self.state_dict()
         for name in own.keys() | state.keys():
             shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (state, own)]

@@ -58,11 +58,7 @@ class Heartbeats:
         atexit.register(self.end)
 
     def beat(self, step: int, *, waiting: bool) -> None:
-        """Publish this rank's progress, which takes tens of microseconds.
-
-        Args:
-            waiting: True once it has computed its shard and waits for the other ranks.
-        """
+        """Publish this rank's progress, in tens of microseconds; `waiting` once it has computed its shard and waits for the others."""
         self._progress = 2 * step + waiting, time.monotonic()
         self._write("progress", self._progress[0])
 

@@ -62,11 +62,7 @@ class AsyncStopFlag:
         self._sent: tuple[Callable[[], Any], Tensor] | None = None
 
     def exchange(self, is_set: bool) -> bool:
-        """Send rank 0's flag and return the one of the previous call; all ranks call it after the same update.
-
-        Args:
-            is_set: The flag on rank 0; ignored on the others.
-        """
+        """Send rank 0's flag, and return that of the previous call; all ranks call it after the same update."""
         before, self._sent = self._sent, self._send(is_set)
         if before is None:
             return False

@@ -52,12 +52,7 @@ def logs_of_this_node() -> Path:
 
 @contextlib.contextmanager
 def worker_log_stored(run_uri: str, rank: int) -> Iterator[None]:
-    """Store the log of this Ray worker in the run's directory while the block runs.
-
-    Args:
-        run_uri: The run's directory.
-        rank: The worker's rank.
-    """
+    """Store the log of this Ray worker in the run's directory while the block runs."""
     from ray._private.worker import global_worker
 
     paths = {"out": global_worker.get_out_file_path(), "err": global_worker.get_err_file_path()}
@@ -74,7 +69,6 @@ def store_logs(directory: Path, run_uri: str) -> str:
 
     Args:
         directory: The node's logs.
-        run_uri: The run's directory.
 
     Returns:
         Where they are; empty if storage does not take them, as the run does not depend on it.

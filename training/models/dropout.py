@@ -21,11 +21,7 @@ _LANES = 4  # 16-bit uniform numbers in one 64-bit word
 
 
 def dropout_key(seed: int, step: int, indices: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
-    """Return one 53-bit key per image, for all the dropout layers of one training step.
-
-    Args:
-        indices: Each image's position in the stream of all batches.
-    """
+    """Return one 53-bit key per image, by its position in the stream of all batches, for all dropout layers of a training step."""
     return (keyed_uniform(seed, Stream.TRAIN_DROPOUT, indices, counter=step) * 2.0**_KEY_BITS).to(torch.int64)
 
 
@@ -45,7 +41,6 @@ def keyed_dropout(
 
     Args:
         probability: Probability of zeroing an entry, rounded to a multiple of 2^-16 below 1 (the scale matches the rounded value).
-        key: From `dropout_key`.
         layer: The layer's number; layers of one network have different ones. Less than 1024.
     """
     threshold = min(round(probability * 0x10000), 0xFFFF)

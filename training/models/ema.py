@@ -57,11 +57,7 @@ class _Averages:
         return dict(self._averages[kind])
 
     def load_state_dict(self, kind: float, state: Mapping[str, Tensor]) -> None:
-        """Continue one average from a stored one.
-
-        Raises:
-            ValueError: Names or shapes are not the model's.
-        """
+        """Continue one average from a stored one; raise ValueError if names or shapes are not the model's."""
         average = self._averages[kind]
         wrong = sorted(average.keys() ^ state.keys()) or [name for name in average if average[name].shape != state[name].shape]
         if wrong:

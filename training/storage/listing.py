@@ -9,7 +9,6 @@ class Stored(NamedTuple):
     """An object in S3, or a file.
 
     Attributes:
-        num_bytes: Its size.
         version: See `training.storage.version`.
         modified: Time of the last write, in seconds since 1970.
     """

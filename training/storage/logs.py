@@ -81,12 +81,7 @@ class LogUpload:
     """Stores a growing file from a thread of its own, and never fails the work that writes it."""
 
     def __init__(self, path: Path, uri: str) -> None:
-        """Begin.
-
-        Args:
-            path: The file.
-            uri: See `log_uri`.
-        """
+        """Begin a log in storage under `uri` (`log_uri`)."""
         self._path, self._uri = path, uri
         self._part, self._begin, self._stored = 0, 0, 0
         self._is_kept = True

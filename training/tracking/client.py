@@ -1,4 +1,7 @@
-"""Connect to MLflow, and repeat requests that fail for a reason that may pass. MLflow is imported at the first use, as it is slow."""
+"""Connect to MLflow, and repeat requests that fail for a reason that may pass. MLflow is imported at the first use, as it is slow.
+
+Whatever asks MLflow raises `TrackingError` where it can't be reached or refuses.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +132,6 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
     """Do a request now and return its answer; repeat it while the server is away, and say so after some seconds.
 
     Args:
-        action: The request.
         seconds: Seconds for which it is repeated; None is `RETRY_SECONDS`.
         report: Receives one line at the first failure.
 

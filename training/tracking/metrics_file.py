@@ -47,11 +47,7 @@ class MetricsFile:
     """
 
     def __init__(self, run_uri: str | None) -> None:
-        """Read nothing yet.
-
-        Args:
-            run_uri: The run's directory; None keeps the metrics in memory only.
-        """
+        """Read nothing yet; without a run's directory the metrics are kept in memory only."""
         self._run_uri = run_uri
         self._new: list[tuple[int, int, dict[str, float]]] = []
         self._appending = threading.Lock()

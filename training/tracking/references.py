@@ -37,11 +37,7 @@ class Records:
 
 
 def read_records() -> Records:
-    """Read the records.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or refuses.
-    """
+    """Read the records; raise TrackingError if MLflow can't be reached, or refuses."""
     from mlflow.entities import ViewType
 
     client = connect()

@@ -23,10 +23,6 @@ class RegisteredModel:
     Attributes:
         name: The registered model: the preset, so that its variants compete.
         version: MLflow's number of the version; empty before it is registered.
-        run_id: The MLflow run that trained it.
-        checkpoint_uri: Its checkpoint's directory.
-        weights: Name of the weights in the checkpoint.
-        data_uri: The data set that it was trained on.
         distance_name: Name of its distance; distances of other names are not compared.
         distance: Its reported distance; smaller is better.
         description: Text that MLflow's page of the version shows, in Markdown. A text that somebody wrote there stays.
@@ -44,19 +40,12 @@ class RegisteredModel:
 
 
 def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
-    """Register a checkpoint, or find it registered; it becomes the champion if it is the best so far.
+    """Register a checkpoint, or find it registered, and return it with its version; it becomes the champion if it is the best so far.
 
     `mlflow.pyfunc.load_model` loads a version by a directory in the run's, `mlflow/<step>-<weights>`, which names the checkpoint.
 
     Args:
-        model: The model.
         loader_module: The module whose `_load_pyfunc` loads it.
-
-    Returns:
-        The model, with its version.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or refuses.
     """
     client, name = connect(), model.name
     tags = {f"iddpm.{key}": str(getattr(model, key)) for key in _TAGS}

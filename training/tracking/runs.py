@@ -55,7 +55,6 @@ class FoundRun:
 
     Attributes:
         run_id: MLflow's id.
-        key: Its run key.
         tags: All of its tags.
     """
 
@@ -119,7 +118,6 @@ def attach(run_id: str, *, check: bool = True, run_uri: str | None = None) -> Tr
     """Return a run that exists, in another process than the one that opened it.
 
     Args:
-        run_id: MLflow's id of the run.
         check: Ask MLflow whether it exists. A worker that starts again while MLflow is away must not fail, so it does not ask.
         run_uri: See `TrackedRun`.
 
@@ -138,7 +136,6 @@ def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[Fou
     Args:
         tag: A tag that is not empty on the run.
         value: Its value; empty allows any.
-        status: The status.
     """
     has_tag = f"tags.`{tag}` = '{value}'" if value else f"tags.`{tag}` LIKE '_%'"
     return _search(f"attributes.status = '{status}' and {has_tag}")
@@ -200,7 +197,6 @@ def close_open_run(run: FoundRun, tag: str, status: Status) -> bool:
     Args:
         run: The run, as it was found.
         tag: The tag that names the process that works on it.
-        status: Its final status.
     """
     client = connect()
 
@@ -215,13 +211,7 @@ def close_open_run(run: FoundRun, tag: str, status: Status) -> bool:
 
 
 def open_again(run_id: str, step: str, pipeline_run_id: str = "") -> None:
-    """Mark a run as running again, for a step that goes on with it; the error of an earlier try goes.
-
-    Args:
-        run_id: The run.
-        step: The step.
-        pipeline_run_id: The pipeline's run that the step belongs to; empty leaves the tag as it is.
-    """
+    """Mark a run as running again for a step; an empty `pipeline_run_id` leaves that tag, and the error of an earlier try goes."""
     client = connect()
     tags = {STEP_TAG: step, **({PIPELINE_RUN_TAG: pipeline_run_id} if pipeline_run_id else {})}
 
@@ -239,9 +229,7 @@ def end_if_running(run_id: str, status: Status, step: str, *, seconds: float | N
     """End a run that is marked as running and that this step works on; leave any other as it is.
 
     Args:
-        run_id: The run.
         status: Its status then.
-        step: The step.
         seconds: See `training.tracking.client.request`.
     """
     client = connect()
@@ -255,11 +243,7 @@ def end_if_running(run_id: str, status: Status, step: str, *, seconds: float | N
 
 
 def tags_of(run_id: str) -> dict[str, str]:
-    """Return the tags of a run.
-
-    Raises:
-        TrackingError: There is no such run, or MLflow can't be reached.
-    """
+    """Return the tags of a run; raise TrackingError if there is no such run, or MLflow can't be reached."""
     client = connect()
     return dict(request(lambda: client.get_run(run_id)).data.tags)
 

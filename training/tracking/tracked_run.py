@@ -46,8 +46,6 @@ class TrackedRun:
     Two processes may write to one run, but not to one metric.
 
     Args:
-        client: The client of MLflow.
-        run_id: MLflow's id of the run.
         run_uri: The directory in whose `metrics.jsonl` the metrics are recorded before they are sent, for the one process that trains
             the run; points that an earlier process recorded are sent too, where MLflow lacks them. None records nothing.
     """
@@ -74,11 +72,7 @@ class TrackedRun:
 
     @property
     def url(self) -> str:
-        """Address of the run's page, in the view for training; MLflow's default view is for language models.
-
-        Raises:
-            TrackingError: MLflow can't be reached.
-        """
+        """Address of the run's page, in the view for training; MLflow's default view is for language models."""
         return f"{public_uri()}/#/experiments/{self._experiment_id}/runs/{self._run_id}?workflowType=machine_learning"
 
     def children_url(self, *, order_by_metric: str) -> str:
@@ -105,7 +99,6 @@ class TrackedRun:
 
         Args:
             values: By metric. MLflow gets infinity as NaN, since it would store a large number.
-            step: Training step.
             milliseconds: Time of the values, since 1970; None is now. Values from a file get the file's time, so that a process
                 that sends them again after MLflow hung does not add them twice.
 
@@ -124,7 +117,6 @@ class TrackedRun:
 
         Args:
             values: By metric, at most 500.
-            step: Training step.
             milliseconds: Time of the values, since 1970; later than that of the earlier ones.
         """
         self._sender.put("metrics", lambda: self._send_replacement(dict(values), step, milliseconds))
@@ -143,7 +135,6 @@ class TrackedRun:
         Args:
             key: Name of the series.
             image: [height, width, 1 or 3], 0 to 255.
-            step: Training step.
         """
         _require_key(key)
         pixels = image.copy()
@@ -157,11 +148,7 @@ class TrackedRun:
         self.log_image(key, np.array(Image.open(io.BytesIO(png)).convert("RGB")), step)
 
     def image_steps(self, key: str) -> set[int]:
-        """Return the steps whose picture of that series MLflow has.
-
-        Raises:
-            TrackingError: MLflow can't be reached.
-        """
+        """Return the steps whose picture of that series MLflow has; raise TrackingError if MLflow can't be reached."""
         return {step for name, step in request(self._list_images) if name == key.replace("/", "~")}
 
     def log_artifact(self, content: bytes | str, artifact_path: str) -> None:
@@ -173,13 +160,7 @@ class TrackedRun:
         self._sender.put(artifact_path, lambda: self._send_file(data, artifact_path))
 
     def log_dataset(self, name: str, digest: str, uri: str) -> None:
-        """Log the data set that the run reads.
-
-        Args:
-            name: Its name.
-            digest: Digest of its content; MLflow stores the first 36 characters.
-            uri: Its directory.
-        """
+        """Log the data set that the run reads; of its digest MLflow stores the first 36 characters."""
         from mlflow.entities import Dataset, DatasetInput
 
         kind = "s3" if is_s3(uri) else "local"
@@ -204,11 +185,7 @@ class TrackedRun:
         self._sender.put("tags", lambda: self._client.log_batch(self._run_id, tags=copy))
 
     def metric_history(self, key: str) -> list[tuple[int, float]]:
-        """Return (step, value) of a metric by step, with what this process has not delivered yet.
-
-        Raises:
-            TrackingError: MLflow can't be reached.
-        """
+        """Return (step, value) of a metric by step, with what this process has not delivered yet."""
         self.flush()
         history = request(lambda: self._client.get_metric_history(self._run_id, key))
         return sorted((int(metric.step), float(metric.value)) for metric in history)

@@ -43,20 +43,15 @@ class Training:
     """A training.
 
     Attributes:
-        key: Its run key.
-        run_uri: Its directory.
-        tracking_run_id: Its run in MLflow.
         pipeline_run_id: The pipeline's run that worked on it last.
         trial: The label of the sweep's trial that it belongs to; empty for a training of its own.
         state: "running", "finished", "failed", "killed" or "pruned"; or the later step that works on it, like "evaluate".
-        error: The error that ended it.
         step: Updates so far.
         num_steps: Updates in all, unless it stops early.
         images_per_second: The rate of the last interval of logging; None before the first.
         seconds_left: Time left of a running training, at this rate.
         silent_seconds: Seconds since a running training last logged anything.
         best_score: The smallest distance among the checkpoints scored so far.
-        best_step: The step of that checkpoint.
         gpu_share: Mean use of the GPUs of rank 0's machine, 0 to 1.
         card_hours: Hours so far of all its cards together, or cores on a CPU: the updates at the present rate.
         card_hours_in_all: The same of all updates, at this rate.
@@ -93,9 +88,6 @@ class LatestTrainings:
         Args:
             count: The most to look at.
             pipeline_run_ids: Return only those on which one of these pipelines' runs worked last; None returns all.
-
-        Raises:
-            TrackingError: MLflow can't be reached, or refuses.
         """
         client = connect()
         return request(lambda: self._read(client, count, pipeline_run_ids), seconds=_SECONDS)

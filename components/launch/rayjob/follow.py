@@ -53,7 +53,6 @@ class Pace:
         poll_seconds: Between two looks at a job whose state is new, give or take a fifth.
         max_poll_seconds: The longest interval.
         clock: Returns seconds; tests pass their own.
-        sleep: Waits for seconds.
     """
 
     poll_seconds: float = 5.0
@@ -86,11 +85,8 @@ def run_rayjob(
     followed, but never deleted here.
 
     Args:
-        job: The job.
-        api: The cluster.
         is_done: Returns True if the run left its result; a job that succeeded but whose result is gone is started again.
         progress: Returns the step of the last checkpoint. A lost job is started again up to `MAX_LOSSES` times without progress.
-        pace: How often to look.
 
     Raises:
         RayJobError: It failed, was deleted, was lost too often, outlived its deadline, or KubeRay does not see it.

@@ -23,19 +23,10 @@ from training.console import say
 
 
 def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageResources, *, pace: Pace = DEFAULT_PACE) -> Any:
-    """Run a step on a Ray cluster of its own, or follow a cluster that runs it already.
+    """Run a step on a Ray cluster of its own, or follow a cluster that runs it already; return what the step returns.
 
     A training has one job for its run, whichever pipeline starts it, and one that is done takes no cluster. Any other step
     has one job in each run of a pipeline: the result of an earlier pipeline run may be out of date.
-
-    Args:
-        step: The step.
-        arguments: Its arguments, by name.
-        resources: Workers, their pods, and the cluster.
-        pace: How often to look.
-
-    Returns:
-        What the step returns.
 
     Raises:
         UserError: The experiment or the data set does not fit, or no image is known.

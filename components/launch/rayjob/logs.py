@@ -23,12 +23,7 @@ class LogFollower:
     """Copies the submitter's log, which is the driver's, to standard output from a thread of its own."""
 
     def __init__(self, api: KubernetesApi, selector: str) -> None:
-        """Prepare to follow; `start` begins.
-
-        Args:
-            api: The cluster.
-            selector: Labels of the job's pods.
-        """
+        """Prepare to follow; `start` begins."""
         self._api = api
         self._selector = selector
         self._stop, self._ended = threading.Event(), threading.Event()

@@ -55,13 +55,9 @@ class RayJob:
 
     Attributes:
         run_key: Key of the run, which gives the job its name.
-        run_uri: Directory of the run.
         entrypoint: The driver's command, word by word; it runs on the head.
         namespace: Namespace of the job, and of its owner.
-        resources: Workers, their pods, and the cluster.
         image: Image of all pods. It has the driver's Ray and Python.
-        image_pull_policy: Pull policy of all containers.
-        image_pull_secrets: Names of Secrets for the image's registry.
         owner: The Workflow with which Kubernetes deletes the job; None has none.
         launch: Id of the launcher process that creates the job.
     """
@@ -105,10 +101,7 @@ def rayjob_for(call: Call, resources: StageResources, *, launcher: Mapping[str, 
 
     Args:
         call: What the driver does; its key gives the job its name.
-        resources: Workers, their pods, and the cluster.
         launcher: The launcher's own pod, where it runs in one.
-        namespace: Namespace of the job.
-        launch: Id of the launcher process.
 
     Raises:
         UserError: No image is known.

@@ -42,7 +42,6 @@ class Status:
         deployment: `jobDeploymentStatus`, the state in KubeRay; "" before KubeRay has looked at it.
         job: `jobStatus`, Ray's status of the driver; "" before there is one.
         reason: KubeRay's name of a failure.
-        message: KubeRay's message.
         dashboard_url: Address of the cluster's dashboard inside Kubernetes.
     """
 

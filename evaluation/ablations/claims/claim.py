@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from evaluation.ablations.claims.estimates import Estimate
-from evaluation.ablations.claims.interval import MOST_SEEDS, mean_interval, seeds_to_decide
+from evaluation.records.intervals import MOST_SEEDS, mean_interval, seeds_to_decide
 
 Verdict = Literal["as the paper says", "otherwise than the paper says", "not decided here"]
 _NUM_ERRORS = 2.0

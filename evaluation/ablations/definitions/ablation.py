@@ -79,7 +79,6 @@ class SmallScale:
     Attributes:
         settings: Its trials; empty where no experiment of this size can decide the claims.
         reason: Why these settings can show the effect, or why none can and what would.
-        claims: The registered plan.
     """
 
     settings: tuple[Setting, ...]
@@ -207,7 +206,6 @@ def trials(
     seeds to compare.
 
     Args:
-        ablation: The ablation.
         scale: The paper's experiments, or the same on the digits, in hours (small) or minutes (tiny).
         preset_name: Another preset to vary, for an ablation that varies a single one; empty keeps its own.
         objective: Another objective for every trial; None keeps each trial's own.
@@ -315,11 +313,7 @@ def format_overrides(overrides: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def require_size(name: str, num_settings: int, seeds: int = 1) -> None:
-    """Refuse more trials than one pipeline run takes.
-
-    Raises:
-        UserError: There are more than `MAX_TRIALS`.
-    """
+    """Refuse more trials than one pipeline run takes."""
     if (num_trials := num_settings * seeds) > MAX_TRIALS:
         remedy = "split it up" if seeds == 1 else "take fewer seeds"
         raise UserError(f"the ablation {name!r} has {num_trials:,} trials; at most {MAX_TRIALS} fit in one pipeline run, {remedy}")

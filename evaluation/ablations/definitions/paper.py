@@ -221,11 +221,7 @@ def names() -> tuple[str, ...]:
 
 
 def find_ablation(name: str) -> Ablation:
-    """Return the ablation or the reproduction of this name.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Return the ablation or the reproduction of this name; raise UserError if there is none."""
     known = {**ABLATIONS, **REPRODUCTIONS}
     if name not in known:
         raise UserError(f"there is no ablation {name!r}; {suggest(name, known)}")

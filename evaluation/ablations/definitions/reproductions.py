@@ -9,52 +9,40 @@ from __future__ import annotations
 
 from evaluation.ablations.definitions.ablation import Ablation, Setting
 
-
-def _rows(data: str, *names: str) -> tuple[Setting, ...]:
-    return tuple(Setting(preset=f"{data}-{name}", overrides={}, role=name) for name in names)
-
-
 _MAIN_ROWS = ("simple-linear-t1000", "simple-linear", "hybrid-linear", "simple-cosine", "hybrid-cosine", "vlb-cosine")
 _MAIN_COLUMNS = ("diffusion.num_timesteps", "diffusion.schedule", "diffusion.objective")
+
+
+def _table(name: str, title: str, source: str, varied: tuple[str, ...], rows: tuple[str, ...]) -> Ablation:
+    data = name.partition("-")[0]
+    paper = tuple(Setting(preset=f"{data}-{row}", overrides={}, role=row) for row in rows)
+    return Ablation(name=name, title=title, source=source, varied=varied, paper=paper, tiny=(), named_runs=True)
+
 
 REPRODUCTIONS: dict[str, Ablation] = {
     table.name: table
     for table in (
-        Ablation(
-            name="cifar10-table2",
-            title="CIFAR-10: timesteps, schedule and objective",
-            source="Main paper, table 2",
-            varied=_MAIN_COLUMNS,
-            paper=_rows("cifar10", *_MAIN_ROWS),
-            tiny=(),
-            named_runs=True,
+        _table("cifar10-table2", "CIFAR-10: timesteps, schedule and objective", "Main paper, table 2", _MAIN_COLUMNS, _MAIN_ROWS),
+        _table(
+            "imagenet64-table1",
+            "ImageNet 64x64: timesteps, schedule and objective",
+            "Main paper, table 1, 200K updates",
+            _MAIN_COLUMNS,
+            _MAIN_ROWS,
         ),
-        Ablation(
-            name="imagenet64-table1",
-            title="ImageNet 64x64: timesteps, schedule and objective",
-            source="Main paper, table 1, 200K updates",
-            varied=_MAIN_COLUMNS,
-            paper=_rows("imagenet64", *_MAIN_ROWS),
-            tiny=(),
-            named_runs=True,
+        _table(
+            "imagenet64-table1-1500k",
+            "ImageNet 64x64: L_hybrid and L_vlb after 1.5M updates",
+            "Main paper, table 1",
+            ("diffusion.objective",),
+            ("hybrid-cosine-1500k", "vlb-cosine-1500k"),
         ),
-        Ablation(
-            name="imagenet64-table1-1500k",
-            title="ImageNet 64x64: L_hybrid and L_vlb after 1.5M updates",
-            source="Main paper, table 1",
-            varied=("diffusion.objective",),
-            paper=_rows("imagenet64", "hybrid-cosine-1500k", "vlb-cosine-1500k"),
-            tiny=(),
-            named_runs=True,
-        ),
-        Ablation(
-            name="imagenet64-conditional",
-            title="ImageNet 64x64, class-conditional",
-            source="Main paper, class-conditional table, 250 steps",
-            varied=("model.model_channels", "optim.global_batch_size"),
-            paper=_rows("imagenet64", "cond-hybrid-cosine-small", "cond-hybrid-cosine-large"),
-            tiny=(),
-            named_runs=True,
+        _table(
+            "imagenet64-conditional",
+            "ImageNet 64x64, class-conditional",
+            "Main paper, class-conditional table, 250 steps",
+            ("model.model_channels", "optim.global_batch_size"),
+            ("cond-hybrid-cosine-small", "cond-hybrid-cosine-large"),
         ),
     )
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from evaluation.ablations.definitions.ablation import SCALES, Ablation, Scale, Trial, counts, format_value, trials
-from evaluation.ablations.definitions.grid import own_grid
+from evaluation.ablations.definitions.ablation import SCALES, Ablation, Scale, Trial, counts, format_value, grid, require_size, trials
 from evaluation.ablations.definitions.paper import ABLATIONS, find_ablation
 from training.config.errors import UserError
 from training.config.experiment import Objective
@@ -23,6 +24,7 @@ DEFAULT_PRESET = "as named"
 """The preset in the pipeline's form that keeps the ablation's own experiments."""
 OWN_GRID = "own-grid"
 """The entry for a user's own grid among the ablations' names in the pipeline's form."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +36,6 @@ class AblationRequest:
         preset: Another preset to vary; `DEFAULT_PRESET` keeps the ablation's own.
         objective: One of `OBJECTIVES`.
         grid: A user's axes, path -> values; empty for a named ablation.
-        title: Title of a user's grid.
-        overrides: Overrides of every trial.
         runs: Role -> run or checkpoint, for an ablation that trains nothing.
         seeds: How often each setting is repeated; the trials of a setting differ by seed alone.
     """
@@ -51,11 +51,7 @@ class AblationRequest:
     seeds: int = 1
 
     def ablation(self) -> Ablation:
-        """Return the ablation.
-
-        Raises:
-            UserError: There is none of this name, or the grid is not valid.
-        """
+        """Return the ablation; raise UserError if there is none of this name, or the grid is not valid."""
         if not self.grid:
             return find_ablation(self.name)
         if self.name in ABLATIONS:
@@ -178,11 +174,63 @@ def from_form(
 
 
 def from_parameters(values: Mapping[str, Any]) -> AblationRequest:
-    """Make a request from the parameters of the ablation pipeline.
-
-    Raises:
-        UserError: As for `from_form`.
-    """
+    """Make a request from the parameters of the ablation pipeline. It raises as `from_form` does."""
     ablation = [values[f"ablation_{name}"] for name in ("name", "scale", "grid", "options")]
     experiment = [values[f"experiment_{name}"] for name in ("preset", "objective", "overrides")]
     return from_form(*ablation, *experiment)
+
+
+def own_grid(name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, title: str = "") -> Ablation:
+    """Return the ablation of a user's grid over one preset. Its name becomes the name of a folder; an empty title names the axes.
+
+    Raises:
+        UserError: There is no axis, an axis has no list of different values, or the name can't be a folder's.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"the grid {name!r} needs a name that can be a folder's: letters, digits, dots, dashes and underscores")
+    if not axes:
+        raise UserError(f"the grid {name!r} varies nothing; give an axis like diffusion.vlb_weight=0.001,0.01")
+    for path, values in axes.items():
+        if not values or not isinstance(values, (list, tuple)):
+            raise UserError(f"the grid {name!r}: {path} needs a list of values, got {values!r}")
+        if len({format_value(value) for value in values}) < len(values):
+            raise UserError(f"the grid {name!r}: {path} has a value twice, {', '.join(map(format_value, values))}")
+    require_size(name, math.prod(map(len, axes.values())))
+    settings = grid(preset_name, axes)
+    return Ablation(
+        name=name,
+        title=title or f"{name}: {', '.join(path.rpartition('.')[2] for path in axes)} of {preset_name}",
+        source="A user's grid",
+        varied=tuple(axes),
+        paper=settings,
+        tiny=settings,
+        checkpoint="best",
+    )
+
+
+def parse_grid(words: Iterable[str]) -> dict[str, list[Any]]:
+    """Parse words like path=a,b,c into axes; a value that is a list is written [a,b].
+
+    Raises:
+        UserError: A word has another form, or a path comes twice.
+    """
+    axes: dict[str, list[Any]] = {}
+    for word in words:
+        path, _, values = word.partition("=")
+        path = path.strip()
+        if not path or not values.strip():
+            raise UserError(f"write a grid's axis as section.field=a,b,c; got {word!r}")
+        if path in axes:
+            raise UserError(f"the grid has {path} twice; give all its values at once, {path}=a,b,c")
+        try:
+            axes[path] = json.loads(f"[{values}]")
+        except json.JSONDecodeError:
+            axes[path] = [_parse(value.strip()) for value in values.split(",")]
+    return axes
+
+
+def _parse(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except json.JSONDecodeError:
+        return word

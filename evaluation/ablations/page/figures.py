@@ -11,12 +11,12 @@ from typing import Any
 from matplotlib import rc_context
 
 from evaluation.ablations.claims.estimates import Estimate, bits, bound_ratio, curve, distance_name, find, score_curve
-from evaluation.ablations.claims.interval import mean_interval
 from evaluation.ablations.definitions.ablation import format_value
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.page.table import COLUMN_TITLES, TableRow
 from evaluation.ablations.trials.joint import ENDS_SHARE
 from evaluation.ablations.trials.record import TrialRecord, split_by_seed
+from evaluation.records.intervals import mean_interval
 from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines, new_axes
 
 Records = Sequence[TrialRecord]

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.ablations.claims.interval import mean_interval
 from evaluation.ablations.definitions.ablation import format_overrides, format_value
 from evaluation.ablations.definitions.request import OBJECTIVES, AblationRequest
 from evaluation.ablations.trials.record import TrialRecord
+from evaluation.records.intervals import mean_interval
 from evaluation.reports.numbers import NONE, format_estimate
 from evaluation.reports.paper_numbers import OTHER_MODELS
 from training.config.presets import find_preset, preset

@@ -26,7 +26,6 @@ class TrialRecord:
         checkpoint_uri, weights, step, experiment: What was evaluated; the experiment is the checkpoint's.
         data: Name, digest and counts of the data set.
         measures: Name of a measure -> its result.
-        tracking_run_id: Its run in MLflow.
         error: Why it failed, in one line; empty where it did not.
         seed: As in `Trial`.
     """

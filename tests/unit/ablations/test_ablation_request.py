@@ -7,9 +7,8 @@ import shlex
 import pytest
 
 from evaluation.ablations.definitions.cost import joint_cost, trial_cost
-from evaluation.ablations.definitions.grid import parse_grid
 from evaluation.ablations.definitions.paper import names
-from evaluation.ablations.definitions.request import DEFAULT_PRESET, OWN_GRID, AblationRequest, from_form
+from evaluation.ablations.definitions.request import DEFAULT_PRESET, OWN_GRID, AblationRequest, from_form, parse_grid
 from training.config.errors import UserError
 from training.cost.estimate import count_macs
 

@@ -10,10 +10,10 @@ from components.ablations.directory import ablation_uri
 from components.ablations.report import collect
 from evaluation.ablations.claims.claim import Deciding, Finding, claim, combine_seeds
 from evaluation.ablations.claims.findings import findings
-from evaluation.ablations.claims.interval import mean_interval, seeds_to_decide
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import TrialRecord, record_uri
-from pipelines.local.time_left import TimeLeft
+from evaluation.records.intervals import mean_interval, seeds_to_decide
+from pipelines.local.ablate import TimeLeft
 from training import storage
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from evaluation.ablations.definitions import paper as ablations
 from evaluation.ablations.definitions.ablation import MAX_TRIALS, SCALES, Scale, Trial, counts, trials
-from evaluation.ablations.definitions.grid import own_grid, parse_grid
 from evaluation.ablations.definitions.paper import find_ablation
 from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
+from evaluation.ablations.definitions.request import own_grid, parse_grid
 from training.config import presets
 from training.config.errors import UserError
 from training.config.experiment import Objective

@@ -11,7 +11,7 @@ from evaluation.evaluate.run import evaluate
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.records import npz
 from evaluation.sampling import sample_set
-from evaluation.sampling.low_res import RealLowRes
+from evaluation.sampling.generate import RealLowRes
 from evaluation.sampling.sample_set import SamplePlan
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint

@@ -14,9 +14,8 @@ from evaluation.evaluate.preflight import preflight
 from evaluation.evaluate.run import evaluate
 from evaluation.features.extractors import load_extractor
 from evaluation.memorisation.copied_share import copied_share
-from evaluation.memorisation.copies import KINDS, make_copies
 from evaluation.memorisation.nearest import Space, feature_space, nearest_images, pixel_space
-from evaluation.memorisation.search import find_copies
+from evaluation.memorisation.search import KINDS, find_copies, make_copies
 from evaluation.records import npz
 from evaluation.sampling.trained_model import ModelSpec
 from evaluation.studies.memorisation import Request, as_study, study_memorisation

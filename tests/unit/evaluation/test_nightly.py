@@ -40,7 +40,7 @@ def test_a_healthy_night_is_said_with_its_distance_from_the_baseline() -> None:
 )
 def test_what_can_be_told_while_the_baseline_is_gathered_is_said(scores: list[float], said: str) -> None:
     judgement = judge(history_of(scores))
-    assert judgement.is_gathering
+    assert judgement.trace.num_baseline[-1] < judgement.night.rule.baseline_nights
     assert said in judgement.text
 
 

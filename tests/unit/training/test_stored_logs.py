@@ -228,7 +228,7 @@ def test_a_preparation_whose_process_is_killed_leaves_its_last_words_and_the_rea
     monkeypatch.setattr("components.launch.repeat.PAUSE_SECONDS", 0.0)
     monkeypatch.setenv("KFP_POD_NAME", "pod")
     killer = "import os, sys; print('half of the images', flush=True); os.kill(os.getpid(), 9)"
-    monkeypatch.setattr("components.launch.child.Call.driver", ("python", "-c", killer))
+    monkeypatch.setattr("components.launch.run.Call.driver", ("python", "-c", killer))
     with pytest.raises(LostError, match="was killed"):
         _prepare(tmp_path)
     tries = _words(tmp_path / _DATA)

@@ -122,11 +122,7 @@ def read_row_groups(file: pq.ParquetFile, image_shape: Sequence[int]) -> Iterato
 
 
 def decode_row_group(table: pa.Table, image_shape: Sequence[int]) -> Rows:
-    """Return the rows of a table, without copying the pixels.
-
-    Raises:
-        UserError: The images have another shape.
-    """
+    """Return the rows of a table, without copying the pixels; raise UserError if the images have another shape."""
     column = table.column("image").combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)

@@ -87,15 +87,12 @@ def load(image: Image.Image) -> Image.Image:
 
 
 def decode_pixels(data: bytes, channels: int, *, reduced_size: int = 0, max_pixels: int = MAX_PIXELS, background: str = "white") -> Images:
-    """Decode an image file: upright, 8 bits per channel (of 16-bit pixels the high byte), composed over the background.
+    """Decode an image file to uint8 `[height, width, channels]`: upright, the high byte of 16-bit pixels, composed over the background.
 
     Args:
         data: The bytes of the file; of an animation, the first frame is decoded.
         channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
         reduced_size: Let the JPEG decoder halve a large RGB image while its short side stays at least twice this; 0 never does.
-
-    Returns:
-        uint8 `[height, width, channels]`.
 
     Raises:
         ImageError: It isn't an image, is damaged, or is too large.

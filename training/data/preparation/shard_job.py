@@ -104,10 +104,7 @@ def read_record(target: Target, number: int, items: Sequence[Item]) -> ShardReco
 
 
 def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
-    """Make a shard at every size, store it, and record it.
-
-    Returns:
-        The number of the job, and the record by image size.
+    """Make a shard at every size, store it, and record it; return the number of the job, and the record by image size.
 
     Raises:
         UserError: Too many images can't be read, or the temporary disk is full.
