@@ -161,11 +161,10 @@ def import_checkpoint(
 ) -> None:
     """Import a published checkpoint, or a folder of diffusers."""
     connect()
-    from training import storage
-    from training.checkpoints.diffusers_folder import CONFIG, import_diffusers
+    from training.checkpoints.diffusers_folder import import_diffusers, is_diffusers_folder
     from training.checkpoints.import_export import import_checkpoint as make
 
-    read = import_diffusers if storage.exists(storage.join(file, CONFIG)) else make
+    read = import_diffusers if is_diffusers_folder(file) else make
     print(json.dumps(read(file, run, preset=preset or None, overrides=overrides), indent=2))
 
 
