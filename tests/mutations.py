@@ -240,8 +240,11 @@ NETWORK = [
         "layers",
         ("scale without +1", "(scale + 1.0)", "scale"),
         ("shift before scale", "scale, shift = injected", "shift, scale = injected"),
-        ("sines first", "[angles.cos(), angles.sin()]", "[angles.sin(), angles.cos()]"),
-        ("frequencies over half - 1", "-math.log(10_000.0) / half", "-math.log(10_000.0) / (half - 1)"),
+        ("sines first", "parts = [angles.cos(), angles.sin()]", "parts = [angles.sin(), angles.cos()]"),
+        ("frequencies over half - 1", "-math.log(10_000.0) / last", "-math.log(10_000.0) / (half - 1)"),
+        ("sines first, frequencies over half", "else half - 1", "else half"),
+        ("cosines first, frequencies over half - 1", 'if variant == "cos_sin" else parts[::-1]', 'if variant == "cos_sin" else parts'),
+        ("padded at the left and the top", "(0, 1, 0, 1)", "(1, 0, 1, 0)"),
         ("integer timesteps", "timesteps.float().unsqueeze(1)", "timesteps.long().float().unsqueeze(1)"),
         (
             "q, k, v before heads",
@@ -254,7 +257,7 @@ NETWORK = [
             "scaled_dot_product_attention(q, k, v, scale=channels**-0.5)",
         ),
         ("attention without residual", "return x + h.transpose(1, 2)", "return h.transpose(1, 2)"),
-        ("GroupNorm eps 1e-6", "eps=1e-5", "eps=1e-6"),
+        ("GroupNorm eps 1e-6", "eps=eps", "eps=1e-6"),
         (
             "downsampling padded on two sides only",
             "self.op(x)",

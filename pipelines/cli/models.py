@@ -148,16 +148,15 @@ def _price(price: float | None) -> str:
 def import_checkpoint(
     file: str = typer.Argument(..., help="A file of the released code, a .pt or .safetensors of `iddpm export`, or a folder of diffusers."),
     run: str = typer.Argument(..., help="Directory of the run for the checkpoint."),
-    preset: str = typer.Option("", help="Preset of the file, if neither the file nor its name tells it."),
+    preset: str = typer.Option("", help="Preset of the file, if neither the file, its name nor the folder tells it."),
     overrides: list[str] = options.SET,
 ) -> None:
     """Import a published checkpoint, or a folder of diffusers."""
     connect()
-    from training import storage
-    from training.checkpoints.diffusers_folder import CONFIG, import_diffusers
+    from training.checkpoints.diffusers_folder import import_diffusers, is_diffusers_folder
     from training.checkpoints.import_export import import_checkpoint as make
 
-    read = import_diffusers if storage.exists(storage.join(file, CONFIG)) else make
+    read = import_diffusers if is_diffusers_folder(file) else make
     print(json.dumps(read(file, run, preset=preset or None, overrides=overrides), indent=2))
 
 

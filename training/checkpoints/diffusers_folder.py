@@ -3,6 +3,8 @@
     README.md  model_index.json  experiment.json
     unet/config.json  unet/diffusion_pytorch_model.safetensors  scheduler/scheduler_config.json
 
+The published folders of 2022 (`google/ddpm-*`) have no directories inside, weights that end in .bin, and older names of the attention.
+
 diffusers itself is not needed. Its `UNet2DModel` is the paper's network except for two things. The size of a head is one number, so
 the same number of heads at several widths can't be expressed; and the network is fed integers. A model that was trained with
 t * 1000/T gets a scheduler of 1000 timesteps, whose alpha_bar at t' is ours at t = t' * T/1000, interpolated in log between two.
@@ -11,6 +13,7 @@ t * 1000/T gets a scheduler of 1000 timesteps, whose alpha_bar at t' is ours at 
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from training import storage
 from training.checkpoints import checkpoint
+from training.checkpoints.diffusers_experiment import experiment_of
 from training.config.errors import UserError
 from training.config.experiment import DiffusionConfig, Experiment, ModelConfig
 from training.config.presets import preset as named_preset
@@ -28,6 +32,7 @@ from training.diffusion.schedules import beta_schedule
 
 CONFIG = "unet/config.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+OLD_WEIGHTS = "unet/diffusion_pytorch_model.bin"
 SCHEDULER = "scheduler/scheduler_config.json"
 EXPERIMENT = "experiment.json"
 _VERSION = "0.35.0"
@@ -79,7 +84,7 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     """Make a checkpoint of ours from a folder of diffusers; it serves sampling and scoring, and training can't resume from it.
 
     Args:
-        preset: The preset of the network; None reads `experiment.json`, which `export_diffusers` wrote.
+        preset: The preset of the network; None reads `experiment.json`, which `export_diffusers` wrote, or else the configurations.
 
     Returns:
         Plain data: `checkpoint_uri`, `preset`, `step`, `parameters`, `weights`.
@@ -87,26 +92,32 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     Raises:
         UserError: The network or the scheduler is not that of the experiment; the message names what differs.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from training.checkpoints.import_export import read_tensors
 
+    config_uri, scheduler_uri = _find(folder_uri, CONFIG), _find(folder_uri, SCHEDULER)
+    unet, scheduler = _complete_unet(storage.read_json(config_uri)), _complete_scheduler(storage.read_json(scheduler_uri))
+    folder = folder_uri.rstrip("/").rpartition("/")[2]
     experiment_uri = storage.join(folder_uri, EXPERIMENT)
     if preset is not None:
         experiment = named_preset(preset, overrides)
     elif storage.exists(experiment_uri):
         experiment = checkpoint.read_experiment(experiment_uri).override(overrides)
     else:
-        raise UserError(f"{folder_uri}: does not say what experiment it is of; name a preset")
-    _require_equal(storage.join(folder_uri, CONFIG), unet_config(experiment) | {"mid_block_scale_factor": 1}, _complete_unet)
-    _require_equal(storage.join(folder_uri, SCHEDULER), scheduler_config(experiment.diffusion), _complete_scheduler)
-    uri = storage.join(folder_uri, WEIGHTS)
+        try:
+            experiment = experiment_of(unet, scheduler, folder=folder)
+        except UserError as error:
+            raise UserError(f"{config_uri}: is no network of ours: {error}") from error
+        experiment = experiment.override(overrides)
+    _require_equal(config_uri, unet, unet_config(experiment) | {"mid_block_scale_factor": 1})
+    _require_equal(scheduler_uri, scheduler, scheduler_config(experiment.diffusion))
+    uri = _find(folder_uri, WEIGHTS, OLD_WEIGHTS)
     try:
         with storage.open_local(uri) as path:
-            found = load_file(path)
-        state = from_diffusers(found, experiment)
-    except (SafetensorError, KeyError) as error:
-        raise UserError(f"{uri}: is not the weights of {CONFIG} ({error})") from error
-    origin = {"folder": folder_uri.rstrip("/").rpartition("/")[2], "preset": experiment.name}
+            found = read_tensors(path, uri)[0]
+            state = from_diffusers(_with_current_names(found), experiment)
+    except KeyError as error:
+        raise UserError(f"{uri}: is not the weights of {config_uri}: {error} is missing") from error
+    origin = {"folder": folder, "preset": experiment.name}
     files: dict[str, Any] = {
         checkpoint.EXPERIMENT: experiment.to_json().encode(),
         f"{checkpoint.MODEL}.pt": state,
@@ -119,6 +130,17 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
         "parameters": sum(tensor.numel() for tensor in state.values()),
         "weights": checkpoint.MODEL,
     }
+
+
+def is_diffusers_folder(uri: str) -> bool:
+    """Return True for a folder that holds the configuration of a network."""
+    return any(storage.exists(storage.join(uri, name)) for name in (CONFIG, CONFIG.rpartition("/")[2]))
+
+
+def _find(folder_uri: str, *names: str) -> str:
+    """Return the first of these files that the folder has, each in its directory or in the folder itself; if none, the first name's."""
+    places = [storage.join(folder_uri, place) for name in names for place in (name, name.rpartition("/")[2])]
+    return next((uri for uri in places if storage.exists(uri)), places[0])
 
 
 def unet_config(experiment: Experiment) -> dict[str, Any]:
@@ -146,14 +168,14 @@ def unet_config(experiment: Experiment) -> dict[str, Any]:
         "out_channels": experiment.out_channels,
         "center_input_sample": False,
         "time_embedding_type": "positional",
-        "freq_shift": 0,
-        "flip_sin_to_cos": True,
+        "freq_shift": 0 if model.time_embedding == "cos_sin" else 1,
+        "flip_sin_to_cos": model.time_embedding == "cos_sin",
         "down_block_types": ["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         "mid_block_type": "UNetMidBlock2D",
         "up_block_types": ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
         "block_out_channels": list(widths),
         "layers_per_block": model.num_res_blocks,
-        "downsample_padding": 1,
+        "downsample_padding": 1 if model.downsample_padding == "symmetric" else 0,  # at 0 diffusers pads right and bottom
         "downsample_type": "conv",
         "upsample_type": "conv",
         "dropout": model.dropout,
@@ -161,7 +183,7 @@ def unet_config(experiment: Experiment) -> dict[str, Any]:
         "attention_head_dim": None if model.num_heads == 1 else widths[-1] // model.num_heads,
         "norm_num_groups": model.norm_groups,
         "attn_norm_num_groups": model.norm_groups,
-        "norm_eps": 1e-5,
+        "norm_eps": model.norm_eps,
         "resnet_time_scale_shift": "scale_shift" if model.use_scale_shift_norm else "default",
         "add_attention": True,
         "class_embed_type": None,
@@ -232,7 +254,7 @@ def from_diffusers(state: dict[str, Tensor], experiment: Experiment) -> dict[str
         new = _name_in_diffusers(module, model)
         sources = [f"{new}.to_{letter}.{kind}" for letter in "qkv"] if module.endswith(".qkv") else [f"{new}.{kind}"]
         used.update(sources)
-        parts = [state[source].to(torch.float32) for source in sources]
+        parts = [state[source].to(torch.float32, copy=True) for source in sources]  # those of a file may map it
         if len(parts) == 3:
             parts = [torch.stack([part.reshape(model.num_heads, -1, *part.shape[1:]) for part in parts], dim=1).flatten(0, 2)]
         mapped[name] = parts[0].unsqueeze(-1) if len(shape) > parts[0].ndim else parts[0]
@@ -240,6 +262,12 @@ def from_diffusers(state: dict[str, Tensor], experiment: Experiment) -> dict[str
     if difference or state.keys() - used:
         raise UserError(f"the weights are not those of {experiment.name}: {difference or f'{min(state.keys() - used)} is not expected'}")
     return mapped
+
+
+def _with_current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with the attention's names since diffusers 0.16."""
+    current = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    return {re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.\w+$)", lambda old: current[old[0]], name): state[name] for name in state}
 
 
 _IN_BLOCK = {
@@ -309,6 +337,24 @@ def _complete_scheduler(config: dict[str, Any]) -> dict[str, Any]:
 
 
 _UNET_DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "add_attention": True,
     "mid_block_type": "UNetMidBlock2D",
     "mid_block_scale_factor": 1,
     "downsample_type": "conv",
@@ -319,6 +365,8 @@ _UNET_DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
 }
 _SCHEDULER_DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
     "beta_start": 0.0001,
     "beta_end": 0.02,
     "variance_type": "fixed_small",
@@ -337,9 +385,8 @@ _SCHEDULES: dict[str, Callable[[float, float, int], Tensor]] = {
 """Betas by the names of diffusers' schedules."""
 
 
-def _require_equal(uri: str, expected: dict[str, Any], complete: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def _require_equal(uri: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Refuse a configuration that differs from the expected one in a field that changes samples."""
-    found = complete(storage.read_json(uri))
     different = [
         f"{name} is {_shown(found.get(name))}, ours is {_shown(value)}"
         for name, value in expected.items()

@@ -49,7 +49,7 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
     """
     file_name = file_uri.rstrip("/").rpartition("/")[2]
     with storage.open_local(file_uri) as path:
-        state, embedded = _read(path, file_name)
+        state, embedded = read_tensors(path, file_name)
         # Copied here: tensors that map the file must not outlive it.
         state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
     overrides = tuple(overrides)
@@ -137,8 +137,12 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
     }
 
 
-def _read(path: Path, file_name: str) -> tuple[dict[str, Tensor], Experiment | None]:
-    """Return the tensors by name, and the experiment if the file contains one."""
+def read_tensors(path: Path, file_name: str) -> tuple[dict[str, Tensor], Experiment | None]:
+    """Return the tensors of a file by name, and the experiment if it contains one; they may map the file.
+
+    Raises:
+        UserError: The file is damaged, or does not contain tensors alone.
+    """
     if file_name.endswith(".safetensors"):
         return _read_safetensors(path, file_name)
     try:
@@ -268,7 +272,8 @@ def step_of(file_name: str, experiment: Experiment) -> int:
 def reference_flags(experiment: Experiment) -> str | None:
     """Return the command-line flags with which the released code builds this network and process; None where it can't.
 
-    The released code has fixed stages for each image size, 32 groups, RGB images and 1,000 labels. Sampling needs no lambda.
+    The released code has fixed stages for each image size, one kind of GroupNorm, time embedding and downsampling, RGB images and 1,000
+    labels. Sampling needs no lambda.
     """
     data, model, diffusion = experiment.data, experiment.model, experiment.diffusion
     stages = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
@@ -276,6 +281,7 @@ def reference_flags(experiment: Experiment) -> str | None:
         data.image_channels != 3
         or model.channel_mult != stages.get(data.image_size)
         or model.norm_groups != 32
+        or (model.norm_eps, model.time_embedding, model.downsample_padding) != (1e-5, "cos_sin", "symmetric")
         or (model.class_conditional and (data.num_classes != 1000 or model.label_dropout > 0))
         or diffusion.prediction != "eps"
         or (model.low_res_size is not None and diffusion.variance == "fixed_small")

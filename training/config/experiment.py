@@ -28,6 +28,8 @@ TimestepSampler = Literal["uniform", "loss_second_moment"]
 SamplingMethod = Literal["ancestral", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "unipc", "deis"]
 MultistepOrder = Literal[1, 2, 3]
 UniPCVariant = Literal["B1", "B2"]
+TimeEmbedding = Literal["cos_sin", "sin_cos"]
+DownsamplePadding = Literal["symmetric", "right_bottom"]
 ReverseVariance = Literal["model", "analytic", "optimal"]
 LikelihoodForm = Literal["full", "spaced", "stratified", "learned"]
 Resize = Literal["none", "area", "adm", "box-squash", "lanczos"]
@@ -89,6 +91,11 @@ class ModelConfig:
         label_dropout: Probability with which training replaces a label by "none", so that the model can guide itself in sampling.
         norm_groups: Groups of every GroupNorm; the paper has 32 at C = 128 and more. With as many groups as channels a network can't tell
             how bright its input is, since each channel is normalised to mean 0: take 8 at C = 32.
+        norm_eps: Added to the variance in every GroupNorm; Ho et al.'s code has 1e-6.
+        time_embedding: "cos_sin" (cosines of t first, at the frequencies 10000^(-i/h), h = C/2) or "sin_cos" (Ho et al.'s code: sines
+            first, at 10000^(-i/(h-1))).
+        downsample_padding: Zeros around the input of a downsampling convolution: "symmetric" (a pixel on each side) or "right_bottom" (a
+            pixel on these two sides, TensorFlow's "SAME" in Ho et al.'s code).
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -104,6 +111,9 @@ class ModelConfig:
     low_res_size: int | None = None
     label_dropout: float = field(default=0.0, metadata=LATER)
     norm_groups: int = field(default=32, metadata=LATER)
+    norm_eps: float = field(default=1e-5, metadata=LATER)
+    time_embedding: TimeEmbedding = field(default="cos_sin", metadata=LATER)
+    downsample_padding: DownsamplePadding = field(default="symmetric", metadata=LATER)
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "model", "norm_groups")
@@ -111,6 +121,12 @@ class ModelConfig:
             self.model_channels >= 2 and self.model_channels % self.norm_groups == 0 and self.model_channels % 2 == 0,
             "model.model_channels",
             f"must be even and a multiple of {self.norm_groups} (model.norm_groups), got {self.model_channels}",
+        )
+        require(0 < self.norm_eps < math.inf, "model.norm_eps", f"must be a finite number above 0, got {self.norm_eps}")
+        require(
+            self.time_embedding == "cos_sin" or self.model_channels >= 4,
+            "model.time_embedding",
+            f"'sin_cos' needs two frequencies, so model.model_channels must be at least 4, got {self.model_channels}",
         )
         require(
             len(self.channel_mult) >= 1 and all(m >= 1 for m in self.channel_mult),

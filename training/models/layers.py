@@ -10,25 +10,29 @@ import math
 import torch
 from torch import Tensor, nn
 
+from training.config.experiment import DownsamplePadding, TimeEmbedding
 from training.models.dropout import KeyedDropout
 from training.shapes import Float, Int64
 
 
-def timestep_embedding(timesteps: Float[Tensor, " batch"], width: int) -> Float[Tensor, "batch width"]:
+def timestep_embedding(timesteps: Float[Tensor, " batch"], width: int, variant: TimeEmbedding = "cos_sin") -> Float[Tensor, "batch width"]:
     """Return [cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})], w_i = 10000^(-i/h), h = width / 2.
 
     The transformer's position embedding (Vaswani et al. 2017, section 3.5), cosines first. t need not be
-    an integer: the caller scales it by 1000/T.
+    an integer: the caller scales it by 1000/T. "sin_cos" is the embedding of Ho et al.'s released code
+    (`get_timestep_embedding` of its nn.py): sines first, and w_i = 10000^(-i/(h-1)), so that the last is 1/10000.
 
     Args:
         timesteps: One per image; any real number.
-        width: Even.
+        width: Even; for "sin_cos" at least 4.
     """
     half = width // 2
+    last = half if variant == "cos_sin" else half - 1
     # In float64, and rounded once: in float32 the last bits would differ by processor, and t up to 4000 multiplies them.
-    frequencies = torch.exp(-math.log(10_000.0) / half * torch.arange(half, dtype=torch.float64, device=timesteps.device))
+    frequencies = torch.exp(-math.log(10_000.0) / last * torch.arange(half, dtype=torch.float64, device=timesteps.device))
     angles = timesteps.float().unsqueeze(1) * frequencies.float()
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    parts = [angles.cos(), angles.sin()]
+    return torch.cat(parts if variant == "cos_sin" else parts[::-1], dim=1)
 
 
 def zero_(module: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
@@ -42,8 +46,8 @@ def zero_(module: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
 class GroupNorm32(nn.GroupNorm):
     """GroupNorm computed in float32; the result has the type of the input."""
 
-    def __init__(self, channels: int, num_groups: int) -> None:
-        super().__init__(num_groups, channels, eps=1e-5)
+    def __init__(self, channels: int, num_groups: int, eps: float) -> None:
+        super().__init__(num_groups, channels, eps=eps)
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
         """Normalise each group of channels of each image to mean 0 and variance 1, then scale and shift."""
@@ -80,15 +84,25 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, emb_channels: int, out_channels: int, *, dropout: float, use_scale_shift_norm: bool, norm_groups: int
+        self,
+        in_channels: int,
+        emb_channels: int,
+        out_channels: int,
+        *,
+        dropout: float,
+        use_scale_shift_norm: bool,
+        norm_groups: int,
+        norm_eps: float,
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
-        self.in_layers = nn.Sequential(GroupNorm32(in_channels, norm_groups), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            GroupNorm32(in_channels, norm_groups, norm_eps), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        )
         emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = Float32Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
         self.out_layers = nn.Sequential(
-            GroupNorm32(out_channels, norm_groups),
+            GroupNorm32(out_channels, norm_groups, norm_eps),
             nn.SiLU(),
             KeyedDropout(dropout),
             zero_(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -122,10 +136,10 @@ class AttentionBlock(nn.Module):
     1x1 convolutions over a sequence; here they act as matrices on tokens, as the fused kernel needs them.
     """
 
-    def __init__(self, channels: int, num_heads: int, *, norm_groups: int) -> None:
+    def __init__(self, channels: int, num_heads: int, *, norm_groups: int, norm_eps: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = GroupNorm32(channels, norm_groups)
+        self.norm = GroupNorm32(channels, norm_groups, norm_eps)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero_(nn.Conv1d(channels, channels, 1))
 
@@ -141,14 +155,21 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a 3x3 convolution of stride 2, padded by 1 on every side."""
+    """Halves height and width by a 3x3 convolution of stride 2, whose input is padded by one pixel.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        padding: "symmetric" pads every side; "right_bottom" pads two, as TensorFlow's "SAME" does in Ho et al.'s released code.
+    """
+
+    def __init__(self, channels: int, padding: DownsamplePadding) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.padding = padding
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if padding == "symmetric" else 0)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels half_height half_width"]:
-        """Apply the convolution."""
+        """Pad and apply the convolution."""
+        if self.padding == "right_bottom":
+            x = nn.functional.pad(x, (0, 1, 0, 1))
         h: Tensor = self.op(x)
         return h
 

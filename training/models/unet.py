@@ -81,10 +81,11 @@ class UNet(nn.Module):
                 dropout=config.dropout,
                 use_scale_shift_norm=config.use_scale_shift_norm,
                 norm_groups=config.norm_groups,
+                norm_eps=config.norm_eps,
             )
 
         def attention_block(channels: int) -> AttentionBlock:
-            return AttentionBlock(channels, config.num_heads, norm_groups=config.norm_groups)
+            return AttentionBlock(channels, config.num_heads, norm_groups=config.norm_groups, norm_eps=config.norm_eps)
 
         def attention(channels: int, size: int) -> list[nn.Module]:
             return [attention_block(channels)] if size in config.attention_resolutions else []
@@ -103,7 +104,7 @@ class UNet(nn.Module):
                 self.input_blocks.append(TimestepEmbedSequential(*block))
                 skips.append(channels)
             if level < len(config.channel_mult) - 1:
-                self.input_blocks.append(TimestepEmbedSequential(Downsample(channels)))
+                self.input_blocks.append(TimestepEmbedSequential(Downsample(channels, config.downsample_padding)))
                 skips.append(channels)
                 size //= 2
 
@@ -120,7 +121,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(TimestepEmbedSequential(*block))
 
         self.out = Float32Sequential(
-            GroupNorm32(channels, config.norm_groups), nn.SiLU(), zero_(nn.Conv2d(channels, out_channels, 3, padding=1))
+            GroupNorm32(channels, config.norm_groups, config.norm_eps), nn.SiLU(), zero_(nn.Conv2d(channels, out_channels, 3, padding=1))
         )
         for layer, dropout in enumerate(module for module in self.modules() if isinstance(module, KeyedDropout)):
             dropout.layer = layer
@@ -149,7 +150,7 @@ class UNet(nn.Module):
             UserError: An argument is missing or unexpected, or has a wrong shape or range.
         """
         self._check(x, timesteps, y, low_res)
-        emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels))
+        emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels, self.config.time_embedding))
         if y is not None:
             emb = emb + self.label_emb(y)
         h = x if low_res is None else with_low_res(x, low_res)

@@ -60,6 +60,9 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
         ("data.image_size=9", r"data\.image_size: 9 is not divisible by 2"),
         ("model.model_channels=48", r"model\.model_channels: must be even and a multiple of 32"),
         ("model.norm_groups=0", r"model\.norm_groups: must be at least 1"),
+        ("model.norm_eps=0", r"model\.norm_eps: must be a finite number above 0, got 0\.0"),
+        ("model.time_embedding=sines", r"model\.time_embedding: .*'cos_sin' or 'sin_cos'"),
+        ("model.downsample_padding=0", r"model\.downsample_padding: .*'symmetric' or 'right_bottom'"),
         ("model.num_heads=5", r"model\.num_heads: 5 heads do not divide"),
         (
             "model.attention_resolutions=16",
@@ -214,3 +217,10 @@ def test_a_machine_without_pydantic_makes_the_same_checks() -> None:
     }
     done = subprocess.run([sys.executable, "-c", WITHOUT_PYDANTIC, *wrong], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [*wrong.values(), "precision: must be 'fp32' or 'bf16', got 'fp16'"]
+
+
+def test_the_embedding_with_sines_first_needs_two_frequencies() -> None:
+    narrow = ["model.norm_groups=2", "model.num_heads=1", "model.time_embedding=sin_cos"]
+    with pytest.raises(UserError, match=r"model\.time_embedding: 'sin_cos' needs two frequencies, .* at least 4, got 2"):
+        DEMO.override([*narrow, "model.model_channels=2"])
+    DEMO.override([*narrow, "model.model_channels=4"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.config.errors import UserError
 from training.config.experiment import DataConfig, DiffusionConfig, Experiment, ModelConfig
-from training.models.layers import make_low_res, timestep_embedding, with_low_res
+from training.models.layers import Downsample, GroupNorm32, make_low_res, timestep_embedding, with_low_res
 from training.models.unet import UNet, make_model
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "reference_values.json").read_text())
@@ -105,6 +105,35 @@ def test_the_embeddings_frequencies_are_rounded_from_float64_on_every_processor(
     """At t = 1 the first sines are those of the frequencies: sin(w) for the correctly rounded float32 w."""
     frequencies = torch.tensor([math.exp(-math.log(10_000) / 64 * i) for i in range(64)], dtype=torch.float64).float()
     assert torch.equal(timestep_embedding(torch.ones(1), 128), torch.cat([frequencies.cos(), frequencies.sin()]).unsqueeze(0))
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0, 999.0])
+def test_the_other_embedding_has_sines_first_and_its_last_frequency_is_a_ten_thousandth(t: float) -> None:
+    """Ours rounds the frequency once, the angle once, and cosine and sine by 2 u."""
+    angles = [t * 10_000.0 ** (-i / 63) for i in range(64)]
+    exact = torch.tensor([math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles], dtype=torch.float64)
+    actual = timestep_embedding(torch.tensor([t]), 128, "sin_cos").double().flatten()
+    assert bool(((actual - exact).abs() <= (2 * t + 2) * UNIT_ROUNDOFF).all())
+
+
+@pytest.mark.parametrize(("padding", "read"), [("symmetric", 1), ("right_bottom", 2)])
+def test_a_downsampling_convolutions_last_tap_reads_the_pixel_that_its_padding_says(padding: str, read: int) -> None:
+    """Its output i reads the pixels 2i - 1 to 2i + 1, or 2i to 2i + 2, of which the last is beyond the image."""
+    downsample = Downsample(1, padding)  # type: ignore[arg-type]
+    nn.init.zeros_(downsample.op.weight)
+    nn.init.zeros_(downsample.op.bias)
+    downsample.op.weight.data[0, 0, 2, 2] = 1.0
+    image = torch.arange(1.0, 37.0).view(1, 1, 6, 6)
+    assert torch.equal(downsample(image), nn.functional.pad(image, (0, 2, 0, 2))[:, :, read : read + 6 : 2, read : read + 6 : 2])
+
+
+def test_the_epsilon_is_added_to_the_variance_of_every_norm() -> None:
+    """Values of +-s have the variance s^2, so the norm gives s / sqrt(s^2 + eps), with some ten roundings."""
+    values = torch.tensor([1.0, -1.0]).repeat(8).view(1, 4, 4) * 1e-2
+    norm = GroupNorm32(4, 2, 1e-4)
+    torch.testing.assert_close(norm(values), values / math.sqrt(2e-4), rtol=10 * UNIT_ROUNDOFF, atol=0)
+    norms = [module.eps for module in tiny(norm_eps=1e-3).modules() if isinstance(module, nn.GroupNorm)]
+    assert set(norms) == {1e-3}
 
 
 @pytest.mark.parametrize(("name", "y"), [("base", None), ("cond", torch.tensor([3, 7]))])

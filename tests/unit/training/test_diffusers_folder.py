@@ -41,6 +41,10 @@ EXPERIMENTS = {
             "diffusion.rescale_timesteps=false",
         ),
     ),
+    "time embedding, padding and epsilon of Ho et al.'s code": preset(
+        "digits-tiny-hybrid-cosine",
+        (*_SMALL, "model.time_embedding=sin_cos", "model.downsample_padding=right_bottom", "model.norm_eps=1e-6"),
+    ),
     "rescaled from 4000, fixed variance, x_0": preset(
         "cifar10-hybrid-cosine",
         (
@@ -202,8 +206,8 @@ def test_a_folder_with_a_file_of_another_shape_is_refused_by_its_name(exported: 
 def test_a_changed_folder_is_refused(exported: Any, tmp_path: Path) -> None:
     _, _, folder = exported
     config = json.loads((folder / "unet/config.json").read_text())
-    (folder / "unet/config.json").write_text(json.dumps(config | {"norm_eps": 1e-6}))
-    with pytest.raises(UserError, match="norm_eps is 1e-06, ours is 1e-05"):
+    (folder / "unet/config.json").write_text(json.dumps(config | {"norm_eps": 1e-3}))
+    with pytest.raises(UserError, match=r"norm_eps is 0\.001, ours is 1e-0[56]"):
         import_diffusers(str(folder), str(tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 

@@ -190,5 +190,8 @@ def test_the_released_codes_flags_are_given_where_it_can_build_the_network() -> 
     assert upsampler is not None
     assert upsampler.startswith("--large_size 256 --small_size 64 --num_channels 192")
     assert reference_flags(presets.preset(DIGITS)) is None
-    for override in ("model.norm_groups=16", "model.label_dropout=0.1"):
+    for override in (
+        *("model.norm_groups=16", "model.label_dropout=0.1"),
+        *("model.norm_eps=1e-6", "model.time_embedding=sin_cos", "model.downsample_padding=right_bottom"),
+    ):
         assert reference_flags(presets.preset("imagenet64-cond-hybrid-cosine-large", [override])) is None
