@@ -39,7 +39,11 @@ ERROR_TAG = "iddpm.error"
 """Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
 _PAGE = 500
 _NEW_RUN_SECONDS = 30.0
+"""An older run has no rival that is still on its way: requests take far less, and start times are of the openers' own clocks, which may
+differ by some seconds. So a run that is opened again, the common case, costs no wait."""
 _SETTLE_SECONDS = 0.2
+"""The least wait until a rival's run is seen. The wait is four times what our own requests took; where MLflow answers within milliseconds
+that would be less than a rival's process may pause between two lines."""
 
 
 class RunLocation(NamedTuple):
