@@ -79,6 +79,7 @@ def init(
         raise UserError(f"{out}: the name of an experiment file ends in .toml")
     if out.exists():
         raise UserError(f"{out} exists already; give another file by --out, or remove it")
+    storage.make_directory(out.parent)
     command = f"iddpm train {out} --images {images}"
     storage.write_bytes(str(out), f"# {command}\n\n{_write_experiment(images, card=card, name=name, hours=hours)}".encode())
     print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")

@@ -247,6 +247,17 @@ def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it
     assert "exists already" in err
 
 
+def test_init_refuses_a_file_that_cannot_be_written_before_it_looks_at_an_image(
+    run_iddpm: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+    monkeypatch.setattr("training.data.inspection.folder.open_image", looked.append)
+    (tmp_path / "file").write_text("")
+    status, out, err = run_iddpm("init", "--images", str(images), "--out", str(tmp_path / "file" / "my.toml"))
+    assert (status, out, looked) == (1, "", [])
+    assert "a file and a directory can't have one name" in err
+
+
 def test_a_demo_of_own_images_writes_its_experiment_once_and_keeps_what_the_user_changed(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
