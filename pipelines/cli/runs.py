@@ -104,6 +104,8 @@ def _write_experiment(images: str, *, card: str, name: str, hours: float | None 
     )
     classes = f" in {len(found.class_counts)} classes" if found.class_counts else ""
     print(f"{images}: {found.num_images:,} images{classes}, {found.min_side} to {found.max_side} pixels, {found.image_channels} channel(s)")
+    if found.left_out:
+        print(found.left_out)
     if found.num_transparent:
         print(f"{found.num_transparent:,} of {found.num_inspected:,} have transparent pixels; these become white")
     if found.unreadable:

@@ -229,8 +229,10 @@ def images(tmp_path: Path) -> Path:
 
 def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it(run_iddpm: Command, images: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
+    (images / "cats" / "more.zip").write_text("")
     status, out, _ = run_iddpm("init", "--images", str(images), "--out", str(file), "--name", "pets")
     assert status == 0
+    assert "1 file is not an image and is left out, like cats/more.zip\n" in out
     assert "12 images in 2 classes, 36 to 51 pixels, 3 channel(s)" in out
     assert "1 of 12 have transparent pixels" in out
     assert f"iddpm train {file} --images {images}" in out
