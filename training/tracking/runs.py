@@ -142,10 +142,10 @@ def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[Fou
     Args:
         tag: A tag that is not empty on the run.
         value: Its value; empty allows any.
-        status: The status.
+        status: The status; empty allows any.
     """
     has_tag = f"tags.`{tag}` = '{value}'" if value else f"tags.`{tag}` LIKE '_%'"
-    return _search(f"attributes.status = '{status}' and {has_tag}")
+    return _search(f"attributes.status = '{status}' and {has_tag}" if status else has_tag)
 
 
 def find_trainings(*, key: str = "", pipeline_run_id: str = "") -> list[FoundRun]:
