@@ -34,11 +34,11 @@ def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, 
     update_ablation(uri, page_path)
     close_runs(end, pipeline_run_id)
     if end.succeeded:
-        tell_end(end, pipeline_run_id, storage_root_uri, name=name, numbers=_numbers(uri))
+        tell_end(end, pipeline_run_id, storage_root_uri, name=name, numbers=ablation_numbers(uri))
     return storage.join(uri, PAGE)
 
 
-def _numbers(ablation_uri: str) -> dict[str, Any]:
+def ablation_numbers(ablation_uri: str) -> dict[str, Any]:
     """Return what the report says of the paper's claims, and a line of it."""
     summary = storage.read_json(storage.join(ablation_uri, "summary.json"))
     lines = [f"{each['verdict']}: {each['claim']}" for each in summary["findings"]]

@@ -56,9 +56,9 @@ class ClusterApi(KubernetesApi):
         """Get the object or list at an API path like "/api/v1/nodes"."""
         return self._request("GET", path, query=query)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Response:
-        """Create an object."""
-        return self._request("POST", path, body=body)
+    def post(self, path: str, body: Mapping[str, Any], *, dry_run: bool = False) -> Response:
+        """Create an object; in a dry run only say what admission would make of it."""
+        return self._request("POST", path, query={"dryRun": "All"} if dry_run else {}, body=body)
 
     def delete(self, path: str) -> Response:
         """Delete an object, at once."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from components.cluster.failures import step_errors
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.workflows import RUNNING, form_of, is_cancelled, last_start, phase_of, pipeline_of
+from components.reaper.numbers import Numbers
 from components.steps.run_messages import End, tell_end, tell_hung, tell_start
 from components.steps.runs import last_progress
 from components.steps.webhook import EVENTS, is_wanted
@@ -69,21 +70,24 @@ def tell_webhook(api: KubernetesApi) -> None:
 
 def _tell_all(api: KubernetesApi, ended: Iterable[Mapping[str, Any]], running: list[_Live], hung_seconds: float) -> Iterator[bool]:
     """Tell one message after the other, and yield whether there is nothing left to do for it."""
+    numbers = Numbers()
     for workflow in ended:
-        yield _tell_end(api, workflow)
+        yield _tell_end(api, workflow, numbers)
     for live in running:
         yield live.age_seconds > _LATEST_SECONDS or tell_start(live.run_id, live.root, name=live.name)
     if hung_seconds and running and is_wanted("hung"):
         yield from _tell_hung(running, hung_seconds)
 
 
-def _tell_end(api: KubernetesApi, workflow: Mapping[str, Any]) -> bool:
+def _tell_end(api: KubernetesApi, workflow: Mapping[str, Any], numbers: Numbers) -> bool:
     """Tell the end of a run unless a step has."""
     metadata = workflow["metadata"]
     if _age(workflow["status"].get("finishedAt")) < _LATEST_SECONDS:
         errors = step_errors(workflow, lambda pod: "")
         end = End(phase_of(workflow) == "Succeeded", is_cancelled(workflow), errors, last_start(workflow))
-        if not tell_end(end, _run_id(workflow), form_of(workflow)["storage_root_uri"], name=_name(workflow), needs_record=False):
+        run_id, root = _run_id(workflow), form_of(workflow)["storage_root_uri"]
+        found = numbers.of(run_id) if is_wanted(end.event) and end.succeeded else {}
+        if not tell_end(end, run_id, root, name=_name(workflow), numbers=found, needs_record=False):
             return False
     api.label_workflow(metadata["name"], TOLD_LABEL, "true")
     return True

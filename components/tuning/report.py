@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.steps.close import close_runs, end_of_run, find_data
@@ -88,7 +88,7 @@ def make_report(uri: str, page_path: str = "") -> dict[str, Any]:
         page_path: Local file for a copy of the page; empty writes none.
 
     Returns:
-        The best trial for messages: `summary` and the numbers; empty while none has finished.
+        The best trial for messages, see `tuning_numbers`.
     """
     from evaluation.tuning.page import render
 
@@ -100,10 +100,22 @@ def make_report(uri: str, page_path: str = "") -> dict[str, Any]:
     storage.write_bytes(storage.join(uri, "table.json"), as_json({"request": request.to_dict(), "trials": rows}))
     if page_path:
         storage.write_bytes(page_path, page.encode())
+    if (best := best_of(records)) is not None:
+        storage.write_bytes(storage.join(uri, BEST), request.as_file(best.params).encode())
+    return tuning_numbers(uri, records)
+
+
+def tuning_numbers(uri: str, records: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
+    """Return the best trial for messages: `summary` and the numbers; empty while none has finished.
+
+    Args:
+        uri: The tuning's directory.
+        records: The records of its trials; None reads them.
+    """
+    records = read_records(uri) if records is None else records
     best = best_of(records)
     if best is None:
         return {}
-    storage.write_bytes(storage.join(uri, BEST), request.as_file(best.params).encode())
     words = " ".join(f"{field}={value}" for field, value in best.params.items())
     return {"summary": f"best {best.score:.4g} of {len(records)} trials, with {words}", "score": best.score, "params": best.params}
 

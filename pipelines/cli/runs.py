@@ -71,6 +71,7 @@ def init(
         raise UserError(f"{out}: the name of an experiment file ends in .toml")
     if out.exists():
         raise UserError(f"{out} exists already; give another file by --out, or remove it")
+    storage.make_directory(out.parent)
     command = f"iddpm train {out} --images {images}"
     storage.write_bytes(str(out), f"# {command}\n\n{_write_experiment(images, card=card, name=name, hours=hours)}".encode())
     print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
@@ -95,6 +96,8 @@ def _write_experiment(images: str, *, card: str, name: str, hours: float | None 
     )
     classes = f" in {len(found.class_counts)} classes" if found.class_counts else ""
     print(f"{images}: {found.num_images:,} images{classes}, {found.min_side} to {found.max_side} pixels, {found.image_channels} channel(s)")
+    if found.left_out:
+        print(found.left_out)
     if found.num_transparent:
         print(f"{found.num_transparent:,} of {found.num_inspected:,} have transparent pixels; these become white")
     if found.unreadable:

@@ -19,6 +19,7 @@ from pipelines.client.connection import Connection
 from pipelines.compile import PIPELINES
 from pipelines.doctor import cluster, platform
 from pipelines.doctor.findings import FAILURE, OK, Finding
+from pipelines.doctor.identity import check_identity
 from pipelines.doctor.image import check_image
 from pipelines.doctor.pod_environment import check_sources, find_sources
 from pipelines.doctor.room import check_room
@@ -77,8 +78,8 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "s3 credentials",
         "Do pods have keys of S3, or an identity?",
-        "make the Secret (k8s/README.md, step 5), or use k8s/components/keyless-s3; EKS Pod Identity shows no annotation",
-        platform.check_identity,
+        "",
+        check_identity,
     ),
     Check(
         "environment",

@@ -13,6 +13,7 @@ from typing import Any
 
 from components.cluster.cluster_api import ClusterApi
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
+from pipelines.doctor.pods import restricted_pod
 from training.console import format_duration
 
 _TRY_POD = "--pull-image starts a pod that tests it"
@@ -76,7 +77,7 @@ def _image_names(node: Mapping[str, Any]) -> set[str]:
 def _check_in_pod(cluster: ClusterApi, reference: str, account: str) -> Finding:
     subject, name = f"image {reference}", f"iddpm-doctor-{secrets.token_hex(4)}"
     path = f"/api/v1/namespaces/{cluster.namespace}/pods"
-    created = cluster.post(path, _pod(name, reference, account))
+    created = cluster.post(path, restricted_pod(name, reference, account, seconds=int(_PULL_SECONDS) + 60))
     if not created.ok:
         remedy = "ask for the right to create pods there, or leave out --pull-image"
         return Finding(FAILURE, subject, f"a pod that tests it cannot be created: {created.reason}", remedy)
@@ -109,33 +110,3 @@ def _check_pod(subject: str, pod: Any, seconds: float) -> Finding | None:
         remedy = "build it with 'make image': it must not run as root"
         return Finding(FAILURE, subject, f"{node} cannot start it: {message or reason}", remedy)
     return None
-
-
-def _pod(name: str, image: str, account: str) -> dict[str, Any]:
-    amounts = {"cpu": "100m", "memory": "64Mi"}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "iddpm"}, "annotations": {"sidecar.istio.io/inject": "false"}},
-        "spec": {
-            "serviceAccountName": account,
-            "automountServiceAccountToken": False,
-            "restartPolicy": "Never",
-            "activeDeadlineSeconds": int(_PULL_SECONDS) + 60,
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "main",
-                    "image": image,
-                    "imagePullPolicy": "IfNotPresent",
-                    "command": ["true"],
-                    "resources": {"requests": amounts, "limits": amounts},
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "readOnlyRootFilesystem": True,
-                        "capabilities": {"drop": ["ALL"]},
-                    },
-                }
-            ],
-        },
-    }

@@ -1,4 +1,4 @@
-"""Check the platform: network policies, storage, queues, identities, meshes, and the settings of KFP and its MLflow plugin."""
+"""Check the platform: network policies, storage, queues, meshes, and the settings of KFP and its MLflow plugin."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from components.cluster.names import S3_SECRET, SERVICES_CONFIG_MAP
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from pipelines.doctor.scope import Scope
 
 SERVICES_NAMESPACE = "iddpm"
 _ENFORCING = ("calico", "canal", "cilium", "antrea", "kube-router", "weave", "ovn", "kindnet", "anetd", "azure-npm", "aws-eks-nodeagent")
 """Parts of the names of network plugins, or of their containers, that enforce policies; kind's does since its release 0.24."""
-_EKS_ROLE = "eks.amazonaws.com/role-arn"
-_IDENTITIES = (_EKS_ROLE, "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id")
-_STS = "AWS_ENDPOINT_URL_STS"
 _PROFILE_LABEL = "pipelines.kubeflow.org/enabled"
 
 
@@ -91,31 +87,6 @@ def check_queues(scope: Scope) -> Iterator[Finding]:
         yield Finding(FAILURE, "kueue", f"{message}; {', '.join(missing)} is not among them")
     else:
         yield Finding(OK, "kueue", message)
-
-
-def check_identity(scope: Scope) -> Iterator[Finding]:
-    """Check that pods have either keys of S3 or an identity of the platform, and that they know where to exchange a role for keys."""
-    cluster = scope.cluster
-    secret = cluster.get(f"/api/v1/namespaces/{cluster.namespace}/secrets/{S3_SECRET}")
-    if secret.status != 404:
-        yield Finding(OK, "s3 credentials", f"keys of Secret {S3_SECRET}" if secret.ok else f"cannot be seen{_reason(secret)}")
-        return
-    accounts = {
-        name: cluster.get(f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/{name}") for name in (scope.account, "iddpm-ray")
-    }
-    annotations = {name: answer.body.get("metadata", {}).get("annotations") or {} for name, answer in accounts.items() if answer.ok}
-    bare = [name for name, own in annotations.items() if not set(_IDENTITIES) & set(own)]
-    config = cluster.get(f"/api/v1/namespaces/{cluster.namespace}/configmaps/{SERVICES_CONFIG_MAP}").body.get("data") or {}
-    if bare:
-        message = f"there is no Secret {S3_SECRET} in namespace {cluster.namespace}, and no identity is annotated on {', '.join(bare)}"
-        remedy = "create the Secret (k8s/README.md, step 5), or give the accounts an identity (k8s/components/keyless-s3)"
-        yield Finding(WARNING, "s3 credentials", message, remedy)
-    elif any(_EKS_ROLE in own for own in annotations.values()) and config.get("AWS_ENDPOINT_URL") and not config.get(_STS):
-        message = f"config map {SERVICES_CONFIG_MAP} has no {_STS}: pods would ask the address of S3 to exchange their role for keys"
-        remedy = f"set {_STS} there, like https://sts.us-east-1.amazonaws.com; k8s/components/keyless-s3 does"
-        yield Finding(FAILURE, "s3 credentials", message, remedy)
-    else:
-        yield Finding(OK, "s3 credentials", "the platform's identity; there are no keys")
 
 
 def check_namespaces(scope: Scope) -> Iterator[Finding]:

@@ -22,9 +22,12 @@ from components.reaper.mlflow_runs import WORKFLOW_TAG, close_finished_runs
 from components.steps.mlflow_sync import leave_mark
 from components.steps.runs import note_attempt
 from components.steps.webhook import URL_VARIABLE
+from evaluation.records.result import EvaluationResult
+from evaluation.tuning.record import TrialRecord, write_record
 from training import storage
 from training.config.presets import preset
 from training.tracking.client import connect
+from training.tracking.references import ABLATION_URI_TAG, TUNING_URI_TAG
 from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, TrackedRun, close_open_run, open_again, open_run, open_runs, tags_of
 
 
@@ -121,6 +124,66 @@ def test_a_training_that_logs_nothing_is_told_to_hang_once_for_each_time_that_it
         assert (message["event"], message["run_uri"]) == ("hung", run_uri)
         assert f"{key} has made no progress for 5 min" in message["text"]
     run.finish("KILLED")
+
+
+def _trained(root: Path, pipeline: str) -> str:
+    """A training that was evaluated; returns its line of numbers."""
+    key = f"reaped-{uuid.uuid4().hex[:8]}"
+    run_uri = f"{root}/runs/{key}"
+    _run(pipeline, key, run_uri).finish("FINISHED")
+    result = EvaluationResult(
+        checkpoint_uri="s3://x",
+        weights="ema_0.99",
+        step=3000,
+        distance_name="FID",
+        distance=5.25,
+        distance_standard_error=0.5,
+        protocol={"distance": {"num_samples": 100}},
+        experiment={},
+        created_at="2026-11-27T00:00:00Z",
+        seconds=1.0,
+    )
+    storage.write_json(f"{run_uri}/evaluations/final.json", result.to_dict())
+    return "FID 5.25 ± 0.5, at step 3,000"
+
+
+def _tuned(root: Path, pipeline: str) -> str:
+    """A tuning of two trials, with a training of one below it."""
+    _trained(root, pipeline)
+    uri = f"{root}/tunings/t"
+    for number, score in enumerate((4.0, 3.0)):
+        write_record(uri, TrialRecord(number=number, params={"optim.learning_rate": score}, state="complete", score=score))
+    tags = {PIPELINE_RUN_TAG: pipeline, TUNING_URI_TAG: uri}
+    open_run(run_key=f"t-{pipeline}", experiment_name="reaping", run_name="t", tags=tags, params={}).finish("FINISHED")
+    return "best 3 of 2 trials, with optim.learning_rate=3.0"
+
+
+def _ablated(root: Path, pipeline: str) -> str:
+    """An ablation whose report is made, with two trainings."""
+    for _ in range(2):
+        _trained(root, pipeline)
+    uri = f"{root}/ablations/a"
+    storage.write_json(f"{uri}/summary.json", {"findings": [{"verdict": "reproduced", "claim": "cosine is better"}]})
+    tags = {PIPELINE_RUN_TAG: pipeline, ABLATION_URI_TAG: uri}
+    open_run(run_key=f"a-{pipeline}", experiment_name="reaping", run_name="a", tags=tags, params={}).finish("FINISHED")
+    return "reproduced: cosine is better"
+
+
+@pytest.mark.parametrize("make", [_trained, _tuned, _ablated])
+def test_a_late_message_of_success_has_the_numbers_of_the_exit_task(cluster, pipeline, tmp_path, monkeypatch, make):
+    line = make(tmp_path, pipeline)
+    ended = json.loads(
+        json.dumps(workflow_states("train-local-succeeded", pipeline_run_id=pipeline)[-1]).replace("s3://iddpm", str(tmp_path))
+    )
+    cluster.workflows = {ended["metadata"]["name"]: ended}
+    monkeypatch.setattr("components.reaper.messages._LATEST_SECONDS", float("inf"))  # the recordings are old
+    with receive() as receiver:
+        monkeypatch.setenv(URL_VARIABLE, receiver.url)
+        monkeypatch.setenv(HUNG_VARIABLE, "0")
+        tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))
+    (message,) = receiver.messages
+    assert (message["event"], message["numbers"]["summary"]) == ("finished", line)
+    assert f" finished: {line} (run {pipeline})" in message["text"]
 
 
 def test_after_kfps_retry_a_killed_evaluation_leaves_a_failed_run_though_its_training_finished(cluster, pipeline, tmp_path, monkeypatch):

@@ -228,8 +228,10 @@ def images(tmp_path: Path) -> Path:
 
 def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it(run_iddpm: Command, images: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
+    (images / "cats" / "more.zip").write_text("")
     status, out, _ = run_iddpm("init", "--images", str(images), "--out", str(file), "--name", "pets")
     assert status == 0
+    assert "1 file is not an image and is left out, like cats/more.zip\n" in out
     assert "12 images in 2 classes, 36 to 51 pixels, 3 channel(s)" in out
     assert "1 of 12 have transparent pixels" in out
     assert f"iddpm train {file} --images {images}" in out
@@ -244,6 +246,17 @@ def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it
     status, _, err = run_iddpm("init", "--images", str(images), "--out", str(file))
     assert status == 1
     assert "exists already" in err
+
+
+def test_init_refuses_a_file_that_cannot_be_written_before_it_looks_at_an_image(
+    run_iddpm: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+    monkeypatch.setattr("training.data.inspection.folder.open_image", looked.append)
+    (tmp_path / "file").write_text("")
+    status, out, err = run_iddpm("init", "--images", str(images), "--out", str(tmp_path / "file" / "my.toml"))
+    assert (status, out, looked) == (1, "", [])
+    assert "a file and a directory can't have one name" in err
 
 
 def test_a_demo_of_own_images_writes_its_experiment_once_and_keeps_what_the_user_changed(

@@ -17,7 +17,7 @@ import fake_kfp
 import fake_kubernetes
 import pytest
 import yaml
-from fake_cluster import FakeCluster, deployment, listed, node, operator, plugin, secret, whole
+from fake_cluster import FakeCluster, deployment, listed, node, operator, plugin, recorded_dry_run, secret, whole
 from fake_kfp import FakeKfp
 from fake_kubernetes import NAMESPACE
 
@@ -32,6 +32,7 @@ from pipelines.doctor.examine import CHECKS
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from pipelines.doctor.image import check_image
 from pipelines.doctor.pod_environment import find_sources
+from pipelines.doctor.pods import restricted_pod
 from pipelines.doctor.services import check_bucket, check_mlflow
 from pipelines.services.services import Services
 from training import storage
@@ -254,7 +255,7 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             WARNING,
             "mirror/kfp-driver:2.16.0 are of another release than the server (2.17.0)",
         ),
-        (f"{CORE}/secrets/iddpm-s3", "gone", "s3 credentials", WARNING, "no identity is annotated on pipeline-runner, iddpm-ray"),
+        (f"{CORE}/secrets/iddpm-s3", "gone", "s3 credentials", WARNING, "pods of iddpm-ray, pipeline-runner get no identity"),
         (
             "/apis/ray.io/v1/rayjobs",
             listed("iddpm-digits-1", "iddpm-digits-1"),
@@ -300,17 +301,78 @@ def test_a_tainted_node_takes_only_pods_that_tolerate_it(cluster: FakeCluster, d
     assert doctor(*words, "--resources", tolerations)[1]["room for train"][0] == OK
 
 
-def test_a_platforms_identity_takes_the_place_of_keys(cluster: FakeCluster, doctor: Doctor) -> None:
+@pytest.fixture
+def keyless(cluster: FakeCluster) -> FakeCluster:
+    """The cluster as k8s/components/keyless-s3 leaves it: a role on each account, a token service, no Secret."""
     del cluster.objects[f"{CORE}/secrets/iddpm-s3"]
-    for name in ("pipeline-runner", "iddpm-ray"):
+    for name in ("pipeline-runner", "iddpm-ray", "iddpm-reaper"):
         cluster.objects[f"{CORE}/serviceaccounts/{name}"] = {"metadata": {"annotations": {"eks.amazonaws.com/role-arn": "arn:x"}}}
+        cluster.dry_runs[name] = "irsa"
+    cluster.objects[f"{CORE}/configmaps/iddpm-services"]["data"]["AWS_ENDPOINT_URL_STS"] = "https://sts.us-east-1.amazonaws.com"
+    return cluster
+
+
+def test_a_platforms_identity_takes_the_place_of_keys(keyless: FakeCluster, doctor: Doctor) -> None:
+    findings = doctor()[1]
+    assert (findings["s3 credentials"][0], findings["secret iddpm-s3"][0]) == (OK, OK)
+    assert keyless.created == []
+    del keyless.objects[f"{CORE}/configmaps/iddpm-services"]["data"]["AWS_ENDPOINT_URL_STS"]
     state, words = doctor()[1]["s3 credentials"]
     assert state == FAILURE
     assert "has no AWS_ENDPOINT_URL_STS" in words
     assert "keyless-s3" in words
-    cluster.objects[f"{CORE}/configmaps/iddpm-services"]["data"]["AWS_ENDPOINT_URL_STS"] = "https://sts.us-east-1.amazonaws.com"
-    findings = doctor()[1]
-    assert (findings["s3 credentials"][0], findings["secret iddpm-s3"][0]) == (OK, OK)
+
+
+def test_eks_pod_identity_needs_no_annotation(keyless: FakeCluster, doctor: Doctor) -> None:
+    for name in keyless.dry_runs:
+        keyless.objects[f"{CORE}/serviceaccounts/{name}"] = {}
+        keyless.dry_runs[name] = "pod-identity"
+    assert doctor()[1]["s3 credentials"][0] == OK
+
+
+@pytest.mark.parametrize("recording", ["no-webhook", "webhook-away"])
+def test_an_account_whose_role_no_webhook_injects_is_named(keyless: FakeCluster, doctor: Doctor, recording: str) -> None:
+    keyless.dry_runs["iddpm-ray"] = recording
+    state, words = doctor()[1]["s3 credentials"]
+    assert state == FAILURE
+    assert words.startswith("pods of iddpm-ray get no identity, although a role is annotated")
+    assert "install Amazon's pod identity webhook" in words
+    assert keyless.created == []
+
+
+def test_an_account_without_a_role_gets_no_identity_although_the_webhook_is_there(keyless: FakeCluster, doctor: Doctor) -> None:
+    keyless.objects[f"{CORE}/serviceaccounts/iddpm-reaper"] = {}
+    keyless.dry_runs["iddpm-reaper"] = "bare-account"
+    state, words = doctor()[1]["s3 credentials"]
+    assert state == WARNING
+    assert "pods of iddpm-reaper get no identity -> create the Secret" in words
+
+
+@pytest.mark.parametrize(
+    ("recording", "reason", "remedy"),
+    [
+        ("no-right", 'cannot create resource "pods" in API group ""', "ask an administrator of the cluster for the right to create pods"),
+        ("pod-security", 'violates PodSecurity "restricted:latest"', "may be refused too"),
+        ("policy", "ValidatingAdmissionPolicy 'image-registry'", "may be refused too"),
+        ("webhook-away-and-required", "failed calling webhook", "may be refused too"),
+    ],
+)
+def test_a_refused_dry_run_is_said_as_what_it_is_and_not_as_a_missing_identity(
+    keyless: FakeCluster, doctor: Doctor, recording: str, reason: str, remedy: str
+) -> None:
+    keyless.dry_runs = dict.fromkeys(keyless.dry_runs, recording)
+    state, words = doctor()[1]["s3 credentials"]
+    assert state == WARNING
+    assert words.startswith("there are no keys, and whether pods of iddpm-ray, iddpm-reaper, pipeline-runner get an identity can't be seen")
+    assert reason in words
+    assert remedy in words
+
+
+@pytest.mark.parametrize(
+    ("recording", "account"), [("irsa", "pipeline-runner"), ("pod-identity", "iddpm-ray"), ("no-right", "pipeline-runner")]
+)
+def test_the_pod_of_the_recorded_dry_runs_is_the_one_that_is_sent(recording: str, account: str) -> None:
+    assert recorded_dry_run(recording)["request"] == restricted_pod("iddpm-doctor", "iddpm-pipelines:0.1.0", account, seconds=60)
 
 
 def test_a_users_namespace_must_be_admitted_by_mlflow(cluster: FakeCluster, doctor: Doctor) -> None:

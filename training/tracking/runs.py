@@ -39,7 +39,11 @@ ERROR_TAG = "iddpm.error"
 """Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
 _PAGE = 500
 _NEW_RUN_SECONDS = 30.0
+"""An older run has no rival that is still on its way: requests take far less, and start times are of the openers' own clocks, which may
+differ by some seconds. So a run that is opened again, the common case, costs no wait."""
 _SETTLE_SECONDS = 0.2
+"""The least wait until a rival's run is seen. The wait is four times what our own requests took; where MLflow answers within milliseconds
+that would be less than a rival's process may pause between two lines."""
 
 
 class RunLocation(NamedTuple):
@@ -131,14 +135,15 @@ def attach(run_id: str, *, check: bool = True, run_uri: str | None = None) -> Tr
 
 
 def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[FoundRun]:
-    """Return the runs of this project that are marked as running, or as `status`, in all experiments, and have that tag.
+    """Return the runs of this project, in all experiments, that have that tag and that status.
 
     Args:
         tag: A tag that is not empty on the run.
         value: Its value; empty allows any.
+        status: The status; empty allows any.
     """
     has_tag = f"tags.`{tag}` = '{value}'" if value else f"tags.`{tag}` LIKE '_%'"
-    return _search(f"attributes.status = '{status}' and {has_tag}")
+    return _search(f"attributes.status = '{status}' and {has_tag}" if status else has_tag)
 
 
 def find_trainings(*, key: str = "", pipeline_run_id: str = "") -> list[FoundRun]:

@@ -72,6 +72,16 @@ def test_an_end_that_no_step_told_is_told_once(cluster, server, tmp_path, record
     assert cluster.count("PATCH") == 1
 
 
+def test_where_mlflow_does_not_answer_it_is_asked_once_and_ends_are_told_without_numbers(cluster, server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr("training.tracking.client.RETRY_SECONDS", 0.0)
+    for number in range(2):
+        _show(cluster, "nightly-succeeded", tmp_path, run_id=f"p-{number}")
+    _reap()
+    assert [(message["event"], "numbers" in message) for message in server.messages] == [("finished", False)] * 2
+    assert capsys.readouterr().out.count("is told without numbers") == 1
+
+
 def test_an_end_that_the_exit_task_told_is_not_told_again(cluster, server, tmp_path):
     workflow = _show(cluster, "bad-source-failed", tmp_path)
     end = End(succeeded=False, errors={"preprocess": "UserError: no such folder"}, since=last_start(workflow))

@@ -19,11 +19,12 @@ from PIL import Image
 from training.config.errors import UserError
 from training.data.format.order import Purpose, permutation
 from training.data.images.decode import ImageError
+from training.data.preparation.prepare import prepare
 from training.data.sources.catalog import SourceOptions, open_splits
 from training.data.sources.files import file_source
 from training.data.sources.labels import assign_labels
 from training.data.sources.published import digits
-from training.data.sources.source import read_items
+from training.data.sources.source import RandomSplit, read_items
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +193,27 @@ def test_a_pipe_among_the_images_is_named_and_not_waited_for(tmp_path):
     source = file_source(str(root), name="x", split="train")
     found = {item.key: str(data) for item, data in read_items(source, source.listing().items) if isinstance(data, ImageError)}
     assert found == dict.fromkeys(["cat/8.png", "cat/9.png"], "is a pipe, a socket or a device and not a file; remove it from the folder")
+
+
+@pytest.mark.parametrize("write", [write_folder, write_zip, write_tar])
+def test_files_beside_the_images_are_told_with_an_archive_as_the_example(tmp_path, write, capfd):
+    suffix = {write_folder: "", write_zip: ".zip", write_tar: ".tar"}[write]
+    uri = write(tmp_path / f"outer{suffix}", {**FILES, "a.txt": b"x", "labels.csv": b"x", ".DS_Store": b"x", "more/b.zip": b"x"})
+    listing = file_source(uri, name="x", split="train", labels="none").listing()
+    assert listing.others == ("more/b.zip", "a.txt", "labels.csv")
+    whole = file_source(uri, name="x", split="train", labels="none")
+    splits = [RandomSplit(whole, split=split, num_test=1, seed=0) for split in ("train", "test")]
+    sentence = "3 files are not images and are left out, like more/b.zip"
+    assert [each.listing().left_out() for each in splits] == [sentence, ""]
+    prepare(splits[0], str(tmp_path / "prepared"), image_size=1)
+    assert f"{uri}: {sentence}\n" in capfd.readouterr().out
+
+
+def test_the_table_of_labels_is_not_told_as_a_file_that_is_left_out(tmp_path):
+    table = "".join(f"{key},{number}\n" for number, key in enumerate(FILES))
+    root = write_folder(tmp_path / "images", {**FILES, "labels.csv": table.encode()})
+    listing = file_source(root, name="x", split="train", labels=f"{root}/labels.csv").listing()
+    assert (len(listing.items), listing.left_out()) == (len(FILES), "")
 
 
 @pytest.mark.parametrize("write", [write_folder, write_zip, write_tar])

@@ -32,6 +32,7 @@ class FolderSummary:
         num_transparent: Images with an alpha channel or a transparent colour.
         class_counts: Training images by class, where the subfolders are classes; else empty.
         unreadable: Inspected files that can't be read as images, with the reasons.
+        left_out: A sentence about the files beside the training images that are no images; empty if there are none.
     """
 
     uri: str
@@ -45,6 +46,7 @@ class FolderSummary:
     num_transparent: int
     class_counts: Mapping[str, int]
     unreadable: tuple[UnreadableImage, ...]
+    left_out: str
 
     @property
     def image_channels(self) -> int:
@@ -103,4 +105,5 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
         num_transparent=sum(header.is_transparent for header in headers),
         class_counts=dict(sorted(counts.items())),
         unreadable=tuple(unreadable),
+        left_out=listing.left_out(),
     )

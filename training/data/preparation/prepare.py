@@ -66,6 +66,8 @@ def prepare_sizes(
         raise UserError(f"image sizes must be at least 1, got {sorted(dataset_uris)}")
     listing = source.listing()
     _check_listing(source, listing, num_classes)
+    if listing.others:
+        say(f"{source.address}: {listing.left_out()}")
     plan = _plan(source, listing, dataset_uris, options)
     manifests: dict[int, Manifest] = {}
     unfinished: list[Target] = []

@@ -93,7 +93,9 @@ class FileSource(Source):
             )
         labels, class_names = assign_labels(keys, self.labels, self.class_names)
         items = [Item(key, label, *rest) for (key, *rest), label in zip(found, labels, strict=True)]
-        return Listing(items, class_names)
+        table = PurePosixPath(self.labels).name
+        others = [key for key, *_ in entries if not is_image_name(key) and not _is_hidden(key) and PurePosixPath(key).name != table]
+        return Listing(items, class_names, tuple(sorted(others, key=lambda key: (not key.lower().endswith(_ARCHIVE_SUFFIXES), key))))
 
     @abstractmethod
     def find(self) -> Iterator[FileEntry]:

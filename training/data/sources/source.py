@@ -64,10 +64,18 @@ class Listing:
 
     Attributes:
         class_names: Name of each label; empty for an unlabelled source.
+        others: Names of the files beside the images that are left out, archives first.
     """
 
     items: Sequence[Item]
     class_names: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+    def left_out(self) -> str:
+        """Return a sentence about the files that are no images; empty if there are none."""
+        count = len(self.others)
+        subject = "1 file is not an image and is" if count == 1 else f"{count:,} files are not images and are"
+        return f"{subject} left out, like {self.others[0]}" if count else ""
 
     def digest(self) -> str:
         """Return a sha256 over keys, labels and sizes, which distinguishes sources without reading their pixels."""
@@ -176,7 +184,8 @@ class RandomSplit(Source):
         if not 0 < self.num_test == len(test):
             kept = " and keep one of each class to train on" if len(left) > 1 else ""
             raise UserError(f"{self.name}: can't hold out {self.num_test} test images of {len(labels)}{kept}; lower --num-test")
-        return Listing([item for i, item in enumerate(whole.items) if (i in test) == (self.split == "test")], whole.class_names)
+        items = [item for i, item in enumerate(whole.items) if (i in test) == (self.split == "test")]
+        return Listing(items, whole.class_names, whole.others if self.split == "train" else ())
 
     def open(self) -> AbstractContextManager[Reader]:
         """Open the reader of the whole source."""
