@@ -94,15 +94,15 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     """
     from training.checkpoints.import_export import read_tensors
 
-    config_uri, scheduler_uri = _find(folder_uri, CONFIG), _find(folder_uri, SCHEDULER)
-    unet, scheduler = _complete_unet(storage.read_json(config_uri)), _complete_scheduler(storage.read_json(scheduler_uri))
-    folder = folder_uri.rstrip("/").rpartition("/")[2]
-    experiment_uri = storage.join(folder_uri, EXPERIMENT)
+    folder, experiment_uri = folder_uri.rstrip("/").rpartition("/")[2], storage.join(folder_uri, EXPERIMENT)
+    experiment = None
     if preset is not None:
         experiment = named_preset(preset, overrides)
     elif storage.exists(experiment_uri):
         experiment = checkpoint.read_experiment(experiment_uri).override(overrides)
-    else:
+    config_uri, scheduler_uri = _find(folder_uri, CONFIG), _find(folder_uri, SCHEDULER)
+    unet, scheduler = _complete_unet(storage.read_json(config_uri)), _complete_scheduler(storage.read_json(scheduler_uri))
+    if experiment is None:
         try:
             experiment = experiment_of(unet, scheduler, folder=folder)
         except UserError as error:
