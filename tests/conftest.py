@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A shell's background job ignores Ctrl-C, and so would every program that the tests start and stop by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# On a busy machine an example takes longer than Hypothesis allows.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 # Every call of these packages has its shapes and types checked, in the test run only. None of ours is imported before.
 _CHECKED = ["training.diffusion", "training.models", "training.config.spacing"]
