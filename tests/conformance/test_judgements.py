@@ -29,7 +29,7 @@ UNDISTURBED = [
     ("hung", "hung", 4),
     ("retry", "retry", 6),
     ("retry_button", "retry_button", 4),
-    ("logs_kept", "logs_kept", 3),
+    ("logs_kept", "logs_kept", 5),
     ("mlflow_away", "mlflow_away", 4),
     ("sweep", "sweep", 5),
     ("runs_shown", "runs_shown", 7),

@@ -91,7 +91,7 @@ def test_the_train_pipeline_leaves_a_scored_reported_and_registered_model(here: 
     pipeline_uri, found = find_directories(run_uri.rpartition("/")[2], by_pipeline=False)
     assert found == run_uri
     logs = {(log.step, log.source): read_part(log.parts[-1].uri) for log in list_logs(pipeline_uri)}
-    assert logs.keys() == {("settings", "step"), ("close-run", "step")}
+    assert logs.keys() == {("settings", "step")}  # the closing of a run that went well prints nothing
     assert any("train: 1 worker(s)" in line for line in logs["settings", "step"])
     champion = resolve(_PRESET)
     assert storage.exists(f"{champion.checkpoint_uri}/complete.json")
