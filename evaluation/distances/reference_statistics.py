@@ -18,11 +18,10 @@ from torch import Tensor
 from evaluation.distances.frechet import FeatureStatistics, Moments
 from evaluation.features.extractors import ExtractorId, FeatureExtractor, distance_name
 from evaluation.records import npz
-from evaluation.records.progress import with_progress
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.console import say
+from training.console import say, with_progress
 from training.data.format.manifest import Manifest, read_manifest
 from training.data.loading.row_groups import iterate
 

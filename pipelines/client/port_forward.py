@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-from pipelines.services.ports import free_ports
+from pipelines.services.home import free_ports
 from training.distributed.signals import stop_flag, termination_raised
 
 _START_SECONDS = 30.0

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from training.config.addresses import contains_password
 from training.config.errors import UserError
+from training.config.redaction import contains_password
 from training.console import format_duration, say
 from training.storage.retry import OUTAGE_SECONDS, retry
 
@@ -161,3 +161,15 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
         ) from error
     finally:
         slow.cancel()
+
+
+def none_if_missing(action: Callable[[], _Result]) -> _Result | None:
+    """Return what an action returns; None where MLflow does not have what it asks for."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return action()
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise

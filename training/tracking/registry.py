@@ -10,7 +10,7 @@ from typing import Any
 
 from training import storage
 from training.console import say
-from training.tracking.client import TrackingError, connect, request, wait_for_mlflow
+from training.tracking.client import TrackingError, connect, none_if_missing, request, wait_for_mlflow
 
 CHAMPION = "champion"
 _TAGS = ("checkpoint_uri", "weights", "distance_name", "distance", "data_uri")
@@ -105,17 +105,7 @@ def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> 
 
 
 def _by_alias(client: Any, name: str, alias: str = CHAMPION) -> RegisteredModel | None:
-    from mlflow.exceptions import MlflowException
-
-    def find() -> Any:
-        try:
-            return client.get_model_version_by_alias(name, alias)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-
-    version = request(find)
+    version = request(lambda: none_if_missing(lambda: client.get_model_version_by_alias(name, alias)))
     return None if version is None else _read(version)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.tracking.client import TrackingError as TrackingError
-from training.tracking.client import connect, request, wait_for_mlflow
+from training.tracking.client import connect, none_if_missing, request, wait_for_mlflow
 from training.tracking.tracked_run import PARENT_TAG, Status
 from training.tracking.tracked_run import TrackedRun as TrackedRun
 
@@ -261,18 +261,11 @@ def is_complete(run_id: str, metrics: Set[str]) -> bool:
 
 def locate(run_id: str) -> RunLocation | None:
     """Return where a run is; None if this MLflow has no such run, or somebody deleted it."""
-    from mlflow.exceptions import MlflowException
-
     client = connect()
 
     def find() -> RunLocation | None:
-        try:
-            run = client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-        if run.info.lifecycle_stage != "active":
+        run = none_if_missing(lambda: client.get_run(run_id))
+        if run is None or run.info.lifecycle_stage != "active":
             return None
         return RunLocation(client.get_experiment(run.info.experiment_id).name, TrackedRun(client, run_id).url)
 
