@@ -1,6 +1,6 @@
 """An ablation: the experiments that it compares, and what is measured for each.
 
-The paper's ablations are in `paper.py`; a user's own is a grid over one preset (`grid.py`). A trial is a preset and its
+The paper's ablations are in `paper.py`; a user's own is a grid over one preset (`request.py`). A trial is a preset and its
 overrides. Its run is found by its experiment, so ablations share runs with each other and with single trainings.
 """
 
