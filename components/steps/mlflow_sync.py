@@ -98,11 +98,7 @@ def update_open_run(run: FoundRun) -> None:
 
 
 def leave_mark(directory_uri: str, arguments: Mapping[str, str]) -> None:
-    """Record that MLflow may lack something of a run or sweep; never fail.
-
-    Args:
-        arguments: Those of `update_mlflow`, or of `components.ablations.close.update_ablation`.
-    """
+    """Record that MLflow may lack something of a run or sweep; never fail. `arguments` are those of the function that sends it."""
     try:
         storage.write_json(_mark_uri(directory_uri), dict(arguments))
     except storage.StorageError as error:

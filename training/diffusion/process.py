@@ -267,12 +267,9 @@ class GaussianProcess:
 
 
 def clip(x_0: Float[Tensor, "batch channels *size"], dynamic_threshold: float = 0.0) -> Float[Tensor, "batch channels *size"]:
-    """Clamp x_0 to [-1, 1], or to [-s, s] and divide it by s, where s >= 1 is a quantile of |x_0| in each image.
+    """Clamp x_0 to [-1, 1], or to [-s, s] and divide it by s, where s >= 1 is a quantile of each |x_0|; a quantile of 0 is [-1, 1].
 
     Source: Saharia et al. 2022, "Photorealistic text-to-image diffusion models with deep language understanding", section 2.3.
-
-    Args:
-        dynamic_threshold: The quantile, in [0, 1]; 0 clamps to [-1, 1].
     """
     if dynamic_threshold == 0.0:
         return x_0.clamp(-1.0, 1.0)

@@ -43,9 +43,6 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     """Register a checkpoint, or find it registered, and return it with its version; it becomes the champion if it is the best so far.
 
     `mlflow.pyfunc.load_model` loads a version by a directory in the run's, `mlflow/<step>-<weights>`, which names the checkpoint.
-
-    Args:
-        loader_module: The module whose `_load_pyfunc` loads it.
     """
     client, name = connect(), model.name
     tags = {f"iddpm.{key}": str(getattr(model, key)) for key in _TAGS}
