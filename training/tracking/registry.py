@@ -87,11 +87,7 @@ def _write_pyfunc(model: RegisteredModel, loader_module: str) -> str:
 
 
 def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> RegisteredModel:
-    """Return the version that an alias of a registered model points to, or the version of that number.
-
-    Raises:
-        TrackingError: There is none, or MLflow can't be reached.
-    """
+    """Return the version that an alias of a registered model points to, or the version of that number."""
     wait_for_mlflow()
     if version is not None:
         return _read(request(lambda: connect().get_model_version(name, version)))

@@ -120,9 +120,6 @@ def attach(run_id: str, *, check: bool = True, run_uri: str | None = None) -> Tr
     Args:
         check: Ask MLflow whether it exists. A worker that starts again while MLflow is away must not fail, so it does not ask.
         run_uri: See `TrackedRun`.
-
-    Raises:
-        TrackingError: There is no such run, or MLflow can't be reached.
     """
     client = connect()
     if check:
@@ -142,11 +139,7 @@ def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[Fou
 
 
 def find_trainings(*, key: str = "", pipeline_run_id: str = "") -> list[FoundRun]:
-    """Return the trainings of a run key, or of its last digits, or those that a pipeline's run worked on last.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or refuses; or the key can't be one.
-    """
+    """Return the trainings of a run key, or of its last digits, or those that a pipeline's run worked on last."""
     if not re.fullmatch(r"[\w.-]+", key or pipeline_run_id):
         raise TrackingError(f"{key or pipeline_run_id!r} is no run key, no end of one, and no id of a pipeline's run")
     condition = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run_id}'" if pipeline_run_id else f"tags.`{RUN_KEY_TAG}` LIKE '%{key}'"
@@ -249,11 +242,7 @@ def tags_of(run_id: str) -> dict[str, str]:
 
 
 def is_complete(run_id: str, metrics: Set[str]) -> bool:
-    """Return True if a run is finished and has metrics of those names.
-
-    Raises:
-        TrackingError: There is no such run, or MLflow can't be reached.
-    """
+    """Return True if a run is finished and has metrics of those names."""
     client = connect()
     run = request(lambda: client.get_run(run_id))
     return run.info.status == "FINISHED" and metrics <= run.data.metrics.keys()

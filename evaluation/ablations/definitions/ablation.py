@@ -122,11 +122,7 @@ class Ablation:
     named_runs: bool = False
 
     def settings(self, scale: Scale) -> tuple[Setting, ...]:
-        """Return the trials of a scale.
-
-        Raises:
-            UserError: No experiment of this size can decide the ablation's claims.
-        """
+        """Return the trials of a scale; refuse one at which no experiment can decide the ablation's claims."""
         if scale == "paper":
             return self.paper
         if not self.tiny:
