@@ -15,8 +15,8 @@ from components.steps.runs import RESULT
 from components.steps.studies import FINAL
 from components.steps.webhook import send_once
 from training import storage
+from training.config.addresses import public_links
 from training.config.errors import UserError
-from training.config.redaction import public_links
 from training.console import say
 
 if TYPE_CHECKING:

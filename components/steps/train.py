@@ -22,8 +22,8 @@ from components.steps.runs import (
     storage_root_of,
 )
 from training import storage
+from training.config.addresses import is_cluster_internal
 from training.config.experiment import Experiment, Resources
-from training.config.redaction import is_cluster_internal
 from training.console import say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
 from training.tracking.runs import NUM_WORKERS_TAG, PRUNED_TAG, STEP_TAG, TRAIN_STEP, TRIAL_TAG

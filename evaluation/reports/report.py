@@ -20,8 +20,8 @@ from evaluation.reports import paper_numbers as paper
 from evaluation.reports.html import data_uri, render
 from evaluation.reports.numbers import NONE, format_digits, format_error, format_estimate
 from training import storage
+from training.config.addresses import public_links
 from training.config.experiment import Experiment
-from training.config.redaction import public_links
 from training.console import format_duration
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")

@@ -18,7 +18,7 @@ from evaluation.reports.numbers import NONE
 from evaluation.tuning.record import TrialRecord, best_of, ranked
 from evaluation.tuning.request import TuneRequest
 from evaluation.tuning.search import Axis
-from training.config.redaction import public_links
+from training.config.addresses import public_links
 
 _TEMPLATE = Path(__file__).with_name("tuning.html.jinja")
 _LONGEST_VALUE = 10

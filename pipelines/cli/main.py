@@ -31,7 +31,7 @@ from pipelines.cli import (
 )
 from pipelines.cli.options import with_connection
 from training import console
-from training.config.redaction import without_passwords
+from training.config.addresses import without_passwords
 from training.distributed.signals import termination_raised
 
 _PACKAGES = ("training", "evaluation", "components", "pipelines")

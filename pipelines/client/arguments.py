@@ -18,9 +18,9 @@ from components.launch.resources import merge_resources, read_resources
 from components.steps.settings import read_data_options, require_force_from, resolve_experiment_form
 from pipelines.compile import PIPELINES, compiled
 from pipelines.compile_checks import parse_documents
+from training.config.addresses import without_passwords
 from training.config.errors import UserError
 from training.config.files import read_text
-from training.config.redaction import without_passwords
 
 PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
 FORCE_FROM = "force_from"

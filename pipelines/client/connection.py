@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from training.config.addresses import contains_password
 from training.config.errors import UserError
-from training.config.redaction import contains_password
 
 ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"
 """Address of the API; the name that KFP's own client reads."""

@@ -19,8 +19,8 @@ from pipelines.client.kfp_client import connected
 from pipelines.client.port_forward import PortForwardError, forward_port
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from training import storage
+from training.config.addresses import contains_password, without_passwords
 from training.config.errors import UserError
-from training.config.redaction import contains_password, without_passwords
 
 _CLUSTER_HOST = re.compile(r"(?P<service>[a-z0-9-]+)\.(?P<namespace>[a-z0-9-]+)\.svc(\.cluster\.local)?")
 _PROBE = ".iddpm-doctor"

@@ -1,19 +1,17 @@
 """Remove secrets from text that is stored or shown: values of this process's environment, and what looks like one.
 
 It is the last line of defence: nothing of the project prints a secret on purpose, but libraries print requests, and users environments.
-Addresses of services are here too: no message shows the users and passwords in them.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from urllib.parse import urlsplit
+
+from training.config.addresses import without_passwords
 
 _NAME = r"(?:SECRET|PASSWORD|PASSWD|TOKEN|ACCESS_KEY|API_KEY|CREDENTIAL|WEBHOOK_URL|WEBHOOK_KEY)"
 _SECRET_NAME = re.compile(_NAME)
-_CREDENTIALS = re.compile(r"(?<=s3)://[^\s/@]*:[^\s@]*@|://[^\s/@]+@", re.IGNORECASE)
 _SHORTEST = 8
 """A shorter value of a variable, such as "token" or "true", is a word that a log may contain for other reasons."""
 _PATTERNS = (
@@ -39,26 +37,3 @@ def without_secrets(text: str) -> str:
     for pattern in _PATTERNS:
         text = pattern.sub(r"\1***", text)
     return without_passwords(text)
-
-
-# An S3 secret may contain a slash, but no bucket name contains a colon.
-
-
-def contains_password(address: str) -> bool:
-    """Return True for an address that contains a user or a password; its scheme may be missing."""
-    return "@" in re.split(r"[/?#]", address.strip().rpartition("://")[2])[0]
-
-
-def without_passwords(text: str) -> str:
-    """Return the text with stars for a user and a password before the host of an address."""
-    return _CREDENTIALS.sub("://***@", text)
-
-
-def is_cluster_internal(address: str) -> bool:
-    """Return True for an address that no browser outside of a Kubernetes cluster can open."""
-    return (urlsplit(address).hostname or "").endswith((".svc", ".cluster.local"))
-
-
-def public_links(links: Mapping[str, str]) -> dict[str, str]:
-    """Return the links, name -> address, without those that only a cluster knows."""
-    return {name: address for name, address in links.items() if not is_cluster_internal(address)}

@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from training.config.redaction import without_passwords
+from training.config.addresses import without_passwords
 
 
 class StorageError(OSError):

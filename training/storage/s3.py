@@ -33,7 +33,7 @@ from botocore.exceptions import (
 )
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_fixed
 
-from training.config.redaction import contains_password
+from training.config.addresses import contains_password
 from training.storage.errors import ObjectNotFoundError, StorageError, explain_disk_errors
 from training.storage.listing import Stored
 

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from training.config.addresses import contains_password
 from training.config.errors import UserError
-from training.config.redaction import contains_password
 from training.console import format_duration, say
 from training.storage.retry import OUTAGE_SECONDS, retry
 

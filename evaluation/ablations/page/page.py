@@ -17,7 +17,7 @@ from evaluation.ablations.trials.record import TrialRecord
 from evaluation.reports import html
 from evaluation.reports.charts import Picture
 from evaluation.reports.numbers import format_estimate
-from training.config.redaction import public_links
+from training.config.addresses import public_links
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 

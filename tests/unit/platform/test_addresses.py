@@ -11,7 +11,7 @@ from pipelines.cli import main as cli
 from pipelines.doctor.findings import FAILURE
 from pipelines.doctor.services import check_bucket, check_mlflow
 from training import storage
-from training.config.redaction import contains_password, public_links, without_passwords
+from training.config.addresses import contains_password, public_links, without_passwords
 from training.tracking import client as mlflow_client
 
 WITH_PASSWORD = ["http://me:s3cr3t@host:9000", "me:s3cr3t@host", "http://me:s3cr3t@host:port/path"]

@@ -1,0 +1,30 @@
+"""Addresses of services: users and passwords in them, which no message and no log may show, and names that only a cluster knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+# An S3 secret may contain a slash, but no bucket name contains a colon.
+_CREDENTIALS = re.compile(r"(?<=s3)://[^\s/@]*:[^\s@]*@|://[^\s/@]+@", re.IGNORECASE)
+
+
+def contains_password(address: str) -> bool:
+    """Return True for an address that contains a user or a password; its scheme may be missing."""
+    return "@" in re.split(r"[/?#]", address.strip().rpartition("://")[2])[0]
+
+
+def without_passwords(text: str) -> str:
+    """Return the text with stars for a user and a password before the host of an address."""
+    return _CREDENTIALS.sub("://***@", text)
+
+
+def is_cluster_internal(address: str) -> bool:
+    """Return True for an address that no browser outside of a Kubernetes cluster can open."""
+    return (urlsplit(address).hostname or "").endswith((".svc", ".cluster.local"))
+
+
+def public_links(links: Mapping[str, str]) -> dict[str, str]:
+    """Return the links, name -> address, without those that only a cluster knows."""
+    return {name: address for name, address in links.items() if not is_cluster_internal(address)}
