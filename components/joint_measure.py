@@ -19,8 +19,8 @@ def joint_measure(items: List[Dict[str, Any]], resources: str) -> str:  # noqa: 
         URI of the record; empty where the ablation has no joint measurement.
     """
     from components.ablations.directory import read_plan
+    from components.ablations.registry import JOINT
     from components.launch.run import run_step
-    from components.steps.registry import JOINT
 
     ablation_uri = items[0]["ablation_uri"]
     if not read_plan(ablation_uri).request.ablation().joint_role:

@@ -27,9 +27,9 @@ def measure_trial(
     Returns:
         URI of the trial's record.
     """
+    from components.ablations.registry import MEASURE
     from components.ablations.steps import log_record
     from components.launch.run import run_step
-    from components.steps.registry import MEASURE
 
     uri = run_step(MEASURE, {"item": item, "run_uri": run_uri, "pipeline_run_id": pipeline_run_id}, resources)
     return log_record(uri, metrics.log_metric)

@@ -32,7 +32,7 @@ def tune(
         URI of the tuning's directory.
     """
     from components.launch.run import run_step
-    from components.steps.registry import TUNE
+    from components.tuning.registry import TUNE
 
     uri: str = run_step(
         TUNE,

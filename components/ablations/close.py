@@ -20,9 +20,6 @@ from training.tracking.runs import PIPELINE_RUN_TAG, is_complete, tags_of
 def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, storage_root_uri: str, page_path: str) -> str:
     """Make the report of all trials, and close the MLflow runs of trials that were left open; return the report's URI.
 
-    Args:
-        state: The state that KFP gives the exit task; see `components.steps.close`.
-
     Raises:
         UserError: The ablation is not valid, or was never planned.
     """

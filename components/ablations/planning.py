@@ -58,9 +58,6 @@ def plan(
 ) -> list[dict[str, Any]]:
     """Plan the trials, write the plan, and open the ablation's run in MLflow, the parent of the trials' runs; return the plan's items.
 
-    Args:
-        data_uri: See `list_data_sets`.
-
     Raises:
         UserError: A trial is not valid, or a run to evaluate does not exist; the message says how to get it.
     """

@@ -24,13 +24,9 @@ _MAX_REASON_LENGTH = 400
 
 
 def train_trial(item: Mapping[str, Any], train: Callable[[str], str], *, pipeline_run_id: str = "") -> str:
-    """Train a trial, unless it is measured already or evaluates a run that exists.
+    """Train a trial, unless it is measured already or evaluates a run that exists; return the directory of the run or checkpoint.
 
-    Args:
-        train: Takes the MLflow run of the trial, trains the item's experiment and returns the run's directory.
-
-    Returns:
-        The run's directory, or that of the checkpoint to evaluate.
+    `train` takes the MLflow run of the trial, trains the item's experiment and returns the run's directory.
     """
     if item["run_uri"]:
         return str(item["run_uri"])
@@ -65,9 +61,6 @@ def measure_trial(item: Mapping[str, Any], run_uri: str, resources: Mapping[str,
 
 def measure_joint(ablation_uri: str, resources: Mapping[str, Any]) -> str:
     """Measure several trials jointly (an ensemble, a cascade), once each is measured; repeated seeds one by one.
-
-    Args:
-        resources: See `measure_trial`.
 
     Returns:
         URI of the last record; empty where the ablation has no joint measurement.

@@ -41,11 +41,7 @@ class Response:
 
 
 class ClusterApi(KubernetesApi):
-    """One cluster, seen from one namespace.
-
-    Raises:
-        KubernetesError: There is neither a service account nor a kubeconfig.
-    """
+    """One cluster, seen from one namespace."""
 
     @property
     def server(self) -> str:

@@ -26,11 +26,7 @@ def in_cluster() -> bool:
 
 
 def current_namespace() -> str:
-    """Return the namespace of this pod, or of the kubeconfig's current context; "default" where neither has one.
-
-    Raises:
-        KubernetesError: There is no kubeconfig, or it can't be read.
-    """
+    """Return the namespace of this pod, or of the kubeconfig's current context; "default" where neither has one."""
     if in_cluster():
         return _NAMESPACE_FILE.read_text().strip()
     try:
@@ -41,11 +37,7 @@ def current_namespace() -> str:
 
 
 def connect() -> client.ApiClient:
-    """Connect, with the token that is valid now.
-
-    Raises:
-        KubernetesError: There is neither a service account nor a kubeconfig that can be used.
-    """
+    """Connect, with the token that is valid now; raise KubernetesError without a service account or a kubeconfig."""
     configuration = client.Configuration()
     try:
         if in_cluster():

@@ -67,11 +67,7 @@ def require_quantity(name: str, value: str, *, form: re.Pattern[str] = QUANTITY)
 
 
 def require_object_name(name: str, value: str) -> None:
-    """Refuse a value that cannot name a Kubernetes object.
-
-    Raises:
-        UserError: It has other characters than lower-case letters, digits, dots and dashes.
-    """
+    """Refuse a name of a Kubernetes object with anything but lower-case letters, digits, dots and dashes."""
     if not _OBJECT_NAME.fullmatch(value):
         raise UserError(f"{name}: {value!r} is not a name of a Kubernetes object; use lower-case letters, digits and dashes")
 

@@ -34,12 +34,9 @@ class Proxy(NamedTuple):
 
 
 def proxy_for(url: str, *, named: str = "") -> Proxy | None:
-    """Return the proxy for an address, or None.
+    """Return the proxy for an address, or None; `named` takes precedence over the environment's.
 
     Servers on this machine and Services of the cluster are reached without one.
-
-    Args:
-        named: A proxy that takes precedence over the environment's.
 
     Raises:
         ProxySettingsError: The proxy is neither an http:// nor an https:// proxy.

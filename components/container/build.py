@@ -85,11 +85,7 @@ class Build:
 
 
 def find_engine(environment: Mapping[str, str]) -> list[str]:
-    """Return the command that builds: ENGINE, else docker or podman, whichever is installed and answers.
-
-    Raises:
-        BuildError: There is none, or it does not answer.
-    """
+    """Return the command that builds: ENGINE, else docker or podman, whichever answers; raise BuildError if none does."""
     given = shlex.split(environment.get("ENGINE", ""))
     candidates = [given] if given else [["docker"], ["podman"]]
     found = [command for command in candidates if shutil.which(command[0])]

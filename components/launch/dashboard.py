@@ -92,9 +92,6 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
 
     SIGTERM and Ctrl-C stop the job before anything else, unless another run submitted it; see `StopFlag.raise_if_set`.
 
-    Args:
-        address: The dashboard's, like "http://raycluster-head-svc:8265".
-
     Raises:
         UserError: The experiment or the data set does not fit.
         RayJobsError: The cluster can't be reached, or the step failed.

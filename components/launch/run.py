@@ -83,10 +83,7 @@ class StepError(RuntimeError):
 
 
 def run_in_child(step: Step, arguments: Mapping[str, Any], *, memory: str) -> Any:
-    """Run a step in a process of its own, and return what it returns.
-
-    Args:
-        memory: Memory of the pod, for the message.
+    """Run a step in a process of its own, and return what it returns; `memory` is the pod's, for the message.
 
     Raises:
         LostError: The process was killed, or failed for a reason that may pass.

@@ -59,11 +59,7 @@ def compare_models(models: Sequence[str], num_samples: int, storage_root_uri: st
 
 
 def tell_comparison(page_uri: str, pipeline_run_id: str, storage_root_uri: str) -> None:
-    """Tell the webhook that a comparison is done, with the distance of each model and its difference to the first one.
-
-    Args:
-        page_uri: The page that `compare_models` wrote.
-    """
+    """Tell the webhook that the comparison of that page is done: the distance of each model, and its difference to the first one."""
     models = []
     for row in storage.read_json(storage.join(page_uri.rpartition("/")[0], "comparison.json"))["models"]:
         result = row["result"]

@@ -80,9 +80,6 @@ def set_aside(run_uri: str, pipeline_run_id: str) -> None:
     """Rename the files of the final evaluation, `final.before-ID.json` and so on, and delete what an unfinished one left.
 
     It is done once for each run of the pipeline: a second try of its step goes on with what the first one has done.
-
-    Args:
-        pipeline_run_id: ID of the pipeline's run that evaluates again.
     """
     done_uri = storage.join(run_uri, EVALUATIONS, f"forced-by-{pipeline_run_id}")
     if storage.exists(done_uri):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from components.steps.runs import EXPERIMENT, read_result, storage_root_of
@@ -44,6 +44,20 @@ def update_mlflow(run_uri: str, run_id: str = "") -> bool:
 
 
 @contextlib.contextmanager
+def call_at_end(end: Callable[[Status], object]) -> Iterator[None]:
+    """Call `end` after the block with its status: KILLED by a signal, FAILED by an error, or FINISHED."""
+    status: Status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (SystemExit, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        end(status)
+
+
+@contextlib.contextmanager
 def shown_as_running(run_uri: str, step: str, pipeline_run_id: str = "") -> Iterator[None]:
     """Show a trained run as running in MLflow while a later step works on it, and then as this step ended.
 
@@ -61,19 +75,15 @@ def shown_as_running(run_uri: str, step: str, pipeline_run_id: str = "") -> Iter
             is_open = True
     except TrackingError as error:
         say(f"{error}; MLflow does not show that {step} works on this run")
-    status: Status = "FAILED"
-    try:
+
+    def end(status: Status) -> None:
+        try:
+            end_if_running(run_id, status, step, seconds=None if status == "FINISHED" else _SECONDS_TO_FAIL)
+        except TrackingError as error:
+            say(f"{error}; the pipeline's last step or the reaper closes this run")
+
+    with call_at_end(end) if is_open else contextlib.nullcontext():
         yield
-        status = "FINISHED"
-    except (SystemExit, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    finally:
-        if is_open:
-            try:
-                end_if_running(run_id, status, step, seconds=None if status == "FINISHED" else _SECONDS_TO_FAIL)
-            except TrackingError as error:
-                say(f"{error}; the pipeline's last step or the reaper closes this run")
 
 
 def update_open_run(run: FoundRun) -> None:
@@ -88,11 +98,7 @@ def update_open_run(run: FoundRun) -> None:
 
 
 def leave_mark(directory_uri: str, arguments: Mapping[str, str]) -> None:
-    """Record that MLflow may lack something of a run or sweep; never fail.
-
-    Args:
-        arguments: Those of `update_mlflow`, or of `components.ablations.close.update_ablation`.
-    """
+    """Record that MLflow may lack something of a run or sweep; never fail. `arguments` are those of the function that sends it."""
     try:
         storage.write_json(_mark_uri(directory_uri), dict(arguments))
     except storage.StorageError as error:

@@ -45,10 +45,7 @@ class Model(NamedTuple):
 
 
 def resolve_model(model: str) -> Model:
-    """Find a model.
-
-    Args:
-        model: `models:/NAME@ALIAS` (the registry), `runs:/ID` (MLflow), a run's directory, or a checkpoint's inside a run's.
+    """Find `models:/NAME@ALIAS` (the registry), `runs:/ID` (MLflow), a run's directory, or a checkpoint's inside a run's.
 
     Raises:
         UserError: There is nothing of that name, or its run has not finished.

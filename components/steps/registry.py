@@ -1,4 +1,4 @@
-"""The steps of the pipelines that a Ray cluster can do."""
+"""The steps of the pipelines that a Ray cluster can do. Those of ablations are in `components.ablations.registry`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,3 @@ TRAIN = Step(
 EVALUATE = Step(name="evaluate", function="components.steps.evaluate:evaluate_run", files_argument="run_uri")
 COMPARE = Step(name="compare", function="components.steps.compare:compare_models", files_argument="storage_root_uri")
 SCORE = Step(name="score", function="components.steps.nightly:score_model", files_argument="storage_root_uri")
-MEASURE = Step(name="measure", function="components.ablations.steps:measure_trial", files_argument="run_uri")
-JOINT = Step(name="joint", function="components.ablations.steps:measure_joint", files_argument="ablation_uri")
-TUNE = Step(
-    name="tune",
-    function="components.tuning.steps:tune",
-    files_argument="storage_root_uri",
-    run_files="components.tuning.directory:tune_files",
-    stage="train",
-)

@@ -43,10 +43,9 @@ class Run:
 
 
 def identify(experiment: Experiment, data_uri: str, storage_root_uri: str, forced_by: str = "") -> Run:
-    """Return the run of an experiment on a data set; equal arguments give the same run. `forced_by`: see `run_directory`.
+    """Return the run of an experiment on a data set; refuse a data set that is not there or does not fit.
 
-    Raises:
-        UserError: The data set is not there, or does not fit the experiment.
+    Equal arguments give the same run. `forced_by`: see `run_directory`.
     """
     from training.data.format.manifest import read_manifest
 
@@ -98,11 +97,7 @@ def storage_root_of(directory_uri: str) -> str:
 
 
 def claim_directory(run: Run) -> None:
-    """Write the experiment into the run's directory; replace one that trains the same and is evaluated differently.
-
-    Raises:
-        UserError: The directory belongs to another experiment, or is being deleted.
-    """
+    """Write the experiment into the run's directory, in place of one that trains the same; refuse another one's, or one being deleted."""
     uri = storage.join(run.uri, EXPERIMENT)
     if run.forced_by and not storage.exists(uri):
         root = storage_root_of(run.uri)
@@ -170,11 +165,7 @@ def read_result(run_uri: str) -> dict[str, Any]:
 
 
 def require_data_fits(experiment: Experiment, manifest: Any) -> None:
-    """Refuse a data set that does not fit the experiment.
-
-    Raises:
-        UserError: Name, size, channels, labels or resize method differ; the message names them.
-    """
+    """Refuse a data set whose name, size, channels, labels or resize method does not fit the experiment."""
     data = experiment.data
     differences = [
         f"data.{name} is {ours!r}, the data set has {theirs!r}"
@@ -192,11 +183,7 @@ def require_data_fits(experiment: Experiment, manifest: Any) -> None:
 
 
 def require_likelihood_images(experiment: Experiment, data_uri: str) -> None:
-    """Refuse a data set without the images that the pipeline's evaluation needs, before a training of days.
-
-    Raises:
-        UserError: Its bits/dim are those of test images, and the data set has none.
-    """
+    """Refuse, before a training of days, a data set without the test images that the pipeline's evaluation needs for bits/dim."""
     from training.data.format.manifest import MANIFEST
 
     split = experiment.evaluation.likelihood_split

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.steps.close import close_runs, end_of_run, find_data
+from components.steps.mlflow_sync import call_at_end
 from components.steps.run_messages import tell_end
 from components.tuning.directory import PLAN, tuning_uri
 from evaluation.reports.study import as_json
@@ -58,20 +59,17 @@ def open_tuning(key: str, uri: str, request: TuneRequest, tracking_experiment: s
 @contextlib.contextmanager
 def close_tuning(tracked: TrackedRun, uri: str) -> Iterator[None]:
     """Send MLflow the report at the end of the block, and close the tuning's run, however the block ends."""
-    status: Status = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except (SystemExit, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    finally:
+
+    def end(status: Status) -> None:
         make_report(uri)
         for name in FILES:
             if storage.exists(storage.join(uri, name)):
                 tracked.log_artifact(storage.read_bytes(storage.join(uri, name)), name)
         if not tracked.finish(status, timeout_seconds=10.0):
             say(f"MLflow does not answer and lacks the report; {uri} has everything, and the same command sends it")
+
+    with call_at_end(end):
+        yield
 
 
 def log_trial(tracked: TrackedRun, record: TrialRecord, best: TrialRecord | None) -> None:

@@ -85,11 +85,7 @@ class Moments:
         return int(self.total.shape[0])
 
     def update(self, features: Float[Tensor, "batch dim"]) -> None:
-        """Add the features of a batch of images.
-
-        Raises:
-            UserError: The features have another dimension, or are not finite.
-        """
+        """Add the features of a batch of images; refuse another dimension, and numbers that are not finite."""
         if features.shape[1] != self.dim:
             raise UserError(f"features of {features.shape[1]} dimensions do not fit moments of {self.dim}")
         rows = features.to(device="cpu", dtype=torch.float64)
@@ -106,11 +102,7 @@ class Moments:
         return self.total / self.num_images
 
     def covariance(self) -> Float64[Tensor, "dim dim"]:
-        """Return the unbiased covariance (sum x x^T - n m m^T) / (n - 1).
-
-        Raises:
-            UserError: There are fewer than two images.
-        """
+        """Return the unbiased covariance (sum x x^T - n m m^T) / (n - 1) of two images or more."""
         if self.num_images < 2:
             raise UserError(f"a covariance needs at least 2 images, got {self.num_images}")
         mean = self.mean()
@@ -146,11 +138,7 @@ class BlockedMoments:
 
 
 def merged(parts: Sequence[Moments]) -> Moments:
-    """Return the moments of all images of the parts, added in their order.
-
-    Raises:
-        UserError: There is no part, or the parts' dimensions differ.
-    """
+    """Return the moments of all images of the parts, added in their order; refuse no part, or parts of other dimensions."""
     if not parts:
         raise UserError("there are no moments to merge")
     whole = Moments(parts[0].dim)

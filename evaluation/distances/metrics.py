@@ -381,11 +381,7 @@ def need_real_images(metrics: Iterable[str]) -> bool:
 
 
 def require_extractor(metrics: frozenset[str], extractor: FeatureExtractor) -> None:
-    """Check that the metrics can be computed from an extractor's outputs.
-
-    Raises:
-        UserError: The network lacks an output that a metric needs, or the metric is not defined on this network.
-    """
+    """Refuse metrics that an extractor lacks an output for, or that are not defined on its network."""
     provided = {"moments", *extractor.provides}
     lacking = [f"{name} needs {METRICS[name].output}" for name in sorted(metrics) if METRICS[name].output not in provided]
     if lacking:
@@ -413,11 +409,7 @@ def require_count(metrics: frozenset[str], num_images: int, images: str, dim: in
 
 
 def compute_metrics(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:
-    """Compute the metrics of the inputs. Their notes say the bias where it is known.
-
-    Raises:
-        UserError: An input of a metric is missing.
-    """
+    """Compute the metrics of the inputs; a missing input is refused. Their notes say the bias where it is known."""
     found = [value for name, metric in METRICS.items() if name in inputs.metrics for value in metric.compute(inputs, reference)]
     return [dataclasses.replace(value, name=_name(value.name, reference.extractor), note=_with_bias(value)) for value in found]
 

@@ -18,11 +18,10 @@ from torch import Tensor
 from evaluation.distances.frechet import FeatureStatistics, Moments
 from evaluation.features.extractors import ExtractorId, FeatureExtractor, distance_name
 from evaluation.records import npz
-from evaluation.records.progress import with_progress
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment
-from training.console import say
+from training.console import say, with_progress
 from training.data.format.manifest import Manifest, read_manifest
 from training.data.loading.row_groups import iterate
 
@@ -117,11 +116,7 @@ class ReferenceStatistics:
 
 
 def require_comparable(first: ReferenceStatistics, second: ReferenceStatistics) -> None:
-    """Check that two statistics are of images that were made in the same way; data and split may differ.
-
-    Raises:
-        UserError: Both record their provenance, and it differs; the message lists the differences.
-    """
+    """Refuse two statistics whose provenances differ in how the images were made; data and split may differ."""
     if first.provenance is None or second.provenance is None:
         return
     names = ("image_size", "image_channels", "resize", "extractor", "extractor_sha256")
@@ -228,11 +223,7 @@ def load_reference(uri: str) -> ReferenceStatistics:
 
 
 def statistics_from_arrays(arrays: npz.Arrays, uri: str, suffix: str = "") -> FeatureStatistics:
-    """Return the statistics in `mu` and `sigma`; with the suffix "_s" the spatial ones.
-
-    Raises:
-        UserError: They are absent, or they are not a mean and a covariance.
-    """
+    """Return the mean and covariance in `mu` and `sigma`, with the suffix "_s" the spatial ones; refuse what is neither."""
     missing = [name for name in (f"mu{suffix}", f"sigma{suffix}") if name not in arrays]
     if missing:
         raise UserError(f"{uri} contains {', '.join(arrays) or 'nothing'}; statistics need {' and '.join(missing)}")

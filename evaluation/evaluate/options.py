@@ -77,11 +77,7 @@ class EvaluationOptions:
         return self.own_device if self.num_workers <= 1 or self.device == "auto" else self.device
 
     def validated(self) -> EvaluationOptions:
-        """Return the options after checking their types and ranges.
-
-        Raises:
-            UserError: A value is of another type or out of its range; the message names the field.
-        """
+        """Return the options, or refuse a value that is of another type or out of its range."""
         if not _RESULT_NAME.fullmatch(self.result_name):
             raise UserError(f"result_name: {self.result_name!r} is no file name; use letters, digits, dots, dashes and underscores")
         options: EvaluationOptions = validate(
@@ -91,10 +87,6 @@ class EvaluationOptions:
 
 
 def require_own_name(name: str) -> None:
-    """Check that a person's result has a name that no pipeline or study uses.
-
-    Raises:
-        UserError: The name is reserved.
-    """
+    """Refuse a name of a person's result that pipelines and studies use."""
     if _RESERVED_NAMES.fullmatch(name):
         raise UserError(f"the name {name!r} is reserved for results of pipelines and studies, which it would replace; give another --name")

@@ -25,13 +25,12 @@ from evaluation.likelihood.split_likelihood import split_likelihood
 from evaluation.memorisation.nearest import pixel_space
 from evaluation.memorisation.search import MAX_IMAGES, find_copies
 from evaluation.records import grids, npz
-from evaluation.records.progress import with_progress
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, result_uri
 from evaluation.sampling import sample_set
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
-from training.console import format_duration, say
+from training.console import format_duration, say, with_progress
 from training.data.format.manifest import read_manifest
 from training.data.loading.row_groups import iterate
 

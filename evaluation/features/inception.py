@@ -102,11 +102,7 @@ class InceptionExtractor:
 
 
 def load_inception(weights: str | None = None, device: torch.device | str = "cpu") -> InceptionExtractor:
-    """Load the standard network; `weights` is explained at `WeightsFile.read`.
-
-    Raises:
-        UserError: The file can't be read, or its sha256 is not the standard weights'.
-    """
+    """Load the standard network; refuse weights (`WeightsFile.read`) with another sha256 than the standard ones'."""
     data = WEIGHTS.read(weights)
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return InceptionExtractor(state, name="inception", sha256=WEIGHTS.sha256, device=device)

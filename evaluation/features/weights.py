@@ -61,11 +61,7 @@ class WeightsFile:
         return data
 
     def load_into(self, network: nn.Module, data: bytes) -> None:
-        """Give a network the weights of the file's bytes, a state dict.
-
-        Raises:
-            UserError: They are another network's.
-        """
+        """Give a network the weights of the file's bytes, a state dict; refuse those of another network."""
         try:
             network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), assign=True)
         except RuntimeError as error:

@@ -92,11 +92,7 @@ class Likelihood:
 
 
 def merge(parts: Iterable[Likelihood]) -> Likelihood:
-    """Return the likelihood of all images of the parts. It does not depend on the split into parts.
-
-    Raises:
-        UserError: There are no parts, they were evaluated differently, or an image is in two of them.
-    """
+    """Return the likelihood of all images of the parts, however they are split; refuse none, other evaluations, and an image twice."""
     parts = list(parts)
     if not parts:
         raise UserError("there are no images to compute the likelihood of")

@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from evaluation.memorisation.copied_share import FALSE_ALARM_RATE, CopiedShare, copied_share
 from evaluation.memorisation.nearest import Space, nearest_images
-from evaluation.records.progress import with_progress
 from evaluation.records.protocol_card import as_plain
 from training import storage
 from training.config.errors import UserError
+from training.console import with_progress
 from training.data.format.manifest import MANIFEST, read_manifest
 from training.data.loading.row_groups import iterate
 from training.shapes import UInt8

@@ -166,11 +166,7 @@ class CheckpointScorer:
 def scoring_protocol(
     experiment: Experiment, reference: ReferenceStatistics, extractor: FeatureExtractor, precision: Precision
 ) -> dict[str, Any]:
-    """Return the protocol card of a score. Scores of one history have equal cards.
-
-    Raises:
-        UserError: The reference can't be compared with the experiment's images.
-    """
+    """Return the protocol card of a score, equal for all of a history; refuse a reference of other images than the experiment's."""
     provenance = reference.require(extractor=extractor, experiment=experiment)
     evaluation = experiment.evaluation
     return as_plain(

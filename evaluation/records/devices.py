@@ -18,10 +18,7 @@ _CPU_ACTIVATION_BYTES = 12 * 2**20
 
 
 def choose_device(name: str) -> str:
-    """Return the name of a device that exists here.
-
-    Args:
-        name: "auto" (a GPU if this process sees one, else the CPU), "cpu", "cuda" or "cuda:1".
+    """Return a device that exists here for "auto" (a GPU if this process sees one, else the CPU), "cpu", "cuda" or "cuda:1".
 
     Raises:
         UserError: There is no such device here.

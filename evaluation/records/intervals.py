@@ -73,7 +73,7 @@ def jackknife_error(leave_one_out: Sequence[float]) -> float:
 
 
 def jackknife_excess(of_halves: Sequence[Sequence[float]]) -> float:
-    """Return by how much the jackknife's variance over ten blocks is too large, from a distance of both halves of each of the `SPLITS`.
+    """Return by how much the jackknife's variance over ten blocks is too large: 0 or more, or NaN for an empty list.
 
     To second order a distance of n samples is a constant, a mean of one term for each sample, and a mean of one for each pair of samples;
     the terms are uncorrelated, and the means have variances V_1 and V_2 (Hoeffding 1948). V_2 is the variance of what is called the
@@ -90,9 +90,6 @@ def jackknife_excess(of_halves: Sequence[Sequence[float]]) -> float:
 
     Args:
         of_halves: Six pairs (`frechet.distances_of_halves`), or an empty list.
-
-    Returns:
-        The excess, 0 or more; NaN for an empty list.
     """
     if not of_halves:
         return math.nan

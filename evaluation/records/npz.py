@@ -72,11 +72,7 @@ def write_images(uri: str, images: UInt8[Tensor, "batch channels height width"],
 
 
 def read_images(uri: str) -> tuple[UInt8[Tensor, "batch channels height width"], Int64[Tensor, " batch"] | None]:
-    """Read a batch of images and its labels, if it has some.
-
-    Raises:
-        UserError: There is no `arr_0` of uint8 images, it is damaged, or the number of labels differs.
-    """
+    """Read a batch of uint8 images in `arr_0` and its labels, if it has some; refuse a damaged file and other numbers of labels."""
     with _open_batch(uri) as (member, shape, labels):
         return _read_pixels(uri, member, shape, shape[0]), labels
 

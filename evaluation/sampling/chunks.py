@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from evaluation.records.progress import with_progress
 from evaluation.records.protocol_card import as_plain
 from evaluation.sampling.trained_model import load_cached
 from training import storage
 from training.config.plain import as_plain_fields
-from training.console import format_duration, say
+from training.console import format_duration, say, with_progress
 from training.distributed.ray_session import parallel_map
 
 

@@ -66,11 +66,7 @@ class LearnedSteps:
 
 
 def with_learned_steps(sampling: SamplingConfig, model: TrainedModel) -> SamplingConfig:
-    """Return the sampling with the model's own timesteps in place of `learned:K`; missing ones are chosen now, and stored.
-
-    Raises:
-        UserError: As `learn_steps`.
-    """
+    """Return the sampling with the model's own timesteps in place of `learned:K`; missing ones are chosen now, and stored."""
     count = learned_count(sampling.spacing)
     if count is None:
         return sampling
@@ -82,22 +78,14 @@ def with_learned_steps(sampling: SamplingConfig, model: TrainedModel) -> Samplin
 
 
 def learn_and_store(model: TrainedModel, count: int, *, num_images: int = 64, seed: int = 0) -> tuple[LearnedSteps, str]:
-    """Choose timesteps and write them beside the checkpoints of the model's run; return them and their address.
-
-    Raises:
-        UserError: As `learn_steps`.
-    """
+    """Choose timesteps and write them beside the checkpoints of the model's run; return them and their address."""
     found, uri = learn_steps(model, count, num_images=num_images, seed=seed), file_of_model(model, DIRECTORY, f"-{count}")
     storage.write_json(uri, {"spacing": found.spacing, **as_plain_fields(found)})
     return found, uri
 
 
 def learn_steps(model: TrainedModel, count: int, *, num_images: int = 64, seed: int = 0) -> LearnedSteps:
-    """Choose `count` timesteps for a model on the images that it draws itself, which takes some 200 evaluations an image.
-
-    Raises:
-        UserError: The model is an upsampler, or has not as many timesteps.
-    """
+    """Choose `count` timesteps on the images that a model draws itself, by some 200 evaluations an image; refuse an upsampler."""
     count_timesteps(f"learned:{count}", model.experiment.diffusion.num_timesteps)
     if model.low_res_size is not None:
         raise UserError(f"{model.description} is an upsampler, for which no timesteps can be learned; give them, like t:0,200,999")

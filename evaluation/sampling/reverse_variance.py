@@ -94,11 +94,7 @@ def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Ten
 
 
 def least_bound_chain(model: TrainedModel, count: int) -> tuple[tuple[int, ...], Float64[Tensor, " timesteps"]]:
-    """Return the `count` timesteps whose chain has the least variational bound with the optimal variances, and the error of x_0 at each.
-
-    Raises:
-        UserError: As `x_0_errors_for`.
-    """
+    """Return the `count` timesteps whose chain has the least variational bound with the optimal variances, and the error of x_0 at each."""
     process, errors = make_process(model.experiment.diffusion), x_0_errors_for(SamplingConfig(variance="optimal"), model)
     assert errors is not None
     timesteps = least_bound_timesteps(process.alpha_bars, errors, count)
@@ -122,22 +118,14 @@ def least_bound_timesteps(alpha_bars: Float64[Tensor, " all"], x_0_errors: Float
 
 
 def estimate_and_store(model: TrainedModel, data_uri: str, *, num_images: int = NUM_IMAGES, seed: int = 0) -> tuple[ReverseVariance, str]:
-    """Estimate the errors and write them beside the checkpoints of the model's run; return them and their address.
-
-    Raises:
-        UserError: There is no such data set, or its images do not suit the model.
-    """
+    """Estimate the errors and write them beside the checkpoints of the model's run; return them and their address."""
     found, uri = estimate(model, data_uri, num_images=num_images, seed=seed), file_of_model(model, DIRECTORY, "")
     storage.write_json(uri, as_plain_fields(found))
     return found, uri
 
 
 def estimate(model: TrainedModel, data_uri: str, *, num_images: int = NUM_IMAGES, seed: int = 0) -> ReverseVariance:
-    """Estimate the errors of x_0 on the first images of the training split, with some 70 network evaluations an image.
-
-    Raises:
-        UserError: There is no such data set, or its images do not suit the model.
-    """
+    """Estimate the errors of x_0 on the first training images, by some 70 network evaluations each; refuse images of another model."""
     started, split_uri = time.monotonic(), storage.join(data_uri, "train")
     manifest, num_timesteps = read_manifest(split_uri), model.experiment.diffusion.num_timesteps
     num_images = min(num_images, manifest.num_images)

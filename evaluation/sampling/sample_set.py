@@ -140,11 +140,7 @@ def read(uri: str) -> Iterator[Generated]:
 
 
 def input_digests(spec: ModelSpec, low_res_uri: str = "") -> tuple[str, ...]:
-    """Return the digests of the checkpoints and, for an upsampler, of the first stage's plan.
-
-    Raises:
-        UserError: There is no set of small images.
-    """
+    """Return the digests of the checkpoints and, for an upsampler, of the first stage's plan; refuse a set that is not there."""
     if not low_res_uri:
         return spec.digests()
     return (*spec.digests(), hashlib.sha256(json.dumps(_read_plan(low_res_uri)).encode()).hexdigest())

@@ -56,11 +56,7 @@ class TrainedModel:
     def conditioning(
         self, x_0: Float32[Tensor, "batch channels height width"], labels: Int64[Tensor, " batch"] | None
     ) -> dict[str, Tensor]:
-        """Return the network's further inputs for real images: labels, and for an upsampler each image's own area downsample.
-
-        Raises:
-            UserError: The network is class-conditional, and the images have no labels.
-        """
+        """Return the network's further inputs for real images: labels (refused if missing), and for an upsampler the area downsample."""
         inputs: dict[str, Tensor] = {}
         if self.num_classes:
             if labels is None:

@@ -22,9 +22,9 @@ from evaluation.features.extractors import ExtractorId, FeatureExtractor, distan
 from evaluation.records import npz
 from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import versions
+from evaluation.reports.html import table_page
 from evaluation.reports.numbers import plain_estimate
 from evaluation.reports.study import Study, as_json
-from evaluation.reports.table_page import table_page
 from training.config.errors import UserError
 from training.config.experiment import Extractor
 from training.console import say

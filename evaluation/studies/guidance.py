@@ -19,9 +19,9 @@ from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import run_uri_of
 from evaluation.records.score_card import Score, in_words, interval_in_words
 from evaluation.reports import figures
+from evaluation.reports.html import table_page, text_table
 from evaluation.reports.numbers import plain_estimate
 from evaluation.reports.study import Study, as_json
-from evaluation.reports.table_page import table_page, text_table
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint

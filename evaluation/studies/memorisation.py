@@ -17,8 +17,8 @@ from evaluation.memorisation.search import MAX_IMAGES, Memorisation, Pair, find_
 from evaluation.records import grids, npz
 from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import describe_sampling, versions
+from evaluation.reports.html import table_page, text_table
 from evaluation.reports.study import Study, as_json
-from evaluation.reports.table_page import table_page, text_table
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage

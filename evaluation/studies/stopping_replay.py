@@ -19,9 +19,9 @@ from evaluation.monitoring.early_stopping import best_checkpoints, decide, ranke
 from evaluation.records.protocol_card import as_plain, card_rows, num_sampling_steps
 from evaluation.records.result import EvaluationResult
 from evaluation.reports import figures
+from evaluation.reports.html import table_page
 from evaluation.reports.numbers import plain_estimate
 from evaluation.reports.study import Study, as_json
-from evaluation.reports.table_page import table_page
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
 from training.config.errors import UserError

@@ -62,11 +62,7 @@ class TuneRequest:
         return resolve_experiment(preset=self.preset, file_text=self.file, overrides=self.overrides)
 
     def axes(self) -> tuple[Axis, ...]:
-        """Return the searched fields.
-
-        Raises:
-            UserError: The experiment, a searched field or the number of trials does not fit.
-        """
+        """Return the searched fields; refuse an experiment, a field or a number of trials that does not fit."""
         require(self.trials >= 1, "trials", f"must be 1 or more, got {self.trials}")
         return parse_search(self.search, self.experiment())
 

@@ -75,8 +75,7 @@ def ablate(
 def run_requests(requests: list[AblationRequest], sources: list[str], resources: dict[str, Any]) -> list[AblationResult]:
     """Run the requests one after the other, print where their reports are, and return their results.
 
-    Raises:
-        PipelineError: A trial failed; the others have run.
+    A failed trial raises PipelineError when the others have run.
     """
     from pipelines.local.ablate import estimate_time_left, gallery_folder, run_ablation
     from pipelines.local.run import PipelineError
@@ -213,11 +212,7 @@ class GridFile:
 
 
 def read_grid_file(path: Path) -> GridFile:
-    """Read a user's grid from a YAML file.
-
-    Raises:
-        UserError: The file is missing, is not YAML, has a key twice, a value that JSON does not have, or is not a grid.
-    """
+    """Read a user's grid from a YAML file; refuse what is not YAML, not a grid, or has a key twice or a value that JSON does not have."""
     import yaml
 
     from training.config.validation import unknown_field, validate
@@ -259,11 +254,7 @@ def _repeated_keys(node: Any) -> list[str]:
 
 
 def pairs(words: list[str], option: str) -> dict[str, str]:
-    """Parse words like NAME=ADDRESS.
-
-    Raises:
-        UserError: A word has another form; the message names the option.
-    """
+    """Parse words like NAME=ADDRESS; refuse another form by the option's name."""
     found = {}
     for word in words:
         key, _, value = word.partition("=")

@@ -338,11 +338,7 @@ def metrics(as_json: bool = JSON) -> None:
 
 
 def model_and_data(model: str, data: str) -> tuple[ResolvedModel, str]:
-    """Return the model of that name, and its data set: the given one, or else the one of the model's training.
-
-    Raises:
-        UserError: There is no such model, or its data set is not known.
-    """
+    """Return the model of that name, and its data set: the given one, or else that of its training, refused if it is not known."""
     from evaluation.selection.resolve import resolve_model
 
     found = resolve_model(model)

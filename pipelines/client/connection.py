@@ -96,11 +96,7 @@ class Connection:
         return path if path.exists() else None
 
     def token_reader(self) -> Callable[[], str] | None:
-        """Return a function that reads the current token; None if no token was given.
-
-        Raises:
-            UserError: The file has no token.
-        """
+        """Return a function that reads the current token; None if no token was given. A file without one is refused."""
         path = self.token_path
         if path is not None:
             _read_token(path)

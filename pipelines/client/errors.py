@@ -15,11 +15,7 @@ NO_ANSWER = 0
 
 
 class KfpError(RuntimeError):
-    """KFP refused, or could not be reached.
-
-    Attributes:
-        status: HTTP's status, or `NO_ANSWER`.
-    """
+    """KFP refused (`status` is HTTP's), or could not be reached (`NO_ANSWER`)."""
 
     def __init__(self, message: str, status: int = NO_ANSWER) -> None:
         super().__init__(message)

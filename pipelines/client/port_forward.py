@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-from pipelines.services.ports import free_ports
+from pipelines.services.home import free_ports
 from training.distributed.signals import stop_flag, termination_raised
 
 _START_SECONDS = 30.0
@@ -44,11 +44,7 @@ class PortForward:
         return f"http://127.0.0.1:{self.local_port}"
 
     def ensure(self) -> None:
-        """Start kubectl unless it runs, and wait until the port is open.
-
-        Raises:
-            PortForwardError: kubectl refuses, or takes longer than 30 s.
-        """
+        """Start kubectl unless it runs, and wait until the port is open; raise PortForwardError if it refuses, or after 30 s."""
         if self._process is not None and self._process.poll() is None:
             return
         arguments = ["port-forward", "--address", "127.0.0.1", f"svc/{self._service}", f"{self.local_port}:{self._port}"]
@@ -94,11 +90,7 @@ class PortForward:
 
 @contextlib.contextmanager
 def forward_port(namespace: str, service: str, port: int) -> Iterator[PortForward]:
-    """Forward a service to loopback until the block ends, also by SIGTERM.
-
-    Raises:
-        PortForwardError: kubectl is not installed, or refuses.
-    """
+    """Forward a service to loopback until the block ends, also by SIGTERM; raise PortForwardError if kubectl can't."""
     with termination_raised():
         forward = PortForward(namespace, service, port)
         try:

@@ -70,11 +70,7 @@ class ScheduleSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AppliedSchedule:
-    """Result of `apply`.
-
-    Attributes:
-        outcome: "created", "replaced" or "unchanged".
-    """
+    """The result of `apply`; the outcome is "created", "replaced" or "unchanged"."""
 
     outcome: str
     schedule_id: str

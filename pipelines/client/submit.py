@@ -22,11 +22,7 @@ _EQUALS = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Version:
-    """One version of a pipeline on the server.
-
-    Attributes:
-        is_new: True if it was uploaded now.
-    """
+    """One version of a pipeline on the server; it is new if it was uploaded now."""
 
     pipeline_id: str
     version_id: str

@@ -83,11 +83,7 @@ def parse_timing(cron: str, every: str, *, time_zone: str = "", cluster_zone: st
 
 
 def parse_cron(text: str) -> str:
-    """Check an expression by the rules of KFP's scheduler, and return it with single spaces.
-
-    Raises:
-        UserError: It has another number of fields, a value out of range, or no time at all.
-    """
+    """Return an expression with single spaces; refuse one that KFP's scheduler refuses, misreads, or never runs."""
     text = " ".join(text.split())
     words = text.split()
     if text.startswith("@"):

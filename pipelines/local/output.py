@@ -15,11 +15,7 @@ from training.console import output_marks, parse_marked_line
 
 
 class LineFilter(io.TextIOBase):
-    """A stream that replaces standard output. It passes on whole lines, each thread's lines unmixed.
-
-    Args:
-        handle: Called with each line, without its line break. Calls do not overlap.
-    """
+    """A stream that replaces standard output, and passes on whole lines, without their breaks, one at a time and unmixed by thread."""
 
     def __init__(self, handle: Callable[[str], None]) -> None:
         self._handle = handle

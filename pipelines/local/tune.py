@@ -48,7 +48,7 @@ def run_tuning(request: TuneRequest, services: Services, *, source: str = "", re
     from components.tuning.directory import tuning_uri
     from components.tuning.report import FILES
     from components.tuning.steps import tune
-    from evaluation.reports.table_page import text_table
+    from evaluation.reports.html import text_table
     from evaluation.tuning.page import table_headers, table_rows
     from evaluation.tuning.record import read_records
     from training import storage

@@ -125,13 +125,9 @@ def last_error(lines: Iterable[str]) -> str:
 
 
 def find_stages(spec: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
-    """Return all steps of a pipeline in the order of their dependencies.
+    """Return the steps of a compiled pipeline in the order of their dependencies.
 
-    Args:
-        spec: A compiled pipeline, as its YAML reads.
-
-    Returns:
-        Position (from 1) and display name by component name (without kfp's "comp-").
+    The result is component name (without kfp's "comp-") -> position (from 1) and display name.
     """
     ordered: list[tuple[str, str]] = []
 

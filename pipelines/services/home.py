@@ -1,4 +1,4 @@
-"""The directory of the local services: its lock, its credentials, its ports."""
+"""The directory of the local services: its lock, its credentials, its ports, which are outside the ranges that others draw from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import secrets
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from training.config.errors import UserError
 from training.console import format_bytes, say
 
 _MIN_FREE_BYTES = 512 * 2**20
+# Above Ray's worker ports (10002-19999), below the ephemeral ports (from 32768) that any outgoing connection may take.
+_RANGE = range(20100, 32000)
 
 
 class ServicesError(UserError):
@@ -37,11 +41,7 @@ def default_home() -> Path:
 
 
 def prepare(home: Path) -> None:
-    """Make the directory, readable by its owner alone.
-
-    Raises:
-        ServicesError: It cannot be made or written, or its disk is almost full.
-    """
+    """Make the directory, readable by its owner alone; raise ServicesError if that fails, or its disk is almost full."""
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = home / f".probe-{secrets.token_hex(4)}"
@@ -115,3 +115,39 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+
+
+def free_ports(count: int) -> list[int]:
+    """Return `count` different ports that are free now, at random, as two programs then rarely draw the same; raise OSError if few are."""
+    with contextlib.ExitStack() as listeners:
+        found: list[int] = []
+        for port in random.SystemRandom().sample(_RANGE, len(_RANGE)):
+            if len(found) == count:
+                return found
+            if (listener := _bind(port)) is not None:
+                listeners.enter_context(listener)
+                found.append(port)
+    raise OSError(
+        f"{count} free ports are needed on 127.0.0.1 between {_RANGE.start} and {_RANGE.stop}; stop some programs that listen there"
+    )
+
+
+def are_free(ports: Iterable[int]) -> bool:
+    """Tell whether nothing listens on any of the ports."""
+    with contextlib.ExitStack() as listeners:
+        for port in ports:
+            if (listener := _bind(port)) is None:
+                return False
+            listeners.enter_context(listener)
+    return True
+
+
+def _bind(port: int) -> socket.socket | None:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose last connection is in TIME_WAIT is free
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        listener.close()
+        return None
+    return listener

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.services.ports import are_free
+from pipelines.services.home import are_free
 
 PORT_NAMES = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "admin.grpc")
 _NUM_PROBED_OBJECTS = 10

@@ -24,9 +24,8 @@ import psutil
 
 from pipelines.services import daemons, mlflow_server, seaweedfs
 from pipelines.services import home as services_home
-from pipelines.services.home import Credentials, default_home
+from pipelines.services.home import Credentials, are_free, default_home, free_ports
 from pipelines.services.home import ServicesError as ServicesError
-from pipelines.services.ports import are_free, free_ports
 from training.console import format_duration
 from training.distributed.signals import stop_flag, termination_raised
 

@@ -45,11 +45,7 @@ def checkpoint_uri(run_uri: str, step: int) -> str:
 
 
 def step_of(uri: str) -> int:
-    """Return the number of updates of the checkpoint in that directory.
-
-    Raises:
-        CheckpointError: It is not the directory of a checkpoint.
-    """
+    """Return the number of updates of the checkpoint in that directory; raise CheckpointError if it is none."""
     match = re.search(r"step=(\d{8})/*$", uri)
     if match is None:
         raise CheckpointError(f"{uri}: is not a checkpoint's directory; it ends in step= and eight digits")
@@ -130,21 +126,13 @@ def file_names(uri: str) -> tuple[str, ...]:
 
 
 def load_bytes(uri: str, name: str) -> bytes:
-    """Return the content of one file of a checkpoint, checked against its sha256.
-
-    Raises:
-        CheckpointError: There is no complete checkpoint, no such file in it, or it is damaged.
-    """
+    """Return one file of a complete checkpoint, checked against its sha256; raise CheckpointError if it is missing or damaged."""
     with _checked(uri, name) as path:
         return path.read_bytes()
 
 
 def load(uri: str, name: str) -> dict[str, Any]:
-    """Return one state dict (`.pt`, on the CPU) or JSON object (`.json`) of a checkpoint.
-
-    Raises:
-        CheckpointError: There is no such checkpoint or file, or the file is damaged or contains something else.
-    """
+    """Return one state dict (`.pt`, on the CPU) or JSON object (`.json`) of a checkpoint; raise CheckpointError as `load_bytes` does."""
     with _checked(uri, name) as path:
         return read_file(path, storage.join(uri, name))
 
@@ -172,11 +160,7 @@ def load_experiment(uri: str) -> Experiment:
 
 
 def read_experiment(uri: str) -> Experiment:
-    """Read an `experiment.json` beside the checkpoints, such as that of a run's directory.
-
-    Raises:
-        UserError: This program does not know the experiment's fields; the message names the file.
-    """
+    """Read an `experiment.json` beside the checkpoints, such as that of a run's directory; refuse unknown fields by the file's name."""
     try:
         return Experiment.from_json(storage.read_bytes(uri))
     except UserError as error:

@@ -27,11 +27,7 @@ from training.models.unet import make_model
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Imported:
-    """A network from a file.
-
-    Attributes:
-        step: Number of updates in the file's name; where there is none, the experiment's last.
-    """
+    """A network from a file, and the number of updates in the file's name; where there is none, the experiment's last."""
 
     experiment: Experiment
     step: int

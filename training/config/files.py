@@ -46,10 +46,7 @@ def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iter
 
 
 def read_experiment_file(text_or_path: str | Path) -> Experiment:
-    """Return the experiment of a file.
-
-    Args:
-        text_or_path: The file's text, or its path (a `Path`, or one line that ends in ".toml").
+    """Return the experiment of a file, given as its text, or as its path (a `Path`, or one line that ends in ".toml").
 
     Raises:
         UserError: The file does not exist or is not TOML, has no `base`, or has an unknown field or a value that its field can't take.

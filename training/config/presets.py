@@ -23,11 +23,7 @@ def names() -> tuple[str, ...]:
 
 
 def find_preset(name: str) -> Preset:
-    """Return the row of a preset: the experiment, the source of its numbers, and the results that the paper reports.
-
-    Raises:
-        UserError: No preset has that name.
-    """
+    """Return the row of a preset: the experiment, the source of its numbers, and the paper's results; refuse an unknown name."""
     if name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else f"the presets are {', '.join(PRESETS)}"

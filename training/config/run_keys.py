@@ -25,13 +25,9 @@ EVALUATION_ONLY = (
 
 
 def run_key(experiment: Experiment, data_digest: str) -> str:
-    """Return the name of the run's directory and of its MLflow run: the same training on the same data has the same key.
+    """Return the experiment's name and ten hexadecimal digits, which name the run's directory and its MLflow run.
 
-    Args:
-        data_digest: Content digest of the data set, from its manifest.
-
-    Returns:
-        The experiment's name and ten hexadecimal digits.
+    The same training on the same data (the content digest in its manifest) has the same key.
     """
     return _key(experiment.name, training_fields(experiment), data_digest)
 

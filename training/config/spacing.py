@@ -9,11 +9,7 @@ from training.config.errors import UserError
 
 
 def uniform_spacing(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
-    """Return K timesteps from 0 to T - 1 at an even stride, both ends included; K = 1 keeps timestep 0 alone.
-
-    Raises:
-        UserError: K is not between 1 and T.
-    """
+    """Return K of T timesteps, 1 to T, at an even stride with both ends included; K = 1 keeps timestep 0 alone."""
     return section_spacing(num_timesteps, (num_steps,))
 
 

@@ -60,11 +60,7 @@ class Speed:
 
 
 def card_named(name: str) -> str:
-    """Return the card's name as `CARDS` has it, whatever the case of `name`.
-
-    Raises:
-        UserError: There is no such card.
-    """
+    """Return the card's name as `CARDS` has it, whatever the case of `name`; refuse an unknown one."""
     known = {card.lower(): card for card in CARDS}
     if name.lower() not in known:
         raise UserError(f"there is no card {name!r}; the cards are {', '.join(CARDS)}")

@@ -76,11 +76,7 @@ def ends_and_middle(ends: Model, middle: Model, diffusion: DiffusionConfig, *, w
 
 
 def require_same_process(configs: Sequence[DiffusionConfig]) -> DiffusionConfig:
-    """Return the process that all models share; their objectives may differ, the meaning of their outputs may not.
-
-    Raises:
-        UserError: Two of them differ in a field that defines the meaning of the output; the message names the field.
-    """
+    """Return the process that all models share; refuse, by the field, models whose outputs have other meanings. Objectives may differ."""
     first = configs[0]
     for other in configs[1:]:
         for name in ("num_timesteps", "schedule", "variance", "prediction", "rescale_timesteps"):

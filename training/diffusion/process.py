@@ -230,11 +230,7 @@ class GaussianProcess:
         return ModelPrediction(mean=self.q_posterior(x_0, x_t, t).mean, log_variance=log_variance, x_0=x_0, eps=eps)
 
     def split_output(self, output: Float[Tensor, "batch outputs *size"], num_channels: int) -> tuple[Tensor, Tensor | None]:
-        """Split a network's output into its prediction and v, which is None where the variance is not learned.
-
-        Raises:
-            ValueError: The number of output channels does not fit the config's variance.
-        """
+        """Split a network's output into its prediction and v (None where the variance is not learned); another size is a ValueError."""
         learned = self.config.variance == "learned_range"
         expected = num_channels * (2 if learned else 1)
         if output.shape[1] != expected:
@@ -267,12 +263,9 @@ class GaussianProcess:
 
 
 def clip(x_0: Float[Tensor, "batch channels *size"], dynamic_threshold: float = 0.0) -> Float[Tensor, "batch channels *size"]:
-    """Clamp x_0 to [-1, 1], or to [-s, s] and divide it by s, where s >= 1 is a quantile of |x_0| in each image.
+    """Clamp x_0 to [-1, 1], or to [-s, s] and divide it by s, where s >= 1 is a quantile of each |x_0|; a quantile of 0 is [-1, 1].
 
     Source: Saharia et al. 2022, "Photorealistic text-to-image diffusion models with deep language understanding", section 2.3.
-
-    Args:
-        dynamic_threshold: The quantile, in [0, 1]; 0 clamps to [-1, 1].
     """
     if dynamic_threshold == 0.0:
         return x_0.clamp(-1.0, 1.0)

@@ -65,13 +65,9 @@ def worker_log_stored(run_uri: str, rank: int) -> Iterator[None]:
 
 
 def store_logs(directory: Path, run_uri: str) -> str:
-    """Store the end of each log of a Ray node in the run's directory, compressed and without secrets.
+    """Store the end of each log of a Ray node in the run's directory, compressed and without secrets, and return where they are.
 
-    Args:
-        directory: The node's logs.
-
-    Returns:
-        Where they are; empty if storage does not take them, as the run does not depend on it.
+    Nothing is returned if storage does not take them, as the run does not depend on it.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:

@@ -53,11 +53,7 @@ def keyed_dropout(
 
 
 class KeyedDropout(nn.Module):
-    """Dropout in training: keyed if the caller passes a key, else drawn from the device's generator.
-
-    Args:
-        probability: Probability of zeroing an activation, in [0, 1).
-    """
+    """Dropout by a probability in [0, 1) in training: keyed if the caller passes a key, else drawn from the device's generator."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()

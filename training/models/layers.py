@@ -205,23 +205,16 @@ class TimestepEmbedSequential(nn.Sequential):
 def make_low_res(
     x_0: Float[Tensor, "batch channels height width"], low_res_size: int
 ) -> Float[Tensor, "batch channels low_height low_width"]:
-    """Return the small image of a training image: the exact area average, not rounded to 8 bits again.
-
-    Args:
-        low_res_size: Height and width of the result; divides those of `x_0`.
-    """
+    """Return the small image of a training image, whose size divides: the exact area average, not rounded to 8 bits again."""
     return nn.functional.interpolate(x_0, size=(low_res_size, low_res_size), mode="area")
 
 
 def with_low_res(
     x_t: Float[Tensor, "batch channels height width"], low_res: Float[Tensor, "batch low_channels low_height low_width"]
 ) -> Float[Tensor, "batch all_channels height width"]:
-    """Return x_t and the small image, enlarged to its size, as one image: x_t's channels first.
+    """Return x_t and the small image, in [-1, 1] and enlarged to its size, as one image: x_t's channels first.
 
     The enlargement is bilinear with pixel centres at half-integers (`align_corners=False`), as the released weights
     expect it.
-
-    Args:
-        low_res: The small image, in [-1, 1].
     """
     return torch.cat([x_t, nn.functional.interpolate(low_res, size=x_t.shape[-2:], mode="bilinear", align_corners=False)], dim=1)

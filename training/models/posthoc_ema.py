@@ -53,9 +53,6 @@ class Combination:
 def combine(snapshots: Sequence[Snapshot], *, step: int, decay: float, with_initial: bool = False) -> Combination:
     """Return the combination of snapshots that is nearest to an exponential average at `step`.
 
-    Args:
-        step: Number of updates of the average to rebuild.
-
     Raises:
         ReconstructionError: There is no snapshot.
     """

@@ -170,11 +170,7 @@ def delete_partial_files(uri: str) -> None:
 
 
 def download(uri: str, path: str | Path, *, num_bytes: int | None = None) -> Path:
-    """Copy what is stored under `uri` to the file `path`, which appears completely or not at all.
-
-    Args:
-        num_bytes: Its size where that is known, which saves a request; None asks for it.
-    """
+    """Copy what is stored under `uri` to the file `path`, which appears completely or not at all; a known size saves a request."""
     target, num_bytes = Path(path), size(uri) if num_bytes is None else num_bytes
     with disk.complete_file(target, f"{uri} to {target}", num_bytes=num_bytes) as partial:
         _backend(uri).copy_to(uri, partial, num_bytes)

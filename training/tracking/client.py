@@ -46,11 +46,7 @@ class TrackingError(UserError):
 
 
 def tracking_uri() -> str:
-    """Return MLflow's address, without a slash at the end.
-
-    Raises:
-        TrackingError: The environment names none, or one with a password in it.
-    """
+    """Return MLflow's address, without a slash at the end; raise TrackingError if there is none, or it has a password in it."""
     _export_step_settings()
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
     if contains_password(uri):  # links and messages show it
@@ -61,11 +57,7 @@ def tracking_uri() -> str:
 
 
 def public_uri() -> str:
-    """Return the address of MLflow that people use, for links: `IDDPM_MLFLOW_PUBLIC_URL`, else the one that programs use.
-
-    Raises:
-        TrackingError: As `tracking_uri`.
-    """
+    """Return the address of MLflow that people use, for links: `IDDPM_MLFLOW_PUBLIC_URL`, else the one that programs use."""
     return os.environ.get(PUBLIC_VARIABLE, "").rstrip("/") or tracking_uri()
 
 
@@ -82,11 +74,7 @@ def _export_step_settings() -> None:
 
 
 def connect() -> MlflowClient:
-    """Return a client of the MLflow that the environment names.
-
-    Raises:
-        TrackingError: It names none, or an address that is not MLflow's.
-    """
+    """Return a client of the MLflow that the environment names, or raise TrackingError."""
     uri = tracking_uri()
     # MLflow's own retries (seven in four minutes) would hide an outage; ours are in `request` and in the background sender.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -118,11 +106,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def wait_for_mlflow() -> None:
-    """Wait for up to ten minutes until MLflow answers, for a step that can't do without; only in a cluster, where nobody repeats it.
-
-    Raises:
-        TrackingError: See `request`.
-    """
+    """Wait for up to ten minutes until MLflow answers, for a step that can't do without; only in a cluster, where nobody repeats it."""
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         message = f"MLflow at {tracking_uri()} does not answer; this step needs it and waits for it for up to ten minutes"
         request(lambda: connect().search_experiments(max_results=1), seconds=OUTAGE_SECONDS, report=lambda line: say(message))
@@ -161,3 +145,15 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
         ) from error
     finally:
         slow.cancel()
+
+
+def none_if_missing(action: Callable[[], _Result]) -> _Result | None:
+    """Return what an action returns; None where MLflow does not have what it asks for."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return action()
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise

@@ -70,11 +70,7 @@ class MetricsFile:
             self._new.append((step, milliseconds, {key: float(value) for key, value in values.items()}))
 
     def save(self) -> None:
-        """Write what was added.
-
-        Raises:
-            StorageError: The file can't be read or written; the values stay, for the next call.
-        """
+        """Write what was added; what can't be written raises StorageError, and stays for the next call."""
         with self._saving:
             if self._text is None:
                 self._text = self._read()

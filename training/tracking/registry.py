@@ -10,7 +10,7 @@ from typing import Any
 
 from training import storage
 from training.console import say
-from training.tracking.client import TrackingError, connect, request, wait_for_mlflow
+from training.tracking.client import TrackingError, connect, none_if_missing, request, wait_for_mlflow
 
 CHAMPION = "champion"
 _TAGS = ("checkpoint_uri", "weights", "distance_name", "distance", "data_uri")
@@ -43,9 +43,6 @@ def register(model: RegisteredModel, *, loader_module: str) -> RegisteredModel:
     """Register a checkpoint, or find it registered, and return it with its version; it becomes the champion if it is the best so far.
 
     `mlflow.pyfunc.load_model` loads a version by a directory in the run's, `mlflow/<step>-<weights>`, which names the checkpoint.
-
-    Args:
-        loader_module: The module whose `_load_pyfunc` loads it.
     """
     client, name = connect(), model.name
     tags = {f"iddpm.{key}": str(getattr(model, key)) for key in _TAGS}
@@ -90,11 +87,7 @@ def _write_pyfunc(model: RegisteredModel, loader_module: str) -> str:
 
 
 def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> RegisteredModel:
-    """Return the version that an alias of a registered model points to, or the version of that number.
-
-    Raises:
-        TrackingError: There is none, or MLflow can't be reached.
-    """
+    """Return the version that an alias of a registered model points to, or the version of that number."""
     wait_for_mlflow()
     if version is not None:
         return _read(request(lambda: connect().get_model_version(name, version)))
@@ -105,17 +98,7 @@ def resolve(name: str, alias: str = CHAMPION, *, version: str | None = None) -> 
 
 
 def _by_alias(client: Any, name: str, alias: str = CHAMPION) -> RegisteredModel | None:
-    from mlflow.exceptions import MlflowException
-
-    def find() -> Any:
-        try:
-            return client.get_model_version_by_alias(name, alias)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-
-    version = request(find)
+    version = request(lambda: none_if_missing(lambda: client.get_model_version_by_alias(name, alias)))
     return None if version is None else _read(version)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.tracking.client import TrackingError as TrackingError
-from training.tracking.client import connect, request, wait_for_mlflow
+from training.tracking.client import connect, none_if_missing, request, wait_for_mlflow
 from training.tracking.tracked_run import PARENT_TAG, Status
 from training.tracking.tracked_run import TrackedRun as TrackedRun
 
@@ -124,9 +124,6 @@ def attach(run_id: str, *, check: bool = True, run_uri: str | None = None) -> Tr
     Args:
         check: Ask MLflow whether it exists. A worker that starts again while MLflow is away must not fail, so it does not ask.
         run_uri: See `TrackedRun`.
-
-    Raises:
-        TrackingError: There is no such run, or MLflow can't be reached.
     """
     client = connect()
     if check:
@@ -147,11 +144,7 @@ def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[Fou
 
 
 def find_trainings(*, key: str = "", pipeline_run_id: str = "") -> list[FoundRun]:
-    """Return the trainings of a run key, or of its last digits, or those that a pipeline's run worked on last.
-
-    Raises:
-        TrackingError: MLflow can't be reached, or refuses; or the key can't be one.
-    """
+    """Return the trainings of a run key, or of its last digits, or those that a pipeline's run worked on last."""
     if not re.fullmatch(r"[\w.-]+", key or pipeline_run_id):
         raise TrackingError(f"{key or pipeline_run_id!r} is no run key, no end of one, and no id of a pipeline's run")
     condition = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run_id}'" if pipeline_run_id else f"tags.`{RUN_KEY_TAG}` LIKE '%{key}'"
@@ -254,11 +247,7 @@ def tags_of(run_id: str) -> dict[str, str]:
 
 
 def is_complete(run_id: str, metrics: Set[str]) -> bool:
-    """Return True if a run is finished and has metrics of those names.
-
-    Raises:
-        TrackingError: There is no such run, or MLflow can't be reached.
-    """
+    """Return True if a run is finished and has metrics of those names."""
     client = connect()
     run = request(lambda: client.get_run(run_id))
     return run.info.status == "FINISHED" and metrics <= run.data.metrics.keys()
@@ -266,18 +255,11 @@ def is_complete(run_id: str, metrics: Set[str]) -> bool:
 
 def locate(run_id: str) -> RunLocation | None:
     """Return where a run is; None if this MLflow has no such run, or somebody deleted it."""
-    from mlflow.exceptions import MlflowException
-
     client = connect()
 
     def find() -> RunLocation | None:
-        try:
-            run = client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-        if run.info.lifecycle_stage != "active":
+        run = none_if_missing(lambda: client.get_run(run_id))
+        if run is None or run.info.lifecycle_stage != "active":
             return None
         return RunLocation(client.get_experiment(run.info.experiment_id).name, TrackedRun(client, run_id).url)
 

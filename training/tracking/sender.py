@@ -20,12 +20,9 @@ _FLUSH_PAUSE_SECONDS = 0.5
 
 
 class BackgroundSender:
-    """A queue of requests with one daemon thread.
+    """A queue of requests with one daemon thread; `kept_in` says in messages where the numbers are until MLflow has them.
 
     A request is repeated until it succeeds, is refused or the process ends, so it must be harmless to repeat.
-
-    Args:
-        kept_in: Where the numbers are until MLflow has them, in messages.
     """
 
     def __init__(self, *, kept_in: str) -> None:

@@ -122,11 +122,7 @@ class TrackedRun:
         self._sender.put("metrics", lambda: self._send_replacement(dict(values), step, milliseconds))
 
     def save_metrics(self) -> None:
-        """Write the metrics logged so far to the run's directory, if the run has one.
-
-        Raises:
-            StorageError: They can't be written.
-        """
+        """Write the metrics logged so far to the run's directory, if the run has one; raise StorageError if that fails."""
         self._metrics.save()
 
     def log_image(self, key: str, image: NDArray[np.uint8], step: int) -> None:
@@ -195,11 +191,7 @@ class TrackedRun:
         return self._sender.flush(timeout_seconds)
 
     def close(self) -> bool:
-        """Wait until all is delivered, and leave the run open; return False if MLflow did not answer.
-
-        Raises:
-            StorageError: The metrics can't be written to the run's directory.
-        """
+        """Wait until all is delivered, and leave the run open; return False if MLflow did not answer. It may raise StorageError."""
         delivered = self.flush()
         self.save_metrics()
         return delivered

@@ -1,6 +1,6 @@
 """An ablation: the experiments that it compares, and what is measured for each.
 
-The paper's ablations are in `paper.py`; a user's own is a grid over one preset (`grid.py`). A trial is a preset and its
+The paper's ablations are in `paper.py`; a user's own is a grid over one preset (`request.py`). A trial is a preset and its
 overrides. Its run is found by its experiment, so ablations share runs with each other and with single trainings.
 """
 
@@ -122,11 +122,7 @@ class Ablation:
     named_runs: bool = False
 
     def settings(self, scale: Scale) -> tuple[Setting, ...]:
-        """Return the trials of a scale.
-
-        Raises:
-            UserError: No experiment of this size can decide the ablation's claims.
-        """
+        """Return the trials of a scale; refuse one at which no experiment can decide the ablation's claims."""
         if scale == "paper":
             return self.paper
         if not self.tiny:

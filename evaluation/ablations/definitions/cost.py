@@ -36,11 +36,7 @@ class TrialCost:
 
 
 def trial_cost(request: AblationRequest, trial: Trial, card: str = "H100") -> TrialCost:
-    """Estimate the cost of a whole trial on a card of `training.cost.accelerators.CARDS`; an evaluation of a run has no training.
-
-    Raises:
-        UserError: There is no such card.
-    """
+    """Estimate the cost of a whole trial on a card of `CARDS`, or refuse the card; an evaluation of a run has no training."""
     experiment = trial.experiment
     cost = estimate(experiment, card, with_memory=False)
     trains = request.ablation().trains

@@ -61,11 +61,7 @@ class AblationRequest:
         return own_grid(self.name, self.grid, self.preset, title=self.title)
 
     def trials(self) -> tuple[Trial, ...]:
-        """Return its trials; each is a valid experiment.
-
-        Raises:
-            UserError: As for `evaluation.ablations.definitions.ablation.trials`.
-        """
+        """Return its trials; each is a valid experiment, or refused as `evaluation.ablations.definitions.ablation.trials` does."""
         if self.objective not in OBJECTIVES:
             raise UserError(f"there is no objective {self.objective!r}; it is one of {', '.join(OBJECTIVES)}")
         return trials(
@@ -209,11 +205,7 @@ def own_grid(name: str, axes: Mapping[str, Sequence[Any]], preset_name: str, *, 
 
 
 def parse_grid(words: Iterable[str]) -> dict[str, list[Any]]:
-    """Parse words like path=a,b,c into axes; a value that is a list is written [a,b].
-
-    Raises:
-        UserError: A word has another form, or a path comes twice.
-    """
+    """Parse words like path=a,b,c into axes, where a list is written [a,b]; refuse another form, and a path that comes twice."""
     axes: dict[str, list[Any]] = {}
     for word in words:
         path, _, values = word.partition("=")

@@ -27,11 +27,7 @@ _DECOMPRESSORS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".tgz": gz
 
 @contextlib.contextmanager
 def local_archive(uri: str) -> Iterator[Path]:
-    """Provide a local, uncompressed file of an archive: the file itself, or this node's copy of it.
-
-    Raises:
-        UserError: The archive is compressed and damaged, or the disk has no room for the copy.
-    """
+    """Provide a local, uncompressed file of an archive: itself, or this node's copy; refuse a damaged one, and a disk without room."""
     decompress = _DECOMPRESSORS.get(Path(uri).suffix.lower())
     if decompress is None and not storage.is_s3(uri):
         with storage.open_local(uri) as path:
@@ -63,11 +59,7 @@ def local_archive(uri: str) -> Iterator[Path]:
 
 
 def map_npz_array(path: Path, name: str) -> npt.NDArray[Any]:
-    """Memory-map one array of an .npz: in place if it is stored uncompressed, else from this node's unpacked copy.
-
-    Raises:
-        UserError: The file is no .npz, or has no such array.
-    """
+    """Memory-map one array of an .npz: in place if it is stored uncompressed, else from this node's copy; refuse what is not there."""
     try:
         with zipfile.ZipFile(path) as archive:
             try:

@@ -117,11 +117,7 @@ def manifest_digest(manifest: Manifest) -> str:
 
 
 def read_manifest(dataset_uri: str) -> Manifest:
-    """Read the manifest of the data set in that directory.
-
-    Raises:
-        UserError: There is no complete data set, or its manifest is damaged or of another schema version.
-    """
+    """Read the manifest of a complete data set; refuse another directory, a damaged file, and another schema version."""
     uri = storage.join(dataset_uri, MANIFEST)
     try:
         text = storage.read_bytes(uri)

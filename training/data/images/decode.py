@@ -44,11 +44,7 @@ class ImageError(ValueError):
 
 
 def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read the header of an image file; its pixels are decoded later, by `load`.
-
-    Raises:
-        ImageError: It is not an image of one of the `FORMATS`, or has more than `max_pixels` pixels.
-    """
+    """Read the header of an image file; raise ImageError for other formats than `FORMATS`, and for more than `max_pixels` pixels."""
     beginning = bytes(stream.getbuffer()[:8])
     if not beginning:
         raise ImageError("is empty (0 bytes)")
@@ -68,11 +64,7 @@ def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def load(image: Image.Image) -> Image.Image:
-    """Decode the pixels of an opened image, in the mode of the file.
-
-    Raises:
-        ImageError: The image is damaged, or its pixels are floating point or 32-bit numbers.
-    """
+    """Decode an opened image in the mode of the file; raise ImageError if it is damaged, or of floating point or 32-bit pixels."""
     try:
         with _without_pillows_limit():
             image.load()

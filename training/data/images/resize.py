@@ -28,11 +28,7 @@ from training.data.images.limits import MAX_PIXELS, Background
 
 
 def resize_pixels(pixels: Images, size: int, mode: Resize) -> Images:
-    """Resize to `[size, size, channels]` by any mode but "adm"; an image that is smaller is enlarged (bicubic).
-
-    Args:
-        pixels: uint8 `[height, width, channels]`.
-    """
+    """Resize uint8 `[height, width, channels]` to `[size, size, channels]` by any mode but "adm"; a smaller image is enlarged (bicubic)."""
     if mode == "none":
         return pixels
     enlarged = min(pixels.shape[:2]) < size
@@ -69,11 +65,7 @@ def centre_square(pixels: Images) -> Images:
 
 
 def resize_area(square: Images, size: int) -> Images:
-    """Average the input over the area of each output pixel, with fractional cover at the edges, rounded.
-
-    Args:
-        square: uint8 `[side, side, channels]`, side at least `size`.
-    """
+    """Average uint8 `[side, side, channels]`, side at least `size`, over the area of each output pixel, with fractional cover, rounded."""
     resized = cv2.resize(np.ascontiguousarray(square), (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(resized, dtype=np.uint8).reshape(size, size, square.shape[2])
 

@@ -49,11 +49,7 @@ def preview(dataset_uri: str, sheet_uri: str, *, num_images: int = 64) -> Manife
 
 
 def contact_sheet(images: Sequence[Images], captions: Sequence[str], title: str = "") -> Image.Image:
-    """Draw a grid of images `[height, width, channels]`, small ones enlarged by a whole factor without smoothing.
-
-    Args:
-        captions: Text beneath each image, shortened where it is wider.
-    """
+    """Draw a grid of images `[height, width, channels]`, small ones enlarged by a whole factor, with shortened captions beneath."""
     import matplotlib
 
     factor = max(1, _TILE // images[0].shape[0])

@@ -44,11 +44,7 @@ def describe(manifest: Manifest) -> dict[str, str]:
 
 
 def verify(dataset_uri: str) -> Manifest:
-    """Read every byte of a data set and compare it with the manifest.
-
-    Raises:
-        UserError: Something is missing, damaged, or differs from the manifest; the message names every such shard.
-    """
+    """Read every byte of a data set; refuse one that differs from the manifest, and name every such shard."""
     manifest = read_manifest(dataset_uri)
     counts = np.zeros(manifest.num_classes, dtype=np.int64)
     faults: list[str] = []

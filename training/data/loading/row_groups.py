@@ -30,11 +30,7 @@ RowTensors: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 
 
 def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: int) -> Rows:
-    """Read one row group of a shard; only its bytes are fetched.
-
-    Raises:
-        UserError: The shard is missing, or the row group is damaged.
-    """
+    """Read one row group of a shard, of which only its bytes are fetched; refuse a missing or damaged one."""
     uri = storage.join(dataset_uri, shard.file)
     try:
         # The manifest's sha256 covers the whole file; the checksums of the pages protect a part of it.
@@ -101,11 +97,7 @@ class RowReader:
 
 
 def iterate(dataset_uri: str, batch_size: int, *, start: int = 0, stop: int | None = None) -> Iterator[RowTensors]:
-    """Yield every row once, in the data set's own order, which is a fixed random one; fetch only the row groups that are needed.
-
-    Raises:
-        UserError: There is no data set, or a shard is missing or damaged.
-    """
+    """Yield every row once, in the data set's own random order; fetch only the row groups that are needed, and refuse damaged ones."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     reader = RowReader(dataset_uri)

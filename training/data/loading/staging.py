@@ -51,11 +51,7 @@ class StagedRows:
 
 @contextlib.contextmanager
 def local_shard(dataset_uri: str, shard: Shard, directory: Path) -> Iterator[Path]:
-    """Provide a verified local file of the shard; for a data set in S3, a temporary copy in `directory`.
-
-    Raises:
-        UserError: The shard is missing, or its bytes differ from the manifest.
-    """
+    """Provide a local file of the shard, verified by the manifest; for a data set in S3, a temporary copy in `directory`."""
     uri = storage.join(dataset_uri, shard.file)
     copy = directory / shard.file
     try:

@@ -255,11 +255,7 @@ class TarSource(FileSource):
 
 
 def file_source(uri: str, *, name: str, split: str, labels: str = "auto") -> FileSource:
-    """Return the source for the files at that address.
-
-    Raises:
-        UserError: Nothing is at that address, or it is neither a folder, an S3 prefix, a zip nor a tar.
-    """
+    """Return the source for the files at that address: a folder, an S3 prefix, a zip or a tar; refuse any other."""
     lower = uri.lower()
     kind: type[FileSource]
     if lower.endswith(".zip"):
