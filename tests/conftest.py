@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 # torch reads these when it is imported, which nothing above does: a test takes one core, and leaves the rest to others.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# A training gives its network all the cores that joblib counts: one. With two threads and one free core, each of a step's many parallel
+# loops spins until the other thread has had its turn, which takes ten times the processor's time.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
+# Ray's workers would be last in the queue behind all other tests, and those that wait for them are the longest.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 

@@ -25,7 +25,7 @@ from training.tracking.runs import attach
 
 pytestmark = pytest.mark.slow
 
-_PRESET = "digits-hybrid-cosine"
+_PRESET = "digits-tiny-hybrid-cosine"
 _FAST = (
     "evaluation.scoring_num_samples=100",
     "evaluation.num_samples=200",
@@ -35,7 +35,7 @@ _FAST = (
     "evaluation.likelihood_num_images=20",
     "evaluation.likelihood_steps=10",
 )
-_TRAINED = ["optim.num_steps=300", "optim.checkpoint_interval=100", *_FAST]
+_TRAINED = ["optim.num_steps=150", "optim.checkpoint_interval=50", *_FAST]
 
 
 class _Here:
@@ -69,7 +69,7 @@ def here(services: Services, tmp_path_factory: pytest.TempPathFactory) -> _Here:
 
 @pytest.fixture(scope="module")
 def run_uri(here: _Here) -> str:
-    outputs, lines = here.run("train", experiment_overrides=_TRAINED)
+    outputs, lines = here.run("train", experiment_preset=_PRESET, experiment_overrides=_TRAINED)
     assert [line for line in lines if "done in" in line][-1].startswith("[7/7 close run]")
     return str(outputs["Output"])
 
@@ -77,17 +77,17 @@ def run_uri(here: _Here) -> str:
 def test_the_train_pipeline_leaves_a_scored_reported_and_registered_model(here: _Here, run_uri: str) -> None:
     trained = storage.read_json(f"{run_uri}/result.json")
     final = storage.read_json(f"{run_uri}/evaluations/final.json")
-    assert trained["step"] == 300
+    assert trained["step"] == 150
     assert final["distance_name"] == "FD(digits-classifier)"
     assert final["distance"] < 60  # of noise it is above 80
     assert b"FD(digits-classifier)" in storage.read_bytes(f"{run_uri}/evaluations/report.html")
     tracked = attach(trained["tracking_run_id"])
     assert tracked.metric_history("final/distance") == [(final["step"], pytest.approx(final["distance"]))]
-    assert [step for step, _ in tracked.metric_history("score/best")] == [100, 200, 300]
+    assert [step for step, _ in tracked.metric_history("score/best")] == [50, 100, 150]
     logs = {(log.step, log.source): read_part(log.parts[-1].uri) for log in list_logs(run_uri)}
     assert logs.keys() >= {("train", "step"), ("train", "rank-0.out"), ("evaluate", "step")}
-    assert any("step 300/300" in line for line in logs["train", "rank-0.out"])
-    assert any("step 300/300" in line for line in logs["train", "step"])
+    assert any("step 150/150" in line for line in logs["train", "rank-0.out"])
+    assert any("step 150/150" in line for line in logs["train", "step"])
     pipeline_uri, found = find_directories(run_uri.rpartition("/")[2], by_pipeline=False)
     assert found == run_uri
     logs = {(log.step, log.source): read_part(log.parts[-1].uri) for log in list_logs(pipeline_uri)}
@@ -101,11 +101,11 @@ def test_the_train_pipeline_leaves_a_scored_reported_and_registered_model(here: 
 
 
 def test_the_same_pipeline_again_reuses_what_is_there_and_says_so(here: _Here, run_uri: str) -> None:
-    outputs, lines = here.run("train", experiment_overrides=_TRAINED)
+    outputs, lines = here.run("train", experiment_preset=_PRESET, experiment_overrides=_TRAINED)
     said = "\n".join(lines)
     assert outputs["Output"] == run_uri
     assert "are there already" in said
-    assert "is already trained to step 300" in said
+    assert "is already trained to step 150" in said
     assert "was evaluated by this protocol before" in said
     assert not re.search(r"\] step [\d,]+/", said)  # a progress line of training
 

@@ -21,11 +21,13 @@ def test_the_tutorial_runs_and_its_later_model_is_better(tmp_path: Path, monkeyp
     for name, value in {"TMPDIR": tmp_path, "IDDPM_HOME": tmp_path, "IPYTHONDIR": tmp_path, "MPLBACKEND": "agg"}.items():
         monkeypatch.setenv(name, str(value))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:  # a quarter of the updates, at which its three checkpoints differ as much
+        cell.source = re.sub(r"\b(600|400|200)\b", lambda steps: str(int(steps[1]) // 4), cell.source)
     where = {"metadata": {"path": str(ROOT)}}
     # A busy machine takes more than the client's own minute to start a kernel, and more than four seconds to hand over what a cell printed.
     NotebookClient(notebook, timeout=1500, startup_timeout=600, iopub_timeout=120, kernel_name="python3", resources=where).execute()
     comparison = "".join(output.get("text", "") for output in notebook.cells[-2].outputs)
-    assert re.search(r"step 200 .*: worse", comparison), comparison
+    assert re.search(r"step 50 .*: worse", comparison), comparison
     assert len([output for output in notebook.cells[-2].outputs if "image/png" in output.get("data", {})]) == 1
 
 
