@@ -11,6 +11,7 @@ from components.steps.close import close_runs, end_of_run
 from components.steps.mlflow_sync import leave_mark, remove_mark
 from components.steps.run_messages import tell_end
 from evaluation.ablations.definitions.request import AblationRequest
+from evaluation.ablations.page.gallery import StoredSummary
 from training import storage
 from training.console import say
 from training.tracking.client import TrackingError
@@ -37,7 +38,7 @@ def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, 
 
 def ablation_numbers(ablation_uri: str) -> dict[str, Any]:
     """Return what the report says of the paper's claims, and a line of it."""
-    summary = storage.read_json(storage.join(ablation_uri, "summary.json"))
+    summary = storage.read_json(storage.join(ablation_uri, "summary.json"), StoredSummary)
     lines = [f"{each['verdict']}: {each['claim']}" for each in summary["findings"]]
     return {
         "summary": "; ".join(lines) or "the report is made",

@@ -59,5 +59,4 @@ def read_plan(ablation_uri: str) -> Plan:
     uri = storage.join(ablation_uri, PLAN)
     if not storage.exists(uri):
         raise UserError(f"{ablation_uri}: no ablation was planned there; run the ablation first")
-    plan = storage.read_json(uri)
-    return Plan(**{**plan, "request": AblationRequest.from_dict(plan["request"])})
+    return storage.read_record(uri, Plan)

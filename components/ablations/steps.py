@@ -104,7 +104,7 @@ def log_record(uri: str, log_metric: Callable[[str, float], None]) -> str:
     from evaluation.ablations.trials.record import TrialRecord
     from evaluation.records.result import EvaluationResult
 
-    final = TrialRecord.from_dict(storage.read_json(uri)).final
+    final = TrialRecord.read(uri).final
     if final is not None:
         for name, value in EvaluationResult.from_dict(final).flat_metrics().items():
             log_metric(name.rpartition("/")[2], value)

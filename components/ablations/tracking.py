@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from components.ablations.directory import Plan
 from evaluation.ablations.definitions.ablation import Trial, format_value, label_of, setting_of
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.records.run_directory import RESULT
+from evaluation.records.run_directory import RESULT, TrainingFields
 from training import storage
 from training.console import say
 
@@ -86,7 +86,7 @@ class TrialTracking:
         result_uri = storage.join(record.run_uri, RESULT)
         tags = {"iddpm.run_uri": record.run_uri, "iddpm.checkpoint_uri": record.checkpoint_uri}
         if record.run_uri and storage.exists(result_uri):
-            tags["iddpm.training_run_id"] = str(storage.read_json(result_uri).get("tracking_run_id", ""))
+            tags["iddpm.training_run_id"] = str(storage.read_json(result_uri, TrainingFields).get("tracking_run_id", ""))
         self._run.set_tags(tags)
         for (name, step), value in metric_points(record).items():
             self._run.log_metrics({name: value}, step)

@@ -124,7 +124,7 @@ def _note_seen(root_uri: str, garbage: Sequence[Garbage], now: float) -> dict[st
     """Return since when each has been garbage without interruption, and store it; a reader without the right to write begins anew."""
     uri = storage.join(root_uri, SEEN)
     try:
-        before: dict[str, float] = storage.read_json(uri)
+        before: dict[str, float] = storage.read_json(uri, dict[str, float])
     except storage.ObjectNotFoundError:
         before = {}
     seen = {each.name: min(before.get(each.name, now), now) for each in garbage}

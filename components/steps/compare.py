@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from components.steps.evaluate import evaluation_options
@@ -58,10 +59,28 @@ def compare_models(models: Sequence[str], num_samples: int, storage_root_uri: st
     return storage.join(directory, "comparison.html")
 
 
+@dataclass(kw_only=True)
+class _StoredNumbers:
+    distance_name: str
+    distance: float | None
+    distance_standard_error: float | None
+
+
+@dataclass(kw_only=True)
+class _StoredModel:
+    name: str
+    result: _StoredNumbers
+
+
+@dataclass(kw_only=True)
+class _StoredComparison:
+    models: list[_StoredModel]
+
+
 def tell_comparison(page_uri: str, pipeline_run_id: str, storage_root_uri: str) -> None:
     """Tell the webhook that the comparison of that page is done: the distance of each model, and its difference to the first one."""
     models = []
-    for row in storage.read_json(storage.join(page_uri.rpartition("/")[0], "comparison.json"))["models"]:
+    for row in storage.read_json(storage.join(page_uri.rpartition("/")[0], "comparison.json"), _StoredComparison)["models"]:
         result = row["result"]
         distance = {"distance": result["distance"], "standard_error": result["distance_standard_error"]}
         models.append(

@@ -107,7 +107,7 @@ def leave_mark(directory_uri: str, arguments: Mapping[str, str]) -> None:
 
 def read_marks(storage_root_uri: str) -> list[dict[str, str]]:
     """Return the arguments that the marks below a storage root have."""
-    return [storage.read_json(uri) for uri in storage.list_uris(storage.join(storage_root_uri, _MARKS))]
+    return [storage.read_json(uri, dict[str, str]) for uri in storage.list_uris(storage.join(storage_root_uri, _MARKS))]
 
 
 def remove_mark(directory_uri: str) -> None:

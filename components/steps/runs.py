@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.records.run_directory import DELETING
+from evaluation.records.run_directory import DELETING, TrainingFields
 from evaluation.records.run_directory import RESULT as RESULT
 from training import storage
 from training.config.errors import UserError
@@ -69,7 +69,7 @@ def run_directory(experiment: Experiment, data_digest: str, storage_root_uri: st
 
     first = _first_key(experiment, data_digest, storage_root_uri)
     uri = storage.join(storage_root_uri, _REPEATS, f"{first}.json")
-    repeat = storage.read_json(uri) if storage.exists(uri) else {}
+    repeat = storage.read_json(uri, _Repeat) if storage.exists(uri) else {}
     key = repeat.get("key", first)
     goes_on = repeat and (repeat["pipeline_run_id"] == forced_by or not read_result(_directory(key, storage_root_uri)))
     if forced_by and not goes_on and _is_there(key, storage_root_uri):
@@ -89,6 +89,22 @@ def _directory(key: str, storage_root_uri: str) -> str:
 
 def _is_there(key: str, storage_root_uri: str) -> bool:
     return storage.exists(storage.join(_directory(key, storage_root_uri), EXPERIMENT))
+
+
+@dataclass(kw_only=True)
+class _Repeat:
+    key: str
+    pipeline_run_id: str
+
+
+@dataclass(kw_only=True)
+class _Deletion:
+    since: float
+
+
+@dataclass(kw_only=True)
+class _Attempt:
+    time: float
 
 
 def storage_root_of(directory_uri: str) -> str:
@@ -124,7 +140,7 @@ def require_not_deleting(directory_uri: str) -> None:
     uri = storage.join(directory_uri, DELETING)
     if not storage.exists(uri):
         return
-    if time.time() - float(storage.read_json(uri)["since"]) < _LONGEST_DELETION_SECONDS:
+    if time.time() - float(storage.read_json(uri, _Deletion)["since"]) < _LONGEST_DELETION_SECONDS:
         raise UserError(f"{directory_uri} is being deleted by `iddpm gc`; start again when that is done, an hour later at the latest")
     storage.delete(uri)
 
@@ -145,7 +161,7 @@ def data_of(run_uri: str) -> str:
     """Return the directory of the data set that a run trains on; empty where that is not known, as before the first attempt."""
     for name in (RESULT, ATTEMPT):
         uri = storage.join(run_uri, name)
-        if found := (storage.read_json(uri).get("data_uri", "") if storage.exists(uri) else ""):
+        if found := (storage.read_json(uri, TrainingFields).get("data_uri", "") if storage.exists(uri) else ""):
             return str(found)
     return ""
 
@@ -153,14 +169,14 @@ def data_of(run_uri: str) -> str:
 def last_progress(run_uri: str) -> float:
     """Return when a training last logged metrics or began an attempt, in seconds since 1970; 0 where it has done neither."""
     uri = storage.join(run_uri, ATTEMPT)
-    began = storage.read_json(uri)["time"] if storage.exists(uri) else 0
+    began = storage.read_json(uri, _Attempt)["time"] if storage.exists(uri) else 0
     return max(began, last_time(run_uri)) / 1000
 
 
 def read_result(run_uri: str) -> dict[str, Any]:
     """Read the result that a finished training left; empty if it is not finished."""
     uri = storage.join(run_uri, RESULT)
-    found: dict[str, Any] = storage.read_json(uri) if storage.exists(uri) else {}
+    found: dict[str, Any] = storage.read_json(uri, TrainingFields) if storage.exists(uri) else {}
     return found
 
 

@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -101,9 +102,24 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@dataclass(kw_only=True)
+class _Message:
+    event: str
+    text: str
+    links: dict[str, str] | None = None
+
+
+@dataclass(kw_only=True)
+class _Record:
+    id: str
+    at: str
+    delivered: bool
+    message: _Message
+
+
 def _stored(record_uri: str) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = storage.read_json(record_uri)
+        record = storage.read_json(record_uri, _Record)
     except storage.ObjectNotFoundError:
         return None
     return record

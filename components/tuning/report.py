@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.steps.close import close_runs, end_of_run, find_data
@@ -28,6 +29,15 @@ PAGE = "report.html"
 BEST = "best.toml"
 FILES = (PAGE, "table.json", BEST)
 """The files of a report; the last is there once a trial has finished."""
+
+
+@dataclass(kw_only=True)
+class _StoredPlan:
+    request: TuneRequest
+    tracking_url: str
+
+    def __post_init__(self) -> None:
+        self.request.axes()
 
 
 def open_tuning(key: str, uri: str, request: TuneRequest, tracking_experiment: str, pipeline_run_id: str) -> TrackedRun:
@@ -90,7 +100,7 @@ def make_report(uri: str, page_path: str = "") -> dict[str, Any]:
     """
     from evaluation.tuning.page import render
 
-    plan = storage.read_json(storage.join(uri, PLAN))
+    plan = storage.read_json(storage.join(uri, PLAN), _StoredPlan)
     request, records = TuneRequest.from_dict(plan["request"]), read_records(uri)
     page = render(request, records, links={"The tuning in MLflow": plan["tracking_url"], "Directory": uri})
     storage.write_bytes(storage.join(uri, PAGE), page.encode())

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from evaluation.distances.reference_statistics import ReferenceStatistics, load_reference
@@ -192,8 +192,26 @@ def score_uri(checkpoint_uri: str) -> str:
 _NUM_READERS = 16
 
 
+@dataclass(kw_only=True)
+class _StoredProtocol:
+    num_samples: int
+    sampler: str
+
+
+@dataclass(kw_only=True)
+class StoredScore:
+    """Types of the fields of a stored score; those of earlier versions have less."""
+
+    step: int
+    scores: dict[str, float | None]
+    standard_errors: dict[str, float | None] | None = None
+    without_blocks: dict[str, list[float | None] | None] | None = None
+    distance_name: str = ""
+    protocol: _StoredProtocol = field(default_factory=lambda: _StoredProtocol(num_samples=0, sampler=""))
+
+
 def read_history(run_uri: str) -> list[dict[str, Any]]:
     """Read the scores in a run's directory, by step."""
     uris = [uri for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS)) if uri.rpartition("/")[2].startswith("step=")]
     with ThreadPoolExecutor(_NUM_READERS) as pool:  # there may be a thousand
-        return sorted(pool.map(storage.read_json, uris), key=lambda score: int(score["step"]))
+        return sorted(pool.map(lambda uri: storage.read_json(uri, StoredScore), uris), key=lambda score: int(score["step"]))

@@ -227,10 +227,9 @@ def judge(history: History) -> Judgement:
 def read_history(run_uri: str) -> History | None:
     """Read a model's history; None if there is none yet."""
     try:
-        found: History = adapter(History).validate_json(storage.read_bytes(storage.join(run_uri, HISTORY)))
+        return storage.read_record(storage.join(run_uri, HISTORY), History)
     except storage.ObjectNotFoundError:
         return None
-    return found
 
 
 def write_history(run_uri: str, history: History) -> None:

@@ -10,6 +10,101 @@ from typing import Any
 from evaluation.records.protocol_card import as_plain
 from evaluation.records.score_card import Score, distance_score, likelihood_score, metric_score
 from training import storage
+from training.config.validation import require
+
+
+@dataclass(kw_only=True)
+class _StoredReference:
+    num_images: int = 0
+    image_size: int = 0
+    data_digest: str = ""
+    extractor_sha256: str = ""
+
+
+@dataclass(kw_only=True)
+class _StoredDistance:
+    num_samples: int
+    sampler: str = ""
+    low_res: str | None = None
+    precision: str = ""
+    arithmetic: str = ""
+    reference: _StoredReference = field(default_factory=_StoredReference)
+
+
+@dataclass(kw_only=True)
+class _StoredLikelihoodProtocol:
+    num_images: int = 0
+    num_timesteps: int = 0
+    split: str = ""
+    decoder: str = ""
+
+
+@dataclass(kw_only=True)
+class _StoredSearch:
+    max_images: int = 0
+    false_alarm_rate: float = 0.0
+
+
+@dataclass(kw_only=True)
+class _StoredProtocol:
+    distance: _StoredDistance
+    likelihood: _StoredLikelihoodProtocol | None = None
+    memorisation: _StoredSearch | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    model: str = ""
+    device: str = ""
+
+
+@dataclass(kw_only=True)
+class _StoredLikelihood:
+    bits_per_dim: float | None
+    standard_error: float | None
+    num_images: int
+    timesteps: list[int] = field(default_factory=list)
+    per_t: list[float | None] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class _StoredHeldOut:
+    num_images: int = 0
+    real: float | None = None
+    generated: float | None = None
+
+
+@dataclass(kw_only=True)
+class _StoredMetric:
+    value: float | None
+    standard_error: float | None
+    note: str
+    interval: tuple[float | None, float | None] | None = None
+    method: str = ""
+    bias: float | None = None
+
+
+@dataclass(kw_only=True)
+class StoredResult:
+    """Types of the fields of a stored result, as far as readers need them; a number that is not finite is null in JSON."""
+
+    checkpoint_uri: str
+    weights: str
+    step: int
+    distance_name: str
+    distance: float | None
+    distance_standard_error: float | None
+    distance_without_blocks: list[float | None] = field(default_factory=list)
+    distance_of_halves: list[list[float | None]] = field(default_factory=list)
+    held_out: _StoredHeldOut | None = None
+    likelihood: _StoredLikelihood | None = None
+    metrics: dict[str, _StoredMetric] = field(default_factory=dict)
+    grid_uri: str = ""
+    images_uri: str = ""
+    protocol: _StoredProtocol
+    experiment: dict[str, Any]
+    created_at: str
+    seconds: float
+
+    def __post_init__(self) -> None:
+        require(self.likelihood is None or self.protocol.likelihood is not None, "protocol.likelihood", "must be there, as likelihood is")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +161,7 @@ class EvaluationResult:
             ObjectNotFoundError: There is none.
             StorageError: The file is something else.
         """
-        value = storage.read_json(uri)
+        value = storage.read_json(uri, StoredResult)
         try:
             return cls.from_dict(value)
         except TypeError as error:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from training import storage
 
 EVALUATIONS = "evaluations"
@@ -16,6 +18,19 @@ RESULT = "result.json"
 """The file that a finished training leaves in its run's directory."""
 DELETING = "deleting.json"
 """The file that says that a run's or a sweep's directory is being deleted; it is the first to come and the last to go."""
+
+
+@dataclass(kw_only=True)
+class TrainingFields:
+    """Types of the fields of `RESULT`, and of the like ones of `CHOICE`, that name a model."""
+
+    checkpoint_uri: str | None = None
+    weights: str | None = None
+    best_checkpoint_uri: str | None = None
+    best_weights: str | None = None
+    data_uri: str | None = None
+    tracking_run_id: str | None = None
+    step: int | None = None
 
 
 def run_uri_of(checkpoint_uri: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,35 @@ from training.console import format_duration
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 REPORT = "report.html"
+
+
+@dataclass(kw_only=True)
+class _StoredCandidate:
+    step: int
+    weights: str
+    score: float
+
+
+@dataclass(kw_only=True)
+class _StoredDifference:
+    value: float | None
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+@dataclass(kw_only=True)
+class _StoredRescored:
+    candidate: _StoredCandidate
+    distance: float | None
+    standard_error: float | None
+    difference: _StoredDifference | None = None
+
+
+@dataclass(kw_only=True)
+class StoredChoice:
+    """Types of the fields of a stored choice, as far as its page needs them."""
+
+    candidates: list[_StoredRescored]
 
 
 def write_report(
@@ -52,7 +82,7 @@ def write_report(
         result,
         history=read_history(run_uri),
         losses=losses,
-        choice=storage.read_json(choice_uri) if storage.exists(choice_uri) else None,
+        choice=storage.read_json(choice_uri, StoredChoice) if storage.exists(choice_uri) else None,
         grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri else None,
         links=links,
     )
@@ -185,7 +215,7 @@ def _candidates(choice: Mapping[str, Any] | None) -> list[dict[str, str]]:
 
 def _against_chosen(difference: Mapping[str, Any] | None) -> str:
     """Describe a candidate's difference to the chosen one on common noise."""
-    if not difference or not difference["interval"]:
+    if not difference or not difference["interval"] or difference["value"] is None:
         return NONE
     low, high = difference["interval"]
     return f"{difference['value']:+.3g} ({low:+.3g} to {high:+.3g}): {difference['verdict']}"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from evaluation.records.protocol_card import versions
-from evaluation.records.run_directory import RESULT, run_uri_of
+from evaluation.records.run_directory import RESULT, TrainingFields, run_uri_of
 from evaluation.sampling.learned_steps import cheapest_path, file_of_model
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest
 from training import storage
@@ -82,7 +82,7 @@ def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Ten
         return None
     diffusion, uri = model.experiment.diffusion, file_of_model(model, DIRECTORY, "")
     if storage.exists(uri):
-        stored = storage.read_json(uri)
+        stored = storage.read_json(uri, ReverseVariance)
     else:
         say(f"{model.description}: no variances are stored for it; estimating them now")
         stored = dataclasses.asdict(estimate_and_store(model, _training_data(model))[0])
@@ -181,7 +181,7 @@ def _real_images(model: TrainedModel, split_uri: str, num_images: int) -> Iterat
 def _training_data(model: TrainedModel) -> str:
     """Return the data set that the model's run was trained on."""
     result = storage.join(run_uri_of(model.checkpoint_uri), RESULT)
-    data_uri = storage.read_json(result).get("data_uri", "") if storage.exists(result) else ""
+    data_uri = storage.read_json(result, TrainingFields).get("data_uri", "") if storage.exists(result) else ""
     if not data_uri:
         raise UserError(f"the data of {model.description} is not known; run 'iddpm learn-variance' with --data first")
     return str(data_uri)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.records.run_directory import CHOICE, EVALUATIONS, RESULT
+from evaluation.records.run_directory import CHOICE, EVALUATIONS, RESULT, TrainingFields
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.console import say
 
-_TEXTS = {"checkpoint_uri", "weights", "best_checkpoint_uri", "best_weights", "data_uri", "tracking_run_id"}
-"""Fields of a run's files that are read here."""
 FORMS = "a checkpoint's directory, a run's directory, runs:/ID, or models:/NAME@ALIAS"
 
 
@@ -120,10 +118,6 @@ def chosen_weights(run_uri: str) -> tuple[str, str] | None:
 
 def _read_json(uri: str) -> dict[str, Any]:
     try:
-        content = storage.read_json(uri)
+        return storage.read_json(uri, TrainingFields)
     except storage.ObjectNotFoundError:
         return {}
-    for name in _TEXTS & content.keys():
-        if not isinstance(content[name], str | None):
-            raise UserError(f"{uri}: {name} is {content[name]!r} and not a text; the file is damaged, so name a checkpoint's directory")
-    return content

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from evaluation.tuning.search import Value
 from training import storage
-from training.config.validation import FORBID_UNKNOWN, validate
+from training.config.validation import FORBID_UNKNOWN
 
 State = Literal["complete", "pruned", "failed"]
 
@@ -60,7 +60,7 @@ def smallest_scores(history: Iterable[Mapping[str, Any]]) -> tuple[tuple[int, fl
 
 def read_records(tuning_uri: str) -> list[TrialRecord]:
     """Read the records of a tuning, by number."""
-    records = [validate(TrialRecord, storage.read_json(uri)) for uri in storage.list_uris(storage.join(tuning_uri, "trials"))]
+    records = [storage.read_record(uri, TrialRecord) for uri in storage.list_uris(storage.join(tuning_uri, "trials"))]
     return sorted(records, key=lambda record: record.number)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,9 +54,23 @@ def reproduce(
         print(f"These are not the paper's numbers of images or updates: {', '.join(request.changes)}.")
 
 
+@dataclass(kw_only=True)
+class _StoredRow:
+    trial: str
+    distance: float | None
+    distance_paper: float | None
+    bits_per_dim: float | None
+    bits_per_dim_paper: float | None
+
+
+@dataclass(kw_only=True)
+class _StoredTable:
+    rows: list[_StoredRow]
+
+
 def beside_the_paper(folder: Path) -> list[str]:
     """Return the lines of a table of our numbers beside the paper's, from the folder of a finished ablation."""
-    rows = storage.read_json(str(folder / "table.json"))["rows"]
+    rows = storage.read_json(str(folder / "table.json"), _StoredTable)["rows"]
     lines = [f"{'row':<26}{'distance':>10}{'the paper':>11}{'bits/dim':>11}{'the paper':>11}"]
     for row in rows:
         numbers = (row["distance"], row["distance_paper"], row["bits_per_dim"], row["bits_per_dim_paper"])

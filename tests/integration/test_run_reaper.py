@@ -163,7 +163,9 @@ def _ablated(root: Path, pipeline: str) -> str:
     for _ in range(2):
         _trained(root, pipeline)
     uri = f"{root}/ablations/a"
-    storage.write_json(f"{uri}/summary.json", {"findings": [{"verdict": "reproduced", "claim": "cosine is better"}]})
+    storage.write_json(
+        f"{uri}/summary.json", {"name": "a", "order": 0, "findings": [{"verdict": "reproduced", "claim": "cosine is better"}]}
+    )
     tags = {PIPELINE_RUN_TAG: pipeline, ABLATION_URI_TAG: uri}
     open_run(run_key=f"a-{pipeline}", experiment_name="reaping", run_name="a", tags=tags, params={}).finish("FINISHED")
     return "reproduced: cosine is better"

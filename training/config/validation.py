@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from training.config.errors import UserError
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
+_MOST_PROBLEMS = 5
 FORBID_UNKNOWN = {"extra": "forbid"}
 """pydantic's setting that makes an unknown field an error."""
 
@@ -61,14 +62,32 @@ def validate(cls: type, value: Mapping[str, Any]) -> Any:
     try:
         return adapter(cls).validate_python(value)
     except ValidationError as error:
-        messages = []
-        for problem in error.errors():
-            cause, path = problem.get("ctx", {}).get("error"), ".".join(str(part) for part in problem["loc"])
-            if isinstance(cause, UserError):
-                messages.append(_with_path(str(cause), path))
-            else:
-                messages.append(f"{path or cls.__name__}: {problem['msg']}, got {problem['input']!r}")
-        raise UserError("; ".join(messages)) from error
+        raise UserError(_explain(error, cls)) from error
+
+
+def validate_stored(cls: type, text: bytes) -> Any:
+    """Return an object of that class from a JSON text that a program wrote: unlike a person's, its types are exact. It needs pydantic.
+
+    Raises:
+        UserError: As `validate`.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return adapter(cls).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise UserError(_explain(error, cls)) from error
+
+
+def _explain(error: ValidationError, cls: type) -> str:
+    messages = []
+    for problem in error.errors():
+        cause, path = problem.get("ctx", {}).get("error"), ".".join(str(part) for part in problem["loc"])
+        if isinstance(cause, UserError):
+            messages.append(_with_path(str(cause), path))
+        else:
+            messages.append(f"{path or cls.__name__}: {problem['msg']}, got {problem['input']!r:.200}")
+    return "; ".join(messages[:_MOST_PROBLEMS])
 
 
 def _with_path(message: str, path: str) -> str:

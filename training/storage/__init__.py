@@ -15,16 +15,21 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
+from training.config.errors import UserError
+from training.config.validation import validate_stored
 from training.storage import disk
 from training.storage.disk import local_path as local_path
 from training.storage.disk import make_directory as make_directory
+from training.storage.errors import MissingKeyError as MissingKeyError
 from training.storage.errors import ObjectNotFoundError as ObjectNotFoundError
 from training.storage.errors import StorageError as StorageError
 from training.storage.listing import Stored as Stored
 from training.storage.retry import OUTAGE_SECONDS as OUTAGE_SECONDS
 from training.storage.retry import retry as retry
+
+_Record = TypeVar("_Record")
 
 
 class _Backend(Protocol):
@@ -86,29 +91,52 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
 
 
 class _Object(dict[str, Any]):
-    """A stored JSON object, so that an error about a key that it has not names the file."""
+    """A stored JSON object, or one inside it, so that an error about a key that it has not names the file."""
 
     uri = ""
 
     def __missing__(self, key: str) -> Any:
-        raise StorageError(f"{self.uri}: has no {key!r}; {_CHECK}")
+        raise MissingKeyError(f"{self.uri}: has no {key!r}; {_CHECK}")
 
 
 _CHECK = "it is damaged or another kind of file, so check the address"
 
 
-def read_json(uri: str) -> dict[str, Any]:
-    """Read the JSON object stored under `uri`; to ask it for a key that it has not is a `StorageError` too."""
+def read_json(uri: str, shape: type | None = None) -> dict[str, Any]:
+    """Read the JSON object stored under `uri`; to ask it, or an object inside it, for a key that it has not is a `StorageError` too.
+
+    Args:
+        uri: The address.
+        shape: A dataclass with the types of fields, by which the object is checked with pydantic; other fields are not.
+    """
     data = read_bytes(uri)
+
+    def named(value: dict[str, Any]) -> _Object:
+        found = _Object(value)
+        found.uri = uri
+        return found
+
     try:
-        value = json.loads(data)
+        value = json.loads(data, object_hook=named)
     except ValueError as error:
         raise StorageError(f"{uri}: is not JSON ({error}); {_CHECK}") from error
-    if not isinstance(value, dict):
+    if not isinstance(value, _Object):
         raise StorageError(f"{uri}: is not a JSON object (it begins with {data[:20]!r}); {_CHECK}")
-    found = _Object(value)
-    found.uri = uri
-    return found
+    if shape is not None:
+        _require(shape, uri, data)
+    return value
+
+
+def read_record(uri: str, cls: type[_Record]) -> _Record:
+    """Read the JSON object stored under `uri` as an object of a dataclass; a missing field, or one of another type, is a `StorageError`."""
+    return cast(_Record, _require(cls, uri, read_bytes(uri)))
+
+
+def _require(cls: type, uri: str, data: bytes) -> Any:
+    try:
+        return validate_stored(cls, data)
+    except UserError as error:
+        raise StorageError(f"{uri}: {error}; {_CHECK}") from error
 
 
 def write_json(uri: str, value: Any, *, if_absent: bool = False) -> bool:

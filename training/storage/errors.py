@@ -29,6 +29,10 @@ class ObjectNotFoundError(StorageError):
     """Nothing is stored under that name (the bucket itself exists)."""
 
 
+class MissingKeyError(StorageError, KeyError):
+    """A stored JSON object has no such key; also a `KeyError`, for those who look whether a key is there."""
+
+
 @contextlib.contextmanager
 def explain_disk_errors(subject: str) -> Iterator[None]:
     """Turn the system's errors about files into a `StorageError` about `subject`."""

@@ -9,12 +9,13 @@ after the sender was killed. MLflow stores equal points of the same time once, s
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from training import storage
@@ -103,7 +104,7 @@ class MetricsFile:
         if self._run_uri is None:
             return b""
         text = _read_or_empty(storage.join(self._run_uri, METRICS))
-        for step, milliseconds, values in _parse(text):
+        for step, milliseconds, values in _parse(text, self._run_uri):
             for key, value in values.items():
                 self._steps[key].add(step)
                 self.unsent.append(Point(key, value, step, milliseconds))
@@ -116,7 +117,8 @@ class MetricsFile:
 
 def read_metric(run_uri: str, key: str) -> list[tuple[int, float]]:
     """Read (step, value) of one metric from a run's directory, by step; empty where it has none."""
-    return sorted((step, values[key]) for step, _, values in _parse(_read_or_empty(storage.join(run_uri, METRICS))) if key in values)
+    parsed = _parse(_read_or_empty(storage.join(run_uri, METRICS)), run_uri)
+    return sorted((step, values[key]) for step, _, values in parsed if key in values)
 
 
 def last_time(run_uri: str) -> int:
@@ -128,7 +130,8 @@ def last_time(run_uri: str) -> int:
             lines = file.read().splitlines()
     except storage.ObjectNotFoundError:
         return 0
-    return int(json.loads(lines[-1])["time"]) if lines else 0
+    with _lines_named(run_uri):
+        return int(json.loads(lines[-1])["time"]) if lines else 0
 
 
 def _read_or_empty(uri: str) -> bytes:
@@ -138,8 +141,19 @@ def _read_or_empty(uri: str) -> bytes:
         return b""
 
 
-def _parse(text: bytes) -> list[tuple[int, int, dict[str, float]]]:
+def _parse(text: bytes, run_uri: str) -> list[tuple[int, int, dict[str, float]]]:
     def values(line: dict[str, Any]) -> dict[str, float]:
         return {key: float(value) for key, value in line["values"].items()}
 
-    return [(line["step"], line["time"], values(line)) for line in map(json.loads, text.splitlines())]
+    with _lines_named(run_uri):
+        return [(int(line["step"]), int(line["time"]), values(line)) for line in map(json.loads, text.splitlines())]
+
+
+@contextlib.contextmanager
+def _lines_named(run_uri: str) -> Iterator[None]:
+    """Name the file where one of its lines is something else. There is no pydantic on a bare GPU machine, and a line is small."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"has a line that is no step with its values ({type(error).__name__}: {error})"
+        raise storage.StorageError(f"{storage.join(run_uri, METRICS)}: {reason}; it is damaged, so check it") from error

@@ -10,13 +10,13 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from evaluation.ablations.definitions.ablation import SCALES, Ablation, Scale, Trial, counts, format_value, grid, require_size, trials
 from evaluation.ablations.definitions.paper import ABLATIONS, find_ablation
 from training.config.errors import UserError
 from training.config.experiment import Objective
-from training.config.validation import unknown_field, validate
+from training.config.validation import FORBID_UNKNOWN, unknown_field, validate
 
 OBJECTIVES: tuple[str, ...] = ("as named", *get_args(Objective))
 """Objectives that the pipeline's form offers; the first keeps the objective of each trial."""
@@ -39,6 +39,8 @@ class AblationRequest:
         runs: Role -> run or checkpoint, for an ablation that trains nothing.
         seeds: How often each setting is repeated; the trials of a setting differ by seed alone.
     """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     name: str
     scale: Scale
@@ -110,7 +112,8 @@ class AblationRequest:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> AblationRequest:
         """Return the request of such plain values."""
-        return cls(**{**value, "overrides": tuple(value["overrides"])})
+        request: AblationRequest = validate(cls, value)
+        return request
 
     def command(self) -> str:
         """Return the command that makes the same request."""

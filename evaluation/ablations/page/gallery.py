@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,25 @@ from training import storage
 
 SUMMARY = "summary.json"
 _TEMPLATE = Path(__file__).with_name("gallery.html.jinja")
+
+
+@dataclass(kw_only=True)
+class _StoredFinding:
+    claim: str
+    verdict: str
+    evidence: str = ""
+
+
+@dataclass(kw_only=True)
+class StoredSummary:
+    """Types of the fields of a stored summary, as far as readers need them."""
+
+    findings: list[_StoredFinding]
+    name: str
+    order: int
+    title: str = ""
+    changes: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
 def write_gallery(folder: Path) -> Path:
@@ -35,7 +55,7 @@ def findings_as_markdown(folder: Path) -> str:
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
-    entries = [_entry(path.parent.name, storage.read_json(str(path))) for path in folder.glob(f"*/{SUMMARY}")]
+    entries = [_entry(path.parent.name, storage.read_json(str(path), StoredSummary)) for path in folder.glob(f"*/{SUMMARY}")]
     return sorted(entries, key=lambda entry: (entry["order"], entry["folder"]))
 
 

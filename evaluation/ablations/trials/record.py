@@ -6,12 +6,24 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from evaluation.ablations.definitions.ablation import setting_of
 from evaluation.records.protocol_card import as_plain
+from evaluation.records.result import StoredResult
 from training import storage
+from training.config.validation import FORBID_UNKNOWN, validate
 from training.console import say
+
+
+@dataclass(kw_only=True)
+class _StoredMeasures:
+    final: StoredResult | None = None
+
+
+@dataclass(kw_only=True)
+class _StoredRecord:
+    measures: _StoredMeasures = field(default_factory=_StoredMeasures)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +41,8 @@ class TrialRecord:
         error: Why it failed, in one line; empty where it did not.
         seed: As in `Trial`.
     """
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     label: str
     role: str = ""
@@ -63,8 +77,23 @@ class TrialRecord:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> TrialRecord:
-        """Return the record of such plain values."""
-        return cls(**{**value, "own": tuple(value["own"])})
+        """Return the record of such plain values.
+
+        Raises:
+            UserError: A field is unknown or of another type.
+        """
+        record: TrialRecord = validate(cls, value)
+        return record
+
+    @classmethod
+    def read(cls, uri: str) -> TrialRecord:
+        """Read a record.
+
+        Raises:
+            StorageError: There is none, or the file is something else.
+        """
+        storage.read_json(uri, _StoredRecord)
+        return storage.read_record(uri, cls)
 
 
 def split_by_seed(records: Iterable[TrialRecord]) -> dict[int | None, list[TrialRecord]]:
@@ -91,7 +120,7 @@ def read_record(ablation_uri: str, label: str) -> TrialRecord | None:
     if not storage.exists(uri):
         return None
     try:
-        return TrialRecord.from_dict(storage.read_json(uri))
-    except (storage.StorageError, TypeError, KeyError) as error:
+        return TrialRecord.read(uri)
+    except storage.StorageError as error:
         say(f"{label}: ignoring its record, which cannot be read ({error})")
         return None

@@ -401,7 +401,7 @@ def test_a_trial_model_is_the_latest_checkpoint_or_the_chosen_one_or_else_the_be
 
 def test_a_summary_of_another_shape_is_named(tmp_path: Path) -> None:
     (tmp_path / "table-1").mkdir()
-    for text, said in (("[]", "is not a JSON object"), ("{}", "has no 'findings'")):
+    for text, said in (("[]", "is not a JSON object"), ("{}", "findings: Field required")):
         (tmp_path / "table-1" / "summary.json").write_text(text)
         with pytest.raises(StorageError, match=rf"table-1/summary\.json: {said}"):
             write_gallery(tmp_path)

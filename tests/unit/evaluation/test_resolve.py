@@ -54,10 +54,14 @@ def test_the_error_about_an_unknown_name_lists_the_possible_forms(tmp_path: Path
         (
             "result.json",
             '{"best_checkpoint_uri": 5, "best_weights": "model"}',
-            "best_checkpoint_uri is 5 and not a text; the file is damaged",
+            "best_checkpoint_uri: Input should be a valid string, got 5; it is damaged",
         ),
         ("evaluations/choice.json", "3", r"is not a JSON object"),
-        ("evaluations/choice.json", '{"checkpoint_uri": [], "weights": "model"}', r"checkpoint_uri is \[\] and not a text"),
+        (
+            "evaluations/choice.json",
+            '{"checkpoint_uri": [], "weights": "model"}',
+            r"checkpoint_uri: Input should be a valid string, got \[\]",
+        ),
         ("checkpoints/step=00000200/complete.json", '{"files": {}}', "^[^:]*step=00000200: has no file 'experiment.json'"),
     ],
 )
