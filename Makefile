@@ -65,9 +65,9 @@ image-test: setup  ## build the image with podman and runc on a Debian made here
 	@$(BIN)/python -m pytest -x -v -s -p no:cacheprovider --timeout 3600 tests/image/check_image.py
 
 # Three processes with one thread each: tests that start services wait more than they compute, and more would need more memory than a
-# laptop has. A module's tests stay together, so that they share what they have set up.
+# laptop has. A module's tests stay together, so that they share what they have set up; the order is that of tests/conftest.py.
 test: setup  ## all tests that this machine can run
-	@$(BIN)/python -m pytest -n 3 --dist loadscope
+	@$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 test-fast: setup  ## the tests of a few seconds each, about two minutes
 	@$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -78,6 +78,8 @@ def _start_local(num_cpus: int | None) -> None:
     """Start Ray on this machine, with up to three attempts: Ray's fixed limit of 30 s can be too short on a busy machine."""
     import ray
 
+    # Nobody drains this machine. A training would start one process more, with seconds of imports, to watch for it.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     for attempts_left in (2, 1, 0):
         try:
             ray.init(
