@@ -3,6 +3,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 MAKEFLAGS += --no-print-directory
+# Without stored bytecode each of the processes that a pipeline starts compiles our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Where the pip that sets us up finds its packages is pip's own business (PIP_INDEX_URL, pip.conf). Its words go to a
 # log, which is not shown: it may hold an index's address with a password in it.

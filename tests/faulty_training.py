@@ -26,7 +26,7 @@ from training.tracking.runs import attach
 
 _TRAIN = Path(__file__).with_name("train_driver.py")
 _TRAIN_RANK = Path(__file__).with_name("train_rank.py")
-PRESET = "digits-tiny-hybrid-cosine"
+PRESET = "digits-hybrid-cosine"
 NUM_STEPS, FEW_STEPS, INTERVAL = 240, 100, 20
 OVERRIDES = [
     f"optim.num_steps={NUM_STEPS}",
@@ -112,6 +112,28 @@ class Run:
     def workers(self) -> list[psutil.Process]:
         """The two training processes, in the order of their start."""
         return workers_below(self.process.pid)
+
+    @contextlib.contextmanager
+    def slowed(self) -> Iterator[None]:
+        """Let the workers run for a fifth of the time, so that the training does not end before the test has looked."""
+        over = threading.Event()
+
+        def slow() -> None:
+            while not over.is_set():
+                workers = self.workers()
+                for moment, seconds in (("suspend", 0.8), ("resume", 0.2)):
+                    for worker in workers:
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            getattr(worker, moment)()
+                    time.sleep(seconds)
+
+        thread = threading.Thread(target=slow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def until(self, condition: Callable[[], bool], timeout: float = 600) -> None:
         deadline = time.monotonic() + timeout

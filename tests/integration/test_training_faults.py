@@ -67,14 +67,15 @@ def test_a_run_through_most_faults_ends_as_if_nothing_had_happened(
     run.until(has_checkpoint(bucket_uri))
     store = next(service for service in local_services.status(services.home).services if service.name == "seaweedfs")
     assert store.pid is not None
-    os.kill(store.pid, signal.SIGSTOP)
-    time.sleep(5)
-    os.kill(store.pid, signal.SIGKILL)
-    run.until(lambda: "trying again" in run.text)
-    time.sleep(5)
-    assert run.process.poll() is None, run.text[-3000:]
-    local_services.up(services.home)
-    run.until(has_later_checkpoint(bucket_uri))
+    with run.slowed():
+        os.kill(store.pid, signal.SIGSTOP)
+        time.sleep(5)
+        os.kill(store.pid, signal.SIGKILL)
+        run.until(lambda: "trying again" in run.text)
+        time.sleep(5)
+        assert run.process.poll() is None, run.text[-3000:]
+        local_services.up(services.home)
+        run.until(has_later_checkpoint(bucket_uri))
     assert "resuming" not in run.text, "the workers waited and were not started again"
 
     # A worker is killed while MLflow is away.

@@ -7,6 +7,7 @@ import fake_kubernetes
 import pytest
 from kfp import dsl
 
+from components.launch.logs import PIPELINES
 from components.launch.resources import STAGES, PodSize
 from components.settings import settings
 from pipelines.local.run import PipelineError, run_pipeline
@@ -15,12 +16,15 @@ from pipelines.services.services import Services
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.presets import preset
+from training.storage.logs import list_logs, read_part
 
 
-def test_the_outputs_are_the_experiment_and_every_stages_pod_in_order() -> None:
+def test_the_outputs_are_the_experiment_and_every_stages_pod_in_order(tmp_path: Path) -> None:
     names = list(settings.component_spec.outputs)
     assert names == ["experiment", *(f"{stage}_{field}" for stage in STAGES for field in PodSize._fields)]
     given = settings.python_func(
+        str(tmp_path),
+        "1",
         experiment_preset="digits-hybrid-cosine",
         experiment_overrides=["optim.num_steps=7"],
         seed=3,
@@ -47,9 +51,9 @@ def test_the_outputs_are_the_experiment_and_every_stages_pod_in_order() -> None:
         ("evaluate_resources", '{"cpu": "many"}', "evaluate_resources.cpu 'many'"),
     ],
 )
-def test_a_wrong_setting_fails_the_first_step(argument: str, value: str, said: str) -> None:
+def test_a_wrong_setting_fails_the_first_step(argument: str, value: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        settings.python_func(**{argument: value})
+        settings.python_func(str(tmp_path), "1", **{argument: value})
     assert said in str(caught.value)
 
 
@@ -62,9 +66,9 @@ def test_a_queue_that_the_cluster_does_not_have_fails_the_first_step(
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         fake.queues = queues
         with pytest.raises(UserError, match=f"train_resources: .*{words}"):
-            settings.python_func(**given)
+            settings.python_func(str(tmp_path / "root"), "1", **given)
         fake.queues = {"training": {}}
-        settings.python_func(**given)
+        settings.python_func(str(tmp_path / "root"), "1", **given)
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
@@ -76,23 +80,27 @@ def square(number: int, resources: str) -> int:
 
 
 @dsl.pipeline(name="toy-sized")
-def sized(numbers: list = [2, 3], train_resources: str = "laptop"):  # type: ignore[type-arg]  # noqa: B006 - KFP wants literals
+def sized(root: str, numbers: list = [2, 3], train_resources: str = "laptop"):  # type: ignore[type-arg]  # noqa: B006 - KFP wants literals
     """Size pods in a loop."""
-    checked = Pod(image="i:1").configure(settings(train_resources=train_resources), name="settings")
+    run = {"storage_root_uri": root, "pipeline_run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+    checked = Pod(image="i:1").configure(settings(**run, train_resources=train_resources), name="settings")
     with dsl.ParallelFor(numbers, name="loop") as number:
         stage_pod(checked, "train", image="i:1").configure(square(number=number, resources=train_resources), name="square")
 
 
-def test_a_loop_whose_pods_the_settings_size_runs_on_a_laptop(no_services: Services) -> None:
+def test_a_loop_whose_pods_the_settings_size_runs_on_a_laptop(no_services: Services, tmp_path: Path) -> None:
     lines: list[str] = []
     text = json.dumps({"num_workers": 2})
-    run_pipeline(sized, {"train_resources": text}, no_services, show=lines.append)
+    run_pipeline(sized, {"root": str(tmp_path / "root"), "train_resources": text}, no_services, show=lines.append)
     squares = [line.partition("] ")[2] for line in lines if line.startswith("[2/2 square") and "done in" not in line]
     assert sorted(squares) == [f"4 with {text}", f"9 with {text}"]
 
 
-def test_a_wrong_setting_ends_a_run_before_any_other_step(no_services: Services) -> None:
+def test_a_wrong_setting_ends_a_run_before_any_other_step_and_its_log_is_stored(no_services: Services, tmp_path: Path) -> None:
     lines: list[str] = []
     with pytest.raises(PipelineError, match="settings: train_resources: there is no profile 'none'"):
-        run_pipeline(sized, {"train_resources": "none"}, no_services, show=lines.append)
+        run_pipeline(sized, {"root": str(tmp_path / "root"), "train_resources": "none"}, no_services, show=lines.append)
     assert not [line for line in lines if "square" in line]
+    (directory,) = (tmp_path / "root" / PIPELINES).iterdir()
+    (log,) = list_logs(str(directory), "settings")
+    assert "UserError: train_resources: there is no profile 'none'" in read_part(log.parts[0].uri)[-1]
