@@ -79,7 +79,7 @@ def test_between_the_estimated_timesteps_the_errors_of_gaussian_data_are_hit(mod
     values = tuple(exact[list(timesteps)].tolist())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "exists", lambda uri: True)
-        patch.setattr(storage, "read_json", lambda uri: {"timesteps": timesteps, "optimal": values})
+        patch.setattr(storage, "read_json", lambda uri, shape: {"timesteps": timesteps, "optimal": values})
         found = x_0_errors_for(SamplingConfig(variance="optimal"), stored)
     assert found is not None
     # A chord misses the logarithm by at most its curvature / 8 times the squared step: 1/4 / 8 * 1.1^2, from t = 19 to 39 in log SNR.
