@@ -359,8 +359,15 @@ class Cluster:
             for each in self.items(self.path_of(kind), labelSelector=f"{_LABEL}=true"):
                 self.call("DELETE", f"{self.path_of(kind)}/{each['metadata']['name']}")
 
-    def start_pod(self, name: str, code: str) -> dict[str, Any]:
-        """Start a pod of the project's image that runs Python with the credentials of a step; it is deleted when the scenario ends."""
+    def start_pod(self, name: str, code: str, *, cpu: str = "500m", memory: str = "512Mi") -> dict[str, Any]:
+        """Start a pod of the project's image that runs Python with the credentials of a step; it is deleted when the scenario ends.
+
+        Args:
+            name: Its name.
+            code: The Python program.
+            cpu: Cores that it may use; it asks for a twentieth of one.
+            memory: Memory that it may use; it asks for 256 MiB.
+        """
         path = f"{self.path_of('pods')}/{name}"
         container = {
             "name": "main",
@@ -368,7 +375,7 @@ class Cluster:
             "imagePullPolicy": "IfNotPresent",
             "command": ["python", "-u", "-c", code],
             "envFrom": [{"secretRef": {"name": "iddpm-s3", "optional": True}}, {"configMapRef": {"name": "iddpm-services"}}],
-            "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"cpu": "500m", "memory": "512Mi"}},
+            "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"cpu": cpu, "memory": memory}},
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         }
         spec = {

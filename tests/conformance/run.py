@@ -52,6 +52,7 @@ SCENARIOS = (
     "retry_button",
     "compare",
     "tune",
+    "model_leaves",
     "kueue",
     "kueue_preempted",
     "webhook",

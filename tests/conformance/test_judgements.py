@@ -35,6 +35,7 @@ UNDISTURBED = [
     ("runs_shown", "runs_shown", 7),
     ("tune", "tune", 7),
     ("compare", "compare", 6),
+    ("model_leaves", "model_leaves", 8),
     ("kueue", "kueue", 6),
     ("kueue_preempted", "kueue_preempted", 3),
     ("retry_from", "retry_from", 8),
