@@ -173,11 +173,12 @@ def survey(
     all_files, others = group(root_uri, stored)
     running = named_by(records, running=True)
     named = named_by(records)
+    working = {text for run in records.runs if run.is_running and not run.is_deleted for text in run.texts}  # a tag has its pipeline's run
     shown = {run.directory_uri for run in records.runs if run.directory_uri and not run.is_deleted}
     deleted = {run.directory_uri for run in records.runs if run.directory_uri and run.is_deleted} - shown
 
     def state_of(files: Files) -> tuple[State, str]:
-        if is_named(files.name, running):
+        if is_named(files.name, running) or files.name.removeprefix(f"{PIPELINES}/") in working:
             return "live", "MLflow shows a run that works on it"
         if files.modified > now - policy.grace_seconds:
             return "live", f"written to in the last {policy.grace_hours:g} h"

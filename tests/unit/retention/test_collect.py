@@ -335,6 +335,16 @@ def test_the_logs_of_a_pipelines_run_go_once_nothing_was_written_for_the_policys
     assert [each.name for each in world.collect(delete=True).deleted] == ["pipelines/recent"]
 
 
+def test_without_any_wait_the_logs_of_a_pipelines_run_stay_while_its_training_runs(world: World) -> None:
+    world.write("pipelines/1234/logs/settings/20261126T190000-step.000.gz")
+    world.write("pipelines/5678/logs/settings/20261126T190000-step.000.gz")
+    world.status["runs/a"], world.tags["runs/a"] = "running", ["1234"]
+    world.now += 60
+    policy = Policy(days=0, grace_hours=0)
+    world.collect(delete=False, policy=policy)
+    assert [each.name for each in world.collect(delete=True, policy=policy).deleted] == ["pipelines/5678"]
+
+
 def test_a_storage_root_with_logs_of_pipelines_alone_is_said_to_have_no_runs(tmp_path: Path) -> None:
     world = World(tmp_path, now=START)
     world.write("pipelines/1234/logs/settings/20261126T190000-step.000.gz")
