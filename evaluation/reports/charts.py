@@ -42,6 +42,8 @@ _MAX_LABELLED_TICKS = 12
 _MAX_MARKED_POINTS = 40
 _MAX_LINES_IN_AXES = 4
 _WIDTH = 8.6
+_MAX_LETTERS_BESIDE = 28
+_LEGEND_LINE = 0.24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,9 +133,19 @@ def draw_lines(lines: Sequence[Line], chart: Chart) -> Picture | None:
             _mark(axes, *chart.mark, at_right=chart.mark[0] > 0.7 * xs[-1])
         num_named = sum(bool(line.label) for line in lines)
         if num_named + len(chart.published) + len(places) > 1 or chart.legend:
-            outside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if num_named > _MAX_LINES_IN_AXES else {}
-            axes.legend(title=chart.legend or None, alignment="left", handlelength=3.2, **outside)
+            _add_legend(figure, axes, chart.legend, outside=num_named > _MAX_LINES_IN_AXES)
         return Picture(svg=as_svg(figure, chart.caption), caption=chart.caption)
+
+
+def _add_legend(figure: Figure, axes: Axes, title: str, *, outside: bool) -> None:
+    """Add the legend inside the axes, right of them, or below them where long names would leave too little width for the axes."""
+    handles, labels = axes.get_legend_handles_labels()
+    style: dict[str, Any] = {"title": title or None, "alignment": "left", "handlelength": 3.2}
+    if outside and max(map(len, labels)) > _MAX_LETTERS_BESIDE:
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * len(labels))
+        figure.legend(handles, labels, loc="outside lower left", **style)
+    else:
+        axes.legend(**style, **({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {}))
 
 
 def new_axes(height: float) -> tuple[Figure, Axes]:

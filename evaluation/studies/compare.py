@@ -35,6 +35,8 @@ from training.console import say
 from training.data.format.manifest import read_manifest
 
 _NUM_SHOWN = 10
+_MOST_LISTED = 3
+"""A note lists so many models; of more it gives the number."""
 _PROTOCOL_FIELDS = ("num_samples", "sampling", "likelihood_split", "likelihood_num_images", "likelihood_form", "likelihood_steps")
 
 
@@ -117,20 +119,32 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
                 history=read_history(run_uri_of(spec.checkpoint_uri)),
             )
         )
-    return Comparison(models=tuple(compared), grid=_grid(models, names, shared, data_uri), notes=_protocol_notes(loaded, names))
+    return Comparison(
+        models=tuple(compared),
+        grid=_grid(models, names, shared, data_uri),
+        notes=_protocol_notes(loaded, names, with_likelihood=compared[0].result.likelihood is not None),
+    )
 
 
 def short_names(models: Sequence[TrainedModel]) -> list[str]:
-    """Name each model by those of preset, step and weights that differ, and by fields of the experiment where that is not enough.
+    """Name each model by those of preset, step and weights that differ, and by the fewest fields of the experiment that tell them apart.
 
     Equal models get a number too.
     """
     parts = [(model.experiment.name, f"step {model.step:,}", model.weights) for model in models]
     differing = [number for number in range(3) if len({part[number] for part in parts}) > 1]
     names = [" ".join(part[number] for number in differing) for part in parts]
-    for field, values in _differing_fields([model.experiment for model in models]).items():
-        if len(set(names)) < len(names) and field != "name":
-            names = [f"{name} {field.rpartition('.')[2]}={format_field(value)}".strip() for name, value in zip(names, values, strict=True)]
+    fields = {name: values for name, values in _differing_fields([model.experiment for model in models]).items() if name != "name"}
+    while fields and len(set(names)) < len(names):
+        longer = {
+            field: [f"{name} {field.rpartition('.')[2]}={format_field(value)}".strip() for name, value in zip(names, values, strict=True)]
+            for field, values in fields.items()
+        }
+        best = max(longer, key=lambda field: len(set(longer[field])))
+        if len(set(longer[best])) == len(set(names)):
+            break
+        names = longer[best]
+        del fields[best]
     names = [name or models[0].experiment.name for name in names]
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
 
@@ -222,20 +236,31 @@ def _grid(models: Sequence[ModelSpec], names: Sequence[str], options: Evaluation
     return grids.to_png(pixels)
 
 
-def _protocol_notes(models: Sequence[TrainedModel], names: Sequence[str]) -> tuple[str, ...]:
-    """Return a note for each model whose experiment has another protocol or number of timesteps than the first model's."""
+def _protocol_notes(models: Sequence[TrainedModel], names: Sequence[str], *, with_likelihood: bool) -> tuple[str, ...]:
+    """Return a note for the models with each protocol or number of timesteps that is not the first model's."""
     first = models[0].experiment
-    notes = []
+    protocols: dict[str, list[str]] = {}
+    chains: dict[int, list[str]] = {}
     for name, model in zip(names[1:], models[1:], strict=True):
         own = model.experiment
         differing = [field for field in _PROTOCOL_FIELDS if getattr(own.evaluation, field) != getattr(first.evaluation, field)]
         if differing:
-            notes.append(
-                f"the protocol of its own ({', '.join(differing)}) that {name} has is not used: all models are evaluated by {names[0]}'s"
-            )
-        if own.diffusion.num_timesteps != first.diffusion.num_timesteps:
-            notes.append(
-                f"{name} has {own.diffusion.num_timesteps:,} timesteps, {names[0]} {first.diffusion.num_timesteps:,}: "
-                "their bits/dim are bounds of different chains"
-            )
-    return tuple(notes)
+            protocols.setdefault(", ".join(differing), []).append(name)
+        if with_likelihood and own.diffusion.num_timesteps != first.diffusion.num_timesteps:
+            chains.setdefault(own.diffusion.num_timesteps, []).append(name)
+    own_protocols = [
+        f"all models are evaluated by the protocol of {names[0]}; the {fields} of {_listed(others)} is not used"
+        for fields, others in protocols.items()
+    ]
+    own_chains = [
+        f"the bits/dim are bounds of different chains: of {first.diffusion.num_timesteps:,} timesteps for {names[0]}, "
+        f"of {timesteps:,} for {_listed(others)}"
+        for timesteps, others in chains.items()
+    ]
+    return (*own_protocols, *own_chains)
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) > _MOST_LISTED + 1:
+        names = [*names[:_MOST_LISTED], f"{len(names) - _MOST_LISTED} more"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -57,15 +57,18 @@ def as_study(comparison: Comparison) -> Study:
 
 
 def _field_table(comparison: Comparison) -> list[list[str]]:
-    """Return the fields that differ as a table with headers; its longer side goes down, so that it fits the page. Empty without any."""
-    fields = {name: [format_field(value) for value in values] for name, values in comparison.differing_fields().items()}
+    """Return the fields that differ as a table with headers, turned so that it is the narrower one. Empty without any.
+
+    The presets' names are left out: where they differ, they are part of the models' names.
+    """
+    differing = comparison.differing_fields()
+    fields = {name: [format_field(value) for value in values] for name, values in differing.items() if name != "name"}
+    if not fields:
+        return []
     names = [model.name for model in comparison.models]
-    by_field = (
-        [["Field" if len(fields) >= len(names) else "Model", *names], *([field, *values] for field, values in fields.items())]
-        if fields
-        else []
-    )
-    return by_field if len(fields) >= len(names) else [list(row) for row in zip(*by_field, strict=True)]
+    by_field = [["Field", *names], *([field, *values] for field, values in fields.items())]
+    by_model = [["Model", *fields], *([name, *values] for name, *values in zip(names, *fields.values(), strict=True))]
+    return min(by_field, by_model, key=lambda table: sum(max(map(len, column)) for column in zip(*table, strict=True)))
 
 
 def _differences(model: Compared) -> dict[str, Difference | None]:
@@ -162,7 +165,7 @@ def _notes(comparison: Comparison) -> list[str]:
             if comparison.differing_fields()
             else []
         ),
-        *(f"{note}." for note in comparison.notes),
+        *(f"{note[:1].upper()}{note[1:]}." for note in comparison.notes),
     ]
 
 

@@ -270,10 +270,12 @@ def _read_complete(uri: str) -> Any:
 
 
 def _complete(uri: str) -> Any:
-    step_of(uri)
+    own_step = step_of(uri)
     complete = _read_complete(uri)
     if complete is None:
-        raise CheckpointError(f"{uri}: there is no complete checkpoint ({COMPLETE} is missing or damaged); take an earlier one")
+        others = [f"{step:,}" for step in steps(uri.rpartition(f"/{DIRECTORY}/")[0]) if step != own_step]
+        remedy = f"complete are those of step {', '.join(others)}" if others else "the run has none that is complete"
+        raise CheckpointError(f"{uri}: there is no complete checkpoint ({COMPLETE} is missing or damaged); {remedy}")
     return complete
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.records.paired import Difference, judge_together
-from evaluation.sampling.trained_model import ModelSpec, load_model
+from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
 from evaluation.studies.compare import Comparison, compare, short_names
 from evaluation.studies.comparison_page import as_study
 from training.checkpoints import checkpoint
@@ -190,8 +190,8 @@ def test_a_note_names_a_protocol_that_is_not_used(
     checkpoint.save(str(tmp_path / "other"), 1, {"experiment.json": other.to_dict(), "ema_0.99.pt": state})
     options = dataclasses.replace(_FEW, num_samples=None)
     found = compare([_spec(kept_run_uri, 200), _spec(str(tmp_path / "other"), 1)], digits_uri, reference_uri, options=options)
-    assert any("protocol of its own (num_samples)" in note for note in found.notes)
-    assert any("20 timesteps" in note for note in found.notes)
+    assert any("the num_samples of" in note for note in found.notes)
+    assert any("of 20 for" in note for note in found.notes)
     assert found.models[1].result.protocol["distance"]["num_samples"] == experiment.evaluation.num_samples
 
 
@@ -199,6 +199,23 @@ def test_short_names_contain_what_differs_and_are_unique(kept_run_uri: str) -> N
     model = load_model(checkpoint.checkpoint_uri(kept_run_uri, 200))
     assert short_names([model, dataclasses.replace(model, step=300)]) == ["step 200", "step 300"]
     assert short_names([model, model]) == ["digits-hybrid-cosine (1)", "digits-hybrid-cosine (2)"]
+
+
+def test_short_names_take_the_fewest_fields(kept_run_uri: str) -> None:
+    model = load_model(checkpoint.checkpoint_uri(kept_run_uri, 200))
+
+    def other(*overrides: str) -> TrainedModel:
+        return dataclasses.replace(model, experiment=model.experiment.override(overrides))
+
+    trials = [other(f"diffusion.num_timesteps={100 if dropout == 0.1 else 400}", f"model.dropout={dropout}") for dropout in (0.1, 0.2, 0.3)]
+    assert short_names(trials) == ["dropout=0.1", "dropout=0.2", "dropout=0.3"]
+    renamed = [
+        dataclasses.replace(trial, experiment=dataclasses.replace(trial.experiment, name=f"trial-{number}"))
+        for number, trial in enumerate(trials)
+    ]
+    assert short_names(renamed) == ["trial-0", "trial-1", "trial-2"]
+    two_fields = [other(f"model.dropout={dropout}", f"seed={seed}") for dropout in (0.1, 0.2) for seed in (1, 2)]
+    assert short_names(two_fields)[1:3] == ["dropout=0.1 seed=2", "dropout=0.2 seed=1"]
 
 
 @pytest.mark.parametrize(

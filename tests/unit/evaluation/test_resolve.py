@@ -41,7 +41,7 @@ def test_a_runs_directory_resolves_to_the_chosen_weights(run_uri: str) -> None:
 def test_the_error_about_an_unknown_name_lists_the_possible_forms(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run with a checkpoint there; name a checkpoint's directory.*models:/NAME@ALIAS"):
         resolve_model(str(tmp_path / "absent"))
-    with pytest.raises(CheckpointError, match="there is no complete checkpoint"):
+    with pytest.raises(CheckpointError, match=r"there is no complete checkpoint .*; the run has none that is complete"):
         resolve_model(f"{tmp_path}/checkpoints/step=00000001")
     with pytest.raises(UserError, match="write models:/NAME@ALIAS or models:/NAME/VERSION"):
         resolve_model("models:/name/3@champion")
