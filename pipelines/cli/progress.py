@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -39,12 +40,28 @@ def training_lines(trainings: Sequence[Training], price_per_hour: float | None =
     if not trainings:
         return []
     heads = [head if head != "card-hours" or price_per_hour is None else "cost" for head in _HEADS]
-    rows = [heads, *(_cells(each, price_per_hour) for each in trainings)]
+    rows = [heads, *(_cells(each, price_per_hour) for each in _with_short_trials(trainings))]
     filled = [column for column in range(len(heads)) if any(row[column] for row in rows[1:])]
     rest = sum(2 + max(len(row[column]) for row in rows) for column in filled[1:])
     names = [_shorten(row[0], _WIDTH - indent - rest) for row in rows]
     lines = table([(name, *(row[column] for column in filled[1:])) for name, row in zip(names, rows, strict=True)])
     return [" " * indent + line for line in lines]
+
+
+def _with_short_trials(trainings: Sequence[Training]) -> list[Training]:
+    """Leave out of the trials' labels the settings that all of them have, and the names of those that are words; words come first."""
+    settings = [each.trial.split() for each in trainings if each.trial]
+    shared = set(settings[0]).intersection(*settings) if len(settings) > 1 else set()
+
+    def shorten(label: str) -> str:
+        parts = [part.rpartition("=") for part in label.split() if part not in shared]
+        words = [value for _, _, value in parts if speaks(value)]
+        return " ".join([*words, *("".join(part) for part in parts if not speaks(part[2]))])
+
+    def speaks(value: str) -> bool:
+        return value[:1].isalpha() and value.lower() not in ("true", "false", "none")
+
+    return [dataclasses.replace(each, trial=shorten(each.trial)) for each in trainings]
 
 
 def watch(lines: Callable[[], list[str]]) -> None:

@@ -206,6 +206,17 @@ def test_the_trials_of_a_sweep_are_told_apart_by_their_last_digit(trainings) -> 
     trials = [dataclasses.replace(found, trial=f"vlb_weight={value}", best_score=40.6, best_step=200) for value in (0.001, 0.01)]
     lines = training_lines(trials, indent=2)
     assert [trial.trial in line for trial, line in zip(trials, lines[1:], strict=True)] == [True, True]
+
+
+def test_trials_are_listed_by_what_tells_them_apart(trainings) -> None:
+    _, _ = trainings("digits-tiny-hybrid-cosine", 600)
+    (found,) = LatestTrainings().read(1)
+    fields = "data=digits num_timesteps=400 schedule={} objective={} stop_gradient={} seed=0"
+    labels = [fields.format(*values) for values in (("cosine", "simple", True), ("linear", "hybrid", True), ("cosine", "vlb", False))]
+    lines = training_lines([dataclasses.replace(found, trial=label) for label in labels])
+    shown = ["cosine simple stop_gradient=True", "linear hybrid stop_gradient=True", "cosine vlb stop_gradient=False"]
+    assert [words in line for words, line in zip(shown, lines[1:], strict=True)] == [True] * 3
+    assert "digits num" not in "".join(lines)
     assert all(found.key[-10:] in line for line in lines[1:])
 
 
