@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from evaluation.records.protocol_card import as_plain
 from evaluation.records.score_card import Score, distance_score, likelihood_score, metric_score
+from evaluation.records.stored import CheckedAs, Number
 from training import storage
-from training.config.validation import require
+from training.config.validation import require, validate
 
 
 @dataclass(kw_only=True)
@@ -76,35 +77,12 @@ class _StoredMetric:
     value: float | None
     standard_error: float | None
     note: str
-    interval: tuple[float | None, float | None] | None = None
+    interval: list[float | None] | None = None
     method: str = ""
     bias: float | None = None
 
-
-@dataclass(kw_only=True)
-class StoredResult:
-    """Types of the fields of a stored result, as far as readers need them; a number that is not finite is null in JSON."""
-
-    checkpoint_uri: str
-    weights: str
-    step: int
-    distance_name: str
-    distance: float | None
-    distance_standard_error: float | None
-    distance_without_blocks: list[float | None] = field(default_factory=list)
-    distance_of_halves: list[list[float | None]] = field(default_factory=list)
-    held_out: _StoredHeldOut | None = None
-    likelihood: _StoredLikelihood | None = None
-    metrics: dict[str, _StoredMetric] = field(default_factory=dict)
-    grid_uri: str = ""
-    images_uri: str = ""
-    protocol: _StoredProtocol
-    experiment: dict[str, Any]
-    created_at: str
-    seconds: float
-
     def __post_init__(self) -> None:
-        require(self.likelihood is None or self.protocol.likelihood is not None, "protocol.likelihood", "must be there, as likelihood is")
+        require(self.interval is None or len(self.interval) == 2, "interval", "must have two ends")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,19 +108,23 @@ class EvaluationResult:
     weights: str
     step: int
     distance_name: str
-    distance: float
+    distance: Number
     distance_standard_error: float | None
-    distance_without_blocks: list[float] = field(default_factory=list)
-    distance_of_halves: list[list[float]] = field(default_factory=list)
-    held_out: dict[str, Any] | None = None
-    likelihood: dict[str, Any] | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
+    distance_without_blocks: list[Number] = field(default_factory=list)
+    distance_of_halves: list[list[Number]] = field(default_factory=list)
+    held_out: Annotated[dict[str, Any], CheckedAs(_StoredHeldOut)] | None = None
+    likelihood: Annotated[dict[str, Any], CheckedAs(_StoredLikelihood)] | None = None
+    metrics: Annotated[dict[str, Any], CheckedAs(dict[str, _StoredMetric])] = field(default_factory=dict)
     grid_uri: str = ""
     images_uri: str = ""
-    protocol: dict[str, Any]
+    protocol: Annotated[dict[str, Any], CheckedAs(_StoredProtocol)]
     experiment: dict[str, Any]
     created_at: str
     seconds: float
+
+    def __post_init__(self) -> None:
+        missing = self.likelihood is not None and self.protocol.get("likelihood") is None
+        require(not missing, "protocol.likelihood", "must be there, as likelihood is")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -151,7 +133,8 @@ class EvaluationResult:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EvaluationResult:
         """Return the result of a `to_dict`."""
-        return cls(**value)
+        result: EvaluationResult = validate(cls, value)
+        return result
 
     @classmethod
     def read(cls, uri: str) -> EvaluationResult:
@@ -161,11 +144,7 @@ class EvaluationResult:
             ObjectNotFoundError: There is none.
             StorageError: The file is something else.
         """
-        value = storage.read_json(uri, StoredResult)
-        try:
-            return cls.from_dict(value)
-        except TypeError as error:
-            raise storage.StorageError(f"{uri}: is not the result of an evaluation ({error}); evaluate the model again") from error
+        return cls.from_dict(storage.read_json(uri, cls))
 
     def score_card(self) -> list[Score]:
         """Return every number with its interval: the distance, bits/dim, and the further metrics in their order."""
