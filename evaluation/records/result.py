@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -92,6 +93,7 @@ class EvaluationResult:
     Attributes:
         checkpoint_uri: The checkpoint; for an ensemble, that of the middle member. `protocol` has the digests of all inputs.
         distance_name: "FID" only for the standard Inception network.
+        distance: NaN if it is not finite, and null in JSON: the samples are no images, or their features overflow.
         distance_standard_error: Standard error over the draw of the samples; None if unknown.
         distance_without_blocks: The distance without each block of samples (`frechet.leave_one_out_distances`), to compare
             it with another model's on the same noise.
@@ -125,6 +127,11 @@ class EvaluationResult:
     def __post_init__(self) -> None:
         missing = self.likelihood is not None and self.protocol.get("likelihood") is None
         require(not missing, "protocol.likelihood", "must be there, as likelihood is")
+
+    @property
+    def rank(self) -> float:
+        """The distance, or infinity if it is not finite, for choosing the smallest."""
+        return self.distance if math.isfinite(self.distance) else math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -163,4 +170,4 @@ class EvaluationResult:
                 found[f"{score.name}_standard_error"] = score.standard_error
             if score.interval is not None:
                 found[f"{score.name}_low"], found[f"{score.name}_high"] = score.interval
-        return {f"{prefix}/{name}": float(value) for name, value in found.items() if value is not None}
+        return {f"{prefix}/{name}": float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
