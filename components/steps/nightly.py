@@ -129,7 +129,7 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
 def compare_with_history(
     evaluation_uri: str, tracking_run_id: str, baseline_nights: int, min_difference: float, storage_root_uri: str, page_path: str
 ) -> str:
-    """Add a score to the model's history, judge it, and return that in one sentence; raise an error if the model has become worse.
+    """Add a score to the model's history, judge it, and return that in one sentence.
 
     The history is in the run's directory (`evaluation.monitoring.nightly`). Page and numbers are logged to MLflow too. The webhook
     is told of the judgement.
