@@ -131,11 +131,7 @@ def read_json(uri: str, shape: type | None = None) -> dict[str, Any]:
 
 
 def read_record(uri: str, cls: type[_Record]) -> _Record:
-    """Read the JSON object stored under `uri` as an object of a dataclass.
-
-    Raises:
-        StorageError: A field is missing or of another type.
-    """
+    """Read the JSON object under `uri` as an object of a dataclass; a missing field, or a wrong type, is a `StorageError`."""
     return cast(_Record, _require(cls, uri, read_bytes(uri)))
 
 

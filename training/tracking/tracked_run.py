@@ -191,11 +191,7 @@ class TrackedRun:
         return self._sender.flush(timeout_seconds)
 
     def close(self) -> bool:
-        """Wait until all is delivered, and leave the run open; return False if MLflow did not answer.
-
-        Raises:
-            StorageError: The metrics could not be written to the run's directory.
-        """
+        """Wait until all is delivered, and leave the run open; return False if MLflow did not answer. Raises as `save_metrics`."""
         delivered = self.flush()
         self.save_metrics()
         return delivered
