@@ -13,6 +13,7 @@ from components.ablations.tracking import comparison_url, parallel_coordinates
 from evaluation.ablations.definitions.ablation import label_of
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import AblationRequest
+from evaluation.reports.numbers import plain_estimate
 from training import storage
 from training.console import say
 from training.tracking.client import TrackingError
@@ -150,5 +151,6 @@ def _describe(record: TrialRecord) -> str:
     final = record.final
     if final is None:
         return f"{record.label}: {', '.join(record.measures)}"
-    bits = f", {final['likelihood']['bits_per_dim']:.4f} bits/dim" if final["likelihood"] else ""
-    return f"{record.label}: {final['distance_name']} {final['distance']:.4g}{bits}"
+    bits_per_dim = (final["likelihood"] or {}).get("bits_per_dim")
+    bits = "" if bits_per_dim is None else f", {bits_per_dim:.4f} bits/dim"
+    return f"{record.label}: {final['distance_name']} {plain_estimate(final['distance'], None)}{bits}"

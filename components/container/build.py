@@ -85,7 +85,7 @@ class Build:
 
 
 def find_engine(environment: Mapping[str, str]) -> list[str]:
-    """Return the command that builds: ENGINE, else docker or podman, whichever answers; raise BuildError if none does."""
+    """Return the command that builds: ENGINE, else docker or podman; raise BuildError if none of them answers."""
     given = shlex.split(environment.get("ENGINE", ""))
     candidates = [given] if given else [["docker"], ["podman"]]
     found = [command for command in candidates if shutil.which(command[0])]

@@ -86,6 +86,9 @@ def tell_comparison(page_uri: str, pipeline_run_id: str, storage_root_uri: str) 
         models.append(
             {"name": row["name"], "distance_name": result["distance_name"], **distance, "difference": row.get("distance_difference")}
         )
-    words = "; ".join(f"{each['name']} {format_estimate(each['distance'], each['standard_error'])}" for each in models)
+    words = "; ".join(
+        f"{each['name']} {'not finite' if each['distance'] is None else format_estimate(each['distance'], each['standard_error'])}"
+        for each in models
+    )
     numbers = {"summary": f"{models[0]['distance_name']} of {words}", "models": models, "page_uri": page_uri}
     tell_end(End(succeeded=True), pipeline_run_id, storage_root_uri, name=f"comparison of {len(models)} models", numbers=numbers)

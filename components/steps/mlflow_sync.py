@@ -7,6 +7,7 @@ step or the reaper sends them. A mark below the storage root names each run and 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -149,7 +150,9 @@ def bring_up_to_date(run_uri: str, run_id: str = "") -> None:
         run.set_tags({"iddpm.best_checkpoint_uri": result["best_checkpoint_uri"], "iddpm.best_weights": result["best_weights"]})
     if not run.close():
         raise TrackingError("MLflow does not answer")
-    if final is not None:
+    if final is not None and not math.isfinite(final.distance):
+        say(f"{final.checkpoint_uri} ({final.weights}) is not registered: its distance is not finite")
+    elif final is not None:
         register(
             RegisteredModel(
                 name=final.experiment["name"],

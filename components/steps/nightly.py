@@ -129,7 +129,7 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
 def compare_with_history(
     evaluation_uri: str, tracking_run_id: str, baseline_nights: int, min_difference: float, storage_root_uri: str, page_path: str
 ) -> str:
-    """Add a score to the model's history, judge it, and return that in one sentence; raise an error if the model has become worse.
+    """Add a score to the model's history, judge it, and return that in one sentence.
 
     The history is in the run's directory (`evaluation.monitoring.nightly`). Page and numbers are logged to MLflow too. The webhook
     is told of the judgement.
@@ -157,7 +157,7 @@ def compare_with_history(
     folder, _, file_name = evaluation_uri.rpartition("/")
     name = file_name.removesuffix(".json")
     again = [storage.join(folder, f"{_redrawn_name(name, number)}.json") for number in range(NUM_REDRAWN)]
-    redrawn = tuple(read(uri).distance for uri in again if storage.exists(uri))
+    redrawn = tuple(distance for uri in again if storage.exists(uri) and math.isfinite(distance := read(uri).distance))
     rule = Rule(baseline_nights=baseline_nights, min_difference=min_difference)
     history = read_history(run_uri) or _scores_of_earlier_versions(tracking_run_id) or _reported(run_uri, result)
     history = history.with_night(night_of(result, name=name, uri=evaluation_uri, rule=rule, redrawn=redrawn))
@@ -210,7 +210,7 @@ def _compare_with_first_night(folder_uri: str, judgement: Judgement) -> SameNois
         return None
     then, now = (EvaluationResult.read(uris[night.id]) for night in (first, judgement.night))
     same = all(then.protocol["distance"][name] == now.protocol["distance"][name] for name in ("seed", "num_samples"))
-    if not same or None in (then.distance, now.distance):
+    if not same or not math.isfinite(now.distance - then.distance):
         return None
     then_png, now_png = (storage.read_bytes(each.grid_uri) for each in (then, now))
     return SameNoise(first=first.at, difference=distance_difference(now, then), first_png=then_png, png=now_png)

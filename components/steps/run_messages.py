@@ -6,6 +6,7 @@ by the reaper for a run that has no exit task or whose exit task was killed.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -107,7 +108,11 @@ def training_numbers(run_uri: str) -> dict[str, Any]:
         return {}
     error = result.distance_standard_error
     words = [f"{result.distance_name} {result.distance:.4g}" + (f" ± {error:.2g}" if error is not None else "")]
-    words += [f"{result.likelihood['bits_per_dim']:.4g} bits/dim"] if result.likelihood is not None else []
+    if math.isnan(result.distance):
+        words = [f"no finite {result.distance_name}"]
+    if result.likelihood is not None:
+        bits_per_dim = result.likelihood["bits_per_dim"]
+        words.append("no finite bits/dim" if bits_per_dim is None else f"{bits_per_dim:.4g} bits/dim")
     summary = f"{', '.join(words)}, at step {result.step:,}"
     return {"summary": summary, "distance_name": result.distance_name, "step": result.step, **result.flat_metrics()}
 

@@ -113,7 +113,11 @@ def storage_root_of(directory_uri: str) -> str:
 
 
 def claim_directory(run: Run) -> None:
-    """Write the experiment into the run's directory, in place of one that trains the same; refuse another one's, or one being deleted."""
+    """Write the experiment into the run's directory, in place of one that trains the same.
+
+    Raises:
+        UserError: The directory has another experiment, or is being deleted.
+    """
     uri = storage.join(run.uri, EXPERIMENT)
     if run.forced_by and not storage.exists(uri):
         root = storage_root_of(run.uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from components.steps.settings import read_experiment_file
@@ -11,6 +12,21 @@ from training import storage
 from training.data.format.manifest import read_manifest
 
 PLAN = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The plan of a tuning: what is searched, and the page of its run in MLflow."""
+
+    request: TuneRequest
+    tracking_url: str
+
+    def __post_init__(self) -> None:
+        self.request.axes()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"request": self.request.to_dict(), "tracking_url": self.tracking_url}
 
 
 def from_form(

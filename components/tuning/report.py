@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.steps.close import close_runs, end_of_run, find_data
 from components.steps.mlflow_sync import call_at_end
 from components.steps.run_messages import tell_end
-from components.tuning.directory import PLAN, tuning_uri
+from components.tuning.directory import PLAN, Plan, tuning_uri
 from evaluation.reports.study import as_json
 from evaluation.tuning.record import TrialRecord, best_of, ranked, read_records
 from evaluation.tuning.request import TuneRequest
@@ -29,15 +28,6 @@ PAGE = "report.html"
 BEST = "best.toml"
 FILES = (PAGE, "table.json", BEST)
 """The files of a report; the last is there once a trial has finished."""
-
-
-@dataclass(kw_only=True)
-class _StoredPlan:
-    request: TuneRequest
-    tracking_url: str
-
-    def __post_init__(self) -> None:
-        self.request.axes()
 
 
 def open_tuning(key: str, uri: str, request: TuneRequest, tracking_experiment: str, pipeline_run_id: str) -> TrackedRun:
@@ -100,9 +90,9 @@ def make_report(uri: str, page_path: str = "") -> dict[str, Any]:
     """
     from evaluation.tuning.page import render
 
-    plan = storage.read_json(storage.join(uri, PLAN), _StoredPlan)
-    request, records = TuneRequest.from_dict(plan["request"]), read_records(uri)
-    page = render(request, records, links={"The tuning in MLflow": plan["tracking_url"], "Directory": uri})
+    plan = storage.read_record(storage.join(uri, PLAN), Plan)
+    request, records = plan.request, read_records(uri)
+    page = render(request, records, links={"The tuning in MLflow": plan.tracking_url, "Directory": uri})
     storage.write_bytes(storage.join(uri, PAGE), page.encode())
     rows = [dataclasses.asdict(record) for record in ranked(records)]
     storage.write_bytes(storage.join(uri, "table.json"), as_json({"request": request.to_dict(), "trials": rows}))

@@ -9,7 +9,7 @@ from typing import Any
 
 from components.steps.runs import identify, read_result, require_not_deleting
 from components.steps.train import train_run
-from components.tuning.directory import PLAN, tune_files
+from components.tuning.directory import PLAN, Plan, tune_files
 from components.tuning.report import close_tuning, log_trial, make_report, open_tuning
 from evaluation.tuning.optimiser import Pruner, suggest
 from evaluation.tuning.record import State, TrialRecord, best_of, read_records, smallest_scores, write_record
@@ -57,7 +57,7 @@ def tune(
     places = {"data_uri": data_uri, "storage_root_uri": storage_root_uri}
     key, uri, done_uri = tune_files({"request": request, **places, "pipeline_run_id": pipeline_run_id})
     tracked = open_tuning(key, uri, wanted, tracking_experiment, pipeline_run_id)
-    storage.write_json(storage.join(uri, PLAN), {"request": wanted.to_dict(), "tracking_url": tracked.url})
+    storage.write_json(storage.join(uri, PLAN), Plan(request=wanted, tracking_url=tracked.url).to_dict())
     require_not_deleting(uri)
     num_cpus = max(available_cores(), Resources.from_dict(resources).num_workers + 1)
     with close_tuning(tracked, uri), contextlib.ExitStack() as stack:

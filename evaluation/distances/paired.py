@@ -58,7 +58,8 @@ def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dic
         higher_is_better = _HIGHER_IS_BETTER.get(name, False)
         theirs = other.metrics.get(name, {})
         values, others = (item.get("resampled") or [] for item in (ours, theirs))  # results of earlier versions have none
-        if not values or len(values) != len(others) or higher_is_better is None:
+        is_known = values and len(values) == len(others) and None not in (ours["value"], theirs["value"], *values, *others)
+        if not is_known or higher_is_better is None:
             continue
         error, degrees_of_freedom = resampled_error([a - b for a, b in zip(values, others, strict=True)], ours["method"])
         num_images = result.protocol["distance"]["num_samples"]

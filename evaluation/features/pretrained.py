@@ -54,13 +54,13 @@ class PretrainedExtractor:
 
 
 def load_pretrained(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> PretrainedExtractor:
-    """Load the network of that name, one of `NETWORKS`; refuse weights (`WeightsFile.read`) with another sha256 than the published one."""
+    """Load the network of that name, one of `NETWORKS`; refuse weights with another sha256 than the published one."""
     network = NETWORKS[name]
     return PretrainedExtractor(network.build(network.file.read(weights)), name=name, sha256=network.file.sha256, device=device)
 
 
 def vgg16(data: bytes) -> nn.Module:
-    """Return torchvision's VGG16 up to fc2 after its ReLU (4,096 features), from the file of a state dict; refuse another's."""
+    """Return torchvision's VGG16 up to fc2 after its ReLU (4,096 features); refuse the state dict of another network."""
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
     # torch-fidelity reads files as pickles, which can run code; it gets only what `weights_only` lets through.

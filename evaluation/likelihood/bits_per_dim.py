@@ -92,7 +92,11 @@ class Likelihood:
 
 
 def merge(parts: Iterable[Likelihood]) -> Likelihood:
-    """Return the likelihood of all images of the parts, however they are split; refuse none, other evaluations, and an image twice."""
+    """Return the likelihood of all images of the parts, however they are split.
+
+    Raises:
+        UserError: There is no part, an image is in two of them, or they are of different evaluations.
+    """
     parts = list(parts)
     if not parts:
         raise UserError("there are no images to compute the likelihood of")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from scipy.special import stdtr
 
 from evaluation.records.intervals import MANY, Interval, student_factor, student_interval
+from evaluation.records.stored import Number
 
 Verdict = Literal["better", "worse", "can't be told"]
 _LEVEL = 0.05
@@ -28,7 +29,7 @@ class Difference:
         higher_is_better: False for distances and bits/dim, of which a negative difference is better.
     """
 
-    value: float
+    value: Number
     standard_error: float | None
     degrees_of_freedom: int | None = None
     num_images: int = 0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from evaluation.records.protocol_card import as_plain
 from evaluation.records.score_card import Score, distance_score, likelihood_score, metric_score
+from evaluation.records.stored import CheckedAs, Number
 from training import storage
-from training.config.validation import require
+from training.config.validation import require, validate
 
 
 @dataclass(kw_only=True)
@@ -76,35 +78,12 @@ class _StoredMetric:
     value: float | None
     standard_error: float | None
     note: str
-    interval: tuple[float | None, float | None] | None = None
+    interval: list[float | None] | None = None
     method: str = ""
     bias: float | None = None
 
-
-@dataclass(kw_only=True)
-class StoredResult:
-    """Types of the fields of a stored result, as far as readers need them; a number that is not finite is null in JSON."""
-
-    checkpoint_uri: str
-    weights: str
-    step: int
-    distance_name: str
-    distance: float | None
-    distance_standard_error: float | None
-    distance_without_blocks: list[float | None] = field(default_factory=list)
-    distance_of_halves: list[list[float | None]] = field(default_factory=list)
-    held_out: _StoredHeldOut | None = None
-    likelihood: _StoredLikelihood | None = None
-    metrics: dict[str, _StoredMetric] = field(default_factory=dict)
-    grid_uri: str = ""
-    images_uri: str = ""
-    protocol: _StoredProtocol
-    experiment: dict[str, Any]
-    created_at: str
-    seconds: float
-
     def __post_init__(self) -> None:
-        require(self.likelihood is None or self.protocol.likelihood is not None, "protocol.likelihood", "must be there, as likelihood is")
+        require(self.interval is None or len(self.interval) == 2, "interval", "must have two ends")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +93,7 @@ class EvaluationResult:
     Attributes:
         checkpoint_uri: The checkpoint; for an ensemble, that of the middle member. `protocol` has the digests of all inputs.
         distance_name: "FID" only for the standard Inception network.
+        distance: NaN if it is not finite, and null in JSON: the samples are no images, or their features overflow.
         distance_standard_error: Standard error over the draw of the samples; None if unknown.
         distance_without_blocks: The distance without each block of samples (`frechet.leave_one_out_distances`), to compare
             it with another model's on the same noise.
@@ -130,19 +110,28 @@ class EvaluationResult:
     weights: str
     step: int
     distance_name: str
-    distance: float
+    distance: Number
     distance_standard_error: float | None
-    distance_without_blocks: list[float] = field(default_factory=list)
-    distance_of_halves: list[list[float]] = field(default_factory=list)
-    held_out: dict[str, Any] | None = None
-    likelihood: dict[str, Any] | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
+    distance_without_blocks: list[Number] = field(default_factory=list)
+    distance_of_halves: list[list[Number]] = field(default_factory=list)
+    held_out: Annotated[dict[str, Any], CheckedAs(_StoredHeldOut)] | None = None
+    likelihood: Annotated[dict[str, Any], CheckedAs(_StoredLikelihood)] | None = None
+    metrics: Annotated[dict[str, Any], CheckedAs(dict[str, _StoredMetric])] = field(default_factory=dict)
     grid_uri: str = ""
     images_uri: str = ""
-    protocol: dict[str, Any]
+    protocol: Annotated[dict[str, Any], CheckedAs(_StoredProtocol)]
     experiment: dict[str, Any]
     created_at: str
     seconds: float
+
+    def __post_init__(self) -> None:
+        missing = self.likelihood is not None and self.protocol.get("likelihood") is None
+        require(not missing, "protocol.likelihood", "must be there, as likelihood is")
+
+    @property
+    def rank(self) -> float:
+        """The distance, or infinity if it is not finite, for choosing the smallest."""
+        return self.distance if math.isfinite(self.distance) else math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -151,7 +140,8 @@ class EvaluationResult:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EvaluationResult:
         """Return the result of a `to_dict`."""
-        return cls(**value)
+        result: EvaluationResult = validate(cls, value)
+        return result
 
     @classmethod
     def read(cls, uri: str) -> EvaluationResult:
@@ -161,11 +151,7 @@ class EvaluationResult:
             ObjectNotFoundError: There is none.
             StorageError: The file is something else.
         """
-        value = storage.read_json(uri, StoredResult)
-        try:
-            return cls.from_dict(value)
-        except TypeError as error:
-            raise storage.StorageError(f"{uri}: is not the result of an evaluation ({error}); evaluate the model again") from error
+        return cls.from_dict(storage.read_json(uri, cls))
 
     def score_card(self) -> list[Score]:
         """Return every number with its interval: the distance, bits/dim, and the further metrics in their order."""
@@ -184,4 +170,4 @@ class EvaluationResult:
                 found[f"{score.name}_standard_error"] = score.standard_error
             if score.interval is not None:
                 found[f"{score.name}_low"], found[f"{score.name}_high"] = score.interval
-        return {f"{prefix}/{name}": float(value) for name, value in found.items() if value is not None}
+        return {f"{prefix}/{name}": float(value) for name, value in found.items() if value is not None and math.isfinite(value)}

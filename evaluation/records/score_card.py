@@ -7,11 +7,13 @@ where the mean over many draws of as many samples lies, and compares models at e
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evaluation.records.intervals import JACKKNIFE, Interval, jackknife_bias, student_interval
+from evaluation.records.protocol_card import as_plain
 
 _TITLES = {
     "kid": "KID",
@@ -41,6 +43,7 @@ class Score:
     Attributes:
         name: Its name in MLflow, such as "distance" or "bits_per_dim".
         title: Its name for people.
+        value: The number; NaN if it is not finite.
         standard_error, interval: Over the draw of the samples or test images; the interval is of 95 %. None if unknown.
         method: How the interval is found; empty if there is none.
         bias: What the finite number of samples adds, as far as it is known. 0 for an unbiased number, None if unknown.
@@ -60,12 +63,12 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return dataclasses.asdict(self)
+        return as_plain(dataclasses.asdict(self))
 
 
 def distance_score(name: str, value: float, error: float | None, without_blocks: Sequence[float], num_samples: int) -> Score:
     """Return the row of a Frechet distance, by the jackknife."""
-    has_blocks = len(without_blocks) > 1
+    has_blocks = len(without_blocks) > 1 and all(map(math.isfinite, (value, *without_blocks)))
     return Score(
         name="distance",
         title=name,
@@ -80,7 +83,7 @@ def distance_score(name: str, value: float, error: float | None, without_blocks:
 
 def likelihood_score(summary: Mapping[str, Any], split: str) -> Score:
     """Return the row of bits/dim, from the summary of a likelihood."""
-    value, error = summary["bits_per_dim"], summary["standard_error"]
+    value, error = _number(summary["bits_per_dim"]), summary["standard_error"]
     return Score(
         name="bits_per_dim",
         title="Bits/dim",
@@ -109,7 +112,9 @@ def interval_in_words(score: Score) -> str:
 
 
 def in_words(value: float, score: Score) -> str:
-    """Return a value of a score as text: in percent if it is a share."""
+    """Return a value of a score as text: in percent if it is a share; "-" if it is not finite."""
+    if math.isnan(value):
+        return "-"
     return f"{value:.1%}" if score.is_share else f"{value:.4g}"
 
 
@@ -119,9 +124,9 @@ def metric_score(name: str, item: Mapping[str, Any]) -> Score:
     return Score(
         name=name,
         title=_TITLES.get(name, name),
-        value=item["value"],
+        value=_number(item["value"]),
         standard_error=item["standard_error"],
-        interval=(interval[0], interval[1]) if interval else None,
+        interval=(interval[0], interval[1]) if interval and None not in interval else None,
         method=item.get("method", ""),
         bias=item.get("bias"),
         note=item["note"],
@@ -129,8 +134,12 @@ def metric_score(name: str, item: Mapping[str, Any]) -> Score:
     )
 
 
+def _number(stored: float | None) -> float:
+    return math.nan if stored is None else stored
+
+
 def _around(value: float, error: float | None, degrees_of_freedom: int, lowest: float = float("-inf")) -> Interval | None:
-    if error is None or degrees_of_freedom < 1:
+    if error is None or degrees_of_freedom < 1 or math.isnan(value):
         return None
     low, high = student_interval(value, error, degrees_of_freedom)
     return max(low, lowest), high

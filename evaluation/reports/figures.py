@@ -113,7 +113,7 @@ def loss_by_step(losses: Sequence[tuple[int, float]], *, objective: str) -> str:
     return _svg(lines, chart)
 
 
-def bound_by_timestep(timesteps: Sequence[int], terms: Sequence[float]) -> str:
+def bound_by_timestep(timesteps: Sequence[int], terms: Sequence[float | None]) -> str:
     """Draw the terms of the variational bound in bits/dim by original timestep; timestep 0 is drawn at t = 1."""
     chart = Chart(
         x="timestep t (1 is the least noise)",
@@ -122,7 +122,7 @@ def bound_by_timestep(timesteps: Sequence[int], terms: Sequence[float]) -> str:
         height=2.9,
         log_x=True,
     )
-    line = Line(label="terms", points={t + 1: (term, 0.0) for t, term in zip(timesteps, terms, strict=True)})
+    line = Line(label="terms", points={t + 1: (term, 0.0) for t, term in zip(timesteps, terms, strict=True) if term is not None})
     return _svg([line], chart)
 
 

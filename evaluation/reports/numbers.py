@@ -21,10 +21,12 @@ def format_error(error: float | None, unit: str = "") -> str:
 
 
 def format_estimate(value: float | None, error: float | None = None) -> str:
-    """Format a value with its error for a page, such as "3.14 ± 0.32"."""
-    return NONE if value is None else f"{format_digits(value, error)} {format_error(error)}".rstrip()
+    """Format a value with its error for a page, such as "3.14 ± 0.32"; "-" if there is none."""
+    return NONE if value is None or math.isnan(value) else f"{format_digits(value, error)} {format_error(error)}".rstrip()
 
 
-def plain_estimate(value: float, error: float | None, digits: int = 4) -> str:
-    """Format a value with its error in ASCII for a terminal, such as "3.142 +- 0.32"."""
+def plain_estimate(value: float | None, error: float | None, digits: int = 4) -> str:
+    """Format a value with its error in ASCII for a terminal, such as "3.142 +- 0.32"; "-" if there is none."""
+    if value is None or math.isnan(value):
+        return NONE
     return f"{value:.{digits}g}" + (f" +- {error:.2g}" if error else "")

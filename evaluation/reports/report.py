@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.monitoring.detector import FALSE_ALARMS_IN_A_YEAR
 from evaluation.monitoring.nightly import Judgement, SameNoise
 from evaluation.records import grids
+from evaluation.records.paired import Difference
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS, run_uri_of
@@ -20,6 +21,7 @@ from evaluation.reports import figures
 from evaluation.reports import paper_numbers as paper
 from evaluation.reports.html import data_uri, render
 from evaluation.reports.numbers import NONE, format_digits, format_error, format_estimate
+from evaluation.selection.final_choice import Choice
 from training import storage
 from training.config.addresses import public_links
 from training.config.experiment import Experiment
@@ -27,35 +29,6 @@ from training.console import format_duration
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 REPORT = "report.html"
-
-
-@dataclass(kw_only=True)
-class _StoredCandidate:
-    step: int
-    weights: str
-    score: float
-
-
-@dataclass(kw_only=True)
-class _StoredDifference:
-    value: float | None
-    interval: tuple[float, float] | None
-    verdict: str
-
-
-@dataclass(kw_only=True)
-class _StoredRescored:
-    candidate: _StoredCandidate
-    distance: float | None
-    standard_error: float | None
-    difference: _StoredDifference | None = None
-
-
-@dataclass(kw_only=True)
-class StoredChoice:
-    """Types of the fields of a stored choice, as far as its page needs them."""
-
-    candidates: list[_StoredRescored]
 
 
 def write_report(
@@ -82,7 +55,7 @@ def write_report(
         result,
         history=read_history(run_uri),
         losses=losses,
-        choice=storage.read_json(choice_uri, StoredChoice) if storage.exists(choice_uri) else None,
+        choice=storage.read_record(choice_uri, Choice) if storage.exists(choice_uri) else None,
         grid_png=storage.read_bytes(result.grid_uri) if result.grid_uri else None,
         links=links,
     )
@@ -101,7 +74,7 @@ def render_report(
     *,
     history: Sequence[Mapping[str, Any]] = (),
     losses: Sequence[tuple[int, float]] = (),
-    choice: Mapping[str, Any] | None = None,
+    choice: Choice | None = None,
     grid_png: bytes | None = None,
     links: Mapping[str, str] | None = None,
     nightly: Judgement | None = None,
@@ -109,8 +82,8 @@ def render_report(
 ) -> str:
     """Return the page as HTML; `losses` and `links` as in `write_report`.
 
-    `history` has the scores beside training, `choice` is as `evaluation.selection.final_choice` writes it, and `nightly` makes it
-    a page about a nightly evaluation; `same_noise` compares that night with the first one.
+    `history` has the scores beside training, and `nightly` makes it a page about a nightly evaluation; `same_noise` compares that
+    night with the first one.
     """
     likelihood = result.likelihood or {}
     experiment = result.experiment
@@ -121,6 +94,7 @@ def render_report(
         experiment=experiment,
         tiles=_tiles(scores),
         scores=_card_rows(scores),
+        distance=format_estimate(result.distance),
         is_fid=result.distance_name == "FID",
         grid=data_uri(grid_png) if grid_png else "",
         conditional=experiment["model"]["class_conditional"],
@@ -186,6 +160,8 @@ def _card_rows(card: Sequence[Score]) -> list[dict[str, str]]:
 
 
 def _shown(value: float, score: Score) -> str:
+    if math.isnan(value):
+        return NONE
     error = score.standard_error
     return format_digits(value * _scale(score), error and error * _scale(score)) + _unit(score)
 
@@ -198,24 +174,23 @@ def _unit(score: Score) -> str:
     return " %" if score.is_share else ""
 
 
-def _candidates(choice: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    if choice is None or len(choice["candidates"]) < 2:
+def _candidates(choice: Choice | None) -> list[dict[str, str]]:
+    if choice is None or len(choice.candidates) < 2:
         return []
     return [
         {
-            "step": f"{item['candidate']['step']:,}",
-            "weights": item["candidate"]["weights"],
-            "score": f"{item['candidate']['score']:.4g}",
-            "distance": format_estimate(item["distance"], item["standard_error"]),
-            "difference": _against_chosen(item.get("difference")),
+            "step": f"{item.candidate.step:,}",
+            "weights": item.candidate.weights,
+            "score": f"{item.candidate.score:.4g}",
+            "distance": format_estimate(item.distance, item.standard_error),
+            "difference": _against_chosen(item.difference),
         }
-        for item in choice["candidates"]
+        for item in choice.candidates
     ]
 
 
-def _against_chosen(difference: Mapping[str, Any] | None) -> str:
+def _against_chosen(difference: Difference | None) -> str:
     """Describe a candidate's difference to the chosen one on common noise."""
-    if not difference or not difference["interval"] or difference["value"] is None:
+    if difference is None or difference.interval is None or math.isnan(difference.value):
         return NONE
-    low, high = difference["interval"]
-    return f"{difference['value']:+.3g} ({low:+.3g} to {high:+.3g}): {difference['verdict']}"
+    return f"{difference.value_and_interval}: {difference.verdict}"

@@ -65,11 +65,6 @@ class LearnedSteps:
         return "t:" + ",".join(map(str, self.timesteps))
 
 
-@dataclass(kw_only=True)
-class _Stored:
-    spacing: str
-
-
 def with_learned_steps(sampling: SamplingConfig, model: TrainedModel) -> SamplingConfig:
     """Return the sampling with the model's own timesteps in place of `learned:K`; missing ones are chosen now, and stored."""
     count = learned_count(sampling.spacing)
@@ -77,7 +72,7 @@ def with_learned_steps(sampling: SamplingConfig, model: TrainedModel) -> Samplin
         return sampling
     uri = file_of_model(model, DIRECTORY, f"-{count}")
     if storage.exists(uri):
-        return dataclasses.replace(sampling, spacing=storage.read_json(uri, _Stored)["spacing"])
+        return dataclasses.replace(sampling, spacing=storage.read_record(uri, LearnedSteps).spacing)
     say(f"{model.description}: no {count} timesteps are stored for it; choosing them now")
     return dataclasses.replace(sampling, spacing=learn_and_store(model, count)[0].spacing)
 

@@ -112,12 +112,6 @@ def plan_samples(
     )
 
 
-@dataclass(kw_only=True)
-class _StoredPlan:
-    num_images: int
-    chunk_size: int
-
-
 def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu") -> None:
     """Draw the images of the set that do not exist yet.
 
@@ -193,7 +187,7 @@ def _low_res(plan: SamplePlan, model: TrainedModel) -> LowRes | None:
 
 def _read_plan(uri: str) -> dict[str, Any]:
     try:
-        plan = storage.read_json(storage.join(uri, PLAN), _StoredPlan)
+        plan = storage.read_json(storage.join(uri, PLAN), SamplePlan)
     except storage.ObjectNotFoundError as error:
         raise UserError(f"{uri} has no set of images ({PLAN} is missing); draw the images into it first") from error
     return plan

@@ -9,6 +9,7 @@ right then. The choice says so.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
     report.
 
     Raises:
-        UserError: No existing checkpoint has a finite score.
+        UserError: No existing checkpoint has a finite score, or none of the best ones has a finite distance.
     """
     present = set(checkpoint.steps(run_uri))
     usable = [score for score in read_history(run_uri) if int(score["step"]) in present]
@@ -90,20 +91,24 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
         say(f"comparing the best {len(candidates)} checkpoints at full protocol")
         results = sorted(
             ((_rescore(run_uri, item, data_uri, reference_uri, options or EvaluationOptions()), item) for item in candidates),
-            key=lambda pair: (pair[0].distance, pair[1].step),
+            key=lambda pair: (pair[0].rank, pair[1].step),
         )
         chosen = results[0][0]
+        if math.isnan(chosen.distance):
+            raise UserError(f"{run_uri}: none of the best {len(candidates)} checkpoints has a finite distance at full protocol")
         rescored = [
             Rescored(
                 candidate=candidate,
                 distance=result.distance,
                 standard_error=result.distance_standard_error,
-                difference=None if result is chosen else distance_difference(result, chosen),
+                difference=None if result is chosen or math.isnan(result.distance) else distance_difference(result, chosen),
             )
             for result, candidate in results
         ]
         reason = f"distance {chosen.distance:.4g} at full protocol, the smallest of {len(rescored)} candidates"
-        reason += f"; the next, of step {rescored[1].candidate.step:,}, differs by {rescored[1].difference}"
+        next_one = rescored[1]
+        reason += f"; the next, of step {next_one.candidate.step:,}, "
+        reason += f"differs by {next_one.difference}" if next_one.difference else "has no finite one"
     best = rescored[0].candidate
     choice = Choice(
         checkpoint_uri=checkpoint.checkpoint_uri(run_uri, best.step),

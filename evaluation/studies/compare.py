@@ -44,6 +44,8 @@ _PROTOCOL_FIELDS = ("num_samples", "sampling", "likelihood_split", "likelihood_n
 class Compared:
     """A model in a comparison. Its differences are to the first model, which has none; bits/dim may not be computed.
 
+    There is no difference of numbers that are not finite.
+
     Attributes:
         metric_differences: Those of further metrics by name, as far as noise is shared (`evaluation.distances.paired`).
         history: Scores of the checkpoints of its run, by step, as `read_history` gives them; empty where training took none.
@@ -113,8 +115,8 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
             Compared(
                 name=name,
                 result=result,
-                distance_difference=None if base is None else distance_difference(result, base),
-                likelihood_difference=None if base is None else _likelihood_difference(base, result),
+                distance_difference=None if base is None else _if_finite(distance_difference(result, base)),
+                likelihood_difference=None if base is None else _if_finite(_likelihood_difference(base, result)),
                 metric_differences={} if base is None else metric_differences(result, base),
                 history=read_history(run_uri_of(spec.checkpoint_uri)),
             )
@@ -202,6 +204,10 @@ def _key(spec: ModelSpec, options: EvaluationOptions) -> str:
     """Identify a result in a run's directory by weights and protocol."""
     protocol = {name: value for name, value in as_plain_fields(options).items() if name not in ("num_workers", "device", "result_name")}
     return hashlib.sha256(json.dumps([dataclasses.asdict(spec), protocol], default=str).encode()).hexdigest()[:12]
+
+
+def _if_finite(difference: Difference | None) -> Difference | None:
+    return None if difference is None or math.isnan(difference.value) else difference
 
 
 def _likelihood_difference(first: EvaluationResult, second: EvaluationResult) -> Difference | None:

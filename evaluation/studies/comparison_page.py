@@ -191,7 +191,7 @@ def _curves(comparison: Comparison) -> list[Picture]:
     scored = [model for model in comparison.models if model.history]
     if not scored:
         return []
-    ranked = sorted(scored, key=lambda model: (model is not comparison.models[0], model.result.distance))
+    ranked = sorted(scored, key=lambda model: (model is not comparison.models[0], model.result.rank))
     coloured = [model.name for model in ranked[: len(COLOURS)]]
     name = scored[0].history[-1]["distance_name"]
     protocols = [_score_protocol(model) for model in scored]

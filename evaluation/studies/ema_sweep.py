@@ -105,7 +105,7 @@ def sweep(
             for point in found
             if point.weights
         }
-        best = min(scored.values(), key=lambda result: result.distance, default=None)
+        best = min(scored.values(), key=lambda result: result.rank, default=None)
         points += [_measured(point, scored[point], best) if best and point in scored else point for point in found]
         results += scored.values()
     if not results:

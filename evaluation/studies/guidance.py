@@ -107,7 +107,7 @@ def sweep(
         )
         for each in guided
     ]
-    best = min(results, key=lambda result: result.distance)
+    best = min(results, key=lambda result: result.rank)
     return GuidanceSweep(
         model=run_uri.rstrip("/").rpartition("/")[2],
         checkpoint_uri=spec.checkpoint_uri,

@@ -144,8 +144,8 @@ def replay(
     candidates = [(c.step, c.weights) for c in best_checkpoints(scores, num_rescored or experiment.evaluation.rescore_best)]
     if not candidates:
         raise UserError(f"{run_uri}: no score is finite, so there is nothing to choose; name another run")
-    rescored = min(candidates, key=lambda key: results[key].distance)
-    full = min(results, key=lambda key: results[key].distance)
+    rescored = min(candidates, key=lambda key: results[key].rank)
+    full = min(results, key=lambda key: results[key].rank)
     behind = distance_difference(results[rescored], results[full])
     full_cost = _num_evaluations(results[full].protocol["distance"], experiment)
 

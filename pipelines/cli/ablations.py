@@ -212,7 +212,11 @@ class GridFile:
 
 
 def read_grid_file(path: Path) -> GridFile:
-    """Read a user's grid from a YAML file; refuse what is not YAML, not a grid, or has a key twice or a value that JSON does not have."""
+    """Read a user's grid from a YAML file.
+
+    Raises:
+        UserError: It is not YAML or not a grid, has a key twice, or has a value that JSON does not have.
+    """
     import yaml
 
     from training.config.validation import unknown_field, validate

@@ -44,7 +44,7 @@ class PortForward:
         return f"http://127.0.0.1:{self.local_port}"
 
     def ensure(self) -> None:
-        """Start kubectl unless it runs, and wait until the port is open; raise PortForwardError if it refuses, or after 30 s."""
+        """Start kubectl unless it runs; raise PortForwardError if it refuses, or the port is not open after 30 s."""
         if self._process is not None and self._process.poll() is None:
             return
         arguments = ["port-forward", "--address", "127.0.0.1", f"svc/{self._service}", f"{self.local_port}:{self._port}"]

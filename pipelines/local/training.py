@@ -53,6 +53,7 @@ def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, 
         next_steps: As for `train_here`.
     """
     from evaluation.monitoring.checkpoint_scorer import read_history
+    from evaluation.reports.numbers import plain_estimate
     from training import storage
     from training.tracking.runs import attach
 
@@ -64,8 +65,8 @@ def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, 
     report_path = storage.download(report_uri, directory / "report.html")
     likelihood = result["likelihood"]
     stop = f", stopped early of {result['experiment']['optim']['num_steps']:,}" if trained["stop_reason"] else ""
-    distance = _with_error(result["distance"], result["distance_standard_error"])
-    bits_per_dim = _with_error(likelihood["bits_per_dim"], likelihood["standard_error"])
+    distance = plain_estimate(result["distance"], result["distance_standard_error"])
+    bits_per_dim = plain_estimate(likelihood["bits_per_dim"], likelihood["standard_error"])
     rows = [
         ("trained", f"{trained['step']:,} steps{stop}"),
         ("distance", _progress(read_history(run_uri))),
@@ -98,7 +99,3 @@ def _progress(history: Sequence[Mapping[str, Any]]) -> str:
     first, best = scored[0], min(scored)
     change = f"{first[0]:.3g} at step {first[1]:,} -> {best[0]:.3g} at step {best[1]:,}"
     return f"{history[0]['distance_name']} {change} (few-step scores during training)"
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4g}" + (f" +- {error:.2g}" if error else "")

@@ -41,7 +41,7 @@ def default_home() -> Path:
 
 
 def prepare(home: Path) -> None:
-    """Make the directory, readable by its owner alone; raise ServicesError if that fails, or its disk is almost full."""
+    """Make the directory, for its owner alone; raise ServicesError if that fails, or its disk is almost full."""
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = home / f".probe-{secrets.token_hex(4)}"
@@ -118,7 +118,7 @@ def _read(path: Path) -> Any:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different ports that are free now, at random, as two programs then rarely draw the same; raise OSError if few are."""
+    """Return `count` free ports at random, so that two programs rarely draw the same; raise OSError if too few are."""
     with contextlib.ExitStack() as listeners:
         found: list[int] = []
         for port in random.SystemRandom().sample(_RANGE, len(_RANGE)):

@@ -184,6 +184,12 @@ def test_a_forced_evaluation_is_the_one_that_mlflow_and_the_registry_show_and_th
     from mlflow import MlflowClient
 
     true = _evaluate(run_uri, bucket_uri, "first")
+    storage.write_json(f"{run_uri}/evaluations/final.json", {**true, "distance": None, "weights": "ema_0.995"})
+    assert update_mlflow(run_uri)
+    champion = resolve("digits-hybrid-cosine")
+    assert (champion.weights, champion.distance) == (true["weights"], pytest.approx(true["distance"]))
+    versions = MlflowClient().search_model_versions("name = 'digits-hybrid-cosine'")
+    assert "ema_0.995" not in {version.tags["iddpm.weights"] for version in versions}, "without a finite distance it is not registered"
     faulty = {**true, "distance": 0.001, "step": 200, "created_at": "2026-01-01T00:00:00+00:00"}
     storage.write_json(f"{run_uri}/evaluations/final.json", faulty)
     assert update_mlflow(run_uri)

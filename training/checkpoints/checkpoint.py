@@ -126,13 +126,17 @@ def file_names(uri: str) -> tuple[str, ...]:
 
 
 def load_bytes(uri: str, name: str) -> bytes:
-    """Return one file of a complete checkpoint, checked against its sha256; raise CheckpointError if it is missing or damaged."""
+    """Return one file of a complete checkpoint, checked against its sha256.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
     with _checked(uri, name) as path:
         return path.read_bytes()
 
 
 def load(uri: str, name: str) -> dict[str, Any]:
-    """Return one state dict (`.pt`, on the CPU) or JSON object (`.json`) of a checkpoint; raise CheckpointError as `load_bytes` does."""
+    """Return one state dict (`.pt`, on the CPU) or JSON object (`.json`) of a checkpoint. Raises as `load_bytes`."""
     with _checked(uri, name) as path:
         return read_file(path, storage.join(uri, name))
 

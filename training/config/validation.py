@@ -54,7 +54,11 @@ def adapter(cls: type) -> TypeAdapter[Any]:
 
 
 def validate(cls: type, value: Mapping[str, Any]) -> Any:
-    """Return an object of that dataclass; refuse, by its path, a field that is unknown, missing, of a wrong type or out of its range."""
+    """Return an object of that dataclass.
+
+    Raises:
+        UserError: A field, which is named by its path, is unknown, missing, of a wrong type or out of its range.
+    """
     try:
         from pydantic import ValidationError
     except ImportError:

@@ -76,7 +76,11 @@ def ends_and_middle(ends: Model, middle: Model, diffusion: DiffusionConfig, *, w
 
 
 def require_same_process(configs: Sequence[DiffusionConfig]) -> DiffusionConfig:
-    """Return the process that all models share; refuse, by the field, models whose outputs have other meanings. Objectives may differ."""
+    """Return the process that all models share. Their objectives may differ.
+
+    Raises:
+        UserError: A field differs that gives the outputs another meaning.
+    """
     first = configs[0]
     for other in configs[1:]:
         for name in ("num_timesteps", "schedule", "variance", "prediction", "rescale_timesteps"):

@@ -230,7 +230,7 @@ class GaussianProcess:
         return ModelPrediction(mean=self.q_posterior(x_0, x_t, t).mean, log_variance=log_variance, x_0=x_0, eps=eps)
 
     def split_output(self, output: Float[Tensor, "batch outputs *size"], num_channels: int) -> tuple[Tensor, Tensor | None]:
-        """Split a network's output into its prediction and v (None where the variance is not learned); another size is a ValueError."""
+        """Split a network's output into prediction and v (None if no variance is learned); another size is a ValueError."""
         learned = self.config.variance == "learned_range"
         expected = num_channels * (2 if learned else 1)
         if output.shape[1] != expected:

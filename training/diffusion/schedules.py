@@ -18,7 +18,7 @@ MAX_BETA = 0.999
 
 
 def beta_schedule(name: Schedule, num_timesteps: int) -> Float64[Tensor, " timesteps"]:
-    """Return the schedule of that name over T timesteps; an unknown name, and a T that is too small, are a ValueError."""
+    """Return the schedule of that name over T timesteps; an unknown name, or too small a T, is a ValueError."""
     if name == "linear":
         return linear_betas(num_timesteps)
     if name == "cosine":

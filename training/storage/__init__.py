@@ -103,11 +103,14 @@ _CHECK = "it is damaged or another kind of file, so check the address"
 
 
 def read_json(uri: str, shape: type | None = None) -> dict[str, Any]:
-    """Read the JSON object stored under `uri`; to ask it, or an object inside it, for a key that it has not is a `StorageError` too.
+    """Read the JSON object stored under `uri`.
 
     Args:
         uri: The address.
         shape: A dataclass with the types of fields, by which the object is checked with pydantic; other fields are not.
+
+    Raises:
+        StorageError: It is no JSON object, or not of that shape. To ask it, or an object inside it, for a missing key is one too.
     """
     data = read_bytes(uri)
 
@@ -128,7 +131,7 @@ def read_json(uri: str, shape: type | None = None) -> dict[str, Any]:
 
 
 def read_record(uri: str, cls: type[_Record]) -> _Record:
-    """Read the JSON object stored under `uri` as an object of a dataclass; a missing field, or one of another type, is a `StorageError`."""
+    """Read the JSON object under `uri` as an object of a dataclass; a missing field, or a wrong type, is a `StorageError`."""
     return cast(_Record, _require(cls, uri, read_bytes(uri)))
 
 

@@ -25,7 +25,11 @@ _ABANDONED_SECONDS = 60.0
 
 
 def local_path(uri: str) -> Path:
-    """Return the path of a URI on disk; raise StorageError for another scheme than file://, or an address read as a path."""
+    """Return the path of a URI on disk.
+
+    Raises:
+        StorageError: It has another scheme than file://, or is an address that was read as a path.
+    """
     if _ADDRESS_AS_PATH.match(uri):
         raise StorageError(f"{uri}: name a path on this machine (an address, where one is taken, begins with s3:// or file://)")
     scheme, separator, rest = uri.partition("://")

@@ -46,7 +46,11 @@ class TrackingError(UserError):
 
 
 def tracking_uri() -> str:
-    """Return MLflow's address, without a slash at the end; raise TrackingError if there is none, or it has a password in it."""
+    """Return MLflow's address, without a slash at the end.
+
+    Raises:
+        TrackingError: There is none, or it has a password in it.
+    """
     _export_step_settings()
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
     if contains_password(uri):  # links and messages show it

@@ -122,7 +122,7 @@ class TrackedRun:
         self._sender.put("metrics", lambda: self._send_replacement(dict(values), step, milliseconds))
 
     def save_metrics(self) -> None:
-        """Write the metrics logged so far to the run's directory, if the run has one; raise StorageError if that fails."""
+        """Write the metrics logged so far to the run's directory, if the run has one; a failure is a StorageError."""
         self._metrics.save()
 
     def log_image(self, key: str, image: NDArray[np.uint8], step: int) -> None:
@@ -191,7 +191,7 @@ class TrackedRun:
         return self._sender.flush(timeout_seconds)
 
     def close(self) -> bool:
-        """Wait until all is delivered, and leave the run open; return False if MLflow did not answer. It may raise StorageError."""
+        """Wait until all is delivered, and leave the run open; return False if MLflow did not answer. Raises as `save_metrics`."""
         delivered = self.flush()
         self.save_metrics()
         return delivered

@@ -6,11 +6,12 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from evaluation.ablations.definitions.ablation import setting_of
 from evaluation.records.protocol_card import as_plain
-from evaluation.records.result import StoredResult
+from evaluation.records.result import EvaluationResult
+from evaluation.records.stored import CheckedAs
 from training import storage
 from training.config.validation import FORBID_UNKNOWN, validate
 from training.console import say
@@ -18,12 +19,7 @@ from training.console import say
 
 @dataclass(kw_only=True)
 class _StoredMeasures:
-    final: StoredResult | None = None
-
-
-@dataclass(kw_only=True)
-class _StoredRecord:
-    measures: _StoredMeasures = field(default_factory=_StoredMeasures)
+    final: EvaluationResult | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +51,7 @@ class TrialRecord:
     step: int = 0
     experiment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    measures: dict[str, Any] = field(default_factory=dict)
+    measures: Annotated[dict[str, Any], CheckedAs(_StoredMeasures)] = field(default_factory=dict)
     tracking_run_id: str = ""
     error: str = ""
     seed: int | None = None
@@ -92,7 +88,6 @@ class TrialRecord:
         Raises:
             StorageError: There is none, or the file is something else.
         """
-        storage.read_json(uri, _StoredRecord)
         return storage.read_record(uri, cls)
 
 

@@ -76,6 +76,22 @@ def test_a_single_candidate_is_not_scored_again(own_run_uri: str, digits_uri: st
     assert choice.candidates[0].distance is None
 
 
+def _lose_distance(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "distance": None, "distance_standard_error": None}))
+
+
+def test_a_candidate_without_a_finite_distance_is_not_chosen(own_run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    first, second = choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS).candidates
+    names = [f"choose-{each.candidate.step:08d}-{each.candidate.weights}.json" for each in (first, second)]
+    _lose_distance(Path(own_run_uri, "evaluations", names[0]))
+    found = choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS)
+    assert (found.step, found.candidates[1].difference) == (second.candidate.step, None)
+    assert found.reason.endswith(f"the next, of step {first.candidate.step:,}, has no finite one")
+    _lose_distance(Path(own_run_uri, "evaluations", names[1]))
+    with pytest.raises(UserError, match="none of the best 2 checkpoints has a finite distance at full protocol"):
+        choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS)
+
+
 def test_a_removed_checkpoint_is_not_chosen(choice: Choice, own_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     checkpoint.remove(own_run_uri, {choice.step})
     assert choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS).step == 300 - choice.step

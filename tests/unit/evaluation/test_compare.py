@@ -13,6 +13,7 @@ from PIL import Image
 
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.records.paired import Difference, judge_together
+from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
 from evaluation.studies.compare import Comparison, compare, short_names
 from evaluation.studies.comparison_page import as_study
@@ -52,6 +53,27 @@ def test_equal_weights_have_difference_zero_and_others_differ_by_more_than_noise
     assert other.likelihood_difference is not None
     assert other.likelihood_difference.num_standard_errors is not None
     assert abs(other.likelihood_difference.num_standard_errors) > 3
+
+
+def test_a_model_without_a_finite_distance_has_no_difference_and_a_dash_in_the_table(
+    comparison: Comparison, digits_uri: str, reference_uri: str
+) -> None:
+    models = [model.result for model in comparison.models]
+    run_uri = run_uri_of(models[1].checkpoint_uri)
+    stored = [
+        path for path in Path(run_uri, "evaluations").glob("compare-*.json") if json.loads(path.read_text())["step"] == models[1].step
+    ]
+    before = stored[0].read_text()
+    stored[0].write_text(json.dumps({**models[1].to_dict(), "distance": None, "distance_standard_error": None}))
+    try:
+        found = compare([_spec(run_uri, step) for step in (100, 200, 300)], digits_uri, reference_uri, options=_FEW)
+    finally:
+        stored[0].write_text(before)
+    assert [model.distance_difference is None for model in found.models] == [True, True, False]
+    study = as_study(found)
+    assert re.search(r"^step 200 +- +- +", study.text, re.MULTILINE)
+    assert not [name for name, _ in study.points if re.match(r"distance(_difference)?/2_", name)]
+    assert "NaN" not in study.files["comparison.json"].decode()
 
 
 def test_a_difference_on_common_noise_has_a_smaller_error_than_independent_draws(comparison: Comparison) -> None:

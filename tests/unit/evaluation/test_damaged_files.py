@@ -26,6 +26,7 @@ from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.monitoring.early_stopping import best_checkpoints
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
+from evaluation.records.score_card import as_markdown
 from evaluation.reports.report import write_report
 from evaluation.selection.resolve import chosen_weights
 from evaluation.tuning.record import read_records, smallest_scores
@@ -93,7 +94,7 @@ SCORE = {
     "distance_name": "FID",
     "protocol": {"num_samples": 60, "sampler": "DDIM"},
 }
-DIFFERENCE = {"value": 0.5, "interval": [0.25, 0.75], "verdict": "worse"}
+DIFFERENCE = {"value": 0.5, "standard_error": 0.125, "interval": [0.25, 0.75], "verdict": "worse"}
 RESCORED = [
     {"candidate": {"step": 200, "weights": "ema_0.99", "score": 1.5}, "distance": 1.5, "standard_error": 0.25, "difference": each}
     for each in (None, DIFFERENCE)
@@ -172,7 +173,7 @@ def _report(run: str) -> None:
 
 def _result(run: str) -> None:
     result = EvaluationResult.read(f"{run}/evaluations/final.json")
-    result.score_card()
+    as_markdown(result.score_card(), "")
     result.flat_metrics()
     card_rows(result.protocol, result.likelihood)
     training_numbers(run)
@@ -228,15 +229,15 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
 }
 
 
-def _damaged(value: Any, *, with_null: bool) -> Iterator[Any]:
-    """Yield copies of a value with each value inside it, in turn, removed or of another type; a fraction becomes null only `with_null`."""
+def _damaged(value: Any) -> Iterator[Any]:
+    """Yield copies of a value with each value inside it, in turn, removed or of another type."""
     for path in _paths(value):
         for other in OTHERS:
             changed = copy.deepcopy(value)
             holder = changed
             for key in path[:-1]:
                 holder = holder[key]
-            is_number = isinstance(holder[path[-1]], float) and (type(other) is int or (other is None and not with_null))
+            is_number = isinstance(holder[path[-1]], float) and type(other) is int
             if type(other) is not type(holder[path[-1]]) and not is_number:
                 holder[path[-1]] = other
                 yield changed
@@ -272,8 +273,7 @@ def test_a_damaged_file_is_taken_or_named_and_never_a_traceback(name: str, tmp_p
     _write(Path(run, name), value)
     if not name.endswith("complete.json"):  # the checkpoint has no other file
         read(run)
-    # In a result, null stands for a number that is not finite; what is made of such a number is no matter of the file.
-    for changed in _damaged(value, with_null=name != "evaluations/final.json"):
+    for changed in _damaged(value):
         _write(Path(run, name), changed)
         try:
             read(run)

@@ -54,3 +54,22 @@ def test_a_damaged_model_is_drawn_again_found_and_stays_found_until_its_level_is
     assert re.search(r"is healthy: \S+ against \S+ \(mean of 1 healthy score\)", check("4"))
     assert "Ada accepted the level of" in page.read_text()
     assert len(json.loads(Path(run_uri, "nightly/history.json").read_text())["nights"]) == 4
+
+
+def test_a_night_without_a_finite_distance_is_a_regression_and_the_next_night_reads_the_history(
+    run_uri: str, digits_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_history(run_uri, History())
+    uri = score_model(checkpoint.checkpoint_uri(run_uri, 100), "", digits_uri, str(tmp_path), "nightly-1", {})
+    lost = json.dumps({**json.loads(Path(uri).read_text()), "distance": None, "distance_standard_error": None})
+    for name in ("nightly-1", "nightly-1-again-1"):
+        Path(uri).with_name(f"{name}.json").write_text(lost)
+    page = tmp_path / "page.html"
+    for _ in range(2):
+        with pytest.raises(RegressionError, match="the distance is not finite"):
+            compare_with_history(uri, "no-run", 3, 0.0, str(tmp_path), str(page))
+    assert "Regression." in page.read_text()
+    history = read_history(run_uri)
+    assert history is not None
+    assert (history.nights[-1].distance, history.nights[-1].redrawn) == (None, ())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,14 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.steps.run_messages import training_numbers
 from evaluation.distances.metric_value import share_of_images
+from evaluation.distances.paired import metric_differences
 from evaluation.features.inception import WEIGHTS
+from evaluation.monitoring.early_stopping import Candidate
 from evaluation.records import grids
+from evaluation.records.intervals import JACKKNIFE
+from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
 from evaluation.records.score_card import as_markdown
 from evaluation.reports import figures
 from evaluation.reports import paper_numbers as paper
 from evaluation.reports.report import render_report, write_report
+from evaluation.selection.final_choice import Choice, Rescored
 from training import storage
 from training.config.experiment import Experiment
 from training.config.presets import preset
@@ -222,13 +229,73 @@ def test_the_score_card_has_every_number_with_its_interval_and_how_it_is_found(r
 
 
 def test_the_candidates_of_the_choice_are_listed(result: EvaluationResult) -> None:
-    candidates = [
-        {"candidate": {"step": step, "weights": "ema_0.99", "score": 2.0}, "distance": 1.5 + step / 1000, "standard_error": 0.05}
-        for step in (200, 300)
-    ]
-    text = _Page(render_report(result, choice={"candidates": candidates})).text
+    worse = Difference(value=0.1, standard_error=0.01)
+    candidates = tuple(
+        Rescored(
+            candidate=Candidate(step=step, weights="ema_0.99", score=2.0), distance=distance, standard_error=error, difference=difference
+        )
+        for step, distance, error, difference in ((200, 1.7, 0.05, None), (300, 1.8, 0.05, worse), (400, math.nan, None, None))
+    )
+    choice = Choice(checkpoint_uri=result.checkpoint_uri, step=200, weights="ema_0.99", candidates=candidates, reason="the smallest")
+    text = _Page(render_report(result, choice=choice)).text
     assert "scored again" in text
-    assert text.index("1.700 ± 0.050") < text.index("1.800 ± 0.050")
+    assert text.index("1.700 ± 0.050") < text.index("1.800 ± 0.050") < text.index("+0.1 (+0.0804 to +0.12): worse") < text.index("400")
+    assert "nan" not in text
+
+
+@pytest.fixture
+def run_without_numbers(result: EvaluationResult, tmp_path: Path) -> str:
+    """A run whose samples have features that overflow, and whose network gives no bits/dim."""
+    bare = dataclasses.replace(
+        result,
+        distance=math.nan,
+        distance_standard_error=None,
+        distance_without_blocks=[math.nan] * 10,
+        distance_of_halves=[[math.nan] * 2] * 6,
+        held_out={"num_images": 80, "real": 3.5, "generated": math.nan},
+        likelihood={**(result.likelihood or {}), "bits_per_dim": math.nan, "standard_error": None, "per_t": [1.0, math.nan, 0.25]},
+        metrics={"recall": {"value": math.nan, "standard_error": None, "interval": None, "note": "n"}},
+    )
+    storage.write_json(str(tmp_path / "evaluations" / "final.json"), bare.to_dict())
+    return str(tmp_path)
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_read_as_such(run_without_numbers: str) -> None:
+    text = Path(run_without_numbers, "evaluations", "final.json").read_text()
+    assert '"distance": null' in text
+    assert "NaN" not in text
+    read = EvaluationResult.read(f"{run_without_numbers}/evaluations/final.json")
+    assert math.isnan(read.distance)
+    assert read.rank == math.inf
+    assert math.isnan(read.distance_without_blocks[0])
+    assert math.isnan(read.distance_of_halves[0][0])
+    assert json.dumps(read.to_dict(), indent=2) + "\n" == text
+
+
+def test_a_number_that_is_not_finite_is_a_dash_on_the_page_and_in_the_model_card_and_no_metric(run_without_numbers: str) -> None:
+    page = _Page(Path(write_report(run_without_numbers)).read_text()).text
+    assert "nan" not in page.split("Protocol")[0]
+    card = EvaluationResult.read(f"{run_without_numbers}/evaluations/final.json").score_card()
+    lines = as_markdown(card, "Step 200.").splitlines()[-3:]
+    assert lines == [f"| {name} | - | - | - |" for name in ("FD(digits-classifier)", "Bits/dim", "Recall")]
+    assert [score.to_dict()["value"] for score in card] == [None] * 3
+    assert EvaluationResult.read(f"{run_without_numbers}/evaluations/final.json").flat_metrics() == {}
+
+
+def test_the_message_of_a_run_without_a_finite_distance_says_so(run_without_numbers: str) -> None:
+    assert training_numbers(run_without_numbers) == {
+        "summary": "no finite FD(digits-classifier), no finite bits/dim, at step 200",
+        "distance_name": "FD(digits-classifier)",
+        "step": 200,
+    }
+
+
+def test_two_metrics_of_which_one_is_not_finite_have_no_difference(result: EvaluationResult, run_without_numbers: str) -> None:
+    item = {"value": 0.5, "standard_error": 0.1, "note": "n", "method": JACKKNIFE, "resampled": [0.5] * 9 + [0.6]}
+    ours = dataclasses.replace(result, metrics={"recall": item})
+    theirs = dataclasses.replace(result, metrics={"recall": {**item, "value": None, "resampled": [None] * 10}})
+    assert set(metric_differences(ours, ours)) == {"recall"}
+    assert metric_differences(ours, theirs) == {}
 
 
 def test_the_chosen_checkpoint_is_marked_in_the_figure() -> None:

@@ -16,6 +16,7 @@ from webhook_receiver import NONSENSE, SILENCE, Receiver, receive
 from components.resolve_model import resolve_model
 from components.steps import nightly as nightly_run
 from components.steps import webhook
+from components.steps.compare import tell_comparison
 from components.steps.run_messages import End, tell_end
 
 _MESSAGE = {"event": "failed", "text": "worse"}
@@ -37,6 +38,17 @@ def test_a_message_is_sent_once_even_if_its_step_is_retried(server: Receiver, tm
     printed = capsys.readouterr()
     assert "sent the message to the webhook" in printed.out + printed.err
     assert "s3cr3t" not in printed.out + printed.err + Path(receipt).read_text()
+
+
+def test_the_message_of_a_comparison_names_a_model_without_a_finite_distance(server: Receiver, tmp_path: Path) -> None:
+    numbers = ((1.5, 0.25), (None, None))
+    results = [{"distance_name": "FID", "distance": value, "distance_standard_error": error} for value, error in numbers]
+    models = [{"name": name, "result": result} for name, result in zip("ab", results, strict=True)]
+    (tmp_path / "comparison.json").write_text(json.dumps({"models": models}))
+    tell_comparison(f"{tmp_path}/comparison.html", "p-1", str(tmp_path))
+    (message,) = server.messages
+    assert "FID of a 1.50 ± 0.25; b not finite" in message["text"]
+    assert [each["distance"] for each in message["numbers"]["models"]] == [1.5, None]
 
 
 def test_a_server_error_is_retried(server: Receiver, tmp_path: Path) -> None:

@@ -44,7 +44,11 @@ class ImageError(ValueError):
 
 
 def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read the header of an image file; raise ImageError for other formats than `FORMATS`, and for more than `max_pixels` pixels."""
+    """Read the header of an image file.
+
+    Raises:
+        ImageError: The format is none of `FORMATS`, or there are more than `max_pixels` pixels.
+    """
     beginning = bytes(stream.getbuffer()[:8])
     if not beginning:
         raise ImageError("is empty (0 bytes)")
@@ -64,7 +68,11 @@ def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def load(image: Image.Image) -> Image.Image:
-    """Decode an opened image in the mode of the file; raise ImageError if it is damaged, or of floating point or 32-bit pixels."""
+    """Decode an opened image in the mode of the file.
+
+    Raises:
+        ImageError: It is damaged, or has floating point or 32-bit pixels.
+    """
     try:
         with _without_pillows_limit():
             image.load()

@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -23,12 +22,10 @@ from faulty_training import (
     PRESET,
     Run,
     assert_the_same,
-    end_all,
     has_checkpoint,
     has_later_checkpoint,
     latest_step,
     outcome,
-    prepare_data,
     rank_zero,
     run_uri_of,
     status_of,
@@ -44,17 +41,6 @@ from training.checkpoints import checkpoint
 from training.config.presets import preset
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_running() -> Iterator[None]:
-    yield
-    end_all()
-
-
-@pytest.fixture(scope="module")
-def data_uri(services: local_services.Services) -> str:
-    return prepare_data(f"{services.bucket_uri}/faults")
 
 
 @pytest.mark.timeout(1800)

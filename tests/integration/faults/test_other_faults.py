@@ -16,31 +16,17 @@ from faulty_training import (
     FEW_STEPS,
     Run,
     assert_the_same,
-    end_all,
     has_checkpoint,
     outcome,
-    prepare_data,
     run_uri_of,
     status_of,
     train_undisturbed,
     workers_below,
 )
 
-from pipelines.services import services as local_services
 from training import storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_running() -> Iterator[None]:
-    yield
-    end_all()
-
-
-@pytest.fixture(scope="module")
-def data_uri(services: local_services.Services) -> str:
-    return prepare_data(f"{services.bucket_uri}/faults")
 
 
 @pytest.fixture(scope="module")
