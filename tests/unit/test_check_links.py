@@ -16,10 +16,10 @@ class Sites(BaseHTTPRequestHandler):
     asked: list[tuple[str, str]]
     released: threading.Event
 
-    def do_HEAD(self) -> None:  # noqa: N802 - http.server's name
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer()
 
     def _answer(self) -> None:
