@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup docs pictures demo down image image-base image-test test test-fast lint format golden golden-check ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-samplers clean
+.PHONY: help setup docs pictures demo down image image-base image-test test test-fast lint format golden golden-check links ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-samplers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -90,7 +90,10 @@ golden: setup  ## rewrite the golden files (presets, compiled pipelines); read t
 golden-check: setup
 	@$(BIN)/python tests/golden/regenerate.py --check
 
-ci: lint golden-check test  ## what CI runs: lint, golden check, all tests
+links: setup  ## ask every link to another site in the Markdown and the notebooks; without a network it only says so
+	@$(BIN)/python tests/check_links.py
+
+ci: lint golden-check links test  ## what CI runs: lint, golden check, links, all tests
 
 test-processors: setup  ## the numeric tests under other instruction sets, oneDNN kernels and numbers of threads
 	@$(BIN)/python tests/processors.py

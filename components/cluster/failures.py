@@ -9,11 +9,13 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from components.cluster.workflows import Attempt, attempts
 from training import storage
 from training.config.redaction import without_secrets
+
+T = TypeVar("T")
 
 _LONGEST = 400
 _S3_SECONDS = 20.0
@@ -79,19 +81,22 @@ def _error(attempt: Attempt, read_log: Callable[[str], str]) -> str:
 
 
 def stored_log(uri: str) -> str:
-    """Return a log in S3; empty if it can't be read soon, as on a machine without the credentials."""
-    found: queue.SimpleQueue[str] = queue.SimpleQueue()
+    """Return a log that KFP's launcher keeps in S3; empty if it can't be read soon."""
+    return (read_soon(lambda: storage.read_bytes(uri)) or b"").decode(errors="replace") if uri else ""
 
-    def read() -> None:
+
+def read_soon(read: Callable[[], T]) -> T | None:
+    """Return what is read from storage; None if it can't be read soon, as on a machine without the credentials."""
+    found: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+
+    def put() -> None:
         try:
-            found.put(storage.read_bytes(uri).decode(errors="replace"))
+            found.put(read())
         except (storage.StorageError, OSError):
-            found.put("")
+            found.put(None)
 
-    if not uri:
-        return ""
-    threading.Thread(target=read, daemon=True).start()
+    threading.Thread(target=put, daemon=True).start()
     try:
         return found.get(timeout=_S3_SECONDS)
     except queue.Empty:
-        return ""
+        return None

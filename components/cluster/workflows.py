@@ -106,6 +106,7 @@ class Attempt(NamedTuple):
         log_uri: Where KFP keeps its log when the pod is gone; empty for a driver.
         has_failed: True if the whole step has failed, with all its tries.
         started: When it began, as text that sorts by time.
+        finished: When it ended, in the same way; empty while it goes on.
     """
 
     step: str
@@ -115,6 +116,7 @@ class Attempt(NamedTuple):
     log_uri: str
     has_failed: bool
     started: str
+    finished: str
     is_driver: bool
 
 
@@ -159,6 +161,7 @@ def attempts(workflow: Mapping[str, Any]) -> list[Attempt]:
                 log_uri=_log_uri(node),
                 has_failed=step.get("phase") in failures and retried.get("phase") in failures,
                 started=str(node.get("startedAt") or ""),
+                finished=str(node.get("finishedAt") or ""),
                 is_driver=path.endswith("-driver"),
             )
         )

@@ -31,9 +31,10 @@ def main(words: Sequence[str]) -> int:
     except Exception as error:  # of any step: the exit code must say whether it may pass
         if address == "local":
             storage.write_json(answer_uri, {"error": str(error), "is_users": isinstance(error, UserError)})
-        if not isinstance(error, (ValueError, OSError, TrainingError)):
+        if isinstance(error, (ValueError, OSError, TrainingError)):
+            say(f"{type(error).__name__}: {error}")
+        else:
             traceback.print_exc()
-        say(f"{type(error).__name__}: {error}")
         return TRY_AGAIN if may_pass(error) else 1
     if address != "local":
         say(f"{step.name} is done on the Ray cluster")

@@ -107,10 +107,22 @@ def _versions(uris: Sequence[str]) -> list[object]:
 
 
 def _append(path: Path, error: BaseException) -> None:
-    """Write an error to the end of a log: who catches it prints it later, where the log no longer sees it."""
+    """Write an error to the end of a log: who catches it prints it later, where the log no longer sees it.
+
+    A step's own process may have printed it already, as the last thing that it did.
+    """
+    if _ends_with(path, f": {error}"):
+        return
     is_expected = isinstance(error, UserError) or not isinstance(error, Exception)
     with path.open("a", errors="replace") as file:
         file.write(f"{type(error).__name__}: {error}\n" if is_expected else "".join(traceback.format_exception(error)))
+
+
+def _ends_with(path: Path, words: str) -> bool:
+    wanted = f"{words}\n".encode(errors="replace")
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(wanted)))
+        return file.read() == wanted
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,8 +159,10 @@ def check_settings(
     sizes: list[Any] = []
     for stage, text in zip(STAGES, (data_resources, train_resources, evaluate_resources), strict=True):
         resources = read_resources(text, stage=stage)
-        where = {"local": "in the step's pod", "rayjob": "on a Ray cluster made for it", "address": f"at {resources.ray_address}"}
-        say(f"{stage}: {resources.num_workers} worker(s) {where[resources.ray_mode]}, {resources.cpu} core(s) and {resources.memory} a pod")
+        here = "in the step's pod" if os.environ.get("KFP_POD_NAME") else "on this machine"
+        where = {"local": here, "rayjob": "on a Ray cluster made for it", "address": f"at {resources.ray_address}"}[resources.ray_mode]
+        size = "" if where == "on this machine" else f", {resources.cpu} core(s) and {resources.memory} a pod"
+        say(f"{stage}: {resources.num_workers} worker(s) {where}{size}")
         _require_queue(f"{stage}_resources", resources.queue)
         sizes.extend(resources.pod)
     return (experiment, *sizes)

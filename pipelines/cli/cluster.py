@@ -171,9 +171,9 @@ def logs(
 ) -> None:
     """Print the logs of a run's steps or workers.
 
-    The logs of the cluster's pods come from there, or from S3 when the pods are gone. Those of a training, of its evaluation and of each of
-    its workers are in its directory too, and that of the preparation of images in its data set's, on every machine; while they are
-    written, half a minute late.
+    With a connection to KFP, the log of a step that goes on comes from its pod; that of one that has ended comes from S3 where it is
+    stored, or else from its pod. Those of a training, of its evaluation and of each of its workers are in its directory too, and that of
+    the preparation of images in its data set's, on every machine; while they are written, half a minute late.
     """
     from pipelines.cli.services import connect
     from pipelines.client.stored_logs import find_directories, show_stored_logs

@@ -1,4 +1,6 @@
-"""The logs of a run's steps: from their pods while these are there, else from those that KFP's launcher keeps in S3.
+"""The logs of a run's steps: of one that has ended as it was stored in the directory of the pipeline's run, of others from their pods.
+
+Where neither is there, as with a pod that was deleted, it is the copy that KFP's launcher keeps in S3.
 
 The log of a training on a Ray cluster is in its step's log, as the step follows the driver; those of its workers are in the run's
 directory, see `pipelines.client.stored_logs`.
@@ -6,17 +8,21 @@ directory, see `pipelines.client.stored_logs`.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from components.cluster.failures import step_lines, stored_log
-from components.cluster.workflows import Attempt, attempts
+from components.cluster.failures import read_soon, step_lines, stored_log
+from components.cluster.workflows import Attempt, attempts, form_of
+from components.launch.logs import pipeline_directory
 from pipelines.client.arguments import close_to
 from pipelines.client.follow import DEFAULT_POLLING, Polling, retrying
 from pipelines.client.kfp_client import Kfp
 from pipelines.client.runs import FINISHED, get_run
 from training.config.errors import UserError
 from training.config.redaction import without_secrets
+from training.storage.logs import StoredLog, list_logs, read_part
 
 _OVER = ("Succeeded", "Failed", "Error")
 """Phases of a try whose log is complete."""
@@ -49,17 +55,21 @@ def show_logs(
     complete: set[str] = set()
     while True:
         has_ended = patiently(kfp.client.get_run, run_id).state in FINISHED
-        there = [each for each in attempts(patiently(kfp.workflow, run_id)) if not each.is_driver]
+        workflow = patiently(kfp.workflow, run_id)
+        there = [each for each in attempts(workflow) if not each.is_driver]
         wanted = [each for each in there if not step or each.step == step or each.step.startswith(f"{step} (")]
         steps = sorted({each.step for each in there})
         if step and not wanted and (has_ended or not follow):
             known = close_to(step, steps) or (f"; it has {', '.join(steps)}" if steps else "; none has begun")
             raise UserError(f"run {run_id} has no step {step!r}{known}")
         is_plain = bool(step) and len({each.step for each in wanted}) == 1
+        # A log whose beginning came from the pod goes on from there: the stored one may have other lines at its end.
+        unseen = [each for each in wanted if each.phase in _OVER and each.pod not in num_shown]
+        stored = _list_stored(workflow, run_id) if unseen else []
         for attempt in wanted:
             if attempt.pod in complete or (not (is_over := attempt.phase in _OVER) and attempt.phase != "Running"):
                 continue
-            lines = _lines(kfp, run_id, attempt)
+            lines = (_stored_lines(stored, attempt) if attempt in unseen else []) or _lines(kfp, run_id, attempt)
             if attempt.pod not in num_shown:
                 err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines or not is_over else ": its log is gone"))
             for line in lines[num_shown.get(attempt.pod, 0) :]:
@@ -69,6 +79,19 @@ def show_logs(
         if has_ended or not follow:
             return
         time.sleep(polling.interval_seconds)
+
+
+def _list_stored(workflow: Mapping[str, Any], run_id: str) -> list[StoredLog]:
+    """Return the logs in the directory of the pipeline's run, whose storage root the run's form has."""
+    root = str(form_of(workflow).get("storage_root_uri") or "")
+    return (read_soon(lambda: list_logs(pipeline_directory(root, run_id))) or []) if root else []
+
+
+def _stored_lines(stored: Sequence[StoredLog], attempt: Attempt) -> list[str]:
+    """Return the lines of the log that the step's process began to store while its pod was there; none without it."""
+    started, finished = (re.sub("[-:Z]", "", time) for time in (attempt.started, attempt.finished))
+    parts = [part.uri for log in stored if log.step == attempt.step and started <= log.began <= finished for part in log.parts]
+    return (read_soon(lambda: [line for uri in parts for line in read_part(uri)]) or []) if parts else []
 
 
 def _lines(kfp: Kfp, run_id: str, attempt: Attempt) -> list[str]:

@@ -12,27 +12,32 @@ from datetime import datetime
 
 from components.launch.logs import pipeline_directory
 from components.steps.registry import PREPROCESS
-from components.steps.runs import EXPERIMENT, data_of
+from components.steps.runs import EXPERIMENT, data_of, storage_root_of
 from pipelines.client.arguments import close_to
 from training import storage
 from training.config.errors import UserError
 from training.data.format.manifest import MANIFEST
 from training.storage.logs import StoredLog, list_logs, read_part
+from training.tracking.references import ABLATION_URI_TAG, TUNING_URI_TAG
 from training.tracking.runs import PIPELINE_RUN_TAG, RUN_KEY_TAG, RUN_URI_TAG, find_trainings, open_runs
 
+_DEFAULT_ROOT = "s3://iddpm"
+"""The default of every pipeline's `storage_root_uri`."""
 _KEY = re.compile(r"(.+-)?[0-9a-f]{10}")
 _PAUSE_SECONDS = 5.0
 _Found = tuple[str, StoredLog]
 """A log, with the directory that it is in."""
 
 
-def find_directories(run: str, *, by_pipeline: bool, storage_root_uri: str = "s3://iddpm") -> list[str]:
+def find_directories(run: str, *, by_pipeline: bool) -> list[str]:
     """Return the directories of the trainings that a word names, and before each that of the pipeline's run which worked on it last.
+
+    Of a pipeline's run without a training they are its own, and that of its ablation or tuning. MLflow has their storage root; that of a
+    run which MLflow does not know is the default.
 
     Args:
         run: A directory, also of a data set, a run key or its ten digits, or the id of a pipeline's run.
         by_pipeline: Look for a pipeline's run and its trainings, too.
-        storage_root_uri: Where the directory of a pipeline's run is that began no training.
 
     Returns:
         Nothing for a pipeline's run without `by_pipeline`.
@@ -47,8 +52,8 @@ def find_directories(run: str, *, by_pipeline: bool, storage_root_uri: str = "s3
     if not is_key and not by_pipeline:
         return []
     found = find_trainings(key=run) if is_key else find_trainings(pipeline_run_id=run)
-    if not found and not is_key and list_logs(directory := pipeline_directory(storage_root_uri, run)):
-        return [directory]
+    if not found and not is_key and (others := _without_training(run)):
+        return others
     if not found:
         # A preparation that failed left no training behind, and its log with the data set.
         hint = "" if is_key else "; if none began, name the directory of the pipeline's run or of the data set, like s3://.../pipelines/ID"
@@ -56,9 +61,17 @@ def find_directories(run: str, *, by_pipeline: bool, storage_root_uri: str = "s3
     directories: list[str] = []
     for each in found[:1] if is_key else found:
         uri, pipeline_run_id = each.tags[RUN_URI_TAG], each.tags.get(PIPELINE_RUN_TAG)
-        directory = pipeline_directory(uri.rpartition("/runs/")[0], pipeline_run_id) if pipeline_run_id else ""
+        directory = pipeline_directory(storage_root_of(uri), pipeline_run_id) if pipeline_run_id else ""
         directories.extend([directory, uri] if directory and list_logs(directory) else [uri])
     return list(dict.fromkeys(directories))
+
+
+def _without_training(pipeline_run_id: str) -> list[str]:
+    """Return the directories with logs of a pipeline's run, and of the ablation or tuning that it worked on last."""
+    tags = [each.tags for each in open_runs(PIPELINE_RUN_TAG, pipeline_run_id, status="")]
+    uris = [uri for each in tags if (uri := each.get(ABLATION_URI_TAG) or each.get(TUNING_URI_TAG) or "")]
+    own = [pipeline_directory(root, pipeline_run_id) for root in (*map(storage_root_of, uris), _DEFAULT_ROOT)]
+    return [directory for directory in dict.fromkeys([*own, *uris]) if list_logs(directory)]
 
 
 def show_stored_logs(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gzip
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_kfp import FakeKfp, Request
 from recorded_workflows import workflow_states
 
-from components.cluster.workflows import Attempt, attempts, nodes_of
+from components.cluster.workflows import Attempt, attempts, form_of, nodes_of
 from pipelines.client.follow import Polling
 from pipelines.client.kfp_client import Kfp
 from pipelines.client.logs import show_logs
@@ -56,9 +60,55 @@ def test_a_log_that_is_gone_with_its_pod_is_read_from_storage(server: FakeKfp, i
     assert iddpm("logs", ended, "preprocess")[1] == "reading\n"
 
 
+def _swept(root: Path) -> list[dict[str, Any]]:
+    """The states of a recorded sweep, with another storage root in its form."""
+    states = workflow_states("sweep")
+    return json.loads(json.dumps(states).replace(form_of(states[-1])["storage_root_uri"], str(root)))
+
+
+def test_the_log_of_a_step_that_has_ended_is_the_stored_one_of_its_time_below_the_root_of_the_runs_form(
+    server: FakeKfp, iddpm: Iddpm, tmp_path: Path
+) -> None:
+    server.workflow = _swept(tmp_path)[-1]
+    run_id = server.add_run("SUCCEEDED")
+    pods = {each.step: each for each in attempts(server.workflow) if not each.is_driver}
+    server.logs = {pod.pod: f"{step} of the pod\n" for step, pod in pods.items()}
+    pod = pods["list-data"]
+    _store(tmp_path, run_id, "list-data", pod.started, "listing\nTwo data sets\n")
+    _store(tmp_path, run_id, "list-data", "2026-11-27T05:00:00Z", "an earlier one\n")
+    assert iddpm("logs", run_id, "list-data")[:2] == (0, "listing\nTwo data sets\n")
+    assert iddpm("logs", run_id, "settings")[:2] == (0, "settings of the pod\n")
+    server.logs = {}
+    assert iddpm("logs", run_id)[1] == "list-data: listing\nlist-data: Two data sets\n"
+
+
+def test_a_log_that_was_followed_in_its_pod_is_not_shown_again_from_storage(server: FakeKfp, kfp: Kfp, tmp_path: Path) -> None:
+    states = _swept(tmp_path)
+    running, pod = next((state, each) for state in states for each in attempts(state) if _runs(each, "plan-ablation"))
+    server.workflow = running
+    run_id = server.add_run("RUNNING")
+    server.logs = {pod.pod: "listing\n"}
+    _store(tmp_path, run_id, "plan-ablation", pod.started, "another\nand\nlonger one\n")
+
+    def before(request: Request) -> None:
+        if len(server.asked("GET", f"{pod.pod}/log")) == 2:
+            server.logs[pod.pod] = "listing\ndone\n"
+            server.runs[run_id]["state"], server.workflow = "SUCCEEDED", states[-1]
+
+    server.before = before
+    shown: list[str] = []
+    show_logs(kfp, run_id, "plan-ablation", follow=True, out=shown.append, err=lambda line: None, polling=Polling(interval_seconds=0.01))
+    assert shown == ["listing", "done"]
+
+
+def _store(root: Path, run_id: str, step: str, began: str, text: str) -> None:
+    time = began.replace("-", "").replace(":", "").rstrip("Z")
+    storage.write_bytes(f"{root}/pipelines/{run_id}/logs/{step}/{time}-step.000.gz", gzip.compress(text.encode()))
+
+
 def test_followed_logs_are_shown_line_by_line_once_until_the_run_has_ended(server: FakeKfp, kfp: Kfp) -> None:
     states = workflow_states("train-local-succeeded")
-    running, pod = next((state, each.pod) for state in states for each in attempts(state) if _trains(each))
+    running, pod = next((state, each.pod) for state in states for each in attempts(state) if _runs(each, "train"))
     server.workflow = running
     run_id = server.add_run("RUNNING")
     text = ["reading", "writing", "done"]
@@ -79,5 +129,5 @@ def test_followed_logs_are_shown_line_by_line_once_until_the_run_has_ended(serve
     assert len(looks) == 4
 
 
-def _trains(attempt: Attempt) -> bool:
-    return attempt.step == "train" and attempt.phase == "Running" and not attempt.is_driver
+def _runs(attempt: Attempt, step: str) -> bool:
+    return attempt.step == step and attempt.phase == "Running" and not attempt.is_driver

@@ -186,9 +186,28 @@ def test_the_logs_of_a_pipelines_first_and_last_step_stand_around_those_of_its_t
         assert "did you mean 'settings'?" in run_iddpm("logs", word, "setings")[2]
     assert run_iddpm("logs", pipeline_directory(bucket_uri, pipeline))[:2] == (0, "settings\nclose-run\n")
 
-    failed = uuid.uuid4().hex[:8]
-    write(pipeline_directory(bucket_uri, failed), "settings", "180000")
-    assert find_directories(failed, by_pipeline=True, storage_root_uri=bucket_uri) == [pipeline_directory(bucket_uri, failed)]
+
+def test_the_logs_of_a_pipelines_run_without_a_training_are_found_below_the_root_that_mlflow_has_or_the_default(
+    services, run_iddpm: Command, bucket_uri: str
+) -> None:
+    def write(directory: str, step: str) -> str:
+        storage.write_bytes(f"{directory}/logs/{step}/20261126T180000-step.000.gz", gzip.compress(f"{step}\n".encode()))
+        return directory
+
+    for tag in ("iddpm.ablation_uri", "iddpm.tuning_uri"):
+        pipeline, key = uuid.uuid4().hex[:8], uuid.uuid4().hex[:8]
+        sweep_uri = f"{bucket_uri}/sweeps/{key}"
+        open_run(
+            run_key=key, experiment_name="runs", run_name=key, tags={tag: sweep_uri, "kfp.pipeline_run_id": pipeline}, params={}
+        ).finish("FAILED")
+        own = write(pipeline_directory(bucket_uri, pipeline), "plan")
+        assert find_directories(pipeline, by_pipeline=True) == [own]  # the sweep's has no log yet
+        write(sweep_uri, "report")
+        assert run_iddpm("logs", pipeline)[:2] == (0, "plan\nreport\n")
+
+    compared = uuid.uuid4().hex[:8]  # MLflow has no run of it
+    write(pipeline_directory(services.bucket_uri, compared), "compare-models")
+    assert run_iddpm("logs", compared)[:2] == (0, "compare-models\n")
 
 
 def test_a_table_is_never_wider_than_100_characters_and_keeps_the_digits(trainings) -> None:

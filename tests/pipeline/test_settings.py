@@ -41,6 +41,22 @@ def test_the_outputs_are_the_experiment_and_every_stages_pod_in_order(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("pod", "train_resources", "said"),
+    [
+        ("", "2xcpu", "train: 2 worker(s) on this machine"),
+        ("", "rayjob-2xcpu", "train: 2 worker(s) on a Ray cluster made for it, 2 core(s) and 4Gi a pod"),
+        ("train-x-system-container-impl-1", "2xcpu", "train: 2 worker(s) in the step's pod, 4 core(s) and 8Gi a pod"),
+    ],
+)
+def test_the_workers_place_and_what_a_pod_gets_are_said_as_they_are_here(
+    pod: str, train_resources: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KFP_POD_NAME", pod)
+    settings.python_func(str(tmp_path), "1", train_resources=train_resources)
+    assert f"iddpm| {said}\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("argument", "value", "said"),
     [
         ("experiment_preset", "no-such-preset", "no-such-preset"),
@@ -103,4 +119,6 @@ def test_a_wrong_setting_ends_a_run_before_any_other_step_and_its_log_is_stored(
     assert not [line for line in lines if "square" in line]
     (directory,) = (tmp_path / "root" / PIPELINES).iterdir()
     (log,) = list_logs(str(directory), "settings")
-    assert "UserError: train_resources: there is no profile 'none'" in read_part(log.parts[0].uri)[-1]
+    words = read_part(log.parts[0].uri)
+    assert "UserError: train_resources: there is no profile 'none'" in words[-1]
+    assert "\n".join(words).count("there is no profile 'none'") == 1

@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.config.spacing import count_timesteps, likelihood_spacing
 from training.cost.accelerators import CARDS, Card, card_named, speed_on
-from training.cost.peak import scoring_bytes, training_bytes
+from training.cost.peak import fake_network, inputs_of, scoring_bytes, training_bytes
 from training.models.unet import make_model
 
 _BYTES_PER_WEIGHT = 4
@@ -209,7 +208,7 @@ def count_forward_passes(experiment: Experiment) -> dict[str, int]:
 def count_macs(experiment: Experiment) -> dict[str, int]:
     """Return the multiply-accumulates of one image through an experiment's network, by kind of operation."""
     with torch.device("meta"):
-        model, inputs = make_model(experiment), _inputs(experiment, 1)
+        model, inputs = make_model(experiment), inputs_of(experiment, 1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)
     macs = {"convolution": 0, "attention": 0, "linear": 0}
@@ -223,55 +222,41 @@ def count_macs(experiment: Experiment) -> dict[str, int]:
 def activation_bytes(experiment: Experiment, batch_size: int, *, bf16: bool) -> int:
     """Return the bytes that a forward pass keeps for its backward pass: bf16 copies of the weights count, the weights do not."""
     kept: dict[int, Any] = {}
-    # Without labels: the check of their range needs values, which fake tensors do not have. Their embedding is small.
-    experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, class_conditional=False))
-    with FakeTensorMode():
-        model = make_model(experiment).train()
-        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    fake = fake_network(experiment)
+    model = fake.model.train()
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                kept[storage._cdata] = storage
-            return tensor
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
 
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-        ):
-            # The output lives until the sum is taken, so that no storage is freed and its identity used again.
-            output = model(**_inputs(experiment, batch_size))
-        total = sum(int(storage.nbytes()) for storage in kept.values())
-        del output
+    with (
+        fake.mode,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        # The output lives until the sum is taken, so that no storage is freed and its identity used again.
+        output = model(**inputs_of(fake.experiment, batch_size))
+    total = sum(int(storage.nbytes()) for storage in kept.values())
+    del output
     return total
-
-
-def _inputs(experiment: Experiment, batch_size: int) -> dict[str, Tensor]:
-    data, config = experiment.data, experiment.model
-    inputs = {
-        "x": torch.zeros(batch_size, data.image_channels, data.image_size, data.image_size),
-        "timesteps": torch.zeros(batch_size),
-    }
-    if config.class_conditional:
-        inputs["y"] = torch.zeros(batch_size, dtype=torch.int64)
-    if config.low_res_size is not None:
-        inputs["low_res"] = torch.zeros(batch_size, data.image_channels, config.low_res_size, config.low_res_size)
-    return inputs
 
 
 def _memory(experiment: Experiment, parameters: int, card: Card) -> Memory:
     averages = len(experiment.optim.ema_decays) + len(experiment.optim.ema_snapshot_stds)
     state = _BYTES_PER_WEIGHT * (_COPIES_IN_TRAINING + averages) * parameters
-    # The difference of two images and one is what an image keeps: the rest (copies of the weights) does not grow.
-    one = {bf16: activation_bytes(experiment, 1, bf16=bf16) for bf16 in (False, True)}
-    per_image = {bf16: activation_bytes(experiment, 2, bf16=bf16) - one[bf16] for bf16 in (False, True)}
-    fixed = state + one[True] - per_image[True]
-    largest = max(0, int((0.9 * card.memory_gib * 2**30 - fixed) // per_image[True]))
+    # Under autocast the difference of two images and one is what an image keeps: the rest, copies of the weights, does not grow.
+    one_bf16 = activation_bytes(experiment, 1, bf16=True)
+    per_image_bf16 = activation_bytes(experiment, 2, bf16=True) - one_bf16
+    fixed = state + one_bf16 - per_image_bf16
+    largest = max(0, int((0.9 * card.memory_gib * 2**30 - fixed) // per_image_bf16))
     microbatch = max(1, min(largest, experiment.optim.global_batch_size))
     return Memory(
         state=state,
-        activations_per_image_fp32=per_image[False],
-        activations_per_image_bf16=per_image[True],
+        activations_per_image_fp32=activation_bytes(experiment, 1, bf16=False),
+        activations_per_image_bf16=per_image_bf16,
         largest_microbatch_bf16=largest,
         microbatch=microbatch,
         training_peak_fp32=training_bytes(experiment, microbatch, bf16=False),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from training.config.experiment import Experiment
-from training.models.unet import make_model
+from training.models.unet import UNet, make_model
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -34,10 +35,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._add(leaf.untyped_storage())
+                self.add(leaf)
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor's storage for as long as it is alive."""
+        storage = tensor.untyped_storage()
         key, num_bytes = storage._cdata, storage.nbytes()
         if key in self._alive:
             return
@@ -68,19 +71,51 @@ def scoring_bytes(experiment: Experiment, batch_size: int) -> int:
 
 def _run(experiment: Experiment, batch_size: int, *, bf16: bool, trains: bool) -> tuple[int, int]:
     """Return the peak of one pass, with the weights and (if it trains) the gradients, and the number of parameters."""
-    # Without labels: the check of their range needs values, which fake tensors do not have. Their embedding is small.
-    experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, class_conditional=False))
-    data, config = experiment.data, experiment.model
-    with FakeTensorMode(), LiveBytes() as live, torch.set_grad_enabled(trains):
-        model = make_model(experiment).train(trains)
-        inputs = {
-            "x": torch.zeros(batch_size, data.image_channels, data.image_size, data.image_size),
-            "timesteps": torch.zeros(batch_size),
-        }
-        if config.low_res_size is not None:
-            inputs["low_res"] = torch.zeros(batch_size, data.image_channels, config.low_res_size, config.low_res_size)
+    fake = fake_network(experiment)
+    model = fake.model.train(trains)
+    with fake.mode, LiveBytes() as live, torch.set_grad_enabled(trains):
+        for tensor in (*model.parameters(), *model.buffers()):
+            live.add(tensor)
+        inputs = inputs_of(fake.experiment, batch_size)  # alive to the end, as in training
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             output = model(**inputs)
         if trains:
             output.float().square().mean().backward()
+    model.zero_grad(set_to_none=True)
     return live.peak, sum(parameter.numel() for parameter in model.parameters())
+
+
+class FakeNetwork(NamedTuple):
+    """A network without data, the mode in which it runs, and its experiment.
+
+    The experiment has no labels: the check of their range needs values, which fake tensors do not have. Their embedding is small.
+    """
+
+    model: UNet
+    mode: FakeTensorMode
+    experiment: Experiment
+
+
+def fake_network(experiment: Experiment) -> FakeNetwork:
+    """Return an experiment's network without data, without gradients; an estimate looks at the same one several times."""
+    return _build(dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, class_conditional=False)))
+
+
+@functools.lru_cache(maxsize=1)
+def _build(experiment: Experiment) -> FakeNetwork:
+    with FakeTensorMode() as mode:
+        return FakeNetwork(make_model(experiment), mode, experiment)
+
+
+def inputs_of(experiment: Experiment, batch_size: int) -> dict[str, Tensor]:
+    """Return what an experiment's network takes, as zeros."""
+    data, config = experiment.data, experiment.model
+    inputs = {
+        "x": torch.zeros(batch_size, data.image_channels, data.image_size, data.image_size),
+        "timesteps": torch.zeros(batch_size),
+    }
+    if config.class_conditional:
+        inputs["y"] = torch.zeros(batch_size, dtype=torch.int64)
+    if config.low_res_size is not None:
+        inputs["low_res"] = torch.zeros(batch_size, data.image_channels, config.low_res_size, config.low_res_size)
+    return inputs

@@ -8,7 +8,7 @@ import pytest
 
 from training.config import presets
 from training.config.errors import UserError
-from training.config.files import read_experiment_file, resolve_experiment
+from training.config.files import read_experiment_file, resolve_experiment, to_toml
 
 FILE = """
 # birds in the garden
@@ -51,6 +51,16 @@ def test_no_value_is_written_as_none() -> None:
     without = base.override(["optim.grad_clip_norm=null"])
     text = 'base = "digits-hybrid-cosine"\n[optim]\ngrad_clip_norm = "none"\n[evaluation]\nnum_reference_images = 5\n'
     assert read_experiment_file(text) == without
+
+
+def test_the_network_of_the_earlier_code_is_three_fields_of_a_file_or_three_overrides() -> None:
+    fields = {"time_embedding": "sin_cos", "downsample_padding": "right_bottom", "norm_eps": 1e-6}
+    lines = "".join(f"{name} = {value!r}\n" for name, value in fields.items())
+    from_file = resolve_experiment(file_text=f'base = "digits-hybrid-cosine"\n[model]\n{lines}')
+    from_words = resolve_experiment(preset="digits-hybrid-cosine", overrides=[f"model.{name}={value}" for name, value in fields.items()])
+    assert from_file == from_words
+    assert {name: getattr(from_file.model, name) for name in fields} == fields
+    assert read_experiment_file(to_toml(from_file, "digits-hybrid-cosine")) == from_file
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,19 @@ def test_the_predicted_peak_is_what_a_real_pass_has_alive(trains: bool) -> None:
     assert live.peak > 4 * parameters * (2 if trains else 1)
 
 
+def test_an_estimate_leaves_nothing_behind_in_the_network_that_the_next_one_shares() -> None:
+    experiment = presets.preset("digits-hybrid-cosine")
+    trained, scored = training_bytes(experiment, 4, bf16=True), scoring_bytes(experiment, 4)
+    assert (training_bytes(experiment, 4, bf16=True), scoring_bytes(experiment, 4)) == (trained, scored)
+
+
+def test_in_float32_only_what_grows_with_the_images_is_kept_and_under_autocast_copies_of_weights_too() -> None:
+    experiment = presets.preset("digits-hybrid-cosine")
+    one, two = ({bf16: activation_bytes(experiment, images, bf16=bf16) for bf16 in (False, True)} for images in (1, 2))
+    assert two[False] == 2 * one[False]
+    assert one[True] < two[True] < 2 * one[True]
+
+
 def test_memory_grows_with_averages_and_fits_a_larger_microbatch_on_a_larger_card() -> None:
     experiment = presets.preset("digits-hybrid-cosine")
     one, three = (estimate(experiment.override([f"optim.ema_decays={decays}"])) for decays in ("0.9", "0.9,0.99,0.999"))

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from training.checkpoints import checkpoint
 from training.config.experiment import (
     DataConfig,
     DiffusionConfig,
@@ -28,11 +29,14 @@ from training.config.experiment import (
     SamplingConfig,
 )
 from training.diffusion.pixels import Batch, to_model_range
+from training.diffusion.process import Denoiser
+from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample_loop
 from training.distributed.ranks import broadcast_object, shard_bounds
 from training.launch.torchrun import RandomImages
 from training.loop.interfaces import DivergedError, Hooks, TrainingError
 from training.loop.train_state import learning_rate_at
 from training.loop.trainer import MAX_CONSECUTIVE_SKIPS, Trainer, is_log_boundary
+from training.models.unet import make_model
 
 CURVE = Path(__file__).parents[2] / "golden" / "training_curve.json"
 
@@ -113,6 +117,41 @@ def test_an_interrupted_and_resumed_run_is_bitwise_the_undisturbed_one() -> None
     assert_identical(whole.saved[24], second.saved[24])
     for step in (16, 20, 24):
         assert steady(whole.logged[step]) == steady(second.logged[step])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["model.time_embedding=sin_cos", "model.downsample_padding=right_bottom", "model.norm_eps=1e-6"])
+def test_a_network_with_an_option_of_the_earlier_code_trains_resumes_and_samples(tmp_path: Path, option: str) -> None:
+    """Each alone: with all three, one that does nothing would hide behind the others."""
+    experiment = tiny(num_steps=8).override([option])
+    whole, first, second, usual = Record(), Record(), Record(), Record()
+    trainer(experiment, whole).train()
+    assert 0 < whole.logged[8]["loss"] < whole.logged[4]["loss"]  # the batch is the same at each step; NaN compares false
+    trainer(tiny(num_steps=4), usual).train()
+    trainer(experiment, first).train(4)
+    assert any(not torch.equal(tensor, usual.saved[4]["model.pt"][name]) for name, tensor in first.saved[4]["model.pt"].items())
+
+    checkpoint.save(str(tmp_path), 4, first.saved[4])
+    uri = checkpoint.latest(str(tmp_path))
+    assert uri is not None
+    resumed = trainer(checkpoint.load_experiment(uri), second)
+    resumed.restore(lambda name: first.saved[4][name] if name == "state.json" else checkpoint.load(uri, name))
+    resumed.train()
+    assert_identical(whole.saved[8], second.saved[8])
+
+    checkpoint.save(str(tmp_path), 8, second.saved[8])
+    uri = checkpoint.latest(str(tmp_path))
+    assert uri is not None
+    model = make_model(checkpoint.load_experiment(uri)).eval()
+    model.load_state_dict(checkpoint.load_model_state(uri, checkpoint.MODEL))
+    generator = torch.Generator().manual_seed(0)
+    x_t, noise = torch.randn(2, 1, 8, 8, generator=generator), torch.randn(9, 2, 1, 8, 8, generator=generator)
+    process = make_sampling_process(experiment.diffusion, experiment.evaluation.sampling)
+    with torch.no_grad():
+        denoiser = Denoiser(process, model, conditioning={"y": torch.tensor([0, 2])})
+        samples = sample_loop(denoiser, make_sampler(experiment.evaluation.sampling), x_t, noise=lambda k: noise[k - 1])
+    assert samples.isfinite().all()
+    assert float(samples.std()) > 0.1
 
 
 def interrupted(record: Record, step: int, **kwargs: Any) -> Trainer:

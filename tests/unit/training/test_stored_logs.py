@@ -224,6 +224,33 @@ def test_a_preparation_that_fails_leaves_its_log_with_the_error_where_the_data_s
     assert not verify(str(tmp_path / "mine")).damaged
 
 
+@pytest.mark.parametrize("pod", ["", "preprocess-x-system-container-impl-1"])
+def test_what_the_user_did_wrong_stands_once_at_the_end_of_the_log(tmp_path, monkeypatch, pod):
+    monkeypatch.setenv("KFP_POD_NAME", pod)  # with one, the step has a process of its own, which prints the error
+    with pytest.raises(UserError, match="no source 'nowhere'"):
+        _prepare(tmp_path, source="nowhere")
+    (words,) = _words(tmp_path / _DATA)
+    assert words.splitlines()[-1].removeprefix("iddpm| ").startswith("UserError: there is no source 'nowhere'")
+    assert words.count("nowhere") == 1
+
+
+@pytest.mark.parametrize("error", ["ValueError('no\\nmore')", "RuntimeError('no\\nmore')"])
+def test_an_error_that_the_steps_process_prints_stands_once(tmp_path, error):
+    program = f"import sys; from components.launch.logs import step_log_stored as stored\nwith stored({str(tmp_path)!r}, 'train'):\n"
+    program += "    import subprocess; subprocess.run([sys.executable, '-c', 'raise ' + sys.argv[1]]); raise eval(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", program, error], capture_output=True, check=False)
+    (words,) = _words(tmp_path, "train")
+    assert words.count("Error: no\nmore") == 1
+    assert words.endswith("Error: no\nmore")
+
+
+def test_an_error_of_which_the_log_ends_with_a_part_is_written_whole(tmp_path):
+    with contextlib.suppress(UserError), step_log_stored(str(tmp_path), "train"):
+        subprocess.run(["echo", "no: more"], check=True)
+        raise UserError("never: no: more")
+    assert _words(tmp_path, "train") == ["no: more\nUserError: never: no: more"]
+
+
 def test_a_preparation_whose_process_is_killed_leaves_its_last_words_and_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr("components.launch.repeat.PAUSE_SECONDS", 0.0)
     monkeypatch.setenv("KFP_POD_NAME", "pod")
