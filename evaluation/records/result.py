@@ -151,6 +151,7 @@ class EvaluationResult:
             ObjectNotFoundError: There is none.
             StorageError: The file is something else.
         """
+        # Not `read_record`: the dictionaries inside keep the file's name, and a missing key is an error that says it.
         return cls.from_dict(storage.read_json(uri, cls))
 
     def score_card(self) -> list[Score]:
