@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,6 +25,7 @@ from evaluation.records.result import EvaluationResult
 from evaluation.records.score_card import as_markdown
 from evaluation.reports import figures
 from evaluation.reports import paper_numbers as paper
+from evaluation.reports.charts import Chart, Line, draw_lines
 from evaluation.reports.report import render_report, write_report
 from evaluation.selection.final_choice import Choice, Rescored
 from training import storage
@@ -386,3 +388,17 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
         storage.write_bytes(f"{tmp_path}/evaluations/final.json", text.encode())
         with pytest.raises(storage.StorageError, match=rf"evaluations/final\.json: {said}"):
             write_report(str(tmp_path))
+
+
+def test_long_names_leave_the_axes_their_width() -> None:
+    """Matplotlib warns where a legend beside the axes leaves them none, which is an error here."""
+    names = [
+        f"digits-tiny-hybrid-linear num_timesteps=400 schedule=linear objective=hybrid variance=learned_range spacing=25 seed={seed}"
+        for seed in range(6)
+    ]
+    lines = [Line(label=name, points={100: (2.0 + number, 0.1), 200: (1.0 + number, 0.1)}) for number, name in enumerate(names)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = draw_lines(lines, Chart(x="training step", y="distance", caption="Six trials."))
+    assert picture is not None
+    assert [name in picture.svg for name in names] == [True] * 6
