@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from components.launch.logs import pipeline_directory
@@ -19,10 +19,12 @@ from training.config.errors import UserError
 from training.data.format.manifest import MANIFEST
 from training.storage.logs import StoredLog, list_logs, read_part
 from training.tracking.references import ABLATION_URI_TAG, TUNING_URI_TAG
-from training.tracking.runs import PIPELINE_RUN_TAG, RUN_KEY_TAG, RUN_URI_TAG, find_trainings, open_runs
+from training.tracking.runs import PIPELINE_RUN_TAG, RUN_KEY_TAG, RUN_URI_TAG, find_trainings, latest_runs, open_runs
 
 _DEFAULT_ROOT = "s3://iddpm"
 """The default of every pipeline's `storage_root_uri`."""
+_NUM_SEARCHED = 1000
+"""Runs in MLflow whose storage roots are searched, the latest ones."""
 _KEY = re.compile(r"(.+-)?[0-9a-f]{10}")
 _PAUSE_SECONDS = 5.0
 _Found = tuple[str, StoredLog]
@@ -32,8 +34,8 @@ _Found = tuple[str, StoredLog]
 def find_directories(run: str, *, by_pipeline: bool) -> list[str]:
     """Return the directories of the trainings that a word names, and before each that of the pipeline's run which worked on it last.
 
-    Of a pipeline's run without a training they are its own, and that of its ablation or tuning. MLflow has their storage root; that of a
-    run which MLflow does not know is the default.
+    Of a pipeline's run without a training they are its own, and that of its ablation or tuning. Its storage root is searched for among the
+    default and those of the runs that MLflow had last.
 
     Args:
         run: A directory, also of a data set, a run key or its ten digits, or the id of a pipeline's run.
@@ -52,12 +54,10 @@ def find_directories(run: str, *, by_pipeline: bool) -> list[str]:
     if not is_key and not by_pipeline:
         return []
     found = find_trainings(key=run) if is_key else find_trainings(pipeline_run_id=run)
-    if not found and not is_key and (others := _without_training(run)):
-        return others
+    if not found and not is_key:
+        return _without_training(run)
     if not found:
-        # A preparation that failed left no training behind, and its log with the data set.
-        hint = "" if is_key else "; if none began, name the directory of the pipeline's run or of the data set, like s3://.../pipelines/ID"
-        raise UserError(f"MLflow knows no training {'' if is_key else 'of the run '}{run}; `iddpm runs` lists them{hint}")
+        raise UserError(f"MLflow knows no training {run}; `iddpm runs` lists them")
     directories: list[str] = []
     for each in found[:1] if is_key else found:
         uri, pipeline_run_id = each.tags[RUN_URI_TAG], each.tags.get(PIPELINE_RUN_TAG)
@@ -67,11 +67,32 @@ def find_directories(run: str, *, by_pipeline: bool) -> list[str]:
 
 
 def _without_training(pipeline_run_id: str) -> list[str]:
-    """Return the directories with logs of a pipeline's run, and of the ablation or tuning that it worked on last."""
+    """Return the directories with logs of a pipeline's run, and of the ablation or tuning that it worked on last.
+
+    Raises:
+        UserError: There are none.
+    """
     tags = [each.tags for each in open_runs(PIPELINE_RUN_TAG, pipeline_run_id, status="")]
-    uris = [uri for each in tags if (uri := each.get(ABLATION_URI_TAG) or each.get(TUNING_URI_TAG) or "")]
-    own = [pipeline_directory(root, pipeline_run_id) for root in (*map(storage_root_of, uris), _DEFAULT_ROOT)]
-    return [directory for directory in dict.fromkeys([*own, *uris]) if list_logs(directory)]
+    uris = [uri for each in tags if (uri := _directory_of(each))]
+    latest = [uri for each in latest_runs(_NUM_SEARCHED) if (uri := _directory_of(each.tags) or each.tags.get(RUN_URI_TAG, ""))]
+    roots = dict.fromkeys([*map(storage_root_of, uris), _DEFAULT_ROOT, *map(storage_root_of, latest)])
+    found, errors = [], []
+    for directory in dict.fromkeys([*(pipeline_directory(root, pipeline_run_id) for root in roots), *uris]):
+        try:
+            found += [directory] if list_logs(directory) else []
+        except storage.StorageError as error:  # as of a bucket that was deleted, but whose runs MLflow still has
+            errors.append(error)
+    if not found:
+        # A preparation that failed left no training behind, and its log with the data set.
+        hint = "if none began, name the directory of the pipeline's run or of the data set, like s3://.../pipelines/ID"
+        unread = f"; not every place could be searched: {errors[0]}" if errors else ""
+        raise UserError(f"MLflow knows no training of the run {pipeline_run_id}; `iddpm runs` lists them; {hint}{unread}")
+    return found
+
+
+def _directory_of(tags: Mapping[str, str]) -> str:
+    """Return the directory of the ablation or tuning that a run of MLflow is part of; empty for another run."""
+    return tags.get(ABLATION_URI_TAG) or tags.get(TUNING_URI_TAG) or ""
 
 
 def show_stored_logs(
@@ -90,7 +111,8 @@ def show_stored_logs(
         directories: The directories of trainings, of runs of pipelines, or of a data set.
         step: The step; empty takes all.
         rank: A worker of the training; None takes the steps' own logs.
-        follow: Print also what comes while MLflow shows the training as running.
+        follow: Print also what comes while MLflow shows the training, ablation or tuning as running. A comparison or a nightly check has no
+            run in MLflow while it runs, so it can't be followed here.
         out: Called with each line of a log.
         err: Called with each line about a log.
         pause_seconds: Time between two looks.
@@ -101,6 +123,8 @@ def show_stored_logs(
     shown: dict[tuple[str, StoredLog], tuple[int, int]] = {}
     while True:
         is_over = not follow or not any(map(_is_running, directories))
+        if follow and is_over and not shown:
+            err("MLflow shows nothing of it as running: these are the logs so far")
         data_sets = list(dict.fromkeys(filter(None, map(data_of, directories)))) if rank is None else []
         of_data = [(directory, log) for directory in data_sets for log in list_logs(directory, PREPROCESS.name)]
         there = [(directory, log) for directory in directories for log in list_logs(directory)]

@@ -205,9 +205,17 @@ def test_the_logs_of_a_pipelines_run_without_a_training_are_found_below_the_root
         write(sweep_uri, "report")
         assert run_iddpm("logs", pipeline)[:2] == (0, "plan\nreport\n")
 
-    compared = uuid.uuid4().hex[:8]  # MLflow has no run of it
-    write(pipeline_directory(services.bucket_uri, compared), "compare-models")
-    assert run_iddpm("logs", compared)[:2] == (0, "compare-models\n")
+    for root in ("s3://bucket-that-was-deleted", bucket_uri):
+        key = uuid.uuid4().hex[:8]
+        tags = {"iddpm.run_uri": f"{root}/runs/{key}"}
+        open_run(run_key=key, experiment_name="runs", run_name=key, tags=tags, params={}).finish("FINISHED")
+    for root in (services.bucket_uri, bucket_uri):  # the default, and that of some other run
+        compared = uuid.uuid4().hex[:8]  # MLflow has no run of it
+        write(pipeline_directory(root, compared), "compare-models")
+        status, out, err = run_iddpm("logs", compared, "--follow")
+        assert (status, out) == (0, "compare-models\n")
+        assert "MLflow shows nothing of it as running" in err
+    assert "bucket-that-was-deleted" in run_iddpm("logs", "no-such-run")[2]
 
 
 def test_a_table_is_never_wider_than_100_characters_and_keeps_the_digits(trainings) -> None:
