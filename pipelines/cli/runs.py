@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import os
@@ -80,22 +81,13 @@ def init(
 def _write_experiment(images: str, *, card: str, name: str, hours: float | None = None) -> str:
     """Look at a user's images, print what they are, and return the text of an experiment file for them."""
     connect()
-    from training.cost.suggest import suggest_experiment
+    from training.cost.suggest import largest_image_size, suggest_experiment
     from training.data.inspection.folder import inspect_folder
 
     found = inspect_folder(images)
-    text = suggest_experiment(
-        num_images=found.num_images,
-        min_side=found.min_side,
-        channels=found.image_channels,
-        num_classes=len(found.class_counts),
-        card=card,
-        name=name,
-        num_cores=os.cpu_count() or 1,
-        hours=hours,
-    )
     classes = f" in {len(found.class_counts)} classes" if found.class_counts else ""
-    print(f"{images}: {found.num_images:,} images{classes}, {found.min_side} to {found.max_side} pixels, {found.image_channels} channel(s)")
+    sides = found.short_sides
+    print(f"{images}: {found.num_images:,} images{classes}, {sides[0]} to {found.max_side} pixels, {found.image_channels} channel(s)")
     if found.left_out:
         print(found.left_out)
     if found.num_transparent:
@@ -103,7 +95,23 @@ def _write_experiment(images: str, *, card: str, name: str, hours: float | None 
     if found.unreadable:
         first = found.unreadable[0]
         print(f"{len(found.unreadable):,} cannot be read, the first is {first.source}: {first.reason}")
-    return text
+    size, usual_size = largest_image_size(sides[0], card), largest_image_size(sides[len(sides) // 2], card) or 8
+    if size < usual_size:
+        num_small = bisect.bisect_left(sides, usual_size)
+        small = f"{num_small:,} of {found.num_inspected:,} are smaller than {usual_size} pixels, the smallest is {found.smallest}"
+        if not size:
+            raise UserError(f"{images}: {small} with {sides[0]}; images have at least 8, so remove those that are smaller")
+        print(f"{small}: without them, images could be of {usual_size} pixels and not {size}")
+    return suggest_experiment(
+        num_images=found.num_images,
+        min_side=sides[0],
+        channels=found.image_channels,
+        num_classes=len(found.class_counts),
+        card=card,
+        name=name,
+        num_cores=os.cpu_count() or 1,
+        hours=hours,
+    )
 
 
 def train(

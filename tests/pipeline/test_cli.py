@@ -248,6 +248,19 @@ def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it
     assert "exists already" in err
 
 
+def test_init_names_the_image_that_makes_all_others_small(run_iddpm: Command, images: Path, tmp_path: Path) -> None:
+    icon = Image.open(images / "cats" / "1.png").convert("RGB")
+    icon.resize((20, 60)).save(images / "cats" / "icon.png")
+    status, out, _ = run_iddpm("init", "--images", str(images), "--out", str(tmp_path / "mine.toml"))
+    assert status == 0
+    message = "1 of 13 are smaller than 32 pixels, the smallest is cats/icon.png: without them, images could be of 32 pixels and not 16\n"
+    assert message in out
+    icon.resize((60, 3)).save(images / "dogs" / "line.png")
+    status, _, err = run_iddpm("init", "--images", str(images), "--out", str(tmp_path / "mine2.toml"))
+    assert status == 1
+    assert "2 of 14 are smaller than 32 pixels, the smallest is dogs/line.png with 3; images have at least 8" in err
+
+
 def test_init_refuses_a_file_that_cannot_be_written_before_it_looks_at_an_image(
     run_iddpm: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

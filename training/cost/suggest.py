@@ -26,6 +26,15 @@ _CPU_EXTRACTOR = [
 ]
 
 
+def largest_image_size(short_side: int, card: str) -> int:
+    """Return the largest size that enlarges no image of that shorter side and that the card is fast enough for; 0 below 8 pixels.
+
+    Raises:
+        UserError: There is no such card.
+    """
+    return next((size for size in _SIZES if size <= min(short_side, _CARD_SIZES[card_named(card)][0])), 0)
+
+
 def suggest_experiment(
     *,
     num_images: int,
@@ -51,9 +60,9 @@ def suggest_experiment(
     """
     card = card_named(card)
     require(num_images >= 1, "num_images", f"must be at least 1, got {num_images}")
-    require(min_side >= _SIZES[-1], "min_side", f"the smallest image is {min_side} pixels high or wide; remove images below {_SIZES[-1]}")
+    require(min_side >= _SIZES[-1], "min_side", f"must be at least {_SIZES[-1]} pixels, got {min_side}")
     largest, width, batch_size, usual_hours = _CARD_SIZES[card]
-    size = next(each for each in _SIZES if each <= min(min_side, largest))
+    size = largest_image_size(min_side, card)
     on_cpu = card == "CPU"
     # A CPU trains a small network, for too few passes to learn thousands of images by heart.
     dropout = 0.3 if num_images < (1_000 if on_cpu else 5_000) else 0.1 if num_images < 100_000 else 0.0

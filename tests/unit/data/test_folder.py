@@ -27,7 +27,7 @@ def folder(tmp_path):
 def test_sizes_channels_transparency_and_classes_are_counted(folder):
     found = inspect_folder(str(folder))
     assert (found.num_images, found.num_inspected, found.num_test_images, found.unreadable) == (4, 4, 0, ())
-    assert (found.min_side, found.median_side, found.max_side) == (30, 57, 200)
+    assert (found.short_sides, found.smallest, found.max_side) == ((30, 50, 64, 70), "cats/1.png", 200)
     assert (found.num_grey, found.num_transparent, found.image_channels) == (1, 1, 3)
     assert found.class_counts == {"cats": 2, "dogs": 2}
 

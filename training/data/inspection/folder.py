@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import statistics
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ class FolderSummary:
         num_images: Training images, by their names.
         num_test_images: Images in a folder of test images next to `train`; 0 where there is none.
         num_inspected: Training images that were read; the following fields describe these.
+        short_sides: Shorter side of each that can be read, in pixels, the smallest first.
+        smallest: The image with the smallest one.
         num_transparent: Images with an alpha channel or a transparent colour.
         class_counts: Training images by class, where the subfolders are classes; else empty.
         unreadable: Inspected files that can't be read as images, with the reasons.
@@ -39,8 +40,8 @@ class FolderSummary:
     num_images: int
     num_test_images: int
     num_inspected: int
-    min_side: int
-    median_side: int
+    short_sides: tuple[int, ...]
+    smallest: str
     max_side: int
     num_grey: int
     num_transparent: int
@@ -56,6 +57,7 @@ class FolderSummary:
 
 class _Header(NamedTuple):
     short_side: int
+    source: str
     long_side: int
     is_grey: bool
     is_transparent: bool
@@ -86,7 +88,7 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
                 raise data
             assert isinstance(data, bytes)  # a source of files gives bytes
             image = open_image(io.BytesIO(data))
-            headers.append(_Header(min(image.size), max(image.size), image.mode in _GREY_MODES, is_transparent(image)))
+            headers.append(_Header(min(image.size), item.key, max(image.size), image.mode in _GREY_MODES, is_transparent(image)))
         except ImageError as error:
             unreadable.append(UnreadableImage(source=item.key, reason=str(error)))
     if not headers:
@@ -98,8 +100,8 @@ def inspect_folder(uri: str, *, max_inspected: int = MAX_INSPECTED) -> FolderSum
         num_images=len(listing.items),
         num_test_images=len(sources["test"].listing().items) if "test" in sources else 0,
         num_inspected=len(inspected),
-        min_side=min(header.short_side for header in headers),
-        median_side=int(statistics.median(header.short_side for header in headers)),
+        short_sides=tuple(sorted(header.short_side for header in headers)),
+        smallest=min(headers).source,
         max_side=max(header.long_side for header in headers),
         num_grey=sum(header.is_grey for header in headers),
         num_transparent=sum(header.is_transparent for header in headers),
