@@ -50,7 +50,7 @@ def test_every_choice_is_explained_and_few_images_are_not_seen_for_ever() -> Non
 def test_what_no_experiment_can_be_made_for_is_refused() -> None:
     with pytest.raises(UserError, match="there is no card 'H900'; the cards are H100"):
         suggest_experiment(num_images=10, min_side=64, channels=3, card="H900")
-    with pytest.raises(UserError, match="the smallest image is 5 pixels"):
+    with pytest.raises(UserError, match="min_side: must be at least 8 pixels, got 5"):
         suggest_experiment(num_images=10, min_side=5, channels=3)
     with pytest.raises(UserError, match="num_images: must be at least 1"):
         suggest_experiment(num_images=0, min_side=64, channels=3)
