@@ -13,7 +13,7 @@ from components.ablations.tracking import comparison_url, parallel_coordinates
 from evaluation.ablations.definitions.ablation import label_of
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.reports.numbers import plain_estimate
+from evaluation.records.numbers import plain_estimate
 from training import storage
 from training.console import say
 from training.tracking.client import TrackingError

@@ -11,7 +11,7 @@ from components.steps.evaluate import evaluation_options
 from components.steps.reference import reference_for
 from components.steps.run_messages import End, tell_end
 from components.steps.studies import log_study
-from evaluation.reports.numbers import format_estimate
+from evaluation.records.numbers import format_estimate
 from training import storage
 from training.config.errors import UserError
 from training.console import say

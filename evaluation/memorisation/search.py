@@ -67,7 +67,7 @@ class Memorisation:
         """Return the share of copies among the samples as a metric of an evaluation."""
         found = self.samples
         low, high = found.interval
-        note = f"near copies of training images among {found.num_images:,} samples, in {self.space}; 95 % interval {low:.1%} to {high:.1%}"
+        note = f"near copies of training images among {found.num_images:,} samples, in {self.space}"
         method = "draws of the rates of flagged images, false alarms and recall"
         return {"value": found.share, "standard_error": found.standard_error, "interval": [low, high], "method": method, "note": note}
 

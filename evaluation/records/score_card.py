@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.records.intervals import JACKKNIFE, Interval, jackknife_bias, student_interval
+from evaluation.records.numbers import NONE, format_digits, format_error
 from evaluation.records.protocol_card import as_plain
 
 _TITLES = {
@@ -99,23 +100,37 @@ def likelihood_score(summary: Mapping[str, Any], split: str) -> Score:
 def as_markdown(card: Sequence[Score], heading: str) -> str:
     """Return the card as a table for a registered model's description."""
     rows = [
-        f"| {score.title} | {in_words(score.value, score)} | {interval_in_words(score) or '-'} | {score.method or '-'} |" for score in card
+        f"| {score.title} | {in_words(score.value, score)} | {interval_in_words(score) or NONE} | {score.method or NONE} |"
+        for score in card
     ]
     return "\n".join([heading, "", "| number | value | 95 % interval | interval by |", "|---|---|---|---|", *rows])
 
 
 def interval_in_words(score: Score) -> str:
     """Return the interval as text, such as "0.73 to 1.18"; empty if there is none."""
-    if score.interval is None:
-        return ""
-    return " to ".join(in_words(end, score) for end in score.interval)
+    return "" if score.interval is None else " to ".join(_digits(end, score) for end in score.interval) + _unit(score)
+
+
+def error_in_words(score: Score) -> str:
+    """Return the standard error as text, such as "± 0.10"; empty if it is unknown or 0."""
+    return format_error(score.standard_error and score.standard_error * _scale(score), _unit(score))
 
 
 def in_words(value: float, score: Score) -> str:
-    """Return a value of a score as text: in percent if it is a share; "-" if it is not finite."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.1%}" if score.is_share else f"{value:.4g}"
+    """Return a value of a score as text: to its error's second digit, in percent if it is a share; "-" if it is not finite."""
+    return NONE if math.isnan(value) else _digits(value, score) + _unit(score)
+
+
+def _digits(value: float, score: Score) -> str:
+    return format_digits(value * _scale(score), score.standard_error and score.standard_error * _scale(score))
+
+
+def _scale(score: Score) -> float:
+    return 100.0 if score.is_share else 1.0
+
+
+def _unit(score: Score) -> str:
+    return " %" if score.is_share else ""
 
 
 def metric_score(name: str, item: Mapping[str, Any]) -> Score:

@@ -12,15 +12,15 @@ from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.monitoring.detector import FALSE_ALARMS_IN_A_YEAR
 from evaluation.monitoring.nightly import Judgement, SameNoise
 from evaluation.records import grids
+from evaluation.records.numbers import NONE, format_estimate
 from evaluation.records.paired import Difference
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS, run_uri_of
-from evaluation.records.score_card import Score, interval_in_words
+from evaluation.records.score_card import Score, error_in_words, in_words, interval_in_words
 from evaluation.reports import figures
 from evaluation.reports import paper_numbers as paper
 from evaluation.reports.html import data_uri, render
-from evaluation.reports.numbers import NONE, format_digits, format_error, format_estimate
 from evaluation.selection.final_choice import Choice
 from training import storage
 from training.config.addresses import public_links
@@ -137,8 +137,8 @@ def _tiles(card: Sequence[Score]) -> list[dict[str, str]]:
     return [
         {
             "name": score.title,
-            "value": _shown(score.value, score),
-            "error": format_error(score.standard_error and score.standard_error * _scale(score), _unit(score)),
+            "value": in_words(score.value, score),
+            "error": error_in_words(score),
             "note": score.note,
         }
         for score in card
@@ -150,28 +150,13 @@ def _card_rows(card: Sequence[Score]) -> list[dict[str, str]]:
     return [
         {
             "title": score.title,
-            "value": _shown(score.value, score),
+            "value": in_words(score.value, score),
             "interval": interval_in_words(score) or NONE,
             "method": score.method or NONE,
             "bias": NONE if score.bias is None else "none" if score.bias == 0 else f"{score.bias:+.2g}",
         }
         for score in card
     ]
-
-
-def _shown(value: float, score: Score) -> str:
-    if math.isnan(value):
-        return NONE
-    error = score.standard_error
-    return format_digits(value * _scale(score), error and error * _scale(score)) + _unit(score)
-
-
-def _scale(score: Score) -> float:
-    return 100.0 if score.is_share else 1.0
-
-
-def _unit(score: Score) -> str:
-    return " %" if score.is_share else ""
 
 
 def _candidates(choice: Choice | None) -> list[dict[str, str]]:

@@ -21,9 +21,9 @@ from evaluation.distances.sample_scorer import SampleScorer
 from evaluation.features.extractors import ExtractorId, FeatureExtractor, distance_name, extractor_id, load_extractor
 from evaluation.records import npz
 from evaluation.records.devices import choose_device
+from evaluation.records.numbers import plain_estimate
 from evaluation.records.protocol_card import versions
 from evaluation.reports.html import table_page
-from evaluation.reports.numbers import plain_estimate
 from evaluation.reports.study import Study, as_json
 from training.config.errors import UserError
 from training.config.experiment import Extractor

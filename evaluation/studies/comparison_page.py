@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.distances.paired import why_unpaired
+from evaluation.records.numbers import NONE, plain_estimate
 from evaluation.records.paired import Difference, judge_together
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
 from evaluation.reports.charts import COLOURS, Chart, Line, Picture, draw_lines
 from evaluation.reports.html import data_uri, render, text_table
-from evaluation.reports.numbers import NONE, plain_estimate
 from evaluation.reports.study import Study, as_json
 from evaluation.studies.compare import Compared, Comparison, format_field
 from training.config.experiment import Experiment

@@ -16,11 +16,11 @@ from typing import Any
 from evaluation.distances.paired import distance_difference
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
+from evaluation.records.numbers import plain_estimate
 from evaluation.records.protocol_card import as_plain, card_rows
 from evaluation.records.result import EvaluationResult
 from evaluation.reports import figures
 from evaluation.reports.html import table_page, text_table
-from evaluation.reports.numbers import plain_estimate
 from evaluation.reports.study import Study, as_json
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import averages, checkpoint

@@ -16,11 +16,11 @@ from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.monitoring.early_stopping import best_checkpoints, decide, ranked_candidates, sorted_by_step
+from evaluation.records.numbers import plain_estimate
 from evaluation.records.protocol_card import as_plain, card_rows, num_sampling_steps
 from evaluation.records.result import EvaluationResult
 from evaluation.reports import figures
 from evaluation.reports.html import table_page
-from evaluation.reports.numbers import plain_estimate
 from evaluation.reports.study import Study, as_json
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from evaluation.monitoring.checkpoint_scorer import read_history
+from evaluation.records.numbers import NONE
 from evaluation.reports.charts import COLOURS, STYLE, Chart, Line, Picture, as_svg, draw_lines
 from evaluation.reports.html import render as fill
-from evaluation.reports.numbers import NONE
 from evaluation.tuning.record import TrialRecord, best_of, ranked
 from evaluation.tuning.request import TuneRequest
 from evaluation.tuning.search import Axis

@@ -147,8 +147,7 @@ def evaluate(
     from evaluation.evaluate.options import require_own_name
     from evaluation.evaluate.run import evaluate as run_evaluation
     from evaluation.records.run_directory import run_uri_of
-    from evaluation.records.score_card import interval_in_words
-    from evaluation.reports.numbers import plain_estimate
+    from evaluation.records.score_card import in_words, interval_in_words
     from evaluation.reports.report import write_report
     from training.checkpoints.checkpoint import load_experiment
 
@@ -193,7 +192,7 @@ def evaluate(
         return
     for score in result.score_card():
         interval = f"  95 % {interval_in_words(score)} ({score.method})" if score.interval else ""
-        print(f"{score.title:<32} {plain_estimate(score.value, None, digits=6)}{interval}")
+        print(f"{score.title:<32} {in_words(score.value, score)}{interval}")
     print(f"{'page':<32} {page}")
     print(f"{'samples':<32} {result.images_uri or result.grid_uri}")
     if tracked:

@@ -53,7 +53,7 @@ def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, 
         next_steps: As for `train_here`.
     """
     from evaluation.monitoring.checkpoint_scorer import read_history
-    from evaluation.reports.numbers import plain_estimate
+    from evaluation.records.numbers import plain_estimate
     from training import storage
     from training.tracking.runs import attach
 

@@ -14,9 +14,9 @@ from evaluation.ablations.page import table
 from evaluation.ablations.page.sample_grids import sample_grids
 from evaluation.ablations.page.table import TableRow
 from evaluation.ablations.trials.record import TrialRecord
+from evaluation.records.numbers import format_estimate
 from evaluation.reports import html
 from evaluation.reports.charts import Picture
-from evaluation.reports.numbers import format_estimate
 from training.config.addresses import public_links
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")

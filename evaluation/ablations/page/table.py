@@ -12,7 +12,7 @@ from evaluation.ablations.definitions.ablation import format_overrides, format_v
 from evaluation.ablations.definitions.request import OBJECTIVES, AblationRequest
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.records.intervals import mean_interval
-from evaluation.reports.numbers import NONE, format_estimate
+from evaluation.records.numbers import NONE, format_estimate
 from evaluation.reports.paper_numbers import OTHER_MODELS
 from training.config.presets import find_preset, preset
 from training.config.tables.row import PaperResult

@@ -28,7 +28,7 @@ from evaluation.ablations.page.table import table_rows
 from evaluation.ablations.trials.record import TrialRecord, slug, split_by_seed
 from evaluation.ablations.trials.trial_model import find_trial_model
 from evaluation.records import npz
-from evaluation.reports.numbers import format_estimate
+from evaluation.records.numbers import format_estimate
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.presets import preset

@@ -222,8 +222,8 @@ def test_the_score_card_has_every_number_with_its_interval_and_how_it_is_found(r
         f"{9 * (1.245 - 1.23456):+.2g}",
     ]
     assert cells[10] == "Label agreement"
-    assert cells[12:14] == ["93.0% to 99.4%", "closed form for a share (Wilson)"]
-    assert "| Label agreement | 98.0% | 93.0% to 99.4% | closed form for a share (Wilson) |" in as_markdown(
+    assert cells[12:14] == ["93.0 to 99.4 %", "closed form for a share (Wilson)"]
+    assert "| Label agreement | 98.0 % | 93.0 to 99.4 % | closed form for a share (Wilson) |" in as_markdown(
         list(card.values()), "Step 200."
     )
     numbers = result.flat_metrics()
