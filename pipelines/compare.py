@@ -32,8 +32,8 @@ def compare_pipeline(
     Args:
         evaluate_resources: Resources of the step that evaluates the models.
         image: Image of all steps; a digest, or a tag that is never written twice.
-        models: A JSON list of two or more (models:/NAME@ALIAS, runs:/ID, a run's directory, or a checkpoint's). The others are compared
-            with the first, by its protocol.
+        models: A JSON list of two or more (models:/NAME@ALIAS, runs:/ID, a run's key or directory, or a checkpoint's). The others are
+            compared with the first, by its protocol.
         num_samples: Number of images sampled from each; 0 takes that of the first model's experiment.
         storage_root_uri: Where reference statistics are kept, and the comparison.
 

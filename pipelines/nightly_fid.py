@@ -38,7 +38,7 @@ def nightly_pipeline(
         baseline_nights: Number of healthy scores that make the baseline, 3 or more; meanwhile only jumps are found.
         evaluate_resources: Resources of the score step.
         image: Image of all steps; a digest, or a tag that is never written twice.
-        model: Which model (models:/NAME@ALIAS, a run's directory, or a checkpoint's directory inside a run's).
+        model: Which model (models:/NAME@ALIAS, runs:/ID, a run's key or directory, or a checkpoint's).
         storage_root_uri: Where reference statistics are kept, and the record of what the webhook was told.
         threshold_difference: A change that is too small to matter, in units of the distance.
 

@@ -25,7 +25,7 @@ def compare_models(models: Sequence[str], num_samples: int, storage_root_uri: st
     """Compare models by the protocol of the first one; what an earlier try has evaluated is not evaluated again.
 
     Args:
-        models: Two or more, each `models:/NAME@ALIAS`, `runs:/ID`, a run's directory, or a checkpoint's.
+        models: Two or more, each `models:/NAME@ALIAS`, `runs:/ID`, a run's key or directory, or a checkpoint's.
         num_samples: Number of images sampled from each; 0 takes that of the first model's experiment.
         storage_root_uri: Where reference statistics and the comparison are stored.
         resources: Number of processes that draw samples; fields of `training.config.experiment.Resources`.

@@ -45,7 +45,7 @@ class Model(NamedTuple):
 
 
 def resolve_model(model: str) -> Model:
-    """Find `models:/NAME@ALIAS` (the registry), `runs:/ID` (MLflow), a run's directory, or a checkpoint's inside a run's.
+    """Find `models:/NAME@ALIAS` (the registry), `runs:/ID` (MLflow), a run's key or directory, or a checkpoint's inside a run's.
 
     Raises:
         UserError: There is nothing of that name, or its run has not finished.

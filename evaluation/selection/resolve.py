@@ -11,8 +11,9 @@ from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.console import say
+from training.tracking.runs import find_training, is_run_key, tags_of
 
-FORMS = "a checkpoint's directory, a run's directory, runs:/ID, or models:/NAME@ALIAS"
+FORMS = "a checkpoint's directory, a run's directory or key, runs:/ID, or models:/NAME@ALIAS"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +40,8 @@ def resolve_model(name: str) -> ResolvedModel:
     """Find the model of that name.
 
     Args:
-        name: `models:/NAME@ALIAS` (the registry; without an alias `champion`), `models:/NAME/VERSION`, `runs:/ID` (MLflow),
-            a run's directory (its chosen weights), or a checkpoint's directory.
+        name: `models:/NAME@ALIAS` (the registry; without an alias `champion`), `models:/NAME/VERSION`, `runs:/ID` (MLflow's id of a run,
+            or a run key), a run key or its last ten digits, a run's directory (its chosen weights), or a checkpoint's directory.
 
     Raises:
         UserError: There is nothing of that name.
@@ -51,6 +52,8 @@ def resolve_model(name: str) -> ResolvedModel:
         return _resolve_registered(name.removeprefix("models:/"))
     if name.startswith("runs:/"):
         return _resolve_tracked(name.removeprefix("runs:/").strip("/"))
+    if is_tracked(name):
+        return _resolve_tracked(name)
     uri = name.rstrip("/")
     run_uri, separator, _ = uri.rpartition(f"/{checkpoint.DIRECTORY}/")
     if not separator:
@@ -58,6 +61,11 @@ def resolve_model(name: str) -> ResolvedModel:
     checkpoint.file_names(uri)  # raises an error if there is no complete checkpoint
     trained = _read_json(storage.join(run_uri, RESULT))
     return ResolvedModel(checkpoint_uri=uri, data_uri=trained.get("data_uri", ""), tracking_run_id=trained.get("tracking_run_id", ""))
+
+
+def is_tracked(name: str) -> bool:
+    """Return True for a name that MLflow explains, and not the storage: a registered model, a run, or a run key."""
+    return name.startswith(("runs:/", "models:/")) or (is_run_key(name) and not storage.local_path(name).exists())
 
 
 def _resolve_registered(name: str) -> ResolvedModel:
@@ -73,9 +81,11 @@ def _resolve_registered(name: str) -> ResolvedModel:
 
 
 def _resolve_tracked(run_id: str) -> ResolvedModel:
-    from training.tracking.runs import tags_of
-
-    tags = tags_of(run_id)
+    if is_run_key(run_id):
+        found = find_training(run_id)
+        run_id, tags = found.run_id, dict(found.tags)
+    else:
+        tags = tags_of(run_id)
     if "iddpm.best_checkpoint_uri" in tags:
         return ResolvedModel(
             checkpoint_uri=tags["iddpm.best_checkpoint_uri"],

@@ -10,7 +10,7 @@ import typer
 from pipelines.cli.options import JSON, out, print_table
 from pipelines.cli.services import connect
 
-_MODEL = typer.Argument(..., help="A run's or a checkpoint's directory (s3:// or a path), runs:/ID, or models:/NAME@ALIAS.")
+_MODEL = typer.Argument(..., help="A run's or a checkpoint's directory (s3:// or a path), a run's key, runs:/ID, or models:/NAME@ALIAS.")
 
 
 def show(model: str = _MODEL, as_json: bool = JSON) -> None:

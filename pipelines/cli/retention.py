@@ -98,18 +98,17 @@ def _date(seconds: float) -> str:
 
 def verify(
     run: str = typer.Argument(
-        ..., help="Directory of a run, a checkpoint or a data set (s3:// or a path), runs:/ID, or models:/NAME@ALIAS."
+        ..., help="Directory of a run, a checkpoint or a data set (s3:// or a path), a run's key, runs:/ID, or models:/NAME@ALIAS."
     ),
     as_json: bool = options.JSON,
 ) -> None:
     """Check every file against its stored size and sha256, and name each damaged one; the exit status is 1 if there is one."""
     from components.retention.verify import verify as check
     from evaluation.records.run_directory import run_uri_of
+    from evaluation.selection.resolve import is_tracked, resolve_model
 
     connect()
-    if run.startswith(("runs:/", "models:/")):
-        from evaluation.selection.resolve import resolve_model
-
+    if is_tracked(run):
         run = run_uri_of(resolve_model(run).checkpoint_uri)
     found = check(run)
     if as_json:

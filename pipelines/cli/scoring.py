@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from evaluation.selection.resolve import ResolvedModel
     from training.config.experiment import SamplingConfig
 
-MODEL = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), runs:/ID, or models:/NAME@ALIAS.")
+MODEL = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), a run's key, runs:/ID, or models:/NAME@ALIAS.")
 DATA = typer.Option("", "--data", help="Directory of the data set; empty takes the one of the model's training.")
 REFERENCE = typer.Option("", help="Reference statistics (npz); empty takes the data set's, and computes missing ones.")
 WEIGHTS = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the selected ones, or else the first average.")

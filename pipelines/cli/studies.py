@@ -14,7 +14,7 @@ from pipelines.cli.services import connect
 from training import storage
 from training.config.errors import UserError
 
-_RUN = typer.Argument(..., help="A run's directory, runs:/ID, or models:/NAME@ALIAS.")
+_RUN = typer.Argument(..., help="A run's directory or key, runs:/ID, or models:/NAME@ALIAS.")
 
 
 def ema_sweep(

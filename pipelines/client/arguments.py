@@ -21,6 +21,7 @@ from pipelines.compile_checks import parse_documents
 from training.config.addresses import without_passwords
 from training.config.errors import UserError
 from training.config.files import read_text
+from training.tracking.runs import is_run_key
 
 PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
 FORCE_FROM = "force_from"
@@ -250,9 +251,9 @@ def _require_models(chosen: Mapping[str, Any]) -> None:
     if parameter == "models" and len(models) < 2:
         raise ArgumentsError(f'--param models={json.dumps(models)}: name two or more, like ["models:/NAME/1", "models:/NAME@champion"]')
     for model in models:
-        if not isinstance(model, str) or not model.startswith(("models:/", "runs:/", "s3://")):
+        if not isinstance(model, str) or not (model.startswith(("models:/", "runs:/", "s3://")) or is_run_key(model)):
             raise ArgumentsError(
-                f"--param {parameter}={model}: write models:/NAME@ALIAS, runs:/ID, or s3://BUCKET/PATH of a run or a checkpoint"
+                f"--param {parameter}={model}: write models:/NAME@ALIAS, runs:/ID, a run's key, or the s3:// address of a run or checkpoint"
             )
 
 

@@ -5,7 +5,6 @@ They lie in the directories of trainings, of their data sets, and of the runs of
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -19,13 +18,21 @@ from training.config.errors import UserError
 from training.data.format.manifest import MANIFEST
 from training.storage.logs import StoredLog, list_logs, read_part
 from training.tracking.references import ABLATION_URI_TAG, TUNING_URI_TAG
-from training.tracking.runs import PIPELINE_RUN_TAG, RUN_KEY_TAG, RUN_URI_TAG, find_trainings, latest_runs, open_runs
+from training.tracking.runs import (
+    PIPELINE_RUN_TAG,
+    RUN_KEY_TAG,
+    RUN_URI_TAG,
+    find_training,
+    find_trainings,
+    is_run_key,
+    latest_runs,
+    open_runs,
+)
 
 _DEFAULT_ROOT = "s3://iddpm"
 """The default of every pipeline's `storage_root_uri`."""
 _NUM_SEARCHED = 1000
 """Runs in MLflow whose storage roots are searched, the latest ones."""
-_KEY = re.compile(r"(.+-)?[0-9a-f]{10}")
 _PAUSE_SECONDS = 5.0
 _Found = tuple[str, StoredLog]
 """A log, with the directory that it is in."""
@@ -45,21 +52,19 @@ def find_directories(run: str, *, by_pipeline: bool) -> list[str]:
         Nothing for a pipeline's run without `by_pipeline`.
 
     Raises:
-        UserError: There is no such training, and no such run of a pipeline.
-        TrackingError: MLflow, which knows the trainings, can't be reached.
+        UserError: There is no log of such a run of a pipeline.
+        TrackingError: There is no such training, or MLflow can't be reached.
     """
     if "/" in run:
         return [run.rstrip("/")]
-    is_key = _KEY.fullmatch(run) is not None
+    is_key = is_run_key(run)
     if not is_key and not by_pipeline:
         return []
-    found = find_trainings(key=run) if is_key else find_trainings(pipeline_run_id=run)
-    if not found and not is_key:
-        return _without_training(run)
+    found = [find_training(run)] if is_key else find_trainings(pipeline_run_id=run)
     if not found:
-        raise UserError(f"MLflow knows no training {run}; `iddpm runs` lists them")
+        return _without_training(run)
     directories: list[str] = []
-    for each in found[:1] if is_key else found:
+    for each in found:
         uri, pipeline_run_id = each.tags[RUN_URI_TAG], each.tags.get(PIPELINE_RUN_TAG)
         directory = pipeline_directory(storage_root_of(uri), pipeline_run_id) if pipeline_run_id else ""
         directories.extend([directory, uri] if directory and list_logs(directory) else [uri])

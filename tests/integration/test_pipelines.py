@@ -13,6 +13,7 @@ from webhook_receiver import receive
 
 from evaluation.monitoring.detector import NUM_REDRAWN
 from evaluation.monitoring.nightly import read_history
+from evaluation.selection.resolve import resolve_model
 from pipelines.client.stored_logs import find_directories
 from pipelines.compile import load
 from pipelines.local.run import PipelineError, run_pipeline
@@ -21,7 +22,7 @@ from training import storage
 from training.checkpoints import checkpoint
 from training.storage.logs import list_logs, read_part
 from training.tracking.registry import resolve
-from training.tracking.runs import attach
+from training.tracking.runs import TrackingError, attach
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +94,10 @@ def test_the_train_pipeline_leaves_a_scored_reported_and_registered_model(here: 
     logs = {(log.step, log.source): read_part(log.parts[-1].uri) for log in list_logs(pipeline_uri)}
     assert logs.keys() == {("settings", "step")}  # the closing of a run that went well prints nothing
     assert any("train: 1 worker(s)" in line for line in logs["settings", "step"])
+    key = run_uri.rpartition("/")[2]
+    assert {resolve_model(name) for name in (run_uri, key, key[-10:], f"runs:/{key}")} == {resolve_model(f"runs:/{tracked.run_id}")}
+    with pytest.raises(TrackingError, match="MLflow knows no training 0123456789; `iddpm runs` lists them"):
+        resolve_model("0123456789")
     champion = resolve(_PRESET)
     assert storage.exists(f"{champion.checkpoint_uri}/complete.json")
     pages = list(here.home.glob("pipelines/*/report/page"))

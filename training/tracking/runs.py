@@ -38,6 +38,7 @@ TRIAL_TAG = "iddpm.trial"
 ERROR_TAG = "iddpm.error"
 """Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
 _PAGE = 500
+_KEY = re.compile(r"([^/]+-)?[0-9a-f]{10}")
 _NEW_RUN_SECONDS = 30.0
 """An older run has no rival that is still on its way: requests take far less, and start times are of the openers' own clocks, which may
 differ by some seconds. So a run that is opened again, the common case, costs no wait."""
@@ -149,6 +150,19 @@ def find_trainings(*, key: str = "", pipeline_run_id: str = "") -> list[FoundRun
         raise TrackingError(f"{key or pipeline_run_id!r} is no run key, no end of one, and no id of a pipeline's run")
     condition = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run_id}'" if pipeline_run_id else f"tags.`{RUN_KEY_TAG}` LIKE '%{key}'"
     return [run for run in _search(condition) if is_training(run.tags)]
+
+
+def is_run_key(word: str) -> bool:
+    """Return True for a run key, and for its last ten digits, by which `iddpm runs` lists a training; no id of MLflow or KFP is one."""
+    return _KEY.fullmatch(word) is not None
+
+
+def find_training(key: str) -> FoundRun:
+    """Return the training of a run key, or of its last digits; raise TrackingError if MLflow knows none."""
+    found = find_trainings(key=key)
+    if not found:
+        raise TrackingError(f"MLflow knows no training {key}; `iddpm runs` lists them")
+    return found[0]
 
 
 def is_training(tags: Mapping[str, str]) -> bool:

@@ -47,6 +47,13 @@ def test_the_error_about_an_unknown_name_lists_the_possible_forms(tmp_path: Path
         resolve_model("models:/name/3@champion")
 
 
+def test_a_directory_here_that_is_named_like_a_run_key_is_not_looked_for_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "birds-0123456789").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run with a checkpoint there"):
+        resolve_model("birds-0123456789")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
