@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
 from torchvision.utils import make_grid
 
 from evaluation.records import grids
@@ -50,6 +51,10 @@ def make_app(model: TrainedModel, limits: Limits) -> FastAPI:
     async def refuse(_: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=400)
 
+    @app.get("/")
+    async def addresses() -> dict[str, str]:
+        return {"samples": "/samples.png?seed=0&num_images=4", "model": "/model", "health": "/health", "schema": "/openapi.json"}
+
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"status": "ok", "open_requests": open_requests, "max_queue": limits.max_queue}
@@ -68,25 +73,27 @@ def make_app(model: TrainedModel, limits: Limits) -> FastAPI:
             "limits": dataclasses.asdict(limits),
         }
 
+    class Drawing(BaseModel):
+        model_config = ConfigDict(extra="forbid")  # a misspelt field would be another image than the one that was asked for
+        seed: int = Field(0, ge=0, lt=2**63)
+        num_images: int = Field(1, ge=1, le=limits.max_images)
+        label: int | None = Field(None, ge=0)
+        evaluations: int | None = Field(None, ge=1, le=limits.max_evaluations)
+        method: SamplingMethod = default.method
+
     @app.get("/samples.png")
-    async def samples(
-        seed: Annotated[int, Query(ge=0, lt=2**63)] = 0,
-        num_images: Annotated[int, Query(ge=1, le=limits.max_images)] = 1,
-        label: Annotated[int | None, Query(ge=0)] = None,
-        evaluations: Annotated[int | None, Query(ge=1, le=limits.max_evaluations)] = None,
-        method: SamplingMethod = default.method,
-    ) -> Response:
+    async def samples(drawing: Annotated[Drawing, Query()]) -> Response:
         nonlocal open_requests
-        sampling = _sampling(model, default, evaluations, method, limits)
-        labels: Labels = "balanced" if label is None else (label,)
+        sampling = _sampling(model, default, drawing.evaluations, drawing.method, limits)
+        labels: Labels = "balanced" if drawing.label is None else (drawing.label,)
         if open_requests >= limits.max_queue:
             return JSONResponse({"detail": f"{open_requests} requests are open; try again"}, status_code=503, headers={"Retry-After": "5"})
 
         def draw() -> bytes:
             with turn:  # two drawings at once would take as long, and twice the memory
-                drawn = generate(model, num_images=num_images, seed=seed, sampling=sampling, labels=labels)
+                drawn = generate(model, num_images=drawing.num_images, seed=drawing.seed, sampling=sampling, labels=labels)
                 images, _ = concatenated(drawn)
-            sheet = make_grid(images, nrow=math.ceil(math.sqrt(num_images)), padding=0)
+            sheet = make_grid(images, nrow=math.ceil(math.sqrt(drawing.num_images)), padding=0)
             return grids.to_png(sheet.permute(1, 2, 0).contiguous().numpy())
 
         open_requests += 1

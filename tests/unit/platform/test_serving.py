@@ -78,6 +78,14 @@ def test_the_model_is_described(address: str, model_uri: str) -> None:
     found = requests.get(f"{address}/model", timeout=60).json()
     assert (found["checkpoint_uri"], found["weights"], found["num_classes"]) == (model_uri, "ema_0.99", 10)
     assert requests.get(f"{address}/health", timeout=60).json()["status"] == "ok"
+    listed = requests.get(address, timeout=60).json()
+    assert {requests.get(f"{address}{path}", timeout=60).status_code for path in listed.values()} == {200}
+    (parameters,) = (
+        each["get"]["parameters"]
+        for path, each in requests.get(f"{address}/openapi.json", timeout=60).json()["paths"].items()
+        if "png" in path
+    )
+    assert {each["name"] for each in parameters} == {"seed", "num_images", "label", "evaluations", "method"}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +97,7 @@ def test_the_model_is_described(address: str, model_uri: str) -> None:
         ({"method": "euler"}, 422, "ancestral"),
         ({"seed": "x"}, 422, "integer"),
         ({"seed": -1}, 422, "greater than or equal to 0"),
+        ({"num_image": 2}, 422, "num_image"),
     ],
 )
 def test_a_request_that_asks_too_much_is_refused_with_a_reason(address: str, query: dict[str, object], status: int, words: str) -> None:
