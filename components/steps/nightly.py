@@ -62,7 +62,7 @@ def resolve_model(model: str) -> Model:
 def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_uri: str, purpose: str, resources: Mapping[str, Any]) -> str:
     """Evaluate a model again, with new noise, and return the result's URI.
 
-    The same night draws again if the score is far from those before.
+    The same night draws again if the score is far from those before, or takes their cumulative sum above its limit.
 
     Fewer samples are drawn from the noise of every other night too, for the comparison with the first one. Their result has the name
     `<purpose>-common`.
@@ -93,7 +93,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     history = read_history(run_uri) or _reported(run_uri, result)
     rule = history.nights[-1].rule if history.nights else Rule()
     if judge(history.with_night(night_of(result, name=purpose, uri=uri, rule=rule))).is_suspicious:
-        say(f"{result.distance_name} {result.distance:.4g} is far from the scores before it: drawing {NUM_REDRAWN} new ones")
+        say(f"{result.distance_name} {result.distance:.4g} may show a change: drawing {NUM_REDRAWN} new ones")
         for number in range(NUM_REDRAWN):
             draw(_redrawn_name(purpose, number))
     count = result.protocol["distance"]["num_samples"]

@@ -10,8 +10,10 @@ itself an estimate, as the jackknife over ten blocks gives it. The noise of a ni
 - heavy-tailed: t with 4 degrees of freedom, scaled to variance 1;
 - autocorrelated: AR(1) with 0.3, also between the scores of one night.
 
-It prints the table of RESULTS.md and one JSON line. The exit status is the number of goals that are missed by all kinds of noise but the
-autocorrelated: fresh noise every night makes the scores of one model independent.
+Autocorrelated nights are simulated with a baseline of 60 nights too: their mean is as sure as that of 32 independent ones.
+
+It prints the table of RESULTS.md and one JSON line. The exit status is the number of goals that are missed, those of autocorrelated nights
+with the short baseline left out: fresh noise every night makes the scores of one model independent.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ NUM_CHANGED = 90
 YEAR = 365
 JACKKNIFE_BLOCKS = 10
 AUTOCORRELATION = 0.3
+LONG_BASELINE = 60
 NUM_FEATURES = 16
 CHANGES: dict[str, Callable[[Numbers], Numbers]] = {
     "1 sd worse": lambda night: 0 * night + 1,
@@ -155,7 +158,7 @@ def table(measured: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> int:
-    """Run the simulation; the exit status is the number of goals that are missed by noise without autocorrelation."""
+    """Run the simulation; the exit status is the number of goals that are missed, see above."""
     parser = argparse.ArgumentParser(description=__doc__)
     for field in dataclasses.fields(Rule):
         kind = int if field.name == "baseline_nights" else float
@@ -164,7 +167,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = vars(parser.parse_args())
     options = {name: given.pop(name) for name in ("num_models", "seed")}
-    measured = {noise: simulate(noise, Rule(**given), **options) for noise in NOISES}
+    rule = Rule(**given)
+    measured = {noise: simulate(noise, rule, **options) for noise in NOISES}
+    long = dataclasses.replace(rule, baseline_nights=LONG_BASELINE)
+    measured[f"autocorrelated, {LONG_BASELINE} nights of baseline"] = simulate("autocorrelated", long, **options)
     print(table(measured))
     print(json.dumps(measured))
     missed = 0

@@ -71,6 +71,18 @@ def test_a_suspicious_score_is_a_jump_alone_only_if_it_is_far_off_and_else_if_ne
     assert follow([*BASELINE, 3.0], redrawn=[*nights, 9.0]).value[-1] == 3.0, "a night that is not suspicious counts as its first score"
 
 
+def test_a_score_that_takes_a_sum_above_its_limit_is_drawn_again_and_the_new_ones_count_in_the_sum() -> None:
+    rising = [3.0 + 1.8 * SPREAD] * 5  # 5 x (1.8 - 0.75) = 5.25 is above 4.8, and no score is beyond 1.9 spreads
+    alone = follow([*BASELINE, *rising])
+    assert list(np.flatnonzero(alone.suspicious[20:])) == [4]
+    assert alone.slow[-1] == 1, "a history whose night was not drawn again is judged by its first score"
+    again = [*[math.nan] * 24, 3.0 + 0.5 * SPREAD]
+    refuted = follow([*BASELINE, *rising], redrawn=again)
+    assert refuted.up[-1] == pytest.approx(4 * 1.05 + 0.5 - 0.75)
+    assert refuted.slow[-1] == 0
+    assert follow([*BASELINE, *rising], redrawn=[*[math.nan] * 24, rising[-1]]).slow[-1] == 1
+
+
 def test_the_spread_is_never_less_than_the_known_standard_errors() -> None:
     assert follow([3.0] * 21, errors=[0.1]).spread[-1] == pytest.approx(0.1)
     assert follow([*BASELINE, 3.0], errors=[0.09]).spread[-1] == pytest.approx(SPREAD)
