@@ -53,7 +53,7 @@ def make_app(model: TrainedModel, limits: Limits) -> FastAPI:
 
     @app.get("/")
     async def addresses() -> dict[str, str]:
-        return {"samples": "/samples.png?seed=0&num_images=4", "model": "/model", "health": "/health", "schema": "/openapi.json"}
+        return {"samples": "/samples.png?seed=0", "model": "/model", "health": "/health", "schema": "/openapi.json"}
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
