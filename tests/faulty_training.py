@@ -120,7 +120,7 @@ class Run:
 
         def slow() -> None:
             while not over.is_set():
-                workers = self.workers()
+                workers = self.workers() if self.process.poll() is None else []
                 for moment, seconds in (("suspend", 0.8), ("resume", 0.2)):
                     for worker in workers:
                         with contextlib.suppress(psutil.NoSuchProcess):
@@ -145,8 +145,12 @@ class Run:
 
 def workers_below(pid: int) -> list[psutil.Process]:
     """The training processes among all that a process has started, in the order of their start."""
-    found = [p for p in psutil.Process(pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    return sorted(found, key=lambda p: p.create_time())
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # one of Ray's that ended since it was listed
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append((process.create_time(), process))
+    return [process for _, process in sorted(found, key=lambda pair: pair[0])]
 
 
 def prepare_data(root: str) -> str:
