@@ -36,7 +36,7 @@ _MAX_SECONDS = 2**31 - 1
 STAGES = ("data", "train", "evaluate")
 _GIB = 2**30
 _MIN_BASE_BYTES, _MIN_WORKER_BYTES = _GIB, _GIB // 2
-"""Least memory of a pod: for Python, torch and Ray's object store (at least 80 MB, and 30 % of the memory), and for each worker."""
+"""Least memory of a pod: for Python, torch and Ray's object store (at least 80 MB, and 30% of the memory), and for each worker."""
 
 
 class PodSize(NamedTuple):

@@ -1,4 +1,4 @@
-"""One number about a sample, with its 95 % interval and what is known of its bias."""
+"""One number about a sample, with its 95% interval and what is known of its bias."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MetricValue:
         note: What it is, in a few words.
         bias: Estimate of what the finite number of images adds to the value: 0 for an unbiased estimator, None if no
             correction is published. `value - bias` is the corrected value.
-        interval: 95 % interval over the draw of the samples; None if unknown. It is around the value, bias included.
+        interval: 95% interval over the draw of the samples; None if unknown. It is around the value, bias included.
         method: How the interval is found, in a few words.
         resampled: The number without each of ten blocks of samples, or of halves (`intervals.resampled_error`), to compare it with another
             model's on the same noise; empty where that is not sound.

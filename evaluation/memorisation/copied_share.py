@@ -8,7 +8,7 @@ on artificial copies, the share of copies is
     (q - a) / (c - a)        (Rogan and Gladen 1978)
 
 Its interval takes quantiles over draws of the three rates: a as above, q and c from their posteriors under Jeffreys' prior,
-Beta(x + 1/2, m - x + 1/2) for x of m images. The lower limit is the 2.5 % quantile of that share. The upper limit is the 97.5 % quantile of
+Beta(x + 1/2, m - x + 1/2) for x of m images. The lower limit is the 2.5% quantile of that share. The upper limit is the 97.5% quantile of
 q / c: samples may lie farther from the training set than held-out images do, and then fewer false alarms come than a.
 """
 
@@ -34,7 +34,7 @@ class CopiedShare:
     Attributes:
         share: The estimate, in [0, 1].
         standard_error: That of a normal distribution with this interval.
-        interval: 95 % interval; wider than that where false alarms are rarer among the samples than among held-out images.
+        interval: 95% interval; wider than that where false alarms are rarer among the samples than among held-out images.
         false_alarm_rate: Expected rate of flagged images among new images that are no copies.
         recall: Rate of flagged images among artificial copies.
         threshold: Relative distance below which an image is flagged.
@@ -58,7 +58,7 @@ class CopiedShare:
     def __str__(self) -> str:
         """Return the share with its interval in words."""
         low, high = self.interval
-        return f"{self.share:.1%} (95 % interval {low:.1%} to {high:.1%})"
+        return f"{self.share:.1%} (95% interval {low:.1%} to {high:.1%})"
 
 
 def _threshold(held_out: Float[Tensor, " held_out"], false_alarm_rate: float = FALSE_ALARM_RATE) -> tuple[float, int]:

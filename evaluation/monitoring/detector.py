@@ -3,7 +3,7 @@
 The scores x_1, x_2, ... of a healthy model vary about one level. Three rules watch that level.
 
 *The baseline.* The first `baseline_nights` healthy scores give the centre m (their mean) and the spread s. Then both are frozen:
-a bad night can't hide itself by joining the numbers that it is compared with. The standard deviation of 20 scores is wrong by 16 %
+a bad night can't hide itself by joining the numbers that it is compared with. The standard deviation of 20 scores is wrong by 16%
 (one standard deviation, 1 / sqrt(2 (n - 1))), and one that is too small raises false alarms. The evaluation also knows the standard
 error of each score. It is a jackknife's, whose variance is up to twice too large where most of a score is the bias of few samples. That
 excess is known for each night too, with much noise, so that only the mean over a complete baseline is subtracted. s is the larger one
@@ -19,7 +19,7 @@ rarely a healthy model signals (the average run length, ARL). The change began, 
 A score that takes a sum above h is drawn again, as one that is far off is (below): a healthy model's was extreme by chance, and its new
 scores are not. That halves the false alarms.
 
-*A jump* is told in the same night. A shift of 5 spreads can't be found at once in 99 % of cases by one score without many false alarms:
+*A jump* is told in the same night. A shift of 5 spreads can't be found at once in 99% of cases by one score without many false alarms:
 that needs a limit of at most 5 - 2.33 = 2.67 spreads, which some score of most healthy models exceeds within a year. So a score beyond
 `suspicion` is drawn three times more, from new noise, in the same night. The night then counts as the mean of the new scores (the first
 one was picked for being extreme), and is a jump beyond `confirmed`. A suspicious score that was not drawn again is a jump beyond `alone`.

@@ -44,7 +44,7 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
     """Decide to stop after `patience` scored checkpoints without a gain (0 never stops), but not before `min_steps`.
 
     A checkpoint's score is the smallest over its decays. It is a gain if it is below the last gain's score by more than the
-    fraction `min_gain`, and the 95 % interval of their difference on common noise excludes 0, where the history has what that takes.
+    fraction `min_gain`, and the 95% interval of their difference on common noise excludes 0, where the history has what that takes.
     So noise does not prolong training. It does not hide slow progress either, because the comparison is with the last gain and not with
     the last checkpoint. A score that is not finite is no gain.
 

@@ -300,7 +300,7 @@ def _describe(trace: Trace, last: Night, direction: int, change: float, error: f
         )
         nights = "1 night" if num_nights == 1 else f"{num_nights} nights"
         return (
-            f"{against}; {'worse' if direction > 0 else 'better'} by {abs(change):.3g} ± {_NORMAL_95 * error:.2g} (95 %), "
+            f"{against}; {'worse' if direction > 0 else 'better'} by {abs(change):.3g} ± {_NORMAL_95 * error:.2g} (95%), "
             f"{abs(change) / error:.1f} standard errors, since {_day(since)} ({nights}); {kind}"
         )
     if not num_baseline:

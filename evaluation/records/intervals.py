@@ -1,4 +1,4 @@
-"""Standard errors by the jackknife, and 95 % intervals."""
+"""Standard errors by the jackknife, and 95% intervals."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ MOST_SEEDS = 100
 
 
 def student_factor(degrees_of_freedom: int | None) -> float:
-    """Return the 97.5 % point of Student's t, which is 1.96 for many degrees of freedom (None).
+    """Return the 97.5% point of Student's t, which is 1.96 for many degrees of freedom (None).
 
     A standard error that is itself estimated from n values has n - 1. A jackknife over ten blocks so takes 2.26: with 1.96 its interval
-    would cover only 92 %, since the error's own estimate has a relative error of 1 / sqrt(2 (n - 1)) = 24 %.
+    would cover only 92%, since the error's own estimate has a relative error of 1 / sqrt(2 (n - 1)) = 24%.
     """
     return float(stdtrit(degrees_of_freedom or MANY, _UPPER_POINT))
 
@@ -145,10 +145,10 @@ def jackknife_bias(value: float, leave_one_out: Sequence[float]) -> float:
 
 
 def mean_interval(values: Sequence[Any] | NDArray[Any]) -> tuple[Any, Any]:
-    """Return the mean over the last axis, and half the width of its 95 % interval.
+    """Return the mean over the last axis, and half the width of its 95% interval.
 
-    The half width is t s / sqrt(n), with the standard deviation s (divisor n - 1) and the 97.5 % point t of Student's
-    distribution with n - 1 degrees of freedom. It covers the true mean in 95 % of cases if the values are independent and
+    The half width is t s / sqrt(n), with the standard deviation s (divisor n - 1) and the 97.5% point t of Student's
+    distribution with n - 1 degrees of freedom. It covers the true mean in 95% of cases if the values are independent and
     normal. One value has an infinite interval.
     """
     array = np.asarray(values, dtype=float)

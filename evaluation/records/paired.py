@@ -44,7 +44,7 @@ class Difference:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % interval by Student's t; None where there is no error."""
+        """95% interval by Student's t; None where there is no error."""
         return None if self.standard_error is None else student_interval(self.value, self.standard_error, self.degrees_of_freedom)
 
     @property
@@ -103,7 +103,7 @@ class Difference:
 def judge_together(differences: Sequence[Difference]) -> list[Verdict]:
     """Judge several differences at once, by Holm's method.
 
-    Where no model truly differs, all verdicts are "can't be told" with a probability of at least 95 %, however many there are; so a
+    Where no model truly differs, all verdicts are "can't be told" with a probability of at least 95%, however many there are; so a
     verdict may be weaker than the difference's own. A single difference keeps its own.
     """
     verdicts: list[Verdict] = ["can't be told"] * len(differences)

@@ -1,4 +1,4 @@
-"""The score card of an evaluation: every number with its 95 % interval, how the interval is found, and the number's bias.
+"""The score card of an evaluation: every number with its 95% interval, how the interval is found, and the number's bias.
 
 An interval is over the draw of the samples (or of test images, for bits/dim). It is around the number as it is, bias included: it says
 where the mean over many draws of as many samples lies, and compares models at equal numbers.
@@ -45,7 +45,7 @@ class Score:
         name: Its name in MLflow, such as "distance" or "bits_per_dim".
         title: Its name for people.
         value: The number; NaN if it is not finite.
-        standard_error, interval: Over the draw of the samples or test images; the interval is of 95 %. None if unknown.
+        standard_error, interval: Over the draw of the samples or test images; the interval is of 95%. None if unknown.
         method: How the interval is found; empty if there is none.
         bias: What the finite number of samples adds, as far as it is known. 0 for an unbiased number, None if unknown.
         note: What it is.
@@ -103,7 +103,7 @@ def as_markdown(card: Sequence[Score], heading: str) -> str:
         f"| {score.title} | {in_words(score.value, score)} | {interval_in_words(score) or NONE} | {score.method or NONE} |"
         for score in card
     ]
-    return "\n".join([heading, "", "| number | value | 95 % interval | interval by |", "|---|---|---|---|", *rows])
+    return "\n".join([heading, "", "| number | value | 95% interval | interval by |", "|---|---|---|---|", *rows])
 
 
 def interval_in_words(score: Score) -> str:
@@ -130,7 +130,7 @@ def _scale(score: Score) -> float:
 
 
 def _unit(score: Score) -> str:
-    return " %" if score.is_share else ""
+    return "%" if score.is_share else ""
 
 
 def metric_score(name: str, item: Mapping[str, Any]) -> Score:

@@ -152,12 +152,12 @@ def _notes(comparison: Comparison) -> list[str]:
         protocol += f"; bits/dim of {likelihood['num_images']:,} {likelihood['split']} images, {likelihood['form']}"
     num_differences = len(comparison.models) - 1
     together = (
-        f"Verdicts hold for all {num_differences} differences of a column at once (Holm's method: no verdict is wrong in 95 % of cases)."
+        f"Verdicts hold for all {num_differences} differences of a column at once (Holm's method: no verdict is wrong in 95% of cases)."
     )
     return [
         f"{protocol}.",
         "Numbers after +- are one standard error. Differences are on the same noise and images, so their errors are smaller; in brackets "
-        "is their 95 % interval (jackknife over blocks of samples, or over images, with Student's t).",
+        "is their 95% interval (jackknife over blocks of samples, or over images, with Student's t).",
         *(f"No difference is judged for {name.replace('_', ' ')}: {why_unpaired(name)}." for name in _unpaired(comparison)),
         *([together] if num_differences > 1 else []),
         *(

@@ -142,7 +142,7 @@ def as_study(found: GuidanceSweep) -> Study:
             ("precision_by_hundredths_of_scale", at): point.precision.value,
             ("recall_by_hundredths_of_scale", at): point.recall.value,
         }
-    headers = ["scale", found.distance_name, "behind the best", "precision (95 %)", "recall (95 %)"]
+    headers = ["scale", found.distance_name, "behind the best", "precision (95%)", "recall (95%)"]
     rows = [_row(point) for point in found.points]
     curve = figures.precision_and_recall({point.scale: (point.recall, point.precision) for point in found.points}).encode()
     distances = {point.scale: (point.distance, point.standard_error or 0.0) for point in found.points}
@@ -156,7 +156,7 @@ def as_study(found: GuidanceSweep) -> Study:
         lead=[f"{found.checkpoint_uri}, guided by {found.guide}."],
         notes=[f"{distance['num_samples']:,} samples a scale, the same noise for all. A scale of 1 is the model without guidance."],
         pictures={
-            "Each point is a guidance scale, with 95 % intervals. Higher: more samples look real; further right: more variety.": curve,
+            "Each point is a guidance scale, with 95% intervals. Higher: more samples look real; further right: more variety.": curve,
             "The band is one standard error; the errors of differences on common noise are smaller.": figure,
         },
     )

@@ -153,7 +153,7 @@ def verdict(found: Memorisation) -> str:
 
 def as_study(found: MemorisationStudy) -> Study:
     """Return the table, the pairs and the metrics for MLflow: `copied_share/pixels` and the like."""
-    headers = ["compared in", "images", "flagged", "copies", "95 % interval", "false alarms", "recall"]
+    headers = ["compared in", "images", "flagged", "copies", "95% interval", "false alarms", "recall"]
     rows = []
     for search in found.searches:  # near-duplicates in the training set come first, as they explain others
         rows.append(_row(f"{search.space}: training set, other images of it", search.duplicates))
@@ -190,7 +190,7 @@ def as_study(found: MemorisationStudy) -> Study:
             ("Samples", card["samples"]),
             ("Data set", f"{card['data']}: {card['num_training']:,} training images, digest {card['data_digest'][:12]}"),
             ("Features", f"{card['extractor']}, weights sha256 {card['extractor_sha256'][:12]}"),
-            ("Interval", "2.5 and 97.5 % quantiles over draws of the rates of flagged images, false alarms and recall"),
+            ("Interval", "2.5 and 97.5% quantiles over draws of the rates of flagged images, false alarms and recall"),
             ("Sources", "relative distance: Carlini et al. 2023; correction: Rogan and Gladen 1978; false alarms: Vovk 2012"),
             ("Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())),
             ("Device", card["device"]),

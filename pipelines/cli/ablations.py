@@ -28,7 +28,7 @@ _PRESET = typer.Option("", help="Another experiment to vary; a --grid needs one.
 _OBJECTIVE = typer.Option("", help="simple, vlb or hybrid for every trial; empty keeps each trial's own.")
 _SET = typer.Option([], "--set", help="Override of every trial, like optim.num_steps=500; may be repeated.")
 _GRID = typer.Option([], "--grid", help="An axis of your own grid, like diffusion.vlb_weight=0.001,0.01; may be repeated.")
-_SEEDS = typer.Option(1, min=1, help="Repeat every trial with so many seeds; the report has means and 95 % intervals.")
+_SEEDS = typer.Option(1, min=1, help="Repeat every trial with so many seeds; the report has means and 95% intervals.")
 _RUN = typer.Option([], "--run", help="A run or checkpoint to evaluate, like vlb=s3://bucket/runs/KEY; may be repeated.")
 
 

@@ -161,9 +161,7 @@ def import_checkpoint(
 
 
 def export(
-    model: str = typer.Argument(
-        ..., help="A checkpoint's or a run's directory (s3:// or a path), a run's key, runs:/ID, or models:/NAME@ALIAS."
-    ),
+    model: str = options.MODEL,
     target: str = typer.Argument(..., help="FILE.pt, FILE.safetensors, FILE.pt2, or a folder (s3:// or a path); its ending is the format."),
     weights: str = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the selected ones."),
 ) -> None:

@@ -7,13 +7,11 @@ import json
 
 import typer
 
-from pipelines.cli.options import JSON, out, print_table
+from pipelines.cli.options import JSON, MODEL, out, print_table
 from pipelines.cli.services import connect
 
-_MODEL = typer.Argument(..., help="A run's or a checkpoint's directory (s3:// or a path), a run's key, runs:/ID, or models:/NAME@ALIAS.")
 
-
-def show(model: str = _MODEL, as_json: bool = JSON) -> None:
+def show(model: str = MODEL, as_json: bool = JSON) -> None:
     """Show the nights since the baseline began, and the judgement of the last one."""
     from evaluation.monitoring.nightly import History, judge, read_history
 
@@ -45,7 +43,7 @@ def show(model: str = _MODEL, as_json: bool = JSON) -> None:
 
 
 def accept(
-    model: str = _MODEL,
+    model: str = MODEL,
     reason: str = typer.Option(..., help="Reason why the new level is right; it is stored in the history."),
     by: str = typer.Option(..., help="Your name; it is stored in the history."),
 ) -> None:

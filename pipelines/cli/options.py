@@ -24,6 +24,7 @@ EXPERIMENT = typer.Option("", help="Experiment in KFP; empty takes iddpm, which 
 CREATE_EXPERIMENT = typer.Option(False, "--create-experiment", help="Create the experiment if it is missing.")
 CLUSTER_ZONE = typer.Option("UTC", help="Time zone in which KFP reads cron expressions; `iddpm doctor` shows it.")
 JSON = typer.Option(False, "--json", help="Print JSON.")
+MODEL = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), a run's key, runs:/ID, or models:/NAME@ALIAS.")
 PIPELINE = typer.Argument(..., help="train, ablation, nightly-fid, compare or tune.")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from pipelines.cli.options import JSON
+from pipelines.cli.options import JSON, MODEL
 from pipelines.cli.services import connect
 from training import storage
 from training.config.errors import UserError
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from evaluation.selection.resolve import ResolvedModel
     from training.config.experiment import SamplingConfig
 
-MODEL = typer.Argument(..., help="A checkpoint's or a run's directory (s3:// or a path), a run's key, runs:/ID, or models:/NAME@ALIAS.")
 DATA = typer.Option("", "--data", help="Directory of the data set; empty takes the one of the model's training.")
 REFERENCE = typer.Option("", help="Reference statistics (npz); empty takes the data set's, and computes missing ones.")
 WEIGHTS = typer.Option("", help="Weights: an average like ema_0.9999, or model; empty takes the selected ones, or else the first average.")
@@ -191,7 +190,7 @@ def evaluate(
         print(json.dumps(result.to_dict(), indent=2))
         return
     for score in result.score_card():
-        interval = f"  95 % {interval_in_words(score)} ({score.method})" if score.interval else ""
+        interval = f"  95% {interval_in_words(score)} ({score.method})" if score.interval else ""
         print(f"{score.title:<32} {in_words(score.value, score)}{interval}")
     print(f"{'page':<32} {page}")
     print(f"{'samples':<32} {result.images_uri or result.grid_uri}")

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from pipelines.cli import scoring
-from pipelines.cli.options import JSON
+from pipelines.cli.options import JSON, MODEL
 from pipelines.cli.services import connect
 from training import storage
 from training.config.errors import UserError
@@ -58,7 +58,7 @@ def ema_sweep(
 
 
 def guidance_sweep(
-    model: str = scoring.MODEL,
+    model: str = MODEL,
     scales: str = typer.Option("1,1.5,2,3,4", help="Guidance scales; 1 is the model without guidance."),
     guidance_step: int = typer.Option(
         0, min=0, help="Training step of an earlier checkpoint that guides; 0 takes the model without its label."
@@ -136,7 +136,7 @@ def replay_stopping(
 
 
 def memorisation(
-    model: str = scoring.MODEL,
+    model: str = MODEL,
     samples: str = typer.Option("", help="npz of its images (arr_0), as `sample --npz` writes it; empty draws them."),
     num_samples: int = typer.Option(1000, min=1, max=2000, help="Number of images to draw, or to use of the file."),
     seed: int = typer.Option(0, help="Seed of the noise."),

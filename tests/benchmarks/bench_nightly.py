@@ -47,10 +47,10 @@ CHANGES: dict[str, Callable[[Numbers], Numbers]] = {
     "drift of 0.1 sd a night": lambda night: 0.1 * night,
 }
 GOALS = {
-    "healthy, alarmed in a year": (0.05, "at most 5 %"),
+    "healthy, alarmed in a year": (0.05, "at most 5%"),
     "2 sd worse, median nights": (7, "at most 7"),
     "drift of 0.1 sd a night, median nights": (20, "at most 20"),
-    "5 sd worse, missed in the same night": (0.01, "at most 1 %"),
+    "5 sd worse, missed in the same night": (0.01, "at most 1%"),
 }
 
 

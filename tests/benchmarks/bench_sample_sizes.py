@@ -4,7 +4,7 @@
 
 RUN is the directory of a trained run. Samples of its chosen weights stand in for the real images, of which there are too few. Against
 them come samples of six models: the same weights from other noise, whose true distance is 0, an earlier checkpoint, the sampler with 5
-and 4 evaluations in place of 10, and the weights with noise of 4 and 8 %. The six start from one noise, as models do that are compared.
+and 4 evaluations in place of 10, and the weights with noise of 4 and 8%. The six start from one noise, as models do that are compared.
 Each distance is computed from all samples, and from ten disjoint tenths of them. The Frechet distance is to all stand-ins, as usual; the
 MIND takes equal numbers of both by definition, so that it is to a tenth of them.
 

@@ -4,7 +4,7 @@ The model is the demo's of digits, trained here, or any checkpoint with the stat
 A seed draws one set of images by every sampler, from the same noise. Each finished set is a line of `draws.jsonl`: the same command goes
 on where it was stopped, further models and seeds add to it, and --table prints all of it.
 
-A ratio is the mean over the seeds. Its 95 % interval is of the draw of images: leaving out the same tenth of both sets gives the ratio's
+A ratio is the mean over the seeds. Its 95% interval is of the draw of images: leaving out the same tenth of both sets gives the ratio's
 jackknife error (nine degrees of freedom a seed).
 """
 
@@ -253,7 +253,7 @@ def figure(draws: Sequence[Draw]) -> str:
             if column == 0:
                 axes.set_ylabel("distance, in units of 250 ancestral steps'")
         picture.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=9)
-        return as_svg(picture, "Distance over network evaluations by sampler, with 95 % intervals")
+        return as_svg(picture, "Distance over network evaluations by sampler, with 95% intervals")
 
 
 def _model_and_reference(arguments: argparse.Namespace) -> tuple[TrainedModel, ReferenceStatistics]:

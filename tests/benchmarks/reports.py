@@ -41,6 +41,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+def with_unit(value: float, unit: str) -> str:
+    """A number and its unit, as one writes them: 2.1 times, and 2.1%."""
+    return number(value) + (unit if unit == "%" else f" {unit}")
+
+
 def spread(measured: Measured) -> str:
     """The range of the rounds, or nothing."""
     if measured.low is None or measured.high is None:
@@ -56,7 +61,7 @@ def on_screen(results: Mapping[str, Any], groups: Iterable[str], device: str) ->
         lines.append(f"{_TITLES[group]} ({group}, {told['seconds']:.0f} s)")
         for row in rows_of((group,), device):
             measured = found_of(row, results)
-            value = f"{number(measured.value)} {row.unit}" if measured else ""
+            value = with_unit(measured.value, row.unit) if measured else ""
             verdict = row.verdict(measured, device)
             lines.append(f"  {row.what:<82} {value:>18}  {row.goal_words(device):<8} {verdict}".rstrip())
             beside = [
@@ -111,9 +116,8 @@ def _heading(results: Mapping[str, Any], device: str) -> str:
             measured = found_of(row, results)
             assert measured is not None
             reason = row.reason or "no reason is known"
-            lines.append(
-                f"- {row.what}: {number(measured.value)} {row.unit}, goal {row.goal_words(device)}. {reason[0].upper()}{reason[1:]}."
-            )
+            value = with_unit(measured.value, row.unit)
+            lines.append(f"- {row.what}: {value}, goal {row.goal_words(device)}. {reason[0].upper()}{reason[1:]}.")
     return "\n".join(lines)
 
 
@@ -131,7 +135,7 @@ def _table(group: str, results: Mapping[str, Any], device: str) -> str:
         cells = [
             row.what,
             row.against,
-            f"{number(measured.value)} {row.unit}" if measured else "",
+            with_unit(measured.value, row.unit) if measured else "",
             spread(measured) if measured else "",
             row.goal_words(device),
             row.verdict(measured, device) if group in results["groups"] else "",

@@ -291,7 +291,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         key="checkpoints.stall",
         what="training waits for a checkpoint of CIFAR-10's network, share of the interval on an H100",
-        against="10,000 updates of batch 128 at 35 % MFU",
+        against="10,000 updates of batch 128 at 35% MFU",
         unit="%",
         goals={"cpu": 1.0},
         at_least=False,

@@ -135,7 +135,7 @@ def test_the_nightly_check_passes_a_healthy_model_and_fails_a_damaged_one_and_sa
         pytest.raises(PipelineError, match=r"FD\(digits-classifier\) has regressed: \S+ against \S+ \(mean of 3") as caught,
     ):
         here.with_env(IDDPM_WEBHOOK_URL=receiver.url).run("nightly-fid", model=run_uri)
-    assert re.search(r"worse by \S+ ± \S+ \(95 %\), \S+ standard errors, since \S+ \(1 night\); a jump", str(caught.value))
+    assert re.search(r"worse by \S+ ± \S+ \(95%\), \S+ standard errors, since \S+ \(1 night\); a jump", str(caught.value))
     damaged = read_history(run_uri)
     assert damaged is not None
     assert len(damaged.nights[-1].redrawn) == NUM_REDRAWN

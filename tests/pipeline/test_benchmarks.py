@@ -78,7 +78,7 @@ def test_a_missed_goal_is_said_with_its_reason_everywhere() -> None:
     assert "MISSED" in on_screen(results, ("checkpoints",), "cpu")
     page = markdown(_EMPTY, results, "cpu")
     assert "Missed:" in page
-    assert "| 3.00 % | 2.00 to 4.00 | <= 1 | MISSED |" in page
+    assert "| 3.00% | 2.00 to 4.00 | <= 1 | MISSED |" in page
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_show_prints_the_nights_and_the_judgement(run_iddpm: Command, run_uri: s
     status, out, _ = run_iddpm("nightly", "show", run_uri)
     assert status == 0
     assert "2026-01-06 02:00  4      3.2          0             a jump: worse" in out
-    assert out.splitlines()[-1].startswith("4 against 3 (mean of 5 healthy scores); worse by 1 ± 0.21 (95 %)")
+    assert out.splitlines()[-1].startswith("4 against 3 (mean of 5 healthy scores); worse by 1 ± 0.21 (95%)")
     told = json.loads(run_iddpm("nightly", "show", run_uri, "--json")[1])
     assert told["direction"] == 1
     assert told["rule"]["baseline_nights"] == 5

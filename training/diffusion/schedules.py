@@ -1,6 +1,6 @@
 """The noise schedules: beta_t and alpha_bar_t = prod_s (1 - beta_s).
 
-In float64 throughout: in float32 the cosine schedule's first beta is off by 0.9 %.
+In float64 throughout: in float32 the cosine schedule's first beta is off by 0.9%.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class TimestepSampler:
 class LossSecondMoment(TimestepSampler):
     """Probabilities p_t proportional to sqrt(E[L_t^2]), from the last ten losses of each t (equation 18 and the text below it).
 
-    Uniform until every t has ten. From then on 0.1 % of the probability stays uniform, so that no t is forgotten. The
+    Uniform until every t has ten. From then on 0.1% of the probability stays uniform, so that no t is forgotten. The
     histories live where the losses are, and nothing here waits for that device.
     """
 

@@ -77,7 +77,7 @@ class EMA(_Averages):
     """Exponential moving averages: theta_ema <- d theta_ema + (1 - d) theta after each update.
 
     Starts as a copy of the initial weights, without warm-up or bias correction, as in the released code. After n updates
-    the initial weights still count d^n: 37 % after 10,000 updates of 0.9999.
+    the initial weights still count d^n: 37% after 10,000 updates of 0.9999.
 
     Args:
         kinds: The decays d, each between 0 and 1.

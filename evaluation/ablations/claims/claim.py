@@ -5,7 +5,7 @@ as if they were independent. Models are compared on the same noise, so the true 
 verdict cautious.
 
 With several seeds, each seed gives one difference, between trials that share seed and noise. The differences have the spread
-between seeds in them, and the mean counts where its 95 % interval excludes the other answer.
+between seeds in them, and the mean counts where its 95% interval excludes the other answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Deciding:
     Attributes:
         name: Its name, with which a sentence begins.
         value: The number; for several seeds their mean.
-        error: Its standard error, 0 where it is unknown; for several seeds half the width of the 95 % interval.
+        error: Its standard error, 0 where it is unknown; for several seeds half the width of the 95% interval.
         level: The paper says that the number is below this level.
         above: The paper says that it is above the level instead.
         one_sided: The other side of the level decides nothing: a curve that has not become worse may still do so.
@@ -135,11 +135,11 @@ def _mean_sides(numbers: Sequence[Deciding]) -> tuple[tuple[str, float], ...]:
 
 def _describe(number: Deciding) -> str:
     low, high, seeds = number.value - number.error, number.value + number.error, len(number.seeds)
-    interval = f"{number.value:+.3g}, 95 % interval {low:+.3g} to {high:+.3g}."
+    interval = f"{number.value:+.3g}, 95% interval {low:+.3g} to {high:+.3g}."
     if number.sides:
         sides = "; ".join(f"{name}: {value:.4g}" for name, value in number.sides)
         return f"Means of {seeds} seeds: {sides} {number.unit}. The mean difference is {interval}"
-    interval = f"{number.value:.4g}, 95 % interval {low:.4g} to {high:.4g}"
+    interval = f"{number.value:.4g}, 95% interval {low:.4g} to {high:.4g}"
     level = f"; the paper's side is {'above' if number.above else 'below'} {number.level:g}"
     return f"{number.name}: mean of {seeds} seeds {interval}{level}."
 

@@ -178,7 +178,7 @@ SMALL: dict[str, SmallScale] = {
     ),
     "ensemble": SmallScale(
         settings=_HYBRID_AND_VLB,
-        reason="The runs of objective-schedule. The paper's FIDs of the second claim differ by 4 %, less than 500 samples and five "
+        reason="The runs of objective-schedule. The paper's FIDs of the second claim differ by 4%, less than 500 samples and five "
         "seeds can be expected to resolve.",
         claims=(
             _less("The ensemble has a better likelihood than both of its parts.", "the ensemble", "the better part", _BITS),

@@ -45,7 +45,7 @@ def figures(request: AblationRequest, records: Records, rows: Sequence[TableRow]
 
 
 def mean_curves(seeds: Sequence[Sequence[Drawing]]) -> Drawings:
-    """Merge the charts of several seeds: the mean of each curve with its 95 % interval, and the curve of each seed as a thin line."""
+    """Merge the charts of several seeds: the mean of each curve with its 95% interval, and the curve of each seed as a thin line."""
     charts = {chart.caption: chart for drawings in seeds for _, chart in drawings}
     for caption, chart in charts.items():
         curves: dict[str, list[Line]] = {}
@@ -54,7 +54,7 @@ def mean_curves(seeds: Sequence[Sequence[Drawing]]) -> Drawings:
                 curves.setdefault(line.label, []).append(line)
         thin = [replace(line.without_errors(), label="", faint=True) for of_seeds in curves.values() for line in of_seeds]
         means = [replace(of_seeds[0], points=_mean_points(of_seeds)) for of_seeds in curves.values()]
-        words = "Thick lines are means over the seeds, with the 95 % interval of the mean as a band; thin lines are the seeds."
+        words = "Thick lines are means over the seeds, with the 95% interval of the mean as a band; thin lines are the seeds."
         yield [*thin, *means], replace(chart, caption=f"{caption.removesuffix(_BANDS)} {words}")
 
 
@@ -107,7 +107,7 @@ def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
         caption = "The distance of every trial; the whisker is one standard error."
         if seeds:
             caption = (
-                "The distance of every setting: the mean over its seeds, which are the dots. The whisker is the 95 % interval of the mean."
+                "The distance of every setting: the mean over its seeds, which are the dots. The whisker is the 95% interval of the mean."
             )
         return Picture(svg=as_svg(figure, caption), caption=caption)
 

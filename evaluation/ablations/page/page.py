@@ -103,7 +103,7 @@ def _notes(request: AblationRequest, rows: Sequence[TableRow]) -> list[str]:
     checkpoint = {"last": "the last checkpoint", "best": "the best checkpoint by distance"}[request.ablation().checkpoint]
     errors = "one standard error: of a distance over the draw of the samples, of bits/dim over images, noise and timesteps"
     if request.seeds > 1:
-        errors = "half the width of the 95 % interval of a mean over seeds (Student's t, n - 1 degrees of freedom)"
+        errors = "half the width of the 95% interval of a mean over seeds (Student's t, n - 1 degrees of freedom)"
     notes = [
         f"Numbers after ± are {errors}.",
         f"The evaluated checkpoint of each run is {checkpoint}.",

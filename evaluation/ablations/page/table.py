@@ -54,7 +54,7 @@ class Number:
 
     @property
     def error(self) -> float | None:
-        """The number after "±": one standard error, or for a mean over seeds half the width of its 95 % interval."""
+        """The number after "±": one standard error, or for a mean over seeds half the width of its 95% interval."""
         if not self.seeds:
             return self.standard_error
         return float(mean_interval(self.seeds)[1]) if len(self.seeds) > 1 else None

@@ -47,7 +47,7 @@ def test_seeds_decide_where_their_interval_excludes_no_difference() -> None:
     finding = _combined(-1.0, -2.0, -3.0)
     assert finding.verdict == "not decided here"
     assert finding.evidence == (
-        "Means of 3 seeds: ours: 3; theirs: 5 FD. The mean difference is -2, 95 % interval -4.48 to +0.484. "
+        "Means of 3 seeds: ours: 3; theirs: 5 FD. The mean difference is -2, 95% interval -4.48 to +0.484. "
         "At this mean and spread it would take about 4 seeds."
     )
     assert _combined(-1.0, 1.0).evidence.endswith("it would take more than 100 seeds.")

@@ -243,7 +243,7 @@ def test_short_names_take_the_fewest_fields(kept_run_uri: str) -> None:
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
-        # The 97.5 % point of Student's t with 9 degrees of freedom is 2.262, and 1.96 with infinitely many.
+        # The 97.5% point of Student's t with 9 degrees of freedom is 2.262, and 1.96 with infinitely many.
         (
             Difference(value=-0.5, standard_error=0.1, degrees_of_freedom=9, num_images=1000),
             "-0.5 (-0.726 to -0.274), better with probability 100.0%: better",

@@ -60,7 +60,7 @@ def test_noise_below_the_minimum_gain_does_not_prolong_training() -> None:
 
 @pytest.mark.parametrize(("spread", "stops"), [(0.0, False), (2.0, True)])
 def test_a_gain_that_the_draw_explains_does_not_prolong_training(spread: float, stops: bool) -> None:
-    """The later scores are smaller by 4 %; their differences block by block are all the same, or scatter far more."""
+    """The later scores are smaller by 4%; their differences block by block are all the same, or scatter far more."""
     noise = random.Random(0)
     history = [
         {**score, "without_blocks": {"ema_0.99": [value - spread * (i > 0) * noise.random() for _ in range(10)]}}

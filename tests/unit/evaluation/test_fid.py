@@ -197,7 +197,7 @@ def test_the_jackknifes_variance_without_its_excess_is_that_over_independent_sam
         excess.append(jackknife_excess(distances_of_halves(reference, blocks)))
     true = float(torch.tensor(distances).var())
     jackknife, corrected = torch.tensor(squares) / true, (torch.tensor(squares) - torch.tensor(excess)) / true
-    # The variance of 600 distances is known to sqrt((kurtosis - 1) / 600): 7 % for a kurtosis of 4. One in 1,000 is beyond 3.3 errors.
+    # The variance of 600 distances is known to sqrt((kurtosis - 1) / 600): 7% for a kurtosis of 4. One in 1,000 is beyond 3.3 errors.
     error = math.hypot(float(corrected.std()) / math.sqrt(600), 0.07)
     assert float(corrected.mean()) == pytest.approx(1, abs=3.3 * error)
     assert float(jackknife.mean()) == pytest.approx(jackknife_over_true, abs=3.3 * error)

@@ -1,4 +1,4 @@
-"""Intervals cover what they say: of 200 repeats 95 %, for a distance and for the difference of two on common noise."""
+"""Intervals cover what they say: of 200 repeats 95%, for a distance and for the difference of two on common noise."""
 
 from collections.abc import Callable
 
@@ -60,7 +60,7 @@ def test_the_intervals_of_distances_and_of_their_differences_cover() -> None:
     for values, standard_errors in ((alone, errors), (paired, paired_errors)):
         intervals = [student_interval(value, error, 9) for value, error in zip(values, standard_errors, strict=True)]
         covered = np.mean([low <= values.mean() <= high for low, high in intervals])
-        # One repeat's share has a standard error of 1.5 %; the mean of 200 values, which stands for the truth, hardly adds to it.
+        # One repeat's share has a standard error of 1.5%; the mean of 200 values, which stands for the truth, hardly adds to it.
         assert 0.92 <= covered <= 0.98
 
 
@@ -172,7 +172,7 @@ def test_a_probability_of_being_better_is_right_as_often_as_it_says() -> None:
     ]
     said = np.array(found, dtype=float)
     sure = (said > 0.8) & (said < 0.95)
-    # Some 500 cases of a share near 0.88 have a standard error of 1.5 %; the prior, which is not flat, costs as much again.
+    # Some 500 cases of a share near 0.88 have a standard error of 1.5%; the prior, which is not flat, costs as much again.
     assert np.mean(truth[sure] < 0) == pytest.approx(said[sure].mean(), abs=0.06)
 
 

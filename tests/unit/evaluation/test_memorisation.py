@@ -82,9 +82,9 @@ def test_the_interval_of_the_share_covers_it_and_healthy_images_are_not_accused(
     for share in (0.0, 0.05, 0.9):
         results = [copied_share(draw(500, share), draw(300, 0.0), draw(500, 1.0)) for _ in range(200)]
         covered = sum(low <= share <= high for low, high in (result.interval for result in results))
-        assert covered >= 183, "95 % of 200 less 2.3 standard errors of 3.1"
+        assert covered >= 183, "95% of 200 less 2.3 standard errors of 3.1"
         if share == 0:
-            assert sum(result.is_found for result in results) <= 12, "2.5 % of 200 and three standard errors of 2.2"
+            assert sum(result.is_found for result in results) <= 12, "2.5% of 200 and three standard errors of 2.2"
         else:
             assert sum(result.is_found for result in results) >= 190
 

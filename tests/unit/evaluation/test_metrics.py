@@ -190,7 +190,7 @@ def test_the_sliced_wasserstein_distance_is_its_formula_and_three_times_a_square
     assert sliced_wasserstein(x, y, directions).value == pytest.approx(expected, rel=1e-4)
     shift = torch.zeros(8)
     shift[2] = 0.7
-    # The mean of 1,000 squared cosines in 8 dimensions: 1/8 with a relative spread of sqrt(2 x 7 / 10 / 1,000) = 4 %.
+    # The mean of 1,000 squared cosines in 8 dimensions: 1/8 with a relative spread of sqrt(2 x 7 / 10 / 1,000) = 4%.
     assert sliced_wasserstein(x, x + shift).value == pytest.approx(3 * 0.7**2, rel=0.15)
 
 

@@ -50,7 +50,7 @@ def test_a_slow_regression_is_said_with_its_size_its_error_and_its_first_night()
     assert judgement.since == FIRST + timedelta(days=6)
     assert judgement.change == pytest.approx(0.22)
     assert judgement.change_error == pytest.approx(0.1 * math.sqrt(1 / 5 + 1 / 5))
-    assert "worse by 0.22 ± 0.12 (95 %), 3.5 standard errors, since 2026-01-07 (5 nights); the cumulative sum is" in judgement.text
+    assert "worse by 0.22 ± 0.12 (95%), 3.5 standard errors, since 2026-01-07 (5 nights); the cumulative sum is" in judgement.text
 
 
 def test_a_jump_is_a_regression_and_the_night_after_it_is_not_news() -> None:
@@ -160,7 +160,7 @@ def test_a_history_of_an_earlier_version_is_judged_as_it_was_then(tmp_path: Path
     assert history is not None
     assert judge(history.until("night-9")).direction == 0, "today's limit is 4.8, and the sum is 5"
     assert judge(history).text == (
-        "3.2 against 3 (mean of 5 healthy scores); worse by 0.2 ± 0.12 (95 %), 3.2 standard errors, since 2026-01-07 (5 nights); "
+        "3.2 against 3 (mean of 5 healthy scores); worse by 0.2 ± 0.12 (95%), 3.2 standard errors, since 2026-01-07 (5 nights); "
         "the cumulative sum is 6.25, the limit is 5.8"
     )
 

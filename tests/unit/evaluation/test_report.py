@@ -162,7 +162,7 @@ def test_numbers_are_shown_to_the_digits_that_their_errors_allow(result: Evaluat
     assert "1.235" in text
     assert "± 0.032" in text
     assert "4.235" in text
-    assert "98.0 %" in text
+    assert "98.0%" in text
 
 
 def test_the_page_of_a_distance_in_other_features_says_not_an_fid(result: EvaluationResult) -> None:
@@ -222,10 +222,8 @@ def test_the_score_card_has_every_number_with_its_interval_and_how_it_is_found(r
         f"{9 * (1.245 - 1.23456):+.2g}",
     ]
     assert cells[10] == "Label agreement"
-    assert cells[12:14] == ["93.0 to 99.4 %", "closed form for a share (Wilson)"]
-    assert "| Label agreement | 98.0 % | 93.0 to 99.4 % | closed form for a share (Wilson) |" in as_markdown(
-        list(card.values()), "Step 200."
-    )
+    assert cells[12:14] == ["93.0 to 99.4%", "closed form for a share (Wilson)"]
+    assert "| Label agreement | 98.0% | 93.0 to 99.4% | closed form for a share (Wilson) |" in as_markdown(list(card.values()), "Step 200.")
     numbers = result.flat_metrics()
     assert numbers["final/label_agreement_low"] < numbers["final/label_agreement"] < numbers["final/label_agreement_high"]
 
