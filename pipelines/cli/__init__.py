@@ -1,1 +1,1 @@
-"""The command line `iddpm`, one file a group of commands. Each command imports what it needs when it runs."""
+"""The command line `iddpm`: a folder for each kind of work. Each command imports what it needs when it runs."""

@@ -13,23 +13,12 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from pipelines.cli import (
-    ablations,
-    cluster,
-    data,
-    models,
-    nightly,
-    reproduce,
-    retention,
-    runs,
-    schedules,
-    scoring,
-    services,
-    serving,
-    studies,
-    tune,
-)
+from pipelines.cli import services
+from pipelines.cli.models import experiments, nightly, scoring, serving, studies
 from pipelines.cli.options import with_connection
+from pipelines.cli.paper import ablations, reproduce
+from pipelines.cli.runs import cluster, local, schedules, tune
+from pipelines.cli.storage import data, retention
 from training import console
 from training.config.addresses import without_passwords
 from training.distributed.signals import termination_raised
@@ -46,8 +35,11 @@ app = typer.Typer(
 _ON_CLUSTER: Sequence[Callable[..., None]] = (cluster.submit, cluster.retry, cluster.runs, cluster.logs, cluster.cancel, cluster.doctor)
 _COMMANDS: dict[str, Sequence[Callable[..., None]]] = {
     "Services on this machine": (services.up, services.down, services.status),
-    "Pipelines": (runs.demo, runs.init, runs.train, runs.run, runs.compile_pipelines, tune.tune),
-    "Experiments and models": (models.presets, models.show, models.cost, models.import_checkpoint, models.export, models.rebuild_average),
+    "Pipelines": (local.demo, local.init, local.train, local.run, local.compile_pipelines, tune.tune),
+    "Experiments and models": (
+        *(experiments.presets, experiments.show, experiments.cost),
+        *(experiments.import_checkpoint, experiments.export, experiments.rebuild_average),
+    ),
     "Samples and scores": (
         *(scoring.sample, scoring.evaluate, scoring.compare, scoring.learn_steps, scoring.learn_variance, scoring.metrics, serving.serve),
         *(studies.ema_sweep, studies.guidance_sweep, studies.replay_stopping, studies.memorisation),

@@ -20,7 +20,7 @@ from components.ablations.directory import ablation_uri, read_plan
 from components.ablations.tracking import ORDER_METRIC
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import record_uri
-from pipelines.cli.reproduce import beside_the_paper
+from pipelines.cli.paper.reproduce import beside_the_paper
 from pipelines.compile import load
 from pipelines.local.ablate import run_ablation
 from pipelines.local.run import PipelineError, run_pipeline

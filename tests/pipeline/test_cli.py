@@ -19,8 +19,8 @@ import pytest
 import typer
 from PIL import Image
 
-from pipelines.cli import runs
 from pipelines.cli.main import app
+from pipelines.cli.runs import local
 from pipelines.client.arguments import arguments_of, compiled_pipeline
 from pipelines.services.services import Services, connect
 from training.config.files import read_experiment_file, resolve_experiment
@@ -276,16 +276,16 @@ def test_a_demo_of_own_images_writes_its_experiment_once_and_keeps_what_the_user
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IDDPM_HOME", str(tmp_path / "home"))
-    file = runs._demo_experiment(str(images))
+    file = local._demo_experiment(str(images))
     experiment = read_experiment_file(file)
     assert file.stem == experiment.name == experiment.data.name
     assert experiment.data.num_classes == 2
     file.write_text(file.read_text() + "\n# mine\n")
-    assert runs._demo_experiment(str(images)) == file
+    assert local._demo_experiment(str(images)) == file
     assert file.read_text().endswith("# mine\n")
     (tmp_path / "elsewhere").mkdir()
     other = images.rename(tmp_path / "elsewhere" / images.name)
-    assert runs._demo_experiment(str(other)) != file
+    assert local._demo_experiment(str(other)) != file
 
 
 def test_the_experiment_of_a_file_is_what_the_pipeline_trains(tmp_path: Path) -> None:

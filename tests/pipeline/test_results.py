@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from evaluation.reports.study import Study
 from pipelines.cli.main import app
-from pipelines.cli.scoring import save_study
+from pipelines.cli.models.scoring import save_study
 from training import console as progress
 from training.tracking import client as mlflow_client
 

@@ -16,7 +16,7 @@ from fake_kfp import FakeKfp
 
 from components.launch.logs import pipeline_directory
 from components.steps.runs import note_attempt
-from pipelines.cli.progress import training_lines
+from pipelines.cli.runs.progress import training_lines
 from pipelines.client.stored_logs import find_directories, show_stored_logs
 from training import storage
 from training.tracking.runs import ERROR_TAG, TrackedRun, open_run

@@ -31,7 +31,7 @@ from evaluation.reports.report import write_report
 from evaluation.selection.resolve import chosen_weights
 from evaluation.tuning.record import read_records, smallest_scores
 from evaluation.tuning.request import TuneRequest
-from pipelines.cli.reproduce import beside_the_paper
+from pipelines.cli.paper.reproduce import beside_the_paper
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.presets import preset

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from pipelines.cli import scoring
+from pipelines.cli.models import scoring
 from pipelines.cli.options import JSON, MODEL
 from pipelines.cli.services import connect
 from training import storage

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pipelines.cli.ablations import pairs, run_requests
+from pipelines.cli.paper.ablations import pairs, run_requests
 from training import storage
 from training.config.errors import UserError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from pipelines.cli.models.scoring import DEVICE, WEIGHTS
 from pipelines.cli.options import MODEL, err
-from pipelines.cli.scoring import DEVICE, WEIGHTS
 from pipelines.cli.services import connect
 
 

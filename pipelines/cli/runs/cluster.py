@@ -103,8 +103,8 @@ def runs(
     """
     from dataclasses import asdict
 
-    from pipelines.cli.progress import run_lines, training_lines
-    from pipelines.cli.progress import watch as show_again
+    from pipelines.cli.runs.progress import run_lines, training_lines
+    from pipelines.cli.runs.progress import watch as show_again
     from pipelines.cli.services import connect
     from training.tracking.trainings import LatestTrainings
 

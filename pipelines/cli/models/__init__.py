@@ -1,0 +1,1 @@
+"""Commands about experiments and trained models: show, sample, score, compare, serve, export."""

@@ -1,0 +1,1 @@
+"""Commands that repeat the experiments of the paper."""
