@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TESTS = [
     *("tests/unit/diffusion", "tests/unit/models"),
-    *(f"tests/unit/evaluation/test_{name}.py" for name in ("fid", "features", "generate", "likelihood", "metrics", "oracles", "reference")),
+    *("tests/unit/evaluation/distances", "tests/unit/evaluation/features/test_features.py", "tests/unit/evaluation/sampling/test_generate.py"),
+    *("tests/unit/evaluation/test_likelihood.py", "tests/unit/evaluation/test_oracles.py"),
     "tests/unit/training/test_loop.py",
 ]
 # Variant -> environment, number of threads, whether oneDNN is used.
