@@ -15,7 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TESTS = [
     *("tests/unit/diffusion", "tests/unit/models"),
-    *("tests/unit/evaluation/distances", "tests/unit/evaluation/features/test_features.py", "tests/unit/evaluation/sampling/test_generate.py"),
+    *(
+        "tests/unit/evaluation/distances",
+        "tests/unit/evaluation/features/test_features.py",
+        "tests/unit/evaluation/sampling/test_generate.py",
+    ),
     *("tests/unit/evaluation/test_likelihood.py", "tests/unit/evaluation/test_oracles.py"),
     "tests/unit/training/test_loop.py",
 ]
