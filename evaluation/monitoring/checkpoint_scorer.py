@@ -139,8 +139,10 @@ class CheckpointScorer:
         return grids.from_png(storage.read_bytes(uri)) if uri and storage.exists(uri) else None
 
     def keep(self, history: Sequence[Mapping[str, Any]]) -> set[int]:
-        """Return the steps of the checkpoints that the final choice may need."""
-        return {candidate.step for candidate in early_stopping.best_checkpoints(history, self.evaluation.rescore_best)}
+        """Return the steps of the checkpoints that the final choice may need: its candidates, and the one that guides them."""
+        candidates = early_stopping.best_checkpoints(history, self.evaluation.rescore_best)
+        guide = self.evaluation.sampling.guidance_step
+        return {candidate.step for candidate in candidates} | ({guide} if guide else set())
 
     def _score_weights(
         self, model: TrainedModel, reference: ReferenceStatistics, extractor: FeatureExtractor, low_res: LowRes | None

@@ -26,6 +26,7 @@ from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
+from training.config.experiment import SamplingConfig
 
 _METRIC = "precision_recall"
 
@@ -66,15 +67,15 @@ class GuidanceSweep:
         return as_plain(dataclasses.asdict(self))
 
 
-def sweep(
-    spec: ModelSpec, scales: Sequence[float], data_uri: str, reference_uri: str, *, guidance_step: int = 0, options: EvaluationOptions
-) -> GuidanceSweep:
-    """Evaluate a model at several guidance scales.
+def guided_samplers(
+    spec: ModelSpec, scales: Sequence[float], *, guidance_step: int = 0, sampling: SamplingConfig | None = None
+) -> list[SamplingConfig]:
+    """Return the samplers of a sweep, by increasing scale.
 
     Args:
         scales: Guidance scales, 0 or more; 1 is the model without guidance.
         guidance_step: Training step of the earlier checkpoint that guides; 0 takes the model without its label.
-        options: Resources, and deviations from the experiment's protocol.
+        sampling: The sampler that is guided; None takes the experiment's.
 
     Raises:
         UserError: No scale is given, one is negative, or the model has no such guide.
@@ -82,15 +83,34 @@ def sweep(
     if not scales or min(scales) < 0:
         raise UserError(f"guidance scales are numbers of 0 or more, such as 1,1.5,2,3; got {list(scales)}")
     experiment, run_uri = checkpoint.load_experiment(spec.checkpoint_uri), run_uri_of(spec.checkpoint_uri)
-    sampling = options.sampling or experiment.evaluation.sampling
-    guided = [
-        dataclasses.replace(sampling, guidance_scale=scale, guidance_step=guidance_step if scale != 1 else 0)
+    if not guidance_step and not experiment.model.label_dropout:
+        raise UserError(
+            f"{spec.checkpoint_uri} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, "
+            "or give --guidance-step, the step of an earlier checkpoint"
+        )
+    if guidance_step:
+        step = checkpoint.step_of(spec.checkpoint_uri)
+        earlier = [each for each in storage.retry(lambda: checkpoint.steps(run_uri)) if each < step]
+        if guidance_step not in earlier:
+            raise UserError(
+                f"{run_uri} has no checkpoint of step {guidance_step:,} that could guide the one of step {step:,}; "
+                f"earlier ones: {', '.join(f'{each:,}' for each in earlier) or 'none'}"
+            )
+    base = sampling or experiment.evaluation.sampling
+    return [
+        dataclasses.replace(base, guidance_scale=scale, guidance_step=guidance_step if scale != 1 else 0)
         for scale in sorted({float(scale) for scale in scales})
     ]
-    for each in guided:  # an experiment checks itself: every scale is checked before the first is sampled
-        dataclasses.replace(experiment, evaluation=dataclasses.replace(experiment.evaluation, sampling=each))
-    if guidance_step and not storage.retry(lambda: guidance_step in checkpoint.steps(run_uri)):
-        raise UserError(f"{run_uri} has no checkpoint of step {guidance_step:,} to guide; it has {checkpoint.steps(run_uri)}")
+
+
+def sweep(
+    spec: ModelSpec, samplers: Sequence[SamplingConfig], data_uri: str, reference_uri: str, options: EvaluationOptions
+) -> GuidanceSweep:
+    """Evaluate a model with each of the samplers that `guided_samplers` returns.
+
+    Args:
+        options: Resources, and deviations from the experiment's protocol.
+    """
     results = [
         evaluate_once(
             spec,
@@ -105,15 +125,16 @@ def sweep(
                 result_name=f"guidance-{each.guidance_scale:g}-{each.guidance_step}",
             ),
         )
-        for each in guided
+        for each in samplers
     ]
     best = min(results, key=lambda result: result.rank)
+    guidance_step = max(each.guidance_step for each in samplers)
     return GuidanceSweep(
-        model=run_uri.rstrip("/").rpartition("/")[2],
+        model=run_uri_of(spec.checkpoint_uri).rstrip("/").rpartition("/")[2],
         checkpoint_uri=spec.checkpoint_uri,
         guide=f"the checkpoint of step {guidance_step:,}" if guidance_step else "the model without its label",
         distance_name=best.distance_name,
-        points=tuple(_point(each.guidance_scale, result, best) for each, result in zip(guided, results, strict=True)),
+        points=tuple(_point(each.guidance_scale, result, best) for each, result in zip(samplers, results, strict=True)),
         protocol=results[0].protocol,
     )
 

@@ -435,6 +435,18 @@ class Experiment:
             "is estimated for a finished checkpoint; leave it out of the scores in training",
         )
         require(
+            self.evaluation.scoring_sampling.guidance_step == 0,
+            "evaluation.scoring_sampling.guidance_step",
+            "the first scores in training have no earlier checkpoint; leave it out",
+        )
+        guide, interval = self.evaluation.sampling.guidance_step, self.optim.checkpoint_interval
+        require(
+            guide % interval == 0 and guide < self.optim.num_steps,
+            "evaluation.sampling.guidance_step",
+            f"training stores no checkpoint of step {guide} before its last one; take a multiple of optim.checkpoint_interval "
+            f"({interval}) below optim.num_steps ({self.optim.num_steps})",
+        )
+        require(
             self.evaluation.likelihood_steps <= self.diffusion.num_timesteps,
             "evaluation.likelihood_steps",
             f"{self.evaluation.likelihood_steps} is more than diffusion.num_timesteps ({self.diffusion.num_timesteps})",

@@ -94,9 +94,11 @@ def guidance_sweep(
         batch_size=batch_size,
         device=device,
     )
-    reference_uri = reference or scoring.reference_of(named, data_uri, options)
+    spec = named.spec(weights or None)
+    samplers = study.guided_samplers(spec, wanted, guidance_step=guidance_step, sampling=options.sampling)
     storage.make_directory(out)  # refused before anything is sampled
-    found = study.sweep(named.spec(weights or None), wanted, data_uri, reference_uri, guidance_step=guidance_step, options=options)
+    reference_uri = reference or scoring.reference_of(named, data_uri, options)
+    found = study.sweep(spec, samplers, data_uri, reference_uri, options)
     scoring.save_study(study.as_study(found), out, [named.tracking_run_id], as_json)
 
 

@@ -106,6 +106,20 @@ def test_a_wrong_override_is_one_line_that_names_the_field_and_what_it_allows(ov
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("sampling", "step", "message"),
+    [
+        ("sampling", 300, r"^evaluation\.sampling\.guidance_step: training stores no checkpoint of step 300 .* multiple of .*\(200\)"),
+        ("sampling", 1600, r"^evaluation\.sampling\.guidance_step: training stores no checkpoint of step 1600 before its last one"),
+        ("scoring_sampling", 200, r"^evaluation\.scoring_sampling\.guidance_step: the first scores .* no earlier checkpoint"),
+    ],
+)
+def test_a_guide_that_training_will_not_have_stored_is_refused(sampling: str, step: int, message: str) -> None:
+    assert DEMO.override(["evaluation.sampling.guidance_scale=2", "evaluation.sampling.guidance_step=1400"])
+    with pytest.raises(UserError, match=message):
+        DEMO.override([f"evaluation.{sampling}.guidance_scale=2", f"evaluation.{sampling}.guidance_step={step}"])
+
+
 @pytest.mark.parametrize("name", ["../../elsewhere", ""])
 def test_an_experiments_name_is_one_for_a_directory_too(name: str) -> None:
     with pytest.raises(UserError, match=f"name: '{name}' is not a name"):

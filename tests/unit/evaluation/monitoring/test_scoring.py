@@ -80,6 +80,11 @@ def test_the_scorer_stops_and_keeps_checkpoints_by_the_history(run_uri: str, sco
     assert [score["step"] for score in history] == [100, 200]
     assert scorer.stop_reason(history) is None
     assert scorer.keep(history) == {100, 200}
+    one = dataclasses.replace(experiment.evaluation, rescore_best=1)
+    (best_step,) = dataclasses.replace(scorer, evaluation=one).keep(history)
+    (other,) = {100, 200} - {best_step}
+    guided = dataclasses.replace(one, sampling=dataclasses.replace(one.sampling, guidance_scale=2.0, guidance_step=other))
+    assert dataclasses.replace(scorer, evaluation=guided).keep(history) == {100, 200}, "the final evaluation needs the guide too"
     best = decide(history, experiment.evaluation)
     assert best.best_score == min(value for score in history for value in score["scores"].values())
 

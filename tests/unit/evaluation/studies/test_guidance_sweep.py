@@ -9,7 +9,7 @@ import pytest
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate_once
 from evaluation.sampling.trained_model import ModelSpec
-from evaluation.studies.guidance import as_study, sweep
+from evaluation.studies.guidance import as_study, guided_samplers, sweep
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 
@@ -25,7 +25,7 @@ def spec(run_uri: str) -> ModelSpec:
 
 def test_a_sweep_holds_the_model_alone_and_draws_the_trade_off(spec: ModelSpec, run_uri: str, digits_uri: str, reference_uri: str) -> None:
     step = checkpoint.steps(run_uri)[0]
-    found = sweep(spec, (3, 1), digits_uri, reference_uri, guidance_step=step, options=OPTIONS)
+    found = sweep(spec, guided_samplers(spec, (3, 1), guidance_step=step), digits_uri, reference_uri, OPTIONS)
     alone, guided = found.points
     assert (alone.scale, guided.scale) == (1.0, 3.0)
     unguided = EvaluationOptions(num_samples=40, likelihood=False, metrics=("precision_recall",), purpose="guidance", result_name="alone")
@@ -45,12 +45,11 @@ def test_a_sweep_holds_the_model_alone_and_draws_the_trade_off(spec: ModelSpec, 
     [
         ((), 0, "guidance scales are numbers of 0 or more"),
         ((-1.0, 2.0), 0, "guidance scales are numbers of 0 or more"),
-        ((1.0, 2.0), 0, "the model was trained with every label"),
-        ((1.0, 2.0), 999, "has no checkpoint of step 999 to guide"),
+        ((1.0, 2.0), 0, "was trained with every label and cannot guide itself"),
+        ((1.0, 2.0), 999, "has no checkpoint of step 999 that could guide the one of step 200; earlier ones: 100"),
+        ((1.0, 2.0), 200, "has no checkpoint of step 200 that could guide"),
     ],
 )
-def test_a_sweep_that_cannot_be_made_is_refused_before_sampling(
-    spec: ModelSpec, digits_uri: str, reference_uri: str, scales: tuple[float, ...], step: int, message: str
-) -> None:
+def test_a_sweep_that_cannot_be_made_is_refused(spec: ModelSpec, scales: tuple[float, ...], step: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        sweep(spec, scales, digits_uri, reference_uri, guidance_step=step, options=OPTIONS)
+        guided_samplers(spec, scales, guidance_step=step)
