@@ -439,17 +439,23 @@ class Experiment:
             "evaluation.scoring_sampling.guidance_step",
             "the first scores in training have no earlier checkpoint; leave it out",
         )
+        require(
+            self.evaluation.likelihood_steps <= self.diffusion.num_timesteps,
+            "evaluation.likelihood_steps",
+            f"{self.evaluation.likelihood_steps} is more than diffusion.num_timesteps ({self.diffusion.num_timesteps})",
+        )
+
+    def require_guide(self) -> None:
+        """Raise UserError unless training will store the checkpoint that guides the final evaluation, before its last one.
+
+        It is no condition of an experiment: a run that was interrupted has checkpoints of other steps too, and they can guide.
+        """
         guide, interval = self.evaluation.sampling.guidance_step, self.optim.checkpoint_interval
         require(
             guide % interval == 0 and guide < self.optim.num_steps,
             "evaluation.sampling.guidance_step",
             f"training stores no checkpoint of step {guide} before its last one; take a multiple of optim.checkpoint_interval "
             f"({interval}) below optim.num_steps ({self.optim.num_steps})",
-        )
-        require(
-            self.evaluation.likelihood_steps <= self.diffusion.num_timesteps,
-            "evaluation.likelihood_steps",
-            f"{self.evaluation.likelihood_steps} is more than diffusion.num_timesteps ({self.diffusion.num_timesteps})",
         )
 
     @property

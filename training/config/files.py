@@ -31,7 +31,7 @@ from training.config.validation import require
 
 
 def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iterable[str] = (), seed: int | None = None) -> Experiment:
-    """Return the experiment of a preset or a file, with overrides. The command line, the pipelines and Python all call it.
+    """Return the experiment of a preset or a file, with overrides, for training. The command line, the pipelines and Python all call it.
 
     Args:
         overrides: Each `section.field=value`; they win over the file.
@@ -42,7 +42,9 @@ def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iter
     """
     require(bool(preset) != bool(file_text), "experiment", "give either a preset or an experiment file")
     experiment = read_experiment_file(file_text) if file_text else named_preset(preset)
-    return experiment.override(overrides if seed is None else [*overrides, f"seed={seed}"])
+    resolved = experiment.override(overrides if seed is None else [*overrides, f"seed={seed}"])
+    resolved.require_guide()
+    return resolved
 
 
 def read_experiment_file(text_or_path: str | Path) -> Experiment:

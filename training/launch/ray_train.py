@@ -203,6 +203,7 @@ def _require_possible(job: Job, ray_address: str) -> None:
     """Check, before Ray starts, for settings that would fail in every worker or wait for ever."""
     resources, experiment = job.resources, job.experiment
     check_batch_size(experiment, resources.num_workers)
+    experiment.require_guide()
     if not resources.num_gpus_per_worker and ray_address == "local":
         require_fast(resources.precision, "cpu")
     if resources.num_gpus_per_worker and ray_address == "local" and not ray.is_initialized():

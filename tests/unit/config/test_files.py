@@ -105,3 +105,7 @@ def test_every_door_resolves_an_experiment_in_the_same_way() -> None:
     for given in ({}, {"preset": "digits-hybrid-cosine", "file_text": FILE}):
         with pytest.raises(UserError, match="give either a preset or an experiment file"):
             resolve_experiment(**given)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"guidance_step: training stores no checkpoint of step 300"):
+        resolve_experiment(
+            preset="digits-hybrid-cosine", overrides=["evaluation.sampling.guidance_scale=2", "evaluation.sampling.guidance_step=300"]
+        )

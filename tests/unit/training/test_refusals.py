@@ -41,6 +41,12 @@ def test_more_workers_than_images(tmp_path: Path) -> None:
         train(job(tmp_path, num_workers=size + 1))
 
 
+def test_a_final_evaluation_that_is_guided_by_a_checkpoint_that_will_not_exist(tmp_path: Path) -> None:
+    guided = EXPERIMENT.override(["evaluation.sampling.guidance_scale=2", "evaluation.sampling.guidance_step=300"])
+    with pytest.raises(UserError, match="no checkpoint of step 300"):
+        train(dataclasses.replace(job(tmp_path), experiment=guided))
+
+
 def test_more_workers_than_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(TrainingError, match="for at least 2 workers, but this machine shows 1 GPUs; use fewer workers"):
