@@ -1,4 +1,4 @@
-"""Join a Ray cluster, or start a local one on loopback that ends with the work."""
+"""Join a Ray cluster, or start a local one that ends with the work and that nobody joins without its token."""
 
 from __future__ import annotations
 
