@@ -87,7 +87,8 @@ class CheckpointScorer:
         errors: dict[str, float | None] = {}
         without_blocks: dict[str, list[float]] = {}
         pictures: dict[str, grids.Pixels] = {}
-        for weights in [name for name in checkpoint.weights_names(checkpoint_uri) if name != checkpoint.MODEL]:
+        averages = [name for name in checkpoint.weights_names(checkpoint_uri) if name != checkpoint.MODEL]
+        for weights in averages or [checkpoint.MODEL]:
             model = load_model(checkpoint_uri, weights, device=device)
             found, pictures[weights] = self._score_weights(model, reference, extractor, low_res)
             scores[weights], errors[weights], without_blocks[weights] = found.distance, found.standard_error, found.leave_one_out

@@ -205,7 +205,7 @@ class OptimConfig:
         adam_betas: Adam's decay rates of the first and second moment.
         weight_decay: Decoupled weight decay (AdamW); 0 is Adam.
         grad_clip_norm: Clip the gradient's global norm to this value; None (the paper) does not clip.
-        ema_decays: Decays of the exponential moving averages, all kept at once.
+        ema_decays: Decays of the exponential moving averages, all kept at once. Without any, the trained weights are scored and chosen.
         ema_snapshot_stds: Relative standard deviations of the power-function averages stored with each checkpoint,
             from which other decays are rebuilt after training; empty stores none.
         checkpoint_interval: Updates between checkpoints; each one is scored.

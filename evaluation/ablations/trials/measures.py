@@ -26,6 +26,7 @@ from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import averages, checkpoint
+from training.config.errors import UserError
 from training.config.experiment import SamplingConfig, SamplingMethod
 from training.config.plain import as_plain_fields
 from training.config.spacing import likelihood_spacing, parse_spacing, uniform_spacing
@@ -164,7 +165,12 @@ def likelihood_history(model: TrialModel) -> dict[str, Any]:
     """Measure bits/dim over the course of training (supplement figure 6), from averages rebuilt at every snapshot.
 
     The average has the experiment's first decay. Steps whose snapshots do not determine it (the first ones) are left out.
+
+    Raises:
+        UserError: The experiment has no average.
     """
+    if not model.experiment.optim.ema_decays:
+        raise UserError("optim.ema_decays: bits/dim over training are those of an average of the weights; give one, like 0.99")
     decay = model.experiment.optim.ema_decays[0]
     steps = sorted({snapshot.step for snapshot in averages.snapshots(model.run_uri)})
     points = []

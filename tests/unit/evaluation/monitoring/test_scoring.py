@@ -34,6 +34,15 @@ def test_a_score_has_every_decay_and_is_stored_with_its_protocol(run_uri: str, s
     assert scorer.metrics(score)["score/best"] == min(score["scores"].values())
 
 
+def test_without_averages_the_trained_weights_are_scored(run_uri: str, scorer: CheckpointScorer, experiment: Experiment) -> None:
+    bare = experiment.override(["optim.ema_decays="])
+    state = checkpoint.load_model_state(checkpoint.checkpoint_uri(run_uri, 100), checkpoint.MODEL)
+    checkpoint.save(run_uri, 300, {"experiment.json": bare.to_dict(), "model.pt": state})
+    score = scorer.score(checkpoint.checkpoint_uri(run_uri, 300))
+    assert set(score["scores"]) == {checkpoint.MODEL}
+    assert decide([score], bare.evaluation).best_weights == checkpoint.MODEL
+
+
 def test_a_score_does_not_depend_on_the_batch_size(run_uri: str, scorer: CheckpointScorer) -> None:
     uri = checkpoint.checkpoint_uri(run_uri, 100)
     first = dataclasses.replace(scorer, batch_size=60).score(uri)
