@@ -18,7 +18,7 @@ from training.config.errors import UserError
 from training.config.overrides import apply_overrides
 from training.config.plain import LATER, as_plain_fields
 from training.config.spacing import count_timesteps, parse_spacing
-from training.config.validation import FORBID_UNKNOWN, require, require_at_least, validate
+from training.config.validation import FORBID_UNKNOWN, list_paths, require, require_at_least, validate
 
 Schedule = Literal["linear", "cosine"]
 Objective = Literal["simple", "vlb", "hybrid"]
@@ -314,11 +314,11 @@ class EvaluationConfig:
 
     Attributes:
         extractor: The network in whose features the Frechet distance is computed. Only "inception" makes it an FID.
-        num_samples: Images drawn for the reported distance (supplement section 1: 50K; 10K for unconditional
+        num_samples: Images drawn for the reported distance, 2 or more (supplement section 1: 50K; 10K for unconditional
             ImageNet-64).
-        num_reference_images: Training images behind the reference statistics; None is the whole training set.
+        num_reference_images: Training images behind the reference statistics, 2 or more; None is the whole training set.
         sampling: Sampler of the reported distance.
-        scoring_num_samples: Images drawn to score one checkpoint beside training.
+        scoring_num_samples: Images drawn to score one checkpoint beside training, 2 or more.
         scoring_sampling: Sampler of that score: few steps, common noise.
         patience: Checkpoints without a gain after which training stops; 0 never stops early.
         min_gain: Relative improvement of the score that counts as a gain.
@@ -354,8 +354,8 @@ class EvaluationConfig:
     metrics: tuple[MetricName, ...] | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "evaluation", "num_samples", "scoring_num_samples", "rescore_best", "likelihood_steps")
-        require_at_least(1, self, "evaluation", "num_reference_images", "likelihood_num_images")
+        require_at_least(2, self, "evaluation", "num_samples", "scoring_num_samples", "num_reference_images")  # a covariance needs two
+        require_at_least(1, self, "evaluation", "rescore_best", "likelihood_steps", "likelihood_num_images")
         require_at_least(0, self, "evaluation", "patience", "min_steps")
         require(
             self.likelihood_form not in ("stratified", "learned") or self.likelihood_steps >= 2,
@@ -511,7 +511,7 @@ class Experiment:
             UserError: An override is malformed, names no field, or gives a value that the field can't take.
         """
         plain = self.every_field()
-        apply_overrides(plain, overrides)
+        apply_overrides(plain, overrides, list_paths(type(self)))
         return Experiment.from_dict(plain)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from training.config.errors import UserError
 from training.config.validation import require, unknown_field
 
 
-def apply_overrides(plain: dict[str, Any], overrides: Iterable[str]) -> None:
-    """Change an experiment's plain dictionary by overrides."""
+def apply_overrides(plain: dict[str, Any], overrides: Iterable[str], lists: Container[str] = ()) -> None:
+    """Change an experiment's plain dictionary by overrides.
+
+    Args:
+        lists: Paths of the fields that take a list, also where they have no value yet.
+    """
     require(not isinstance(overrides, str), str(overrides), "overrides are a list, each section.field=value")
     for item in overrides:
         require(isinstance(item, str), str(item), "an override is text and reads section.field=value")
@@ -29,7 +33,8 @@ def apply_overrides(plain: dict[str, Any], overrides: Iterable[str]) -> None:
         present, text = node[leaf], text.strip()
         if isinstance(present, dict):
             raise UserError(f"{path}: is a section; name one of its fields: {', '.join(present)}")
-        value = _parse_value(text, as_list=isinstance(present, list))
+        is_nothing = present is None and text.lower() in ("none", "null")
+        value = _parse_value(text, as_list=isinstance(present, list) or (path in lists and not is_nothing))
         _refuse_boolean(present, value, repr(text), path)
         # A text field takes the text as it is: `evaluation.sampling.spacing=250`.
         node[leaf] = text if isinstance(present, str) and not isinstance(value, str) else value

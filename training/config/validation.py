@@ -115,6 +115,18 @@ def _build(cls: type, value: Any, path: str) -> Any:
         raise UserError(_with_path(str(error), path)) from error
 
 
+def list_paths(cls: type, prefix: str = "") -> set[str]:
+    """Return the paths of a dataclass's fields that take a list, those of its sections included."""
+    found: set[str] = set()
+    for name, kind in get_type_hints(cls).items():
+        for each in (kind, *get_args(kind)) if get_origin(kind) in (Union, types.UnionType) else (kind,):
+            if dataclasses.is_dataclass(each):
+                found |= list_paths(each, f"{prefix}{name}.")  # type: ignore[arg-type]
+            elif get_origin(each) is tuple:
+                found.add(f"{prefix}{name}")
+    return found
+
+
 def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
