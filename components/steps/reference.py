@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.launch.logs import LogPlace
 from components.steps.runs import run_directory
@@ -11,6 +11,9 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment, Extractor
 from training.console import say
+
+if TYPE_CHECKING:
+    from evaluation.features.extractors import FeatureExtractor
 
 REFERENCES = "references"
 """Directory of reference statistics below the storage root."""
@@ -34,21 +37,26 @@ def stored_extractor_weights(storage_root_uri: str, extractor: Extractor) -> str
 def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
     """Compute statistics of the training images with the experiment's extractor, or find them; return their URI."""
     from evaluation.distances.reference_statistics import compute_reference
-    from evaluation.features.extractors import load_extractor
-    from evaluation.records.devices import choose_device
 
-    evaluation = experiment.evaluation
-    extractor = load_extractor(
-        evaluation.extractor, weights=stored_extractor_weights(storage_root_uri, evaluation.extractor), device=choose_device("auto")
-    )
+    evaluation, extractor = experiment.evaluation, _extractor_of(experiment, storage_root_uri)
     statistics = compute_reference(
         storage.join(data_uri, "train"), extractor, storage.join(storage_root_uri, REFERENCES), evaluation.num_reference_images
     )
     return statistics.uri
 
 
+def _extractor_of(experiment: Experiment, storage_root_uri: str) -> FeatureExtractor:
+    from evaluation.features.extractors import load_extractor
+    from evaluation.records.devices import choose_device
+
+    name = experiment.evaluation.extractor
+    return load_extractor(name, weights=stored_extractor_weights(storage_root_uri, name), device=choose_device("auto"))
+
+
 def make_reference(experiment: str, data_uri: str, data_digest: str, storage_root_uri: str, resources: Mapping[str, Any]) -> str:
     """Do the reference step: `reference_for` with arguments that a pipeline can carry.
+
+    It comes before the training, so it refuses metrics that the evaluation after the training could not compute.
 
     Args:
         experiment: The experiment, as JSON.
@@ -56,14 +64,17 @@ def make_reference(experiment: str, data_uri: str, data_digest: str, storage_roo
         resources: Fields of `training.config.experiment.Resources`.
 
     Raises:
-        UserError: The images have another digest.
+        UserError: The images have another digest, or the extractor or the number of samples is not enough for a metric.
     """
+    from evaluation.evaluate.preflight import require_metrics
     from training.data.format.manifest import read_manifest
 
     found = read_manifest(storage.join(data_uri, "train")).content_digest
     if found != data_digest:
         raise UserError(f"{data_uri} changed while the pipeline ran (digest {found}, expected {data_digest}); submit the pipeline again")
-    return reference_for(Experiment.from_json(experiment), data_uri, storage_root_uri)
+    wanted = Experiment.from_json(experiment)
+    require_metrics(wanted, _extractor_of(wanted, storage_root_uri))
+    return reference_for(wanted, data_uri, storage_root_uri)
 
 
 def find_log(arguments: Mapping[str, Any]) -> LogPlace:

@@ -44,7 +44,7 @@ class EvaluationOptions:
         result_name: Name of the result's file, without its ending.
     """
 
-    num_samples: Annotated[int, Field(ge=2)] | None = None
+    num_samples: _AtLeastOne | None = None
     sampling: SamplingConfig | None = None
     labels: Labels = "balanced"
     low_res_uri: str = ""

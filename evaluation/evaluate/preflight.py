@@ -128,12 +128,28 @@ def _check_metrics(
     default = ("label_agreement",) if knows_labels else ()
     chosen = _chosen_metrics(options, model.experiment)
     metrics = parse_metrics(default if chosen is None else chosen)
-    require_extractor(metrics, extractor)
-    if "label_agreement" in metrics and not model.num_classes:
-        raise UserError(f"label_agreement needs a class-conditional model, which {model.description} is not; leave it out")
+    _require_network(metrics, extractor, model.num_classes, model.description)
     if "sfid" in metrics and reference.spatial is None:
         raise UserError(f"{reference.uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; compute it again")
     return metrics
+
+
+def require_metrics(experiment: Experiment, extractor: FeatureExtractor) -> None:
+    """Refuse metrics of an experiment that its final evaluation could not compute; it is known before the training.
+
+    Raises:
+        UserError: A metric needs what the extractor does not give, labels that the model does not have, or more samples.
+    """
+    metrics = parse_metrics(experiment.evaluation.metrics or ())
+    num_classes = experiment.data.num_classes if experiment.model.class_conditional else 0
+    _require_network(metrics, extractor, num_classes, f"the model of {experiment.name}")
+    require_count(metrics, experiment.evaluation.num_samples, "samples of evaluation.num_samples", extractor.dim)
+
+
+def _require_network(metrics: frozenset[str], extractor: FeatureExtractor, num_classes: int, model: str) -> None:
+    require_extractor(metrics, extractor)
+    if "label_agreement" in metrics and not num_classes:
+        raise UserError(f"label_agreement needs a class-conditional model, which {model} is not; leave it out")
 
 
 def _can_find_copies(samples: SamplePlan, data_uri: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from components.steps.reference import make_reference
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.evaluate.options import EvaluationOptions, require_own_name
 from evaluation.evaluate.preflight import preflight
@@ -22,6 +23,7 @@ from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint import CheckpointError
 from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
+from training.data.format.manifest import read_manifest
 from training.models.unet import make_model
 
 
@@ -98,6 +100,27 @@ def test_the_experiment_or_the_options_say_which_metrics_are_computed(
         preflight(spec, digits_uri, reference_uri, options)
     with pytest.raises(UserError, match=r"evaluation\.metrics"):
         experiment.override(['evaluation.metrics=["fidd"]'])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.metrics=sfid"], r"gives features, logits; sfid needs spatial"),
+        (["evaluation.metrics=inception_score"], r"is defined on the Inception network"),
+        (
+            ["evaluation.metrics=precision_recall", "evaluation.num_samples=3"],
+            r"^3 samples of evaluation\.num_samples: precision_recall takes 4",
+        ),
+        (["evaluation.metrics=label_agreement", "model.class_conditional=false"], r"label_agreement needs a class-conditional model"),
+    ],
+)
+def test_metrics_that_the_final_evaluation_could_not_compute_are_refused_before_the_training(
+    experiment: Experiment, digits_uri: str, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    digest = read_manifest(f"{digits_uri}/train").content_digest
+    with pytest.raises(UserError, match=message):
+        make_reference(experiment.override(overrides).to_json(), digits_uri, digest, str(tmp_path), {})
+    assert not any(tmp_path.rglob("*.npz")), "before the statistics too"
 
 
 def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path) -> None:
