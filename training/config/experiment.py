@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from training.config.errors import UserError
 from training.config.overrides import apply_overrides
 from training.config.plain import LATER, as_plain_fields
-from training.config.spacing import count_timesteps, parse_spacing
+from training.config.spacing import count_timesteps, learned_count, parse_spacing
 from training.config.validation import FORBID_UNKNOWN, list_paths, require, require_at_least, validate
 
 Schedule = Literal["linear", "cosine"]
@@ -429,6 +429,11 @@ class Experiment:
                     read(sampling.spacing, self.diffusion.num_timesteps)
                 except ValueError as error:
                     raise UserError(f"{path}.spacing: {error}") from error
+        require(
+            self.model.low_res_size is None or learned_count(self.evaluation.sampling.spacing) is None,
+            "evaluation.sampling.spacing",
+            "no timesteps can be learned for an upsampler; give a number, or the timesteps, like t:0,200,999",
+        )
         require(
             self.evaluation.scoring_sampling.variance == "model",
             "evaluation.scoring_sampling.variance",

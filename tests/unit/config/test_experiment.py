@@ -133,6 +133,11 @@ def test_an_experiments_name_is_one_for_a_directory_too(name: str) -> None:
         Experiment.from_dict(DEMO.to_dict() | {"name": name})
 
 
+def test_no_steps_are_learned_for_an_upsampler() -> None:
+    with pytest.raises(UserError, match=r"^evaluation\.sampling\.spacing: no timesteps can be learned for an upsampler"):
+        DEMO.override(["model.low_res_size=4", "evaluation.sampling.spacing=learned:10"])
+
+
 def test_overrides_that_are_one_text_rather_than_a_list_are_told_so() -> None:
     with pytest.raises(UserError, match="overrides are a list"):
         DEMO.override("model.dropout=0.1")
