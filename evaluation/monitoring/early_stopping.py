@@ -41,7 +41,9 @@ class Decision:
 
 
 def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
-    """Decide to stop after `patience` scored checkpoints without a gain (0 never stops), but not before `min_steps`.
+    """Decide to stop after `patience` scored checkpoints without a gain (0 never stops).
+
+    Training goes on to `min_steps` at least, and to the checkpoint that guides the final evaluation.
 
     A checkpoint's score is the smallest over its decays. It is a gain if it is below the last gain's score by more than the
     fraction `min_gain`, and the 95% interval of their difference on common noise excludes 0, where the history has what that takes.
@@ -51,10 +53,11 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
     Scores come in any order; if a step occurs twice, the later entry counts.
     """
     scores = sorted_by_step(history)
+    earliest = max(config.min_steps, config.sampling.guidance_step)
     best = next(iter(ranked_candidates(scores)), None)
     if best is None:
         outcome = "no checkpoint is scored yet" if not scores else f"none of {len(scores)} scored checkpoints has a finite score"
-        stop = 0 < config.patience <= len(scores) and int(scores[-1]["step"]) >= config.min_steps
+        stop = 0 < config.patience <= len(scores) and int(scores[-1]["step"]) >= earliest
         return Decision(stop=stop, best_step=None, best_weights=None, best_score=math.inf, reason=outcome)
 
     last_gain: Score | None = None
@@ -67,15 +70,15 @@ def decide(history: Iterable[Score], config: EvaluationConfig) -> Decision:
     last_step = int(scores[-1]["step"])
     out_of_patience = 0 < config.patience <= since
     best_words = f"best {best.score:.4g} at step {best.step:,} ({best.weights})"
-    if out_of_patience and last_step >= config.min_steps:
+    if out_of_patience and last_step >= earliest:
         reason = f"no gain of {config.min_gain:.1%} in {since} scored checkpoints; {best_words}"
     elif out_of_patience:
-        reason = f"no gain in {since} scored checkpoints, but step {last_step:,} is before min_steps {config.min_steps:,}; {best_words}"
+        reason = f"no gain in {since} scored checkpoints, but training goes on to step {earliest:,} at least; {best_words}"
     else:
         limit = f" of {config.patience}" if config.patience else ""
         reason = f"{since}{limit} scored checkpoints since the last gain; {best_words}"
     return Decision(
-        stop=out_of_patience and last_step >= config.min_steps,
+        stop=out_of_patience and last_step >= earliest,
         best_step=best.step,
         best_weights=best.weights,
         best_score=best.score,

@@ -1,5 +1,6 @@
 """The decision to stop, case by case, on histories that are plain data."""
 
+import dataclasses
 import json
 import math
 import random
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.monitoring.early_stopping import Score, best_checkpoints, decide, ranked_candidates
-from training.config.experiment import EvaluationConfig
+from training.config.experiment import EvaluationConfig, SamplingConfig
 
 
 def _config(patience: int = 3, min_gain: float = 0.01, min_steps: int = 0, rescore_best: int = 3) -> EvaluationConfig:
@@ -79,6 +80,13 @@ def test_training_does_not_stop_before_min_steps() -> None:
     history = _history(9, 5, 5, 5, 5, 5)
     assert not decide(history, _config(patience=3, min_steps=601)).stop
     assert decide(history, _config(patience=3, min_steps=600)).stop
+
+
+def test_training_does_not_stop_before_the_checkpoint_that_guides_the_final_evaluation() -> None:
+    history = _history(9, 5, 5, 5, 5, 5)
+    for step, stops in ((700, False), (600, True)):
+        guided = SamplingConfig(guidance_scale=2.0, guidance_step=step)
+        assert decide(history, dataclasses.replace(_config(patience=3), sampling=guided)).stop == stops
 
 
 def test_patience_zero_never_stops() -> None:
