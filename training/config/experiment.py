@@ -266,7 +266,8 @@ class SamplingConfig:
         guidance_scale: w of g + w (p - g), where p is the model's prediction and g a worse one; 1 takes p alone. Another value
             doubles the network evaluations.
         guidance_step: Training step of an earlier checkpoint of the same run that predicts g (autoguidance); 0 takes the model
-            without the label (classifier-free guidance), which needs model.label_dropout.
+            without the label (classifier-free guidance), which needs model.label_dropout. The guide of the reported samples is kept,
+            and training does not stop before it. Not for scores in training.
     """
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
