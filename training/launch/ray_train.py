@@ -160,7 +160,7 @@ def _fit(job: Job, scratch: str) -> Outcome:
             outcome: Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
             if _saved_step(job) <= before:
-                raise TrainingError(_failure_message(error, job)) from error
+                raise TrainingError(_failure_message(error, job, before)) from error
             say(f"workers failed {MAX_WORKER_FAILURES + 1} times, but there is a new checkpoint: they are started again")
         except ray.exceptions.RayError as error:  # Ray lost what leads the workers, as where memory is short
             if _saved_step(job) <= before:
@@ -244,10 +244,11 @@ def _require_same(experiment: Experiment, uri: str) -> None:
         )
 
 
-def _failure_message(error: Exception, job: Job) -> str:
+def _failure_message(error: Exception, job: Job, saved_step: int) -> str:
     causes = getattr(error, "worker_failures", None) or {}
     reasons = "; ".join(f"worker {rank}: {str(cause).strip().splitlines()[-1]}" for rank, cause in sorted(causes.items()))
-    return f"training stopped: {reasons or error}. The same command resumes from the latest checkpoint of {job.run_uri}"
+    then = f"resumes from step {saved_step:,} of" if saved_step else "begins anew in"
+    return f"training stopped: {reasons or error}. The same command {then} {job.run_uri}"
 
 
 # -- in a worker -------------------------------------------------------------------------------------------------------

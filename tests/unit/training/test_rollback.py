@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ def test_failures_of_workers_count_anew_once_training_got_on(tmp_path: Path, mon
 
     monkeypatch.setattr("training.launch.ray_train.TorchTrainer", Failing)
     job = Job(experiment=experiment(), resources=Resources(), data_uri="", run_uri=str(tmp_path))
-    with pytest.raises(TrainingError, match=r"training stopped: a machine was lost\. The same command resumes"):
+    with pytest.raises(TrainingError, match=r"training stopped: a machine was lost\. The same command resumes from step 20 of"):
         _fit(job, str(tmp_path))
     assert fits == ["train-1", "train-2", "train-3"]
+    with pytest.raises(TrainingError, match=r"training stopped: a machine was lost\. The same command begins anew in"):
+        _fit(dataclasses.replace(job, run_uri=str(tmp_path / "new")), str(tmp_path))
