@@ -99,7 +99,7 @@ def combine_seeds(findings: Sequence[Finding]) -> Finding:
     first, count = findings[0], len(findings)
     still_open = [finding for finding in findings if finding.number is None]
     if still_open:
-        evidence = f"Open in {len(still_open)} of {count} seeds, as here: {still_open[0].evidence}"
+        evidence = f"Not decided in {len(still_open)} of {count} seeds. In the first of them: {still_open[0].evidence}"
         return dataclasses.replace(first, verdict="not decided here", evidence=evidence, number=None)
     numbers = [finding.number for finding in findings if finding.number is not None]
     values = tuple(number.value for number in numbers)

@@ -277,7 +277,7 @@ class _Course:
         """Test whether this one reached its best before the other; undecided until the earlier one has become worse again."""
         earlier = min(self, other, key=lambda course: course.best_step)
         if not earlier.rises(factor):
-            return Finding(text, source, "not decided here", evidence)
+            return Finding(text, source, "not decided here", f"{evidence} The earlier one has not risen again, so a better one may follow.")
         steps = float(self.best_step), float(other.best_step)
         number = Deciding(value=steps[0] - steps[1], sides=tuple(zip(names, steps, strict=True)), unit="steps to the best")
         return Finding(text, source, judge(number.difference), evidence, number)

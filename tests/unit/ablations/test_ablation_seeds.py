@@ -73,7 +73,10 @@ def test_a_curve_that_has_not_become_worse_contradicts_nothing() -> None:
 def test_a_claim_that_one_seed_leaves_open_is_open() -> None:
     decided = Finding("c", "s", "as the paper says", "e", Deciding(value=-1.0))
     finding = combine_seeds([decided, Finding("c", "s", "not decided here", "Best at the end."), decided])
-    assert (finding.verdict, finding.evidence) == ("not decided here", "Open in 1 of 3 seeds, as here: Best at the end.")
+    assert (finding.verdict, finding.evidence) == (
+        "not decided here",
+        "Not decided in 1 of 3 seeds. In the first of them: Best at the end.",
+    )
 
 
 def _record(seed: int, width: int, distance: float, **fields: Any) -> TrialRecord:
