@@ -71,8 +71,8 @@ image-test: setup  ## build the image with podman and runc on a Debian made here
 test: setup  ## all tests that this machine can run
 	@$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
-test-fast: setup  ## the tests of a few seconds each, about two minutes
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+test-fast: setup  ## the tests of a few seconds each
+	@$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "not slow and not gpu"
 
 lint: setup  ## formatting, ruff, mypy --strict, import rules
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted as 'make format' would" >&2; exit 1; }
