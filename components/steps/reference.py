@@ -36,13 +36,7 @@ def stored_extractor_weights(storage_root_uri: str, extractor: Extractor) -> str
 
 def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
     """Compute statistics of the training images with the experiment's extractor, or find them; return their URI."""
-    from evaluation.distances.reference_statistics import compute_reference
-
-    evaluation, extractor = experiment.evaluation, _extractor_of(experiment, storage_root_uri)
-    statistics = compute_reference(
-        storage.join(data_uri, "train"), extractor, storage.join(storage_root_uri, REFERENCES), evaluation.num_reference_images
-    )
-    return statistics.uri
+    return _reference_of(_extractor_of(experiment, storage_root_uri), experiment, data_uri, storage_root_uri)
 
 
 def _extractor_of(experiment: Experiment, storage_root_uri: str) -> FeatureExtractor:
@@ -51,6 +45,13 @@ def _extractor_of(experiment: Experiment, storage_root_uri: str) -> FeatureExtra
 
     name = experiment.evaluation.extractor
     return load_extractor(name, weights=stored_extractor_weights(storage_root_uri, name), device=choose_device("auto"))
+
+
+def _reference_of(extractor: FeatureExtractor, experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
+    from evaluation.distances.reference_statistics import compute_reference
+
+    directory = storage.join(storage_root_uri, REFERENCES)
+    return compute_reference(storage.join(data_uri, "train"), extractor, directory, experiment.evaluation.num_reference_images).uri
 
 
 def make_reference(experiment: str, data_uri: str, data_digest: str, storage_root_uri: str, resources: Mapping[str, Any]) -> str:
@@ -73,8 +74,9 @@ def make_reference(experiment: str, data_uri: str, data_digest: str, storage_roo
     if found != data_digest:
         raise UserError(f"{data_uri} changed while the pipeline ran (digest {found}, expected {data_digest}); submit the pipeline again")
     wanted = Experiment.from_json(experiment)
-    require_metrics(wanted, _extractor_of(wanted, storage_root_uri))
-    return reference_for(wanted, data_uri, storage_root_uri)
+    extractor = _extractor_of(wanted, storage_root_uri)
+    require_metrics(wanted, extractor)
+    return _reference_of(extractor, wanted, data_uri, storage_root_uri)
 
 
 def find_log(arguments: Mapping[str, Any]) -> LogPlace:
