@@ -83,7 +83,7 @@ def guided_samplers(
     if not scales or min(scales) < 0:
         raise UserError(f"guidance scales are numbers of 0 or more, such as 1,1.5,2,3; got {list(scales)}")
     experiment, run_uri = checkpoint.load_experiment(spec.checkpoint_uri), run_uri_of(spec.checkpoint_uri)
-    if not guidance_step and not experiment.model.label_dropout:
+    if not guidance_step and not experiment.model.label_dropout and any(scale != 1 for scale in scales):
         raise UserError(
             f"{spec.checkpoint_uri} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, "
             "or give --guidance-step, the step of an earlier checkpoint"

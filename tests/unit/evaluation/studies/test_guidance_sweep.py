@@ -53,3 +53,7 @@ def test_a_sweep_holds_the_model_alone_and_draws_the_trade_off(spec: ModelSpec, 
 def test_a_sweep_that_cannot_be_made_is_refused(spec: ModelSpec, scales: tuple[float, ...], step: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         guided_samplers(spec, scales, guidance_step=step)
+
+
+def test_the_model_alone_needs_no_guide(spec: ModelSpec) -> None:
+    assert [each.guidance_scale for each in guided_samplers(spec, (1.0,))] == [1.0]
