@@ -21,7 +21,7 @@ def compare_with_history(
         page: The page of this night.
         evaluation_uri: The score.
         tracking_run_id: The model's MLflow run.
-        baseline_nights: Number of healthy scores that make the baseline.
+        baseline_nights: Number of healthy scores that make the first baseline.
         min_difference: A smaller change does not matter, in units of the distance.
         storage_root_uri: The storage root.
         pipeline_run_id: ID of this run of the pipeline.

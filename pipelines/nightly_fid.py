@@ -35,7 +35,7 @@ def nightly_pipeline(
     """Check a model.
 
     Args:
-        baseline_nights: Number of healthy scores that make the baseline, 3 or more; meanwhile only jumps are found.
+        baseline_nights: Number of healthy scores that make the first baseline, 3 or more; meanwhile only jumps are found.
         evaluate_resources: Resources of the score step.
         image: Image of all steps; a digest, or a tag that is never written twice.
         model: Which model (models:/NAME@ALIAS, runs:/ID, a run's key or directory, or a checkpoint's).

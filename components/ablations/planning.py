@@ -59,7 +59,8 @@ def plan(
     """Plan the trials, write the plan, and open the ablation's run in MLflow, the parent of the trials' runs; return the plan's items.
 
     Raises:
-        UserError: A trial is not valid, or a run to evaluate does not exist; the message says how to get it.
+        UserError: A trial is not valid, it has a metric that could not be computed, or a run to evaluate does not exist; the message says
+            how to get it.
     """
     from components.steps.reference import reference_for
 
@@ -67,7 +68,6 @@ def plan(
     if os.environ.get("KFP_POD_NAME"):  # on a laptop there is no Workflow
         require_sweep_fits(len(trials))
     run_uris = [_existing_run(request, trial, storage_root_uri, data_uri) for trial in trials]
-    parent = open_parent(request, tracking_experiment, uri, pipeline_run_id)
     items, values = [], {}
     references: dict[tuple[Any, ...], str] = {}
     for trial, run_uri in zip(trials, run_uris, strict=True):
@@ -76,10 +76,12 @@ def plan(
         values[trial.label] = values_of(request.ablation(), experiment)
         evaluation, reference_uri = experiment.evaluation, ""
         if _NEEDS_REFERENCE & set(trial.measures):
-            statistics = (place, evaluation.extractor, evaluation.num_reference_images)
-            if statistics not in references:
-                references[statistics] = reference_for(experiment, place, storage_root_uri)
-            reference_uri = references[statistics]
+            reports = "final" in trial.measures  # the metrics are computed then
+            needed = (evaluation.metrics, evaluation.num_samples, experiment.model.class_conditional) if reports else ()
+            key = (place, evaluation.extractor, evaluation.num_reference_images, *needed)
+            if key not in references:
+                references[key] = reference_for(experiment, place, storage_root_uri, before_training=reports)
+            reference_uri = references[key]
         items.append(
             {
                 "label": trial.label,
@@ -91,6 +93,7 @@ def plan(
                 "run_uri": run_uri,
             }
         )
+    parent = open_parent(request, tracking_experiment, uri, pipeline_run_id)
     planned = Plan(
         request=request, items=items, parent_run_id=parent.run_id, parent_url=parent.url, tracking=tracking_experiment, values=values
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from components.launch.logs import LogPlace
 from components.steps.runs import run_directory
@@ -11,9 +11,6 @@ from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Experiment, Extractor
 from training.console import say
-
-if TYPE_CHECKING:
-    from evaluation.features.extractors import FeatureExtractor
 
 REFERENCES = "references"
 """Directory of reference statistics below the storage root."""
@@ -34,22 +31,24 @@ def stored_extractor_weights(storage_root_uri: str, extractor: Extractor) -> str
     return uri if storage.exists(uri) else None
 
 
-def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
-    """Compute statistics of the training images with the experiment's extractor, or find them; return their URI."""
-    return _reference_of(_extractor_of(experiment, storage_root_uri), experiment, data_uri, storage_root_uri)
+def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str, *, before_training: bool = False) -> str:
+    """Compute statistics of the training images with the experiment's extractor, or find them; return their URI.
 
+    Args:
+        before_training: Refuse metrics that the evaluation after the training could not compute.
 
-def _extractor_of(experiment: Experiment, storage_root_uri: str) -> FeatureExtractor:
+    Raises:
+        UserError: The extractor or the number of samples is not enough for a metric.
+    """
+    from evaluation.distances.reference_statistics import compute_reference
+    from evaluation.evaluate.preflight import require_metrics
     from evaluation.features.extractors import load_extractor
     from evaluation.records.devices import choose_device
 
     name = experiment.evaluation.extractor
-    return load_extractor(name, weights=stored_extractor_weights(storage_root_uri, name), device=choose_device("auto"))
-
-
-def _reference_of(extractor: FeatureExtractor, experiment: Experiment, data_uri: str, storage_root_uri: str) -> str:
-    from evaluation.distances.reference_statistics import compute_reference
-
+    extractor = load_extractor(name, weights=stored_extractor_weights(storage_root_uri, name), device=choose_device("auto"))
+    if before_training:
+        require_metrics(experiment, extractor)
     directory = storage.join(storage_root_uri, REFERENCES)
     return compute_reference(storage.join(data_uri, "train"), extractor, directory, experiment.evaluation.num_reference_images).uri
 
@@ -67,16 +66,12 @@ def make_reference(experiment: str, data_uri: str, data_digest: str, storage_roo
     Raises:
         UserError: The images have another digest, or the extractor or the number of samples is not enough for a metric.
     """
-    from evaluation.evaluate.preflight import require_metrics
     from training.data.format.manifest import read_manifest
 
     found = read_manifest(storage.join(data_uri, "train")).content_digest
     if found != data_digest:
         raise UserError(f"{data_uri} changed while the pipeline ran (digest {found}, expected {data_digest}); submit the pipeline again")
-    wanted = Experiment.from_json(experiment)
-    extractor = _extractor_of(wanted, storage_root_uri)
-    require_metrics(wanted, extractor)
-    return _reference_of(extractor, wanted, data_uri, storage_root_uri)
+    return reference_for(Experiment.from_json(experiment), data_uri, storage_root_uri, before_training=True)
 
 
 def find_log(arguments: Mapping[str, Any]) -> LogPlace:

@@ -17,9 +17,10 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from evaluation.monitoring.detector import Rule, Trace, watch
 from evaluation.records.intervals import jackknife_excess
@@ -33,6 +34,11 @@ HISTORY = "nightly/history.json"
 NUMBERS_VERSION = 1
 """Raise it with a change of the code that changes the distance of the same model on purpose."""
 _NORMAL_95 = 1.96
+
+
+def _read_rule(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored rule with the fields of today: the baseline of an earlier version did not grow."""
+    return {"max_baseline_nights": 0, **stored}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +67,7 @@ class Night:
     protocol: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     evaluation_uri: str = ""
-    rule: Rule = field(default_factory=Rule)
+    rule: Annotated[Rule, BeforeValidator(_read_rule)] = field(default_factory=Rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

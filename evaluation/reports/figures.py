@@ -148,7 +148,7 @@ def nights(judgement: Judgement, *, distance_name: str) -> list[Picture]:
         line("limit of a jump", (trace.centre + limits).tolist()),
         line("", (trace.centre - limits).tolist()),
     )
-    frozen = {rule.baseline_nights + 0.5: "baseline complete"} if len(numbers) > rule.baseline_nights else None
+    frozen = {rule.baseline_nights + 0.5: "the sums begin"} if len(numbers) > rule.baseline_nights else None
     errors = [night.standard_error or 0.0 for night in judgement.nights]
     since = f"{judgement.nights[0].at:%Y-%m-%d}"
     scores = Chart(

@@ -59,7 +59,7 @@ def run_tuning(request: TuneRequest, services: Services, *, source: str = "", re
     log_path = services.home / "logs" / f"tune-{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with show_progress(log_path, lambda: "tune"):
         data_uri = prepare_experiment(experiment, default_data_uri(experiment.data, root), source=source)
-        reference_uri = reference_for(experiment, data_uri, root)
+        reference_uri = reference_for(experiment, data_uri, root, before_training=True)
         try:
             uri = tune(request.to_dict(), data_uri, reference_uri, root, _TRACKING_EXPERIMENT, resources)
         finally:

@@ -10,10 +10,7 @@ itself an estimate, as the jackknife over ten blocks gives it. The noise of a ni
 - heavy-tailed: t with 4 degrees of freedom, scaled to variance 1;
 - autocorrelated: AR(1) with 0.3, also between the scores of one night.
 
-Autocorrelated nights are simulated with a baseline of 60 nights too: their mean is as sure as that of 32 independent ones.
-
-It prints the table of RESULTS.md and one JSON line. The exit status is the number of goals that are missed, those of autocorrelated nights
-with the short baseline left out: fresh noise every night makes the scores of one model independent.
+It prints the table of RESULTS.md and one JSON line. The exit status is the number of goals that are missed.
 """
 
 from __future__ import annotations
@@ -37,8 +34,10 @@ NUM_CHANGED = 90
 YEAR = 365
 JACKKNIFE_BLOCKS = 10
 AUTOCORRELATION = 0.3
-LONG_BASELINE = 60
+NUM_CAN_JOIN = 200
+"""Nights of which some join the baseline; their errors are drawn as the jackknife gives them."""
 NUM_FEATURES = 16
+_CHUNK = 20
 CHANGES: dict[str, Callable[[Numbers], Numbers]] = {
     "1 sd worse": lambda night: 0 * night + 1,
     "2 sd worse": lambda night: 0 * night + 2,
@@ -118,10 +117,11 @@ def simulate(noise: str, rule: Rule, *, num_models: int = NUM_MODELS, seed: int 
         redrawn, previous = redrawn + fresh / NUM_REDRAWN, fresh
     errors, excess = known_errors(generator, shape)
     if noise == "few samples":  # the errors of a baseline's nights are used, and depend on their scores
-        baseline = slice(0, rule.baseline_nights)
-        drawn = few_samples_with_errors(generator, (num_models, rule.baseline_nights))
-        for values, each in zip((first, errors, excess), drawn, strict=True):
-            values[:, baseline] = each
+        for start in range(0, min(NUM_CAN_JOIN, shape[1]), _CHUNK):
+            nights = slice(start, min(start + _CHUNK, shape[1]))
+            drawn = few_samples_with_errors(generator, (num_models, nights.stop - start))
+            for values, each in zip((first, errors, excess), drawn, strict=True):
+                values[:, nights] = each
     trace = watch(first, redrawn, errors, rule, excess)
     alarms = (trace.jump != 0) | (trace.slow != 0)
     found = {
@@ -152,7 +152,9 @@ def table(measured: dict[str, dict[str, float]]) -> str:
         cells = [f"{found['healthy, alarmed in a year']:.1%}"]
         for name in CHANGES:
             same = 1 - found[f"{name}, missed in the same night"]
-            cells.append(f"{found[f'{name}, found in 90 nights']:.1%}, median {found[f'{name}, median nights']:.0f}, at once {same:.1%}")
+            median = found[f"{name}, median nights"]
+            words = f"median {median:.0f}" if np.isfinite(median) else f"median over {NUM_CHANGED}"
+            cells.append(f"{found[f'{name}, found in 90 nights']:.1%}, {words}, at once {same:.1%}")
         lines.append(f"| {noise} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -161,7 +163,7 @@ def main() -> int:
     """Run the simulation; the exit status is the number of goals that are missed, see above."""
     parser = argparse.ArgumentParser(description=__doc__)
     for field in dataclasses.fields(Rule):
-        kind = int if field.name == "baseline_nights" else float
+        kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     parser.add_argument("--num-models", type=int, default=NUM_MODELS)
     parser.add_argument("--seed", type=int, default=0)
@@ -169,15 +171,17 @@ def main() -> int:
     options = {name: given.pop(name) for name in ("num_models", "seed")}
     rule = Rule(**given)
     measured = {noise: simulate(noise, rule, **options) for noise in NOISES}
-    long = dataclasses.replace(rule, baseline_nights=LONG_BASELINE)
-    measured[f"autocorrelated, {LONG_BASELINE} nights of baseline"] = simulate("autocorrelated", long, **options)
     print(table(measured))
-    print(json.dumps(measured))
+    print(
+        json.dumps(
+            {noise: {name: each if np.isfinite(each) else None for name, each in found.items()} for noise, found in measured.items()}
+        )
+    )
     missed = 0
     for noise, found in measured.items():
         for name, (limit, words) in GOALS.items():
             if found[name] > limit:
-                missed += noise != "autocorrelated"
+                missed += 1
                 print(f"missed, {noise} noise: {name}: {found[name]:.4g}; the goal is {words}", file=sys.stderr)
     return missed
 

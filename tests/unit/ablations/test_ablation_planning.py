@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.ablations.planning import list_data_sets
+from components.ablations.planning import list_data_sets, plan
 from components.ablations.steps import reason
 from components.ablations.tracking import run_name
 from evaluation.ablations.definitions.ablation import trials, values_of
@@ -14,6 +14,9 @@ from evaluation.ablations.definitions.request import AblationRequest
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.presets import preset
+from training.data.preparation.options import Options
+from training.data.preparation.prepare import prepare
+from training.data.sources.published import digits
 
 
 def _run(folder: Path, name: str, *overrides: str) -> str:
@@ -55,3 +58,11 @@ def test_the_reason_of_a_failure_is_one_short_line() -> None:
     assert text.startswith("MemoryError: a word")
     assert text.endswith(" ...")
     assert len(text) < 410
+
+
+def test_metrics_that_could_not_be_computed_are_refused_before_any_trial(tmp_path: Path) -> None:
+    prepare(digits("train"), f"{tmp_path}/data/train", image_size=8, options=Options(resize="none"))
+    request = AblationRequest(name="width", scale="tiny", overrides=("evaluation.metrics=sfid",))
+    with pytest.raises(UserError, match="sfid needs spatial"):
+        plan(request, str(tmp_path), "an experiment", data_uri=f"{tmp_path}/data")
+    assert [each.name for each in tmp_path.iterdir()] == ["data"], "nothing was written"

@@ -165,6 +165,18 @@ def test_a_history_of_an_earlier_version_is_judged_as_it_was_then(tmp_path: Path
     )
 
 
+def test_the_baseline_of_a_night_of_an_earlier_version_does_not_grow(tmp_path: Path) -> None:
+    nightly.write_history(str(tmp_path), history_of([*HEALTHY, *HEALTHY * 8]))
+    path = storage.join(str(tmp_path), nightly.HISTORY)
+    stored = storage.read_json(path)
+    del stored["nights"][-1]["rule"]["max_baseline_nights"]
+    storage.write_json(path, stored)
+    history = nightly.read_history(str(tmp_path))
+    assert history is not None
+    assert "(mean of 5 healthy scores)" in judge(history).text
+    assert "(mean of 23 healthy scores)" in judge(history.until("night-43")).text
+
+
 def test_the_excess_of_the_nights_errors_makes_a_change_easier_to_tell() -> None:
     scores = [*HEALTHY, 3.0, *[3.2] * 5]
     assert judge(history_of(scores, standard_error=0.15)).direction == 0
