@@ -98,6 +98,7 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
             draw(_redrawn_name(purpose, number))
     count = result.protocol["distance"]["num_samples"]
     common = min(count, max(_MIN_COMMON, count // _COMMON_PART))
+    say("the same from the noise that all nights have in common, for the difference to the baseline's first night")
     draw(_common_name(purpose), purpose=_COMMON_NOISE, num_samples=common, metrics=())
     return uri
 

@@ -202,7 +202,7 @@ def protocol_of(result: EvaluationResult) -> dict[str, Any]:
 def judge(history: History) -> Judgement:
     """Judge the last night of a history; raise UserError if the history has no night."""
     if not history.nights:
-        raise UserError("the model has no nightly score yet; run the pipeline nightly-fid once")
+        raise UserError("the model has no nightly score yet; `iddpm run nightly-fid --param model=MODEL` scores it once")
     start, reason = _baseline_start(history)
     nights = history.nights[start:]
     last = nights[-1]
