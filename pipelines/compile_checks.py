@@ -10,7 +10,7 @@ source and from recordings of a cluster, and where it is taken care of:
 - A loop's step that reads another step's output for its pod's size: kfp.local gives it the loop's item (`pipelines.compile`).
 - The exit task's status: kfp.local says SUCCEEDED or FAILED, the server COMPLETE, FAILED, and RUNNING for a cancelled run; so the
   last step reads the Workflow (`components.steps.close`).
-- Variables from Secrets and ConfigMaps, and what the cluster injects beside them: kfp.local sets none (tests/pipeline/test_recorded_pods).
+- Variables from Secrets and ConfigMaps, and what the cluster injects beside them: kfp.local sets none (test_recorded_pods).
 - Types and drop-downs of parameters: only the server checks them, so `pipelines.client.arguments` does it before anything is sent.
 - Artifacts: the server downloads each that is a step's input; so steps pass addresses as text.
 - The size of a sweep: kfp.local has no limit, Kubernetes stores 1 MiB of a Workflow (`components.cluster.workflows`).

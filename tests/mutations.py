@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPIED = (
     *("training", "evaluation", "pyproject.toml"),
-    *(f"tests/{name}" for name in ("unit/diffusion", "unit/models", "unit/evaluation", "golden", "conftest.py", "oracles.py")),
+    *(f"tests/{name}" for name in ("unit/diffusion", "unit/models", "unit/evaluation", "golden", "support", "conftest.py")),
 )
 DIFFUSION, MODELS = "training/diffusion", "training/models"
 

@@ -21,7 +21,7 @@ from training.diffusion.process import Denoiser, Model
 from training.diffusion.samplers.sampler import make_sampler, make_sampling_process, sample
 from training.models.unet import make_model
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from diffusers_twin import diffusers_twin
 
 SAMPLERS = {

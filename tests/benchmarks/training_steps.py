@@ -22,7 +22,7 @@ from training.diffusion.pixels import to_model_range
 from training.launch.torchrun import RandomImages
 from training.loop.trainer import Trainer
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from diffusers_twin import diffusers_twin
 
 COMMON = ("model.dropout=0", "diffusion.timestep_sampler=uniform")

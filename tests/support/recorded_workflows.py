@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_FOLDER = Path(__file__).parent / "recordings"
+_FOLDER = Path(__file__).parents[1] / "recordings"
 
 
 def recorded(folder: str, name: str) -> Any:

@@ -83,7 +83,7 @@ def _start(tmp_path: Path) -> tuple["subprocess.Popen[str]", int]:
     started_path = tmp_path / "started"
     started_path.unlink(missing_ok=True)
     command = [sys.executable, str(_TOY), "toy", str(tmp_path / "home"), "toy_work", json.dumps({"started_path": str(started_path)})]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=_TOY.parents[2])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=_TOY.parents[3])
     deadline = time.monotonic() + 300
     while not (started_path.exists() and started_path.read_text()):
         assert time.monotonic() < deadline, "the component did not start"

@@ -11,7 +11,7 @@ import pytest
 from pipelines.compile import PIPELINES, compiled
 from pipelines.compile_checks import parse_documents
 
-_RECORDING = Path(__file__).parents[1] / "recordings" / "workflows" / "plugin-env-collision-then-cancelled.json.gz"
+_RECORDING = Path(__file__).parents[2] / "recordings" / "workflows" / "plugin-env-collision-then-cancelled.json.gz"
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def test_every_name_is_there_and_none_is_another_packages() -> None:
 
 def test_five_lines_load_a_run_and_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IDDPM_HOME", str(tmp_path))  # where no services run
-    with tarfile.open(Path(__file__).parents[1] / "golden" / "earlier_run" / "run.tar.xz") as archive:
+    with tarfile.open(Path(__file__).parents[2] / "golden" / "earlier_run" / "run.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     (run,) = {str(path.parent) for path in tmp_path.rglob("experiment.json") if "checkpoints" not in path.parts}
     example = textwrap.dedent((notebook.__doc__ or "").partition("\n\n")[2].partition("\n\n")[0])

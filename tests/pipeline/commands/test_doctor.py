@@ -403,7 +403,7 @@ def test_who_may_not_ask_about_rights_is_told_who_may(cluster: FakeCluster, doct
 
 
 def test_the_rights_that_are_looked_for_are_those_that_the_manifests_grant() -> None:
-    documents = list(yaml.safe_load_all((Path(__file__).parents[2] / "k8s/base/runs/accounts.yaml").read_text()))
+    documents = list(yaml.safe_load_all((Path(__file__).parents[3] / "k8s/base/runs/accounts.yaml").read_text()))
     (role,) = [each for each in documents if each["kind"] == "Role" and each["metadata"]["name"] == "iddpm-rayjobs"]
     granted = {(rule["apiGroups"][0], rule["resources"][0]): set(rule["verbs"]) for rule in role["rules"]}
     assert granted == {(group, resource): set(verbs) for group, resource, verbs in RIGHTS}

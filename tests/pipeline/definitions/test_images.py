@@ -12,7 +12,7 @@ import pytest
 from pipelines.doctor.manifests import images_of, read_manifests
 from training.config.errors import UserError
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _KFP = """
 kind: Deployment
 spec:

@@ -159,7 +159,7 @@ def recorded_statuses(name: str) -> list[dict[str, Any]]:
     Args:
         name: Beginning of the recording's file name: "4504db" succeeded, in "47d66d" the submitter was lost, in "967f1a" the head.
     """
-    (path,) = (Path(__file__).parent / "recordings" / "rayjobs").glob(f"*-{name}-*.json.gz")
+    (path,) = (Path(__file__).parents[1] / "recordings" / "rayjobs").glob(f"*-{name}-*.json.gz")
     statuses = [each.get("object", each).get("status") or {} for each in json.loads(gzip.decompress(path.read_bytes()))]
     return [status for status, before in zip(statuses, [None, *statuses], strict=False) if status != before]
 

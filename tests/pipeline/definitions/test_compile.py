@@ -26,7 +26,7 @@ from pipelines.compile_checks import MAX_BYTES, CompileError, check, parse_docum
 from training.config import presets
 from training.storage import StorageError
 
-_GOLDEN = Path(__file__).parents[1] / "golden"
+_GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture(scope="module")

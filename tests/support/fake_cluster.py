@@ -121,7 +121,7 @@ def recorded_dry_run(name: str) -> dict[str, Any]:
     Amazon's pod identity webhook (0.6.17) ran beside it, in a namespace that enforces `restricted`. The request of "pod-security" alone is
     not the doctor's: its container may escalate privileges.
     """
-    path = Path(__file__).parent / "recordings" / "dry-runs" / f"{name}.json.gz"
+    path = Path(__file__).parents[1] / "recordings" / "dry-runs" / f"{name}.json.gz"
     return dict(json.loads(gzip.decompress(path.read_bytes())))
 
 
