@@ -38,7 +38,8 @@ TRIAL_TAG = "iddpm.trial"
 ERROR_TAG = "iddpm.error"
 """Tag of a failed MLflow run: the failed steps of its pipeline, and their last errors."""
 _PAGE = 500
-_KEY = re.compile(r"([^/]+-)?[0-9a-f]{10}")
+_KEY = re.compile(r"([^/]+-)?[0-9a-f]{10}(-[0-9]+)?")
+"""A run's key, or its end. A training that was done again (`iddpm retry --from train`) has a number after the digits."""
 _NEW_RUN_SECONDS = 30.0
 """An older run has no rival that is still on its way: requests take far less, and start times are of the openers' own clocks, which may
 differ by some seconds. So a run that is opened again, the common case, costs no wait."""
@@ -145,15 +146,19 @@ def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[Fou
 
 
 def find_trainings(*, key: str = "", pipeline_run_id: str = "") -> list[FoundRun]:
-    """Return the trainings of a run key, or of its last digits, or those that a pipeline's run worked on last."""
+    """Return the trainings of a run key, or of its last digits, or those that a pipeline's run worked on last; the latest first.
+
+    Ten digits alone are those of a training that was done again too.
+    """
     if not re.fullmatch(r"[\w.-]+", key or pipeline_run_id):
         raise TrackingError(f"{key or pipeline_run_id!r} is no run key, no end of one, and no id of a pipeline's run")
-    condition = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run_id}'" if pipeline_run_id else f"tags.`{RUN_KEY_TAG}` LIKE '%{key}'"
-    return [run for run in _search(condition) if is_training(run.tags)]
+    condition = f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run_id}'" if pipeline_run_id else f"tags.`{RUN_KEY_TAG}` LIKE '%{key}%'"
+    wanted = re.compile(rf"(.*-)?{re.escape(key)}" + (r"(-[0-9]+)?" if re.fullmatch(r"[0-9a-f]{10}", key) else ""))
+    return [run for run in _search(condition) if is_training(run.tags) and (not key or wanted.fullmatch(run.tags[RUN_KEY_TAG]))]
 
 
 def is_run_key(word: str) -> bool:
-    """Return True for a run key, and for its last ten digits, by which `iddpm runs` lists a training; no id of MLflow or KFP is one."""
+    """Return True for a run key, and for its end from the ten digits on, as `iddpm runs` lists it; no id of MLflow or KFP is one."""
     return _KEY.fullmatch(word) is not None
 
 

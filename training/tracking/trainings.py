@@ -1,13 +1,13 @@
 """The latest trainings as MLflow has them: how far each is, how fast, how good, and what it costs.
 
-MLflow's page of runs has the latest value of each metric, so a look costs one request, and one more for each training that was scored
-since the last look.
+MLflow's page of runs has the latest value of each metric, so a look costs one request (one for each of a cluster's runs), and one more for
+each training that was scored since the last look.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,28 +82,33 @@ class LatestTrainings:
     def __init__(self) -> None:
         self._best: dict[tuple[str, int], tuple[float, int]] = {}
 
-    def read(self, count: int, pipeline_run_ids: Collection[str] | None = None) -> list[Training]:
-        """Return the latest trainings, the latest first.
-
-        Args:
-            count: The most to look at.
-            pipeline_run_ids: Return only those on which one of these pipelines' runs worked last; None returns all.
-        """
+    def read(self, count: int) -> list[Training]:
+        """Return the latest trainings, that many at most, the latest first."""
         client = connect()
-        return request(lambda: self._read(client, count, pipeline_run_ids), seconds=_SECONDS)
+        return request(lambda: self._read(client, count), seconds=_SECONDS)
 
-    def _read(self, client: MlflowClient, count: int, pipeline_run_ids: Collection[str] | None) -> list[Training]:
+    def read_of(self, pipeline_run_ids: Iterable[str]) -> list[Training]:
+        """Return all trainings on which one of these pipelines' runs worked last, those of a run the latest first."""
+        client = connect()
+        conditions = [f"tags.`{PIPELINE_RUN_TAG}` = '{run_id}'" for run_id in pipeline_run_ids]
+
+        def read() -> list[Training]:
+            experiments = _experiments(client)
+            return [each for condition in conditions for each in self._read(client, None, condition, experiments)]
+
+        return request(read, seconds=_SECONDS)
+
+    def _read(self, client: MlflowClient, count: int | None, condition: str = "", experiments: list[str] | None = None) -> list[Training]:
         found: list[Any] = []
         trials: dict[str, str] = {}
-        for page in _pages(client):
+        for page in _pages(client, condition, _experiments(client) if experiments is None else experiments):
             trials |= {run.info.run_id: run.data.tags[TRIAL_TAG] for run in page if TRIAL_TAG in run.data.tags}
             found += [run for run in page if is_training(run.data.tags)]
-            if len(found) >= count:
+            if count is not None and len(found) >= count:
                 break
         return [
             self._training(client, run, run.data.tags.get(TRIAL_TAG) or trials.get(run.data.tags.get(PARENT_TAG, ""), ""))
             for run in found[:count]
-            if pipeline_run_ids is None or run.data.tags.get(PIPELINE_RUN_TAG) in pipeline_run_ids
         ]
 
     def _training(self, client: MlflowClient, run: Any, trial: str) -> Training:
@@ -150,14 +155,17 @@ class LatestTrainings:
         return self._best[run_id, latest_step]
 
 
-def _pages(client: MlflowClient) -> Iterator[Any]:
-    """Yield pages of this project's runs, the latest first."""
-    experiments = [each.experiment_id for each in all_pages(client.search_experiments)]
+def _experiments(client: MlflowClient) -> list[str]:
+    return [each.experiment_id for each in all_pages(client.search_experiments)]
+
+
+def _pages(client: MlflowClient, condition: str, experiments: list[str]) -> Iterator[Any]:
+    """Yield pages of this project's runs that meet a condition, the latest first."""
     token: str | None = None
     for _ in range(_MOST_PAGES if experiments else 0):
         page = client.search_runs(
             experiments,
-            filter_string=f"tags.`{RUN_KEY_TAG}` LIKE '_%'",
+            filter_string=" and ".join(filter(None, (f"tags.`{RUN_KEY_TAG}` LIKE '_%'", condition))),
             order_by=["attributes.start_time DESC"],
             max_results=_PAGE,
             page_token=token,

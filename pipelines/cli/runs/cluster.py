@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from training.tracking.trainings import LatestTrainings, Training
 
 _REFUSED = "Refused: a retry goes on with the same experiment."
-_TRAININGS_PER_RUN = 5
-"""A sweep has several."""
 
 
 def submit(
@@ -154,7 +152,7 @@ def _look(kfp: Kfp | None, latest: LatestTrainings, experiment: str, limit: int)
         return [], latest.read(limit)
     found = list_runs(kfp, experiment=experiment, limit=limit)
     try:
-        return found, latest.read(_TRAININGS_PER_RUN * limit, {run["run_id"] for run in found}) if found else []
+        return found, latest.read_of(run["run_id"] for run in found)
     except TrackingError as error:
         err(f"how far the trainings are is not known: {error}")
         return found, []

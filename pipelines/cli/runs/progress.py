@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from pipelines.cli.options import format_time, out, table
+from training.config.errors import UserError
 from training.console import format_duration
 from training.tracking.trainings import Training
 
@@ -65,21 +67,33 @@ def _with_short_trials(trainings: Sequence[Training]) -> list[Training]:
 
 
 def watch(lines: Callable[[], list[str]]) -> None:
-    """Show lines again every five seconds until Ctrl-C: in place on a terminal, else one after the other without control characters."""
+    """Show lines again every five seconds until Ctrl-C: in place on a terminal, else one after the other without control characters.
+
+    An error ends it at the first look only. Later ones pass by themselves, as of an MLflow that starts again, and are shown.
+    """
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    console = Console()
+    console, first = Console(), lines()
+
+    def look() -> list[str]:
+        nonlocal first
+        try:
+            found, first = first or lines(), []
+        except UserError as error:
+            return [f"error: {error}; trying again"]
+        return found
+
     with contextlib.suppress(KeyboardInterrupt):
         if not console.is_terminal:
             while True:
-                for line in (f"{datetime.now():%H:%M:%S}", *lines(), ""):
+                for line in (f"{datetime.now():%H:%M:%S}", *look(), ""):
                     out(line)
                 time.sleep(_WATCH_SECONDS)
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                text = "\n".join([*lines(), "", f"{datetime.now():%H:%M:%S}, Ctrl-C ends"])
+                text = "\n".join([*look(), "", f"{datetime.now():%H:%M:%S}, Ctrl-C ends"])
                 live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
                 time.sleep(_WATCH_SECONDS)
 
@@ -115,14 +129,16 @@ def _amount(value: float) -> str:
 
 
 def _shorten(name: str, width: int) -> str:
-    """Return a run key and the trial after it in `width` characters: the key's ten digits stay, by which a run is found.
+    """Return a run key and the trial after it in `width` characters: the key stays from its ten digits on, by which a run is found.
 
     Of a trial 40 characters stay even so: its last digits may be all that tells it from the next one.
     """
     if len(name) <= width:
         return name
     key, _, trial = name.partition(" ")
+    found = re.search(r"[0-9a-f]{10}(-[0-9]+)?$", key)
+    end = found[0] if found else key[-10:]
     if not trial:
-        return f"{key[: width - 12]}…{key[-11:]}"
-    room = max(width - 12, _TRIAL_WIDTH)
-    return f"…{key[-10:]} {trial if len(trial) <= room else trial[: room - 1] + '…'}"
+        return f"{key[: width - len(end) - 2]}…-{end}"
+    room = max(width - len(end) - 2, _TRIAL_WIDTH)
+    return f"…{end} {trial if len(trial) <= room else trial[: room - 1] + '…'}"

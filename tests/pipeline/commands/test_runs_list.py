@@ -16,9 +16,12 @@ from fake_kfp import FakeKfp
 
 from components.launch.logs import pipeline_directory
 from components.steps.runs import note_attempt
-from pipelines.cli.runs.progress import training_lines
+from pipelines.cli.runs import progress
+from pipelines.cli.runs.progress import training_lines, watch
 from pipelines.client.stored_logs import find_directories, show_stored_logs
 from training import storage
+from training.config.errors import UserError
+from training.tracking import runs
 from training.tracking.runs import ERROR_TAG, TrackedRun, open_run
 from training.tracking.trainings import LatestTrainings
 
@@ -89,6 +92,52 @@ def test_a_clusters_runs_have_their_trainings_below_them(trainings, server: Fake
     assert by_run[second] == []
     assert [each["key"] for each in by_run[first]] == [key]
     assert "--watch and --json exclude each other" in iddpm("runs", "--watch", "--json")[2]
+
+
+def test_all_trainings_of_a_sweep_are_listed_and_those_of_an_old_run_beside_many_newer_ones(
+    trainings, server: FakeKfp, iddpm: Command
+) -> None:
+    old, sweep = (server.add_run("RUNNING", pipeline_spec={"pipelineInfo": {"name": "iddpm-ablation"}}) for _ in range(2))
+    first, _ = trainings("retried", 200, pipeline_run_id=old)
+    keys = [trainings("trial", 200, pipeline_run_id=sweep)[0] for _ in range(12)]
+    by_run = {each["run_id"]: [run["key"] for run in each["trainings"]] for each in json.loads(iddpm("runs", "--limit", "2", "--json")[1])}
+    assert by_run[sweep] == keys[::-1]
+    assert first in by_run[old]  # another test may have used the same id in this MLflow
+
+
+def test_a_watched_list_goes_on_after_an_error_but_not_at_the_first_look(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def away() -> list[str]:
+        raise UserError("MLflow does not answer")
+
+    def leave() -> list[str]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(UserError, match="does not answer"):
+        watch(away)
+    monkeypatch.setattr(progress, "_WATCH_SECONDS", 0.0)
+    looks = iter([lambda: ["one"], away, lambda: ["two"], leave])
+    watch(lambda: next(looks)())
+    assert [line for line in capsys.readouterr().out.splitlines() if line and ":" not in line[:3]] == [
+        "one",
+        "error: MLflow does not answer; trying again",
+        "two",
+    ]
+
+
+def test_a_training_that_was_done_again_is_found_by_its_key_and_by_the_digits_of_both(trainings, bucket_uri: str) -> None:
+    key, _ = trainings("again", 200)
+    assert runs.find_training(key[-10:]).tags["iddpm.run_key"] == key
+    uri = f"{bucket_uri}/runs/{key}-2"
+    open_run(run_key=f"{key}-2", experiment_name="runs", run_name=key, tags={"iddpm.run_uri": uri}, params={})
+    assert runs.is_run_key(f"{key}-2")
+    assert runs.is_run_key(f"{key[-10:]}-2")
+    assert not runs.is_run_key(str(uuid.uuid4()))
+    assert not runs.is_run_key(uuid.uuid4().hex)
+    for word, found in ((key, key), (f"{key}-2", f"{key}-2"), (key[-10:], f"{key}-2"), (f"{key[-10:]}-2", f"{key}-2")):
+        assert runs.find_training(word).tags["iddpm.run_key"] == found
+    (training,) = LatestTrainings().read(1)
+    long = dataclasses.replace(training, key=f"a-long-name-of-a-training-with-many-words-{key}-2", step=100, best_score=3.0, best_step=100)
+    assert f"-{key[-10:]}-2 " in training_lines([long], indent=30)[1]
 
 
 def test_a_watched_list_in_a_pipe_has_no_control_characters_and_ends_with_ctrl_c(trainings) -> None:
