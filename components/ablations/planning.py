@@ -9,7 +9,7 @@ from typing import Any
 from components.ablations.directory import PLAN, Plan, ablation_uri
 from components.ablations.tracking import open_parent
 from components.cluster.workflows import require_sweep_fits
-from components.steps.runs import Run, claim_directory, require_not_deleting, run_directory
+from components.steps.runs import Run, claim_directory, require_likelihood_images, require_not_deleting, run_directory
 from evaluation.ablations.definitions.ablation import Trial, values_of
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.records.run_directory import RESULT
@@ -19,6 +19,7 @@ from training.config.experiment import Experiment
 from training.console import say
 
 _NEEDS_REFERENCE = {"final", "sampling-steps", "figure-1", "raw-weights"}
+_NEEDS_TEST_IMAGES = {"final", "likelihood-steps", "bound", "history-likelihood"}
 
 
 def list_data_sets(
@@ -74,6 +75,8 @@ def plan(
         experiment = _experiment_of(trial)
         place = _data_uri(experiment, storage_root_uri, data_uri)
         values[trial.label] = values_of(request.ablation(), experiment)
+        if _NEEDS_TEST_IMAGES & set(trial.measures):
+            require_likelihood_images(experiment, place)
         evaluation, reference_uri = experiment.evaluation, ""
         if _NEEDS_REFERENCE & set(trial.measures):
             reports = "final" in trial.measures  # the metrics are computed then

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from components.cluster.workflows import require_sweep_fits
@@ -24,7 +25,7 @@ from training.config.files import read_text
 from training.tracking.runs import is_run_key
 
 PRESET, OVERRIDES, FILE = "experiment_preset", "experiment_overrides", "experiment_file"
-FORCE_FROM = "force_from"
+FORCE_FROM, TRACKING = "force_from", "tracking_experiment"
 _KINDS: dict[str, tuple[type, str]] = {
     "BOOLEAN": (bool, "true or false"),
     "NUMBER_INTEGER": (int, "a whole number"),
@@ -35,6 +36,8 @@ _KINDS: dict[str, tuple[type, str]] = {
 }
 _TUNING = {"experiment": ("preset", "overrides", "file"), "tune": ("search", "trials", "options")}
 """The tune pipeline's parameters that make a request, by their prefix, in the order of `components.tuning.directory.from_form`."""
+_LEAST = {"seed": -1, "baseline_nights": 3}
+"""Smallest value of a number, where it is not 0."""
 _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?")
 _RESOURCES = "_resources"
 """End of the name of a stage's parameter; see `components.launch.resources`."""
@@ -154,7 +157,7 @@ def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
                 f"--param {name}={shown}: an argument is visible to everybody; put a password into the environment or a Secret"
             )
         _require_literal(name, given, pipeline.parameters[name])
-        least = -1 if name == "seed" else 0
+        least = _LEAST.get(name, 0)
         if type(given) in (int, float) and given < least:
             raise ArgumentsError(f"--param {name}={given}: {name} is {least} or more")
     chosen = _chosen(pipeline, arguments)
@@ -162,6 +165,8 @@ def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
         read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage)
     read_data_options(chosen.get("data_options", ""))
     require_force_from(chosen.get(FORCE_FROM, ""))
+    if not arguments.get(TRACKING, "given").strip():
+        raise ArgumentsError(f"--param {TRACKING}: is empty; give the name of MLflow's experiment, like iddpm")
 
 
 def cluster_arguments_of(
@@ -230,12 +235,18 @@ def _check_for_cluster(pipeline: CompiledPipeline, arguments: Mapping[str, Any])
     image_from(chosen["image"], variable="--param image")
     if "ablation_name" in pipeline.parameters:
         require_sweep_fits(len(_ablation_trials(chosen)))
+        for role, model in (chosen["ablation_options"] or {}).get("runs", {}).items():
+            _require_model(f"--param ablation_options: runs.{role}={model}", model)
     for name in ("storage_root_uri", "data_uri"):
         if chosen.get(name) and not _S3_URI.fullmatch(chosen[name]):
             raise ArgumentsError(f"--param {name}={chosen[name]}: the steps of a run share only S3; write s3://BUCKET/PATH")
     if chosen.get("storage_root_uri") == "":
         raise ArgumentsError("--param storage_root_uri: is empty; give the directory of all results, like s3://iddpm")
     _require_models(chosen)
+    if chosen.get("data_source"):
+        alone = read_resources(chosen[f"data{_RESOURCES}"], stage="data").ray_mode == "local"  # Ray's pods may have volumes
+        if alone and "/" in chosen["data_source"] and Path(chosen["data_source"]).exists():
+            raise ArgumentsError(f"--param data_source={chosen['data_source']}: is on this machine, and no step sees it; copy it to S3")
     for stage in _stages(pipeline):
         address = read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage).ray_address
         if address and not address.startswith(("http://", "https://")):
@@ -251,10 +262,12 @@ def _require_models(chosen: Mapping[str, Any]) -> None:
     if parameter == "models" and len(models) < 2:
         raise ArgumentsError(f'--param models={json.dumps(models)}: name two or more, like ["models:/NAME/1", "models:/NAME@champion"]')
     for model in models:
-        if not isinstance(model, str) or not (model.startswith(("models:/", "runs:/", "s3://")) or is_run_key(model)):
-            raise ArgumentsError(
-                f"--param {parameter}={model}: write models:/NAME@ALIAS, runs:/ID, a run's key, or the s3:// address of a run or checkpoint"
-            )
+        _require_model(f"--param {parameter}={model}", model)
+
+
+def _require_model(given: str, model: Any) -> None:
+    if not isinstance(model, str) or not (model.startswith(("models:/", "runs:/", "s3://")) or is_run_key(model)):
+        raise ArgumentsError(f"{given}: write models:/NAME@ALIAS, runs:/ID, a run's key, or the s3:// address of a run or checkpoint")
 
 
 def close_to(word: str, known: Iterable[str]) -> str:

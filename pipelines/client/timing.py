@@ -190,12 +190,14 @@ def _in_cluster_zone(cron: str, zone: str, cluster_zone: str) -> str:
     shift = shifts.pop()
     second, minute, hour, *days = cron.split()
     hours = _values(hour, 2)
-    if shift == 0 or hours == ["*"]:
+    if shift == 0:
         return cron
-    hours_there = [each - shift for each in hours]
+    hours_there = [each - shift for each in (range(24) if hours == ["*"] else hours)]
     changes_day = any(not 0 <= each < 24 for each in hours_there) and set(days) - {"*", "?"}
     if shift % 1 or changes_day:
         raise UserError(f"KFP has one zone for all schedules, {cluster_zone}, and {cron!r} in {zone} has no equivalent there; {remedy}")
+    if hours == ["*"]:
+        return cron
     return " ".join([second, minute, ",".join(f"{each:g}" for each in sorted(each % 24 for each in hours_there)), *days])
 
 

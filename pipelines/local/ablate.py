@@ -71,6 +71,7 @@ def run_ablation(
     from components.ablations.directory import ablation_uri
     from components.ablations.planning import list_data_sets, plan
     from components.ablations.steps import measure_joint
+    from pipelines.local.images import held_out
     from training.config.experiment import Experiment
     from training.data.splits import prepare_experiment
 
@@ -81,7 +82,8 @@ def run_ablation(
     log_path = services.home / "logs" / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with show_progress(log_path, lambda: _title(request)):
         for data_set in list_data_sets(request, root, sources=sources):
-            prepare_experiment(Experiment.from_json(data_set["experiment"]), data_set["data_uri"], source=data_set["source"])
+            given, experiment = data_set["source"], Experiment.from_json(data_set["experiment"])
+            prepare_experiment(experiment, data_set["data_uri"], source=given, source_options=held_out(given))
         items = plan(request, root, TRACKING_EXPERIMENT)
         failed = _run_trials(items, root, resources, time_left)
         if not failed or request.seeds > 1:

@@ -28,6 +28,7 @@ def train_here(arguments: Mapping[str, Any], *, name: str, next_steps: Sequence[
     from pipelines.compile import load
     from pipelines.local.run import PipelineInterruptedError, run_pipeline
     from pipelines.services import services
+    from pipelines.services.home import has_other_users
 
     started = time.monotonic()
     print("starting S3 and MLflow on this machine ...", flush=True)
@@ -37,8 +38,11 @@ def train_here(arguments: Mapping[str, Any], *, name: str, next_steps: Sequence[
     try:
         outputs = run_pipeline(load("train"), arguments, running, show=lambda line: print(line, flush=True))
     except PipelineInterruptedError:
-        if not were_running:  # an interrupted command leaves nothing that it started
-            services.down()
+        if not were_running:  # an interrupted command leaves nothing that it started, but what others have begun to use
+            if has_other_users(running.home):
+                print("S3 and MLflow go on, as another command uses them; `iddpm down` stops them", flush=True)
+            else:
+                services.down()
         raise
     os.environ.update(running.env)
     took = format_duration(time.monotonic() - started)
@@ -64,6 +68,7 @@ def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, 
     grid_path = storage.download(result["grid_uri"], directory / "samples.png")
     report_path = storage.download(report_uri, directory / "report.html")
     likelihood = result["likelihood"]
+    split = result["experiment"]["evaluation"]["likelihood_split"]
     stop = f", stopped early of {result['experiment']['optim']['num_steps']:,}" if trained["stop_reason"] else ""
     distance = plain_estimate(result["distance"], result["distance_standard_error"])
     bits_per_dim = plain_estimate(likelihood["bits_per_dim"], likelihood["standard_error"])
@@ -71,7 +76,7 @@ def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, 
         ("trained", f"{trained['step']:,} steps{stop}"),
         ("distance", _progress(read_history(run_uri))),
         ("reported", f"{result['distance_name']} {distance}, step {result['step']:,}"),
-        ("bits/dim", f"{bits_per_dim} on {likelihood['num_images']:,} test images"),
+        ("bits/dim", f"{bits_per_dim} on {likelihood['num_images']:,} {split} images"),
         ("samples", shorten_path(grid_path)),
         ("report", f"{shorten_path(report_path)}  (also {report_uri})"),
         ("checkpoint", result["checkpoint_uri"]),

@@ -51,6 +51,7 @@ def run_tuning(request: TuneRequest, services: Services, *, source: str = "", re
     from evaluation.reports.html import text_table
     from evaluation.tuning.page import table_headers, table_rows
     from evaluation.tuning.record import read_records
+    from pipelines.local.images import held_out
     from training import storage
     from training.data.splits import default_data_uri, prepare_experiment
 
@@ -58,7 +59,7 @@ def run_tuning(request: TuneRequest, services: Services, *, source: str = "", re
     root, experiment = services.bucket_uri, request.experiment()
     log_path = services.home / "logs" / f"tune-{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with show_progress(log_path, lambda: "tune"):
-        data_uri = prepare_experiment(experiment, default_data_uri(experiment.data, root), source=source)
+        data_uri = prepare_experiment(experiment, default_data_uri(experiment.data, root), source=source, source_options=held_out(source))
         reference_uri = reference_for(experiment, data_uri, root, before_training=True)
         try:
             uri = tune(request.to_dict(), data_uri, reference_uri, root, _TRACKING_EXPERIMENT, resources)

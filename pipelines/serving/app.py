@@ -112,7 +112,7 @@ def _sampling(
     """Return the sampler of a request."""
     sampling = with_evaluations(default, evaluations)
     if method != default.method:  # these settings belong to the experiment's own method
-        sampling = dataclasses.replace(sampling, method=method, eta=0.0, order=2, unipc_variant="B2")
+        sampling = dataclasses.replace(sampling, method=method, eta=0.0, order=2, unipc_variant="B2", variance="model")
     num_steps = count_timesteps(sampling.spacing, model.experiment.diffusion.num_timesteps) * sampling.evaluations_per_step
     if num_steps > limits.max_evaluations:
         raise UserError(f"the experiment takes {num_steps} evaluations, and {limits.max_evaluations} are allowed; say evaluations=...")

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from pipelines.services import daemons, mlflow_server, services
+from pipelines.services.home import has_other_users, join_users
 from pipelines.services.services import ServicesError
 
 NAMES = ("seaweedfs", "mlflow")
@@ -224,6 +225,18 @@ def test_ports_are_chosen_again_if_their_file_is_damaged(home):
 
 
 @pytest.mark.slow
+def test_another_process_that_uses_them_is_seen_until_it_ends(tmp_path):
+    use = f"import pathlib, pipelines.services.home as home; home.join_users(pathlib.Path({str(tmp_path)!r})); print(1); input()"
+    join_users(tmp_path)
+    assert not has_other_users(tmp_path)
+    other = subprocess.Popen([sys.executable, "-c", use], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "1\n"
+    assert has_other_users(tmp_path)
+    assert has_other_users(tmp_path), "the question changes nothing"
+    other.communicate("\n", timeout=60)
+    assert not has_other_users(tmp_path)
+
+
 def test_two_at_once_start_one_of_each(home):
     services.down(home)
     found: list[services.Services] = []

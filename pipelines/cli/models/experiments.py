@@ -68,7 +68,9 @@ def cost(
     overrides: list[str] = options.SET,
     card: str = typer.Option("H100", help="Accelerator, or CPU for one core."),
     utilisation: float = typer.Option(None, help="Utilisation of its peak, 0 to 1, instead of the measured one.", show_default=False),
-    price_per_hour: float = typer.Option(None, help="Price of one card per hour, in any currency; adds the total.", show_default=False),
+    price_per_hour: float | None = typer.Option(
+        None, min=0, help="Price of one card per hour, in any currency; adds the total.", show_default=False
+    ),
     as_json: bool = options.JSON,
 ) -> None:
     """Estimate the cost of an experiment: parameters, multiply-adds, card-hours and their price, memory."""

@@ -44,7 +44,8 @@ DEVICE = typer.Option("auto", help="Device: auto, cpu or cuda.")
 PRECISION = typer.Option("fp32", help="Precision of the network while sampling.")
 ENDS = typer.Option("", help="Model of the first and last timesteps of an ensemble (theta_vlb), named like MODEL.")
 ENDS_WEIGHTS = typer.Option("", help="Weights of that model.")
-ENDS_WIDTH = typer.Option(100, min=0, help="Number of its timesteps at each end.")
+_ENDS_WIDTH = 100
+ENDS_WIDTH = typer.Option(_ENDS_WIDTH, min=0, help="Number of its timesteps at each end.")
 LOW_RES = typer.Option("", help="Images of the first stage for an upsampler (`sample --images`); empty takes real images, downsampled.")
 _OF_EXPERIMENT = {"num_samples", "extractor", "extractor_weights"}
 _OF_EXPERIMENT |= {f"likelihood_{word}" for word in ("form", "steps", "split", "num_images")}
@@ -227,6 +228,8 @@ def compare(
 
     if weights and len(weights) != len(models):
         raise UserError(f"--weights is given {len(weights)} times for {len(models)} models; give it for each model, or not at all")
+    if len(models) < 2:
+        raise UserError("one model has nothing to be compared with; name two or more")
     if baseline and baseline not in models:
         raise UserError(f"--baseline {baseline} is none of the models; name one of {', '.join(models)}")
     pairs = list(zip(models, weights or [""] * len(models), strict=True))
@@ -361,11 +364,10 @@ def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions
     """Return the URI of the data set's reference statistics; missing ones are computed."""
     from evaluation.distances.reference_statistics import compute_reference
     from evaluation.features.extractors import load_extractor
-    from evaluation.records.devices import choose_device
     from training.checkpoints.checkpoint import load_experiment
 
     evaluation = load_experiment(model.checkpoint_uri).evaluation
-    network = load_extractor(options.extractor or evaluation.extractor, weights=options.extractor_weights, device=choose_device("auto"))
+    network = load_extractor(options.extractor or evaluation.extractor, weights=options.extractor_weights, device=options.own_device)
     directory = storage.join(data_uri, "references")
     return compute_reference(storage.join(data_uri, "train"), network, directory, evaluation.num_reference_images).uri
 
@@ -377,6 +379,8 @@ def _spec(spec: ModelSpec, ends: str, ends_weights: str, ends_width: int) -> Mod
     from evaluation.selection.resolve import resolve_model
 
     if not ends:
+        if ends_weights or ends_width != _ENDS_WIDTH:
+            raise UserError("--ends-weights and --ends-width go with --ends, the model of the first and last timesteps")
         return spec
     other = resolve_model(ends).spec(ends_weights or None)
     return dataclasses.replace(spec, ends_checkpoint_uri=other.checkpoint_uri, ends_weights=other.weights, ends_width=ends_width)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import typer
 
 from pipelines.cli.models.scoring import DEVICE, WEIGHTS
 from pipelines.cli.options import MODEL, err
 from pipelines.cli.services import connect
+from training.config.errors import UserError
 
 
 def serve(
@@ -27,7 +31,14 @@ def serve(
     from evaluation.selection.resolve import resolve_model
     from pipelines.serving.app import Limits, make_app
 
+    try:  # before a model is loaded for nothing
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port}: {os.strerror(error.errno) if error.errno else error}; --port takes another one, and 0 any that is free"
+        ) from None
     loaded = resolve_model(model).spec(weights or None).load(choose_device(device))
     app = make_app(loaded, Limits(max_images=max_images, max_evaluations=max_evaluations, max_queue=max_queue))
-    err(f"{loaded.description} on {loaded.device}; Ctrl-C stops it")
-    uvicorn.run(app, host=host, port=port, log_level="info")
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    err(f"{loaded.description} on {loaded.device} at {address}; Ctrl-C stops it")
+    uvicorn.Server(uvicorn.Config(app, log_level="info")).run(sockets=[listener])

@@ -51,20 +51,23 @@ def ablate(
     grid: list[str] = _GRID,
     runs: list[str] = _RUN,
     seeds: int = _SEEDS,
-    sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like imagenet=/data/train; may be repeated."),
+    sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like cifar10=cifar10:/data; may be repeated."),
     num_workers: int = typer.Option(1, min=1, help="Training processes of a trial, and processes that draw samples."),
     gpu: bool = typer.Option(False, help="Train and evaluate on GPUs."),
     plan: bool = typer.Option(False, "--plan", help="Only show the trials and their cost."),
-    card: str = typer.Option("H100", help="With --plan, the accelerator of the cost; CPU is one core."),
-    price_per_hour: float = typer.Option(
-        None, help="With --plan, the price of one card in any currency; adds the total.", show_default=False
+    card: str = typer.Option("", help="With --plan, the accelerator of the cost, an H100 unless it is given; CPU is one core."),
+    price_per_hour: float | None = typer.Option(
+        None, min=0, help="With --plan, the price of one card in any currency; adds the total.", show_default=False
     ),
 ) -> None:
     """Run an ablation on this machine and write its report; finished trials are reused."""
+    if (card or price_per_hour is not None) and not plan:
+        raise UserError("--card and --price-per-hour are of --plan, which shows the cost and starts nothing")
     requests = _requests(name, scale, preset, objective, overrides, grid, runs, seeds)
     for request in requests:
         request.trials()  # refuses an invalid request before anything starts
     if plan:
+        card = card or "H100"
         costs = [_show_plan(request, card, price_per_hour) for request in requests]
         if len(costs) > 1:
             print(f"all of them: {sum(costs[1:], costs[0]).describe(card, trains=True, price_per_hour=price_per_hour)}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
 
 def reproduce(
     name: str = typer.Argument("", help="A table, like cifar10-table2; none lists them."),
-    sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like cifar10=/data/cifar10; may be repeated."),
+    sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like cifar10=cifar10:/data; may be repeated."),
     runs: list[str] = typer.Option([], "--run", help="An imported checkpoint in place of a row's training, like vlb-cosine=URI."),
     overrides: list[str] = typer.Option([], "--set", help="Override of every row, like evaluation.num_samples=50; may be repeated."),
     seeds: int = typer.Option(1, min=1, help="Train every row with so many seeds; the paper has one."),
     card: str = typer.Option("H100", help="Accelerator of the cost."),
-    price_per_hour: float = typer.Option(None, help="Price of one card per hour, in any currency.", show_default=False),
+    price_per_hour: float | None = typer.Option(None, min=0, help="Price of one card per hour, in any currency.", show_default=False),
     num_workers: int = typer.Option(1, min=1, help="Training processes, one GPU each where there are GPUs."),
     yes: bool = typer.Option(False, "--yes", help="Start without a question."),
 ) -> None:
@@ -99,4 +101,18 @@ def _show(request: AblationRequest, card: str, price_per_hour: float | None) -> 
             totals[one] += TrialCost(training=0.0 if trial.run_uri else cost.training, measuring=cost.measuring)
     print(f"in all {totals[card].describe(card, trains=True, price_per_hour=price_per_hour)}")
     print(f"on a machine without GPUs {totals['CPU'].describe('core', trains=True)}")
-    print(f"on a cluster: iddpm submit ablation --param ablation_name={request.name} --param ablation_scale=paper --resources train=8xgpu")
+    print(f"on a cluster: {shlex.join(_submit_words(request))}")
+
+
+def _submit_words(request: AblationRequest) -> list[str]:
+    options: dict[str, Any] = {"seeds": request.seeds} if request.seeds > 1 else {}
+    options |= {"runs": dict(request.runs)} if request.runs else {}
+    parameters = {
+        "ablation_name": request.name,
+        "ablation_scale": "paper",
+        **({"ablation_options": json.dumps(options)} if options else {}),
+    }
+    words = ["iddpm", "submit", "ablation"]
+    words += [word for name, value in parameters.items() for word in ("--param", f"{name}={value}")]
+    words += [word for override in request.overrides for word in ("--set", override)]
+    return [*words, "--resources", "train=8xgpu", "--resources", "evaluate=8xgpu"]

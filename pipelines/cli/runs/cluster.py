@@ -43,9 +43,8 @@ def submit(
     from pipelines.client.arguments import cluster_arguments_of, compiled_pipeline
     from pipelines.client.kfp_client import connected
     from pipelines.client.submit import submit as start
-    from pipelines.client.timing import parse_duration
 
-    seconds = parse_duration(timeout, "--timeout") if timeout else None
+    seconds = _seconds(timeout, wait)
     compiled = compiled_pipeline(pipeline)
     parameters = [*parameters, *([f"experiment_file={file}"] if file else [])]
     arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters, resources=resources)
@@ -74,13 +73,12 @@ def retry(
     """
     from pipelines.client.kfp_client import connected
     from pipelines.client.retry import retry as start_again
-    from pipelines.client.timing import parse_duration
 
     if preset or overrides or parameters:  # options of `iddpm submit`, so somebody may try them here
         raise UserError(
             "a retry goes on with the same experiment, so --preset, --set and --param can't change it; `iddpm submit` starts another run"
         )
-    seconds = parse_duration(timeout, "--timeout") if timeout else None
+    seconds = _seconds(timeout, wait)
     with connected(connection, warn) as kfp:
         started = start_again(kfp, run_id, image=image, resources=resources, force_from=force_from)
         _report(kfp, started.run, started.pipeline, started.arguments, wait=wait, seconds=seconds, as_json=as_json)
@@ -91,7 +89,9 @@ def runs(
     experiment: str = typer.Option("", help="List only runs of this experiment of KFP."),
     limit: int = typer.Option(20, min=1, help="The most runs to list."),
     watch: bool = typer.Option(False, "--watch", "-w", help="Show the list again every five seconds, until Ctrl-C."),
-    price_per_hour: float = typer.Option(None, min=0, help="Price of one card per hour; shows prices for card-hours.", show_default=False),
+    price_per_hour: float | None = typer.Option(
+        None, min=0, help="Price of one card per hour; shows prices for card-hours.", show_default=False
+    ),
     as_json: bool = options.JSON,
 ) -> None:
     """List runs, the latest first: of the cluster if its address is given, else of this machine; and how far their trainings are.
@@ -108,6 +108,8 @@ def runs(
 
     if watch and as_json:
         raise UserError("--watch and --json exclude each other; give one")
+    if as_json and price_per_hour is not None:
+        raise UserError("--price-per-hour goes with the table; --json has card-hours")
     if experiment and not connection.is_given:
         raise UserError("--experiment is one of KFP's; without a KFP there is none (see --endpoint)")
     connect()
@@ -130,6 +132,14 @@ def runs(
         else:
             for line in lines():
                 out(line)
+
+
+def _seconds(timeout: str, wait: bool) -> int | None:
+    from pipelines.client.timing import parse_duration
+
+    if timeout and not wait:
+        raise UserError(f"--timeout {timeout}: is the longest time to wait, so it goes with --wait")
+    return parse_duration(timeout, "--timeout") if timeout else None
 
 
 @contextlib.contextmanager
@@ -200,9 +210,8 @@ def cancel(
     from pipelines.client.follow import follow
     from pipelines.client.kfp_client import connected
     from pipelines.client.runs import state_of, terminate
-    from pipelines.client.timing import parse_duration
 
-    seconds = parse_duration(timeout, "--timeout") if timeout else None
+    seconds = _seconds(timeout, wait)
     with connected(connection, warn) as kfp:
         ended = terminate(kfp, run_id)
         if ended is not None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def init(
     if out.exists():
         raise UserError(f"{out} exists already; give another file by --out, or remove it")
     storage.make_directory(out.parent)
-    command = f"iddpm train {out} --images {images}"
+    command = f"iddpm train {shlex.quote(str(out))} --images {shlex.quote(images)}"
     storage.write_bytes(str(out), f"# {command}\n\n{_write_experiment(images, card=card, name=name, hours=hours)}".encode())
     print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
 
@@ -142,9 +143,12 @@ def _forced(step: str) -> list[str]:
 
 def _own_images(file: Path, images: str, words: Sequence[str] = ()) -> list[str]:
     """Return the pipeline's parameters, as words, for an experiment file and a user's images; `words` are the user's own."""
+    from pipelines.local.images import held_out
+
     found = [f"experiment_file={file}", f"data_source={_absolute(images)}"]
     if not any(word.startswith("data_options=") for word in words):
-        found.append(f"data_options={json.dumps({'num_test': _num_held_out(images)})}")
+        connect()
+        found.append(f"data_options={json.dumps(held_out(images))}")
     return found
 
 
@@ -156,15 +160,6 @@ def _absolute(images: str) -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "images"
-
-
-def _num_held_out(images: str) -> int:
-    """Return the number of test images to hold out: every tenth image, unless the source has test images of its own."""
-    from training.data.inspection.folder import inspect_folder
-
-    connect()
-    found = inspect_folder(images, max_inspected=1)
-    return 0 if found.num_test_images else max(1, found.num_images // 10)
 
 
 def run(

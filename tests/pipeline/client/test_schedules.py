@@ -116,6 +116,8 @@ def test_an_expression_is_said_in_the_clusters_zone_where_it_can_be(cron: str, z
         ("0 0 2 * * *", "Europe/Berlin", "Europe/Berlin differs by +1 h or +2 h with the season; write the expression in UTC"),
         ("0 0 2 * * MON", "Asia/Tokyo", "in Asia/Tokyo has no equivalent there"),  # Sunday in UTC
         ("0 0 2 * * *", "Asia/Kolkata", "in Asia/Kolkata has no equivalent there"),  # half an hour
+        ("0 30 * * * *", "Asia/Kolkata", "in Asia/Kolkata has no equivalent there"),  # minute 0 in UTC
+        ("0 0 * * * MON", "Asia/Tokyo", "in Asia/Tokyo has no equivalent there"),  # from Sunday on in UTC
         ("0 0 2 * * *", "Berlin", "there is no time zone 'Berlin'"),
         ("* 0 2 * * *", "", "would run many times a minute"),
     ],

@@ -272,6 +272,13 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         (("tune", "--param", "tune_trials=0"), "trials: must be 1 or more, got 0"),
         (("nightly-fid", "--param", "threshold_difference=inf"), "threshold_difference is a number"),
         (("nightly-fid", "--param", "threshold_difference=-0.1"), "--param threshold_difference=-0.1: threshold_difference is 0 or more"),
+        (("nightly-fid", "--param", "baseline_nights=2"), "--param baseline_nights=2: baseline_nights is 3 or more"),
+        (("train", "--param", "tracking_experiment= "), "--param tracking_experiment: is empty"),
+        (("train", "--param", f"data_source={Path(__file__).parent}"), "is on this machine, and no step sees it; copy it to S3"),
+        (
+            ("ablation", "--param", "ablation_name=vlb-ratio", "--param", 'ablation_options={"runs": {"vlb": ".iddpm/x"}}'),
+            "--param ablation_options: runs.vlb=.iddpm/x: write models:/NAME@ALIAS",
+        ),
         (("nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset"),
         (("nightly-fid", "--timeout", "soon"), "--timeout 'soon' is not a duration"),
     ],

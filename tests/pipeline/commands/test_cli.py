@@ -342,3 +342,20 @@ def test_the_local_services_stand_in_for_each_one_that_the_environment_does_not_
     connect()
     for name in ("AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI"):
         assert os.environ.get(name) == (services.env[name] if name in local else named.get(name))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("submit", "nightly-fid", "--no-wait", "--timeout", "5m"), "--timeout 5m: is the longest time to wait, so it goes with --wait"),
+        (("cancel", "a-run", "--timeout", "5m"), "--timeout 5m: is the longest time to wait, so it goes with --wait"),
+        (("runs", "--json", "--price-per-hour", "2"), "--price-per-hour goes with the table"),
+        (("ablate", "width", "--card", "H100"), "--card and --price-per-hour are of --plan"),
+        (("ablate", "width", "--price-per-hour", "2"), "--card and --price-per-hour are of --plan"),
+        (("compare", "one"), "one model has nothing to be compared with"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(run_iddpm: Command, words: tuple[str, ...], said: str) -> None:
+    status, out, err = run_iddpm(*words)
+    assert (status, out) == (1, "")
+    assert said in err

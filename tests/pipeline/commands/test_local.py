@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +13,11 @@ from types import ModuleType
 
 import psutil
 import pytest
+from PIL import Image
 
+from evaluation.ablations.definitions.request import AblationRequest
+from pipelines.cli.paper.reproduce import _show
+from pipelines.local.images import held_out
 from pipelines.local.run import PipelineError, run_pipeline
 
 _TOY = Path(__file__).with_name("toy_run.py")
@@ -151,3 +156,25 @@ def test_a_process_that_can_not_be_killed_ends_a_run_with_an_error_that_names_it
             _run(toy, "toy_sum", {}, tmp_path)
     hangs.kill()
     hangs.wait()
+
+
+def test_every_tenth_image_of_ones_own_is_held_out_unless_there_are_test_images(tmp_path: Path) -> None:
+    for number in range(25):
+        path = tmp_path / "all" / "train" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(path)
+    assert held_out(str(tmp_path / "all" / "train")) == {"num_test": 2}
+    (tmp_path / "all" / "test").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "all" / "test" / "0.png")
+    assert held_out(str(tmp_path / "all")) == {}
+    assert held_out("") == held_out("digits") == held_out(f"cifar10:{tmp_path}") == {}
+
+
+def test_the_command_for_a_cluster_repeats_the_table_that_was_priced(capsys: pytest.CaptureFixture[str]) -> None:
+    request = AblationRequest(name="cifar10-table2", scale="paper", overrides=("evaluation.num_samples=50",), seeds=2)
+    _show(request, "H100", None)
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("iddpm submit ablation ")[2])
+    assert words == [
+        *("--param", "ablation_name=cifar10-table2", "--param", "ablation_scale=paper", "--param", 'ablation_options={"seeds": 2}'),
+        *("--set", "evaluation.num_samples=50", "--resources", "train=8xgpu", "--resources", "evaluate=8xgpu"),
+    ]

@@ -62,7 +62,15 @@ def test_the_reason_of_a_failure_is_one_short_line() -> None:
 
 def test_metrics_that_could_not_be_computed_are_refused_before_any_trial(tmp_path: Path) -> None:
     prepare(digits("train"), f"{tmp_path}/data/train", image_size=8, options=Options(resize="none"))
+    prepare(digits("test"), f"{tmp_path}/data/test", image_size=8, options=Options(resize="none"))
     request = AblationRequest(name="width", scale="tiny", overrides=("evaluation.metrics=sfid",))
     with pytest.raises(UserError, match="sfid needs spatial"):
         plan(request, str(tmp_path), "an experiment", data_uri=f"{tmp_path}/data")
+    assert [each.name for each in tmp_path.iterdir()] == ["data"], "nothing was written"
+
+
+def test_a_data_set_without_the_test_images_that_a_trial_measures_is_refused_before_any_trial(tmp_path: Path) -> None:
+    prepare(digits("train"), f"{tmp_path}/data/train", image_size=8, options=Options(resize="none"))
+    with pytest.raises(UserError, match=f"{tmp_path}/data has no test images"):
+        plan(AblationRequest(name="width", scale="tiny"), str(tmp_path), "an experiment", data_uri=f"{tmp_path}/data")
     assert [each.name for each in tmp_path.iterdir()] == ["data"], "nothing was written"

@@ -21,7 +21,10 @@ from PIL import Image
 
 from evaluation.sampling.generate import concatenated, generate
 from evaluation.sampling.trained_model import load_model
+from pipelines.cli.models.serving import serve
+from pipelines.serving.app import Limits, _sampling
 from training.checkpoints import checkpoint
+from training.config.errors import UserError
 from training.config.presets import preset
 from training.models.unet import make_model
 
@@ -61,6 +64,19 @@ def _pixels(answer: requests.Response) -> np.ndarray:
     assert answer.status_code == 200, answer.text
     assert answer.headers["Content-Type"] == "image/png"
     return np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"))
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy_before_a_model_is_loaded(address: str) -> None:
+    port = int(address.rpartition(":")[2])
+    with pytest.raises(UserError, match=f"127.0.0.1:{port}: Address already in use; --port takes another one"):
+        serve("no-such-model", "127.0.0.1", port, 4, 200, 2, "", "cpu")
+
+
+def test_another_method_than_the_models_takes_nothing_that_belongs_to_the_models_own(tmp_path: Path) -> None:
+    own = EXPERIMENT.override(["evaluation.sampling.variance=optimal", "evaluation.sampling.spacing=5"]).evaluation.sampling
+    files = {checkpoint.EXPERIMENT: EXPERIMENT.to_json().encode(), "ema_0.99.pt": make_model(EXPERIMENT).state_dict()}
+    model = load_model(checkpoint.save(str(tmp_path), 10, files))
+    assert _sampling(model, own, 5, "unipc", Limits()).variance == "model"
 
 
 def test_a_request_gives_the_images_that_python_draws(address: str, model_uri: str) -> None:

@@ -170,7 +170,7 @@ def _find_published(target: Target, plan: _Plan) -> Manifest | None:
         ]
         raise UserError(
             f"{target.dataset_uri}: already contains another data set ({', '.join(differences) or 'of other source files or options'}); "
-            "choose another directory, or delete that one"
+            "choose another directory (data_uri) or name (data.name), or delete that one"
         )
     return manifest
 

@@ -1,0 +1,17 @@
+"""Images of a person's own, for the commands of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training import storage
+
+
+def held_out(source: str) -> dict[str, int]:
+    """Return the options that hold every tenth image out for bits/dim; empty for a source with test images of its own."""
+    from training.data.inspection.folder import inspect_folder
+
+    if not source or not (storage.is_s3(source) or Path(source).expanduser().exists()):
+        return {}  # a published data set
+    found = inspect_folder(source, max_inspected=1)
+    return {} if found.num_test_images else {"num_test": max(1, found.num_images // 10)}
