@@ -81,6 +81,10 @@ class TrainState:
         """Restore the files of a checkpoint, which `read` returns by name."""
         self.model.load_state_dict(read("model.pt"))
         self.optimizer.load_state_dict(read("optimizer.pt"))
+        # Fused Adam walks weights and moments in memory order, which the checkpoint's compile setting chose, and load_state_dict keeps.
+        for parameter, state in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.empty_like(parameter).copy_(state[name])
         self.timestep_sampler.load_state_dict(read("timestep_sampler.pt"))
         for decay in self.ema_decays:
             self.ema.load_state_dict(decay, read(f"ema_{decay}.pt"))

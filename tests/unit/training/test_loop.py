@@ -119,6 +119,25 @@ def test_an_interrupted_and_resumed_run_is_bitwise_the_undisturbed_one() -> None
         assert steady(whole.logged[step]) == steady(second.logged[step])
 
 
+def in_channels_last(value: Any) -> Any:
+    """Return a copy whose tensors of four axes lie in memory as those of a compiled network on a GPU do."""
+    if isinstance(value, torch.Tensor):
+        return value.clone(memory_format=torch.channels_last) if value.ndim == 4 else value
+    if isinstance(value, Mapping):
+        return {key: in_channels_last(item) for key, item in value.items()}
+    return [in_channels_last(item) for item in value] if isinstance(value, list) else value
+
+
+def test_a_checkpoint_with_another_memory_order_resumes_bitwise_the_same() -> None:
+    whole, first, second = Record(), Record(), Record()
+    trainer(tiny(), whole).train(16)
+    trainer(tiny(), first).train(12)
+    resumed = trainer(tiny(), second)
+    resumed.restore(lambda name: in_channels_last(first.saved[12][name]))
+    resumed.train(16)
+    assert_identical(whole.saved[16], second.saved[16])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ["model.time_embedding=sin_cos", "model.downsample_padding=right_bottom", "model.norm_eps=1e-6"])
 def test_a_network_with_an_option_of_the_earlier_code_trains_resumes_and_samples(tmp_path: Path, option: str) -> None:
