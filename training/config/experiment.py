@@ -201,7 +201,7 @@ class OptimConfig:
     Attributes:
         global_batch_size: Images per update, over all workers and microbatches.
         num_steps: Updates after which training stops.
-        lr_anneal_steps: Anneal the learning rate linearly to 0 over this many updates; 0 keeps it constant.
+        lr_anneal_steps: Anneal the learning rate linearly to 0 over this many updates, `num_steps` or more; 0 keeps it constant.
         adam_betas: Adam's decay rates of the first and second moment.
         weight_decay: Decoupled weight decay (AdamW); 0 is Adam.
         grad_clip_norm: Clip the gradient's global norm to this value; None (the paper) does not clip.
@@ -462,6 +462,19 @@ class Experiment:
             "evaluation.sampling.guidance_step",
             f"training stores no checkpoint of step {guide} before its last one; take a multiple of optim.checkpoint_interval "
             f"({interval}) below optim.num_steps ({self.optim.num_steps})",
+        )
+
+    def require_annealing(self) -> None:
+        """Raise UserError if the learning rate would be 0 before the last update.
+
+        It is no condition of an experiment: a run that was trained so can still be read.
+        """
+        steps, annealed = self.optim.num_steps, self.optim.lr_anneal_steps
+        require(
+            annealed == 0 or annealed >= steps,
+            "optim.lr_anneal_steps",
+            f"the learning rate is 0 from update {annealed} on, and training goes to optim.num_steps ({steps}); "
+            f"set optim.lr_anneal_steps to {steps} too, or to 0 for a constant rate",
         )
 
     @property

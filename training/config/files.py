@@ -44,6 +44,7 @@ def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iter
     experiment = read_experiment_file(file_text) if file_text else named_preset(preset)
     resolved = experiment.override(overrides if seed is None else [*overrides, f"seed={seed}"])
     resolved.require_guide()
+    resolved.require_annealing()
     return resolved
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from training.config import presets
 from training.config.errors import UserError
 from training.config.files import read_experiment_file, resolve_experiment, to_toml
+from training.cost.suggest import suggest_experiment
 
 FILE = """
 # birds in the garden
@@ -109,3 +111,19 @@ def test_every_door_resolves_an_experiment_in_the_same_way() -> None:
         resolve_experiment(
             preset="digits-hybrid-cosine", overrides=["evaluation.sampling.guidance_scale=2", "evaluation.sampling.guidance_step=300"]
         )
+
+
+def test_more_updates_than_the_learning_rate_is_annealed_over_are_refused() -> None:
+    """The rate of the rest would be 0."""
+    message = r"^optim\.lr_anneal_steps: .* 0 from update 2400 on, .* optim\.num_steps \(20000\); set optim\.lr_anneal_steps to 20000 too"
+    with pytest.raises(UserError, match=message):
+        resolve_experiment(preset="fashion-mnist-hybrid-cosine", overrides=["optim.num_steps=20000"])
+    both = resolve_experiment(preset="fashion-mnist-hybrid-cosine", overrides=["optim.num_steps=20000", "optim.lr_anneal_steps=20000"])
+    assert both.optim.lr_anneal_steps == 20_000
+    shorter = ["optim.num_steps=400", "optim.checkpoint_interval=100"]
+    assert resolve_experiment(preset="fashion-mnist-hybrid-cosine", overrides=shorter).optim.lr_anneal_steps == 2400
+    suggested = suggest_experiment(num_images=3_000, min_side=28, channels=1)
+    steps = read_experiment_file(suggested).optim.num_steps
+    with pytest.raises(UserError, match=rf"0 from update {steps} on, .*num_steps \({3 * steps}\)"):
+        resolve_experiment(file_text=re.sub(r"\nnum_steps = \d+", f"\nnum_steps = {3 * steps}", suggested))
+    assert read_experiment_file(suggested).override([f"optim.num_steps={3 * steps}"]), "the experiment of an earlier run is still read"
