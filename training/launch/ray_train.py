@@ -311,8 +311,8 @@ def _set_up_device(job: Job, local_world_size: int) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", torch.cuda.current_device())
     use_fast_kernels()
-    if job.scorer is not None and not job.resources.microbatch_size:
-        # The largest microbatch is found by trial and would fill the memory, of which scores need a part.
+    if job.scorer is not None:
+        # Scores need a part. A microbatch that is found by trial would fill the memory, and one that was set may, late in the training.
         torch.cuda.set_per_process_memory_fraction(1 - SCORE_GPU_SHARE, device)
     return device
 

@@ -24,6 +24,10 @@ from training.tracking.system_metrics import SystemMetrics
 
 NUM_LATEST = 2
 """Checkpoints that are kept without regard to their score: the latest, and the one before, in case the latest is damaged."""
+MAX_UNSCORED = 5
+"""The largest number of checkpoints that are kept because their score failed: the latest ones. A later attempt scores them."""
+_SCORE_ATTEMPTS = 2
+_FAILURES_BEFORE_WARNING = 3
 _SECONDS_BETWEEN_CHECKS = 1.0
 _SECONDS_BETWEEN_CHECKS_AT_THE_END = 2.0
 
@@ -64,6 +68,8 @@ class RankZeroHooks:
         self._progress = Progress(job.experiment.optim.num_steps)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="iddpm-background")
         self._pending: dict[int, Future[Score]] = {}
+        self._failures: dict[int, int] = {}  # failed attempts by step
+        self._failures_in_a_row = 0
         self._scores = {int(score["step"]): score for score in scores}
         self._scored_steps = self._scores.keys() - removed
         for step in sorted(self._saved_steps - self._scored_steps):
@@ -94,7 +100,7 @@ class RankZeroHooks:
         self._collect_scores()
         if self._pending:
             say(f"waiting for the scores of {len(self._pending)} checkpoint(s)")
-        while self._pending:
+        while self._pending or self._submit_failed():
             if self._check_for_stop():
                 return dataclasses.replace(outcome, stop_reason=STOP_REQUESTED)
             wait(self._pending.values(), timeout=_SECONDS_BETWEEN_CHECKS_AT_THE_END, return_when="FIRST_COMPLETED")
@@ -174,7 +180,15 @@ class RankZeroHooks:
             self._saved_steps.add(step)
             if self._tracked is not None:
                 self._tracked.set_tags({"iddpm.latest_checkpoint_uri": checkpoint.checkpoint_uri(self._job.run_uri, step)})
+            if self._is_due(step):
+                self._submit_failed()
             self._submit(step)
+
+    def _submit_failed(self) -> bool:
+        """Submit the scores that failed once again; return True if one is pending now."""
+        for step in [step for step, failures in self._failures.items() if failures < _SCORE_ATTEMPTS]:
+            self._submit(step)
+        return bool(self._pending)
 
     def _submit(self, step: int) -> None:
         if self._job.scorer is not None and self._is_due(step) and step not in self._pending and step not in self._scored_steps:
@@ -186,9 +200,25 @@ class RankZeroHooks:
                 self._add_score(step, self._pending.pop(step).result())
             except Exception as error:  # a failed score must not end training; the result lists the missing ones
                 say(f"the score of step {step} failed: {str(error).strip().splitlines()[-1]}")
+                self._add_failure(step)
         self._remove_unwanted()
 
+    def _add_failure(self, step: int) -> None:
+        """Keep the checkpoint for another attempt, with a bound on how many; say it if every score fails."""
+        self._failures[step] = self._failures.get(step, 0) + 1
+        self._failures_in_a_row += 1
+        for old in sorted(self._failures.keys() - self._pending.keys())[:-MAX_UNSCORED]:
+            del self._failures[old]
+            say(f"the checkpoint of step {old} is not kept for its score any longer: only the latest {MAX_UNSCORED} whose score failed are")
+        if self._failures_in_a_row == _FAILURES_BEFORE_WARNING and not self._scores:
+            say(
+                f"there is no score yet, and the last {_FAILURES_BEFORE_WARNING} failed: without a score no checkpoint can be chosen at "
+                "the end. Training goes on; to repair the cause, stop it and start it again, and it scores the checkpoints that are kept"
+            )
+
     def _add_score(self, step: int, score: Score) -> None:
+        self._failures.pop(step, None)
+        self._failures_in_a_row = 0
         self._scores[step] = score
         self._scored_steps = {*self._scored_steps, step}
         metrics = self._log_score(score)
@@ -216,7 +246,10 @@ class RankZeroHooks:
     def _remove_unwanted(self) -> None:
         """Remove the checkpoints that neither a resumed run nor the final choice can need."""
         scorer, saved = self._job.scorer, self._saved_steps
-        needed = scorer.keep(self._history()) | self._pending.keys() if scorer is not None else {s for s in saved if self._is_due(s)}
+        if scorer is not None:
+            needed = scorer.keep(self._history()) | self._pending.keys() | self._failures.keys()
+        else:
+            needed = {step for step in saved if self._is_due(step)}
         unwanted = saved - needed - set(sorted(saved)[-NUM_LATEST:])
         if unwanted:
             self._saved_steps = saved - unwanted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
+from training.launch.ray_train import _set_up_device
 from training.loop.interfaces import STOP_REQUESTED, Job, Outcome, Scorer
 from training.loop.rank_zero_hooks import RankZeroHooks
 
@@ -49,14 +50,20 @@ class Scores:
 
 
 class Pool:
-    """Finishes a score when the test calls `finish`."""
+    """Finishes a score when the test calls `finish`; those of the steps in `failing` fail at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, failing: Collection[int] = ()) -> None:
         self.submitted: dict[int, Future[Mapping[str, Any]]] = {}
+        self.failing = failing
+        self.attempts: list[int] = []
 
     def submit(self, scorer: Scorer, checkpoint_uri: str) -> Future[Mapping[str, Any]]:
         future: Future[Mapping[str, Any]] = Future()
-        self.submitted[checkpoint.step_of(checkpoint_uri)] = future
+        step = checkpoint.step_of(checkpoint_uri)
+        self.submitted[step] = future
+        self.attempts.append(step)
+        if step in self.failing:
+            future.set_exception(RuntimeError("out of memory"))
         return future
 
     def finish(self, step: int) -> None:
@@ -102,14 +109,71 @@ def test_a_damaged_checkpoint_that_is_written_again_has_one_score(tmp_path: Path
     side.close()
 
 
+def save_by(side: RankZeroHooks, *steps: int) -> None:
+    """Save a checkpoint of each step as the loop does, and let the hooks look after it."""
+    hooks = side.hooks()
+    for step in steps:
+        hooks.save(step, {"state.json": {"step": step}})
+        side.finish_saving()
+        hooks.should_stop(step)
+
+
 def test_a_score_that_fails_ends_nothing_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 10)
-    pool = Pool()
+    pool = Pool(failing={10})
     side = hooks_of(tmp_path, Scores([]), pool)
-    pool.submitted[10].set_exception(RuntimeError("out of memory"))
     assert side.finish(Outcome(step=10, stop_reason=None)).stop_reason is None
     side.close()
+    assert pool.attempts == [10, 10], "the last chance is at the end"
     assert "the score of step 10 failed: out of memory" in capsys.readouterr().out
+
+
+def test_a_checkpoint_whose_score_failed_is_kept_and_scored_again_once_the_next_one_comes(tmp_path: Path) -> None:
+    scorer, pool = Scores([10]), Pool(failing={20})
+    side = hooks_of(tmp_path, scorer, pool)
+    save_by(side, 20)
+    pool.failing = {30}
+    save_by(side, 30)
+    assert pool.attempts == [20, 20, 30]
+    pool.finish(20)
+    pool.failing = {30, 40, 50, 60}
+    save_by(side, 40, 50, 60)
+    assert scorer.seen == [10, 20]
+    assert pool.attempts[3:] == [30, 40, 40, 50, 50, 60], "each of them twice"
+    side.close()
+    assert checkpoint.steps(str(tmp_path)) == [30, 40, 50, 60]
+    later = Pool()
+    hooks_of(tmp_path, scorer, later).close()
+    assert later.attempts == [30, 40, 50, 60], "the next attempt scores them"
+
+
+def test_a_training_whose_scores_all_fail_says_so_early_and_keeps_a_few_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = range(20, 120, 10)
+    side = hooks_of(tmp_path, Scores([]), Pool(failing=steps))
+    save_by(side, 20)
+    assert "no checkpoint can be chosen" not in capsys.readouterr().out
+    save_by(side, 30)
+    assert "and the last 3 failed: without a score no checkpoint can be chosen at the end. Training goes on; to repair" in (
+        capsys.readouterr().out
+    )
+    save_by(side, *steps[2:])
+    side.close()
+    assert checkpoint.steps(str(tmp_path)) == [70, 80, 90, 100, 110]
+    printed = capsys.readouterr().out
+    assert "the checkpoint of step 60 is not kept for its score any longer: only the latest 5 whose score failed are" in printed
+    assert "no checkpoint can be chosen" not in printed
+
+
+def test_a_score_has_memory_of_the_gpu_also_beside_a_microbatch_that_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fractions: list[float] = []
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda fraction, device: fractions.append(fraction))
+    for scorer, microbatch_size in ((Scores([]), 0), (Scores([]), 8), (None, 8)):
+        resources = Resources(num_gpus_per_worker=1, microbatch_size=microbatch_size)
+        _set_up_device(Job(experiment=EXPERIMENT, resources=resources, data_uri="", run_uri=str(tmp_path), scorer=scorer), 1)
+    assert fractions == [0.75, 0.75]
 
 
 def test_the_wait_for_scores_ends_when_a_stop_is_requested(tmp_path: Path) -> None:
