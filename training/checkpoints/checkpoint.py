@@ -198,24 +198,34 @@ def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
 class AsyncWriter:
     """Writes checkpoints in one background thread, from copies, so that training continues meanwhile.
 
-    A failure is raised by the next call. At most one checkpoint is being written, so memory contains one copy; a store that is slower than
-    the checkpoint interval slows training down.
+    A checkpoint that the store did not take is left out, and the next one is written: to end the attempt would cost the updates since the
+    one before. A second failure in a row is raised by the next call, as is any other error. At most one checkpoint is being written, so
+    memory contains one copy; a store that is slower than the checkpoint interval slows training down.
     """
 
     def __init__(
-        self, run_uri: str, *, first: Callable[[int, Files], None] = lambda step, files: None, retry_seconds: float = storage.OUTAGE_SECONDS
+        self,
+        run_uri: str,
+        *,
+        first: Callable[[int, Files], None] = lambda step, files: None,
+        retry_seconds: float = storage.OUTAGE_SECONDS,
+        required_step: int = 0,
     ) -> None:
         """Start no thread yet.
 
         Args:
             first: Writes what must be stored before the checkpoint; called in the background, and again after a failure.
             retry_seconds: Seconds of retries while the store does not answer.
+            required_step: The checkpoint of this step can't be left out.
         """
         self._run_uri = run_uri
         self._first = first
         self._retry_seconds = retry_seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="iddpm-checkpoint")
         self._pending: Future[None] | None = None
+        self._required_step = required_step
+        self._step = 0
+        self._is_left_out = False
 
     def save(self, step: int, files: Files, on_saved: Callable[[str], None] | None = None) -> None:
         """Copy the values now and write them later.
@@ -224,14 +234,23 @@ class AsyncWriter:
             on_saved: Called in the background thread with the directory, once the checkpoint is complete.
 
         Raises:
-            CheckpointError, StorageError: The previous checkpoint could not be written.
+            CheckpointError: The previous checkpoint could not be written.
+            StorageError: The store took neither of the previous two, or not that of the required step.
         """
-        self.wait()
+        try:
+            self.wait()
+            self._is_left_out = False
+        except storage.StorageError as error:
+            if self._is_left_out or self._step == self._required_step:
+                raise
+            self._is_left_out = True
+            say(f"{error}; the checkpoint of step {self._step} is left out; if that of step {step} can't be written, this attempt ends")
+        self._step = step
         copies = {name: value if isinstance(value, bytes) else plain(value, name, copy=True) for name, value in files.items()}
         self._pending = self._pool.submit(self._write, step, copies, on_saved)
 
     def wait(self) -> None:
-        """Return once nothing is being written."""
+        """Return once nothing is being written; raise the error of the last write, as the run ends or goes back here."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

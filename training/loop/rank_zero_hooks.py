@@ -57,7 +57,12 @@ class RankZeroHooks:
         self._checked_at = -math.inf
         removed: set[int] = set()
         scores, self._saved_steps = storage.retry(lambda: self._read_run(removed))
-        self._writer = checkpoint.AsyncWriter(job.run_uri, first=self._before_checkpoint, retry_seconds=job.retry_seconds)
+        self._writer = checkpoint.AsyncWriter(
+            job.run_uri,
+            first=self._before_checkpoint,
+            retry_seconds=job.retry_seconds,
+            required_step=job.experiment.evaluation.sampling.guidance_step,
+        )
         self._newly_saved: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._tracked: TrackedRun | None = None
         self._system: SystemMetrics | None = None

@@ -190,12 +190,51 @@ def test_the_writer_saves_the_weights_at_the_time_of_the_call(run):
     assert checkpoint.load(done[0], "model.pt")["weight"].sum() == 1000
 
 
-def test_a_failure_in_the_background_is_raised_by_the_next_call(run):
-    Path(run).parent.mkdir(exist_ok=True)
-    Path(run).write_text("a file where the run's directory should be")
-    writer = AsyncWriter(run, retry_seconds=0)
+def refusing(*steps):
+    """Return a callback by which the store takes nothing at these steps."""
+
+    def first(step, files):
+        if step in steps:
+            raise storage.StorageError(f"no answer at step {step}")
+
+    return first
+
+
+def test_a_checkpoint_that_the_store_did_not_take_is_left_out_for_the_next(run, capsys):
+    writer = AsyncWriter(run, first=refusing(2, 4))
+    for step in range(1, 6):
+        writer.save(step, {"state.json": {"step": step}})
+    writer.close()
+    assert checkpoint.steps(run) == [1, 3, 5], "the new state is written, where the old one's error would have lost it too"
+    assert "no answer at step 2; the checkpoint of step 2 is left out; if that of step 3 can't be" in capsys.readouterr().out
+
+
+def test_two_checkpoints_in_a_row_that_the_store_did_not_take_are_an_error(run):
+    writer = AsyncWriter(run, first=refusing(1, 2))
     writer.save(1, {"state.json": {}})
-    with pytest.raises(storage.StorageError):
+    writer.save(2, {"state.json": {}})
+    with pytest.raises(storage.StorageError, match="no answer at step 2"):
+        writer.save(3, {"state.json": {}})
+    writer.close()
+
+
+def test_the_last_checkpoint_and_the_required_one_are_not_left_out(run):
+    writer = AsyncWriter(run, first=refusing(1, 2), required_step=1)
+    writer.save(1, {"state.json": {}})
+    with pytest.raises(storage.StorageError, match="no answer at step 1"):
+        writer.save(2, {"state.json": {}})
+    writer.save(2, {"state.json": {}})
+    with pytest.raises(storage.StorageError, match="no answer at step 2"):
+        writer.close()
+
+
+def test_another_failure_in_the_background_is_raised_by_the_next_call(run):
+    def first(step, files):
+        raise CheckpointError("the disk is full")
+
+    writer = AsyncWriter(run, first=first)
+    writer.save(1, {"state.json": {}})
+    with pytest.raises(CheckpointError, match="the disk is full"):
         writer.save(2, {"state.json": {}})
     writer.close()
 
