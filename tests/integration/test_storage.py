@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,33 @@ def test_an_endpoint_where_nobody_listens_is_named_with_the_remedy(bucket_uri, s
     s3_env("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match=r"no answer from S3 at http://127\.0\.0\.1:9 .*iddpm up") as caught:
         act(f"{bucket_uri}/a")
+    assert caught.value.transient
+
+
+@pytest.mark.parametrize("num_bytes", [1_000, 9 * 2**20], ids=["in one request", "in parts"])
+def test_an_object_whose_transfer_breaks_off_each_time_may_be_there_later(monkeypatch, tmp_path, num_bytes):
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(num_bytes))
+            self.send_header("ETag", '"1"')
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(bytes(100))
+
+        def log_message(self, format, *args):
+            pass
+
+    for name, value in {"ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(StorageError, match=r"s3://bucket/large: no answer from S3 at .* \((Incomplete|Response)\w+\)") as caught:
+            storage.download("s3://bucket/large", tmp_path / "copy")
+        server.shutdown()
     assert caught.value.transient
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import boto3
-from boto3.exceptions import Boto3Error
+from boto3.exceptions import Boto3Error, RetriesExceededError
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -285,9 +285,10 @@ def _explain_errors(uri: str) -> Iterator[None]:
             f"{uri}: there are no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL where it "
             "isn't AWS), give the pod a role, or start the local server by 'iddpm up'"
         ) from error
-    except _NO_ANSWER as error:
+    except (*_NO_ANSWER, RetriesExceededError) as error:  # the latter where the parts of a large object broke off
+        reason = type(getattr(error, "last_exception", error)).__name__
         raise StorageError(
-            f"{uri}: no answer from S3 at {client().meta.endpoint_url} ({type(error).__name__}); check that it runs and that "
+            f"{uri}: no answer from S3 at {client().meta.endpoint_url} ({reason}); check that it runs and that "
             "AWS_ENDPOINT_URL is right; 'iddpm up' starts the local one",
             transient=True,
         ) from error
