@@ -257,6 +257,21 @@ def test_an_endpoint_where_nobody_listens_is_named_with_the_remedy(bucket_uri, s
     assert caught.value.transient
 
 
+def test_a_local_copy_removes_those_of_killed_processes(bucket_uri, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    storage.write_bytes(f"{bucket_uri}/lock", b"content")
+    killed = tmp_path / "iddpm-copy-killed"
+    killed.mkdir()
+    (killed / "lock").touch()
+    os.utime(killed, (0, 0))
+    with storage.open_local(f"{bucket_uri}/lock") as path:
+        assert path.read_bytes() == b"content"
+        os.utime(path.parents[1], (0, 0))
+        with storage.open_local(f"{bucket_uri}/lock") as other:
+            assert {path.parents[1], other.parents[1]} == set(tmp_path.glob("iddpm-*"))
+    assert list(tmp_path.glob("iddpm-*")) == []
+
+
 @pytest.mark.parametrize("num_bytes", [1_000, 9 * 2**20], ids=["in one request", "in parts"])
 def test_an_object_whose_transfer_breaks_off_each_time_may_be_there_later(monkeypatch, tmp_path, num_bytes):
     class Handler(BaseHTTPRequestHandler):

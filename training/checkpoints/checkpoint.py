@@ -16,7 +16,6 @@ import json
 import pickle
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -65,14 +64,14 @@ def save(run_uri: str, step: int, files: Files) -> str:
     wrong = [name for name in files if "/" in name or name == COMPLETE]
     if wrong:
         raise CheckpointError(f"{wrong[0]!r} can't be the name of a checkpoint's file")
-    with tempfile.TemporaryDirectory(prefix="iddpm-checkpoint-") as directory:
-        listing = {name: write_file(Path(directory) / name, value) for name, value in sorted(files.items())}
+    with storage.scratch_directory("checkpoint") as directory:
+        listing = {name: write_file(directory / name, value) for name, value in sorted(files.items())}
         complete = {"step": step, "files": listing}
         if _read_complete(uri) == complete:
             return uri
         storage.delete(storage.join(uri, COMPLETE))
         for name in listing:
-            storage.upload(Path(directory) / name, storage.join(uri, name))
+            storage.upload(directory / name, storage.join(uri, name))
         storage.write_json(storage.join(uri, COMPLETE), complete)
     return uri
 

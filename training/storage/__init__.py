@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
@@ -28,6 +27,7 @@ from training.storage.errors import StorageError as StorageError
 from training.storage.listing import Stored as Stored
 from training.storage.retry import OUTAGE_SECONDS as OUTAGE_SECONDS
 from training.storage.retry import retry as retry
+from training.storage.scratch import scratch_directory as scratch_directory
 
 _Record = TypeVar("_Record")
 
@@ -220,5 +220,5 @@ def open_local(uri: str) -> Iterator[Path]:
         size(uri)
         yield local_path(uri)
         return
-    with tempfile.TemporaryDirectory(prefix="iddpm-") as directory:
-        yield download(uri, Path(directory) / uri.rpartition("/")[2])
+    with scratch_directory("copy") as directory:
+        yield download(uri, directory / uri.rpartition("/")[2])

@@ -239,6 +239,23 @@ def test_another_failure_in_the_background_is_raised_by_the_next_call(run):
     writer.close()
 
 
+def test_a_checkpoint_removes_the_temporary_copies_of_killed_processes(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed, hour_ago = tmp_path / "iddpm-checkpoint-killed", time.time() - 3600
+    (killed / "files").mkdir(parents=True)
+    (killed / "lock").touch()
+
+    def first(step, files):
+        for directory in tmp_path.glob("iddpm-checkpoint-*"):
+            os.utime(directory, (hour_ago, hour_ago))
+
+    with storage.scratch_directory("checkpoint") as alive:
+        writer = AsyncWriter(run, first=first)
+        writer.save(1, {"state.json": {}})
+        writer.close()
+        assert list(tmp_path.glob("iddpm-checkpoint-*")) == [alive.parent], "what is in use stays"
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(run):
     release = threading.Event()
     writer = AsyncWriter(run)

@@ -6,13 +6,9 @@ import collections
 import contextlib
 import ctypes
 import dataclasses
-import fcntl
-import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,10 +26,6 @@ from training.data.sources.source import Item, Source, items_digest, read_items
 
 PARTIAL = "_partial"
 """Directory below an unfinished data set, with a record of each finished shard."""
-
-_SCRATCH_PREFIX = "iddpm-shard-"
-_LOCK = "lock"
-_SCRATCH_GRACE_SECONDS = 60.0
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
@@ -117,8 +109,10 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
     num_upscaled = np.zeros(len(sizes), dtype=np.int64)
     errors: list[UnreadableImage] = []
     num_bytes_read = 0
-    with _scratch_directory() as directory:
-        paths = [Path(directory) / f"{size}.parquet" for size in sizes]
+    with contextlib.ExitStack() as stack:
+        with explain_disk_errors(tempfile.gettempdir(), TMPDIR_REMEDY):
+            directory = stack.enter_context(storage.scratch_directory("shard"))
+        paths = [directory / f"{size}.parquet" for size in sizes]
         with explain_disk_errors(directory, TMPDIR_REMEDY):
             writers = [ShardWriter(path, size * size * channels) for path, size in zip(paths, sizes, strict=True)]
         for item, data in read_items(job.source, job.items, max_pixels=options.max_pixels):
@@ -201,20 +195,3 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc accepts
-
-
-@contextlib.contextmanager
-def _scratch_directory() -> Iterator[str]:
-    """Make a directory on the temporary disk, after removing those of killed processes, which would fill the disk."""
-    parent = Path(tempfile.gettempdir())
-    for old in parent.glob(f"{_SCRATCH_PREFIX}*"):
-        with contextlib.suppress(OSError), (old / _LOCK).open() as lock:
-            if time.time() - old.stat().st_mtime > _SCRATCH_GRACE_SECONDS:  # a younger one may be about to be locked
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(old)
-    with contextlib.ExitStack() as stack:
-        with explain_disk_errors(parent, TMPDIR_REMEDY):
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX))
-            lock = stack.enter_context(Path(directory, _LOCK).open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield directory
