@@ -540,8 +540,8 @@ class Resources:
 
     Attributes:
         num_workers: Training processes (data-parallel), 1 or more.
-        min_workers: 0 to `num_workers`. Where fewer machines are available, the run goes on with as few processes as this; 0 always
-            needs `num_workers`.
+        min_workers: 0 to `num_workers`. Where fewer machines are available, the run goes on with as few processes as this, and takes more
+            only when its workers start again; 0 always needs `num_workers`.
         num_gpus_per_worker: GPUs of each process: 1, or 0 to train on the CPU.
         microbatch_size: Images that a worker passes through the network at once; their gradients are added up. 0 takes all of a
             worker's part of the batch on a CPU, and on a GPU the largest part of it that fits into memory, found by trial.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -44,8 +45,13 @@ from training.loop.trainer import Trainer, check_batch_size
 from training.tracking.tracked_run import flatten
 
 MAX_WORKER_FAILURES = 3
-SCORE_GPU_SHARE = 0.25
-"""Part of a worker's GPU for scores. With a GPU of its own, a score might never start, and training would wait for it."""
+SCORE_MEMORY_SHARE = 0.25
+"""Part of the memory of a worker's GPU for scores."""
+_SCORE_GPU_SHARE = 0.05
+"""Part of a worker's GPU that Ray counts for a score. With a GPU of its own, a score might never start, and training would wait for it.
+
+It is small, as Ray counts the workers that fit a node by dividing all its GPUs: 3 // 0.75 would be 4 workers; by 0.95 it is right up to 18.
+"""
 _CONTROL_SECONDS = 10.0
 _SET_UP_TIMEOUT = timedelta(hours=12)
 
@@ -176,11 +182,12 @@ def _fit(job: Job, scratch: str) -> Outcome:
 def scaling(resources: Resources, *, has_scorer: bool) -> ScalingConfig:
     """Return what Ray Train reserves for the workers, and on which nodes."""
     on_gpu, is_elastic = resources.num_gpus_per_worker > 0, 0 < resources.min_workers < resources.num_workers
-    return ScalingConfig(
+    return ScalingConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train V1
         num_workers=(resources.min_workers, resources.num_workers) if is_elastic else resources.num_workers,  # type: ignore[arg-type]  # a range is allowed
         use_gpu=on_gpu,
-        resources_per_worker={"CPU": 1, "GPU": 1 - SCORE_GPU_SHARE} if on_gpu and has_scorer else None,
+        resources_per_worker={"CPU": 1, "GPU": 1 - _SCORE_GPU_SHARE} if on_gpu and has_scorer else None,
         placement_strategy="SPREAD",  # over all nodes that were asked for; Ray would fill one first, and leave others idle
+        elastic_resize_monitor_interval_s=math.inf,  # to add workers, Ray would kill those that train, without a checkpoint
     )
 
 
@@ -313,7 +320,7 @@ def _set_up_device(job: Job, local_world_size: int) -> torch.device:
     use_fast_kernels()
     if job.scorer is not None:
         # Scores need a part. A microbatch that is found by trial would fill the memory, and one that was set may, late in the training.
-        torch.cuda.set_per_process_memory_fraction(1 - SCORE_GPU_SHARE, device)
+        torch.cuda.set_per_process_memory_fraction(1 - SCORE_MEMORY_SHARE, device)
     return device
 
 
@@ -321,7 +328,7 @@ def _rank_zero_hooks(job: Job, world_size: int) -> RankZeroHooks:
     control = _control_of(job)
 
     def submit_score(scorer: Scorer, checkpoint_uri: str) -> Future[Mapping[str, Any]]:
-        gpu_share = SCORE_GPU_SHARE if job.resources.num_gpus_per_worker else 0
+        gpu_share = _SCORE_GPU_SHARE if job.resources.num_gpus_per_worker else 0
         future: Future[Mapping[str, Any]] = _score.options(num_gpus=gpu_share).remote(scorer, checkpoint_uri).future()
         return future
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
-from training.launch.ray_train import _set_up_device
+from training.launch.ray_train import _set_up_device, scaling
 from training.loop.interfaces import STOP_REQUESTED, Job, Outcome, Scorer
 from training.loop.rank_zero_hooks import RankZeroHooks
 
@@ -190,6 +192,16 @@ def test_checkpoints_without_a_use_are_removed(tmp_path: Path) -> None:
     side.hooks().should_stop(50)
     side.close()
     assert checkpoint.steps(str(tmp_path)) == [10, 30, 40], "the scorer's choice and the latest two stay"
+
+
+@pytest.mark.parametrize("has_scorer", [True, False])
+def test_a_range_of_workers_is_one_for_each_gpu_of_a_node(has_scorer: bool) -> None:
+    asked = scaling(Resources(num_workers=32, min_workers=1, num_gpus_per_worker=1), has_scorer=has_scorer)
+    policy = ElasticScalingPolicy(asked)
+    for gpus in range(1, 17):
+        found = {"one": {"CPU": 64.0, "GPU": float(gpus)}, "other": {"CPU": 64.0, "GPU": 1.0}}
+        assert policy._count_possible_workers(found) == gpus + 1
+    assert asked.elastic_resize_monitor_interval_s == math.inf, "workers that train are not killed to start more of them"
 
 
 def test_a_process_that_scores_lowers_its_priority_once() -> None:
