@@ -335,4 +335,24 @@ def _rank_zero_hooks(job: Job, world_size: int) -> RankZeroHooks:
     def is_stop_requested() -> bool:
         return bool(ray.get(control.is_stop_requested.remote()))
 
-    return RankZeroHooks(job, world_size, submit_score=submit_score, is_stop_requested=is_stop_requested)
+    return RankZeroHooks(
+        job,
+        world_size,
+        submit_score=submit_score,
+        is_stop_requested=is_stop_requested,
+        scoring_obstacle=lambda: scoring_obstacle(world_size),
+    )
+
+
+def scoring_obstacle(world_size: int) -> str | None:
+    """Return why no score can start while these workers train, or None.
+
+    It is no reason to refuse the training: a standing cluster may grow by itself, and nothing in Ray says for sure whether it does.
+    """
+    num_cpus = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+    if num_cpus >= world_size + 1:
+        return None
+    return (
+        f"the Ray cluster has {num_cpus:g} CPUs, and {world_size} workers take all of them; "
+        f"train with fewer (num_workers), or give the cluster {world_size + 1} CPUs"
+    )

@@ -30,6 +30,8 @@ _SCORE_ATTEMPTS = 2
 _FAILURES_BEFORE_WARNING = 3
 _SECONDS_BETWEEN_CHECKS = 1.0
 _SECONDS_BETWEEN_CHECKS_AT_THE_END = 2.0
+_SECONDS_TO_WAIT_FOR_ROOM = 600.0
+"""A cluster that grows by itself has another machine by then."""
 
 Score = Mapping[str, Any]
 
@@ -40,6 +42,7 @@ class RankZeroHooks:
     Args:
         submit_score: Starts the scoring of the checkpoint at that URI in another process, and returns at once.
         is_stop_requested: Returns True once a stop is requested; takes milliseconds.
+        scoring_obstacle: Returns why no score can start now, with the remedy, or None.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class RankZeroHooks:
         *,
         submit_score: Callable[[Scorer, str], Future[Score]],
         is_stop_requested: Callable[[], bool],
+        scoring_obstacle: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._job = job
+        self._scoring_obstacle = scoring_obstacle
         self._submit_score = submit_score
         self._read_stop_request = is_stop_requested
         self._is_stop_requested = False
@@ -79,6 +84,9 @@ class RankZeroHooks:
         self._scored_steps = self._scores.keys() - removed
         for step in sorted(self._saved_steps - self._scored_steps):
             self._submit(step)
+        obstacle = scoring_obstacle() if job.scorer is not None else None
+        if obstacle:
+            say(f"no checkpoint can be scored beside training: {obstacle}")
         for score in self._history():  # a killed process may not have logged them
             self._log_score(score)
         for score in self._history()[-1:]:
@@ -96,7 +104,8 @@ class RankZeroHooks:
         """Wait for the last checkpoint; unless a stop is requested, also for its score and for MLflow.
 
         Returns:
-            The outcome; its `stop_reason` is `STOP_REQUESTED` if a stop was requested before all scores were there.
+            The outcome; its `stop_reason` is `STOP_REQUESTED` if a stop was requested before all scores were there. It has a `failure`
+            if a score can't start.
         """
         self.finish_saving()
         self._submit_saved()
@@ -105,9 +114,14 @@ class RankZeroHooks:
         self._collect_scores()
         if self._pending:
             say(f"waiting for the scores of {len(self._pending)} checkpoint(s)")
+        began = time.monotonic()
         while self._pending or self._submit_failed():
             if self._check_for_stop():
                 return dataclasses.replace(outcome, stop_reason=STOP_REQUESTED)
+            obstacle = self._scoring_obstacle() if time.monotonic() - began >= _SECONDS_TO_WAIT_FOR_ROOM else None
+            if obstacle:
+                failure = f"{len(self._pending)} checkpoint(s) have no score: {obstacle}. The same command then scores them"
+                return dataclasses.replace(outcome, failure=failure)
             wait(self._pending.values(), timeout=_SECONDS_BETWEEN_CHECKS_AT_THE_END, return_when="FIRST_COMPLETED")
             self._collect_scores()
         self._background.shutdown()

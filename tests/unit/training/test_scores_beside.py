@@ -16,7 +16,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
-from training.launch.ray_train import _set_up_device, scaling
+from training.launch.ray_train import _set_up_device, scaling, scoring_obstacle
 from training.loop.interfaces import STOP_REQUESTED, Job, Outcome, Scorer
 from training.loop.rank_zero_hooks import RankZeroHooks
 
@@ -184,6 +184,24 @@ def test_the_wait_for_scores_ends_when_a_stop_is_requested(tmp_path: Path) -> No
     assert side.hooks().interruption() == STOP_REQUESTED
     assert side.finish(Outcome(step=10, stop_reason=None)).stop_reason == STOP_REQUESTED
     side.close()
+
+
+def test_the_wait_for_scores_that_find_no_processor_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.loop.rank_zero_hooks._SECONDS_TO_WAIT_FOR_ROOM", 0.0)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    assert scoring_obstacle(1) is None
+    save(tmp_path, 10, 20)
+    job = Job(experiment=EXPERIMENT, resources=Resources(), data_uri="", run_uri=str(tmp_path), scorer=Scores([]))
+    side = RankZeroHooks(job, 2, submit_score=Pool().submit, is_stop_requested=lambda: False, scoring_obstacle=lambda: scoring_obstacle(2))
+    reason = "no checkpoint can be scored beside training: the Ray cluster has 2 CPUs, and 2 workers take all of them; train with fewer "
+    assert reason in capsys.readouterr().out, "it is said where training begins"
+    failure = side.finish(Outcome(step=20, stop_reason=None)).failure
+    side.close()
+    assert failure is not None, "no result is stored, or the same command would find the training done"
+    assert "2 checkpoint(s) have no score: the Ray cluster has 2 CPUs" in failure
+    assert checkpoint.steps(str(tmp_path)) == [10, 20], "for another attempt"
 
 
 def test_checkpoints_without_a_use_are_removed(tmp_path: Path) -> None:
