@@ -177,6 +177,25 @@ def test_metrics_that_a_killed_process_could_not_send_are_sent_by_the_one_that_r
     assert len(points(opened, "seconds")) == 399
 
 
+def test_after_a_rollback_the_newer_values_are_the_curve_here_and_in_mlflow(key, bucket_uri):
+    opened = open_run(key)
+    run = tracking.TrackedRun(server(), opened.run_id, run_uri=bucket_uri)
+    for step, loss in ((10, 2.0), (20, 9.0), (30, 8.0)):
+        run.log_metrics({"loss": loss}, step)
+    assert run.flush()
+    time.sleep(0.002)  # MLflow counts milliseconds
+    run.abandon_metrics_after(10)
+    run.log_metrics({"loss": 1.5}, 20)
+    assert run.flush()
+    gone = tracking.TrackedRun(AbsentServer(server()), opened.run_id, run_uri=bucket_uri)  # it could not send the last one
+    gone.log_metrics({"loss": 1.0}, 30)
+    gone.save_metrics()
+    for _ in range(2):
+        assert attach(opened.run_id, run_uri=bucket_uri).close()
+        assert opened.metric_history("loss") == read_metric(bucket_uri, "loss") == [(10, 2.0), (20, 1.5), (30, 1.0)]
+        assert points(opened, "loss") == [(10, 2.0), (20, 1.5), (20, 9.0), (30, 1.0), (30, 8.0)], "MLflow deletes none"
+
+
 def test_an_mlflow_that_lost_its_runs_gets_all_metrics_again(key, bucket_uri):
     first = tracking.TrackedRun(server(), open_run(key).run_id, run_uri=bucket_uri)
     first.log_metrics({"loss": 1.0}, 10)

@@ -301,6 +301,7 @@ def _train_worker(job: Job, context: Any) -> Outcome:
             rank=rank,
             world_size=world_size,
             finish_saving=rank_zero.finish_saving if rank_zero is not None else lambda: None,
+            on_rollback=rank_zero.abandon_metrics_after if rank_zero is not None else lambda step: None,
             retry_seconds=job.retry_seconds,
         )
         if rank_zero is not None and outcome.failure is None:

@@ -100,6 +100,11 @@ class RankZeroHooks:
         """Wait until every checkpoint is written."""
         self._writer.wait()
 
+    def abandon_metrics_after(self, step: int) -> None:
+        """Let the metrics of the steps that are trained again replace the earlier ones."""
+        if self._tracked is not None:
+            self._tracked.abandon_metrics_after(step)
+
     def finish(self, outcome: Outcome) -> Outcome:
         """Wait for the last checkpoint; unless a stop is requested, also for its score and for MLflow.
 

@@ -26,11 +26,13 @@ def train_with_rollbacks(
     rank: int = 0,
     world_size: int = 1,
     finish_saving: Callable[[], None] = lambda: None,
+    on_rollback: Callable[[int], None] = lambda step: None,
     retry_seconds: float = storage.OUTAGE_SECONDS,
 ) -> Outcome:
     """Train from the run's latest checkpoint; when training diverges, go back to the last good one, with other draws.
 
     Args:
+        on_rollback: Called with the step of the checkpoint that this rank goes back to, 0 for the beginning.
         retry_seconds: Seconds of retries while the storage does not answer; the other ranks wait for them.
 
     Returns:
@@ -67,6 +69,7 @@ def train_with_rollbacks(
         if rollbacks_to[uri] > MAX_ROLLBACKS:
             failure = f"{reason}; going back to the last good checkpoint {MAX_ROLLBACKS} times did not help"
             return Outcome(step=step, stop_reason=None, failure=failure)
+        on_rollback(checkpoint.step_of(uri) if uri is not None else 0)
         if rank == 0:
             say(f"{reason}; going back to the last good checkpoint ({rollbacks_to[uri]} of {MAX_ROLLBACKS})")
         trainer = None  # frees its memory before the next one is built

@@ -1,7 +1,8 @@
 """`metrics.jsonl` in a run's directory: the record of the run's metrics, from which MLflow gets those that it lacks.
 
 Each line is one JSON object: `step`, `time` (milliseconds since 1970) and `values` by metric; NaN and infinities are the strings "NaN",
-"Infinity" and "-Infinity". A (metric, step) keeps its first value, so a step that is trained again after a resume adds nothing.
+"Infinity" and "-Infinity". A (metric, step) keeps its first value, so a step that is trained again after a resume adds nothing. After a
+roll-back the draws differ: a line with `rollback` says that the values of later steps before it are abandoned, and the next ones count.
 
 A value is written here before it is sent, with its time. A server that hung may still carry out a request that it did not answer, even
 after the sender was killed. MLflow stores equal points of the same time once, so sending the file's points again is harmless.
@@ -28,13 +29,21 @@ _OLD_METRICS = "metrics_for_mlflow.json"
 """File that an earlier version wrote while MLflow was away: {"run_id", "points": [[metric, value, step, milliseconds]]}."""
 
 
+class _Line(NamedTuple):
+    step: int
+    milliseconds: int
+    values: dict[str, float]
+    is_rollback: bool = False
+
+
 class Point(NamedTuple):
-    """A value of a metric at a training step, with the time at which it was logged."""
+    """A value of a metric at a training step, with the time at which it was logged; `replaces` one that was abandoned."""
 
     key: str
     value: float
     step: int
     milliseconds: int
+    replaces: bool = False
 
 
 class MetricsFile:
@@ -50,10 +59,11 @@ class MetricsFile:
     def __init__(self, run_uri: str | None) -> None:
         """Read nothing yet; without a run's directory the metrics are kept in memory only."""
         self._run_uri = run_uri
-        self._new: list[tuple[int, int, dict[str, float]]] = []
+        self._new: list[_Line] = []
         self._appending = threading.Lock()
         self._saving = threading.Lock()
         self._steps: dict[str, set[int]] = defaultdict(set)
+        self._abandoned: dict[str, set[int]] = defaultdict(set)
         self._text: bytes | None = None
         self._has_old_file = False
         self._unsaved = b""
@@ -68,7 +78,12 @@ class MetricsFile:
     def append(self, values: Mapping[str, float], step: int, milliseconds: int) -> None:
         """Add values of a step, in memory."""
         with self._appending:
-            self._new.append((step, milliseconds, {key: float(value) for key, value in values.items()}))
+            self._new.append(_Line(step, milliseconds, {key: float(value) for key, value in values.items()}))
+
+    def abandon_after(self, step: int, milliseconds: int) -> None:
+        """Let the values that are appended from now on replace those of the steps after `step`, in memory."""
+        with self._appending:
+            self._new.append(_Line(step, milliseconds, {}, is_rollback=True))
 
     def save(self) -> None:
         """Write what was added; what can't be written raises StorageError, and stays for the next call."""
@@ -77,8 +92,11 @@ class MetricsFile:
                 self._text = self._read()
             with self._appending:
                 new, self._new = self._new, []
-            for step, milliseconds, values in new:
-                self._add(step, milliseconds, values)
+            for line in new:
+                if line.is_rollback:
+                    self._abandon(line)
+                else:
+                    self._add(line.step, line.milliseconds, line.values)
             if self._run_uri is not None and self._unsaved:
                 storage.write_bytes(storage.join(self._run_uri, METRICS), self._text + self._unsaved)
                 if self._has_old_file:
@@ -89,13 +107,27 @@ class MetricsFile:
             self.unsent += self._unsaved_points
             self._unsaved_points = []
 
+    def _abandon(self, line: _Line) -> None:
+        if self._forget_after(line.step):
+            self._unsaved += json.dumps({"step": line.step, "time": line.milliseconds, "values": {}, "rollback": True}).encode() + b"\n"
+
+    def _forget_after(self, step: int) -> bool:
+        """Take the values of the steps after `step` for abandoned; return True if there are any."""
+        found = False
+        for key, steps in self._steps.items():
+            later = {at for at in steps if at > step}
+            found = found or bool(later)
+            self._abandoned[key] |= later
+            steps -= later
+        return found
+
     def _add(self, step: int, milliseconds: int, values: Mapping[str, float]) -> None:
         fresh = {key: value for key, value in values.items() if step not in self._steps[key]}
         if not fresh:
             return
         for key, value in fresh.items():
             self._steps[key].add(step)
-            self._unsaved_points.append(Point(key, value, step, milliseconds))
+            self._unsaved_points.append(Point(key, value, step, milliseconds, step in self._abandoned[key]))
         plain = {key: value if math.isfinite(value) else json.dumps(value) for key, value in fresh.items()}
         self._unsaved += json.dumps({"step": step, "time": milliseconds, "values": plain}).encode() + b"\n"
 
@@ -104,10 +136,13 @@ class MetricsFile:
         if self._run_uri is None:
             return b""
         text = _read_or_empty(storage.join(self._run_uri, METRICS))
-        for step, milliseconds, values in _parse(text, self._run_uri):
-            for key, value in values.items():
-                self._steps[key].add(step)
-                self.unsent.append(Point(key, value, step, milliseconds))
+        for line in _parse(text, self._run_uri):
+            if line.is_rollback:
+                self._forget_after(line.step)
+                self.unsent = [point for point in self.unsent if point.step <= line.step]
+            for key, value in line.values.items():
+                self._steps[key].add(line.step)
+                self.unsent.append(Point(key, value, line.step, line.milliseconds, line.step in self._abandoned[key]))
         old = _read_or_empty(storage.join(self._run_uri, _OLD_METRICS))
         self._has_old_file = bool(old)
         for key, value, step, milliseconds in json.loads(old)["points"] if old else ():
@@ -117,8 +152,13 @@ class MetricsFile:
 
 def read_metric(run_uri: str, key: str) -> list[tuple[int, float]]:
     """Read (step, value) of one metric from a run's directory, by step; empty where it has none."""
-    parsed = _parse(_read_or_empty(storage.join(run_uri, METRICS)), run_uri)
-    return sorted((step, values[key]) for step, _, values in parsed if key in values)
+    found: dict[int, float] = {}
+    for line in _parse(_read_or_empty(storage.join(run_uri, METRICS)), run_uri):
+        if line.is_rollback:
+            found = {step: value for step, value in found.items() if step <= line.step}
+        elif key in line.values:
+            found.setdefault(line.step, line.values[key])
+    return sorted(found.items())
 
 
 def last_time(run_uri: str) -> int:
@@ -141,12 +181,13 @@ def _read_or_empty(uri: str) -> bytes:
         return b""
 
 
-def _parse(text: bytes, run_uri: str) -> list[tuple[int, int, dict[str, float]]]:
+def _parse(text: bytes, run_uri: str) -> list[_Line]:
     def values(line: dict[str, Any]) -> dict[str, float]:
         return {key: float(value) for key, value in line["values"].items()}
 
     with _lines_named(run_uri):
-        return [(int(line["step"]), int(line["time"]), values(line)) for line in map(json.loads, text.splitlines())]
+        lines = map(json.loads, text.splitlines())
+        return [_Line(int(line["step"]), int(line["time"]), values(line), bool(line.get("rollback"))) for line in lines]
 
 
 @contextlib.contextmanager

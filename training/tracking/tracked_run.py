@@ -56,7 +56,7 @@ class TrackedRun:
         self._sender = BackgroundSender(kept_in=join(run_uri, METRICS) if run_uri else "memory")
         self._metrics = MetricsFile(run_uri)
         self._metrics_are_queued = threading.Event()
-        self._sent_steps: defaultdict[str, set[int]] | None = None
+        self._sent_times: defaultdict[str, dict[int, int]] | None = None
         self._images: set[tuple[str, int]] | None = None
         if run_uri is not None:
             self._queue_metrics()
@@ -95,7 +95,7 @@ class TrackedRun:
         return f"{public_uri()}/#/compare-runs?{urlencode(query, quote_via=quote)}"
 
     def log_metrics(self, values: Mapping[str, float], step: int, *, milliseconds: int | None = None) -> None:
-        """Log values of a step. A (metric, step) that the run has already keeps its first value.
+        """Log values of a step. A (metric, step) that the run has already keeps its first value; see `abandon_metrics_after`.
 
         Args:
             values: By metric. MLflow gets infinity as NaN, since it would store a large number.
@@ -108,6 +108,14 @@ class TrackedRun:
         for key in values:
             _require_key(key)
         self._metrics.append(values, int(step), int(time.time() * 1000) if milliseconds is None else milliseconds)
+        self._queue_metrics()
+
+    def abandon_metrics_after(self, step: int) -> None:
+        """Let the values that are logged from now on replace those of the steps after `step`, as after a roll-back.
+
+        MLflow deletes no value: its charts show both at one step, and `metric_history` returns the newer one.
+        """
+        self._metrics.abandon_after(step, int(time.time() * 1000))
         self._queue_metrics()
 
     def replace_metrics(self, values: Mapping[str, float], step: int, *, milliseconds: int) -> None:
@@ -181,10 +189,11 @@ class TrackedRun:
         self._sender.put("tags", lambda: self._client.log_batch(self._run_id, tags=copy))
 
     def metric_history(self, key: str) -> list[tuple[int, float]]:
-        """Return (step, value) of a metric by step, with what this process has not delivered yet."""
+        """Return (step, value) of a metric by step, the newest value of each, with what this process has not delivered yet."""
         self.flush()
         history = request(lambda: self._client.get_metric_history(self._run_id, key))
-        return sorted((int(metric.step), float(metric.value)) for metric in history)
+        by_time = sorted(history, key=attrgetter("timestamp"))
+        return sorted({int(metric.step): float(metric.value) for metric in by_time}.items())
 
     def flush(self, *, timeout_seconds: float = 30.0) -> bool:
         """Wait until all is delivered; return False if MLflow did not answer in that time. The sender goes on trying."""
@@ -227,8 +236,8 @@ class TrackedRun:
         from mlflow.entities import Metric
 
         try:
-            sent = self._steps_in_mlflow()
-            lacking = [point for point in points if point.step not in sent[point.key]]
+            sent = self._times_in_mlflow()
+            lacking = [point for point in points if _is_lacking(point, sent[point.key])]
             if lacking:
                 metrics = [Metric(p.key, p.value if math.isfinite(p.value) else math.nan, p.milliseconds, p.step) for p in lacking]
                 self._client.log_batch(self._run_id, metrics=metrics)
@@ -243,7 +252,7 @@ class TrackedRun:
                 self._send_batch(group)
             return
         for point in lacking:
-            sent[point.key].add(point.step)
+            sent[point.key][point.step] = point.milliseconds
 
     def _send_replacement(self, values: Mapping[str, float], step: int, milliseconds: int) -> None:
         from mlflow.entities import Metric
@@ -256,15 +265,18 @@ class TrackedRun:
         ]
         self._client.log_batch(self._run_id, metrics=metrics)
 
-    def _steps_in_mlflow(self) -> defaultdict[str, set[int]]:
-        """Return the steps of each metric that MLflow has; a new run costs one request, a resumed one a request for each metric."""
-        if self._sent_steps is None:
-            found = {
-                key: {int(metric.step) for metric in self._client.get_metric_history(self._run_id, key)}
-                for key in self._client.get_run(self._run_id).data.metrics
-            }
-            self._sent_steps = defaultdict(set, found)
-        return self._sent_steps
+    def _times_in_mlflow(self) -> defaultdict[str, dict[int, int]]:
+        """Return the time of the newest value of each step of each metric that MLflow has.
+
+        A new run costs one request, a resumed one a request for each metric.
+        """
+        if self._sent_times is None:
+            found: defaultdict[str, dict[int, int]] = defaultdict(dict)
+            for key in self._client.get_run(self._run_id).data.metrics:
+                for metric in self._client.get_metric_history(self._run_id, key):
+                    found[key][int(metric.step)] = max(int(metric.timestamp), found[key].get(int(metric.step), 0))
+            self._sent_times = found
+        return self._sent_times
 
     def _list_images(self) -> set[tuple[str, int]]:
         names = [str(file.path) for file in self._client.list_artifacts(self._run_id, "images")]
@@ -311,6 +323,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = str(value)[:_MAX_VALUE_LENGTH]
     return flat
+
+
+def _is_lacking(point: Point, sent: Mapping[int, int]) -> bool:
+    """Return True if MLflow, which has values of these times by step, lacks the point."""
+    return point.step not in sent or (point.replaces and point.milliseconds > sent[point.step])
 
 
 def _require_key(key: str) -> None:

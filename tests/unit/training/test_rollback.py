@@ -49,9 +49,11 @@ def poisoned(run_uri: str, made: list[Trainer], poisons: Callable[[Trainer], boo
 def test_a_run_that_diverges_goes_back_and_ends_well_with_other_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made: list[Trainer] = []
     make = poisoned(str(tmp_path), made, lambda trainer: trainer.rollbacks == 0 and trainer.step >= 8)
-    outcome = train_with_rollbacks(make, str(tmp_path))
+    went_back: list[int] = []
+    outcome = train_with_rollbacks(make, str(tmp_path), on_rollback=went_back.append)
     assert outcome.step == 40
     assert [trainer.rollbacks for trainer in made] == [0, 1]
+    assert went_back == [8]
     assert "resuming from step 8\n" in capsys.readouterr().out, "a checkpoint whose last updates were skipped is none to go back to"
     state = checkpoint.load(checkpoint.checkpoint_uri(str(tmp_path), 40), "state.json")
     assert state["rollbacks"] == 1, "a resumed run must continue with the same draws"
