@@ -114,7 +114,7 @@ def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, d
     for indices, images, labels in with_progress(samples, "scored", plan.samples.num_images, lambda part: len(part[1])):
         grid.update(images, labels)
         if plan.memorisation:
-            searched.append(images[: MAX_IMAGES - sum(len(part) for part in searched)])
+            keep_first(searched, images, MAX_IMAGES)
         for first in range(0, len(images), _FEATURE_BATCH_SIZE):
             rows = slice(first, first + _FEATURE_BATCH_SIZE)
             features = scorer.update(indices[rows], images[rows], None if labels is None else labels[rows])
@@ -137,6 +137,13 @@ def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, d
         found = find_copies(torch.cat(searched), plan.data_uri, pixel_space(plan.options.own_device))
         scores.metrics["copied_share"] = found.as_metric()
     return scores, held_out
+
+
+def keep_first(kept: list[Tensor], images: Tensor, count: int) -> None:
+    """Add images to those that are kept while they are fewer than `count`."""
+    room = count - sum(len(part) for part in kept)
+    if room > 0:
+        kept.append(images[:room].clone())  # a view, even of no image, would hold the memory of them all
 
 
 def _test_moments(plan: EvaluationPlan) -> Moments | None:

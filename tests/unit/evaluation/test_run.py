@@ -12,7 +12,7 @@ from components.steps.reference import make_reference
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.evaluate.options import EvaluationOptions, require_own_name
 from evaluation.evaluate.preflight import preflight
-from evaluation.evaluate.run import evaluate
+from evaluation.evaluate.run import evaluate, keep_first
 from evaluation.features.extractors import load_extractor
 from evaluation.likelihood.split_likelihood import LikelihoodPlan, split_likelihood
 from evaluation.records.result import EvaluationResult
@@ -209,6 +209,15 @@ def test_the_batch_size_does_not_change_the_working_directories(run_uri: str, di
     spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
     jobs = [preflight(spec, digits_uri, reference_uri, EvaluationOptions(batch_size=size)) for size in (0, 7, 500)]
     assert len({(job.images_uri, job.work_uri) for job in jobs}) == 1
+
+
+def test_the_images_that_are_searched_for_copies_hold_no_others_in_memory() -> None:
+    kept: list[torch.Tensor] = []
+    chunks = [torch.full((10, 1, 8, 8), number, dtype=torch.uint8) for number in range(5)]
+    for images in chunks:
+        keep_first(kept, images, 25)
+    assert torch.equal(torch.cat(kept), torch.cat(chunks)[:25])
+    assert sum(part.untyped_storage().nbytes() for part in kept) == 25 * 64
 
 
 def test_a_likelihood_in_chunks_equals_one_chunk_and_continues_after_a_kill(plan: SamplePlan, digits_uri: str, tmp_path: Path) -> None:
