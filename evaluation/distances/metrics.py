@@ -54,6 +54,10 @@ _PUBLISHED_NAMES = {
     ("fd_infinity", "inception"): "fid_infinity",
 }
 """Names that belong to a distance in the published features of one network alone."""
+_OF_SINGLE_IMAGES = frozenset(
+    {"kernel_distance", "gaussian_mmd", "sliced_wasserstein", "precision", "recall", "density", "coverage", "kid", "cmmd", "mind"}
+)
+"""Names of the numbers of metrics whose output is "features"."""
 
 
 @dataclass
@@ -423,6 +427,11 @@ def _with_bias(value: MetricValue) -> str:
     if not value.bias:
         return value.note if value.bias is None else f"{value.note}; unbiased"
     return f"{value.note}; bias of so many images about {value.bias:.2g}, without it {value.value - value.bias:.4g}"
+
+
+def max_images(name: str) -> int | None:
+    """Return the largest number of samples that a number of `compute_metrics` is of; None for any number."""
+    return MAX_FEATURES if name in _OF_SINGLE_IMAGES else None
 
 
 def extract_features(images: Iterable[Tensor], extractor: FeatureExtractor) -> Float32[Tensor, "images dim"]:

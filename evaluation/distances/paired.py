@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from evaluation.distances.metrics import max_images
 from evaluation.records.intervals import jackknife_error, resampled_error
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
@@ -51,7 +52,8 @@ def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dic
     than a subset) is not known so.
 
     Two shares may differ in a handful of images, or none, of which no variance can be estimated. So the variance of their difference
-    gets 1 / n^2 more, as if one more image differed (half an image in each cell of the table; Agresti and Min 2005).
+    gets 1 / n^2 more, as if one more image differed (half an image in each cell of the table; Agresti and Min 2005). n is the number of
+    samples that the metric uses.
     """
     found = {}
     for name, ours in result.metrics.items():
@@ -62,7 +64,8 @@ def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dic
         if not is_known or higher_is_better is None:
             continue
         error, degrees_of_freedom = resampled_error([a - b for a, b in zip(values, others, strict=True)], ours["method"])
-        num_images = result.protocol["distance"]["num_samples"]
+        num_samples, most = result.protocol["distance"]["num_samples"], max_images(name)
+        num_images = num_samples if most is None else min(num_samples, most)
         if name in _SHARES_OF_SAMPLES:
             error = math.hypot(error, 1 / num_images)
         found[name] = Difference(
@@ -70,6 +73,7 @@ def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dic
             standard_error=error,
             degrees_of_freedom=degrees_of_freedom,
             num_images=num_images,
+            max_images=most,
             higher_is_better=higher_is_better,
         )
     return found

@@ -26,6 +26,7 @@ class Difference:
         standard_error: That of the difference, on common noise and images; None if unknown.
         degrees_of_freedom: Of the standard error: one less than the number of blocks or images behind it; None for many.
         num_images: Number of samples, or of test images, of each model; 0 if unknown.
+        max_images: Largest number of images that such a number is of; None for any number.
         higher_is_better: False for distances and bits/dim, of which a negative difference is better.
     """
 
@@ -33,6 +34,7 @@ class Difference:
     standard_error: float | None
     degrees_of_freedom: int | None = None
     num_images: int = 0
+    max_images: int | None = None
     higher_is_better: bool = False
 
     @property
@@ -65,12 +67,13 @@ class Difference:
     def num_images_needed(self) -> int | None:
         """Number of images with which the interval would exclude 0, if the difference stays: its width falls as their root.
 
-        None where there is no error, no difference, or no number of images.
+        None where there is no error, no difference, or no number of images, and where it is more than `max_images`.
         """
         errors = self.num_standard_errors
         if not errors or not self.num_images:
             return None
-        return math.ceil(self.num_images * (student_factor(self.degrees_of_freedom) / errors) ** 2)
+        needed = math.ceil(self.num_images * (student_factor(self.degrees_of_freedom) / errors) ** 2)
+        return None if self.max_images is not None and needed > self.max_images else needed
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and what follows from them."""

@@ -23,6 +23,7 @@ from evaluation.distances.metrics import (
     inception_score,
     kernel_distance,
     kernel_distance_without_blocks,
+    max_images,
     parse_metrics,
     precision_recall,
     require_extractor,
@@ -251,6 +252,17 @@ def test_features_of_ten_thousand_samples_are_stored_and_no_more(monkeypatch: py
     for seed in range(3):
         inputs.update(torch.arange(30), {"features": _features(30, 4, seed)}, None)
     assert inputs.features.shape == (50, 4)
+
+
+@pytest.mark.parametrize("extractor", ["inception", "clip-vit-l-14-336px", "digits-classifier"])
+def test_the_numbers_that_are_of_ten_thousand_samples_at_most_are_those_of_stored_features(extractor: str) -> None:
+    features = _features(40, 4, 0)
+    of_features = frozenset(name for name, metric in METRICS.items() if metric.output == "features")
+    inputs = MetricInputs(of_features)
+    inputs.update(torch.arange(40), {"features": features}, None)
+    found = compute_metrics(inputs, MetricReference(extractor=extractor_id(extractor), features=_features(40, 4, 1)))
+    assert {max_images(value.name) for value in found} == {10_000}
+    assert {max_images(name) for name in ("fd_infinity", "fid_infinity", "inception_score", "sfid", "label_agreement")} == {None}
 
 
 def test_label_agreement_is_a_fraction_with_its_error() -> None:

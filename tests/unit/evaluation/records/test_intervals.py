@@ -1,5 +1,6 @@
 """Intervals cover what they say: of 200 repeats 95%, for a distance and for the difference of two on common noise."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -146,7 +147,23 @@ def test_the_intervals_of_differences_on_common_noise_cover(name: str) -> None:
     assert np.mean([each.standard_error or 0.0 for each in found]) < np.mean(widths), "common noise makes it smaller than independent draws"
 
 
-def _result(item: MetricValue) -> EvaluationResult:
+def test_a_difference_of_a_metric_is_of_the_samples_that_it_uses() -> None:
+    """Of 50,000 samples, precision uses 10,000, and more would tell no more; the label agreement uses all."""
+    found = {}
+    for name in ("precision", "label_agreement"):
+        ours, theirs = (share_of_images(name, torch.arange(10_000) >= first, "") for first in (50, 40))
+        found[name] = metric_differences(_result(ours, 50_000), _result(theirs, 50_000))[name]
+    of_precision, of_agreement = found.values()
+    assert (of_precision.num_images, of_agreement.num_images) == (10_000, 50_000)
+    assert of_precision.standard_error is not None
+    assert of_agreement.standard_error is not None
+    more = of_precision.standard_error**2 - of_agreement.standard_error**2
+    assert more == pytest.approx(10_000**-2 - 50_000**-2), "as if one image of those that are used differed"
+    unclear = [dataclasses.replace(each, value=0.0001, standard_error=0.0001).finding for each in found.values()]
+    assert unclear == ["can't be told with 10,000 images", "can't be told with 50,000 images, about 260,000 would tell"]
+
+
+def _result(item: MetricValue, num_samples: int = 200) -> EvaluationResult:
     return EvaluationResult(
         checkpoint_uri="",
         weights="",
@@ -155,7 +172,7 @@ def _result(item: MetricValue) -> EvaluationResult:
         distance=0.0,
         distance_standard_error=None,
         metrics={item.name: item.to_dict()},
-        protocol={"distance": {"num_samples": 200}},
+        protocol={"distance": {"num_samples": num_samples}},
         experiment={},
         created_at="",
         seconds=0.0,

@@ -90,7 +90,7 @@ def test_further_metrics_are_paired_where_noise_is_shared_and_have_a_better_side
     assert first.metric_differences == {}
     assert set(other.metric_differences) == {"sliced_wasserstein", "coverage", "label_agreement"}
     assert same.metric_differences["coverage"] == Difference(
-        value=0.0, standard_error=0.0, degrees_of_freedom=None, num_images=60, higher_is_better=True
+        value=0.0, standard_error=0.0, degrees_of_freedom=None, num_images=60, max_images=10_000, higher_is_better=True
     )
     worse = other.metric_differences["sliced_wasserstein"]
     alone = [model.result.metrics["sliced_wasserstein"]["standard_error"] for model in (first, other)]
@@ -252,6 +252,10 @@ def test_short_names_take_the_fewest_fields(kept_run_uri: str) -> None:
         (
             Difference(value=0.1, standard_error=0.1, degrees_of_freedom=9, num_images=1000),
             "+0.1 (-0.126 to +0.326), better with probability 17.2%: can't be told with 1,000 images, about 5,200 would tell",
+        ),
+        (
+            Difference(value=0.1, standard_error=0.1, degrees_of_freedom=9, num_images=1000, max_images=5000),
+            "+0.1 (-0.126 to +0.326), better with probability 17.2%: can't be told with 1,000 images",
         ),
         (Difference(value=0.1, standard_error=None), "+0.1"),
     ],
