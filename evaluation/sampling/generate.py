@@ -17,6 +17,7 @@ from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.reverse_variance import x_0_errors_for
 from evaluation.sampling.trained_model import TrainedModel, load_model
+from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
@@ -61,11 +62,12 @@ def generate(
         Indices, images (uint8 NCHW, on the CPU) and labels (None for an unconditional model).
 
     Raises:
-        UserError: The labels don't suit the model, `low_res` is missing for an upsampler or given to another model, this processor
-            is slower in bf16, or the device has no memory for one image.
+        UserError: The labels don't suit the model, it has no such guide, `low_res` is missing for an upsampler or given to another model,
+            this processor is slower in bf16, or the device has no memory for one image.
     """
     if (low_res is None) != (model.low_res_size is None):
         raise UserError(f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to upsamplers alone")
+    require_guide(sampling, model)
     sampling = with_learned_steps(sampling, model)
     process = make_sampling_process(model.experiment.diffusion, sampling, x_0_errors_for(sampling, model))
     sampler = make_sampler(sampling)
@@ -117,21 +119,32 @@ def with_evaluations(sampling: SamplingConfig, evaluations: int | None) -> Sampl
     return dataclasses.replace(sampling, spacing=str(max(1, evaluations // sampling.evaluations_per_step)))
 
 
-def _guide(model: TrainedModel, sampling: SamplingConfig) -> Model:
-    """Return the network that predicts g of `Guidance`: an earlier checkpoint's with the same weights' name, or the model's own.
-
-    Raises:
-        CheckpointError: There is no checkpoint of that step.
-    """
-    if sampling.guidance_step:
-        earlier = checkpoint.checkpoint_uri(run_uri_of(model.checkpoint_uri), sampling.guidance_step)
-        return load_model(earlier, model.weights, device=model.device).network
-    if not model.experiment.model.label_dropout:
+def require_guide(sampling: SamplingConfig, model: TrainedModel) -> None:
+    """Refuse guidance by a checkpoint that the run does not have, or by the model itself if it was trained with every label."""
+    if sampling.guidance_scale == 1.0:
+        return
+    if not sampling.guidance_step:
+        if not model.experiment.model.label_dropout:
+            raise UserError(
+                f"{model.description} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, or "
+                "give the guidance_step of an earlier checkpoint"
+            )
+        return
+    run_uri = run_uri_of(model.checkpoint_uri)
+    steps = storage.retry(lambda: checkpoint.steps(run_uri))
+    if sampling.guidance_step not in steps:
         raise UserError(
-            f"{model.description} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, or give "
-            "the guidance_step of an earlier checkpoint"
+            f"{run_uri} has no checkpoint of step {sampling.guidance_step:,} (guidance_step) that could guide {model.description}; "
+            f"it has {', '.join(f'{step:,}' for step in steps) or 'none'}"
         )
-    return model.network
+
+
+def _guide(model: TrainedModel, sampling: SamplingConfig) -> Model:
+    """Return the network that predicts g of `Guidance`: another checkpoint's with the same weights' name, or the model's own."""
+    if not sampling.guidance_step:
+        return model.network
+    earlier = checkpoint.checkpoint_uri(run_uri_of(model.checkpoint_uri), sampling.guidance_step)
+    return load_model(earlier, model.weights, device=model.device).network
 
 
 def _unguided(model: TrainedModel, sampling: SamplingConfig, conditioning: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from evaluation.records import npz
 from evaluation.records.devices import default_batch_size
 from evaluation.sampling.chunks import Chunk, ChunkedPlan, default_chunk_size, process_chunks
-from evaluation.sampling.generate import Generated, Labels, LowRes, RealLowRes, concatenated, generate, labels_for
+from evaluation.sampling.generate import Generated, Labels, LowRes, RealLowRes, concatenated, generate, labels_for, require_guide
 from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.reverse_variance import x_0_errors_for
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_cached
@@ -88,12 +88,13 @@ def plan_samples(
     enlarges its images, downsampled. A `batch_size` of 0 takes the default for this image size. The rest is as in `SamplePlan`.
 
     Raises:
-        UserError: The labels or the small images don't suit the model.
+        UserError: The labels or the small images don't suit the model, or it has no such guide.
     """
     upsampler = model.low_res_size is not None
     if low_res_uri and not upsampler:
         raise UserError(f"{model.description} is not an upsampler: it takes no images to enlarge")
     labels_for(torch.arange(1), model.num_classes, labels, seed=seed, class_counts=class_counts)
+    require_guide(sampling, model)
     sampling = with_learned_steps(sampling, model)
     x_0_errors_for(sampling, model)  # an estimate that is missing is made here, not by each worker
     return SamplePlan(

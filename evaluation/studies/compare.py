@@ -18,6 +18,7 @@ import torch
 
 from evaluation.distances.paired import distance_difference, metric_differences
 from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.preflight import preflight
 from evaluation.evaluate.run import evaluate_once
 from evaluation.monitoring.checkpoint_scorer import read_history
 from evaluation.records import grids, npz
@@ -96,8 +97,10 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
     The protocol is that of the first model's experiment, except for what the options change. Results are stored in the
     runs' directories, so an interrupted comparison continues.
 
+    All models are checked before the first is evaluated.
+
     Raises:
-        UserError: There are fewer than two models, they make different images, or the reference does not fit them.
+        UserError: There are fewer than two models, they make different images, or one can't be evaluated by the protocol.
     """
     if len(models) < 2:
         raise UserError("a comparison takes two models or more")
@@ -106,10 +109,13 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
     first = loaded[0].experiment
     shared = _shared_options(first, options or EvaluationOptions(), data_uri)
     names = short_names(loaded)
+    own = [dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}") for spec in models]
+    for spec, each in zip(models, own, strict=True):
+        preflight(spec, data_uri, reference_uri, each)
     compared: list[Compared] = []
-    for name, spec in zip(names, models, strict=True):
+    for name, spec, each in zip(names, models, own, strict=True):
         say(f"{name}: {spec.checkpoint_uri}")
-        result = evaluate_once(spec, data_uri, reference_uri, dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}"))
+        result = evaluate_once(spec, data_uri, reference_uri, each)
         base = compared[0].result if compared else None
         compared.append(
             Compared(

@@ -138,6 +138,10 @@ def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_
     for name in ("", "../final", "a b", "-x"):
         with pytest.raises(UserError, match="is no file name"):
             evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(result_name=name))
+    for step, message in ((150, "no checkpoint of step 150 .* it has 100, 200"), (0, "cannot guide itself")):
+        guided = SamplingConfig(guidance_scale=2.0, guidance_step=step)
+        with pytest.raises(UserError, match=message):
+            evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(sampling=guided))
     with pytest.raises(CheckpointError):
         evaluate(ModelSpec(checkpoint_uri=uri, weights="ema_0.5"), digits_uri, reference_uri)
     some = compute_reference(f"{digits_uri}/train", load_extractor("digits-classifier"), str(tmp_path / "some.npz"), num_images=100)

@@ -193,6 +193,19 @@ def test_models_of_other_images_are_refused(kept_run_uri: str, experiment: Exper
         compare([_spec(kept_run_uri, 200)], digits_uri, "unused.npz")
 
 
+def test_a_later_model_that_can_not_be_evaluated_is_refused_before_the_first_is(
+    run_uri: str, experiment: Experiment, digits_uri: str, reference_uri: str, tmp_path: Path
+) -> None:
+    short = experiment.override(["diffusion.num_timesteps=8", "evaluation.likelihood_steps=8", "evaluation.scoring_sampling.spacing=ddim4"])
+    files = {"experiment.json": short.to_dict(), "ema_0.99.pt": make_model(short).state_dict()}
+    other = checkpoint.save(str(tmp_path / "other"), 1, files)
+    before = set(Path(run_uri).rglob("*"))
+    models = [_spec(run_uri, 200), ModelSpec(checkpoint_uri=other)]
+    with pytest.raises(UserError, match="a stratified likelihood takes 2 to 8 steps, got 10"):
+        compare(models, digits_uri, reference_uri, options=_FEW)
+    assert set(Path(run_uri).rglob("*")) == before
+
+
 def test_verdicts_on_many_differences_hold_for_all_of_them_at_once() -> None:
     """Holm's method compares the n-th smallest of k two-sided p with 0.05 / (k - n + 1), and stops at the first that is larger."""
     errors = {0.001: 3.2905, 0.02: 2.3263, 0.026: 2.2262}  # two-sided p -> number of standard errors of a normal number
