@@ -57,16 +57,31 @@ def evaluate(model: ModelSpec | str, data_uri: str, reference_uri: str, *, optio
 def evaluate_once(spec: ModelSpec, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
     """Return the stored result of the same evaluation of the same weights; evaluate if there is none. Arguments as for `evaluate`."""
     plan = preflight(spec, data_uri, reference_uri, options)
-    uri = result_uri(plan.run_uri, options.result_name)
-    if storage.exists(uri):
-        stored = EvaluationResult.read(uri)
-        if stored.protocol == plan.card:
-            say(f"step {plan.step:,} ({plan.weights}) was evaluated by this protocol before: {stored.distance_name} {stored.distance:.4g}")
-            return stored
-    return _evaluate(plan)
+    return _stored(plan) or _evaluate(plan)
+
+
+def _stored(plan: EvaluationPlan) -> EvaluationResult | None:
+    """Return the stored result of this plan, if there is one."""
+    uri = result_uri(plan.run_uri, plan.options.result_name)
+    if not storage.exists(uri):
+        return None
+    stored = EvaluationResult.read(uri)
+    if stored.protocol != plan.card:
+        return None
+    say(f"step {plan.step:,} ({plan.weights}) was evaluated by this protocol before: {stored.distance_name} {stored.distance:.4g}")
+    return stored
 
 
 def _evaluate(plan: EvaluationPlan) -> EvaluationResult:
+    try:
+        return _work(plan)
+    except (sample_set.MissingImagesError, storage.ObjectNotFoundError) as error:
+        # Another process with this plan was quicker, and has deleted the files that both worked on.
+        say(f"{error}; looking for the result of another process, or drawing again what is missing")
+        return _stored(plan) or _work(plan)
+
+
+def _work(plan: EvaluationPlan) -> EvaluationResult:
     started, options = time.monotonic(), plan.options
     say(f"evaluating step {plan.step:,} ({plan.weights}): {plan.samples.num_images:,} samples, {plan.card['distance']['sampler']}")
     sample_set.draw(plan.samples, plan.images_uri, num_workers=options.num_workers, device=options.worker_device)

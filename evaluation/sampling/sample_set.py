@@ -32,6 +32,10 @@ from training.config.experiment import Precision, SamplingConfig
 PLAN = "plan.json"
 
 
+class MissingImagesError(UserError):
+    """A set, or a part of it, that is not there."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplePlan(ChunkedPlan):
     """Everything that the images depend on.
@@ -130,7 +134,12 @@ def draw(plan: SamplePlan, uri: str, *, num_workers: int = 1, device: str = "cpu
 
 
 def read(uri: str) -> Iterator[Generated]:
-    """Read a set, chunk by chunk: indices, uint8 NCHW images, labels. Raise UserError if the set is not complete."""
+    """Read a set, chunk by chunk: indices, uint8 NCHW images, labels.
+
+    Raises:
+        MissingImagesError: The set, or a chunk of it, is not there.
+        UserError: A chunk has another number of images.
+    """
     plan = _read_plan(uri)
     num_images, chunk_size = int(plan["num_images"]), int(plan["chunk_size"])
     for number, first in enumerate(range(0, num_images, chunk_size)):
@@ -156,7 +165,7 @@ def _read_chunk(uri: str, number: int) -> tuple[Tensor, Tensor | None]:
     try:
         return npz.read_images(chunk_uri(uri, number))
     except storage.ObjectNotFoundError as error:
-        raise UserError(f"{uri}: chunk {number} is missing; the set is not complete, draw it again") from error
+        raise MissingImagesError(f"{uri}: chunk {number} is missing; the set is not complete, draw it again") from error
 
 
 def _draw_chunk(chunk: Chunk[SamplePlan]) -> int:
@@ -190,7 +199,7 @@ def _read_plan(uri: str) -> dict[str, Any]:
     try:
         plan = storage.read_json(storage.join(uri, PLAN), SamplePlan)
     except storage.ObjectNotFoundError as error:
-        raise UserError(f"{uri} has no set of images ({PLAN} is missing); draw the images into it first") from error
+        raise MissingImagesError(f"{uri} has no set of images ({PLAN} is missing); draw the images into it first") from error
     return plan
 
 

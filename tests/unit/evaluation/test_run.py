@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from components.steps.reference import make_reference
 from evaluation.distances.reference_statistics import compute_reference
 from evaluation.evaluate.options import EvaluationOptions, require_own_name
 from evaluation.evaluate.preflight import preflight
-from evaluation.evaluate.run import evaluate, keep_first
+from evaluation.evaluate.run import evaluate, evaluate_once, keep_first
 from evaluation.features.extractors import load_extractor
 from evaluation.likelihood.split_likelihood import LikelihoodPlan, split_likelihood
 from evaluation.records.result import EvaluationResult
 from evaluation.sampling import sample_set
+from evaluation.sampling.generate import Generated
 from evaluation.sampling.sample_set import SamplePlan, chunk_uri
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
@@ -213,6 +215,28 @@ def test_the_batch_size_does_not_change_the_working_directories(run_uri: str, di
     spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
     jobs = [preflight(spec, digits_uri, reference_uri, EvaluationOptions(batch_size=size)) for size in (0, 7, 500)]
     assert len({(job.images_uri, job.work_uri) for job in jobs}) == 1
+
+
+@pytest.mark.parametrize("name", ["compare-same", "compare-other"])
+def test_an_evaluation_whose_images_another_process_deletes_finds_its_result_or_draws_again(
+    name: str, run_uri: str, digits_uri: str, reference_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
+    options = EvaluationOptions(num_samples=40, likelihood=False, result_name="compare-same")
+    of_other: list[EvaluationResult] = []
+    read = sample_set.read
+
+    def read_late(uri: str) -> Iterator[Generated]:
+        if not of_other:  # the other process draws, reads and deletes between this one's draw and its reading
+            monkeypatch.setattr(sample_set, "read", read)
+            of_other.append(evaluate_once(spec, digits_uri, reference_uri, dataclasses.replace(options, result_name=name)))
+        return read(uri)
+
+    monkeypatch.setattr(sample_set, "read", read_late)
+    own = evaluate_once(spec, digits_uri, reference_uri, options)
+    assert (own == of_other[0]) == (name == options.result_name)
+    assert own.distance_without_blocks == of_other[0].distance_without_blocks
+    assert not list(Path(run_uri, "samples").glob("images-*/*"))
 
 
 def test_the_images_that_are_searched_for_copies_hold_no_others_in_memory() -> None:
