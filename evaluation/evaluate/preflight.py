@@ -21,7 +21,7 @@ from evaluation.records.protocol_card import as_plain, derived_seed, describe_sa
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.chunks import default_chunk_size
 from evaluation.sampling.generate import QUANTIZATION
-from evaluation.sampling.reverse_variance import least_bound_chain
+from evaluation.sampling.reverse_variance import OPTIMAL, estimate_digest, least_bound_chain
 from evaluation.sampling.sample_set import SamplePlan, plan_samples
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
@@ -234,4 +234,6 @@ def _card(
             "seed": likelihood.seed,
             "decoder": "discretized Gaussian, tanh approximation",
         }
+        if likelihood.form == "learned":  # the estimate gives both the chain and its variances
+            card["likelihood"]["estimate_sha256"] = estimate_digest(OPTIMAL, model)
     return as_plain(card)

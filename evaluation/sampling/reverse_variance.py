@@ -13,9 +13,12 @@ estimate serves every spacing. There are two of them:
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +46,8 @@ NUM_IMAGES = 256
 _STRIDED = 50
 _BATCH_SIZE = 64
 _SMALLEST_ERROR = 1e-8
+OPTIMAL = SamplingConfig(variance="optimal")
+"""A sampler of every timestep, with the variances that the learned likelihood takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,12 +85,7 @@ def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Ten
     """
     if sampling.variance == "model":
         return None
-    diffusion, uri = model.experiment.diffusion, file_of_model(model, DIRECTORY, "")
-    if storage.exists(uri):
-        stored = storage.read_json(uri, ReverseVariance)
-    else:
-        say(f"{model.description}: no variances are stored for it; estimating them now")
-        stored = dataclasses.asdict(estimate_and_store(model, _training_data(model))[0])
+    diffusion, stored = model.experiment.diffusion, _estimate_of(model)
     alpha_bars = make_process(diffusion).alpha_bars
     log_snr = (alpha_bars.log() - (-alpha_bars).log1p()).numpy()
     known, wanted = list(stored["timesteps"]), list(parse_spacing(sampling.spacing, diffusion.num_timesteps))
@@ -93,9 +93,26 @@ def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Ten
     return torch.from_numpy(np.exp(errors))
 
 
+def estimate_digest(sampling: SamplingConfig, model: TrainedModel) -> str | None:
+    """Return a digest of the estimate that `x_0_errors_for` reads, or None if it reads none: a later estimate has the same address."""
+    if sampling.variance == "model":
+        return None
+    stored = _estimate_of(model)
+    return hashlib.sha256(json.dumps([list(stored["timesteps"]), list(stored[sampling.variance])]).encode()).hexdigest()
+
+
+def _estimate_of(model: TrainedModel) -> dict[str, Any]:
+    """Return the fields of the stored `ReverseVariance`, or of one that is made and stored now."""
+    uri = file_of_model(model, DIRECTORY, "")
+    if storage.exists(uri):
+        return storage.read_json(uri, ReverseVariance)
+    say(f"{model.description}: no variances are stored for it; estimating them now")
+    return dataclasses.asdict(estimate_and_store(model, _training_data(model))[0])
+
+
 def least_bound_chain(model: TrainedModel, count: int) -> tuple[tuple[int, ...], Float64[Tensor, " timesteps"]]:
     """Return the `count` timesteps whose chain has the least variational bound with the optimal variances, and the error of x_0 at each."""
-    process, errors = make_process(model.experiment.diffusion), x_0_errors_for(SamplingConfig(variance="optimal"), model)
+    process, errors = make_process(model.experiment.diffusion), x_0_errors_for(OPTIMAL, model)
     assert errors is not None
     timesteps = least_bound_timesteps(process.alpha_bars, errors, count)
     return timesteps, errors[list(timesteps)]

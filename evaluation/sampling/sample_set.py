@@ -23,7 +23,7 @@ from evaluation.records.devices import default_batch_size
 from evaluation.sampling.chunks import Chunk, ChunkedPlan, default_chunk_size, process_chunks
 from evaluation.sampling.generate import Generated, Labels, LowRes, RealLowRes, concatenated, generate, labels_for, require_guide
 from evaluation.sampling.learned_steps import with_learned_steps
-from evaluation.sampling.reverse_variance import x_0_errors_for
+from evaluation.sampling.reverse_variance import estimate_digest
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_cached
 from training import storage
 from training.config.errors import UserError
@@ -48,8 +48,8 @@ class SamplePlan(ChunkedPlan):
         chunk_size: Images per file; an interruption loses at most the work on one file per worker.
         low_res_uri: For an upsampler: the set of images to enlarge, at least as many.
         low_res_data_uri: Alternatively a data set (one split) whose images are downsampled and enlarged again.
-        inputs: Digests of the checkpoints and of the first stage's set (`input_digests`), because something else may be
-            written to the same addresses.
+        inputs: Digests of the checkpoints and of the first stage's set (`input_digests`), and of the estimate of the variances if they
+            are not the model's, because something else may be written to the same addresses.
     """
 
     model: ModelSpec
@@ -100,7 +100,7 @@ def plan_samples(
     labels_for(torch.arange(1), model.num_classes, labels, seed=seed, class_counts=class_counts)
     require_guide(sampling, model)
     sampling = with_learned_steps(sampling, model)
-    x_0_errors_for(sampling, model)  # an estimate that is missing is made here, not by each worker
+    estimate = estimate_digest(sampling, model)  # an estimate that is missing is made here, not by each worker
     return SamplePlan(
         model=spec,
         num_images=num_images,
@@ -113,7 +113,7 @@ def plan_samples(
         precision=precision,
         low_res_uri=low_res_uri,
         low_res_data_uri=train_uri if upsampler and not low_res_uri else "",
-        inputs=input_digests(spec, low_res_uri),
+        inputs=(*input_digests(spec, low_res_uri), *([estimate] if estimate else [])),
     )
 
 

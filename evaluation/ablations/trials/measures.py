@@ -23,6 +23,7 @@ from evaluation.records import npz
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES
 from evaluation.sampling.generate import concatenated, generate
+from evaluation.sampling.reverse_variance import estimate_digest
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import averages, checkpoint
@@ -198,7 +199,7 @@ def sample_images(model: TrialModel, sampling: SamplingConfig, num_images: int, 
 
     `spec` are other weights or an ensemble, in place of the model's own; `name` is a prefix of the file's name.
     """
-    spec, seed = spec or model.spec, derived_seed(model.experiment.seed, PURPOSE)
+    spec, seed, device = spec or model.spec, derived_seed(model.experiment.seed, PURPOSE), model.options.own_device
     identity = {
         "digest": list(spec.digests()),
         "weights": [spec.weights, spec.ends_weights, spec.ends_width],
@@ -206,9 +207,11 @@ def sample_images(model: TrialModel, sampling: SamplingConfig, num_images: int, 
         "seed": seed,
         "num_images": num_images,
     }
+    if sampling.variance != "model":
+        identity["estimate"] = estimate_digest(sampling, spec.load(device))
     uri = storage.join(model.run_uri, SAMPLES, f"ablation-{name}{_key(identity)}.npz")
     if not storage.exists(uri):
-        images, labels = concatenated(generate(spec.load(model.options.own_device), num_images=num_images, seed=seed, sampling=sampling))
+        images, labels = concatenated(generate(spec.load(device), num_images=num_images, seed=seed, sampling=sampling))
         npz.write_images(uri, images, labels)
     return uri
 

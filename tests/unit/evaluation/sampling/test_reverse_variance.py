@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from oracles import GaussianOracle
 from torch import Tensor
 
+from evaluation.ablations.trials.measures import sample_images
+from evaluation.ablations.trials.trial_model import find_trial_model
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.preflight import preflight
 from evaluation.likelihood.bits_per_dim import merge
 from evaluation.likelihood.estimate import likelihood_parts
 from evaluation.sampling.generate import concatenated, generate
@@ -21,11 +27,12 @@ from evaluation.sampling.reverse_variance import (
     least_bound_timesteps,
     x_0_errors_for,
 )
-from evaluation.sampling.trained_model import TrainedModel, load_model
+from evaluation.sampling.sample_set import SamplePlan, draw, plan_samples
+from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import DiffusionConfig, SamplingConfig
+from training.config.experiment import DiffusionConfig, LikelihoodForm, SamplingConfig
 from training.data.loading.row_groups import iterate
 from training.diffusion.pixels import to_model_range
 from training.diffusion.process import make_process
@@ -108,6 +115,36 @@ def test_an_estimate_that_is_missing_is_made_on_the_data_of_the_training(model: 
     first, second = (concatenated(generate(model, num_images=2, seed=0, sampling=OPTIMAL))[0] for _ in range(2))
     assert torch.equal(first, second)
     assert len(storage.list_uris(f"{run_uri}/reverse_variance")) == 1
+
+
+def test_another_estimate_changes_the_identity_of_what_was_made_with_it_and_of_nothing_else(
+    model: TrainedModel, run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path
+) -> None:
+    spec, trial = ModelSpec(checkpoint_uri=model.checkpoint_uri, weights=model.weights), find_trial_model(run_uri)
+
+    def plan(sampling: SamplingConfig) -> SamplePlan:
+        counts = {"class_counts": (), "train_uri": f"{digits_uri}/train"}
+        return plan_samples(spec, model, num_images=2, seed=0, sampling=sampling, labels="balanced", **counts)  # type: ignore[arg-type]
+
+    def card(form: LikelihoodForm) -> dict[str, Any]:
+        options = EvaluationOptions(likelihood_form=form, likelihood_num_images=2)
+        return preflight(spec, digits_uri, reference_uri, options).card
+
+    def made(sampling: SamplingConfig, form: LikelihoodForm) -> tuple[Any, ...]:
+        return plan(sampling), card(form), sample_images(trial, sampling, 2)
+
+    own = dataclasses.replace(OPTIMAL, variance="model")
+    estimate_and_store(model, digits_uri, num_images=2)
+    before, before_own = made(OPTIMAL, "learned"), made(own, "spaced")
+    assert before_own[0].inputs == spec.digests(), "as in the plans of earlier versions"
+    draw(before[0], str(tmp_path / "set"))
+    estimate_and_store(model, digits_uri, num_images=2)
+    assert made(OPTIMAL, "learned") == before, "the same estimate again"
+    estimate_and_store(model, digits_uri, num_images=20)
+    assert all(new != old for new, old in zip(made(OPTIMAL, "learned"), before, strict=True))
+    assert made(own, "spaced") == before_own
+    with pytest.raises(UserError, match="contains images of another plan"):
+        draw(plan(OPTIMAL), str(tmp_path / "set"))
 
 
 def test_the_learned_chain_of_a_likelihood_has_the_least_bound_of_all() -> None:
