@@ -141,12 +141,10 @@ def nights(judgement: Judgement, *, distance_name: str) -> list[Picture]:
         points = {night: (y, error) for night, y, error in zip(numbers, values, errors, strict=True) if math.isfinite(y)}
         return Line(label=label, points=points, style=style)
 
-    limits = rule.alone * trace.spread
-    known = np.isfinite(limits)
     published = (
-        line("baseline (mean)", np.where(known, trace.centre, np.nan).tolist()),
-        line("limit of a jump", (trace.centre + limits).tolist()),
-        line("", (trace.centre - limits).tolist()),
+        line("baseline (mean)", np.where(np.isfinite(trace.limit), trace.centre, np.nan).tolist()),
+        line("limit of a jump", (trace.centre + trace.limit).tolist()),
+        line("", (trace.centre - trace.limit).tolist()),
     )
     frozen = {rule.baseline_nights + 0.5: "the sums begin"} if len(numbers) > rule.baseline_nights else None
     errors = [night.standard_error or 0.0 for night in judgement.nights]
@@ -155,7 +153,7 @@ def nights(judgement: Judgement, *, distance_name: str) -> list[Picture]:
         x=f"night since {since}",
         y=f"{distance_name}, lower is better",
         caption="Scores by night; the band is one standard error. "
-        "A score far from the baseline is drawn again, and the mean of the new ones is shown.",
+        "A score far from the baseline is drawn again, and the mean of the new ones is shown, whose limit is nearer.",
         places=frozen,
         published=published,
         log_y=False,

@@ -282,6 +282,13 @@ def test_a_number_that_is_not_finite_is_a_dash_on_the_page_and_in_the_model_card
     assert EvaluationResult.read(f"{run_without_numbers}/evaluations/final.json").flat_metrics() == {}
 
 
+def test_bits_per_dim_that_are_not_finite_are_a_dash_beside_the_papers(run_without_numbers: str) -> None:
+    uri = f"{run_without_numbers}/evaluations/final.json"
+    storage.write_json(uri, {**storage.read_json(uri), "experiment": preset("cifar10-hybrid-cosine").to_dict()})
+    row = Path(write_report(run_without_numbers)).read_text().split("This run: cifar10-hybrid-cosine")[1].split("</tr>")[0]
+    assert '<td class="number">\N{EN DASH}</td>' in row
+
+
 def test_the_message_of_a_run_without_a_finite_distance_says_so(run_without_numbers: str) -> None:
     assert training_numbers(run_without_numbers) == {
         "summary": "no finite FD(digits-classifier), no finite bits/dim, at step 200",

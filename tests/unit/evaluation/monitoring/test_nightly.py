@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from evaluation.monitoring import nightly
 from evaluation.monitoring.detector import Rule
 from evaluation.monitoring.nightly import Acceptance, History, Night, judge
+from evaluation.reports import figures
 from training import storage
 from training.config.errors import UserError
 
@@ -42,6 +44,22 @@ def test_what_can_be_told_while_the_baseline_is_gathered_is_said(scores: list[fl
     judgement = judge(history_of(scores))
     assert judgement.trace.num_baseline[-1] < judgement.night.rule.baseline_nights
     assert said in judgement.text
+
+
+@pytest.mark.parametrize("rule", [RULE, dataclasses.replace(RULE, min_difference=0.9)])
+def test_the_limits_of_a_jump_are_drawn_as_the_nights_are_judged(rule: Rule) -> None:
+    """They are wider while the baseline is gathered, nearer where the score was drawn again, and never below the smallest difference."""
+    healthy = history_of([*HEALTHY, 3.0], rule=rule)
+    judgement = judge(healthy.with_night(a_night(6, 3.5, redrawn=(3.0, 3.1), rule=rule)))
+    svg = figures.nights(judgement, distance_name="FD")[0].svg
+    paths = [[float(y) for y in re.findall(r"[ML] \S+ (\S+)", path)] for path in re.findall(r'<path d="([^"]+)"[^>]*stroke: #', svg)]
+    (scores,) = (path for path in paths if len(path) == 7)
+    centre, above, below = (path for path in paths if len(path) == 6)  # from the second night on
+    pixels = (scores[0] - scores[1]) / (3.1 - 3.0)
+    for number, limit in enumerate(judgement.trace.limit[1:]):
+        # The SVG has six decimals of a pixel, and the scale is from two scores that are 0.1 apart: 2e-6 / 0.1, for limits below 1.
+        assert centre[number] - above[number] == pytest.approx(pixels * limit, abs=2e-5)
+        assert below[number] - centre[number] == pytest.approx(pixels * limit, abs=2e-5)
 
 
 def test_a_slow_regression_is_said_with_its_size_its_error_and_its_first_night() -> None:
