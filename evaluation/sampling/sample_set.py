@@ -97,6 +97,8 @@ def plan_samples(
     upsampler = model.low_res_size is not None
     if low_res_uri and not upsampler:
         raise UserError(f"{model.description} is not an upsampler: it takes no images to enlarge")
+    if upsampler and labels != "balanced":
+        raise UserError(f"{model.description} is an upsampler: its labels are those of the small images; leave the labels out")
     labels_for(torch.arange(1), model.num_classes, labels, seed=seed, class_counts=class_counts)
     require_guide(sampling, model)
     sampling = with_learned_steps(sampling, model)
@@ -212,9 +214,12 @@ class _FirstStage:
         self._chunk_size = int(small["chunk_size"])
         if int(small["num_images"]) < plan.num_images:
             raise UserError(f"{self._uri} contains {small['num_images']:,} images; {plan.num_images:,} are to be enlarged: draw more")
-        size = _cached_chunk(self._uri, 0)[0].shape[-1]
+        images, labels = _cached_chunk(self._uri, 0)
+        size = images.shape[-1]
         if size != model.low_res_size:
             raise UserError(f"{self._uri} contains images of {size} pixels; {model.description} enlarges {model.low_res_size}")
+        if model.num_classes and labels is None:
+            raise UserError(f"{self._uri} contains images without labels; {model.description} is class-conditional: give a set with labels")
 
     def __call__(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         images, labels = [], []

@@ -11,7 +11,8 @@ from evaluation.evaluate.run import evaluate
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer
 from evaluation.records import npz
 from evaluation.sampling import sample_set
-from evaluation.sampling.generate import RealLowRes
+from evaluation.sampling.draw import DrawRequest, draw_images
+from evaluation.sampling.generate import Labels, RealLowRes
 from evaluation.sampling.sample_set import SamplePlan
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import checkpoint
@@ -60,6 +61,26 @@ def test_images_of_another_size_are_refused(kept_run_uri: str, upsampler_run_uri
     sample_set.draw(_plan(kept_run_uri, 200), str(tmp_path / "small"))
     with pytest.raises(UserError, match="contains images of 8 pixels"):
         sample_set.draw(_plan(upsampler_run_uri, 100, low_res_uri=str(tmp_path / "small")), str(tmp_path / "large"))
+
+
+def test_small_images_without_labels_are_refused_for_a_class_conditional_upsampler(
+    experiment: Experiment, upsampler_run_uri: str, tmp_path: Path
+) -> None:
+    unconditional = experiment.override(["model.class_conditional=false", "data.image_size=4", "model.channel_mult=1,2"])
+    files = {"experiment.json": unconditional.to_dict(), "ema_0.99.pt": make_model(unconditional).state_dict()}
+    checkpoint.save(str(tmp_path / "first"), 100, files)
+    small = str(tmp_path / "small")
+    sample_set.draw(_plan(str(tmp_path / "first"), 100), small)
+    with pytest.raises(UserError, match=f"^{small} contains images without labels; .* is class-conditional"):
+        sample_set.draw(_plan(upsampler_run_uri, 100, low_res_uri=small), str(tmp_path / "large"))
+
+
+@pytest.mark.parametrize("labels", [(3,), "data"])
+def test_labels_of_ones_own_are_refused_for_an_upsampler(upsampler_run_uri: str, digits_uri: str, labels: Labels, tmp_path: Path) -> None:
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(upsampler_run_uri, 100))
+    request = DrawRequest(model=spec, num_images=2, seed=0, sampling=SamplingConfig(spacing="3"), data_uri=digits_uri, labels=labels)
+    with pytest.raises(UserError, match="is an upsampler: its labels are those of the small images"):
+        draw_images(request, str(tmp_path / "set"), tmp_path / "grid.png")
 
 
 def test_real_small_images_are_the_area_averages_with_their_labels(digits_uri: str) -> None:
