@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -61,19 +63,22 @@ def cascade(models: Mapping[str, TrialModel]) -> TrialRecord:
     Source: supplement section 3, table 2, figure 2.
     """
     first, second = models["first-stage"], models["second-stage"]
-    # The second stage reads the first stage's images chunk by chunk, so both need the same chunks.
-    chunks = preflight(second.spec, second.data_uri, second.reference_uri, replace(second.options, likelihood=False)).samples
-    small = sample_set.SamplePlan(
-        model=first.spec,
-        num_images=chunks.num_images,
-        seed=chunks.seed,
+    large = preflight(second.spec, second.data_uri, second.reference_uri, replace(second.options, likelihood=False)).samples
+    small = sample_set.plan_samples(
+        first.spec,
+        first.spec.load(first.options.own_device),
+        num_images=large.num_images,
+        seed=large.seed,
         sampling=first.experiment.evaluation.sampling,
-        batch_size=chunks.batch_size,
-        chunk_size=chunks.chunk_size,
-        inputs=first.spec.digests(),
+        labels="balanced",
+        class_counts=(),
+        train_uri="",
+        batch_size=large.batch_size,
     )
-    identity = f"{first.step:08d}-{first.weights}-{small.num_images}-{small.inputs[0][:12]}"
-    small_uri = storage.join(first.run_uri, SAMPLES, f"first-stage-{identity}")
+    small = replace(small, chunk_size=large.chunk_size)  # so that a chunk of the second stage reads one of the first
+    # Another sampler of the first stage, or another seed of the second, must not meet these images.
+    key = hashlib.sha256(json.dumps(small.to_dict()).encode()).hexdigest()[:12]
+    small_uri = storage.join(first.run_uri, SAMPLES, f"first-stage-{first.step:08d}-{first.weights}-{key}")
     sample_set.draw(small, small_uri, num_workers=first.options.num_workers, device=first.options.worker_device)
     result = second.evaluate(likelihood=False, result_name="two-stage", keep_images=True, low_res_uri=small_uri)
     stages = {"first_uri": sample_set.chunk_uri(small_uri, 0), "second_uri": sample_set.chunk_uri(result.images_uri, 0)}
