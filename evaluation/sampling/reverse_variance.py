@@ -85,7 +85,7 @@ def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Ten
     """
     if sampling.variance == "model":
         return None
-    diffusion, stored = model.experiment.diffusion, _estimate_of(model)
+    diffusion, stored = model.experiment.diffusion, find_or_estimate(model)
     alpha_bars = make_process(diffusion).alpha_bars
     log_snr = (alpha_bars.log() - (-alpha_bars).log1p()).numpy()
     known, wanted = list(stored["timesteps"]), list(parse_spacing(sampling.spacing, diffusion.num_timesteps))
@@ -97,17 +97,24 @@ def estimate_digest(sampling: SamplingConfig, model: TrainedModel) -> str | None
     """Return a digest of the estimate that `x_0_errors_for` reads, or None if it reads none: a later estimate has the same address."""
     if sampling.variance == "model":
         return None
-    stored = _estimate_of(model)
+    stored = find_or_estimate(model)
     return hashlib.sha256(json.dumps([list(stored["timesteps"]), list(stored[sampling.variance])]).encode()).hexdigest()
 
 
-def _estimate_of(model: TrainedModel) -> dict[str, Any]:
-    """Return the fields of the stored `ReverseVariance`, or of one that is made and stored now."""
+def find_or_estimate(model: TrainedModel, data_uri: str = "") -> dict[str, Any]:
+    """Return the fields of the stored `ReverseVariance`, or of one that is made and stored now.
+
+    Args:
+        data_uri: The data set of an estimate that is made; empty takes that of the model's training.
+
+    Raises:
+        UserError: There is no estimate, and the data of the training is not known.
+    """
     uri = file_of_model(model, DIRECTORY, "")
     if storage.exists(uri):
         return storage.read_json(uri, ReverseVariance)
     say(f"{model.description}: no variances are stored for it; estimating them now")
-    return dataclasses.asdict(estimate_and_store(model, _training_data(model))[0])
+    return dataclasses.asdict(estimate_and_store(model, data_uri or _training_data(model))[0])
 
 
 def least_bound_chain(model: TrainedModel, count: int) -> tuple[tuple[int, ...], Float64[Tensor, " timesteps"]]:

@@ -23,7 +23,7 @@ from evaluation.records import npz
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES
 from evaluation.sampling.generate import concatenated, generate
-from evaluation.sampling.reverse_variance import estimate_digest
+from evaluation.sampling.reverse_variance import OPTIMAL, estimate_digest, find_or_estimate, least_bound_chain
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import averages, checkpoint
@@ -239,14 +239,22 @@ def _likelihood(model: TrialModel, timesteps: tuple[int, ...] | None, *, terms: 
     evaluation = model.experiment.evaluation
     dataset_uri = storage.join(model.data_uri, evaluation.likelihood_split)
     manifest = read_manifest(dataset_uri)
+    form = evaluation.likelihood_form if timesteps is None else "spaced"
+    chain, x_0_errors, of_estimate = timesteps, None, {}
+    if form == "learned":
+        loaded = model.spec.load(model.options.own_device)
+        find_or_estimate(loaded, model.data_uri)  # the directory of a rebuilt average names no data
+        chain, errors = least_bound_chain(loaded, evaluation.likelihood_steps)
+        x_0_errors, of_estimate = tuple(errors.tolist()), {"estimate": estimate_digest(OPTIMAL, loaded)}
     plan = LikelihoodPlan(
         model=model.spec,
         dataset_uri=dataset_uri,
         num_images=min(num_curve_images(model.experiment), manifest.num_images),
-        form=evaluation.likelihood_form if timesteps is None else "spaced",
+        form=form,
         num_steps=evaluation.likelihood_steps,
         seed=derived_seed(model.experiment.seed, PURPOSE),
-        timesteps=timesteps,
+        timesteps=chain,
+        x_0_errors=x_0_errors,
     )
     identity = {
         "digest": list(model.spec.digests()),
@@ -258,6 +266,7 @@ def _likelihood(model: TrialModel, timesteps: tuple[int, ...] | None, *, terms: 
         "timesteps": timesteps,
         "seed": plan.seed,
         "terms": terms,
+        **of_estimate,
     }
     key = _key(identity)
     uri = storage.join(model.run_uri, EVALUATIONS, f"ablation-likelihood-{key}.json")

@@ -9,14 +9,16 @@ import torch
 from components.ablations.measuring import measure_one, trial_model
 from evaluation.ablations.definitions.ablation import Measure, Trial
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.trials.measures import likelihood_by_steps
+from evaluation.ablations.trials.measures import likelihood_by_steps, likelihood_history
 from evaluation.ablations.trials.trial_model import find_trial_model
 from evaluation.features.inception import WEIGHTS
 from evaluation.likelihood.bits_per_dim import merge
 from evaluation.likelihood.estimate import likelihood_parts
 from evaluation.records.protocol_card import derived_seed
+from evaluation.sampling.reverse_variance import least_bound_chain
+from evaluation.sampling.trained_model import load_model
 from training import storage
-from training.checkpoints import checkpoint
+from training.checkpoints import averages, checkpoint
 from training.config.errors import UserError
 from training.config.presets import preset
 from training.config.spacing import likelihood_spacing
@@ -96,3 +98,29 @@ def test_bits_per_dim_by_steps_use_the_first_images_and_the_ablations_noise(tmp_
     assert found["num_images"] == 100
     assert not [uri for uri in storage.list_uris(f"{item['run_uri']}/evaluations") if "/work-" in uri]
     assert likelihood_by_steps(model, (10,)) == found
+
+
+def test_bits_per_dim_over_training_are_of_the_form_of_the_protocol_also_the_learned_one(tmp_path: Path) -> None:
+    item = _item(tmp_path, "evaluation.likelihood_form=learned", "evaluation.likelihood_steps=5", "optim.ema_snapshot_stds=0.05")
+    trained = trial_model(item["run_uri"], item, {"num_workers": 1})
+    decay = trained.experiment.optim.ema_decays[0]
+    state = checkpoint.load(trained.checkpoint_uri, f"ema_{decay}.pt")
+    files = {"experiment.json": trained.experiment.to_dict(), "power_ema_0.05.pt": state}
+    checkpoint.save(averages.snapshots_uri(item["run_uri"]), 50, files)
+    rebuilt = {"experiment.json": files["experiment.json"], f"ema_{decay}.pt": state, "state.json": {"rebuilt": {"error": 0.0}}}
+    rebuilt_uri = checkpoint.save(f"{item['run_uri']}/rebuilt/decay={decay}", 50, rebuilt)
+    (point,) = likelihood_history(trained)["points"]
+    assert (point["step"], point["num_evaluations_per_image"]) == (50, 5)
+    model = load_model(rebuilt_uri)
+    timesteps, errors = least_bound_chain(model, 5)
+    parts = likelihood_parts(
+        model.experiment.diffusion,
+        model.network,
+        iterate(f"{item['data_uri']}/test", 100, stop=100),
+        form="learned",
+        timesteps=timesteps,
+        x_0_errors=errors,
+        seed=derived_seed(model.experiment.seed, "ablation"),
+        make_conditioning=model.conditioning,
+    )
+    assert point["bits_per_dim"] == pytest.approx(merge(parts).bits_per_dim, rel=1e-6)
