@@ -25,6 +25,7 @@ from evaluation.reports.study import Study, as_json
 from evaluation.sampling.trained_model import ModelSpec
 from training.checkpoints import averages, checkpoint
 from training.config.errors import UserError
+from training.config.experiment import EvaluationConfig
 from training.models.posthoc_ema import ReconstructionError
 
 
@@ -96,15 +97,16 @@ def sweep(
     latest = max([*present, *(snapshot.step for snapshot in snapshots)], default=None)
     if latest is None:
         raise UserError(f"{run_uri}: the run has neither checkpoints nor snapshots")
+    # One protocol for all: a rebuilt average has that of the time when its snapshots were stored, and the run's may have changed.
+    stored_in = run_uri if present else averages.snapshots_uri(run_uri)
+    last = checkpoint.checkpoint_uri(stored_in, present[-1] if present else snapshots[-1].step)
+    evaluation = checkpoint.load_experiment(last).evaluation
+    shared = _shared_options(evaluation, options or EvaluationOptions(), at_full_protocol)
     points: list[SweepPoint] = []
     results: list[EvaluationResult] = []
     for step in sorted(set(steps) or {latest}):
         found = [_find(run_uri, step, decay, kept=step in present, max_error=max_error) for decay in sorted(set(decays))]
-        scored = {
-            point: _score(point, data_uri, reference_uri, options or EvaluationOptions(), at_full_protocol)
-            for point in found
-            if point.weights
-        }
+        scored = {point: _score(point, data_uri, reference_uri, shared) for point in found if point.weights}
         best = min(scored.values(), key=lambda result: result.rank, default=None)
         points += [_measured(point, scored[point], best) if best and point in scored else point for point in found]
         results += scored.values()
@@ -128,19 +130,21 @@ def _find(run_uri: str, step: int, decay: float, *, kept: bool, max_error: float
     )
 
 
-def _score(point: SweepPoint, data_uri: str, reference_uri: str, options: EvaluationOptions, full: bool) -> EvaluationResult:
-    evaluation = checkpoint.load_experiment(point.checkpoint_uri).evaluation
-    options = dataclasses.replace(
+def _shared_options(evaluation: EvaluationConfig, options: EvaluationOptions, full: bool) -> EvaluationOptions:
+    return dataclasses.replace(
         options,
         likelihood=False,
         metrics=(),
         purpose="ema-sweep",
         num_samples=options.num_samples or (evaluation.num_samples if full else evaluation.scoring_num_samples),
         sampling=options.sampling or (evaluation.sampling if full else evaluation.scoring_sampling),
-        result_name=f"ema-sweep-{point.step:08d}-{point.weights}",
+        extractor=options.extractor or evaluation.extractor,
     )
-    spec = ModelSpec(checkpoint_uri=point.checkpoint_uri, weights=point.weights)
-    return evaluate_once(spec, data_uri, reference_uri, options)
+
+
+def _score(point: SweepPoint, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
+    named = dataclasses.replace(options, result_name=f"ema-sweep-{point.step:08d}-{point.weights}")
+    return evaluate_once(ModelSpec(checkpoint_uri=point.checkpoint_uri, weights=point.weights), data_uri, reference_uri, named)
 
 
 def _measured(point: SweepPoint, result: EvaluationResult, best: EvaluationResult) -> SweepPoint:

@@ -287,7 +287,9 @@ def _rebuild(model: TrialModel, decay: float, step: int) -> TrialModel | None:
         say(f"step {step:,} is left out: {error}")
         return None
     uri = rebuilt.checkpoint_uri
-    return replace(model, checkpoint_uri=uri, weights=rebuilt.weights, step=step, experiment=checkpoint.load_experiment(uri))
+    # Its own protocol is that of the time when its snapshots were stored.
+    experiment = replace(checkpoint.load_experiment(uri), evaluation=model.experiment.evaluation)
+    return replace(model, checkpoint_uri=uri, weights=rebuilt.weights, step=step, experiment=experiment)
 
 
 def _key(identity: Mapping[str, Any]) -> str:

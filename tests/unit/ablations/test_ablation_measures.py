@@ -107,7 +107,12 @@ def test_bits_per_dim_over_training_are_of_the_form_of_the_protocol_also_the_lea
     state = checkpoint.load(trained.checkpoint_uri, f"ema_{decay}.pt")
     files = {"experiment.json": trained.experiment.to_dict(), "power_ema_0.05.pt": state}
     checkpoint.save(averages.snapshots_uri(item["run_uri"]), 50, files)
-    rebuilt = {"experiment.json": files["experiment.json"], f"ema_{decay}.pt": state, "state.json": {"rebuilt": {"error": 0.0}}}
+    before = trained.experiment.override(["evaluation.likelihood_form=full", "evaluation.likelihood_steps=10"])
+    rebuilt = {
+        "experiment.json": before.to_dict(),
+        f"ema_{decay}.pt": state,
+        "state.json": {"rebuilt": {"error": 0.0}},
+    }  # of an earlier protocol
     rebuilt_uri = checkpoint.save(f"{item['run_uri']}/rebuilt/decay={decay}", 50, rebuilt)
     (point,) = likelihood_history(trained)["points"]
     assert (point["step"], point["num_evaluations_per_image"]) == (50, 5)

@@ -3,13 +3,16 @@
 import csv
 import io
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from evaluation.records.result import EvaluationResult
 from evaluation.studies.ema_sweep import Sweep, as_study, sweep
+from training import storage
 from training.checkpoints import averages, checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
@@ -67,6 +70,20 @@ def test_stored_and_rebuilt_averages_are_in_one_table(swept_run_uri: str, digits
     assert float(parsed[1]["distance"]) == kept.distance
     assert parsed[0]["distance"] == ""
     assert "data:image/svg+xml;base64," in study.files["sweep.html"].decode()
+
+
+def test_all_averages_are_scored_by_the_runs_protocol_also_when_it_changed_after_the_snapshots(
+    swept_run_uri: str, digits_uri: str, reference_uri: str, tmp_path: Path
+) -> None:
+    run_uri = str(shutil.copytree(swept_run_uri, tmp_path / "run"))
+    before = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, 200))
+    now = before.override(["evaluation.num_samples=70", 'evaluation.sampling.spacing="5"'])
+    storage.write_json(f"{run_uri}/experiment.json", now.to_dict())
+    found = sweep(run_uri, _DECAYS, digits_uri, reference_uri, at_full_protocol=True)
+    assert [point.source for point in found.points] == ["kept", "rebuilt"]
+    results = [EvaluationResult.read(str(path)) for path in tmp_path.rglob("ema-sweep-*.json")]
+    protocols = [(card["distance"]["num_samples"], card["distance"]["sampler"]) for card in (result.protocol for result in results)]
+    assert protocols == [(70, "ancestral, 5 of 40 steps")] * 2
 
 
 def test_a_rebuilt_average_equals_the_one_that_training_would_have_stored(swept_run_uri: str, digits_uri: str, reference_uri: str) -> None:
