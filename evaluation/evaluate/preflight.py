@@ -22,9 +22,10 @@ from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
 from evaluation.sampling.chunks import default_chunk_size
 from evaluation.sampling.generate import QUANTIZATION
 from evaluation.sampling.reverse_variance import OPTIMAL, estimate_digest, least_bound_chain
-from evaluation.sampling.sample_set import SamplePlan, plan_samples
+from evaluation.sampling.sample_set import SamplePlan, may_be_estimated, plan_samples
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel
 from training import storage
+from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.config.plain import as_plain_fields
@@ -65,8 +66,10 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         UserError: There is no such data set, or an option is not possible with this model, data set, extractor or reference.
     """
     options = options.validated()
-    model = spec.load("cpu")
-    experiment = model.experiment
+    experiment = checkpoint.load_experiment(spec.checkpoint_uri)
+    sampling = options.sampling or experiment.evaluation.sampling
+    learned = options.likelihood and (options.likelihood_form or experiment.evaluation.likelihood_form) == "learned"
+    model = spec.load(options.own_device if learned or may_be_estimated(sampling) else "cpu")
     extractor = load_extractor(
         options.extractor or experiment.evaluation.extractor, weights=options.extractor_weights, device=options.own_device
     )
@@ -86,7 +89,7 @@ def preflight(spec: ModelSpec, data_uri: str, reference_uri: str, options: Evalu
         model,
         num_images=options.num_samples or experiment.evaluation.num_samples,
         seed=options.seed if options.seed is not None else derived_seed(experiment.seed, options.purpose),
-        sampling=options.sampling or experiment.evaluation.sampling,
+        sampling=sampling,
         labels=options.labels,
         class_counts=provenance.class_counts,
         train_uri=train_uri,

@@ -63,9 +63,10 @@ def draw_images(
     if grid_path.suffix.lower() != ".png":
         raise UserError(f"{grid_path}: the images are written as PNG; name a file like samples.png")
     storage.make_directory(grid_path.parent)
-    model = request.model.load("cpu")
+    own_device = choose_device(device if num_workers <= 1 else "auto")
+    model = request.model.load(own_device if sample_set.may_be_estimated(request.sampling) else "cpu")
     plan = _plan(request, model)
-    worker_device = choose_device(device) if num_workers <= 1 or device == "auto" else device
+    worker_device = own_device if num_workers <= 1 or device == "auto" else device
     sample_set.draw(plan, images_uri, num_workers=num_workers, device=worker_device)
     shown: list[Generated] = []
     for part in sample_set.read(images_uri):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evaluation.records.devices import default_batch_size
 from evaluation.records.protocol_card import versions
 from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest
@@ -115,21 +116,28 @@ def step_errors(model: TrainedModel, fine: Sequence[int], indices: Tensor, seed:
     Entry [i, j] is the root mean square distance of the step from point i to point j > i. Points count from the noise; the last one is
     the image, one more than `fine` has timesteps.
     """
+    squares = torch.full((len(fine) + 1, len(fine) + 1), float("inf")).tril()
+    for part in torch.split(indices, default_batch_size(model.experiment.data.image_size)):
+        _add_squares(squares, model, fine, part, seed, len(part) / len(indices))
+    return squares.sqrt().double()
+
+
+def _add_squares(squares: Tensor, model: TrainedModel, fine: Sequence[int], indices: Tensor, seed: int, share: float) -> None:
+    """Add the mean squared distances of these images' steps, weighted by their share of all images, above the diagonal."""
     denoiser, x = _denoiser(model, fine, indices), keyed_normal(seed, Stream.SAMPLE_START, indices.to(model.device), model.image_shape)
     process = denoiser.process
     points, predictions = [x], []
     with torch.no_grad():
         for k in reversed(range(len(fine))):
-            predictions.append(denoiser.p_mean_variance(x, torch.full((len(x),), k, device=x.device)))
-            x = ddim_sample(process, predictions[-1], k, torch.zeros_like(x))
+            prediction = denoiser.p_mean_variance(x, torch.full((len(x),), k, device=x.device))
+            predictions.append((prediction.x_0, prediction.eps))  # the rest of it would take as much memory again
+            x = ddim_sample(process, prediction, k, torch.zeros_like(x))
             points.append(x)
-    errors = torch.full((len(points), len(points)), float("inf"), dtype=torch.float64)
     alpha_bars = [*process.alpha_bars.flip(0).tolist(), 1.0]
-    for i, prediction in enumerate(predictions):
+    for i, (x_0, eps) in enumerate(predictions):
         for j in range(i + 1, len(points)):
-            step = alpha_bars[j] ** 0.5 * prediction.x_0 + (1 - alpha_bars[j]) ** 0.5 * prediction.eps
-            errors[i, j] = float((step - points[j]).square().mean().sqrt())
-    return errors
+            step = alpha_bars[j] ** 0.5 * x_0 + (1 - alpha_bars[j]) ** 0.5 * eps
+            squares[i, j] += float((step - points[j]).square().mean()) * share
 
 
 def cheapest_path(errors: Float64[Tensor, "points points"], count: int) -> tuple[int, ...]:
@@ -154,8 +162,11 @@ def _denoiser(model: TrainedModel, timesteps: Sequence[int], indices: Tensor) ->
 
 
 def _draw(model: TrainedModel, timesteps: Sequence[int], indices: Tensor, seed: int) -> Tensor:
-    start = keyed_normal(seed, Stream.SAMPLE_START, indices.to(model.device), model.image_shape)
-    return sample_loop(_denoiser(model, timesteps, indices), DDIM(), start)
+    drawn = []
+    for part in torch.split(indices, default_batch_size(model.experiment.data.image_size)):
+        start = keyed_normal(seed, Stream.SAMPLE_START, part.to(model.device), model.image_shape)
+        drawn.append(sample_loop(_denoiser(model, timesteps, part), DDIM(), start))
+    return torch.cat(drawn)
 
 
 def file_of_model(model: TrainedModel, directory: str, ending: str) -> str:

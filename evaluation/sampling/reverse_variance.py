@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.records.devices import default_batch_size
 from evaluation.records.protocol_card import versions
 from evaluation.records.run_directory import RESULT, TrainingFields, run_uri_of
 from evaluation.sampling.learned_steps import cheapest_path, file_of_model
@@ -194,7 +195,8 @@ def _squares(denoiser: Denoiser, x_0: Tensor, t: Tensor, noise: Tensor) -> tuple
 
 def _real_images(model: TrainedModel, split_uri: str, num_images: int) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
     """Yield indices, images and conditioning of the first images, on the model's device."""
-    for indices, images, labels in iterate(split_uri, _BATCH_SIZE, stop=num_images):
+    batch_size = min(_BATCH_SIZE, default_batch_size(model.experiment.data.image_size))
+    for indices, images, labels in iterate(split_uri, batch_size, stop=num_images):
         if tuple(images.shape[1:]) != model.image_shape:
             raise UserError(f"{split_uri} has images of {tuple(images.shape[1:])}, {model.description} makes {model.image_shape}")
         x_0 = to_model_range(images.to(model.device))

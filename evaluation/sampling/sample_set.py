@@ -28,6 +28,7 @@ from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_cach
 from training import storage
 from training.config.errors import UserError
 from training.config.experiment import Precision, SamplingConfig
+from training.config.spacing import learned_count
 
 PLAN = "plan.json"
 
@@ -72,6 +73,11 @@ class SamplePlan(ChunkedPlan):
             raise UserError(f"batches of {self.batch_size} images: must be at least 1, or 0 for what suits the device")
 
 
+def may_be_estimated(sampling: SamplingConfig) -> bool:
+    """Return True if a plan with this sampler may choose timesteps or estimate variances first, by many network evaluations."""
+    return learned_count(sampling.spacing) is not None or sampling.variance != "model"
+
+
 def plan_samples(
     spec: ModelSpec,
     model: TrainedModel,
@@ -88,8 +94,9 @@ def plan_samples(
 ) -> SamplePlan:
     """Check a draw of images against the model, and plan it.
 
-    `spec` is the address of `model`, which is loaded. `train_uri` is the training split: an upsampler without `low_res_uri`
-    enlarges its images, downsampled. A `batch_size` of 0 takes the default for this image size. The rest is as in `SamplePlan`.
+    `spec` is the address of `model`, which is loaded: on a fast device if `may_be_estimated`. `train_uri` is the training split: an
+    upsampler without `low_res_uri` enlarges its images, downsampled. A `batch_size` of 0 takes the default for this image size. The
+    rest is as in `SamplePlan`.
 
     Raises:
         UserError: The labels or the small images don't suit the model, or it has no such guide.

@@ -1,17 +1,24 @@
 """The device of evaluation, and smaller batches when its memory is too small."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from evaluation.evaluate.options import EvaluationOptions
+from evaluation.evaluate.preflight import preflight
 from evaluation.likelihood.bits_per_dim import merge
 from evaluation.likelihood.estimate import likelihood_parts
 from evaluation.records.devices import choose_device, default_batch_size, full_precision, sampling_batch_size
+from evaluation.sampling.draw import DrawRequest, draw_images
 from evaluation.sampling.generate import concatenated, generate
-from evaluation.sampling.trained_model import TrainedModel, load_model
+from evaluation.sampling.learned_steps import learn_and_store
+from evaluation.sampling.reverse_variance import estimate_and_store
+from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import DiffusionConfig, SamplingConfig
+from training.config.experiment import DiffusionConfig, LikelihoodForm, SamplingConfig
 from training.config.presets import preset
 
 _SAMPLING = SamplingConfig(method="ddim", spacing="5")
@@ -97,6 +104,45 @@ def test_the_likelihood_is_the_same_in_the_halved_batches_of_a_small_device(mode
     torch.testing.assert_close(halves.per_image, whole.per_image, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="no memory for the likelihood of a single image"):
         list(likelihood_parts(diffusion, _SmallDevice(model.network, room=0), [batch], form="stratified", num_steps=5))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "form", "device"),
+    [
+        (SamplingConfig(spacing="learned:3"), "stratified", "cpu:0"),
+        (SamplingConfig(spacing="3", variance="optimal"), "stratified", "cpu:0"),
+        (SamplingConfig(spacing="3"), "learned", "cpu:0"),
+        (SamplingConfig(spacing="3"), "stratified", "cpu"),
+    ],
+)
+def test_what_a_plan_has_to_estimate_is_estimated_on_the_device_of_the_process(
+    sampling: SamplingConfig,
+    form: LikelihoodForm,
+    device: str,
+    run_uri: str,
+    digits_uri: str,
+    reference_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also "cpu:0" names the processor, so that it stands for a GPU here."""
+    spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, 200))
+    learn_and_store(spec.load(), 3, num_images=2)  # quicker than the usual numbers of images, which a plan would take
+    estimate_and_store(spec.load(), digits_uri, num_images=2)
+    loaded, load = [], ModelSpec.load
+
+    def noted(self: ModelSpec, device: str = "cpu") -> TrainedModel:
+        loaded.append(device)
+        return load(self, device)
+
+    monkeypatch.setattr(ModelSpec, "load", noted)
+    options = EvaluationOptions(sampling=sampling, likelihood_form=form, likelihood_num_images=2, device="cpu:0")
+    preflight(spec, digits_uri, reference_uri, options)
+    assert loaded == [device]
+    if form != "learned":
+        request = DrawRequest(model=spec, num_images=2, seed=0, sampling=sampling)
+        draw_images(request, str(tmp_path / "set"), tmp_path / "grid.png", device="cpu:0")
+        assert loaded[1:] == [device, "cpu:0"], "for the plan, and for the draw"
 
 
 def test_full_precision_restores_the_earlier_settings() -> None:

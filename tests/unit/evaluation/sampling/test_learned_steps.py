@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from oracles import GaussianOracle
+from torch import Tensor
 
 from evaluation.sampling import learned_steps
 from evaluation.sampling.draw import DrawRequest, draw_images
 from evaluation.sampling.generate import concatenated, generate
-from evaluation.sampling.learned_steps import cheapest_path, learn_steps, with_learned_steps
+from evaluation.sampling.learned_steps import cheapest_path, learn_steps, step_errors, with_learned_steps
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
@@ -46,6 +47,23 @@ def test_the_chosen_steps_come_closer_to_the_fine_path_than_even_ones(model: Tra
     assert len(found.timesteps) == 6
     assert found.timesteps[-1] == 999
     assert found.error < 0.8 * found.even_error
+
+
+def test_large_images_are_drawn_in_parts_that_give_the_same_errors(model: TrainedModel) -> None:
+    """Images of 256 pixels are 16 at a time; the errors of all are the root of the mean of the squares."""
+    experiment = model.experiment.override(["data.image_size=256", "model.attention_resolutions=128", "diffusion.num_timesteps=10"])
+    oracle = GaussianOracle(make_process(experiment.diffusion), std=0.1, mean=0.2)
+    sizes = set()
+
+    def network(x_t: Tensor, timesteps: Tensor, y: Tensor) -> Tensor:
+        sizes.add(len(x_t))
+        return oracle(x_t, timesteps)
+
+    large = dataclasses.replace(model, experiment=experiment, network=network)
+    whole, first, last = (step_errors(large, (1, 5, 9), torch.arange(*part), 0) for part in ((20,), (16,), (16, 20)))
+    torch.testing.assert_close(whole, (0.8 * first**2 + 0.2 * last**2).sqrt())
+    learn_steps(large, 2, num_images=17)
+    assert sizes == {16, 4, 1}
 
 
 def test_they_are_chosen_once_and_every_way_to_sample_takes_them(
