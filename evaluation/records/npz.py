@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from training import storage
 from training.config.errors import UserError
+from training.data.cache.disk_cache import TMPDIR_REMEDY, explain_disk_errors
 from training.shapes import Int64, UInt8
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -69,6 +72,45 @@ def write_images(uri: str, images: UInt8[Tensor, "batch channels height width"],
     if labels is not None:
         arrays["arr_1"] = labels.cpu().numpy()
     write_arrays(uri, arrays, compress=True)
+
+
+def write_batches(uri: str, batches: Iterable[tuple[Tensor, Tensor | None]], num_images: int) -> None:
+    """Write images and labels as `write_images` does, with one of the batches in memory at a time. A failure leaves nothing behind.
+
+    Args:
+        batches: uint8 NCHW images, and their labels or None.
+        num_images: Number of images in all batches.
+
+    Raises:
+        StorageError: It can't be written.
+        UserError: The disk for temporary files is full, or the batches have another number of images.
+    """
+    with tempfile.TemporaryDirectory(prefix="iddpm-") as directory:
+        path = Path(directory) / "images.npz"
+        with explain_disk_errors(path, TMPDIR_REMEDY):
+            count = _write_zip(path, batches, num_images)
+        if count != num_images:
+            raise UserError(f"{uri}: {num_images:,} images were to be written, and there are {count:,}; draw them again")
+        storage.upload(path, uri)
+
+
+def _write_zip(path: Path, batches: Iterable[tuple[Tensor, Tensor | None]], num_images: int) -> int:
+    """Write the file that `numpy.savez_compressed` would write; return the number of images."""
+    count, all_labels = 0, []
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:  # its size is not known before
+            for images, labels in batches:
+                pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                if not count:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *pixels.shape[1:])}
+                    np.lib.format.write_array_header_1_0(member, header)
+                member.write(pixels.data)
+                count += len(pixels)
+                all_labels += [] if labels is None else [labels.cpu().numpy()]
+        if all_labels:
+            with archive.open("arr_1.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.concatenate(all_labels), allow_pickle=False)
+    return count
 
 
 def read_images(uri: str) -> tuple[UInt8[Tensor, "batch channels height width"], Int64[Tensor, " batch"] | None]:

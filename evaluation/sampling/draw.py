@@ -75,7 +75,8 @@ def draw_images(
             break
     storage.write_bytes(str(grid_path), grids.to_png(_grid(shown, request, model)))
     if npz_uri:
-        npz.write_images(npz_uri, *concatenated(sample_set.read(images_uri)))
+        batches = ((images, labels) for _, images, labels in sample_set.read(images_uri))
+        npz.write_batches(npz_uri, batches, request.num_images)
 
 
 def _plan(request: DrawRequest, model: TrainedModel) -> SamplePlan:

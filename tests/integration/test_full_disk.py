@@ -4,13 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from evaluation.records import npz
 from training import storage
 from training.config.errors import UserError
 from training.data.loading.loader import Loader
@@ -95,3 +98,12 @@ def test_unused_data_is_evicted_from_a_full_disk(small_disk, tmp_path):
     for split, num_images in (("train", 1497), ("test", 300), ("train", 1497)):
         assert Loader(str(tmp_path / split), seed=0, global_batch_size=8, cache_dir=cache).manifest.num_images == num_images
         assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_full_disk_is_named_when_images_are_written_into_one_file_and_no_part_remains(small_disk, tmp_path, monkeypatch):
+    noise = torch.randint(0, 256, (200, 3, 64, 64), dtype=torch.uint8)
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with pytest.raises(UserError, match=f"^{small_disk}/.*: the disk is full; free some space there, or point TMPDIR elsewhere"):
+        npz.write_batches(str(tmp_path / "all.npz"), [(noise[:100], None), (noise[100:], None)], 200)
+    assert list(small_disk.iterdir()) == []
+    assert not (tmp_path / "all.npz").exists()
