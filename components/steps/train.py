@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.cluster.names import SERVICES_CONFIG_MAP
 from components.launch.step import run_on_cluster
+from components.steps.lease import LeaseLostError, leased
 from components.steps.mlflow_sync import leave_mark, update_mlflow
 from components.steps.reference import existing_reference, stored_extractor_weights
 from components.steps.registry import REFERENCE
@@ -54,7 +55,7 @@ def train_run(
     trial: str = "",
     prune: StopRule | None = None,
 ) -> str:
-    """Train an experiment, resume it, or find it trained.
+    """Train an experiment, resume it, or find it trained. While another process trains it, wait for that one's end.
 
     Args:
         experiment: The experiment, as JSON.
@@ -77,6 +78,7 @@ def train_run(
         UserError: The experiment or the data set does not fit.
         SystemExit: SIGTERM ended training early, after a last checkpoint; the code is 143.
         TrainingError: Training cannot go on.
+        LeaseLostError: Another training of the run has begun meanwhile, as this one could not reach the storage for minutes.
     """
     worker_resources = Resources.from_dict(resources)
     forced_by = pipeline_run_id if force_from == TRAIN_STEP else ""
@@ -84,10 +86,7 @@ def train_run(
     if pipeline_run_id and not parent_run_id and not read_result(run.uri):  # an ablation's trials need not measure bits/dim
         require_likelihood_images(run.experiment, data_uri)
     claim_directory(run)
-    result = read_result(run.uri)
-    if result:
-        say(f"run {run.key} is already trained to step {result['step']:,}; nothing to do")
-        update_mlflow(run.uri)
+    if _is_trained(run):
         return run.uri
     reference_arguments = {
         "experiment": experiment,
@@ -99,7 +98,10 @@ def train_run(
     reference_uri = _existing_reference(reference_uri, reference_arguments, ray_address)
     status: Status = "FAILED"
     tracked: TrackedRun | None = None
-    with stop_flag() as stop:
+    owner = f"{pipeline_run_id} {parent_run_id} {trial}" if pipeline_run_id else ""
+    with stop_flag() as stop, leased(run.uri, owner, stop, is_done=lambda: bool(read_result(run.uri))):
+        if _is_trained(run):  # by the other owner of the lease
+            return run.uri
         try:
             tags = {
                 "iddpm.data_uri": data_uri,
@@ -121,10 +123,22 @@ def train_run(
         except (SystemExit, KeyboardInterrupt):
             status = "KILLED"
             raise
+        except LeaseLostError:
+            tracked = None  # its run in MLflow is the other training's now
+            raise
         finally:
             if tracked is not None:
                 _finish(tracked, status, run.uri, stop)
     return run.uri
+
+
+def _is_trained(run: Run) -> bool:
+    """Return True if the run has its result; then say so, and bring MLflow up to it."""
+    result = read_result(run.uri)
+    if result:
+        say(f"run {run.key} is already trained to step {result['step']:,}; nothing to do")
+        update_mlflow(run.uri)
+    return bool(result)
 
 
 def _finish(tracked: TrackedRun, status: Status, run_uri: str, stop: StopFlag) -> None:

@@ -23,7 +23,7 @@ _Result = TypeVar("_Result")
 
 
 class StopFlag:
-    """A flag that the first of the given signals sets; it is never reset.
+    """A flag that the first of the given signals sets, or another thread of the program; it is never reset.
 
     It has no lock: the handler runs in the main thread, which could already own the lock.
     """
@@ -31,6 +31,7 @@ class StopFlag:
     def __init__(self, numbers: Collection[int] = ()) -> None:
         self._numbers = numbers
         self._received: list[int] = []
+        self._error: Exception | None = None
         self.install()
 
     def install(self) -> None:
@@ -41,10 +42,14 @@ class StopFlag:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
 
+    def stop_with(self, error: Exception) -> None:
+        """Set the flag for a reason of the program's own; `raise_if_set` raises that error, unless a signal has arrived too."""
+        self._error = error
+
     @property
     def is_set(self) -> bool:
-        """True once a signal has arrived."""
-        return bool(self._received)
+        """True once a signal has arrived, or the program itself has to stop."""
+        return bool(self._received) or self._error is not None
 
     @property
     def is_urgent(self) -> bool:
@@ -57,9 +62,12 @@ class StopFlag:
         Raises:
             KeyboardInterrupt: The first signal was Ctrl-C.
             SystemExit: The first signal was another; the code is 128 and its number (143 for SIGTERM), as a shell reports a killed process.
+            Exception: That of `stop_with`, without a signal.
         """
         if self._received:
             raise KeyboardInterrupt if self._received[0] == signal.SIGINT else SystemExit(128 + self._received[0])
+        if self._error is not None:
+            raise self._error
 
 
 @contextlib.contextmanager
@@ -84,7 +92,7 @@ def stop_flag() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if is_ending and number == signal.SIGTERM else handler or signal.SIG_DFL)
-    if flag.is_set:
+    if flag._received:
         signal.raise_signal(signal.Signals(flag._received[0]))
 
 

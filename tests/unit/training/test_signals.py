@@ -176,3 +176,12 @@ def test_work_that_will_end_by_itself_is_waited_for_until_ctrl_c_is_pressed_agai
     with ended_by(KeyboardInterrupt) as stop:
         threading.Timer(0.1, send, [signal.SIGINT, signal.SIGINT]).start()
         run_stoppable(threading.Event().wait, stop, on_stop=lambda: True)
+
+
+def test_the_program_itself_can_stop_the_work_and_a_signal_counts_more() -> None:
+    with pytest.raises(KeyError), stop_flag() as stop:  # noqa: PT012
+        threading.Timer(0.1, stop.stop_with, [KeyError()]).start()
+        run_stoppable(threading.Event().wait, stop, grace_seconds=0.0)
+    with ended_by(SystemExit) as stop:
+        stop.stop_with(KeyError())
+        send(signal.SIGTERM)

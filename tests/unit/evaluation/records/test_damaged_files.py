@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from components.ablations.close import ablation_numbers
 from components.ablations.directory import read_plan
 from components.retention.collect import SEEN, _note_seen
 from components.steps.compare import tell_comparison
+from components.steps.lease import Lease, read_lease
 from components.steps.run_messages import training_numbers
 from components.steps.runs import data_of, last_progress, require_not_deleting
 from components.steps.webhook import URL_VARIABLE, send_once
@@ -41,6 +43,7 @@ from training.tracking.metrics_file import last_time, read_metric
 
 OTHERS: tuple[Any, ...] = (None, True, -3, 0.5, "text", [], ["text"], {}, {"text": "text"})
 EXPERIMENT = preset("digits-tiny-hybrid-cosine")
+LEASE = Lease(owner="p-1", host="a-host", pid=5, began="7", id="a")
 RESULT = {
     "checkpoint_uri": "runs/x/checkpoints/step=00000200",
     "weights": "ema_0.99",
@@ -208,6 +211,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
     "evaluations/step=00000200.json": (SCORE, _scores),
     "result.json": (TRAINED, _trained),
     "attempt.json": ({"time": 5, "data_uri": "data"}, lambda run: (last_progress(run), data_of(run))),
+    "lease/00000001.json": (dataclasses.asdict(LEASE), lambda run: read_lease(f"{run}/lease")),
     "deleting.json": ({"since": 5.0}, require_not_deleting),
     "experiment.json": (EXPERIMENT.to_dict(), lambda run: checkpoint.read_experiment(f"{run}/experiment.json")),
     "metrics.jsonl": ({"step": 1, "time": 5, "values": {"loss": 0.5, "other": "NaN"}}, _metrics),
