@@ -12,7 +12,6 @@ from typing import Any
 from components.launch.step import Step, load
 from training import storage
 
-CALL = "rayjob-call.json"
 ANSWER = "rayjob-answer.json"
 TRY_AGAIN = 75
 """Exit code of a driver that failed for a reason that may pass (EX_TEMPFAIL of sysexits.h)."""
@@ -25,6 +24,7 @@ class Call:
     Attributes:
         key: Key that names the job; one key has one job at a time.
         result_uri: File that exists once the call is done: a training's result, or the value that any other step returned.
+        launch: Id of the process that launches it, so that one does not overwrite the file of another, whose job may just start.
     """
 
     step: Step
@@ -32,11 +32,12 @@ class Call:
     key: str
     directory_uri: str
     result_uri: str
+    launch: str = ""
 
     @property
     def uri(self) -> str:
         """URI of the file with step and arguments."""
-        return storage.join(self.directory_uri, CALL)
+        return storage.join(self.directory_uri, "-".join(part for part in ("rayjob-call", self.launch) if part) + ".json")
 
     @property
     def driver(self) -> tuple[str, ...]:

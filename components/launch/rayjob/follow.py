@@ -77,7 +77,13 @@ DEFAULT_PACE = Pace()
 
 
 def run_rayjob(
-    job: RayJob, api: KubernetesApi, *, is_done: Callable[[], bool], progress: Callable[[], int] = lambda: 0, pace: Pace = DEFAULT_PACE
+    job: RayJob,
+    api: KubernetesApi,
+    *,
+    is_done: Callable[[], bool],
+    prepare: Callable[[], None] = lambda: None,
+    progress: Callable[[], int] = lambda: 0,
+    pace: Pace = DEFAULT_PACE,
 ) -> None:
     """Start a job, or find it running, and return once it succeeded.
 
@@ -86,6 +92,7 @@ def run_rayjob(
 
     Args:
         is_done: Returns True if the run left its result; a job that succeeded but whose result is gone is started again.
+        prepare: Stores what the job reads; called before it is created, and not where a job is there already.
         progress: Returns the step of the last checkpoint. A lost job is started again up to `MAX_LOSSES` times without progress.
 
     Raises:
@@ -101,7 +108,7 @@ def run_rayjob(
         return False
 
     def follow() -> None:
-        running = _attach_or_create(job, api, is_done, pace, ownership, stop)
+        running = _attach_or_create(job, api, prepare, is_done, pace, ownership, stop)
         try:
             _watch(job, running["metadata"]["uid"], api, is_done, pace)
         except _ReplacedError:
@@ -192,7 +199,13 @@ def _delete_for_certain(name: str, delete: Callable[[], int]) -> None:
 
 
 def _attach_or_create(
-    job: RayJob, api: KubernetesApi, is_done: Callable[[], bool], pace: Pace, ownership: _Ownership, stop: StopFlag
+    job: RayJob,
+    api: KubernetesApi,
+    prepare: Callable[[], None],
+    is_done: Callable[[], bool],
+    pace: Pace,
+    ownership: _Ownership,
+    stop: StopFlag,
 ) -> dict[str, Any]:
     while True:
         found = api.rayjob(job.name)
@@ -201,6 +214,7 @@ def _attach_or_create(
             if problem:
                 raise RayJobError(problem)
             _wait_for_pods_to_go(job, api, pace)
+            prepare()
             ownership.is_being_created = True  # before it exists, so that a stop finds it
             stop.raise_if_set()
             created = api.create_rayjob(render(job))

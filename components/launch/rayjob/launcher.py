@@ -6,6 +6,7 @@ and its result go through files in S3, so no shell has to quote them.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import uuid
 from collections.abc import Mapping
@@ -41,12 +42,11 @@ def run_on_rayjob(step: Step, arguments: Mapping[str, Any], resources: StageReso
     api = KubernetesApi(current_namespace())
     launcher, launch = _own_pod(api), uuid.uuid4().hex
     owner = owner_of(launcher)
-    call = call_of(step, arguments, scope=owner.uid if owner else launch)
+    call = dataclasses.replace(call_of(step, arguments, scope=owner.uid if owner else launch), launch=launch)
     if call.is_done():  # by an earlier try of this step
         return call.result()
     job = rayjob_for(call, resources, launcher=launcher, namespace=api.namespace, launch=launch)
-    call.write()
-    run_rayjob(job, api, is_done=call.is_done, progress=call.progress, pace=pace)
+    run_rayjob(job, api, prepare=call.write, is_done=call.is_done, progress=call.progress, pace=pace)
     if not call.is_done():
         raise RayJobError(f"RayJob {job.name} succeeded but {call.result_uri} is not there; do its pods write to the same S3 as this step?")
     say(f"{call.key} is done")

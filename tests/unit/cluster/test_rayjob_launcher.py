@@ -13,10 +13,10 @@ import pytest
 from fake_kubernetes import FakeKubernetes, recorded_statuses
 
 from components.launch import driver
-from components.launch.call import CALL, Call
+from components.launch.call import Call, call_of
 from components.launch.rayjob.follow import Pace, RayJobError
 from components.launch.rayjob.launcher import run_on_rayjob
-from components.launch.rayjob.manifest import rayjob_for, rayjob_name
+from components.launch.rayjob.manifest import rayjob_for, rayjob_name, render
 from components.launch.resources import RayJobOptions, StageResources, read_resources
 from components.launch.run import run_step
 from components.steps.registry import EVALUATE, REFERENCE, TRAIN
@@ -92,8 +92,9 @@ def test_a_run_is_trained_on_the_cluster_and_its_result_read_from_storage(cluste
     assert head["image"] == "iddpm@sha256:abc"
     assert manifest["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
     expected = {"step": dataclasses.asdict(TRAIN), "arguments": arguments, "answer_uri": "", "ray_address": "auto"}
-    assert storage.read_json(storage.join(run_uri, CALL)) == expected
-    assert manifest["spec"]["entrypoint"].endswith(f"components.launch.driver {run_uri}/{CALL}")
+    uri = f"{run_uri}/rayjob-call-{manifest['metadata']['labels']['iddpm/launch']}.json"
+    assert storage.read_json(uri) == expected
+    assert manifest["spec"]["entrypoint"].endswith(f"components.launch.driver {uri}")
     assert f"{Path(run_uri).name} is done" in capsys.readouterr().out
 
 
@@ -103,6 +104,19 @@ def test_a_run_that_is_done_sends_the_cluster_no_request(cluster, arguments):
     asked = len(cluster.requests)
     assert run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE) == first
     assert len(cluster.requests) == asked
+
+
+@pytest.mark.parametrize("launch", ["", "theirs"], ids=["of the version before", "of another launcher"])
+def test_a_launcher_that_follows_a_job_leaves_its_call_as_it_is(cluster, arguments, launch):
+    theirs = dataclasses.replace(call_of(TRAIN, {**arguments, "tracking_experiment": "theirs"}), launch=launch)
+    theirs.write()
+    job = rayjob_for(theirs, _TWO, launcher={"spec": _POD}, namespace=fake_kubernetes.NAMESPACE, launch="theirs")
+    cluster.created.append(cluster.add_rayjob(render(job), cluster.script[0]))
+    _training_ends_well(cluster)
+    run_uri = run_on_rayjob(TRAIN, arguments, _TWO, pace=_PACE)
+    assert cluster.count("POST") == 0
+    assert storage.read_json(theirs.uri)["arguments"]["tracking_experiment"] == "theirs"
+    assert [uri for uri in storage.list_uris(run_uri) if "rayjob-call" in uri] == [theirs.uri]
 
 
 def test_a_job_that_succeeds_without_a_result_is_no_success(cluster, arguments):
@@ -206,10 +220,10 @@ def test_the_resources_of_the_form_reach_the_cluster(cluster, arguments):
     _training_ends_well(cluster)
     cluster.script, cluster.queues = [_GOOD], {"training": {}}
     del arguments["resources"]
-    run_uri = run_step(TRAIN, arguments, '{"profile": "rayjob-2xcpu", "queue": "training", "gradient_checkpointing": true}')
+    run_step(TRAIN, arguments, '{"profile": "rayjob-2xcpu", "queue": "training", "gradient_checkpointing": true}')
     assert cluster.created[0]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
     assert cluster.created[0]["spec"]["suspend"] is True
-    call = storage.read_json(storage.join(run_uri, CALL))
+    call = storage.read_json(cluster.created[0]["spec"]["entrypoint"].split()[-1])
     assert (call["arguments"]["resources"]["num_workers"], call["arguments"]["resources"]["gradient_checkpointing"]) == (2, True)
 
 
