@@ -35,7 +35,7 @@ class RayJobError(RuntimeError):
 
 
 class _RayJobLostError(LostError):
-    """KubeRay gave the job up, or its pods died; on a new RayJob the run goes on."""
+    """KubeRay gave the job up, its pods died, or another run whose job it was ended it; on a new RayJob the run goes on."""
 
 
 class _ReplacedError(Exception):
@@ -110,7 +110,7 @@ def run_rayjob(
     def follow() -> None:
         running = _attach_or_create(job, api, prepare, is_done, pace, ownership, stop)
         try:
-            _watch(job, running["metadata"]["uid"], api, is_done, pace)
+            _watch(job, running["metadata"]["uid"], api, is_done, pace, is_own=bool(ownership.uid))
         except _ReplacedError:
             return follow()
         uid, ownership.uid = ownership.uid, ""
@@ -285,7 +285,7 @@ def _wait_for_pods_to_go(job: RayJob, api: KubernetesApi, pace: Pace) -> None:
 # -- watching ----------------------------------------------------------------------------------------------------------
 
 
-def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool], pace: Pace) -> None:
+def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool], pace: Pace, *, is_own: bool) -> None:
     selector = f"{RUN_LABEL}={job.name}"
     logs = LogFollower(api, selector)
     summary, changed, has_dashboard = "", pace.clock(), False
@@ -297,6 +297,8 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
             if found is None:
                 if is_done():  # another run follows it too, and has deleted it when it was done
                     return
+                if not is_own:
+                    raise _RayJobLostError(f"RayJob {job.name} of another run was deleted, as where that run was cancelled")
                 raise RayJobError(f"RayJob {job.name} was deleted while it ran; the same command goes on from the latest checkpoint")
             if found["metadata"]["uid"] != uid:
                 raise _ReplacedError

@@ -294,6 +294,23 @@ def test_a_job_that_is_deleted_by_somebody_says_so(cluster):
         _run(done=False)
 
 
+def test_the_job_of_another_run_that_is_cancelled_is_made_anew(cluster, capsys):
+    """Run B follows the job of run A; the end of A must not fail B."""
+    theirs = render(_job(owner=Owner("argoproj.io/v1alpha1", "train-y", "workflow-2"), launch="launch-2"))
+    cluster.created.append(cluster.add_rayjob(theirs, _RUNNING))
+    cluster.script = [_RUNNING]
+
+    def cancel(rayjob: dict[str, Any]) -> None:
+        if len(cluster.created) == 1 and rayjob["looks"] == 3:
+            cluster.rayjobs.pop(_NAME)
+            cluster.script = list(_SUCCEEDED)
+
+    cluster.on_look = cancel
+    _run(done=False)
+    assert [each["metadata"]["labels"][LAUNCH_LABEL] for each in cluster.created] == ["launch-2", "launch-1"]
+    assert "of another run was deleted" in capsys.readouterr().out
+
+
 def test_a_job_that_another_run_has_deleted_when_it_was_done_is_done(cluster):
     """Two runs of one training follow one job: on a slow node the second had not seen the end before the first deleted it."""
     cluster.script = [_RUNNING]
