@@ -18,7 +18,7 @@ from components.cluster.names import LAUNCH_LABEL, OWNER_LABEL, RUN_LABEL, RUN_U
 from components.cluster.workflows import has_ended
 from components.launch.rayjob.logs import LogFollower
 from components.launch.rayjob.manifest import RayJob, render
-from components.launch.rayjob.status import Status, failure_message, is_live, pod_troubles, read_status, remedy_of
+from components.launch.rayjob.status import failure_message, is_live, pod_troubles, read_status, remedy_of
 from components.launch.repeat import MAX_LOSSES, LostError, repeat_lost
 from training.console import format_duration, say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
@@ -325,7 +325,7 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
                 began = None  # KubeRay, too, starts its deadline again once the queue admits the job
             else:
                 began = began if began is not None else pace.clock()
-                _require_in_time(job, uid, status, pace.clock() - began, api, pace)
+                _require_in_time(job, found, pace.clock() - began, api, is_own=is_own)
             pace.pause(unchanged_seconds=pace.clock() - changed, is_due=logs.has_ended)
             if logs.has_ended():
                 logs.forget_end()
@@ -334,19 +334,25 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
         logs.finish()
 
 
-def _require_in_time(job: RayJob, uid: str, status: Status, seconds: float, api: KubernetesApi, pace: Pace) -> None:
-    """Delete a job that KubeRay's operator should have noticed or ended by now."""
+def _require_in_time(job: RayJob, found: dict[str, Any], seconds: float, api: KubernetesApi, *, is_own: bool) -> None:
+    """Give up a job that KubeRay's operator should have noticed or ended by now, and delete it if it is this launcher's own.
+
+    The deadline is that of the job which is there: another run may have asked for a longer one than `job`.
+    """
+    deadline = found["spec"].get("activeDeadlineSeconds") or job.resources.rayjob.active_deadline_seconds
+    is_unseen = read_status(found).deployment == "" and seconds > _SLACK_SECONDS
+    if not is_unseen and seconds <= deadline + _SLACK_SECONDS:
+        return
+    if is_own:
+        api.delete_rayjob(job.name, found["metadata"]["uid"])
+    end = "it is deleted" if is_own else "it is left to the run that made it"
     operator = "is KubeRay's operator running ('kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator')?"
-    if status.deployment == "" and seconds > _SLACK_SECONDS:
-        api.delete_rayjob(job.name, uid)
-        raise RayJobError(f"KubeRay has not looked at RayJob {job.name} for {format_duration(seconds)}, and it is deleted; {operator}")
-    deadline = job.resources.rayjob.active_deadline_seconds
-    if seconds > deadline + _SLACK_SECONDS:
-        api.delete_rayjob(job.name, uid)
-        raise RayJobError(
-            f"RayJob {job.name} outlived its deadline of {format_duration(deadline)} and is deleted; {operator} "
-            "The same command goes on from the latest checkpoint"
-        )
+    if is_unseen:
+        raise RayJobError(f"KubeRay has not looked at RayJob {job.name} for {format_duration(seconds)}, and {end}; {operator}")
+    raise RayJobError(
+        f"RayJob {job.name} outlived its deadline of {format_duration(deadline)}, and {end}; {operator} "
+        "The same command goes on from the latest checkpoint"
+    )
 
 
 def _new_troubles(before: list[str], now: list[str]) -> list[str]:

@@ -325,6 +325,30 @@ def test_a_job_that_outlives_its_deadline_is_deleted(cluster):
     assert _NAME not in cluster.rayjobs
 
 
+def _job_of_another_run(cluster: FakeKubernetes, *, deadline: int) -> None:
+    theirs = render(_job(owner=Owner("argoproj.io/v1alpha1", "train-y", "workflow-2"), launch="launch-2", deadline=deadline))
+    cluster.created.append(cluster.add_rayjob(theirs, _RUNNING))
+
+
+def test_a_job_of_another_run_is_followed_to_that_ones_deadline(cluster):
+    _job_of_another_run(cluster, deadline=6 * 3600)
+    cluster.script = [*[_RUNNING] * 30, _GOOD]
+    clock = _Clock()
+    _run(_job(deadline=1), clock=clock, poll_seconds=300.0)
+    assert 3600 < clock.seconds < 6 * 3600
+    assert cluster.count("DELETE") == 0
+
+
+@pytest.mark.parametrize("status", [_RUNNING, {}], ids=["outlived", "unseen"])
+def test_a_job_of_another_run_that_kuberay_should_have_ended_is_given_up_and_left_alone(cluster, status):
+    _job_of_another_run(cluster, deadline=1)
+    cluster.script = [status]
+    with pytest.raises(RayJobError, match="it is left to the run that made it"):
+        _run()
+    assert cluster.count("DELETE") == 0
+    assert _NAME in cluster.rayjobs
+
+
 def test_time_in_the_queue_does_not_count_also_when_the_queue_takes_a_running_job_back(cluster):
     # Not recorded, for want of Kueue: these are the two states that KubeRay's schema has for it.
     suspended = [{"jobDeploymentStatus": "Suspending"}, *[{"jobDeploymentStatus": "Suspended"}] * 20]
