@@ -103,8 +103,12 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
     client, job = _connect(address), _Job()
 
     def follow() -> None:
-        _attach_or_submit(client, rayjob_name(call.key), call, job, stop)
-        _follow(client, job.name, pace)
+        while True:
+            _attach_or_submit(client, rayjob_name(call.key), call, job, stop)
+            _follow(client, job, pace)
+            if job.is_own or call.is_done():
+                return
+            say(f"Ray job {job.name} of another run has ended without this run's result, which goes on with its own")
 
     with stop_flag() as stop:
         run_stoppable(follow, stop, on_stop=lambda: _stop_own(client, job), grace_seconds=0.0)
@@ -181,7 +185,9 @@ def _submit(client: _Dashboard, job: str, call: Call, owner: str) -> bool:
     return True
 
 
-def _follow(client: _Dashboard, name: str, pace: Pace) -> None:
+def _follow(client: _Dashboard, job: _Job, pace: Pace) -> None:
+    """Follow a job until it has succeeded, or another run that owns it has stopped it."""
+    name = job.name
     log = _Log(client, name, pace)
     while True:
         status = _retry(lambda: _status(client, name))
@@ -190,7 +196,7 @@ def _follow(client: _Dashboard, name: str, pace: Pace) -> None:
         log.show()
         pace.pause()
     log.show_the_rest()  # its last lines stand above the reason
-    if status == "SUCCEEDED":
+    if status == "SUCCEEDED" or (status == "STOPPED" and not job.is_own):
         return
     if not status:
         raise RayJobsError(f"Ray job {name} is gone: the cluster was restarted, or the job was deleted; the same command goes on")

@@ -263,6 +263,40 @@ def test_sigterm_ends_the_step_though_the_dashboard_has_fallen_silent(tmp_path):
         )
 
 
+@pytest.mark.parametrize("end", ["SUCCEEDED", "STOPPED"])
+def test_a_job_of_another_run_that_ends_without_our_result_is_followed_by_our_own(tmp_path, end, monkeypatch, capsys):
+    monkeypatch.setenv("KFP_POD_NAME", "train-x-system-container-impl-123")
+    call = call_of(PREPROCESS, preprocess_arguments(tmp_path))
+    jobs: list[dict[str, Any]] = []
+
+    def add(owner: str) -> None:
+        name = f"{rayjob_name(call.key)}-{len(jobs) + 1}"
+        metadata = {"iddpm/owner": owner}
+        jobs.append({"submission_id": name, "type": "SUBMISSION", "status": "RUNNING", "entrypoint": "x", "metadata": metadata})
+
+    def answer(method: str, path: str) -> Answer:
+        if path == "/api/version":
+            return _VERSION
+        if method == "POST":
+            add("train-x")
+            return 200, json.dumps({"job_id": "x", "submission_id": jobs[-1]["submission_id"]})
+        if path == "/api/jobs/":
+            return 200, json.dumps(jobs)
+        job = next(each for each in jobs if each["submission_id"] in path)
+        if path.endswith("/logs"):
+            job["status"] = end if job is jobs[0] else "SUCCEEDED"
+            if job is not jobs[0]:
+                Path(call.result_uri).write_text('{"returned": "done"}')
+            return 200, '{"logs": ""}'
+        return 200, json.dumps(job)
+
+    add("another-run")
+    with _stand_in(answer) as address:
+        assert run_on_dashboard(PREPROCESS, preprocess_arguments(tmp_path), address, pace=Pace(poll_seconds=0.02)) == "done"
+    assert len(jobs) == 2
+    assert "of another run has ended without this run's result" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("owner", "stops"), [("another-run", 0), ("train-x", 1)], ids=["of another run", "of an earlier try"])
 def test_sigterm_stops_a_job_that_it_found_there_only_if_it_is_its_own(tmp_path, owner, stops, monkeypatch):
     monkeypatch.setenv("KFP_POD_NAME", "train-x-retry-system-container-impl-123")

@@ -116,6 +116,9 @@ def run_rayjob(
         uid, ownership.uid = ownership.uid, ""
         if uid and is_done():
             api.delete_rayjob(job.name, uid)  # its GPUs would idle until KubeRay does it
+        elif not uid and not is_done():  # such as a tuning with fewer trials: our own finds those recorded
+            say(f"RayJob {job.name} of another run has succeeded without this run's result, which goes on with its own")
+            return follow()
         return None
 
     def follow_all() -> None:
@@ -294,13 +297,14 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
     try:
         while True:
             found = api.rayjob(job.name)
+            is_gone = found is None or found["metadata"]["uid"] != uid
+            if is_gone and is_done():  # another run follows it too, and has deleted it, or made its own, when it was done
+                return
             if found is None:
-                if is_done():  # another run follows it too, and has deleted it when it was done
-                    return
                 if not is_own:
                     raise _RayJobLostError(f"RayJob {job.name} of another run was deleted, as where that run was cancelled")
                 raise RayJobError(f"RayJob {job.name} was deleted while it ran; the same command goes on from the latest checkpoint")
-            if found["metadata"]["uid"] != uid:
+            if is_gone:
                 raise _ReplacedError
             status = read_status(found)
             if status.summary != summary:

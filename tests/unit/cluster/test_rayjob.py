@@ -311,6 +311,36 @@ def test_the_job_of_another_run_that_is_cancelled_is_made_anew(cluster, capsys):
     assert "of another run was deleted" in capsys.readouterr().out
 
 
+def test_a_job_of_another_run_that_succeeds_without_our_result_is_followed_by_our_own(cluster, capsys):
+    """A tuning that is submitted twice, or with more trials, has one directory and one job, and a result for each call."""
+    theirs = render(_job(owner=Owner("argoproj.io/v1alpha1", "train-y", "workflow-2"), launch="launch-2"))
+    cluster.created.append(cluster.add_rayjob(theirs, _RUNNING))
+    cluster.script = [_RUNNING, _GOOD]
+    api = KubernetesApi(NAMESPACE, patience_seconds=5.0, first_pause_seconds=0.02)
+    run_rayjob(
+        _job(),
+        api,
+        is_done=lambda: cluster.created[-1]["metadata"]["labels"][LAUNCH_LABEL] == "launch-1" and cluster.created[-1]["status"] == _GOOD,
+        pace=_Clock().pace(60.0),
+    )
+    assert [each["metadata"]["labels"][LAUNCH_LABEL] for each in cluster.created] == ["launch-2", "launch-1"]
+    assert "succeeded without this run's result" in capsys.readouterr().out
+
+
+def test_a_run_that_is_done_does_not_follow_the_job_that_replaced_its_own(cluster):
+    cluster.script = [_RUNNING, _RUNNING, _GOOD]
+
+    def replace(rayjob: dict[str, Any]) -> None:
+        if len(cluster.created) == 1 and rayjob["looks"] == 3:
+            cluster.rayjobs.pop(_NAME)
+            cluster.add_rayjob(render(_job(launch="launch-2", owner=Owner("argoproj.io/v1alpha1", "train-y", "w-2"))), _RUNNING)
+            rayjob["metadata"] = {**rayjob["metadata"], "uid": "uid-of-the-next"}
+
+    cluster.on_look = replace
+    _run()
+    assert cluster.rayjobs[_NAME]["metadata"]["labels"][LAUNCH_LABEL] == "launch-2"
+
+
 def test_a_job_that_another_run_has_deleted_when_it_was_done_is_done(cluster):
     """Two runs of one training follow one job: on a slow node the second had not seen the end before the first deleted it."""
     cluster.script = [_RUNNING]
