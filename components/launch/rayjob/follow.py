@@ -18,7 +18,7 @@ from components.cluster.names import LAUNCH_LABEL, OWNER_LABEL, RUN_LABEL, RUN_U
 from components.cluster.workflows import has_ended
 from components.launch.rayjob.logs import LogFollower
 from components.launch.rayjob.manifest import RayJob, render
-from components.launch.rayjob.status import failure_message, is_live, pod_troubles, read_status, remedy_of
+from components.launch.rayjob.status import failure_message, is_live, pod_troubles, read_status, refused_pods, remedy_of
 from components.launch.repeat import MAX_LOSSES, LostError, repeat_lost
 from training.console import format_duration, say
 from training.distributed.signals import StopFlag, run_stoppable, stop_flag
@@ -324,7 +324,8 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
                     raise _RayJobLostError(failure_message(job.name, status, troubles))
                 raise RayJobError(f"{failure_message(job.name, status, troubles)}; {remedy_of(status)}")
             waits = status.deployment in ("Suspended", "Suspending")
-            troubles = _new_troubles(troubles, api.queue_reasons(uid) if waits else pod_troubles(api.pods(selector)))
+            present = api.queue_reasons(uid) if waits else [*refused_pods(found), *pod_troubles(api.pods(selector))]
+            troubles = _new_troubles(troubles, present)
             if waits:
                 began = None  # KubeRay, too, starts its deadline again once the queue admits the job
             else:

@@ -24,6 +24,8 @@ _LOST = ("SubmissionFailed", "DeadlineExceeded", "JobDeploymentStatusTransitionG
 """Reasons that say nothing against the run itself."""
 _LOST_DRIVER = re.compile(rf"exit code (-9|137|{TRY_AGAIN})\b|Submitter completed but Ray job not found|node .*(died|dead|preempted)", re.I)
 """Messages of a job whose driver was killed, or says that a later try may succeed."""
+_POD_NAME = re.compile(r'\bpods? "[^"]*"')
+"""A pod that was refused has a new name in each try, so that its message would be new each time."""
 _TROUBLED = (
     "ImagePullBackOff",
     "ErrImagePull",
@@ -121,6 +123,17 @@ def pod_troubles(pods: Sequence[Mapping[str, Any]]) -> list[str]:
                 if ((state or {}).get("terminated") or {}).get("reason") == "OOMKilled":
                     troubles[f"{_role(pod)}: out of memory; give it more"] = None
     return list(troubles)
+
+
+def refused_pods(rayjob: Mapping[str, Any]) -> list[str]:
+    """Return why the API server refuses pods of a RayJob's cluster: a quota, a LimitRange, an admission webhook. Such pods do not exist."""
+    conditions = ((rayjob.get("status") or {}).get("rayClusterStatus") or {}).get("conditions") or ()
+    messages = (
+        " ".join((each.get("message") or each.get("reason") or "").split())
+        for each in conditions
+        if each.get("type") == "ReplicaFailure" and each.get("status") == "True"
+    )
+    return [f"pods are refused: {_POD_NAME.sub('a pod', message)[:300]}" for message in messages]
 
 
 def is_live(pod: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from components.cluster.names import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_M
 from components.cluster.workflows import Owner
 from components.launch.rayjob.follow import Pace, run_rayjob
 from components.launch.rayjob.manifest import RayJob, render
-from components.launch.resources import RayJobOptions, StageResources
+from components.launch.resources import PROFILES, RayJobOptions, StageResources, read_resources
 from components.reaper.messages import TOLD_LABEL
 from components.reaper.rayjobs import delete_finished_rayjobs
 from pipelines.cli import main as cli
@@ -260,6 +260,13 @@ def test_our_namespace_enforces_restricted_and_has_a_quota_and_denies_by_default
     assert _named(overlay, "LimitRange", "services")
     deny = _named(overlay, "NetworkPolicy", "nothing-else")["spec"]
     assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_the_quota_of_gpus_has_room_for_a_training_of_the_largest_profile():
+    stages = [read_resources(name, stage="train") for name in PROFILES]
+    largest = max(each.num_workers * each.num_gpus_per_worker for each in stages)
+    quota = _named("cluster", "ResourceQuota", "iddpm-gpus", "kubeflow")
+    assert int(quota["spec"]["hard"]["requests.nvidia.com/gpu"]) >= largest == 64
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)

@@ -282,6 +282,23 @@ def test_a_problem_of_a_pod_is_reported_once_and_is_in_the_final_error(cluster, 
     assert capsys.readouterr().out.count("head: ImagePullBackOff") == 1
 
 
+def test_pods_that_a_quota_refuses_are_reported_once_and_are_in_the_final_error(cluster, capsys):
+    # The status is recorded; its last condition is not: KubeRay 1.7 adds it where it can't create a pod.
+    (status, *_) = (each for each in _SUCCEEDED if (each.get("rayClusterStatus") or {}).get("conditions"))
+
+    def refused(pod: str) -> dict[str, Any]:
+        message = f'pods "{pod}" is forbidden: exceeded quota: iddpm-gpus, requested: requests.nvidia.com/gpu=8, used: 32, limited: 32'
+        condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateWorkerPod", "message": message}
+        ray = status["rayClusterStatus"]
+        return {**status, "rayClusterStatus": {**ray, "conditions": [*ray["conditions"], condition]}}
+
+    end = {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}
+    cluster.script = [status, refused("x-workers-worker-a1b2c"), refused("x-workers-worker-d3e4f"), end]
+    with pytest.raises(RayJobError, match="seen: pods are refused: a pod is forbidden: exceeded quota: iddpm-gpus"):
+        _run()
+    assert capsys.readouterr().out.count("pods are refused") == 1
+
+
 def test_a_job_that_is_deleted_by_somebody_says_so(cluster):
     cluster.script = [_RUNNING]
 
