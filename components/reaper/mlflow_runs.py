@@ -21,12 +21,14 @@ from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.workflows import ENDED, is_cancelled, phase_of
 from components.steps.mlflow_sync import read_marks, update_mlflow, update_open_run
 from components.steps.runs import storage_root_of
+from training.config.errors import UserError
 from training.console import say
 from training.storage.errors import StorageError
+from training.tracking.client import TrackingError
 from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, latest_runs, open_runs, set_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from training.tracking.tracked_run import Status
 
@@ -79,14 +81,23 @@ def send_what_mlflow_lacks(runs: Sequence[FoundRun]) -> None:
     roots = {storage_root_of(uri) for run in runs if (uri := run.tags.get(RUN_URI_TAG) or run.tags.get("iddpm.ablation_uri"))}
     for root in sorted(roots):
         try:
-            for mark in read_marks(root):
-                is_sent = (
-                    update_ablation(mark["ablation_uri"]) if "ablation_uri" in mark else update_mlflow(mark["run_uri"], mark["run_id"])
-                )
-                if is_sent:
-                    say(f"MLflow has all of {mark.get('ablation_uri') or mark['run_uri']} now")
+            marks = read_marks(root)
         except StorageError as error:  # such as a bucket of another team
             say(str(error))
+            continue
+        for mark in marks:
+            try:
+                _send_marked(mark)
+            except TrackingError:
+                raise
+            except (UserError, StorageError) as error:  # what it names is damaged: the other marks have their turn
+                say(f"{error}; MLflow may lack something of {mark.get('ablation_uri') or mark.get('run_uri')}")
+
+
+def _send_marked(mark: Mapping[str, str]) -> None:
+    is_sent = update_ablation(mark["ablation_uri"]) if "ablation_uri" in mark else update_mlflow(mark["run_uri"], mark["run_id"])
+    if is_sent:
+        say(f"MLflow has all of {mark.get('ablation_uri') or mark['run_uri']} now")
 
 
 def _workflows_of(api: KubernetesApi, pipeline_run_ids: Sequence[str]) -> dict[str, list[_Seen]]:

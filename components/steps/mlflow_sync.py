@@ -16,6 +16,7 @@ from components.steps.runs import EXPERIMENT, read_result, storage_root_of
 from components.steps.studies import FINAL, log_evaluation, read_evaluation
 from evaluation.records.run_directory import result_uri
 from training import storage
+from training.config.errors import UserError
 from training.config.experiment import Experiment
 from training.console import say
 from training.tracking.client import TrackingError
@@ -94,7 +95,7 @@ def update_open_run(run: FoundRun) -> None:
         return
     try:
         update_mlflow(run_uri, run.run_id)
-    except storage.StorageError as error:
+    except (storage.StorageError, UserError) as error:  # one damaged directory must not keep other runs open
         say(f"{error}; MLflow may lack the last metrics of {run.key}")
 
 
@@ -107,8 +108,14 @@ def leave_mark(directory_uri: str, arguments: Mapping[str, str]) -> None:
 
 
 def read_marks(storage_root_uri: str) -> list[dict[str, str]]:
-    """Return the arguments that the marks below a storage root have."""
-    return [storage.read_json(uri, dict[str, str]) for uri in storage.list_uris(storage.join(storage_root_uri, _MARKS))]
+    """Return the arguments that the marks below a storage root have; name those that can't be read."""
+    marks: list[dict[str, str]] = []
+    for uri in storage.list_uris(storage.join(storage_root_uri, _MARKS)):
+        try:
+            marks.append(storage.read_json(uri, dict[str, str]))
+        except storage.StorageError as error:
+            say(str(error))
+    return marks
 
 
 def remove_mark(directory_uri: str) -> None:

@@ -223,6 +223,25 @@ def test_metrics_that_a_killed_step_left_in_the_runs_directory_reach_mlflow(clus
     assert run.metric_history("loss") == [(10, 1.5)]
 
 
+def test_a_run_and_a_mark_that_cannot_be_read_do_not_keep_others_open(cluster, pipeline, tmp_path, capsys):
+    keys = [f"reaped-{uuid.uuid4().hex[:8]}" for _ in range(2)]
+    runs = [_run(pipeline, key, f"{tmp_path}/runs/{key}") for key in keys]
+    for key, run in zip(keys, runs, strict=True):
+        storage.write_bytes(f"{tmp_path}/runs/{key}/metrics.jsonl", b'{"step": 10, "time": 1, "values": {"loss": 1.5}}\n')
+        leave_mark(f"{tmp_path}/runs/{key}", {"run_uri": f"{tmp_path}/runs/{key}", "run_id": run.run_id})
+    # A file of another release: a UserError, as the field may be a user's.
+    storage.write_json(f"{tmp_path}/runs/{keys[0]}/experiment.json", {"name": "x", "no_such_field": 1})
+    storage.write_json(f"{tmp_path}/runs/{keys[0]}/result.json", {"step": 10, "tracking_run_id": runs[0].run_id})
+    leave_mark(f"{tmp_path}/ablations/none", {"ablation_uri": f"{tmp_path}/ablations/none"})
+    storage.write_bytes(f"{tmp_path}/mlflow_behind/0.json", b"no JSON")
+    _workflow(cluster, pipeline, "Failed")
+    assert set(_reap()) == set(keys)
+    assert [_status(run) for run in runs] == ["FAILED", "FAILED"]
+    assert runs[1].metric_history("loss") == [(10, 1.5)]
+    said = capsys.readouterr().out
+    assert all(words in said for words in ("no_such_field", "no ablation was planned there", "is not JSON"))
+
+
 def test_a_run_that_mlflow_was_behind_when_it_ended_is_found_below_its_own_storage_root(cluster, tmp_path):
     key = f"reaped-{uuid.uuid4().hex[:8]}"
     run_uri = f"{tmp_path}/runs/{key}"
