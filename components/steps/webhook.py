@@ -62,6 +62,7 @@ def send_once(message: Mapping[str, Any], record_uri: str, *, since: str = "", n
         record_uri: Where message and delivery are recorded. If a record is there, its message is the one that is sent.
         since: UTC, ISO 8601. A record from before is of an earlier try of the same run, and is replaced; empty compares the event instead.
         needs_record: False sends the message also where the record can't be read or written, as for a run whose bucket does not exist.
+            While the storage is only away the message waits all the same, as it may have been delivered.
 
     Returns:
         True if nothing is left to do: the message has arrived, or nobody wants it.
@@ -77,7 +78,7 @@ def send_once(message: Mapping[str, Any], record_uri: str, *, since: str = "", n
             storage.write_json(record_uri, record)
     except storage.StorageError as error:
         say(f"the message to the webhook can't be recorded: {error}")
-        if needs_record:
+        if needs_record or error.transient:
             return False
     if record["delivered"]:
         return True

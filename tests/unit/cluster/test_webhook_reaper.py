@@ -19,6 +19,7 @@ from components.reaper import messages
 from components.reaper.messages import TOLD_LABEL, tell_webhook
 from components.steps import webhook
 from components.steps.run_messages import End, record_uri, tell_end
+from training import storage
 
 
 @pytest.fixture
@@ -120,6 +121,22 @@ def test_a_run_whose_storage_root_cannot_be_written_is_told_once_too(cluster, se
     for _ in range(2):
         _reap()
     assert [message["event"] for message in server.messages] == ["failed"]
+
+
+def test_an_end_is_not_told_again_while_the_storage_with_its_record_is_away(cluster, server, tmp_path, monkeypatch):
+    workflow = _show(cluster, "bad-source-failed", tmp_path)
+    end = End(succeeded=False, errors={"preprocess": "UserError: no such folder"}, since=last_start(workflow))
+    assert tell_end(end, "p-1", form_of(workflow)["storage_root_uri"], name="digits")
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise storage.StorageError("no answer from S3", transient=True)
+
+    with monkeypatch.context() as during:
+        during.setattr(storage, "read_json", away)
+        _reap()
+    assert (len(server.messages), TOLD_LABEL in workflow["metadata"]["labels"]) == (1, False)
+    _reap()
+    assert (len(server.messages), TOLD_LABEL in workflow["metadata"]["labels"]) == (1, True)
 
 
 def test_a_run_is_told_when_it_begins_and_again_after_it_was_retried_and_failed_once_more(cluster, server, tmp_path):
