@@ -269,6 +269,17 @@ def test_the_quota_of_gpus_has_room_for_a_training_of_the_largest_profile():
     assert int(quota["spec"]["hard"]["requests.nvidia.com/gpu"]) >= largest == 64
 
 
+def test_the_guide_gives_the_registrys_password_to_every_account_that_pulls_our_image():
+    pulling = {
+        f"{item['metadata']['namespace']}/{pod['spec']['serviceAccountName']}"
+        for item in _of("kind", "Deployment", "StatefulSet", "CronJob")
+        for pod in [item["spec"]["jobTemplate"]["spec"]["template"] if item["kind"] == "CronJob" else item["spec"]["template"]]
+        if any(container["image"].startswith("iddpm-pipelines") for container in pod["spec"]["containers"])
+    }
+    (line,) = re.findall(r"for account in (.*); do", (_K8S / "README.md").read_text())
+    assert set(line.split()) == pulling | {"kubeflow/pipeline-runner"}
+
+
 @pytest.mark.parametrize("overlay", _OVERLAYS)
 def test_no_secret_is_made_and_no_credential_has_a_value(overlay):
     assert list(_of(overlay, "Secret")) == []
