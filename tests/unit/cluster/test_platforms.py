@@ -135,6 +135,18 @@ def test_what_runs_need_can_be_put_into_a_profiles_namespace() -> None:
     assert pod["containers"][0]["image"] == "iddpm-pipelines:0.1.0"
 
 
+def test_in_a_profiles_namespace_jobs_have_no_sidecar_and_s3_is_that_of_the_cluster() -> None:
+    objects = _overlay("profile")
+    for name in ("iddpm-reaper", "iddpm-gc"):
+        template = _one(objects, "CronJob", name)["spec"]["jobTemplate"]["spec"]["template"]
+        assert template["metadata"]["annotations"] == {"sidecar.istio.io/inject": "false"}, name
+    of_cluster = [each["data"] for each in _overlay("cluster") if each["metadata"]["name"] == "iddpm-services"]
+    found = _one(objects, "ConfigMap", "iddpm-services")["data"]
+    for data in of_cluster:
+        assert all(found[name] == data[name] for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"))
+    assert "svc.cluster.local" not in found["AWS_ENDPOINT_URL"]
+
+
 @pytest.mark.parametrize("policy", ["mlflow", "seaweedfs"])
 def test_the_namespaces_of_profiles_reach_the_services(policy: str) -> None:
     ingress = _one(_overlay("kind"), "NetworkPolicy", policy)["spec"]["ingress"][0]["from"]
