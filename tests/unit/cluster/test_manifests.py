@@ -19,6 +19,7 @@ from typing import Any
 import fake_kubernetes
 import pytest
 import yaml
+from kubernetes.utils.quantity import parse_quantity
 
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.names import MLFLOW_SECRET, S3_SECRET, SERVICES_CONFIG_MAP
@@ -278,6 +279,13 @@ def test_the_guide_gives_the_registrys_password_to_every_account_that_pulls_our_
     }
     (line,) = re.findall(r"for account in (.*); do", (_K8S / "README.md").read_text())
     assert set(line.split()) == pulling | {"kubeflow/pipeline-runner"}
+
+
+@pytest.mark.parametrize("overlay", _OVERLAYS)
+def test_the_reaper_has_twice_the_memory_that_it_was_seen_to_take(overlay):
+    seen = 409 * 2**20  # bytes, its largest on a cluster; a worst case took 516 MiB
+    pod = _named(overlay, "CronJob", "iddpm-reaper", "kubeflow")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert parse_quantity(pod["containers"][0]["resources"]["limits"]["memory"]) > 2 * seen
 
 
 @pytest.mark.parametrize("overlay", _OVERLAYS)
