@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gzip
 import importlib
 import itertools
 import json
@@ -11,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -476,20 +478,47 @@ def test_the_patches_merge_into_a_base_of_the_same_shape(tmp_path):
     assert controller["data"]["executor"] == "{}"  # upstream's other settings stay
 
 
-def test_argo_tries_a_step_again_whose_pod_was_stopped_also_where_it_still_sees_the_pod():
-    """A cluster had both for the same deletion: "pod deleted" as an Error, and a Failed container with the exit code 143."""
+def _is_tried_again(**last: str) -> bool:
     strategy = yaml.safe_load(_kfp("retries.yaml")["data"]["workflowDefaults"])["spec"]["templateDefaults"]["retryStrategy"]
     assert strategy["retryPolicy"] == "Always"  # all that the expression admits
+    names = {"lastRetry": SimpleNamespace(**{"status": "Failed", "exitCode": "-1", "message": "", **last})}
+    return bool(eval(strategy["expression"].replace("||", "or").replace("&&", "and"), {}, names))
 
-    def again(**last: str) -> bool:
-        names = {"lastRetry": SimpleNamespace(**{"status": "Failed", "exitCode": "-1", **last})}
-        return bool(eval(strategy["expression"].replace("||", "or"), {}, names))
 
-    assert again(status="Error")
-    assert again(exitCode="143")
-    assert again(exitCode="137")
-    assert not again(exitCode="1")
-    assert not again()  # a step that failed with all its tries
+def test_argo_tries_a_step_again_whose_pod_was_stopped_also_where_it_still_sees_the_pod():
+    """A cluster had both for the same deletion: "pod deleted" as an Error, and a Failed container with the exit code 143."""
+    assert _is_tried_again(status="Error", message="pod deleted")
+    assert _is_tried_again(exitCode="143")
+    assert _is_tried_again(exitCode="137")
+    assert not _is_tried_again(exitCode="1")
+    assert not _is_tried_again()  # a step that failed with all its tries
+    assert not _is_tried_again(status="Error")  # a DAG around it
+
+
+def test_in_all_recorded_workflows_stopped_and_refused_pods_are_tried_again_and_the_dags_around_them_are_not():
+    again: dict[tuple[str, str], set[bool]] = defaultdict(set)
+    for path in sorted((_ROOT / "tests/recordings/workflows").glob("*.json.gz")):
+        ended = {
+            name: node
+            for state in json.loads(gzip.decompress(path.read_bytes()))["states"]
+            for name, node in (state["status"].get("nodes") or {}).items()
+            if node["phase"] in ("Error", "Failed")
+        }
+        for node in ended.values():
+            message = node.get("message", "")
+            code = re.search(r"^main: .*exit code (\d+)", message)  # outputs, where Argo has it, are not recorded
+            tried = _is_tried_again(status=node["phase"], message=message, exitCode=code[1] if code else "-1")
+            kind = f"exit code {code[1]}" if code else node["phase"]
+            again[node["type"], kind].add(tried)
+    del again["Retry", "Error"]  # what ends with all its tries is not a try itself
+    assert {key: found for key, found in again.items() if key[0] != "Retry"} == {
+        ("Pod", "Error"): {True},
+        ("Pod", "exit code 143"): {True},
+        ("Pod", "exit code 1"): {False},
+        ("Pod", "Failed"): {False},  # "Step exceeded its deadline"
+        ("DAG", "Error"): {False},
+        ("DAG", "Failed"): {False},
+    }
 
 
 def test_kfp_keeps_artifacts_in_our_s3_with_our_credentials():
