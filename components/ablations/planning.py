@@ -63,7 +63,7 @@ def plan(
         UserError: A trial is not valid, it has a metric that could not be computed, or a run to evaluate does not exist; the message says
             how to get it.
     """
-    from components.steps.reference import reference_for
+    from components.steps.reference import planned_reference
 
     uri, trials = ablation_uri(request, storage_root_uri), request.trials()
     if os.environ.get("KFP_POD_NAME"):  # on a laptop there is no Workflow
@@ -83,7 +83,7 @@ def plan(
             needed = (evaluation.metrics, evaluation.num_samples, experiment.model.class_conditional) if reports else ()
             key = (place, evaluation.extractor, evaluation.num_reference_images, *needed)
             if key not in references:
-                references[key] = reference_for(experiment, place, storage_root_uri, before_training=reports)
+                references[key] = planned_reference(experiment, place, storage_root_uri, before_training=reports)
             reference_uri = references[key]
         items.append(
             {

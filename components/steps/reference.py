@@ -53,6 +53,25 @@ def reference_for(experiment: Experiment, data_uri: str, storage_root_uri: str, 
     return compute_reference(storage.join(data_uri, "train"), extractor, directory, experiment.evaluation.num_reference_images).uri
 
 
+def planned_reference(experiment: Experiment, data_uri: str, storage_root_uri: str, *, before_training: bool = False) -> str:
+    """Return what `reference_for` returns; where the statistics are there already, without loading the extractor's weights.
+
+    For a small step, whose memory the largest extractors exceed.
+    """
+    from evaluation.distances.reference_statistics import find_reference
+    from evaluation.evaluate.preflight import require_metrics
+    from evaluation.features.extractors import extractor_id, extractor_traits
+
+    evaluation, directory = experiment.evaluation, storage.join(storage_root_uri, REFERENCES)
+    name = evaluation.extractor
+    found = find_reference(storage.join(data_uri, "train"), extractor_id(name), directory, evaluation.num_reference_images)
+    if found is None:
+        return reference_for(experiment, data_uri, storage_root_uri, before_training=before_training)
+    if before_training:
+        require_metrics(experiment, extractor_traits(name, len(found.features.mean)))
+    return found.uri
+
+
 def make_reference(experiment: str, data_uri: str, data_digest: str, storage_root_uri: str, resources: Mapping[str, Any]) -> str:
     """Do the reference step: `reference_for` with arguments that a pipeline can carry.
 

@@ -34,7 +34,7 @@ from evaluation.distances.gaussian_mmd import gaussian_mmd
 from evaluation.distances.metric_value import NUM_BLOCKS, MetricValue, by_jackknife, mean_without_blocks, share_of_images
 from evaluation.distances.neighbours import NUM_NEIGHBOURS, density_coverage, near_real_images, recall_of_halves, share_near_others
 from evaluation.distances.sliced_wasserstein import sliced_wasserstein
-from evaluation.features.extractors import ExtractorId, FeatureExtractor, is_published
+from evaluation.features.extractors import ExtractorId, ExtractorTraits, FeatureExtractor, is_published
 from evaluation.records.intervals import HALF_SAMPLES, jackknife_bias, student_interval
 from training.config.errors import UserError
 from training.shapes import Float, Float32, Float64, Int64
@@ -143,7 +143,7 @@ class Metric:
     compute: Callable[[MetricInputs, MetricReference], list[MetricValue]]
     min_images_per_feature: int = 0
     needs_real_images: bool = False
-    refusal: Callable[[FeatureExtractor], str | None] = lambda extractor: None
+    refusal: Callable[[ExtractorTraits], str | None] = lambda extractor: None
 
 
 def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> MetricValue:
@@ -273,13 +273,13 @@ def _label_agreement(inputs: MetricInputs, reference: MetricReference) -> list[M
     return [share_of_images("label_agreement", inputs.logits.argmax(1) == inputs.labels, note)]
 
 
-def _refuse_score(extractor: FeatureExtractor) -> str | None:
+def _refuse_score(extractor: ExtractorTraits) -> str | None:
     if extractor.name != "digits-classifier":
         return None
     return "the Inception score is defined on the Inception network's logits; for digits use label_agreement"
 
 
-def _refuse_agreement(extractor: FeatureExtractor) -> str | None:
+def _refuse_agreement(extractor: ExtractorTraits) -> str | None:
     if extractor.name == "digits-classifier":
         return None
     return f"label_agreement needs a classifier of the data's own labels, and {extractor.name!r} is none; leave it out"
@@ -384,7 +384,7 @@ def need_real_images(metrics: Iterable[str]) -> bool:
     return any(METRICS[name].needs_real_images for name in metrics)
 
 
-def require_extractor(metrics: frozenset[str], extractor: FeatureExtractor) -> None:
+def require_extractor(metrics: frozenset[str], extractor: ExtractorTraits) -> None:
     """Refuse metrics that an extractor lacks an output for, or that are not defined on its network."""
     provided = {"moments", *extractor.provides}
     lacking = [f"{name} needs {METRICS[name].output}" for name in sorted(metrics) if METRICS[name].output not in provided]

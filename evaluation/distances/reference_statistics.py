@@ -131,9 +131,9 @@ def _require_equal(provenance: Provenance, expected: Mapping[str, Any], message:
         raise UserError(f"{message}: {'; '.join(differing)}")
 
 
-def reference_name(manifest: Manifest, extractor: FeatureExtractor, num_images: int | None = None) -> str:
+def reference_name(manifest: Manifest, extractor: ExtractorId | FeatureExtractor, num_images: int | None = None) -> str:
     """Return a file name that identifies data, extractor, resize and count."""
-    count = manifest.num_images if num_images is None else min(num_images, manifest.num_images)
+    count = _count(manifest, num_images)
     data = f"{manifest.name}-{manifest.split}-{manifest.content_digest[:12]}-{manifest.resize}"
     return f"{data}-{extractor.name}-{extractor.sha256[:8]}-n{count}.npz"
 
@@ -147,16 +147,11 @@ def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: st
     Raises:
         UserError: `out_uri` contains other statistics, or there is no such data set.
     """
-    manifest = read_manifest(dataset_uri)
-    count = manifest.num_images if num_images is None else min(num_images, manifest.num_images)
-    uri = out_uri if out_uri.endswith(".npz") else storage.join(out_uri, reference_name(manifest, extractor, num_images))
-    if storage.exists(uri):
-        stored = load_reference(uri)
-        provenance = stored.require(extractor=extractor, manifest=manifest)
-        if provenance.num_images != count:
-            raise UserError(f"{uri} contains statistics of {provenance.num_images:,} images, not {count:,}; give another name")
-        say(f"{uri}: statistics of {count:,} images exist already")
+    stored = find_reference(dataset_uri, extractor, out_uri, num_images)
+    if stored is not None:
         return stored
+    manifest = read_manifest(dataset_uri)
+    count, uri = _count(manifest, num_images), _reference_uri(manifest, extractor, out_uri, num_images)
     images = (images for _, images, _ in iterate(dataset_uri, BATCH_SIZE, stop=count))
     moments, spatial = moments_of(with_progress(images, "computed the features of", count, len), extractor)
     provenance = dataclasses.replace(provenance_of(manifest, extractor), num_images=moments.num_images)
@@ -165,6 +160,30 @@ def compute_reference(dataset_uri: str, extractor: FeatureExtractor, out_uri: st
     )
     say(f"{uri}: statistics of {moments.num_images:,} images in {extractor.dim} features of {extractor.name}")
     return load_reference(uri)
+
+
+def find_reference(
+    dataset_uri: str, extractor: ExtractorId | FeatureExtractor, out_uri: str, num_images: int | None = None
+) -> ReferenceStatistics | None:
+    """Read statistics that `compute_reference` has stored; return None if there are none. Raises as `compute_reference`."""
+    manifest = read_manifest(dataset_uri)
+    count, uri = _count(manifest, num_images), _reference_uri(manifest, extractor, out_uri, num_images)
+    if not storage.exists(uri):
+        return None
+    stored = load_reference(uri)
+    provenance = stored.require(extractor=extractor, manifest=manifest)
+    if provenance.num_images != count:
+        raise UserError(f"{uri} contains statistics of {provenance.num_images:,} images, not {count:,}; give another name")
+    say(f"{uri}: statistics of {count:,} images exist already")
+    return stored
+
+
+def _reference_uri(manifest: Manifest, extractor: ExtractorId | FeatureExtractor, out_uri: str, num_images: int | None) -> str:
+    return out_uri if out_uri.endswith(".npz") else storage.join(out_uri, reference_name(manifest, extractor, num_images))
+
+
+def _count(manifest: Manifest, num_images: int | None) -> int:
+    return manifest.num_images if num_images is None else min(num_images, manifest.num_images)
 
 
 def moments_of(images: Iterable[Tensor], extractor: FeatureExtractor) -> tuple[Moments, Moments | None]:

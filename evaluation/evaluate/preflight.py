@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.distances.metrics import parse_metrics, require_count, require_extractor
 from evaluation.distances.reference_statistics import Provenance, ReferenceStatistics, load_reference
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.features.extractors import FeatureExtractor, load_extractor
+from evaluation.features.extractors import ExtractorTraits, FeatureExtractor, load_extractor
 from evaluation.likelihood.estimate import require_num_steps
 from evaluation.likelihood.split_likelihood import LikelihoodPlan
 from evaluation.memorisation.copied_share import FALSE_ALARM_RATE
@@ -137,7 +137,7 @@ def _check_metrics(
     return metrics
 
 
-def require_metrics(experiment: Experiment, extractor: FeatureExtractor) -> None:
+def require_metrics(experiment: Experiment, extractor: ExtractorTraits) -> None:
     """Refuse metrics of an experiment that its final evaluation could not compute; it is known before the training.
 
     Raises:
@@ -149,7 +149,7 @@ def require_metrics(experiment: Experiment, extractor: FeatureExtractor) -> None
     require_count(metrics, experiment.evaluation.num_samples, "samples of evaluation.num_samples", extractor.dim)
 
 
-def _require_network(metrics: frozenset[str], extractor: FeatureExtractor, num_classes: int, model: str) -> None:
+def _require_network(metrics: frozenset[str], extractor: ExtractorTraits, num_classes: int, model: str) -> None:
     require_extractor(metrics, extractor)
     if "label_agreement" in metrics and not num_classes:
         raise UserError(f"label_agreement needs a class-conditional model, which {model} is not; leave it out")

@@ -30,20 +30,25 @@ class ExtractorId:
 
 
 @runtime_checkable
-class FeatureExtractor(Protocol):
-    """Maps images to feature vectors. It carries its name and digest, because distances in different features can't be compared.
+class ExtractorTraits(Protocol):
+    """The traits of an extractor by which metrics are refused.
 
     Attributes:
         name: As in an experiment.
         dim: Length of a feature vector.
         sha256: Digest of the weights' file.
-        provides: Names of the entries that `outputs` returns.
+        provides: Names of the entries that `FeatureExtractor.outputs` returns.
     """
 
     name: str
     dim: int
     sha256: str
     provides: tuple[str, ...]
+
+
+@runtime_checkable
+class FeatureExtractor(ExtractorTraits, Protocol):
+    """Maps images to feature vectors. It carries its name and digest, because distances in different features can't be compared."""
 
     def __call__(self, images: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch dim"]:
         """Return one feature vector per image."""
@@ -109,6 +114,25 @@ def extractor_id(name: str) -> ExtractorId:
     if file is None:
         raise UserError(_unknown(name))
     return ExtractorId(name, file.sha256)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Traits:
+    name: str
+    dim: int
+    sha256: str
+    provides: tuple[str, ...]
+
+
+def extractor_traits(name: str, dim: int) -> ExtractorTraits:
+    """Return the traits of an extractor without loading its weights; refuse an unknown one.
+
+    Args:
+        dim: Length of its feature vectors, as stored statistics have it.
+    """
+    own = {"inception": inception.InceptionExtractor.provides, "digits-classifier": DigitsExtractor.provides}
+    provides = own.get(name, pretrained.PretrainedExtractor.provides)
+    return _Traits(name=name, dim=dim, sha256=extractor_id(name).sha256, provides=provides)
 
 
 def weights_file(name: str) -> WeightsFile | None:

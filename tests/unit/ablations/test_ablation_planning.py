@@ -8,11 +8,14 @@ import torch
 from components.ablations.planning import list_data_sets, plan
 from components.ablations.steps import reason
 from components.ablations.tracking import run_name
+from components.steps.reference import planned_reference, reference_for
 from evaluation.ablations.definitions.ablation import trials, values_of
 from evaluation.ablations.definitions.paper import find_ablation
 from evaluation.ablations.definitions.request import AblationRequest
+from evaluation.features.extractors import extractor_traits, load_extractor
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
+from training.config.experiment import Extractor
 from training.config.presets import preset
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
@@ -74,3 +77,27 @@ def test_a_data_set_without_the_test_images_that_a_trial_measures_is_refused_bef
     with pytest.raises(UserError, match=f"{tmp_path}/data has no test images"):
         plan(AblationRequest(name="width", scale="tiny"), str(tmp_path), "an experiment", data_uri=f"{tmp_path}/data")
     assert [each.name for each in tmp_path.iterdir()] == ["data"], "nothing was written"
+
+
+def test_a_plan_takes_statistics_that_are_there_without_loading_the_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan's pod is small, and the largest extractors are not."""
+    for split in ("train", "test"):
+        prepare(digits(split), f"{tmp_path}/data/{split}", image_size=8, options=Options(resize="none"))
+    request = AblationRequest(name="width", scale="tiny", overrides=("evaluation.metrics=sfid",))
+    experiment = request.trials()[0].experiment
+    uri = reference_for(experiment, f"{tmp_path}/data", str(tmp_path))
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the extractor's weights were loaded")
+
+    monkeypatch.setattr("evaluation.features.extractors.load_extractor", load)
+    assert planned_reference(experiment, f"{tmp_path}/data", str(tmp_path)) == uri
+    with pytest.raises(UserError, match="sfid needs spatial"):  # metrics are refused all the same
+        plan(request, str(tmp_path), "an experiment", data_uri=f"{tmp_path}/data")
+
+
+@pytest.mark.parametrize("name", ["digits-classifier", "efficientnet-lite0"])
+def test_the_traits_of_an_extractor_are_those_of_the_loaded_one(name: Extractor) -> None:
+    loaded = load_extractor(name)
+    traits = extractor_traits(name, loaded.dim)
+    assert [getattr(traits, each) for each in ("name", "sha256", "provides")] == [loaded.name, loaded.sha256, loaded.provides]
