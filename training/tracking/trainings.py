@@ -89,8 +89,10 @@ class LatestTrainings:
 
     def read_of(self, pipeline_run_ids: Iterable[str]) -> list[Training]:
         """Return all trainings on which one of these pipelines' runs worked last, those of a run the latest first."""
-        client = connect()
         conditions = [f"tags.`{PIPELINE_RUN_TAG}` = '{run_id}'" for run_id in pipeline_run_ids]
+        if not conditions:
+            return []
+        client = connect()
 
         def read() -> list[Training]:
             experiments = _experiments(client)

@@ -137,9 +137,10 @@ def runs(
 def _seconds(timeout: str, wait: bool) -> int | None:
     from pipelines.client.timing import parse_duration
 
-    if timeout and not wait:
+    seconds = parse_duration(timeout, "--timeout") if timeout else None
+    if seconds is not None and not wait:
         raise UserError(f"--timeout {timeout}: is the longest time to wait, so it goes with --wait")
-    return parse_duration(timeout, "--timeout") if timeout else None
+    return seconds
 
 
 @contextlib.contextmanager
