@@ -68,7 +68,9 @@ class TuneRequest:
 
     def trial(self, params: Mapping[str, Value]) -> Experiment:
         """Return the experiment of a trial; raise UserError if the values do not fit together."""
-        return self.experiment().override(overrides_of(params))
+        experiment = self.experiment().override(overrides_of(params))
+        experiment.require_annealing()
+        return experiment
 
     def as_file(self, params: Mapping[str, Value]) -> str:
         """Return a trial as an experiment file, which `iddpm train` takes."""

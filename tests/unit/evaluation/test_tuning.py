@@ -149,3 +149,10 @@ def test_more_trials_are_the_same_tuning_and_another_seed_is_another() -> None:
     assert more.key("digest") == REQUEST.key("digest") != other.key("digest")
     assert REQUEST.key("other images") != REQUEST.key("digest")
     assert TuneRequest.from_dict(more.to_dict()) == more
+
+
+def test_a_trial_whose_learning_rate_would_be_0_before_its_end_is_refused() -> None:
+    request = TuneRequest(preset="fashion-mnist-hybrid-cosine", search=("optim.num_steps=1000..5000",), trials=2)
+    assert request.trial({"optim.num_steps": 2400}).optim.num_steps == 2400
+    with pytest.raises(UserError, match="the learning rate is 0 from update 2400 on, and training goes to"):
+        request.trial({"optim.num_steps": 2401})
