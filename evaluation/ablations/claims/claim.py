@@ -128,9 +128,15 @@ def _decide(difference: float, margin: float) -> Verdict:
 def _mean_sides(numbers: Sequence[Deciding]) -> tuple[tuple[str, float], ...]:
     """Return the mean of each side. A side whose name depends on the seed, such as the best of some trials, gets all its names."""
     sides = zip(*(number.sides for number in numbers), strict=True)
-    return tuple(
-        (" or ".join(dict.fromkeys(name for name, _ in side)), math.fsum(value for _, value in side) / len(side)) for side in sides
-    )
+    return tuple((_join([name for name, _ in side]), math.fsum(value for _, value in side) / len(side)) for side in sides)
+
+
+def _join(names: Sequence[str]) -> str:
+    """Join different names: "the best, a" and "the best, b" are "the best, a or b"."""
+    parts = [name.rpartition(", ") for name in dict.fromkeys(names)]
+    if len({beginning for beginning, _, _ in parts}) > 1:
+        return " or ".join("".join(part) for part in parts)
+    return "".join(parts[0][:2]) + " or ".join(sorted(end for _, _, end in parts))
 
 
 def _describe(number: Deciding) -> str:
