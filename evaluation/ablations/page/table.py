@@ -239,7 +239,7 @@ def _row(records: Sequence[TrialRecord], result: PaperResult | None, *, comparab
             comparable=comparable,
             repeated=repeated,
         ),
-        weights="; ".join(dict.fromkeys(f"step {record.step:,}, {record.weights}" for record in records if record.weights)),
+        weights=_evaluated([record for record in records if record.weights]),
         source=result.where if result else "",
         error="" if done else first.error,
         run_uri=" ".join(record.run_uri for record in records if record.run_uri),
@@ -260,3 +260,12 @@ def _number(estimates: Sequence[tuple[float | None, float | None]], paper: float
         comparable=comparable,
         seeds=values,
     )
+
+
+def _evaluated(records: Sequence[TrialRecord]) -> str:
+    """Return the steps and names of the evaluated weights; those of several seeds as a range, as each seed has its own best."""
+    if not records:
+        return ""
+    first, last = min(record.step for record in records), max(record.step for record in records)
+    steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+    return f"{steps}, {' or '.join(sorted({record.weights for record in records}))}"
