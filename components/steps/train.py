@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.cluster.names import SERVICES_CONFIG_MAP
+from components.launch.lease import LeaseLostError, leased
 from components.launch.step import run_on_cluster
-from components.steps.lease import LeaseLostError, leased
 from components.steps.mlflow_sync import leave_mark, update_mlflow
 from components.steps.reference import existing_reference, stored_extractor_weights
 from components.steps.registry import REFERENCE

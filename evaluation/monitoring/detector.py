@@ -2,9 +2,9 @@
 
 The scores x_1, x_2, ... of a healthy model vary about one level. Three rules watch that level.
 
-*The baseline.* The first `baseline_nights` healthy scores give the centre m (their mean) and the spread s. Then both are frozen:
-a bad night can't hide itself by joining the numbers that it is compared with. But the mean of 20 scores is wrong by 0.22 s, and by
-0.31 s if the scores are correlated by 0.3; most false alarms come from that. So a later night still joins the baseline when 20 more nights
+*The baseline.* The first `baseline_nights` healthy scores give the centre m (their mean) and the spread s. A
+later night does not join them at once: a bad one would hide itself among the numbers that it is compared with. But the mean of 20 scores is
+wrong by 0.22 s, and by 0.31 s if they are correlated by 0.3; most false alarms come from that. So a night joins when 20 more
 have shown that nothing was wrong (no alarm in them, and sums that are low again), until the baseline has `max_baseline_nights`. The price:
 a change that takes longer than 20 nights to be found is hidden in part, so that 1 s worse is found less often.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from components.steps.lease import LeaseTimes, leased, read_lease
+from components.launch.lease import LeaseTimes, leased, read_lease
 from training.distributed.signals import StopFlag
 
 

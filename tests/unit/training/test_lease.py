@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from components.launch.lease import DIRECTORY, Lease, LeaseLostError, LeaseTimes, leased, read_lease
 from components.launch.repeat import may_pass
 from components.retention.survey import Policy, survey
 from components.retention.verify import verify
 from components.steps import train as train_step
-from components.steps.lease import DIRECTORY, Lease, LeaseLostError, LeaseTimes, leased, read_lease
 from training import storage
 from training.config.presets import preset
 from training.data.preparation.prepare import Options, prepare
@@ -100,7 +100,7 @@ def test_a_number_that_had_its_time_is_not_taken_again(tmp_path: Path, monkeypat
 
 def test_a_killed_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from components.steps.lease import leased; from training.distributed.signals import StopFlag\n"
+        "import os, sys; from components.launch.lease import leased; from training.distributed.signals import StopFlag\n"
         "with leased(sys.argv[1], '', StopFlag()): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9

@@ -13,9 +13,9 @@ import pytest
 
 from components.ablations.close import ablation_numbers
 from components.ablations.directory import read_plan
+from components.launch.lease import Lease, read_lease
 from components.retention.collect import SEEN, _note_seen
 from components.steps.compare import tell_comparison
-from components.steps.lease import Lease, read_lease
 from components.steps.run_messages import training_numbers
 from components.steps.runs import data_of, last_progress, require_not_deleting
 from components.steps.webhook import URL_VARIABLE, send_once
