@@ -287,7 +287,9 @@ def test_more_points_than_one_request_takes_all_arrive(key):
 def test_the_requests_of_a_running_training_grow_with_time_alone(key, bucket_uri, mlflow_calls, monkeypatch):
     assert MetricsFile(bucket_uri).seconds_between_writes == 10.0  # six requests a minute, however many metrics and lines
     monkeypatch.setattr(metrics_file, "_SECONDS_BETWEEN_WRITES", 0.5)
-    run = attach(open_run(key).run_id, run_uri=bucket_uri)
+    opened = open_run(key)
+    assert opened.flush()  # its tags and parameters are on their way
+    run = attach(opened.run_id, run_uri=bucket_uri)
     mlflow_calls.clear()
     started = time.monotonic()
     step = 0

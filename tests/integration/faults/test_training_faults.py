@@ -99,9 +99,10 @@ def test_a_run_through_most_faults_ends_as_if_nothing_had_happened(
         with contextlib.suppress(psutil.NoSuchProcess):
             stopped.kill()
     assert re.search(r"rank 1 stands still in step \d+; rank 0 waited 8 s", run.text), run.text[-3000:]
-    family = psutil.Process(run.process.pid).children(recursive=True)
+    family, workers = psutil.Process(run.process.pid).children(recursive=True), run.workers()
     run.process.kill()
     run.wait()
+    assert not psutil.wait_procs(workers, timeout=180)[1]  # until then they may write one more checkpoint
 
     # A damaged checkpoint is left behind.
     *_, before, latest = checkpoint.steps(run_uri)
@@ -109,7 +110,7 @@ def test_a_run_through_most_faults_ends_as_if_nothing_had_happened(
     storage.write_bytes(uri, storage.read_bytes(uri)[:-1])
     run = Run(bucket_uri, data_uri, reference_uri=reference_uri)
     assert run.wait() == 0, run.text[-3000:]
-    assert f"resuming from step {before}" in run.text
+    assert f"resuming from step {before}" in run.text, run.text[-3000:]
     assert_the_same(run, train_undisturbed(tmp_path, data_uri, NUM_STEPS))
     scored = [score["step"] for score in read_history(run_uri)]
     assert scored == list(range(INTERVAL, NUM_STEPS + 1, INTERVAL)), "as of a run without interruption"
