@@ -1,10 +1,13 @@
 """The nightly check on a real model: it has to be found when it is 2 standard deviations worse, and left alone while it is healthy.
 
-    python tests/benchmarks/bench_regression.py RUN DATA --folder FOLDER
+    python tests/benchmarks/bench_regression.py RUN DATA --folder FOLDER [--services HOME]
 
-RUN is the directory of a trained run, DATA that of its data set. A copy of its chosen weights is scored night by night by the steps of the
-nightly pipeline, in this process and without MLflow: a baseline, then more healthy nights. Then noise is added to its weights, so much that
-its distance rises by 2 standard deviations of a night. From the same healthy history it is scored until it is found, several times.
+RUN is the directory of a trained run, DATA that of its data set. A copy of its chosen weights is scored night by night: a baseline, then
+more healthy nights. Then noise is added to its weights, so much that its distance rises by 2 standard deviations of a night. From the same
+healthy history it is scored until it is found, several times.
+
+Without `--services` a night is the steps of the nightly pipeline in this process, without MLflow. With it a night is a run of the whole
+pipeline by `kfp.local`, with the S3 and the MLflow of that directory, as `iddpm run nightly-fid` does it: about half a minute more.
 
 The difference of two nights is measured on new noise and on common noise: the spread of "worse less healthy" over pairs of nights. The run
 and the page of each night stay in FOLDER, and the same command goes on where it was stopped. It prints the measures; the exit status is
@@ -23,6 +26,7 @@ import math
 import os
 import statistics
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,15 +34,22 @@ from typing import Any
 from perturbed import noisy
 
 from components.steps.nightly import RegressionError, compare_with_history, score_model
+from components.steps.runs import RESULT
 from evaluation.evaluate.options import EvaluationOptions
 from evaluation.evaluate.run import evaluate
 from evaluation.monitoring.nightly import HISTORY, History, judge, read_history, write_history
+from evaluation.records.run_directory import run_uri_of
 from evaluation.sampling.trained_model import ModelSpec
 from evaluation.selection.resolve import resolve_model
+from pipelines.compile import load
+from pipelines.local.run import PipelineError, run_pipeline
+from pipelines.services import services as local_services
+from pipelines.services.services import Services
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import SamplingConfig
 from training.config.validation import adapter
+from training.tracking.runs import open_run
 
 WORSE_BY = 2.0
 """Standard deviations of a night by which the model becomes worse."""
@@ -52,7 +63,8 @@ class NightlyModel:
     """A copy of a model, in a run of its own, which the nightly steps score.
 
     Attributes:
-        folder: Where the run, the reference statistics and the pages are.
+        folder: Where the measures and the pages are kept.
+        root: Where the run and the reference statistics are.
         data_uri: The data set.
         source: The model that is copied.
         num_samples, sampling: How a night is drawn.
@@ -60,6 +72,7 @@ class NightlyModel:
     """
 
     folder: Path
+    root: str
     data_uri: str
     source: ModelSpec
     num_samples: int
@@ -69,7 +82,7 @@ class NightlyModel:
     @property
     def run_uri(self) -> str:
         """The run's directory."""
-        return str(self.folder / "run")
+        return storage.join(self.root, "run")
 
     @property
     def copy(self) -> ModelSpec:
@@ -97,7 +110,7 @@ class NightlyModel:
             write_history(self.run_uri, history)  # a run without one asks MLflow, which may have that of an earlier version
             for name in names[len(history.nights) :]:
                 self.night(name)
-            plain: dict[str, Any] = json.loads(Path(self.run_uri, HISTORY).read_text())
+            plain: dict[str, Any] = storage.read_json(storage.join(self.run_uri, HISTORY))
             return plain
 
         found: History = adapter(History).validate_json(json.dumps(self.kept("healthy", score)))
@@ -112,21 +125,55 @@ class NightlyModel:
 
     def night(self, name: str) -> int:
         """Score and judge a night as the pipeline does; return +1 for worse, -1 for better, 0 for healthy."""
-        root, page = str(self.folder), str(self.folder / "pages" / f"{name}.html")
-        scored = score_model(self.copy.checkpoint_uri, self.copy.weights or "", self.data_uri, root, f"nightly-{name}", {})
+        page = str(self.folder / "pages" / f"{name}.html")
+        scored = score_model(self.copy.checkpoint_uri, self.copy.weights or "", self.data_uri, self.root, f"nightly-{name}", {})
         with contextlib.suppress(RegressionError):
-            compare_with_history(scored, "no-run", self.baseline_nights, 0.0, root, page)
+            compare_with_history(scored, "no-run", self.baseline_nights, 0.0, self.root, page)
         return judge(self.history()).direction
 
-    def again(self, name: str) -> float:
+    def again(self, night_id: str) -> float:
         """Return the distance on the noise of a night, without adding it to the history."""
-        (reference,) = (uri for uri in storage.list_uris(str(self.folder / "references")) if uri.endswith(".npz"))
-        options = EvaluationOptions(purpose=f"nightly-{name}", result_name="again", likelihood=False)
+        (reference,) = (uri for uri in storage.list_uris(storage.join(self.root, "references")) if uri.endswith(".npz"))
+        options = EvaluationOptions(purpose=night_id, result_name="again", likelihood=False)
         return evaluate(self.copy, self.data_uri, reference, options=options).distance
 
     def history(self) -> History:
         """Return the nights so far."""
         return read_history(self.run_uri) or History()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineModel(NightlyModel):
+    """The same, scored by the whole pipeline on this machine.
+
+    Attributes:
+        services: The S3 and the MLflow that the pipeline uses.
+    """
+
+    services: Services
+
+    def write(self, size: float) -> None:
+        """Write the weights as above, and on the first time an MLflow run and what makes the copy a finished run."""
+        super().write(size)
+        result_uri = storage.join(self.run_uri, RESULT)
+        if not storage.exists(result_uri):
+            experiment = {"run_key": f"regression-{uuid.uuid4().hex[:10]}", "experiment_name": "regression", "run_name": "regression"}
+            run = open_run(**experiment, tags={}, params={})
+            run.finish("FINISHED")
+            found = storage.read_json(storage.join(run_uri_of(self.source.checkpoint_uri), RESULT))
+            storage.write_json(result_uri, {**found, "run_uri": self.run_uri, "tracking_run_id": run.run_id})
+
+    def night(self, name: str) -> int:
+        """Run the pipeline once; the run's id seeds its samples, and `name` is only shown."""
+        before = len(self.history().nights)
+        arguments = {"model": self.copy.checkpoint_uri, "baseline_nights": self.baseline_nights, "storage_root_uri": self.root}
+        try:
+            run_pipeline(load("nightly-fid"), arguments, self.services, show=lambda line: None)
+        except PipelineError as error:
+            if "has regressed" not in str(error):
+                raise
+        assert len(self.history().nights) == before + 1, name
+        return judge(self.history()).direction
 
 
 def measure(model: NightlyModel, *, num_healthy: int, num_sequences: int, max_nights: int) -> dict[str, Any]:
@@ -144,7 +191,7 @@ def measure(model: NightlyModel, *, num_healthy: int, num_sequences: int, max_ni
     deviation = statistics.stdev(scores)
 
     def shifts() -> list[float]:
-        return [model.again(name) - score for name, score in zip(names[: model.baseline_nights], scores, strict=False)]
+        return [model.again(night.id) - score for night, score in zip(healthy.nights[: model.baseline_nights], scores, strict=False)]
 
     size = model.kept("size", lambda: _find_size(model, lambda: statistics.fmean(shifts()), WORSE_BY * deviation))
     model.write(size)
@@ -195,18 +242,25 @@ def main() -> int:
     parser.add_argument("--healthy", type=int, default=10, help="healthy nights after the baseline")
     parser.add_argument("--sequences", type=int, default=5)
     parser.add_argument("--max-nights", type=int, default=12)
+    parser.add_argument("--services", type=Path, metavar="HOME", help="run the pipeline, with the services of this directory")
     given = parser.parse_args()
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ.pop("IDDPM_WEBHOOK_URL", None)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    services = local_services.up(given.services) if given.services else None
+    if services:
+        os.environ.update(services.env)
     found = resolve_model(given.run)
-    model = NightlyModel(
-        folder=given.folder,
-        data_uri=given.data,
-        source=found.spec(found.weights or checkpoint.weights_names(found.checkpoint_uri)[0]),
-        num_samples=given.num_samples,
-        sampling=SamplingConfig(method=given.method, spacing=given.steps),
-        baseline_nights=given.baseline_nights,
-    )
+    settings: dict[str, Any] = {
+        "folder": given.folder,
+        "root": storage.join(services.bucket_uri, given.folder.resolve().name) if services else str(given.folder),
+        "data_uri": given.data,
+        "source": found.spec(found.weights or checkpoint.weights_names(found.checkpoint_uri)[0]),
+        "num_samples": given.num_samples,
+        "sampling": SamplingConfig(method=given.method, spacing=given.steps),
+        "baseline_nights": given.baseline_nights,
+    }
+    model = PipelineModel(**settings, services=services) if services else NightlyModel(**settings)
     with contextlib.redirect_stdout(io.StringIO()):
         measured = measure(model, num_healthy=given.healthy, num_sequences=given.sequences, max_nights=given.max_nights)
     for name, value in measured.items():

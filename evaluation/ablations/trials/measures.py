@@ -23,6 +23,7 @@ from evaluation.records import npz
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES
 from evaluation.sampling.generate import concatenated, generate
+from evaluation.sampling.learned_steps import with_learned_steps
 from evaluation.sampling.reverse_variance import OPTIMAL, estimate_digest, find_or_estimate, least_bound_chain
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
@@ -30,7 +31,7 @@ from training.checkpoints import averages, checkpoint
 from training.config.errors import UserError
 from training.config.experiment import SamplingConfig, SamplingMethod
 from training.config.plain import as_plain_fields
-from training.config.spacing import likelihood_spacing, parse_spacing, uniform_spacing
+from training.config.spacing import learned_count, likelihood_spacing, parse_spacing, uniform_spacing
 from training.console import say
 from training.data.format.manifest import read_manifest
 from training.models.posthoc_ema import ReconstructionError
@@ -200,6 +201,8 @@ def sample_images(model: TrialModel, sampling: SamplingConfig, num_images: int, 
     `spec` are other weights or an ensemble, in place of the model's own; `name` is a prefix of the file's name.
     """
     spec, seed, device = spec or model.spec, derived_seed(model.experiment.seed, PURPOSE), model.options.own_device
+    if learned_count(sampling.spacing) is not None:
+        sampling = with_learned_steps(sampling, spec.load(device))
     identity = {
         "digest": list(spec.digests()),
         "weights": [spec.weights, spec.ends_weights, spec.ends_width],

@@ -11,11 +11,14 @@ import torch
 from oracles import GaussianOracle
 from torch import Tensor
 
+from evaluation.ablations.trials.measures import sample_images
+from evaluation.ablations.trials.trial_model import find_trial_model
 from evaluation.sampling import learned_steps
 from evaluation.sampling.draw import DrawRequest, draw_images
 from evaluation.sampling.generate import concatenated, generate
-from evaluation.sampling.learned_steps import cheapest_path, learn_steps, step_errors, with_learned_steps
+from evaluation.sampling.learned_steps import cheapest_path, file_of_model, learn_steps, step_errors, with_learned_steps
 from evaluation.sampling.trained_model import ModelSpec, TrainedModel, load_model
+from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
@@ -81,6 +84,15 @@ def test_they_are_chosen_once_and_every_way_to_sample_takes_them(
     )
     draw_images(request, str(tmp_path / "images"), tmp_path / "grid.png")
     assert explicit.spacing in (tmp_path / "images" / "plan.json").read_text()
+
+
+def test_other_steps_give_other_images_of_an_ablation_under_another_address(model: TrainedModel, run_uri: str) -> None:
+    trial, sampling = find_trial_model(run_uri), SamplingConfig(method="ddim", spacing="learned:3")
+    first = sample_images(trial, sampling, 2)
+    assert sample_images(trial, sampling, 2) == first
+    uri = file_of_model(model, learned_steps.DIRECTORY, "-3")
+    storage.write_json(uri, {**storage.read_json(uri), "timesteps": [1, 2, model.experiment.diffusion.num_timesteps - 1]})
+    assert sample_images(trial, sampling, 2) != first
 
 
 def test_an_upsampler_has_no_learned_steps(model: TrainedModel) -> None:
