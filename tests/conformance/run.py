@@ -38,6 +38,7 @@ SCENARIOS = (
     "runs_shown",
     "logs_kept",
     "bad_source",
+    "pod_refused",
     "sweep",
     "nightly",
     "cancel",

@@ -14,6 +14,7 @@ UNDISTURBED = [
     ("train_rayjob", "train-rayjob-succeeded", 6),
     ("bad_source", "bad-source-failed", 2),
     ("bad_source", "bad_source", 4),
+    ("pod_refused", "pod_refused", 6),
     ("cancel", "rayjob-cancelled", 3),
     ("cancel", "cancel", 7),
     ("pod_deleted_twice", "pod_deleted_twice", 6),
@@ -53,6 +54,7 @@ REFUTED = [
     ("train_rayjob", "rayjob-cancelled", "the RayJob succeeds", "RUNNING"),
     ("cancel", "train-rayjob-succeeded", "its Workflow is told to end", "activeDeadlineSeconds"),
     ("bad_source", "train-local-succeeded", "the run fails", "Succeeded"),
+    ("pod_refused", "train-local-succeeded", "train is tried five times, as one step", "1 tries"),
     ("nightly", "nightly-succeeded", "the check fails", "no Workflow"),
     ("retry_button", "bad_source", "the same run goes on", "1 Workflows: ['Running'"),
 ]
