@@ -20,7 +20,7 @@ from kfp.client.token_credentials_base import TokenCredentialsBase
 from components.cluster.proxies import proxy_for
 from pipelines.client.connection import API_PORT, SERVICE, Connection, is_unencrypted
 from pipelines.client.errors import KfpError, objects_only, page_error, with_errors
-from pipelines.client.port_forward import PortForward, forward_port
+from pipelines.client.port_forward import PortForward, PortForwardError, forward_port
 
 T = TypeVar("T")
 
@@ -177,7 +177,10 @@ def _client(connection: Connection, address: str, read_token: Callable[[], str] 
 
     def call_api(*args: Any, **options: Any) -> Any:
         if forward is not None:
-            forward.ensure()
+            try:
+                forward.ensure()
+            except PortForwardError as error:  # it forwarded before, so the cluster may answer later
+                raise KfpError(str(error)) from error
         return send(*args, **options)
 
     api.call_api = call_api

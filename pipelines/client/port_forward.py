@@ -64,10 +64,16 @@ class PortForward:
         while not is_open.wait(0.1):
             waited += 0.1
             if process.poll() is not None or waited > _START_SECONDS:
-                raise PortForwardError(self._failure(process))
+                failure = self._failure(process)
+                self._stop()  # the next call starts another one
+                raise PortForwardError(failure)
 
     def close(self) -> None:
         """End kubectl."""
+        self._stop()
+        self._errors.close()
+
+    def _stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
@@ -76,7 +82,6 @@ class PortForward:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._errors.close()
 
     def _failure(self, process: subprocess.Popen[str]) -> str:
         self._errors.seek(0)

@@ -48,6 +48,7 @@ SCENARIOS = (
     "submitter_killed",
     "out_of_memory",
     "submitted_twice",
+    "trained_twice",
     "retry",
     "retry_from",
     "retry_button",

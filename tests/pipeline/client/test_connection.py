@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from recorded_workflows import workflow_states
 
 from pipelines.client.connection import Connection, is_unencrypted
 from pipelines.client.errors import KfpError
+from pipelines.client.follow import Polling, retrying
 from pipelines.client.kfp_client import connected
 from training.config.errors import UserError
 
@@ -238,6 +240,25 @@ def test_a_port_forward_that_ends_is_opened_again(server: FakeKfp, kubectl: Call
     calls = log.read_text().splitlines()
     assert len(calls) >= 2
     assert len({call.split()[-2] for call in calls}) == 1  # at the same port
+
+
+def test_a_cluster_that_does_not_answer_kubectl_for_a_while_is_asked_again(server: FakeKfp, kubectl: Callable[..., Path]) -> None:
+    log = kubectl(connections=1)
+    with connected(Connection(port_forward=True), lambda line: None) as kfp:  # its look at the version was the one connection
+        while _is_running(int(log.read_text().split()[-1])):
+            time.sleep(0.05)
+        kubectl(refuse="unable to connect to the server")
+        said: list[str] = []
+
+        def answer_again(line: str) -> None:
+            said.append(line)
+            kubectl()
+
+        polling = dataclasses.replace(Polling(), interval_seconds=0.1)
+        assert retrying(kfp, answer_again, polling)(kfp.client.list_runs).runs is None
+    assert len(said) == 1
+    assert "unable to connect to the server" in said[0]
+    assert "the run goes on, and this command asks again" in said[0]
 
 
 @pytest.mark.slow
