@@ -132,7 +132,8 @@ def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[st
             stderr=log,
             text=True,
             bufsize=1,
-            env={**os.environ, **services.env, **mark, "PYTHONUNBUFFERED": "1"},
+            # A `training.py` in the working directory is the user's, and not our package.
+            env={**os.environ, **services.env, **mark, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"},
             start_new_session=True,
         )
         assert process.stdout is not None

@@ -1,5 +1,9 @@
 """Jobs on Ray: each is done once, and its exception is raised unchanged."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from training.checkpoints.checkpoint import CheckpointError, checkpoint_uri, step_of
@@ -17,3 +21,11 @@ def test_every_job_is_done_once(num_workers: int) -> None:
 def test_the_exception_of_a_job_is_raised() -> None:
     with pytest.raises(CheckpointError, match="elsewhere: is not a checkpoint's directory"):
         list(parallel_map(step_of, ["elsewhere", checkpoint_uri("run", 1)], num_workers=2))
+
+
+def test_a_module_of_the_working_directory_is_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "training.py").write_text("raise RuntimeError('a file of the working directory was imported')")
+    code = "from training.checkpoints.checkpoint import step_of; from training.distributed.ray_session import parallel_map, ray_session\n"
+    code += "with ray_session(num_cpus=1):\n    print(list(parallel_map(step_of, ['run/checkpoints/step=00000007'], num_workers=1)))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[7]"], done.stderr[-2000:]

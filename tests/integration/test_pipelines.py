@@ -1,9 +1,11 @@
 """The train and nightly pipelines for real: kfp.local, Ray, S3 and MLflow, on the digits at tiny settings."""
 
+import contextlib
 import copy
 import dataclasses
 import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +66,13 @@ class _Here:
 
 
 @pytest.fixture(scope="module")
-def here(services: Services, tmp_path_factory: pytest.TempPathFactory) -> _Here:
-    return _Here(services, tmp_path_factory.mktemp("pipelines"))
+def here(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Here]:
+    """Run in a folder of somebody who has modules of the same names as ours."""
+    theirs = tmp_path_factory.mktemp("theirs")
+    for name in ("training", "evaluation", "components", "pipelines"):
+        (theirs / f"{name}.py").write_text("raise RuntimeError('a file of the working directory was imported')")
+    with contextlib.chdir(theirs):
+        yield _Here(services, tmp_path_factory.mktemp("pipelines"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from training.distributed.ray_logs import hide_noise
 
@@ -87,6 +87,7 @@ def _start_local(num_cpus: int | None) -> None:
                 num_cpus=num_cpus,
                 include_dashboard=False,
                 logging_level=logging.WARNING,
+                job_config=_job_config(),
                 _node_ip_address="127.0.0.1",
                 _temp_dir=None if len(tempfile.gettempdir()) <= _LONGEST_TEMP_DIR else "/tmp/ray",
             )
@@ -96,6 +97,20 @@ def _start_local(num_cpus: int | None) -> None:
             ray.shutdown()
         else:
             return
+
+
+def _job_config() -> Any:
+    """Return a configuration by which Ray leaves the working directory off its workers' path.
+
+    Ray would put it first, so that a `training.py` or an `evaluation` package of the user would be imported in place of ours.
+    """
+    from ray.job_config import JobConfig
+
+    class WithoutWorkingDirectory(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:  # Ray asks this before it adds the directory, and for nothing else
+            return True
+
+    return WithoutWorkingDirectory()
 
 
 _GPU_FRACTION = 0.75
