@@ -24,6 +24,7 @@ UNDISTURBED = [
     ("submitter_killed", "submitter_killed", 3),
     ("ray_head_killed", "ray_head_killed", 4),
     ("submitted_twice", "submitted_twice", 4),
+    ("trained_twice", "trained_twice", 6),
     ("ray_worker_killed", "ray_worker_killed", 5),
     ("s3_away", "s3_away", 2),
     ("webhook", "webhook", 3),
