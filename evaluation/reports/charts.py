@@ -89,7 +89,8 @@ class Chart:
         log_y: Logarithmic y axis; None makes it logarithmic if the values span more than a factor of five.
         level: y of a horizontal reference line.
         places: Vertical reference lines, x -> name.
-        published: The paper's own curves.
+        published: The paper's own curves, or curves to compare with, in grey.
+        legend_beside: Put the legend right of the axes, where curves fill them.
         mark: A point to circle, and its name.
     """
 
@@ -104,6 +105,7 @@ class Chart:
     level: float | None = None
     places: Mapping[float, str] | None = None
     published: Sequence[Line] = ()
+    legend_beside: bool = False
     mark: tuple[float, float, str] | None = None
 
 
@@ -118,7 +120,9 @@ def draw_lines(lines: Sequence[Line], chart: Chart) -> Picture | None:
             _draw(axes, line)
         for line in chart.published:
             xs = sorted(line.points)
-            axes.plot(xs, [line.points[x][0] for x in xs], color=_GREY, linestyle=_DASHES[1], linewidth=1.4, label=line.label)
+            axes.plot(
+                xs, [line.points[x][0] for x in xs], color=_GREY, linestyle=_DASHES[line.dashes or 1], linewidth=1.4, label=line.label
+            )
         if chart.level is not None:
             axes.axhline(chart.level, color=_GREY, linewidth=1.2, linestyle=_DASHES[2])
         places = chart.places or {}
@@ -133,7 +137,7 @@ def draw_lines(lines: Sequence[Line], chart: Chart) -> Picture | None:
             _mark(axes, *chart.mark, at_right=chart.mark[0] > 0.7 * xs[-1])
         num_named = sum(bool(line.label) for line in lines)
         if num_named + len(chart.published) + len(places) > 1 or chart.legend:
-            _add_legend(figure, axes, chart.legend, outside=num_named > _MAX_LINES_IN_AXES)
+            _add_legend(figure, axes, chart.legend, outside=num_named > _MAX_LINES_IN_AXES or chart.legend_beside)
         return Picture(svg=as_svg(figure, chart.caption), caption=chart.caption)
 
 

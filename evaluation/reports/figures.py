@@ -136,15 +136,15 @@ def nights(judgement: Judgement, *, distance_name: str) -> list[Picture]:
     trace, rule = judgement.trace, judgement.night.rule
     numbers = range(1, len(trace.value) + 1)
 
-    def line(label: str, values: Sequence[float], errors: Sequence[float] | None = None, style: int = 0) -> Line:
+    def line(label: str, values: Sequence[float], errors: Sequence[float] | None = None, style: int = 0, dashes: int = 0) -> Line:
         errors = [0.0] * len(values) if errors is None else errors
         points = {night: (y, error) for night, y, error in zip(numbers, values, errors, strict=True) if math.isfinite(y)}
-        return Line(label=label, points=points, style=style)
+        return Line(label=label, points=points, style=style, dashes=dashes)
 
     published = (
         line("baseline (mean)", np.where(np.isfinite(trace.limit), trace.centre, np.nan).tolist()),
-        line("limit of a jump", (trace.centre + trace.limit).tolist()),
-        line("", (trace.centre - trace.limit).tolist()),
+        line("limit of a jump", (trace.centre + trace.limit).tolist(), dashes=2),
+        line("", (trace.centre - trace.limit).tolist(), dashes=2),
     )
     frozen = {rule.baseline_nights + 0.5: "the sums begin"} if len(numbers) > rule.baseline_nights else None
     errors = [night.standard_error or 0.0 for night in judgement.nights]
@@ -156,6 +156,7 @@ def nights(judgement: Judgement, *, distance_name: str) -> list[Picture]:
         "A score far from the baseline is drawn again, and the mean of the new ones is shown, whose limit is nearer.",
         places=frozen,
         published=published,
+        legend_beside=True,
         log_y=False,
     )
     sums = Chart(
@@ -165,6 +166,7 @@ def nights(judgement: Judgement, *, distance_name: str) -> list[Picture]:
         height=3.0,
         places=frozen,
         level=rule.decision_interval,
+        legend_beside=True,
         log_y=False,
     )
     lines = [line("worse", trace.up.tolist(), style=1), line("better", trace.down.tolist(), style=2)]
