@@ -24,8 +24,12 @@ def test_the_exception_of_a_job_is_raised() -> None:
 
 
 def test_a_module_of_the_working_directory_is_not_taken_for_ours(tmp_path: Path) -> None:
-    (tmp_path / "training.py").write_text("raise RuntimeError('a file of the working directory was imported')")
-    code = "from training.checkpoints.checkpoint import step_of; from training.distributed.ray_session import parallel_map, ray_session\n"
-    code += "with ray_session(num_cpus=1):\n    print(list(parallel_map(step_of, ['run/checkpoints/step=00000007'], num_workers=1)))"
+    for name in ("training", "evaluation"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('a file of the working directory was imported')")
+    code = (
+        "from evaluation.records.run_directory import run_uri_of; from training.distributed.ray_session import parallel_map, ray_session\n"
+    )
+    code += "with ray_session(num_cpus=2):\n"
+    code += "    print(*parallel_map(run_uri_of, ['run/checkpoints/step=00000007'] * 2, num_workers=2))"  # one worker is no Ray worker
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines()[-1:] == ["[7]"], done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1:] == ["run run"], done.stderr[-2000:]
