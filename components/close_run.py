@@ -31,12 +31,18 @@ def close_run(
         storage_root_uri: The storage root.
 
     Returns:
-        URI of the run's directory.
+        URI of the run's directory; empty where there is none.
     """
     from components.launch.logs import pipeline_log_stored
-    from components.steps.close import finish_training
+    from components.steps.close import finish_training, finish_unread
     from components.steps.settings import resolve_experiment_form
+    from training import storage
+    from training.config.errors import UserError
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "close-run"):
-        experiment = resolve_experiment_form(experiment_preset, experiment_overrides, experiment_file, seed)
-        return finish_training(status.state, pipeline_run_id, experiment, data_uri, storage_root_uri)
+        try:
+            experiment = resolve_experiment_form(experiment_preset, experiment_overrides, experiment_file, seed)
+        except UserError:
+            name = experiment_preset or "experiment file"
+            return storage.retry(lambda: finish_unread(status.state, pipeline_run_id, storage_root_uri, name=name))
+        return storage.retry(lambda: finish_training(status.state, pipeline_run_id, experiment, data_uri, storage_root_uri))

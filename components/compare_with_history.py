@@ -31,6 +31,11 @@ def compare_with_history(
     """
     from components.launch.logs import pipeline_log_stored
     from components.steps.nightly import compare_with_history
+    from training import storage
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "compare-with-history"):
-        return compare_with_history(evaluation_uri, tracking_run_id, baseline_nights, min_difference, storage_root_uri, page_path=page.path)
+        return storage.retry(
+            lambda: compare_with_history(
+                evaluation_uri, tracking_run_id, baseline_nights, min_difference, storage_root_uri, page_path=page.path
+            )
+        )

@@ -43,10 +43,12 @@ def list_data(
     from components.launch.logs import pipeline_log_stored
     from components.steps.settings import read_data_options
     from evaluation.ablations.definitions.request import from_form
+    from training import storage
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "list-data"):
         request = from_form(
             ablation_name, ablation_scale, ablation_grid, ablation_options, experiment_preset, experiment_objective, experiment_overrides
         )
-        found: list[Any] = list_data_sets(request, storage_root_uri, data_uri=data_uri, sources=read_data_options(data_options).sources)
+        sources = read_data_options(data_options).sources
+        found: list[Any] = storage.retry(lambda: list_data_sets(request, storage_root_uri, data_uri=data_uri, sources=sources))
         return found

@@ -43,10 +43,13 @@ def plan_ablation(
     from components.ablations.planning import plan
     from components.launch.logs import pipeline_log_stored
     from evaluation.ablations.definitions.request import from_form
+    from training import storage
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "plan-ablation"):
         request = from_form(
             ablation_name, ablation_scale, ablation_grid, ablation_options, experiment_preset, experiment_objective, experiment_overrides
         )
-        found: list[Any] = plan(request, storage_root_uri, tracking_experiment, data_uri=data_uri, pipeline_run_id=pipeline_run_id)
+        found: list[Any] = storage.retry(
+            lambda: plan(request, storage_root_uri, tracking_experiment, data_uri=data_uri, pipeline_run_id=pipeline_run_id)
+        )
         return found

@@ -19,5 +19,6 @@ def report(page: dsl.Output[dsl.HTML], run_uri: str, evaluation_uri: str, pipeli
         URI of the page.
     """
     from components.steps.evaluate import report_run
+    from training import storage
 
-    return report_run(run_uri, evaluation_uri, page_path=page.path, pipeline_run_id=pipeline_run_id)
+    return storage.retry(lambda: report_run(run_uri, evaluation_uri, page_path=page.path, pipeline_run_id=pipeline_run_id))

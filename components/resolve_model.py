@@ -23,8 +23,9 @@ def resolve_model(model: str, storage_root_uri: str, pipeline_run_id: str) -> Na
     """
     from components.launch.logs import pipeline_log_stored
     from components.steps.nightly import reporting_failure, resolve_model
+    from training import storage
 
     purpose = f"nightly-{pipeline_run_id}"
     log = pipeline_log_stored(storage_root_uri, pipeline_run_id, "resolve-model")
     with log, reporting_failure(model, "", storage_root_uri, purpose):
-        return resolve_model(model)
+        return storage.retry(lambda: resolve_model(model))

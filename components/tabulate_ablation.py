@@ -37,14 +37,27 @@ def tabulate_ablation(
         storage_root_uri: The storage root.
 
     Returns:
-        URI of the report.
+        URI of the report; empty where the run ended before the ablation was planned.
     """
     from components.ablations.close import finish_ablation
     from components.launch.logs import pipeline_log_stored
+    from components.steps.close import finish_unread
     from evaluation.ablations.definitions.request import from_form
+    from training import storage
+    from training.config.errors import UserError
 
     with pipeline_log_stored(storage_root_uri, pipeline_run_id, "tabulate-ablation"):
-        request = from_form(
-            ablation_name, ablation_scale, ablation_grid, ablation_options, experiment_preset, experiment_objective, experiment_overrides
-        )
-        return finish_ablation(status.state, pipeline_run_id, request, storage_root_uri, page_path=page.path)
+        try:
+            request = from_form(
+                ablation_name,
+                ablation_scale,
+                ablation_grid,
+                ablation_options,
+                experiment_preset,
+                experiment_objective,
+                experiment_overrides,
+            )
+        except UserError:
+            name = f"ablation {ablation_name}"
+            return storage.retry(lambda: finish_unread(status.state, pipeline_run_id, storage_root_uri, name=name))
+        return storage.retry(lambda: finish_ablation(status.state, pipeline_run_id, request, storage_root_uri, page_path=page.path))

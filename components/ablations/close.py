@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.ablations.directory import Plan, ablation_uri, read_plan
+from components.ablations.directory import PLAN, Plan, ablation_uri, read_plan
 from components.ablations.report import PAGE, collect, make_report
 from components.ablations.tracking import TrialTracking, metric_points
 from components.steps.close import close_runs, end_of_run
@@ -21,16 +21,19 @@ from training.tracking.runs import PIPELINE_RUN_TAG, is_complete, tags_of
 def finish_ablation(state: str, pipeline_run_id: str, request: AblationRequest, storage_root_uri: str, page_path: str) -> str:
     """Make the report of all trials, and close the MLflow runs of trials that were left open; return the report's URI.
 
-    Raises:
-        UserError: The ablation is not valid, or was never planned.
+    It is empty where the run ended before the sweep was planned.
     """
     uri = ablation_uri(request, storage_root_uri)
     end = end_of_run(state, pipeline_run_id)
     name = f"ablation {request.name}"
     if not end.succeeded:
         tell_end(end, pipeline_run_id, storage_root_uri, name=name)
-    update_ablation(uri, page_path)
-    close_runs(end, pipeline_run_id)
+    try:
+        if not storage.exists(storage.join(uri, PLAN)):
+            return ""
+        update_ablation(uri, page_path, cancelled=end.cancelled)
+    finally:
+        close_runs(end, pipeline_run_id)
     if end.succeeded:
         tell_end(end, pipeline_run_id, storage_root_uri, name=name, numbers=ablation_numbers(uri))
     return storage.join(uri, PAGE)
@@ -47,21 +50,22 @@ def ablation_numbers(ablation_uri: str) -> dict[str, Any]:
     }
 
 
-def update_ablation(ablation_uri: str, page_path: str = "") -> bool:
+def update_ablation(ablation_uri: str, page_path: str = "", *, cancelled: bool = False) -> bool:
     """Make the report, and send MLflow the records and the report; if it does not answer, leave a mark for the reaper, and return False.
 
     Args:
         page_path: Local file for the page; empty writes none.
+        cancelled: Whether somebody ended the sweep, so that trials without a record did not fail.
 
     Raises:
         UserError: Nothing was planned there.
     """
     try:
-        make_report(ablation_uri, page_path)
+        make_report(ablation_uri, page_path, cancelled=cancelled)
         _send_records(read_plan(ablation_uri), ablation_uri)
     except TrackingError as error:
         say(f"{error}; {ablation_uri} has everything, and MLflow gets it from the reaper or the same command")
-        leave_mark(ablation_uri, {"ablation_uri": ablation_uri})
+        leave_mark(ablation_uri, {"ablation_uri": ablation_uri, **({"cancelled": "true"} if cancelled else {})})
         return False
     remove_mark(ablation_uri)
     return True

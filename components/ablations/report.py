@@ -27,11 +27,12 @@ FILES = (PAGE, "table.csv", "table.json", "figure.svg", "summary.json")
 """The files of a report. Each report has all of them, except the figure, which some ablations lack."""
 
 
-def make_report(ablation_uri: str, page_path: str = "") -> str:
+def make_report(ablation_uri: str, page_path: str = "", *, cancelled: bool = False) -> str:
     """Make page, table and figures from the trials' records, also of failed and missing ones; return the page's URI.
 
     Args:
         page_path: Local file for a copy of the page; empty writes none.
+        cancelled: Whether somebody ended the sweep: its run in MLflow is then closed as KILLED, not as FAILED, where trials are missing.
 
     Raises:
         UserError: Nothing was planned there.
@@ -94,7 +95,7 @@ def make_report(ablation_uri: str, page_path: str = "") -> str:
     parent.log_artifact(json.dumps({**summary, "rows": flat}, indent=2), "table.json")
     parent.set_tags({"iddpm.compare_url": compare_url})
     parent.log_metrics({"num_finished": len(records) - len(failed), "num_failed": len(failed)}, 0)
-    if not parent.finish("FAILED" if failed else "FINISHED"):
+    if not parent.finish("FINISHED" if not failed else "KILLED" if cancelled else "FAILED"):
         raise TrackingError(f"MLflow does not answer and lacks the report {uri}")
     return uri
 

@@ -24,7 +24,8 @@ class Call:
     Attributes:
         key: Key that names the job; one key has one job at a time.
         result_uri: File that exists once the call is done: a training's result, or the value that any other step returned.
-        launch: Id of the process that launches it, so that one does not overwrite the file of another, whose job may just start.
+        launch: Id of the launching process. It is part of the file's name, so that a launcher does not overwrite the file of another
+            whose job is just starting.
     """
 
     step: Step
@@ -60,8 +61,12 @@ class Call:
         return storage.exists(self.result_uri)
 
     def progress(self) -> int:
-        """Return the step of the run's last checkpoint, or the number of trials that a tuning has recorded; 0 for another step."""
+        """Return the step of the run's last checkpoint, or the number of trials that a tuning has recorded; 0 for another step.
+
+        While the storage is away it waits, so that the tries of a step that has no checkpoints are not spent on one outage.
+        """
         if not self.step.run_files:
+            storage.retry(self.is_done)
             return 0
         from training.checkpoints import checkpoint
 

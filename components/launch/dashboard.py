@@ -96,7 +96,9 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
         UserError: The experiment or the data set does not fit.
         RayJobsError: The cluster can't be reached, or the step failed.
     """
-    call = call_of(step, arguments)
+    owner = _owner()
+    # Two runs on a cluster may ask for the same at once; what one of them returns is not the other's, which may delete it.
+    call = call_of(step, arguments, scope=owner if os.environ.get("KFP_POD_NAME") else "")
     if step.run_files and call.is_done():
         say(f"{call.key} is done already")
         return call.result()
@@ -104,7 +106,7 @@ def run_on_dashboard(step: Step, arguments: Mapping[str, Any], address: str, *, 
 
     def follow() -> None:
         while True:
-            _attach_or_submit(client, rayjob_name(call.key), call, job, stop)
+            _attach_or_submit(client, rayjob_name(call.key), call, job, stop, owner)
             _follow(client, job, pace)
             if job.is_own or call.is_done():
                 return
@@ -134,12 +136,11 @@ def _connect(address: str) -> _Dashboard:
         raise RayJobsError(f"no Ray dashboard answers at {address}: {_line(error)}; is it the head's port 8265, seen from here?") from error
 
 
-def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job, stop: StopFlag) -> None:
+def _attach_or_submit(client: _Dashboard, name: str, call: Call, job: _Job, stop: StopFlag, owner: str) -> None:
     """Find the job that runs the call already, or submit one; a job's name ends in the number of its try.
 
     So no name is used twice: Ray would mistake the end of a deleted job for the end of the new one.
     """
-    owner = _owner()
     tries = _retry(lambda: _tries(client, name))
     for number, (status, submitter) in tries.items():
         if status in _LIVE:

@@ -21,7 +21,7 @@ def main(words: Sequence[str]) -> int:
     if len(words) != 1:
         say("usage: python -m components.launch.driver <URI of the call's JSON>")
         return 2
-    call = storage.read_json(words[0])
+    call = storage.retry(lambda: storage.read_json(words[0]))
     step, address, answer_uri = Step(**call["step"]), call["ray_address"], call["answer_uri"]
     limit_threads()
     try:

@@ -24,7 +24,6 @@ from components.steps.runs import storage_root_of
 from training.config.errors import UserError
 from training.console import say
 from training.storage.errors import StorageError
-from training.tracking.client import TrackingError
 from training.tracking.runs import ERROR_TAG, PIPELINE_RUN_TAG, RUN_URI_TAG, FoundRun, close_open_run, latest_runs, open_runs, set_tag
 
 if TYPE_CHECKING:
@@ -87,17 +86,21 @@ def send_what_mlflow_lacks(runs: Sequence[FoundRun]) -> None:
             continue
         for mark in marks:
             try:
-                _send_marked(mark)
-            except TrackingError:
-                raise
+                if not _send_marked(mark):
+                    return  # MLflow is away; each further mark would wait for it too
             except (UserError, StorageError) as error:  # what it names is damaged: the other marks have their turn
                 say(f"{error}; MLflow may lack something of {mark.get('ablation_uri') or mark.get('run_uri')}")
 
 
-def _send_marked(mark: Mapping[str, str]) -> None:
-    is_sent = update_ablation(mark["ablation_uri"]) if "ablation_uri" in mark else update_mlflow(mark["run_uri"], mark["run_id"])
+def _send_marked(mark: Mapping[str, str]) -> bool:
+    """Send MLflow what it lacks; return False if it does not answer."""
+    if "ablation_uri" in mark:
+        is_sent = update_ablation(mark["ablation_uri"], cancelled="cancelled" in mark)
+    else:
+        is_sent = update_mlflow(mark["run_uri"], mark["run_id"])
     if is_sent:
         say(f"MLflow has all of {mark.get('ablation_uri') or mark['run_uri']} now")
+    return is_sent
 
 
 def _workflows_of(api: KubernetesApi, pipeline_run_ids: Sequence[str]) -> dict[str, list[_Seen]]:

@@ -69,6 +69,18 @@ def finish_training(state: str, pipeline_run_id: str, experiment: Experiment, da
     return run_uri
 
 
+def finish_unread(state: str, pipeline_run_id: str, storage_root_uri: str, *, name: str) -> str:
+    """Close and tell the end of a run whose form has an error: its settings step has failed of it, and nothing else has begun.
+
+    Returns:
+        An empty URI.
+    """
+    end = end_of_run(state, pipeline_run_id)
+    close_runs(end, pipeline_run_id)
+    tell_end(end, pipeline_run_id, storage_root_uri, name=name)
+    return ""
+
+
 def end_of_run(state: str, pipeline_run_id: str) -> End:
     """Return how a pipeline's run ended: on a cluster by its Workflow, on a laptop by the last step's state and a file of errors."""
     if state in _SUCCEEDED or not os.environ.get("KFP_POD_NAME"):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_kubernetes
 import pytest
 from recorded_workflows import workflow_states
 
+from components.close_run import close_run
+from components.report_tuning import report_tuning
 from components.steps.close import End, close_runs, end_of_run, finish_training
 from components.steps.runs import identify
+from components.tabulate_ablation import tabulate_ablation
 from training import storage
 from training.config.presets import preset
 from training.data.preparation.options import Options
@@ -139,3 +144,31 @@ def test_the_train_pipelines_end_names_the_runs_directory_wherever_the_data_set_
     prepare(digits("train"), f"{elsewhere}/train", image_size=8, options=Options(resize="none"))
     found = finish_training(*arguments, elsewhere, root)
     assert found == identify(arguments[2], elsewhere, root).uri
+
+
+@pytest.mark.parametrize("component", [close_run, tabulate_ablation, report_tuning], ids=lambda each: str(each.name))
+def test_an_error_in_the_form_does_not_fail_the_last_step_too(experiment, tmp_path: Path, component):
+    """The settings step has failed of it and shown it; a second red step would say nothing new, and nobody would be told."""
+    pipeline = str(uuid.uuid4())
+    run = _left_open(experiment, f"k-{component.name}", pipeline)
+    wrong = {
+        "experiment_preset": "no-such-preset",
+        "experiment_overrides": [],
+        "experiment_file": "",
+        "seed": -1,
+        "experiment_objective": "",
+        "ablation_name": "no-such-ablation",
+        "ablation_scale": "tiny",
+        "ablation_grid": {},
+        "ablation_options": "",
+        "tune_search": [],
+        "tune_trials": 2,
+        "tune_options": "",
+        "data_uri": "",
+        "page": SimpleNamespace(path=str(tmp_path / "page.html")),
+    }
+    names = inspect.signature(component.python_func).parameters
+    given = {name: value for name, value in wrong.items() if name in names}
+    status = SimpleNamespace(state="FAILED")
+    assert component.python_func(status=status, pipeline_run_id=pipeline, storage_root_uri=str(tmp_path), **given) == ""
+    assert _status(run) == "FAILED"

@@ -77,3 +77,16 @@ def test_the_report_and_the_records_that_mlflow_was_away_for_are_sent_by_the_rea
     assert (_status(measured.run_id), _status(plan.parent_run_id)) == ("FINISHED", "FAILED")
     assert [file.path for file in mlflow_client.connect().list_artifacts(plan.parent_run_id)] == ["report.html", "table.csv", "table.json"]
     assert storage.list_uris(f"{tmp_path}/mlflow_behind") == []
+
+
+def test_a_sweep_that_was_cancelled_is_not_shown_as_failed(services: Any, tmp_path: Path) -> None:
+    root, pipeline = str(tmp_path), str(uuid.uuid4())
+    plan = _planned(root)
+    killed = TrialTracking(plan, plan.request.trials()[0].label, plan.request.trials()[0], pipeline)
+    finish_ablation("CANCELLED", pipeline, plan.request, root, str(tmp_path / "page.html"))
+    assert (_status(killed.run_id), _status(plan.parent_run_id)) == ("KILLED", "KILLED")
+
+
+def test_a_sweep_that_failed_before_it_was_planned_has_no_report_and_no_second_error(services: Any, tmp_path: Path) -> None:
+    request = AblationRequest(name="own-grid", scale="tiny", preset="digits-tiny-hybrid-cosine", grid={"diffusion.vlb_weight": [0.1, 1.0]})
+    assert finish_ablation("FAILED", str(uuid.uuid4()), request, str(tmp_path), str(tmp_path / "page.html")) == ""

@@ -300,7 +300,7 @@ def test_a_job_of_another_run_that_ends_without_our_result_is_followed_by_our_ow
 @pytest.mark.parametrize(("owner", "stops"), [("another-run", 0), ("train-x", 1)], ids=["of another run", "of an earlier try"])
 def test_sigterm_stops_a_job_that_it_found_there_only_if_it_is_its_own(tmp_path, owner, stops, monkeypatch):
     monkeypatch.setenv("KFP_POD_NAME", "train-x-retry-system-container-impl-123")
-    name = f"{rayjob_name(call_of(PREPROCESS, preprocess_arguments(tmp_path)).key)}-1"
+    name = f"{rayjob_name(call_of(PREPROCESS, preprocess_arguments(tmp_path), scope='train-x').key)}-1"
     job = {"submission_id": name, "type": "SUBMISSION", "status": "RUNNING", "entrypoint": "x", "metadata": {"iddpm/owner": owner}}
     posted: list[str] = []
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from components.launch import repeat
+from components.launch import driver, repeat
+from components.launch.call import call_of
 from components.launch.repeat import LostError, repeat_lost
 from components.launch.run import run_step
 from components.steps.registry import PREPROCESS
+from training import storage
 from training.config.errors import UserError
 from training.storage.errors import StorageError
 
@@ -79,6 +81,50 @@ def test_work_that_is_lost_three_times_without_progress_is_given_up(steps, tries
     with pytest.raises(LostError, match="gone"):
         repeat_lost(work, lambda: next(left))
     assert len(done) == tries
+
+
+def test_an_outage_of_the_storage_is_waited_for_in_one_try_of_a_step_that_has_no_checkpoints(tmp_path, monkeypatch):
+    """Three tries with half a minute between them would be spent on an outage of two minutes."""
+    away, tries, exists = [True] * 2, [], storage.exists
+
+    def ask(uri: str) -> bool:
+        if away:
+            away.pop()
+            raise StorageError(f"{uri}: no answer", transient=True)
+        return exists(uri)
+
+    def work() -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise StorageError("s3://x: no answer", transient=True)
+        return "done"
+
+    monkeypatch.setattr(storage, "exists", ask)
+    call = call_of(PREPROCESS, _arguments(tmp_path))
+    assert repeat_lost(work, call.progress, sleep=lambda seconds: None) == "done"
+    assert away == [], "it was asked until it answered"
+
+
+def test_a_driver_waits_for_the_file_with_its_call(tmp_path, monkeypatch):
+    away, read = [True], storage.read_json
+
+    def ask(uri: str, *rest: object) -> object:
+        if away:
+            away.pop()
+            raise StorageError(f"{uri}: no answer", transient=True)
+        return read(uri, *rest)
+
+    call = call_of(PREPROCESS, _arguments(tmp_path, source="nowhere"))
+    call.write(ray_address="local")
+    monkeypatch.setattr(storage, "read_json", ask)
+    assert driver.main([call.uri]) == 1, "it came to the step, which refuses its source"
+    assert away == []
+
+
+def test_what_a_run_computes_on_a_standing_cluster_is_not_another_runs(tmp_path):
+    """A run that begins removes its own earlier answer, not the one that another run has yet to read."""
+    first, second = (call_of(PREPROCESS, _arguments(tmp_path), scope=run) for run in ("run-1", "run-2"))
+    assert first.result_uri != second.result_uri
 
 
 @pytest.mark.parametrize(("transient", "tries"), [(True, 3), (False, 1)])
