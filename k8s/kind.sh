@@ -21,8 +21,12 @@ docker info >/dev/null 2>&1 || fail "docker does not answer; start it, or add yo
 [ -x .venv/bin/iddpm ] || fail ".venv/bin/iddpm is missing; run 'make setup'"
 cores=$(docker info --format '{{.NCPU}}')
 [ "$cores" -ge 4 ] || echo "kind: docker has $cores cores; 4 are needed, so steps may wait for room" >&2
-free_gb=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
-[ "$free_gb" -ge 30 ] || fail "$free_gb GB of disk are free here; the images of the project and of Kubeflow Pipelines need about 30 GB"
+if ! kind get clusters 2>/dev/null | grep -qx iddpm; then  # a cluster that is there has taken its share already
+  root=$(docker info --format '{{.DockerRootDir}}')
+  [ -d "$root" ] || root=.  # Docker may run in a virtual machine
+  free_gb=$(df -Pk "$root" | awk 'NR == 2 {print int($4 / 1048576)}')
+  [ "$free_gb" -ge 30 ] || fail "$free_gb GB of disk are free in $root; the images of the project and of Kubeflow Pipelines need about 30 GB"
+fi
 echo "This takes about half an hour, 4 cores, 16 GB of memory and 30 GB of disk, and downloads about 8 GB."
 
 step "1. A cluster"
@@ -31,7 +35,8 @@ kind export kubeconfig --name iddpm
 
 step "2. The project's image"
 docker image inspect "$image" >/dev/null 2>&1 || make image IMAGE="$image"
-kind load docker-image "$image" --name iddpm
+docker tag "$image" iddpm-pipelines:0.1.0  # the name in the manifests
+kind load docker-image iddpm-pipelines:0.1.0 --name iddpm
 
 step "3. KubeRay"
 helm repo add kuberay https://ray-project.github.io/kuberay-helm/ --force-update

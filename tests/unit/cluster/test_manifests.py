@@ -433,8 +433,9 @@ def test_people_outside_the_cluster_log_in_before_they_reach_mlflow():
     assert command[-2:] == ["--app-name", "basic-auth"]
     backend = _named("cluster-oidc", "Ingress", "mlflow")["spec"]["rules"][0]["http"]["paths"][0]["backend"]
     assert backend["service"]["name"] == "oidc-proxy"
-    names = {item["metadata"]["name"] for item in _of("cluster-oidc", "NetworkPolicy")}
-    assert "ingress-to-mlflow" not in names
+    policy = _named("cluster-oidc", "NetworkPolicy", "ingress-to-mlflow")["spec"]
+    assert policy["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "oidc-proxy"}}
+    assert policy["ingress"][0]["ports"] == [{"port": 4180, "protocol": "TCP"}]
     assert list(_of("kind", "Ingress")) == []
 
 

@@ -63,7 +63,9 @@ def test_mlflow_is_reached_by_the_gateway_api_in_place_of_an_ingress(tmp_path: P
 def test_people_pass_the_proxy_by_a_gateway_too(tmp_path: Path) -> None:
     objects = _with_components(tmp_path, "cluster", "gateway", "oidc-proxy")
     assert _one(objects, "HTTPRoute", "mlflow")["spec"]["rules"][0]["backendRefs"] == [{"name": "oidc-proxy", "port": 4180}]
-    assert "ingress-to-mlflow" not in {each["metadata"]["name"] for each in objects}
+    policy = _one(objects, "NetworkPolicy", "ingress-to-mlflow")["spec"]
+    assert policy["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "oidc-proxy"}
+    assert policy["ingress"][0]["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "gateway-system"}
 
 
 def test_the_proxys_image_names_a_registry_that_must_be_chosen() -> None:
@@ -96,7 +98,7 @@ def test_without_keys_pods_exchange_their_role_at_an_address_that_is_not_that_of
         assert (done.stdout.strip() == config["AWS_ENDPOINT_URL"]) != has_sts
     (cronjob,) = [each for each in objects if each["metadata"]["name"] == "iddpm-reaper" and each["kind"] == "CronJob"]
     (reaper,) = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    assert "AWS_ENDPOINT_URL_STS" in {each["name"] for each in reaper["env"]}
+    assert {"configMapRef": {"name": "iddpm-services"}} in reaper["envFrom"]
 
 
 def _secrets(thing: Any) -> list[dict[str, Any]]:
