@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -267,15 +268,13 @@ class KubernetesApi:
                 pause_seconds=self._first_pause,
                 max_pause_seconds=_LONGEST_PAUSE,
                 is_transient=_may_pass,
+                report=lambda text: say(f"the Kubernetes API did not {what}: {_in_one_line(text)}"),
             )
         except (ApiException, *_NO_ANSWER) as error:
             if not _may_pass(error):
                 raise KubernetesError(_refusal(what, self.namespace, error)) from error
             answer = f"it answered {error.status} {error.reason}" if isinstance(error, ApiException) else type(error).__name__
-            raise KubernetesAwayError(
-                f"the Kubernetes API did not {what} for {format_duration(self._patience)} ({answer}); "
-                "a RayJob goes on without it, and the same command finds it again"
-            ) from error
+            raise KubernetesAwayError(f"the Kubernetes API did not {what} for {format_duration(self._patience)} ({answer})") from error
 
     def _send(self, send: Callable[[client.ApiClient], T]) -> T:
         try:
@@ -336,6 +335,11 @@ def _or_none(read: Callable[[], T]) -> T | None:
         if error.status == 404:
             return None
         raise
+
+
+def _in_one_line(text: str) -> str:
+    """Shorten the words of an `ApiException` in a text, which have the whole answer in them."""
+    return " ".join(re.sub(r"\s*HTTP response headers:.*(?=; trying)", "", text, flags=re.DOTALL).split())
 
 
 def _refusal(what: str, namespace: str, error: Any) -> str:

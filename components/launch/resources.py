@@ -284,6 +284,9 @@ def _given(text: str, parameter: str) -> dict[str, Any]:
 def _require_stage(resources: StageResources, stage: str, given: Mapping[str, Any]) -> None:
     """Refuse what the stage would not use."""
     parameter = f"{stage}_resources"
+    of_pods = [name for name in given if name in ("cpu", "memory", "gpu_type", "node_selector", "tolerations")]
+    if resources.ray_mode == "address" and of_pods:
+        raise UserError(f"{parameter}.{of_pods[0]} sizes or places pods, and ray_mode address makes none; leave it out")
     if stage == "train":
         if resources.pod.gpus != "0" and int(resources.pod.gpus) < resources.num_workers * resources.num_gpus_per_worker:
             raise UserError(

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from components.steps.evaluate import evaluation_options
 from components.steps.reference import reference_for
-from components.steps.run_messages import record_uri
+from components.steps.run_messages import message_of, record_uri
 from components.steps.runs import RESULT
 from components.steps.studies import FINAL
 from components.steps.webhook import send_once
 from training import storage
 from training.config.addresses import public_links
 from training.config.errors import UserError
+from training.config.redaction import without_secrets
 from training.console import say
 
 if TYPE_CHECKING:
@@ -115,13 +116,12 @@ def reporting_failure(model: str, weights: str, storage_root_uri: str, purpose: 
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = without_secrets(" ".join(str(error).split()) or type(error).__name__)
         message = {
-            "text": f"iDDPM nightly: {model} could not be evaluated: {reason} (run {purpose.removeprefix('nightly-')})",
-            "event": "failed",
+            **message_of("failed", _run_id(purpose), f"nightly: {model} could not be evaluated: {reason}"),
+            "errors": {"nightly": reason},
             "model": model,
             "weights": weights,
-            "error": reason,
         }
         send_once(message, _record_uri(storage_root_uri, purpose))
         raise
@@ -150,15 +150,12 @@ def compare_with_history(
     from evaluation.records.run_directory import run_uri_of
     from evaluation.reports.report import render_report
 
-    def read(uri: str) -> EvaluationResult:
-        return EvaluationResult.read(uri)
-
-    result = read(evaluation_uri)
+    result = EvaluationResult.read(evaluation_uri)
     run_uri = run_uri_of(result.checkpoint_uri)
     folder, _, file_name = evaluation_uri.rpartition("/")
     name = file_name.removesuffix(".json")
     again = [storage.join(folder, f"{_redrawn_name(name, number)}.json") for number in range(NUM_REDRAWN)]
-    redrawn = tuple(distance for uri in again if storage.exists(uri) and math.isfinite(distance := read(uri).distance))
+    redrawn = tuple(distance for uri in again if storage.exists(uri) and math.isfinite(distance := EvaluationResult.read(uri).distance))
     rule = Rule(baseline_nights=baseline_nights, min_difference=min_difference)
     history = read_history(run_uri) or _scores_of_earlier_versions(tracking_run_id) or _reported(run_uri, result)
     history = history.with_night(night_of(result, name=name, uri=evaluation_uri, rule=rule, redrawn=redrawn))
@@ -177,7 +174,8 @@ def compare_with_history(
     _log_to_mlflow(tracking_run_id, name, page, history, judgement, same_noise)
     finding = f"{result.distance_name} {_OUTCOMES[judgement.direction]}: {judgement.text}"
     finding += f"; {same_noise}" if same_noise else ""
-    send_once(_message(finding, result, judgement, same_noise, evaluation_uri, links), _record_uri(storage_root_uri, name))
+    message = _message(name, finding, result, judgement, same_noise, links)
+    send_once(message, _record_uri(storage_root_uri, name))
     if judgement.direction > 0:
         raise RegressionError(f"{finding} ({result.checkpoint_uri}, {result.weights})")
     for line in filter(None, (judgement.baseline_reason and f"a new baseline began: {judgement.baseline_reason}", finding)):
@@ -187,7 +185,12 @@ def compare_with_history(
 
 def _record_uri(storage_root_uri: str, purpose: str) -> str:
     """Return where the message of a check is recorded: it is the message of its pipeline's end."""
-    return record_uri(storage_root_uri, purpose.removeprefix("nightly-"))
+    return record_uri(storage_root_uri, _run_id(purpose))
+
+
+def _run_id(purpose: str) -> str:
+    """Return the pipeline's run of a night, whose name begins with "nightly-"."""
+    return purpose.removeprefix("nightly-")
 
 
 def _redrawn_name(name: str, number: int) -> str:
@@ -289,31 +292,28 @@ def _log_to_mlflow(
 
 
 def _message(
-    finding: str,
-    result: EvaluationResult,
-    judgement: Judgement,
-    same_noise: SameNoise | None,
-    evaluation_uri: str,
-    links: Mapping[str, str],
+    name: str, finding: str, result: EvaluationResult, judgement: Judgement, same_noise: SameNoise | None, links: Mapping[str, str]
 ) -> dict[str, Any]:
     improves = judgement.direction < 0 and judgement.began
     event = "regression" if judgement.direction > 0 else "improvement" if improves else "finished"
+    message = message_of(event, _run_id(name), f"nightly: {finding} ({result.checkpoint_uri}, {result.weights})")
     return {
-        "text": f"iDDPM nightly: {finding} ({result.checkpoint_uri}, {result.weights})",
-        "event": event,
+        **message,
+        "links": {**message["links"], **links},
         "model": result.checkpoint_uri,
         "weights": result.weights,
-        "distance_name": result.distance_name,
-        "distance": _number(result.distance),
-        "standard_error": result.distance_standard_error,
-        "reason": judgement.text,
-        "since": judgement.since and judgement.since.isoformat(),
-        "baseline": _number(judgement.trace.centre[-1]),
-        "change": _number(judgement.change),
-        "change_error": _number(judgement.change_error),
-        "same_noise": same_noise and same_noise.difference.to_dict(),
-        "changed_versions": list(judgement.changed_versions),
-        "links": {**links, "evaluation": evaluation_uri},
+        "numbers": {
+            "distance_name": result.distance_name,
+            "distance": _number(result.distance),
+            "standard_error": result.distance_standard_error,
+            "reason": judgement.text,
+            "since": judgement.since and judgement.since.isoformat(),
+            "baseline": _number(judgement.trace.centre[-1]),
+            "change": _number(judgement.change),
+            "change_error": _number(judgement.change_error),
+            "same_noise": same_noise and same_noise.difference.to_dict(),
+            "changed_versions": list(judgement.changed_versions),
+        },
     }
 
 

@@ -73,7 +73,7 @@ def tell_end(
     reason = in_one_sentence(end.errors)
     summary = f": {numbers['summary']}" if "summary" in numbers else ""
     outcome = {"finished": f"finished{summary}", "cancelled": "was cancelled", "failed": f"failed at {reason}" if reason else "failed"}
-    message = _message(end.event, pipeline_run_id, f"{name} {outcome[end.event]}")
+    message = message_of(end.event, pipeline_run_id, f"{name} {outcome[end.event]}")
     message |= {"errors": dict(end.errors)} if end.errors else {}
     message |= {"numbers": dict(numbers)} if numbers else {}
     return send_once(message, record_uri(storage_root_uri, pipeline_run_id), since=end.since, needs_record=needs_record)
@@ -81,7 +81,7 @@ def tell_end(
 
 def tell_start(pipeline_run_id: str, storage_root_uri: str, *, name: str) -> bool:
     """Tell that a run has begun, once."""
-    message = _message("started", pipeline_run_id, f"{name} has begun")
+    message = message_of("started", pipeline_run_id, f"{name} has begun")
     return send_once(message, record_uri(storage_root_uri, pipeline_run_id, "started"))
 
 
@@ -96,7 +96,7 @@ def tell_hung(pipeline_run_id: str, run_uri: str, storage_root_uri: str, *, seco
         since: Time of its last progress, in seconds since 1970.
     """
     key = run_uri.rstrip("/").rpartition("/")[2]
-    message = _message("hung", pipeline_run_id, f"{key} has made no progress for {format_duration(seconds)}")
+    message = message_of("hung", pipeline_run_id, f"{key} has made no progress for {format_duration(seconds)}")
     return send_once({**message, "run_uri": run_uri, "since": since}, record_uri(storage_root_uri, pipeline_run_id, f"hung-{key}-{since}"))
 
 
@@ -117,7 +117,8 @@ def training_numbers(run_uri: str) -> dict[str, Any]:
     return {"summary": summary, "distance_name": result.distance_name, "step": result.step, **result.flat_metrics()}
 
 
-def _message(event: str, pipeline_run_id: str, text: str) -> dict[str, Any]:
+def message_of(event: str, pipeline_run_id: str, text: str) -> dict[str, Any]:
+    """Return what all messages have: the event, a text for people, the run's id, and the link to its page if KFP's address is set."""
     address = os.environ.get(KFP_ADDRESS_VARIABLE, "").rstrip("/")
     links = {"kfp": f"{address}/#/runs/details/{pipeline_run_id}"} if address else {}
     return {"event": event, "text": f"iDDPM: {text} (run {pipeline_run_id})", "run_id": pipeline_run_id, "links": links}

@@ -77,6 +77,16 @@ def read_data_options(text: str) -> DataOptions:
     return read
 
 
+def refuse_sources(text: str) -> None:
+    """Refuse the field `sources` in the options of a pipeline that trains a single data set: it has the parameter `data_source`.
+
+    Raises:
+        UserError: The field is given.
+    """
+    if read_data_options(text).sources:
+        raise UserError("data_options.sources is for ablations, which train on several data sets; give data_source instead")
+
+
 def describe_data_options() -> str:
     """Return the description of `data_options` in a form: an example, and all fields with their defaults."""
     values = dataclasses.asdict(DataOptions())
@@ -154,6 +164,7 @@ def check_settings(
     experiment = ""
     if experiment_preset or experiment_file:
         experiment = resolve_experiment_form(experiment_preset, experiment_overrides, experiment_file, seed).to_json()
+        refuse_sources(data_options)
     read_data_options(data_options)
     require_force_from(force_from)
     sizes: list[Any] = []

@@ -35,7 +35,7 @@ class RayJobError(RuntimeError):
 
 
 class _RayJobLostError(LostError):
-    """KubeRay gave the job up, its pods died, or another run whose job it was ended it; on a new RayJob the run goes on."""
+    """The job is lost: KubeRay gave it up, its pods died, or the run that owns it ended it. The run goes on on a new RayJob."""
 
 
 class _ReplacedError(Exception):
@@ -320,9 +320,11 @@ def _watch(job: RayJob, uid: str, api: KubernetesApi, is_done: Callable[[], bool
                 return
             if status.failed:
                 logs.finish()  # its last lines stand above the reason
-                if status.is_lost:
-                    raise _RayJobLostError(failure_message(job.name, status, troubles))
-                raise RayJobError(f"{failure_message(job.name, status, troubles)}; {remedy_of(status)}")
+                message = failure_message(job.name, status, troubles)
+                if status.is_lost and status.reason == "AppFailed":  # its driver was killed, or says that a later try may succeed
+                    raise _RayJobLostError(message)
+                error = _RayJobLostError if status.is_lost else RayJobError
+                raise error(f"{message}; {remedy_of(status)}")
             waits = status.deployment in ("Suspended", "Suspending")
             present = api.queue_reasons(uid) if waits else [*refused_pods(found), *pod_troubles(api.pods(selector))]
             troubles = _new_troubles(troubles, present)

@@ -15,7 +15,7 @@ _REMEDIES = {
     "SubmissionFailed": f"its head was lost, or its submitter died more than once; {_RESUMES}",
     "DeadlineExceeded": f"it ran into its deadline; {_RESUMES}, and a longer deadline lets it run through",
     "PreRunningDeadlineExceeded": "its pods did not come up in time; ask for less, for other nodes, or wait longer before giving up",
-    "AppFailed": f"training itself failed, its last lines say why; once that is fixed {_RESUMES}",
+    "AppFailed": f"the step itself failed, its last lines say why; once that is fixed {_RESUMES}",
     "JobDeploymentStatusTransitionGracePeriodExceeded": f"Ray ended the job but its cluster did not answer to the end; {_RESUMES}",
     "JobStatusCheckTimeoutExceeded": f"Ray's head did not answer, as when it runs out of memory; give the head more memory, and {_RESUMES}",
     "ValidationFailed": "KubeRay refuses the manifest; is its operator 1.7 or later?",

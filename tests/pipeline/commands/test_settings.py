@@ -62,6 +62,11 @@ def test_the_workers_place_and_what_a_pod_gets_are_said_as_they_are_here(
         ("experiment_preset", "no-such-preset", "no-such-preset"),
         ("experiment_file", "base = 3", "must be the name of a preset"),
         ("data_options", '{"num_tests": 3}', "did you mean 'num_test'"),
+        (
+            "train_resources",
+            '{"ray_mode": "address", "ray_address": "http://head:8265", "cpu": "4"}',
+            "train_resources.cpu sizes or places pods",
+        ),
         ("train_resources", "9xgpu", "train_resources: there is no profile '9xgpu'"),
         ("force_from", "trian", "the steps are train, evaluate, report"),
         ("evaluate_resources", '{"cpu": "many"}', "evaluate_resources.cpu 'many'"),
@@ -71,6 +76,13 @@ def test_a_wrong_setting_fails_the_first_step(argument: str, value: str, said: s
     with pytest.raises(UserError) as caught:
         settings.python_func(str(tmp_path), "1", **{argument: value})
     assert said in str(caught.value)
+
+
+def test_the_sources_of_an_ablation_are_refused_where_one_data_set_is_trained_on(tmp_path: Path) -> None:
+    options = {"data_options": '{"sources": {"digits": "s3://b/x"}}'}
+    settings.python_func(str(tmp_path), "1", **options)  # as an ablation's, which has no experiment at this step
+    with pytest.raises(UserError, match="give data_source instead"):
+        settings.python_func(str(tmp_path), "1", experiment_preset="digits-hybrid-cosine", **options)
 
 
 @pytest.mark.parametrize(("queues", "words"), [(None, "needs Kueue"), ({}, "there is no LocalQueue 'training' in namespace runs")])

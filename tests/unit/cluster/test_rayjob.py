@@ -474,16 +474,17 @@ def test_a_token_that_expires_is_read_anew(cluster, tmp_path):
     assert len(cluster.created) == 1
 
 
-def test_an_api_that_stays_away_is_given_up_and_the_job_left_running(cluster):
+def test_an_api_that_stays_away_is_given_up_and_the_job_left_running(cluster, capsys):
     cluster.script = [_RUNNING]
 
     def break_down(rayjob: dict[str, Any]) -> None:
         cluster.faults["GET"] = [503] * 10**4
 
     cluster.on_look = break_down
-    with pytest.raises(KubernetesError, match="finds it again"):
+    with pytest.raises(KubernetesError, match=r"did not .* for 0\.3 s .it answered 503"):
         _run(patience=0.3)
     assert cluster.count("DELETE") == 0
+    assert "(503) Reason: Service Unavailable; trying again for 0.3 s" in capsys.readouterr().out, "without the answer's headers and body"
 
 
 def test_a_missing_permission_names_the_role(cluster):

@@ -149,9 +149,11 @@ def test_a_model_that_cannot_be_evaluated_is_reported_once_and_the_failure_stays
             pytest.raises(ValueError, match="no such weights"),
             nightly_run.reporting_failure(uri, "ema_0.9", str(tmp_path), "nightly-1"),
         ):
-            raise ValueError("no such weights")
+            raise ValueError("no such weights at https://me:hidden@host/x")
     (message,) = server.messages
     assert message["event"] == "failed"
+    assert (message["run_id"], message["errors"]) == ("1", {"nightly": "no such weights at https://***@host/x"})
+    assert "hidden" not in json.dumps(message) + "".join(path.read_text() for path in tmp_path.rglob("*.json"))
     assert uri in str(message["text"])
     assert "no such weights" in str(message["text"])
 
