@@ -34,9 +34,12 @@ setup: .venv/.stamp  ## create .venv and install the project in it
 	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$$python has no venv module. Install it (Debian, Ubuntu: apt-get install python3-venv, or python$$version-venv)"; \
 	  echo "setup: creating .venv with Python $$version"; \
 	  "$$python" -m venv .venv || fail "$$python could not create .venv here (is the disk full, or the folder read-only?)"; }; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || fail ".venv is incomplete, as after an interruption; delete it, then the same command makes it again"; \
+	[ -z "$(PYTHON)" ] || [ "$$version" = "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" ] || \
+	  fail ".venv has another Python than $(PYTHON), which is $$version; delete .venv, then the same command makes it with that one"; \
 	echo "setup: installing the project into .venv (some minutes the first time; torch is large)"; \
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' >$(SETUP_LOG) 2>&1 || { \
-	  if grep -qiE 'no space left|disk quota' $(SETUP_LOG); then fail "the disk is full; .venv needs about 3 GB (with a CUDA torch 8 GB)"; fi; \
+	  if grep -qiE 'no space left|disk quota' $(SETUP_LOG); then fail "the disk is full; .venv needs about 3 GB (with a CUDA torch 9 GB)"; fi; \
 	  if grep -qiE 'connection (broken|refused|reset|timed out|error)|NewConnectionError|name resolution|ConnectTimeout|ReadTimeout|Network is unreachable|ProxyError|SSLError|from versions: none' $(SETUP_LOG); then \
 	    fail "pip can't reach its package index. Is there a network? Behind a mirror or proxy, set PIP_INDEX_URL or https_proxy; then the same command goes on"; fi; \
 	  fail "pip could not install the project; what it said is in $(SETUP_LOG)"; }; \
@@ -48,8 +51,8 @@ demo: setup  ## train, score and report a small model on this machine: digits, o
 ablations: setup  ## every table and figure of the paper on the digits, with a gallery of their reports; SEEDS=5 repeats each trial
 	@$(BIN)/iddpm ablate all --scale tiny --seeds $(or $(SEEDS),1)
 
-down: setup  ## stop the local services that demo left running; their data stays
-	@$(BIN)/iddpm down
+down:  ## stop the local services that demo left running; their data stays
+	@[ ! -x $(BIN)/iddpm ] || $(BIN)/iddpm down
 
 # IMAGE, TARGET (cpu or gpu), BASE_IMAGE, TORCH_INDEX and ENGINE say what to build and by what; see components/container/build.py.
 image:  ## build the container image with docker or podman: make image TARGET=gpu IMAGE=registry.example.com/iddpm:1

@@ -5,15 +5,12 @@ A client needs kfp for this, but not torch, Ray or MLflow.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import re
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType, SimpleNamespace
 from typing import Any
 
 import yaml
@@ -39,31 +36,7 @@ PIPELINES: dict[str, str] = {
 
 def load(name: str) -> Any:
     """Return one of `PIPELINES`, as the SDK's object."""
-    with _callers_by_name():
-        return importlib.import_module(PIPELINES[name]).PIPELINE
-
-
-@contextlib.contextmanager
-def _callers_by_name() -> Iterator[None]:
-    """Give kfp the names of calling functions alone.
-
-    Its 2.17 asks who called at each setting of a task, and `inspect.stack` reads the source of every frame for it: 3.6 of 4.3 seconds.
-    """
-    pipeline_task: Any = importlib.import_module("kfp.dsl.pipeline_task")
-
-    def stack() -> list[tuple[Any, ...]]:
-        frames: list[tuple[Any, ...]] = []
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            frames.append((frame, "", 0, frame.f_code.co_name))
-            frame = frame.f_back
-        return frames
-
-    before, pipeline_task.inspect = pipeline_task.inspect, SimpleNamespace(stack=stack)
-    try:
-        yield
-    finally:
-        pipeline_task.inspect = before
+    return importlib.import_module(PIPELINES[name]).PIPELINE
 
 
 def compile_all(directory: Path, *, kubernetes: bool = False) -> list[Path]:

@@ -92,12 +92,6 @@ def main() -> None:
     try:
         with console.output_marks(False), termination_raised():
             app(arguments)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `iddpm presets | head`
-        sys.stderr.close()
-        sys.exit(0)
     except Exception as error:
         if debug:
             raise

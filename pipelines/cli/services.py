@@ -7,6 +7,7 @@ import json
 import typer
 
 from pipelines.cli.options import JSON
+from training.config.errors import UserError
 
 
 def connect() -> None:
@@ -24,10 +25,13 @@ def up() -> None:
     print(f"MLflow  {running.mlflow_url}\nS3      {running.s3_endpoint} ({running.bucket_uri})\nfolder  {running.home}")
 
 
-def down() -> None:
+def down(force: bool = typer.Option(False, "--force", help="Stop them also while another command uses them, which then fails.")) -> None:
     """Stop S3 and MLflow on this machine. Their data stays."""
-    from pipelines.services import services
+    from pipelines.services import home, services
 
+    directory = home.default_home()
+    if not force and directory.is_dir() and services.status(directory).running and home.has_other_users(directory):
+        raise UserError("another command uses S3 and MLflow; wait for its end, or stop them all the same by `iddpm down --force`")
     stopped = services.down()
     print("stopped" if stopped else "nothing was running")
 

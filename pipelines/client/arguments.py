@@ -16,7 +16,7 @@ from typing import Any
 from components.cluster.workflows import require_sweep_fits
 from components.container.image import VERSION, image_from
 from components.launch.resources import merge_resources, read_resources
-from components.steps.settings import read_data_options, require_force_from, resolve_experiment_form
+from components.steps.settings import read_data_options, refuse_sources, require_force_from, resolve_experiment_form
 from pipelines.compile import PIPELINES, compiled
 from pipelines.compile_checks import parse_documents
 from training.config.addresses import without_passwords
@@ -163,6 +163,8 @@ def _check(pipeline: CompiledPipeline, arguments: Mapping[str, Any]) -> None:
     chosen = _chosen(pipeline, arguments)
     for stage in _stages(pipeline):
         read_resources(chosen[f"{stage}{_RESOURCES}"], stage=stage)
+    if "data_source" in pipeline.parameters:
+        refuse_sources(chosen.get("data_options", ""))
     read_data_options(chosen.get("data_options", ""))
     require_force_from(chosen.get(FORCE_FROM, ""))
     if not arguments.get(TRACKING, "given").strip():

@@ -53,7 +53,8 @@ class Connection:
     @property
     def is_given(self) -> bool:
         """True if options or the environment name a KFP, also wrongly."""
-        return bool(self.port_forward or self._given_endpoint or os.environ.get("KUBERNETES_SERVICE_HOST"))
+        by_option = self.port_forward or self.token_file or self.ca_file or self.namespace
+        return bool(by_option or self._given_endpoint or os.environ.get("KUBERNETES_SERVICE_HOST"))
 
     @property
     def address(self) -> str:

@@ -81,7 +81,7 @@ def _refusal(error: ApiException, address: str, *, has_token: bool) -> KfpError:
         remedy = "if it serves several users, give your namespace by --namespace, and check that your account has rights there"
         return KfpError(f"{address} does not allow it (403): {message}; {remedy}", status)
     if status >= 500:
-        return KfpError(f"KFP failed at {address} ({status}): {message}; see 'kubectl -n kubeflow logs deploy/ml-pipeline'", status)
+        return KfpError(f"KFP failed at {address} ({status}): {message}; see the log of deploy/ml-pipeline in KFP's namespace", status)
     return KfpError(f"KFP refuses ({status}): {message}", status)
 
 

@@ -38,7 +38,9 @@ class RunCancelledError(RunFailedError):
 
 
 class StillRunningError(RuntimeError):
-    """The time to wait is over and the run still goes on."""
+    """The time to wait is over and the run still goes on. The command ends as one that `timeout` ended."""
+
+    exit_status = 124
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

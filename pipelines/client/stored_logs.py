@@ -89,9 +89,9 @@ def _without_training(pipeline_run_id: str) -> list[str]:
             errors.append(error)
     if not found:
         # A preparation that failed left no training behind, and its log with the data set.
-        hint = "if none began, name the directory of the pipeline's run or of the data set, like s3://.../pipelines/ID"
+        hint = "if no training began, name the directory of the pipeline's run or of the data set, like s3://BUCKET/pipelines/ID"
         unread = f"; not every place could be searched: {errors[0]}" if errors else ""
-        raise UserError(f"MLflow knows no training of the run {pipeline_run_id}; `iddpm runs` lists them; {hint}{unread}")
+        raise UserError(f"MLflow has no training of run {pipeline_run_id}; `iddpm runs` lists the runs; {hint}{unread}")
     return found
 
 
@@ -185,5 +185,5 @@ def _explain(
     own = {log.step for _, log in there if _is_of_step(log)}
     steps = sorted(own | {log.step for _, log in of_data})
     if ranks and not own:
-        return f"{where}: has no log of a step, as a trial that another step trained; --rank shows those of workers {', '.join(ranks)}"
+        return f"{where}: has no step's log, because another step trained this trial; --rank shows those of workers {', '.join(ranks)}"
     return f"{where}: has no log of step {step!r}{close_to(step, steps) or '; it has those of ' + ', '.join(steps)}"

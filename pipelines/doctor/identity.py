@@ -54,7 +54,7 @@ def check_identity(scope: Scope) -> Iterator[Finding]:
         message = f"config map {SERVICES_CONFIG_MAP} has no {_STS}: pods would ask the address of S3 to exchange their role for keys"
         remedy = f"set {_STS} there, like https://sts.us-east-1.amazonaws.com; k8s/components/keyless-s3 does"
         yield Finding(FAILURE, _SUBJECT, message, remedy)
-    elif all(_has_identity(pod) for pod in pods.values()):
+    elif pods and all(_has_identity(pod) for pod in pods.values()):
         yield Finding(OK, _SUBJECT, f"pods of {', '.join(pods)} get the platform's identity; there are no keys")
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from components.cluster.cluster_api import Response
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from pipelines.doctor.scope import Scope
 
@@ -62,6 +63,9 @@ def check_services_pods(scope: Scope) -> Iterator[Finding]:
                 waiting.append(f"{pod['metadata']['name']} ({container['name']}: {reason})")
     if waiting:
         yield Finding(FAILURE, "pods of the services", f"do not start: {', '.join(waiting)}")
+    elif answer.ok and not answer.body.get("items"):
+        remedy = "'kubectl apply -k' of your overlay creates them (k8s/README.md, step 6)"
+        yield Finding(WARNING, "pods of the services", f"there are none in namespace {SERVICES_NAMESPACE}", remedy)
     elif answer.ok:
         yield Finding(OK, "pods of the services", f"none of {len(answer.body.get('items', []))} waits in namespace {SERVICES_NAMESPACE}")
     else:
@@ -93,12 +97,14 @@ def check_namespaces(scope: Scope) -> Iterator[Finding]:
     """Check that the services admit the namespace of runs, and that no mesh stands between them."""
     runs = scope.cluster.namespace
     if runs != scope.connection.kfp_namespace:
-        labels = _labels(scope, runs)
-        if labels.get(_PROFILE_LABEL) != "true":
+        answer = _namespace(scope, runs)
+        if not answer.ok and answer.status != 404:
+            yield Finding(WARNING, f"namespace {runs}", f"cannot be seen{_reason(answer)}")
+        elif _labels(answer).get(_PROFILE_LABEL) != "true":
             yield Finding(FAILURE, f"namespace {runs}", f"lacks the label {_PROFILE_LABEL}=true, so MLflow does not admit its pods")
         else:
             yield Finding(OK, f"namespace {runs}", "is admitted by MLflow")
-    if _labels(scope, SERVICES_NAMESPACE).get("istio-injection") == "enabled":
+    if _labels(_namespace(scope, SERVICES_NAMESPACE)).get("istio-injection") == "enabled":
         message = "gets Istio's sidecars, which may refuse the pods of runs: these have none"
         yield Finding(WARNING, f"namespace {SERVICES_NAMESPACE}", message)
 
@@ -155,8 +161,12 @@ def _tag(image: str) -> str:
     return image.partition("@")[0].rpartition("/")[2].partition(":")[2]
 
 
-def _labels(scope: Scope, namespace: str) -> dict[str, str]:
-    return dict(scope.cluster.get(f"/api/v1/namespaces/{namespace}").body.get("metadata", {}).get("labels") or {})
+def _namespace(scope: Scope, name: str) -> Response:
+    return scope.cluster.get(f"/api/v1/namespaces/{name}")
+
+
+def _labels(namespace: Response) -> dict[str, str]:
+    return dict(namespace.body.get("metadata", {}).get("labels") or {})
 
 
 def _reason(answer: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from components.cluster.cluster_api import ClusterApi
@@ -30,12 +30,14 @@ class EnvironmentSource:
         name: Its name.
         variables: Variable by key.
         optional: True if a pod starts without it.
+        more: Variable by key, of keys that it may lack.
     """
 
     kind: str
     name: str
     variables: Mapping[str, str]
     optional: bool
+    more: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_sources(platforms: Iterable[Mapping[str, Any]]) -> list[EnvironmentSource]:
@@ -47,13 +49,15 @@ def find_sources(platforms: Iterable[Mapping[str, Any]]) -> list[EnvironmentSour
     found: dict[tuple[str, str], EnvironmentSource] = {}
     for platform in platforms:
         for executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
-            for kind, (field, key, name, _) in _KINDS.items():
-                for each in executor.get(field, ()):
+            for kind, (entries, key, name, _) in _KINDS.items():
+                for each in executor.get(entries, ()):
                     # A step exports MLflow's variables without their prefix, see `training.tracking.client`.
                     variables = {entry[key]: entry["envVar"].removeprefix("IDDPM_") for entry in each["keyToEnv"]}
                     optional = bool(each.get("optional"))
                     source = EnvironmentSource(kind=kind, name=each[name], variables=variables, optional=optional)
-                    found.setdefault((kind, source.name), source)  # a second entry of a source has keys that it may lack
+                    first = found.setdefault((kind, source.name), source)
+                    if variables != first.variables:  # a second entry of a source has keys that it may lack
+                        found[kind, source.name] = replace(first, more={**first.more, **variables})
     return [found[key] for key in sorted(found)]
 
 
@@ -79,6 +83,7 @@ def _check(cluster: ClusterApi, source: EnvironmentSource, environment: dict[str
     if empty:
         return Finding(FAILURE, subject, f"has no {', '.join(empty)} in namespace {cluster.namespace}", remedy)
     environment.update({source.variables[key]: value for key, value in values.items()})
+    environment.update({name: _decoded(data[key], source.kind) for key, name in source.more.items() if data.get(key)})
     padded = [key for key, value in values.items() if value != value.strip()]
     if padded:
         remedy = "create it again without; a value read from a file often ends with a line break ('echo -n' writes none)"

@@ -67,7 +67,8 @@ def check_kfp(connection: Connection) -> Iterator[Finding]:
         return
     yield Finding(OK, "kfp", message)
     for warning in warnings:
-        yield Finding(WARNING, "kfp", warning.partition(";")[0], "upgrade KFP, or use an encrypted connection")
+        problem, _, advice = warning.partition("; ")
+        yield Finding(WARNING, "kfp", problem, advice or "use https:// or --port-forward")
 
 
 def check_bucket(environment: Mapping[str, str], bucket: str, *, port_forward: bool) -> Iterator[Finding]:

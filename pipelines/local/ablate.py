@@ -42,7 +42,6 @@ class AblationResult:
         log_path: Log of everything that was not shown.
     """
 
-    uri: str
     folder: Path
     failed: dict[str, str]
     log_path: Path
@@ -68,7 +67,6 @@ def run_ablation(
     Raises:
         UserError: The ablation is not valid.
     """
-    from components.ablations.directory import ablation_uri
     from components.ablations.planning import list_data_sets, plan
     from components.ablations.steps import measure_joint
     from pipelines.local.images import held_out
@@ -89,7 +87,7 @@ def run_ablation(
         if not failed or request.seeds > 1:
             _catch(failed, "joint measurement", lambda: measure_joint(uri, resources))
         folder = report_locally(request, services)
-    return AblationResult(uri=uri, folder=folder, failed=failed, log_path=log_path)
+    return AblationResult(folder=folder, failed=failed, log_path=log_path)
 
 
 def estimate_time_left(requests: Sequence[AblationRequest], services: Services) -> TimeLeft:
@@ -105,7 +103,6 @@ def report_locally(request: AblationRequest, services: Services) -> Path:
         UserError: Nothing was planned.
     """
     from components.ablations.close import update_ablation
-    from components.ablations.directory import ablation_uri
     from components.ablations.report import FILES
     from evaluation.ablations.page.gallery import write_gallery
     from training import storage
@@ -126,7 +123,7 @@ def report_locally(request: AblationRequest, services: Services) -> Path:
 
 def is_planned(request: AblationRequest, services: Services) -> bool:
     """Return whether the ablation was planned, so that a report can be written."""
-    from components.ablations.directory import PLAN, ablation_uri
+    from components.ablations.directory import PLAN
     from training import storage
 
     os.environ.update(services.env)

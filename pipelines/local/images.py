@@ -9,9 +9,9 @@ from training import storage
 
 def held_out(source: str) -> dict[str, int]:
     """Return the options that hold every tenth image out for bits/dim; empty for a source with test images of its own."""
-    from training.data.inspection.folder import inspect_folder
+    from training.data.sources.catalog import open_splits
 
     if not source or not (storage.is_s3(source) or Path(source).expanduser().exists()):
         return {}  # a published data set
-    found = inspect_folder(source, max_inspected=1)
-    return {} if found.num_test_images else {"num_test": max(1, found.num_images // 10)}
+    splits = open_splits(source)
+    return {} if "test" in splits else {"num_test": max(1, len(splits["train"].listing().items) // 10)}

@@ -144,7 +144,7 @@ def _supervise(job: Path, services: Services, log_path: Path, show: Callable[[st
         except (KeyboardInterrupt, SystemExit):
             show("stopping all processes (Ctrl-C again kills them at once) ...")
             _interrupt(process, home)
-            raise PipelineInterruptedError("stopped; the same command continues from the last checkpoint", log_path) from None
+            raise PipelineInterruptedError("stopped; the same command goes on with what is left", log_path) from None
         finally:
             _kill_processes(home, session=process.pid)
             process.wait()
@@ -198,7 +198,8 @@ def _lock(home: Path) -> Iterator[None]:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
             raise PipelineError(
-                f"another run is under way (process {owner}); wait for it, or stop it with Ctrl-C or kill {owner}"
+                f"another run is under way (process {owner}); wait for it, stop it with Ctrl-C or kill {owner}, "
+                "or set IDDPM_HOME to another directory"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -69,11 +69,11 @@ def summarize(run_uri: str, directory: Path, *, next_steps: Sequence[tuple[str, 
     report_path = storage.download(report_uri, directory / "report.html")
     likelihood = result["likelihood"]
     split = result["experiment"]["evaluation"]["likelihood_split"]
-    stop = f", stopped early of {result['experiment']['optim']['num_steps']:,}" if trained["stop_reason"] else ""
+    stop = f" of {result['experiment']['optim']['num_steps']:,} steps (stopped early)" if trained["stop_reason"] else " steps"
     distance = plain_estimate(result["distance"], result["distance_standard_error"])
     bits_per_dim = plain_estimate(likelihood["bits_per_dim"], likelihood["standard_error"])
     rows = [
-        ("trained", f"{trained['step']:,} steps{stop}"),
+        ("trained", f"{trained['step']:,}{stop}"),
         ("distance", _progress(read_history(run_uri))),
         ("reported", f"{result['distance_name']} {distance}, step {result['step']:,}"),
         ("bits/dim", f"{bits_per_dim} on {likelihood['num_images']:,} {split} images"),

@@ -257,8 +257,11 @@ def _services(home: Path, ports: dict[str, int], credentials: Credentials) -> Se
     no_proxy = ",".join(dict.fromkeys([*filter(None, without_proxy.split(",")), "127.0.0.1", "localhost"]))
     env = {
         "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ENDPOINT_URL_S3": endpoint,  # it goes before the other name, and a user's may point elsewhere
         "AWS_ACCESS_KEY_ID": credentials.key_id,
         "AWS_SECRET_ACCESS_KEY": credentials.secret,
+        "AWS_SESSION_TOKEN": "",  # a user's own belongs to other keys
+        "AWS_SECURITY_TOKEN": "",  # its earlier name, which botocore still reads
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",  # the name that botocore inside MLflow reads
         "MLFLOW_TRACKING_URI": mlflow_url,
@@ -316,7 +319,7 @@ def connect() -> None:
     MLflow in the environment mean AWS's own S3.
     """
     has_mlflow = "MLFLOW_TRACKING_URI" in os.environ
-    has_s3 = "AWS_ENDPOINT_URL" in os.environ or (has_mlflow and "AWS_ACCESS_KEY_ID" in os.environ)
+    has_s3 = not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}.isdisjoint(os.environ) or (has_mlflow and "AWS_ACCESS_KEY_ID" in os.environ)
     if has_s3 and has_mlflow:
         return
     try:

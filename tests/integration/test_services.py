@@ -19,9 +19,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.cli import services as commands
 from pipelines.services import daemons, mlflow_server, services
 from pipelines.services.home import has_other_users, join_users
 from pipelines.services.services import ServicesError
+from training import storage
+from training.config.errors import UserError
 
 NAMES = ("seaweedfs", "mlflow")
 
@@ -222,6 +225,35 @@ def test_ports_are_chosen_again_if_their_file_is_damaged(home):
     services.down(home)
     (home / "ports.json").write_text('{"s3": ')
     assert get(services.up(home), "kept/ports") == b"data"
+
+
+def test_keys_and_addresses_of_a_users_own_s3_do_not_reach_the_local_one(home, monkeypatch):
+    for name, value in (
+        ("AWS_SESSION_TOKEN", "of-other-keys"),
+        ("AWS_SECURITY_TOKEN", "too"),
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9"),
+    ):
+        monkeypatch.setenv(name, value)
+    for name, value in services.up(home).env.items():
+        monkeypatch.setenv(name, value)
+    storage.write_bytes("s3://iddpm/with-a-token", b"data")
+    assert storage.read_bytes("s3://iddpm/with-a-token") == b"data"
+
+
+@pytest.mark.slow
+def test_services_that_another_command_uses_are_stopped_by_force_alone(home, monkeypatch, capsys):
+    monkeypatch.setenv("IDDPM_HOME", str(home))
+    use = "from pipelines.services import services; services.current(); print(1, flush=True); input()"
+    services.up(home)
+    other = subprocess.Popen([sys.executable, "-c", use], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "1\n"
+    with pytest.raises(UserError, match="another command uses S3 and MLflow"):
+        commands.down(force=False)
+    assert services.status(home).running
+    commands.down(force=True)
+    other.communicate("\n", timeout=60)
+    commands.down(force=False)
+    assert capsys.readouterr().out == "stopped\nnothing was running\n"
 
 
 @pytest.mark.slow

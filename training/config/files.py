@@ -48,6 +48,22 @@ def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iter
     return resolved
 
 
+def named_experiment(name: str, overrides: Iterable[str] = ()) -> Experiment:
+    """Return the experiment of a preset, or of a file if the name ends in ".toml", with overrides; see `resolve_experiment`."""
+    preset, text = name_or_file(name)
+    return resolve_experiment(preset=preset, file_text=text, overrides=overrides)
+
+
+def name_or_file(name: str) -> tuple[str, str]:
+    """Return a name that a user gave as a preset, or as the text of an experiment file if it ends in ".toml"; the other is empty."""
+    return ("", read_text(name)) if name.endswith(".toml") else (name, "")
+
+
+def base_of(name: str) -> str:
+    """Return the preset of that name, or the one on which the file of that path is based."""
+    return str(_parse(read_text(name))["base"]) if name.endswith(".toml") else name
+
+
 def read_experiment_file(text_or_path: str | Path) -> Experiment:
     """Return the experiment of a file, given as its text, or as its path (a `Path`, or one line that ends in ".toml").
 

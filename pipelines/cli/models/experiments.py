@@ -43,28 +43,28 @@ def _format_result(result: dict[str, Any]) -> str:
 
 
 def show(
-    preset: str = typer.Argument(..., help="Name of a preset; `iddpm presets` lists them."),
+    preset: str = typer.Argument(..., help="Name of a preset (`iddpm presets` lists them), or experiment file (TOML)."),
     overrides: list[str] = options.SET,
     as_json: bool = typer.Option(False, "--json", help="Add its source, its assumptions, and the paper's results."),
     as_toml: bool = typer.Option(False, "--toml", help="Print it as an experiment file, for `iddpm train`."),
 ) -> None:
     """Print an experiment as JSON, with overrides applied."""
     from training.config import presets as table
-    from training.config.files import to_toml
+    from training.config.files import base_of, named_experiment, to_toml
 
-    experiment = table.preset(preset, overrides)
+    experiment, base = named_experiment(preset, overrides), base_of(preset)
     if as_json and as_toml:
         raise UserError("--json and --toml exclude each other; give one")
     if as_toml:
-        print(to_toml(experiment, preset), end="")
+        print(to_toml(experiment, base), end="")
     elif as_json:
-        print(json.dumps({**table.describe(preset), "experiment": experiment.every_field()}, indent=2))
+        print(json.dumps({**table.describe(base), "experiment": experiment.every_field()}, indent=2))
     else:
         print(json.dumps(experiment.every_field(), indent=2))
 
 
 def cost(
-    preset: str = typer.Argument("", help="Name of a preset; none prints a line for each."),
+    preset: str = typer.Argument("", help="Name of a preset, or experiment file (TOML); none prints a line for each preset."),
     overrides: list[str] = options.SET,
     card: str = typer.Option("H100", help="Accelerator, or CPU for one core."),
     utilisation: float = typer.Option(None, help="Utilisation of its peak, 0 to 1, instead of the measured one.", show_default=False),
@@ -74,13 +74,13 @@ def cost(
     as_json: bool = options.JSON,
 ) -> None:
     """Estimate the cost of an experiment: parameters, multiply-adds, card-hours and their price, memory."""
+    from training.config.files import named_experiment
     from training.config.presets import names
-    from training.config.presets import preset as named
     from training.cost.estimate import estimate
 
     chosen = [preset] if preset else list(names())
     found = [
-        estimate(named(name, overrides), card, utilisation=utilisation, price_per_hour=price_per_hour, with_memory=bool(preset))
+        estimate(named_experiment(name, overrides), card, utilisation=utilisation, price_per_hour=price_per_hour, with_memory=bool(preset))
         for name in chosen
     ]
     if as_json:

@@ -15,7 +15,9 @@ from training.config.errors import UserError
 
 def serve(
     model: str = MODEL,
-    host: str = typer.Option("127.0.0.1", help="Address to listen at; the service asks for no password, so leave others to a proxy."),
+    host: str = typer.Option(
+        "127.0.0.1", help="Address to listen at. The service has no password: put a proxy before it if others use it."
+    ),
     port: int = typer.Option(8000, min=0, max=65535, help="Port to listen at; 0 takes a free one."),
     max_images: int = typer.Option(16, min=1, help="Largest number of images of a request."),
     max_evaluations: int = typer.Option(1000, min=1, help="Largest number of sampling steps of a request."),

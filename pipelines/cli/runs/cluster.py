@@ -27,7 +27,7 @@ _REFUSED = "Refused: a retry goes on with the same experiment."
 def submit(
     connection: Connection,
     pipeline: str = options.PIPELINE,
-    file: str = typer.Argument("", help="Experiment file (TOML) to train, like my.toml; without it the preset is trained."),
+    name: str = typer.Argument("", help="Preset or experiment file (TOML) to train, like my.toml; --preset names a preset too."),
     preset: str = options.PRESET,
     overrides: list[str] = options.SET,
     parameters: list[str] = options.PARAM,
@@ -46,8 +46,13 @@ def submit(
 
     seconds = _seconds(timeout, wait)
     compiled = compiled_pipeline(pipeline)
-    parameters = [*parameters, *([f"experiment_file={file}"] if file else [])]
-    arguments = cluster_arguments_of(compiled, preset=preset, overrides=overrides, words=parameters, resources=resources)
+    if name and preset:
+        raise UserError(f"{name} and --preset {preset} both name an experiment; give one")
+    is_file = name.endswith(".toml")
+    parameters = [*parameters, *([f"experiment_file={name}"] if is_file else [])]
+    arguments = cluster_arguments_of(
+        compiled, preset=preset or ("" if is_file else name), overrides=overrides, words=parameters, resources=resources
+    )
     with connected(connection, warn) as kfp:
         started = start(kfp, compiled, arguments, experiment=experiment, create_experiment=create_experiment, run_name=run_name)
         _report(kfp, started, compiled, arguments, wait=wait, seconds=seconds, as_json=as_json)
@@ -94,7 +99,7 @@ def runs(
     ),
     as_json: bool = options.JSON,
 ) -> None:
-    """List runs, the latest first: of the cluster if its address is given, else of this machine; and how far their trainings are.
+    """List runs and the progress of their trainings, the latest first: the cluster's if an address of KFP is given, else this machine's.
 
     Updates, rate, best score and cost are MLflow's (MLFLOW_TRACKING_URI, or that of `iddpm up`). The cost is that of the training: its
     updates so far, and in all, at the present rate.
@@ -134,12 +139,13 @@ def runs(
                 out(line)
 
 
-def _seconds(timeout: str, wait: bool) -> int | None:
+def _seconds(timeout: str, wait: bool, *, waits_by_default: bool = True) -> int | None:
     from pipelines.client.timing import parse_duration
 
     seconds = parse_duration(timeout, "--timeout") if timeout else None
     if seconds is not None and not wait:
-        raise UserError(f"--timeout {timeout}: is the longest time to wait, so it goes with --wait")
+        remedy = "leave out --no-wait" if waits_by_default else "add --wait"
+        raise UserError(f"--timeout {timeout} is the longest time to wait, but this command does not wait: {remedy}")
     return seconds
 
 
@@ -180,9 +186,9 @@ def logs(
 ) -> None:
     """Print the logs of a run's steps or workers.
 
-    With a connection to KFP, the log of a step that goes on comes from its pod; that of one that has ended comes from S3 where it is
-    stored, or else from its pod. Those of a training, of its evaluation and of each of its workers are in its directory too, and that of
-    the preparation of images in its data set's, on every machine; while they are written, half a minute late.
+    With a connection to KFP, a running step's log is read from its pod. A finished step's log is read from S3, or from its pod if S3 has
+    none. Without a connection, logs are read from S3: those of a training, of its evaluation and of its workers from the run's directory,
+    that of the preparation of images from the data set's. While they are written they are up to half a minute late.
     """
     from pipelines.cli.services import connect
     from pipelines.client.stored_logs import find_directories, show_stored_logs
@@ -212,7 +218,7 @@ def cancel(
     from pipelines.client.kfp_client import connected
     from pipelines.client.runs import state_of, terminate
 
-    seconds = _seconds(timeout, wait)
+    seconds = _seconds(timeout, wait, waits_by_default=False)
     with connected(connection, warn) as kfp:
         ended = terminate(kfp, run_id)
         if ended is not None:
@@ -286,9 +292,12 @@ def _report(
     say(f"run         {started.run_id}  {started.run_name}")
     if started.page:
         say(f"page        {started.page}")
-    run = _follow(kfp, started.run_id, compiled.task_names, seconds, say) if wait else None
-    if as_json:
-        out(json.dumps(_submitted_json(started, compiled, arguments, run), indent=2))
+    run = None
+    try:
+        run = _follow(kfp, started.run_id, compiled.task_names, seconds, say) if wait else None
+    finally:  # also where the time is over: a script needs the id of the run
+        if as_json:
+            out(json.dumps(_submitted_json(started, compiled, arguments, run), indent=2))
     if run is None:
         say("the run goes on without this command; `iddpm runs` lists it, `iddpm cancel` ends it")
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -42,7 +41,8 @@ def demo(
         train_here(arguments, name="demo-fashion-mnist")
     else:
         file = _demo_experiment(data)
-        arguments = arguments_of(pipeline, preset="", overrides=overrides, words=[*_own_images(file, data), *forced], resources=resources)
+        words = [f"experiment_file={file}", *_own_images(data), *forced]
+        arguments = arguments_of(pipeline, preset="", overrides=overrides, words=words, resources=resources)
         train_here(arguments, name=file.stem)
 
 
@@ -65,7 +65,7 @@ def init(
     images: str = typer.Option(..., help="Directory, zip or tar of your images; its subdirectories are classes."),
     out: Path = typer.Option(Path("my.toml"), "--out", "-o", help="File to write."),
     card: str = typer.Option("CPU", help="Accelerator that trains, like H100; or CPU."),
-    name: str = typer.Option("my-images", help="Name of the data set and of the experiment."),
+    name: str = typer.Option("", help="Name of the data set and of the experiment; empty takes that of the images."),
     hours: float | None = typer.Option(None, min=0.01, help="The longest training; empty takes 4 hours on a CPU, a day on others."),
 ) -> None:
     """Write an experiment file for your own images, with sizes that fit them and your machine."""
@@ -73,9 +73,14 @@ def init(
         raise UserError(f"{out}: the name of an experiment file ends in .toml")
     if out.exists():
         raise UserError(f"{out} exists already; give another file by --out, or remove it")
+    from training.cost.accelerators import card_named
+
     storage.make_directory(out.parent)
-    command = f"iddpm train {shlex.quote(str(out))} --images {shlex.quote(images)}"
-    storage.write_bytes(str(out), f"# {command}\n\n{_write_experiment(images, card=card, name=name, hours=hours)}".encode())
+    gpu = "" if card_named(card) == "CPU" else " --resources train=1xgpu"
+    command = f"iddpm train {shlex.quote(str(out))} --images {shlex.quote(images)}{gpu}"
+    storage.write_bytes(
+        str(out), f"# {command}\n\n{_write_experiment(images, card=card, name=name or _slug(Path(images).stem), hours=hours)}".encode()
+    )
     print(f"{out} has an experiment for them and says why; change it as you like, then:\n  {command}")
 
 
@@ -84,6 +89,7 @@ def _write_experiment(images: str, *, card: str, name: str, hours: float | None 
     connect()
     from training.cost.suggest import largest_image_size, suggest_experiment
     from training.data.inspection.folder import inspect_folder
+    from training.distributed.cores import available_cores
 
     found = inspect_folder(images)
     classes = f" in {len(found.class_counts)} classes" if found.class_counts else ""
@@ -110,42 +116,46 @@ def _write_experiment(images: str, *, card: str, name: str, hours: float | None 
         num_classes=len(found.class_counts),
         card=card,
         name=name,
-        num_cores=os.cpu_count() or 1,
+        num_cores=available_cores(),
         hours=hours,
     )
 
 
 def train(
-    file: Path = typer.Argument(..., help="Experiment file (TOML): a base preset and what differs; `iddpm init` writes one."),
+    experiment: str = typer.Argument(
+        ..., help="Preset, or experiment file (TOML): a base preset and what differs; `iddpm init` writes one."
+    ),
     images: str = typer.Option("", help="Directory, zip or tar of the images; empty takes the data set's own source."),
     overrides: list[str] = options.SET,
     resources: list[str] = options.RESOURCES,
     parameters: list[str] = options.PARAM,
     force_from: str = options.FROM,
 ) -> None:
-    """Train, evaluate and report the experiment of a file, on this machine.
+    """Train, evaluate and report an experiment on this machine. Its GPU is used with --resources train=1xgpu.
 
     Of images without a test split, every tenth is held out for bits/dim; --param data_options='{"num_test": N}' changes that.
     """
     from pipelines.client.arguments import arguments_of, compiled_pipeline
     from pipelines.local.training import train_here
 
-    if file.suffix != ".toml":
-        raise UserError(f"{file}: an experiment file's name ends in .toml; `iddpm run train --preset` trains a preset")
-    words = [*parameters, *_forced(force_from), *(_own_images(file, images, words=parameters) if images else [f"experiment_file={file}"])]
-    arguments = arguments_of(compiled_pipeline("train"), preset="", overrides=overrides, words=words, resources=resources)
-    train_here(arguments, name=file.stem)
+    is_file = experiment.endswith(".toml")
+    words = [*parameters, *_forced(force_from), *([f"experiment_file={experiment}"] if is_file else [])]
+    words += _own_images(images, words=parameters) if images else []
+    arguments = arguments_of(
+        compiled_pipeline("train"), preset="" if is_file else experiment, overrides=overrides, words=words, resources=resources
+    )
+    train_here(arguments, name=Path(experiment).stem)
 
 
 def _forced(step: str) -> list[str]:
     return [f"force_from={step}"] if step else []
 
 
-def _own_images(file: Path, images: str, words: Sequence[str] = ()) -> list[str]:
-    """Return the pipeline's parameters, as words, for an experiment file and a user's images; `words` are the user's own."""
+def _own_images(images: str, words: Sequence[str] = ()) -> list[str]:
+    """Return the pipeline's parameters, as words, for a user's images; `words` are the user's own."""
     from pipelines.local.images import held_out
 
-    found = [f"experiment_file={file}", f"data_source={_absolute(images)}"]
+    found = [f"data_source={_absolute(images)}"]
     if not any(word.startswith("data_options=") for word in words):
         connect()
         found.append(f"data_options={json.dumps(held_out(images))}")

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from pipelines.cli.options import format_time, out, table
+from pipelines.client.errors import KfpError
 from training.config.errors import UserError
 from training.console import format_duration
 from training.tracking.trainings import Training
@@ -81,7 +82,7 @@ def watch(lines: Callable[[], list[str]]) -> None:
         nonlocal first
         try:
             found, first = first or lines(), []
-        except UserError as error:
+        except (UserError, KfpError) as error:
             return [f"error: {error}; trying again"]
         return found
 

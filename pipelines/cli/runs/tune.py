@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 from pipelines.cli import options
@@ -35,13 +33,13 @@ def tune(
     from pipelines.local.training import shorten_path
     from pipelines.local.tune import run_tuning
     from pipelines.services import services
-    from training.config.files import read_text
+    from training.config.files import name_or_file
 
     hours = parse_duration(time_limit, "--time-limit") / 3600 if time_limit else 0.0
-    is_file = preset.endswith(".toml")
+    name, text = name_or_file(preset)
     request = TuneRequest(
-        preset="" if is_file else preset,
-        file=read_text(Path(preset)) if is_file else "",
+        preset=name,
+        file=text,
         overrides=tuple(overrides),
         search=tuple(search),
         trials=trials,

@@ -31,7 +31,7 @@ def preprocess(
 ) -> None:
     """Prepare images as shards with a manifest. An interrupted command continues."""
     connect()
-    from training.config.files import resolve_experiment
+    from training.config.files import named_experiment
     from training.data.splits import prepare_experiment
     from training.distributed.ray_session import parallel_map
 
@@ -44,10 +44,9 @@ def preprocess(
         "background": background,
     }
     source_options = {"labels": labels, "num_test": num_test}
-    is_file = preset.endswith(".toml")
     print(
         prepare_experiment(
-            resolve_experiment(preset="" if is_file else preset, file_text=preset if is_file else "", overrides=overrides),
+            named_experiment(preset, overrides),
             data,
             source=source,
             source_options=source_options,

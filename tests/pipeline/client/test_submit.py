@@ -281,6 +281,10 @@ def test_a_client_without_torch_ray_and_mlflow_submits_a_run(server: FakeKfp) ->
         ),
         (("nightly-fid", "--preset", "digits-hybrid-cosine"), "takes no --preset"),
         (("nightly-fid", "--timeout", "soon"), "--timeout 'soon' is not a duration"),
+        (("nightly-fid", "--timeout", "5m"), "does not wait: leave out --no-wait"),
+        (("train", "digits-hybrid-cosine", "--preset", "digits-hybrid-cosine"), "both name an experiment; give one"),
+        (("train", "no-such-preset"), "no-such-preset"),
+        (("train", "--param", 'data_options={"sources": {"digits": "s3://b/raw"}}'), "data_options.sources is for ablations"),
     ],
 )
 def test_what_can_not_work_is_refused_before_anything_is_sent(server: FakeKfp, iddpm: Iddpm, words: tuple[str, ...], said: str) -> None:
@@ -572,6 +576,13 @@ def test_a_token_that_is_renewed_in_its_file_goes_on_and_one_that_is_not_ends_it
 def test_a_run_that_is_deleted_meanwhile_ends_it_at_once(server: FakeKfp, kfp: Kfp) -> None:
     with pytest.raises(KfpError, match="404"):
         follow(kfp, "gone", task_names=(), say=lambda line: None, polling=Polling(interval_seconds=60))
+
+
+def test_a_script_gets_the_runs_id_and_a_status_of_its_own_when_the_time_is_over(server: FakeKfp, iddpm: Iddpm) -> None:
+    status, out, err = iddpm("submit", "train", "digits-hybrid-cosine", "--json", "--timeout", "1s")
+    assert status == 124, err
+    assert json.loads(out)["run_id"] in server.runs
+    assert "it goes on" in err
 
 
 def test_when_the_time_is_over_the_run_goes_on(server: FakeKfp, kfp: Kfp) -> None:

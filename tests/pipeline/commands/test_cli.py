@@ -234,7 +234,7 @@ def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it
     assert "1 file is not an image and is left out, like cats/more.zip\n" in out
     assert "12 images in 2 classes, 36 to 51 pixels, 3 channel(s)" in out
     assert "1 of 12 have transparent pixels" in out
-    assert f"iddpm train {file} --images {images}" in out
+    assert f"  iddpm train {file} --images {images}\n" in out
     experiment = read_experiment_file(file)
     assert (experiment.data.name, experiment.data.image_size, experiment.data.image_channels, experiment.data.num_classes) == (
         "pets",
@@ -246,6 +246,26 @@ def test_init_writes_an_experiment_that_fits_the_images_and_says_how_to_train_it
     status, _, err = run_iddpm("init", "--images", str(images), "--out", str(file))
     assert status == 1
     assert "exists already" in err
+
+
+def test_init_for_a_gpu_writes_the_command_that_trains_on_it_and_takes_the_folders_name(
+    run_iddpm: Command, images: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    status, out, _ = run_iddpm("init", "--images", str(images), "--out", str(file), "--card", "h100")
+    assert status == 0
+    assert f"  iddpm train {file} --images {images} --resources train=1xgpu\n" in out
+    assert read_experiment_file(file).data.name == "images"
+
+
+def test_an_experiment_file_stands_wherever_a_preset_does(run_iddpm: Command, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "digits-hybrid-cosine"\nname = "mine"\n[optim]\nnum_steps = 40\n')
+    assert json.loads(run_iddpm("show", str(file))[1])["optim"]["num_steps"] == 40
+    assert "num_steps = 40" in run_iddpm("show", str(file), "--toml")[1]
+    assert json.loads(run_iddpm("show", str(file), "--json")[1])["experiment"]["name"] == "mine"
+    costs = [json.loads(run_iddpm("cost", name, "--card", "CPU", "--json")[1]) for name in (str(file), "digits-hybrid-cosine")]
+    assert costs[0]["phases"]["training"]["flops"] == costs[1]["phases"]["training"]["flops"] * 40 / 1600
 
 
 def test_init_names_the_image_that_makes_all_others_small(run_iddpm: Command, images: Path, tmp_path: Path) -> None:
@@ -347,8 +367,9 @@ def test_the_local_services_stand_in_for_each_one_that_the_environment_does_not_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("submit", "nightly-fid", "--no-wait", "--timeout", "5m"), "--timeout 5m: is the longest time to wait, so it goes with --wait"),
-        (("cancel", "a-run", "--timeout", "5m"), "--timeout 5m: is the longest time to wait, so it goes with --wait"),
+        (("submit", "nightly-fid", "--no-wait", "--timeout", "5m"), "but this command does not wait: leave out --no-wait"),
+        (("cancel", "a-run", "--timeout", "5m"), "--timeout 5m is the longest time to wait, but this command does not wait: add --wait"),
+        (("runs", "--namespace", "team-a"), "the address of Kubeflow Pipelines is missing"),
         (("runs", "--json", "--price-per-hour", "2"), "--price-per-hour goes with the table"),
         (("ablate", "width", "--card", "H100"), "--card and --price-per-hour are of --plan"),
         (("ablate", "width", "--price-per-hour", "2"), "--card and --price-per-hour are of --plan"),

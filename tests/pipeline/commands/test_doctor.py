@@ -31,7 +31,7 @@ from pipelines.doctor.cluster import RIGHTS
 from pipelines.doctor.examine import CHECKS
 from pipelines.doctor.findings import FAILURE, OK, WARNING, Finding
 from pipelines.doctor.image import check_image
-from pipelines.doctor.pod_environment import find_sources
+from pipelines.doctor.pod_environment import check_sources, find_sources
 from pipelines.doctor.pods import restricted_pod
 from pipelines.doctor.services import check_bucket, check_mlflow
 from pipelines.services.services import Services
@@ -234,6 +234,7 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             FAILURE,
             "mlflow-7 (upgrade: ErrImagePull)",
         ),
+        ("/api/v1/namespaces/iddpm/pods", {"items": []}, "pods of the services", WARNING, "there are none in namespace iddpm"),
         (
             "/api/v1/namespaces/iddpm",
             {"metadata": {"labels": {"istio-injection": "enabled"}}},
@@ -378,6 +379,9 @@ def test_the_pod_of_the_recorded_dry_runs_is_the_one_that_is_sent(recording: str
 def test_a_users_namespace_must_be_admitted_by_mlflow(cluster: FakeCluster, doctor: Doctor) -> None:
     words = ("--kfp-namespace", "kubeflow", "--runs-namespace", NAMESPACE)
     assert doctor(*words)[1][f"namespace {NAMESPACE}"][0] == FAILURE
+    cluster.objects[f"/api/v1/namespaces/{NAMESPACE}"] = None
+    state, words_of_it = doctor(*words)[1][f"namespace {NAMESPACE}"]
+    assert (state, "cannot be seen: it is forbidden (403)" in words_of_it) == (WARNING, True)
     cluster.objects[f"/api/v1/namespaces/{NAMESPACE}"] = {"metadata": {"labels": {"pipelines.kubeflow.org/enabled": "true"}}}
     assert doctor(*words)[1][f"namespace {NAMESPACE}"][0] == OK
 
@@ -409,13 +413,21 @@ def test_the_rights_that_are_looked_for_are_those_that_the_manifests_grant() -> 
     assert granted == {(group, resource): set(verbs) for group, resource, verbs in RIGHTS}
 
 
+def test_the_bucket_is_tried_with_the_token_of_temporary_keys(cluster: FakeCluster) -> None:
+    cluster.objects[f"{CORE}/secrets/iddpm-s3"] = secret(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="s", AWS_SESSION_TOKEN="t")
+    environment: dict[str, str] = {}
+    found = find_sources(compiled_pipeline(name).platform for name in PIPELINES)
+    list(check_sources(ClusterApi(NAMESPACE), found, environment))
+    assert environment["AWS_SESSION_TOKEN"] == "t"
+
+
 def test_what_is_looked_for_is_what_any_pipeline_takes() -> None:
     found = find_sources(compiled_pipeline(name).platform for name in PIPELINES)
     needed = {each.name: each.optional for each in found}
     assert needed.items() >= {"iddpm-services": False, "iddpm-s3": True, "iddpm-mlflow": True}.items()
-    assert [dict(each.variables) for each in found if each.name == "iddpm-s3"] == [
-        {"AWS_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY"}
-    ]
+    (keys,) = [each for each in found if each.name == "iddpm-s3"]
+    assert keys.variables == {"AWS_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY"}
+    assert keys.more == {"AWS_SESSION_TOKEN": "AWS_SESSION_TOKEN"}, "of temporary keys"
     assert len({each.name for each in found}) == len(found)
 
 

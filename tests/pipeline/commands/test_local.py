@@ -117,7 +117,7 @@ def test_a_stopped_run_has_an_interrupts_exit_status_and_leaves_no_process_behin
     process.send_signal(how)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "\nerror: stopped; the same command continues from the last checkpoint (the whole log: " in printed
+    assert "\nerror: stopped; the same command goes on with what is left (the whole log: " in printed
     assert _left(tmp_path) == []
 
 
@@ -164,6 +164,8 @@ def test_every_tenth_image_of_ones_own_is_held_out_unless_there_are_test_images(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), number).save(path)
     assert held_out(str(tmp_path / "all" / "train")) == {"num_test": 2}
+    (tmp_path / "all" / "train" / "0.png").write_bytes(b"no picture")
+    assert held_out(str(tmp_path / "all" / "train")) == {"num_test": 2}, "a damaged image is not looked at here"
     (tmp_path / "all" / "test").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "all" / "test" / "0.png")
     assert held_out(str(tmp_path / "all")) == {}

@@ -18,6 +18,7 @@ from components.launch.logs import pipeline_directory
 from components.steps.runs import note_attempt
 from pipelines.cli.runs import progress
 from pipelines.cli.runs.progress import training_lines, watch
+from pipelines.client.errors import KfpError
 from pipelines.client.stored_logs import find_directories, show_stored_logs
 from training import storage
 from training.config.errors import UserError
@@ -109,17 +110,21 @@ def test_a_watched_list_goes_on_after_an_error_but_not_at_the_first_look(monkeyp
     def away() -> list[str]:
         raise UserError("MLflow does not answer")
 
+    def kfp_away() -> list[str]:
+        raise KfpError("KFP failed (503)")
+
     def leave() -> list[str]:
         raise KeyboardInterrupt
 
     with pytest.raises(UserError, match="does not answer"):
         watch(away)
     monkeypatch.setattr(progress, "_WATCH_SECONDS", 0.0)
-    looks = iter([lambda: ["one"], away, lambda: ["two"], leave])
+    looks = iter([lambda: ["one"], away, kfp_away, lambda: ["two"], leave])
     watch(lambda: next(looks)())
     assert [line for line in capsys.readouterr().out.splitlines() if line and ":" not in line[:3]] == [
         "one",
         "error: MLflow does not answer; trying again",
+        "error: KFP failed (503); trying again",
         "two",
     ]
 
@@ -213,7 +218,7 @@ def test_the_log_of_the_preparation_is_found_with_the_data_set_of_a_run_by_each_
     status, out, err = run_iddpm("logs", f"{data_uri}/")
     assert (status, out) == (0, "prepared\n")
     assert "--- preprocess, step-0a1b, began 2026-11-26 18:00:00 UTC" in err
-    message = "if none began, name the directory of the pipeline's run or of the data set, like s3://.../pipelines/ID"
+    message = "if no training began, name the directory of the pipeline's run or of the data set, like s3://BUCKET/pipelines/ID"
     assert message in run_iddpm("logs", "no-such-run")[2]
 
 

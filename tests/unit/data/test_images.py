@@ -310,7 +310,7 @@ def test_the_limit_is_ours_to_set_whatever_pillows_is(monkeypatch):
         assert prepare_image(encode(PHOTOS[0]), [64], mode).images[0].shape == (64, 64, 3)
     height, width = PHOTOS[0].shape[:2]
     assert prepare_image(encode(PHOTOS[0]), [64], "area", max_pixels=width * height)
-    with pytest.raises(ImageError, match=rf"is too large: {width}x{height} is over .*raise --max-pixels"):
+    with pytest.raises(ImageError, match=rf"is too large: {width}x{height} is over .*raise max_pixels"):
         prepare_image(encode(PHOTOS[0]), [64], "area", max_pixels=width * height - 1)
     assert Image.MAX_IMAGE_PIXELS == 10_000
 

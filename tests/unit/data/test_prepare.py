@@ -202,7 +202,7 @@ def test_a_file_too_large_for_any_image_is_not_read(tmp_path):
 
 def test_too_many_broken_images_stop_the_work(folder, tmp_path):
     source = copy_with(folder, tmp_path / "photos", BROKEN)
-    with pytest.raises(UserError, match=r"more than 4 images can't be used: class3/.*--max-errors"):
+    with pytest.raises(UserError, match=r"more than 4 images can't be used: class3/.*max_errors"):
         prepare(source, str(tmp_path / "data"), image_size=16, options=dataclasses.replace(SMALL_SHARDS, on_error="skip", max_errors=4))
     assert not (tmp_path / "data" / "manifest.json").exists()
 
@@ -254,7 +254,7 @@ def test_shards_of_another_cut_are_made_again(folder, undisturbed, tmp_path):
 
 
 def test_the_limit_for_bombs_is_part_of_the_plan(folder, tmp_path):
-    with pytest.raises(UserError, match=r"is too large: 2[4-9]x24 is over 575 pixels.*raise --max-pixels"):
+    with pytest.raises(UserError, match=r"is too large: 2[4-9]x24 is over 575 pixels.*raise max_pixels"):
         prepare(source_of(folder), str(tmp_path / "data"), image_size=16, options=Options(max_pixels=575))
     prepare(source_of(folder), str(tmp_path / "data"), image_size=16, options=Options(max_pixels=24 * 30))
     with pytest.raises(UserError, match="of other source files or options"):

@@ -267,7 +267,7 @@ def test_each_class_keeps_an_image_to_train_on(tmp_path, num_test):
     listings = {split: s.listing() for split, s in open_splits(root, SourceOptions(num_test=num_test, split_seed=7)).items()}
     assert [item.key for item in listings["test"].items] == sorted(order[:num_test])
     assert [item.key for item in listings["train"].items] == sorted([*order[num_test:], "rare/1.png"])
-    with pytest.raises(UserError, match="can't hold out 9 test images of 10 and keep one of each class to train on; lower --num-test"):
+    with pytest.raises(UserError, match="can't hold out 9 test images of 10 and keep one of each class to train on; lower num_test"):
         open_splits(root, SourceOptions(num_test=9))["test"].listing()
 
 

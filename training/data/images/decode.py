@@ -60,7 +60,7 @@ def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if image.width * image.height > max_pixels:
         raise ImageError(
             f"is too large: {image.width}x{image.height} is over {max_pixels:,} pixels, which may be a decompression bomb; "
-            "if it is intended, raise --max-pixels"
+            "if it is intended, raise max_pixels"
         )
     if image.format == "PNG" and "transparency" in image.info:
         image.info["transparency"] = _in_eight_bits(image.info["transparency"], image.mode, int(stream.getbuffer()[_PNG_DEPTH]))

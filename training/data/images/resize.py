@@ -52,7 +52,7 @@ def check_size(width: int, height: int, size: int, mode: Resize, *, allow_upscal
         raise ImageError(f"is {width}x{height}, but resize 'none' needs exactly {size}x{size}; choose 'area'")
     enlarged = min(width, height) < size
     if enlarged and not allow_upscale:
-        raise ImageError(f"is {width}x{height}, smaller than {size}; use a smaller image size, or --allow-upscale")
+        raise ImageError(f"is {width}x{height}, smaller than {size}; use a smaller image size, or allow_upscale")
     return enlarged
 
 

@@ -165,10 +165,11 @@ def too_many_errors(address: str, errors: Sequence[UnreadableImage], options: Op
     """Return the error that ends a preparation, with the names of the first images."""
     first = "; ".join(f"{error.source} {error.reason}" for error in errors[:5])
     if options.on_error == "fail":
-        return UserError(f"{address}: {first}. Repair or remove it, or skip such images (--on-error skip)")
+        remedy = 'Repair or remove it, or skip such images (on_error "skip" in data_options; --on-error skip of `iddpm preprocess`)'
+        return UserError(f"{address}: {first}. {remedy}")
     more = f" and {len(errors) - 5} more" if len(errors) > 5 else ""
     return UserError(
-        f"{address}: more than {options.max_errors} images can't be used: {first}{more}. Repair the source, or raise --max-errors"
+        f"{address}: more than {options.max_errors} images can't be used: {first}{more}. Repair the source, or raise max_errors"
     )
 
 

@@ -183,7 +183,7 @@ class RandomSplit(Source):
                 left[labels[i]] -= 1
         if not 0 < self.num_test == len(test):
             kept = " and keep one of each class to train on" if len(left) > 1 else ""
-            raise UserError(f"{self.name}: can't hold out {self.num_test} test images of {len(labels)}{kept}; lower --num-test")
+            raise UserError(f"{self.name}: can't hold out {self.num_test} test images of {len(labels)}{kept}; lower num_test")
         items = [item for i, item in enumerate(whole.items) if (i in test) == (self.split == "test")]
         return Listing(items, whole.class_names, whole.others if self.split == "train" else ())
 
