@@ -33,15 +33,15 @@ def apply_overrides(plain: dict[str, Any], overrides: Iterable[str], lists: Cont
         present, text = node[leaf], text.strip()
         if isinstance(present, dict):
             raise UserError(f"{path}: is a section; name one of its fields: {', '.join(present)}")
-        is_nothing = present is None and text.lower() in ("none", "null")
-        value = _parse_value(text, as_list=isinstance(present, list) or (path in lists and not is_nothing))
+        is_nothing = text.lower() in ("none", "null")
+        value = _parse_value(text, as_list=not is_nothing and (isinstance(present, list) or path in lists))
         _refuse_boolean(present, value, repr(text), path)
         # A text field takes the text as it is: `evaluation.sampling.spacing=250`.
         node[leaf] = text if isinstance(present, str) and not isinstance(value, str) else value
 
 
 def apply_tables(plain: dict[str, Any], tables: Mapping[str, Any], path: str = "") -> None:
-    """Change an experiment's plain dictionary by nested tables of the fields that differ; the text "none" stands for no value."""
+    """Change an experiment's plain dictionary by nested tables of the fields that differ; "none" stands for no value, except in a text field."""
     for name, value in tables.items():
         where = f"{path}.{name}" if path else name
         require(name in plain, where, unknown_field(name, plain, path))
@@ -52,7 +52,8 @@ def apply_tables(plain: dict[str, Any], tables: Mapping[str, Any], path: str = "
             continue
         require(not isinstance(value, dict), where, "is a field and no table")
         _refuse_boolean(present, value, repr(value), where)
-        plain[name] = None if value == "none" else value
+        # A text field has no "no value", and "none" may be one of its words: data.resize.
+        plain[name] = None if value == "none" and not isinstance(present, str) else value
 
 
 def _refuse_boolean(present: Any, value: Any, shown: str, path: str) -> None:

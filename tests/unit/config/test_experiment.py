@@ -48,6 +48,11 @@ def test_an_override_becomes_its_field(override: str, read: object) -> None:
     assert read(DEMO.override([override]))  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("nothing", ["none", "null", "None"])
+def test_a_list_that_was_set_can_be_set_to_no_value_again(nothing: str) -> None:
+    assert DEMO.override(["evaluation.metrics=kid", f"evaluation.metrics={nothing}"]).evaluation.metrics is None
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from training.config import presets
 from training.config.errors import UserError
+from training.config.experiment import Experiment
 from training.config.files import read_experiment_file, resolve_experiment, to_toml
 from training.cost.suggest import suggest_experiment
 
@@ -53,6 +57,32 @@ def test_no_value_is_written_as_none() -> None:
     without = base.override(["optim.grad_clip_norm=null"])
     text = 'base = "digits-hybrid-cosine"\n[optim]\ngrad_clip_norm = "none"\n[evaluation]\nnum_reference_images = 5\n'
     assert read_experiment_file(text) == without
+
+
+def _words(kind: Any, path: str = "") -> Iterator[str]:
+    """Yield an override for each value of each field that takes one of a few words."""
+    if dataclasses.is_dataclass(kind):
+        for name, hint in get_type_hints(kind).items():
+            yield from _words(hint, f"{path}.{name}".strip("."))
+    elif get_origin(kind) is Literal:
+        yield from (f"{path}={word}" for word in get_args(kind) if isinstance(word, str))
+
+
+BESIDE = {  # what a word needs beside it
+    "diffusion.objective=simple": ["diffusion.variance=fixed_small"],
+    "diffusion.variance=fixed_large": ["diffusion.objective=simple"],
+    "diffusion.variance=fixed_small": ["diffusion.objective=simple"],
+    "evaluation.sampling.unipc_variant=B1": ["evaluation.sampling.method=unipc"],
+    "evaluation.scoring_sampling.unipc_variant=B1": ["evaluation.scoring_sampling.method=unipc"],
+}
+REFUSED = {"evaluation.scoring_sampling.variance=analytic", "evaluation.scoring_sampling.variance=optimal"}
+
+
+@pytest.mark.parametrize("word", sorted({*_words(Experiment)} - REFUSED))
+def test_the_text_of_a_file_gives_back_every_word_of_every_field(word: str) -> None:
+    """`data.resize` has the word "none", which stands for no value elsewhere."""
+    experiment = presets.preset("images64-hybrid-cosine", [word, *BESIDE.get(word, [])])
+    assert read_experiment_file(to_toml(experiment, "images64-hybrid-cosine")) == experiment
 
 
 def test_the_network_of_the_earlier_code_is_three_fields_of_a_file_or_three_overrides() -> None:
