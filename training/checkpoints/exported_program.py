@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from training import storage
 from training.checkpoints import checkpoint
-from training.config.experiment import Experiment
-from training.models.unet import make_model
+from training.models.unet import example_inputs, make_model
 
 
 def export_program(checkpoint_uri: str, file_uri: str, *, weights: str | None = None) -> dict[str, Any]:
@@ -32,7 +30,7 @@ def export_program(checkpoint_uri: str, file_uri: str, *, weights: str | None = 
     network = make_model(experiment)
     network.load_state_dict(checkpoint.load_model_state(checkpoint_uri, chosen))
     network.eval().requires_grad_(False)
-    inputs = _example(experiment)
+    inputs = example_inputs(experiment, 2)  # a batch of one would be traced as a constant
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(network, (), kwargs=inputs, dynamic_shapes={name: {0: batch} for name in inputs})
     with tempfile.TemporaryDirectory(prefix="iddpm-export-") as directory:
@@ -47,14 +45,3 @@ def export_program(checkpoint_uri: str, file_uri: str, *, weights: str | None = 
         "inputs": {name: ["batch", *tensor.shape[1:]] for name, tensor in inputs.items()},
         "num_bytes": num_bytes,
     }
-
-
-def _example(experiment: Experiment) -> dict[str, Tensor]:
-    """Return inputs of two images: a batch of one would be traced as a constant."""
-    data, model = experiment.data, experiment.model
-    inputs = {"x": torch.zeros(2, data.image_channels, data.image_size, data.image_size), "timesteps": torch.zeros(2)}
-    if model.class_conditional:
-        inputs["y"] = torch.zeros(2, dtype=torch.int64)
-    if model.low_res_size is not None:
-        inputs["low_res"] = torch.zeros(2, data.image_channels, model.low_res_size, model.low_res_size)
-    return inputs

@@ -20,8 +20,8 @@ from training.config.errors import UserError
 from training.config.experiment import Experiment, SamplingConfig
 from training.config.spacing import count_timesteps, likelihood_spacing
 from training.cost.accelerators import CARDS, Card, card_named, speed_on
-from training.cost.peak import fake_network, inputs_of, scoring_bytes, training_bytes
-from training.models.unet import make_model
+from training.cost.peak import fake_network, scoring_bytes, training_bytes
+from training.models.unet import example_inputs, make_model
 
 _BYTES_PER_WEIGHT = 4
 # Weights, gradients, and Adam's two moments, in float32 under bf16 autocast too.
@@ -208,7 +208,7 @@ def count_forward_passes(experiment: Experiment) -> dict[str, int]:
 def count_macs(experiment: Experiment) -> dict[str, int]:
     """Return the multiply-accumulates of one image through an experiment's network, by kind of operation."""
     with torch.device("meta"):
-        model, inputs = make_model(experiment), inputs_of(experiment, 1)
+        model, inputs = make_model(experiment), example_inputs(experiment, 1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)
     macs = {"convolution": 0, "attention": 0, "linear": 0}
@@ -238,7 +238,7 @@ def activation_bytes(experiment: Experiment, batch_size: int, *, bf16: bool) -> 
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
         # The output lives until the sum is taken, so that no storage is freed and its identity used again.
-        output = model(**inputs_of(fake.experiment, batch_size))
+        output = model(**example_inputs(fake.experiment, batch_size))
     total = sum(int(storage.nbytes()) for storage in kept.values())
     del output
     return total

@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training.config.experiment import Experiment
-from training.models.unet import UNet, make_model
+from training.config.experiment import Experiment, SamplingConfig
+from training.models.unet import UNet, example_inputs, make_model
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -76,7 +76,7 @@ def _run(experiment: Experiment, batch_size: int, *, bf16: bool, trains: bool) -
     with fake.mode, LiveBytes() as live, torch.set_grad_enabled(trains):
         for tensor in (*model.parameters(), *model.buffers()):
             live.add(tensor)
-        inputs = inputs_of(fake.experiment, batch_size)  # alive to the end, as in training
+        inputs = example_inputs(fake.experiment, batch_size)  # alive to the end, as in training
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             output = model(**inputs)
         if trains:
@@ -98,24 +98,13 @@ class FakeNetwork(NamedTuple):
 
 def fake_network(experiment: Experiment) -> FakeNetwork:
     """Return an experiment's network without data, without gradients; an estimate looks at the same one several times."""
-    return _build(dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, class_conditional=False)))
+    model = dataclasses.replace(experiment.model, class_conditional=False, label_dropout=0.0)
+    # The network does not depend on the samplers, and their guidance may need the label that is left out.
+    evaluation = dataclasses.replace(experiment.evaluation, sampling=SamplingConfig(), scoring_sampling=SamplingConfig())
+    return _build(dataclasses.replace(experiment, model=model, evaluation=evaluation))
 
 
 @functools.lru_cache(maxsize=1)
 def _build(experiment: Experiment) -> FakeNetwork:
     with FakeTensorMode() as mode:
         return FakeNetwork(make_model(experiment), mode, experiment)
-
-
-def inputs_of(experiment: Experiment, batch_size: int) -> dict[str, Tensor]:
-    """Return what an experiment's network takes, as zeros."""
-    data, config = experiment.data, experiment.model
-    inputs = {
-        "x": torch.zeros(batch_size, data.image_channels, data.image_size, data.image_size),
-        "timesteps": torch.zeros(batch_size),
-    }
-    if config.class_conditional:
-        inputs["y"] = torch.zeros(batch_size, dtype=torch.int64)
-    if config.low_res_size is not None:
-        inputs["low_res"] = torch.zeros(batch_size, data.image_channels, config.low_res_size, config.low_res_size)
-    return inputs

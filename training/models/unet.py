@@ -41,6 +41,20 @@ def make_model(experiment: Experiment, *, gradient_checkpointing: bool = False) 
     )
 
 
+def example_inputs(experiment: Experiment, batch_size: int) -> dict[str, Tensor]:
+    """Return what an experiment's network takes, as zeros."""
+    data, config = experiment.data, experiment.model
+    inputs = {
+        "x": torch.zeros(batch_size, data.image_channels, data.image_size, data.image_size),
+        "timesteps": torch.zeros(batch_size),
+    }
+    if config.class_conditional:
+        inputs["y"] = torch.zeros(batch_size, dtype=torch.int64)
+    if config.low_res_size is not None:
+        inputs["low_res"] = torch.zeros(batch_size, data.image_channels, config.low_res_size, config.low_res_size)
+    return inputs
+
+
 class UNet(nn.Module):
     """The network eps_theta(x_t, t), and v_theta where the variance is learned (the last half of the output's channels).
 

@@ -118,6 +118,15 @@ def test_memory_grows_with_averages_and_fits_a_larger_microbatch_on_a_larger_car
     assert 0 < small < large
 
 
+@pytest.mark.parametrize("guidance", [[], ["evaluation.sampling.guidance_scale=2"], ["evaluation.scoring_sampling.guidance_scale=2"]])
+def test_a_network_that_learns_to_guide_itself_has_a_cost(guidance: list[str]) -> None:
+    """Memory is that of the network without labels, which can have neither label dropout nor guidance."""
+    plain = presets.preset("digits-hybrid-cosine")
+    guided = plain.override(["model.label_dropout=0.1", *guidance])
+    assert training_bytes(guided, 4, bf16=False) == training_bytes(plain, 4, bf16=False)
+    assert activation_bytes(guided, 4, bf16=False) == activation_bytes(plain, 4, bf16=False)
+
+
 def test_a_cost_is_plain_data() -> None:
     cost = json.loads(json.dumps(estimate(presets.preset("digits-hybrid-cosine"), "a100").to_dict()))
     assert cost["card"] == "A100"
