@@ -664,6 +664,16 @@ def test_an_address_of_a_folder_is_the_folder(tmp_path):
     assert contents(splits["train"])[1] == ("cat", "dog")
 
 
+def test_a_folder_does_not_take_the_place_of_the_published_data_set_whose_name_it_has(tmp_path, monkeypatch, capfd):
+    write_folder(tmp_path / "digits", FILES)
+    write_folder(tmp_path / "photos", FILES)
+    monkeypatch.chdir(tmp_path)
+    assert open_splits("digits")["train"].listing().digest() == digits("train").listing().digest()
+    assert "digits is the published data set; write ./digits for the folder" in capfd.readouterr().out
+    for address in ("./digits", "photos"):
+        assert contents(open_splits(address)["train"])[1] == ("cat", "dog")
+
+
 def test_options_that_a_source_can_not_take_are_refused(tmp_path):
     with pytest.raises(UserError, match="labels of digits are its own"):
         open_splits("digits", SourceOptions(labels="none"))

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 from training import storage
 from training.config.errors import UserError
 from training.config.validation import FORBID_UNKNOWN
+from training.console import say
 from training.data.sources.files import TEST_FOLDERS, file_source
 from training.data.sources.published import DIGITS_SPLIT_SEED, NEED_NO_FOLDER, PUBLISHED, READ_S3, ilsvrc2012, lsun_splits
 from training.data.sources.source import RandomSplit, Source
 
 USAGE = (
     "digits; digits-few; fashion-mnist[:FOLDER]; cifar10[:FOLDER]; imagenet64-official:FOLDER; imagenet64-labelled:FOLDER; "
-    "imagenet:FOLDER; lsun-CATEGORY:FOLDER; a folder, a .zip, a .tar or an s3:// address"
+    "imagenet:FOLDER; lsun-CATEGORY:FOLDER; a folder (./digits where it has the name of one of these), a .zip, a .tar or an s3:// address"
 )
 
 
@@ -49,15 +50,19 @@ def open_splits(address: str, options: SourceOptions | None = None) -> dict[str,
         address: "digits"; "digits-few"; "cifar10" (downloaded to this node) or "cifar10:FOLDER"; "fashion-mnist" (Debian's package, else
             downloaded), "fashion-mnist:FOLDER" or "fashion-mnist:s3://..."; "imagenet64-official:FOLDER",
             "imagenet64-labelled:FOLDER", "imagenet:FOLDER", "lsun-bedroom:FOLDER"; or a folder, an S3 prefix, a zip or a
-            tar. A folder or prefix with `train` and `test` (or `val`) below it gives both splits.
+            tar. A folder or prefix with `train` and `test` (or `val`) below it gives both splits. The name of a published data set is
+            that data set, also where a folder has it; "./digits" is the folder.
 
     Raises:
         UserError: There is no such source, or an option does not apply to it.
     """
     options = options or SourceOptions()
     name, separator, folder = address.partition(":")
-    if folder.startswith("//") or "/" in name or name.startswith(".") or (not separator and Path(address).exists()):
+    is_folder = not separator and Path(address).exists()
+    if folder.startswith("//") or "/" in name or name.startswith(".") or (is_folder and name not in PUBLISHED):
         return _file_splits(address, options)
+    if is_folder:
+        say(f"{name} is the published data set; write ./{name} for the folder of that name")
     splits = _published_splits(name, folder)
     if options.labels != "auto" and name != "imagenet":
         raise UserError(f"the labels of {name} are its own; leave labels at 'auto'")
