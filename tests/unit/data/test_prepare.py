@@ -207,6 +207,34 @@ def test_too_many_broken_images_stop_the_work(folder, tmp_path):
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
+SKIP = dataclasses.replace(SMALL_SHARDS, on_error="skip")
+
+
+@pytest.mark.parametrize("options", [SMALL_SHARDS, dataclasses.replace(SKIP, max_errors=2)])
+def test_images_that_an_earlier_run_skipped_count_for_a_stricter_one(folder, tmp_path, options):
+    source, uri = copy_with(folder, tmp_path / "photos", BROKEN), str(tmp_path / "data")
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(meanwhile(source, stop, shard=12), uri, image_size=16, options=SKIP)
+    assert len(list((tmp_path / "data" / "_partial").iterdir())) == 12
+    with pytest.raises(UserError, match=r"photos: .*class3/.*--(on-error skip|max-errors)"):
+        prepare(source, uri, image_size=16, options=options)
+    assert len(list((tmp_path / "data" / "_partial").iterdir())) == 12, "it is refused before another shard is made"
+    assert len(prepare(source, uri, image_size=16, options=SKIP).errors) == 5
+
+
+@pytest.mark.parametrize(("options", "remedy"), [(SMALL_SHARDS, "--on-error skip"), (dataclasses.replace(SKIP, max_errors=4), "--max-errors")])
+def test_a_published_data_set_without_images_that_this_run_may_not_skip_is_refused(folder, tmp_path, options, remedy):
+    source, uri = copy_with(folder, tmp_path / "photos", BROKEN), str(tmp_path / "data")
+    made = prepare(source, uri, image_size=16, options=SKIP)
+    with pytest.raises(UserError, match=rf"{uri}: .*class3/.*{remedy}"):
+        prepare(source, uri, image_size=16, options=options)
+    assert prepare(source, uri, image_size=16, options=SKIP) == made
+
+
 def test_the_background_is_part_of_the_plan_and_of_the_manifest(tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(tmp_path / "images" / "1.png")
@@ -281,6 +309,15 @@ def test_shards_of_an_abandoned_plan_are_deleted(folder, undisturbed, tmp_path):
     Path(tmp_path, "shard-00099.parquet").write_bytes(b"left over")
     prepare(source_of(folder), str(tmp_path), image_size=16, options=SMALL_SHARDS)
     assert not (tmp_path / "shard-00099.parquet").exists()
+
+
+def test_parquet_files_that_are_no_shards_of_the_data_set_stay(folder, tmp_path):
+    others = [tmp_path / "mine.parquet", tmp_path / "8x8" / "shard-00099.parquet", tmp_path / "shard-1.parquet"]
+    for other in others:
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(b"of another")
+    prepare(source_of(folder), str(tmp_path), image_size=16, options=SMALL_SHARDS)
+    assert all(other.read_bytes() == b"of another" for other in others)
 
 
 def meanwhile(source, action, *, shard):

@@ -23,7 +23,16 @@ from training.data.format.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Un
 from training.data.format.order import Purpose, permutation
 from training.data.format.shards import rows_per_shard
 from training.data.preparation.options import Options
-from training.data.preparation.shard_job import PARTIAL, ShardJob, ShardRecord, Target, make_shard, read_record, too_many_errors
+from training.data.preparation.shard_job import (
+    PARTIAL,
+    ShardJob,
+    ShardRecord,
+    Target,
+    is_shard_name,
+    make_shard,
+    read_record,
+    too_many_errors,
+)
 from training.data.sources.source import Item, Listing, Source, items_digest
 
 _Result = tuple[int, dict[int, ShardRecord]]
@@ -59,7 +68,8 @@ def prepare_sizes(
         num_classes: Number of labels that the source must have; None accepts any.
 
     Raises:
-        UserError: The directory contains another data set, or its source files have changed since; or the images can't be used.
+        UserError: The directory contains another data set, or its source files have changed since; or images can't be used and
+            `options` do not let them be left out, here or in a data set that is there already.
     """
     options = options or Options()
     if not dataset_uris or min(dataset_uris) < 1:
@@ -74,6 +84,7 @@ def prepare_sizes(
     for target in plan.targets:
         found = _find_published(target, plan)
         if found is not None and found.source_sha256 in ("", plan.source_sha256):
+            _require_few_errors(target.dataset_uri, found.errors, options)
             say(f"{target.dataset_uri}: {found.num_images:,} images are there already")
             manifests[target.image_size] = found
             continue
@@ -179,7 +190,8 @@ def _make(source: Source, plan: _Plan, options: Options, shard_map: ShardMap) ->
     done: dict[int, dict[int, ShardRecord]] = {}
     for number in range(plan.num_shards):
         stored = ((target.image_size, read_record(target, number, plan.items(number))) for target in plan.targets)
-        found = {size: record for size, record in stored if record is not None}
+        # An earlier run may have skipped images that end this one.
+        found = {size: record for size, record in stored if record is not None and (options.on_error == "skip" or not record.errors)}
         if len(found) == len(plan.targets):
             done[number] = found
     jobs = [
@@ -197,15 +209,20 @@ def _make(source: Source, plan: _Plan, options: Options, shard_map: ShardMap) ->
         say(f"{source.name}, {source.split}: {len(done)} of {plan.num_shards} shards exist from an earlier run")
     progress = Progress(f"{source.name}, {source.split}", jobs)
     errors = [error for number in done for error in progress.report_unreadable(done[number])]
+    _require_few_errors(source.address, errors, options)
     for number, records in shard_map(make_shard, jobs):
         done[number] = records
         errors += progress.report_unreadable(records)
-        if len(errors) > options.max_errors:
-            raise too_many_errors(source.address, errors, options)
+        _require_few_errors(source.address, errors, options)
         progress.add_finished(number, records)
     return {
         target.image_size: _publish(target, plan, [done[n][target.image_size] for n in range(plan.num_shards)]) for target in plan.targets
     }
+
+
+def _require_few_errors(address: str, errors: Sequence[UnreadableImage], options: Options) -> None:
+    if len(errors) > (options.max_errors if options.on_error == "skip" else 0):
+        raise too_many_errors(address, errors, options)
 
 
 def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Manifest:
@@ -220,7 +237,8 @@ def _publish(target: Target, plan: _Plan, records: Sequence[ShardRecord]) -> Man
     names = {shard.file for shard in manifest.shards}
     for stored_uri in storage.list_uris(uri):
         name = stored_uri.rpartition("/")[2]
-        if name.endswith(".parquet") and name not in names:
+        # Other files of the directory, and those of directories below it, are not ours.
+        if stored_uri == storage.join(uri, name) and is_shard_name(name) and name not in names:
             storage.delete(stored_uri)  # from an abandoned plan, or without one readable image
     storage.write_bytes(storage.join(uri, MANIFEST), manifest.to_json().encode())
     storage.delete_prefix(storage.join(uri, PARTIAL))

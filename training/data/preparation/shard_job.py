@@ -6,6 +6,7 @@ import collections
 import contextlib
 import ctypes
 import dataclasses
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
             num_upscaled += prepared.upscaled
             num_bytes_read += len(data) if isinstance(data, bytes) else data.nbytes
         with explain_disk_errors(directory, TMPDIR_REMEDY):
-            shards = [writer.close(f"shard-{job.number:05d}.parquet") for writer in writers]
+            shards = [writer.close(_shard_name(job.number)) for writer in writers]
         records = {}
         source_sha256 = items_digest(job.items)
         for target, path, shard, upscaled in zip(job.targets, paths, shards, num_upscaled, strict=True):
@@ -161,6 +162,11 @@ def make_shard(job: ShardJob) -> tuple[int, dict[int, ShardRecord]]:
     return job.number, records
 
 
+def is_shard_name(name: str) -> bool:
+    """Return True for the name of a file that a job could have written."""
+    return re.fullmatch(r"shard-\d{5,}\.parquet", name) is not None
+
+
 def too_many_errors(address: str, errors: Sequence[UnreadableImage], options: Options) -> UserError:
     """Return the error that ends a preparation, with the names of the first images."""
     first = "; ".join(f"{error.source} {error.reason}" for error in errors[:5])
@@ -171,6 +177,10 @@ def too_many_errors(address: str, errors: Sequence[UnreadableImage], options: Op
     return UserError(
         f"{address}: more than {options.max_errors} images can't be used: {first}{more}. Repair the source, or raise max_errors"
     )
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.parquet"
 
 
 def _record_uri(target: Target, number: int) -> str:
