@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from training.config.addresses import contains_password
 from training.config.errors import UserError
 from training.console import format_duration, say
+from training.storage.errors import StorageError
 from training.storage.retry import OUTAGE_SECONDS, retry
 
 if TYPE_CHECKING:
@@ -94,13 +95,22 @@ def connect() -> MlflowClient:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return True for a failure that may pass: no answer or a server's own error, not a refusal."""
+    """Return True for a failure that may pass: no answer or a server's own error, not a refusal, and no error of this machine."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
         return error.error_code not in _REFUSALS
+    if isinstance(error, StorageError):
+        return error.transient
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(error, OSError) and (status is None or status >= 500 or status == 429)
+    return isinstance(error, OSError) and not is_local(error) and (status is None or status >= 500 or status == 429)
+
+
+def is_local(error: BaseException) -> bool:
+    """Return True for a failure of storage or of this machine, such as a full disk, which no answer of MLflow ends."""
+    from requests import RequestException  # type: ignore[import-untyped]
+
+    return isinstance(error, OSError) and not isinstance(error, RequestException | ConnectionError | TimeoutError)
 
 
 def in_one_line(error: BaseException) -> str:
@@ -124,7 +134,8 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
         report: Receives one line at the first failure.
 
     Raises:
-        TrackingError: The server refuses, or does not answer.
+        TrackingError: The server refuses or does not answer, or this machine fails.
+        StorageError: Storage fails.
     """
     import mlflow.exceptions  # noqa: F401 - before the clock starts, as its seconds are not the server's
 
@@ -138,9 +149,11 @@ def request(action: Callable[[], _Result], *, seconds: float | None = None, repo
     slow.start()
     try:
         return retry(action, seconds=budget, pause_seconds=1.0, is_transient=is_transient, report=report)
-    except UserError:
+    except (UserError, StorageError):
         raise
     except Exception as error:
+        if is_local(error):
+            raise TrackingError(f"a request to MLflow at {tracking_uri()} failed on this machine: {in_one_line(error)}") from error
         if not is_transient(error):
             raise TrackingError(f"MLflow at {tracking_uri()} refused: {in_one_line(error)}") from error
         raise TrackingError(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from training.console import say
 from training.storage.errors import StorageError
-from training.tracking.client import in_one_line, is_transient
+from training.tracking.client import in_one_line, is_local, is_transient
 
 _CAPACITY = 512
 _MAX_PAUSE_SECONDS = 30.0
@@ -22,7 +22,7 @@ _FLUSH_PAUSE_SECONDS = 0.5
 class BackgroundSender:
     """A queue of requests with one daemon thread; `kept_in` says in messages where the numbers are until MLflow has them.
 
-    A request is repeated until it succeeds, is refused or the process ends, so it must be harmless to repeat.
+    A request is repeated until it succeeds, can't succeed or the process ends, so it must be harmless to repeat.
     """
 
     def __init__(self, *, kept_in: str) -> None:
@@ -30,6 +30,7 @@ class BackgroundSender:
         self._requests: queue.Queue[tuple[str, Callable[[], object]]] = queue.Queue(_CAPACITY)
         self._thread: threading.Thread | None = None
         self._is_full = False
+        self._failed: set[str] = set()
         self._num_flushing = 0
         self._flushing = threading.Event()
 
@@ -96,8 +97,13 @@ class BackgroundSender:
         try:
             retrying(send)
         except Exception as error:  # no exception of a client library may end training
-            say(f"MLflow refused {name}: {in_one_line(error)}")
+            if not is_local(error):
+                say(f"MLflow refused {name}: {in_one_line(error)}")
+            elif name not in self._failed:  # metrics come again and again
+                self._failed.add(name)
+                say(f"work goes on, but {name} can't be sent to MLflow: {in_one_line(error)}")
         else:
+            self._failed.discard(name)
             if retrying.statistics["attempt_number"] > 1:
                 say("MLflow answers again; what was kept is being sent")
 

@@ -1,11 +1,23 @@
-"""What a person is told while MLflow does not answer."""
+"""What a person is told while MLflow does not answer, and which failures are none of MLflow's."""
 
+import errno
+import json
+import os
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
+from training.storage import StorageError
 from training.tracking import client
-from training.tracking.client import TrackingError, connect, in_one_line, request
+from training.tracking.client import TrackingError, connect, in_one_line, is_transient, request
+from training.tracking.metrics_file import METRICS
+from training.tracking.sender import BackgroundSender
+from training.tracking.tracked_run import TrackedRun
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/report.html")
 
 
 @pytest.mark.parametrize(("slow_after", "told"), [(0.1, 1), (30.0, 0)])
@@ -31,3 +43,113 @@ def test_a_long_error_keeps_its_end_which_names_the_cause() -> None:
     assert text.endswith("(Caused by ResponseError('too many 500 error responses'))")
     assert len(text) < 320
     assert in_one_line(OSError("a\n b")) == "a b"
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (StorageError("the store restarts", transient=True), True),
+        (StorageError("the disk is full"), False),
+        (FULL, False),
+        (FileNotFoundError(errno.ENOENT, "gone", "/tmp/x"), False),
+        (requests.ConnectionError("no route"), True),
+        (requests.Timeout("20 s"), True),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (ValueError("no number"), False),
+    ],
+)
+def test_only_what_a_server_may_still_answer_is_repeated(error: Exception, passes: bool) -> None:
+    assert is_transient(error) == passes
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (StorageError("s3://b/x: access denied"), StorageError, "^s3://b/x: access denied$"),
+        (FULL, TrackingError, r"failed on this machine: \[Errno 28\] No space left on device: '/tmp/report\.html'$"),
+    ],
+)
+def test_a_failure_of_storage_or_of_this_machine_is_not_told_as_one_of_mlflow(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, kind: type[Exception], message: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(kind, match=message):
+        request(fail, seconds=30.0)
+
+
+def test_a_request_that_can_not_succeed_is_said_once_and_holds_up_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise FULL
+
+    delivered: list[int] = []
+    sender = BackgroundSender(kept_in="memory")
+    for number in range(3):
+        sender.put("report.html", fail)
+        sender.put("tags", lambda number=number: delivered.append(number))  # type: ignore[misc]
+    assert sender.flush(30.0)
+    assert delivered == [0, 1, 2]
+    said = capsys.readouterr().out
+    assert said.count("report.html can't be sent to MLflow: [Errno 28] No space left on device: '/tmp/report.html'") == 1
+    assert "does not answer" not in said
+    sender.put("report.html", lambda: None)
+    sender.put("report.html", fail)
+    assert sender.flush(30.0)
+    assert "report.html can't be sent" in capsys.readouterr().out, "it had succeeded in between"
+
+
+class _Client:
+    """Takes what a run sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def get_run(self, run_id: str) -> Any:
+        return type("Run", (), {"data": type("Data", (), {"metrics": {}})})
+
+    def log_batch(self, run_id: str, metrics: Any = (), **rest: Any) -> None:
+        self.sent += [(metric.step, metric.value) for metric in metrics]
+
+
+def test_metrics_on_a_full_disk_are_kept_and_sent_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training import storage
+
+    server, write_bytes = _Client(), storage.write_bytes
+    run = TrackedRun(server, "1", run_uri=str(tmp_path))  # type: ignore[arg-type]
+    assert run.flush()
+
+    def fail(uri: str, data: bytes) -> bool:
+        raise StorageError(f"{uri}: the disk is full")
+
+    monkeypatch.setattr(storage, "write_bytes", fail)
+    for step in (1, 2):
+        run.log_metrics({"loss": 0.5}, step)
+        assert run.flush()
+    assert server.sent == []
+    said = capsys.readouterr().out
+    assert said.count("metrics can't be sent to MLflow") == said.count(f"{METRICS}: the disk is full") == 1
+    monkeypatch.setattr(storage, "write_bytes", write_bytes)
+    run.log_metrics({"loss": 0.5}, 3)
+    assert run.close()
+    assert server.sent == [(1, 0.5), (2, 0.5), (3, 0.5)]
+    assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_damaged_record_of_metrics_holds_up_no_other_request_and_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / METRICS).write_bytes(b'{"step": 1, "ti')
+    run = TrackedRun(_Client(), "1", run_uri=str(tmp_path))  # type: ignore[arg-type]
+    run.log_metrics({"loss": 0.5}, 2)
+    run.set_tags({"a": "b"})
+    assert run.flush()
+    assert capsys.readouterr().out.count(f"{METRICS}: has a line that is no step") == 1
+    with pytest.raises(StorageError, match="it is damaged, so check it"):
+        run.close()
+    assert (tmp_path / METRICS).read_bytes() == b'{"step": 1, "ti'
