@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import platform
 import tarfile
 import time
@@ -69,24 +70,40 @@ def store_logs(directory: Path, run_uri: str) -> str:
 
     Nothing is returned if storage does not take them, as the run does not depend on it.
     """
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        files = sorted((path for path in directory.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_mtime)
-        for path in files[:_MAX_FILES]:
-            content = without_secrets(_end_of(path).decode(errors="replace")).encode()
-            entry = tarfile.TarInfo(str(path.relative_to(directory)))
-            entry.size, entry.mtime = len(content), int(path.stat().st_mtime)
-            archive.addfile(entry, io.BytesIO(content))
     uri = storage.join(run_uri, "ray-logs", f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{platform.node()}.tar.gz")
     try:
-        storage.write_bytes(uri, buffer.getvalue())
-    except storage.StorageError as error:
+        storage.write_bytes(uri, _archive_of(directory))
+    except OSError as error:
         say(f"Ray's logs are not kept: {error}")
         return ""
     return uri
 
 
+def _archive_of(directory: Path) -> bytes:
+    """Return the ends of the logs as an archive, without those that Ray moves or removes meanwhile."""
+    found: list[tuple[float, Path]] = []
+    for folder, _, names in os.walk(directory):
+        for path in (Path(folder, name) for name in names):
+            with contextlib.suppress(OSError):
+                if path.is_file():
+                    found.append((path.stat().st_mtime, path))
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for modified, path in sorted(found, reverse=True)[:_MAX_FILES]:
+            try:
+                content = without_secrets(_end_of(path).decode(errors="replace")).encode()
+            except OSError:
+                continue
+            entry = tarfile.TarInfo(str(path.relative_to(directory)))
+            entry.size, entry.mtime = len(content), int(modified)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
 def _end_of(path: Path) -> bytes:
+    """Return the last lines of a file; a line of which only a part is read may begin within a secret, and is left out."""
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _MAX_FILE_BYTES))
-        return file.read(_MAX_FILE_BYTES)
+        start = max(0, path.stat().st_size - _MAX_FILE_BYTES)
+        file.seek(start)
+        content = file.read(_MAX_FILE_BYTES)
+    return content.partition(b"\n")[2] if start else content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from pathlib import Path
 
 from training import storage
 from training.distributed.ray_logs import store_logs
@@ -13,17 +14,39 @@ def test_the_end_of_each_log_is_kept_without_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret-value")
     logs = tmp_path / "logs"
     (logs / "old").mkdir(parents=True)
-    (logs / "raylet.out").write_text("x" * 300_000 + "the end, very-secret-value")
+    (logs / "raylet.out").write_text("begins with very-secret-value\n" * 10_000 + "the end, very-secret-value")
     (logs / "old" / "gcs_server.out").write_text("started")
     uri = store_logs(logs, str(tmp_path / "run"))
     with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(uri))) as archive:
         kept = {member.name: archive.extractfile(member).read() for member in archive}
     assert kept.keys() == {"raylet.out", "old/gcs_server.out"}
     assert kept["raylet.out"].endswith(b"the end, ***")
-    assert len(kept["raylet.out"]) < 270_000
+    assert 200_000 > len(kept["raylet.out"]) > 100_000
+    lines = set(kept["raylet.out"].splitlines())
+    assert lines == {b"begins with ***", b"the end, ***"}, "the first line is not one that begins within a secret"
 
 
 def test_storage_that_takes_no_logs_fails_no_run(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "run").write_text("a file, no directory")
     assert store_logs(tmp_path / "logs", str(tmp_path / "run")) == ""
+
+
+def test_a_log_that_is_moved_or_can_not_be_read_costs_no_other_log_and_no_outcome(tmp_path, monkeypatch):
+    logs, run_uri = tmp_path / "logs", str(tmp_path / "run")
+    logs.mkdir()
+    for name in ("moved.out", "refused.out", "stays.out"):
+        (logs / name).write_text(name)
+    opened = Path.open
+
+    def open_or_fail(path, *arguments, **options):
+        if path.name == "moved.out":
+            path.unlink(missing_ok=True)
+        if path.name == "refused.out":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_or_fail)
+    with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(store_logs(logs, run_uri)))) as archive:
+        assert archive.getnames() == ["stays.out"]
+    assert store_logs(tmp_path / "nowhere", run_uri)
