@@ -11,10 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import MagicMock, Mock
 
 import pytest
+from botocore.exceptions import ClientError
 from counting_proxy import counting
 
 from training import storage
@@ -419,3 +422,84 @@ def test_local_paths_need_no_boto3():
         "import sys; from training import storage; storage.exists('/x'); assert not {'boto3', 'torch', 'ray', 'mlflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "remedy"),
+    [
+        ("RequestTimeTooSkewed", 403, "set the clock of this machine"),
+        ("AccountProblem", 403, "check AWS_ACCESS_KEY_ID"),
+        ("403", 403, "check AWS_ACCESS_KEY_ID"),
+        ("Unauthorized", 401, "check AWS_ACCESS_KEY_ID"),
+        ("ExpiredToken", 400, "check AWS_ACCESS_KEY_ID"),
+        ("InvalidArgument", 400, "check the address"),
+    ],
+)
+def test_a_refusal_names_what_is_refused(monkeypatch, code, status, remedy):
+    answer = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    fake = Mock(**{"get_object.side_effect": ClientError(answer, "GetObject"), "meta.endpoint_url": "http://s3"})
+    monkeypatch.setattr(s3, "client", lambda: fake)
+    with pytest.raises(StorageError, match=remedy) as caught:
+        storage.read_bytes("s3://bucket/key")
+    assert not caught.value.transient
+
+
+def test_the_marks_by_which_consoles_show_folders_are_deleted_and_no_objects(monkeypatch):
+    keys = ["run/", "run/a/", "run/a/1.pt", "run/b/"]
+    entries = [{"Key": key, "Size": 0, "ETag": '"1"', "LastModified": datetime.now(UTC)} for key in keys]
+    fake = MagicMock()
+    fake.delete_objects.return_value = {}
+    monkeypatch.setattr(s3, "client", lambda: fake)
+    fake.get_paginator.return_value.paginate.return_value = [{"Contents": entries}]
+    assert storage.list_uris("s3://bucket/run") == ["s3://bucket/run/a/1.pt"]
+    assert storage.delete_prefix("s3://bucket/run") == 4
+    assert [entry["Key"] for entry in fake.delete_objects.call_args.kwargs["Delete"]["Objects"]] == keys
+    fake.get_paginator.return_value.paginate.return_value = [{"CommonPrefixes": [{"Prefix": "run/a/"}, {"Prefix": "run/b/"}]}]
+    fake.list_objects_v2.side_effect = (
+        lambda Prefix, MaxKeys, **rest: {  # noqa: N803
+            "Contents": [entry for entry in entries if entry["Key"].startswith(Prefix)][:MaxKeys]
+        }
+    )
+    assert storage.list_dirs("s3://bucket/run") == ["s3://bucket/run/a"]
+
+
+def test_a_directory_that_another_process_deletes_does_not_end_a_listing(tmp_path, monkeypatch):
+    for number in range(4):
+        storage.write_bytes(str(tmp_path / "root" / f"{number}" / "below" / "file"), b"x")
+    scandir = os.scandir
+
+    def scan_after_the_other(path):
+        if str(path).endswith("root/1"):
+            Path(path).rename(tmp_path / "removed")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan_after_the_other)
+    assert len(storage.list_uris(str(tmp_path / "root"))) == 3
+    assert (tmp_path / "removed").exists()
+
+
+def test_a_deletion_goes_on_where_another_process_has_deleted_a_file(tmp_path, monkeypatch):
+    for number in range(4):
+        storage.write_bytes(str(tmp_path / "root" / f"{number}"), b"x")
+    unlink = os.unlink
+
+    def unlink_after_the_other(path, **options):
+        unlink(path, **options)
+        if str(path).endswith("1"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(os, "unlink", unlink_after_the_other)
+    storage.delete_prefix(str(tmp_path / "root"))
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_directory_that_can_not_be_listed_is_an_error_and_not_empty(tmp_path, monkeypatch):
+    storage.write_bytes(str(tmp_path / "file"), b"x")
+    assert storage.list_uris(str(tmp_path / "nowhere")) == storage.list_uris(str(tmp_path / "file")) == []
+
+    def refuse(path, *rest):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageError, match="Permission denied; give this user the right"):
+        storage.list_uris(str(tmp_path))

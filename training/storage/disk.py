@@ -31,7 +31,10 @@ def local_path(uri: str) -> Path:
         StorageError: It has another scheme than file://, or is an address that was read as a path.
     """
     if _ADDRESS_AS_PATH.match(uri):
-        raise StorageError(f"{uri}: name a path on this machine (an address, where one is taken, begins with s3:// or file://)")
+        raise StorageError(
+            f"{uri}: is neither a path nor a whole address; name a path on this machine, or where an address is taken, "
+            "s3://bucket/key or file:///path"
+        )
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return Path(uri)
@@ -116,16 +119,15 @@ def delete_prefix(uri: str) -> int:
         raise StorageError(f"{uri}: is the root of the disk; name a directory below it")
     with explain_disk_errors(uri):
         count = sum(1 for _ in _files_below(root))
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(root)
+        shutil.rmtree(root, onerror=lambda function, path, reason: _raise_unless_gone(reason[1]))
         return count
 
 
 def delete_partial_files(uri: str) -> None:
     with explain_disk_errors(uri):
-        for path in local_path(uri).rglob(f".*{_PARTIAL_SUFFIX}"):
+        for path in _paths_below(local_path(uri)):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                if path.name.startswith(".") and path.suffix == _PARTIAL_SUFFIX and _is_abandoned(path):
                     path.unlink()
 
 
@@ -154,7 +156,23 @@ def _uri_of(path: Path, root: Path, root_uri: str) -> str:
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
-    return (path for path in directory.rglob("*") if path.suffix != _PARTIAL_SUFFIX and path.is_file())
+    return (path for path in _paths_below(directory) if path.suffix != _PARTIAL_SUFFIX and path.is_file())
+
+
+def _paths_below(directory: Path) -> Iterator[Path]:
+    """Yield what is no directory, without what another process deletes meanwhile."""
+    for folder, _, names in os.walk(directory, onerror=_raise_unless_gone):
+        yield from (Path(folder, name) for name in names)
+
+
+def _raise_unless_gone(error: BaseException) -> None:
+    """Raise an error about a path, unless the path does not exist (any more) or is a file, which has nothing below it."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _is_abandoned(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
 
 
 @contextlib.contextmanager

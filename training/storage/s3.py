@@ -39,7 +39,7 @@ from training.storage.listing import Stored
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef, ObjectTypeDef
 
 logging.getLogger("botocore").setLevel(logging.WARNING)  # in every log of a step it would say where it found keys and addresses
 
@@ -48,7 +48,7 @@ _DELETE_BATCH = 1000  # S3's limit for one request
 _SMALL_BYTES = 8 * 2**20
 """boto3 fetches a larger object in parts, for which it asks for the size again; one request is enough for a smaller one."""
 _NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
-_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "ExpiredToken", "401", "403"}
+_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken", "ExpiredToken"}
 _BUSY = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException", "OperationAborted"}
 
 
@@ -94,7 +94,6 @@ def version(uri: str) -> str:
 def list_objects(prefix_uri: str) -> list[Stored]:
     bucket, key = split(prefix_uri, root_allowed=True)
     with _explain_errors(prefix_uri):
-        pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=_as_directory(key))
         return [
             Stored(
                 f"s3://{bucket}/{entry['Key']}",
@@ -102,8 +101,8 @@ def list_objects(prefix_uri: str) -> list[Stored]:
                 _version(entry["Size"], entry["ETag"], entry["LastModified"]),
                 entry["LastModified"].timestamp(),
             )
-            for page in pages
-            for entry in page.get("Contents", ())
+            for entry in _entries(bucket, key)
+            if not entry["Key"].endswith("/")
         ]
 
 
@@ -112,7 +111,8 @@ def list_dirs(prefix_uri: str) -> list[str]:
     s3 = client()
 
     def contains_something(prefix: str) -> bool:
-        return bool(s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"))
+        found = s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=2).get("Contents", ())
+        return any(entry["Key"] != prefix for entry in found)
 
     with _explain_errors(prefix_uri):
         pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=_as_directory(key), Delimiter="/")
@@ -130,9 +130,9 @@ def delete(uri: str) -> None:
 
 
 def delete_prefix(uri: str) -> int:
-    bucket, _ = split(uri)
-    names = [stored.uri.removeprefix(f"s3://{bucket}/") for stored in list_objects(uri)]
+    bucket, key = split(uri)
     with _explain_errors(uri):
+        names = [entry["Key"] for entry in _entries(bucket, key)]
         for start in range(0, len(names), _DELETE_BATCH):
             batch = names[start : start + _DELETE_BATCH]
             answer = client().delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": name} for name in batch], "Quiet": True})
@@ -142,6 +142,12 @@ def delete_prefix(uri: str) -> int:
                     f"check that these credentials may delete in bucket {bucket!r}"
                 )
     return len(names)
+
+
+def _entries(bucket: str, key: str) -> Iterator[ObjectTypeDef]:
+    """Yield everything below a directory, with the empty objects by which consoles mark folders: their keys end in a slash."""
+    for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=_as_directory(key)):
+        yield from page.get("Contents", ())
 
 
 def copy_to(uri: str, path: Path, num_bytes: int) -> None:
@@ -307,12 +313,16 @@ def _explain_answer(uri: str, error: ClientError) -> StorageError:
         return _missing_bucket(bucket, endpoint)
     if code in ("NoSuchKey", "404"):
         return ObjectNotFoundError(f"{uri}: there is no such object at {endpoint}")
-    if code in _REFUSED:
+    status = _status(error)
+    if code == "RequestTimeTooSkewed":
+        return StorageError(
+            f"{uri}: S3 at {endpoint} refused the time of the request ({code}); set the clock of this machine or of the server"
+        )
+    if code in _REFUSED or status in (401, 403):
         return StorageError(
             f"{uri}: S3 at {endpoint} refused the credentials ({code}); check AWS_ACCESS_KEY_ID and "
             f"AWS_SECRET_ACCESS_KEY or the pod's role, and that they may use bucket {bucket!r}"
         )
-    status = _status(error)
     transient = code in _BUSY or status >= 500 or status == 429
     remedy = "try again, and check the server's log and free disk space" if transient else "check the address"
     message = " ".join(error.response.get("Error", {}).get("Message", "").split())

@@ -97,10 +97,10 @@ def test_images_are_prepared_for_an_experiment_file_as_for_a_preset(run_iddpm: C
     ("words", "said"),
     [
         (("compile", "file"), "file/train.yaml: File exists; a file and a directory can't have one name, so use another"),
-        (("compile", "s3://bucket/key"), "s3:/bucket/key/train.yaml: name a path on this machine"),
-        (("compile", "gs://bucket/key"), "gs:/bucket/key/train.yaml: name a path on this machine"),
-        (("score-batch", "a.npz", "b.npz", "--out", "file:///tmp/x"), "file:/tmp/x: name a path on this machine"),
-        (("score-batch", "a.npz", "b.npz", "--out", "s3://bucket/key"), "s3:/bucket/key: name a path on this machine"),
+        (("compile", "s3://bucket/key"), "s3:/bucket/key/train.yaml: is neither a path nor a whole address"),
+        (("compile", "gs://bucket/key"), "gs:/bucket/key/train.yaml: is neither a path nor a whole address"),
+        (("score-batch", "a.npz", "b.npz", "--out", "file:///tmp/x"), "file:/tmp/x: is neither a path nor a whole address"),
+        (("score-batch", "a.npz", "b.npz", "--out", "s3://bucket/key"), "s3:/bucket/key: is neither a path nor a whole address"),
         (
             ("score-batch", "a.npz", "b.npz", "--out", "file/below"),
             "file/below: Not a directory; a file and a directory can't have one name",
