@@ -120,7 +120,7 @@ def load_model(checkpoint_uri: str, weights: str | None = None, *, device: torch
         CheckpointError: There is no such checkpoint, or no such weights in it.
     """
     experiment = checkpoint.load_experiment(checkpoint_uri)
-    chosen = weights or checkpoint.weights_names(checkpoint_uri)[0]
+    chosen = checkpoint.choose_weights(checkpoint_uri, weights)
     state = checkpoint.load_model_state(checkpoint_uri, chosen)
     with torch.random.fork_rng(devices=[]):
         network = make_model(experiment)

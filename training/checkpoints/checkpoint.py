@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from training import storage
-from training.config.errors import UserError
+from training.config.errors import UserError, lines_of
 from training.config.experiment import Experiment
 from training.config.run_keys import same_training
 from training.console import say
@@ -177,6 +177,21 @@ def weights_names(uri: str) -> tuple[str, ...]:
     return tuple(name for name in names if f"{name}.pt" in present)
 
 
+def choose_weights(uri: str, weights: str | None = None) -> str:
+    """Return the name of the weights to load: `weights`, or else the first of `weights_names`.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it has no such weights.
+    """
+    names = weights_names(uri)
+    if not names:
+        raise CheckpointError(f"{uri}: has no weights of a network; it has {', '.join(file_names(uri))}; name one of the run's checkpoints")
+    chosen = weights or names[0]
+    if chosen not in names:
+        raise CheckpointError(f"{uri}: has no weights {chosen!r}; it has {', '.join(names)}")
+    return chosen
+
+
 def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
     """Return the network's weights.
 
@@ -187,11 +202,7 @@ def load_model_state(uri: str, weights: str | None = None) -> dict[str, Tensor]:
     Raises:
         CheckpointError: There is no such checkpoint, it is damaged, or it has no such weights.
     """
-    names = weights_names(uri)
-    chosen = weights if weights is not None else (names[0] if names else MODEL)
-    if chosen not in names:
-        raise CheckpointError(f"{uri}: has no weights {chosen!r}; it has {', '.join(names) or 'none'}")
-    return load(uri, f"{chosen}.pt")
+    return load(uri, f"{choose_weights(uri, weights)}.pt")
 
 
 class AsyncWriter:
@@ -390,7 +401,7 @@ def read_file(path: Path, uri: str) -> dict[str, Any]:
         value = json.loads(path.read_bytes()) if uri.endswith(".json") else torch.load(path, map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         # PyTorch's own message recommends to run the code in the file.
-        reason = "it contains something else" if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0]
+        reason = "it contains something else" if isinstance(error, pickle.UnpicklingError) else lines_of(error)[0]
         raise CheckpointError(f"{uri}: can't be read as plain tensors and data ({reason})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{uri}: contains a {type(value).__name__} instead of a dictionary")

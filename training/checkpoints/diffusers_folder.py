@@ -57,7 +57,7 @@ def export_diffusers(checkpoint_uri: str, folder_uri: str, *, weights: str | Non
     config = unet_config(experiment)
     if storage.list_uris(folder_uri):
         raise UserError(f"{folder_uri}: is not empty; name a folder that does not exist")
-    chosen = weights or checkpoint.weights_names(checkpoint_uri)[0]
+    chosen = checkpoint.choose_weights(checkpoint_uri, weights)
     state = to_diffusers(checkpoint.load_model_state(checkpoint_uri, chosen), experiment.model)
     scheduler = scheduler_config(experiment.diffusion)
     texts = {CONFIG: config, SCHEDULER: scheduler, EXPERIMENT: experiment.to_dict()}
@@ -113,7 +113,7 @@ def import_diffusers(folder_uri: str, run_uri: str, *, preset: str | None = None
     uri = _find(folder_uri, WEIGHTS, OLD_WEIGHTS)
     try:
         with storage.open_local(uri) as path:
-            found = read_tensors(path, uri)[0]
+            found = read_tensors(path, uri).state
             state = from_diffusers(_with_current_names(found), experiment)
     except KeyError as error:
         raise UserError(f"{uri}: is not the weights of {config_uri}: {error} is missing") from error

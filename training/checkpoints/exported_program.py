@@ -26,7 +26,7 @@ def export_program(checkpoint_uri: str, file_uri: str, *, weights: str | None = 
         Plain data: `file_uri`, `weights`, `parameters`, `inputs` (name -> shape, with "batch"), `num_bytes`.
     """
     experiment = checkpoint.load_experiment(checkpoint_uri)
-    chosen = weights or checkpoint.weights_names(checkpoint_uri)[0]
+    chosen = checkpoint.choose_weights(checkpoint_uri, weights)
     network = make_model(experiment)
     network.load_state_dict(checkpoint.load_model_state(checkpoint_uri, chosen))
     network.eval().requires_grad_(False)

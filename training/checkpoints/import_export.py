@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,14 +20,22 @@ from torch import Tensor
 from training import storage
 from training.checkpoints import checkpoint
 from training.config import presets
-from training.config.errors import UserError
+from training.config.errors import UserError, lines_of
 from training.config.experiment import Experiment
 from training.models.unet import make_model
 
 
+class Tensors(NamedTuple):
+    """The tensors of a file by name; the experiment and the number of updates, where it contains them."""
+
+    state: dict[str, Tensor]
+    experiment: Experiment | None = None
+    step: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Imported:
-    """A network from a file, and the number of updates in the file's name; where there is none, the experiment's last."""
+    """A network from a file, and the number of updates in the file or its name; where there is none, the experiment's last."""
 
     experiment: Experiment
     step: int
@@ -45,9 +53,9 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
     """
     file_name = file_uri.rstrip("/").rpartition("/")[2]
     with storage.open_local(file_uri) as path:
-        state, embedded = read_tensors(path, file_name)
+        found, embedded, step = read_tensors(path, file_name)
         # Copied here: tensors that map the file must not outlive it.
-        state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
+        state = {name: tensor.to(torch.float32, copy=True) for name, tensor in found.items()}
     overrides = tuple(overrides)
     if embedded is not None and preset is None:
         experiment = embedded.override(overrides)
@@ -56,7 +64,7 @@ def read_weights(file_uri: str, *, preset: str | None = None, overrides: Iterabl
             raise UserError(f"{file_name}: is not a network of the experiment that it contains: {difference}")
     else:
         experiment = recognise(shapes_of(state), file_name, preset=preset, overrides=overrides)
-    return Imported(experiment=experiment, step=step_of(file_name, experiment), state=state)
+    return Imported(experiment=experiment, step=step_of(file_name, experiment) if step is None else step, state=state)
 
 
 def import_checkpoint(file_uri: str, run_uri: str, *, preset: str | None = None, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -92,7 +100,7 @@ def import_checkpoint(file_uri: str, run_uri: str, *, preset: str | None = None,
 def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None = None) -> dict[str, Any]:
     """Write the weights of a checkpoint as one file.
 
-    `.pt` is a bare state dict, which the released code reads; `.safetensors` also contains the experiment, in its metadata.
+    `.pt` is a bare state dict, which the released code reads; `.safetensors` also contains the experiment and the step, in its metadata.
 
     Args:
         weights: "ema_0.9999" or "model"; None takes the experiment's first average.
@@ -111,7 +119,7 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
             "an ending is a folder for diffusers"
         )
     experiment = checkpoint.load_experiment(checkpoint_uri)
-    chosen = weights or checkpoint.weights_names(checkpoint_uri)[0]
+    chosen = checkpoint.choose_weights(checkpoint_uri, weights)
     state = {name: tensor.contiguous() for name, tensor in checkpoint.load_model_state(checkpoint_uri, chosen).items()}
     with tempfile.TemporaryDirectory(prefix="iddpm-export-") as directory:
         path = Path(directory) / f"weights{suffix}"
@@ -120,7 +128,8 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
         else:
             from safetensors.torch import save_file
 
-            save_file(state, path, metadata={"experiment": experiment.to_json(), "weights": chosen})
+            step = str(checkpoint.step_of(checkpoint_uri))
+            save_file(state, path, metadata={"experiment": experiment.to_json(), "weights": chosen, "step": step})
         num_bytes = path.stat().st_size
         storage.upload(path, file_uri)
     return {
@@ -133,8 +142,8 @@ def export_checkpoint(checkpoint_uri: str, file_uri: str, *, weights: str | None
     }
 
 
-def read_tensors(path: Path, file_name: str) -> tuple[dict[str, Tensor], Experiment | None]:
-    """Return the tensors of a file by name, and the experiment if it contains one; they may map the file.
+def read_tensors(path: Path, file_name: str) -> Tensors:
+    """Return what a file contains; the tensors may map it.
 
     Raises:
         UserError: The file is damaged, or does not contain tensors alone.
@@ -150,26 +159,28 @@ def read_tensors(path: Path, file_name: str) -> tuple[dict[str, Tensor], Experim
             "save the network's state_dict() alone"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+        reason = lines_of(error)[0].partition(". ")[0]
         raise UserError(f"{file_name}: can't be read as plain tensors; it is damaged or cut short ({reason})") from error
     if not isinstance(value, Mapping) or not value or not all(isinstance(item, Tensor) for item in value.values()):
         raise UserError(f"{file_name}: does not contain the weights of a network (a dictionary of tensors); optimiser files do not")
-    return {str(name): tensor for name, tensor in value.items()}, None
+    return Tensors({str(name): tensor for name, tensor in value.items()})
 
 
-def _read_safetensors(path: Path, file_name: str) -> tuple[dict[str, Tensor], Experiment | None]:
+def _read_safetensors(path: Path, file_name: str) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            embedded = (file.metadata() or {}).get("experiment")
+            metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except SafetensorError as error:
         raise UserError(f"{file_name}: is not a safetensors file, or is damaged ({error})") from error
+    embedded, step = metadata.get("experiment"), metadata.get("step", "")
     try:
-        return state, Experiment.from_json(embedded) if embedded is not None else None
+        experiment = Experiment.from_json(embedded) if embedded is not None else None
     except UserError as error:
         raise UserError(f"{file_name}: contains an experiment that this program does not know ({error}); name a preset") from error
+    return Tensors(state, experiment, int(step) if step.isdecimal() else None)
 
 
 Shapes = Mapping[str, tuple[int, ...]]

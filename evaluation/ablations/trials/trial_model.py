@@ -74,7 +74,7 @@ def find_trial_model(run_uri: str, *, best: bool = False) -> TrialModel:
     return TrialModel(
         run_uri=run_uri,
         checkpoint_uri=uri,
-        weights=weights or checkpoint.weights_names(uri)[0],
+        weights=weights or checkpoint.choose_weights(uri),
         step=checkpoint.step_of(uri),
         experiment=checkpoint.load_experiment(uri),
     )

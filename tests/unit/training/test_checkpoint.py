@@ -14,6 +14,9 @@ import torch
 from training import storage
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint import AsyncWriter, CheckpointError, describe
+from training.checkpoints.diffusers_folder import export_diffusers
+from training.checkpoints.exported_program import export_program
+from training.checkpoints.import_export import export_checkpoint
 from training.config.presets import preset
 
 EXPERIMENT = preset("digits-hybrid-cosine")
@@ -78,6 +81,21 @@ def test_the_first_average_is_the_default_weights(run):
     assert checkpoint.load_model_state(uri, "ema_0.995")["weight"][0, 0] == -3.0
     with pytest.raises(CheckpointError, match=r"no weights 'ema_0\.9'; it has ema_0\.99, ema_0\.995, model"):
         checkpoint.load_model_state(uri, "ema_0.9")
+
+
+def test_parts_of_averages_alone_are_no_weights_of_a_network(run, tmp_path):
+    uri = checkpoint.save(run, 10, {"experiment.json": EXPERIMENT.to_json().encode(), "power_ema_0.05.pt": {"weight": torch.zeros(2)}})
+    message = r"step=00000010: has no weights of a network; it has experiment\.json, power_ema_0\.05\.pt; name one of the run's"
+    for read in (
+        checkpoint.load_model_state,
+        checkpoint.choose_weights,
+        lambda uri: export_checkpoint(uri, str(tmp_path / "x.pt")),
+        lambda uri: export_program(uri, str(tmp_path / "x.pt2")),
+        lambda uri: export_diffusers(uri, str(tmp_path / "folder")),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            read(uri)
+    assert not list(tmp_path.glob("x.*"))
 
 
 def test_the_latest_complete_checkpoint_counts_and_an_incomplete_one_does_not(run):

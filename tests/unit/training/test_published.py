@@ -107,13 +107,14 @@ def test_an_imported_file_is_a_checkpoint_with_its_experiment_and_bitwise_weight
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_export_gives_back_what_was_imported(tmp_path: Path, digits_state: dict[str, Tensor], suffix: str) -> None:
-    torch.save(digits_state, tmp_path / "model.pt")
-    uri = import_checkpoint(str(tmp_path / "model.pt"), str(tmp_path / "run"), preset=DIGITS)["checkpoint_uri"]
+    torch.save(digits_state, tmp_path / "model000700.pt")
+    uri = import_checkpoint(str(tmp_path / "model000700.pt"), str(tmp_path / "run"), preset=DIGITS)["checkpoint_uri"]
     exported = tmp_path / f"exported{suffix}"
     result = export_checkpoint(uri, str(exported))
     assert result["num_bytes"] == exported.stat().st_size
     again = read_weights(str(exported), preset=DIGITS if suffix == ".pt" else None)
     assert again.experiment == presets.preset(DIGITS)
+    assert again.step == (700 if suffix == ".safetensors" else again.experiment.optim.num_steps)
     assert list(again.state) == list(digits_state) or suffix == ".safetensors"
     assert all(torch.equal(again.state[name], tensor) for name, tensor in digits_state.items())
 
