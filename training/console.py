@@ -25,11 +25,11 @@ _marked = True
 def say(message: str) -> None:
     """Print a message at once: to standard output with the mark before each line, or as `output_marks` set it.
 
-    A closed pipe is ignored: training goes on without a reader.
+    A closed pipe and a full disk are ignored: training goes on without a reader.
     """
     stream, mark = (sys.stdout, MARK) if _marked else (sys.stderr, "")
     text = "".join(f"{mark}{line}\n" for line in message.splitlines() or [""])
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         stream.write(text)
         stream.flush()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from training import storage
 from training.checkpoints import averages, checkpoint
+from training.config.errors import lines_of
 from training.console import say
 from training.loop.gauges import Gauge, Progress
 from training.loop.interfaces import STOP_REQUESTED, Hooks, Job, Outcome, Scorer
@@ -223,7 +224,7 @@ class RankZeroHooks:
             try:
                 self._add_score(step, self._pending.pop(step).result())
             except Exception as error:  # a failed score must not end training; the result lists the missing ones
-                say(f"the score of step {step} failed: {str(error).strip().splitlines()[-1]}")
+                say(f"the score of step {step} failed: {lines_of(error)[-1]}")
                 self._add_failure(step)
         self._remove_unwanted()
 

@@ -1,8 +1,10 @@
 """Progress is shown with its title, everything goes into the log, and what was there before comes back."""
 
+import errno
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -34,6 +36,14 @@ def test_lines_of_threads_are_not_mixed_and_carry_their_own_title(tmp_path: Path
         other.join()
         sys.stdout.write("main thread\n")
     assert capsys.readouterr().out == "[other] from another\n[MainThread] from the main thread\n"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "closed"), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_output_that_takes_no_line_ends_no_work(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    stream = Mock(**{"write.side_effect": error})
+    monkeypatch.setattr(sys, "stdout", stream)
+    say("step 5")
+    stream.write.assert_called_once()
 
 
 def test_an_error_passes_and_output_is_as_before(tmp_path: Path) -> None:

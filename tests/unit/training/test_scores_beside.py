@@ -16,7 +16,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
-from training.launch.ray_train import _set_up_device, scaling, scoring_obstacle
+from training.launch.ray_train import _failure_message, _set_up_device, scaling, scoring_obstacle
 from training.loop.interfaces import STOP_REQUESTED, Job, Outcome, Scorer
 from training.loop.rank_zero_hooks import RankZeroHooks
 
@@ -128,6 +128,20 @@ def test_a_score_that_fails_ends_nothing_and_is_named(tmp_path: Path, capsys: py
     side.close()
     assert pool.attempts == [10, 10], "the last chance is at the end"
     assert "the score of step 10 failed: out of memory" in capsys.readouterr().out
+
+
+def test_an_error_without_a_message_is_named_by_its_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, 10)
+    pool = Pool()
+    side = hooks_of(tmp_path, Scores([]), pool)
+    pool.submitted[10].set_exception(MemoryError())
+    side.hooks().should_stop(20)
+    side.close()
+    assert "the score of step 10 failed: MemoryError" in capsys.readouterr().out
+    job = Job(experiment=EXPERIMENT, resources=Resources(), data_uri="", run_uri="run")
+    error = RuntimeError("failed")
+    error.worker_failures = {0: MemoryError(), 1: ValueError("a\nthe cause")}  # type: ignore[attr-defined]
+    assert "worker 0: MemoryError; worker 1: the cause. " in _failure_message(error, job, 0)
 
 
 def test_a_checkpoint_whose_score_failed_is_kept_and_scored_again_once_the_next_one_comes(tmp_path: Path) -> None:
