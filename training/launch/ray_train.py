@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from training import storage
 from training.checkpoints import checkpoint
-from training.config.errors import UserError
+from training.config.errors import UserError, lines_of
 from training.config.experiment import Experiment, Resources
 from training.config.run_keys import training_fields
 from training.console import format_bytes, say
@@ -171,7 +171,7 @@ def _fit(job: Job, scratch: str) -> Outcome:
         except ray.exceptions.RayError as error:  # Ray lost what leads the workers, as where memory is short
             if _saved_step(job) <= before:
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = lines_of(error)[0]
             say(f"training was lost, but there is a new checkpoint: it is started again ({reason})")
         else:
             return outcome
@@ -253,7 +253,7 @@ def _require_same(experiment: Experiment, uri: str) -> None:
 
 def _failure_message(error: Exception, job: Job, saved_step: int) -> str:
     causes = getattr(error, "worker_failures", None) or {}
-    reasons = "; ".join(f"worker {rank}: {str(cause).strip().splitlines()[-1]}" for rank, cause in sorted(causes.items()))
+    reasons = "; ".join(f"worker {rank}: {lines_of(cause)[-1]}" for rank, cause in sorted(causes.items()))
     then = f"resumes from step {saved_step:,} of" if saved_step else "begins anew in"
     return f"training stopped: {reasons or error}. The same command {then} {job.run_uri}"
 
@@ -286,6 +286,7 @@ def _train_worker(job: Job, context: Any) -> Outcome:
             cache_dir=job.resources.cache_dir or None,
             disk_budget_bytes=job.experiment.data.disk_budget_bytes or None,
             device=device if job.resources.resident_data else None,
+            retry_seconds=job.retry_seconds,
         )
     )
     rank_zero = _rank_zero_hooks(job, world_size) if rank == 0 else None

@@ -14,6 +14,7 @@ from training.data.loading.row_groups import RowReader, iterate
 from training.data.preparation.options import Options
 from training.data.preparation.prepare import prepare
 from training.data.sources.published import digits
+from training.storage import StorageError
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +117,19 @@ def test_a_disk_that_fills_up_while_streaming_is_named_and_no_part_remains(data_
     while list((tmp_path / "cache").rglob("*.partial")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def test_a_storage_that_is_away_is_waited_for_no_longer_than_the_job_allows(data_uri, tmp_path, monkeypatch):
+    loader = Loader(data_uri, seed=5, global_batch_size=64, cache_dir=tmp_path / "cache", disk_budget_bytes=BUDGET, retry_seconds=0.2)
+
+    def fail(*_):
+        raise StorageError("no answer", transient=True)
+
+    monkeypatch.setattr(row_groups, "read_row_group", fail)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="no answer"):
+        loader.batch(0)
+    assert time.monotonic() - started < 60
 
 
 def test_a_budget_smaller_than_the_blocks_is_refused(data_uri, tmp_path):

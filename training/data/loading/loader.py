@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training import storage
 from training.config.errors import UserError
 from training.data.cache.disk_cache import default_cache_dir
 from training.data.format.manifest import Manifest, read_manifest
@@ -39,6 +40,7 @@ class Loader:
         cache_dir: str | Path | None = None,
         disk_budget_bytes: int | None = None,
         device: torch.device | str | None = None,
+        retry_seconds: float = storage.OUTAGE_SECONDS,
     ) -> None:
         """Stage the data on this node, once for all its processes.
 
@@ -49,6 +51,7 @@ class Loader:
                 this needs their room. None stages any size, and evicts only where the disk is full.
             device: Keep the whole data set in this device's memory and draw batches there (small data on a GPU);
                 None keeps it on the disk. A streamed data set stays on the disk.
+            retry_seconds: Seconds for which a streamed batch waits for a storage that does not answer.
 
         Raises:
             UserError: There is no data set, or it is damaged, or the disk has too little room for it.
@@ -63,7 +66,7 @@ class Loader:
         self._resident: tuple[Tensor, Tensor] | None = None
         if disk_budget_bytes is not None and self.manifest.num_images * self.manifest.image_bytes > disk_budget_bytes:
             self._order = BlockOrder(row_group_sizes(self.manifest), seed, groups_per_block=GROUPS_PER_BLOCK)
-            self._store = StreamedRows(dataset_uri, self.manifest, cache, disk_budget_bytes)
+            self._store = StreamedRows(dataset_uri, self.manifest, cache, disk_budget_bytes, retry_seconds)
         else:
             self._order = GlobalOrder(self.manifest.num_images, seed)
             self._store = StagedRows(dataset_uri, self.manifest, cache, disk_budget_bytes)

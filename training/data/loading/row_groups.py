@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from training import storage
-from training.config.errors import UserError
+from training.config.errors import UserError, lines_of
 from training.data.format.manifest import Images, Manifest, Shard, read_manifest
 from training.data.format.shards import ROW_GROUP_ROWS, Rows, decode_row_group, row_group_sizes
 
@@ -41,7 +41,7 @@ def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: i
     except storage.StorageError:
         raise
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+        reason = lines_of(error)[0]
         raise UserError(
             f"{uri}: row group {number} can't be read, so the shard is damaged ({reason}); prepare the data set again"
         ) from error
@@ -50,8 +50,9 @@ def read_row_group(dataset_uri: str, manifest: Manifest, shard: Shard, number: i
 class RowGroups:
     """The row groups of a data set, numbered over all shards."""
 
-    def __init__(self, dataset_uri: str, manifest: Manifest) -> None:
+    def __init__(self, dataset_uri: str, manifest: Manifest, *, retry_seconds: float = storage.OUTAGE_SECONDS) -> None:
         self.manifest = manifest
+        self._retry_seconds = retry_seconds
         self.sizes = row_group_sizes(manifest)
         self._dataset_uri = dataset_uri
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
@@ -59,7 +60,10 @@ class RowGroups:
 
     def read(self, group: int) -> npt.NDArray[np.void]:
         """Read a row group as records of `image` (uint8 `[channels, height, width]`) and `label` (int64), with retries."""
-        images, labels, _ = storage.retry(lambda: read_row_group(self._dataset_uri, self.manifest, *self._positions[group]))
+        shard, number = self._positions[group]
+        images, labels, _ = storage.retry(
+            lambda: read_row_group(self._dataset_uri, self.manifest, shard, number), seconds=self._retry_seconds
+        )
         height, width, channels = self.manifest.image_shape
         rows = np.empty(len(labels), dtype=[("image", np.uint8, (channels, height, width)), ("label", np.int64)])
         rows["image"] = images.transpose(0, 3, 1, 2)

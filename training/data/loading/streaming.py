@@ -29,13 +29,16 @@ _HEADER_BYTES = 256
 class StreamedRows:
     """Rows of a data set; on the disk are only as many of its row groups as the budget allows."""
 
-    def __init__(self, dataset_uri: str, manifest: Manifest, cache_dir: Path, disk_budget_bytes: int) -> None:
+    def __init__(self, dataset_uri: str, manifest: Manifest, cache_dir: Path, disk_budget_bytes: int, retry_seconds: float) -> None:
         """Reserve the budget on the disk.
+
+        Args:
+            retry_seconds: Seconds for which a batch waits for a storage that does not answer.
 
         Raises:
             UserError: The budget is smaller than the row groups that the order needs at once, or the disk is smaller than the budget.
         """
-        self._groups = RowGroups(dataset_uri, manifest)
+        self._groups = RowGroups(dataset_uri, manifest, retry_seconds=retry_seconds / 2)  # a group may be fetched ahead in vain, and again
         self._directory = cache_dir / f"{manifest.content_digest[:32]}.stream"
         self._budget = disk_budget_bytes
         sizes = self._groups.sizes
