@@ -90,6 +90,13 @@ def test_an_entry_that_could_not_be_made_leaves_nothing(tmp_path):
     assert kept(tmp_path) == {"a"}
 
 
+def test_a_cache_directory_that_can_not_be_written_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "file").write_text("")
+    for use in (lambda path: entry(path, "a"), lambda path: evict(path, 1)):
+        with pytest.raises(UserError, match=rf"{tmp_path}/file/cache: Not a directory; choose a cache directory, or point TMPDIR"):
+            use(tmp_path / "file" / "cache")
+
+
 def test_an_entry_of_another_process_stays_until_that_is_killed(tmp_path):
     fill(tmp_path, "ab")
     program = (

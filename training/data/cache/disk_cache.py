@@ -23,6 +23,7 @@ from training.console import format_bytes, say
 
 TMPDIR_REMEDY = "free some space there, or point TMPDIR elsewhere"
 STAGING_REMEDY = "free some space, choose another cache directory, or set a disk budget to stream the data"
+_CACHE_REMEDY = "choose a cache directory, or point TMPDIR to one, in which this user may write and there is room"
 
 _LOCK = ".lock"
 _PARTIAL = ".partial"
@@ -37,8 +38,10 @@ def default_cache_dir() -> Path:
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Lock the file `path` against other processes of this node; the kernel unlocks it if this process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with contextlib.ExitStack() as stack:
+        with explain_disk_errors(path.parent, _CACHE_REMEDY):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("w"))
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -58,9 +61,13 @@ def get_or_make(path: Path, make: Callable[[Path], None], *, is_intact: Callable
         path: The entry; entries of one name always have the same content.
         make: Makes the entry at the path that it receives, while no other process makes or uses it; after a failure the path is removed.
         is_intact: Checks an existing entry; a damaged one, for instance after a crash of the machine, is made again.
+
+    Raises:
+        UserError: The directory can't be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(_sibling(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with explain_disk_errors(path.parent, _CACHE_REMEDY):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(_sibling(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:
             # Changing a lock from one kind to the other is not atomic, so the entry is checked again after each change.
