@@ -340,6 +340,22 @@ def test_a_broken_file_is_refused_with_the_reason():
             prepare_image(data, [64], "area")
 
 
+DAMAGES = [OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("place", ["PIL.Image.open", "PIL.PngImagePlugin.PngImageFile.load"])
+def test_whatever_pillow_raises_about_a_damaged_file_is_a_reason_to_refuse_that_image(monkeypatch, damage, place):
+    data = encode(PHOTOS[0])
+
+    def fail(*arguments, **options):
+        raise damage("bad")
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(ImageError, match=r"is not an image of a known format|is damaged or truncated"):
+        prepare_image(data, [64], "area")
+
+
 def test_a_reduced_decode_stays_within_its_stated_error():
     for photo in PHOTOS:
         data = encode(Image.fromarray(photo).resize((1000, 750), Image.Resampling.LANCZOS), "JPEG", quality=92)

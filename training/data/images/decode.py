@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,9 @@ _WHITE_IS_ZERO = 0
 _PNG_DEPTH = 24  # place of the number of bits in the header that every PNG begins with
 _JPEG_END = b"\xff\xd9"  # never part of the compressed pixels
 
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error)
+"""The errors of Pillow's readers about a file that is not as its format says."""
+
 
 class ImageError(ValueError):
     """An image that can't be used. The message is the reason; the caller adds the image's name, or skips the image."""
@@ -55,7 +59,7 @@ def open_image(stream: io.BytesIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     with _without_pillows_limit():
         try:
             image = Image.open(stream, formats=FORMATS)
-        except (OSError, SyntaxError, ValueError) as error:
+        except _DAMAGE as error:
             raise ImageError(f"is not an image of a known format (it begins with {beginning!r}); known are {', '.join(FORMATS)}") from error
     if image.width * image.height > max_pixels:
         raise ImageError(
@@ -76,7 +80,7 @@ def load(image: Image.Image) -> Image.Image:
     try:
         with _without_pillows_limit():
             image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except (*_DAMAGE, MemoryError) as error:
         raise ImageError(f"is damaged or truncated ({error})") from error
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise ImageError(f"has {image.mode!r} pixels (floating point or 32 bits), whose white is not known; convert it to 8 or 16 bits")
@@ -164,7 +168,7 @@ def _in_eight_bits(transparency: Any, mode: str, depth: int) -> Any:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except (ValueError, TypeError, SyntaxError, OSError, struct.error):
+    except _DAMAGE:
         return 1  # damaged metadata is no reason to lose the image
 
 
