@@ -477,6 +477,20 @@ class Experiment:
             f"set optim.lr_anneal_steps to {steps} too, or to 0 for a constant rate",
         )
 
+    def require_used(self) -> None:
+        """Raise UserError if lambda or the stop-gradient is set for an objective that has neither.
+
+        It is no condition of an experiment: a run that was trained so can still be read.
+        """
+        defaults, objective = DiffusionConfig(), self.diffusion.objective
+        for name in ("vlb_weight", "stop_gradient"):
+            default = getattr(defaults, name)
+            require(
+                objective == "hybrid" or getattr(self.diffusion, name) == default,
+                f"diffusion.{name}",
+                f"only objective 'hybrid' uses it, and diffusion.objective is {objective!r}; leave it at {json.dumps(default)}",
+            )
+
     @property
     def out_channels(self) -> int:
         """Number of output channels of the network: one per image channel, twice as many where the variance is learned."""

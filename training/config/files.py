@@ -45,6 +45,7 @@ def resolve_experiment(*, preset: str = "", file_text: str = "", overrides: Iter
     resolved = experiment.override(overrides if seed is None else [*overrides, f"seed={seed}"])
     resolved.require_guide()
     resolved.require_annealing()
+    resolved.require_used()
     return resolved
 
 

@@ -143,6 +143,23 @@ def test_every_door_resolves_an_experiment_in_the_same_way() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("objective", "override", "message"),
+    [
+        ("vlb", "diffusion.vlb_weight=0.01", r"^diffusion\.vlb_weight: only objective 'hybrid' uses it, .* is 'vlb'; leave it at 0\.001$"),
+        ("vlb", "diffusion.stop_gradient=false", r"^diffusion\.stop_gradient: .* leave it at true$"),
+        ("simple", "diffusion.vlb_weight=0", r"^diffusion\.vlb_weight: .* is 'simple'"),
+    ],
+)
+def test_a_setting_of_the_hybrid_objective_is_refused_with_another(objective: str, override: str, message: str) -> None:
+    variance = "fixed_large" if objective == "simple" else "learned_range"
+    words = [f"diffusion.objective={objective}", f"diffusion.variance={variance}", override]
+    with pytest.raises(UserError, match=message):
+        resolve_experiment(preset="digits-hybrid-cosine", overrides=words)
+    assert presets.preset("digits-hybrid-cosine", words), "the experiment of an earlier run is still read"
+    assert resolve_experiment(preset="digits-hybrid-cosine", overrides=[override])
+
+
 def test_more_updates_than_the_learning_rate_is_annealed_over_are_refused() -> None:
     """The rate of the rest would be 0."""
     message = r"^optim\.lr_anneal_steps: .* 0 from update 2400 on, .* optim\.num_steps \(20000\); set optim\.lr_anneal_steps to 20000 too"
