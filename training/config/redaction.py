@@ -10,7 +10,7 @@ import re
 
 from training.config.addresses import without_passwords
 
-_NAME = r"(?:SECRET|PASSWORD|PASSWD|TOKEN|ACCESS_KEY|API_KEY|CREDENTIAL|WEBHOOK_URL|WEBHOOK_KEY)"
+_NAME = r"(?:SECRET|PASSWORD|PASSWD|TOKEN|ACCESS_KEY|ACCOUNT_KEY|PRIVATE_KEY|API_KEY|CREDENTIAL|WEBHOOK_URL|WEBHOOK_KEY)"
 _SECRET_NAME = re.compile(_NAME)
 _SHORTEST = 8
 """A shorter value of a variable, such as "token" or "true", is a word that a log may contain for other reasons."""
@@ -31,9 +31,9 @@ _PATTERNS = (
 
 def without_secrets(text: str) -> str:
     """Return the text with stars in place of secrets."""
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
+    values = {value for name, value in os.environ.items() if len(value) >= _SHORTEST and _SECRET_NAME.search(name)}
+    for value in sorted(values, key=len, reverse=True):  # one may be the beginning of another
+        text = text.replace(value, "***")
     for pattern in _PATTERNS:
         text = pattern.sub(r"\1***", text)
     return without_passwords(text)

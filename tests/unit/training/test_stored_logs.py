@@ -104,12 +104,15 @@ _SIGNED = "https://s3.eu.example.com/b/k?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-
         ("key id AKIAIOSFODNN7EXAMPLE is refused", "key id AKIA*** is refused"),
         ("https://user:word@host/path", "https://***@host/path"),
         ("the value is very-secret-value here", "the value is *** here"),
+        ("the value is very-secret-value-of-2 here", "the value is *** here"),
+        ("SERVICE_ACCOUNT_KEY=abc PRIVATE_KEY=def", "SERVICE_ACCOUNT_KEY=*** PRIVATE_KEY=***"),
         ("step 1,200/1,600  loss 0.0312  215 images/s", None),
         ("score: FID 3.2 at step=00001200, tokens 5, s3://iddpm/runs/a-0123456789/checkpoints?x=1", None),
     ],
 )
 def test_secrets_are_replaced_and_nothing_else(text, expected, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "very-secret-value")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_2", "very-secret-value-of-2")
     monkeypatch.setenv("SOME_TOKEN", "loss")  # too short to be a secret
     assert without_secrets(text) == (text if expected is None else expected)
 
