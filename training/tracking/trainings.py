@@ -6,6 +6,7 @@ each training that was scored since the last look.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class LatestTrainings:
     """Reads the latest trainings, again and again for a person who watches."""
 
     def __init__(self) -> None:
-        self._best: dict[tuple[str, int], tuple[float, int]] = {}
+        self._best: dict[tuple[str, int], tuple[float | None, int | None]] = {}
 
     def read(self, count: int) -> list[Training]:
         """Return the latest trainings, that many at most, the latest first."""
@@ -88,7 +89,7 @@ class LatestTrainings:
         return request(lambda: self._read(client, count), seconds=_SECONDS)
 
     def read_of(self, pipeline_run_ids: Iterable[str]) -> list[Training]:
-        """Return all trainings on which one of these pipelines' runs worked last, those of a run the latest first."""
+        """Return all trainings that one of these runs of pipelines was the last to work on: run by run, the latest training first."""
         conditions = [f"tags.`{PIPELINE_RUN_TAG}` = '{run_id}'" for run_id in pipeline_run_ids]
         if not conditions:
             return []
@@ -149,11 +150,12 @@ class LatestTrainings:
             card_hours_in_all=(num_steps if is_running else step) * card_hours if card_hours else None,
         )
 
-    def _best_score(self, client: MlflowClient, run_id: str, latest_step: int) -> tuple[float, int]:
-        """Return the smallest score and its step; the scores are read again once there is one of a later step."""
+    def _best_score(self, client: MlflowClient, run_id: str, latest_step: int) -> tuple[float | None, int | None]:
+        """Return the smallest finite score and its step, or None; the scores are read again once there is one of a later step."""
         if (run_id, latest_step) not in self._best:
             scores = client.get_metric_history(run_id, _SCORE)
-            self._best[run_id, latest_step] = min((float(each.value), int(each.step)) for each in scores)
+            finite = [(float(each.value), int(each.step)) for each in scores if math.isfinite(each.value)]
+            self._best[run_id, latest_step] = min(finite, default=(None, None))
         return self._best[run_id, latest_step]
 
 

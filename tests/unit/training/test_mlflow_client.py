@@ -2,9 +2,11 @@
 
 import errno
 import json
+import math
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from training.tracking.client import TrackingError, connect, in_one_line, is_tra
 from training.tracking.metrics_file import METRICS
 from training.tracking.sender import BackgroundSender
 from training.tracking.tracked_run import TrackedRun
+from training.tracking.trainings import LatestTrainings
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/report.html")
 
@@ -153,3 +156,12 @@ def test_a_damaged_record_of_metrics_holds_up_no_other_request_and_stays_as_it_i
     with pytest.raises(StorageError, match="it is damaged, so check it"):
         run.close()
     assert (tmp_path / METRICS).read_bytes() == b'{"step": 1, "ti'
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([math.nan, 3.0, 2.0, math.nan], (2.0, 30)), ([math.nan], (None, None)), ([math.inf, 4.0], (4.0, 20))]
+)
+def test_a_score_that_is_no_number_is_never_the_best(scores: list[float], best: tuple[float | None, int | None]) -> None:
+    history = [SimpleNamespace(value=value, step=10 * (number + 1)) for number, value in enumerate(scores)]
+    server = SimpleNamespace(get_metric_history=lambda run_id, key: history)
+    assert LatestTrainings()._best_score(server, "1", 40) == best  # type: ignore[arg-type]
