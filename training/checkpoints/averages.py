@@ -15,7 +15,7 @@ from torch import Tensor
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import Experiment
-from training.models.posthoc_ema import ReconstructionError, Snapshot, combine, reconstruct
+from training.models.posthoc_ema import ReconstructionError, Snapshot, reconstruct
 from training.models.unet import make_model
 
 DIRECTORY = "averages"
@@ -112,9 +112,8 @@ def rebuild_average(run_uri: str, out_run_uri: str, *, decay: float, step: int |
     def load(snapshot: Snapshot) -> dict[str, Tensor]:
         return checkpoint.load(checkpoint.checkpoint_uri(source_uri, snapshot.step), _file_name(snapshot.std))
 
-    state = reconstruct(stored, load, step=step, decay=decay, initial=initial_weights(experiment), max_error=max_error)
+    state, error = reconstruct(stored, load, step=step, decay=decay, initial=initial_weights(experiment), max_error=max_error)
     rebuilt = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, ema_decays=(decay,)))
-    error = combine(stored, step=step, decay=decay, with_initial=True).error
     files: dict[str, Any] = {
         checkpoint.EXPERIMENT: rebuilt.to_json().encode(),
         f"ema_{decay}.pt": state,

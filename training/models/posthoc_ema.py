@@ -89,8 +89,8 @@ def reconstruct(
     decay: float,
     initial: Mapping[str, Tensor] | None = None,
     max_error: float = 0.005,
-) -> dict[str, Tensor]:
-    """Return the weights of an exponential average that training did not keep.
+) -> tuple[dict[str, Tensor], float]:
+    """Return the weights of an exponential average that training did not keep, and their expected error.
 
     Args:
         load: Returns a snapshot's weights; called for one at a time.
@@ -114,7 +114,7 @@ def reconstruct(
         for name, tensor in state.items():
             part = tensor.to(torch.float64) * coefficient
             total[name] = total[name].add_(part) if name in total else part
-    return {name: tensor.to(torch.float32) for name, tensor in total.items()}
+    return {name: tensor.to(torch.float32) for name, tensor in total.items()}, combination.error
 
 
 def _power_profile(tau: Float64[Tensor, " steps"], step: int, std: float) -> Float64[Tensor, " steps"]:

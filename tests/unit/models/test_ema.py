@@ -144,7 +144,7 @@ def test_any_decay_as_slow_as_a_snapshot_interval_is_rebuilt_to_half_a_percent(d
     decays = [0.999, 0.9995, 0.9999]
     stored, ema, model, initial = train(12_000, 1_000, decays, drift)
     for decay in decays:
-        rebuilt = reconstruct(list(stored), stored.__getitem__, step=12_000, decay=decay, initial=initial)
+        rebuilt, _ = reconstruct(list(stored), stored.__getitem__, step=12_000, decay=decay, initial=initial)
         assert error(rebuilt, ema.state_dict(decay), model.state_dict()) < 0.005, decay
 
 
