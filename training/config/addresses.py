@@ -1,4 +1,4 @@
-"""Addresses of services: users and passwords in them, which no message and no log may show, and names that only a cluster knows."""
+"""Addresses of services: find and hide users and passwords in them, and tell the addresses that only a cluster can open."""
 
 from __future__ import annotations
 

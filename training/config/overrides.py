@@ -41,7 +41,7 @@ def apply_overrides(plain: dict[str, Any], overrides: Iterable[str], lists: Cont
 
 
 def apply_tables(plain: dict[str, Any], tables: Mapping[str, Any], path: str = "") -> None:
-    """Change an experiment's plain dictionary by nested tables of the fields that differ; "none" stands for no value, except in a text field."""
+    """Change an experiment's plain dictionary by nested tables of the fields that differ; "none" is no value, except in a text field."""
     for name, value in tables.items():
         where = f"{path}.{name}" if path else name
         require(name in plain, where, unknown_field(name, plain, path))

@@ -1,5 +1,5 @@
 """Data-parallel ranks, heartbeats, signals, and Ray sessions.
 
-Knows config and torch; only `ray_session` and `parallel_map` import Ray. `signals` needs only the standard library, and any package may
+Knows config and torch; only `ray_session` and `ray_logs` import Ray. `signals` needs only the standard library, and any package may
 import it.
 """

@@ -58,7 +58,7 @@ class Heartbeats:
         atexit.register(self.end)
 
     def beat(self, step: int, *, waiting: bool) -> None:
-        """Publish this rank's progress, in tens of microseconds; `waiting` once it has computed its shard and waits for the others."""
+        """Publish this rank's progress; takes tens of microseconds. `waiting` is True once it waits for the other ranks."""
         self._progress = 2 * step + waiting, time.monotonic()
         self._write("progress", self._progress[0])
 

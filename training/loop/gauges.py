@@ -29,7 +29,7 @@ class Gauge:
         self._peak = peak * world_size if peak else None
 
     def read(self, images_per_second: float) -> dict[str, float]:
-        """Return the current metrics: memory in GiB, and MFU in 0 to 1 where the peak is known."""
+        """Return the metrics: memory in GiB (on a GPU the most so far, on a CPU the present use), and the MFU, 0 to 1, if there is one."""
         num_bytes = torch.cuda.max_memory_allocated() if self._on_gpu else psutil.Process().memory_info().rss
         metrics = {"memory_gib": num_bytes / 2**30}
         if self._peak is not None:

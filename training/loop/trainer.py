@@ -1,4 +1,4 @@
-"""The training loop: data-parallel, resumable to the bit, and independent of what started it.
+"""The training loop: data-parallel, resumable, on a CPU to the bit, and independent of what started it.
 
 It runs under Ray Train (`training.launch.ray_train`), under torchrun and under plain Python. Every random draw is keyed by
 (seed, step, index of the image in the global batch), so the model receives the same numbers for any number of workers, any microbatch and

@@ -1,6 +1,6 @@
 """Repeat an action that failed for a reason that may pass, until a budget of seconds is spent.
 
-The project waits for storage and servers only by this function. It is built on tenacity, and any package may import it.
+Most waiting for storage and servers uses this function. It is built on tenacity, and any package may import it.
 """
 
 from __future__ import annotations

@@ -146,9 +146,10 @@ def open_runs(tag: str, value: str = "", *, status: str = "RUNNING") -> list[Fou
 
 
 def find_trainings(*, key: str = "", pipeline_run_id: str = "") -> list[FoundRun]:
-    """Return the trainings of a run key, or of its last digits, or those that a pipeline's run worked on last; the latest first.
+    """Return trainings, the latest first: those with a run key, or those that a pipeline's run was the last to work on.
 
-    Ten digits alone are those of a training that was done again too.
+    Args:
+        key: A whole run key, or its end. The ten digits alone also find the trainings that were done again, whose keys go on after them.
     """
     if not re.fullmatch(r"[\w.-]+", key or pipeline_run_id):
         raise TrackingError(f"{key or pipeline_run_id!r} is no run key, no end of one, and no id of a pipeline's run")

@@ -119,9 +119,10 @@ class TrackedRun:
         self._queue_metrics()
 
     def replace_metrics(self, values: Mapping[str, float], step: int, *, milliseconds: int) -> None:
-        """Log values in place of earlier ones: MLflow keeps all, and shows the value of the largest step, of these the newest.
+        """Log values in place of earlier ones.
 
-        So they are logged at their step, and at that of the value that MLflow shows if it is a later one.
+        MLflow keeps every value and shows the newest one at the largest step. So each value is logged at `step`, and again at the shown
+        value's step if that is larger.
 
         Args:
             values: By metric, at most 500.

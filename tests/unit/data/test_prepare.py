@@ -226,7 +226,9 @@ def test_images_that_an_earlier_run_skipped_count_for_a_stricter_one(folder, tmp
     assert len(prepare(source, uri, image_size=16, options=SKIP).errors) == 5
 
 
-@pytest.mark.parametrize(("options", "remedy"), [(SMALL_SHARDS, "--on-error skip"), (dataclasses.replace(SKIP, max_errors=4), "--max-errors")])
+@pytest.mark.parametrize(
+    ("options", "remedy"), [(SMALL_SHARDS, "--on-error skip"), (dataclasses.replace(SKIP, max_errors=4), "--max-errors")]
+)
 def test_a_published_data_set_without_images_that_this_run_may_not_skip_is_refused(folder, tmp_path, options, remedy):
     source, uri = copy_with(folder, tmp_path / "photos", BROKEN), str(tmp_path / "data")
     made = prepare(source, uri, image_size=16, options=SKIP)

@@ -88,8 +88,8 @@ class FileSource(Source):
         names = {folder.lower() for folder in folders}
         if names & _TRAIN_NAMES and len(names) > 1 and names <= _SPLIT_NAMES:
             raise UserError(
-                f"{self.uri}: contains training and test images ({', '.join(sorted(folders))}); name the folder that contains these "
-                "folders, as 'train' and 'test' (unpack an archive first), or each of them by itself"
+                f"{self.uri}: contains training and test images ({', '.join(sorted(folders))}); call their folders 'train' and 'test' and "
+                "name the folder of both (not an archive: unpack it first), or name one of them"
             )
         labels, class_names = assign_labels(keys, self.labels, self.class_names)
         items = [Item(key, label, *rest) for (key, *rest), label in zip(found, labels, strict=True)]
