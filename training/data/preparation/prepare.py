@@ -69,7 +69,7 @@ def prepare_sizes(
 
     Raises:
         UserError: The directory contains another data set, or its source files have changed since; or images can't be used and
-            `options` do not let them be left out, here or in a data set that is there already.
+            `options` do not let them be left out. A finished data set stays as it was made.
     """
     options = options or Options()
     if not dataset_uris or min(dataset_uris) < 1:
@@ -84,8 +84,8 @@ def prepare_sizes(
     for target in plan.targets:
         found = _find_published(target, plan)
         if found is not None and found.source_sha256 in ("", plan.source_sha256):
-            _require_few_errors(target.dataset_uri, found.errors, options)
-            say(f"{target.dataset_uri}: {found.num_images:,} images are there already")
+            left_out = f"; {len(found.errors):,} could not be used when they were prepared" if found.errors else ""
+            say(f"{target.dataset_uri}: {found.num_images:,} images are there already{left_out}")
             manifests[target.image_size] = found
             continue
         if found is not None:
