@@ -13,7 +13,7 @@ from evaluation.distances.frechet import BlockedMoments, distances_of_halves, fr
 from evaluation.distances.metrics import MetricInputs, MetricReference, compute_metrics, extract_features
 from evaluation.distances.reference_statistics import ReferenceStatistics
 from evaluation.features.extractors import ExtractorId, FeatureExtractor
-from evaluation.records.intervals import jackknife_error
+from evaluation.records.intervals import distance_error
 from training.shapes import Int64, UInt8
 
 
@@ -67,7 +67,8 @@ class SampleScorer:
             UserError: An input of a metric is missing.
         """
         leave_one_out = leave_one_out_distances(reference.features, self._blocks)
-        error = jackknife_error(leave_one_out)
+        of_halves = distances_of_halves(reference.features, self._blocks) if halves else []
+        error = distance_error(leave_one_out, of_halves)
         real = MetricReference(
             extractor=ExtractorId(self._extractor.name, self._extractor.sha256),
             features=None if real_images is None else extract_features(real_images, self._extractor),
@@ -78,6 +79,6 @@ class SampleScorer:
             distance=frechet_distance(reference.features, self._blocks.total()),
             standard_error=error if math.isfinite(error) else None,
             leave_one_out=leave_one_out,
-            of_halves=distances_of_halves(reference.features, self._blocks) if halves else [],
+            of_halves=of_halves,
             metrics={item.name: item.to_dict() for item in compute_metrics(self._inputs, real)},
         )

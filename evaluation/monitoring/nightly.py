@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from evaluation.monitoring.detector import Rule, Trace, watch
-from evaluation.records.intervals import jackknife_excess
+from evaluation.records.intervals import jackknife_error, jackknife_excess
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
 from training import storage
@@ -176,7 +176,9 @@ def night_of(result: EvaluationResult, *, name: str, uri: str, rule: Rule, redra
         id=name,
         at=datetime.fromisoformat(result.created_at).astimezone(UTC),
         distance=_finite(result.distance),
-        standard_error=_finite(result.distance_standard_error),
+        standard_error=_finite(
+            jackknife_error(result.distance_without_blocks) if result.distance_of_halves else result.distance_standard_error
+        ),
         excess=_finite(jackknife_excess(result.distance_of_halves)),
         redrawn=redrawn,
         protocol=protocol_of(result),

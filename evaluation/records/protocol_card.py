@@ -92,7 +92,10 @@ def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | N
             f"digest {reference['data_digest'][:12]}",
         ),
         ("Features", f"{reference['extractor']}, weights sha256 {reference['extractor_sha256'][:12]}"),
-        ("Standard error", "delete-a-group jackknife over ten blocks of samples: the spread over draws, not the bias of a finite sample"),
+        (
+            "Standard error",
+            "jackknife over ten blocks of samples, less what it counts twice: the spread over draws, not the bias of a finite sample",
+        ),
     ]
     if likelihood is not None:
         rows += [

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.records.intervals import JACKKNIFE, Interval, jackknife_bias, student_interval
+from evaluation.records.intervals import JACKKNIFE, LESS_EXCESS, Interval, jackknife_bias, jackknife_error, student_interval
 from evaluation.records.numbers import NONE, format_digits, format_error
 from evaluation.records.protocol_card import as_plain
 
@@ -68,7 +68,7 @@ class Score:
 
 
 def distance_score(name: str, value: float, error: float | None, without_blocks: Sequence[float], num_samples: int) -> Score:
-    """Return the row of a Frechet distance, by the jackknife."""
+    """Return the row of a Frechet distance, with the error of `intervals.distance_error`, or the jackknife's of earlier versions."""
     has_blocks = len(without_blocks) > 1 and all(map(math.isfinite, (value, *without_blocks)))
     return Score(
         name="distance",
@@ -76,10 +76,14 @@ def distance_score(name: str, value: float, error: float | None, without_blocks:
         value=value,
         standard_error=error,
         interval=_around(value, error, len(without_blocks) - 1, lowest=0.0),
-        method=JACKKNIFE if error and has_blocks else "",
+        method=_method_of(error, without_blocks) if error and has_blocks else "",
         bias=jackknife_bias(value, without_blocks) if has_blocks else None,
         note=f"Frechet distance of {num_samples:,} samples, lower is better",
     )
+
+
+def _method_of(error: float, without_blocks: Sequence[float]) -> str:
+    return LESS_EXCESS if error < 0.999999 * jackknife_error(without_blocks) else JACKKNIFE
 
 
 def likelihood_score(summary: Mapping[str, Any], split: str) -> Score:

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from evaluation.distances import metrics
-from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, frechet_distance, leave_one_out_distances
+from evaluation.distances.frechet import (
+    BlockedMoments,
+    FeatureStatistics,
+    distances_of_halves,
+    frechet_distance,
+    leave_one_out_distances,
+)
 from evaluation.distances.frechet_infinity import frechet_infinity
 from evaluation.distances.gaussian_mmd import gaussian_mmd
 from evaluation.distances.metric_value import MetricValue, share_of_images
@@ -27,7 +33,7 @@ from evaluation.distances.paired import metric_differences
 from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
 from evaluation.features.extractors import extractor_id
 from evaluation.likelihood.bits_per_dim import Likelihood
-from evaluation.records.intervals import SPLITS, jackknife_error, jackknife_excess, student_interval
+from evaluation.records.intervals import SPLITS, distance_error, jackknife_error, jackknife_excess, student_interval
 from evaluation.records.paired import Difference
 from evaluation.records.result import EvaluationResult
 from evaluation.records.score_card import Score, likelihood_score
@@ -63,6 +69,33 @@ def test_the_intervals_of_distances_and_of_their_differences_cover() -> None:
         covered = np.mean([low <= values.mean() <= high for low, high in intervals])
         # One repeat's share has a standard error of 1.5%; the mean of 200 values, which stands for the truth, hardly adds to it.
         assert 0.92 <= covered <= 0.98
+
+
+@pytest.mark.parametrize("dim", [_DIM, 24])
+def test_the_interval_of_a_distance_that_is_nothing_but_bias_covers_too(dim: int) -> None:
+    """The jackknife's variance is twice the true one there: its interval covers 98 to 99%."""
+    reference = FeatureStatistics(mean=torch.zeros(dim, dtype=torch.float64), covariance=torch.eye(dim, dtype=torch.float64))
+    values, errors, jackknife = [], [], []
+    for noise in torch.randn(_NUM_REPEATS, 200, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0)):
+        blocks = BlockedMoments(dim, len(noise))
+        blocks.update(torch.arange(len(noise)), noise)
+        without = leave_one_out_distances(reference, blocks)
+        values.append(frechet_distance(reference, blocks.total()))
+        errors.append(distance_error(without, distances_of_halves(reference, blocks)))
+        jackknife.append(distance_error(without, []))
+    assert np.square(jackknife).mean() / np.var(values) > 1.7
+    intervals = [student_interval(value, error, 9) for value, error in zip(values, errors, strict=True)]
+    covered = np.mean([low <= np.mean(values) <= high for low, high in intervals])
+    assert 0.92 <= covered <= 0.98
+
+
+def test_the_error_of_a_distance_is_the_jackknifes_less_five_sevenths_of_the_excess_and_at_least_its_half() -> None:
+    without, halves = [1.0, 1.1, 0.9, 1.2, 0.8, 1.0, 1.1, 0.9, 1.0, 1.0], [[1.0, 1.0 + 0.02 * number] for number in range(6)]
+    square = jackknife_error(without) ** 2
+    assert distance_error(without, halves) ** 2 == pytest.approx(square - 5 / 7 * jackknife_excess(halves))
+    assert distance_error(without, [[1.0, float(number)] for number in range(6)]) ** 2 == pytest.approx(square / 2)
+    assert distance_error(without, []) ** 2 == pytest.approx(square)
+    assert np.isnan(distance_error([], halves))
 
 
 _REAL = torch.randn(300, _DIM, generator=torch.Generator().manual_seed(1))
