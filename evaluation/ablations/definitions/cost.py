@@ -71,11 +71,13 @@ def _measured_passes(request: AblationRequest, trial: Trial, experiment: Experim
     num_timesteps, evaluation = experiment.diffusion.num_timesteps, experiment.evaluation
     counts = [count for count in request.counts() if count <= num_timesteps]
     images, known = num_curve_images(experiment), count_forward_passes(experiment)
+    rescored = evaluation.rescore_best if request.ablation().checkpoint == "best" and evaluation.rescore_best > 1 else 0
     passes = {
-        "final": known["sampling"] * (1 + (evaluation.rescore_best if evaluation.rescore_best > 1 else 0)) + known.get("likelihood", 0),
+        "final": known["sampling"] * (1 + rescored) + known.get("likelihood", 0),
         "sampling-steps": evaluation.num_samples * (sum(counts) + sum(count for count in counts if count < num_timesteps)),
         "figure-1": evaluation.num_samples * sum(counts),
-        "likelihood-steps": images * sum(count + len(likelihood_spacing(num_timesteps, count)) for count in counts),
+        "likelihood-steps": images
+        * sum(count + (len(likelihood_spacing(num_timesteps, count)) if count < num_timesteps else 0) for count in counts),
         "bound": images * num_timesteps,
         "samples": NUM_PAIRED_IMAGES * (known["sampling"] // evaluation.num_samples),
         "history": 0,

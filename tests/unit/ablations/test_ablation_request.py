@@ -10,7 +10,8 @@ from evaluation.ablations.definitions.cost import joint_cost, trial_cost
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import DEFAULT_PRESET, OWN_GRID, AblationRequest, from_form, parse_grid
 from training.config.errors import UserError
-from training.cost.estimate import count_macs
+from training.config.spacing import likelihood_spacing
+from training.cost.estimate import count_macs, estimate
 
 
 @pytest.mark.parametrize("name", names())
@@ -109,6 +110,28 @@ def test_an_evaluation_of_existing_runs_costs_its_measures_and_no_training() -> 
     assert cost.training == 0.0
     flops = 2 * sum(count_macs(trial.experiment).values()) * 400 * 100  # T terms of 100 images
     assert cost.measuring == pytest.approx(flops / (989e12 * 0.3) / 3600)
+
+
+def test_candidates_cost_another_sampling_each_only_where_the_best_checkpoint_is_chosen() -> None:
+    rescoring = ("evaluation.rescore_best=3",)
+    last, best = (AblationRequest(name=name, scale="paper", overrides=rescoring) for name in ("width", "cifar10-dropout"))
+    assert (last.ablation().checkpoint, best.ablation().checkpoint) == ("last", "best")
+    costs = []
+    for request in (last, best):
+        trial = dataclasses.replace(request.trials()[0], measures=("final",))
+        sampled = sum(estimate(trial.experiment, "H100", with_memory=False).phases[name].card_hours for name in ("sampling", "likelihood"))
+        costs.append((trial_cost(request, trial).measuring, sampled, estimate(trial.experiment, "H100").phases["sampling"].card_hours))
+    (measured, expected, _), (measured_best, expected_best, one_sampling) = costs
+    assert measured == pytest.approx(expected)
+    assert measured_best == pytest.approx(expected_best + 3 * one_sampling)
+
+
+def test_a_likelihood_at_all_steps_costs_one_evaluation_as_there_are_no_small_timesteps_to_add() -> None:
+    request = AblationRequest(name="likelihood-steps", scale="tiny")
+    trial = request.trials()[0]
+    evaluations = sum(count + (len(likelihood_spacing(400, count)) if count < 400 else 0) for count in request.counts())
+    flops = 2 * sum(count_macs(trial.experiment).values()) * evaluations * 100
+    assert trial_cost(request, trial).measuring == pytest.approx(flops / (989e12 * 0.3) / 3600)
 
 
 def test_only_ablations_with_a_joint_measurement_have_a_joint_cost() -> None:
