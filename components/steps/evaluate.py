@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 EVALUATE_STEP = "evaluate"
 _OF_FINAL = re.compile(r"(final|choose-|choice|report)[^/]*\.(json|npz|html|png)")
 """Files of the final evaluation, and of the choice of its checkpoint."""
+_IMAGES = re.compile(rb'"images_uri": "[^"]*/(images-[^"/]+)/?"')
+"""A result's own images; their name alone counts, as a copied run contains the addresses of its first place."""
 
 
 def evaluation_options(experiment: Experiment, storage_root_uri: str, resources: Mapping[str, Any]) -> EvaluationOptions:
@@ -79,6 +81,8 @@ def _evaluate_run(run_uri: str, data_uri: str, reference_uri: str, resources: Ma
 def set_aside(run_uri: str, pipeline_run_id: str) -> None:
     """Rename the files of the final evaluation, `final.before-ID.json` and so on, and delete what an unfinished one left.
 
+    Images that a result keeps stay.
+
     It is done once for each run of the pipeline: a second try of its step goes on with what the first one has done.
     """
     done_uri = storage.join(run_uri, EVALUATIONS, f"forced-by-{pipeline_run_id}")
@@ -98,13 +102,21 @@ def set_aside(run_uri: str, pipeline_run_id: str) -> None:
         storage.write_bytes(new, data)
     for uri in renamed:
         storage.delete(uri)
+    kept = _kept_images(run_uri)
     for folder in (f"{EVALUATIONS}/work-", f"{SAMPLES}/images-"):
         for uri in there:
-            if uri.startswith(storage.join(run_uri, folder)):
+            if uri.startswith(storage.join(run_uri, folder)) and not uri.startswith(kept):
                 storage.delete(uri)
     storage.write_bytes(done_uri, b"")
     if renamed:
         say(f"evaluating again; the earlier evaluation is {renamed.get(result_uri(run_uri, FINAL), next(iter(renamed.values())))}")
+
+
+def _kept_images(run_uri: str) -> tuple[str, ...]:
+    """Return the directories of the images that results in the run's directory keep: those of a person, or of an ablation's two stages."""
+    results = [uri for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS)) if uri.endswith(".json")]
+    names = {name.decode() for uri in results for name in _IMAGES.findall(storage.read_bytes(uri))}
+    return tuple(f"{storage.join(run_uri, SAMPLES, name)}/" for name in names)
 
 
 def log_result(uri: str, log_metric: Callable[[str, float], None]) -> str:
