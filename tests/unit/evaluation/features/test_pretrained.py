@@ -200,3 +200,9 @@ def test_statistics_of_one_network_are_refused_for_another(archive: bytes, digit
     made = compute_reference(f"{digits_uri}/train", extractor, str(tmp_path), num_images=50)
     assert made.provenance is not None
     assert made.provenance.distance_name == "FD(clip-vit-b-32)"
+
+
+def test_a_package_of_another_version_without_the_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = WeightsFile(network="a network", name="absent.pth", sha256="0" * 64, package="torch")
+    with pytest.raises(UserError, match="the Python package torch has no file absent.pth"):
+        file.read()
