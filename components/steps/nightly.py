@@ -96,11 +96,11 @@ def score_model(checkpoint_uri: str, weights: str, data_uri: str, storage_root_u
     if judge(history.with_night(night_of(result, name=purpose, uri=uri, rule=rule))).is_suspicious:
         say(f"{result.distance_name} {result.distance:.4g} may show a change: drawing {NUM_REDRAWN} new ones")
         for number in range(NUM_REDRAWN):
-            draw(_redrawn_name(purpose, number))
+            draw(_redrawn_name(purpose, number), metrics=(), held_out=False)
     count = result.protocol["distance"]["num_samples"]
     common = min(count, max(_MIN_COMMON, count // _COMMON_PART))
     say("the same from the noise that all nights have in common, for the difference to the baseline's first night")
-    draw(_common_name(purpose), purpose=_COMMON_NOISE, num_samples=common, metrics=())
+    draw(_common_name(purpose), purpose=_COMMON_NOISE, num_samples=common, metrics=(), held_out=False)
     return uri
 
 

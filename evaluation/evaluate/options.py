@@ -16,8 +16,11 @@ from training.config.experiment import Extractor, LikelihoodForm, Precision, Sam
 from training.config.validation import validate
 
 _RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RESERVED_NAMES = re.compile(r"(final|choice|report)|(step|choose|replay|ema-sweep|guidance|compare|ablation|nightly|work|last)[-=].*")
-"""Names in a run's directory that pipelines and studies use."""
+_RESERVED_NAMES = re.compile(
+    r"(final|choice|report|ensemble|two-stage)|"
+    r"(step|choose|replay|ema-sweep|guidance|compare|ablation|nightly|work|last|ancestral|ddim)[-=].*"
+)
+"""Names in a run's directory that pipelines, studies and ablations use."""
 
 _AtLeastOne = Annotated[int, Field(ge=1)]
 _AtLeastZero = Annotated[int, Field(ge=0)]
@@ -41,6 +44,7 @@ class EvaluationOptions:
         num_workers: 1 works in this process; more are Ray tasks.
         device: The device of each worker: "auto", "cpu", "cuda". With Ray tasks "auto" is what this process sees.
         keep_images: Leave the drawn images in the run's directory.
+        held_out: Compute `EvaluationResult.held_out` too, which takes a pass over the test images; only a report shows it.
         result_name: Name of the result's file, without its ending.
     """
 
@@ -64,6 +68,7 @@ class EvaluationOptions:
     device: str = "auto"
     precision: Precision = "fp32"
     keep_images: bool = False
+    held_out: bool = True
     result_name: str = "final"
 
     @property

@@ -120,7 +120,7 @@ def _work(plan: EvaluationPlan) -> EvaluationResult:
 
 def _score_samples(plan: EvaluationPlan, grid_uri: str) -> tuple[SampleScores, dict[str, Any] | None]:
     """Compute everything that depends on the samples in one pass, draw their grid, and return the scores and `held_out`."""
-    real_test = _test_moments(plan)
+    real_test = _test_moments(plan) if plan.options.held_out else None
     scorer = SampleScorer(plan.extractor, plan.samples.num_images, plan.metrics)
     same_count = Moments(plan.extractor.dim)
     grid = grids.ClassGrid(plan.class_names)

@@ -22,12 +22,13 @@ from evaluation.records import grids
 from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
-from evaluation.sampling.generate import QUANTIZATION, LowRes, RealLowRes, generate
+from evaluation.sampling.generate import QUANTIZATION, LowRes, NotFiniteError, RealLowRes, generate
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest, load_model
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.experiment import EvaluationConfig, Experiment, Precision
 from training.config.plain import as_plain_fields
+from training.console import say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,8 @@ class CheckpointScorer:
 
         Returns:
             The content of `<run>/evaluations/step=NNNNNNNN.json`: `step`, `scores`, `standard_errors` and `without_blocks` (the
-            distances without each block of samples) by weights, `grid_uri`, `protocol`, `seconds`.
+            distances without each block of samples) by weights, `grid_uri`, `protocol`, `seconds`. A score is null where images are not
+            finite.
 
         Raises:
             CheckpointError: There is no such checkpoint.
@@ -90,12 +92,17 @@ class CheckpointScorer:
         averages = [name for name in checkpoint.weights_names(checkpoint_uri) if name != checkpoint.MODEL]
         for weights in averages or [checkpoint.MODEL]:
             model = load_model(checkpoint_uri, weights, device=device)
-            found, pictures[weights] = self._score_weights(model, reference, extractor, low_res)
+            try:
+                found, pictures[weights] = self._score_weights(model, reference, extractor, low_res)
+            except NotFiniteError as error:  # training goes on, and early stopping counts it as no gain
+                say(str(error))
+                scores[weights], errors[weights], without_blocks[weights] = math.nan, None, []
+                continue
             scores[weights], errors[weights], without_blocks[weights] = found.distance, found.standard_error, found.leave_one_out
         step = checkpoint.step_of(checkpoint_uri)
-        best = min(scores, key=lambda name: (math.isnan(scores[name]), scores[name]), default=None)
+        best = min(scores, key=lambda name: (math.isnan(scores[name]), scores[name]))
         grid_uri = ""
-        if best is not None:
+        if best in pictures:
             grid_uri = storage.join(run_uri_of(checkpoint_uri), SAMPLES, f"step={step:08d}.png")
             storage.write_bytes(grid_uri, grids.to_png(pictures[best]))
         score = as_plain(
@@ -141,8 +148,8 @@ class CheckpointScorer:
 
     def keep(self, history: Sequence[Mapping[str, Any]]) -> set[int]:
         """Return the steps of the checkpoints that the final choice may need: its candidates, and the one that guides them."""
-        candidates = early_stopping.best_checkpoints(history, self.evaluation.rescore_best)
         guide = self.evaluation.sampling.guidance_step
+        candidates = early_stopping.best_checkpoints(history, self.evaluation.rescore_best, after=guide)
         return {candidate.step for candidate in candidates} | ({guide} if guide else set())
 
     def _score_weights(

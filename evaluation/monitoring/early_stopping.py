@@ -103,13 +103,14 @@ def ranked_candidates(history: Iterable[Score]) -> list[Candidate]:
     return sorted(candidates, key=lambda candidate: (candidate.score, candidate.step))
 
 
-def best_checkpoints(history: Iterable[Score], count: int) -> list[Candidate]:
+def best_checkpoints(history: Iterable[Score], count: int, *, after: int = 0) -> list[Candidate]:
     """Return the best weights of each of the best `count` checkpoints, which are scored again at full protocol.
 
-    There is one per checkpoint, because the decays of one checkpoint are almost the same network.
+    There is one per checkpoint, because the decays of one checkpoint are almost the same network. Only those later than step `after`
+    count: a checkpoint guides none but later ones.
     """
     best_of_step: dict[int, Candidate] = {}
-    for candidate in ranked_candidates(history):
+    for candidate in (each for each in ranked_candidates(history) if each.step > after):
         best_of_step.setdefault(candidate.step, candidate)
     return list(best_of_step.values())[:count]
 

@@ -99,7 +99,8 @@ class EvaluationResult:
             it with another model's on the same noise.
         distance_of_halves: Its distances of halves of the samples (`frechet.distances_of_halves`), for the error of a night.
         held_out: Distances of `num_images` real test images (`real`) and of as many samples (`generated`). They show the bias
-            of a finite sample, whose distance is never zero. None if there are no test images.
+            of a finite sample, whose distance is never zero. None if there are no test images,
+            or for a number that no report is about.
         likelihood: Summary of the bits/dim; `per_image_uri` is the file with the value of each image. None if not computed.
         metrics: Further metrics by name: value, standard_error, interval, method, bias, note (`evaluation.distances.metric_value`).
         images_uri: The drawn images, if they were kept.

@@ -20,7 +20,7 @@ from evaluation.sampling.trained_model import TrainedModel, load_model
 from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
-from training.config.experiment import Precision, SamplingConfig
+from training.config.experiment import Experiment, Precision, SamplingConfig
 from training.console import say
 from training.data.loading.row_groups import RowReader
 from training.diffusion.noise import Stream, keyed_uniform
@@ -34,6 +34,11 @@ from training.shapes import Int64, UInt8
 Labels = Literal["balanced", "data"] | tuple[int, ...]
 Generated = tuple[Tensor, Tensor, Tensor | None]
 """Indices, uint8 NCHW images, labels."""
+
+
+class NotFiniteError(UserError):
+    """A model's images are not finite."""
+
 
 QUANTIZATION = "truncated to 8 bits, as the released code does"
 
@@ -64,10 +69,13 @@ def generate(
     Raises:
         UserError: The labels don't suit the model, it has no such guide, `low_res` is missing for an upsampler or given to another model,
             this processor is slower in bf16, or the device has no memory for one image.
+        NotFiniteError: The network's output is not finite.
     """
-    if (low_res is None) != (model.low_res_size is None):
-        raise UserError(f"{model.description} is {'not ' if low_res else ''}an upsampler: low_res must be given to upsamplers alone")
-    require_guide(sampling, model)
+    if model.low_res_size is None and low_res is not None:
+        raise UserError(f"{model.description} is not an upsampler: it takes no images to enlarge; leave low_res out")
+    if model.low_res_size is not None and low_res is None:
+        raise UserError(f"{model.description} is an upsampler: give it the images to enlarge as low_res, such as RealLowRes of a data set")
+    require_guide(sampling, model.experiment, model.checkpoint_uri)
     sampling = with_learned_steps(sampling, model)
     process = make_sampling_process(model.experiment.diffusion, sampling, x_0_errors_for(sampling, model))
     sampler = make_sampler(sampling)
@@ -98,6 +106,12 @@ def generate(
             shape=model.image_shape,
             seed=seed,
         )
+        num_lost = int((~images.isfinite()).flatten(1).any(1).sum())
+        if num_lost:  # in 8 bits NaN would be black, and the images would get a finite distance
+            raise NotFiniteError(
+                f"{model.description}: {num_lost} of {len(images)} images are not finite: its weights are damaged or the sampler diverged; "
+                "take another checkpoint or another sampler"
+            )
         return indices, quantize(images).cpu(), y
 
     first, size = start, batch_size or sampling_batch_size(model.experiment, model.device.type)
@@ -119,23 +133,23 @@ def with_evaluations(sampling: SamplingConfig, evaluations: int | None) -> Sampl
     return dataclasses.replace(sampling, spacing=str(max(1, evaluations // sampling.evaluations_per_step)))
 
 
-def require_guide(sampling: SamplingConfig, model: TrainedModel) -> None:
-    """Refuse guidance by a checkpoint that the run does not have, or by the model itself if it was trained with every label."""
+def require_guide(sampling: SamplingConfig, experiment: Experiment, checkpoint_uri: str) -> None:
+    """Refuse guidance by a checkpoint that is not an earlier one of the run, or by the model itself if it was trained with every label."""
     if sampling.guidance_scale == 1.0:
         return
     if not sampling.guidance_step:
-        if not model.experiment.model.label_dropout:
+        if not experiment.model.label_dropout:
             raise UserError(
-                f"{model.description} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, or "
+                f"{checkpoint_uri} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, or "
                 "give the guidance_step of an earlier checkpoint"
             )
         return
-    run_uri = run_uri_of(model.checkpoint_uri)
-    steps = storage.retry(lambda: checkpoint.steps(run_uri))
-    if sampling.guidance_step not in steps:
+    run_uri, own = run_uri_of(checkpoint_uri), checkpoint.step_of(checkpoint_uri)
+    earlier = [step for step in storage.retry(lambda: checkpoint.steps(run_uri)) if step < own]
+    if sampling.guidance_step not in earlier:
         raise UserError(
-            f"{run_uri} has no checkpoint of step {sampling.guidance_step:,} (guidance_step) that could guide {model.description}; "
-            f"it has {', '.join(f'{step:,}' for step in steps) or 'none'}"
+            f"{run_uri} has no checkpoint of step {sampling.guidance_step:,} (guidance_step) that could guide the one of step {own:,}; "
+            f"earlier ones: {', '.join(f'{step:,}' for step in earlier) or 'none'}"
         )
 
 

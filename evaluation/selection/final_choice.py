@@ -22,6 +22,7 @@ from evaluation.records.paired import Difference
 from evaluation.records.protocol_card import as_plain
 from evaluation.records.result import EvaluationResult
 from evaluation.records.run_directory import CHOICE, EVALUATIONS
+from evaluation.sampling.generate import NotFiniteError
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.checkpoints import checkpoint
@@ -82,20 +83,29 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
     usable = [score for score in read_history(run_uri) if int(score["step"]) in present]
     if not best_checkpoints(usable, 1):
         raise UserError(f"{run_uri}: none of {len(present)} checkpoints has a finite score; score one, or name the checkpoint to evaluate")
-    experiment = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, int(usable[0]["step"])))
-    candidates = best_checkpoints(usable, experiment.evaluation.rescore_best)
+    evaluation = checkpoint.load_experiment(checkpoint.checkpoint_uri(run_uri, int(usable[0]["step"]))).evaluation
+    guide = evaluation.sampling.guidance_step
+    candidates = best_checkpoints(usable, evaluation.rescore_best, after=guide)
+    if not candidates:
+        raise UserError(
+            f"{run_uri}: no checkpoint after step {guide:,}, which guides the others, has a finite score; score one, or name the "
+            "checkpoint and the sampler to evaluate"
+        )
     if len(candidates) == 1:
         rescored = [Rescored(candidate=candidates[0], distance=None, standard_error=None)]
         reason = f"the best score during training, {candidates[0].score:.4g}"
     else:
         say(f"comparing the best {len(candidates)} checkpoints at full protocol")
-        results = sorted(
-            ((_rescore(run_uri, item, data_uri, reference_uri, options or EvaluationOptions()), item) for item in candidates),
-            key=lambda pair: (pair[0].rank, pair[1].step),
-        )
-        chosen = results[0][0]
-        if math.isnan(chosen.distance):
+        results: list[tuple[EvaluationResult, Candidate]] = []
+        for item in candidates:
+            try:
+                results.append((_rescore(run_uri, item, data_uri, reference_uri, options or EvaluationOptions()), item))
+            except NotFiniteError as error:
+                say(f"not chosen: {error}")
+        results.sort(key=lambda pair: (pair[0].rank, pair[1].step))
+        if not results or math.isnan(results[0][0].distance):
             raise UserError(f"{run_uri}: none of the best {len(candidates)} checkpoints has a finite distance at full protocol")
+        chosen = results[0][0]
         rescored = [
             Rescored(
                 candidate=candidate,
@@ -105,10 +115,10 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
             )
             for result, candidate in results
         ]
-        reason = f"distance {chosen.distance:.4g} at full protocol, the smallest of {len(rescored)} candidates"
-        next_one = rescored[1]
-        reason += f"; the next, of step {next_one.candidate.step:,}, "
-        reason += f"differs by {next_one.difference}" if next_one.difference else "has no finite one"
+        reason = f"distance {chosen.distance:.4g} at full protocol, the smallest of {len(candidates)} candidates"
+        for next_one in rescored[1:2]:
+            reason += f"; the next, of step {next_one.candidate.step:,}, "
+            reason += f"differs by {next_one.difference}" if next_one.difference else "has no finite one"
     best = rescored[0].candidate
     choice = Choice(
         checkpoint_uri=checkpoint.checkpoint_uri(run_uri, best.step),
@@ -124,7 +134,12 @@ def choose_best(run_uri: str, data_uri: str, reference_uri: str, *, options: Eva
 
 def _rescore(run_uri: str, candidate: Candidate, data_uri: str, reference_uri: str, options: EvaluationOptions) -> EvaluationResult:
     own = dataclasses.replace(
-        options, likelihood=False, metrics=(), purpose="choose", result_name=f"choose-{candidate.step:08d}-{candidate.weights}"
+        options,
+        likelihood=False,
+        held_out=False,
+        metrics=(),
+        purpose="choose",
+        result_name=f"choose-{candidate.step:08d}-{candidate.weights}",
     )
     model = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, candidate.step), weights=candidate.weights)
     return evaluate_once(model, data_uri, reference_uri, own)

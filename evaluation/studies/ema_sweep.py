@@ -134,6 +134,7 @@ def _shared_options(evaluation: EvaluationConfig, options: EvaluationOptions, fu
     return dataclasses.replace(
         options,
         likelihood=False,
+        held_out=False,
         metrics=(),
         purpose="ema-sweep",
         num_samples=options.num_samples or (evaluation.num_samples if full else evaluation.scoring_num_samples),

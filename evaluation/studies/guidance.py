@@ -22,8 +22,8 @@ from evaluation.records.score_card import Score, in_words, interval_in_words
 from evaluation.reports import figures
 from evaluation.reports.html import table_page, text_table
 from evaluation.reports.study import Study, as_json
+from evaluation.sampling.generate import require_guide
 from evaluation.sampling.trained_model import ModelSpec
-from training import storage
 from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
@@ -82,25 +82,15 @@ def guided_samplers(
     """
     if not scales or min(scales) < 0:
         raise UserError(f"guidance scales are numbers of 0 or more, such as 1,1.5,2,3; got {list(scales)}")
-    experiment, run_uri = checkpoint.load_experiment(spec.checkpoint_uri), run_uri_of(spec.checkpoint_uri)
-    if not guidance_step and not experiment.model.label_dropout and any(scale != 1 for scale in scales):
-        raise UserError(
-            f"{spec.checkpoint_uri} was trained with every label and cannot guide itself; train one with model.label_dropout=0.1, "
-            "or give --guidance-step, the step of an earlier checkpoint"
-        )
-    if guidance_step:
-        step = checkpoint.step_of(spec.checkpoint_uri)
-        earlier = [each for each in storage.retry(lambda: checkpoint.steps(run_uri)) if each < step]
-        if guidance_step not in earlier:
-            raise UserError(
-                f"{run_uri} has no checkpoint of step {guidance_step:,} that could guide the one of step {step:,}; "
-                f"earlier ones: {', '.join(f'{each:,}' for each in earlier) or 'none'}"
-            )
+    experiment = checkpoint.load_experiment(spec.checkpoint_uri)
     base = sampling or experiment.evaluation.sampling
-    return [
+    samplers = [
         dataclasses.replace(base, guidance_scale=scale, guidance_step=guidance_step if scale != 1 else 0)
         for scale in sorted({float(scale) for scale in scales})
     ]
+    for each in samplers:
+        require_guide(each, experiment, spec.checkpoint_uri)
+    return samplers
 
 
 def sweep(
@@ -119,6 +109,7 @@ def sweep(
             dataclasses.replace(
                 options,
                 likelihood=False,
+                held_out=False,
                 metrics=(_METRIC,),
                 purpose="guidance",
                 sampling=each,

@@ -128,11 +128,14 @@ def replay(
     options = dataclasses.replace(
         options,
         likelihood=False,
+        held_out=False,
         metrics=(),
         purpose="replay",
         num_samples=options.num_samples or experiment.evaluation.num_samples,
         sampling=options.sampling or experiment.evaluation.sampling,
     )
+    guide = options.sampling.guidance_step if options.sampling else 0
+    scores = [score for score in scores if int(score["step"]) > guide]  # a checkpoint guides none but later ones
 
     def evaluate(step: int, weights: str) -> EvaluationResult:
         spec = ModelSpec(checkpoint_uri=checkpoint.checkpoint_uri(run_uri, step), weights=weights)

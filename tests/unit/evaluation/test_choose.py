@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from evaluation.evaluate.options import EvaluationOptions
-from evaluation.evaluate.run import evaluate
+from evaluation.evaluate.run import evaluate, evaluate_once
 from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history, score_uri
+from evaluation.records.result import EvaluationResult
+from evaluation.sampling.generate import NotFiniteError
 from evaluation.sampling.trained_model import ModelSpec
 from evaluation.selection.final_choice import Choice, choose_best
 from training.checkpoints import checkpoint
@@ -101,3 +103,38 @@ def test_a_removed_checkpoint_is_not_chosen(choice: Choice, own_run_uri: str, di
 def test_a_run_without_scores_has_no_choice(run_uri: str, digits_uri: str, reference_uri: str) -> None:
     with pytest.raises(UserError, match="none of 2 checkpoints has a finite score"):
         choose_best(run_uri, digits_uri, reference_uri)
+
+
+def test_the_guide_and_the_checkpoints_before_it_are_no_candidates(
+    own_run_uri: str, digits_uri: str, reference_uri: str, experiment: Experiment
+) -> None:
+    def guide_by(step: int) -> None:
+        for each in (100, 200):
+            uri = checkpoint.checkpoint_uri(own_run_uri, each)
+            files = {name: checkpoint.load_bytes(uri, name) for name in checkpoint.file_names(uri)}
+            guided = experiment.override(["evaluation.sampling.guidance_scale=2", f"evaluation.sampling.guidance_step={step}"])
+            checkpoint.save(own_run_uri, each, {**files, "experiment.json": guided.to_dict()})
+
+    guide_by(100)
+    assert [each.candidate.step for each in choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS).candidates] == [200]
+    guide_by(200)
+    with pytest.raises(UserError, match="no checkpoint after step 200, which guides the others, has a finite score"):
+        choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS)
+
+
+def test_a_candidate_that_diverges_at_full_protocol_is_left_out(
+    own_run_uri: str, digits_uri: str, reference_uri: str, choice: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(spec: ModelSpec, *arguments: object) -> EvaluationResult:
+        if spec.checkpoint_uri.endswith(lost):
+            raise NotFiniteError(f"{spec.checkpoint_uri}: not finite")
+        return evaluate_once(spec, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("evaluation.selection.final_choice.evaluate_once", diverge)
+    lost = f"{choice.step:08d}"
+    found = choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS)
+    assert found.step == 300 - choice.step
+    assert found.reason.endswith("the smallest of 2 candidates")
+    lost = ""
+    with pytest.raises(UserError, match="none of the best 2 checkpoints has a finite distance at full protocol"):
+        choose_best(own_run_uri, digits_uri, reference_uri, options=_OPTIONS)

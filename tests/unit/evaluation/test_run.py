@@ -140,7 +140,7 @@ def test_invalid_options_are_refused_before_the_first_draw(run_uri: str, digits_
     for name in ("", "../final", "a b", "-x"):
         with pytest.raises(UserError, match="is no file name"):
             evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(result_name=name))
-    for step, message in ((150, "no checkpoint of step 150 .* it has 100, 200"), (0, "cannot guide itself")):
+    for step, message in ((150, "no checkpoint of step 150 .* step 200; earlier ones: 100"), (0, "cannot guide itself")):
         guided = SamplingConfig(guidance_scale=2.0, guidance_step=step)
         with pytest.raises(UserError, match=message):
             evaluate(uri, digits_uri, reference_uri, options=EvaluationOptions(sampling=guided))
@@ -166,7 +166,9 @@ def test_label_agreement_is_refused_for_an_unconditional_model(
         preflight(ModelSpec(checkpoint_uri=uri), digits_uri, reference_uri, options)
 
 
-@pytest.mark.parametrize("name", ["final", "choice", "step=00000200", "choose-00000200-ema_0.99", "nightly-2026", "compare-x", "report"])
+@pytest.mark.parametrize(
+    "name", ["final", "choice", "step=00000200", "choose-00000200-ema_0.99", "nightly-2026", "compare-x", "ancestral-5", "ensemble"]
+)
 def test_a_users_result_can_not_have_a_name_that_pipelines_and_studies_use(name: str) -> None:
     with pytest.raises(UserError, match="is reserved for results of pipelines and studies"):
         require_own_name(name)
@@ -259,3 +261,11 @@ def test_a_likelihood_in_chunks_equals_one_chunk_and_continues_after_a_kill(plan
     assert pieces.num_images == at_once.num_images == 25
     assert again.bits_per_dim == pieces.bits_per_dim
     assert pieces.bits_per_dim == pytest.approx(at_once.bits_per_dim, rel=1e-4)
+
+
+def test_test_images_are_read_only_for_a_result_that_shows_their_distance(run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    options = EvaluationOptions(likelihood=False, num_samples=20, metrics=(), held_out=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.evaluate.run._test_moments", lambda plan: pytest.fail("the test images were read"))
+        found = evaluate(checkpoint.checkpoint_uri(run_uri, 100), digits_uri, reference_uri, options=options)
+    assert found.held_out is None

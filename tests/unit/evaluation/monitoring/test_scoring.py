@@ -91,9 +91,11 @@ def test_the_scorer_stops_and_keeps_checkpoints_by_the_history(run_uri: str, sco
     assert scorer.keep(history) == {100, 200}
     one = dataclasses.replace(experiment.evaluation, rescore_best=1)
     (best_step,) = dataclasses.replace(scorer, evaluation=one).keep(history)
-    (other,) = {100, 200} - {best_step}
-    guided = dataclasses.replace(one, sampling=dataclasses.replace(one.sampling, guidance_scale=2.0, guidance_step=other))
+    assert best_step in (100, 200)
+    guided = dataclasses.replace(one, sampling=dataclasses.replace(one.sampling, guidance_scale=2.0, guidance_step=100))
     assert dataclasses.replace(scorer, evaluation=guided).keep(history) == {100, 200}, "the final evaluation needs the guide too"
+    guided = dataclasses.replace(one, sampling=dataclasses.replace(one.sampling, guidance_scale=2.0, guidance_step=200))
+    assert dataclasses.replace(scorer, evaluation=guided).keep(history) == {200}, "no checkpoint is later than the guide"
     best = decide(history, experiment.evaluation)
     assert best.best_score == min(value for score in history for value in score["scores"].values())
 
@@ -110,3 +112,31 @@ def test_a_reference_of_other_images_is_refused(run_uri: str, scorer: Checkpoint
 
 def test_the_runs_directory_is_found_from_a_checkpoint() -> None:
     assert run_uri_of("s3://bucket/runs/x/checkpoints/step=00000100/") == "s3://bucket/runs/x"
+
+
+def _damage(run_uri: str, step: int, *names: str) -> None:
+    uri = checkpoint.checkpoint_uri(run_uri, step)
+    files = {name: checkpoint.load_bytes(uri, name) for name in checkpoint.file_names(uri)}
+    lost = {f"{name}.pt": {key: value * math.nan for key, value in checkpoint.load(uri, f"{name}.pt").items()} for name in names}
+    checkpoint.save(run_uri, step, {**files, **lost})
+
+
+def test_a_diverged_model_has_no_score_and_training_goes_on_until_its_patience_ends(
+    run_uri: str, scorer: CheckpointScorer, experiment: Experiment
+) -> None:
+    _damage(run_uri, 100, "ema_0.99")
+    score = scorer.score(checkpoint.checkpoint_uri(run_uri, 100))
+    assert score["scores"]["ema_0.99"] is None
+    assert score["scores"]["ema_0.995"] > 0
+    assert (score["best_weights"], score["standard_errors"]["ema_0.99"]) == ("ema_0.995", None)
+    assert scorer.image(score) is not None
+    _damage(run_uri, 200, "ema_0.99", "ema_0.995")
+    lost = scorer.score(checkpoint.checkpoint_uri(run_uri, 200))
+    assert set(lost["scores"].values()) == {None}
+    assert (scorer.image(lost), scorer.metrics(lost)) == (None, {})
+    history = read_history(run_uri)
+    assert [score["step"] for score in history] == [100, 200]
+    impatient = dataclasses.replace(experiment.evaluation, patience=1, min_steps=0)
+    assert decide(history, impatient).stop
+    assert decide(history, impatient).best_step == 100
+    assert scorer.keep(history) == {100}

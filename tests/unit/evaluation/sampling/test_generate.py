@@ -151,3 +151,29 @@ def test_an_earlier_checkpoint_guides(model: TrainedModel, kept_run_uri: str) ->
 def test_a_model_that_saw_every_label_cannot_guide_itself(model: TrainedModel) -> None:
     with pytest.raises(UserError, match=r"model\.label_dropout=0\.1, or give the guidance_step"):
         _images(model, 1, SamplingConfig(guidance_scale=2.0))
+
+
+@pytest.mark.parametrize("step", [200, 300])
+def test_neither_the_model_itself_nor_a_later_checkpoint_guides(model: TrainedModel, step: int) -> None:
+    with pytest.raises(UserError, match=rf"no checkpoint of step {step} .* could guide the one of step 200; earlier ones: 100"):
+        _images(model, 1, SamplingConfig(guidance_scale=2.0, guidance_step=step))
+
+
+def test_an_upsampler_without_small_images_is_told_what_it_needs(model: TrainedModel) -> None:
+    experiment = model.experiment.override(["model.low_res_size=4"])
+    with pytest.raises(UserError, match="is an upsampler: give it the images to enlarge as low_res"):
+        next(generate(dataclasses.replace(model, experiment=experiment), num_images=1, seed=0, sampling=_DDIM))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_refused_instead_of_drawn_black(model: TrainedModel, value: float) -> None:
+    def damaged(x_t: Tensor, timesteps: Tensor, **conditioning: Tensor) -> Tensor:
+        output = model.network(x_t, timesteps, **conditioning)
+        output[0] += value
+        return output
+
+    sampling = dataclasses.replace(_DDIM, clip_denoised=False)
+    with pytest.raises(
+        UserError, match=r"step=00000200 \(ema_0.99\): 1 of 4 images are not finite: its weights are damaged or the sampler"
+    ):
+        _images(dataclasses.replace(model, network=damaged), 4, sampling)

@@ -46,8 +46,8 @@ def test_a_sweep_holds_the_model_alone_and_draws_the_trade_off(spec: ModelSpec, 
         ((), 0, "guidance scales are numbers of 0 or more"),
         ((-1.0, 2.0), 0, "guidance scales are numbers of 0 or more"),
         ((1.0, 2.0), 0, "was trained with every label and cannot guide itself"),
-        ((1.0, 2.0), 999, "has no checkpoint of step 999 that could guide the one of step 200; earlier ones: 100"),
-        ((1.0, 2.0), 200, "has no checkpoint of step 200 that could guide"),
+        ((1.0, 2.0), 999, r"has no checkpoint of step 999 \(guidance_step\) that could guide the one of step 200; earlier ones: 100"),
+        ((1.0, 2.0), 200, r"has no checkpoint of step 200 \(guidance_step\) that could guide"),
     ],
 )
 def test_a_sweep_that_cannot_be_made_is_refused(spec: ModelSpec, scales: tuple[float, ...], step: int, message: str) -> None:
