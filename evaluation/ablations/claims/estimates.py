@@ -51,8 +51,8 @@ def curve(record: TrialRecord | None, measure: str, kind: str = "") -> dict[int,
 
 
 def distances_by_weights(record: TrialRecord) -> dict[str, Estimate]:
-    """Return name of the weights -> distance, for the trained weights ("model") and for each of their averages."""
-    return {point["weights"]: _estimate(point, "distance") for point in points_of(record, "raw-weights")}
+    """Return name of the weights -> distance, for the trained weights ("model") and each of their averages, as far as it is finite."""
+    return {point["weights"]: _estimate(point, "distance") for point in points_of(record, "raw-weights") if point["distance"] is not None}
 
 
 def score_curve(record: TrialRecord, weights: str | None = None) -> dict[int, float]:
@@ -65,9 +65,11 @@ def score_curve(record: TrialRecord, weights: str | None = None) -> dict[int, fl
     return found
 
 
-def bound_ratio(hybrid: TrialRecord, vlb: TrialRecord) -> list[float]:
-    """Return the mean L_t of theta_hybrid over that of theta_vlb, for each t (supplement figure 3)."""
+def bound_ratio(hybrid: TrialRecord, vlb: TrialRecord) -> list[float] | None:
+    """Return the mean L_t of theta_hybrid over that of theta_vlb, for each t (supplement figure 3); None where one is not finite."""
     first, second = hybrid.measures["bound"]["per_t"], vlb.measures["bound"]["per_t"]
+    if None in (*first, *second):
+        return None
     return [max(a, 1e-12) / max(b, 1e-12) for a, b in zip(first, second, strict=True)]
 
 
@@ -78,9 +80,9 @@ def distance(record: TrialRecord | None) -> Estimate | None:
 
 
 def bits(record: TrialRecord | None) -> Estimate | None:
-    """Return a trial's reported bits/dim; None where the trial is missing or failed, or took no likelihood."""
+    """Return a trial's reported bits/dim; None where the trial is missing or failed, or has no finite likelihood."""
     likelihood = (record.final or {}).get("likelihood") if record else None
-    return None if likelihood is None else _estimate(likelihood, "bits_per_dim")
+    return None if likelihood is None or likelihood["bits_per_dim"] is None else _estimate(likelihood, "bits_per_dim")
 
 
 def mean(values: Sequence[Estimate | None]) -> Estimate | None:

@@ -176,6 +176,8 @@ def _vlb_ratio(records: Records) -> Claims:
     if hybrid is None or vlb is None or hybrid.error or vlb.error:
         return
     ratio = bound_ratio(hybrid, vlb)
+    if ratio is None:
+        return
     width = max(1, len(ratio) // 40)
     for text, part_name, part, vlb_is_better in (
         ("theta_vlb is better at the start of the diffusion process.", f"the first {width} timesteps", ratio[:width], True),

@@ -188,6 +188,8 @@ def _vlb_ratio(records: Records) -> Drawings:
     if hybrid is None or vlb is None:
         return
     ratio = bound_ratio(hybrid, vlb)
+    if ratio is None:
+        return
     width, timestep = len(ratio) // ENDS_SHARE, "timestep t (1 is the least noise)"
     yield (
         [Line(label="ratio", points={t + 1: (value, 0.0) for t, value in enumerate(ratio)})],

@@ -178,9 +178,9 @@ def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
 
 
 def _reported_card(finals: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    def describe(text: Callable[[Mapping[str, Any]], str], part: str = "distance") -> str:
-        """Join the texts that differ between the trials."""
-        return "; ".join(dict.fromkeys(text(final["protocol"][part]) for final in finals if final["protocol"][part]))
+    def describe(text: Callable[[Mapping[str, Any]], str]) -> str:
+        """Join what differs between the trials' protocols, in words."""
+        return "; ".join(dict.fromkeys(text(final["protocol"]["distance"]) for final in finals))
 
     seeds = {final["protocol"]["distance"]["seed"] for final in finals}
     noise = f"seed {seeds.pop()}, the same noise for every trial" if len(seeds) == 1 else "other noise by seed"
@@ -190,7 +190,7 @@ def _reported_card(finals: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]
         ("Reference", describe(lambda d: _describe_reference(d["reference"]))),
         ("Features", describe(lambda d: f"{d['reference']['extractor']}, weights sha256 {d['reference']['extractor_sha256'][:12]}")),
         ("Standard error", "delete-a-group jackknife over ten blocks of samples"),
-        ("Likelihood", describe(_describe_likelihood, "likelihood")),
+        ("Likelihood", "; ".join(dict.fromkeys(_describe_likelihood(final) for final in finals if final["protocol"]["likelihood"]))),
     ]
     return [(name, text) for name, text in card if text]
 
@@ -199,6 +199,8 @@ def _describe_reference(reference: Mapping[str, Any]) -> str:
     return f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}, digest {reference['data_digest'][:12]}"
 
 
-def _describe_likelihood(likelihood: Mapping[str, Any]) -> str:
-    form = f"{likelihood['form']} with {likelihood['num_steps']:,} of {likelihood['num_timesteps']:,} evaluations an image"
+def _describe_likelihood(final: Mapping[str, Any]) -> str:
+    likelihood = final["protocol"]["likelihood"]
+    evaluations = (final["likelihood"] or {}).get("num_evaluations_per_image", likelihood["num_steps"])
+    form = f"{likelihood['form']} with {evaluations:,} of {likelihood['num_timesteps']:,} evaluations an image"
     return f"{likelihood['num_images']:,} {likelihood['split']} images, {form}"

@@ -84,7 +84,7 @@ def distances_by_steps(model: TrialModel, counts: Sequence[int], methods: Sequen
             if count > num_timesteps or (method == "ddim" and count == num_timesteps):
                 continue
             sampling = sampling_of(method, count, num_timesteps)
-            result = model.evaluate(sampling=sampling, likelihood=False, metrics=(), result_name=f"{method}-{count}")
+            result = model.evaluate(sampling=sampling, likelihood=False, held_out=False, metrics=(), result_name=f"{method}-{count}")
             name = result.distance_name
             points.append(
                 {
@@ -190,7 +190,7 @@ def distances_by_weights(model: TrialModel) -> dict[str, Any]:
     points = []
     for weights in reversed(checkpoint.weights_names(uri)):
         spec = ModelSpec(checkpoint_uri=uri, weights=weights)
-        result = model.evaluate(spec, likelihood=False, metrics=(), result_name=f"last-{weights}")
+        result = model.evaluate(spec, likelihood=False, held_out=False, metrics=(), result_name=f"last-{weights}")
         points.append({"weights": weights, "distance": result.distance, "standard_error": result.distance_standard_error})
     return {"points": points, "step": checkpoint.step_of(uri)}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from evaluation.ablations.claims.claim import claim, judge
+from evaluation.ablations.claims.estimates import distances_by_weights
 from evaluation.ablations.claims.findings import findings
 from evaluation.ablations.definitions.paper import names
 from evaluation.ablations.definitions.request import AblationRequest
@@ -256,3 +257,15 @@ def test_the_registered_plan_of_the_small_scale_is_what_decides_the_claims(name:
 )
 def test_ddim_uses_the_released_stride_if_one_gives_the_number_of_steps(method: Any, count: int, spacing: str) -> None:
     assert sampling_of(method, count, 400).spacing == spacing
+
+
+def test_numbers_that_are_not_finite_are_not_measured_and_stop_no_claim() -> None:
+    lost = {"likelihood": {"bits_per_dim": None, "standard_error": None}}
+    records = [_record(role=role) for role in ("ensemble", "hybrid", "vlb")]
+    records[0].measures["final"].update(lost)
+    assert not [text for text in _verdicts("ensemble", records) if "likelihood" in text]
+    measures = [{"bound": {"per_t": [1.0, value], "timesteps": [0, 1]}} for value in (1.0, None)]
+    pair = [_record(role=role, measures=each) for role, each in zip(("hybrid", "vlb"), measures, strict=True)]
+    assert _verdicts("vlb-ratio", pair) == {}
+    weights = [{"weights": name, "distance": value, "standard_error": 0.1} for name, value in (("model", 2.0), ("ema_0.9", None))]
+    assert distances_by_weights(_record(measures={"raw-weights": {"points": weights}})) == {"model": (2.0, 0.1)}

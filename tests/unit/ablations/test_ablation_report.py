@@ -22,7 +22,7 @@ from evaluation.ablations.definitions.paper import find_ablation, names
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.page.figures import bits_by_steps, figures
 from evaluation.ablations.page.gallery import findings_as_markdown, write_gallery
-from evaluation.ablations.page.page import render
+from evaluation.ablations.page.page import _reported_card, render
 from evaluation.ablations.page.sample_grids import sample_grids
 from evaluation.ablations.page.table import table_rows
 from evaluation.ablations.trials.record import TrialRecord, slug, split_by_seed
@@ -406,3 +406,11 @@ def test_a_summary_of_another_shape_is_named(tmp_path: Path) -> None:
         (tmp_path / "table-1" / "summary.json").write_text(text)
         with pytest.raises(StorageError, match=rf"table-1/summary\.json: {said}"):
             write_gallery(tmp_path)
+
+
+@pytest.mark.parametrize(("form", "evaluations"), [("full", 400), ("spaced", 59), ("stratified", 40)])
+def test_the_card_says_how_often_an_image_was_evaluated_and_not_the_setting_that_its_form_ignores(form: str, evaluations: int) -> None:
+    final = _final(1.0, "FD(x)")
+    final["protocol"]["likelihood"]["form"] = form
+    final["likelihood"]["num_evaluations_per_image"] = evaluations
+    assert dict(_reported_card([final]))["Likelihood"] == f"300 test images, {form} with {evaluations} of 400 evaluations an image"

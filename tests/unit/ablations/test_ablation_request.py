@@ -59,7 +59,7 @@ def test_the_form_sets_the_objective_and_a_users_grid() -> None:
         (("width", "tiny", {}, {"seed": 5}, DEFAULT_PRESET, "as named", []), "ablation_options: there is no 'seed'; did you mean 'seeds'"),
         (("width", "tiny", {}, {"seeds": "five"}, DEFAULT_PRESET, "as named", []), "ablation_options.seeds: .* got 'five'"),
         (("width", "tiny", {}, {"seeds": 0}, DEFAULT_PRESET, "as named", []), "must be 1 or more, got 0"),
-        (("width", "tiny", {}, {"seeds": 22}, DEFAULT_PRESET, "as named", []), "has 66 trials; at most 64"),
+        (("width", "tiny", {}, {"seeds": 334}, DEFAULT_PRESET, "as named", []), "has 1,002 trials; it may have 1,000"),
         (("vlb-ratio", "tiny", {}, {"seeds": 2, "runs": {"vlb": "s3://b/x"}}, DEFAULT_PRESET, "as named", []), "has one seed"),
         ((OWN_GRID, "tiny", {"seed": [1, 2]}, {"seeds": 2}, "digits-tiny-hybrid-cosine", "as named", []), "varies the seed itself"),
     ],

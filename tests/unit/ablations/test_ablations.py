@@ -214,7 +214,7 @@ def _own(*words: str, preset_name: str = "digits-tiny-hybrid-cosine") -> tuple[T
         (("diffusion.vlb_weight=0.1,0.1",), "a value twice"),
         (("diffusion.vlb_wait=0.1,0.2",), "did you mean 'vlb_weight'"),
         (("optim.num_steps=0,1",), "optim.num_steps"),
-        ((f"seed={','.join(map(str, range(MAX_TRIALS + 1)))}",), f"at most {MAX_TRIALS}"),
+        ((f"seed={','.join(map(str, range(MAX_TRIALS + 1)))}",), f"it may have {MAX_TRIALS:,}"),
     ],
 )
 def test_an_invalid_grid_is_refused(words: tuple[str, ...], message: str) -> None:
@@ -223,7 +223,7 @@ def test_an_invalid_grid_is_refused(words: tuple[str, ...], message: str) -> Non
 
 
 def test_an_ablation_with_too_many_trials_is_refused_before_they_are_made() -> None:
-    with pytest.raises(UserError, match=r"'mine' has 1,000,000 trials; at most 64"):
+    with pytest.raises(UserError, match=r"'mine' has 1,000,000 trials; it may have 1,000"):
         _own(f"seed={','.join(map(str, range(1000)))}", f"diffusion.num_timesteps={','.join(map(str, range(1000)))}")
 
 
