@@ -96,13 +96,14 @@ def score_batch(
 
     measured: dict[str, Any] = {"standard_error": None, "metrics": {}}
     if has_images:
-        count: int | None = npz.count_images(samples_uri)
+        num_images = npz.count_images(samples_uri)  # once, as each look at a file in S3 downloads it
+        count: int | None = num_images
         loaded = network()
-        require_count(chosen, npz.count_images(samples_uri), f"images in {samples_uri}", loaded.dim)
+        require_count(chosen, num_images, f"images in {samples_uri}", loaded.dim)
         reference, origin = (
             _read_reference(reference_uri, identity) if has_statistics else _compute_reference(reference_uri, loaded, chosen)
         )
-        measured = _score_images(samples_uri, reference, loaded, chosen)
+        measured = _score_images(samples_uri, num_images, reference, loaded, chosen)
     else:
         sample = load_reference(samples_uri)
         if has_statistics:
@@ -128,7 +129,9 @@ def score_batch(
     return BatchScore(distance_name=name, num_samples=count, reference=origin, protocol=card, **measured)
 
 
-def _score_images(uri: str, reference: ReferenceStatistics, network: FeatureExtractor, metrics: frozenset[str]) -> dict[str, Any]:
+def _score_images(
+    uri: str, num_images: int, reference: ReferenceStatistics, network: FeatureExtractor, metrics: frozenset[str]
+) -> dict[str, Any]:
     if need_real_images(metrics) and not reference.images_uri:
         raise UserError(
             f"{reference.uri} has no images (arr_0): {', '.join(sorted(metrics))} compare single images; give an ADM reference batch"
@@ -137,7 +140,7 @@ def _score_images(uri: str, reference: ReferenceStatistics, network: FeatureExtr
         raise UserError(
             f"{reference.uri} has no spatial statistics (mu_s, sigma_s), which the sFID needs; give a file that has them, or images"
         )
-    scorer = SampleScorer(network, npz.count_images(uri), metrics)
+    scorer = SampleScorer(network, num_images, metrics)
     first = 0
     for images in npz.stream_images(uri, BATCH_SIZE):
         scorer.update(torch.arange(first, first + len(images)), images)
@@ -149,8 +152,9 @@ def _score_images(uri: str, reference: ReferenceStatistics, network: FeatureExtr
 
 def _compute_reference(uri: str, network: FeatureExtractor, metrics: frozenset[str]) -> tuple[ReferenceStatistics, str]:
     """Return the statistics of a file's images, and their origin in words."""
-    require_count(metrics, npz.count_images(uri), f"images in {uri}")
-    say(f"{uri} has images without statistics: computing the features of {npz.count_images(uri):,} images")
+    num_images = npz.count_images(uri)
+    require_count(metrics, num_images, f"images in {uri}")
+    say(f"{uri} has images without statistics: computing the features of {num_images:,} images")
     moments, spatial = moments_of(npz.stream_images(uri, BATCH_SIZE), network)
     reference = ReferenceStatistics(
         features=moments.statistics(),

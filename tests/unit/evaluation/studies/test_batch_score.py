@@ -235,3 +235,12 @@ def test_a_batch_is_read_in_parts(samples: str) -> None:
     assert [len(piece) for piece in pieces] == [64, 64, 64, 8]
     assert torch.equal(torch.cat(pieces), whole)
     assert npz.count_images(samples) == 200
+
+
+def test_a_batch_is_counted_once(samples: str, adm_reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at a file in S3 downloads it."""
+    counted: list[str] = []
+    count = npz.count_images
+    monkeypatch.setattr(npz, "count_images", lambda uri: counted.append(uri) or count(uri))
+    score_batch(samples, adm_reference, extractor="digits-classifier")
+    assert counted == [samples]
