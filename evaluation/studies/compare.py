@@ -42,6 +42,17 @@ _PROTOCOL_FIELDS = ("num_samples", "sampling", "likelihood_split", "likelihood_n
 
 
 @dataclass(frozen=True, slots=True)
+class Described:
+    """A `TrainedModel` without its network."""
+
+    experiment: Experiment
+    step: int
+    weights: str
+    num_classes: int
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
     """A model in a comparison. Its differences are to the first model, which has none; bits/dim may not be computed.
 
@@ -104,14 +115,14 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
     """
     if len(models) < 2:
         raise UserError("a comparison takes two models or more")
-    loaded = [spec.load("cpu") for spec in models]
-    _require_same_images(loaded)
-    first = loaded[0].experiment
-    shared = _shared_options(first, options or EvaluationOptions(), data_uri)
-    names = short_names(loaded)
+    described = [_describe(spec.load("cpu")) for spec in models]  # one network in memory at a time
+    _require_same_images(described)
+    shared = _shared_options(described[0].experiment, options or EvaluationOptions(), data_uri)
+    names = short_names(described)
     own = [dataclasses.replace(shared, result_name=f"compare-{_key(spec, shared)}") for spec in models]
+    class_counts: tuple[int, ...] = ()
     for spec, each in zip(models, own, strict=True):
-        preflight(spec, data_uri, reference_uri, each)
+        class_counts = preflight(spec, data_uri, reference_uri, each).samples.class_counts
     compared: list[Compared] = []
     for name, spec, each in zip(names, models, own, strict=True):
         say(f"{name}: {spec.checkpoint_uri}")
@@ -129,12 +140,16 @@ def compare(models: Sequence[ModelSpec], data_uri: str, reference_uri: str, *, o
         )
     return Comparison(
         models=tuple(compared),
-        grid=_grid(models, names, shared, data_uri),
-        notes=_protocol_notes(loaded, names, with_likelihood=compared[0].result.likelihood is not None),
+        grid=_grid(models, names, shared, data_uri, class_counts),
+        notes=_protocol_notes(described, names, with_likelihood=compared[0].result.likelihood is not None),
     )
 
 
-def short_names(models: Sequence[TrainedModel]) -> list[str]:
+def _describe(model: TrainedModel) -> Described:
+    return Described(model.experiment, model.step, model.weights, model.num_classes, model.description)
+
+
+def short_names(models: Sequence[Described | TrainedModel]) -> list[str]:
     """Name each model by those of preset, step and weights that differ, and by the fewest fields of the experiment that tell them apart.
 
     Equal models get a number too.
@@ -176,8 +191,8 @@ def _differing_fields(experiments: Sequence[Experiment]) -> dict[str, list[Any]]
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
 
-def _require_same_images(models: Sequence[TrainedModel]) -> None:
-    def kind(model: TrainedModel) -> dict[str, Any]:
+def _require_same_images(models: Sequence[Described]) -> None:
+    def kind(model: Described) -> dict[str, Any]:
         data = model.experiment.data
         return {
             "data.name": data.name,
@@ -208,7 +223,8 @@ def _shared_options(experiment: Experiment, options: EvaluationOptions, data_uri
 
 def _key(spec: ModelSpec, options: EvaluationOptions) -> str:
     """Identify a result in a run's directory by weights and protocol."""
-    protocol = {name: value for name, value in as_plain_fields(options).items() if name not in ("num_workers", "device", "result_name")}
+    left_out = ("num_workers", "device", "result_name", "held_out")
+    protocol = {name: value for name, value in as_plain_fields(options).items() if name not in left_out}
     return hashlib.sha256(json.dumps([dataclasses.asdict(spec), protocol], default=str).encode()).hexdigest()[:12]
 
 
@@ -229,7 +245,9 @@ def _likelihood_difference(first: EvaluationResult, second: EvaluationResult) ->
     )
 
 
-def _grid(models: Sequence[ModelSpec], names: Sequence[str], options: EvaluationOptions, data_uri: str) -> bytes:
+def _grid(
+    models: Sequence[ModelSpec], names: Sequence[str], options: EvaluationOptions, data_uri: str, class_counts: Sequence[int]
+) -> bytes:
     """Draw the first images of each evaluation: a row has one model, a column one noise and label."""
     sampling, seed = options.sampling, options.seed
     assert sampling is not None, "the shared protocol names its sampler"
@@ -240,7 +258,15 @@ def _grid(models: Sequence[ModelSpec], names: Sequence[str], options: Evaluation
         size = model.experiment.model.low_res_size
         low_res = None if size is None else RealLowRes(storage.join(data_uri, "train"), size)
         images, labels = concatenated(
-            generate(model, num_images=_NUM_SHOWN, seed=seed, sampling=sampling, labels=options.labels, low_res=low_res)
+            generate(
+                model,
+                num_images=_NUM_SHOWN,
+                seed=seed,
+                sampling=sampling,
+                labels=options.labels,
+                class_counts=class_counts,
+                low_res=low_res,
+            )
         )
         rows.append(images)
     columns = [] if labels is None else [str(int(label)) for label in labels]
@@ -248,7 +274,7 @@ def _grid(models: Sequence[ModelSpec], names: Sequence[str], options: Evaluation
     return grids.to_png(pixels)
 
 
-def _protocol_notes(models: Sequence[TrainedModel], names: Sequence[str], *, with_likelihood: bool) -> tuple[str, ...]:
+def _protocol_notes(models: Sequence[Described], names: Sequence[str], *, with_likelihood: bool) -> tuple[str, ...]:
     """Return a note for the models with each protocol or number of timesteps that is not the first model's."""
     first = models[0].experiment
     protocols: dict[str, list[str]] = {}

@@ -1,10 +1,12 @@
 """The comparison of models: equal weights have difference zero, and common noise makes the errors of differences small."""
 
 import dataclasses
+import gc
 import io
 import json
 import math
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -275,3 +277,27 @@ def test_short_names_take_the_fewest_fields(kept_run_uri: str) -> None:
 )
 def test_differences_read_as_sentences(difference: Difference, words: str) -> None:
     assert str(difference) == words
+
+
+def test_labels_as_in_the_data_are_drawn_for_the_grid_too(run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    options = EvaluationOptions(num_samples=20, likelihood=False, metrics=(), labels="data")
+    found = compare([_spec(run_uri, step) for step in (100, 200)], digits_uri, reference_uri, options=options)
+    assert found.grid.startswith(b"\x89PNG")
+
+
+def test_one_network_is_in_memory_at_a_time(run_uri: str, digits_uri: str, reference_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks: list[weakref.ref[object]] = []
+    load = ModelSpec.load
+
+    def count(spec: ModelSpec, device: str = "cpu") -> TrainedModel:
+        gc.collect()
+        assert not [each for each in networks if each() is not None]
+        model = load(spec, device)
+        networks.append(weakref.ref(model.network))
+        return model
+
+    monkeypatch.setattr(ModelSpec, "load", count)
+    monkeypatch.setattr("evaluation.studies.compare.preflight", lambda *arguments: pytest.fail("enough"))
+    with pytest.raises(pytest.fail.Exception, match="enough"):
+        compare([_spec(run_uri, step) for step in (100, 200)], digits_uri, reference_uri, options=_FEW)
+    assert len(networks) == 2
