@@ -34,8 +34,8 @@ _MIN_PER_FEATURE = 2
 def frechet_infinity(reference: FeatureStatistics, blocks: BlockedMoments) -> MetricValue:
     """Return the line's value at 1/N = 0, with its standard error.
 
-    That is the larger of the fit's and the jackknife's of the distance of all samples: sub-samples of few sizes overlap, so that the
-    fit alone can look far too sure. It takes one eigendecomposition for each of 15 to 33 sub-samples.
+    The standard error is the larger of two: that of the fit, and the jackknife's of the distance of all samples. The sub-samples
+    overlap, so the fit's alone can be far too small. The line takes one eigendecomposition for each of 15 to 33 sub-samples.
 
     Raises:
         UserError: There are fewer than five images for each feature.

@@ -123,8 +123,8 @@ def recall_of_halves(sample: Float[Tensor, "images dim"], reference: Float[Tenso
 def share_near_others(points: Float[Tensor, "images dim"], num_neighbours: int) -> float:
     """Return the fraction of points that are among the k nearest of some other point.
 
-    It is the precision (recall) that samples of the points' own distribution have in expectation: a point lies in the ball of another one,
-    whose radius is found without it, exactly if it is one of that one's k nearest.
+    For points of real images it is the expected precision of samples from the same distribution, and for samples the expected recall. Each
+    point stands for such a sample: left out of the others, it lies in a ball of theirs exactly if it is one of that point's k nearest.
     """
     found = torch.zeros(len(points), dtype=torch.bool)
     for first, rows in enumerate(torch.split(points, 1000)):

@@ -48,11 +48,11 @@ def why_unpaired(name: str) -> str:
 def metric_differences(result: EvaluationResult, other: EvaluationResult) -> dict[str, Difference]:
     """Return the further metrics of `result` minus those of `other`, which was evaluated on the same noise.
 
-    There are those that are known without each block of samples, and have a better side. A mean over random subsets (KID, for more samples
-    than a subset) is not known so.
+    A metric is left out if it has no better side, or if its value without each block of samples is not stored: a KID of more samples than
+    one of its random subsets has none.
 
-    Two shares may differ in a handful of images, or none, of which no variance can be estimated. So the variance of their difference
-    gets 1 / n^2 more, as if one more image differed (half an image in each cell of the table; Agresti and Min 2005). n is the number of
+    Two shares may differ in a few images or in none, which is too little to estimate a variance. So 1 / n^2 is added to the variance of
+    their difference, as if one more image differed (half an image in each cell of the table; Agresti and Min 2005). n is the number of
     samples that the metric uses.
     """
     found = {}

@@ -13,12 +13,11 @@ import math
 import torch
 from torch import Tensor
 
-from evaluation.distances.metric_value import MetricValue, by_jackknife
+from evaluation.distances.metric_value import NUM_BLOCKS, MetricValue, by_jackknife
 from evaluation.records.intervals import jackknife_bias
 from training.shapes import Float, Float32
 
 NUM_DIRECTIONS = 1000
-_NUM_BLOCKS = 10
 _DIRECTIONS_AT_ONCE = 50
 
 
@@ -35,8 +34,8 @@ def sliced_wasserstein(
     """
     count, dim = min(len(sample), len(reference)), sample.shape[1]
     directions = random_directions(dim) if directions is None else directions
-    blocks = torch.arange(count) * _NUM_BLOCKS // count
-    total, without = 0.0, [0.0] * (_NUM_BLOCKS if count > _NUM_BLOCKS else 0)
+    blocks = torch.arange(count) * NUM_BLOCKS // count
+    total, without = 0.0, [0.0] * (NUM_BLOCKS if count > NUM_BLOCKS else 0)
     for some in torch.split(directions, _DIRECTIONS_AT_ONCE):
         (x, from_x), (y, from_y) = ((some @ features[:count].float().T).sort(dim=1) for features in (sample, reference))
         total += float((x - y).double().square().mean(dim=1).sum())

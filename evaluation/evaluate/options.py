@@ -36,7 +36,7 @@ class EvaluationOptions:
             gives it real training images, downsampled.
         metrics: Further metrics; see `evaluation.distances.metrics`.
         memorisation: Search the training set for copies among the samples (`evaluation.memorisation`).
-        likelihood_steps: Network evaluations per image for "spaced" and "stratified".
+        likelihood_steps: K: network evaluations per image for "stratified" and "learned", strided timesteps for "spaced".
         purpose: Name of the draw: "report" for the reported number; another word gives independent noise.
         seed: Seed of all noise, to compare models on the same; None derives it from the experiment's seed and the purpose.
         extractor_weights: See `evaluation.features.extractors.load_extractor`.

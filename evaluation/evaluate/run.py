@@ -31,7 +31,7 @@ from evaluation.sampling import sample_set
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
 from training.console import format_duration, say, with_progress
-from training.data.format.manifest import read_manifest
+from training.data.format.manifest import MANIFEST, read_manifest
 from training.data.loading.row_groups import iterate
 
 _FEATURE_BATCH_SIZE = 250
@@ -164,7 +164,7 @@ def keep_first(kept: list[Tensor], images: Tensor, count: int) -> None:
 def _test_moments(plan: EvaluationPlan) -> Moments | None:
     """Return moments of real test images, at most as many as there are samples; None if there are not two of them."""
     dataset_uri = storage.join(plan.data_uri, "test")
-    if not storage.exists(storage.join(dataset_uri, "manifest.json")):
+    if not storage.exists(storage.join(dataset_uri, MANIFEST)):
         return None
     count = min(read_manifest(dataset_uri).num_images, plan.samples.num_images)
     images = with_progress(_images(dataset_uri, count), "computed the features of", count, len)

@@ -85,8 +85,7 @@ class InceptionExtractor:
     def _pass(self, images: UInt8[Tensor, "batch channels height width"]) -> dict[str, Tensor]:
         with full_precision(self.device.type):
             resized = _resized(images.to(self.device))
-        colour = resized if resized.shape[1] == 3 else resized.expand(-1, 3, -1, -1)
-        with full_precision(self.device.type):
+            colour = resized if resized.shape[1] == 3 else resized.expand(-1, 3, -1, -1)
             some = torch.split(colour.contiguous(memory_format=torch.channels_last), self._stem_images)
             features = self._blocks(torch.cat([self._stem(part) for part in some])).mean((2, 3))
             logits = features @ self._classes.T

@@ -2,12 +2,14 @@
 
 For an image x_0 the bound is prior + sum over t of L_t (Ho et al. 2020, equation 5): the prior KL(q(x_T | x_0) || N(0, I)),
 the decoder's -log p(x_0 | x_1) (L_0 here) and a KL for each step between. All are means over an image's dimensions in
-bits. There are three forms:
+bits. There are four forms:
 
 - "full": every L_t once. T network evaluations an image.
 - "spaced": the bound of the shorter chain that keeps the strided timesteps and every t from 1 to T/K (supplement
   section 5). It is a looser bound, not an estimate of the full one.
 - "stratified": an unbiased estimate of the full bound from K evaluations; see `stratum_bounds`.
+- "learned": the bound of the chain of K timesteps, and of the variances, that suit the checkpoint best
+  (`evaluation.sampling.reverse_variance`). It too is the bound of a shorter chain.
 
 Noise is keyed by (seed, image, original timestep), so the result depends on neither batches nor workers.
 """
@@ -183,11 +185,11 @@ def stratum_bounds(num_timesteps: int, num_steps: int) -> tuple[int, ...]:
     """Return the boundaries 0 = b_0 < ... < b_K = T of the strata from which the stratified estimate draws one timestep each.
 
     sum over t of L_t = sum over strata of (width * mean of L_t within), and one t drawn uniformly from a stratum gives an
-    unbiased estimate of its summand. A stratum of one timestep is exact. Variance is least when the number of a
-    stratum's timesteps falls with the size and the change of L_t there, and L_t falls about as 1/t: near x_0 the signal-to-noise
-    ratio goes as 1/t^2, and the error of the predicted x_0, which its difference multiplies, as t^2. So the strata have
-    equal mass under 1 / (t + 1), which makes the low timesteps exact, plus a smaller 1 / (T - t) for the last ones, where a
-    model that does not know pure noise well can be far off (figure 3). Timestep 0, the decoder, is always exact.
+    unbiased estimate of its summand. A stratum of one timestep is exact. The variance is least if strata are narrow where L_t
+    is large and changes much. L_t falls about as 1/t: it is the change of the signal-to-noise ratio, near x_0 about 1/t^3, times the
+    squared error of the predicted x_0, about t^2. So the strata have equal mass under 1 / (t + 1), and the low timesteps are exact.
+    To that a smaller 1 / (T - t) is added for the last timesteps, where a model that does not know pure noise well can be far off
+    (figure 3). Timestep 0, the decoder, is always exact.
 
     Args:
         num_timesteps: T.

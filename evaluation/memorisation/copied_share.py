@@ -61,7 +61,7 @@ class CopiedShare:
         return f"{self.share:.1%} (95% interval {low:.1%} to {high:.1%})"
 
 
-def _threshold(held_out: Float[Tensor, " held_out"], false_alarm_rate: float = FALSE_ALARM_RATE) -> tuple[float, int]:
+def _threshold(held_out: Float[Tensor, " held_out"], false_alarm_rate: float) -> tuple[float, int]:
     """Return the threshold t, and its rank j among the held-out images: the largest with j / (n + 1) up to the rate, 1 at least."""
     rank = max(1, int(false_alarm_rate * (len(held_out) + 1)))
     return float(held_out.kthvalue(rank).values), rank
@@ -85,14 +85,14 @@ def copied_share(
     flagged, recalled = posterior(num_flagged, len(images)), posterior(num_recalled, len(copies))
     rate, recall = rank / (len(held_out) + 1), num_recalled / len(copies)
     # A draw in which copies are flagged no more often than other images says nothing: the share may be anything.
-    lows = _corrected(flagged, false_alarms, recalled, unknown=0.0)
+    lows = _corrected(flagged, false_alarms, recalled)
     highs = np.where(recalled > false_alarms, np.clip(flagged / recalled, 0.0, 1.0), 1.0)
     low, high = float(np.quantile(lows, 0.025)), float(np.quantile(highs, 0.975))
     return CopiedShare(
         num_images=len(images),
         num_flagged=num_flagged,
         num_held_out=len(held_out),
-        share=float(_corrected(num_flagged / len(images), rate, recall, unknown=0.0)),
+        share=float(_corrected(num_flagged / len(images), rate, recall)),
         standard_error=(high - low) / (2 * student_factor(None)),
         interval=(low, high),
         false_alarm_rate=rate,
@@ -101,7 +101,7 @@ def copied_share(
     )
 
 
-def _corrected(flagged: npt.ArrayLike, false_alarms: npt.ArrayLike, recall: npt.ArrayLike, *, unknown: float) -> npt.NDArray[np.float64]:
-    """Return (q - a) / (c - a), limited to [0, 1]; `unknown` where c is not above a."""
+def _corrected(flagged: npt.ArrayLike, false_alarms: npt.ArrayLike, recall: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return (q - a) / (c - a), limited to [0, 1]; 0 where c is not above a."""
     q, a, c = (np.asarray(rate, dtype=np.float64) for rate in (flagged, false_alarms, recall))
-    return np.where(c > a, np.clip((q - a) / np.where(c > a, c - a, 1.0), 0.0, 1.0), unknown)
+    return np.where(c > a, np.clip((q - a) / np.where(c > a, c - a, 1.0), 0.0, 1.0), 0.0)

@@ -22,6 +22,7 @@ from evaluation.records import grids
 from evaluation.records.devices import choose_device
 from evaluation.records.protocol_card import as_plain, derived_seed, describe_sampling, versions
 from evaluation.records.run_directory import EVALUATIONS, SAMPLES, run_uri_of
+from evaluation.records.stored import finite_scores
 from evaluation.sampling.generate import QUANTIZATION, LowRes, NotFiniteError, RealLowRes, generate
 from evaluation.sampling.trained_model import TrainedModel, checkpoint_digest, load_model
 from training import storage
@@ -137,7 +138,7 @@ class CheckpointScorer:
 
     def metrics(self, score: Mapping[str, Any]) -> dict[str, float]:
         """Return the distance of each decay and the best of them, under MLflow's metric names."""
-        finite = {weights: float(value) for weights, value in score["scores"].items() if value is not None}
+        finite = finite_scores(score)
         best = {"score/best": min(finite.values())} if finite else {}
         return best | {f"score/{weights}": value for weights, value in finite.items()}
 

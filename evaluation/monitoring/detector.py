@@ -28,7 +28,7 @@ that needs a limit of at most 5 - 2.33 = 2.67 spreads, which some score of most 
 `suspicion` is drawn three times more, from new noise, in the same night. The night then counts as the mean of the new scores (the first
 one was picked for being extreme), and is a jump beyond `confirmed`. A suspicious score that was not drawn again is a jump beyond `alone`.
 
-While the baseline is gathered, only jumps can be told, with limits that are wider by sqrt(1 + 1 / n), the error of a mean of n scores.
+While the baseline is gathered, only jumps can be detected, with limits that are wider by sqrt(1 + 1 / n), the error of a mean of n scores.
 
 Sources: E. S. Page, "Continuous inspection schemes", Biometrika 41 (1954), 100-115. D. C. Montgomery, "Introduction to statistical
 quality control", chapter 9 (cumulative sums, choice of k and h). W. A. Jensen et al., "Effects of parameter estimation on control chart

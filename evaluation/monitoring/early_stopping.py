@@ -15,6 +15,7 @@ from typing import Any
 
 from evaluation.records.intervals import jackknife_error
 from evaluation.records.paired import Difference
+from evaluation.records.stored import finite_scores
 from training.config.experiment import EvaluationConfig
 
 Score = Mapping[str, Any]
@@ -95,10 +96,9 @@ def sorted_by_step(history: Iterable[Score]) -> list[Score]:
 def ranked_candidates(history: Iterable[Score]) -> list[Candidate]:
     """Return every set of weights with a finite score, best first; of equal scores, the earlier step first."""
     candidates = [
-        Candidate(step=int(score["step"]), weights=weights, score=float(value))
+        Candidate(step=int(score["step"]), weights=weights, score=value)
         for score in sorted_by_step(history)
-        for weights, value in score["scores"].items()
-        if value is not None and math.isfinite(value)
+        for weights, value in finite_scores(score).items()
     ]
     return sorted(candidates, key=lambda candidate: (candidate.score, candidate.step))
 
@@ -116,8 +116,7 @@ def best_checkpoints(history: Iterable[Score], count: int, *, after: int = 0) ->
 
 
 def _smallest(score: Score) -> float:
-    finite = [float(value) for value in score["scores"].values() if value is not None and math.isfinite(value)]
-    return min(finite, default=math.nan)
+    return min(finite_scores(score).values(), default=math.nan)
 
 
 def _is_gain(score: Score, last: Score, min_gain: float) -> bool:

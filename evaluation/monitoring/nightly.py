@@ -312,9 +312,9 @@ def _describe(trace: Trace, last: Night, direction: int, change: float, error: f
             f"{abs(change) / error:.1f} standard errors, since {_day(since)} ({nights}); {kind}"
         )
     if not num_baseline:
-        return f"{value:.4g}, the first score of the baseline; nothing can be told yet"
+        return f"{value:.4g}, the first score of the baseline; no change can be detected yet"
     if num_baseline < wanted:
-        told = f"only a jump of more than {limit:.3g} can be told yet" if math.isfinite(limit) else "nothing can be told yet"
+        told = f"so far only a jump of more than {limit:.3g} can be detected" if math.isfinite(limit) else "no change can be detected yet"
         return f"{against}; the baseline has {num_baseline + 1} of {wanted} nights, {told}"
     redrawn = ", suspicious at first and drawn again" if trace.suspicious[-1] else ""
     return (

@@ -70,28 +70,29 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
+def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | None = None, *, model: bool = True) -> list[tuple[str, str]]:
     """Describe a card of `evaluation.evaluate.preflight` in words: rows of a name and its value.
 
-    `likelihood_summary` is `EvaluationResult.likelihood`, for the number of network evaluations; None if not computed.
+    `likelihood_summary` is `EvaluationResult.likelihood`, for the number of network evaluations; None if not computed. Without
+    `model`, the model has no row: the card is that of several.
     """
     distance, likelihood = card["distance"], card["likelihood"]
     reference = distance["reference"]
     rows = [
-        ("Model", card["model"]),
+        *([("Model", card["model"])] if model else []),
         ("Samples", f"{distance['num_samples']:,}, {distance['quantization']}"),
         ("Sampler", distance["sampler"]),
         ("Labels", f"{distance['labels']}" if distance["labels"] else "none, the model is unconditional"),
         *([("Enlarged", distance["low_res"])] if distance.get("low_res") else []),
         ("Seed", f"{distance['seed']} (purpose: {distance['purpose']})"),
-        ("Precision", distance.get("arithmetic", distance["precision"])),
+        ("Arithmetic", distance.get("arithmetic", distance["precision"])),
         (
             "Reference",
             f"{reference['num_images']:,} {reference['split']} images of {reference['data_name']}, "
             f"{reference['image_size']}x{reference['image_size']}, resize: {reference['resize']}, "
             f"digest {reference['data_digest'][:12]}",
         ),
-        ("Features", f"{reference['extractor']}, weights sha256 {reference['extractor_sha256'][:12]}"),
+        features_row(reference),
         (
             "Standard error",
             "jackknife over ten blocks of samples, less what it counts twice: the spread over draws, not the bias of a finite sample",
@@ -115,6 +116,16 @@ def card_rows(card: Mapping[str, Any], likelihood_summary: Mapping[str, Any] | N
                 f"{searched['false_alarm_rate']:.0%} false alarms among held-out images",
             )
         )
-    rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())))
+    rows.append(versions_row(card))
     rows.append(("Device", card["device"]))
     return rows
+
+
+def features_row(card: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the row of a card about the extractor and its weights."""
+    return "Features", f"{card['extractor']}, weights sha256 {card['extractor_sha256'][:12]}"
+
+
+def versions_row(card: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the row of a card about the versions of the packages."""
+    return "Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())

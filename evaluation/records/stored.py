@@ -1,9 +1,9 @@
-"""Types of fields of a class that is stored as JSON, which say how the strict readers of `training.storage` check them."""
+"""Types of fields of a class that is stored as JSON, by which `training.storage` checks them, and stored numbers that may be missing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,6 +14,11 @@ from training.config.validation import adapter
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A number; null, which JSON has for one that is not finite (`protocol_card.as_plain`), is read as NaN."""
+
+
+def finite_scores(score: Mapping[str, Any]) -> dict[str, float]:
+    """Return the distances of a stored score of a checkpoint by weights, without those that are not finite."""
+    return {weights: float(value) for weights, value in score["scores"].items() if value is not None and math.isfinite(value)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,11 @@ estimate serves every spacing. There are two of them:
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +72,10 @@ class ReverseVariance:
     seconds: float
     versions: dict[str, str]
 
+    def errors_of(self, variance: str) -> tuple[float, ...]:
+        """Return the estimate of that name, "optimal" or "analytic"."""
+        return {"optimal": self.optimal, "analytic": self.analytic}[variance]
+
 
 def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Tensor, " timesteps"] | None:
     """Return the error of x_0 at each timestep that `sampling` visits, or None if its variance is the model's.
@@ -89,8 +91,8 @@ def x_0_errors_for(sampling: SamplingConfig, model: TrainedModel) -> Float64[Ten
     diffusion, stored = model.experiment.diffusion, find_or_estimate(model)
     alpha_bars = make_process(diffusion).alpha_bars
     log_snr = (alpha_bars.log() - (-alpha_bars).log1p()).numpy()
-    known, wanted = list(stored["timesteps"]), list(parse_spacing(sampling.spacing, diffusion.num_timesteps))
-    errors = np.interp(-log_snr[wanted], -log_snr[known], np.log(stored[sampling.variance]))
+    known, wanted = list(stored.timesteps), list(parse_spacing(sampling.spacing, diffusion.num_timesteps))
+    errors = np.interp(-log_snr[wanted], -log_snr[known], np.log(stored.errors_of(sampling.variance)))
     return torch.from_numpy(np.exp(errors))
 
 
@@ -99,11 +101,11 @@ def estimate_digest(sampling: SamplingConfig, model: TrainedModel) -> str | None
     if sampling.variance == "model":
         return None
     stored = find_or_estimate(model)
-    return hashlib.sha256(json.dumps([list(stored["timesteps"]), list(stored[sampling.variance])]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([list(stored.timesteps), list(stored.errors_of(sampling.variance))]).encode()).hexdigest()
 
 
-def find_or_estimate(model: TrainedModel, data_uri: str = "") -> dict[str, Any]:
-    """Return the fields of the stored `ReverseVariance`, or of one that is made and stored now.
+def find_or_estimate(model: TrainedModel, data_uri: str = "") -> ReverseVariance:
+    """Return the stored errors of a model, or those that are estimated and stored now.
 
     Args:
         data_uri: The data set of an estimate that is made; empty takes that of the model's training.
@@ -113,9 +115,9 @@ def find_or_estimate(model: TrainedModel, data_uri: str = "") -> dict[str, Any]:
     """
     uri = file_of_model(model, DIRECTORY, "")
     if storage.exists(uri):
-        return storage.read_json(uri, ReverseVariance)
+        return storage.read_record(uri, ReverseVariance)
     say(f"{model.description}: no variances are stored for it; estimating them now")
-    return dataclasses.asdict(estimate_and_store(model, data_uri or _training_data(model))[0])
+    return estimate_and_store(model, data_uri or _training_data(model))[0]
 
 
 def least_bound_chain(model: TrainedModel, count: int) -> tuple[tuple[int, ...], Float64[Tensor, " timesteps"]]:

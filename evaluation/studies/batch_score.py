@@ -22,7 +22,7 @@ from evaluation.features.extractors import ExtractorId, FeatureExtractor, distan
 from evaluation.records import npz
 from evaluation.records.devices import choose_device
 from evaluation.records.numbers import plain_estimate
-from evaluation.records.protocol_card import versions
+from evaluation.records.protocol_card import features_row, versions, versions_row
 from evaluation.reports.html import table_page
 from evaluation.reports.study import Study, as_json
 from training.config.errors import UserError
@@ -195,9 +195,9 @@ def as_study(found: BatchScore) -> Study:
         card=[
             ("Samples", f"{count}, {card['samples']}"),
             ("Reference", f"{card['reference_file']}: {found.reference}"),
-            ("Features", f"{card['extractor']}, weights sha256 {card['extractor_sha256'][:12]}"),
+            features_row(card),
             ("Standard error", "delete-a-group jackknife over ten blocks of samples; none for statistics without images"),
-            ("Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())),
+            versions_row(card),
             ("Device", card["device"]),
         ],
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from evaluation.records.numbers import NONE, plain_estimate
 from evaluation.records.paired import Difference, judge_together
 from evaluation.records.protocol_card import card_rows
 from evaluation.records.result import EvaluationResult
+from evaluation.records.stored import finite_scores
 from evaluation.reports.charts import COLOURS, Chart, Line, Picture, draw_lines
 from evaluation.reports.html import data_uri, render, text_table
 from evaluation.reports.study import Study, as_json
@@ -41,7 +41,7 @@ def as_study(comparison: Comparison) -> Study:
         notes=[line.replace(" +- ", " ± ") for line in notes],
         grid=data_uri(comparison.grid),
         curves=_curves(comparison),
-        card=[(name, text) for name, text in card_rows(first.protocol, first.likelihood) if name != "Model"],
+        card=card_rows(first.protocol, first.likelihood, model=False),
         models=[(model.name, model.result.protocol["model"]) for model in comparison.models],
     )
     texts = [text_table(table[0], table[1:]) for table in (fields, *_for_terminal(tables, 1 if first.likelihood is None else 2)) if table]
@@ -152,7 +152,8 @@ def _notes(comparison: Comparison) -> list[str]:
         protocol += f"; bits/dim of {likelihood['num_images']:,} {likelihood['split']} images, {likelihood['form']}"
     num_differences = len(comparison.models) - 1
     together = (
-        f"Verdicts hold for all {num_differences} differences of a column at once (Holm's method: no verdict is wrong in 95% of cases)."
+        f"Verdicts hold for all {num_differences} differences of a column at once "
+        "(Holm's method: where no model differs, all of them are inconclusive with 95% probability)."
     )
     return [
         f"{protocol}.",
@@ -226,7 +227,7 @@ def _curves(comparison: Comparison) -> list[Picture]:
 def _scores(model: Compared) -> dict[int, tuple[float, float]]:
     points = {}
     for score in model.history:
-        finite = {name: value for name, value in score["scores"].items() if value is not None and math.isfinite(value)}
+        finite = finite_scores(score)
         if finite:
             weights = model.result.weights if model.result.weights in finite else min(finite, key=lambda name: finite[name])
             points[int(score["step"])] = (finite[weights], (score.get("standard_errors") or {}).get(weights) or 0.0)

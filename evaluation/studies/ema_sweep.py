@@ -34,7 +34,7 @@ class SweepPoint:
     """One average.
 
     Attributes:
-        source: "kept", "rebuilt", or why the average is not available.
+        source: "stored", "rebuilt", or why the average is not available.
         rebuild_error: Expected error of a rebuilt average, in units of the distance from the weights to the average; else None.
         distance: On the sweep's noise; None where the average is not available.
         behind: Its distance minus the distance of the best average of the same step.
@@ -105,7 +105,7 @@ def sweep(
     points: list[SweepPoint] = []
     results: list[EvaluationResult] = []
     for step in sorted(set(steps) or {latest}):
-        found = [_find(run_uri, step, decay, kept=step in present, max_error=max_error) for decay in sorted(set(decays))]
+        found = [_find(run_uri, step, decay, is_stored=step in present, max_error=max_error) for decay in sorted(set(decays))]
         scored = {point: _score(point, data_uri, reference_uri, shared) for point in found if point.weights}
         best = min(scored.values(), key=lambda result: result.rank, default=None)
         points += [_measured(point, scored[point], best) if best and point in scored else point for point in found]
@@ -115,11 +115,11 @@ def sweep(
     return Sweep(run_uri=run_uri, distance_name=results[0].distance_name, points=tuple(points), protocol=results[0].protocol)
 
 
-def _find(run_uri: str, step: int, decay: float, *, kept: bool, max_error: float) -> SweepPoint:
+def _find(run_uri: str, step: int, decay: float, *, is_stored: bool, max_error: float) -> SweepPoint:
     """Find the average, or rebuild it."""
-    point = SweepPoint(step=step, decay=decay, source="kept")
+    point = SweepPoint(step=step, decay=decay, source="stored")
     uri, weights = checkpoint.checkpoint_uri(run_uri, step), f"ema_{decay}"
-    if kept and weights in checkpoint.weights_names(uri):
+    if is_stored and weights in checkpoint.weights_names(uri):
         return dataclasses.replace(point, checkpoint_uri=uri, weights=weights)
     try:
         rebuilt = averages.find_or_rebuild(run_uri, decay=decay, step=step, max_error=max_error)
@@ -187,7 +187,7 @@ def as_study(found: Sweep) -> Study:
         f"Averages of one run: {found.distance_name} by decay",
         headers,
         rows,
-        card=[(name, words) for name, words in card_rows(found.protocol) if name != "Model"],
+        card=card_rows(found.protocol, model=False),
         lead=[f"{found.run_uri}: supplement figure 7, computed after training."],
         notes=[f"{distance['num_samples']:,} samples, {distance['sampler']}, the same noise for every average.", *unavailable],
         pictures={"Bands are one standard error; the errors of differences on common noise are smaller.": figure},

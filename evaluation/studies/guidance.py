@@ -164,7 +164,7 @@ def as_study(found: GuidanceSweep) -> Study:
         f"Guidance of {found.model}",
         headers,
         rows,
-        card=[(name, words) for name, words in card_rows(found.protocol) if name != "Model"],
+        card=card_rows(found.protocol, model=False),
         lead=[f"{found.checkpoint_uri}, guided by {found.guide}."],
         notes=[f"{distance['num_samples']:,} samples a scale, the same noise for all. A scale of 1 is the model without guidance."],
         pictures={

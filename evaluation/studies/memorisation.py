@@ -16,7 +16,7 @@ from evaluation.memorisation.nearest import MAX_NEIGHBOURS, feature_space, pixel
 from evaluation.memorisation.search import MAX_IMAGES, Memorisation, Pair, find_copies, obstacle
 from evaluation.records import grids, npz
 from evaluation.records.devices import choose_device
-from evaluation.records.protocol_card import describe_sampling, versions
+from evaluation.records.protocol_card import describe_sampling, features_row, versions, versions_row
 from evaluation.reports.html import table_page, text_table
 from evaluation.reports.study import Study, as_json
 from evaluation.sampling.generate import concatenated, generate
@@ -189,10 +189,10 @@ def as_study(found: MemorisationStudy) -> Study:
         card=[
             ("Samples", card["samples"]),
             ("Data set", f"{card['data']}: {card['num_training']:,} training images, digest {card['data_digest'][:12]}"),
-            ("Features", f"{card['extractor']}, weights sha256 {card['extractor_sha256'][:12]}"),
+            features_row(card),
             ("Interval", "2.5 and 97.5% quantiles over draws of the rates of flagged images, false alarms and recall"),
             ("Sources", "relative distance: Carlini et al. 2023; correction: Rogan and Gladen 1978; false alarms: Vovk 2012"),
-            ("Versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())),
+            versions_row(card),
             ("Device", card["device"]),
         ],
     )

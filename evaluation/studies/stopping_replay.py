@@ -229,7 +229,7 @@ def _page(found: Replay, rows: Sequence[Sequence[str]]) -> str:
         "Replay of early stopping",
         ["step, weights", "beside training", f"{full['name']} at full protocol", "chosen by"],
         rows,
-        card=[(title, text) for title, text in card_rows(found.protocol) if title != "Model"],
+        card=card_rows(found.protocol, model=False),
         lead=[found.run_uri, *(f"{line[0].upper()}{line[1:]}." for line in _verdict(found))],
         pictures={
             f"Beside training: {cheap['num_samples']:,} samples, {cheap['sampler']}.": _figure(found, beside),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from evaluation.records.stored import finite_scores
 from evaluation.tuning.search import Value
 from training import storage
 from training.config.validation import FORBID_UNKNOWN
@@ -53,7 +54,7 @@ def smallest_scores(history: Iterable[Mapping[str, Any]]) -> tuple[tuple[int, fl
     """Return step and smallest distance over the averages of each scored checkpoint; None where none is finite."""
     found = []
     for score in history:
-        finite = [value for value in score["scores"].values() if value is not None and math.isfinite(value)]
+        finite = finite_scores(score).values()
         found.append((int(score["step"]), min(finite, default=None)))
     return tuple(sorted(found))
 

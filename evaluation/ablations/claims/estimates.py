@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from evaluation.ablations.trials.record import TrialRecord
+from evaluation.records.stored import finite_scores
 
 Estimate = tuple[float, float]
 """A number and its standard error; the error is 0 where it is unknown."""
@@ -59,7 +60,7 @@ def score_curve(record: TrialRecord, weights: str | None = None) -> dict[int, fl
     """Return training step -> score beside training of those weights; None takes the best of all weights at each step."""
     found = {}
     for point in points_of(record, "history"):
-        scores = [value for name, value in point["scores"].items() if value is not None and weights in (None, name)]
+        scores = [value for name, value in finite_scores(point).items() if weights in (None, name)]
         if scores:
             found[int(point["step"])] = min(scores)
     return found

@@ -15,6 +15,7 @@ from evaluation.ablations.page.sample_grids import sample_grids
 from evaluation.ablations.page.table import TableRow
 from evaluation.ablations.trials.record import TrialRecord
 from evaluation.records.numbers import format_estimate
+from evaluation.records.protocol_card import features_row, versions_row
 from evaluation.reports import html
 from evaluation.reports.charts import Picture
 from training.config.addresses import public_links
@@ -172,8 +173,7 @@ def _card(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
     if protocol := (measures.get("history") or {}).get("protocol"):
         card.append(("Scores beside training", f"{protocol['num_samples']:,} samples, {protocol['sampler']}, the same noise at every step"))
     if finals:
-        versions = finals[0]["protocol"]["versions"]
-        card.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+        card.append(versions_row(finals[0]["protocol"]))
     return card
 
 
@@ -185,14 +185,18 @@ def _reported_card(finals: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]
     seeds = {final["protocol"]["distance"]["seed"] for final in finals}
     noise = f"seed {seeds.pop()}, the same noise for every trial" if len(seeds) == 1 else "other noise by seed"
     card = [
-        ("Samples", f"{describe(lambda d: f'''{d['num_samples']:,}, {d['quantization']}''')}; {noise}"),
+        ("Samples", f"{describe(_describe_samples)}; {noise}"),
         ("Sampler", describe(lambda d: str(d["sampler"]))),
         ("Reference", describe(lambda d: _describe_reference(d["reference"]))),
-        ("Features", describe(lambda d: f"{d['reference']['extractor']}, weights sha256 {d['reference']['extractor_sha256'][:12]}")),
+        ("Features", describe(lambda d: features_row(d["reference"])[1])),
         ("Standard error", "delete-a-group jackknife over ten blocks of samples"),
         ("Likelihood", "; ".join(dict.fromkeys(_describe_likelihood(final) for final in finals if final["protocol"]["likelihood"]))),
     ]
     return [(name, text) for name, text in card if text]
+
+
+def _describe_samples(distance: Mapping[str, Any]) -> str:
+    return f"{distance['num_samples']:,}, {distance['quantization']}"
 
 
 def _describe_reference(reference: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from golden import train_digit_classifier
 from torch import Tensor
+from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from evaluation.distances import metrics
@@ -86,11 +87,23 @@ def test_the_recall_of_a_half_is_that_of_its_samples() -> None:
     assert recall_of_halves(sample, real, 3) == pytest.approx([precision_recall(half, real)[1].value for half in halves], abs=1e-6)
 
 
-def test_precision_and_the_scores_of_splits_are_torch_fidelitys() -> None:
+def test_no_matrix_of_all_distances_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    cdist = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda x, y: sizes.append(len(x)) or cdist(x, y))
+    precision_recall(_features(1500, 4, 1), _features(2500, 4, 2))
+    assert max(sizes) <= 1000
+
+
+def test_precision_recall_and_the_inception_score_are_torch_fidelitys() -> None:
     sample, real = 1.2 * _features(150, 4, 1), _features(200, 4, 2)
-    expected = prc_features_to_metric(sample, real, prc_neighborhood=3, verbose=False)["precision"]
-    assert precision_recall(sample, real)[0].value == pytest.approx(expected, abs=1e-6)  # float32
-    score = inception_score(2 * sample)
+    expected = prc_features_to_metric(sample, real, prc_neighborhood=3, verbose=False)
+    for found in precision_recall(sample, real):
+        assert 0.1 < expected[found.name] < 1
+        assert found.value == pytest.approx(expected[found.name], abs=1e-6)  # float32
+    score, of_splits = inception_score(2 * sample), isc_features_to_metric(2 * sample, splits=10)
+    assert score.value == pytest.approx(of_splits["inception_score_mean"], rel=1e-12)
+    assert score.standard_error == pytest.approx(of_splits["inception_score_std"] / 3, rel=1e-9)
     assert np.mean(score.resampled) == pytest.approx(score.value, rel=1e-12)
     assert jackknife_error(score.resampled) == pytest.approx(score.standard_error, rel=1e-9), "of a mean of splits it is the closed form"
 

@@ -204,5 +204,5 @@ def test_statistics_of_one_network_are_refused_for_another(archive: bytes, digit
 
 def test_a_package_of_another_version_without_the_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     file = WeightsFile(network="a network", name="absent.pth", sha256="0" * 64, package="torch")
-    with pytest.raises(UserError, match="the Python package torch has no file absent.pth"):
+    with pytest.raises(UserError, match=r"the Python package torch has no file absent\.pth"):
         file.read()

@@ -38,7 +38,7 @@ def test_a_healthy_night_is_said_with_its_distance_from_the_baseline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "said"), [([3.0], "nothing can be told yet"), (HEALTHY[:3], "only a jump of more than 0.551 can be told yet")]
+    ("scores", "said"), [([3.0], "no change can be detected yet"), (HEALTHY[:3], "so far only a jump of more than 0.551 can be detected")]
 )
 def test_what_can_be_told_while_the_baseline_is_gathered_is_said(scores: list[float], said: str) -> None:
     judgement = judge(history_of(scores))

@@ -84,9 +84,12 @@ def test_between_the_estimated_timesteps_the_errors_of_gaussian_data_are_hit(mod
     timesteps = (*range(20), *range(39, 1000, 20))
     stored = dataclasses.replace(model, experiment=experiment, description="gaussian")
     values = tuple(exact[list(timesteps)].tolist())
+    names = ("data_uri", "data_digest", "model", "checkpoint_sha256")
+    known = {"timesteps": timesteps, "optimal": values, "analytic": values, "num_images": 1, "seed": 0, "seconds": 0.0, "versions": {}}
+    record = ReverseVariance(**{**known, **dict.fromkeys(names, "")})  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "exists", lambda uri: True)
-        patch.setattr(storage, "read_json", lambda uri, shape: {"timesteps": timesteps, "optimal": values})
+        patch.setattr(storage, "read_record", lambda uri, shape: record)
         found = x_0_errors_for(SamplingConfig(variance="optimal"), stored)
     assert found is not None
     # A chord misses the logarithm by at most its curvature / 8 times the squared step: 1/4 / 8 * 1.1^2, from t = 19 to 39 in log SNR.

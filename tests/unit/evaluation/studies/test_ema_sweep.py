@@ -56,7 +56,7 @@ def test_stored_and_rebuilt_averages_are_in_one_table(swept_run_uri: str, digits
     found = _sweep(swept_run_uri, (0.95, 0.9, 0.5), digits_uri, reference_uri)
     short, kept, rebuilt = found.points
     assert [point.decay for point in found.points] == [0.5, 0.9, 0.95]
-    assert kept.source == "kept"
+    assert kept.source == "stored"
     assert rebuilt.source == "rebuilt"
     assert rebuilt.rebuild_error is not None
     assert rebuilt.rebuild_error < 0.005
@@ -80,7 +80,7 @@ def test_all_averages_are_scored_by_the_runs_protocol_also_when_it_changed_after
     now = before.override(["evaluation.num_samples=70", 'evaluation.sampling.spacing="5"'])
     storage.write_json(f"{run_uri}/experiment.json", now.to_dict())
     found = sweep(run_uri, _DECAYS, digits_uri, reference_uri, at_full_protocol=True)
-    assert [point.source for point in found.points] == ["kept", "rebuilt"]
+    assert [point.source for point in found.points] == ["stored", "rebuilt"]
     results = [EvaluationResult.read(str(path)) for path in tmp_path.rglob("ema-sweep-*.json")]
     protocols = [(card["distance"]["num_samples"], card["distance"]["sampler"]) for card in (result.protocol for result in results)]
     assert protocols == [(70, "ancestral, 5 of 40 steps")] * 2
