@@ -94,7 +94,7 @@ def test_real_small_images_are_the_area_averages_with_their_labels(digits_uri: s
 
 def test_an_upsampler_is_scored_and_evaluated_on_real_small_images(upsampler_run_uri: str, digits_uri: str, reference_uri: str) -> None:
     uri = checkpoint.checkpoint_uri(upsampler_run_uri, 100)
-    with pytest.raises(UserError, match="low_res must be given"):
+    with pytest.raises(UserError, match="is an upsampler: give it the images to enlarge as low_res"):
         CheckpointScorer(evaluation=EvaluationConfig(), reference_uri=reference_uri).score(uri)
     score = CheckpointScorer(evaluation=EvaluationConfig(), reference_uri=reference_uri, data_uri=digits_uri).score(uri)
     assert score["scores"]["ema_0.99"] == score["scores"]["ema_0.995"]
