@@ -92,7 +92,10 @@ def require_labels(name: str, labels: Mapping[str, str]) -> None:
     require_annotations(name, labels)
     for key, value in labels.items():
         if not _LABEL_VALUE.fullmatch(value):
-            raise UserError(f"{name}: {value!r}, of {key}, has other characters than letters, digits, '-', '_' and '.', or more than 63")
+            raise UserError(
+                f"{name}: the value {value!r} of {key} is no label: at most 63 letters, digits, '-', '_' and '.', and it begins and ends "
+                "with a letter or digit"
+            )
 
 
 def require_annotations(name: str, annotations: Mapping[str, str]) -> None:

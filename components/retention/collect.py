@@ -3,8 +3,8 @@
 What a look finds to be garbage is noted with the time in `<root>/gc/seen.json`. A later look deletes it, once it has been garbage for
 the grace time without interruption: a reader that found it before has finished by then. Just before, the directory and MLflow are
 asked again. The directory of a whole run is marked first (`deleting.json`), and a training that starts there refuses it after its own
-first write: of the two, one sees what the other wrote. All directories that would go are listed again before the first of them goes. One
-that is written to later is spared too, but what it alone names may have gone by then.
+first write: of the two, one sees what the other wrote. Just before the first deletion all of these directories are
+listed again. One that is written to after that stays; but what only it names may be deleted already.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Decide what of a storage root is in use, referenced or garbage: a function of its listing, of MLflow's records and of the time.
 
 A reference is any text that contains an address of a run's or sweep's directory, or of something in it: a tag or parameter of a run that
-MLflow shows, a registered version, or a file of a directory that stays (an evaluation, a sweep's plan and trials, a nightly history). The
-storage root before `runs/` is not compared, so a text may count as a reference that is none, never the reverse.
+MLflow shows, a registered version, or a file of a directory that stays (an evaluation, a sweep's plan and trials, a nightly history). Only
+the part from `runs/` on is compared. So a text can count as a reference by mistake; a real reference is never missed.
 """
 
 from __future__ import annotations

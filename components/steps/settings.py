@@ -18,7 +18,7 @@ from training.console import say
 from training.data.preparation.options import ImageOptions
 
 FORCED_STEPS = ("train", "evaluate", "report")
-"""The steps of the train pipeline that `force_from` takes. Other runs share what the earlier ones make, so that is never made again."""
+"""The steps of the train pipeline that `force_from` takes. Data sets and reference statistics belong to other runs too, so they stay."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

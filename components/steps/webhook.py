@@ -60,7 +60,7 @@ def send_once(message: Mapping[str, Any], record_uri: str, *, since: str = "", n
     Args:
         message: JSON: `event`, `text` for people, `links`; the rest is for programs.
         record_uri: Where message and delivery are recorded. If a record is there, its message is the one that is sent.
-        since: UTC, ISO 8601. A record from before is of an earlier try of the same run, and is replaced; empty compares the event instead.
+        since: UTC, ISO 8601. An older record is of an earlier try of the run, and is replaced. If empty, a record of another event is.
         needs_record: False sends the message also where the record can't be read or written, as for a run whose bucket does not exist.
             While the storage is only away the message waits all the same, as it may have been delivered.
 

@@ -6,6 +6,7 @@ errors. Those are in the run's Workflow and in the logs of the tasks' pods, whic
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Collection
@@ -97,9 +98,10 @@ def follow(
             return run
         obstacles.report(run)
         waited = time.monotonic() - began
-        if timeout_seconds is not None and waited + polling.interval_seconds > timeout_seconds:
+        left = math.inf if timeout_seconds is None else timeout_seconds - waited
+        if left <= 0:
             raise StillRunningError(f"run {run_id} is still {format_state(run.state)} after {format_duration(waited)}; it goes on")
-        time.sleep(polling.interval_seconds)
+        time.sleep(min(polling.interval_seconds, left))
 
 
 def require_success(kfp: Kfp, run: Any) -> None:

@@ -35,7 +35,7 @@ DRAIN_SECONDS = 100
 GRACE_SECONDS = 120
 """Kubernetes waits this long before it kills a pod: longer than Ray drains, so that the last checkpoint is written."""
 HEAD_DRAIN_SECONDS, HEAD_GRACE_SECONDS = 10, 30
-"""The same for the head, which has no worker: a run that was lost goes on once its head is gone."""
+"""Shorter for the head, which trains nothing: a lost run starts again only when its head is gone."""
 TTL_SECONDS = 60
 """A finished job's pods stay this long where no launcher is there to delete it."""
 SUBMITTER_RETRIES = 2
@@ -58,7 +58,7 @@ class RayJob:
         entrypoint: The driver's command, word by word; it runs on the head.
         namespace: Namespace of the job, and of its owner.
         image: Image of all pods. It has the driver's Ray and Python.
-        owner: The Workflow with which Kubernetes deletes the job; None has none.
+        owner: The Workflow that owns the job, and is deleted with it; None if there is none.
         launch: Id of the launcher process that creates the job.
     """
 
