@@ -37,11 +37,13 @@ class AblationResult:
     """The results of an ablation.
 
     Attributes:
+        uri: Its directory in storage.
         folder: Local folder with report.html, table.csv, table.json and figure.svg.
         failed: Label of a trial -> why it failed.
         log_path: Log of everything that was not shown.
     """
 
+    uri: str
     folder: Path
     failed: dict[str, str]
     log_path: Path
@@ -87,7 +89,7 @@ def run_ablation(
         if not failed or request.seeds > 1:
             _catch(failed, "joint measurement", lambda: measure_joint(uri, resources))
         folder = report_locally(request, services)
-    return AblationResult(folder=folder, failed=failed, log_path=log_path)
+    return AblationResult(uri=uri, folder=folder, failed=failed, log_path=log_path)
 
 
 def estimate_time_left(requests: Sequence[AblationRequest], services: Services) -> TimeLeft:

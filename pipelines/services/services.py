@@ -257,11 +257,8 @@ def _services(home: Path, ports: dict[str, int], credentials: Credentials) -> Se
     no_proxy = ",".join(dict.fromkeys([*filter(None, without_proxy.split(",")), "127.0.0.1", "localhost"]))
     env = {
         "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ENDPOINT_URL_S3": endpoint,  # it goes before the other name, and a user's may point elsewhere
         "AWS_ACCESS_KEY_ID": credentials.key_id,
         "AWS_SECRET_ACCESS_KEY": credentials.secret,
-        "AWS_SESSION_TOKEN": "",  # a user's own belongs to other keys
-        "AWS_SECURITY_TOKEN": "",  # its earlier name, which botocore still reads
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",  # the name that botocore inside MLflow reads
         "MLFLOW_TRACKING_URI": mlflow_url,
@@ -269,6 +266,10 @@ def _services(home: Path, ports: dict[str, int], credentials: Credentials) -> Se
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
     }
+    # What a user has set for another S3 goes before these names: an address of S3 alone, and the token of other keys by both its names.
+    for name, value in (("AWS_ENDPOINT_URL_S3", endpoint), ("AWS_SESSION_TOKEN", ""), ("AWS_SECURITY_TOKEN", "")):
+        if os.environ.get(name):
+            env[name] = value
     return Services(home=home, s3_endpoint=endpoint, mlflow_url=mlflow_url, env=env)
 
 

@@ -148,8 +148,8 @@ def test_the_nightly_check_passes_a_healthy_model_and_fails_a_damaged_one_and_sa
     assert len(damaged.nights[-1].redrawn) == NUM_REDRAWN
     (message,) = receiver.messages
     assert message["event"] == "regression"
-    assert message["change"] > 0
-    assert message["reason"] in message["text"]
+    assert message["numbers"]["change"] > 0
+    assert message["numbers"]["reason"] in message["text"]
     assert "/artifacts/nightly.html" in message["links"]["The night in MLflow"]
 
 

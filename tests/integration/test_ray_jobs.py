@@ -266,7 +266,7 @@ def test_sigterm_ends_the_step_though_the_dashboard_has_fallen_silent(tmp_path):
 @pytest.mark.parametrize("end", ["SUCCEEDED", "STOPPED"])
 def test_a_job_of_another_run_that_ends_without_our_result_is_followed_by_our_own(tmp_path, end, monkeypatch, capsys):
     monkeypatch.setenv("KFP_POD_NAME", "train-x-system-container-impl-123")
-    call = call_of(PREPROCESS, preprocess_arguments(tmp_path))
+    call = call_of(PREPROCESS, preprocess_arguments(tmp_path), scope="train-x")
     jobs: list[dict[str, Any]] = []
 
     def add(owner: str) -> None:

@@ -148,7 +148,7 @@ def test_a_trial_that_another_step_trained_names_the_workers_whose_logs_it_has(t
     for rank in (0, 1):
         (tmp_path / "log").write_text("words\n")
         LogUpload(tmp_path / "log", logs.log_uri(str(tmp_path / "run"), "train", f"rank-{rank}.out")).finish()
-    with pytest.raises(UserError, match=r"has no log of a step, as a trial that another step trained; --rank shows those of workers 0, 1$"):
+    with pytest.raises(UserError, match=r"has no step's log, because another step trained this trial; --rank shows those of workers 0, 1$"):
         show_stored_logs([str(tmp_path / "run")], "", None, follow=False, out=print, err=print)
 
 
@@ -335,12 +335,12 @@ def test_what_is_said_where_a_log_is_missing_fits_runs_data_sets_and_other_direc
     with pytest.raises(UserError, match=r"data: has no logs$"):
         _show(data)
     _write_log(run, "train", "rank-0.out", tmp_path / "log")
-    with pytest.raises(UserError, match=r"run, .*data: has no log of a step, .*; --rank shows those of workers 0$"):
+    with pytest.raises(UserError, match=r"run, .*data: has no step's log, .*; --rank shows those of workers 0$"):
         _show(run, "preprocess")
     _write_log(data, "preprocess", "step-0a1b", tmp_path / "log")
     out, err = _show(run)
     assert out == ["preprocess step-0a1b"]
-    assert err[-1].endswith("run: has no log of a step, as a trial that another step trained; --rank shows those of workers 0")
+    assert err[-1].endswith("run: has no step's log, because another step trained this trial; --rank shows those of workers 0")
     with pytest.raises(UserError, match=r"--rank shows those of workers 0$"):
         _show(run, "train")
     assert _show(run, rank=0)[0] == ["train rank-0.out"]
