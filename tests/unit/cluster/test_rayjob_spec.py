@@ -243,7 +243,7 @@ def test_options_reach_the_pods_that_they_are_for():
     ("options", "words"),
     [
         ('{"labels": {"ray.io/cluster": "x"}}', "ray.io/cluster is set by"),
-        ('{"labels": {"team": "a b"}}', "'a b', of team"),
+        ('{"labels": {"team": "a b"}}', "the value 'a b' of team is no label"),
         ('{"annotations": {"a b": "x"}}', "can't be a key"),
         ('{"env": {"AWS_SECRET_ACCESS_KEY": "x"}}', "comes from the cluster's Secrets"),
         ('{"env": {"1A": "x"}}', "can't name an environment variable"),
