@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from evaluation.records.intervals import JACKKNIFE, Interval, resampled_error, share_interval, student_interval
+from evaluation.records.intervals import JACKKNIFE, LESS_EXCESS, Interval, distance_error, resampled_error, share_interval, student_interval
 from training.shapes import Bool, Float64
 
 NUM_BLOCKS = 10
@@ -65,6 +65,7 @@ def by_jackknife(
     other_error: float = 0.0,
     limits: Interval = (-math.inf, math.inf),
     method: str = JACKKNIFE,
+    of_halves: Sequence[Sequence[float]] = (),
 ) -> MetricValue:
     """Return a number with the interval of a jackknife.
 
@@ -73,8 +74,11 @@ def by_jackknife(
         other_error: Standard error of the value for the given samples, from random subsets.
         limits: Smallest and largest possible value.
         method: See `intervals.resampled_error`.
+        of_halves: The number of both halves of six splits (`intervals.distance_error`), for a distance that may be mostly bias.
     """
     error, degrees_of_freedom = resampled_error(resampled, method)
+    if of_halves:
+        error, method = distance_error(resampled, of_halves), LESS_EXCESS
     error = math.hypot(error, other_error)
     if not math.isfinite(error):
         return MetricValue(name, value, None, note, bias)

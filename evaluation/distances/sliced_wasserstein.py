@@ -8,13 +8,14 @@ projections. Sets that differ by a shift s have 3 |s|^2. No covariance is estima
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
 from evaluation.distances.metric_value import NUM_BLOCKS, MetricValue, by_jackknife
-from evaluation.records.intervals import jackknife_bias
+from evaluation.records.intervals import HALVES, REST_OF_BLOCKS, jackknife_bias
 from training.shapes import Float, Float32
 
 NUM_DIRECTIONS = 1000
@@ -24,9 +25,10 @@ _DIRECTIONS_AT_ONCE = 50
 def sliced_wasserstein(
     sample: Float[Tensor, "images dim"], reference: Float[Tensor, "real dim"], directions: Float32[Tensor, "directions dim"] | None = None
 ) -> MetricValue:
-    """Return the distance of equally many images, the first ones of the larger set, with a jackknife's error and bias.
+    """Return the distance of equally many images, the first ones of the larger set, with its error and the jackknife's bias.
 
-    A block of samples and one of real images are left out together, so the standard error is over the draw of both.
+    A block of samples and one of real images are left out together, so the standard error is over the draw of both. For a good model
+    the distance is mostly bias, so the error is `intervals.distance_error`.
 
     Args:
         reference: Features of real images.
@@ -34,19 +36,21 @@ def sliced_wasserstein(
     """
     count, dim = min(len(sample), len(reference)), sample.shape[1]
     directions = random_directions(dim) if directions is None else directions
-    blocks = torch.arange(count) * NUM_BLOCKS // count
-    total, without = 0.0, [0.0] * (NUM_BLOCKS if count > NUM_BLOCKS else 0)
+    block_of = torch.arange(count) * NUM_BLOCKS // count
+    parts = torch.tensor([[True] * NUM_BLOCKS, *(REST_OF_BLOCKS + HALVES if count > NUM_BLOCKS else [])])[:, block_of]  # [part, image]
+    totals = [0.0] * len(parts)
     for some in torch.split(directions, _DIRECTIONS_AT_ONCE):
         (x, from_x), (y, from_y) = ((some @ features[:count].float().T).sort(dim=1) for features in (sample, reference))
-        total += float((x - y).double().square().mean(dim=1).sum())
-        for b in range(len(without)):
-            rest_x, rest_y = (z[blocks[origin] != b].view(len(some), -1) for z, origin in ((x, from_x), (y, from_y)))
-            without[b] += float((rest_x - rest_y).double().square().mean(dim=1).sum())
-    scale = 3 * dim / len(directions)
-    value, leave_one_out = scale * total, [scale * part for part in without]
-    bias = jackknife_bias(value, leave_one_out) if leave_one_out else None
+        for number, part in enumerate(parts):
+            of_x, of_y = (z[part[origin]].view(len(some), -1) for z, origin in ((x, from_x), (y, from_y)))
+            totals[number] += float((of_x - of_y).double().square().mean(dim=1).sum())
+    value, *of_parts = (3 * dim / len(directions) * total for total in totals)
+    without, of_halves = of_parts[:NUM_BLOCKS], of_parts[NUM_BLOCKS:]
+    bias = jackknife_bias(value, without) if without else None
     note = f"{len(directions):,} directions, {count:,} samples and as many real images"
-    return by_jackknife("sliced_wasserstein", value, leave_one_out, note, bias, limits=(0.0, math.inf))
+    return by_jackknife(
+        "sliced_wasserstein", value, without, note, bias, limits=(0.0, math.inf), of_halves=list(itertools.pairwise(of_halves))[::2]
+    )
 
 
 def random_directions(dim: int, number: int = NUM_DIRECTIONS, seed: int = 0) -> Float32[Tensor, "number dim"]:

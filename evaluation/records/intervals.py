@@ -29,6 +29,10 @@ SPLITS = ("ABABAAABBB", "ABBABAAABB", "ABBABBABAA", "AAABBBABBA", "AAAABBBABB", 
 """Six ways to split ten blocks into halves A and B: each half of one shares three blocks with one half of another, and two with the other.
 
 They are rows of a Hadamard matrix of order twelve, without two columns."""
+REST_OF_BLOCKS = [[block != left_out for block in range(10)] for left_out in range(10)]
+"""Which of the ten blocks are in each of the ten remainders of the jackknife."""
+HALVES = [[half == name for half in split] for split in SPLITS for name in "AB"]
+"""Which of the ten blocks are in each of the twelve halves; each two that follow one another are complementary."""
 
 Interval = tuple[float, float]
 MOST_SEEDS = 100
