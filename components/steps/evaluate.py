@@ -15,7 +15,7 @@ from components.steps.mlflow_sync import shown_as_running, update_mlflow
 from components.steps.reference import existing_reference, reference_for, stored_extractor_weights
 from components.steps.runs import read_result, storage_root_of
 from components.steps.studies import FINAL
-from evaluation.records.run_directory import EVALUATIONS, REPLACED, SAMPLES, replaced_name, result_uri
+from evaluation.records.run_directory import EVALUATIONS, REPLACED, SAMPLES, kept_images, replaced_name, result_uri
 from training import storage
 from training.config.experiment import Experiment, Resources
 from training.console import say
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 EVALUATE_STEP = "evaluate"
 _OF_FINAL = re.compile(r"(final|choose-|choice|report)[^/]*\.(json|npz|html|png)")
 """Files of the final evaluation, and of the choice of its checkpoint."""
-_IMAGES = re.compile(rb'"images_uri": "[^"]*/(images-[^"/]+)/?"')
-"""A result's own images; their name alone counts, as a copied run contains the addresses of its first place."""
 
 
 def evaluation_options(experiment: Experiment, storage_root_uri: str, resources: Mapping[str, Any]) -> EvaluationOptions:
@@ -102,7 +100,7 @@ def set_aside(run_uri: str, pipeline_run_id: str) -> None:
         storage.write_bytes(new, data)
     for uri in renamed:
         storage.delete(uri)
-    kept = _kept_images(run_uri)
+    kept = tuple(kept_images(run_uri))
     for folder in (f"{EVALUATIONS}/work-", f"{SAMPLES}/images-"):
         for uri in there:
             if uri.startswith(storage.join(run_uri, folder)) and not uri.startswith(kept):
@@ -110,13 +108,6 @@ def set_aside(run_uri: str, pipeline_run_id: str) -> None:
     storage.write_bytes(done_uri, b"")
     if renamed:
         say(f"evaluating again; the earlier evaluation is {renamed.get(result_uri(run_uri, FINAL), next(iter(renamed.values())))}")
-
-
-def _kept_images(run_uri: str) -> tuple[str, ...]:
-    """Return the directories of the images that results in the run's directory keep: those of a person, or of an ablation's two stages."""
-    results = [uri for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS)) if uri.endswith(".json")]
-    names = {name.decode() for uri in results for name in _IMAGES.findall(storage.read_bytes(uri))}
-    return tuple(f"{storage.join(run_uri, SAMPLES, name)}/" for name in names)
 
 
 def log_result(uri: str, log_metric: Callable[[str, float], None]) -> str:

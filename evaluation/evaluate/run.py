@@ -26,7 +26,7 @@ from evaluation.memorisation.nearest import pixel_space
 from evaluation.memorisation.search import MAX_IMAGES, find_copies
 from evaluation.records import grids, npz
 from evaluation.records.result import EvaluationResult
-from evaluation.records.run_directory import EVALUATIONS, SAMPLES, result_uri
+from evaluation.records.run_directory import EVALUATIONS, SAMPLES, kept_images, result_uri
 from evaluation.sampling import sample_set
 from evaluation.sampling.trained_model import ModelSpec
 from training import storage
@@ -110,7 +110,7 @@ def _work(plan: EvaluationPlan) -> EvaluationResult:
         seconds=round(time.monotonic() - started, 1),
     )
     storage.write_json(result_uri(plan.run_uri, options.result_name), result.to_dict())
-    if not options.keep_images:
+    if not options.keep_images and f"{plan.images_uri}/" not in kept_images(plan.run_uri):
         storage.delete_prefix(plan.images_uri)
     storage.delete_prefix(plan.work_uri)
     bits = f", {likelihood.bits_per_dim:.4g} bits/dim" if likelihood else ""

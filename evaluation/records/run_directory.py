@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from training import storage
@@ -18,6 +19,8 @@ RESULT = "result.json"
 """The file that a finished training leaves in its run's directory."""
 DELETING = "deleting.json"
 """The file that says that a run's or a sweep's directory is being deleted; it is the first to come and the last to go."""
+# A run may have been copied since, so the last part of the URI alone counts.
+_IMAGES = re.compile(rb'"images_uri": "[^"]*/(images-[^"/]+)/?"')
 
 
 @dataclass(kw_only=True)
@@ -48,6 +51,16 @@ def replaced_name(name: str, by: str) -> str:
     """
     stem, _, ending = name.rpartition(".")
     return f"{stem}{REPLACED}{by}.{ending}"
+
+
+def kept_images(run_uri: str) -> set[str]:
+    """Return the directories, with a slash at the end, of the images that results in the run's directory keep.
+
+    They are those of a person, or of an ablation's two stages.
+    """
+    results = [uri for uri in storage.list_uris(storage.join(run_uri, EVALUATIONS)) if uri.endswith(".json")]
+    names = {name.decode() for uri in results for name in _IMAGES.findall(storage.read_bytes(uri))}
+    return {f"{storage.join(run_uri, SAMPLES, name)}/" for name in names}
 
 
 def result_uri(run_uri: str, name: str) -> str:

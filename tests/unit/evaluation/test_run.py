@@ -241,6 +241,15 @@ def test_an_evaluation_whose_images_another_process_deletes_finds_its_result_or_
     assert not list(Path(run_uri, "samples").glob("images-*/*"))
 
 
+def test_images_that_a_result_keeps_outlive_another_evaluation_by_the_same_plan(run_uri: str, digits_uri: str, reference_uri: str) -> None:
+    options = EvaluationOptions(num_samples=40, likelihood=False, result_name="mine", keep_images=True)
+    kept = evaluate(checkpoint.checkpoint_uri(run_uri, 200), digits_uri, reference_uri, options=options)
+    again = dataclasses.replace(options, result_name="other", keep_images=False)
+    other = evaluate(checkpoint.checkpoint_uri(run_uri, 200), digits_uri, reference_uri, options=again)
+    assert (other.distance, other.images_uri) == (kept.distance, "")
+    assert sum(len(images) for _, images, _ in sample_set.read(kept.images_uri)) == 40
+
+
 def test_the_images_that_are_searched_for_copies_hold_no_others_in_memory() -> None:
     kept: list[torch.Tensor] = []
     chunks = [torch.full((10, 1, 8, 8), number, dtype=torch.uint8) for number in range(5)]
