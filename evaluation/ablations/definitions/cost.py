@@ -27,7 +27,7 @@ class TrialCost:
 
     def describe(self, card: str, *, trains: bool, price_per_hour: float | None = None) -> str:
         """Return the hours, and the price where an hour's is given, in one line."""
-        text = f"{_hours(self.measuring)} of measuring on one {card}"
+        text = f"{_hours(self.measuring)} of measuring on one {'core' if card.upper() == 'CPU' else card}"
         if trains:
             text = f"{_hours(self.training)} of training, {text}"
         if price_per_hour is not None:

@@ -55,7 +55,10 @@ def ablate(
     num_workers: int = typer.Option(1, min=1, help="Training processes of a trial, and processes that draw samples."),
     gpu: bool = typer.Option(False, help="Train and evaluate on GPUs."),
     plan: bool = typer.Option(False, "--plan", help="Only show the trials and their cost."),
-    card: str = typer.Option("", help="With --plan, the accelerator of the cost, an H100 unless it is given; CPU is one core."),
+    card: str = typer.Option(
+        "",
+        help="With --plan, the accelerator of the cost. It is an H100 at the scale paper and with --gpu, else CPU (one core).",
+    ),
     price_per_hour: float | None = typer.Option(
         None, min=0, help="With --plan, the price of one card in any currency; adds the total.", show_default=False
     ),
@@ -67,7 +70,7 @@ def ablate(
     for request in requests:
         request.trials()  # refuses an invalid request before anything starts
     if plan:
-        card = card or "H100"
+        card = card or ("H100" if gpu or scale == "paper" else "CPU")
         costs = [_show_plan(request, card, price_per_hour) for request in requests]
         if len(costs) > 1:
             print(f"all of them: {sum(costs[1:], costs[0]).describe(card, trains=True, price_per_hour=price_per_hour)}")

@@ -100,7 +100,7 @@ def _show(request: AblationRequest, card: str, price_per_hour: float | None) -> 
             cost = trial_cost(request, trial, one)
             totals[one] += TrialCost(training=0.0 if trial.run_uri else cost.training, measuring=cost.measuring)
     print(f"in all {totals[card].describe(card, trains=True, price_per_hour=price_per_hour)}")
-    print(f"on a machine without GPUs {totals['CPU'].describe('core', trains=True)}")
+    print(f"on a machine without GPUs {totals['CPU'].describe('CPU', trains=True)}")
     print(f"on a cluster: {shlex.join(_submit_words(request))}")
 
 
