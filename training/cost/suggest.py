@@ -95,6 +95,7 @@ def suggest_experiment(
     affordable = (hours or usual_hours) * 3600 * speed / flops_per_step
     num_steps = _rounded(min(affordable, _MAX_EPOCHS * num_images / batch_size, preset(base).optim.num_steps))
     num_checkpoints = 10 if on_cpu else 20  # a CPU scores on the cores that train
+    scored = 200 if on_cpu else 2_000
     interval = max(1, num_steps // num_checkpoints)
     took = format_duration(num_steps * flops_per_step / speed)
     lines["optim"] = [
@@ -119,8 +120,8 @@ def suggest_experiment(
             if on_cpu and num_images > 5_000
             else []
         ),
-        f"num_samples = {min(1_000 if on_cpu else 10_000, max(num_images, 100))}  # drawn for the reported distance",
-        f"scoring_num_samples = {200 if on_cpu else 2_000}  # drawn for the score of each checkpoint",
+        f"num_samples = {min(1_000 if on_cpu else 10_000, max(num_images, scored))}  # drawn for the reported distance",
+        f"scoring_num_samples = {scored}  # drawn for the score of each checkpoint",
         f"likelihood_num_images = {100 if on_cpu else 2_000}  # held-out images for bits/dim",
     ]
     if on_cpu:

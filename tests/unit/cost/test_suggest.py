@@ -45,6 +45,9 @@ def test_every_choice_is_explained_and_few_images_are_not_seen_for_ever() -> Non
     assert "dropout = 0.3  # 60 images: fewer need more" in text
     experiment = read_experiment_file(text)
     assert experiment.optim.num_steps * experiment.optim.global_batch_size <= 2_000 * 60
+    assert experiment.evaluation.num_samples >= experiment.evaluation.scoring_num_samples, (
+        "the reported distance is no coarser than a score"
+    )
 
 
 def test_what_no_experiment_can_be_made_for_is_refused() -> None:
