@@ -78,6 +78,9 @@ def guidance_sweep(
     as_json: bool = JSON,
 ) -> None:
     """Evaluate a model at several guidance scales: distance, precision and recall, on common noise."""
+    for field, option in (("guidance_scale", "--scales"), ("guidance_step", "--guidance-step")):
+        if any(word.partition("=")[0].strip() == field for word in sampling):
+            raise UserError(f"--sampling {field}: give it by {option}")
     connect()
     from evaluation.studies import guidance as study
 

@@ -80,6 +80,12 @@ def test_an_error_is_one_line_on_standard_error(run_iddpm: Command) -> None:
     assert err.startswith("error: optim.learning_rat: there is no 'learning_rat'")
 
 
+@pytest.mark.parametrize(("word", "option"), [("guidance_scale=2", "--scales"), ("guidance_step=400", "--guidance-step")])
+def test_a_guidance_sweep_takes_scale_and_guide_by_options_of_its_own(run_iddpm: Command, word: str, option: str) -> None:
+    status, _, err = run_iddpm("guidance-sweep", "model", "--sampling", word)
+    assert (status, err) == (1, f"error: --sampling {word.partition('=')[0]}: give it by {option}\n")
+
+
 def test_results_alone_are_on_standard_output(run_iddpm: Command, tmp_path: Path) -> None:
     status, out, err = run_iddpm("preprocess", "digits-tiny-hybrid-cosine", str(tmp_path / "digits"))
     assert (status, out.count("\n")) == (0, 1)
