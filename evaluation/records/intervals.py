@@ -152,7 +152,7 @@ def resampled_error(values: Sequence[float], method: str) -> tuple[float, int | 
 
     Args:
         values: The number without each block, or that of each half.
-        method: `JACKKNIFE`, `NORMAL_JACKKNIFE` or `HALF_SAMPLES`.
+        method: `JACKKNIFE`, `NORMAL_JACKKNIFE` or `HALF_SAMPLES`; `LESS_EXCESS` is the plain jackknife here.
     """
     if method == HALF_SAMPLES:
         return half_sample_error(values), len(values) // 2
