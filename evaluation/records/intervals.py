@@ -30,9 +30,9 @@ SPLITS = ("ABABAAABBB", "ABBABAAABB", "ABBABBABAA", "AAABBBABBA", "AAAABBBABB", 
 
 They are rows of a Hadamard matrix of order twelve, without two columns."""
 REST_OF_BLOCKS = [[block != left_out for block in range(10)] for left_out in range(10)]
-"""Which of the ten blocks are in each of the ten remainders of the jackknife."""
+"""The ten remainders of the jackknife: for each, whether it has each of the ten blocks."""
 HALVES = [[half == name for half in split] for split in SPLITS for name in "AB"]
-"""Which of the ten blocks are in each of the twelve halves; each two that follow one another are complementary."""
+"""The twelve halves of the splits, likewise; each two that follow one another are complementary."""
 
 Interval = tuple[float, float]
 MOST_SEEDS = 100
