@@ -22,16 +22,16 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 
 
 @pytest.fixture
-def mlflow_calls(services: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The requests to MLflow's API that this process makes."""
+def mlflow_calls(services: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The bodies of the requests to MLflow's API that this process makes, as text."""
     from mlflow.store.tracking.rest_store import RestStore
 
-    calls: list[Any] = []
+    calls: list[str] = []
     ask = RestStore._call_endpoint
 
-    def count(store: RestStore, api: Any, *arguments: Any, **options: Any) -> Any:
-        calls.append(api)
-        return ask(store, api, *arguments, **options)
+    def count(store: RestStore, api: Any, json_body: Any = None, *arguments: Any, **options: Any) -> Any:
+        calls.append(str(json_body))
+        return ask(store, api, json_body, *arguments, **options)
 
     monkeypatch.setattr(RestStore, "_call_endpoint", count)
     return calls
