@@ -31,6 +31,8 @@ _QUICK_TIMEOUT = (2.0, 3.0)
 _LONGEST_PAUSE = 15.0
 _PAGE = 25
 """Objects of one answer: the Workflow of a sweep may have 1 MiB, and the memory of a small pod must hold a page of them."""
+_METADATA_PAGE = 500
+"""Objects of one answer without specification and state: each has about a kilobyte."""
 _WORKFLOWS = ("argoproj.io", "v1alpha1", "workflows")
 _RAYJOBS = (GROUP, VERSION, PLURAL)
 
@@ -77,6 +79,34 @@ class KubernetesApi:
     def workflows(self, selector: str) -> Iterator[dict[str, Any]]:
         """Yield the Workflows with these labels, a page in memory at a time: each has 0.1 to 1 MB."""
         return self._list("list Workflows", _WORKFLOWS, selector, required=True)
+
+    def workflow_generations(self, selector: str) -> Iterator[tuple[str, dict[str, str], int]]:
+        """Yield name, labels and generation of the Workflows with these labels, without the Workflows themselves.
+
+        The generation grows with each change of a Workflow but to its labels.
+        """
+        path = "/apis/{}/{}/namespaces/{}/{}".format(*self._path(_WORKFLOWS))
+        token = ""
+
+        def read(api: client.ApiClient) -> Any:
+            return api.call_api(
+                path,
+                "GET",
+                query_params=[("labelSelector", selector), ("limit", _METADATA_PAGE), ("continue", token)],
+                header_params={"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"},
+                auth_settings=["BearerToken"],
+                response_type="object",
+                _return_http_data_only=True,
+                _request_timeout=_TIMEOUT,
+            )
+
+        while True:
+            found = self._call("list Workflows", read)
+            for metadata in (each["metadata"] for each in found["items"]):
+                yield metadata["name"], metadata.get("labels") or {}, int(metadata.get("generation") or 0)
+            token = found["metadata"].get("continue") or ""
+            if not token:
+                return
 
     def label_workflow(self, name: str, label: str, value: str | None) -> None:
         """Set a label of a Workflow, or remove it with None; do nothing if the Workflow is gone."""

@@ -27,7 +27,8 @@ from training.storage.errors import StorageError
 from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, STEP_TAG, TRAIN_STEP, open_runs
 
 TOLD_LABEL = "iddpm/told"
-"""Label of a Workflow whose end the webhook knows, or need not know."""
+"""Label of a Workflow whose end the webhook knows, or need not know; its value is the Workflow's generation at that end."""
+_ENDED = "workflows.argoproj.io/completed=true"
 HUNG_VARIABLE = "IDDPM_WEBHOOK_HUNG_MINUTES"
 _HUNG_MINUTES = 60.0
 _MOST_FAILURES = 3
@@ -58,14 +59,19 @@ def tell_webhook(api: KubernetesApi) -> None:
     hung_seconds = _hung_seconds()
     running = []
     for workflow in _ours(api.workflows(RUNNING)):
-        if TOLD_LABEL in workflow["metadata"]["labels"]:  # KFP's Retry made it run again
-            api.label_workflow(workflow["metadata"]["name"], TOLD_LABEL, None)
         age, root = _age((workflow.get("status") or {}).get("startedAt")), form_of(workflow)["storage_root_uri"]
         running.append(_Live(_run_id(workflow), root, _name(workflow), age, is_cancelled(workflow)))
-    ended = _ours(api.workflows(f"workflows.argoproj.io/completed=true,!{TOLD_LABEL}"))
+    ended = itertools.chain(_ours(api.workflows(f"{_ENDED},!{TOLD_LABEL}")), _ended_again(api))
     not_taken = (1 for is_told in _tell_all(api, ended, running, hung_seconds) if not is_told)
     if sum(itertools.islice(not_taken, _MOST_FAILURES)) == _MOST_FAILURES:
         say(f"{_MOST_FAILURES} messages could not be told; the next reaper tells them and the rest")
+
+
+def _ended_again(api: KubernetesApi) -> Iterator[dict[str, Any]]:
+    """Yield the Workflows that changed since their end was told: KFP's Retry made them run, and they have ended between two looks."""
+    for name, labels, generation in api.workflow_generations(f"{_ENDED},{TOLD_LABEL}"):
+        if labels[TOLD_LABEL] != str(generation) and (workflow := api.workflow(name)):
+            yield workflow
 
 
 def _tell_all(api: KubernetesApi, ended: Iterable[Mapping[str, Any]], running: list[_Live], hung_seconds: float) -> Iterator[bool]:
@@ -89,7 +95,7 @@ def _tell_end(api: KubernetesApi, workflow: Mapping[str, Any], numbers: Numbers)
         found = numbers.of(run_id) if is_wanted(end.event) and end.succeeded else {}
         if not tell_end(end, run_id, root, name=_name(workflow), numbers=found, needs_record=False):
             return False
-    api.label_workflow(metadata["name"], TOLD_LABEL, "true")
+    api.label_workflow(metadata["name"], TOLD_LABEL, str(metadata.get("generation") or 0))
     return True
 
 

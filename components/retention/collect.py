@@ -15,15 +15,18 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from components.launch.logs import PIPELINES
-from components.retention.survey import Directory, Garbage, Policy, group, survey
+from components.retention.survey import Directory, Garbage, Policy, group, outdated, survey
 from evaluation.records.run_directory import DELETING, RESULT
 from training import storage
 from training.checkpoints.checkpoint import COMPLETE
 from training.config.errors import UserError
 from training.console import say
 from training.tracking.references import Records, read_records
+
+T = TypeVar("T")
 
 SEEN = "gc/seen.json"
 
@@ -37,6 +40,7 @@ class Collection:
         deletable: Garbage that may be deleted now.
         waiting: Other garbage -> the time from which it may be, in seconds since 1970.
         spared: What was about to be deleted when something began to need it.
+        outdated: Small files that nothing reads any more; with `delete` they are deleted.
     """
 
     directories: list[Directory]
@@ -44,6 +48,7 @@ class Collection:
     waiting: dict[Garbage, float]
     deleted: list[Garbage] = field(default_factory=list)
     spared: list[Garbage] = field(default_factory=list)
+    outdated: list[storage.Stored] = field(default_factory=list)
 
 
 def collect(
@@ -99,7 +104,10 @@ def collect(
     is_large = sum(directory.num_bytes for directory in directories) > policy.max_bytes
     deletable = sorted((each for each, when in may_go.items() if when <= clock() and is_large), key=lambda each: each.name)
     waiting = {each: when for each, when in may_go.items() if each not in deletable}
-    collection = Collection(directories=directories, deletable=deletable, waiting=waiting)
+    old = outdated(root_uri, stored, found, policy, now=clock()) if is_large else []
+    collection = Collection(directories=directories, deletable=deletable, waiting=waiting, outdated=old)
+    if delete:
+        _in_parallel(storage.delete, [entry.uri for entry in old])
     if delete and deletable:
         names = look_again()
         for owner, group_of in itertools.groupby(deletable, key=lambda each: each.owner):
@@ -143,9 +151,9 @@ def _read_text(uri: str) -> str:
         return ""  # replaced or removed since the listing
 
 
-def _in_parallel(read: Callable[[str], str], uris: Sequence[str]) -> list[str]:
+def _in_parallel(call: Callable[[str], T], uris: Sequence[str]) -> list[T]:
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return list(pool.map(read, uris))
+        return list(pool.map(call, uris))
 
 
 def _delete(root_uri: str, owner: str, garbage: Sequence[Garbage], still_garbage: Callable[[], set[str]]) -> bool:

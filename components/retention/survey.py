@@ -32,6 +32,11 @@ _RECORD = re.compile(
     rf"(?:{EVALUATIONS}/(?!step=|choose-)[^/]+\.json|trials/[^/]+\.json|plan\.json|experiment\.json|nightly/history\.json|{RESULT})$"
 )
 
+_SMALL_FILES = re.compile(r"(rayjobs/[^/]+|runs-told/[^/]+)")
+_KEPT = {"rayjobs": "calls and answers of steps; each goes by its age", "runs-told": "messages of the webhook; each goes by its age"}
+_SMALL_FILES_DAYS = 30.0
+"""No step of a run and no message waits for so long."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
@@ -59,6 +64,11 @@ class Policy:
     def grace_seconds(self) -> float:
         """The grace time in seconds."""
         return self.grace_hours * 3600
+
+    @property
+    def small_files_seconds(self) -> float:
+        """Seconds after which a told message, and the call and answer of a step that was a job on Ray, serve nothing."""
+        return max(self.idle_seconds, _SMALL_FILES_DAYS * 86_400)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,9 +224,30 @@ def survey(
             )
         )
     directories += [
-        Directory(name=name, num_bytes=size, modified=0.0, state="kept", reason="shared; never deleted") for name, size in others.items()
+        Directory(name=name, num_bytes=size, modified=0.0, state="kept", reason=_KEPT.get(name, "shared; never deleted"))
+        for name, size in others.items()
     ]
     return sorted(directories, key=lambda directory: (directory.state == "kept", directory.name))
+
+
+def outdated(root_uri: str, stored: Iterable[storage.Stored], records: Records, policy: Policy, *, now: float) -> list[storage.Stored]:
+    """Return the small files that runs of pipelines leave beside their directories and that nothing reads any more.
+
+    They are the messages that the webhook was sent (`runs-told/`), and calls and answers of steps that were jobs on Ray (`rayjobs/`).
+    The messages of a running run stay, however old.
+    """
+    working = {text for run in records.runs if run.is_running and not run.is_deleted for text in run.texts}
+    together: dict[str, list[storage.Stored]] = defaultdict(list)
+    for entry in stored:
+        if match := _SMALL_FILES.match(entry.uri.removeprefix(f"{root_uri.rstrip('/')}/")):
+            together[match[1]].append(entry)
+    return [
+        entry
+        for name, files in together.items()
+        if max(file.modified for file in files) < now - policy.small_files_seconds
+        and not any(name.startswith(f"runs-told/{text}") for text in working if text)
+        for entry in files
+    ]
 
 
 def _garbage(files: Files, state: State, reason: str, named: set[str]) -> Iterable[Garbage]:

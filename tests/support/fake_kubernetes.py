@@ -83,7 +83,7 @@ class FakeKubernetes:
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
-    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
+    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any, accept: str = "") -> tuple[int, Any]:
         self.before(method, path)
         if path == _RAYJOBS and method == "POST":
             time.sleep(self.seconds_to_create)
@@ -97,6 +97,9 @@ class FakeKubernetes:
             if path.startswith("/apis/kueue.x-k8s.io") and self.queues is not None:
                 return self._kueue(path, query)
             if path == _WORKFLOWS:
+                if "as=PartialObjectMetadataList" in accept:
+                    metadata = {name: {"metadata": workflow["metadata"]} for name, workflow in self.workflows.items()}
+                    return 200, {"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", **_page(metadata, query)}
                 return 200, {"apiVersion": "argoproj.io/v1alpha1", "kind": "WorkflowList", **_page(self.workflows, query)}
             if path.startswith(_WORKFLOWS + "/"):
                 workflow = self.workflows.get(path.removeprefix(_WORKFLOWS + "/"))
@@ -177,12 +180,14 @@ def _selected(objects: dict[str, dict[str, Any]], query: dict[str, list[str]]) -
 
 
 def _has(labels: dict[str, str], part: str) -> bool:
-    """Return True if labels meet one part of a selector: "key=value", "key!=value", "!key" or "key in (value,value)"."""
+    """Return True if labels meet one part of a selector: "key=value", "key!=value", "key", "!key" or "key in (value,value)"."""
     if " in (" in part:
         key, _, values = part.rstrip(")").partition(" in (")
         return labels.get(key) in values.split(",")
     if part.startswith("!"):
         return part[1:] not in labels
+    if part and "=" not in part:
+        return part in labels
     key, _, value = part.replace("!=", "=").partition("=")
     return (labels.get(key) == value) != ("!=" in part)
 
@@ -214,7 +219,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
                 return self._send(*_problem(fault, f"told to answer {fault}"))
             if split.path.endswith("/log"):
                 return self._log(split.path.removeprefix(_PODS + "/").removesuffix("/log"))
-            code, answer = fake.answer(self.command, split.path, parse_qs(split.query), body)
+            code, answer = fake.answer(self.command, split.path, parse_qs(split.query), body, self.headers.get("Accept", ""))
             if fault == "lose":
                 self.close_connection = True
                 return None

@@ -60,6 +60,7 @@ def _as_dict(found: Collection) -> dict[str, object]:
         "waiting": {each.name: _date(when) for each, when in found.waiting.items()},
         "deleted": [each.name for each in found.deleted],
         "spared": [each.name for each in found.spared],
+        "outdated": {"files": len(found.outdated), "num_bytes": sum(entry.num_bytes for entry in found.outdated)},
     }
 
 
@@ -80,12 +81,15 @@ def _print(root: str, found: Collection, delete: bool) -> None:
         print()
         options.print_table(rows)
     total = sum(directory.num_bytes for directory in found.directories)
-    now, later, gone = (format_bytes(sum(each.num_bytes for each in part)) for part in (found.deletable, found.waiting, found.deleted))
+    old = sum(entry.num_bytes for entry in found.outdated)
+    if found.outdated:
+        print(f"\n{len(found.outdated)} small files of rayjobs/ and runs-told/, which nothing reads any more: {format_bytes(old)}", end="")
+    now, later, gone = (sum(each.num_bytes for each in part) for part in (found.deletable, found.waiting, found.deleted))
     print(f"\n{root}: {format_bytes(total)}", end="")
     if delete:
-        print(f"; deleted {gone}, {later} of garbage wait for their time")
+        print(f"; deleted {format_bytes(gone + old)}, {format_bytes(later)} of garbage wait for their time")
     else:
-        print(f"; {now} may be deleted now (--delete does that), {later} later")
+        print(f"; {format_bytes(now + old)} may be deleted now (--delete does that), {format_bytes(later)} later")
 
 
 def _name(item: tuple[object, str]) -> str:

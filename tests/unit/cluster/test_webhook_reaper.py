@@ -69,7 +69,7 @@ def test_an_end_that_no_step_told_is_told_once(cluster, server, tmp_path, record
     assert message["event"] == event
     assert text in message["text"]
     assert message["text"].endswith("(run p-1)")
-    assert workflow["metadata"]["labels"][TOLD_LABEL] == "true"
+    assert workflow["metadata"]["labels"][TOLD_LABEL] == str(workflow["metadata"]["generation"])
     assert cluster.count("PATCH") == 1
 
 
@@ -146,16 +146,35 @@ def test_a_run_is_told_when_it_begins_and_again_after_it_was_retried_and_failed_
     workflow = _show(cluster, "bad-source-failed", tmp_path)
     _reap()
     assert [message["event"] for message in server.messages] == ["started", "failed"]
-    # KFP's Retry sets the Workflow to Running again; its label may have stayed.
-    again = _show(cluster, "bad-source-failed", tmp_path, running)
-    again["metadata"]["labels"][TOLD_LABEL] = "true"
-    _reap()
-    assert TOLD_LABEL not in again["metadata"]["labels"]
-    workflow = _show(cluster, "bad-source-failed", tmp_path)
-    path = Path(record_uri(form_of(workflow)["storage_root_uri"], "p-1"))
-    path.write_text(json.dumps({**json.loads(path.read_text()), "at": "2026-11-25T00:00:00Z"}))  # long before the pods of this try began
+    _retry_and_fail_again(cluster, tmp_path, workflow, running)
     _reap()
     assert [message["event"] for message in server.messages] == ["started", "failed", "failed"]
+
+
+def test_a_retry_that_begins_and_fails_between_two_looks_is_told_too(cluster, server, tmp_path):
+    workflow = _show(cluster, "bad-source-failed", tmp_path)
+    quiet = _show(cluster, "nightly-succeeded", tmp_path, run_id="p-2")
+    _reap()
+    again = _retry_and_fail_again(cluster, tmp_path, workflow)
+    for _ in range(2):
+        _reap()
+    assert [message["event"] for message in server.messages] == ["failed", "finished", "failed"]
+    assert again["metadata"]["labels"][TOLD_LABEL] == str(again["metadata"]["generation"])
+    assert cluster.count("GET", f"/{quiet['metadata']['name']}") == 0  # what has not changed is not read again
+
+
+def _retry_and_fail_again(cluster: FakeKubernetes, root: Path, workflow: dict[str, Any], running: int | None = None) -> dict[str, Any]:
+    """Do as KFP's Retry: the Workflow runs, keeps the label, and fails; what was told is older than the pods of this try."""
+    label = {TOLD_LABEL: workflow["metadata"]["labels"][TOLD_LABEL]}
+    if running is not None:
+        _show(cluster, "bad-source-failed", root, running)["metadata"]["labels"].update(label)
+        _reap()
+    again = _show(cluster, "bad-source-failed", root)
+    again["metadata"]["labels"].update(label)
+    again["metadata"]["generation"] += 5
+    path = Path(record_uri(form_of(workflow)["storage_root_uri"], "p-1"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "at": "2026-11-25T00:00:00Z"}))
+    return again
 
 
 def test_old_ends_other_pipelines_and_a_missing_webhook_are_left_alone(cluster, server, tmp_path, monkeypatch):

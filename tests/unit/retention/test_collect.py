@@ -335,6 +335,27 @@ def test_the_logs_of_a_pipelines_run_go_once_nothing_was_written_for_the_policys
     assert [each.name for each in world.collect(delete=True).deleted] == ["pipelines/recent"]
 
 
+def test_old_messages_and_answers_of_steps_go_and_those_of_a_running_run_stay(world: World) -> None:
+    old = ("runs-told/1234.json", "runs-told/5678-hung-a-17.json", "rayjobs/tune-1/rayjob-answer.json", "rayjobs/tune-2/rayjob-call-x.json")
+    for path in old:
+        world.write(path)
+    world.status["runs/a"], world.tags["runs/a"] = "running", ["5678"]
+    world.now += 31 * DAY
+    fresh = ("runs-told/9.json", "rayjobs/tune-2/rayjob-answer.json")
+    for path in fresh:
+        world.write(path)
+    world.now += 60
+    policy = Policy(days=0, grace_hours=0)
+    looked = world.collect(delete=False, policy=policy)
+    assert {entry.uri.removeprefix(f"{world.root}/") for entry in looked.outdated} == {old[0], old[2]}
+    assert set(old) | set(fresh) <= set(world.files())
+    world.collect(delete=True, policy=Policy(max_bytes=10**9))
+    world.collect(delete=True, policy=Policy(days=40))
+    assert set(old) | set(fresh) <= set(world.files())
+    world.collect(delete=True)
+    assert set(world.files()) & {*old, *fresh} == {old[1], old[3], *fresh}
+
+
 def test_without_any_wait_the_logs_of_a_pipelines_run_stay_while_its_training_runs(world: World) -> None:
     world.write("pipelines/1234/logs/settings/20261126T190000-step.000.gz")
     world.write("pipelines/5678/logs/settings/20261126T190000-step.000.gz")
