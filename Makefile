@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # log, which is not shown: it may hold an index's address with a password in it.
 SETUP_LOG := .venv/setup.log
 
-.PHONY: help setup docs pictures demo down image image-base image-test test test-fast lint format golden golden-check links ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-samplers clean
+.PHONY: help setup docs pictures demo down image image-base image-test test test-fast lint format golden golden-check links ci mutations test-processors ablations kind conformance bench bench-gpu bench-stopping bench-nightly bench-intervals bench-samplers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -139,6 +139,9 @@ bench-samplers: setup  ## distances at 5, 10 and 20 evaluations by sampler, even
 
 bench-nightly: setup  ## the nightly detector on 40,000 simulated models, with its goals; a minute or two
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_nightly.py
+
+bench-intervals: setup  ## how often the intervals of the distances cover the truth, by simulation; three quarters of an hour on one core
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_intervals.py $(ARGS)
 
 docs: setup  ## build the documentation's site into site/ (`.venv/bin/mkdocs serve` shows it while you write)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

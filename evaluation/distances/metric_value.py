@@ -9,7 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from evaluation.records.intervals import JACKKNIFE, LESS_EXCESS, Interval, distance_error, resampled_error, share_interval, student_interval
+from evaluation.records.intervals import (
+    JACKKNIFE,
+    OF_LOGARITHM,
+    Interval,
+    distance_error,
+    logarithmic_interval,
+    resampled_error,
+    share_interval,
+    student_interval,
+)
 from training.shapes import Bool, Float64
 
 NUM_BLOCKS = 10
@@ -74,15 +83,16 @@ def by_jackknife(
         other_error: Standard error of the value for the given samples, from random subsets.
         limits: Smallest and largest possible value.
         method: See `intervals.resampled_error`.
-        of_halves: The number of both halves of six splits (`intervals.distance_error`), for a distance that may be mostly bias.
+        of_halves: The number of both halves of six splits (`intervals.distance_error`), for a positive distance that may be mostly bias.
     """
     error, degrees_of_freedom = resampled_error(resampled, method)
+    find_interval = student_interval
     if of_halves:
-        error, method = distance_error(resampled, of_halves), LESS_EXCESS
+        error, method, find_interval = distance_error(resampled, of_halves), OF_LOGARITHM, logarithmic_interval
     error = math.hypot(error, other_error)
     if not math.isfinite(error):
         return MetricValue(name, value, None, note, bias)
-    low, high = student_interval(value, error, degrees_of_freedom)
+    low, high = find_interval(value, error, degrees_of_freedom)
     interval = max(low, limits[0]), min(high, limits[1])
     return MetricValue(name, value, error, note, bias, interval, method, () if other_error else tuple(resampled))
 

@@ -262,7 +262,7 @@ def _spatial_frechet(inputs: MetricInputs, reference: MetricReference) -> list[M
     of_halves = distances_of_halves(reference.spatial, inputs.spatial)
     bias = jackknife_bias(value, leave_one_out) if leave_one_out else None
     note = "Frechet distance of spatial features"
-    return [by_jackknife("sfid", value, leave_one_out, note, bias, limits=(0.0, math.inf), of_halves=of_halves)]
+    return [by_jackknife("sfid", value, leave_one_out, note, bias, of_halves=of_halves)]
 
 
 def _label_agreement(inputs: MetricInputs, reference: MetricReference) -> list[MetricValue]:

@@ -9,7 +9,6 @@ projections. Sets that differ by a shift s have 3 |s|^2. No covariance is estima
 from __future__ import annotations
 
 import itertools
-import math
 
 import torch
 from torch import Tensor
@@ -28,7 +27,8 @@ def sliced_wasserstein(
     """Return the distance of equally many images, the first ones of the larger set, with its error and the jackknife's bias.
 
     A block of samples and one of real images are left out together, so the standard error is over the draw of both. For a good model
-    the distance is mostly bias, so the error is `intervals.distance_error`.
+    the distance is mostly bias, so the error is `intervals.distance_error`. In a few features its draws are skewed, so the interval is
+    one of its logarithm.
 
     Args:
         reference: Features of real images.
@@ -48,9 +48,7 @@ def sliced_wasserstein(
     without, of_halves = of_parts[:NUM_BLOCKS], of_parts[NUM_BLOCKS:]
     bias = jackknife_bias(value, without) if without else None
     note = f"{len(directions):,} directions, {count:,} samples and as many real images"
-    return by_jackknife(
-        "sliced_wasserstein", value, without, note, bias, limits=(0.0, math.inf), of_halves=list(itertools.pairwise(of_halves))[::2]
-    )
+    return by_jackknife("sliced_wasserstein", value, without, note, bias, of_halves=list(itertools.pairwise(of_halves))[::2])
 
 
 def random_directions(dim: int, number: int = NUM_DIRECTIONS, seed: int = 0) -> Float32[Tensor, "number dim"]:
