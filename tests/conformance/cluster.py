@@ -385,6 +385,11 @@ class Cluster:
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         }
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {_LABEL: "true"}}, "spec": spec}
+        if self.call("GET", path) is not None:  # before its deletion is noted: it may be another's
+            raise NotHereError(
+                f"pod {name} is there already: another conformance run works in namespace {self.settings.namespace}; wait for its end, "
+                f"or delete what one left that was killed: kubectl -n {self.settings.namespace} delete pod,secret -l {_LABEL}=true"
+            )
         self.undo.callback(self.call, "DELETE", path, {"gracePeriodSeconds": 0})
         self.call("POST", self.path_of("pods"), body)
 
