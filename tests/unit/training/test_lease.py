@@ -27,6 +27,8 @@ from training.distributed.signals import StopFlag
 from training.tracking.references import Records
 
 FAST = LeaseTimes(renew=0.03, retry=0.02, poll=0.02, abandoned=1.0)
+PATIENT = dataclasses.replace(FAST, abandoned=120.0)
+"""A busy machine does not take so long for what is done at once."""
 ELSEWHERE = Lease(owner="", host="another-machine pid:[1]", pid=1, began="5", id="other")
 
 
@@ -38,9 +40,9 @@ def found(run: Path) -> tuple[int, Lease | None]:
     return read_lease(storage.join(str(run), DIRECTORY))
 
 
-def seconds_to_take(run: Path, owner: str = "", is_done: Callable[[], bool] = lambda: False) -> float:
+def seconds_to_take(run: Path, owner: str = "", is_done: Callable[[], bool] = lambda: False, times: LeaseTimes = FAST) -> float:
     began = time.monotonic()
-    with leased(str(run), owner, StopFlag(), is_done=is_done, times=FAST):
+    with leased(str(run), owner, StopFlag(), is_done=is_done, times=times):
         return time.monotonic() - began
 
 
@@ -59,7 +61,7 @@ def test_a_lease_is_released_at_the_end_of_the_block_also_after_a_failure(tmp_pa
     assert number == 1
     assert lease is not None
     assert lease.is_released
-    assert seconds_to_take(tmp_path) < FAST.abandoned / 2
+    assert seconds_to_take(tmp_path, times=PATIENT) < PATIENT.abandoned / 2
 
 
 def test_of_many_that_start_one_at_a_time_goes_on(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> N
     lease = found(tmp_path)[1]
     assert lease is not None
     assert not lease.is_released
-    assert seconds_to_take(tmp_path) < FAST.abandoned / 2
+    assert seconds_to_take(tmp_path, times=PATIENT) < PATIENT.abandoned / 2
 
 
 def test_a_process_that_lives_here_is_waited_for_also_by_its_own_pipeline(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_a_process_that_lives_here_is_waited_for_also_by_its_own_pipeline(tmp_pa
 
 def test_a_retry_of_the_same_step_goes_on_at_once_on_another_machine(tmp_path: Path) -> None:
     write(tmp_path, dataclasses.replace(ELSEWHERE, owner="a-run trial-1"))
-    assert seconds_to_take(tmp_path, "a-run trial-1") < FAST.abandoned / 2
+    assert seconds_to_take(tmp_path, "a-run trial-1", times=PATIENT) < PATIENT.abandoned / 2
     assert found(tmp_path)[0] == 2
 
 
