@@ -26,7 +26,7 @@ from training.data.sources.published import digits
 from training.distributed.signals import StopFlag
 from training.tracking.references import Records
 
-FAST = LeaseTimes(renew=0.03, retry=0.02, poll=0.02, abandoned=1.0)
+FAST = LeaseTimes(renew=0.03, retry=0.02, poll=0.02, abandoned=3.0)
 PATIENT = dataclasses.replace(FAST, abandoned=120.0)
 """A busy machine does not take so long for what is done at once."""
 ELSEWHERE = Lease(owner="", host="another-machine pid:[1]", pid=1, began="5", id="other")
