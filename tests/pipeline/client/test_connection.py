@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -245,8 +246,8 @@ def test_a_port_forward_that_ends_is_opened_again(server: FakeKfp, kubectl: Call
 def test_a_cluster_that_does_not_answer_kubectl_for_a_while_is_asked_again(server: FakeKfp, kubectl: Callable[..., Path]) -> None:
     log = kubectl(connections=1)
     with connected(Connection(port_forward=True), lambda line: None) as kfp:  # its look at the version was the one connection
-        while _is_running(int(log.read_text().split()[-1])):
-            time.sleep(0.05)
+        kubectl_pid = int(log.read_text().split()[-1])
+        os.waitid(os.P_PID, kubectl_pid, os.WEXITED | os.WNOWAIT)  # the command still finds it to have ended
         kubectl(refuse="unable to connect to the server")
         said: list[str] = []
 
