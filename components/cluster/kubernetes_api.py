@@ -108,8 +108,8 @@ class KubernetesApi:
             if not token:
                 return
 
-    def label_workflow(self, name: str, label: str, value: str | None) -> None:
-        """Set a label of a Workflow, or remove it with None; do nothing if the Workflow is gone."""
+    def label_workflow(self, name: str, label: str, value: str) -> None:
+        """Set a label of a Workflow; do nothing if the Workflow is gone."""
 
         def patch(api: client.ApiClient) -> Any:
             body = {"metadata": {"labels": {label: value}}}

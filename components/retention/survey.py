@@ -183,7 +183,7 @@ def survey(
     all_files, others = group(root_uri, stored)
     running = named_by(records, running=True)
     named = named_by(records)
-    working = {text for run in records.runs if run.is_running and not run.is_deleted for text in run.texts}  # a tag has its pipeline's run
+    working = _texts_of_running(records)  # a tag has its pipeline's run
     shown = {run.directory_uri for run in records.runs if run.directory_uri and not run.is_deleted}
     deleted = {run.directory_uri for run in records.runs if run.directory_uri and run.is_deleted} - shown
 
@@ -236,7 +236,7 @@ def outdated(root_uri: str, stored: Iterable[storage.Stored], records: Records, 
     They are the messages that the webhook was sent (`runs-told/`), and calls and answers of steps that were jobs on Ray (`rayjobs/`).
     The messages of a running run stay, however old.
     """
-    working = {text for run in records.runs if run.is_running and not run.is_deleted for text in run.texts}
+    working = _texts_of_running(records)
     together: dict[str, list[storage.Stored]] = defaultdict(list)
     for entry in stored:
         if match := _SMALL_FILES.match(entry.uri.removeprefix(f"{root_uri.rstrip('/')}/")):
@@ -248,6 +248,10 @@ def outdated(root_uri: str, stored: Iterable[storage.Stored], records: Records, 
         and not any(name.startswith(f"runs-told/{text}") for text in working if text)
         for entry in files
     ]
+
+
+def _texts_of_running(records: Records) -> set[str]:
+    return {text for run in records.runs if run.is_running and not run.is_deleted for text in run.texts}
 
 
 def _garbage(files: Files, state: State, reason: str, named: set[str]) -> Iterable[Garbage]:

@@ -13,6 +13,7 @@ from fake_kubernetes import FakeKubernetes
 from recorded_workflows import workflow_states
 from webhook_receiver import Receiver, receive
 
+from components.cluster import kubernetes_api
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.workflows import form_of, last_start
 from components.reaper import messages
@@ -151,14 +152,15 @@ def test_a_run_is_told_when_it_begins_and_again_after_it_was_retried_and_failed_
     assert [message["event"] for message in server.messages] == ["started", "failed", "failed"]
 
 
-def test_a_retry_that_begins_and_fails_between_two_looks_is_told_too(cluster, server, tmp_path):
-    workflow = _show(cluster, "bad-source-failed", tmp_path)
+def test_a_retry_that_begins_and_fails_between_two_looks_is_told_too(cluster, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(kubernetes_api, "_METADATA_PAGE", 1)
     quiet = _show(cluster, "nightly-succeeded", tmp_path, run_id="p-2")
+    workflow = _show(cluster, "bad-source-failed", tmp_path)  # on the second page
     _reap()
     again = _retry_and_fail_again(cluster, tmp_path, workflow)
     for _ in range(2):
         _reap()
-    assert [message["event"] for message in server.messages] == ["failed", "finished", "failed"]
+    assert [message["event"] for message in server.messages] == ["finished", "failed", "failed"]
     assert again["metadata"]["labels"][TOLD_LABEL] == str(again["metadata"]["generation"])
     assert cluster.count("GET", f"/{quiet['metadata']['name']}") == 0  # what has not changed is not read again
 
