@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 2.0
 _REPLICAS = "iddpm-conformance/replicas"
+_SUSPENDED = "iddpm-conformance/suspended"
 """Annotation of what was scaled to zero: the number to go back to, for a session that was killed."""
 _LABEL = "iddpm-conformance"
 _STEP_LINE = re.compile(r"^(\S+) .*\bstep ([\d,]+)/[\d,]+ ", re.MULTILINE)
@@ -343,11 +344,32 @@ class Cluster:
         self.wait(f"{name} is away", lambda: self._ready(path) == 0, 300)
         return restore
 
+    def suspend(self, cronjob: str) -> Callable[[], None]:
+        """Let a CronJob start nothing, wait until what it has started is done, and return a function that lets it go on.
+
+        The function is also called when the scenario ends.
+
+        Raises:
+            NotHereError: The CronJob is not on this cluster, or suspended already.
+        """
+        path = f"{self.path_of('cronjobs')}/{cronjob}"
+        found = self.call("GET", path)
+        if found is None or found["spec"].get("suspend"):
+            raise NotHereError(f"CronJob {cronjob} of namespace {self.settings.namespace} is {'suspended' if found else 'not there'}")
+
+        def resume() -> None:
+            self.call("PATCH", path, {"metadata": {"annotations": {_SUSPENDED: None}}, "spec": {"suspend": False}})
+
+        self.undo.callback(resume)
+        self.call("PATCH", path, {"metadata": {"annotations": {_SUSPENDED: "true"}}, "spec": {"suspend": True}})
+        self.wait(f"{cronjob} rests", lambda: not ((self.call("GET", path) or {}).get("status") or {}).get("active"), 300)
+        return resume
+
     def _ready(self, path: str) -> int:
         return int(((self.call("GET", path) or {}).get("status") or {}).get("readyReplicas") or 0)
 
     def repair(self) -> None:
-        """Put back what a session that was killed has left: replicas, pods, Secret."""
+        """Put back what a session that was killed has left: replicas, suspended CronJobs, pods, Secret."""
         for kind in ("deployments", "statefulsets"):
             for each in self.items(f"/apis/apps/v1/namespaces/{self.settings.services_namespace}/{kind}"):
                 replicas = (each["metadata"].get("annotations") or {}).get(_REPLICAS)
@@ -355,6 +377,10 @@ class Cluster:
                     path = f"/apis/apps/v1/namespaces/{self.settings.services_namespace}/{kind}/{each['metadata']['name']}"
                     self.call("PATCH", path, {"metadata": {"annotations": {_REPLICAS: None}}, "spec": {"replicas": int(replicas)}})
                     self.wait(f"{each['metadata']['name']} is back", lambda path=path: self._ready(path) > 0, 600)  # type: ignore[misc]
+        for each in self.items(self.path_of("cronjobs")):
+            if _SUSPENDED in (each["metadata"].get("annotations") or {}):
+                path = f"{self.path_of('cronjobs')}/{each['metadata']['name']}"
+                self.call("PATCH", path, {"metadata": {"annotations": {_SUSPENDED: None}}, "spec": {"suspend": False}})
         for kind in ("pods", "secrets"):
             for each in self.items(self.path_of(kind), labelSelector=f"{_LABEL}=true"):
                 self.call("DELETE", f"{self.path_of(kind)}/{each['metadata']['name']}")
@@ -427,6 +453,10 @@ class Cluster:
     def webhook_log(self) -> str:
         """Return what the receiver got: a line a message, which begins with "signed", "forged" or "refused"."""
         return self.log(_RECEIVER_NAME)
+
+    def told(self, run_id: str) -> list[str]:
+        """Return the messages about a run that the receiver took."""
+        return messages_about(self.webhook_log(), run_id)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 
@@ -714,6 +744,11 @@ class Recorder:
                 source = (each.get("source") or {}).get("component")
                 about = [involved["kind"], involved["name"]]
                 self._cluster.record.events.append({"at": _now(), **kept, "object": about, "source": source})
+
+
+def messages_about(log: str, run_id: str) -> list[str]:
+    """Return the messages about a run that the receiver of the webhook took, of its log."""
+    return [line for line in log.splitlines() if " signed {" in line and run_id in line]
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -58,6 +58,7 @@ SCENARIOS = (
     "kueue",
     "kueue_preempted",
     "webhook",
+    "told_again",
     "hung",
     "garbage",
     "mlflow_away",

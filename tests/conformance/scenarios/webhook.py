@@ -2,7 +2,7 @@
 
 import json
 
-from conformance.cluster import Cluster
+from conformance.cluster import Cluster, messages_about
 from conformance.record import Claim, Record
 
 
@@ -20,17 +20,9 @@ def drive(cluster: Cluster) -> None:
     cluster.end_of(nightly, 900)
     cluster.finish(failed)
 
-    def told() -> bool:
-        log = cluster.webhook_log()
-        return all(_told(log, run_id) for run_id in (failed.run_id, nightly))
-
-    cluster.wait("the reaper has told of both", told, 900)
+    cluster.wait("the reaper has told of both", lambda: all(map(cluster.told, (failed.run_id, nightly))), 900)
     cluster.last(250, "two more reapers look")
     cluster.record.texts["webhook"] = cluster.webhook_log()
-
-
-def _told(log: str, run_id: str) -> list[str]:
-    return [line for line in log.splitlines() if " signed {" in line and run_id in line]
 
 
 def judge(record: Record) -> list[Claim]:
@@ -39,7 +31,7 @@ def judge(record: Record) -> list[Claim]:
     claims = [record.says("no message is forged", "webhook", r"\A(?!(.|\n)* forged )")]
     for number, (event, words) in enumerate((("failed", "failed at preprocess"), ("cancelled", "was cancelled"))):
         run_id = record.workflows[number]["states"][-1]["labels"]["pipeline/runid"] if number < len(record.workflows) else "no run"
-        found = None if log is None else _told(log, run_id)
+        found = None if log is None else messages_about(log, run_id)
         ok = found is not None and len(found) == 1 and f'"event": "{event}"' in found[0] and words in found[0]
         claims.append(Claim(f"it is told once that a run {words}", None if found is None else ok, str(found)[:400]))
     return claims
