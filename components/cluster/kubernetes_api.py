@@ -86,9 +86,8 @@ class KubernetesApi:
         The generation grows with each change of a Workflow but to its labels.
         """
         path = "/apis/{}/{}/namespaces/{}/{}".format(*self._path(_WORKFLOWS))
-        token = ""
 
-        def read(api: client.ApiClient) -> Any:
+        def read(api: client.ApiClient, token: str) -> Any:
             return api.call_api(
                 path,
                 "GET",
@@ -100,13 +99,8 @@ class KubernetesApi:
                 _request_timeout=_TIMEOUT,
             )
 
-        while True:
-            found = self._call("list Workflows", read)
-            for metadata in (each["metadata"] for each in found["items"]):
-                yield metadata["name"], metadata.get("labels") or {}, int(metadata.get("generation") or 0)
-            token = found["metadata"].get("continue") or ""
-            if not token:
-                return
+        for metadata in (each["metadata"] for each in self._items("list Workflows", read)):
+            yield metadata["name"], metadata.get("labels") or {}, int(metadata.get("generation") or 0)
 
     def label_workflow(self, name: str, label: str, value: str) -> None:
         """Set a label of a Workflow; do nothing if the Workflow is gone."""
@@ -276,17 +270,24 @@ class KubernetesApi:
         return self._call(what, lambda api: _or_none(lambda: read(api)))
 
     def _list(self, what: str, kind: tuple[str, str, str], selector: str, *, required: bool = False) -> Iterator[dict[str, Any]]:
-        token = ""
-
-        def read(api: client.ApiClient) -> Any:
+        def read(api: client.ApiClient, token: str) -> Any:
             return client.CustomObjectsApi(api).list_namespaced_custom_object(
                 *self._path(kind), label_selector=selector, limit=_PAGE, _continue=token, _request_timeout=_TIMEOUT
             )
 
+        return self._items(what, read if required else lambda api, token: _or_none(lambda: read(api, token)))
+
+    def _items(self, what: str, read: Callable[[client.ApiClient, str], Any]) -> Iterator[dict[str, Any]]:
+        """Yield the objects of a list that comes in pages, by a function that reads the page of a token; nothing for None."""
+        token = ""
+
+        def page(api: client.ApiClient) -> Any:
+            return read(api, token)
+
         while True:
-            found = self._call(what, read if required else lambda api: _or_none(lambda: read(api)))
-            yield from found["items"] if found else ()
-            token = ((found or {}).get("metadata") or {}).get("continue") or ""
+            found = self._call(what, page) or {}
+            yield from found.get("items", ())
+            token = (found.get("metadata") or {}).get("continue") or ""
             if not token:
                 return
 
