@@ -31,8 +31,6 @@ _QUICK_TIMEOUT = (2.0, 3.0)
 _LONGEST_PAUSE = 15.0
 _PAGE = 25
 """Objects of one answer: the Workflow of a sweep may have 1 MiB, and the memory of a small pod must hold a page of them."""
-_METADATA_PAGE = 500
-"""Objects of one answer without specification and state: each has about a kilobyte."""
 _WORKFLOWS = ("argoproj.io", "v1alpha1", "workflows")
 _RAYJOBS = (GROUP, VERSION, PLURAL)
 
@@ -79,28 +77,6 @@ class KubernetesApi:
     def workflows(self, selector: str) -> Iterator[dict[str, Any]]:
         """Yield the Workflows with these labels, a page in memory at a time: each has 0.1 to 1 MB."""
         return self._list("list Workflows", _WORKFLOWS, selector, required=True)
-
-    def workflow_generations(self, selector: str) -> Iterator[tuple[str, dict[str, str], int]]:
-        """Yield name, labels and generation of the Workflows with these labels, without the Workflows themselves.
-
-        The generation grows with each change of a Workflow but to its labels.
-        """
-        path = "/apis/{}/{}/namespaces/{}/{}".format(*self._path(_WORKFLOWS))
-
-        def read(api: client.ApiClient, token: str) -> Any:
-            return api.call_api(
-                path,
-                "GET",
-                query_params=[("labelSelector", selector), ("limit", _METADATA_PAGE), ("continue", token)],
-                header_params={"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"},
-                auth_settings=["BearerToken"],
-                response_type="object",
-                _return_http_data_only=True,
-                _request_timeout=_TIMEOUT,
-            )
-
-        for metadata in (each["metadata"] for each in self._items("list Workflows", read)):
-            yield metadata["name"], metadata.get("labels") or {}, int(metadata.get("generation") or 0)
 
     def label_workflow(self, name: str, label: str, value: str) -> None:
         """Set a label of a Workflow; do nothing if the Workflow is gone."""
@@ -270,24 +246,17 @@ class KubernetesApi:
         return self._call(what, lambda api: _or_none(lambda: read(api)))
 
     def _list(self, what: str, kind: tuple[str, str, str], selector: str, *, required: bool = False) -> Iterator[dict[str, Any]]:
-        def read(api: client.ApiClient, token: str) -> Any:
+        token = ""
+
+        def read(api: client.ApiClient) -> Any:
             return client.CustomObjectsApi(api).list_namespaced_custom_object(
                 *self._path(kind), label_selector=selector, limit=_PAGE, _continue=token, _request_timeout=_TIMEOUT
             )
 
-        return self._items(what, read if required else lambda api, token: _or_none(lambda: read(api, token)))
-
-    def _items(self, what: str, read: Callable[[client.ApiClient, str], Any]) -> Iterator[dict[str, Any]]:
-        """Yield the objects of a list that comes in pages, by a function that reads the page of a token; nothing for None."""
-        token = ""
-
-        def page(api: client.ApiClient) -> Any:
-            return read(api, token)
-
         while True:
-            found = self._call(what, page) or {}
-            yield from found.get("items", ())
-            token = (found.get("metadata") or {}).get("continue") or ""
+            found = self._call(what, read if required else lambda api: _or_none(lambda: read(api)))
+            yield from found["items"] if found else ()
+            token = ((found or {}).get("metadata") or {}).get("continue") or ""
             if not token:
                 return
 

@@ -1,7 +1,7 @@
 """Tell the webhook what no step has told: ends of runs whose steps were killed, runs that have begun, and trainings that hang.
 
 The exit task of a run tells its end at once and with more detail. This is for the others, and for a webhook that was away: an end is
-told up to `_LATEST_SECONDS` late. A label marks a Workflow that needs no further look.
+told up to `_LATEST_SECONDS` late. A label marks a Workflow that needs no further look; KFP's Retry takes it away.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from training.storage.errors import StorageError
 from training.tracking.runs import PIPELINE_RUN_TAG, RUN_URI_TAG, STEP_TAG, TRAIN_STEP, open_runs
 
 TOLD_LABEL = "iddpm/told"
-"""Label of a Workflow whose end the webhook knows, or need not know; its value is the Workflow's generation at that end."""
-_ENDED = "workflows.argoproj.io/completed=true"
+"""Label of a Workflow whose end the webhook knows, or need not know."""
+_STORED_LABEL = "pipeline/persistedFinalState"
+"""KFP's label of a Workflow whose end it has stored. Its Retry writes the Workflow as it was stored, so without a label that came later."""
 HUNG_VARIABLE = "IDDPM_WEBHOOK_HUNG_MINUTES"
 _HUNG_MINUTES = 60.0
 _MOST_FAILURES = 3
@@ -61,17 +62,10 @@ def tell_webhook(api: KubernetesApi) -> None:
     for workflow in _ours(api.workflows(RUNNING)):
         age, root = _age((workflow.get("status") or {}).get("startedAt")), form_of(workflow)["storage_root_uri"]
         running.append(_Live(_run_id(workflow), root, _name(workflow), age, is_cancelled(workflow)))
-    ended = itertools.chain(_ours(api.workflows(f"{_ENDED},!{TOLD_LABEL}")), _ended_again(api))
+    ended = _ours(api.workflows(f"workflows.argoproj.io/completed=true,!{TOLD_LABEL}"))
     not_taken = (1 for is_told in _tell_all(api, ended, running, hung_seconds) if not is_told)
     if sum(itertools.islice(not_taken, _MOST_FAILURES)) == _MOST_FAILURES:
         say(f"{_MOST_FAILURES} messages could not be told; the next reaper tells them and the rest")
-
-
-def _ended_again(api: KubernetesApi) -> Iterator[dict[str, Any]]:
-    """Yield the Workflows that changed since their end was told: KFP's Retry made them run, and they have ended between two looks."""
-    for name, labels, generation in api.workflow_generations(f"{_ENDED},{TOLD_LABEL}"):
-        if labels[TOLD_LABEL] != str(generation) and (workflow := api.workflow(name)):
-            yield workflow
 
 
 def _tell_all(api: KubernetesApi, ended: Iterable[Mapping[str, Any]], running: list[_Live], hung_seconds: float) -> Iterator[bool]:
@@ -88,14 +82,16 @@ def _tell_all(api: KubernetesApi, ended: Iterable[Mapping[str, Any]], running: l
 def _tell_end(api: KubernetesApi, workflow: Mapping[str, Any], numbers: Numbers) -> bool:
     """Tell the end of a run unless a step has."""
     metadata = workflow["metadata"]
-    if _age(workflow["status"].get("finishedAt")) < _LATEST_SECONDS:
+    is_news = _age(workflow["status"].get("finishedAt")) < _LATEST_SECONDS
+    if is_news:
         errors = step_errors(workflow, lambda pod: "")
         end = End(phase_of(workflow) == "Succeeded", is_cancelled(workflow), errors, last_start(workflow))
         run_id, root = _run_id(workflow), form_of(workflow)["storage_root_uri"]
         found = numbers.of(run_id) if is_wanted(end.event) and end.succeeded else {}
         if not tell_end(end, run_id, root, name=_name(workflow), numbers=found, needs_record=False):
             return False
-    api.label_workflow(metadata["name"], TOLD_LABEL, str(metadata.get("generation") or 0))
+    if _STORED_LABEL in metadata["labels"] or not is_news:
+        api.label_workflow(metadata["name"], TOLD_LABEL, "true")
     return True
 
 

@@ -42,6 +42,7 @@ UNDISTURBED = [
     ("kueue_preempted", "kueue_preempted", 3),
     ("retry_from", "retry_from", 8),
     ("garbage", "garbage", 10),
+    ("told_again", "told_again", 3),
 ]
 REFUTED = [
     ("train_local", "plugin-env-collision-then-cancelled", "every step succeeds", "preprocess"),

@@ -86,7 +86,7 @@ class FakeCluster(FakeKubernetes):
     reviews: list[dict[str, Any]] = field(default_factory=list)
     dry_runs: dict[str, str] = field(default_factory=dict)
 
-    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any, accept: str = "") -> tuple[int, Any]:
+    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         with self.lock:
             if path.startswith("/apis/authorization.k8s.io/v1/"):
                 self.reviews.append(body)

@@ -83,7 +83,7 @@ class FakeKubernetes:
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
-    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any, accept: str = "") -> tuple[int, Any]:
+    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         self.before(method, path)
         if path == _RAYJOBS and method == "POST":
             time.sleep(self.seconds_to_create)
@@ -97,9 +97,6 @@ class FakeKubernetes:
             if path.startswith("/apis/kueue.x-k8s.io") and self.queues is not None:
                 return self._kueue(path, query)
             if path == _WORKFLOWS:
-                if "as=PartialObjectMetadataList" in accept:
-                    metadata = {name: {"metadata": workflow["metadata"]} for name, workflow in self.workflows.items()}
-                    return 200, {"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", **_page(metadata, query)}
                 return 200, {"apiVersion": "argoproj.io/v1alpha1", "kind": "WorkflowList", **_page(self.workflows, query)}
             if path.startswith(_WORKFLOWS + "/"):
                 workflow = self.workflows.get(path.removeprefix(_WORKFLOWS + "/"))
@@ -219,7 +216,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
                 return self._send(*_problem(fault, f"told to answer {fault}"))
             if split.path.endswith("/log"):
                 return self._log(split.path.removeprefix(_PODS + "/").removesuffix("/log"))
-            code, answer = fake.answer(self.command, split.path, parse_qs(split.query), body, self.headers.get("Accept", ""))
+            code, answer = fake.answer(self.command, split.path, parse_qs(split.query), body)
             if fault == "lose":
                 self.close_connection = True
                 return None

@@ -24,12 +24,11 @@ def drive(cluster: Cluster) -> None:
     cluster.press_retry(run.run_id)
     cluster.wait("the Workflow runs again", lambda: (cluster.workflow(run.run_id) or {})["status"]["phase"] == "Running", 300)
     cluster.end_of(run.run_id)
-    second = (cluster.workflow(run.run_id) or {})["metadata"]
-    seen = {"label before": before, "label after": label(), "generation": second["generation"], "told before": told}
+    seen = {"label before": before, "label after": label(), "told before": told}
     cluster.record.texts["second end"] = json.dumps(seen | {"told while no reaper ran": len(cluster.told(run.run_id)) - told})
     resume()
     cluster.wait("the reaper has told of the second end", lambda: len(cluster.told(run.run_id)) > told, 900)
-    cluster.wait("the reaper has noted the second end", lambda: label() not in ("", before), 600)
+    cluster.wait("the reaper has noted the second end", label, 600)
     cluster.last(250, "two more reapers look")
     cluster.record.texts["webhook"] = cluster.webhook_log()
 
@@ -44,7 +43,7 @@ def judge(record: Record) -> list[Claim]:
     )
     unseen = None
     if seen:
-        unseen = seen["label before"] != str(seen["generation"]) and seen["told before"] == 1 and seen["told while no reaper ran"] == 0
+        unseen = not seen["label after"] and seen["told before"] == 1 and seen["told while no reaper ran"] == 0
     return [
         record.says("no message is forged", "webhook", r"\A(?!(.|\n)* forged )"),
         Claim("the first end is told and noted, the second is not while no reaper runs", unseen, json.dumps(seen)),

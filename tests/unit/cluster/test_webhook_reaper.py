@@ -13,7 +13,6 @@ from fake_kubernetes import FakeKubernetes
 from recorded_workflows import workflow_states
 from webhook_receiver import Receiver, receive
 
-from components.cluster import kubernetes_api
 from components.cluster.kubernetes_api import KubernetesApi
 from components.cluster.workflows import form_of, last_start
 from components.reaper import messages
@@ -70,7 +69,7 @@ def test_an_end_that_no_step_told_is_told_once(cluster, server, tmp_path, record
     assert message["event"] == event
     assert text in message["text"]
     assert message["text"].endswith("(run p-1)")
-    assert workflow["metadata"]["labels"][TOLD_LABEL] == str(workflow["metadata"]["generation"])
+    assert workflow["metadata"]["labels"][TOLD_LABEL] == "true"
     assert cluster.count("PATCH") == 1
 
 
@@ -140,43 +139,53 @@ def test_an_end_is_not_told_again_while_the_storage_with_its_record_is_away(clus
     assert (len(server.messages), TOLD_LABEL in workflow["metadata"]["labels"]) == (1, True)
 
 
-def test_a_run_is_told_when_it_begins_and_again_after_it_was_retried_and_failed_once_more(cluster, server, tmp_path):
+def test_a_run_is_told_when_it_begins_and_when_it_fails(cluster, server, tmp_path):
     (running, *_) = (index for index, each in enumerate(workflow_states("bad-source-failed")) if each["status"].get("phase") == "Running")
-    _show(cluster, "bad-source-failed", tmp_path, running)
-    _reap()
-    workflow = _show(cluster, "bad-source-failed", tmp_path)
-    _reap()
+    for state in (running, -1):
+        _show(cluster, "bad-source-failed", tmp_path, state)
+        _reap()
     assert [message["event"] for message in server.messages] == ["started", "failed"]
-    _retry_and_fail_again(cluster, tmp_path, workflow, running)
-    _reap()
-    assert [message["event"] for message in server.messages] == ["started", "failed", "failed"]
 
 
-def test_a_retry_that_begins_and_fails_between_two_looks_is_told_too(cluster, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(kubernetes_api, "_METADATA_PAGE", 1)
-    quiet = _show(cluster, "nightly-succeeded", tmp_path, run_id="p-2")
-    workflow = _show(cluster, "bad-source-failed", tmp_path)  # on the second page
+def test_a_retry_that_begins_and_fails_between_two_looks_is_told_too(cluster, server, tmp_path):
+    """KFP's Retry takes the label away, as was recorded; what was told is older than the pods of the second try."""
+    phases = [each["status"].get("phase") for each in workflow_states("told_again")]
+    workflow = _show(cluster, "told_again", tmp_path, phases.index("Failed"))
+    assert "Running" in phases[phases.index("Failed") :]
     _reap()
-    again = _retry_and_fail_again(cluster, tmp_path, workflow)
+    assert workflow["metadata"]["labels"][TOLD_LABEL] == "true"
+    again = _show(cluster, "told_again", tmp_path, -2)
+    assert TOLD_LABEL not in again["metadata"]["labels"]
+    path = Path(record_uri(form_of(workflow)["storage_root_uri"], "p-1"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "at": workflow["status"]["finishedAt"]}))
     for _ in range(2):
         _reap()
-    assert [message["event"] for message in server.messages] == ["finished", "failed", "failed"]
-    assert again["metadata"]["labels"][TOLD_LABEL] == str(again["metadata"]["generation"])
-    assert cluster.count("GET", f"/{quiet['metadata']['name']}") == 0  # what has not changed is not read again
+    assert [message["event"] for message in server.messages] == ["failed", "failed"]
 
 
-def _retry_and_fail_again(cluster: FakeKubernetes, root: Path, workflow: dict[str, Any], running: int | None = None) -> dict[str, Any]:
-    """Do as KFP's Retry: the Workflow runs, keeps the label, and fails; what was told is older than the pods of this try."""
-    label = {TOLD_LABEL: workflow["metadata"]["labels"][TOLD_LABEL]}
-    if running is not None:
-        _show(cluster, "bad-source-failed", root, running)["metadata"]["labels"].update(label)
-        _reap()
-    again = _show(cluster, "bad-source-failed", root)
-    again["metadata"]["labels"].update(label)
-    again["metadata"]["generation"] += 5
-    path = Path(record_uri(form_of(workflow)["storage_root_uri"], "p-1"))
-    path.write_text(json.dumps({**json.loads(path.read_text()), "at": "2026-11-25T00:00:00Z"}))
-    return again
+def test_an_end_that_kfp_has_not_stored_is_told_and_gets_its_label_later(cluster, server, tmp_path, monkeypatch):
+    """What KFP stores with the label it would write back on Retry: the second end would not be told."""
+    states = workflow_states("bad-source-failed")
+    (ended,) = (index for index, each in enumerate(states) if _is_ended(each) and not _is_stored(each))
+    workflow = _show(cluster, "bad-source-failed", tmp_path, ended)
+    _reap()
+    assert (len(server.messages), TOLD_LABEL in workflow["metadata"]["labels"]) == (1, False)
+    stored = _show(cluster, "bad-source-failed", tmp_path, ended + 1)
+    assert _is_stored(stored)
+    _reap()
+    assert (len(server.messages), TOLD_LABEL in stored["metadata"]["labels"]) == (1, True)
+    _show(cluster, "bad-source-failed", tmp_path, ended)
+    monkeypatch.setattr(messages, "_LATEST_SECONDS", 0.0)
+    _reap()
+    assert cluster.count("PATCH") == 2, "an old end needs no further look, whether KFP has stored it or not"
+
+
+def _is_ended(workflow: dict[str, Any]) -> bool:
+    return bool(workflow["metadata"]["labels"].get("workflows.argoproj.io/completed") == "true")
+
+
+def _is_stored(workflow: dict[str, Any]) -> bool:
+    return "pipeline/persistedFinalState" in workflow["metadata"]["labels"]
 
 
 def test_old_ends_other_pipelines_and_a_missing_webhook_are_left_alone(cluster, server, tmp_path, monkeypatch):
