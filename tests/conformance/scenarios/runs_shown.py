@@ -6,7 +6,7 @@ from conformance.record import Claim, Record
 
 def drive(cluster: Cluster) -> None:
     """Train, and list the runs in the middle and at the end."""
-    run = cluster.submit(*cluster.lasting(180))
+    run = cluster.submit(*cluster.lasting(300))
     cluster.training(run, step=50)
     cluster.wait("MLflow has its first score", lambda: _scored(cluster, run.run_id), 600)
     cluster.iddpm("runs", "--json", note="running", tracked=True)
