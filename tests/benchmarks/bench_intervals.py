@@ -1,15 +1,17 @@
 """How often the 95% interval of a distance covers the truth, by repeated draws from known distributions of features.
 
-    make bench-intervals [ARGS="--draws 600 --wide-draws 100"]
+    make bench-intervals [ARGS="--draws 600 --wide-draws 600"]
 
 Real images have features of mean 0 and variance k^-power in direction k. A model's are scaled and shifted by standard deviations. The truth
 of a distance is its mean over the draws: an interval is around the number as it is, with the bias of few samples. The kernel
-distance takes 5 random subsets in place of 100, which are most of its time. It prints a table.
+distance takes 5 random subsets in place of 100, which are most of its time. With more features than samples the Frechet distance
+is computed by singular values of the samples: the same number, in a tenth of the time. It prints a table.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +24,7 @@ from evaluation.distances.frechet import BlockedMoments, FeatureStatistics, dist
 from evaluation.distances.gaussian_mmd import gaussian_mmd
 from evaluation.distances.metric_value import NUM_BLOCKS
 from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
-from evaluation.records.intervals import Interval, distance_error, logarithmic_interval, student_interval
+from evaluation.records.intervals import HALVES, REST_OF_BLOCKS, Interval, distance_error, logarithmic_interval, student_interval
 
 _FIRST_SEED = 7_000
 """Not the seed of the random directions (0): the first draws would lie along them."""
@@ -79,10 +81,13 @@ def frechet_measures(case: Case) -> dict[str, Measure]:
 
     def measure(sample: Tensor) -> tuple[float, float]:
         if not last or last[0][0] is not sample:
-            blocks = BlockedMoments(case.dim, len(sample), NUM_BLOCKS)
-            blocks.update(torch.arange(len(sample)), sample)
-            error = distance_error(leave_one_out_distances(reference, blocks), distances_of_halves(reference, blocks))
-            last[:] = [(sample, frechet_distance(reference, blocks.total()), error)]
+            if case.dim > len(sample):
+                last[:] = [(sample, *_by_singular_values(sample.double(), case.deviations().double()))]
+            else:
+                blocks = BlockedMoments(case.dim, len(sample), NUM_BLOCKS)
+                blocks.update(torch.arange(len(sample)), sample)
+                error = distance_error(leave_one_out_distances(reference, blocks), distances_of_halves(reference, blocks))
+                last[:] = [(sample, frechet_distance(reference, blocks.total()), error)]
         return last[0][1:]
 
     def of_evaluation(sample: Tensor, real: Tensor) -> tuple[float, Interval]:
@@ -94,6 +99,22 @@ def frechet_measures(case: Case) -> dict[str, Measure]:
         return value, logarithmic_interval(value, error, NUM_BLOCKS - 1)
 
     return {"Frechet distance": of_evaluation, "the same, of the logarithm": of_logarithm}
+
+
+def _by_singular_values(sample: Tensor, deviations: Tensor) -> tuple[float, float]:
+    """Return the Frechet distance to a normal distribution of mean 0 with these standard deviations, and its error.
+
+    The trace of (S R)^(1/2) is the sum of the singular values of the centred samples times the deviations, divided by sqrt(n - 1).
+    """
+
+    def distance(part: Tensor) -> float:
+        centred = (part - part.mean(0)) / (len(part) - 1) ** 0.5
+        trace = torch.linalg.svdvals(centred * deviations).sum()
+        return float(part.mean(0).square().sum() + centred.square().sum() + deviations.square().sum() - 2 * trace)
+
+    block_of = torch.arange(len(sample)) * NUM_BLOCKS // len(sample)
+    parts = [distance(sample[torch.tensor(part)[block_of]]) for part in REST_OF_BLOCKS + HALVES]
+    return distance(sample), distance_error(parts[:NUM_BLOCKS], list(itertools.pairwise(parts[NUM_BLOCKS:]))[::2])
 
 
 def other_measures(case: Case) -> dict[str, Measure]:
@@ -138,7 +159,7 @@ def main() -> None:
     """Print the table of RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=600, help="draws a row")
-    parser.add_argument("--wide-draws", type=int, default=100, help="draws of the rows with many features; 0 leaves them out")
+    parser.add_argument("--wide-draws", type=int, default=600, help="draws of the rows with many features; 0 leaves them out")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     metrics._NUM_SUBSETS = 5
