@@ -5,7 +5,7 @@
 Real images have features of mean 0 and variance k^-power in direction k. A model's are scaled and shifted by standard deviations. The truth
 of a distance is its mean over the draws: an interval is around the number as it is, with the bias of few samples. The kernel
 distance takes 5 random subsets in place of 100, which are most of its time. With more features than samples the Frechet distance
-is computed by singular values of the samples: the same number, in a tenth of the time. It prints a table.
+is computed by products of the samples: the same number, in a tenth of the time. It prints a table.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def frechet_measures(case: Case) -> dict[str, Measure]:
     def measure(sample: Tensor) -> tuple[float, float]:
         if not last or last[0][0] is not sample:
             if case.dim > len(sample):
-                last[:] = [(sample, *_by_singular_values(sample.double(), case.deviations().double()))]
+                last[:] = [(sample, *_by_products(sample.double(), case.deviations().double()))]
             else:
                 blocks = BlockedMoments(case.dim, len(sample), NUM_BLOCKS)
                 blocks.update(torch.arange(len(sample)), sample)
@@ -101,15 +101,16 @@ def frechet_measures(case: Case) -> dict[str, Measure]:
     return {"Frechet distance": of_evaluation, "the same, of the logarithm": of_logarithm}
 
 
-def _by_singular_values(sample: Tensor, deviations: Tensor) -> tuple[float, float]:
+def _by_products(sample: Tensor, deviations: Tensor) -> tuple[float, float]:
     """Return the Frechet distance to a normal distribution of mean 0 with these standard deviations, and its error.
 
-    The trace of (S R)^(1/2) is the sum of the singular values of the centred samples times the deviations, divided by sqrt(n - 1).
+    With centred samples X, so that S = X'X / (n - 1), the trace of (S R)^(1/2) is that of (X R X' / (n - 1))^(1/2), which is a smaller matrix.
     """
 
     def distance(part: Tensor) -> float:
         centred = (part - part.mean(0)) / (len(part) - 1) ** 0.5
-        trace = torch.linalg.svdvals(centred * deviations).sum()
+        scaled = centred * deviations
+        trace = torch.linalg.eigvalsh(scaled @ scaled.T).clamp(min=0).sqrt().sum()
         return float(part.mean(0).square().sum() + centred.square().sum() + deviations.square().sum() - 2 * trace)
 
     block_of = torch.arange(len(sample)) * NUM_BLOCKS // len(sample)
