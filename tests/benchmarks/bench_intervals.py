@@ -104,7 +104,7 @@ def frechet_measures(case: Case) -> dict[str, Measure]:
 def _by_products(sample: Tensor, deviations: Tensor) -> tuple[float, float]:
     """Return the Frechet distance to a normal distribution of mean 0 with these standard deviations, and its error.
 
-    With centred samples X, so that S = X'X / (n - 1), the trace of (S R)^(1/2) is that of (X R X' / (n - 1))^(1/2), which is a smaller matrix.
+    With centred samples X, so that S = X'X / (n - 1), the trace of (S R)^(1/2) is that of (X R X' / (n - 1))^(1/2), a smaller matrix.
     """
 
     def distance(part: Tensor) -> float:
