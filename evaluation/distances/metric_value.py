@@ -75,6 +75,7 @@ def by_jackknife(
     limits: Interval = (-math.inf, math.inf),
     method: str = JACKKNIFE,
     of_halves: Sequence[Sequence[float]] = (),
+    offset: float = 0.0,
 ) -> MetricValue:
     """Return a number with the interval of a jackknife.
 
@@ -83,7 +84,9 @@ def by_jackknife(
         other_error: Standard error of the value for the given samples, from random subsets.
         limits: Smallest and largest possible value.
         method: See `intervals.resampled_error`.
-        of_halves: The number of both halves of six splits (`intervals.distance_error`), for a positive distance that may be mostly bias.
+        of_halves: The number of both halves of six splits (`intervals.distance_error`), for a distance that may be mostly bias. Its
+            interval is that of the logarithm of the number plus the offset.
+        offset: What makes the number positive: 0 for a biased distance, and for an unbiased squared one what its estimator leaves out.
     """
     error, degrees_of_freedom = resampled_error(resampled, method)
     find_interval = student_interval
@@ -92,7 +95,7 @@ def by_jackknife(
     error = math.hypot(error, other_error)
     if not math.isfinite(error):
         return MetricValue(name, value, None, note, bias)
-    low, high = find_interval(value, error, degrees_of_freedom)
+    low, high = (end - offset for end in find_interval(value + offset, error, degrees_of_freedom))
     interval = max(low, limits[0]), min(high, limits[1])
     return MetricValue(name, value, error, note, bias, interval, method, () if other_error else tuple(resampled))
 

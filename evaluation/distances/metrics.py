@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from evaluation.distances.metric_value import NUM_BLOCKS, MetricValue, by_jackkn
 from evaluation.distances.neighbours import NUM_NEIGHBOURS, density_coverage, near_real_images, recall_of_halves, share_near_others
 from evaluation.distances.sliced_wasserstein import sliced_wasserstein
 from evaluation.features.extractors import ExtractorId, ExtractorTraits, FeatureExtractor, is_published
-from evaluation.records.intervals import HALF_SAMPLES, jackknife_bias, student_interval
+from evaluation.records.intervals import HALF_SAMPLES, HALVES, REST_OF_BLOCKS, jackknife_bias, student_interval
 from training.config.errors import UserError
 from training.shapes import Float, Float32, Float64, Int64
 
@@ -149,6 +149,8 @@ class Metric:
 def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> MetricValue:
     """Return the unbiased squared MMD under the kernel (x.y / d + 1)^3, as a mean over random subsets.
 
+    Its interval is that of the logarithm of the biased squared MMD, which is positive.
+
     Source: Binkowski et al. 2018; computed by torch-fidelity. In the features of the standard Inception network it is the KID.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
@@ -156,28 +158,53 @@ def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Te
     size = min(_SUBSET_SIZE, len(sample), len(reference))
     found = kid_features_to_metric(sample, reference, kid_subsets=_NUM_SUBSETS, kid_subset_size=size, verbose=False)
     mean, spread = (float(found[f"kernel_inception_distance_{statistic}"]) for statistic in ("mean", "std"))
-    leave_one_out = kernel_distance_without_blocks(sample, reference)
+    note, other_error = f"mean over {_NUM_SUBSETS} subsets of {size:,}, whose spread is {spread:.2g}", spread / math.sqrt(_NUM_SUBSETS)
     if size == len(sample) == len(reference):  # every subset is the whole set: the values differ only by rounding
-        return by_jackknife("kernel_distance", mean, leave_one_out, f"of all {size:,}", 0.0)
-    note = f"mean over {_NUM_SUBSETS} subsets of {size:,}, whose spread is {spread:.2g}"
-    return by_jackknife("kernel_distance", mean, leave_one_out, note, 0.0, other_error=spread / math.sqrt(_NUM_SUBSETS))
+        note, other_error = f"of all {size:,}", 0.0
+    parts = kernel_distance_of_parts(sample, reference)
+    return by_jackknife(
+        "kernel_distance",
+        mean,
+        parts.without_blocks,
+        note,
+        0.0,
+        other_error=other_error,
+        of_halves=parts.of_halves,
+        offset=parts.own_pairs,
+    )
 
 
-def kernel_distance_without_blocks(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> list[float]:
-    """Return the squared MMD of the cubic kernel without each of ten blocks of samples, less the term of the real images alone."""
+class KernelDistanceParts(NamedTuple):
+    """Squared MMDs of the cubic kernel on parts of a sample, less the term of the real images alone.
+
+    Attributes:
+        without_blocks: Without each of ten blocks of samples; empty for fewer than 20 samples.
+        of_halves: Of both halves of six splits of the blocks (`intervals.jackknife_excess`); empty likewise.
+        own_pairs: What the pairs of each image with itself add to the biased squared MMD of the whole.
+    """
+
+    without_blocks: list[float]
+    of_halves: list[tuple[float, float]]
+    own_pairs: float
+
+
+def kernel_distance_of_parts(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> KernelDistanceParts:
+    """Return the squared MMDs of the cubic kernel on parts of a sample. A real image's pair with itself counts as a sample's does."""
     blocks = sample.tensor_split(NUM_BLOCKS)
     if len(blocks[-1]) < 2:
-        return []
+        return KernelDistanceParts([], [], 0.0)
     within = torch.tensor([[float(_cubic_sum(x, y)) for y in blocks] for x in blocks], dtype=torch.float64)
     own = torch.stack([((x.double().square().sum(dim=1) / x.shape[1] + 1) ** 3).sum() for x in blocks])
     across = torch.stack([torch.stack([_cubic_sum(x, y) for y in torch.split(reference, 1000)]).sum() for x in blocks]) / len(reference)
     found = []
-    for b in range(NUM_BLOCKS):
-        rest = [c for c in range(NUM_BLOCKS) if c != b]
-        count = len(sample) - len(blocks[b])
-        pairs = within[rest][:, rest].sum() - own[rest].sum()
-        found.append(float(pairs / (count * (count - 1)) - 2 * across[rest].sum() / count))
-    return found
+    for part in torch.tensor(REST_OF_BLOCKS + HALVES):
+        count = sum(len(block) for block, has in zip(blocks, part, strict=True) if has)
+        pairs = within[part][:, part].sum() - own[part].sum()
+        found.append(float(pairs / (count * (count - 1)) - 2 * across[part].sum() / count))
+    count = len(sample)
+    of_another = (within.sum() - own.sum()) / (count * (count - 1))
+    own_pairs = float((own.sum() / count - of_another) * (1 / count + 1 / len(reference)))
+    return KernelDistanceParts(found[:NUM_BLOCKS], list(itertools.pairwise(found[NUM_BLOCKS:]))[::2], own_pairs)
 
 
 def _cubic_sum(x: Float32[Tensor, "images dim"], y: Float32[Tensor, "others dim"]) -> Float[Tensor, ""]:

@@ -23,7 +23,7 @@ from evaluation.distances.metrics import (
     compute_metrics,
     inception_score,
     kernel_distance,
-    kernel_distance_without_blocks,
+    kernel_distance_of_parts,
     max_images,
     parse_metrics,
     precision_recall,
@@ -34,7 +34,7 @@ from evaluation.distances.reference_statistics import ReferenceStatistics
 from evaluation.distances.sample_scorer import SampleScorer
 from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
 from evaluation.features.extractors import DigitsExtractor, ExtractorId, extractor_id
-from evaluation.records.intervals import balanced_halves, jackknife_error
+from evaluation.records.intervals import SPLITS, balanced_halves, jackknife_error
 from training.config.errors import UserError
 from training.config.experiment import MetricName
 
@@ -59,8 +59,19 @@ def test_kernel_distance_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:
     rounding = 24 * torch.finfo(torch.float32).eps * float(within(x) + within(y) + 2 * kernel(x, y).mean()) / expected
     # One subset holds all 60 of each, so that every subset gives the same number.
     assert kernel_distance(x, y).value == pytest.approx(expected, rel=rounding)
-    without = kernel_distance_without_blocks(x, y)
-    assert without[0] == pytest.approx(float(within(x[6:]) - 2 * kernel(x[6:], y).mean()), rel=10 * rounding), "the first block is 6 of 60"
+    parts = kernel_distance_of_parts(x, y)
+
+    def of_part(z: Tensor) -> float:
+        return float(within(z) - 2 * kernel(z, y).mean())
+
+    assert parts.without_blocks[0] == pytest.approx(of_part(x[6:]), rel=10 * rounding), "the first block is 6 of 60"
+    in_first_half = torch.tensor([letter == "A" for letter in SPLITS[1]]).repeat_interleave(6)
+    halves = [of_part(x[in_first_half]), of_part(x[~in_first_half])]
+    assert parts.of_halves[1] == pytest.approx(halves, rel=10 * rounding)
+    biased = float(kernel(x, x).mean() + kernel(y, y).mean() - 2 * kernel(x, y).mean())
+    own_pairs_of_real = float(kernel(y, y).mean() - within(y))
+    of_sample = biased - expected - own_pairs_of_real
+    assert parts.own_pairs == pytest.approx(2 * of_sample, rel=10 * rounding), "60 real images count as 60 samples do"
     assert abs(kernel_distance(_features(500, 8, 2), _features(500, 8, 3)).value) < expected / 10
 
 
