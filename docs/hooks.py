@@ -1,4 +1,7 @@
-"""Pages of the site that are made from what the repository has already: its Markdown files, docstrings and commands."""
+"""Pages of the site that are made from what the repository has already: its Markdown files, docstrings and commands.
+
+All links lead from file to file in the repository, where people read them first; here they become links from page to page.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parents[1]
 _PAGES = {
@@ -38,6 +42,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pictures: dict[str, Path] = {}
     for source, page in _PAGES.items():
         files.append(File.generated(config, page, content=_with_links(source, page, pictures)))
+    for path in sorted((_ROOT / "docs").rglob("*.md")):
+        _with_links(path.relative_to(_ROOT).as_posix(), path.relative_to(_ROOT / "docs").as_posix(), pictures)
     for uri, picture in pictures.items():
         files.append(File.generated(config, uri, abs_src_path=str(picture)))
     for package in _PACKAGES:
@@ -46,6 +52,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, _page_of(package, room), content=content))
     files.append(File.generated(config, "reference/commands.md", content=_commands_page()))
     return files
+
+
+def on_page_read_source(page: Page, config: MkDocsConfig) -> str | None:
+    """Return the text of a guide or tutorial with its links made for the site; the other pages have theirs already."""
+    source = f"docs/{page.file.src_uri}"
+    if page.file.generated_by or not source.endswith(".md"):
+        return None
+    return _with_links(source, page.file.src_uri, {})
 
 
 def _page_of(package: str, room: str) -> str:
@@ -73,14 +87,14 @@ def _with_links(source: str, page: str, pictures: dict[str, Path]) -> str:
         if not path.exists():
             raise FileNotFoundError(f"{source} links to {target}, which does not exist")
         relative = path.resolve().relative_to(_ROOT).as_posix()
+        if relative.startswith("docs/"):
+            return f"{is_picture}[{text}]({up}{relative.removeprefix('docs/')}{anchor or ''})"
         if is_picture:
             uri = f"pictures/{path.name}"
             pictures[uri] = path
             return f"![{text}]({up}{uri})"
         if relative in _PAGES:
             return f"[{text}]({up}{_PAGES[relative]}{anchor or ''})"
-        if relative.startswith("docs/"):
-            return f"[{text}]({up}{relative.removeprefix('docs/')}{anchor or ''})"
         return f"`{relative}`" if text == target else text
 
     return _LINK.sub(replace, (_ROOT / source).read_text())

@@ -1,4 +1,4 @@
-"""The tutorial notebook runs, and the site builds with every link leading somewhere."""
+"""The tutorial notebook runs, and every link leads somewhere, in the repository and on the site."""
 
 from __future__ import annotations
 
@@ -29,6 +29,29 @@ def test_the_tutorial_runs_and_its_later_model_is_better(tmp_path: Path, monkeyp
     comparison = "".join(output.get("text", "") for output in notebook.cells[-2].outputs)
     assert re.search(r"step 50 .*: worse", comparison), comparison
     assert len([output for output in notebook.cells[-2].outputs if "image/png" in output.get("data", {})]) == 1
+
+
+def _headings(text: str) -> set[str]:
+    """The anchors that a forge gives to the headings of a Markdown file."""
+    titles = re.findall(r"^#+ +(.*?) *$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def _links() -> list[tuple[str, str]]:
+    """Each link of a tracked Markdown file to another file or heading of the repository."""
+    tracked = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    found = [(name, link) for name in tracked for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text())]
+    return [(name, link) for name, link in found if not re.match(r"[a-z]+:", link)]
+
+
+def test_each_link_within_the_repository_leads_to_a_file_and_a_heading() -> None:
+    links = _links()
+    assert len(links) > 50
+    for name, link in links:
+        target, _, anchor = link.partition("#")
+        path = (ROOT / name).parent / target if target else ROOT / name
+        assert path.exists(), f"{name} links to {link}"
+        assert not anchor or anchor in _headings(path.read_text()), f"{name} links to {link}"
 
 
 @pytest.mark.slow
