@@ -209,7 +209,7 @@ def test_the_score_of_a_file_is_a_run(services: Any, tmp_path: Path) -> None:
 
 def test_metrics_that_the_extractor_lacks_are_refused_before_the_reference_is_computed(trained: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gives features, logits; sfid needs spatial"):
-        iddpm("evaluate", trained[0], "--data", str(tmp_path / "nothing"), "--metric", "sfid")
+        iddpm("evaluate", trained[0], str(tmp_path / "nothing"), "--metric", "sfid")
 
 
 def test_an_evaluation_of_a_model_without_a_run_is_logged_and_one_by_another_protocol_separately(
