@@ -149,7 +149,7 @@ class Metric:
 def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> MetricValue:
     """Return the unbiased squared MMD under the kernel (x.y / d + 1)^3, as a mean over random subsets.
 
-    Its interval is that of the logarithm of the biased squared MMD, which is positive.
+    Its interval is that of the logarithm of the biased squared MMD (`kernel_distance_of_parts` estimates what the bias adds).
 
     Source: Binkowski et al. 2018; computed by torch-fidelity. In the features of the standard Inception network it is the KID.
     """
