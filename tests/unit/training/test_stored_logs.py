@@ -304,8 +304,8 @@ def _write_log(uri: Path, step: str, source: str, path: Path, words: str = "") -
 
 def test_the_logs_of_a_run_begin_with_that_of_its_data_set_which_has_it_too(tmp_path):
     run, data = tmp_path / "run", tmp_path / "data"
-    _write_log(run, "train", "step", tmp_path / "log")
     _write_log(data, "preprocess", "step-0a1b", tmp_path / "log")
+    _write_log(run, "train", "step", tmp_path / "log")
     assert _show(run)[0] == ["train step"]
     note_attempt(str(run), str(data))
     assert data_of(str(run)) == str(data)
