@@ -137,16 +137,23 @@ def _check_metrics(
     return metrics
 
 
-def require_metrics(experiment: Experiment, extractor: ExtractorTraits) -> None:
-    """Refuse metrics of an experiment that its final evaluation could not compute; it is known before the training.
+def require_metrics(experiment: Experiment, extractor: ExtractorTraits, options: EvaluationOptions | None = None) -> None:
+    """Refuse metrics that an evaluation could not compute, as is known before its reference, and before a training.
+
+    Args:
+        experiment: The model's, which says what the options leave open.
+        extractor: What the features come from.
+        options: Those of the evaluation; None for a training's own.
 
     Raises:
         UserError: A metric needs what the extractor does not give, labels that the model does not have, or more samples.
     """
-    metrics = parse_metrics(experiment.evaluation.metrics or ())
+    options = options or EvaluationOptions()
+    metrics = parse_metrics(_chosen_metrics(options, experiment) or ())
     num_classes = experiment.data.num_classes if experiment.model.class_conditional else 0
     _require_network(metrics, extractor, num_classes, f"the model of {experiment.name}")
-    require_count(metrics, experiment.evaluation.num_samples, "samples of evaluation.num_samples", extractor.dim)
+    images = "samples" if options.num_samples else "samples of evaluation.num_samples"
+    require_count(metrics, options.num_samples or experiment.evaluation.num_samples, images, extractor.dim)
 
 
 def _require_network(metrics: frozenset[str], extractor: ExtractorTraits, num_classes: int, model: str) -> None:

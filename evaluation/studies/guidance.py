@@ -28,7 +28,8 @@ from training.checkpoints import checkpoint
 from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
 
-_METRIC = "precision_recall"
+METRIC = "precision_recall"
+"""What is measured beside the distance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +111,7 @@ def sweep(
                 options,
                 likelihood=False,
                 held_out=False,
-                metrics=(_METRIC,),
+                metrics=(METRIC,),
                 purpose="guidance",
                 sampling=each,
                 result_name=f"guidance-{each.guidance_scale:g}-{each.guidance_step}",

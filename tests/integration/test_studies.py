@@ -207,9 +207,20 @@ def test_the_score_of_a_file_is_a_run(services: Any, tmp_path: Path) -> None:
     assert artifacts(run.info.run_id) == {"score.html", "score.json"}
 
 
-def test_metrics_that_the_extractor_lacks_are_refused_before_the_reference_is_computed(trained: tuple[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gives features, logits; sfid needs spatial"):
-        iddpm("evaluate", trained[0], str(tmp_path / "nothing"), "--metric", "sfid")
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["evaluate", "--metric", "sfid"], "gives features, logits; sfid needs spatial"),
+        (["evaluate", "--metric", "density_coverage", "--num-samples", "5"], "^5 samples: density_coverage takes 6 at least$"),
+        (["replay-stopping", "--num-samples", "1"], "^1 samples: a Frechet distance takes 2 at least$"),
+    ],
+)
+def test_metrics_that_cannot_be_had_are_refused_before_the_reference_is_computed(
+    trained: tuple[str, str], tmp_path: Path, command: list[str], words: str
+) -> None:
+    data = [str(tmp_path / "nothing")] if command[0] == "evaluate" else ["--data", str(tmp_path / "nothing")]
+    with pytest.raises(UserError, match=words):
+        iddpm(command[0], trained[0], *data, *command[1:])
 
 
 def test_an_evaluation_of_a_model_without_a_run_is_logged_and_one_by_another_protocol_separately(

@@ -361,16 +361,16 @@ def evaluation_options(
 
 
 def reference_of(model: ResolvedModel, data_uri: str, options: EvaluationOptions) -> str:
-    """Return the URI of the data set's reference statistics; missing ones are computed. First refuse metrics that the extractor lacks."""
-    from evaluation.distances.metrics import parse_metrics, require_extractor
+    """Return the URI of the data set's reference statistics; missing ones are computed. First refuse metrics that can't be had."""
     from evaluation.distances.reference_statistics import compute_reference
+    from evaluation.evaluate.preflight import require_metrics
     from evaluation.features.extractors import load_extractor
     from training.checkpoints.checkpoint import load_experiment
 
-    evaluation = load_experiment(model.checkpoint_uri).evaluation
+    experiment = load_experiment(model.checkpoint_uri)
+    evaluation = experiment.evaluation
     network = load_extractor(options.extractor or evaluation.extractor, weights=options.extractor_weights, device=options.own_device)
-    metrics = evaluation.metrics if options.metrics is None else options.metrics
-    require_extractor(parse_metrics(metrics or ()), network)
+    require_metrics(experiment, network, options)
     directory = storage.join(data_uri, "references")
     return compute_reference(storage.join(data_uri, "train"), network, directory, evaluation.num_reference_images).uri
 

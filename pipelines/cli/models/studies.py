@@ -41,7 +41,9 @@ def ema_sweep(
     wanted = _numbers(decays, float, "--decays")
     steps = _numbers(at, int, "--at")
     named, data_uri = scoring.model_and_data(run, data)
-    options = scoring.evaluation_options(named.checkpoint_uri, num_workers=num_workers, device=device, extractor_weights=extractor_weights)
+    options = scoring.evaluation_options(
+        named.checkpoint_uri, metrics=(), num_workers=num_workers, device=device, extractor_weights=extractor_weights
+    )
     reference_uri = reference or scoring.reference_of(named, data_uri, options)
     storage.make_directory(out)  # refused before anything is sampled
     found = study.sweep(
@@ -92,6 +94,7 @@ def guidance_sweep(
         method,
         sampling,
         num_samples=num_samples,
+        metrics=(study.METRIC,),
         extractor_weights=extractor_weights,
         num_workers=num_workers,
         batch_size=batch_size,
@@ -130,6 +133,7 @@ def replay_stopping(
         steps,
         method,
         num_samples=num_samples,
+        metrics=(),
         extractor_weights=extractor_weights,
         num_workers=num_workers,
         device=device,
