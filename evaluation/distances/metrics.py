@@ -149,7 +149,8 @@ class Metric:
 def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> MetricValue:
     """Return the unbiased squared MMD under the kernel (x.y / d + 1)^3, as a mean over random subsets.
 
-    Its interval is that of the logarithm of the biased squared MMD (`kernel_distance_of_parts` estimates what the bias adds).
+    Its interval is that of the logarithm of the biased squared MMD of such subsets, which is positive: each image of both sets is
+    paired with itself there, too (`KernelDistanceParts.own_pair`).
 
     Source: Binkowski et al. 2018; computed by torch-fidelity. In the features of the standard Inception network it is the KID.
     """
@@ -170,7 +171,7 @@ def kernel_distance(sample: Float32[Tensor, "images dim"], reference: Float32[Te
         0.0,
         other_error=other_error,
         of_halves=parts.of_halves,
-        offset=parts.own_pairs,
+        offset=parts.own_pair * 2 / size,
     )
 
 
@@ -180,12 +181,12 @@ class KernelDistanceParts(NamedTuple):
     Attributes:
         without_blocks: Without each of ten blocks of samples; empty for fewer than 20 samples.
         of_halves: Of both halves of six splits of the blocks (`intervals.jackknife_excess`); empty likewise.
-        own_pairs: What the pairs of each image with itself add to the biased squared MMD of the whole.
+        own_pair: The kernel of an image with itself, less that of two images; it adds 1/n of it to the biased squared MMD of n images.
     """
 
     without_blocks: list[float]
     of_halves: list[tuple[float, float]]
-    own_pairs: float
+    own_pair: float
 
 
 def kernel_distance_of_parts(sample: Float32[Tensor, "images dim"], reference: Float32[Tensor, "real dim"]) -> KernelDistanceParts:
@@ -203,8 +204,8 @@ def kernel_distance_of_parts(sample: Float32[Tensor, "images dim"], reference: F
         found.append(float(pairs / (count * (count - 1)) - 2 * across[part].sum() / count))
     count = len(sample)
     of_another = (within.sum() - own.sum()) / (count * (count - 1))
-    own_pairs = float((own.sum() / count - of_another) * (1 / count + 1 / len(reference)))
-    return KernelDistanceParts(found[:NUM_BLOCKS], list(itertools.pairwise(found[NUM_BLOCKS:]))[::2], own_pairs)
+    own_pair = float(own.sum() / count - of_another)
+    return KernelDistanceParts(found[:NUM_BLOCKS], list(itertools.pairwise(found[NUM_BLOCKS:]))[::2], own_pair)
 
 
 def _cubic_sum(x: Float32[Tensor, "images dim"], y: Float32[Tensor, "others dim"]) -> Float[Tensor, ""]:

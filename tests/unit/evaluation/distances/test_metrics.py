@@ -34,7 +34,7 @@ from evaluation.distances.reference_statistics import ReferenceStatistics
 from evaluation.distances.sample_scorer import SampleScorer
 from evaluation.distances.sliced_wasserstein import random_directions, sliced_wasserstein
 from evaluation.features.extractors import DigitsExtractor, ExtractorId, extractor_id
-from evaluation.records.intervals import SPLITS, balanced_halves, jackknife_error
+from evaluation.records.intervals import SPLITS, balanced_halves, jackknife_error, student_factor
 from training.config.errors import UserError
 from training.config.experiment import MetricName
 
@@ -68,11 +68,20 @@ def test_kernel_distance_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:
     in_first_half = torch.tensor([letter == "A" for letter in SPLITS[1]]).repeat_interleave(6)
     halves = [of_part(x[in_first_half]), of_part(x[~in_first_half])]
     assert parts.of_halves[1] == pytest.approx(halves, rel=10 * rounding)
-    biased = float(kernel(x, x).mean() + kernel(y, y).mean() - 2 * kernel(x, y).mean())
-    own_pairs_of_real = float(kernel(y, y).mean() - within(y))
-    of_sample = biased - expected - own_pairs_of_real
-    assert parts.own_pairs == pytest.approx(2 * of_sample, rel=10 * rounding), "60 real images count as 60 samples do"
+    assert parts.own_pair == pytest.approx(60 * float(kernel(x, x).mean() - within(x)), rel=10 * rounding)
     assert abs(kernel_distance(_features(500, 8, 2), _features(500, 8, 3)).value) < expected / 10
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_interval_of_a_kernel_distance_of_small_subsets_has_two_sides_of_its_errors_size(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(metrics, "_SUBSET_SIZE", 20)
+    found = kernel_distance(_features(500, 4, 2 * seed + 1), _features(500, 4, 2 * seed + 2))
+    assert found.interval is not None
+    assert found.standard_error is not None
+    low, high = (abs(end - found.value) / (student_factor(9) * found.standard_error) for end in found.interval)
+    assert 0.5 < low <= 1 <= high < 2, "a perfect model's number may be negative, by more than pairs of all 500 with themselves add"
 
 
 def test_the_inception_score_of_certain_and_balanced_classes_is_their_number() -> None:
