@@ -11,9 +11,8 @@ from typing import Any
 from matplotlib import rc_context
 
 from evaluation.ablations.claims.estimates import Estimate, bits, bound_ratio, curve, distance_name, find, score_curve
-from evaluation.ablations.definitions.ablation import format_value
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.page.table import COLUMN_TITLES, TableRow
+from evaluation.ablations.page.table import COLUMN_TITLES, TableRow, format_cell
 from evaluation.ablations.trials.joint import ENDS_SHARE
 from evaluation.ablations.trials.record import TrialRecord, split_by_seed
 from evaluation.records.intervals import mean_interval
@@ -101,7 +100,7 @@ def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
             axes.plot([value for value, _ in published], [height for _, height in published], "D", color=COLOURS[1], label="the paper's")
         if published or seeds:
             axes.legend()
-        axes.set_yticks(heights, _bar_names(rows))
+        axes.set_yticks(heights, name_bars(rows))
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"{name}, lower is better")
         caption = "The distance of every trial; the whisker is one standard error."
@@ -112,13 +111,13 @@ def draw_bars(rows: Sequence[TableRow], name: str) -> Picture | None:
         return Picture(svg=as_svg(figure, caption), caption=caption)
 
 
-def _bar_names(rows: Sequence[TableRow]) -> list[str]:
+def name_bars(rows: Sequence[TableRow]) -> list[str]:
     """Name each row by the columns that differ."""
     columns = [name for name in rows[0].values if len({str(row.values.get(name)) for row in rows}) > 1]
     by_role = any("=" not in row.label for row in rows)
     if by_role or not columns:
         return [row.label for row in rows]
-    return [", ".join(f"{COLUMN_TITLES.get(name, name)} {format_value(row.values.get(name))}" for name in columns) for row in rows]
+    return [", ".join(f"{COLUMN_TITLES.get(name, name)} {format_cell(row.values.get(name))}" for name in columns) for row in rows]
 
 
 def _distance_axis(records: Records, measure: str) -> str:

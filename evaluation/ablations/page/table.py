@@ -181,7 +181,7 @@ def cells(columns: Sequence[str], rows: Sequence[TableRow]) -> list[dict[str, An
     distances, bits = [row.distance for row in rows], [row.bits_per_dim for row in rows]
     for number, row in enumerate(rows, start=1):
         line = [row.label if not row.values or "=" not in row.label else str(number)]
-        line += [_value_cell(row.values.get(column)) for column in columns]
+        line += [format_cell(row.values.get(column)) for column in columns]
         line += ["failed", *_number_cells(row.distance, distances)[1:]] if row.error else _number_cells(row.distance, distances)
         line += _number_cells(row.bits_per_dim, bits, paper_format="{:.2f}")
         kind = "failed" if row.error else "cited" if row.distance.ours is None and not row.weights else ""
@@ -208,7 +208,8 @@ def _number_cells(number: Number, column: Sequence[Number], paper_format: str = 
     return line
 
 
-def _value_cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """Format a setting's value for a reader; empty for None."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

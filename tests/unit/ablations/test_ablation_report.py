@@ -20,7 +20,7 @@ from evaluation.ablations.claims.findings import findings
 from evaluation.ablations.definitions.ablation import Scale, label_of
 from evaluation.ablations.definitions.paper import find_ablation, names
 from evaluation.ablations.definitions.request import AblationRequest
-from evaluation.ablations.page.figures import bits_by_steps, figures
+from evaluation.ablations.page.figures import bits_by_steps, figures, name_bars
 from evaluation.ablations.page.gallery import findings_as_markdown, write_gallery
 from evaluation.ablations.page.page import _reported_card, render
 from evaluation.ablations.page.sample_grids import sample_grids
@@ -192,6 +192,13 @@ def test_at_the_papers_scale_our_fid_is_compared_with_the_papers_fid() -> None:
     assert [round(row.distance.difference or 0.0, 2) for row in rows] == [1.96, 2.64, -0.89, -4.35]
     assert [row.bits_per_dim.paper for row in rows] == [3.62, 3.62, 3.62, 3.63]
     assert {row.source for row in rows} == {"supplement table 1"}
+
+
+def test_bars_are_named_by_what_differs_in_the_words_of_the_table(tmp_path: Path) -> None:
+    request = AblationRequest(name="hybrid-weight", scale="tiny")
+    rows = table_rows(request, _records(request, tmp_path))
+    assert name_bars(rows)[0] == "stop-gradient yes, lambda 0.001"
+    assert name_bars(rows)[-1] == "stop-gradient no, lambda 0.01"
 
 
 @pytest.mark.parametrize(
