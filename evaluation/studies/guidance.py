@@ -29,7 +29,7 @@ from training.config.errors import UserError
 from training.config.experiment import SamplingConfig
 
 METRIC = "precision_recall"
-"""What is measured beside the distance."""
+"""The metric beside the distance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
