@@ -69,9 +69,12 @@ def show_logs(
         for attempt in wanted:
             if attempt.pod in complete or (not (is_over := attempt.phase in _OVER) and attempt.phase != "Running"):
                 continue
-            lines = (_stored_lines(stored, attempt) if attempt in unseen else []) or _lines(kfp, run_id, attempt)
+            lines = _stored_lines(stored, attempt) if attempt in unseen else []
+            log = "" if lines else _pod_log(kfp, run_id, attempt)
+            lines = lines or step_lines(log)
             if attempt.pod not in num_shown:
-                err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines or not is_over else ": its log is gone"))
+                nothing = ": it wrote nothing" if log else ": its log is gone"
+                err(f"--- {attempt.step}, pod {attempt.pod}" + ("" if lines or not is_over else nothing))
             for line in lines[num_shown.get(attempt.pod, 0) :]:
                 out(line if is_plain else f"{attempt.step}: {line}")
             num_shown[attempt.pod] = max(len(lines), num_shown.get(attempt.pod, 0))  # a server that fails shows nothing for once
@@ -94,6 +97,7 @@ def _stored_lines(stored: Sequence[StoredLog], attempt: Attempt) -> list[str]:
     return (read_soon(lambda: [line for uri in parts for line in read_part(uri)]) or []) if parts else []
 
 
-def _lines(kfp: Kfp, run_id: str, attempt: Attempt) -> list[str]:
+def _pod_log(kfp: Kfp, run_id: str, attempt: Attempt) -> str:
+    """Return the whole log of a pod, with what KFP's launcher writes; empty if it is gone."""
     log = kfp.pod_log(run_id, attempt.pod)
-    return step_lines(without_secrets(log or (stored_log(attempt.log_uri) if attempt.phase in _OVER else "")))
+    return without_secrets(log or (stored_log(attempt.log_uri) if attempt.phase in _OVER else ""))

@@ -38,6 +38,11 @@ def test_each_line_of_a_step_is_shown_after_its_name_without_those_of_kfps_launc
     assert f"--- close-run, pod {_PODS['close-run']}: its log is gone\n" in err
 
 
+def test_a_log_in_which_only_kfps_launcher_wrote_is_not_called_gone(server: FakeKfp, iddpm: Iddpm, ended: str) -> None:
+    server.logs = {_PODS["close-run"]: "I1126 launcher\n"}
+    assert f"--- close-run, pod {_PODS['close-run']}: it wrote nothing\n" in iddpm("logs", ended)[2]
+
+
 def test_the_log_of_one_step_is_shown_as_it_is_and_an_unknown_step_is_named(server: FakeKfp, iddpm: Iddpm, ended: str) -> None:
     server.logs = {_PODS["preprocess"]: "reading\n"}
     assert iddpm("logs", ended, "preprocess")[1] == "reading\n"
