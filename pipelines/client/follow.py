@@ -54,12 +54,14 @@ class Polling:
         outage_seconds: Time for which the server may give no answer.
         token_seconds: Time for which it may refuse the token of a file, which a login helper may be about to renew.
             Without such a file a refusal is final.
+        silence_seconds: Time for which it may know of no task; then it is said where the reason may be.
     """
 
     interval_seconds: float = 5.0
     look_seconds: float = 10.0
     outage_seconds: float = 600.0
     token_seconds: float = 60.0
+    silence_seconds: float = 120.0
 
 
 DEFAULT_POLLING = Polling()
@@ -86,6 +88,7 @@ def follow(
     """
     began = time.monotonic()
     reported: dict[str, str] = {}
+    is_silence_said = False
     obstacles = _Obstacles(kfp, run_id, say, polling.look_seconds)
     get_run = retrying(kfp, say, polling).wraps(kfp.client.get_run)
     while True:
@@ -98,6 +101,12 @@ def follow(
             return run
         obstacles.report(run)
         waited = time.monotonic() - began
+        if waited > polling.silence_seconds and not is_silence_said and not _details(run):
+            is_silence_said = True
+            say(
+                f"KFP knows of no step of the run after {format_duration(waited)}; if none comes, the logs of deploy/workflow-controller "
+                "(nothing is started) and deploy/ml-pipeline-persistenceagent (nothing is reported) in its namespace say why"
+            )
         left = math.inf if timeout_seconds is None else timeout_seconds - waited
         if left <= 0:
             raise StillRunningError(f"run {run_id} is still {format_state(run.state)} after {format_duration(waited)}; it goes on")
@@ -130,9 +139,8 @@ class _Obstacles:
         self._looked = 0.0
 
     def report(self, run: Any) -> None:
-        details = (run.run_details.task_details if run.run_details else None) or []
         now = time.monotonic()
-        if now - self._looked < self._look_seconds or not any(detail.state in ("PENDING", "FAILED") for detail in details):
+        if now - self._looked < self._look_seconds or not any(detail.state in ("PENDING", "FAILED") for detail in _details(run)):
             return
         self._looked = now
         try:
@@ -151,11 +159,15 @@ class _Obstacles:
                 self._say(f"{attempt.step:<24} {'waits' if waits else 'is tried again'}: {attempt.message}")
 
 
+def _details(run: Any) -> list[Any]:
+    """Return what KFP knows of the run's tasks, drivers and DAGs; nothing before its persistence agent has reported the Workflow."""
+    return (run.run_details.task_details if run.run_details else None) or []
+
+
 def _task_states(run: Any, names: Collection[str]) -> dict[str, str]:
     """Return the states by task. The tasks of a loop are numbered in the order in which they began."""
-    details = (run.run_details.task_details if run.run_details else None) or []
     found: dict[str, list[Any]] = {}
-    for detail in sorted(details, key=lambda each: (str(each.start_time), str(each.task_id))):
+    for detail in sorted(_details(run), key=lambda each: (str(each.start_time), str(each.task_id))):
         name = detail.display_name or ""
         task = name.removesuffix("-driver")
         # A driver prepares its task's pod. It matters only if it fails, since its task then never begins.

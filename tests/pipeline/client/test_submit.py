@@ -540,6 +540,25 @@ def test_a_server_that_is_away_for_a_while_does_not_end_the_following(server: Fa
     assert "the run goes on, and this command asks again" in said[0]
 
 
+def test_a_run_of_which_no_step_is_known_says_once_where_the_reason_may_be(server: FakeKfp, kfp: Kfp) -> None:
+    run = server.add_run("RUNNING")
+    said: list[str] = []
+    with pytest.raises(StillRunningError):
+        follow(kfp, run, task_names=(), say=said.append, timeout_seconds=0.5, polling=dataclasses.replace(QUICK, silence_seconds=0.1))
+    (line,) = said
+    assert "no step of the run" in line
+    assert "ml-pipeline-persistenceagent" in line
+
+
+def test_a_run_with_a_known_step_is_not_called_silent(server: FakeKfp, kfp: Kfp) -> None:
+    details = {"task_details": [{"display_name": "train-driver", "state": "RUNNING"}]}
+    run = server.add_run("RUNNING", run_details=details)
+    said: list[str] = []
+    with pytest.raises(StillRunningError):
+        follow(kfp, run, task_names=(), say=said.append, timeout_seconds=0.5, polling=dataclasses.replace(QUICK, silence_seconds=0.1))
+    assert said == []
+
+
 def test_a_server_that_stays_away_ends_it(server: FakeKfp, kfp: Kfp) -> None:
     run = server.add_run("RUNNING")
     server.faults["GET", f"/runs/{run}"] = [503] * 1000
