@@ -139,13 +139,18 @@ def build(engine: Sequence[str], what: Build, pip: Pip) -> None:
             *(word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")),
             *(word for name, path in secrets.items() for word in ("--secret", f"id={name},src={path}")),
             *(("--build-context", f"wheels={pip.wheels}") if pip.wheels else ()),
-            *(podman_limits() if Path(engine[0]).name == "podman" else ()),
+            *engine_limits(engine),
             str(ROOT),
         ]
         done = subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
         is_built = built.exists() and bool(built.read_text().strip())  # podman that is told to end does so with the exit code 0
     if done.returncode != 0 or not is_built:
         raise BuildError(f"{engine[0]} could not build {what.image}; its messages above say why")
+
+
+def engine_limits(engine: Sequence[str]) -> list[str]:
+    """Return the options of the engine's `build` and `run` without which podman may fail; none for another engine."""
+    return podman_limits() if Path(engine[0]).name == "podman" else []
 
 
 def podman_limits() -> list[str]:
@@ -268,7 +273,8 @@ def main() -> int:
         return 1
     size = subprocess.run([*engine, "image", "inspect", "--format", "{{.Size}}", what.image], capture_output=True, text=True, check=False)
     print(f"image: built {what.image}, {int(size.stdout or 0) / 1e9:.1f} GB")
-    print(f"image: test it with: {shlex.join(engine)} run --rm --shm-size 1g {what.image} python -m components.container.self_test")
+    run = shlex.join([*engine, "run", "--rm", *engine_limits(engine)])
+    print(f"image: test it with: {run} --shm-size 1g {what.image} python -m components.container.self_test")
     return 0
 
 

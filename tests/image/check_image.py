@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 from make_base import BASE, make_base
 
-from components.container.build import ROOT, BuildError, pip_configuration
+from components.container.build import ROOT, BuildError, pip_configuration, podman_limits
 from pipelines.services.services import Services
 from training import storage
 from training.tracking.runs import attach
@@ -36,6 +36,7 @@ _IMAGE = "localhost/iddpm-pipelines:image-test"
 _CANARY = "image-test-canary.invalid"
 _SMALL_LAYER = 10_000_000
 _CPU_IMAGE_BYTES = 2_500_000_000
+_CUDA_IMAGE_BYTES = 7_000_000_000
 
 # As Kubernetes runs it under the policy "restricted", by a user whom the image does not know.
 _USER = "12345:0"
@@ -61,7 +62,8 @@ def _say(message: str) -> None:
 
 
 def _podman(*words: str, check: bool = True) -> str:
-    done = subprocess.run([*_PODMAN, *words], capture_output=True, text=True, check=False)
+    limits = podman_limits() if words[0] == "run" else ()
+    done = subprocess.run([*_PODMAN, words[0], *limits, *words[1:]], capture_output=True, text=True, check=False)
     assert done.returncode == 0 or not check, f"podman {' '.join(words)}: {done.stderr or done.stdout}"
     return done.stdout
 
@@ -160,7 +162,8 @@ def test_nothing_that_pip_was_told_is_in_it(base_image: str) -> None:
 
 
 def test_it_is_of_a_size_that_can_be_pulled() -> None:
-    assert _inspected()["Size"] < _CPU_IMAGE_BYTES
+    has_cuda = _run("python", "-c", "import torch; print(torch.version.cuda is not None)").strip() == "True"
+    assert _inspected()["Size"] < (_CUDA_IMAGE_BYTES if has_cuda else _CPU_IMAGE_BYTES)
 
 
 def test_a_change_of_the_source_is_one_small_layer(base_image: str, tmp_path: Path) -> None:
@@ -242,8 +245,11 @@ def test_it_serves_mlflow_with_names_and_passwords_as_the_cluster_runs_it(tmp_pa
 @pytest.fixture
 def docker_host(tmp_path: Path) -> Iterator[str]:
     """Where podman listens, which speaks docker's language."""
-    path = tmp_path / "podman.sock"
-    with subprocess.Popen([*_PODMAN, "system", "service", "--time", "0", f"unix://{path}"]) as service:
+    path, settings = tmp_path / "podman.sock", tmp_path / "containers.conf"
+    limits = [word for word in podman_limits() if word != "--ulimit"]
+    settings.write_text(f"[containers]\ndefault_ulimits = {json.dumps(limits)}\n")  # docker's clients name none
+    environment = {**os.environ, "CONTAINERS_CONF": str(settings)}
+    with subprocess.Popen([*_PODMAN, "system", "service", "--time", "0", f"unix://{path}"], env=environment) as service:
         try:
             deadline = time.monotonic() + 30
             while not path.exists():

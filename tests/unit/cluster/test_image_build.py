@@ -15,7 +15,7 @@ from pathlib import Path
 import certifi
 import pytest
 
-from components.container.build import ROOT, Pip, choose_torch, parse_pip
+from components.container.build import ROOT, Pip, choose_torch, parse_pip, podman_limits
 
 _ENGINE = """#!{python}
 import json, os, pathlib, sys
@@ -137,7 +137,8 @@ def test_the_output_says_before_the_build_what_it_takes_and_where(engine: _Engin
 
 def test_an_engines_options_are_in_the_command_that_tests_the_image(engine: _Engine) -> None:
     engine.install("podman")
-    assert "image: test it with: podman --runtime runc run --rm " in engine.build(ENGINE="podman --runtime runc").stdout
+    said = engine.build(ENGINE="podman --runtime runc").stdout
+    assert f"image: test it with: podman --runtime runc run --rm {' '.join(podman_limits())} --shm-size" in said
 
 
 def test_the_image_is_built_with_the_users_name_base_and_index(engine: _Engine) -> None:
