@@ -20,6 +20,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 T = TypeVar("T")
 
 _marked = True
+_label = ""
 
 
 def say(message: str) -> None:
@@ -28,7 +29,7 @@ def say(message: str) -> None:
     A closed pipe and a full disk are ignored: training goes on without a reader.
     """
     stream, mark = (sys.stdout, MARK) if _marked else (sys.stderr, "")
-    text = "".join(f"{mark}{line}\n" for line in message.splitlines() or [""])
+    text = "".join(f"{mark}{_label}{line}\n" for line in message.splitlines() or [""])
     with contextlib.suppress(OSError):
         stream.write(text)
         stream.flush()
@@ -43,6 +44,17 @@ def output_marks(enabled: bool) -> Iterator[None]:
         yield
     finally:
         _marked = before
+
+
+@contextlib.contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Begin each line of this process with "label: " inside the block, where several processes write to one terminal."""
+    global _label
+    before, _label = _label, f"{label}: "
+    try:
+        yield
+    finally:
+        _label = before
 
 
 def parse_marked_line(line: str) -> str | None:

@@ -39,7 +39,7 @@ def measure_one(request: AblationRequest, trial: Trial, item: Mapping[str, Any],
     if "history" in found:
         found["flops_per_step"] = _flops_per_step(model)
     manifest = read_manifest(storage.join(item["data_uri"], "train"))
-    say(f"{trial.label}: measured {', '.join(trial.measures)} of step {model.step:,} ({model.weights})")
+    say(f"measured {', '.join(trial.measures)} of step {model.step:,} ({model.weights})")
     return TrialRecord(
         label=trial.label,
         role=trial.role,
@@ -76,7 +76,7 @@ def measure_several(joint: Joint, items: Sequence[Mapping[str, Any]], resources:
         records.append(record)
     record, seed = measure_jointly(joint, models), records[0].seed
     label = label_of(record.label, seed)
-    say(f"{label}: measured")
+    say("measured")
     return dataclasses.replace(record, label=label, seed=seed, data={**records[0].data, "inputs": input_digests(records)})
 
 

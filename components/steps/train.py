@@ -51,7 +51,7 @@ def train_run(
     parent_run_id: str = "",
     force_from: str = "",
     *,
-    ray_address: str = "local",
+    ray_address: str | None = "local",
     trial: str = "",
     prune: StopRule | None = None,
 ) -> str:
@@ -66,7 +66,7 @@ def train_run(
         pipeline_run_id: The pipeline's run, whose last step closes the MLflow run if this step could not.
         parent_run_id: The MLflow run of the sweep's trial that this training belongs to; empty for a training of its own.
         force_from: "train" trains again, in a directory of its own, what this pipeline's run found trained or begun.
-        ray_address: "local", or a Ray cluster's address.
+        ray_address: "local", or a Ray cluster's address; None trains in this process, without Ray, as one worker that nothing starts again.
         trial: The label of the tuning's trial that this training is; `parent_run_id` is then the tuning's run.
         prune: Takes the scores so far, and returns why the training is given up, or None. It then ends after a checkpoint, without a
             result, and a later call resumes it. It is sent to the process that trains.
@@ -185,11 +185,11 @@ def _open_tracked(run: Run, tracking_experiment: str, tags: Mapping[str, str], p
     return tracked
 
 
-def _existing_reference(reference_uri: str, arguments: Mapping[str, Any], ray_address: str) -> str:
+def _existing_reference(reference_uri: str, arguments: Mapping[str, Any], ray_address: str | None) -> str:
     """Return the reference statistics; if they are gone, run the reference step again, on a worker, as a driver has no GPU."""
 
     def make() -> str:
-        made: str = REFERENCE(**arguments) if ray_address == "local" else run_on_cluster(REFERENCE, arguments, ray_address)
+        made: str = REFERENCE(**arguments) if ray_address in (None, "local") else run_on_cluster(REFERENCE, arguments, ray_address)
         return made
 
     return existing_reference(reference_uri, arguments["storage_root_uri"], make)
@@ -201,7 +201,7 @@ def _train(
     data_uri: str,
     reference_uri: str,
     tracking_run_id: str,
-    ray_address: str,
+    ray_address: str | None,
     stop: StopFlag,
     prune: StopRule | None,
 ) -> tuple[dict[str, Any], str]:
@@ -209,10 +209,6 @@ def _train(
     from evaluation.monitoring import early_stopping
     from evaluation.monitoring.checkpoint_scorer import CheckpointScorer, read_history
     from training.checkpoints import checkpoint
-    from training.distributed.ray_session import set_defaults
-
-    set_defaults()
-    from training.launch.ray_train import train
     from training.loop.interfaces import STOP_REQUESTED, Job
 
     experiment, run_uri = run.experiment, run.uri
@@ -235,7 +231,17 @@ def _train(
         tracking_run_id=tracking_run_id,
         scorer=scorer if reference_uri else None,
     )
-    outcome = train(job, ray_address=ray_address, stop=stop)
+    if ray_address is None:
+        from training.launch import in_process
+
+        outcome = in_process.train(job, stop=stop)
+    else:
+        from training.distributed.ray_session import set_defaults
+
+        set_defaults()
+        from training.launch import ray_train
+
+        outcome = ray_train.train(job, ray_address=ray_address, stop=stop)
     if outcome.stop_reason == STOP_REQUESTED:
         say(f"stopped on request: saved at step {outcome.step:,}; the same command resumes from there")
         stop.raise_if_set()

@@ -1,35 +1,35 @@
-"""An ablation on this machine, in one process, by the functions of the pipeline's steps.
+"""An ablation on this machine, by the functions of the pipeline's steps, with several trials at once.
 
-`iddpm run ablation` runs the pipeline itself. Here the steps need no processes of their own and Ray is started once, which
-saves most of the time at the tiny scale.
+`iddpm run ablation` runs the pipeline itself. Here a process runs one trial after the other, and imports its libraries once, which saves
+most of the time at the tiny scale.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from components.ablations.directory import ablation_uri
 from evaluation.ablations.definitions.cost import trial_cost
 from evaluation.ablations.definitions.request import AblationRequest
 from pipelines.local.output import show_progress
+from pipelines.local.trial import TRACKING_EXPERIMENT, TrialJob, run_trial
+from training.config.errors import UserError
 from training.console import format_duration, say
 from training.distributed.cores import available_cores
 
 if TYPE_CHECKING:
     from pipelines.services.services import Services
 
-TRACKING_EXPERIMENT = "iddpm"
-_RESOURCES = {"num_workers": 1, "num_threads": 1}
-_MEASURING = "measuring"
+_MAX_PARALLEL_TRIALS = 8
+"""Trials at once on a machine of many cores, unless it is told otherwise: each takes some GiB of memory."""
+_SECONDS_TO_STOP = 30.0
+"""Time in which an interrupted training saves a last checkpoint and closes its run in MLflow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,9 @@ def run_ablation(
     services: Services,
     *,
     sources: Mapping[str, str] | None = None,
-    resources: Mapping[str, Any] | None = None,
+    num_workers: int = 1,
+    gpu: bool = False,
+    parallel_trials: int | None = None,
     time_left: TimeLeft | None = None,
 ) -> AblationResult:
     """Plan an ablation, train and measure its trials or reuse them, and write the report; a failed trial stops no other.
@@ -63,11 +65,13 @@ def run_ablation(
 
     Args:
         sources: Name of a data set -> source of its images.
-        resources: Fields of `training.config.experiment.Resources` for training and evaluation.
+        num_workers: Training processes of a trial, and processes that draw samples; with more than one, one trial trains at a time.
+        gpu: Train and evaluate on GPUs.
+        parallel_trials: Trials at once, each in a process with one GPU or an equal part of the cores; see `choose_parallel_trials`.
         time_left: The estimate for this and further ablations; None makes one for this alone.
 
     Raises:
-        UserError: The ablation is not valid.
+        UserError: The ablation is not valid, or its trials can't run like this.
     """
     from components.ablations.planning import list_data_sets, plan
     from components.ablations.steps import measure_joint
@@ -77,15 +81,17 @@ def run_ablation(
 
     os.environ.update(services.env)
     root, uri = services.bucket_uri, ablation_uri(request, services.bucket_uri)
-    resources = {**_RESOURCES, **(resources or {})}
+    parallel_trials = choose_parallel_trials(parallel_trials, num_workers=num_workers, gpu=gpu)
+    num_threads = 0 if num_workers > 1 else max(1, available_cores() // parallel_trials)
+    resources = {"num_workers": num_workers, "num_gpus_per_worker": int(gpu), "num_threads": num_threads}
     time_left = time_left or estimate_time_left([request], services)
     log_path = services.home / "logs" / f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    with show_progress(log_path, lambda: _title(request)):
+    with show_progress(log_path, request.name):
         for data_set in list_data_sets(request, root, sources=sources):
             given, experiment = data_set["source"], Experiment.from_json(data_set["experiment"])
             prepare_experiment(experiment, data_set["data_uri"], source=given, source_options=held_out(given))
         items = plan(request, root, TRACKING_EXPERIMENT)
-        failed = _run_trials(items, root, resources, time_left)
+        failed = _run_trials(items, root, resources, parallel_trials, time_left)
         if not failed or request.seeds > 1:
             _catch(failed, "joint measurement", lambda: measure_joint(uri, resources))
         folder = report_locally(request, services)
@@ -137,56 +143,71 @@ def gallery_folder(services: Services) -> Path:
     return services.home / "ablations"
 
 
-def _run_trials(items: Sequence[Mapping[str, Any]], root: str, resources: Mapping[str, Any], time_left: TimeLeft) -> dict[str, str]:
+def choose_parallel_trials(parallel_trials: int | None, *, num_workers: int, gpu: bool) -> int:
+    """Return how many trials run at once: the number given, one with several workers, or one for each GPU or core of this machine.
+
+    Of the cores it takes 8 at most.
+
+    Raises:
+        UserError: Several trials would have several workers each, or there is no GPU.
+    """
+    if gpu:
+        import torch
+
+        if not torch.cuda.device_count():
+            raise UserError("--gpu needs a GPU, and this machine shows none; without --gpu the processor trains")
+    if num_workers > 1 and (parallel_trials or 1) > 1:
+        raise UserError(
+            f"{parallel_trials} trials at once have one training process each; give --num-workers or --parallel-trials, not both"
+        )
+    if parallel_trials or num_workers > 1:
+        return parallel_trials or 1
+    return torch.cuda.device_count() if gpu else min(available_cores(), _MAX_PARALLEL_TRIALS)
+
+
+def _run_trials(
+    items: Sequence[Mapping[str, Any]], root: str, resources: Mapping[str, Any], parallel_trials: int, time_left: TimeLeft
+) -> dict[str, str]:
     """Train and measure every trial; return the labels of those that failed, with the reasons."""
-    from components.ablations import steps
-    from training.distributed.ray_session import ray_session
+    from components.ablations.steps import finished_record, reason
+    from training.distributed.ray_session import parallel_tasks, ray_session
 
+    jobs = []
+    for number, item in enumerate(items, start=1):
+        if finished_record(item) is not None:
+            say(f"{item['label']}: was trained and measured before")
+        else:
+            position, own = f"{number} of {len(items)}", resources["num_workers"] == 1
+            jobs.append(TrialJob(item=item, position=position, storage_root_uri=root, resources=resources, in_own_process=own))
+    if not jobs:
+        return {}
     failed: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
-        if any(not item["run_uri"] and steps.finished_record(item) is None for item in items):
-            stack.enter_context(ray_session(num_cpus=max(available_cores(), int(resources["num_workers"]) + 1)))
-        # One trial is trained in Ray's processes while the one before it is measured in this process.
-        measuring = ThreadPoolExecutor(1, thread_name_prefix=_MEASURING)
-        stack.callback(measuring.shutdown, cancel_futures=True)  # when interrupted, only the present measure is waited for
-        pending = []
-
-        def measure(item: Mapping[str, Any], run_uri: str) -> None:
-            record_uri = _catch(failed, item["label"], lambda: steps.measure_trial(item, run_uri, resources))
-            time_left.finish(item, "measuring")
-            if record_uri is not None:
-                say(f"{item['label']}: done{time_left.describe()}")
-
-        for number, item in enumerate(items, start=1):
-            say(f"trial {number} of {len(items)}: {item['label']}{time_left.describe()}")
-            run_uri = _catch(failed, item["label"], functools.partial(_train, item, root, resources))
-            if run_uri is None:
-                time_left.finish(item, "training", "measuring")
-            else:
-                time_left.finish(item, "training")
-                pending.append(measuring.submit(measure, item, run_uri))
-        for one in pending:
-            one.result()
+    with ray_session(num_cpus=max(available_cores(), parallel_trials, int(resources["num_workers"]) + 1)), contextlib.ExitStack() as stack:
+        results: Iterable[tuple[TrialJob, Exception | None]] = ((job, _run_here(job)) for job in jobs)
+        if resources["num_workers"] == 1:
+            tasks = parallel_tasks(
+                run_trial,
+                jobs,
+                num_workers=parallel_trials,
+                num_gpus_per_worker=resources["num_gpus_per_worker"],
+                grace_seconds=_SECONDS_TO_STOP,
+            )
+            results = stack.enter_context(contextlib.closing(tasks))
+        for job, error in results:
+            label = job.item["label"]
+            time_left.finish(job.item)
+            if error is not None:
+                failed[label] = reason(error)
+            say(f"{label} {f'failed: {failed[label]}' if error is not None else 'is done'}{time_left.describe()}")
     return failed
 
 
-def _train(item: Mapping[str, Any], root: str, resources: Mapping[str, Any]) -> str:
-    from components.ablations.steps import train_trial
-    from components.steps.train import train_run
-    from training.config.presets import preset
-
-    def train(trial_run_id: str) -> str:
-        experiment = preset(item["experiment_preset"], item["overrides"]).to_json()
-        return train_run(
-            experiment, item["data_uri"], item["reference_uri"], root, TRACKING_EXPERIMENT, resources, parent_run_id=trial_run_id
-        )
-
-    return train_trial(item, train)
-
-
-def _title(request: AblationRequest) -> str:
-    """Return the title of a progress line; the thread of a line says whether it is of training or of measuring."""
-    return f"{request.name}, measuring" if threading.current_thread().name.startswith(_MEASURING) else request.name
+def _run_here(job: TrialJob) -> Exception | None:
+    try:
+        run_trial(job)
+    except Exception as error:  # named in the report; the others continue
+        return error
+    return None
 
 
 def _catch(failed: dict[str, str], label: str, action: Callable[[], str]) -> str | None:
@@ -217,7 +238,7 @@ class TimeLeft:
         """
         from evaluation.ablations.trials.record import read_record
 
-        self._left: dict[tuple[str, str, str], float] = {}
+        self._left: dict[tuple[str, str], float] = {}
         for request in requests:
             uri, settings = ablation_uri(request, storage_root_uri), {}
             for trial in request.trials():
@@ -226,14 +247,14 @@ class TimeLeft:
                 record = read_record(uri, trial.label)
                 if record is None or record.error:
                     cost = settings[trial.setting]
-                    self._left |= {(uri, trial.label, "training"): cost.training, (uri, trial.label, "measuring"): cost.measuring}
+                    self._left[uri, trial.label] = cost.training + cost.measuring
         self._words = " of all ablations" if len(requests) > 1 else ""
         self._done = 0.0
         self._clock, self._start = clock, clock()
 
-    def finish(self, item: Mapping[str, Any], *parts: Literal["training", "measuring"]) -> None:
-        """Note that parts of the trial of that item are done."""
-        self._done += sum(self._left.pop((item["ablation_uri"], item["label"], part), 0.0) for part in parts)
+    def finish(self, item: Mapping[str, Any]) -> None:
+        """Note that the trial of that item is done."""
+        self._done += self._left.pop((item["ablation_uri"], item["label"]), 0.0)
 
     def describe(self) -> str:
         """Return text like ", about 25 min 10 s left"; empty while nothing is done, and at the end."""

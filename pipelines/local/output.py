@@ -36,12 +36,12 @@ class LineFilter(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def show_progress(log_path: Path, title: Callable[[], str]) -> Iterator[None]:
+def show_progress(log_path: Path, title: str) -> Iterator[None]:
     """Show only progress lines for the duration of the block, and write all output to a log.
 
     Args:
         log_path: File that all output is appended to; its directory is made.
-        title: Returns the text in front of a progress line; called in the thread that wrote the line.
+        title: The text in front of a progress line.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     before = sys.stdout, sys.stderr
@@ -50,7 +50,7 @@ def show_progress(log_path: Path, title: Callable[[], str]) -> Iterator[None]:
         def handle(line: str) -> None:
             write_log_line(log, line)
             if (message := parse_marked_line(line)) is not None:
-                before[0].write(f"[{title()}] {message}\n")
+                before[0].write(f"[{title}] {message}\n")
                 before[0].flush()
 
         sys.stdout = sys.stderr = LineFilter(handle)

@@ -58,7 +58,7 @@ def run_tuning(request: TuneRequest, services: Services, *, source: str = "", re
     os.environ.update(services.env)
     root, experiment = services.bucket_uri, request.experiment()
     log_path = services.home / "logs" / f"tune-{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    with show_progress(log_path, lambda: "tune"):
+    with show_progress(log_path, "tune"):
         data_uri = prepare_experiment(experiment, default_data_uri(experiment.data, root), source=source, source_options=held_out(source))
         reference_uri = reference_for(experiment, data_uri, root, before_training=True)
         try:

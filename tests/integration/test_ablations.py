@@ -34,6 +34,7 @@ from training.config.run_keys import run_key
 from training.data.format.manifest import read_manifest
 from training.data.splits import default_data_uri, prepare_experiment
 from training.models.unet import make_model
+from training.storage.logs import list_logs, read_part
 from training.tracking.client import connect
 
 pytestmark = pytest.mark.slow
@@ -150,11 +151,20 @@ def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Servi
     assert 0 < len(done) < 4
     before = {label: storage.read_bytes(record_uri(uri, label)) for label in done}
 
+    label, run_uri = _victim(request, services.bucket_uri, 3)  # not begun, while a killed trial may go on for a moment
+    other = request.trials()[3].experiment.override(["optim.learning_rate=0.5"])
+    checkpoint.save(run_uri, 2, {"experiment.json": other.to_dict()})
+    result = run_ablation(request, services)
+    assert list(result.failed) == [label]
+    assert "is a checkpoint of another experiment" in result.failed[label]
+
+    checkpoint.remove(run_uri, [2])
     capsys.readouterr()
-    assert run_ablation(request, services).failed == {}
+    assert run_ablation(request, services, parallel_trials=1).failed == {}
     output = capsys.readouterr().out
-    assert output.count("was trained and measured before") == len(done)
-    assert output.count("followed at") <= 4 - len(done)
+    assert output.count("was trained and measured before") == 3
+    assert f"{label}: trial 4 of 4" in output
+    assert f"{label} is done" in output
     assert {label: storage.read_bytes(record_uri(uri, label)) for label in done} == before
     folder = services.home / "ablations" / "hybrid-weight-tiny"
     with (folder / "table.csv").open() as file:
@@ -168,6 +178,40 @@ def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Servi
     assert "handwritten digits" in page
     assert not re.search(r'(src|href)="(?!#|data:|http://127)', page), "the page loads something from elsewhere"
     assert "hybrid-weight-tiny/report.html" in (services.home / "ablations" / "index.html").read_text()
+
+
+def test_an_interrupted_ablation_saves_what_every_trial_has_trained(services: Services) -> None:
+    seed = uuid.uuid4().int % 2**31
+    changes = (f"seed={seed}", "optim.num_steps=100000", "optim.checkpoint_interval=50000")
+    request = AblationRequest(name="hybrid-weight", scale="tiny", overrides=changes)
+    command = [str(Path(sys.executable).with_name("iddpm")), "ablate", "hybrid-weight", "--parallel-trials", "2"]
+    command += [word for item in changes for word in ("--set", item)]
+    environment = {**os.environ, "IDDPM_HOME": str(services.home)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+    lines: list[str] = []
+    try:
+        assert process.stdout is not None
+        for line in iter(process.stdout.readline, ""):
+            lines.append(line)
+            if {label for trial in request.trials()[:2] if f"{(label := trial.label)}: step " in "".join(lines)} == {
+                trial.label for trial in request.trials()[:2]
+            }:
+                break
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal sends Ctrl-C
+        lines += process.communicate()[0].splitlines(keepends=True)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, "".join(lines)
+    for index, trial in enumerate(request.trials()[:2]):
+        label, run_uri = _victim(request, services.bucket_uri, index)
+        (step,) = checkpoint.steps(run_uri)
+        assert f"[hybrid-weight] {trial.label}: stopped on request: saved at step {step:,}" in "".join(lines)
+        (log,) = list_logs(run_uri, "train")
+        assert f"iddpm| {label}: stopped on request" in "\n".join(read_part(log.parts[-1].uri))
+    assert not storage.exists(record_uri(ablation_uri(request, services.bucket_uri), label))
 
 
 def _write_run(run_uri: str, experiment: Experiment) -> str:

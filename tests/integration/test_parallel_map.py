@@ -1,13 +1,17 @@
 """Jobs on Ray: each is done once, and its exception is raised unchanged."""
 
+import contextlib
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from training.checkpoints.checkpoint import CheckpointError, checkpoint_uri, step_of
-from training.distributed.ray_session import parallel_map
+from training.distributed.ray_session import parallel_map, parallel_tasks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -21,6 +25,39 @@ def test_every_job_is_done_once(num_workers: int) -> None:
 def test_the_exception_of_a_job_is_raised() -> None:
     with pytest.raises(CheckpointError, match="elsewhere: is not a checkpoint's directory"):
         list(parallel_map(step_of, ["elsewhere", checkpoint_uri("run", 1)], num_workers=2))
+
+
+def test_an_error_of_a_task_and_a_lost_process_end_no_other_task() -> None:
+    def work(job: str) -> str:
+        if job == "lost":
+            os._exit(1)
+        if job == "wrong":
+            raise CheckpointError("wrong")
+        return job.upper()
+
+    found = dict(parallel_tasks(work, ["a", "wrong", "lost", "b", "c"], num_workers=2))
+    assert [found[job] for job in "abc"] == ["A", "B", "C"]
+    assert isinstance(found["wrong"], CheckpointError)
+    assert isinstance(found["lost"], ray.exceptions.WorkerCrashedError)
+
+
+def test_a_task_that_is_given_up_has_time_to_end(tmp_path: Path) -> None:
+    def work(job: str) -> str:
+        if job == "quick":
+            while not (tmp_path / "long").exists():
+                time.sleep(0.05)
+            return job
+        (tmp_path / "long").write_text("began")
+        try:
+            while True:  # an interrupt ends no sleep
+                time.sleep(0.05)
+        except KeyboardInterrupt:
+            (tmp_path / "long").write_text("ended")
+            raise
+
+    with contextlib.closing(parallel_tasks(work, ["quick", "long", "later"], num_workers=2, grace_seconds=60)) as tasks:
+        assert next(tasks) == ("quick", "quick")
+    assert (tmp_path / "long").read_text() == "ended"
 
 
 def test_a_module_of_the_working_directory_is_not_taken_for_ours(tmp_path: Path) -> None:

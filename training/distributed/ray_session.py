@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -9,8 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 from training.distributed.ray_logs import hide_noise
@@ -36,7 +36,7 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-@contextmanager
+@contextlib.contextmanager
 def ray_session(address: str = "local", *, num_cpus: int | None = None) -> Iterator[None]:
     """Connect to Ray inside the block; inside another session, use that one.
 
@@ -139,27 +139,65 @@ def parallel_map(
     if num_workers <= 1 or len(jobs) <= 1:
         yield from map(function, jobs)
         return
+    with ray_session(os.environ.get("RAY_ADDRESS") or "local", num_cpus=num_workers):
+        tasks = parallel_tasks(function, jobs, num_workers=num_workers, num_gpus_per_worker=num_gpus_per_worker)
+        with contextlib.closing(tasks):
+            for _, result in tasks:
+                if isinstance(result, Exception):
+                    raise result
+                yield result
+
+
+def parallel_tasks(
+    function: Callable[[_Job], _Result],
+    jobs: Sequence[_Job],
+    *,
+    num_workers: int,
+    num_gpus_per_worker: int = 0,
+    grace_seconds: float = 0.0,
+) -> Generator[tuple[_Job, _Result | Exception]]:
+    """Run each job as a task of the Ray cluster that this process has joined; yield it with its result or its error, as they end.
+
+    A process of Ray runs one task after the other, so it imports once. The arguments are those of `parallel_map`.
+
+    Args:
+        grace_seconds: When the work is given up, tasks that run get an interrupt, like that of Ctrl-C, and so long to end.
+    """
     import ray
 
-    with ray_session(os.environ.get("RAY_ADDRESS") or "local", num_cpus=num_workers):
-        remote = ray.remote(function).options(
-            num_cpus=1,
-            num_gpus=num_gpus_per_worker * _GPU_FRACTION,
-            max_retries=3,
-            scheduling_strategy="SPREAD",  # over all nodes that were asked for; Ray would fill one first, and leave others idle
-        )
-        waiting = iter(jobs)
+    remote = ray.remote(function).options(
+        num_cpus=1,
+        num_gpus=num_gpus_per_worker * _GPU_FRACTION,
+        max_retries=3,
+        scheduling_strategy="SPREAD",  # over all nodes that were asked for; Ray would fill one first, and leave others idle
+    )
+    waiting = iter(jobs)
+    running: dict[Any, _Job] = {}
+
+    def fill() -> None:
         # The range comes first: with the jobs first, zip would take one job too many from the iterator.
-        running = [remote.remote(job) for _, job in zip(range(num_workers), waiting, strict=False)]
+        running.update((remote.remote(job), job) for _, job in zip(range(num_workers - len(running)), waiting, strict=False))
+
+    try:
+        fill()
+        while running:
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            job = running.pop(done)
+            fill()
+            try:
+                yield job, ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                yield job, error.cause
+            except ray.exceptions.RayError as error:  # its worker was lost more often than Ray tries
+                yield job, error
+    finally:
+        unfinished = list(running)
         try:
-            while running:
-                done, running = ray.wait(running, num_returns=1)
-                running += [remote.remote(job) for _, job in zip(range(1), waiting, strict=False)]
-                try:
-                    result: _Result = ray.get(done[0])
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from None
-                yield result
+            if running and grace_seconds:
+                for reference in running:
+                    ray.cancel(reference)
+                # Ray itself ends this process if a task is cancelled by force while it takes in the task's result.
+                _, unfinished = ray.wait(unfinished, num_returns=len(unfinished), timeout=grace_seconds)
         finally:
-            for reference in running:
+            for reference in unfinished:
                 ray.cancel(reference, force=True)

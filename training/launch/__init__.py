@@ -1,1 +1,1 @@
-"""Start the training loop: under Ray Train (`ray_train`, for the train step), or with torch alone (`torchrun`)."""
+"""Start the training loop: under Ray Train, for the train step; in this process; or with torch alone, to measure a speed."""

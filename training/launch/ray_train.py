@@ -13,12 +13,10 @@ import os
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future
-from datetime import timedelta
 from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
@@ -26,34 +24,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from training import storage
 from training.checkpoints import checkpoint
-from training.config.errors import UserError, lines_of
-from training.config.experiment import Experiment, Resources
-from training.config.run_keys import training_fields
-from training.console import format_bytes, say
-from training.data.format.manifest import read_manifest
-from training.data.loading.loader import Loader
-from training.distributed.arithmetic import require_fast
+from training.config.errors import lines_of
+from training.config.experiment import Resources
+from training.console import say
 from training.distributed.cores import available_cores
-from training.distributed.ranks import use_fast_kernels
 from training.distributed.ray_logs import logs_of_this_node, store_logs, worker_log_stored
 from training.distributed.ray_session import ray_session
 from training.distributed.signals import StopFlag, run_stoppable
-from training.loop.interfaces import Hooks, Job, Outcome, Scorer, TrainingError
-from training.loop.rank_zero_hooks import RankZeroHooks
-from training.loop.rollback import train_with_rollbacks
-from training.loop.trainer import Trainer, check_batch_size
-from training.tracking.tracked_run import flatten
+from training.launch.worker import Control, require_possible, set_up_device, train_worker
+from training.loop.interfaces import Job, Outcome, Scorer, TrainingError
 
 MAX_WORKER_FAILURES = 3
-SCORE_MEMORY_SHARE = 0.25
-"""Part of the memory of a worker's GPU for scores."""
 _SCORE_GPU_SHARE = 0.05
 """Part of a worker's GPU that Ray counts for a score. With a GPU of its own, a score might never start, and training would wait for it.
 
 It is small, as Ray counts the workers that fit a node by dividing all its GPUs: 3 // 0.75 would be 4 workers; by 0.95 it is right up to 18.
 """
 _CONTROL_SECONDS = 10.0
-_SET_UP_TIMEOUT = timedelta(hours=12)
 
 
 @ray.remote(num_cpus=0)
@@ -116,7 +103,8 @@ def train(job: Job, *, ray_address: str = "local", stop: StopFlag | None = None)
 
 
 def _train(job: Job, ray_address: str, scratch: str) -> Outcome:
-    _require_possible(job, ray_address)
+    is_local = ray_address == "local"
+    require_possible(job, trains_here=is_local, num_gpus=torch.cuda.device_count() if is_local and not ray.is_initialized() else None)
     # One CPU more than the workers, so that a score can run beside training.
     num_cpus = max(available_cores(), job.resources.num_workers + 1)
     with ray_session(ray_address, num_cpus=num_cpus):
@@ -206,51 +194,6 @@ def _saved_step(job: Job) -> int:
     return max(storage.retry(lambda: checkpoint.steps(job.run_uri)), default=0)
 
 
-def _require_possible(job: Job, ray_address: str) -> None:
-    """Check, before Ray starts, for settings that would fail in every worker or wait for ever."""
-    resources, experiment = job.resources, job.experiment
-    check_batch_size(experiment, resources.num_workers)
-    experiment.require_guide()
-    if not resources.num_gpus_per_worker and ray_address == "local":
-        require_fast(resources.precision, "cpu")
-    if resources.num_gpus_per_worker and ray_address == "local" and not ray.is_initialized():
-        fewest = resources.min_workers or resources.num_workers
-        found = torch.cuda.device_count()
-        if found < fewest:
-            raise TrainingError(
-                f"resources.num_gpus_per_worker is 1 for at least {fewest} workers, but this machine shows {found} GPUs; "
-                "use fewer workers, or train on the processor with num_gpus_per_worker 0"
-            )
-    budget = experiment.data.disk_budget_bytes
-    if resources.resident_data and budget:
-        manifest = storage.retry(lambda: read_manifest(storage.join(job.data_uri, "train")))
-        num_bytes = manifest.num_images * manifest.image_bytes
-        if num_bytes > budget:
-            raise TrainingError(
-                f"resources.resident_data keeps the whole data set of {format_bytes(num_bytes)} in memory, but it is streamed, "
-                f"as it is larger than data.disk_budget_bytes ({format_bytes(budget)}); raise the budget, or leave resident_data out"
-            )
-    uri = storage.retry(lambda: checkpoint.latest(job.run_uri))
-    if uri is not None:
-        _require_same(experiment, uri)
-
-
-def _require_same(experiment: Experiment, uri: str) -> None:
-    """Refuse to resume another experiment's checkpoint. A damaged one passes: rank 0 removes it (`checkpoint.clean`)."""
-    try:
-        found = Experiment.from_json(storage.retry(lambda: checkpoint.load_bytes(uri, checkpoint.EXPERIMENT)))
-    except (checkpoint.CheckpointError, UserError):
-        return
-    theirs, ours = flatten(training_fields(found)), flatten(training_fields(experiment))
-    different = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
-    if different:
-        name = different[0]
-        raise TrainingError(
-            f"{uri} is a checkpoint of another experiment ({name} is {theirs.get(name)} there and {ours.get(name)} here"
-            f"{f', and {len(different) - 1} more' if different[1:] else ''}); train in another directory"
-        )
-
-
 def _failure_message(error: Exception, job: Job, saved_step: int) -> str:
     causes = getattr(error, "worker_failures", None) or {}
     reasons = "; ".join(f"worker {rank}: {lines_of(cause)[-1]}" for rank, cause in sorted(causes.items()))
@@ -267,81 +210,26 @@ def _worker(config: dict[str, Any]) -> Outcome:
     with worker_log_stored(job.run_uri, context.get_world_rank()):
         drivers_node_id = ray.get(_control_of(job).node_id.remote())
         try:
-            return _train_worker(job, context)
+            device = set_up_device(job, num_local_workers=context.get_local_world_size(), scores_elsewhere=True)
+            rank, world_size = context.get_world_rank(), context.get_world_size()
+            return train_worker(job, _control(job, world_size), device=device, rank=rank, world_size=world_size)
         finally:
             if context.get_local_rank() == 0 and ray.get_runtime_context().get_node_id() != drivers_node_id:
                 store_logs(logs_of_this_node(), job.run_uri)  # the driver stores those of its own node
 
 
-def _train_worker(job: Job, context: Any) -> Outcome:
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    # Staging may take hours. The ranks wait for the slowest in this group, because the time-out of the loop's collectives is short.
-    ready = dist.new_group(backend="gloo", timeout=_SET_UP_TIMEOUT) if world_size > 1 else None
-    device = _set_up_device(job, context.get_local_world_size())
-    loader = storage.retry(
-        lambda: Loader(
-            storage.join(job.data_uri, "train"),
-            seed=job.experiment.seed,
-            global_batch_size=job.experiment.optim.global_batch_size,
-            cache_dir=job.resources.cache_dir or None,
-            disk_budget_bytes=job.experiment.data.disk_budget_bytes or None,
-            device=device if job.resources.resident_data else None,
-            retry_seconds=job.retry_seconds,
-        )
-    )
-    rank_zero = _rank_zero_hooks(job, world_size) if rank == 0 else None
-    hooks = rank_zero.hooks() if rank_zero is not None else Hooks()
-    try:
-        if ready is not None:
-            dist.barrier(ready)
-        if rank == 0:
-            ray.get(_control_of(job).begin.remote())
-        outcome = train_with_rollbacks(
-            lambda: Trainer(job.experiment, job.resources, loader, device=device, rank=rank, world_size=world_size, hooks=hooks),
-            job.run_uri,
-            rank=rank,
-            world_size=world_size,
-            finish_saving=rank_zero.finish_saving if rank_zero is not None else lambda: None,
-            on_rollback=rank_zero.abandon_metrics_after if rank_zero is not None else lambda step: None,
-            retry_seconds=job.retry_seconds,
-        )
-        if rank_zero is not None and outcome.failure is None:
-            outcome = rank_zero.finish(outcome)
-        return outcome
-    finally:
-        if rank_zero is not None:
-            rank_zero.close()
-
-
-def _set_up_device(job: Job, local_world_size: int) -> torch.device:
-    torch.set_num_threads(job.resources.num_threads or max(1, available_cores() // local_world_size))
-    if not job.resources.num_gpus_per_worker:
-        require_fast(job.resources.precision, "cpu")
-        return torch.device("cpu")
-    device = torch.device("cuda", torch.cuda.current_device())
-    use_fast_kernels()
-    if job.scorer is not None:
-        # Scores need a part. A microbatch that is found by trial would fill the memory, and one that was set may, late in the training.
-        torch.cuda.set_per_process_memory_fraction(1 - SCORE_MEMORY_SHARE, device)
-    return device
-
-
-def _rank_zero_hooks(job: Job, world_size: int) -> RankZeroHooks:
-    control = _control_of(job)
+def _control(job: Job, world_size: int) -> Control:
+    actor = _control_of(job)
 
     def submit_score(scorer: Scorer, checkpoint_uri: str) -> Future[Mapping[str, Any]]:
         gpu_share = _SCORE_GPU_SHARE if job.resources.num_gpus_per_worker else 0
         future: Future[Mapping[str, Any]] = _score.options(num_gpus=gpu_share).remote(scorer, checkpoint_uri).future()
         return future
 
-    def is_stop_requested() -> bool:
-        return bool(ray.get(control.is_stop_requested.remote()))
-
-    return RankZeroHooks(
-        job,
-        world_size,
+    return Control(
+        begin=lambda: ray.get(actor.begin.remote()),
+        is_stop_requested=lambda: bool(ray.get(actor.is_stop_requested.remote())),
         submit_score=submit_score,
-        is_stop_requested=is_stop_requested,
         scoring_obstacle=lambda: scoring_obstacle(world_size),
     )
 

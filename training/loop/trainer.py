@@ -277,6 +277,7 @@ class Trainer:
             } | {f"ema_distance_{decay}": value for decay, value in self.state.ema.distances(self.state.model).items()}
             self.hooks.log(self.step, metrics)
             reason = self.hooks.should_stop(self.step)
+            self._meter.restart_clock()  # a single process may have taken a score meanwhile
         agreed: str | None = broadcast_object(reason, self.world_size)
         return agreed
 

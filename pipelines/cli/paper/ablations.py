@@ -29,6 +29,12 @@ _OBJECTIVE = typer.Option("", help="simple, vlb or hybrid for every trial; empty
 _SET = typer.Option([], "--set", help="Override of every trial, like optim.num_steps=500; may be repeated.")
 _GRID = typer.Option([], "--grid", help="An axis of your own grid, like diffusion.vlb_weight=0.001,0.01; may be repeated.")
 _SEEDS = typer.Option(1, min=1, help="Repeat every trial with so many seeds; the report has means and 95% intervals.")
+PARALLEL_TRIALS = typer.Option(
+    None,
+    min=1,
+    show_default=False,
+    help="Trials at once, each in its own process. Default: one for each GPU (--gpu) or core, up to 8 cores; one with --num-workers.",
+)
 _RUN = typer.Option([], "--run", help="A run or checkpoint to evaluate, like vlb=s3://bucket/runs/KEY; may be repeated.")
 
 
@@ -54,6 +60,7 @@ def ablate(
     sources: list[str] = typer.Option([], "--source", help="Source of a data set's images, like cifar10=cifar10:/data; may be repeated."),
     num_workers: int = typer.Option(1, min=1, help="Training processes of a trial, and processes that draw samples."),
     gpu: bool = typer.Option(False, help="Train and evaluate on GPUs."),
+    parallel_trials: int | None = PARALLEL_TRIALS,
     plan: bool = typer.Option(False, "--plan", help="Only show the trials and their cost."),
     card: str = typer.Option(
         "",
@@ -75,28 +82,37 @@ def ablate(
         if len(costs) > 1:
             print(f"all of them: {sum(costs[1:], costs[0]).describe(card, trains=True, price_per_hour=price_per_hour)}")
         return
-    run_requests(requests, sources, {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)})
+    run_requests(requests, sources, num_workers=num_workers, gpu=gpu, parallel_trials=parallel_trials)
 
 
-def run_requests(requests: list[AblationRequest], sources: list[str], resources: dict[str, Any]) -> list[AblationResult]:
+def run_requests(
+    requests: list[AblationRequest], sources: list[str], *, num_workers: int, gpu: bool, parallel_trials: int | None
+) -> list[AblationResult]:
     """Run the requests one after the other, print where their reports are, and return their results.
 
-    A failed trial raises PipelineError when the others have run.
+    The arguments are those of `pipelines.local.ablate.run_ablation`. A failed trial raises PipelineError when the others have run.
     """
-    from pipelines.local.ablate import estimate_time_left, gallery_folder, run_ablation
+    from pipelines.local.ablate import choose_parallel_trials, estimate_time_left, gallery_folder, run_ablation
     from pipelines.local.run import PipelineError
     from pipelines.local.training import shorten_path
     from pipelines.services import services
 
+    parallel_trials = choose_parallel_trials(parallel_trials, num_workers=num_workers, gpu=gpu)
     running = services.up()
     results, failures = [], []
     log_path: Path | None = None
-    if resources["num_workers"] > 1 or resources["num_gpus_per_worker"]:
-        resources["num_threads"] = 0
     time_left = estimate_time_left(requests, running)
     for request in requests:
         try:
-            result = run_ablation(request, running, sources=pairs(sources, "--source"), resources=resources, time_left=time_left)
+            result = run_ablation(
+                request,
+                running,
+                sources=pairs(sources, "--source"),
+                num_workers=num_workers,
+                gpu=gpu,
+                parallel_trials=parallel_trials,
+                time_left=time_left,
+            )
         except UserError as error:
             if len(requests) == 1:
                 raise
@@ -139,7 +155,7 @@ def report(
     for request in requests:
         # With --markdown, standard output has the table alone, for a pipe.
         redirect = contextlib.redirect_stdout(sys.stderr) if markdown else contextlib.nullcontext()
-        with redirect, show_progress(running.home / "logs" / "report.log", lambda name=request.name: name):  # type: ignore[misc]
+        with redirect, show_progress(running.home / "logs" / "report.log", request.name):
             page = report_locally(request, running) / "report.html"
         if not markdown:
             print(shorten_path(page))

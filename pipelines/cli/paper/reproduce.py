@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipelines.cli.paper.ablations import pairs, run_requests
+from pipelines.cli.paper.ablations import PARALLEL_TRIALS, pairs, run_requests
 from training import storage
 from training.config.errors import UserError
 
@@ -28,6 +28,7 @@ def reproduce(
     card: str = typer.Option("H100", help="Accelerator of the cost."),
     price_per_hour: float | None = typer.Option(None, min=0, help="Price of one card per hour, in any currency.", show_default=False),
     num_workers: int = typer.Option(1, min=1, help="Training processes, one GPU each where there are GPUs."),
+    parallel_trials: int | None = PARALLEL_TRIALS,
     yes: bool = typer.Option(False, "--yes", help="Start without a question."),
 ) -> None:
     """Repeat a table of the paper here: say what it costs, train and evaluate its rows, and put ours beside the paper's."""
@@ -50,7 +51,7 @@ def reproduce(
     import torch
 
     gpu = torch.cuda.is_available()
-    (result,) = run_requests([request], sources, {"num_workers": num_workers, "num_gpus_per_worker": int(gpu)})
+    (result,) = run_requests([request], sources, num_workers=num_workers, gpu=gpu, parallel_trials=parallel_trials)
     print("\n".join(beside_the_paper(result.folder)))
     if request.changes:
         print(f"These are not the paper's numbers of images or updates: {', '.join(request.changes)}.")

@@ -13,8 +13,9 @@ from evaluation.ablations.claims.findings import findings
 from evaluation.ablations.definitions.request import AblationRequest
 from evaluation.ablations.trials.record import TrialRecord, record_uri
 from evaluation.records.intervals import mean_interval, seeds_to_decide
-from pipelines.local.ablate import TimeLeft
+from pipelines.local.ablate import TimeLeft, choose_parallel_trials
 from training import storage
+from training.config.errors import UserError
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 20])
@@ -117,9 +118,37 @@ def test_the_time_left_follows_from_the_trials_so_far(tmp_path: Path) -> None:
     storage.write_json(record_uri(uri, first.label), TrialRecord(label=first.label, seed=first.seed).to_dict())
     left = TimeLeft([request], str(tmp_path), lambda: now[0])
     assert left.describe() == ""
-    left.finish({"ablation_uri": uri, "label": first.label}, "training", "measuring")  # was there before
+    left.finish({"ablation_uri": uri, "label": first.label})  # was there before
     assert left.describe() == ""
     for trial in others[:3]:
-        left.finish({"ablation_uri": uri, "label": trial.label}, "training", "measuring")
+        left.finish({"ablation_uri": uri, "label": trial.label})
     now[0] = 30.0  # for three of the nineteen equal trials
     assert left.describe() == ", about 2 min 40 s left"
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "given", "num_workers", "expected"),
+    [
+        (4, 0, None, 1, 4),
+        (64, 0, None, 1, 8),
+        (64, 0, 20, 1, 20),
+        (4, 0, None, 3, 1),
+        (16, 2, None, 1, 2),
+        (16, 2, None, 2, 1),
+        (2, 1, 3, 1, 3),
+    ],
+)
+def test_trials_run_at_once_on_every_core_or_gpu(
+    monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, given: int | None, num_workers: int, expected: int
+) -> None:
+    monkeypatch.setattr("pipelines.local.ablate.available_cores", lambda: cores)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert choose_parallel_trials(given, num_workers=num_workers, gpu=gpus > 0) == expected
+
+
+def test_trials_that_can_not_run_like_this_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="4 trials at once have one training process each; give --num-workers or --parallel-trials"):
+        choose_parallel_trials(4, num_workers=2, gpu=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(UserError, match="--gpu needs a GPU, and this machine shows none"):
+        choose_parallel_trials(None, num_workers=1, gpu=True)

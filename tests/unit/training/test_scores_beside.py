@@ -16,7 +16,8 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from training.checkpoints import checkpoint
 from training.config.experiment import Resources
 from training.config.presets import preset
-from training.launch.ray_train import _failure_message, _set_up_device, scaling, scoring_obstacle
+from training.launch.ray_train import _failure_message, scaling, scoring_obstacle
+from training.launch.worker import set_up_device
 from training.loop.interfaces import STOP_REQUESTED, Job, Outcome, Scorer
 from training.loop.rank_zero_hooks import RankZeroHooks
 
@@ -188,7 +189,9 @@ def test_a_score_has_memory_of_the_gpu_also_beside_a_microbatch_that_was_set(tmp
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda fraction, device: fractions.append(fraction))
     for scorer, microbatch_size in ((Scores([]), 0), (Scores([]), 8), (None, 8)):
         resources = Resources(num_gpus_per_worker=1, microbatch_size=microbatch_size)
-        _set_up_device(Job(experiment=EXPERIMENT, resources=resources, data_uri="", run_uri=str(tmp_path), scorer=scorer), 1)
+        job = Job(experiment=EXPERIMENT, resources=resources, data_uri="", run_uri=str(tmp_path), scorer=scorer)
+        set_up_device(job, scores_elsewhere=True)
+        set_up_device(job, scores_elsewhere=False)  # the loop and its scores share what one process has
     assert fractions == [0.75, 0.75]
 
 

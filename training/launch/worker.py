@@ -1,0 +1,169 @@
+"""The work of one worker of a training, and the checks before one starts; the same under Ray Train and in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from training import storage
+from training.checkpoints import checkpoint
+from training.config.errors import UserError
+from training.config.experiment import Experiment
+from training.config.run_keys import training_fields
+from training.console import format_bytes
+from training.data.format.manifest import read_manifest
+from training.data.loading.loader import Loader
+from training.distributed.arithmetic import require_fast
+from training.distributed.cores import available_cores
+from training.distributed.ranks import use_fast_kernels
+from training.loop.interfaces import Hooks, Job, Outcome, Scorer, TrainingError
+from training.loop.rank_zero_hooks import RankZeroHooks
+from training.loop.rollback import train_with_rollbacks
+from training.loop.trainer import Trainer, check_batch_size
+from training.tracking.tracked_run import flatten
+
+SCORE_MEMORY_SHARE = 0.25
+"""Part of the memory of a worker's GPU for scores that another process takes on it."""
+_SET_UP_TIMEOUT = timedelta(hours=12)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """Rank 0's line to the program that started it.
+
+    Attributes:
+        begin: Tells that the workers train from now on and read a request to stop.
+        is_stop_requested: Returns True once a stop is requested; takes milliseconds.
+        submit_score: Starts the scoring of the checkpoint at that URI, or scores it at once.
+        scoring_obstacle: Returns why no score can start now, with the remedy, or None.
+    """
+
+    begin: Callable[[], None]
+    is_stop_requested: Callable[[], bool]
+    submit_score: Callable[[Scorer, str], Future[Mapping[str, Any]]]
+    scoring_obstacle: Callable[[], str | None] = lambda: None
+
+
+def train_worker(job: Job, control: Control, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Outcome:
+    """Train as one of the workers of a run, from its latest checkpoint to the end."""
+    # Staging may take hours. The ranks wait for the slowest in this group, because the time-out of the loop's collectives is short.
+    ready = dist.new_group(backend="gloo", timeout=_SET_UP_TIMEOUT) if world_size > 1 else None
+    loader = storage.retry(
+        lambda: Loader(
+            storage.join(job.data_uri, "train"),
+            seed=job.experiment.seed,
+            global_batch_size=job.experiment.optim.global_batch_size,
+            cache_dir=job.resources.cache_dir or None,
+            disk_budget_bytes=job.experiment.data.disk_budget_bytes or None,
+            device=device if job.resources.resident_data else None,
+            retry_seconds=job.retry_seconds,
+        )
+    )
+    rank_zero = _rank_zero_hooks(job, world_size, control) if rank == 0 else None
+    hooks = rank_zero.hooks() if rank_zero is not None else Hooks()
+    try:
+        if ready is not None:
+            dist.barrier(ready)
+        if rank == 0:
+            control.begin()
+        outcome = train_with_rollbacks(
+            lambda: Trainer(job.experiment, job.resources, loader, device=device, rank=rank, world_size=world_size, hooks=hooks),
+            job.run_uri,
+            rank=rank,
+            world_size=world_size,
+            finish_saving=rank_zero.finish_saving if rank_zero is not None else lambda: None,
+            on_rollback=rank_zero.abandon_metrics_after if rank_zero is not None else lambda step: None,
+            retry_seconds=job.retry_seconds,
+        )
+        if rank_zero is not None and outcome.failure is None:
+            outcome = rank_zero.finish(outcome)
+        return outcome
+    finally:
+        if rank_zero is not None:
+            rank_zero.close()
+
+
+def _rank_zero_hooks(job: Job, world_size: int, control: Control) -> RankZeroHooks:
+    return RankZeroHooks(
+        job,
+        world_size,
+        submit_score=control.submit_score,
+        is_stop_requested=control.is_stop_requested,
+        scoring_obstacle=control.scoring_obstacle,
+    )
+
+
+def set_up_device(job: Job, *, num_local_workers: int = 1, scores_elsewhere: bool) -> torch.device:
+    """Set this process's threads, and return its device.
+
+    Args:
+        num_local_workers: Workers on this machine, which share its cores.
+        scores_elsewhere: Another process takes the scores, on the same GPU where there is one.
+    """
+    torch.set_num_threads(job.resources.num_threads or max(1, available_cores() // num_local_workers))
+    if not job.resources.num_gpus_per_worker:
+        require_fast(job.resources.precision, "cpu")
+        return torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device())
+    use_fast_kernels()
+    if job.scorer is not None and scores_elsewhere:
+        # Scores need a part. A microbatch that is found by trial would fill the memory, and one that was set may, late in the training.
+        torch.cuda.set_per_process_memory_fraction(1 - SCORE_MEMORY_SHARE, device)
+    return device
+
+
+def require_possible(job: Job, *, trains_here: bool, num_gpus: int | None = None) -> None:
+    """Check, before a worker starts, for settings that would fail in every worker or wait for ever.
+
+    Args:
+        trains_here: All workers run on this machine.
+        num_gpus: GPUs that they can have; None where that is not known.
+
+    Raises:
+        TrainingError: The settings don't fit one another or the machine, or the run's checkpoints are of another experiment.
+    """
+    resources, experiment = job.resources, job.experiment
+    check_batch_size(experiment, resources.num_workers)
+    experiment.require_guide()
+    fewest = resources.min_workers or resources.num_workers
+    if not resources.num_gpus_per_worker and trains_here:
+        require_fast(resources.precision, "cpu")
+    if resources.num_gpus_per_worker and num_gpus is not None and num_gpus < fewest:
+        raise TrainingError(
+            f"resources.num_gpus_per_worker is 1 for at least {fewest} workers, but this machine shows {num_gpus} GPUs; "
+            "use fewer workers, or train on the processor with num_gpus_per_worker 0"
+        )
+    budget = experiment.data.disk_budget_bytes
+    if resources.resident_data and budget:
+        manifest = storage.retry(lambda: read_manifest(storage.join(job.data_uri, "train")))
+        num_bytes = manifest.num_images * manifest.image_bytes
+        if num_bytes > budget:
+            raise TrainingError(
+                f"resources.resident_data keeps the whole data set of {format_bytes(num_bytes)} in memory, but it is streamed, "
+                f"as it is larger than data.disk_budget_bytes ({format_bytes(budget)}); raise the budget, or leave resident_data out"
+            )
+    uri = storage.retry(lambda: checkpoint.latest(job.run_uri))
+    if uri is not None:
+        _require_same(experiment, uri)
+
+
+def _require_same(experiment: Experiment, uri: str) -> None:
+    """Refuse to resume another experiment's checkpoint. A damaged one passes: rank 0 removes it (`checkpoint.clean`)."""
+    try:
+        found = Experiment.from_json(storage.retry(lambda: checkpoint.load_bytes(uri, checkpoint.EXPERIMENT)))
+    except (checkpoint.CheckpointError, UserError):
+        return
+    theirs, ours = flatten(training_fields(found)), flatten(training_fields(experiment))
+    different = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
+    if different:
+        name = different[0]
+        raise TrainingError(
+            f"{uri} is a checkpoint of another experiment ({name} is {theirs.get(name)} there and {ours.get(name)} here"
+            f"{f', and {len(different) - 1} more' if different[1:] else ''}); train in another directory"
+        )
