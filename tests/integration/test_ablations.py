@@ -180,38 +180,49 @@ def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Servi
     assert "hybrid-weight-tiny/report.html" in (services.home / "ablations" / "index.html").read_text()
 
 
-def test_an_interrupted_ablation_saves_what_every_trial_has_trained(services: Services) -> None:
-    seed = uuid.uuid4().int % 2**31
-    changes = (f"seed={seed}", "optim.num_steps=100000", "optim.checkpoint_interval=50000")
+@pytest.mark.parametrize(
+    ("sent", "shell", "code"),
+    [
+        (signal.SIGINT, [], 130),
+        (signal.SIGTERM, ["sh", "-c", 'trap "" INT; exec "$@"', "sh"], 143),  # as a shell starts a program in the background
+    ],
+)
+def test_an_ablation_that_is_stopped_saves_what_every_trial_has_trained(
+    services: Services, sent: signal.Signals, shell: list[str], code: int
+) -> None:
+    changes = (f"seed={uuid.uuid4().int % 2**31}", "optim.num_steps=100000", "optim.checkpoint_interval=50000")
     request = AblationRequest(name="hybrid-weight", scale="tiny", overrides=changes)
-    command = [str(Path(sys.executable).with_name("iddpm")), "ablate", "hybrid-weight", "--parallel-trials", "2"]
+    labels = [trial.label for trial in request.trials()[:2]]
+    command = [*shell, str(Path(sys.executable).with_name("iddpm")), "ablate", "hybrid-weight", "--parallel-trials", "2"]
     command += [word for item in changes for word in ("--set", item)]
-    environment = {**os.environ, "IDDPM_HOME": str(services.home)}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "IDDPM_HOME": str(services.home)},
+        start_new_session=True,
     )
-    lines: list[str] = []
     try:
         assert process.stdout is not None
-        for line in iter(process.stdout.readline, ""):
-            lines.append(line)
-            if {label for trial in request.trials()[:2] if f"{(label := trial.label)}: step " in "".join(lines)} == {
-                trial.label for trial in request.trials()[:2]
-            }:
-                break
-        os.killpg(process.pid, signal.SIGINT)  # as the terminal sends Ctrl-C
-        lines += process.communicate()[0].splitlines(keepends=True)
+        text = ""
+        while not all(f"{label}: step " in text for label in labels):
+            line = process.stdout.readline()
+            assert line, text
+            text += line
+        process.send_signal(sent)
+        text += process.communicate()[0]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130, "".join(lines)
-    for index, trial in enumerate(request.trials()[:2]):
-        label, run_uri = _victim(request, services.bucket_uri, index)
+    assert process.returncode == code, text
+    for index, label in enumerate(labels):
+        _, run_uri = _victim(request, services.bucket_uri, index)
         (step,) = checkpoint.steps(run_uri)
-        assert f"[hybrid-weight] {trial.label}: stopped on request: saved at step {step:,}" in "".join(lines)
+        assert f"[hybrid-weight] {label}: stopped on request: saved at step {step:,}" in text
         (log,) = list_logs(run_uri, "train")
         assert f"iddpm| {label}: stopped on request" in "\n".join(read_part(log.parts[-1].uri))
-    assert not storage.exists(record_uri(ablation_uri(request, services.bucket_uri), label))
+        assert not storage.exists(record_uri(ablation_uri(request, services.bucket_uri), label))
 
 
 def _write_run(run_uri: str, experiment: Experiment) -> str:

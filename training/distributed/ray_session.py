@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from training.distributed.ray_logs import hide_noise
@@ -165,39 +166,53 @@ def parallel_tasks(
     """
     import ray
 
-    remote = ray.remote(function).options(
+    remote: Any = ray.remote(_run_interruptibly).options(
+        name=getattr(function, "__name__", ""),
         num_cpus=1,
         num_gpus=num_gpus_per_worker * _GPU_FRACTION,
         max_retries=3,
         scheduling_strategy="SPREAD",  # over all nodes that were asked for; Ray would fill one first, and leave others idle
     )
     waiting = iter(jobs)
-    running: dict[Any, _Job] = {}
+    running: dict[Future[_Result], tuple[_Job, Any]] = {}
 
     def fill() -> None:
         # The range comes first: with the jobs first, zip would take one job too many from the iterator.
-        running.update((remote.remote(job), job) for _, job in zip(range(num_workers - len(running)), waiting, strict=False))
+        for _, job in zip(range(num_workers - len(running)), waiting, strict=False):
+            reference = remote.remote(function, job)
+            running[reference.future()] = job, reference
 
     try:
         fill()
         while running:
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            job = running.pop(done)
+            # Python waits, and not Ray, which would turn the exit status of a signal into 1.
+            done = next(iter(wait(running, return_when="FIRST_COMPLETED").done))
+            job, _ = running.pop(done)
             fill()
-            try:
-                yield job, ray.get(done)
-            except ray.exceptions.RayTaskError as error:
+            error = done.exception()
+            if error is None:
+                yield job, done.result()
+            elif isinstance(error, ray.exceptions.RayTaskError):
                 yield job, error.cause
-            except ray.exceptions.RayError as error:  # its worker was lost more often than Ray tries
+            elif isinstance(error, ray.exceptions.RayError):  # its worker was lost more often than Ray tries
                 yield job, error
+            else:
+                raise error
     finally:
-        unfinished = list(running)
+        unfinished = set(running)
         try:
             if running and grace_seconds:
-                for reference in running:
+                for _, reference in running.values():
                     ray.cancel(reference)
-                # Ray itself ends this process if a task is cancelled by force while it takes in the task's result.
-                _, unfinished = ray.wait(unfinished, num_returns=len(unfinished), timeout=grace_seconds)
+                unfinished = wait(running, timeout=grace_seconds).not_done
         finally:
-            for reference in unfinished:
-                ray.cancel(reference, force=True)
+            # Only these: Ray ends this process if a task is cancelled by force while it takes in the task's result.
+            for future in unfinished:
+                ray.cancel(running[future][1], force=True)
+
+
+def _run_interruptibly(function: Callable[[_Job], _Result], job: _Job) -> _Result:
+    """Run a job so that `ray.cancel` can interrupt it: it calls Python's handler of SIGINT, which no program in the background has."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return function(job)
