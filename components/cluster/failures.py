@@ -21,8 +21,10 @@ _LONGEST = 400
 _S3_SECONDS = 20.0
 _LAUNCHER = re.compile(r"[IWEF]\d{4} |(time|level)=|Error: exit status|exit status|\[KFP Executor [^]]* INFO\]")
 """Beginnings of lines that KFP's launcher and executor and Argo's executor write around the step's own."""
-_LAUNCHERS_OWN = re.compile(r"^F\d{4} .*\] failed to execute component: (?!exit status|signal: )(.+)", re.MULTILINE)
-"""The end of KFP's launcher where the step itself did not fail, like S3 that refuses an artifact."""
+_KFPS_OWN = re.compile(
+    r"^F\d{4} .*?\] (?:failed to execute component: (?!exit status|signal: )(?P<launcher>.+)|KFP driver: (?P<driver>.+))", re.MULTILINE
+)
+"""The end of KFP's launcher where the step itself did not fail, like S3 that refuses an artifact, and that of its driver."""
 _BEFORE_JSON = re.compile(r".*(\{|executor_input:)$")
 """Those of them that a JSON object follows, down to a brace at the beginning of a line."""
 _PLAIN_EXIT = re.compile(r"(main: )?Error \(exit code 1\)")
@@ -41,9 +43,9 @@ def in_one_sentence(errors: Mapping[str, str]) -> str:
 
 
 def last_error(log: str) -> str:
-    """Return the error that a log names: the launcher's own failure, the end of the last traceback, else the last line of the step."""
-    if own := _LAUNCHERS_OWN.search(log):
-        return f"KFP's launcher: {_shortened(own[1])}"
+    """Return the error that a log names: that of KFP's launcher or driver, the end of the last traceback, else the step's last line."""
+    if own := _KFPS_OWN.search(log):
+        return f"KFP's {own.lastgroup}: {_shortened(own[own.lastgroup or 0])}"
     lines = [line.rstrip() for line in step_lines(log) if line.strip()]
     starts = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     after = lines[starts[-1] + 1 :] if starts else []

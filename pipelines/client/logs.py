@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from components.cluster.failures import read_soon, step_lines, stored_log
+from components.cluster.failures import last_error, read_soon, step_lines, stored_log
 from components.cluster.workflows import Attempt, attempts, form_of
 from components.launch.logs import pipeline_directory
 from pipelines.client.arguments import close_to
@@ -38,7 +38,7 @@ def show_logs(
     err: Callable[[str], None],
     polling: Polling = DEFAULT_POLLING,
 ) -> None:
-    """Print the logs of a run's steps, each try once; each line after its step's name if there are several.
+    """Print the logs of a run's steps, each try once; each line after its step's name if there are several. Of KFP's drivers only errors.
 
     Args:
         step: The step, like "train"; of a step in a loop all of its items, or one, like "train-trial (2)". Empty takes all steps.
@@ -56,10 +56,12 @@ def show_logs(
     while True:
         has_ended = patiently(kfp.client.get_run, run_id).state in FINISHED
         workflow = patiently(kfp.workflow, run_id)
-        there = [each for each in attempts(workflow) if not each.is_driver]
+        tries = attempts(workflow)
+        there = [each for each in tries if not each.is_driver]
+        refused = [each for each in tries if each.is_driver and each.has_failed and step in ("", each.step)]
         wanted = [each for each in there if not step or each.step == step or each.step.startswith(f"{step} (")]
         steps = sorted({each.step for each in there})
-        if step and not wanted and (has_ended or not follow):
+        if step and not wanted and not refused and (has_ended or not follow):
             known = close_to(step, steps) or (f"; it has {', '.join(steps)}" if steps else "; none has begun")
             raise UserError(f"run {run_id} has no step {step!r}{known}")
         is_plain = bool(step) and len({each.step for each in wanted}) == 1
@@ -79,6 +81,11 @@ def show_logs(
                 out(line if is_plain else f"{attempt.step}: {line}")
             num_shown[attempt.pod] = max(len(lines), num_shown.get(attempt.pod, 0))  # a server that fails shows nothing for once
             complete |= {attempt.pod} if is_over else set()
+        for attempt in refused:
+            if attempt.pod not in complete:
+                complete.add(attempt.pod)
+                err(f"--- {attempt.step}, pod {attempt.pod}: it never began")
+                out(f"{attempt.step}: {last_error(_pod_log(kfp, run_id, attempt)) or attempt.message}")
         if has_ended or not follow:
             return
         time.sleep(polling.interval_seconds)

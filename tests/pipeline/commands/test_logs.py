@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fake_kfp import FakeKfp, Request
-from recorded_workflows import workflow_states
+from recorded_workflows import recorded, workflow_states
 
 from components.cluster.workflows import Attempt, attempts, form_of, nodes_of
 from pipelines.client.follow import Polling
@@ -41,6 +41,19 @@ def test_each_line_of_a_step_is_shown_after_its_name_without_those_of_kfps_launc
 def test_a_log_in_which_only_kfps_launcher_wrote_is_not_called_gone(server: FakeKfp, iddpm: Iddpm, ended: str) -> None:
     server.logs = {_PODS["close-run"]: "I1126 launcher\n"}
     assert f"--- close-run, pod {_PODS['close-run']}: it wrote nothing\n" in iddpm("logs", ended)[2]
+
+
+@pytest.mark.parametrize("step", [(), ("root",)])
+def test_the_error_of_a_driver_is_shown_where_no_step_began(server: FakeKfp, iddpm: Iddpm, step: tuple[str, ...]) -> None:
+    server.workflow = workflow_states("driver-refused-failed")[-1]
+    pod = "iddpm-train-n7z7p-system-dag-driver-423364082"
+    server.logs = {pod: recorded("workflows", "driver-refused-failed")["driver_log"]}
+    status, out, err = iddpm("logs", server.add_run("FAILED"), *step)
+    assert status == 0
+    assert err == f"--- root, pod {pod}: it never began\n"
+    assert out.startswith("root: KFP's driver: driver.RootDAG(pipelineName=iddpm-train, ")
+    assert out.endswith('connection reset by peer"\n')
+    assert out.count("\n") == 1
 
 
 def test_the_log_of_one_step_is_shown_as_it_is_and_an_unknown_step_is_named(server: FakeKfp, iddpm: Iddpm, ended: str) -> None:

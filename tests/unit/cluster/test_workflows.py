@@ -63,6 +63,13 @@ def test_a_killed_steps_error_is_why_it_was_killed_and_then_its_log() -> None:
     assert step_errors(workflow, lambda pod: logs[pod]) == {"train": "Max duration limit exceeded (its log ends with: step 400 of 3,000)"}
 
 
+def test_the_error_of_a_driver_is_its_own_words_without_those_of_the_calls_around_it() -> None:
+    log = recorded("workflows", "driver-refused-failed")["driver_log"]
+    (error,) = step_errors(workflow_states("driver-refused-failed")[-1], lambda pod: log).values()
+    assert error.startswith("KFP's driver: driver.RootDAG(pipelineName=iddpm-train, ")
+    assert error.endswith('"error reading server preface: read tcp 10.244.0.78:36578->10.96.55.125:8080: read: connection reset by peer"')
+
+
 def test_the_names_of_pods_are_those_of_the_cluster() -> None:
     pods = {attempt.pod for attempt in attempts(workflow_states("worker-killed-then-step-pod-deleted")[-1])}
     refused = [attempt for attempt in attempts(workflow_states("plugin-env-collision-then-cancelled")[-1]) if "invalid" in attempt.message]
