@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import secrets
 import sys
 import time
 import traceback
@@ -208,7 +209,8 @@ def main() -> int:
         bucket=options.bucket.rstrip("/"),
         gap_seconds=options.gap,
         away_seconds=options.away,
-        session=time.strftime("%m%d-%H%M%S", time.gmtime()),
+        # Two may begin in one second, and each deletes its own data at its end.
+        session=f"{time.strftime('%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}",
         folder=options.out.resolve(),
     )
     settings.folder.mkdir(parents=True, exist_ok=True)
