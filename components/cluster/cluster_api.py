@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import urllib3
-from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException
 
@@ -80,17 +79,6 @@ class ClusterApi(KubernetesApi):
         path = f"/apis/authorization.k8s.io/v1/{kind.lower()}s"
         response = self.post(path, {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec})
         return bool(response.body.get("status", {}).get("allowed")) if response.ok else None
-
-    def log_tail(self, pod: str) -> str:
-        """Return the last 200 lines of the log of a step's pod; empty if there is none."""
-        try:
-            return str(
-                client.CoreV1Api(self._client).read_namespaced_pod_log(
-                    pod, self.namespace, container="main", tail_lines=200, _request_timeout=_TIMEOUT
-                )
-            )
-        except (ApiException, urllib3.exceptions.HTTPError, OSError):
-            return ""
 
     def _request(
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None

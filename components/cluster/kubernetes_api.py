@@ -204,6 +204,14 @@ class KubernetesApi:
 
         return self._call(f"list pods {selector}", read)
 
+    def log_tail(self, pod: str) -> str:
+        """Return the last 200 lines of the log of a step's pod; empty if there is none, or it can't be read."""
+        try:
+            read = client.CoreV1Api(self._client).read_namespaced_pod_log
+            return str(read(pod, self.namespace, container="main", tail_lines=200, _request_timeout=_TIMEOUT))
+        except (ApiException, *_NO_ANSWER):
+            return ""
+
     def log_lines(self, pod: str, container: str) -> Iterator[str]:
         """Yield the lines of a container's log as they come, each after its time stamp, until the container ends.
 

@@ -84,7 +84,7 @@ def _tell_end(api: KubernetesApi, workflow: Mapping[str, Any], numbers: Numbers)
     metadata = workflow["metadata"]
     is_news = _age(workflow["status"].get("finishedAt")) < _LATEST_SECONDS
     if is_news:
-        errors = step_errors(workflow, lambda pod: "")
+        errors = step_errors(workflow, api.log_tail)
         end = End(phase_of(workflow) == "Succeeded", is_cancelled(workflow), errors, last_start(workflow))
         run_id, root = _run_id(workflow), form_of(workflow)["storage_root_uri"]
         found = numbers.of(run_id) if is_wanted(end.event) and end.succeeded else {}

@@ -110,7 +110,7 @@ def _workflows_of(api: KubernetesApi, pipeline_run_ids: Sequence[str]) -> dict[s
         ids = ",".join(pipeline_run_ids[start : start + _IDS_PER_REQUEST])
         for workflow in api.workflows(f"pipeline/runid in ({ids})"):
             phase = phase_of(workflow)
-            errors = step_errors(workflow, lambda pod: "") if phase in ENDED else {}
+            errors = step_errors(workflow, api.log_tail) if phase in ENDED else {}
             seen = _Seen(workflow["metadata"]["name"], phase, is_cancelled(workflow), errors)
             found[workflow["metadata"]["labels"]["pipeline/runid"]].append(seen)
     return found

@@ -85,12 +85,12 @@ def end_of_run(state: str, pipeline_run_id: str) -> End:
     """Return how a pipeline's run ended: on a cluster by its Workflow, on a laptop by the last step's state and a file of errors."""
     if state in _SUCCEEDED or not os.environ.get("KFP_POD_NAME"):
         return End(state in _SUCCEEDED, state in _CANCELLED, _local_failures())
-    from components.cluster.cluster_api import ClusterApi
     from components.cluster.connection import KubernetesError, current_namespace
+    from components.cluster.kubernetes_api import KubernetesApi
     from components.cluster.workflows import is_cancelled, last_start
 
     try:
-        api = ClusterApi(current_namespace(), patience_seconds=60.0)
+        api = KubernetesApi(current_namespace(), patience_seconds=60.0)
         workflows = list(api.workflows(f"pipeline/runid={pipeline_run_id}"))
     except KubernetesError as error:
         say(f"{error}; a run that was cancelled is closed as failed")

@@ -16,6 +16,7 @@ from recorded_workflows import recorded, workflow_states
 from webhook_receiver import receive
 
 from components.cluster.kubernetes_api import KubernetesApi
+from components.cluster.workflows import attempts
 from components.reaper import __main__ as reaper
 from components.reaper.messages import HUNG_VARIABLE, tell_webhook
 from components.reaper.mlflow_runs import WORKFLOW_TAG, close_finished_runs
@@ -124,6 +125,26 @@ def test_a_training_that_logs_nothing_is_told_to_hang_once_for_each_time_that_it
         assert (message["event"], message["run_uri"]) == ("hung", run_uri)
         assert f"{key} has made no progress for 5 min" in message["text"]
     run.finish("KILLED")
+
+
+def test_the_error_of_a_driver_that_fails_before_any_step_reaches_the_webhook(cluster, pipeline, tmp_path, monkeypatch):
+    """No step of such a run begins, its exit task neither."""
+    recording = json.loads(json.dumps(recorded("workflows", "driver-refused-failed")).replace("s3://iddpm", str(tmp_path)))
+    states = json.dumps(workflow_states("driver-refused-failed", pipeline_run_id=pipeline)).replace("s3://iddpm", str(tmp_path))
+    ended = json.loads(states)[-1]
+    cluster.workflows = {ended["metadata"]["name"]: ended}
+    (attempt,) = attempts(ended)
+    cluster.logs = {attempt.pod: recording["driver_log"].splitlines()}
+    monkeypatch.setattr("components.reaper.messages._LATEST_SECONDS", float("inf"))  # the recordings are old
+    with receive() as receiver:
+        monkeypatch.setenv(URL_VARIABLE, receiver.url)
+        monkeypatch.setenv(HUNG_VARIABLE, "0")
+        tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))
+    (message,) = receiver.messages
+    assert message["event"] == "failed"
+    assert message["errors"].keys() == {"root"}
+    assert "KFP's driver: " in message["errors"]["root"]
+    assert message["errors"]["root"] in message["text"]
 
 
 def _trained(root: Path, pipeline: str) -> str:
@@ -282,6 +303,7 @@ def test_the_work_grows_with_the_open_pipelines_alone(cluster, tmp_path, mlflow_
         _reap()
         return len(mlflow_calls), cluster.count("GET", "/workflows") - before
 
+    _reap()  # on a busy machine an earlier test may have left a run open
     few = count()
     sweep = [_run("sweep") for _ in range(5)]
     for number in range(10):

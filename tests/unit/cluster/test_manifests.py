@@ -359,6 +359,7 @@ def test_the_reapers_role_grants_exactly_its_requests(tmp_path, monkeypatch):
         delete_finished_rayjobs(api)
         list(api.workflows("pipeline/runid=1"))  # for each run that MLflow shows as running
         api.label_workflow("train-x", TOLD_LABEL, "true")
+        api.log_tail("train-x-1")  # for each step that has failed
         asked = {_permission(method, path) for _, method, path in fake.requests}
     rules = _named("kind", "Role", "iddpm-reaper", "kubeflow")["rules"]
     assert asked == {(resource, verb) for rule in rules for resource, verb in itertools.product(rule["resources"], rule["verbs"])}
