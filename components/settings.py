@@ -41,6 +41,7 @@ def settings(
     evaluate_gpu_type=str,
     evaluate_node_selector=Dict[str, Any],  # noqa: UP006
     evaluate_tolerations=List[Dict[str, Any]],  # noqa: UP006
+    reference_gpus=str,
 ):
     """Check every setting of the run, so that a wrong one fails here and not hours later.
 

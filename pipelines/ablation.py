@@ -30,7 +30,7 @@ from evaluation.ablations.definitions.ablation import SCALES
 from evaluation.ablations.definitions.reproductions import REPRODUCTIONS
 from evaluation.ablations.definitions.request import DEFAULT_PRESET, OBJECTIVES, OWN_GRID
 from pipelines.compile_checks import CompileError
-from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, stage_pod
+from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, reference_pod, stage_pod
 from training.config import presets
 
 
@@ -143,7 +143,7 @@ def ablation_pipeline(
                 name="preprocess",
                 uses_ray=True,
             )
-            statistics = evaluate_pod.configure(
+            statistics = reference_pod(checked, image=image).configure(
                 reference(
                     experiment=data_set.experiment,
                     takes_distances=data_set.takes_distances,

@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
-from components.launch.resources import STAGES, describe_resources
+from components.launch.resources import PodSize, describe_resources
 from components.steps.settings import describe_data_options
 from pipelines.compile_checks import CompileError as CompileError
 from pipelines.compile_checks import check, parse_documents
 from training import storage
 
-_SIZES = re.compile(rf"pipelinechannel--settings-({'|'.join(STAGES)})_")
+_SIZES = re.compile(rf"pipelinechannel--settings-[a-z]+_({'|'.join(PodSize._fields)})\b")
 """Part of the name of an input that sizes a pod: it is an output of the settings step."""
 
 PIPELINES: dict[str, str] = {

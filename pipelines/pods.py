@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kfp import dsl, kubernetes
@@ -103,6 +103,12 @@ class Pod:
 def stage_pod(checked: Any, stage: str, *, image: Any) -> Pod:
     """Return the pods of a stage, sized by the settings step. KFP's driver (2.17) reads its outputs in loops too."""
     return Pod(image=image, size=PodSize(*(checked.outputs[f"{stage}_{name}"] for name in PodSize._fields)))
+
+
+def reference_pod(checked: Any, *, image: Any) -> Pod:
+    """Return the pod of the reference step: one of the evaluate stage with at most one GPU, as the step has one worker."""
+    pod = stage_pod(checked, "evaluate", image=image)
+    return replace(pod, size=pod.size._replace(gpus=checked.outputs["reference_gpus"]))
 
 
 def _add_services(task: Any) -> None:

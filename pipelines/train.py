@@ -17,7 +17,7 @@ from components.reference import reference
 from components.report import report
 from components.settings import settings
 from components.train import train
-from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, stage_pod
+from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, reference_pod, stage_pod
 from training.config import presets
 
 
@@ -110,7 +110,7 @@ def train_pipeline(
             name="preprocess",
             uses_ray=True,
         )
-        statistics = evaluate_pod.configure(
+        statistics = reference_pod(checked, image=image).configure(
             reference(
                 data_uri=data.outputs["data_uri"],
                 data_digest=data.outputs["digest"],

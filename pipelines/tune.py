@@ -18,7 +18,7 @@ from components.reference import reference
 from components.report_tuning import report_tuning
 from components.settings import settings
 from components.tune import tune
-from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, stage_pod
+from pipelines.pods import RUN_CONFIG, SHORT, Pod, add_webhook, reference_pod, stage_pod
 from training.config import presets
 
 
@@ -94,7 +94,7 @@ def tune_pipeline(
             ),
             name="settings",
         )
-        data_pod, train_pod, evaluate_pod = (stage_pod(checked, stage, image=image) for stage in ("data", "train", "evaluate"))
+        data_pod, train_pod = (stage_pod(checked, stage, image=image) for stage in ("data", "train"))
         plan = small.configure(plan_tuning(storage_root_uri=storage_root_uri, pipeline_run_id=run_id, **form).after(checked), name="plan")
         data = data_pod.configure(
             preprocess(
@@ -108,7 +108,7 @@ def tune_pipeline(
             name="preprocess",
             uses_ray=True,
         )
-        statistics = evaluate_pod.configure(
+        statistics = reference_pod(checked, image=image).configure(
             reference(
                 experiment=plan.outputs["experiment"],
                 data_uri=data.outputs["data_uri"],

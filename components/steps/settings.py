@@ -156,7 +156,8 @@ def check_settings(
         force_from: See `require_force_from`.
 
     Returns:
-        The experiment as JSON (empty where there is none), and the fields of `PodSize` for each stage, in the order of `STAGES`.
+        The experiment as JSON (empty where there is none), the fields of `PodSize` for each stage, in the order of `STAGES`, and the
+        GPUs of the reference step, which is one of the evaluate stage's but has one worker.
 
     Raises:
         UserError: A setting does not fit, or the cluster does not have the queue; the message names it.
@@ -176,7 +177,7 @@ def check_settings(
         say(f"{stage}: {resources.num_workers} worker(s) {where}{size}")
         _require_queue(f"{stage}_resources", resources.queue)
         sizes.extend(resources.pod)
-    return (experiment, *sizes)
+    return (experiment, *sizes, str(min(int(resources.pod.gpus), 1)))
 
 
 def _require_queue(parameter: str, queue: str) -> None:

@@ -21,7 +21,7 @@ from training.storage.logs import list_logs, read_part
 
 def test_the_outputs_are_the_experiment_and_every_stages_pod_in_order(tmp_path: Path) -> None:
     names = list(settings.component_spec.outputs)
-    assert names == ["experiment", *(f"{stage}_{field}" for stage in STAGES for field in PodSize._fields)]
+    assert names == ["experiment", *(f"{stage}_{field}" for stage in STAGES for field in PodSize._fields), "reference_gpus"]
     given = settings.python_func(
         str(tmp_path),
         "1",
@@ -38,6 +38,11 @@ def test_the_outputs_are_the_experiment_and_every_stages_pod_in_order(tmp_path: 
     ]  # fmt: skip
     assert (outputs["evaluate_cpu"], outputs["evaluate_gpus"], outputs["evaluate_node_selector"]) == ("500m", "0", {})
     assert (outputs["data_cpu"], outputs["data_memory"]) == ("1", "4Gi")
+
+
+@pytest.mark.parametrize(("evaluate_resources", "gpus"), [("laptop", "0"), ("1xgpu", "1"), ("8xgpu", "1"), ("rayjob-8xgpu", "0")])
+def test_the_reference_step_gets_one_gpu_of_the_stages(tmp_path: Path, evaluate_resources: str, gpus: str) -> None:
+    assert settings.python_func(str(tmp_path), "1", evaluate_resources=evaluate_resources)[-1] == gpus
 
 
 @pytest.mark.parametrize(

@@ -162,9 +162,10 @@ def test_the_settings_step_sizes_a_pod_also_in_a_loop(pipeline: str, step: str, 
     sizes |= {"gpus": accelerator["resourceCount"], "gpu_type": accelerator["resourceType"]}
     parameters = _tasks(spec)[step]["inputs"]["parameters"]
     for name, value in sizes.items():
-        channel = f"pipelinechannel--settings-{stage}_{name}"
+        output = "reference_gpus" if (step, name) == ("reference", "gpus") else f"{stage}_{name}"
+        channel = f"pipelinechannel--settings-{output}"
         assert value == f"{{{{$.inputs.parameters['{channel}']}}}}"
-        assert _producer(parameters[channel], channel) == f"{stage}_{name}"
+        assert _producer(parameters[channel], channel) == output
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
     for name, source in (
         ("node_selector", pod["nodeSelector"]["nodeSelectorJson"]),
