@@ -59,6 +59,8 @@ def check_kfp_parts(scope: Scope) -> Iterator[Finding]:
             yield Finding(FAILURE, f"api {group}", f"{what} {resource} are missing", _KFP)
     yield _deployment(cluster, namespace, "ml-pipeline", "runs nothing")
     yield _deployment(cluster, namespace, "workflow-controller", "starts no step")
+    yield _deployment(cluster, namespace, "metadata-grpc-deployment", "starts no step")
+    yield _deployment(cluster, namespace, "ml-pipeline-persistenceagent", "never shows how far a run is")
     yield _deployment(cluster, namespace, "ml-pipeline-scheduledworkflow", "runs no schedule")
     answer = cluster.get(f"/api/v1/namespaces/{namespace}/configmaps/pipeline-install-config")
     zone = (answer.body.get("data") or {}).get("cronScheduleTimezone")

@@ -142,6 +142,8 @@ def whole(mlflow: str, s3: str) -> dict[str, Any]:
         "/api/v1/pods": operator(),
         f"{apps}/ml-pipeline": deployment("ghcr.io/kubeflow/kfp-api-server:2.17.0"),
         f"{apps}/workflow-controller": deployment("quay.io/argoproj/workflow-controller:v4.0.8"),
+        f"{apps}/metadata-grpc-deployment": deployment("x/ml_metadata_store_server:1.14.0"),
+        f"{apps}/ml-pipeline-persistenceagent": deployment("x/kfp-persistence-agent:2.17.0"),
         f"{apps}/ml-pipeline-scheduledworkflow": deployment("ghcr.io/kubeflow/kfp-scheduled-workflow-controller:2.17.0"),
         f"{core}/configmaps/pipeline-install-config": {"data": {"cronScheduleTimezone": "Europe/Berlin"}},
         f"{core}/configmaps/iddpm-services": {"data": config},
