@@ -127,20 +127,25 @@ def test_a_training_that_logs_nothing_is_told_to_hang_once_for_each_time_that_it
     run.finish("KILLED")
 
 
-def test_the_error_of_a_driver_that_fails_before_any_step_reaches_the_webhook(cluster, pipeline, tmp_path, monkeypatch):
-    """No step of such a run begins, its exit task neither."""
-    recording = json.loads(json.dumps(recorded("workflows", "driver-refused-failed")).replace("s3://iddpm", str(tmp_path)))
-    states = json.dumps(workflow_states("driver-refused-failed", pipeline_run_id=pipeline)).replace("s3://iddpm", str(tmp_path))
+def _told_of_the_end(cluster: FakeKubernetes, recording: str, pipeline: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The one message to the webhook about a recorded run that has ended."""
+    states = json.dumps(workflow_states(recording, pipeline_run_id=pipeline)).replace("s3://iddpm", str(root))
     ended = json.loads(states)[-1]
     cluster.workflows = {ended["metadata"]["name"]: ended}
-    (attempt,) = attempts(ended)
-    cluster.logs = {attempt.pod: recording["driver_log"].splitlines()}
     monkeypatch.setattr("components.reaper.messages._LATEST_SECONDS", float("inf"))  # the recordings are old
     with receive() as receiver:
         monkeypatch.setenv(URL_VARIABLE, receiver.url)
         monkeypatch.setenv(HUNG_VARIABLE, "0")
         tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))
     (message,) = receiver.messages
+    return message
+
+
+def test_the_error_of_a_driver_that_fails_before_any_step_reaches_the_webhook(cluster, pipeline, tmp_path, monkeypatch):
+    """No step of such a run begins, its exit task neither."""
+    (attempt,) = attempts(workflow_states("driver-refused-failed")[-1])
+    cluster.logs = {attempt.pod: recorded("workflows", "driver-refused-failed")["driver_log"].splitlines()}
+    message = _told_of_the_end(cluster, "driver-refused-failed", pipeline, tmp_path, monkeypatch)
     assert message["event"] == "failed"
     assert message["errors"].keys() == {"root"}
     assert "KFP's driver: " in message["errors"]["root"]
@@ -195,16 +200,7 @@ def _ablated(root: Path, pipeline: str) -> str:
 @pytest.mark.parametrize("make", [_trained, _tuned, _ablated])
 def test_a_late_message_of_success_has_the_numbers_of_the_exit_task(cluster, pipeline, tmp_path, monkeypatch, make):
     line = make(tmp_path, pipeline)
-    ended = json.loads(
-        json.dumps(workflow_states("train-local-succeeded", pipeline_run_id=pipeline)[-1]).replace("s3://iddpm", str(tmp_path))
-    )
-    cluster.workflows = {ended["metadata"]["name"]: ended}
-    monkeypatch.setattr("components.reaper.messages._LATEST_SECONDS", float("inf"))  # the recordings are old
-    with receive() as receiver:
-        monkeypatch.setenv(URL_VARIABLE, receiver.url)
-        monkeypatch.setenv(HUNG_VARIABLE, "0")
-        tell_webhook(KubernetesApi(fake_kubernetes.NAMESPACE))
-    (message,) = receiver.messages
+    message = _told_of_the_end(cluster, "train-local-succeeded", pipeline, tmp_path, monkeypatch)
     assert (message["event"], message["numbers"]["summary"]) == ("finished", line)
     assert f" finished: {line} (run {pipeline})" in message["text"]
 
@@ -229,9 +225,12 @@ def test_after_kfps_retry_a_killed_evaluation_leaves_a_failed_run_though_its_tra
     assert _reap() == []
     assert _status(run) == "RUNNING"
     cluster.workflows = {states[-1]["metadata"]["name"]: states[-1]}
+    cluster.logs = {attempt.pod: ["ValueError: what the pod's log says"] for attempt in attempts(states[-1]) if attempt.step == "evaluate"}
     assert _reap() == [key]
     assert _status(run) == "FAILED"
-    assert tags_of(run.run_id)[ERROR_TAG].startswith("evaluate: ")
+    error = tags_of(run.run_id)[ERROR_TAG]
+    assert error.startswith("evaluate: ")
+    assert "ValueError: what the pod's log says" in error
 
 
 def test_metrics_that_a_killed_step_left_in_the_runs_directory_reach_mlflow(cluster, pipeline, tmp_path):
