@@ -559,8 +559,8 @@ class Resources:
         num_gpus_per_worker: GPUs of each process: 1, or 0 to train on the CPU.
         microbatch_size: Images that a worker passes through the network at once; their gradients are added up. 0 takes all of a
             worker's part of the batch on a CPU, and on a GPU the largest part of it that fits into memory, found by trial.
-        precision: Numbers inside the network: "fp32", or "bf16" for autocast (the weights stay float32). On a processor without
-            AVX512-BF16 or AMX bf16 would be slower and is refused.
+        precision: Numbers inside the network: "fp32", or "bf16" for autocast (the weights stay float32). A processor that is
+            slower in bf16 refuses it.
         compile: Pass the network through torch.compile; the first step takes minutes longer, the others are faster.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more computation.
         num_threads: CPU threads of each worker; 0 divides the cores of the machine, or of the container, evenly.
