@@ -122,5 +122,7 @@ def _add_services(task: Any) -> None:
 
 
 def add_webhook(task: Any) -> None:
-    """Add the address and the options of the webhook, those that the Secret has."""
-    kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, WEBHOOK_KEYS, optional=True)
+    """Add the address and the options of the webhook. They are apart, as the Secret may lack options."""
+    options = {key: variable for key, variable in WEBHOOK_KEYS.items() if key != "url"}
+    for keys in ({"url": WEBHOOK_KEYS["url"]}, options):
+        kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, keys, optional=True)

@@ -208,6 +208,8 @@ CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAME
             FAILURE,
             "has no MLFLOW_TRACKING_PASSWORD",
         ),
+        (f"{CORE}/secrets/iddpm-webhook", secret(url="https://hooks.example", format="slack"), "secret iddpm-webhook", OK, "has url"),
+        (f"{CORE}/secrets/iddpm-webhook", secret(format="slack"), "secret iddpm-webhook", FAILURE, "has no url"),
         (f"{CORE}/configmaps/iddpm-services", {"data": {}}, "config map iddpm-services", FAILURE, "has no AWS_ENDPOINT_URL"),
         (
             "/api/v1/nodes",
