@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from croniter import CroniterError
 from pipelines.client.arguments import CompiledPipeline, close_to
 from pipelines.client.errors import KfpError
 from pipelines.client.kfp_client import Kfp
-from pipelines.client.runs import PipelineNames
+from pipelines.client.runs import FINISHED, PipelineNames
 from pipelines.client.submit import Version, find_experiment, upload
 from pipelines.client.timing import Timing, find_zone, format_interval, next_times
 from training.config.errors import UserError
@@ -27,6 +27,8 @@ NIGHTLY = "0 0 2 * * *"
 """Default expression of the nightly pipeline."""
 MAX_CONCURRENCY = 10
 """KFP's limit."""
+_LATEST_RUNS = 200
+"""Runs among which those of a schedule are looked for that go on."""
 _DIGEST = re.compile(r"iddpm schedule, state ([0-9a-f]{12})")
 
 
@@ -83,7 +85,7 @@ def apply(kfp: Kfp, pipeline: CompiledPipeline, spec: ScheduleSpec, *, create_ex
     """Create a schedule, replace a changed one, or leave an unchanged one.
 
     Raises:
-        UserError: A schedule of that name was made by other means, or there is no such experiment.
+        UserError: A schedule of that name was made by other means, there is no such experiment, or a run of a changed schedule goes on.
     """
     existing = [each for each in list_schedules(kfp) if each.display_name == spec.name]
     foreign = [each for each in existing if _digest(each) is None]
@@ -96,6 +98,7 @@ def apply(kfp: Kfp, pipeline: CompiledPipeline, spec: ScheduleSpec, *, create_ex
     current = _oldest(existing, digest)
     outcome = "unchanged"
     if current is None:
+        _refuse_while_runs_go_on(kfp, existing)
         # The new one first: if KFP refuses it, the old one goes on.
         paused = bool(existing) and all(each.mode == "DISABLE" for each in existing)
         _create(kfp, spec, version, experiment_id, digest, enabled=not paused)
@@ -144,10 +147,11 @@ def set_enabled(kfp: Kfp, name: str, *, enabled: bool) -> bool:
 
 
 def delete(kfp: Kfp, name: str) -> str:
-    """Delete a schedule and return its id; its past runs stay. It raises as `find_schedule` does."""
-    ident = str(find_schedule(kfp, name).recurring_run_id)
-    _delete(kfp, ident)
-    return ident
+    """Delete a schedule and return its id; its past runs stay. It raises as `find_schedule` does, and while a run of it goes on."""
+    found = find_schedule(kfp, name)
+    _refuse_while_runs_go_on(kfp, [found])
+    _delete(kfp, found.recurring_run_id)
+    return str(found.recurring_run_id)
 
 
 def summarize(kfp: Kfp, cluster_zone: str) -> list[dict[str, Any]]:
@@ -191,6 +195,19 @@ def _digest(recurring_run: Any) -> str | None:
     """Return the digest of the specification; None for a recurring run that was made by other means."""
     match = _DIGEST.search(recurring_run.description or "")
     return match[1] if match else None
+
+
+def _refuse_while_runs_go_on(kfp: Kfp, schedules: Iterable[Any]) -> None:
+    """Raise UserError if a run of these schedules has not ended: its Workflow goes with the schedule, and KFP never sees its end."""
+    idents = {each.recurring_run_id for each in schedules}
+    runs = (
+        kfp.list_all(kfp.client.list_runs, "runs", limit=_LATEST_RUNS, sort_by="created_at desc", namespace=kfp.namespace) if idents else []
+    )
+    for run in runs:
+        if run.recurring_run_id in idents and run.state not in (*FINISHED, "CANCELING"):
+            raise UserError(
+                f"run {run.run_id} of the schedule goes on and would vanish with it; wait for its end, or run 'iddpm cancel {run.run_id}'"
+            )
 
 
 def _oldest(recurring_runs: list[Any], digest: str) -> Any:

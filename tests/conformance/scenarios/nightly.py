@@ -31,10 +31,11 @@ def drive(cluster: Cluster) -> None:
     cluster.set_secret("iddpm-webhook", {"url": f"http://{receiver['status']['podIP']}:8000/hook"})
 
     name = f"conformance-{cluster.settings.session}"
-    cluster.undo.callback(cluster.iddpm, "schedule", "delete", name)
     options = ["--param", f"model={tags['iddpm.run_uri']}", "--param", f"storage_root_uri={cluster.settings.storage_root_uri}"]
     created = cluster.iddpm("schedule", "create", "nightly-fid", "--name", name, "--every", "1m", *options, "--json", seconds=600)
     schedule_id = json.loads(created)["schedule_id"]
+    # It is refused while a run of the schedule goes on, and a second one may have begun.
+    cluster.undo.callback(cluster.wait, "the schedule is deleted", lambda: "deleted" in cluster.iddpm("schedule", "delete", name), 600)
 
     def fired() -> str:
         runs = json.loads(cluster.iddpm("runs", "--json"))

@@ -303,6 +303,20 @@ def test_pause_resume_and_delete(server: FakeKfp, schedule: Iddpm) -> None:
     assert server.recurring == {}
 
 
+@pytest.mark.parametrize("words", [("delete", "nightly-fid"), ("create", "nightly-fid", "--every", "12h")])
+def test_a_schedule_stays_while_a_run_of_it_goes_on(server: FakeKfp, schedule: Iddpm, words: tuple[str, ...]) -> None:
+    schedule("create", "nightly-fid")
+    (ident,) = server.recurring
+    run_id = server.add_run("RUNNING", recurring_run_id=ident)
+    status, _, error = schedule(*words)
+    assert (status, list(server.recurring)) == (1, [ident])
+    assert f"run {run_id} of the schedule goes on and would vanish with it" in error
+    assert schedule("create", "nightly-fid")[0] == 0  # an unchanged one is no matter
+    server.runs[run_id]["state"] = "SUCCEEDED"
+    assert schedule(*words)[0] == 0
+    assert ident not in server.recurring
+
+
 @pytest.mark.parametrize("verb", ["pause", "resume", "delete"])
 def test_a_schedule_that_is_not_there_is_an_error_that_names_what_is_near(schedule: Iddpm, verb: str) -> None:
     assert schedule(verb, "nightly")[2] == "error: there is no schedule 'nightly'; there are none\n"
