@@ -56,7 +56,9 @@ def resolve_model(model: str) -> Model:
 
     found = resolve_model(model)
     if not (found.data_uri and found.tracking_run_id):
-        raise UserError(f"{model}: there is no finished run ({RESULT} is missing); name a run, a checkpoint or models:/NAME@ALIAS")
+        raise UserError(
+            f"{model}: its run has not finished ({RESULT} is missing); name a finished run, a checkpoint of one, or models:/NAME@ALIAS"
+        )
     return Model(found.checkpoint_uri, found.weights or "", found.data_uri, found.tracking_run_id)
 
 
