@@ -130,6 +130,7 @@ def _check_the_trials_in_mlflow(experiment_name: str, request: AblationRequest) 
     assert re.search(r"searchFilter=.*orderByKey=.*compareRunsMode=CHART", parent.data.tags["iddpm.compare_url"])
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_ablation_goes_on_with_the_missing_trials_alone(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
     seed = f"seed={uuid.uuid4().int % 2**31}"
     request = _request("hybrid-weight", seed)
@@ -260,6 +261,7 @@ def runs(services: Services) -> dict[str, str]:
         ("same-noise", ("hybrid", "vlb"), "The same noise in each column"),
     ],
 )
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_evaluation_takes_runs_and_trains_nothing(
     services: Services, runs: dict[str, str], name: str, roles: tuple[str, ...], shown: str
 ) -> None:
